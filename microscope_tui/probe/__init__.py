@@ -1,0 +1,1 @@
+"""The sensor: what a trainer imports to write a run log."""

@@ -1,0 +1,245 @@
+"""One line of a run log becomes one record.
+
+Two paths. The fast one decodes a step with a typed struct that does not declare the matrices, so
+that msgspec skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number,
+deep nesting, a key of the wrong type) goes through the careful one, field by field: a bad key
+costs that key, never the record, and never the reader.
+"""
+
+import json
+import math
+from typing import Any
+
+import msgspec
+
+from microscope_tui.runlog.records import (
+    FORMAT_VERSION,
+    BadLine,
+    EventRecord,
+    Matrices,
+    Record,
+    RouterInfo,
+    RouterSummary,
+    RunRecord,
+    StepRecord,
+    UnknownFormat,
+    Values,
+)
+from microscope_tui.runlog.safe_text import safe_text
+
+_MAX_STEP = 2**62
+_MAX_ROUTERS = 4096
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+_step_decoder = msgspec.json.Decoder(StepRecord)
+_STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
+
+
+def decode_line(line: bytes) -> Record | None:
+    """Decode one complete line.
+
+    Returns ``None`` for an empty line and for a record of an unknown kind (ignored by contract).
+
+    Raises:
+        BadLine: the line holds no usable record.
+        UnknownFormat: a ``run`` record of another format version.
+    """
+    if line.startswith(_STEP_PREFIXES):
+        try:
+            step = _step_decoder.decode(line)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            pass  # the careful path below says what is wrong, or saves the record
+        else:
+            if 0 <= step.step < _MAX_STEP:
+                return step
+    stripped = line.strip(b" \t\r\n\0")
+    if not stripped:
+        return None
+    fields = _object(stripped)
+    match fields.get("kind"):
+        case "step":
+            return _step(fields)
+        case "run":
+            return _run(fields)
+        case "event":
+            return _event(fields)
+        case str():
+            return None
+    raise BadLine("no \"kind\": every record names its kind ('run', 'step' or 'event')")
+
+
+def decode_matrices(line: bytes, routers: int) -> Matrices:
+    """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
+    fields = _object(line)
+    return Matrices(
+        [_counts(row) for row in _rows(fields.get("tokens_per_expert"), routers)],
+        [_floats(row) for row in _rows(fields.get("expert_bias"), routers)],
+    )
+
+
+def infer_run(line: bytes, name: str) -> RunRecord | None:
+    """A stand-in header from the first step of a log that has none; ``None`` without counts."""
+    fields = _object(line)
+    rows = fields.get("tokens_per_expert")
+    if not isinstance(rows, list) or not 0 < len(rows) <= _MAX_ROUTERS:
+        return None
+    tokens = _number(fields.get("tokens"))
+    routers = []
+    for index, row in enumerate(rows):
+        counts = _counts(row) or []
+        top_k = round(sum(counts) / tokens) if tokens and tokens > 0 else 1
+        routers.append(RouterInfo(f"L{index}", index, len(counts), max(1, top_k)))
+    return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The line as a dict: msgspec first, the standard library for what msgspec refuses."""
+    try:
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, RecursionError):
+            value = json.loads(line.decode("utf-8", "replace"))
+    except RecursionError:
+        raise BadLine("nested too deeply to be a record") from None
+    except ValueError as error:
+        raise BadLine(f"not JSON: {safe_text(error, 60)}") from None
+    if not isinstance(value, dict):
+        raise BadLine(f"a {type(value).__name__}, not an object")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number or a non-finite name as float; anything else is no value."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        try:
+            return float(value)
+        except OverflowError:  # 10^400 arrives as an int
+            return None
+    return _NON_FINITE.get(value) if isinstance(value, str) else None
+
+
+def _integer(value: Any) -> int | None:
+    number = _number(value)
+    if number is None or not math.isfinite(number) or number != int(number):
+        return None
+    return int(value) if isinstance(value, int) else int(number)
+
+
+def _values(value: Any) -> Values | None:
+    return [_number(item) for item in value] if isinstance(value, list) else None
+
+
+def _rows(value: Any, routers: int) -> list[Any]:
+    return value if isinstance(value, list) and len(value) == routers else [None] * routers
+
+
+def _counts(row: Any) -> list[int] | None:
+    if not isinstance(row, list) or not row:
+        return None
+    counts = [_integer(item) for item in row]
+    if any(count is None or not 0 <= count < _MAX_STEP for count in counts):
+        return None
+    return counts  # type: ignore[return-value]  # no None is left
+
+
+def _floats(row: Any) -> list[float] | None:
+    values = _values(row)
+    if not values or any(value is None for value in values):
+        return None
+    return values  # type: ignore[return-value]  # no None is left
+
+
+def _step(fields: dict[str, Any]) -> StepRecord:
+    step = _integer(fields.get("step"))
+    if step is None or not 0 <= step < _MAX_STEP:
+        raise BadLine(f"step is {safe_text(repr(fields.get('step')), 30)}, not a step number")
+    router = fields.get("router")
+    router = router if isinstance(router, dict) else {}
+    losses = fields.get("losses")
+    losses = losses if isinstance(losses, dict) else {}
+    numbers = {
+        name: _number(fields.get(name))
+        for name in StepRecord.__struct_fields__
+        if name not in ("step", "losses", "router")
+    }
+    return StepRecord(
+        step=step,
+        losses={name: _number(value) for name, value in losses.items()},
+        router=RouterSummary(
+            **{name: _values(router.get(name)) for name in RouterSummary.__struct_fields__}
+        ),
+        **numbers,
+    )
+
+
+def _run(fields: dict[str, Any]) -> RunRecord:
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UnknownFormat(
+            f"format_version is {safe_text(repr(version), 20)}, this microscope reads "
+            f"{FORMAT_VERSION}: update moe-microscope, or write the log with a matching version"
+        )
+    model = fields.get("model")
+    model = model if isinstance(model, dict) else {}
+    balance = fields.get("balance")
+    source = fields.get("source")
+    return RunRecord(
+        run=safe_text(fields.get("run") or "", 120),
+        routers=_routers(model),
+        time=_number(fields.get("time")),
+        planned_steps=_integer(fields.get("planned_steps")),
+        resumed_at_step=_integer(fields.get("resumed_at_step")),
+        profile=safe_text(fields.get("profile") or "pretrain", 20),
+        model_name=safe_text(model.get("name") or "", 60),
+        capacity_factor=_number(model.get("capacity_factor")),
+        score_function=safe_text(model.get("score_function") or "", 20),
+        norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
+        balance=_balance(balance if isinstance(balance, dict) else {}),
+        counts=safe_text((source if isinstance(source, dict) else {}).get("counts") or "exact", 20),
+        expert_parallel_size=max(1, _integer(fields.get("expert_parallel_size")) or 1),
+    )
+
+
+def _balance(fields: dict[str, Any]) -> dict[str, Any]:
+    """Only what the advice uses: the method by name, the rest as numbers."""
+    numbers = {safe_text(key, 40): _number(value) for key, value in fields.items()}
+    return numbers | {"method": safe_text(fields.get("method") or "", 20)}
+
+
+def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
+    depths = model.get("layers")
+    if not isinstance(depths, list) or len(depths) > _MAX_ROUTERS:
+        raise BadLine("model.layers is missing or no list: it names the depth of every router")
+    names = model.get("layer_names")
+    names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
+
+    def per_router(key: str, index: int) -> int:
+        value = model.get(key)
+        if isinstance(value, list):
+            value = value[index] if index < len(value) else None
+        return min(max(0, _integer(value) or 0), 1_000_000)
+
+    return tuple(
+        RouterInfo(
+            name=safe_text(f"L{_integer(depth) or 0}" if name is None else name, 12),
+            depth=_integer(depth) or 0,
+            num_experts=per_router("num_experts", index),
+            top_k=max(1, per_router("top_k", index)),
+        )
+        for index, (depth, name) in enumerate(zip(depths, names, strict=True))
+    )
+
+
+def _event(fields: dict[str, Any]) -> EventRecord:
+    values = fields.get("values")
+    values = values if isinstance(values, dict) else {}
+    numbers = {safe_text(key, 40): _number(value) for key, value in values.items()}
+    return EventRecord(
+        event=safe_text(fields.get("event") or "", 30),
+        step=_integer(fields.get("step")),
+        time=_number(fields.get("time")),
+        reason=safe_text(fields.get("reason") or "", 60),
+        values={key: value for key, value in numbers.items() if value is not None},
+    )

@@ -1,0 +1,108 @@
+"""The records of a run log, as the rest of the microscope sees them.
+
+``None`` is *no value* everywhere: not configured, not measured, or not measured for this router.
+NaN is a value: somebody measured it, and it was not a number.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+FORMAT_VERSION = 1
+
+Values = list[float | None]
+
+
+class BadLine(ValueError):
+    """A line that holds no record; the message says why."""
+
+
+class UnknownFormat(ValueError):
+    """A run log of a format version that this microscope does not read."""
+
+
+class RouterSummary(msgspec.Struct, gc=False):
+    """Per-router summaries of one step; each list has one entry per router, in forward order."""
+
+    entropy: Values | None = None
+    mean_entropy: Values | None = None
+    effective_experts: Values | None = None
+    max_load: Values | None = None
+    dead_experts: Values | None = None
+    starved_experts: Values | None = None
+    drop_rate: Values | None = None
+    z_loss: Values | None = None
+    max_logit: Values | None = None
+    grad_norm: Values | None = None
+    selected_mass: Values | None = None
+    margin: Values | None = None
+    tokens: Values | None = None
+
+
+class StepRecord(msgspec.Struct, gc=False):
+    """One optimizer step, without its matrices (see ``decode.decode_matrices``)."""
+
+    step: int
+    time: float | None = None
+    loss: float | None = None
+    losses: dict[str, float | None] | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: float | None = None
+    tokens_per_s: float | None = None
+    step_time_s: float | None = None
+    memory_bytes: float | None = None
+    router: RouterSummary = msgspec.field(default_factory=RouterSummary)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """The matrices of one step: one row per router, ``None`` where a row is absent or unusable."""
+
+    tokens_per_expert: list[list[int] | None]
+    expert_bias: list[list[float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterInfo:
+    """One router of the model: its shown name, true depth, experts and choices per token."""
+
+    name: str
+    depth: int
+    num_experts: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The header of a run: what was trained and how its routers are balanced."""
+
+    run: str
+    routers: tuple[RouterInfo, ...]
+    time: float | None = None
+    planned_steps: int | None = None
+    resumed_at_step: int | None = None
+    profile: str = "pretrain"
+    model_name: str = ""
+    capacity_factor: float | None = None
+    score_function: str = ""
+    norm_top_k: bool | None = None
+    balance: dict[str, Any] = field(default_factory=dict)
+    counts: str = "exact"
+    expert_parallel_size: int = 1
+    inferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something that happened at a step: ``eval``, ``checkpoint``, ``end`` …"""
+
+    event: str
+    step: int | None = None
+    time: float | None = None
+    reason: str = ""
+    values: dict[str, float] = field(default_factory=dict)
+
+
+Record = RunRecord | StepRecord | EventRecord

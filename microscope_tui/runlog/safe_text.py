@@ -1,0 +1,55 @@
+"""Text from a log is hostile until it went through ``safe_text``.
+
+A run name can carry an escape sequence that clears the screen or writes the clipboard, a bidi
+override that reverses the line, or a thousand combining marks. Terminal toolkits pass all of
+that on. So every string is cleaned once, where it enters, and never interpreted as markup.
+"""
+
+import unicodedata
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# Control, format (bidi, zero-width), private use, surrogate, unassigned: none may reach a terminal.
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
+_MAX_COMBINING_MARKS = 2  # per cell; more only serves to smear over the neighbouring lines
+
+
+def _is_variation_selector(char: str) -> bool:
+    return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+
+
+def safe_text(text: object, max_cells: int = 80) -> str:
+    """Return ``text`` as one printable line of at most ``max_cells`` terminal cells.
+
+    Whitespace controls become a space, every other character that a terminal could obey becomes
+    U+FFFD, combining marks are capped, and a text that is cut ends in ``…``.
+    """
+    cells = marks = 0
+    out: list[str] = []
+    for char in unicodedata.normalize("NFC", str(text)[: max_cells * 8]):
+        if char in "\t\n\r\v\f":
+            char = " "
+        category = unicodedata.category(char)
+        if category in ("Mn", "Me") or _is_variation_selector(char):
+            marks += 1
+            if out and marks <= _MAX_COMBINING_MARKS and not _is_variation_selector(char):
+                out.append(char)
+            continue
+        if category in _FORBIDDEN_CATEGORIES:
+            char = REPLACEMENT
+        marks = 0
+        width = 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if cells + width > max_cells:
+            while out and cells > max_cells - 1:
+                cells -= _cells(out.pop())
+            out.append("…")
+            break
+        out.append(char)
+        cells += width
+    return "".join(out)
+
+
+def _cells(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
