@@ -91,9 +91,9 @@ class RunRecorder:
             losses: other loss terms, unweighted.
             scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s`` …
         """
-        effective_L = [measures.effective_experts(row) for row in tokens_per_expert]
+        effective = [measures.effective_experts(row) for row in tokens_per_expert]
         derived = {
-            "effective_experts": [_rounded(value) for value in effective_L],
+            "effective_experts": [_rounded(value) for value in effective],
             "max_load": [_rounded(measures.max_load(row)) for row in tokens_per_expert],
             "dead_experts": [measures.dead_experts(row) for row in tokens_per_expert],
             "starved_experts": [measures.starved_experts(row) for row in tokens_per_expert],
@@ -107,8 +107,8 @@ class RunRecorder:
         record["expert_bias"] = [[_rounded(b, 4) for b in row] for row in expert_bias or []]
         record["tokens_per_expert"] = [list(row) for row in tokens_per_expert]
         self._log.write(record)
-        sizes = zip(effective_L, self._num_experts, self._top_k, strict=True)
-        return [measures.collapse_index(effective, e, k) for effective, e, k in sizes]
+        sizes = zip(effective, self._num_experts, self._top_k, strict=True)
+        return [measures.collapse_index(value, e, k) for value, e, k in sizes]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint``, ``alert`` …"""
