@@ -66,6 +66,16 @@ def starved_experts(tokens_per_expert: Sequence[int]) -> int:
     return sum(1 for count in tokens_per_expert if count < limit)
 
 
+def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:
+    """What the format's ``router`` object derives from counts, one entry per router."""
+    return {
+        "effective_experts": [effective_experts(row) for row in tokens_per_expert],
+        "max_load": [max_load(row) for row in tokens_per_expert],
+        "dead_experts": [dead_experts(row) for row in tokens_per_expert],
+        "starved_experts": [starved_experts(row) for row in tokens_per_expert],
+    }
+
+
 def relative_mutual_information(entropy: float | None, mean_entropy: float | None) -> float | None:
     """``(H_mean − H_tok) / H_mean``: how much a token tells about its expert; 0 … 1."""
     if entropy is None or mean_entropy is None:

@@ -91,23 +91,17 @@ class RunRecorder:
             losses: other loss terms, unweighted.
             scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s`` …
         """
-        effective = [measures.effective_experts(row) for row in tokens_per_expert]
-        derived = {
-            "effective_experts": [_rounded(value) for value in effective],
-            "max_load": [_rounded(measures.max_load(row)) for row in tokens_per_expert],
-            "dead_experts": [measures.dead_experts(row) for row in tokens_per_expert],
-            "starved_experts": [measures.starved_experts(row) for row in tokens_per_expert],
-        }
-        given = {name: [_rounded(v) for v in values] for name, values in (router or {}).items()}
+        derived = measures.summarise(tokens_per_expert)
+        summaries = {**(router or {}), **derived}
         record: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         record |= {"loss": loss, "losses": dict(losses or {}), "tokens": tokens}
         record |= {name: _rounded(value, 6) for name, value in scalars.items()}
-        record["router"] = given | derived
+        record["router"] = {name: [_rounded(v) for v in row] for name, row in summaries.items()}
         # The matrices come last: a reader of a long history never has to look at them.
         record["expert_bias"] = [[_rounded(b, 4) for b in row] for row in expert_bias or []]
         record["tokens_per_expert"] = [list(row) for row in tokens_per_expert]
         self._log.write(record)
-        sizes = zip(effective, self._num_experts, self._top_k, strict=True)
+        sizes = zip(derived["effective_experts"], self._num_experts, self._top_k, strict=True)
         return [measures.collapse_index(value, e, k) for value, e, k in sizes]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:

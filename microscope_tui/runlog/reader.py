@@ -1,0 +1,112 @@
+"""From the bytes of one log to its records, in order, with what was wrong counted.
+
+``RunReader`` is the pure part (bytes in, entries out); it knows the header, so it can tell a
+summary of the wrong length from a sound one, and it invents a header for a log without one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
+from microscope_tui.runlog.follow import LineSplitter
+from microscope_tui.runlog.records import (
+    BadLine,
+    EventRecord,
+    Matrices,
+    RouterSummary,
+    RunRecord,
+    StepRecord,
+    Values,
+)
+
+_SUMMARY_NAMES = RouterSummary.__struct_fields__
+
+
+@dataclass(slots=True)
+class Defects:
+    """What could not be read: how often, and the first three cases in words."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, line_number: int, reason: str) -> None:
+        """Count one defect."""
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(f"line {line_number:,}: {reason}")
+
+
+class StepEntry:
+    """A step with its line, so that its matrices can be decoded when somebody asks."""
+
+    __slots__ = ("_line", "_matrices", "_routers", "record")
+
+    def __init__(self, record: StepRecord, line: bytes, routers: int) -> None:
+        self.record = record
+        self._line = line
+        self._routers = routers
+        self._matrices: Matrices | None = None
+
+    @property
+    def has_counts(self) -> bool:
+        """The line holds counts (cheap: nothing is decoded)."""
+        return b'"tokens_per_expert"' in self._line
+
+    def matrices(self) -> Matrices:
+        """Counts and biases of this step; decoded once."""
+        if self._matrices is None:
+            self._matrices = decode_matrices(self._line, self._routers)
+        return self._matrices
+
+
+Entry = StepEntry | RunRecord | EventRecord
+
+
+class RunReader:
+    """Turns chunks of a log's bytes into entries. Any cut of the bytes gives the same entries."""
+
+    def __init__(self, name: str) -> None:
+        """``name`` stands in for the run's name where the log does not say one."""
+        self.name = name
+        self.run: RunRecord | None = None
+        self.defects = Defects()
+        self._splitter = LineSplitter()
+
+    def feed(self, chunk: bytes) -> Iterator[Entry]:
+        """Yield the entries that ``chunk`` completes.
+
+        Raises:
+            UnknownFormat: the log has another format version; nothing in it can be trusted.
+        """
+        for number, line in self._splitter.feed(chunk):
+            try:
+                record = decode_line(line)
+                if isinstance(record, StepRecord):
+                    yield from self._step(number, line, record)
+                elif isinstance(record, RunRecord):
+                    self.run = record
+                    yield record
+                elif record is not None:
+                    yield record
+            except BadLine as error:
+                self.defects.add(number, str(error))
+        while self._splitter.overlong:
+            self.defects.add(self._splitter.overlong.pop(0), "longer than 64 MB, skipped")
+
+    def _step(self, number: int, line: bytes, record: StepRecord) -> Iterator[Entry]:
+        if self.run is None:
+            self.run = infer_run(line, self.name)
+            if self.run is None:
+                raise BadLine("a step before any run record, and without counts to go by")
+            yield self.run
+        routers = len(self.run.routers)
+        summary = record.router
+        for name in _SUMMARY_NAMES:
+            values = cast(Values | None, getattr(summary, name))
+            if values is not None and len(values) != routers:
+                setattr(summary, name, None)
+                self.defects.add(
+                    number, f"router.{name} has {len(values)} values for {routers} routers"
+                )
+        yield StepEntry(record, line, routers)

@@ -1,0 +1,217 @@
+"""``RunView``: everything that one picture of a run needs, immutable.
+
+Screens, snapshots and the JSON report draw from the same view, so that they cannot disagree.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.advice import Advice, advise
+from microscope_tui.diagnosis.episodes import Finding, Severity
+from microscope_tui.diagnosis.evidence import value_at
+from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
+from microscope_tui.watch.history import Column
+from microscope_tui.watch.run_watch import RunWatch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """One router at the shown step, with its history in columns."""
+
+    index: int
+    router: RouterInfo
+    counts: Sequence[int] | None
+    load: Sequence[float] | None
+    """Multiples of the fair share, one per expert."""
+    bias: Sequence[float] | None
+    collapse_index: float | None
+    entropy: float | None
+    mean_entropy: float | None
+    drop_rate: float | None
+    """``None`` where nothing can be dropped or nothing was measured."""
+    max_load: float | None
+    severity: Severity | None
+    """The worst active finding of this router."""
+    balance_history: Sequence[Column]
+    entropy_history: Sequence[Column]
+    drop_history: Sequence[Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One column of the time ribbon."""
+
+    severity: Severity | None
+    restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One picture of a run."""
+
+    name: str
+    run: RunRecord | None
+    state: str
+    age_s: float | None
+    record: StepRecord | None
+    """The shown step."""
+    counts_step: int | None
+    """The step whose counts are shown: the shown one, or the last that logged them."""
+    layers: Sequence[LayerView]
+    findings: Sequence[tuple[Finding, Advice]]
+    loss_history: Sequence[Column]
+    ribbon: Sequence[Mark]
+    restarts: Sequence[int]
+    progress: float
+    """Share of the log that has been read; below 1 the history is a sample."""
+    steps_per_column: float
+    defects: int
+    first_defects: Sequence[str]
+    error: str | None
+
+    @property
+    def step(self) -> int:
+        """The shown step, 0 before the first."""
+        return self.record.step if self.record else 0
+
+    @property
+    def worst(self) -> tuple[Finding, Advice] | None:
+        """The finding that stands on top, if any is active."""
+        active = [pair for pair in self.findings if pair[0].active]
+        return active[0] if active else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A moment to look at: the step and the entries that were current then."""
+
+    step: int
+    latest: StepEntry
+    with_counts: StepEntry | None
+
+
+def pin(watch: RunWatch) -> Pin | None:
+    """The present moment of ``watch``, to hold on to while the run goes on."""
+    with watch.lock:
+        if watch.latest is None:
+            return None
+        return Pin(watch.latest.record.step, watch.latest, watch.with_counts)
+
+
+def view_of(watch: RunWatch, columns: int = 24, ribbon: int = 96, at: Pin | None = None) -> RunView:
+    """Draw up the view of ``watch``.
+
+    Args:
+        columns: columns of the per-layer histories.
+        ribbon: columns of the time ribbon.
+        at: a pinned moment; the newest step by default.
+    """
+    with watch.lock:
+        return _view(watch, columns, ribbon, at)
+
+
+def _view(watch: RunWatch, columns: int, ribbon: int, at: Pin | None) -> RunView:
+    latest = at.latest if at else watch.latest
+    with_counts = at.with_counts if at else watch.with_counts
+    history = watch.preview or watch.history
+    until = at.step if at else None
+    findings = _findings(watch)
+    state, age = watch.state()
+    last = latest.record.step if latest else 0
+    shown = min(ribbon, len(history) if history else 0)
+    return RunView(
+        name=watch.file.name,
+        run=watch.run,
+        state=state,
+        age_s=age,
+        record=latest.record if latest else None,
+        counts_step=with_counts.record.step if with_counts else None,
+        layers=_layers(watch, latest, with_counts, findings, columns, until),
+        findings=findings,
+        loss_history=history.columns("loss", 0, columns, until=until) if history else (),
+        ribbon=_ribbon(findings, history.restarts if history else (), last, ribbon),
+        restarts=tuple(history.restarts) if history else (),
+        progress=1.0 if watch.complete else watch.progress,
+        steps_per_column=last / shown if shown else 0.0,
+        defects=watch.defects.count,
+        first_defects=tuple(watch.defects.first),
+        error=watch.error,
+    )
+
+
+def _findings(watch: RunWatch) -> list[tuple[Finding, Advice]]:
+    diagnosis = watch.diagnosis
+    if diagnosis is None:
+        return []
+    return [
+        (finding, advise(finding, diagnosis.run, diagnosis.checkpoints))
+        for finding in diagnosis.findings()
+    ]
+
+
+def _layers(
+    watch: RunWatch,
+    latest: StepEntry | None,
+    with_counts: StepEntry | None,
+    findings: Sequence[tuple[Finding, Advice]],
+    columns: int,
+    until: int | None,
+) -> list[LayerView]:
+    run, history = watch.run, watch.preview or watch.history
+    if run is None or history is None or latest is None:
+        return []
+    severities: dict[int, Severity] = {}
+    for finding, _ in findings:
+        for episode in finding.episodes:
+            if episode.active:
+                worst = severities.get(episode.router_index, episode.severity)
+                severities[episode.router_index] = max(worst, episode.severity)
+    matrices = with_counts.matrices() if with_counts else None
+    summary = latest.record.router
+    layers = []
+    for index, router in enumerate(run.routers):
+        counts = matrices.tokens_per_expert[index] if matrices else None
+        effective = value_at(summary.effective_experts, index)
+        layers.append(
+            LayerView(
+                index=index,
+                router=router,
+                counts=counts,
+                load=measures.load(counts) if counts else None,
+                bias=matrices.expert_bias[index] if matrices else None,
+                collapse_index=measures.collapse_index(effective, router.num_experts, router.top_k),
+                entropy=value_at(summary.entropy, index),
+                mean_entropy=value_at(summary.mean_entropy, index),
+                drop_rate=value_at(summary.drop_rate, index),
+                max_load=value_at(summary.max_load, index),
+                severity=severities.get(index),
+                balance_history=history.columns("collapse_index", index, columns, until=until),
+                entropy_history=history.columns("entropy", index, columns, until=until),
+                drop_history=history.columns("drop_rate", index, columns, until=until),
+            )
+        )
+    return layers
+
+
+def _ribbon(
+    findings: Sequence[tuple[Finding, Advice]], restarts: Sequence[int], last: int, count: int
+) -> list[Mark]:
+    """The worst severity in each of ``count`` equal stretches of steps 1 … last."""
+    if last <= 0:
+        return []
+    severities: list[Severity | None] = [None] * count
+
+    def column(step: int) -> int:
+        return min(count - 1, max(0, math.floor((step - 1) * count / last)))
+
+    for finding, _ in findings:
+        for episode in finding.episodes:
+            ends = last if episode.active else (episode.recovered_at or episode.last)
+            for at in range(column(episode.onset), column(min(ends, last)) + 1):
+                worst = severities[at]
+                severities[at] = episode.severity if worst is None else max(worst, episode.severity)
+    marked = {column(step) for step in restarts}
+    return [Mark(severity, at in marked) for at, severity in enumerate(severities)]
