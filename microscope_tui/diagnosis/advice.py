@@ -61,7 +61,8 @@ _SUBJECTS = {
 
 
 def _first(text: str) -> str:
-    return text.split("; ")[0].split(". ")[0].rstrip(".")
+    """The first statement of ``text``, for one narrow line."""
+    return text.split("; ")[0].split(". ")[0].split(" (")[0].rstrip(".")
 
 
 def _layers(names: Sequence[str]) -> str:
@@ -84,9 +85,10 @@ def _number(episode: Episode, key: str) -> float | None:
 
 
 def _roll_back(onset: int, checkpoints: Sequence[int]) -> str:
+    """Back to the last checkpoint before the onset, where the log names one."""
     sound = [step for step in checkpoints if step < onset]
     if sound:
-        return f"roll back to the checkpoint of step {max(sound):,}"
+        return f"roll back to step {max(sound):,}"
     return f"start again from before step {onset:,}"
 
 

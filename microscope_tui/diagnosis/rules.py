@@ -4,6 +4,7 @@ A rule keeps only what its own window needs. Persistence, warm-up and muting are
 """
 
 import math
+from collections import deque
 from typing import Protocol
 
 from microscope_tui import measures
@@ -40,7 +41,7 @@ class Collapse:
         self._index, self._router = index, router
         self._window: SummedCounts | None = None
         self._calm = 0
-        self._usual: float | None = None  # effective experts while all was well
+        self._usual: deque[float] = deque(maxlen=64)  # effective experts while all was well
 
     def read(self, view: StepView) -> Reading | None:
         limits, router = thresholds.COLLAPSE, self._router
@@ -54,13 +55,13 @@ class Collapse:
         if self._window is not None and self._calm > self.leave:
             self._window = None
         if self._window is None and not suspect:
-            usual = effective if self._usual is None else self._usual
-            self._usual = usual + 0.1 * (effective - usual)
+            self._usual.append(effective)
             return Reading(severity=None, clear=True, value=index, limit=limits.warn)
         return self._look_closer(view, index, effective)
 
     def reset(self) -> None:
-        self._window, self._calm, self._usual = None, 0, None
+        self._window, self._calm = None, 0
+        self._usual.clear()
 
     def _look_closer(self, view: StepView, index: float, effective: float) -> Reading:
         limits, router = thresholds.COLLAPSE, self._router
@@ -80,8 +81,8 @@ class Collapse:
             facts["experts"] = tuple(sorted(busiest))
             facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals))
         facts["effective"] = effective
-        if self._usual is not None:
-            facts["usual"] = self._usual
+        if self._usual:  # the median is not moved by a slide that ends in the collapse
+            facts["usual"] = sorted(self._usual)[len(self._usual) // 2]
         severity = (
             Severity.CRITICAL
             if index < limits.critical

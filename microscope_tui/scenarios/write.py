@@ -92,7 +92,10 @@ def _header(run: str, shape: Shape) -> dict[str, object]:
 
 def _record(item: Step, shape: Shape, now: float, elapsed: float) -> dict[str, object]:
     rows = item.tokens_per_expert
-    router = {**item.router, **measures.summarise(rows)}
+    router: dict[str, list[float | None]] = {
+        **{name: list(values) for name, values in item.router.items()},
+        **measures.summarise(rows),
+    }
     return {
         "kind": "step",
         "step": item.step,

@@ -1,0 +1,199 @@
+"""The lines around the table: header, verdict, column heads, time ribbon."""
+
+import math
+from collections.abc import Sequence
+
+from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.report import words
+from microscope_tui.report.glyphs import Glyphs, spark
+from microscope_tui.report.layer_row import curve_width
+from microscope_tui.report.layout import Layout, worst_first
+from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, crop, pad, spread
+from microscope_tui.watch.history import Column
+from microscope_tui.watch.view import RunView
+
+_STATE_ROLES = {
+    "live": "ok",
+    "finished": "ok",
+    "slow": "warn",
+    "stale": "warn",
+    "stopped": "warn",
+    "crashed?": "crit",
+    "failed": "crit",
+    "deleted": "crit",
+}
+_BADGES = {
+    Severity.INFO: "NOTE",
+    Severity.WARN: "WARNING",
+    Severity.CRITICAL: "CRITICAL",
+    Severity.ERROR: "METER",
+}
+
+
+def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> Line:
+    """Run, state and age, progress, loss and speed on one line."""
+    left: Line = [Span(" ")]
+    if brand and width >= 110:
+        left += [Span("MoE Microscope", "brand"), Span("   ")]
+    left += [Span(view.name, "title"), Span("   "), *_state(view, glyphs)]
+    step: Line = [Span("step ", "dim"), Span(f"{view.step:,}", "value")]
+    planned = view.run.planned_steps if view.run else None
+    if planned:
+        step.append(Span(f" / {planned:,}", "dim"))
+        if width >= 110:
+            step += [Span(" "), *_progress(view.step / planned, 16, glyphs)]
+    record = view.record
+    loss: Line = [Span("loss ", "dim"), Span(words.decimal(record.loss if record else None) or "-")]
+    if width >= 110 and view.loss_history:
+        loss += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
+    speed: Line = []
+    if record is not None and record.tokens_per_s:
+        speed = [Span(f"{words.short_number(record.tokens_per_s)} tok/s", "dim")]
+    for part in (step, loss):
+        left += [Span("   "), *part]
+    return pad(spread(left, [*speed, Span(" ")], width), width)
+
+
+def verdict(view: RunView, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
+    """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is."""
+    worst = view.worst
+    if worst is None:
+        return [pad([Span(" "), *_all_well(view)], width)] + [pad([], width)] * (lines - 1)
+    finding, advice = worst
+    role = ROLE_OF_SEVERITY[finding.severity]
+    badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
+    active = sum(1 for found, _ in view.findings if found.active)
+    more = [Span(f"1 of {active} alerts ", "dim")] if active > 1 else []
+    edge = [Span(" "), Span("|" if glyphs is Glyphs.ASCII else "▌", role)]
+    if lines < 3:
+        short = f" {advice.short}"
+        rows = [[Span(" "), badge, Span(short)], [Span("  next ", "dim"), Span(advice.next)]]
+        return [
+            pad(spread(crop(row, width), more if at == 0 else [], width), width)
+            for at, row in enumerate(rows[:lines])
+        ]
+    return [
+        pad(
+            spread([*edge, Span(" "), badge, Span(f" {advice.verdict}", "title")], more, width),
+            width,
+        ),
+        pad([*edge, Span("  why   ", "dim"), Span(advice.why)], width),
+        pad([*edge, Span("  next  ", "dim"), Span(advice.next)], width),
+    ]
+
+
+def column_heads(view: RunView, layout: Layout) -> Line:
+    """The names of the columns, with what one cell of the load stands for."""
+    experts = max((layer.router.num_experts for layer in view.layers), default=0)
+    load = f"load per expert, 0 to {experts - 1}" if experts else "load per expert"
+    if layout.experts_per_cell > 1:
+        load = f"load, {layout.experts_per_cell} experts a cell"
+    if len(load) > layout.heat:
+        load = "load" if layout.experts_per_cell == 1 else f"{layout.experts_per_cell}/cell"
+    curve = curve_width(layout)
+    wide = curve >= 12
+    dropped = "dropless" if _dropless(view) else "dropped"
+    return [
+        *pad([Span("  layer", "dim")], layout.label),
+        *pad([Span(load, "dim")], layout.heat),
+        Span("  "),
+        *pad([Span("balance c" if wide else "bal.", "dim")], curve),
+        Span("  "),
+        *pad([Span("entropy H" if wide else "ent.", "dim")], curve),
+        Span("  "),
+        *pad([Span(dropped if layout.drop >= 8 else "drop", "dim")], layout.drop),
+    ]
+
+
+def ribbon(view: RunView, layout: Layout, glyphs: Glyphs, shown: str) -> Line:
+    """The whole run as one line: calm, troubled, sick; the present at its right end."""
+    right = [Span(f" {view.step:,} ", "value"), Span(shown, "accent"), Span(" ")]
+    left = [Span(" step 0 ", "dim")]
+    width = ribbon_width(layout)
+    marks = list(view.ribbon)[:width]
+    line = list(left)
+    ascii_only = glyphs is Glyphs.ASCII
+    for mark in marks:
+        text = "-" if ascii_only else "▁"
+        role = "faint"
+        if mark.severity is not None:
+            role = ROLE_OF_SEVERITY[mark.severity]
+            text = {1: "~▂", 2: "!▄", 3: "#▇", 4: "?▆"}[mark.severity][0 if ascii_only else 1]
+        if mark.restart:
+            text, role = ("|" if ascii_only else "╎"), "accent"
+        if line[-1].role == role:
+            line[-1] = Span(line[-1].text + text, role)
+        else:
+            line.append(Span(text, role))
+    return pad([*line, Span("|" if ascii_only else "▏", "accent"), *right], layout.columns)
+
+
+def ribbon_width(layout: Layout) -> int:
+    """Columns of the time ribbon."""
+    return max(8, layout.columns - 34)
+
+
+def ribbon_notes(view: RunView, layout: Layout) -> Line:
+    """Under the ribbon: onset, restarts, how much a column covers, and what is not shown."""
+    notes: Line = [Span("        ")]
+    worst = view.worst
+    if worst is not None:
+        notes += [Span(f"onset {worst[0].onset:,}   ", ROLE_OF_SEVERITY[worst[0].severity])]
+    for step in view.restarts[-2:]:
+        notes += [Span(f"restart {step:,}   ", "dim")]
+    right = []
+    if view.progress < 1.0:
+        right.append(f"sampled, reading {view.progress:.0%}")
+    if view.defects:
+        right.append(f"{view.defects:,} bad lines")
+    right += list(layout.hidden)
+    if view.step:
+        right.append(f"1 column = {max(1, round(view.step / ribbon_width(layout))):,} steps")
+    return pad(
+        spread(notes, [Span("  ·  ".join(right) + " ", "faint")], layout.columns), layout.columns
+    )
+
+
+def _state(view: RunView, glyphs: Glyphs) -> Line:
+    role = _STATE_ROLES.get(view.state, "dim")
+    dot = "*" if glyphs is Glyphs.ASCII else "●"
+    shown = f"{view.state} {words.age(view.age_s)}".rstrip()
+    if view.state in ("finished", "stopped", "failed", "deleted") and view.age_s is not None:
+        shown = f"{view.state} {words.age(view.age_s)} ago"
+    return [Span(f"{dot} ", role), Span(shown, role)]
+
+
+def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
+    """The loss between its lowest and highest value: only its shape is of interest here."""
+    values = [column.mean for column in history if math.isfinite(column.mean)]
+    if not values:
+        return ""
+    bottom, top = min(values), max(values)
+    means = [column.mean - bottom for column in history]
+    return spark([Column(m, m, m) for m in means], 12, (top - bottom) or 1.0, glyphs)[0]
+
+
+def _progress(share: float, width: int, glyphs: Glyphs) -> Line:
+    done = round(max(0.0, min(1.0, share)) * width)
+    full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
+    return [Span(full * done, "accent"), Span(rest * (width - done), "faint")]
+
+
+def _all_well(view: RunView) -> Line:
+    if view.error:
+        return [Span(view.error, "crit")]
+    if not view.layers:
+        return [Span("no steps yet", "dim")]
+    worst = view.layers[worst_first(view)[0]]
+    noun = "layer" if len(view.layers) == 1 else "layers"
+    text = f"{len(view.layers)} {noun} healthy"
+    if worst.collapse_index is not None:
+        text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
+    over = sum(1 for finding, _ in view.findings if not finding.active)
+    if over:
+        text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"
+    return [Span(text, "dim")]
+
+
+def _dropless(view: RunView) -> bool:
+    return all(layer.drop_rate is None for layer in view.layers)

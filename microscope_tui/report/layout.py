@@ -1,0 +1,122 @@
+"""How a table of routers fits into a window: what gets which width, and what is left out.
+
+The load is the instrument and gets the room it can use (up to six cells an expert); the curves
+share the rest. What does not fit is named, never silently dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from microscope_tui.watch.view import RunView
+
+MIN_COLUMNS, MIN_ROWS = 40, 10
+_MAX_CELL = 6
+_MAX_SPARK = 30
+_GOOD_SPARK = 10
+_MIN_SPARK = 5
+_GAP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Widths in cells, heights in lines."""
+
+    columns: int
+    rows: int
+    label: int
+    heat: int
+    """Width of the load column."""
+    cell: int
+    """Cells per expert (or per group of experts)."""
+    experts_per_cell: int
+    spark: int
+    """Width of each curve; 0 when curves are left out."""
+    drop: int
+    """Width of the drop column."""
+    drop_bar: int
+    """Width of its bar; 0 where nothing can be dropped or there is no room."""
+    row_height: int
+    table_rows: int
+    """Lines for the table's body."""
+    roomy: bool
+    """Blank lines between the parts, and a verdict of three lines."""
+    hidden: tuple[str, ...]
+    """What was left out for want of room."""
+
+    @property
+    def visible_layers(self) -> int:
+        """Layers that the body can show at once."""
+        return max(1, self.table_rows // self.row_height)
+
+
+def fit(view: RunView, columns: int, rows: int) -> Layout:
+    """Lay out ``view`` in ``columns`` × ``rows`` cells."""
+    experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
+    layers = max(1, len(view.layers))
+    names = max((len(layer.router.name) for layer in view.layers), default=2)
+    label = max(8, 2 + names + 3)
+    roomy = rows >= 30
+    # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
+    fixed = (1 + 1 + 3 + 1 + 1 + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
+    body = max(1, rows - fixed)
+    height = max(1, min(3, body // layers)) if roomy else 1
+    has_drops = any(layer.drop_rate is not None for layer in view.layers)
+    bar = 5 if columns >= 110 and has_drops else 0
+    drop = bar + 5 if bar else 8 if columns >= 72 else 4
+    room = columns - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
+    cell, per_cell, spark = _share(room, experts)
+    hidden = [] if spark else ["curves"]
+    if per_cell > 1:
+        hidden.append(f"{per_cell} experts a cell")
+    if body // height < layers:
+        hidden.append(f"{layers - max(1, body // height)} more layers")
+    return Layout(
+        columns=columns,
+        rows=rows,
+        label=label,
+        heat=-(-experts // per_cell) * cell,
+        cell=cell,
+        experts_per_cell=per_cell,
+        spark=spark,
+        drop=drop,
+        drop_bar=bar,
+        row_height=height,
+        table_rows=body,
+        roomy=roomy,
+        hidden=tuple(hidden),
+    )
+
+
+def _share(room: int, experts: int) -> tuple[int, int, int]:
+    """Share ``room`` between load and two curves: cells an expert, experts a cell, curve width."""
+    for cell in range(_MAX_CELL, 0, -1):
+        spark = (room - experts * cell) // 2 - 1
+        if spark >= (_GOOD_SPARK if cell > 1 else _MIN_SPARK):
+            return cell, 1, min(_MAX_SPARK, spark)
+    with_curves = room - 2 * (_MIN_SPARK + 1)
+    if with_curves >= 16:
+        per_cell = -(-experts // with_curves)
+        spark = (room - -(-experts // per_cell)) // 2 - 1
+        return 1, per_cell, min(_MAX_SPARK, spark)
+    return 1, -(-experts // max(1, room)), 0
+
+
+def first_visible(layout: Layout, selected: int, first: int, layers: int) -> int:
+    """The first layer to show so that ``selected`` is visible, moving as little as possible."""
+    visible = layout.visible_layers
+    first = min(first, selected)
+    first = max(first, selected - visible + 1)
+    return max(0, min(first, layers - visible))
+
+
+def worst_first(view: RunView) -> Sequence[int]:
+    """Layer indices, worst first: by severity, then by collapse index."""
+    return sorted(
+        range(len(view.layers)),
+        key=lambda i: (-(view.layers[i].severity or 0), _index_of(view, i), i),
+    )
+
+
+def _index_of(view: RunView, i: int) -> float:
+    value = view.layers[i].collapse_index
+    return 2.0 if value is None else value

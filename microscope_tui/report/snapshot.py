@@ -1,0 +1,47 @@
+"""One picture of a run as plain text: what the screen shows, without a terminal."""
+
+from microscope_tui.report import frame, layer_row
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.layout import Layout, fit, worst_first
+from microscope_tui.report.spans import Line, Span, plain
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+
+def snapshot_text(
+    watch: RunWatch, columns: int = 100, rows: int | None = None, glyphs: Glyphs = Glyphs.BRAILLE
+) -> str:
+    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
+    probe = view_of(watch)
+    rows = rows or len(probe.layers) + 7
+    layout = fit(probe, columns, rows)
+    per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
+    view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout))
+    lines = [frame.header(view, columns, glyphs, brand=False)]
+    lines += frame.verdict(view, columns, 2 if view.worst else 1, glyphs)
+    lines.append(frame.column_heads(view, layout))
+    lines += _table(view, layout, glyphs)
+    lines.append(frame.ribbon(view, layout, glyphs, view.state))
+    lines.append(frame.ribbon_notes(view, layout))
+    return "\n".join(plain(line) for line in lines)
+
+
+def _table(view: RunView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """The layers that fit: all of them, else the worst, in forward order."""
+    shown = sorted(worst_first(view)[: layout.visible_layers])
+    worst = worst_first(view)[:1]
+    lines: list[Line] = []
+    for index in shown:
+        layer = view.layers[index]
+        selected = view.worst is not None and index in worst
+        parts = (
+            layer_row.label(layer, layout, selected, glyphs),
+            layer_row.load(layer, layout, glyphs, colour=False),
+            layer_row.balance(layer, layout, glyphs),
+            layer_row.entropy(layer, layout, glyphs),
+            layer_row.drop(layer, layout, glyphs),
+        )
+        gap = Span("  ")
+        for label, load, balance, entropy, drop in zip(*parts, strict=True):
+            lines.append([*label, *load, gap, *balance, gap, *entropy, gap, *drop])
+    return lines

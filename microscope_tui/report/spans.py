@@ -1,0 +1,81 @@
+"""Text with a role: what a line says, without deciding what it looks like.
+
+Roles: ``value`` ``dim`` ``faint`` ``ok`` ``warn`` ``crit`` ``accent`` ``brand``, the badges
+``badge-warn`` ``badge-crit``, and ``heat:N`` for a load of N quarter octaves, ``heat:dead``.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from microscope_tui.diagnosis.episodes import Severity
+
+
+class Span(NamedTuple):
+    """A piece of one line."""
+
+    text: str
+    role: str = "value"
+
+
+Line = list[Span]
+
+ROLE_OF_SEVERITY = {
+    Severity.INFO: "dim",
+    Severity.WARN: "warn",
+    Severity.CRITICAL: "crit",
+    Severity.ERROR: "crit",
+}
+
+
+def width_of(text: str) -> int:
+    """Terminal cells of a text that went through ``safe_text``."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def line_width(line: Iterable[Span]) -> int:
+    """Terminal cells of a line."""
+    return sum(width_of(span.text) for span in line)
+
+
+def crop(line: Sequence[Span], width: int) -> Line:
+    """``line`` cut to ``width`` cells, ending in ``…`` where something was cut."""
+    if line_width(line) <= width:
+        return list(line)
+    out: Line = []
+    left = width - 1
+    for span in line:
+        text = ""
+        for char in span.text:
+            size = width_of(char)
+            if size > left:
+                return [*out, Span(text, span.role), Span("…"[: max(0, width)], "dim")]
+            text += char
+            left -= size
+        out.append(Span(text, span.role))
+    return out
+
+
+def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
+    """``line`` cropped and filled with blanks to exactly ``width`` cells."""
+    cut = crop(line, width)
+    blank = Span(" " * (width - line_width(cut)), "")
+    return [*cut, blank] if align == "left" else [blank, *cut]
+
+
+def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
+    """``left`` and ``right`` at the two ends; ``right`` gives way where there is no room."""
+    room = width - line_width(left) - line_width(right)
+    if room < 1:
+        return pad(left, width)
+    return [*left, Span(" " * room, ""), *right]
+
+
+def plain(line: Iterable[Span]) -> str:
+    """The text alone."""
+    return "".join(span.text for span in line).rstrip()

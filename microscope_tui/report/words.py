@@ -1,0 +1,58 @@
+"""Numbers and times as a person reads them in a narrow column."""
+
+import math
+
+
+def short_number(value: float | None) -> str:
+    """``41k``, ``4.1k``, ``812``, ``1.2M``; ``-`` for no value."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            scaled = value / size
+            return f"{scaled:.1f}{unit}" if abs(scaled) < 10 else f"{scaled:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def index(value: float | None) -> str:
+    """A share with two decimals and no leading zero: ``.93``; empty for no value."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return "NaN"
+    return f"{value:.2f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.2f}"
+
+
+def decimal(value: float | None) -> str:
+    """Two decimals; empty for no value."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if math.isfinite(value) else "NaN"
+
+
+def percent(value: float | None) -> str:
+    """``38%``, ``<1%``, ``·`` for exactly zero, empty for no value."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return "NaN"
+    if value == 0:
+        return "·"
+    return "<1%" if value < 0.005 else f"{value:.0%}"
+
+
+def age(seconds: float | None) -> str:
+    """How long ago, in steps coarse enough not to repaint a quiet screen every second."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{math.floor(seconds)} s"
+    if seconds < 60:
+        return f"{math.floor(seconds / 10) * 10} s"
+    if seconds < 3600:
+        return f"{math.floor(seconds / 60)} min"
+    if seconds < 86400:
+        return f"{math.floor(seconds / 3600)} h"
+    return f"{math.floor(seconds / 86400)} d"
