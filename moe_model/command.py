@@ -1,0 +1,46 @@
+"""Command lines that exit as the project promises: 64 for a usage error, never 2.
+
+cyclopts, like argparse, exits 2 on a usage error; here 2 is a verdict of ``moe-microscope check``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+FINISHED = 0
+FAILED = 1
+USAGE = 64
+STOPPED_BY_SIGNAL = 75
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be: what, the values, what to do."""
+
+
+def run_command(app: App, arguments: Sequence[str] | None) -> int:
+    """Run ``app`` and return the exit code of the process.
+
+    The command returns its own code, or none for success; :class:`UsageError` and anything that
+    cyclopts rejects become one line on standard error and code 64.
+    """
+    try:
+        code = app(
+            arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except (CycloptsError, UsageError) as error:
+        say(f"{app.name[0]}: {error}")
+        say(f"Try '{app.name[0]} --help'.")
+        return USAGE
+    return FINISHED if code is None else int(code)
+
+
+def say(line: str) -> None:
+    """One line of narration on standard error."""
+    sys.stderr.write(line.rstrip("\n") + "\n")
+    sys.stderr.flush()

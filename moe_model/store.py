@@ -1,0 +1,135 @@
+"""What a checkpoint folder holds, and how it is read.
+
+``checkpoint.json`` says what the model is and lists the other files with their size and SHA-256;
+``model.safetensors`` has the weights, ``training.safetensors`` what the optimizer and the data
+sampler remember. Nothing in it is executed when it is read: no pickle, whoever made the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel
+from moe_model.tokenizer import CharTokenizer
+
+FORMAT = "moe-microscope checkpoint"
+FORMAT_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+TRAINING_STATE = "training.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint, or a damaged one; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files are all there and unchanged since they were written."""
+
+    folder: Path
+    """Where it is, links resolved: a checkpoint that is replaced meanwhile stays readable."""
+    step: int
+    """Optimizer steps completed."""
+    config: ModelConfig
+    """Shape of the model."""
+    tokenizer: CharTokenizer
+    """How text becomes tokens."""
+    description: dict[str, Any]
+    """Everything in ``checkpoint.json``."""
+
+    def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
+        """The model in evaluation mode; ``CheckpointError`` where weights and config disagree."""
+        with torch.device("meta"):
+            model = LanguageModel(self.config)
+        model = model.to_empty(device=device)
+        try:
+            model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise CheckpointError(
+                f"{self.folder / WEIGHTS} does not fit its own {DESCRIPTION} ({error}): "
+                "use another checkpoint."
+            ) from error
+        return model.eval()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run.
+
+    Raises:
+        CheckpointError: If there is none, or a file of it is missing, cut short or changed.
+    """
+    folder = path if (path / DESCRIPTION).is_file() else path / "latest"
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(
+            f"{path} holds no {DESCRIPTION}: name a checkpoint folder, such as "
+            "checkpoints/RUN/latest or checkpoints/RUN/best."
+        )
+    folder = folder.resolve()
+    description = _read_description(folder / DESCRIPTION)
+    for name, expected in description["files"].items():
+        _verify(folder / name, expected["bytes"], expected["sha256"])
+    return Checkpoint(
+        folder=folder,
+        step=description["step"],
+        config=description["model"],
+        tokenizer=description["tokenizer"],
+        description=description["plain"],
+    )
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as ``checkpoint.json`` lists them."""
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            raise ValueError(f"it does not say format={FORMAT!r}")
+        if plain["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version={plain['format_version']}, known is {FORMAT_VERSION}")
+        if not {WEIGHTS, TRAINING_STATE} <= plain["files"].keys():
+            raise ValueError(f"it does not list {WEIGHTS} and {TRAINING_STATE}")
+        if any(Path(name).name != name for name in plain["files"]):
+            raise ValueError("it lists a file outside its own folder")
+        return {
+            "step": int(plain["step"]),
+            "model": ModelConfig.from_dict(plain["model"]),
+            "tokenizer": CharTokenizer.from_dict(plain["tokenizer"]),
+            "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in plain["files"].items()},
+            "plain": plain,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(
+            f"{path} is not a description of a checkpoint ({reason}): use another checkpoint."
+        ) from error
+
+
+def _verify(path: Path, size: int, digest: str) -> None:
+    try:
+        found = file_facts(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): use another checkpoint."
+        ) from error
+    if found != {"bytes": size, "sha256": digest}:
+        raise CheckpointError(
+            f"{path} is damaged ({found['bytes']} bytes, {size} were written, or other contents): "
+            "use another checkpoint, such as best or an older step."
+        )

@@ -1,0 +1,66 @@
+"""Text to token ids and back, one token per character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CharTokenizer:
+    """Every distinct character of the training text is a token, in code point order."""
+
+    def __init__(self, vocabulary: str) -> None:
+        """Take the characters of ``vocabulary``, each once; token i is its i-th character."""
+        if not vocabulary or len(set(vocabulary)) != len(vocabulary):
+            raise ValueError(
+                f"vocabulary of {len(vocabulary)} characters is empty or repeats one: list each "
+                "once."
+            )
+        self.vocabulary = vocabulary
+        points = [ord(character) for character in vocabulary]
+        self._id_of_point = torch.full((max(points) + 1,), -1, dtype=torch.int64)
+        self._id_of_point[torch.tensor(points)] = torch.arange(len(points))
+
+    @classmethod
+    def from_text(cls, text: str) -> CharTokenizer:
+        """The tokenizer that knows exactly the characters of ``text``."""
+        return cls("".join(sorted(set(text))))
+
+    @classmethod
+    def from_dict(cls, description: dict[str, Any]) -> CharTokenizer:
+        """The tokenizer that :meth:`to_dict` described."""
+        if description.get("kind") != "char":
+            raise ValueError(
+                f"tokenizer kind={description.get('kind')!r} is not known: it is 'char'."
+            )
+        return cls(description["vocabulary"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, ready for JSON."""
+        return {"kind": "char", "vocabulary": self.vocabulary}
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, int64; ``ValueError`` names the characters that are not known."""
+        if not text:
+            return torch.empty(0, dtype=torch.int64)
+        # Four bytes a character are code points already: one table look-up encodes a whole book.
+        points = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32).long()
+        known = points < len(self._id_of_point)
+        ids = torch.where(known, self._id_of_point[points.where(known, 0)], -1)
+        if (ids < 0).any():
+            strangers = "".join(sorted(set(text) - set(self.vocabulary)))
+            raise ValueError(
+                f"characters {strangers[:20]!r} do not occur in the training text: use others."
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; ids beyond the vocabulary (a padded head) become U+FFFD."""
+        size = len(self.vocabulary)
+        return "".join(self.vocabulary[i] if i < size else "\N{REPLACEMENT CHARACTER}" for i in ids)
