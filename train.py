@@ -84,7 +84,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
             penalty_L = measure(routings, torch.ones_like(inputs_BS, dtype=torch.bool))
             total = total + weight * penalty_L.sum()
             means.append(penalty_L.mean())
-        (total / options.grad_accum).backward()
+        (total / options.grad_accum).backward()  # type: ignore[no-untyped-call]  # torch
         losses += torch.stack(means).detach() / options.grad_accum
 
     # All that the step is judged by, in one copy to the host, before anything changes.
@@ -219,7 +219,8 @@ class Log:
 
     def step(self, record: dict[str, Any]) -> list[float | None] | None:
         """Write a step; the collapse index of every router, none where recording failed."""
-        return self._try(self._recorder.record_step, **record)
+        collapse: list[float | None] | None = self._try(self._recorder.record_step, **record)
+        return collapse
 
     def event(self, step: int, event: str, values: dict[str, Any]) -> None:
         """Write an event."""

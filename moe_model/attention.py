@@ -42,17 +42,16 @@ class MultiHeadLatentAttention(nn.Module):
         """Attend from every position to itself and the past; returns ``(B, S, D)``."""
         config = self.config
         nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
-        q_BSHd = self._queries(x_BSD).unflatten(-1, (config.num_attention_heads, nope + rope))
-        q_nope, q_rope = q_BSHd.split((nope, rope), dim=-1)
+        heads = (*x_BSD.shape[:2], config.num_attention_heads, -1)
+        q_nope, q_rope = torch.split(self._queries(x_BSD).view(heads), (nope, rope), dim=-1)
         q_BSHd = torch.cat((q_nope, rotate(q_rope, rotary)), dim=-1)
 
-        latent_BSR, k_rope = self.kv_a_proj_with_mqa(x_BSD).split(
-            (config.kv_lora_rank, rope), dim=-1
+        latent_BSR, k_rope = torch.split(
+            self.kv_a_proj_with_mqa(x_BSD), (config.kv_lora_rank, rope), dim=-1
         )
         k_rope = rotate(k_rope.unsqueeze(2), rotary)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent_BSR))
-        kv = kv.unflatten(-1, (config.num_attention_heads, nope + config.v_head_dim))
-        k_nope, v_BSHv = kv.split((nope, config.v_head_dim), dim=-1)
+        k_nope, v_BSHv = torch.split(kv.view(heads), (nope, config.v_head_dim), dim=-1)
         k_rope = k_rope.expand(-1, -1, config.num_attention_heads, -1)
         k_BSHd = torch.cat((k_nope, k_rope), dim=-1)
 
@@ -63,9 +62,12 @@ class MultiHeadLatentAttention(nn.Module):
             is_causal=True,
             scale=config.qk_head_dim**-0.5,
         )
-        return self.o_proj(out_BHSv.transpose(1, 2).flatten(-2))
+        out_BSD: Tensor = self.o_proj(out_BHSv.transpose(1, 2).flatten(-2))
+        return out_BSD
 
     def _queries(self, x_BSD: Tensor) -> Tensor:
         if self.config.q_lora_rank is None:
-            return self.q_proj(x_BSD)
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+            q: Tensor = self.q_proj(x_BSD)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+        return q

@@ -59,9 +59,9 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
     """Complementary sequence-wise loss per router, before its weight (DeepSeek-V3, eq. 17-20).
 
     ``sum_e f_e · P_e`` in each sequence, averaged over sequences: f is E/K times the share of
-    tokens whose *unbiased* top k contains the expert, P the mean normalised score. Perfect balance reads
-    1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all scores to
-    zero.
+    tokens whose *unbiased* top k contains the expert, P the mean normalised score. Perfect balance
+    reads 1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all its
+    scores to zero.
 
     Args:
         routings: One per router, over the same B·S tokens.
@@ -71,7 +71,7 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
         ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
-    scores_LBSE = torch.stack([r.scores_TE for r in routings]).unflatten(1, valid_BS.shape)
+    scores_LBSE = torch.stack([r.scores_TE.view(*valid_BS.shape, E) for r in routings])
     chosen_LBSE = torch.zeros_like(scores_LBSE).scatter(-1, scores_LBSE.topk(K).indices, 1.0)
     return _share_times_probability(chosen_LBSE, scores_LBSE, valid_BS) * E / K
 
@@ -156,7 +156,9 @@ class RouterReadings:
         entropy_LT = torch.special.entr(probability_LTE).sum(dim=-1)
         selected_LT = probability_LTE.gather(-1, ids_LTK).sum(dim=-1)
         z_LT = logits_LTE.logsumexp(dim=-1).square()
-        self._sums_4L += torch.stack((entropy_LT, z_LT, selected_LT, margin_LT)) @ real_T
+        # A sum and no matrix product: under autocast that would be rounded to bf16.
+        sums_4LT = torch.stack((entropy_LT, z_LT, selected_LT, margin_LT)) * real_T
+        self._sums_4L += sums_4LT.sum(dim=-1)
         self._probability_LE += (probability_LTE * real_T[:, None]).sum(dim=1)
         peaks_L = logits_LTE.abs().amax(dim=(1, 2))
         torch.maximum(self._max_logit_L, peaks_L, out=self._max_logit_L)

@@ -32,7 +32,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
 
 
 class Experts(nn.Module):
@@ -54,12 +55,12 @@ class Experts(nn.Module):
         block = _BLOCK_ON_CPU if x_TD.device.type == "cpu" and dtype in _HALF_DTYPES else 1
         rows_E, token_P, place_TK = _sort_by_expert(expert_ids_TK, len(gate_up_EFD), block)
 
-        x_PD = _Dispatch.apply(x_TD.to(dtype), token_P, place_TK)
+        x_PD: Tensor = _Dispatch.apply(x_TD.to(dtype), token_P, place_TK)  # type: ignore[no-untyped-call]
         if _grouped_mm_fits(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, rows_E, gate_up_EFD, down_EDF)
         else:
             y_PD = _looped_experts(x_PD, rows_E, gate_up_EFD, down_EDF)
-        y_TKD = _Combine.apply(y_PD, place_TK)
+        y_TKD: Tensor = _Combine.apply(y_PD, place_TK)  # type: ignore[no-untyped-call]
         return (y_TKD * weights_TK.to(dtype).unsqueeze(-1)).sum(dim=1).to(x_TD.dtype)
 
 
@@ -147,7 +148,7 @@ def _grouped_experts(x_PD: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF
 
 def _looped_experts(x_PD: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
     # unbind once: W[e] inside the loop would build a full-size zero gradient per expert.
-    blocks = x_PD.split(rows_E.tolist())
+    blocks = torch.split(x_PD, rows_E.tolist())
     outputs = []
     for x_ND, gate_up_FD, down_DF in zip(
         blocks, gate_up_EFD.unbind(), down_EDF.unbind(), strict=True

@@ -24,6 +24,6 @@ def rotary_table(
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
     cos, sin = (part[:, None, :] for part in table)
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).type_as(x)

@@ -85,7 +85,7 @@ class Router(nn.Module):
         groups = self.config.n_group
         if groups == 1:
             return choice_TE
-        choice_TGe = choice_TE.unflatten(-1, (groups, -1))
+        choice_TGe = choice_TE.view(len(choice_TE), groups, -1)
         group_scores_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)
         best_TG = group_scores_TG.topk(self.config.topk_group, dim=-1).indices
         dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(-1, best_TG, False)
@@ -111,7 +111,7 @@ class Router(nn.Module):
         ``.to(dtype)`` would silently end the balancing.
         """
         before = self.expert_bias
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch
         if self.expert_bias.dtype != torch.float32:
             self.expert_bias = before.to(self.expert_bias.device)
         return self

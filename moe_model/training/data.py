@@ -107,4 +107,4 @@ def held_out_batches(
     rows = min(windows, most * batch_size)
     start_N = torch.arange(rows) * (windows * seq_len // rows)
     window = tokens[start_N[:, None] + torch.arange(seq_len + 1)]
-    return [(part[:, :-1], part[:, 1:]) for part in window.split(batch_size)]
+    return [(part[:, :-1], part[:, 1:]) for part in torch.split(window, batch_size)]

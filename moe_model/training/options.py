@@ -50,7 +50,7 @@ class RunDefaults:
 
 RUN_DEFAULTS = {
     #                         steps batch  lr    bias  eval  save
-    "tiny":        RunDefaults(2000,  8, 1e-3, 1e-2,  100,  500),
+    "tiny":        RunDefaults(1500,  8, 1e-3, 1e-2,  100,  500),
     "shakespeare": RunDefaults(10000, 4, 3e-4, 1e-3,  250, 1000),
 }  # fmt: skip
 """The bias rate of DeepSeek-V3 is 1e-3 over millions of steps; a short run needs ten times that to
@@ -76,6 +76,7 @@ _hints = typing.get_type_hints(ModelConfig)
 ModelOverrides: Any = dataclasses.make_dataclass(
     "ModelOverrides",
     [_override(name, _hints[name], doc) for name, doc in _field_docs(ModelConfig).items()],
+    namespace={"__module__": __name__},  # else it counts as built in, and has no fields
     frozen=True,
     kw_only=True,
 )

@@ -1,0 +1,67 @@
+"""A model small enough that a test takes milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "num_attention_heads": 2,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_config() -> Callable[..., ModelConfig]:
+    """A config of the small model with some fields replaced."""
+
+    def make(**fields: Any) -> ModelConfig:
+        return ModelConfig(**{**SMALL, **fields})
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., LanguageModel]:
+    """A small model whose weights are large enough that nothing hides in the rounding."""
+
+    def make(seed: int = 0, **fields: Any) -> LanguageModel:
+        model = LanguageModel(make_config(**fields))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.empty_like(parameter).normal_(std=0.2, generator=generator)
+                parameter.copy_(noise if parameter.dim() > 1 else 1 + noise)
+        return model
+
+    return make
+
+
+@pytest.fixture(name="ids_BS")
+def _sequences() -> torch.Tensor:
+    """Four sequences of 24 tokens."""
+    return torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,126 @@
+"""Grouped products, the loop and a naive sum over experts are the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_model import experts as experts_module
+from moe_model.config import ModelConfig
+from moe_model.experts import Experts
+
+T, K = 33, 2
+
+
+def make_inputs(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(T, config.hidden_size, generator=generator).to(dtype)
+    # Expert 3 gets nobody: an empty group must give zero and not garbage.
+    allowed = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    ids_TK = torch.stack([allowed[torch.randperm(7, generator=generator)[:K]] for _ in range(T)])
+    weights_TK = torch.rand(T, K, generator=generator)
+    return x_TD.requires_grad_(), ids_TK, weights_TK.requires_grad_()
+
+
+def make_experts(config: ModelConfig, dtype: torch.dtype) -> Experts:
+    experts = Experts(config)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    return experts.to(dtype)
+
+
+def run(experts: Experts, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    """Output, and gradients of inputs, weights and matrices under a loss that is no plain sum."""
+    x_TD, ids_TK, weights_TK = inputs
+    leaves = [x_TD, weights_TK, *experts.parameters()]
+    y_TD = experts(x_TD, ids_TK, weights_TK)
+    return y_TD, list(torch.autograd.grad(y_TD.float().square().mean(), leaves))
+
+
+def naive(experts: Experts, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """Every expert on every token, then weighted: slow and obvious."""
+    y_TD = torch.zeros_like(x_TD)
+    for expert, (gate_up, down) in enumerate(
+        zip(experts.gate_up_proj, experts.down_proj, strict=True)
+    ):
+        gate, up = F.linear(x_TD, gate_up).chunk(2, dim=-1)
+        weight_T1 = (weights_TK * (ids_TK == expert)).sum(dim=-1, keepdim=True)
+        y_TD = y_TD + weight_T1 * F.linear(F.silu(gate) * up, down)
+    return y_TD
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"]
+)
+def test_grouped_product_equals_the_loop_forward_and_backward(
+    dtype: torch.dtype,
+    tolerance: float,
+    make_config: Callable[..., ModelConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config()
+    experts, inputs = make_experts(config, dtype), make_inputs(config, dtype)
+    assert experts_module._grouped_mm_fits(inputs[0], *experts.parameters())
+    grouped = run(experts, inputs)
+    monkeypatch.setattr(experts_module, "_grouped_mm_fits", lambda *_: False)
+    looped = run(experts, inputs)
+    torch.testing.assert_close(grouped[0], looped[0], atol=tolerance, rtol=tolerance)
+    for ours, theirs in zip(grouped[1], looped[1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_grouped_product_equals_the_naive_sum(make_config: Callable[..., ModelConfig]) -> None:
+    config = make_config()
+    experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
+    torch.testing.assert_close(experts(*inputs), naive(experts, *inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_loop_has_the_right_gradients_in_fp64(make_config: Callable[..., ModelConfig]) -> None:
+    config = make_config(hidden_size=4, moe_intermediate_size=3)
+    experts = make_experts(config, torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    x_TD = torch.randn(5, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights_TK = torch.rand(5, K, dtype=torch.float64, generator=generator, requires_grad=True)
+    ids_TK = torch.stack([torch.randperm(8, generator=generator)[:K] for _ in range(5)])
+    assert not experts_module._grouped_mm_fits(x_TD, *experts.parameters())
+    assert torch.autograd.gradcheck(
+        lambda x, w, *_: experts(x, ids_TK, w), (x_TD, weights_TK, *experts.parameters())
+    )
+
+
+def test_unaligned_widths_fall_back_to_the_loop(make_config: Callable[..., ModelConfig]) -> None:
+    config = make_config(moe_intermediate_size=23)
+    experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
+    assert not experts_module._grouped_mm_fits(inputs[0], *experts.parameters())
+    torch.testing.assert_close(experts(*inputs), naive(experts, *inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_decides_the_number_format_and_the_input_that_of_the_output(
+    make_config: Callable[..., ModelConfig],
+) -> None:
+    config = make_config()
+    experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
+    exact = experts(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = experts(*inputs)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.1)
+
+
+def test_output_of_a_token_does_not_depend_on_the_others(
+    make_config: Callable[..., ModelConfig],
+) -> None:
+
+    config = make_config()
+    experts = make_experts(config, torch.float32)
+    x_TD, ids_TK, weights_TK = make_inputs(config, torch.float32)
+    skewed = ids_TK.clone()
+    skewed[1:] = torch.tensor([0, 1])
+    first, second = experts(x_TD, ids_TK, weights_TK)[0], experts(x_TD, skewed, weights_TK)[0]
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)

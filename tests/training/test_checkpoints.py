@@ -1,0 +1,181 @@
+"""Checkpoints: whole or not there, and a damaged one says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel
+from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.tokenizer import CharTokenizer
+from moe_model.training import checkpoint as checkpoint_module
+from moe_model.training.checkpoint import BEST, LATEST, Checkpoints
+from moe_model.training.optimizer import make_optimizer
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    return LanguageModel(
+        ModelConfig(
+            vocab_size=4, hidden_size=16, num_hidden_layers=2, first_k_dense_replace=1,
+            intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, n_shared_experts=1,
+            num_experts_per_tok=2, num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=4,
+            qk_rope_head_dim=4, v_head_dim=4, max_position_embeddings=16,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def save(model: LanguageModel, tmp_path: Path) -> Save:
+    checkpoints = Checkpoints(tmp_path / "r")
+    optimizer = make_optimizer(model, 1e-3)
+    model(torch.zeros(1, 4, dtype=torch.int64)).logits_BSV.square().mean().backward()
+    optimizer.step()
+    batches = torch.Generator().manual_seed(0)
+
+    def run(step: int, name: str = LATEST) -> Path:
+        return checkpoints.save(
+            name,
+            step=step,
+            model=model,
+            tokenizer=CharTokenizer("abcd"),
+            optimizer=optimizer,
+            batches=batches,
+            facts={"validation_loss": None},
+        )
+
+    return run
+
+
+def test_what_is_read_is_what_was_saved(save: Save, model: LanguageModel) -> None:
+    model.routers[0].expert_bias.copy_(torch.tensor([0.125, -0.5, 0.25, 0.0]))
+    checkpoint = read_checkpoint(save(3))
+    assert (checkpoint.step, checkpoint.tokenizer.vocabulary) == (3, "abcd")
+    loaded = checkpoint.load_model()
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_optimizer_and_sampler_state_are_saved_by_name(save: Save, model: LanguageModel) -> None:
+    state = load_file(read_checkpoint(save(3)).folder / "training.safetensors")
+    names = {name for name, _ in model.named_parameters()}
+    moments = {f"optimizer.{n}.{k}" for n in names for k in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(state) == moments | {"batches.generator"}
+
+
+def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
+    for step, name in [(1, BEST), (1, LATEST), (2, LATEST), (3, LATEST)]:
+        save(step, name)
+    found = sorted(path.name for path in (tmp_path / "r").iterdir())
+    assert found == ["best", "latest", "step-00000001", "step-00000003"]
+    assert read_checkpoint(tmp_path / "r" / "best").step == 1
+    assert read_checkpoint(tmp_path / "r").step == 3
+
+
+@pytest.mark.parametrize("fails_at", range(1, 12))
+def test_failing_at_any_moment_keeps_a_loadable_latest(
+    fails_at: int, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that touches the disk fails once; what was there before must still load."""
+    save(1)
+    calls = 0
+
+    def failing(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise OSError("no space left on device")
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in [
+            (checkpoint_module, "save_file"),
+            (checkpoint_module, "_force_to_disk"),
+            (Path, "rename"),
+            (Path, "symlink_to"),
+            (Path, "write_text"),
+        ]:
+            patch.setattr(owner, name, failing(getattr(owner, name)))
+        try:
+            save(2)
+        except OSError:
+            failed = True
+        else:
+            failed = False
+    assert failed == (calls >= fails_at)
+    assert read_checkpoint(tmp_path / "r").step in (1, 2)
+    save(3)
+    assert read_checkpoint(tmp_path / "r").step == 3
+
+
+def damage_bytes(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    content = (folder / "training.safetensors").read_bytes()
+    (folder / "training.safetensors").write_bytes(content[:100])
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_bytes, "model.safetensors is damaged"),
+        (cut_short, "training.safetensors is damaged .100 bytes"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be read .No such file"),
+        (lambda f: (f / "checkpoint.json").unlink(), "holds no checkpoint.json"),
+        (lambda f: (f / "checkpoint.json").write_text("{"), "not a description of a checkpoint"),
+        (lambda f: (f / "checkpoint.json").write_text("[]"), "does not say format="),
+        (lambda f: edit(f, format_version=9), "format_version=9, known is 1"),
+        (lambda f: edit(f, files={}), "does not list model.safetensors"),
+        (lambda f: edit(f, model={"hidden_size": 3}), "unknown or missing in a model config"),
+        (lambda f: edit(f, tokenizer={"kind": "words"}), "kind='words' is not known"),
+    ],
+)
+def test_a_damaged_checkpoint_says_what_is_wrong(
+    damage: Callable[[Path], None], message: str, save: Save
+) -> None:
+    folder = save(1).resolve()
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+def test_a_file_outside_the_folder_is_not_followed(save: Save) -> None:
+    folder = save(1).resolve()
+    files = json.loads((folder / "checkpoint.json").read_text("utf-8"))["files"]
+    edit(folder, files=files | {"../secret": {"bytes": 1, "sha256": ""}})
+    with pytest.raises(CheckpointError, match="outside its own folder"):
+        read_checkpoint(folder)
+
+
+def test_weights_of_another_shape_are_refused(save: Save, model: LanguageModel) -> None:
+    folder = save(1).resolve()
+    edit(folder, model=model.config.to_dict() | {"hidden_size": 24})
+    with pytest.raises(CheckpointError, match=r"does not fit its own checkpoint\.json"):
+        read_checkpoint(folder).load_model()
+
+
+def test_an_existing_folder_is_not_taken_over(save: Save, tmp_path: Path) -> None:
+    save(1)
+    with pytest.raises(FileExistsError):
+        Checkpoints(tmp_path / "r")

@@ -1,0 +1,109 @@
+"""What a person can get wrong ends with code 64 and one line: what, the values, what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_model import generate as generate_module
+from moe_model.command import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WRONG = [
+    (["--bogus=1"], "Unknown option"),
+    (["--steps=many"], "unable to convert"),
+    (["--steps=0"], "--steps 0 is too few: choose 1 or more."),
+    (["--grad-accum=0"], "--grad-accum 0 is too few"),
+    (["--preset=large"], "--preset large is not known: choose tiny or shakespeare."),
+    (["--data=/no/such/file"], "--data /no/such/file does not exist: name a UTF-8 text file"),
+    (["--data=."], "--data . is a folder"),
+    (["--lr=0"], "--lr 0.0 is out of range"),
+    (["--seed=-1"], "--seed -1 is out of range"),
+    (["--seq-len=64"], "--seq-len 64 is more than max_position_embeddings=32"),
+    (["--dtype=fp8"], "Invalid value"),
+    (["--run=a/b"], "--run 'a/b' cannot name a folder"),
+    (["--run=.."], "--run '..' cannot name a folder"),
+    (["--model.n_group=3"], "not divisible by n_group=3"),
+    (["--model.bogus=3"], "Unknown option"),
+    (["--model.vocab_size=5"], "--model.vocab_size 5 is less than the 24 characters"),
+    (["--force-collapse=x"], "is not LAYER@STEP: write for example 1@"),
+    (["--force-collapse=0@1"], "layer 0 has no router: choose one of 1, 2."),
+    (["--force-collapse=1@9", "--steps=8"], "step 9 is not in this run: choose 1 to 8."),
+    (["--balance=none", "--seq-aux-weight=0.1"], "does nothing with --balance none"),
+    (["--balance=bias", "--aux-weight=0.1"], "--aux-weight 0.1 does nothing with --balance bias"),
+    (["--balance=aux", "--bias-update-rate=0.1"], "does nothing with --balance aux"),
+    (["--bias-update-rate=-1"], "--bias-update-rate -1.0 is out of range"),
+    (["--sample-prompt=ÄÖ"], "characters 'ÄÖ' do not occur"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
+def test_a_usage_error_exits_64_and_says_what_to_do(
+    wrong: list[str],
+    message: str,
+    train: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(*wrong) == 64
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "logs").exists(), "nothing may be written before the options are sound"
+    assert not (tmp_path / "ck").exists()
+
+
+def test_the_process_exits_64_too_and_not_2() -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "--steps", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 64
+    assert result.stderr.startswith("train.py: --steps 0 is too few")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["logs", "ck"])
+def test_an_existing_run_is_refused(
+    kind: str, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / kind / "r").mkdir(parents=True)
+    assert train("--run=r", "--steps=1") == 64
+    assert "exists already: choose another name" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_text_is_refused(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture").write_bytes(b"text\xff\xfe")
+    assert train(f"--data={tmp_path / 'picture'}") == 64
+    assert "is not UTF-8 text (byte 4 is 0xff)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [0, 100, 320])
+def test_a_text_that_is_too_short_is_refused(
+    length: int, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").write_text("ab" * (length // 2), "utf-8")
+    assert train(f"--data={tmp_path / 'short'}") == 64
+    assert f"--data has {length} characters and --seq-len is 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["/no/such/run"], "/no/such/run holds no checkpoint.json"),
+        (["x", "--temperature=-1"], "--temperature -1.0 is out of range"),
+        (["x", "--top-p=0"], "--top-p 0.0 is out of range"),
+        (["x", "--max-new-tokens=0"], "--max-new-tokens 0 writes nothing"),
+        ([], "requires an argument"),
+    ],
+)
+def test_generating_has_usage_errors_too(
+    command: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(generate_module.app, command) == 64
+    assert message in capsys.readouterr().err
