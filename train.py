@@ -5,9 +5,9 @@
     python train.py --balance none                         # watch experts starve
     python train.py --force-collapse 3@100                 # collapse one router on purpose
 
-Read from top to bottom: what a run is made of, one optimizer step, the loop, its ends. Exit codes:
-0 finished, 1 failed, 64 the command line asks for something that cannot be, 75 stopped by a signal
-with a checkpoint written.
+Read from top to bottom: one optimizer step, the loop around it, what happens now and then, the end.
+Exit codes: 0 finished, 1 failed, 64 the command line asks for something that cannot be, 75 stopped
+by a signal with a checkpoint written.
 """
 
 from __future__ import annotations

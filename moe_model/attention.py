@@ -43,15 +43,15 @@ class MultiHeadLatentAttention(nn.Module):
         config = self.config
         nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
         heads = (*x_BSD.shape[:2], config.num_attention_heads, -1)
-        q_nope, q_rope = torch.split(self._queries(x_BSD).view(heads), (nope, rope), dim=-1)
+        q_nope, q_rope = torch.split(self._queries(x_BSD).view(heads), [nope, rope], dim=-1)
         q_BSHd = torch.cat((q_nope, rotate(q_rope, rotary)), dim=-1)
 
         latent_BSR, k_rope = torch.split(
-            self.kv_a_proj_with_mqa(x_BSD), (config.kv_lora_rank, rope), dim=-1
+            self.kv_a_proj_with_mqa(x_BSD), [config.kv_lora_rank, rope], dim=-1
         )
         k_rope = rotate(k_rope.unsqueeze(2), rotary)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent_BSR))
-        k_nope, v_BSHv = torch.split(kv.view(heads), (nope, config.v_head_dim), dim=-1)
+        k_nope, v_BSHv = torch.split(kv.view(heads), [nope, config.v_head_dim], dim=-1)
         k_rope = k_rope.expand(-1, -1, config.num_attention_heads, -1)
         k_BSHd = torch.cat((k_nope, k_rope), dim=-1)
 

@@ -9,16 +9,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich import progress as bars
 from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as ProgressBar,
-)
 from rich.text import Text
 
 from moe_model.training.progress import Progress
@@ -33,18 +25,18 @@ class Console:
         self._steps = steps
         self._layer_names = layer_names
         self._rich = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
-        self._bar = ProgressBar(
-            TextColumn("{task.completed}/{task.total}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TextColumn("ETA", markup=False),
-            TimeRemainingColumn(compact=True),
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.completed}/{task.total}", markup=False),
+            bars.BarColumn(bar_width=None),
+            bars.TextColumn("{task.fields[numbers]}", markup=False),
+            bars.TextColumn("ETA", markup=False),
+            bars.TimeRemainingColumn(compact=True),
             console=self._rich,
             expand=True,
             transient=True,
             disable=not self._rich.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task("train", total=steps, numbers="")
+        self._task = self._bar.add_task("train", total=steps, numbers="")
         self._started = time.monotonic()
         self._last_line = float("-inf")
 

@@ -74,10 +74,16 @@ def test_grouped_product_equals_the_loop_forward_and_backward(
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
-def test_grouped_product_equals_the_naive_sum(make_config: Callable[..., ModelConfig]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)], ids=["fp32", "bf16"]
+)
+def test_grouped_product_equals_the_naive_sum(
+    dtype: torch.dtype, tolerance: float, make_config: Callable[..., ModelConfig]
+) -> None:
     config = make_config()
-    experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
-    torch.testing.assert_close(experts(*inputs), naive(experts, *inputs), atol=1e-5, rtol=1e-5)
+    experts, inputs = make_experts(config, dtype), make_inputs(config, dtype)
+    expected = naive(experts, *inputs).to(dtype)
+    torch.testing.assert_close(experts(*inputs), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_loop_has_the_right_gradients_in_fp64(make_config: Callable[..., ModelConfig]) -> None:

@@ -12,8 +12,10 @@ import torch
 from rich.console import Console as RichConsole
 
 from moe_model.config import PRESETS, ModelConfig
+from moe_model.model import LanguageModel
 from moe_model.training.console import Console
 from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
+from moe_model.training.evaluation import evaluate
 from moe_model.training.machine import choose_device, choose_dtype, has_native_bf16, memory_bytes
 from moe_model.training.optimizer import learning_rate_at, make_optimizer
 from moe_model.training.options import RUN_DEFAULTS, Options, settle
@@ -103,6 +105,24 @@ def test_batches_depend_on_the_seed_alone() -> None:
     assert torch.equal(TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu"))[0], first)
     other = TrainingBatches(tokens, 4, 8, seed=2).draw(torch.device("cpu"))[0]
     assert not torch.equal(other, first)
+
+
+def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> None:
+    fields = {"hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8}
+    model = LanguageModel(ModelConfig.preset("tiny", vocab_size=50, **fields)).train()
+    batches = held_out_batches(torch.arange(50), 2, 8, most=2)
+    expected = evaluate(model, batches, torch.device("cpu"), torch.float32)
+    logits_BSV = torch.cat([model.eval()(inputs).logits_BSV for inputs, _ in batches])
+    targets_BS = torch.cat([targets for _, targets in batches])
+    loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
+    assert expected == pytest.approx(loss.item(), rel=1e-5)
+
+    model.train().routers[0].forced_experts = (0, 1)
+    forced = evaluate(model, batches, torch.device("cpu"), torch.float32)
+    assert forced == expected, "a collapse on purpose is of the training only"
+    assert model.training
+    with pytest.raises(RuntimeError, match="No routing was counted"):
+        model.readings.report(model.routers)
 
 
 def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:

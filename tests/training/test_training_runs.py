@@ -77,6 +77,15 @@ def test_loss_falls_and_held_out_loss_with_it(
     assert held_out == sorted(held_out, reverse=True)
 
 
+def test_loss_curve_is_the_recorded_one(
+    train: Callable[..., int], read_log: Callable[[str], Log]
+) -> None:
+    """A change that should change no number must not change these; bf16 stays within 0.02 too."""
+    assert train("--run=r", "--steps=60", "--eval-every=60", "--lr=5e-3") == 0
+    losses = [record["loss"] for record in steps(read_log("r"))][:30:6]
+    assert losses == pytest.approx([3.196, 2.724, 2.188, 1.736, 1.320], abs=0.03)
+
+
 def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
     train: Callable[..., int], read_log: Callable[[str], Log]
 ) -> None:
@@ -91,6 +100,20 @@ def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
 
     assert story("a") == story("b")
     assert story("a") != story("c")
+
+
+def test_four_forward_passes_of_one_sequence_are_one_of_four(
+    train: Callable[..., int], read_log: Callable[[str], Log]
+) -> None:
+    for run, size, passes in (("whole", 4, 1), ("parts", 1, 4)):
+        flags = (f"--batch-size={size}", f"--grad-accum={passes}", "--seq-aux-weight=0.1")
+        assert train(f"--run={run}", "--steps=5", *flags) == 0
+    for whole, parts in zip(steps(read_log("whole")), steps(read_log("parts")), strict=True):
+        assert parts["tokens_per_expert"] == whole["tokens_per_expert"]
+        assert parts["expert_bias"] == whole["expert_bias"]
+        assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+        assert parts["losses"]["seq_aux"] == pytest.approx(whole["losses"]["seq_aux"], rel=1e-4)
 
 
 def test_forced_collapse_sends_every_token_to_k_experts_from_that_step_on(
