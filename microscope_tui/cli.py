@@ -58,6 +58,8 @@ def watch(
         _fail_without_runs(path, runs)
         _say("no terminal here: printing a snapshot instead")
         return _print_snapshot(runs[0], 100, _glyphs(glyphs, sys.stdout))
+    if len(runs) == 1:
+        _fail_if_unreadable(runs[0])
     _prepare_terminal(color)
     from microscope_tui.app.microscope import Microscope
 
@@ -210,6 +212,14 @@ def _runs(path: Path, may_be_empty: bool = False) -> list[RunFile]:
 def _fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
     if not runs:
         _fail(f"{path}: holds no run yet (no *.jsonl with records in it)", NO_VERDICT)
+
+
+def _fail_if_unreadable(run: RunFile) -> None:
+    """Say before the screen opens that the only run there is cannot be shown."""
+    watched = RunWatch(run)
+    watched.advance()
+    if watched.error:
+        _fail(f"{run.path}: {watched.error}", NO_VERDICT)
 
 
 def _print_snapshot(run: RunFile, columns: int, glyphs: Glyphs, rows: int | None = None) -> int:

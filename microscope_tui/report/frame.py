@@ -7,8 +7,8 @@ from microscope_tui.diagnosis.episodes import Severity
 from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
-from microscope_tui.report.layout import Layout, worst_first
-from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, crop, pad, spread
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
+from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, crop, pad, plain, spread
 from microscope_tui.watch.history import Column
 from microscope_tui.watch.view import RunView
 
@@ -197,3 +197,17 @@ def _all_well(view: RunView) -> Line:
 
 def _dropless(view: RunView) -> bool:
     return all(layer.drop_rate is None for layer in view.layers)
+
+
+def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
+    """A window too small for a table: the state in one line, and how much room would do."""
+    worst = view.worst
+    text = worst[1].short if worst else plain(_all_well(view))
+    role = ROLE_OF_SEVERITY[worst[0].severity] if worst else "ok"
+    loss = words.decimal(view.record.loss if view.record else None) or "-"
+    lines: list[Line] = [
+        [Span(f"step {view.step:,} loss {loss}")],
+        [Span(part, role) for part in [text.strip()]],
+        [Span(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}", "dim")],
+    ]
+    return [pad(line, columns) for line in lines[:rows]]

@@ -1,8 +1,8 @@
 """One layer on one row: the four parts that stand side by side, as spans.
 
 Each part is a widget of its own on screen (a change in one must not re-send the others), so each
-is built on its own here. A row may be one to three lines high; words and numbers stand on its
-middle line.
+is built on its own here. A row may be several lines high; words and numbers stand on its middle
+line.
 """
 
 import math
@@ -98,7 +98,9 @@ def _number_and_curve(
     if not layout.spark:
         return _tall([Span(number.rjust(4), role)], 4, height)
     curve_role = "curve" if role == "value" else role
-    curve = spark(history, layout.spark, top, glyphs, height)
+    # From three lines on, the last stays blank: the curves of neighbours must not touch.
+    blank = [" " * layout.spark] if height >= 3 else []
+    curve = spark(history, layout.spark, top, glyphs, height - len(blank)) + blank
     middle = (height - 1) // 2
     return [
         [Span((number if at == middle else "").rjust(4), role), Span(" "), Span(text, curve_role)]

@@ -71,12 +71,15 @@ class Band:
     def column(self, index: int, first: int, last: int) -> Column:
         """Rows ``first`` to ``last`` (exclusive) of router ``index`` in one column."""
         cells = slice(first * self.width + index, last * self.width, self.width)
-        lows = [value for value in self.low[cells] if value == value]
-        if not lows:
-            return EMPTY
-        means = [value for value in self.mean[cells] if value == value]
-        highs = [value for value in self.high[cells] if value == value]
-        return Column(min(lows), math.fsum(means) / len(means), max(highs))
+        low, mean, high = self.low[cells], self.mean[cells], self.high[cells]
+        total = sum(mean)
+        if not math.isfinite(total):  # a gap somewhere: leave it out
+            measured = [i for i, value in enumerate(low) if value == value]
+            if not measured:
+                return EMPTY
+            low, mean, high = (array("f", [v[i] for i in measured]) for v in (low, mean, high))
+            total = sum(mean)
+        return Column(min(low), total / len(mean), max(high))
 
 
 class History:

@@ -37,6 +37,8 @@ class LayerView:
     """The worst active finding of this router."""
     balance_history: Sequence[Column]
     entropy_history: Sequence[Column]
+    mean_entropy_history: Sequence[Column]
+    max_load_history: Sequence[Column]
     drop_history: Sequence[Column]
 
 
@@ -101,19 +103,28 @@ def pin(watch: RunWatch) -> Pin | None:
         return Pin(watch.latest.record.step, watch.latest, watch.with_counts)
 
 
-def view_of(watch: RunWatch, columns: int = 24, ribbon: int = 96, at: Pin | None = None) -> RunView:
+def view_of(
+    watch: RunWatch,
+    columns: int = 24,
+    ribbon: int = 96,
+    at: Pin | None = None,
+    only: range | None = None,
+) -> RunView:
     """Draw up the view of ``watch``.
 
     Args:
         columns: columns of the per-layer histories.
         ribbon: columns of the time ribbon.
         at: a pinned moment; the newest step by default.
+        only: the layers whose history is drawn up (the visible ones); all by default.
     """
     with watch.lock:
-        return _view(watch, columns, ribbon, at)
+        return _view(watch, columns, ribbon, at, only)
 
 
-def _view(watch: RunWatch, columns: int, ribbon: int, at: Pin | None) -> RunView:
+def _view(
+    watch: RunWatch, columns: int, ribbon: int, at: Pin | None, only: range | None
+) -> RunView:
     latest = at.latest if at else watch.latest
     with_counts = at.with_counts if at else watch.with_counts
     history = watch.preview or watch.history
@@ -129,7 +140,7 @@ def _view(watch: RunWatch, columns: int, ribbon: int, at: Pin | None) -> RunView
         age_s=age,
         record=latest.record if latest else None,
         counts_step=with_counts.record.step if with_counts else None,
-        layers=_layers(watch, latest, with_counts, findings, columns, until),
+        layers=_layers(watch, latest, with_counts, findings, columns, until, only),
         findings=findings,
         loss_history=history.columns("loss", 0, columns, until=until) if history else (),
         ribbon=_ribbon(findings, history.restarts if history else (), last, ribbon),
@@ -159,6 +170,7 @@ def _layers(
     findings: Sequence[tuple[Finding, Advice]],
     columns: int,
     until: int | None,
+    only: range | None,
 ) -> list[LayerView]:
     run, history = watch.run, watch.preview or watch.history
     if run is None or history is None or latest is None:
@@ -175,6 +187,12 @@ def _layers(
     for index, router in enumerate(run.routers):
         counts = matrices.tokens_per_expert[index] if matrices else None
         effective = value_at(summary.effective_experts, index)
+
+        def curve(name: str, index: int = index) -> Sequence[Column]:
+            if only is not None and index not in only:
+                return ()
+            return history.columns(name, index, columns, until=until)
+
         layers.append(
             LayerView(
                 index=index,
@@ -188,9 +206,11 @@ def _layers(
                 drop_rate=value_at(summary.drop_rate, index),
                 max_load=value_at(summary.max_load, index),
                 severity=severities.get(index),
-                balance_history=history.columns("collapse_index", index, columns, until=until),
-                entropy_history=history.columns("entropy", index, columns, until=until),
-                drop_history=history.columns("drop_rate", index, columns, until=until),
+                balance_history=curve("collapse_index"),
+                entropy_history=curve("entropy"),
+                mean_entropy_history=curve("mean_entropy"),
+                max_load_history=curve("max_load"),
+                drop_history=curve("drop_rate"),
             )
         )
     return layers

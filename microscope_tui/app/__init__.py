@@ -1,0 +1,1 @@
+"""The eyepiece: the Textual user interface. Drawing < widgets < screens < the application."""

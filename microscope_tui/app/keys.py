@@ -1,0 +1,83 @@
+"""The keys, once: bindings, the line of keys and the help screen are all made from these lists."""
+
+from collections.abc import Iterable
+
+from textual.binding import Binding
+
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import Line, Span
+
+LAYERS = [
+    Binding(
+        "up,k", "move(-1)", "layer", id="layer.previous", key_display="↑↓", tooltip="previous layer"
+    ),
+    Binding("down,j", "move(1)", "next layer", id="layer.next", show=False),
+    Binding("home,g", "move(-9999)", "first layer", id="layer.first", show=False),
+    Binding("end,G", "move(9999)", "last layer", id="layer.last", show=False),
+    Binding("pageup", "page(-1)", "one page up", id="layer.page_up", show=False),
+    Binding("pagedown", "page(1)", "one page down", id="layer.page_down", show=False),
+]
+MAIN = [
+    *LAYERS,
+    Binding(
+        "enter",
+        "open_layer",
+        "open",
+        id="layer.open",
+        key_display="⏎",
+        tooltip="open the layer: its experts, curves and alerts",
+    ),
+    Binding("a", "next_alert", "alert", id="alert.next", tooltip="next layer with an alert"),
+]
+LAYER = [*LAYERS, Binding("escape", "back", "back", id="screen.back", key_display="esc")]
+EVERYWHERE = [
+    Binding(
+        "f,space",
+        "toggle_follow",
+        "follow / pause",
+        id="time.follow",
+        key_display="f",
+        tooltip="hold this moment, or follow the run again",
+    ),
+    Binding("question_mark", "app.help", "help", id="app.help", key_display="?"),
+    Binding("ctrl+l", "app.repaint", "repaint the screen", id="app.repaint", show=False),
+    Binding("q", "app.quit", "quit", id="app.quit"),
+]
+
+_NAMES = {
+    "up": "↑",
+    "down": "↓",
+    "escape": "esc",
+    "enter": "⏎",
+    "question_mark": "?",
+    "pageup": "page up",
+    "pagedown": "page down",
+    "space": "space",
+}
+_ASCII_NAMES = {"↑↓": "up/down", "↑": "up", "↓": "down", "⏎": "enter"}
+
+
+def key_line(bindings: Iterable[Binding], glyphs: Glyphs) -> Line:
+    """The line of keys at the bottom: the shown bindings, in their order."""
+    line: Line = [Span(" ")]
+    for binding in bindings:
+        if binding.show:
+            key = binding.key_display or binding.key
+            line += [Span(_plain(key, glyphs), "accent"), Span(f" {binding.description}   ", "dim")]
+    return line
+
+
+def help_lines(bindings: Iterable[Binding], glyphs: Glyphs) -> list[Line]:
+    """Every binding with all its keys."""
+    lines: list[Line] = []
+    for binding in bindings:
+        names = [_plain(_NAMES.get(key, key), glyphs) for key in binding.key.split(",")]
+        keys = "  ".join(names)
+        lines.append(
+            [Span(f"  {keys:<16}", "accent"), Span(binding.tooltip or binding.description, "value")]
+        )
+    return lines
+
+
+def _plain(key: str, glyphs: Glyphs) -> str:
+    return _ASCII_NAMES.get(key, key) if glyphs is Glyphs.ASCII else key

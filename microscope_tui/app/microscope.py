@@ -1,0 +1,81 @@
+"""The application: opens the session, shows the right screen, leaves the terminal as it was."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import Binding
+from textual.screen import Screen
+
+from microscope_tui.app.renderables.palette import GROUND
+from microscope_tui.app.screens.help_screen import HelpScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.waiting_screen import WaitingScreen
+from microscope_tui.app.session import Session
+from microscope_tui.report.glyphs import Glyphs
+
+_FIRST_LOOK_S = 0.2
+
+
+class Microscope(App[None]):
+    """MoE Microscope on one path."""
+
+    CSS = f"""
+    Screen, ModalScreen {{ background: {GROUND}; overflow: hidden; }}
+    Rows, Tiles {{ height: 1fr; width: 1fr; }}
+    Tiles {{ overflow: hidden; }}
+    #header, #heads, #ribbon, #notes, #keys, #layer-title {{ height: 1; }}
+    #verdict {{ height: 2; }}
+    #evidence {{ height: 1; }}
+    #table {{ overflow: hidden; }}
+    .part {{ margin-left: 2; }}
+    .roomy #verdict {{ height: 3; margin: 1 0; }}
+    .roomy #ribbon {{ margin-top: 1; }}
+    .small #verdict, .small #heads, .small #table, .small #ribbon, .small #notes, .small #keys
+        {{ display: none; }}
+    .small #header {{ height: 1fr; }}
+    MainScreen #notes {{ display: none; }}
+    MainScreen.roomy #notes {{ display: block; }}
+    #charts {{ grid-size: 2 2; grid-gutter: 1 2; padding: 1 1 0 1; height: 1fr; }}
+    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
+    #help {{ border: round #3a424d; background: {GROUND}; }}
+    """
+    ENABLE_COMMAND_PALETTE = False
+    TITLE = "MoE Microscope"
+
+    BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
+
+    def __init__(self, path: Path, glyphs: Glyphs = Glyphs.BRAILLE) -> None:
+        super().__init__()
+        self.session = Session(path, glyphs)
+        self.session.start()  # reads while Textual still sets up the terminal
+
+    def get_default_screen(self) -> Screen[None]:
+        """The main screen; it stays below the others for the whole sitting."""
+        return MainScreen(self.session)
+
+    async def on_mount(self) -> None:
+        self.session.first_look.wait(_FIRST_LOOK_S)
+        if not self.session.has_run:
+            await self.push_screen(WaitingScreen(self.session))
+        self.set_interval(0.25, self._move_on)
+
+    def on_unmount(self) -> None:
+        self.session.stop()
+
+    async def _move_on(self) -> None:
+        """From waiting to the run, as soon as there is one."""
+        if isinstance(self.screen, WaitingScreen):
+            if self.session.has_run:
+                await self.pop_screen()
+            else:
+                self.screen.redraw()
+
+    def action_help(self) -> None:
+        """Show the keys of the present screen."""
+        bindings = [b for b in self.screen.BINDINGS if isinstance(b, Binding)]
+        self.push_screen(HelpScreen(bindings, self.session.glyphs))
+
+    def action_repaint(self) -> None:
+        """Paint everything again, after another program wrote over the screen."""
+        self.screen.refresh(layout=True)

@@ -1,0 +1,153 @@
+"""The main screen: a row is a layer, and everything about that layer stands on its row."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal
+
+from microscope_tui.app import keys
+from microscope_tui.app.screens.layer_screen import LayerScreen
+from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.session import Session
+from microscope_tui.app.widgets.rows import Rows, Tiles
+from microscope_tui.report import frame, layer_row
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.layout import (
+    MIN_COLUMNS,
+    MIN_ROWS,
+    Layout,
+    first_visible,
+    fit,
+    worst_first,
+)
+from microscope_tui.report.spans import Line, pad
+from microscope_tui.watch.view import LayerView, RunView
+
+
+class MainScreen(RunScreen):
+    """Header, verdict, the table of layers, the time ribbon, the keys."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN, *keys.EVERYWHERE]
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._layout: Layout | None = None
+        self._first = 0
+
+    def compose(self) -> ComposeResult:
+        yield Rows(id="header")
+        yield Rows(id="verdict")
+        yield Rows(id="heads")
+        with Horizontal(id="table"):
+            yield Rows(id="label")
+            yield Tiles(id="load")
+            yield Rows(id="balance", classes="part")
+            yield Rows(id="entropy", classes="part")
+            yield Rows(id="drop", classes="part")
+        yield Rows(id="ribbon")
+        yield Rows(id="notes")
+        yield Rows(id="keys")
+
+    def page(self) -> int:
+        return self._layout.visible_layers if self._layout else 10
+
+    async def redraw(self) -> None:
+        columns, rows = self.size
+        view = self._view(columns, rows)
+        if view is None or self._layout is None:
+            return
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        self.set_class(self._layout.roomy, "roomy")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        await self._arrange(self._layout)
+        self._draw_frame(view, self._layout)
+        self._draw_table(view, self._layout)
+
+    def _view(self, columns: int, rows: int) -> RunView | None:
+        """The view, with the history of the visible layers only."""
+        probe = self.session.view(1, 1, range(0))
+        if probe is None:
+            return None
+        layout = self._layout = fit(probe, columns, rows)
+        selected, layers = self.session.selected, len(probe.layers)
+        self._first = first_visible(layout, selected, self._first, layers)
+        per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
+        visible = range(self._first, self._first + layout.visible_layers)
+        points = max(24, layout.spark * per_cell)
+        return self.session.view(points, frame.ribbon_width(layout), visible)
+
+    async def _arrange(self, layout: Layout) -> None:
+        """Give every part its width; Textual lays out again only if one changed."""
+        await self.query_one(Tiles).fit(layout.heat)
+        curve = layer_row.curve_width(layout)
+        widths = {
+            "#label": layout.label,
+            "#load": layout.heat,
+            "#balance": curve,
+            "#entropy": curve,
+            "#drop": layout.drop,
+        }
+        for selector, width in widths.items():
+            self.query_one(selector).styles.width = width
+        self.query_one("#table").styles.height = layout.table_rows
+
+    def _draw_frame(self, view: RunView, layout: Layout) -> None:
+        glyphs, columns = self.session.glyphs, layout.columns
+        lines = 3 if layout.roomy else 2
+        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
+        self.query_one("#verdict", Rows).show(frame.verdict(view, columns, lines, glyphs))
+        self.query_one("#heads", Rows).show([frame.column_heads(view, layout)])
+        moment = self.moment(view)
+        self.query_one("#ribbon", Rows).show([frame.ribbon(view, layout, glyphs, moment)])
+        self.query_one("#notes", Rows).show([frame.ribbon_notes(view, layout)])
+        line = keys.key_line([*keys.MAIN, *keys.EVERYWHERE], glyphs)
+        self.query_one("#keys", Rows).show([pad(line, columns)])
+
+    def _draw_table(self, view: RunView, layout: Layout) -> None:
+        glyphs = self.session.glyphs
+        colour = not self.app.no_color
+        visible = view.layers[self._first : self._first + layout.visible_layers]
+
+        def selected(layer: LayerView) -> bool:
+            return layer.index == self.session.selected
+
+        parts: dict[str, list[Line]] = {
+            "#label": _flat(
+                layer_row.label(layer, layout, selected(layer), glyphs) for layer in visible
+            ),
+            "#balance": _flat(layer_row.balance(layer, layout, glyphs) for layer in visible),
+            "#entropy": _flat(layer_row.entropy(layer, layout, glyphs) for layer in visible),
+            "#drop": _flat(layer_row.drop(layer, layout, glyphs) for layer in visible),
+        }
+        for selector, lines in parts.items():
+            self.query_one(selector, Rows).show(lines)
+        self.query_one(Tiles).show(
+            _flat(layer_row.load(layer, layout, glyphs, colour) for layer in visible)
+        )
+
+    async def action_open_layer(self) -> None:
+        """Open the screen of the chosen layer."""
+        if self.layer_count():
+            await self.app.push_screen(LayerScreen(self.session))
+
+    async def action_next_alert(self) -> None:
+        """Go to the next layer that has an alert, the worst first."""
+        view = self.session.view(1, 1, range(0))
+        if view is None:
+            return
+        sick = [index for index in worst_first(view) if view.layers[index].severity]
+        if not sick:
+            return
+        here = self.session.selected
+        at = sick.index(here) + 1 if here in sick else 0
+        self.session.selected = sick[at % len(sick)]
+        await self.redraw()
+
+
+def _flat(rows: Iterable[list[Line]]) -> list[Line]:
+    return [line for row in rows for line in row]

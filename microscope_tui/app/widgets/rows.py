@@ -1,0 +1,77 @@
+"""``Rows``: a block of ready-made lines that repaints exactly the lines that changed.
+
+Textual re-sends a dirty span from the left edge of its widget, so what changes together should
+be a widget of its own, and a wide heatmap is split into ``Tiles``. Never one region per cell.
+"""
+
+from collections.abc import Sequence
+
+from textual.containers import Horizontal
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+
+from microscope_tui.app.renderables.palette import style_of
+from microscope_tui.app.renderables.strips import cut, tiles, to_strip
+from microscope_tui.report.spans import Line
+
+TILE = 16
+
+
+class Rows(Widget):
+    """Shows lines; an unchanged line costs nothing."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._strips: list[Strip] = []
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Replace the content."""
+        system = self.app.console.color_system
+        self.show_strips([to_strip(line, system) for line in lines])
+
+    def show_strips(self, strips: list[Strip]) -> None:
+        """Replace the content by lines that are drawn already."""
+        before, self._strips = self._strips, strips
+        count = max(len(before), len(strips))
+        width = self.size.width
+        changed = [
+            Region(0, y, width, 1)
+            for y in range(count)
+            if y >= len(before) or y >= len(strips) or before[y] != strips[y]
+        ]
+        if changed:
+            self.refresh(*changed)
+
+    def render_line(self, y: int) -> Strip:
+        """The line as it was shown, filled to the width of the widget."""
+        ground = style_of("")
+        if y < len(self._strips):
+            return self._strips[y].adjust_cell_length(self.size.width, ground)
+        return Strip.blank(self.size.width, ground)
+
+
+class Tiles(Horizontal):
+    """Rows cut into tiles of ``TILE`` columns, so that a changed cell re-sends at most one tile."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._width = 0
+
+    async def fit(self, width: int) -> None:
+        """Make the tiles for a part of ``width`` cells."""
+        if width == self._width:
+            return
+        self._width = width
+        await self.remove_children()
+        parts = []
+        for start, end in tiles(width, TILE):
+            part = Rows()
+            part.styles.width = end - start
+            parts.append(part)
+        await self.mount_all(parts)
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Replace the content of all tiles."""
+        for part, (start, end) in zip(self.query(Rows), tiles(self._width, TILE), strict=False):
+            part.show([cut(line, start, end) for line in lines])
