@@ -14,8 +14,8 @@ from microscope_tui.report.spans import Line, Span, pad
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
-    "load: grey is the fair share, amber to white overloaded, blue starving, × dead",
-    "balance c: 1 is even, 0 is collapsed on k experts; entropy alone cannot tell",
+    "load: grey is fair, amber to white overloaded, blue starving, × dead",
+    "balance c: 1 is even, 0 collapsed on k experts; entropy cannot tell",
     "C critical, W warning, I note, M the measurement itself is at fault",
 )
 
@@ -36,11 +36,11 @@ class HelpScreen(ModalScreen[None]):
         yield Rows(id="help")
 
     def on_resize(self) -> None:
-        lines: list[Line] = [[Span("  Keys", "title")], []]
+        close: Line = [Span("     esc", "accent"), Span(" closes this", "dim")]
+        lines: list[Line] = [[Span("  Keys", "title"), *close], []]
         lines += keys.help_lines(self._bindings_shown, self._glyphs)
         lines += [[], [Span("  Reading the screen", "title")], []]
         lines += [[Span(f"  {text}", "dim")] for text in _READING]
-        lines += [[], [Span("  esc", "accent"), Span(" close", "dim")]]
         width = min(self.size.width, 84)
         help_ = self.query_one("#help", Rows)
         help_.styles.width, help_.styles.height = width, min(self.size.height, len(lines) + 2)

@@ -1,0 +1,55 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else.
+# A CPU-only torch is smaller; pass its index with PIP_FLAGS (see README, "Install").
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: help demo test check format bench screenshots clean
+
+help:
+	@echo "make demo         train a small MoE on text that ships with Python and watch it"
+	@echo "make test         every check and every test (what CI runs)"
+	@echo "make check        format, lint, types and import contracts only"
+	@echo "make format       format the code"
+	@echo "make bench        the measurements of docs/experiments.md that need no training"
+	@echo "make screenshots  draw docs/screenshots from a real run"
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11+ with venv found; install one (on Debian: python3-venv) or pass PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.train: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -e '.[train]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -e '.[dev]'
+	@touch $@ .venv/.train
+
+demo: .venv/.train
+	@bash examples/demo.sh
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Two workers with one torch thread each: two threads each on two cores would crawl.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks.open_log
+
+screenshots: .venv/.dev
+	$(BIN)/python docs/draw_screenshots.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Train the tiny preset and watch it: side by side in tmux where tmux is there, else the trainer in
+# the background and the microscope in front. Without a terminal: a short run, then a snapshot.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run="demo-$(date +%Y-%m-%d-%H%M%S)"
+train=(.venv/bin/python train.py --preset tiny --run "$run")
+watch=(.venv/bin/moe-microscope "logs/$run")
+
+if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
+  echo "no terminal: training 60 steps, then printing a snapshot" >&2
+  "${train[@]}" --steps 60 --eval-every 30
+  .venv/bin/moe-microscope snapshot "logs/$run"
+  exit 0
+fi
+
+mkdir -p "logs/$run.waiting" && rmdir "logs/$run.waiting" # a log folder that cannot be written is said now
+if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
+  # The trainer's pane stays open after the run; leaving the microscope ends the session.
+  exec tmux new-session -s "moe-microscope-$$" "${train[*]}; echo 'finished; press enter'; read -r _" \; \
+    split-window -v -l 75% "while [ ! -d logs/$run ]; do sleep 0.2; done; ${watch[*]}; tmux kill-session"
+fi
+
+console="logs/$run.console.txt"
+"${train[@]}" >"$console" 2>&1 &
+trainer=$!
+trap 'kill -INT $trainer 2>/dev/null || true; wait $trainer 2>/dev/null || true; echo "the trainer wrote $console"' EXIT
+while [ ! -d "logs/$run" ] && kill -0 $trainer 2>/dev/null; do sleep 0.2; done
+[ -d "logs/$run" ] || { cat "$console"; exit 1; }
+"${watch[@]}"

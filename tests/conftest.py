@@ -1,0 +1,97 @@
+"""Shared makers of run logs. No test touches the network or anything outside its own folder."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.scenarios.synthetic import Shape
+from microscope_tui.scenarios.write import write_run
+from microscope_tui.watch.run_watch import RunWatch
+
+
+def header(**changes: Any) -> dict[str, Any]:
+    """A run record of 3 routers, 8 experts, top-2."""
+    model = {
+        "name": "test",
+        "layers": [1, 2, 3],
+        "layer_names": ["L1", "L2", "L3"],
+        "num_experts": 8,
+        "top_k": 2,
+    }
+    record = {"kind": "run", "format_version": 1, "run": "test", "time": 1.0, "planned_steps": 500}
+    record |= {"model": model | changes.pop("model", {}), "balance": {"method": "bias"}}
+    return record | {"source": {"writer": "test", "counts": "exact"}} | changes
+
+
+def step(number: int, rows: list[list[int]], tokens: int, **changes: Any) -> dict[str, Any]:
+    """A step record whose summaries fit its counts."""
+    record = {"kind": "step", "step": number, "time": 1.0 + number, "loss": 2.0, "tokens": tokens}
+    router = dict(measures.summarise(rows)) | changes.pop("router", {})
+    return record | changes | {"router": router, "tokens_per_expert": rows}
+
+
+@pytest.fixture
+def make_header() -> Callable[..., dict[str, Any]]:
+    return header
+
+
+@pytest.fixture
+def make_step() -> Callable[..., dict[str, Any]]:
+    return step
+
+
+@pytest.fixture
+def write_log(tmp_path: Path) -> Callable[..., Path]:
+    """Write records as ``name/metrics.jsonl`` and return the file."""
+
+    def write(records: list[Any], name: str = "run") -> Path:
+        path = tmp_path / name / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def open_log() -> Callable[[Path], RunWatch]:
+    """Read a log completely."""
+
+    def read(path: Path) -> RunWatch:
+        watch = RunWatch(RunFile(path.parent.name, path, 0.0))
+        watch.read_all()
+        return watch
+
+    return read
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Callable[..., Path]:
+    """Write a synthetic run and return its folder."""
+
+    def write(name: str, seed: int = 0, **shape: Any) -> Path:
+        folder = tmp_path / f"{name}-{seed}"
+        write_run(folder, name, shape=Shape(**shape), seed=seed)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def balanced() -> Callable[[int], list[int]]:
+    """Noisy counts around the fair share of 8 experts, top-2, 2,048 tokens."""
+    rng = random.Random(0)
+
+    def row(_: int = 0) -> list[int]:
+        counts = [512 + rng.randrange(-40, 41) for _ in range(8)]
+        counts[0] += 4096 - sum(counts)
+        return counts
+
+    return row

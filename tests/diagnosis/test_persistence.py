@@ -1,0 +1,62 @@
+"""Hysteresis on its own: evidence in, one alarm out, dated to the first of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.diagnosis.persistence import Persistence
+
+WARN, CRITICAL = Severity.WARN, Severity.CRITICAL
+
+
+def feed(over: str, enter: int = 10, leave: int = 20) -> Persistence:
+    """``C`` critical, ``w`` warning, ``.`` clear, ``-`` inside the limit but not clear."""
+    evidence = Persistence(enter, leave)
+    for step, char in enumerate(over, start=1):
+        severity = {"C": CRITICAL, "w": WARN}.get(char)
+        evidence.observe(step, severity, char == ".")
+    return evidence
+
+
+def test_nothing_is_said_before_the_window_is_full() -> None:
+    assert feed("C" * 9).severity is None
+    assert feed("C" * 10).severity is CRITICAL
+
+
+def test_one_step_inside_the_limit_in_ten_does_not_hide_trouble() -> None:
+    assert feed("." * 10 + "CCCC.CCCCC").severity is CRITICAL
+    assert feed("." * 10 + "CCC..CCCCC").severity is None
+
+
+def test_the_onset_is_the_first_step_of_the_evidence() -> None:
+    assert feed("." * 30 + "C" * 10).since == 31
+    assert feed("." * 20 + "w.........." + "C" * 10).since == 32
+
+
+def test_a_mixture_of_warnings_and_criticals_is_a_warning() -> None:
+    assert feed("wwwwwCCCCC").severity is WARN
+    assert feed("wCCCCCCCCC").severity is CRITICAL
+
+
+def test_recovery_needs_a_long_clear_stretch_and_is_dated_to_its_start() -> None:
+    assert feed("C" * 10 + "." * 19).cleared_at is None
+    assert feed("C" * 10 + "." * 20).cleared_at == 11
+    assert feed("C" * 10 + "." * 10 + "-" + "." * 10).cleared_at is None
+
+
+@given(st.text(alphabet="Cw.-", max_size=80))
+def test_an_alarm_always_has_an_onset_in_its_past(text: str) -> None:
+    evidence = feed(text)
+    if evidence.severity is not None:
+        assert evidence.since is not None
+        assert evidence.since <= len(text)
+
+
+@given(st.text(alphabet="Cw.-", max_size=60))
+def test_the_counters_agree_with_the_window(text: str) -> None:
+    evidence = feed(text)
+    window = text[-10:]
+    over = sum(char in "Cw" for char in window)
+    assert evidence.pending == (evidence.since is not None)
+    if len(window) == 10:
+        assert (evidence.severity is not None) == (over >= 9)

@@ -1,0 +1,251 @@
+"""The contract of reading: whole lines only, any split of the bytes, no line kills the reader."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.runlog.decode import decode_line, decode_matrices
+from microscope_tui.runlog.follow import LineSplitter, LogFollower
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import BadLine, RunRecord, StepRecord, UnknownFormat
+
+HEADER = {
+    "kind": "run",
+    "format_version": 1,
+    "run": "r",
+    "model": {"layers": [1, 2], "num_experts": 4, "top_k": 1},
+}
+STEP = {
+    "kind": "step",
+    "step": 1,
+    "loss": 2.5,
+    "tokens": 8,
+    "router": {"entropy": [1.0, None]},
+    "tokens_per_expert": [[2, 2, 2, 2], [8, 0, 0, 0]],
+}
+
+
+def lines(*records: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def described(reader: RunReader, chunks: list[bytes]) -> list[str]:
+    entries = [entry for chunk in chunks for entry in reader.feed(chunk)]
+    return [
+        str(e.record) + str(e.matrices()) if isinstance(e, StepEntry) else str(e) for e in entries
+    ]
+
+
+LOG = (
+    lines(HEADER, *({**STEP, "step": n} for n in range(1, 8)), {"kind": "event", "event": "end"})
+    + b"broken\n\n"
+    + lines({**STEP, "step": 8, "loss": "NaN"})
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, len(LOG)), max_size=12))
+def test_any_split_of_the_bytes_gives_the_same_records(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(LOG)]
+    chunks = [LOG[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    whole, parts = RunReader("r"), RunReader("r")
+    assert described(parts, chunks) == described(whole, [LOG])
+    assert parts.defects == whole.defects
+    assert whole.defects.count == 1
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=8))
+def test_lines_come_out_whole_whatever_the_bytes(data: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    splitter = LineSplitter()
+    got = [
+        line for a, b in zip(edges, edges[1:], strict=False) for _, line in splitter.feed(data[a:b])
+    ]
+    assert got == data.split(b"\n")[:-1]
+
+
+@given(st.binary(max_size=200) | st.text(max_size=80).map(lambda t: t.encode("utf-8", "replace")))
+def test_no_line_kills_the_decoder(line: bytes) -> None:
+    try:
+        decode_line(line)
+    except (BadLine, UnknownFormat) as error:
+        assert str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(["step", "run", "event"]),
+    st.dictionaries(
+        st.sampled_from(
+            ["step", "time", "loss", "losses", "tokens", "router", "model", "balance", "source"]
+            + ["tokens_per_expert", "expert_bias", "planned_steps", "event", "values", "reason"]
+        ),
+        JSON,
+    ),
+    st.dictionaries(st.sampled_from(["layers", "layer_names", "num_experts", "top_k"]), JSON),
+)
+def test_wrong_types_cost_the_key_or_the_line_never_the_reader(
+    kind: str, fields: dict[str, Any], model: dict[str, Any]
+) -> None:
+    record = {"kind": kind, "format_version": 1, "model": model} | fields
+    reader = RunReader("r")
+    for entry in reader.feed(lines(HEADER) + lines(record) + lines(STEP)):
+        if isinstance(entry, StepEntry):
+            entry.matrices()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("NaN", math.nan), ("Infinity", math.inf), ("-Infinity", -math.inf)],
+)
+def test_non_finite_numbers_are_read_as_names_and_as_bare_tokens(value: str, shown: float) -> None:
+    for text in (f'"{value}"', value):
+        record = decode_line(b'{"kind":"step","step":3,"loss":' + text.encode() + b"}")
+        assert isinstance(record, StepRecord)
+        assert record.loss == shown or (record.loss != record.loss and shown != shown)
+
+
+def test_a_bad_key_does_not_lose_the_record() -> None:
+    record = decode_line(b'{"kind":"step","step":3,"loss":2.5,"tokens":"many","grad_norm":[1]}')
+    assert isinstance(record, StepRecord)
+    assert (record.step, record.loss, record.tokens, record.grad_norm) == (3, 2.5, None, None)
+
+
+@pytest.mark.parametrize("step", ["1e400", "-1", "1.5", '"7"', "null", "1" + "0" * 400])
+def test_a_step_that_is_no_step_number_is_a_bad_line(step: str) -> None:
+    with pytest.raises(BadLine, match="not a step number"):
+        decode_line(b'{"kind":"step","step":' + step.encode() + b"}")
+
+
+def test_deep_nesting_is_a_bad_line() -> None:
+    with pytest.raises(BadLine):
+        decode_line(b'{"kind":"step","step":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+def test_another_format_version_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UnknownFormat, match="format_version is 2, this microscope reads 1: update"):
+        list(RunReader("r").feed(lines({**HEADER, "format_version": 2})))
+
+
+def test_unknown_kinds_and_keys_are_ignored() -> None:
+    assert decode_line(b'{"kind":"weather","rain":true}') is None
+    record = decode_line(b'{"kind":"step","step":1,"colour":"blue"}')
+    assert isinstance(record, StepRecord)
+
+
+def test_rows_that_are_no_counts_become_no_value() -> None:
+    line = lines({**STEP, "tokens_per_expert": [[1, -2, 3, 4], [1, 2, 3, 4.0]]})
+    assert decode_matrices(line, 2).tokens_per_expert == [None, [1, 2, 3, 4]]
+    assert decode_matrices(line, 3).tokens_per_expert == [None, None, None]
+
+
+def test_a_summary_of_the_wrong_length_is_dropped_and_counted() -> None:
+    reader = RunReader("r")
+    bad = {**STEP, "router": {"entropy": [1.0], "max_load": [1.0, 2.0]}}
+    *_, entry = reader.feed(lines(HEADER, bad))
+    assert isinstance(entry, StepEntry)
+    assert entry.record.router.entropy is None
+    assert entry.record.router.max_load == [1.0, 2.0]
+    assert reader.defects.first == ["line 2: router.entropy has 1 values for 2 routers"]
+
+
+def test_a_log_without_a_header_is_read_from_its_counts() -> None:
+    reader = RunReader("orphan")
+    run, entry = reader.feed(lines(STEP))
+    assert isinstance(run, RunRecord)
+    assert run.inferred
+    assert [(r.num_experts, r.top_k) for r in run.routers] == [(4, 1), (4, 1)]
+    assert isinstance(entry, StepEntry)
+
+
+def test_an_endless_line_is_skipped_and_the_next_one_read() -> None:
+    splitter = LineSplitter(max_line_bytes=10)
+    got = [line for chunk in [b"x" * 8, b"x" * 8, b"\nshort\n"] for _, line in splitter.feed(chunk)]
+    assert got == [b"short"]
+    assert splitter.overlong == [1]
+
+
+def test_following_costs_new_bytes_only_and_waits_for_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\ntwo\nthr")
+    follower = LogFollower(path)
+    assert follower.read().data == b"one\ntwo\n"
+    assert follower.read().data == b""
+    with path.open("ab") as file:
+        file.write(b"ee\nfour\n")
+    assert follower.read().data == b"three\nfour\n"
+    assert follower.exhausted
+
+
+def test_a_line_longer_than_a_read_is_handed_out_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"a" * 25 + b"\nb\n")
+    follower, splitter, got = LogFollower(path), LineSplitter(), []
+    while not follower.exhausted:
+        got += [line for _, line in splitter.feed(follower.read(10).data)]
+    assert got == [b"a" * 25, b"b"]
+
+
+@pytest.mark.parametrize("change", ["truncate", "replace"])
+def test_a_truncated_or_replaced_file_starts_again(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"first line\nsecond line\n")
+    follower = LogFollower(path)
+    follower.read()
+    if change == "truncate":
+        path.write_bytes(b"new\n")
+    else:
+        other = tmp_path / "other"
+        other.write_bytes(b"new\n" + b"x" * 100 + b"\n")
+        other.replace(path)
+    chunk = follower.read()
+    assert chunk.restarted
+    assert chunk.data.startswith(b"new\n")
+
+
+def test_a_writer_that_cuts_its_torn_line_is_no_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\ntorn")
+    follower = LogFollower(path)
+    follower.read()
+    path.write_bytes(b"one\ntwo\n")
+    chunk = follower.read()
+    assert (chunk.restarted, chunk.data) == (False, b"two\n")
+
+
+def test_a_deleted_file_is_noticed_and_may_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\n")
+    follower = LogFollower(path)
+    follower.read()
+    path.unlink()
+    assert follower.read().data == b""
+    assert follower.deleted
+    path.write_bytes(b"again\n")
+    assert follower.read().data == b"again\n"
+
+
+def test_unreadable_bytes_in_the_middle_lose_only_their_line(
+    write_log: Callable[..., Path], open_log: Callable[..., Any]
+) -> None:
+    good = [json.dumps({**STEP, "step": n}).encode() for n in (1, 2, 3)]
+    path = write_log([HEADER, good[0], b"\x00" * 50, b"\xff\xfe{", good[1], b'{"kind"', good[2]])
+    watch = open_log(path)
+    assert watch.latest.record.step == 3
+    assert len(watch.history) == 3
+    assert watch.defects.count == 2  # a run of NUL bytes is a crash hole, not a bad line

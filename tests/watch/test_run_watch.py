@@ -1,0 +1,148 @@
+"""One run followed: restarts, states, logs that change under the reader, foreign writers."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import pin, view_of
+
+Make = Callable[..., dict[str, Any]]
+
+
+def follow(path: Path) -> RunWatch:
+    return RunWatch(RunFile(path.parent.name, path, 0.0))
+
+
+def append(path: Path, *records: dict[str, Any]) -> None:
+    with path.open("ab") as file:
+        for record in records:
+            file.write(json.dumps(record).encode() + b"\n")
+
+
+def test_a_growing_log_is_followed(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    path = write_log([make_header()])
+    watch = follow(path)
+    watch.read_all()
+    assert watch.latest is None
+    for number in (1, 2):
+        append(path, make_step(number, [balanced()] * 3, 2048))
+        assert watch.advance()
+        assert watch.latest is not None
+        assert watch.latest.record.step == number
+    assert not watch.advance()
+
+
+def test_a_resumed_run_shows_the_restart_and_drops_the_superseded_steps(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    first = [make_step(n, [balanced()] * 3, 2048, loss=9.0 if n > 5 else 1.0) for n in range(1, 11)]
+    second = [make_step(n, [balanced()] * 3, 2048, loss=1.0) for n in range(6, 9)]
+    path = write_log([make_header(), *first, make_header(resumed_at_step=6), *second])
+    watch = open_log(path)
+    view = view_of(watch, 20)
+    assert view.restarts == (6,)
+    assert view.step == 8
+    assert max(column.high for column in view.loss_history) == 1.0
+
+
+def test_a_log_whose_layers_change_starts_a_new_history(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    wider = make_header(model={"layers": [1, 2, 3, 4], "layer_names": None})
+    path = write_log(
+        [make_header(), make_step(1, [balanced()] * 3, 2048)]
+        + [wider, make_step(2, [balanced()] * 4, 2048)]
+    )
+    view = view_of(open_log(path))
+    assert len(view.layers) == 4
+
+
+def test_summaries_that_a_foreign_writer_left_out_are_derived_from_the_counts(
+    write_log: Callable[..., Path], make_header: Make, balanced: Any, open_log: Any
+) -> None:
+    rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
+    record = {"kind": "step", "step": 1, "tokens": 2048, "tokens_per_expert": rows}
+    view = view_of(open_log(write_log([make_header(), record])))
+    assert view.layers[0].collapse_index == pytest.approx(1.0, abs=0.02)
+    assert view.layers[1].collapse_index == pytest.approx(0.0, abs=1e-9)
+    assert view.layers[1].load == [4.0, 4.0, 0, 0, 0, 0, 0, 0]
+
+
+def test_the_last_logged_counts_are_shown_where_counts_are_logged_rarely(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    bare = make_step(2, [balanced()] * 3, 2048)
+    del bare["tokens_per_expert"]
+    view = view_of(open_log(write_log([make_header(), make_step(1, [balanced()] * 3, 2048), bare])))
+    assert (view.step, view.counts_step) == (2, 1)
+    assert view.layers[0].load is not None
+
+
+def test_a_pinned_moment_stays_while_the_run_goes_on(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    path = write_log([make_header(), make_step(1, [balanced()] * 3, 2048, loss=5.0)])
+    watch = follow(path)
+    watch.read_all()
+    moment = pin(watch)
+    append(path, *(make_step(n, [balanced()] * 3, 2048, loss=1.0) for n in (2, 3)))
+    watch.read_all()
+    held = view_of(watch, at=moment)
+    assert (held.step, held.record.loss if held.record else None) == (1, 5.0)
+    assert len(held.loss_history) == 1
+    assert view_of(watch).step == 3
+
+
+def test_the_state_of_a_run_follows_its_age_and_its_last_event(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    steps = [make_step(n, [balanced()] * 3, 2048, step_time_s=1.0) for n in range(1, 5)]
+    path = write_log([make_header(), *steps])
+    os.utime(path, (1000.0, 1000.0))
+    watch = follow(path)
+    watch.read_all()
+    ages = {1: "live", 10: "slow", 61: "stale", 601: "crashed?", -50: "live"}
+    assert {age: watch.state(1000.0 + age)[0] for age in ages} == ages
+    for reason, state in [("finished", "finished"), ("signal", "stopped"), ("failed", "failed")]:
+        append(path, {"kind": "event", "event": "end", "reason": reason, "step": 4})
+        watch.read_all()
+        assert watch.state()[0] == state
+    path.unlink()
+    watch.advance()
+    assert watch.state()[0] == "deleted"
+    assert view_of(watch).step == 4  # what was on screen stays
+
+
+def test_an_unreadable_log_is_said_and_does_not_raise(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics.jsonl"
+    folder.mkdir()
+    watch = follow(folder)
+    watch.read_all()
+    assert watch.error is not None
+    assert "cannot be read" in watch.error
+
+
+def test_the_overview_samples_the_whole_history_before_the_scan(
+    scenario: Callable[..., Path],
+) -> None:
+    path = scenario("healthy", routers=6, steps=1500) / "metrics.jsonl"
+    watch = follow(path)
+    watch.open_overview()
+    view = view_of(watch, 40)
+    assert view.step >= 1490
+    assert watch.preview is not None
+    assert len(watch.preview) > 200
+    assert view.progress < 1.0
+    watch.read_all()
+    assert view_of(watch, 40).progress == 1.0
+    assert watch.preview is None
+    assert watch.history is not None
+    assert len(watch.history) == 1500
