@@ -89,7 +89,8 @@ class RunRecorder:
             expert_bias: uncentred selection bias, one row per router.
             router: further per-router summaries by their name in the format (``entropy`` …).
             losses: other loss terms, unweighted.
-            scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s`` …
+            scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s``,
+                ``memory_bytes`` …
         """
         derived = measures.summarise(tokens_per_expert)
         summaries = {**(router or {}), **derived}
@@ -131,4 +132,4 @@ def _per_router(value: int | Sequence[int], routers: int) -> list[int]:
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:
     """``digits`` significant digits: half the bytes, and more than any screen shows."""
-    return None if value is None else float(f"{value:.{digits}g}")
+    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")

@@ -35,7 +35,7 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
     left: Line = [Span(" ")]
     if brand and width >= 110:
         left += [Span("MoE Microscope", "brand"), Span("   ")]
-    left += [Span(view.name, "title"), Span("   "), *_state(view, glyphs)]
+    left += [Span(view.name, "title"), Span("   "), *_state(view)]
     step: Line = [Span("step ", "dim"), Span(f"{view.step:,}", "value")]
     planned = view.run.planned_steps if view.run else None
     if planned:
@@ -54,7 +54,7 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
     return pad(spread(left, [*speed, Span(" ")], width), width)
 
 
-def verdict(view: RunView, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
+def verdict(view: RunView, width: int, lines: int) -> list[Line]:
     """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is."""
     worst = view.worst
     if worst is None:
@@ -64,7 +64,7 @@ def verdict(view: RunView, width: int, lines: int, glyphs: Glyphs) -> list[Line]
     badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
     active = sum(1 for found, _ in view.findings if found.active)
     more = [Span(f"1 of {active} alerts ", "dim")] if active > 1 else []
-    edge = [Span(" "), Span("|" if glyphs is Glyphs.ASCII else "▌", role)]
+    edge = [Span(" "), Span("▌", role)]
     if lines < 3:
         short = f" {advice.short}"
         rows = [[Span(" "), badge, Span(short)], [Span("  next ", "dim"), Span(advice.next)]]
@@ -120,12 +120,12 @@ def ribbon(view: RunView, layout: Layout, glyphs: Glyphs, shown: str) -> Line:
             role = ROLE_OF_SEVERITY[mark.severity]
             text = {1: "~▂", 2: "!▄", 3: "#▇", 4: "?▆"}[mark.severity][0 if ascii_only else 1]
         if mark.restart:
-            text, role = ("|" if ascii_only else "╎"), "accent"
+            text, role = "╎", "accent"
         if line[-1].role == role:
             line[-1] = Span(line[-1].text + text, role)
         else:
             line.append(Span(text, role))
-    return pad([*line, Span("|" if ascii_only else "▏", "accent"), *right], layout.columns)
+    return pad([*line, Span("▏", "accent"), *right], layout.columns)
 
 
 def ribbon_width(layout: Layout) -> int:
@@ -148,19 +148,19 @@ def ribbon_notes(view: RunView, layout: Layout) -> Line:
         right.append(f"{view.defects:,} bad lines")
     right += list(layout.hidden)
     if view.step:
-        right.append(f"1 column = {max(1, round(view.step / ribbon_width(layout))):,} steps")
+        steps = max(1, round(view.step / ribbon_width(layout)))
+        right.append(f"1 column = {steps:,} step{'s' if steps > 1 else ''}")
     return pad(
         spread(notes, [Span("  ·  ".join(right) + " ", "faint")], layout.columns), layout.columns
     )
 
 
-def _state(view: RunView, glyphs: Glyphs) -> Line:
+def _state(view: RunView) -> Line:
     role = _STATE_ROLES.get(view.state, "dim")
-    dot = "*" if glyphs is Glyphs.ASCII else "●"
     shown = f"{view.state} {words.age(view.age_s)}".rstrip()
     if view.state in ("finished", "stopped", "failed", "deleted") and view.age_s is not None:
         shown = f"{view.state} {words.age(view.age_s)} ago"
-    return [Span(f"{dot} ", role), Span(shown, role)]
+    return [Span("● ", role), Span(shown, role)]
 
 
 def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:

@@ -24,6 +24,18 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+_TO_ASCII = str.maketrans(
+    {"▶": ">", "●": "*", "▌": "|", "▏": "|", "╎": "|", "·": ".", "…": "~", "×": "x", "▴": "^"}
+)
+
+
+def spelled(text: str, glyphs: Glyphs) -> str:
+    """``text`` in the chosen alphabet: the one place where ASCII is made of everything else."""
+    if glyphs is not Glyphs.ASCII or text.isascii():
+        return text
+    return text.translate(_TO_ASCII).encode("ascii", "replace").decode("ascii")
+
+
 def load_level(load: float | None) -> int | None:
     """Load as quarter octaves from the fair share, −16 … 16; 0 in the calm band.
 

@@ -26,13 +26,12 @@ FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar: half of everything lost is as bad as it needs to look."""
 
 
-def label(layer: LayerView, layout: Layout, selected: bool, glyphs: Glyphs) -> list[Line]:
+def label(layer: LayerView, layout: Layout, selected: bool) -> list[Line]:
     """Cursor, name and alert letter."""
-    pointer = ">" if glyphs is Glyphs.ASCII else "▶"
     severity = layer.severity
     name_role = "value" if selected or severity else "dim"
     line = [
-        Span(f"{pointer} " if selected else "  ", "accent"),
+        Span("▶ " if selected else "  ", "accent"),
         Span(layer.router.name.ljust(layout.label - 5), name_role),
         Span(" "),
         Span(severity.letter if severity else " ", _role(severity)),
@@ -41,7 +40,7 @@ def label(layer: LayerView, layout: Layout, selected: bool, glyphs: Glyphs) -> l
     return _tall(line, layout.label, layout.row_height)
 
 
-def load(layer: LayerView, layout: Layout, glyphs: Glyphs, colour: bool) -> list[Line]:
+def load(layer: LayerView, layout: Layout, colour: bool) -> list[Line]:
     """The load of every expert, ``layout.cell`` cells each."""
     if not layer.load:
         text = "no counts" if layout.heat >= 9 else "-"
@@ -49,7 +48,7 @@ def load(layer: LayerView, layout: Layout, glyphs: Glyphs, colour: bool) -> list
     loads = bin_loads(layer.load, layout.heat // layout.cell)
     middle = (layout.row_height - 1) // 2
     return [
-        pad(_heat_line(loads, layout.cell, at == middle, glyphs, colour), layout.heat)
+        pad(_heat_line(loads, layout.cell, at == middle, colour), layout.heat)
         for at in range(layout.row_height)
     ]
 
@@ -78,11 +77,8 @@ def drop(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     if layout.drop_bar:
         share = rate / FULL_DROP_BAR if rate is not None and math.isfinite(rate) else 0.0
         parts = [Span(bar(share, layout.drop_bar, glyphs), role), Span(" ")]
-    text = words.percent(rate)
-    if glyphs is Glyphs.ASCII:
-        text = text.replace("·", ".")
     number_role = "faint" if rate is not None and rate < 0.02 else "value"
-    line = [*parts, Span(text.rjust(4), number_role)]
+    line = [*parts, Span(words.percent(rate).rjust(4), number_role)]
     return _tall(line, layout.drop, layout.row_height)
 
 
@@ -108,15 +104,13 @@ def _number_and_curve(
     ]
 
 
-def _heat_line(
-    loads: Sequence[float], cell: int, marked: bool, glyphs: Glyphs, colour: bool
-) -> Line:
+def _heat_line(loads: Sequence[float], cell: int, marked: bool, colour: bool) -> Line:
     """One line of cells; equal neighbours are merged, so that they are sent as one."""
     line: Line = []
     for value in loads:
         level = load_level(value)
         role = "heat:dead" if level is None else f"heat:{level}"
-        text = _cell_text(level, cell, marked, glyphs, colour)
+        text = _cell_text(level, cell, marked, colour)
         if line and line[-1].role == role:
             line[-1] = Span(line[-1].text + text, role)
         else:
@@ -124,15 +118,11 @@ def _heat_line(
     return line
 
 
-def _cell_text(level: int | None, cell: int, marked: bool, glyphs: Glyphs, colour: bool) -> str:
+def _cell_text(level: int | None, cell: int, marked: bool, colour: bool) -> str:
     if not colour:
         return load_glyph(level) * cell if cell == 1 else load_glyph(level) * (cell - 1) + " "
-    mark = " "
-    if marked and glyphs is not Glyphs.ASCII:
-        mark = "×" if level is None else "▴" if level >= 6 else " "
-    elif marked:
-        mark = "x" if level is None else " "
-    return mark.center(cell)
+    mark = "×" if level is None else "▴" if level >= 6 else " "
+    return (mark if marked else " ").center(cell)
 
 
 def _tall(line: Line, width: int, height: int) -> list[Line]:

@@ -1,7 +1,7 @@
 """One picture of a run as plain text: what the screen shows, without a terminal."""
 
 from microscope_tui.report import frame, layer_row
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.layout import Layout, fit, worst_first
 from microscope_tui.report.spans import Line, Span, plain
 from microscope_tui.watch.run_watch import RunWatch
@@ -18,12 +18,12 @@ def snapshot_text(
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
     view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout))
     lines = [frame.header(view, columns, glyphs, brand=False)]
-    lines += frame.verdict(view, columns, 2 if view.worst else 1, glyphs)
+    lines += frame.verdict(view, columns, 2 if view.worst else 1)
     lines.append(frame.column_heads(view, layout))
     lines += _table(view, layout, glyphs)
     lines.append(frame.ribbon(view, layout, glyphs, view.state))
     lines.append(frame.ribbon_notes(view, layout))
-    return "\n".join(plain(line) for line in lines)
+    return "\n".join(spelled(plain(line), glyphs) for line in lines)
 
 
 def _table(view: RunView, layout: Layout, glyphs: Glyphs) -> list[Line]:
@@ -35,8 +35,8 @@ def _table(view: RunView, layout: Layout, glyphs: Glyphs) -> list[Line]:
         layer = view.layers[index]
         selected = view.worst is not None and index in worst
         parts = (
-            layer_row.label(layer, layout, selected, glyphs),
-            layer_row.load(layer, layout, glyphs, colour=False),
+            layer_row.label(layer, layout, selected),
+            layer_row.load(layer, layout, colour=False),
             layer_row.balance(layer, layout, glyphs),
             layer_row.entropy(layer, layout, glyphs),
             layer_row.drop(layer, layout, glyphs),

@@ -50,5 +50,5 @@ def test_a_jsonl_that_holds_no_records_is_no_run(tmp_path: Path) -> None:
 
 def test_a_single_file_that_is_no_log_is_refused_with_the_reason(tmp_path: Path) -> None:
     text = put(tmp_path / "notes.txt", "hello\n")
-    with pytest.raises(NoRuns, match="is no run log .not JSON"):
+    with pytest.raises(NoRuns, match=r"is no run log \(not JSON"):
         find_runs(text)

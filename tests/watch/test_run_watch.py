@@ -58,8 +58,12 @@ def test_a_log_whose_layers_change_starts_a_new_history(
 ) -> None:
     wider = make_header(model={"layers": [1, 2, 3, 4], "layer_names": None})
     path = write_log(
-        [make_header(), make_step(1, [balanced()] * 3, 2048)]
-        + [wider, make_step(2, [balanced()] * 4, 2048)]
+        [
+            make_header(),
+            make_step(1, [balanced()] * 3, 2048),
+            wider,
+            make_step(2, [balanced()] * 4, 2048),
+        ]
     )
     view = view_of(open_log(path))
     assert len(view.layers) == 4

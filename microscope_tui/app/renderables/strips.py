@@ -6,16 +6,18 @@ from rich.segment import Segment
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.report.spans import Line, Span, line_width, width_of
+from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.spans import Line, Span, width_of
 
 
-def to_strip(line: Iterable[Span], color_system: str | None) -> Strip:
+def to_strip(line: Iterable[Span], color_system: str | None, glyphs: Glyphs) -> Strip:
     """One line as a strip. Neighbours of one role are merged: every segment costs bytes."""
     segments: list[Segment] = []
     role_before: str | None = None
     for text, role in line:
         if not text:
             continue
+        text = spelled(text, glyphs)
         if role == role_before:
             segments[-1] = Segment(segments[-1].text + text, segments[-1].style)
         else:
@@ -40,8 +42,3 @@ def cut(line: Line, start: int, end: int) -> Line:
 def tiles(width: int, tile: int) -> list[tuple[int, int]]:
     """Start and end of each tile of a part ``width`` cells wide."""
     return [(at, min(width, at + tile)) for at in range(0, width, tile)]
-
-
-def widest(lines: Iterable[Line]) -> int:
-    """Cells of the widest line."""
-    return max((line_width(line) for line in lines), default=0)

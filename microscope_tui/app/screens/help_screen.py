@@ -33,7 +33,7 @@ class HelpScreen(ModalScreen[None]):
         self._glyphs = glyphs
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="help")
+        yield Rows(self._glyphs, id="help")
 
     def on_resize(self) -> None:
         close: Line = [Span("     esc", "accent"), Span(" closes this", "dim")]

@@ -30,15 +30,16 @@ class LayerScreen(RunScreen):
     BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER, *keys.EVERYWHERE]
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="header")
-        yield Rows(id="layer-title")
-        yield Rows(id="evidence")
+        glyphs = self.session.glyphs
+        yield Rows(glyphs, id="header")
+        yield Rows(glyphs, id="layer-title")
+        yield Rows(glyphs, id="evidence")
         with Grid(id="charts"):
-            yield Rows(id="chart-load")
-            yield Rows(id="chart-balance")
-            yield Rows(id="chart-entropy")
-            yield Rows(id="chart-drop")
-        yield Rows(id="keys")
+            yield Rows(glyphs, id="chart-load")
+            yield Rows(glyphs, id="chart-balance")
+            yield Rows(glyphs, id="chart-entropy")
+            yield Rows(glyphs, id="chart-drop")
+        yield Rows(glyphs, id="keys")
 
     async def redraw(self) -> None:
         selected = self.session.selected

@@ -37,18 +37,19 @@ class MainScreen(RunScreen):
         self._first = 0
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="header")
-        yield Rows(id="verdict")
-        yield Rows(id="heads")
+        glyphs = self.session.glyphs
+        yield Rows(glyphs, id="header")
+        yield Rows(glyphs, id="verdict")
+        yield Rows(glyphs, id="heads")
         with Horizontal(id="table"):
-            yield Rows(id="label")
-            yield Tiles(id="load")
-            yield Rows(id="balance", classes="part")
-            yield Rows(id="entropy", classes="part")
-            yield Rows(id="drop", classes="part")
-        yield Rows(id="ribbon")
-        yield Rows(id="notes")
-        yield Rows(id="keys")
+            yield Rows(glyphs, id="label")
+            yield Tiles(glyphs, id="load")
+            yield Rows(glyphs, id="balance", classes="part")
+            yield Rows(glyphs, id="entropy", classes="part")
+            yield Rows(glyphs, id="drop", classes="part")
+        yield Rows(glyphs, id="ribbon")
+        yield Rows(glyphs, id="notes")
+        yield Rows(glyphs, id="keys")
 
     def page(self) -> int:
         return self._layout.visible_layers if self._layout else 10
@@ -100,7 +101,7 @@ class MainScreen(RunScreen):
         glyphs, columns = self.session.glyphs, layout.columns
         lines = 3 if layout.roomy else 2
         self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
-        self.query_one("#verdict", Rows).show(frame.verdict(view, columns, lines, glyphs))
+        self.query_one("#verdict", Rows).show(frame.verdict(view, columns, lines))
         self.query_one("#heads", Rows).show([frame.column_heads(view, layout)])
         moment = self.moment(view)
         self.query_one("#ribbon", Rows).show([frame.ribbon(view, layout, glyphs, moment)])
@@ -117,9 +118,7 @@ class MainScreen(RunScreen):
             return layer.index == self.session.selected
 
         parts: dict[str, list[Line]] = {
-            "#label": _flat(
-                layer_row.label(layer, layout, selected(layer), glyphs) for layer in visible
-            ),
+            "#label": _flat(layer_row.label(layer, layout, selected(layer)) for layer in visible),
             "#balance": _flat(layer_row.balance(layer, layout, glyphs) for layer in visible),
             "#entropy": _flat(layer_row.entropy(layer, layout, glyphs) for layer in visible),
             "#drop": _flat(layer_row.drop(layer, layout, glyphs) for layer in visible),
@@ -127,7 +126,7 @@ class MainScreen(RunScreen):
         for selector, lines in parts.items():
             self.query_one(selector, Rows).show(lines)
         self.query_one(Tiles).show(
-            _flat(layer_row.load(layer, layout, glyphs, colour) for layer in visible)
+            _flat(layer_row.load(layer, layout, colour) for layer in visible)
         )
 
     async def action_open_layer(self) -> None:

@@ -23,7 +23,7 @@ class WaitingScreen(Screen[None]):
         self.session = session
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="waiting")
+        yield Rows(self.session.glyphs, id="waiting")
 
     def on_resize(self) -> None:
         self.redraw()

@@ -13,6 +13,7 @@ from textual.widget import Widget
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
+from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import Line
 
 TILE = 16
@@ -21,14 +22,17 @@ TILE = 16
 class Rows(Widget):
     """Shows lines; an unchanged line costs nothing."""
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+    def __init__(
+        self, glyphs: Glyphs, *, id: str | None = None, classes: str | None = None
+    ) -> None:
         super().__init__(id=id, classes=classes)
+        self._glyphs = glyphs
         self._strips: list[Strip] = []
 
     def show(self, lines: Sequence[Line]) -> None:
         """Replace the content."""
         system = self.app.console.color_system
-        self.show_strips([to_strip(line, system) for line in lines])
+        self.show_strips([to_strip(line, system, self._glyphs) for line in lines])
 
     def show_strips(self, strips: list[Strip]) -> None:
         """Replace the content by lines that are drawn already."""
@@ -54,8 +58,9 @@ class Rows(Widget):
 class Tiles(Horizontal):
     """Rows cut into tiles of ``TILE`` columns, so that a changed cell re-sends at most one tile."""
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, glyphs: Glyphs, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._glyphs = glyphs
         self._width = 0
 
     async def fit(self, width: int) -> None:
@@ -66,7 +71,7 @@ class Tiles(Horizontal):
         await self.remove_children()
         parts = []
         for start, end in tiles(width, TILE):
-            part = Rows()
+            part = Rows(self._glyphs)
             part.styles.width = end - start
             parts.append(part)
         await self.mount_all(parts)

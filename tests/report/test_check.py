@@ -1,0 +1,182 @@
+"""``check`` as a program: its exit codes are an API, and every error is one clear line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def microscope() -> Run:
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "microscope_tui.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | environment,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_a_healthy_run_exits_with_zero(microscope: Run, scenario: Any) -> None:
+    done = microscope("check", scenario("healthy", routers=3, steps=200))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "healthy at step 200 (finished)" in done.stdout
+
+
+def test_a_collapse_exits_with_two_and_says_what_why_and_next(
+    microscope: Run, scenario: Any
+) -> None:
+    done = microscope("check", scenario("collapse", routers=3, steps=450))
+    assert done.returncode == 2
+    for text in ("CRITICAL", "Router collapse in L3 since step 1", "why", "next"):
+        assert text in done.stdout
+
+
+def test_the_json_report_follows_its_schema(microscope: Run, scenario: Any) -> None:
+    done = microscope("check", scenario("collapse", routers=3, steps=450), "--json")
+    report = json.loads(done.stdout)
+    (run,) = report["runs"]
+    (finding,) = run["findings"]
+    assert report["schema_version"] == 1
+    assert set(run) == {
+        *("run", "path", "state", "last_step", "exit_code", "findings", "problem", "notes")
+    }
+    assert set(finding) == {
+        *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),
+        *("value", "limit", "confidence", "verdict", "why", "next"),
+    }
+    assert (run["exit_code"], run["state"], finding["rule"]) == (2, "finished", "COLLAPSE")
+    assert (finding["severity"], finding["layers"]) == ("crit", ["L3"])
+    assert finding["value"] < finding["limit"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--ignore", "collapse"], 0), (["--since-step", "100000"], 0), (["--fail-on", "crit"], 2)],
+)
+def test_options_narrow_what_counts(
+    microscope: Run, scenario: Any, arguments: list[str], code: int
+) -> None:
+    folder = scenario("collapse", routers=3, steps=450)
+    assert microscope("check", folder, *arguments).returncode == code
+
+
+def test_a_folder_means_its_newest_run_and_all_means_the_worst(
+    microscope: Run, scenario: Any, tmp_path: Path
+) -> None:
+    sick = scenario("collapse", routers=3, steps=450)
+    well = scenario("healthy", routers=3, steps=200)
+    os.utime(sick / "metrics.jsonl", (1000, 1000))
+    os.utime(well / "metrics.jsonl", (2000, 2000))
+    assert microscope("check", tmp_path).returncode == 0
+    done = microscope("check", tmp_path, "--all")
+    assert done.returncode == 2
+    assert "healthy-0" in done.stdout
+    assert "collapse-0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["check"], ["check", ".", "--fail-on", "never"], ["check", ".", "--wrong"]),
+        *(["demo", "--seed", "x"], ["demo", "--scenario", "nonsense"], ["a", "b", "c"]),
+        ["snapshot", ".", "--size", "wide"],
+    ],
+)
+def test_a_usage_error_exits_with_64_and_one_line(microscope: Run, arguments: list[str]) -> None:
+    done = microscope(*arguments)
+    assert done.returncode == 64
+    assert done.stdout == ""
+    assert done.stderr.startswith("moe-microscope: ")
+    assert "Traceback" not in done.stderr
+
+
+def bad_inputs(folder: Path) -> dict[str, Path]:
+    (folder / "empty").mkdir()
+    (folder / "text.txt").write_text("just a text\n")
+    (folder / "version").mkdir()
+    (folder / "version" / "metrics.jsonl").write_text(
+        '{"kind":"run","format_version":7,"model":{"layers":[]}}\n'
+    )
+    (folder / "headless").mkdir()
+    (folder / "headless" / "metrics.jsonl").write_text('{"kind":"step","step":1}\n')
+    return {
+        "no such file": folder / "missing",
+        "holds no run": folder / "empty",
+        "no run log": folder / "text.txt",
+        "format_version is 7": folder / "version",
+        "no steps in the log": folder / "headless",
+    }
+
+
+@pytest.mark.parametrize("command", ["check", "snapshot", ""])
+def test_bad_input_exits_with_three_and_says_what_it_is(
+    microscope: Run, tmp_path: Path, command: str
+) -> None:
+    for message, path in bad_inputs(tmp_path).items():
+        done = microscope(*([command] if command else []), path)
+        if command != "check" and message == "no steps in the log":
+            continue  # a run that has not begun can be looked at
+        assert done.returncode == 3, (message, done)
+        assert message in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_said(microscope: Run, scenario: Any) -> None:
+    path = scenario("healthy", routers=2, steps=50) / "metrics.jsonl"
+    path.chmod(0)
+    done = microscope("check", path)
+    assert done.returncode == 3
+    assert "Permission denied" in done.stderr
+
+
+def test_nothing_from_a_log_reaches_the_terminal_as_more_than_text(
+    microscope: Run, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    hostile = "\x1b]52;c;aGk=\x07\x9b2J\u202e[red]"
+    header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
+    collapsed = [2048, 2048, 0, 0, 0, 0, 0, 0]
+    steps = [make_step(n, [balanced(), collapsed, balanced()], 2048) for n in range(1, 200)]
+    path = write_log([header, *steps])
+    for command in ("check", "snapshot"):
+        done = microscope(command, path, PYTHONUTF8="1")
+        assert not set(done.stdout + done.stderr) & set("\x1b\x07\x9b\u202e")
+
+
+def test_without_a_terminal_the_viewer_prints_a_snapshot(microscope: Run, scenario: Any) -> None:
+    done = microscope(scenario("collapse", routers=3, steps=450))
+    assert done.returncode == 0
+    assert "router collapse" in done.stdout
+    assert "no terminal here" in done.stderr
+    assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_that_cannot_say_utf_8_gets_ascii(microscope: Run, scenario: Any) -> None:
+    folder = scenario("collapse", routers=3, steps=450)
+    done = microscope("snapshot", folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+
+
+def test_demo_leaves_nothing_behind_unless_asked(microscope: Run, tmp_path: Path) -> None:
+    done = microscope("demo", "--scenario", "healthy", TMPDIR=str(tmp_path))
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    kept = microscope("demo", "--scenario", "collapse", "-o", tmp_path / "out")
+    assert kept.returncode == 0
+    assert (tmp_path / "out" / "collapse" / "metrics.jsonl").exists()
+    again = microscope("demo", "--scenario", "collapse", "-o", tmp_path / "out")
+    assert again.returncode == 64
+    assert "holds a run already" in again.stderr

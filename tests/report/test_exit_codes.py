@@ -1,0 +1,59 @@
+"""Which findings amount to which exit code."""
+
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis.episodes import Episode, Severity, group
+from microscope_tui.report.check import exit_code, worst_code
+from microscope_tui.runlog.records import RouterInfo
+
+INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR
+
+
+def episode(index: int, severity: Severity, recovered_at: int | None = None) -> Episode:
+    return Episode(
+        rule="METER" if severity is ERROR else "COLLAPSE",
+        router_index=index,
+        router=RouterInfo(f"L{index}", index, 8, 2),
+        severity=severity,
+        onset=1,
+        alarm=1,
+        last=2,
+        value=0.0,
+        limit=0.0,
+        facts={},
+        confidence="exact counts",
+        recovered_at=recovered_at,
+    )
+
+
+@pytest.mark.parametrize(
+    ("episodes", "code"),
+    [
+        ([], 0),
+        ([episode(0, INFO)], 0),
+        ([episode(0, WARN)], 1),
+        ([episode(0, WARN, recovered_at=5)], 1),
+        ([episode(0, WARN), episode(1, CRITICAL)], 2),
+        ([episode(0, ERROR)], 3),
+        ([episode(0, ERROR), episode(1, CRITICAL)], 2),
+        ([episode(0, ERROR), episode(0, CRITICAL)], 3),
+        ([episode(0, ERROR), episode(1, WARN)], 3),
+    ],
+)
+def test_the_exit_code_of_findings(episodes: list[Episode], code: int) -> None:
+    assert exit_code(group(episodes)) == code
+
+
+def test_fail_on_crit_forgives_warnings_only() -> None:
+    findings: Any = group([episode(0, WARN)])
+    assert exit_code(findings, "crit") == 0
+    assert exit_code(group([episode(0, CRITICAL)]), "crit") == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"), [([], 3), ([0], 0), ([0, 1], 1), ([1, 3], 3), ([3, 2, 0], 2)]
+)
+def test_the_worst_of_several_runs(codes: list[int], worst: int) -> None:
+    assert worst_code(codes) == worst
