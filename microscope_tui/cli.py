@@ -18,6 +18,7 @@ from microscope_tui.report.check import NO_VERDICT, as_json, as_text, judge, wor
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
+from microscope_tui.runlog.records import LOG_NAME
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.scenarios.synthetic import SCENARIOS, Shape
 from microscope_tui.scenarios.write import UnknownScenario, write_run
@@ -63,8 +64,9 @@ def watch(
     _prepare_terminal(color)
     from microscope_tui.app.microscope import Microscope
 
-    Microscope(path, glyphs=_glyphs(glyphs, sys.stderr)).run(mouse=False)
-    return 0
+    microscope = Microscope(path, glyphs=_glyphs(glyphs, sys.stderr))
+    microscope.run(mouse=False)
+    return microscope.return_code or 0
 
 
 @app.command
@@ -167,7 +169,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="moe-microscope-") as temporary:
         logs = output or Path(temporary)
         folder = logs / scenario
-        if (folder / "metrics.jsonl").exists():
+        if (folder / LOG_NAME).exists():
             _fail(f"{folder}: holds a run already; choose another -o, or remove it", USAGE)
         if live:
             from microscope_tui.scenarios.live import writing
@@ -272,7 +274,7 @@ def _print(text: str) -> None:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"moe-microscope: {message}\n")
+    sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,5 +1,9 @@
 """The application: opens the session, shows the right screen, leaves the terminal as it was."""
 
+import asyncio
+import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -59,6 +63,12 @@ class Microscope(App[None]):
         if not self.session.has_run:
             await self.push_screen(WaitingScreen(self.session))
         self.set_interval(0.25, self._move_on)
+        # Without this a terminated microscope leaves the alternate screen on.
+        for signal_ in (signal.SIGTERM, signal.SIGHUP):
+            with suppress(ValueError, RuntimeError):  # not in the main thread: under test
+                asyncio.get_running_loop().add_signal_handler(
+                    signal_, partial(self.exit, return_code=128 + signal_)
+                )
 
     def on_unmount(self) -> None:
         self.session.stop()

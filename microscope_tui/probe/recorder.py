@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui import measures
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.writer import LOG_NAME, RunLogWriter
+from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
+from microscope_tui.runlog.writer import RunLogWriter
 
 _logger = logging.getLogger("moe_microscope.probe")
 

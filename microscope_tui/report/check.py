@@ -12,6 +12,7 @@ from typing import Any
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.episodes import Episode, Finding, Severity, group
 from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
 
 SCHEMA_VERSION = 1
@@ -65,7 +66,7 @@ def judge(
     code = NO_VERDICT if problem else exit_code([f for f, _ in findings], fail_on)
     return Judgement(
         run=file.name,
-        path=str(file.path),
+        path=safe_text(file.path, 1000),
         state=state,
         last_step=last_step,
         exit_code=code,

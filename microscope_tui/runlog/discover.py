@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.records import BadLine, UnknownFormat
+from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
+from microscope_tui.runlog.safe_text import safe_text
 
 MAX_DEPTH = 4
 _PROBE_BYTES = 1 << 20
@@ -90,9 +91,10 @@ def _log_files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _run_name(path: Path, root: Path) -> str:
-    """The folder for ``metrics.jsonl``, else the file name, relative to where we look."""
-    named_by_folder = path.name == "metrics.jsonl" and path.parent != root
-    shown = path.parent if named_by_folder else path.with_suffix("")
-    if path.name == "metrics.jsonl" and path.parent == root:
-        return root.resolve().name
-    return str(shown.relative_to(root))
+    """The folder for ``metrics.jsonl``, else the file name, relative to where we look.
+
+    File names are text from a stranger too.
+    """
+    if path.name != LOG_NAME:
+        return safe_text(path.with_suffix("").relative_to(root))
+    return safe_text(root.resolve().name if path.parent == root else path.parent.relative_to(root))

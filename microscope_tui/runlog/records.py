@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 FORMAT_VERSION = 1
+LOG_NAME = "metrics.jsonl"
 
 Values = list[float | None]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-LOG_NAME = "metrics.jsonl"
 _logger = logging.getLogger("moe_microscope.runlog")
 
 

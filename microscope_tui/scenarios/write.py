@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from microscope_tui import measures
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.writer import LOG_NAME, RunLogWriter
+from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
+from microscope_tui.runlog.writer import RunLogWriter
 from microscope_tui.scenarios.synthetic import SCENARIOS, Shape, Step, Truth
 
 

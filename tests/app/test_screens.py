@@ -1,0 +1,206 @@
+"""Keys and screens through Textual's pilot."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.binding import Binding
+from textual.pilot import Pilot
+
+from microscope_tui.app import keys
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.screens.help_screen import HelpScreen
+from microscope_tui.app.screens.layer_screen import LayerScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.waiting_screen import WaitingScreen
+from microscope_tui.app.widgets.rows import Rows, Tiles
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import plain
+
+
+def text_of(app: Microscope, selector: str) -> str:
+    """What the rows at ``selector`` on the present screen show."""
+    widget = app.screen.query_one(selector)
+    parts = widget.query(Rows) if isinstance(widget, Tiles) else [widget]
+    assert all(isinstance(part, Rows) for part in parts)
+    columns = [[strip.text for strip in part._strips] for part in parts]  # type: ignore[union-attr]
+    return "\n".join("".join(row) for row in zip(*columns, strict=True))
+
+
+async def settled(pilot: Pilot[None]) -> Microscope:
+    """The app once the whole log has been read and shown."""
+    app = pilot.app
+    assert isinstance(app, Microscope)
+    for _ in range(200):
+        watch = app.session.watch
+        if watch is not None and watch.complete:
+            break
+        await pilot.pause(0.05)
+    await pilot.pause(0.4)
+    return app
+
+
+async def test_the_cursor_moves_between_layers_and_stops_at_the_ends(collapsed: Path) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+        app = await settled(pilot)
+        seen = []
+        for key in ("down", "j", "up", "k", "k", "G", "down", "home"):
+            await pilot.press(key)
+            seen.append(app.session.selected)
+        assert seen == [1, 2, 1, 0, 0, 4, 4, 0]
+        await pilot.press("down")
+        row = next(line for line in text_of(app, "#label").split("\n") if "▶" in line)
+        assert "L2" in row
+
+
+async def test_the_next_alert_is_the_sick_layer_and_enter_opens_it(collapsed: Path) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+        app = await settled(pilot)
+        await pilot.press("a")
+        assert app.session.selected == 3
+        await pilot.press("enter")
+        await pilot.pause(0.3)
+        assert isinstance(app.screen, LayerScreen)
+        assert "Router collapse in L4" in text_of(app, "#evidence")
+        assert "balance c" in text_of(app, "#chart-balance")
+        await pilot.press("up")
+        await pilot.pause(0.2)
+        assert "L3" in text_of(app, "#layer-title")
+        assert "no alerts in this layer" in text_of(app, "#evidence")
+        await pilot.press("escape")
+        assert isinstance(app.screen, MainScreen)
+        assert app.session.selected == 2
+
+
+async def test_pausing_holds_the_moment_while_the_run_goes_on(
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    path = write_log([make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 20))])
+    async with Microscope(path).run_test(size=(100, 30)) as pilot:
+        app = await settled(pilot)
+        await pilot.press("f")
+        with path.open("ab") as file:
+            for n in range(20, 40):
+                file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
+        await pilot.pause(1.0)
+        assert "PAUSED at step 19" in text_of(app, "#ribbon")
+        assert "step 19 " in text_of(app, "#header")
+        await pilot.press("f")
+        await pilot.pause(0.2)
+        assert "step 39 " in text_of(app, "#header")
+
+
+async def test_an_empty_folder_is_waited_on_until_a_run_appears(
+    tmp_path: Path, scenario: Any
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    async with Microscope(logs).run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        await pilot.pause(0.5)
+        assert isinstance(app.screen, WaitingScreen)
+        assert "waiting for a run" in text_of(app, "#waiting")  # type: ignore[arg-type]
+        scenario("healthy", routers=3, steps=50).rename(logs / "run")
+        for _ in range(80):
+            if isinstance(app.screen, MainScreen):
+                break
+            await pilot.pause(0.1)
+        assert isinstance(app.screen, MainScreen)
+
+
+async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 50)) as pilot:
+        app = await settled(pilot)
+        bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
+        await pilot.press("question_mark")
+        await pilot.pause(0.2)
+        assert isinstance(app.screen, HelpScreen)
+        shown = text_of(app, "#help")
+        for binding in bindings:
+            assert (binding.tooltip or binding.description) in shown
+        listed = keys.help_lines(bindings, Glyphs.BRAILLE)
+        assert len(listed) == len(bindings)
+        assert all(plain(line).strip() in shown for line in listed)
+        await pilot.press("escape")
+        assert isinstance(app.screen, MainScreen)
+
+
+@pytest.mark.parametrize("screen", ["main", "layer"])
+async def test_every_binding_has_an_action_and_an_id_of_its_own(
+    collapsed: Path, screen: str
+) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+        app = await settled(pilot)
+        if screen == "layer":
+            await pilot.press("enter")
+        bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
+        assert len({b.id for b in bindings}) == len(bindings)
+        used = [key for b in bindings for key in b.key.split(",")]
+        assert len(set(used)) == len(used)
+        for binding in bindings:
+            name = binding.action.split("(")[0]
+            owner: object = app if name.startswith("app.") else app.screen
+            assert hasattr(owner, f"action_{name.removeprefix('app.')}"), binding
+
+
+async def test_more_layers_than_lines_are_scrolled_and_said(scenario: Any) -> None:
+    folder = scenario("healthy", routers=40, steps=30)
+    async with Microscope(folder).run_test(size=(100, 30)) as pilot:
+        app = await settled(pilot)
+        assert "more layers" in text_of(app, "#notes")
+        await pilot.press("end")
+        assert "L40" in text_of(app, "#label")
+        await pilot.press("pageup")
+        assert "L1 " not in text_of(app, "#label")
+        assert "▶" in text_of(app, "#label")
+
+
+@pytest.mark.parametrize("experts", [8, 256])
+async def test_the_load_is_drawn_in_tiles_that_add_up(scenario: Any, experts: int) -> None:
+    folder = scenario("collapse", routers=3, num_experts=experts, steps=300)
+    async with Microscope(folder).run_test(size=(140, 40)) as pilot:
+        app = await settled(pilot)
+        lines = text_of(app, "#load").split("\n")
+        assert len({len(line) for line in lines}) == 1
+        assert "×" in text_of(app, "#load")
+        assert sum(part.size.width for part in app.screen.query_one(Tiles).query(Rows)) == len(
+            lines[0]
+        )
+
+
+async def test_any_resize_is_survived(collapsed: Path) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+        app = await settled(pilot)
+        for size in [(300, 100), (1, 1), (40, 10), (20, 5), (60, 20), (39, 50), (120, 9), (80, 24)]:
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.05)
+        await pilot.press("enter")
+        for size in [(30, 6), (200, 60), (10, 3), (80, 24)]:
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.05)
+        await pilot.press("escape")
+        await pilot.pause(0.2)
+        assert "L5" in text_of(app, "#label")
+
+
+async def test_a_run_that_is_deleted_stays_on_screen(collapsed: Path) -> None:
+    async with Microscope(collapsed).run_test(size=(100, 30)) as pilot:
+        app = await settled(pilot)
+        await asyncio.to_thread((collapsed / "metrics.jsonl").unlink)
+        await pilot.pause(0.9)
+        assert "deleted" in text_of(app, "#header")
+        assert "L5" in text_of(app, "#label")
+
+
+async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
+    tmp_path: Path, scenario: Any
+) -> None:
+    scenario("healthy", routers=3, steps=30)
+    async with Microscope(tmp_path).run_test(size=(100, 30)) as pilot:
+        app = await settled(pilot)
+        assert "healthy-0" in text_of(app, "#header")
+        scenario("collapse", routers=3, steps=300)
+        await pilot.pause(3.0)
+        assert "collapse-0" in text_of(app, "#header")

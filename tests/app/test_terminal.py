@@ -1,0 +1,130 @@
+"""The microscope in a real terminal: what is seen, what is sent, and how it is left."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Start = Callable[..., Any]
+LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
+SHOWS_CURSOR = b"\x1b[?25h"
+
+
+def test_the_verdict_and_every_layer_are_on_the_first_screen(
+    terminal: Start, collapsed: Path
+) -> None:
+    screen = terminal(collapsed)
+    screen.wait_for("L5")
+    screen.wait_for("CRITICAL")
+    for text in (
+        "Router collapse in L4 since step",
+        "why",
+        "next",
+        "balance c",
+        "entropy H",
+        "quit",
+    ):
+        assert text in screen.text
+
+
+@pytest.mark.parametrize("leave", ["q", "\x03"])
+def test_quitting_leaves_a_sane_terminal_and_exit_code_zero(
+    terminal: Start, collapsed: Path, leave: str
+) -> None:
+    screen = terminal(collapsed)
+    screen.wait_for("L5")
+    screen.press(leave)
+    assert screen.exit_code() == 0
+    assert LEAVES_ALTERNATE_SCREEN in screen.output
+    assert SHOWS_CURSOR in screen.output
+    assert b"Traceback" not in screen.output
+
+
+def test_nothing_is_sent_while_nothing_changes(terminal: Start, collapsed: Path) -> None:
+    # An old file: its age in words changes once an hour, not while the test looks.
+    import os
+
+    os.utime(collapsed / "metrics.jsonl", (1_000_000_000, 1_000_000_000))
+    screen = terminal(collapsed)
+    screen.wait_for("CRITICAL")
+    screen.read(1.5)
+    assert screen.read(2.0) == b""
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(20, 5), (39, 9), (10, 2)])
+def test_a_window_that_is_too_small_says_what_it_needs(
+    terminal: Start, collapsed: Path, columns: int, rows: int
+) -> None:
+    screen = terminal(collapsed, columns=columns, rows=rows)
+    screen.wait_for("step 450"[:columns])
+    if rows >= 3:
+        screen.wait_for("needs 40x10, has")
+    screen.press("q")
+    assert screen.exit_code() == 0
+
+
+def test_ascii_and_no_colour_still_tell_the_whole_story(terminal: Start, collapsed: Path) -> None:
+    screen = terminal(collapsed, "--glyphs", "ascii", "--color", "never", columns=80, rows=24)
+    screen.wait_for("CRITICAL")
+    screen.read(0.5)
+    assert screen.text.isascii()
+    row = next(line for line in screen.screen.display if " L4 " in line and "x" in line)
+    assert "#" in row
+    assert " C " in row
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}])
+def test_a_dumb_terminal_is_told_what_to_use_instead(
+    terminal: Start, collapsed: Path, environment: dict[str, str]
+) -> None:
+    screen = terminal(collapsed, **environment)
+    assert screen.exit_code() == 64
+    assert b"use `snapshot` or `check`" in screen.output
+
+
+def test_a_hostile_log_sends_no_escape_sequence_of_its_own(
+    terminal: Start, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    hostile = "\x1b]52;c;aGFja2Vk\x07\x1b]0;owned\x07[@click=app.quit]x[/]"
+    header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
+    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+    steps = [make_step(n, [balanced(), sick, balanced()], 2048) for n in range(1, 200)]
+    event = {"kind": "event", "event": hostile, "reason": hostile, "step": 3}
+    screen = terminal(write_log([header, *steps, event], name="a\u202eb"))
+    screen.wait_for("CRITICAL")
+    screen.press("\r")
+    screen.wait_for("max load")
+    screen.press("q")
+    assert screen.exit_code() == 0
+    assert b"\x1b]52" not in screen.output
+    assert b"owned" not in screen.output.replace(b"0;owned", b"") or b"\x1b]0;" not in screen.output
+    assert "\u202e".encode() not in screen.output
+
+
+def test_nan_everywhere_is_shown_and_survived(
+    terminal: Start, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    nan = {"entropy": ["NaN"] * 3, "mean_entropy": ["NaN"] * 3, "drop_rate": ["NaN"] * 3}
+    steps = [
+        make_step(n, [balanced()] * 3, 2048, loss="NaN", grad_norm="Infinity", router=nan)
+        for n in range(1, 150)
+    ]
+    screen = terminal(write_log([make_header(), *steps]))
+    screen.wait_for("METER")
+    screen.wait_for("NaN")
+    screen.press("\r")
+    screen.wait_for("not measured")
+    screen.press("q")
+    assert screen.exit_code() == 0
+
+
+def test_a_terminated_microscope_leaves_the_terminal_usable(
+    terminal: Start, collapsed: Path
+) -> None:
+    screen = terminal(collapsed)
+    screen.wait_for("L5")
+    screen.kill(signal.SIGTERM)
+    assert screen.exit_code() == 128 + signal.SIGTERM
+    assert LEAVES_ALTERNATE_SCREEN in screen.output
