@@ -28,7 +28,8 @@ class Terminal:
         if self.pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             plain = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONUTF8": "1"}
-            os.environ.pop("NO_COLOR", None)
+            for name in ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM"):
+                os.environ.pop(name, None)
             os.environ.update(plain | environment)
             os.execv(sys.executable, [sys.executable, "-m", "microscope_tui.cli", *arguments])
         self._code: int | None = None
