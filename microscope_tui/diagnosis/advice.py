@@ -39,7 +39,7 @@ def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) ->
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence else ""
     why, remedy = _TEXTS[finding.rule](worst, run)
     if finding.rule in ("COLLAPSE", "DEAD") and finding.active:
-        remedy = f"{_roll_back(finding.onset, checkpoints)}, {remedy}"
+        remedy = f"{_roll_back(finding.onset, checkpoints)} and {remedy}"
     if not finding.active:
         remedy = f"Nothing now; if it returns: {remedy}"
     if worst.confidence != "exact counts":
@@ -89,7 +89,7 @@ def _roll_back(onset: int, checkpoints: Sequence[int]) -> str:
     sound = [step for step in checkpoints if step < onset]
     if sound:
         return f"roll back to step {max(sound):,}"
-    return f"start again from before step {onset:,}"
+    return f"restart from before step {onset:,}"
 
 
 def _stronger_balance(run: RunRecord) -> str:
@@ -122,7 +122,7 @@ def _collapse(worst: Episode, run: RunRecord) -> tuple[str, str]:
     share = _number(worst, "share")
     if share is not None:
         noun, verb = ("experts", "take") if worst.router.top_k > 1 else ("expert", "takes")
-        why += f"; {noun} {_experts(worst)} {verb} {share:.0%} of the assignments"
+        why += f"; {noun} {_experts(worst)} {verb} {share:.0%} of the load"
     return f"{why}. The loss does not show it.", _stronger_balance(run)
 
 

@@ -7,6 +7,7 @@ choice for the whole picture, made once.
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 
 from microscope_tui.watch.history import Column
 
@@ -83,10 +84,11 @@ def spark(
 ) -> list[str]:
     """A curve from 0 to ``top`` in ``height`` lines of ``width`` cells, newest at the right.
 
-    Gaps (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
+    More columns than fit are merged, never cut off: a curve shows the whole history. Gaps
+    (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
     """
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
-    cells = list(columns)[-width * per_cell :]
+    cells = merged(columns, width * per_cell)
     if glyphs is Glyphs.BRAILLE:
         return _braille(cells, width, top, height)
     if glyphs is Glyphs.BLOCK:
@@ -102,6 +104,22 @@ def bar(share: float, width: int, glyphs: Glyphs) -> str:
         return ("#" * round(eighths / 8)).ljust(width)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
+    """At most ``count`` columns; the lowest and the highest value of those merged are kept."""
+    if len(columns) <= count:
+        return columns
+    cuts = [len(columns) * i // count for i in range(count + 1)]
+    return [_merge(columns[a:b]) for a, b in pairwise(cuts)]
+
+
+def _merge(columns: Sequence[Column]) -> Column:
+    measured = [column for column in columns if column.low == column.low]
+    if not measured:
+        return columns[0]
+    mean = math.fsum(column.mean for column in measured) / len(measured)
+    return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
 
 
 def _deviation(load: float) -> float:

@@ -60,7 +60,7 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     fixed = (1 + 1 + 3 + 1 + 1 + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
     body = max(1, rows - fixed)
-    height = max(1, min(_MAX_HEIGHT, body // layers)) if roomy else 1
+    height = max(1, min(_MAX_HEIGHT, body // layers))
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
     drop = bar + 5 if bar else 8 if columns >= 72 else 4

@@ -9,6 +9,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+BIAS_UPDATE_RATE = 0.001
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -30,6 +32,7 @@ class Step:
     loss: float
     tokens: int
     tokens_per_expert: list[list[int]]
+    expert_bias: list[list[float]]
     router: dict[str, list[float]]
     learning_rate: float
     grad_norm: float
@@ -126,6 +129,7 @@ def _settling(shape: Shape, rng: random.Random) -> Weights:
 
 
 def _steps(shape: Shape, rng: random.Random, weights: Weights) -> Iterator[Step]:
+    bias = [[0.0] * shape.num_experts for _ in range(shape.routers)]
     for step in range(1, shape.steps + 1):
         counts = [
             draw_counts(weights(router, step), shape.tokens, shape.top_k, rng)
@@ -136,6 +140,11 @@ def _steps(shape: Shape, rng: random.Random, weights: Weights) -> Iterator[Step]
         router = {
             "entropy": [entropy for entropy, _ in entropies],
             "mean_entropy": [mean for _, mean in entropies],
+            "z_loss": [abs(rng.gauss(0.8, 0.02)) for _ in counts],
+            "max_logit": [abs(rng.gauss(3.1, 0.1)) for _ in counts],
+            "grad_norm": [abs(rng.gauss(0.02, 0.002)) for _ in counts],
+            "selected_mass": [min(1.0, abs(rng.gauss(0.6, 0.01))) for _ in counts],
+            "margin": [abs(rng.gauss(0.04, 0.002)) for _ in counts],
         }
         if shape.capacity_factor is not None:
             capacity = shape.capacity_factor * shape.tokens * shape.top_k / shape.num_experts
@@ -147,10 +156,15 @@ def _steps(shape: Shape, rng: random.Random, weights: Weights) -> Iterator[Step]
             loss=1.4 + 3.0 * math.exp(-4 * progress) + rng.gauss(0, 0.02),
             tokens=shape.tokens,
             tokens_per_expert=counts,
+            expert_bias=[list(row) for row in bias],
             router=router,
             learning_rate=1e-3 * min(1.0, step / 100) * 0.5 * (1 + math.cos(math.pi * progress)),
             grad_norm=abs(rng.gauss(0.9, 0.1)),
         )
+        for row, biases in zip(counts, bias, strict=True):
+            fair = sum(row) / len(row)
+            for expert, count in enumerate(row):
+                biases[expert] += BIAS_UPDATE_RATE * ((count < fair) - (count > fair))
 
 
 def _entropy(counts: list[int], progress: float, rng: random.Random) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from microscope_tui import measures
 from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
 from microscope_tui.runlog.writer import RunLogWriter
-from microscope_tui.scenarios.synthetic import SCENARIOS, Shape, Step, Truth
+from microscope_tui.scenarios.synthetic import BIAS_UPDATE_RATE, SCENARIOS, Shape, Step, Truth
 
 
 class UnknownScenario(ValueError):
@@ -85,7 +85,7 @@ def _header(run: str, shape: Shape) -> dict[str, object]:
             "norm_top_k": True,
             "capacity_factor": shape.capacity_factor,
         },
-        "balance": {"method": "bias", "bias_update_rate": 0.001},
+        "balance": {"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE},
         "source": {"writer": "moe-microscope demo", "counts": "exact"},
     }
 
@@ -110,6 +110,6 @@ def _record(item: Step, shape: Shape, now: float, elapsed: float) -> dict[str, o
             name: [None if v is None else round(v, 5) for v in values]
             for name, values in router.items()
         },
-        "expert_bias": [],
+        "expert_bias": [[round(b, 4) for b in row] for row in item.expert_bias],
         "tokens_per_expert": rows,
     }

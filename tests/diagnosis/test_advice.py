@@ -38,7 +38,7 @@ def test_a_collapse_is_told_in_three_lines() -> None:
     assert advice.why.startswith(
         "8.7 of 64 experts effective (58.1 before); experts 0, 1, 2, 3, 4, 5 and 2 more take 97%"
     )
-    assert advice.next == "Roll back to step 11,900, raise bias_update_rate from 0.001 to 0.003."
+    assert advice.next == "Roll back to step 11,900 and raise bias_update_rate from 0.001 to 0.003."
 
 
 @pytest.mark.parametrize(

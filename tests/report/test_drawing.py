@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscope_tui.report import frame, layer_row, words
-from microscope_tui.report.glyphs import Glyphs, bar, bin_loads, load_glyph, load_level, spark
+from microscope_tui.report.glyphs import (
+    Glyphs,
+    bar,
+    bin_loads,
+    load_glyph,
+    load_level,
+    merged,
+    spark,
+)
 from microscope_tui.report.layout import MIN_COLUMNS, first_visible, fit
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.report.spans import Span, crop, line_width, pad, width_of
@@ -33,6 +41,19 @@ def test_gaps_stay_blank_and_extremes_touch_the_edges() -> None:
     low, high = Column(0, 0, 0), Column(1, 1, 1)
     assert spark([low, gap, high], 3, 1.0, Glyphs.BLOCK) == ["▁ █"]
     assert spark([low, low, gap, gap, high, high], 3, 1.0, Glyphs.BRAILLE) == ["⣀ ⠉"]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))
+def test_merging_columns_keeps_both_ends_of_the_scale(values: list[float], count: int) -> None:
+    columns = merged([Column(value, value, value) for value in values], count)
+    assert len(columns) <= count or len(columns) == len(values)
+    assert min(column.low for column in columns) == min(values)
+    assert max(column.high for column in columns) == max(values)
+
+
+def test_a_curve_with_more_columns_than_cells_shows_the_whole_history() -> None:
+    history = [Column(1, 1, 1)] * 50 + [Column(0, 0, 0)] * 50
+    assert spark(history, 2, 1.0, Glyphs.BLOCK) == ["█▁"]
 
 
 def test_a_spike_inside_a_column_is_drawn() -> None:

@@ -1,0 +1,1 @@
+"""Measurements: one command, one table, with the machine named."""

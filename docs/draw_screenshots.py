@@ -1,0 +1,75 @@
+"""Draw docs/screenshots from a real training run: build products, so that they cannot go stale.
+
+    make screenshots          (or: python docs/draw_screenshots.py [RUN_FOLDER])
+
+Without an argument it trains the tiny preset for 300 steps with ``--force-collapse 3@100`` first,
+about a minute on two cores, and draws that run.
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
+os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
+os.environ.pop("NO_COLOR", None)
+
+from microscope_tui.app.microscope import Microscope
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "screenshots"
+FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
+PICTURES = {
+    "main": ((112, 34), ["a"]),
+    "layer": ((112, 34), ["a", "enter"]),
+    "main-80x24": ((80, 24), ["a"]),
+}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        asyncio.run(draw_all(Path(sys.argv[1])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "--preset", "tiny", "--steps", "300"]
+        command += ["--force-collapse", "3@100", "--run", "tiny-collapse"]
+        command += ["--log-dir", folder, "--checkpoint-dir", f"{folder}/checkpoints"]
+        subprocess.run(command, check=True, cwd=ROOT)
+        asyncio.run(draw_all(Path(folder) / "tiny-collapse"))
+
+
+async def draw_all(run: Path) -> None:
+    """Every picture of ``PICTURES``."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, (size, keys) in PICTURES.items():
+        path = FOLDER / f"{name}.svg"
+        path.write_text(without_web_fonts(await drawn(run, size, keys)), encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+async def drawn(run: Path, size: tuple[int, int], keys: list[str]) -> str:
+    """The screen after ``keys``, as SVG."""
+    app = Microscope(run)
+    async with app.run_test(size=size) as pilot:
+        while app.session.watch is None or not app.session.watch.complete:
+            await pilot.pause(0.05)
+        await pilot.pause(0.5)
+        for key in keys:
+            await pilot.press(key)
+            await pilot.pause(0.4)
+        return app.export_screenshot(title="moe-microscope logs/", simplify=True)
+
+
+def without_web_fonts(svg: str) -> str:
+    """No download from a font server when somebody looks at the picture, and blanks kept."""
+    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.S)
+    svg = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", svg)
+    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
+
+
+if __name__ == "__main__":
+    main()
