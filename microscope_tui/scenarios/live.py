@@ -22,7 +22,7 @@ def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
     writer = threading.Thread(
         target=write_run,
         args=(folder, scenario),
-        kwargs={"shape": Shape(steps=1200), "seed": seed, "wait": wait},
+        kwargs={"shape": Shape(), "seed": seed, "wait": wait},
         name="scenario-writer",
         daemon=True,
     )

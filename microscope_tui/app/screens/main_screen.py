@@ -55,7 +55,7 @@ class MainScreen(RunScreen):
         return self._layout.visible_layers if self._layout else 10
 
     async def redraw(self) -> None:
-        columns, rows = self.size
+        columns, rows = self.size or self.app.size
         view = self._view(columns, rows)
         if view is None or self._layout is None:
             return

@@ -21,7 +21,9 @@ class RunScreen(Screen[None]):
         self.session = session
         self._shown: tuple[object, ...] = ()
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
+        # Before the first layout: every paint of the whole screen that is saved is 25 KB.
+        await self.redraw()
         self.set_interval(REFRESH_S, self._look)
 
     async def on_screen_resume(self) -> None:
