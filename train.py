@@ -44,7 +44,11 @@ from moe_model.training.stopping import StopRequest
 
 SAMPLE_TOKENS = 200
 
-app = App(name="train.py", help="Train a small DeepSeek-V3 whose routers the microscope can watch.")
+app = App(
+    name="train.py",
+    help="Train a small DeepSeek-V3 whose routers the microscope can watch.",
+    version_flags=[],
+)
 
 
 @app.default

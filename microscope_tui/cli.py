@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -30,7 +31,7 @@ _SMALLEST = (20, 5)
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
-    version_flags=["--version"],
+    version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
 )
 
