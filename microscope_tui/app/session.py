@@ -10,6 +10,7 @@ from pathlib import Path
 
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.runlog.discover import NoRuns, find_runs
+from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import Pin, RunView, pin, view_of
 
@@ -69,6 +70,15 @@ class Session:
         return view_of(self.watch, columns, ribbon, self.pin, only)
 
     def _read(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # a bug: what was read stays, and the screen says so
+            if self.watch is not None:
+                self.watch.error = f"reading stopped: {safe_text(repr(error), 200)}"
+            self.version += 1
+            self.first_look.set()
+
+    def _follow(self) -> None:
         last_scan = -_RESCAN_S
         while not self._stop.is_set():
             if time.monotonic() - last_scan >= _RESCAN_S and self._may_switch():

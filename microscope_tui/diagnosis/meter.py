@@ -5,12 +5,12 @@ recomputed activations), counts that are equal to ±1 (a forced-balance debug fl
 argmax is expert 0. While the meter of a router is faulty, no other rule speaks about it.
 """
 
-import math
-
 from microscope_tui.diagnosis import thresholds
 from microscope_tui.diagnosis.episodes import Facts, Reading, Severity
 from microscope_tui.diagnosis.evidence import StepView, value_at
 from microscope_tui.runlog.records import RouterInfo
+
+_MAX_TOKENS = 2.0**53  # beyond it a float is no exact count
 
 
 class Meter:
@@ -59,7 +59,7 @@ class Meter:
         total, router = sum(counts), self._router
         if router.num_experts and len(counts) != router.num_experts:
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
-        if self._exact and tokens and math.isfinite(tokens):
+        if self._exact and tokens is not None and 1 <= tokens < _MAX_TOKENS:
             expected = round(tokens * router.top_k)
             if total != expected:
                 doubled = expected > 0 and total % expected == 0 and total > 0

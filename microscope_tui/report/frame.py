@@ -57,6 +57,9 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
 def verdict(view: RunView, width: int, lines: int) -> list[Line]:
     """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is."""
     worst = view.worst
+    if view.error:
+        line = [Span(" "), Span(view.error, "crit")]
+        return [pad(line, width)] + [pad([], width)] * (lines - 1)
     if worst is None:
         return [pad([Span(" "), *_all_well(view)], width)] + [pad([], width)] * (lines - 1)
     finding, advice = worst
@@ -180,8 +183,6 @@ def _progress(share: float, width: int, glyphs: Glyphs) -> Line:
 
 
 def _all_well(view: RunView) -> Line:
-    if view.error:
-        return [Span(view.error, "crit")]
     if not view.layers:
         return [Span("no steps yet", "dim")]
     worst = view.layers[worst_first(view)[0]]

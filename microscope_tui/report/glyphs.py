@@ -118,7 +118,7 @@ def _merge(columns: Sequence[Column]) -> Column:
     measured = [column for column in columns if column.low == column.low]
     if not measured:
         return columns[0]
-    mean = math.fsum(column.mean for column in measured) / len(measured)
+    mean = sum(column.mean for column in measured) / len(measured)
     return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
 
 

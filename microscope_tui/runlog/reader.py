@@ -21,6 +21,7 @@ from microscope_tui.runlog.records import (
 )
 
 _SUMMARY_NAMES = RouterSummary.__struct_fields__
+_MAX_TOKENS = 2.0**53
 
 
 @dataclass(slots=True)
@@ -40,12 +41,13 @@ class Defects:
 class StepEntry:
     """A step with its line, so that its matrices can be decoded when somebody asks."""
 
-    __slots__ = ("_line", "_matrices", "_routers", "record")
+    __slots__ = ("_line", "_matrices", "record", "routers")
 
     def __init__(self, record: StepRecord, line: bytes, routers: int) -> None:
         self.record = record
+        self.routers = routers
+        """Number of routers that the run had at this step."""
         self._line = line
-        self._routers = routers
         self._matrices: Matrices | None = None
 
     @property
@@ -56,7 +58,7 @@ class StepEntry:
     def matrices(self) -> Matrices:
         """Counts and biases of this step; decoded once."""
         if self._matrices is None:
-            self._matrices = decode_matrices(self._line, self._routers)
+            self._matrices = decode_matrices(self._line, self.routers)
         return self._matrices
 
 
@@ -101,6 +103,9 @@ class RunReader:
                 raise BadLine("a step before any run record, and without counts to go by")
             yield self.run
         routers = len(self.run.routers)
+        if record.tokens is not None and not 1 <= record.tokens < _MAX_TOKENS:
+            self.defects.add(number, f"tokens is {record.tokens:g}, not a number of tokens")
+            record.tokens = None
         summary = record.router
         for name in _SUMMARY_NAMES:
             values = cast(Values | None, getattr(summary, name))

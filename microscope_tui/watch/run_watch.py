@@ -145,14 +145,18 @@ class RunWatch:
     def _take_run(self, run: RunRecord) -> None:
         before = self.run if self.diagnosis is not None else None
         self.run, self.end = run, None
+        if self.latest is not None and self.latest.routers != len(run.routers):
+            self.preview = self.latest = self.with_counts = None  # another model from here on
         if before is None or before.routers != run.routers or self.history is None:
             self.history = _new_history(run)
             self.diagnosis = Diagnosis(run)
         elif self.diagnosis is not None:
-            at = run.resumed_at_step or 1
             self.diagnosis.run = run
-            self.diagnosis.restart(at)
-            self.history.restart(at)
+            # Without a step to resume at, the steps themselves say whether they go backwards.
+            if run.resumed_at_step is not None:
+                at = max(1, min(run.resumed_at_step, self.history.last_step + 1))
+                self.diagnosis.restart(at)
+                self.history.restart(at)
 
     def _take_step(self, entry: StepEntry) -> None:
         if self.run is None or self.history is None or self.diagnosis is None:

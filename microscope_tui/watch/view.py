@@ -125,6 +125,8 @@ def view_of(
 def _view(
     watch: RunWatch, columns: int, ribbon: int, at: Pin | None, only: range | None
 ) -> RunView:
+    if at is not None and watch.run is not None and at.latest.routers != len(watch.run.routers):
+        at = None  # the log was replaced by one of another model: that moment is gone
     latest = at.latest if at else watch.latest
     with_counts = at.with_counts if at else watch.with_counts
     history = watch.preview or watch.history

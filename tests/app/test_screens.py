@@ -204,3 +204,20 @@ async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
         scenario("collapse", routers=3, steps=300)
         await pilot.pause(3.0)
         assert "collapse-0" in text_of(app, "#header")
+
+
+async def test_a_bug_in_the_reader_is_shown_and_what_was_read_stays(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+        app = await settled(pilot)
+
+        def broken(*_: object) -> bool:
+            raise KeyError("\x1b[2Jsurprise")
+
+        assert app.session.watch is not None
+        monkeypatch.setattr(app.session.watch, "advance", broken)
+        await pilot.pause(0.8)
+        assert "reading stopped: KeyError" in text_of(app, "#verdict")
+        assert "\x1b" not in text_of(app, "#verdict")
+        assert "L5" in text_of(app, "#label")
