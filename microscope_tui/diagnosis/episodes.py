@@ -27,6 +27,8 @@ class Severity(IntEnum):
         return {1: "I", 2: "W", 3: "C", 4: "M"}[self.value]
 
 
+CAUSES_FIRST = ("METER", "COLLAPSE", "DEAD", "DROPS")
+
 Facts = Mapping[str, float | str | tuple[int, ...]]
 
 
@@ -136,4 +138,9 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
         Finding(tuple(sorted(members, key=lambda e: (-e.severity, e.onset, e.router_index))))
         for members in groups
     ]
-    return sorted(findings, key=lambda f: (not f.active, -f.severity, f.onset))
+    return sorted(findings, key=lambda f: (not f.active, -f.severity, _rank(f.rule), f.onset))
+
+
+def _rank(rule: str) -> int:
+    """Of two equally severe findings the cause stands first: a collapse also drops tokens."""
+    return CAUSES_FIRST.index(rule) if rule in CAUSES_FIRST else len(CAUSES_FIRST)

@@ -64,7 +64,7 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
     drop = bar + 5 if bar else 8 if columns >= 72 else 4
-    room = columns - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
+    room = columns - 1 - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
     cell, per_cell, spark = _share(room, experts)
     hidden = [] if spark else ["curves"]
     if per_cell > 1:

@@ -98,3 +98,8 @@ def test_active_trouble_stands_before_recovered_and_worse_before_milder() -> Non
         ]
     )
     assert [finding.rule for finding in order] == ["DEAD", "DROPS", "COLLAPSE"]
+
+
+def test_of_two_critical_findings_the_cause_stands_first() -> None:
+    drops = episode(1, rule="DROPS", onset=11000, facts={"rate": 0.8})
+    assert [finding.rule for finding in group([drops, episode(1)])] == ["COLLAPSE", "DROPS"]
