@@ -167,7 +167,7 @@ def introduce(run: Run, console: Console) -> None:
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
         f"per token, on {run.device.type} in {dtype_name(run)}"
     )
-    console.say(f"watch it: moe-microscope {options.log_dir}")
+    console.say(f"watch it: moe-microscope {options.log_dir / options.run}")
 
 
 def validate(run: Run, progress: Progress, checkpoints: Checkpoints, log: Log) -> None:
@@ -207,6 +207,7 @@ def conclude(run: Run, progress: Progress, console: Console, reason: str) -> Non
     options = run.options
     console.summary(progress, "finished" if reason == "finished" else "stopped by a signal")
     console.say(f"checkpoint: {options.checkpoint_dir / options.run / LATEST}")
+    console.say(f"verdict: moe-microscope check {options.log_dir / options.run}")
     if reason != "finished":
         return
     prompt_S = run.corpus.tokenizer.encode(run.prompt)

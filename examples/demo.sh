@@ -14,17 +14,23 @@ if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
   exit 0
 fi
 
-mkdir -p "logs/$run.waiting" && rmdir "logs/$run.waiting" # a log folder that cannot be written is said now
+farewell() {
+  echo "watch it again:  .venv/bin/moe-microscope logs/$run"
+  echo "let it write:    .venv/bin/python -m moe_model.generate checkpoints/$run"
+}
+
 if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
-  # The trainer's pane stays open after the run; leaving the microscope ends the session.
-  exec tmux new-session -s "moe-microscope-$$" "${train[*]}; echo 'finished; press enter'; read -r _" \; \
-    split-window -v -l 75% "while [ ! -d logs/$run ]; do sleep 0.2; done; ${watch[*]}; tmux kill-session"
+  # Leaving the microscope stops the trainer as Ctrl-C would, and waits for its checkpoint.
+  tmux new-session -s "$run" "${train[*]}; tmux wait-for -S $run; echo 'the run has ended'; read -r _" \; \
+    split-window -v -l 75% "while [ ! -d logs/$run ]; do sleep 0.2; done; ${watch[*]}; \
+      tmux send-keys -t $run:0.0 C-c; tmux wait-for $run; tmux kill-session -t $run"
+  farewell
+  exit 0
 fi
 
 console="logs/$run.console.txt"
 "${train[@]}" >"$console" 2>&1 &
 trainer=$!
-trap 'kill -INT $trainer 2>/dev/null || true; wait $trainer 2>/dev/null || true; echo "the trainer wrote $console"' EXIT
+trap 'kill -INT $trainer 2>/dev/null || true; wait $trainer 2>/dev/null || true; tail -n 3 "$console"; farewell' EXIT
 while [ ! -d "logs/$run" ] && kill -0 $trainer 2>/dev/null; do sleep 0.2; done
-[ -d "logs/$run" ] || { cat "$console"; exit 1; }
 "${watch[@]}"

@@ -15,10 +15,12 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
+from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.report.check import NO_VERDICT, as_json, as_text, judge, worst_code
 from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.snapshot import snapshot_text
-from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
+from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.records import LOG_NAME
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.scenarios.synthetic import SCENARIOS, Shape
@@ -59,13 +61,13 @@ def watch(
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         _fail_without_runs(path, runs)
         _say("no terminal here: printing a snapshot instead")
-        return _print_snapshot(runs[0], 100, _glyphs(glyphs, sys.stdout))
+        return _print_snapshot(runs[0], 100, glyphs_for(glyphs, sys.stdout))
     if len(runs) == 1:
         _fail_if_unreadable(runs[0])
     _prepare_terminal(color)
     from microscope_tui.app.microscope import Microscope
 
-    microscope = Microscope(path, glyphs=_glyphs(glyphs, sys.stderr))
+    microscope = Microscope(path, glyphs=glyphs_for(glyphs, sys.stderr))
     microscope.run(mouse=False)
     return microscope.return_code or 0
 
@@ -98,6 +100,9 @@ def check(
     ignore
         Rules to leave out (METER, COLLAPSE, DEAD, DROPS); said in the output.
     """
+    unknown = [name for name in ignore or () if name.upper() not in CAUSES_FIRST]
+    if unknown:
+        _fail(f"--ignore {unknown[0]}: no such rule; there are {', '.join(CAUSES_FIRST)}", USAGE)
     runs = _runs(path)
     judgements = [
         judge(run, since_step=since_step, fail_on=fail_on, ignore=ignore or ())
@@ -135,7 +140,7 @@ def snapshot(
     columns, rows = _size(size)
     run = _runs(path)[0]
     if output is None:
-        return _print_snapshot(run, columns, _glyphs(glyphs, sys.stdout), rows)
+        return _print_snapshot(run, columns, glyphs_for(glyphs, sys.stdout), rows)
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
     try:
         output.write_text(_snapshot(run, columns, chosen, rows) + "\n", encoding="utf-8")
@@ -207,6 +212,11 @@ def _runs(path: Path, may_be_empty: bool = False) -> list[RunFile]:
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         _fail(f"{path}: this folder may not be read by you; ask its owner", NO_VERDICT)
     runs = find_runs(path)
+    unreadable = unreadable_logs(path)
+    if unreadable and not runs:
+        _fail(f"no run can be read: {'; '.join(unreadable[:3])}; ask their owner", NO_VERDICT)
+    for reason in unreadable:
+        _say(f"skipped {reason}")
     if not may_be_empty:
         _fail_without_runs(path, runs)
     return runs
@@ -245,15 +255,6 @@ def _size(size: str) -> tuple[int, int | None]:
     if not (columns.isdecimal() and rows.isdecimal()):
         _fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
     return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))
-
-
-def _glyphs(choice: str, stream: object) -> Glyphs:
-    """``auto`` means braille where the stream's encoding can carry it."""
-    if choice != "auto":
-        return Glyphs(choice)
-    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
-    dumb = os.environ.get("TERM") == "dumb"
-    return Glyphs.BRAILLE if encoding.startswith("utf") and not dumb else Glyphs.ASCII
 
 
 def _prepare_terminal(color: str) -> None:

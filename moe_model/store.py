@@ -70,8 +70,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
+        early = ", or it was stopped before its first checkpoint" if path.is_dir() else ""
         raise CheckpointError(
-            f"{path} holds no {DESCRIPTION}: name a checkpoint folder, such as "
+            f"{path} holds no {DESCRIPTION}{early}: name a checkpoint folder, such as "
             "checkpoints/RUN/latest or checkpoints/RUN/best."
         )
     folder = folder.resolve()

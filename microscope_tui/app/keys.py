@@ -34,7 +34,7 @@ EVERYWHERE = [
     Binding(
         "f,space",
         "toggle_follow",
-        "follow / pause",
+        "pause",
         id="time.follow",
         key_display="f",
         tooltip="hold this moment, or follow the run again",

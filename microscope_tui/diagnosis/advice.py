@@ -39,7 +39,7 @@ def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) ->
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence else ""
     why, remedy = _TEXTS[finding.rule](worst, run)
     if finding.rule in ("COLLAPSE", "DEAD") and finding.active:
-        remedy = f"{_roll_back(finding.onset, checkpoints)} and {remedy}"
+        remedy = f"{remedy} and {_go_back(finding.onset, checkpoints)}"
     if not finding.active:
         remedy = f"Nothing now; if it returns: {remedy}"
     if worst.confidence != "exact counts":
@@ -84,12 +84,11 @@ def _number(episode: Episode, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _roll_back(onset: int, checkpoints: Sequence[int]) -> str:
-    """Back to the last checkpoint before the onset, where the log names one."""
+def _go_back(onset: int, checkpoints: Sequence[int]) -> str:
+    """Back to before the onset; the log says what was saved, not what is still on disk."""
     sound = [step for step in checkpoints if step < onset]
-    if sound:
-        return f"roll back to step {max(sound):,}"
-    return f"restart from before step {onset:,}"
+    saved = f" (a checkpoint was written at {max(sound):,})" if sound else ""
+    return f"go back to before step {onset:,}{saved}"
 
 
 def _stronger_balance(run: RunRecord) -> str:
@@ -123,7 +122,7 @@ def _collapse(worst: Episode, run: RunRecord) -> tuple[str, str]:
     if share is not None:
         noun, verb = ("experts", "take") if worst.router.top_k > 1 else ("expert", "takes")
         why += f"; {noun} {_experts(worst)} {verb} {share:.0%} of the load"
-    return f"{why}. The loss does not show it.", _stronger_balance(run)
+    return f"{why}. The loss need not show it.", _stronger_balance(run)
 
 
 def _dead(worst: Episode, run: RunRecord) -> tuple[str, str]:

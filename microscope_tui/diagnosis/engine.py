@@ -134,14 +134,17 @@ class Diagnosis:
         self, track: _Track, step: int, index: int, severity: Severity, reading: Reading
     ) -> Episode:
         router, name = self.run.routers[index], track.rule.name
-        since = track.evidence.since
+        since = step if track.evidence.since is None else track.evidence.since
+        if reading.since is not None:
+            # The window may still have held sound steps when the trouble began, but no more.
+            since = min(since, max(reading.since, since - track.rule.enter))
         earlier = [e for e in self.episodes if e.rule == name and e.router_index == index]
         episode = Episode(
             rule=name,
             router_index=index,
             router=router,
             severity=severity,
-            onset=step if since is None else since,
+            onset=since,
             alarm=step,
             last=step,
             value=reading.value,

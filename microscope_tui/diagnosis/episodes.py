@@ -47,6 +47,8 @@ class Reading:
     facts: Facts = field(default_factory=dict)
     """The numbers that the text needs."""
     confidence: str = "exact counts"
+    since: int | None = None
+    """First step of the trouble, where a summed window hides it behind older, sound steps."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -41,6 +41,7 @@ class Collapse:
         self._index, self._router = index, router
         self._window: SummedCounts | None = None
         self._calm = 0
+        self._low_since: int | None = None  # start of a stretch that is low step by step
         self._usual: deque[float] = deque(maxlen=64)  # effective experts while all was well
 
     def read(self, view: StepView) -> Reading | None:
@@ -52,6 +53,10 @@ class Collapse:
         # The summary finds suspects; only their counts are read and summed.
         suspect = index <= limits.leave
         self._calm = 0 if suspect else self._calm + 1
+        if not suspect:
+            self._low_since = None
+        elif self._low_since is None and index < limits.warn:
+            self._low_since = view.step
         if self._window is not None and self._calm > self.leave:
             self._window = None
         if self._window is None and not suspect:
@@ -60,7 +65,7 @@ class Collapse:
         return self._look_closer(view, index, effective)
 
     def reset(self) -> None:
-        self._window, self._calm = None, 0
+        self._window, self._calm, self._low_since = None, 0, None
         self._usual.clear()
 
     def _look_closer(self, view: StepView, index: float, effective: float) -> Reading:
@@ -98,6 +103,7 @@ class Collapse:
             urgent=index < limits.urgent,
             facts=facts,
             confidence=confidence,
+            since=self._low_since,
         )
 
 

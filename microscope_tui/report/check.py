@@ -167,6 +167,16 @@ def _notes(watch: RunWatch, ignore: Sequence[str], since_step: int) -> list[str]
         notes.append(f"ignored rules: {', '.join(name.upper() for name in ignore)}")
     if since_step:
         notes.append(f"only episodes with evidence from step {since_step:,} on")
+    state, _ = watch.state()
+    last = watch.latest.record.step if watch.latest else 0
+    if state not in ("live", "slow", "finished", "waiting"):
+        notes.append(f"the run is {state}: the verdict covers its routers up to step {last:,} only")
+    if watch.end is not None and (watch.end.step or 0) > last:
+        notes.append(
+            f"the run ended at step {watch.end.step:,}: the steps after {last:,} are missing"
+        )
+    if watch.lost_records:
+        notes.append(f"{watch.lost_records:,} records were lost by the writer (disk full?)")
     if watch.run is not None and watch.run.inferred:
         notes.append("the log has no run record: layers and top-k are inferred from the counts")
     if watch.run is not None and watch.run.counts != "exact":

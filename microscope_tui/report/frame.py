@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.diagnosis.thresholds import warm_up
 from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
@@ -108,6 +109,13 @@ def column_heads(view: RunView, layout: Layout) -> Line:
     ]
 
 
+def expert_numbers(view: RunView, layout: Layout) -> Line:
+    """The number of every expert above its cells, where the cells are wide enough."""
+    experts = max((layer.router.num_experts for layer in view.layers), default=0)
+    numbers = "".join(str(expert).center(layout.cell) for expert in range(experts))
+    return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
+
+
 def ribbon(view: RunView, layout: Layout, glyphs: Glyphs, shown: str) -> Line:
     """The whole run as one line: calm, troubled, sick; the present at its right end."""
     right = [Span(f" {view.step:,} ", "value"), Span(shown, "accent"), Span(" ")]
@@ -187,7 +195,10 @@ def _all_well(view: RunView) -> Line:
         return [Span("no steps yet", "dim")]
     worst = view.layers[worst_first(view)[0]]
     noun = "layer" if len(view.layers) == 1 else "layers"
+    ready = warm_up(view.run.planned_steps if view.run else None)
     text = f"{len(view.layers)} {noun} healthy"
+    if view.step <= ready:  # imbalance is normal now, and only a total collapse is said
+        text = f"warming up until step {ready:,}"
     if worst.collapse_index is not None:
         text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
     over = sum(1 for finding, _ in view.findings if not finding.active)

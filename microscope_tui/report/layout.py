@@ -41,6 +41,8 @@ class Layout:
     """Lines for the table's body."""
     roomy: bool
     """Blank lines between the parts, and a verdict of three lines."""
+    numbered: bool
+    """A line with the numbers of the experts above their cells."""
     hidden: tuple[str, ...]
     """What was left out for want of room."""
 
@@ -56,16 +58,18 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     layers = max(1, len(view.layers))
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = max(8, 2 + names + 3)
+    # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     roomy = rows >= 30
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
-    fixed = (1 + 1 + 3 + 1 + 1 + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
-    body = max(1, rows - fixed)
-    height = max(1, min(_MAX_HEIGHT, body // layers))
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
     drop = bar + 5 if bar else 8 if columns >= 72 else 4
     room = columns - 1 - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
     cell, per_cell, spark = _share(room, experts)
+    numbered = roomy and cell >= 3
+    fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
+    body = max(1, rows - fixed)
+    height = max(1, min(_MAX_HEIGHT, body // layers))
     hidden = [] if spark else ["curves"]
     if per_cell > 1:
         hidden.append(f"{per_cell} experts a cell")
@@ -84,6 +88,7 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
         row_height=height,
         table_rows=body,
         roomy=roomy,
+        numbered=numbered,
         hidden=tuple(hidden),
     )
 

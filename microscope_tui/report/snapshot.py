@@ -3,7 +3,7 @@
 from microscope_tui.report import frame, layer_row
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.layout import Layout, fit, worst_first
-from microscope_tui.report.spans import Line, Span, plain
+from microscope_tui.report.spans import Line, Span, crop, plain
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 
@@ -13,16 +13,18 @@ def snapshot_text(
 ) -> str:
     """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
     probe = view_of(watch)
-    rows = rows or len(probe.layers) + 7
+    rows = rows or len(probe.layers) + 8
     layout = fit(probe, columns, rows)
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
     view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout))
     lines = [frame.header(view, columns, glyphs, brand=False)]
-    lines += frame.verdict(view, columns, 2 if view.worst else 1)
+    lines += frame.verdict(view, columns, 3 if view.worst else 1)
     lines.append(frame.column_heads(view, layout))
     lines += _table(view, layout, glyphs)
     lines.append(frame.ribbon(view, layout, glyphs, view.state))
     lines.append(frame.ribbon_notes(view, layout))
+    legend = Span("        load: x dead  - starving  . fair  + over  # hot", "dim")
+    lines.append(crop([legend], columns))
     return "\n".join(spelled(plain(line), glyphs) for line in lines)
 
 

@@ -51,6 +51,17 @@ def find_runs(root: Path) -> list[RunFile]:
     return sorted(runs, key=lambda run: (-run.modified, run.name))
 
 
+def unreadable_logs(root: Path) -> list[str]:
+    """The logs below ``root`` that may not be read, each with its reason."""
+    reasons = []
+    for path in _log_files(root, MAX_DEPTH) if root.is_dir() else ():
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            reasons.append(f"{path}: {error.strerror or error}")
+    return reasons
+
+
 def why_not_a_run(path: Path) -> str | None:
     """``None`` if the head of ``path`` holds a record, else the reason why not.
 

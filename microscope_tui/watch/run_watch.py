@@ -51,6 +51,8 @@ class RunWatch:
         self.with_counts: StepEntry | None = None
         """The latest step whose line holds counts."""
         self.end: EventRecord | None = None
+        self.lost_records = 0
+        """Records that the writer says it could not write."""
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.history: History | None = None
         self.preview: History | None = None
@@ -176,6 +178,8 @@ class RunWatch:
             self.diagnosis.observe_event(event)
         if event.event == "end":
             self.end = event
+        elif event.event == "lost_records":
+            self.lost_records += int(max(0.0, min(1e15, event.values.get("count", 1.0))))
         elif event.event == "eval":
             self.evaluations.append(event)
 

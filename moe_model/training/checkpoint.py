@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,10 +74,10 @@ class Checkpoints:
             partial = self.folder / f".{target.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            save_file(_on_cpu(model.state_dict()), partial / WEIGHTS)
+            _write(model.state_dict(), partial / WEIGHTS)
             state = _optimizer_tensors(model, optimizer)
             state["batches.generator"] = batches.get_state()
-            save_file(_on_cpu(state), partial / TRAINING_STATE)
+            _write(state, partial / TRAINING_STATE)
             description = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -113,8 +114,16 @@ class Checkpoints:
                 shutil.rmtree(doomed)
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write ``tensors``, readable for whoever may read the other files; ``OSError`` if it fails."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(on_cpu, path)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
+    path.chmod(mode)
 
 
 def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

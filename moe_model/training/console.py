@@ -5,9 +5,12 @@ The only place of the trainer that knows rich.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any, TextIO
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
@@ -24,7 +27,12 @@ class Console:
     def __init__(self, steps: int, layer_names: Sequence[str]) -> None:
         self._steps = steps
         self._layer_names = layer_names
-        self._rich = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
+        self._rich = RichConsole(
+            file=_Narration(sys.stderr),  # type: ignore[arg-type]  # all of TextIO that rich uses
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
         self._bar = bars.Progress(
             bars.TextColumn("{task.completed}/{task.total}", markup=False),
             bars.BarColumn(bar_width=None),
@@ -79,7 +87,7 @@ class Console:
             f"{name} {'–' if c is None else f'{c:.2f}'}"
             for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
         ]
-        self.say(f"collapse index per layer (1 healthy, 0 collapsed): {'  '.join(layers)}")
+        self.say(f"balance c per layer (1 even, 0 collapsed): {'  '.join(layers)}")
 
     def sample(self, prompt: str, text: str) -> None:
         """What the model writes now."""
@@ -100,6 +108,25 @@ class Console:
             worst, name = min(known)
             parts.append(f"worst c {worst:.2f} {name}")
         return "  ".join(parts)
+
+
+class _Narration:
+    """Standard error that may go away: a closed terminal must not end a training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _duration(seconds: float) -> str:

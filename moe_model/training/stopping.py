@@ -1,6 +1,7 @@
-"""Stopping on request: Ctrl-C and SIGTERM finish the step and save, they do not kill.
+"""Stopping on request: Ctrl-C, SIGTERM and a lost terminal finish the step and save.
 
 Batch systems send SIGTERM some seconds before they pull the plug; a step and a checkpoint fit in.
+A terminal that closes sends SIGHUP, often more than once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -35,6 +36,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name

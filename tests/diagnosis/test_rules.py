@@ -222,3 +222,20 @@ def test_drawn_counts_sum_to_tokens_times_k_and_none_exceeds_the_tokens(seed: in
     counts = draw_counts(weights, 100, 2, rng)
     assert sum(counts) == 200
     assert all(0 <= count <= 100 for count in counts)
+
+
+@pytest.mark.parametrize("onset", [20, 60, 95])
+def test_a_collapse_that_begins_in_the_warm_up_is_dated_to_its_first_step(
+    judge: Any, balanced: Any, onset: int
+) -> None:
+    settling = [1200, 1100, 500, 400, 350, 296, 150, 100]  # uneven enough to be suspected
+    episode = only(judge(lambda n: COLLAPSED if n >= onset else settling, steps=200))
+    assert abs(episode.onset - onset) <= 2
+    assert episode.alarm <= max(101, onset + 50)
+
+
+def test_a_slow_oscillation_before_a_collapse_does_not_move_the_onset_far(judge: Any) -> None:
+    even, odd = [1024, 0] * 4, [0, 1024] * 4
+    episodes = judge(lambda n: COLLAPSED if n >= 200 else (even if n % 2 else odd))
+    episode = only([one for one in episodes if one.rule == "COLLAPSE"])
+    assert 170 <= episode.onset <= 225

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.runlog.discover import find_runs, unreadable_logs
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -158,7 +160,7 @@ def test_nothing_from_a_log_reaches_the_terminal_as_more_than_text(
 def test_without_a_terminal_the_viewer_prints_a_snapshot(microscope: Run, scenario: Any) -> None:
     done = microscope(scenario("collapse", routers=3, steps=450))
     assert done.returncode == 0
-    assert "router collapse" in done.stdout
+    assert "Router collapse" in done.stdout
     assert "no terminal here" in done.stderr
     assert "\x1b" not in done.stdout
 
@@ -180,3 +182,38 @@ def test_demo_leaves_nothing_behind_unless_asked(microscope: Run, tmp_path: Path
     again = microscope("demo", "--scenario", "collapse", "-o", tmp_path / "out")
     assert again.returncode == 64
     assert "holds a run already" in again.stderr
+
+
+def test_what_a_verdict_could_not_see_is_said(
+    microscope: Run, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 33)]
+    lost = {"kind": "event", "event": "lost_records", "values": {"count": 7}, "step": 33}
+    end = {"kind": "event", "event": "end", "reason": "failed", "step": 100}
+    done = microscope("check", write_log([make_header(), *steps, lost, end]))
+    assert "the run is failed: the verdict covers its routers up to step 32 only" in done.stdout
+    assert "the run ended at step 100: the steps after 32 are missing" in done.stdout
+    assert "7 records were lost by the writer" in done.stdout
+
+
+def test_an_unknown_rule_to_ignore_is_a_usage_error(microscope: Run, scenario: Any) -> None:
+    done = microscope("check", scenario("healthy", routers=2, steps=50), "--ignore", "COLAPSE")
+    assert done.returncode == 64
+    assert "no such rule; there are METER, COLLAPSE, DEAD, DROPS" in done.stderr
+
+
+def test_a_log_that_may_not_be_read_is_named_not_called_missing(
+    tmp_path: Path, scenario: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario("healthy", routers=2, steps=50)
+    real = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "metrics.jsonl":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert find_runs(tmp_path) == []
+    (reason,) = unreadable_logs(tmp_path)
+    assert reason.endswith("metrics.jsonl: Permission denied")

@@ -52,7 +52,7 @@ def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
     assert max(r["step"] for r in log[1:]) >= checkpoint.step
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_ends_the_log_and_exits_75(
     number: signal.Signals,
     start: Callable[..., subprocess.Popen[str]],

@@ -36,7 +36,7 @@ def test_a_run_from_the_shell_writes_log_and_checkpoints_and_exits_0(
     assert output == "", "standard output is data, and a training run has none"
     assert "watch it: moe-microscope" in narration
     assert "finished at step 12/12" in narration
-    assert "collapse index per layer" in narration
+    assert "balance c per layer" in narration
 
     head, *rest = read_log("r")
     assert head["kind"] == "run"

@@ -68,13 +68,13 @@ class LayerScreen(RunScreen):
         return [
             Span(f"  {router.name}", "title"),
             Span(f"  {layer.index + 1}/{len(view.layers)}", "dim"),
-            Span(f"   {router.num_experts} experts, top-{router.top_k}", "dim"),
-            Span("   balance ", "dim"),
+            Span(f"  {router.num_experts} experts, top-{router.top_k}", "dim"),
+            Span("  balance ", "dim"),
             Span(words.index(layer.collapse_index) or "-"),
-            Span("   entropy ", "dim"),
+            Span("  entropy ", "dim"),
             Span(words.decimal(layer.entropy) or "-"),
             Span(f" of {words.decimal(layer.mean_entropy) or '-'}", "dim"),
-            Span("   max load ", "dim"),
+            Span("  max load ", "dim"),
             Span(words.decimal(layer.max_load) or "-"),
             Span(moment, "accent"),
         ]
@@ -103,21 +103,21 @@ class LayerScreen(RunScreen):
         load = self.query_one("#chart-load", Rows)
         strips: list[Strip] = []
         if load.size.height >= 4 and load.size.width >= 16:
-            title = f"load per expert at step {view.counts_step or 0:,} (1 = fair share)"
+            title = f"load per expert, step {view.counts_step or 0:,}"
             size = (load.size.width, load.size.height)
             strips = charts.bars(title, layer.load or (), size, glyphs=glyphs)
         load.show_strips(strips)
         limits = thresholds.COLLAPSE
         draw(
             "#chart-balance",
-            "balance c (1 even, 0 collapsed)",
+            "balance c, 1 is even",
             [charts.Curve(layer.balance_history, palette.ACCENT, "low")],
             1.0,
             [(limits.warn, palette.WARN), (limits.critical, palette.CRITICAL)],
         )
         draw(
             "#chart-entropy",
-            "entropy in nats: of a token (bright), of the mean (dim)",
+            "entropy: token bright, mean dim",
             [
                 charts.Curve(layer.mean_entropy_history, palette.DIM),
                 charts.Curve(layer.entropy_history, palette.ACCENT),
@@ -129,7 +129,7 @@ class LayerScreen(RunScreen):
             draw("#chart-drop", "dropped share of assignments", drops)
         else:
             peak = [charts.Curve(layer.max_load_history, palette.WARN, "high")]
-            draw("#chart-drop", "max load (dropless: nothing can be dropped)", peak)
+            draw("#chart-drop", "max load, 1 is fair (dropless)", peak)
 
 
 def _evidence(view: RunView, layer: LayerView, columns: int) -> list[Line]:

@@ -96,13 +96,17 @@ class MainScreen(RunScreen):
         for selector, width in widths.items():
             self.query_one(selector).styles.width = width
         self.query_one("#table").styles.height = layout.table_rows
+        self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
     def _draw_frame(self, view: RunView, layout: Layout) -> None:
         glyphs, columns = self.session.glyphs, layout.columns
         lines = 3 if layout.roomy else 2
         self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
         self.query_one("#verdict", Rows).show(frame.verdict(view, columns, lines))
-        self.query_one("#heads", Rows).show([frame.column_heads(view, layout)])
+        heads = [frame.column_heads(view, layout)]
+        if layout.numbered:
+            heads.append(frame.expert_numbers(view, layout))
+        self.query_one("#heads", Rows).show(heads)
         moment = self.moment(view)
         self.query_one("#ribbon", Rows).show([frame.ribbon(view, layout, glyphs, moment)])
         self.query_one("#notes", Rows).show([frame.ribbon_notes(view, layout)])

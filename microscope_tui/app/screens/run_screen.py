@@ -8,7 +8,7 @@ from microscope_tui.app.session import Session
 from microscope_tui.report import words
 from microscope_tui.watch.view import RunView
 
-REFRESH_S = 0.25
+REFRESH_S = 0.5
 
 
 class RunScreen(Screen[None]):
