@@ -197,11 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"{safe_text(error, 300)} (see moe-microscope --help)", USAGE)
     except (NoRuns, UnknownScenario) as error:
         _fail(str(error), NO_VERDICT)
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:  # never exit with 1 by accident: 1 is a verdict
+        _fail(f"failed: {error!r}", NO_VERDICT)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -271,8 +270,13 @@ def _prepare_terminal(color: str) -> None:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Data on standard output. A reader that left, as ``| head`` does, changes no exit code."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

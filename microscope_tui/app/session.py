@@ -94,7 +94,7 @@ class Session:
 
     def _may_switch(self) -> bool:
         """Look for a newer run only while nothing is lost by going there."""
-        if self.watch is None:
+        if self.watch is None or not self.has_run:
             return True
         return self.watch.complete and self.following and self.watch.state()[0] in _ENDED
 

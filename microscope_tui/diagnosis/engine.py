@@ -5,6 +5,8 @@ on the per-router summaries and asks for the count matrices of a step only where
 suspicious.
 """
 
+from collections.abc import Collection
+
 from microscope_tui.diagnosis import thresholds
 from microscope_tui.diagnosis.episodes import Episode, Finding, Reading, Severity, group
 from microscope_tui.diagnosis.evidence import MatrixSource, StepView
@@ -29,14 +31,16 @@ class _Track:
 class Diagnosis:
     """Judges one run. Feed it every record in order; read ``findings()`` at any time."""
 
-    def __init__(self, run: RunRecord) -> None:
+    def __init__(self, run: RunRecord, ignore: Collection[str] = ()) -> None:
+        """``ignore``: names of rules that are left out, and so mute nothing either."""
         self.run = run
         self.episodes: list[Episode] = []
         self.last_step = 0
         self.checkpoints: list[int] = []
         self._warm_up = thresholds.warm_up(run.planned_steps)
         self._tracks = [
-            [_Track(rule) for rule in _rules_for(run, index)] for index in range(len(run.routers))
+            [_Track(rule) for rule in _rules_for(run, index) if rule.name not in ignore]
+            for index in range(len(run.routers))
         ]
 
     def observe(self, record: StepRecord, matrices: MatrixSource) -> list[Episode]:
@@ -65,15 +69,17 @@ class Diagnosis:
         self.episodes = [episode for episode in self.episodes if episode.onset < step]
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
-        for tracks in self._tracks:
-            for track in tracks:
-                track.rule.reset()
-                track.evidence.reset()
-                track.urgent.reset()
-                if track.episode is not None and track.episode.onset >= step:
-                    track.episode = None
         for episode in self.episodes:
             episode.last = min(episode.last, step - 1)
+            if episode.recovered_at is not None and episode.recovered_at >= step:
+                episode.recovered_at = None  # it recovered in a future that no longer is
+        running = {(e.router_index, e.rule): e for e in self.episodes if e.active}
+        for index, tracks in enumerate(self._tracks):
+            for track in tracks:
+                track.rule.reset()
+                track.evidence.forget_from(step)
+                track.urgent.forget_from(step)
+                track.episode = running.get((index, track.rule.name))
 
     def findings(self) -> list[Finding]:
         """All trouble so far, grouped over routers: active before over, worst first."""

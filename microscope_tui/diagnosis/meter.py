@@ -24,12 +24,13 @@ class Meter:
         self._index, self._router = index, router
         self._exact = counts_source == "exact"
         self._evaluations = 0
+        self._non_finite = False  # what was wrong last was a NaN, not the counts
         self._alert = 0  # evaluations still to be made in a row because something was wrong
 
     def read(self, view: StepView) -> Reading | None:
         broken = view.has_non_finite(self._index)
         if broken:
-            self._alert = self.leave
+            self._alert, self._non_finite = self.leave, True
             return _fault(cause="non-finite", reading=broken)
         self._evaluations += 1
         limits = thresholds.METER
@@ -46,7 +47,9 @@ class Meter:
             return _fault(**facts)
         watched, self._alert = self._alert, max(0, self._alert - 1)
         # Without counts only a recovery from non-finite readings can be said.
-        return Reading(severity=None, clear=True) if counts is not None or watched else None
+        known = counts is not None or (watched > 0 and self._non_finite)
+        self._non_finite = self._non_finite and self._alert > 0
+        return Reading(severity=None, clear=True) if known else None
 
     def reset(self) -> None:
         self._evaluations = self._alert = 0

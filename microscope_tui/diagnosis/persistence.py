@@ -60,11 +60,15 @@ class Persistence:
         """First step of a stretch of ``leave`` clear evaluations, once it is that long."""
         return self._clear_since if self._clear >= self._leave else None
 
-    def reset(self) -> None:
-        """Forget all evidence: the time axis jumped."""
+    def forget_from(self, step: int) -> None:
+        """Forget the evidence from ``step`` on: the run goes on from there again."""
+        kept = [(at, severity) for at, severity in self._recent if at < step]
         self._recent.clear()
-        self._over = self._clear = 0
-        self._clear_since = self.since = None
+        self._recent.extend(kept)
+        self._over = sum(severity is not None for _, severity in kept)
+        self._clear, self._clear_since = 0, None
+        if 2 * self._over < len(kept) or (self.since is not None and self.since >= step):
+            self.since = None
 
     def _first_evidence(self) -> int:
         """The earliest step from which on at least 90 % of the evaluations are over."""

@@ -62,13 +62,15 @@ class Collapse:
         if self._window is None and not suspect:
             self._usual.append(effective)
             return Reading(severity=None, clear=True, value=index, limit=limits.warn)
-        return self._look_closer(view, index, effective)
+        return self._look_closer(view, index, effective, suspect)
 
     def reset(self) -> None:
         self._window, self._calm, self._low_since = None, 0, None
         self._usual.clear()
 
-    def _look_closer(self, view: StepView, index: float, effective: float) -> Reading:
+    def _look_closer(
+        self, view: StepView, index: float, effective: float, suspect: bool
+    ) -> Reading:
         limits, router = thresholds.COLLAPSE, self._router
         counts = view.counts(self._index)
         facts: dict[str, float | str | tuple[int, ...]] = {}
@@ -88,19 +90,21 @@ class Collapse:
         facts["effective"] = effective
         if self._usual:  # the median is not moved by a slide that ends in the collapse
             facts["usual"] = sorted(self._usual)[len(self._usual) // 2]
-        severity = (
-            Severity.CRITICAL
-            if index < limits.critical
-            else Severity.WARN
-            if index < limits.warn
-            else None
-        )
+        severity = None
+        if suspect:  # a sum still holds the past: alone it says nothing about this step
+            severity = (
+                Severity.CRITICAL
+                if index < limits.critical
+                else Severity.WARN
+                if index < limits.warn
+                else None
+            )
         return Reading(
             severity=severity,
             clear=index > limits.leave,
             value=index,
             limit=limits.critical if severity is Severity.CRITICAL else limits.warn,
-            urgent=index < limits.urgent,
+            urgent=suspect and index < limits.urgent,
             facts=facts,
             confidence=confidence,
             since=self._low_since,

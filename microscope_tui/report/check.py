@@ -45,7 +45,8 @@ def judge(
         fail_on: ``warn`` or ``crit``: with ``crit`` a warning does not fail (exit code 0).
         ignore: names of rules that are left out; said in the notes.
     """
-    watch = RunWatch(file)
+    dropped = {name.upper() for name in ignore}
+    watch = RunWatch(file, dropped)
     watch.read_all()
     state, _ = watch.state()
     last_step = watch.latest.record.step if watch.latest else 0
@@ -56,13 +57,10 @@ def judge(
         problem = f"no steps in the log yet{first}"
     elif watch.diagnosis is not None:
         diagnosis = watch.diagnosis
-        dropped = {name.upper() for name in ignore}
-        episodes = [
-            episode
-            for episode in diagnosis.episodes
-            if episode.rule not in dropped and episode.last >= since_step
-        ]
+        episodes = [episode for episode in diagnosis.episodes if episode.last >= since_step]
         findings = [(f, advise(f, diagnosis.run, diagnosis.checkpoints)) for f in group(episodes)]
+    if problem is None and not findings and not _measured(watch):
+        problem = "no load of any router was measured: log tokens_per_expert or effective_experts"
     code = NO_VERDICT if problem else exit_code([f for f, _ in findings], fail_on)
     return Judgement(
         run=file.name,
@@ -120,6 +118,10 @@ def as_text(judgement: Judgement) -> str:
     """The report for a person: one line when all is well, three a finding otherwise."""
     words = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
     word = words[judgement.exit_code]
+    if judgement.exit_code == HEALTHY and any(
+        f.severity >= Severity.WARN for f, _ in judgement.findings
+    ):
+        word = "warnings, forgiven by --fail-on crit,"
     head = f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"
     lines = [head]
     if judgement.problem:
@@ -130,6 +132,15 @@ def as_text(judgement: Judgement) -> str:
         lines.append(f"    next  {advice.next}")
     lines += [f"  note: {note}" for note in judgement.notes]
     return "\n".join(lines)
+
+
+def _measured(watch: RunWatch) -> bool:
+    """At least one router has a balance somewhere in the history."""
+    if watch.history is None or watch.run is None:
+        return False
+    indices = range(len(watch.run.routers))
+    columns = [c for i in indices for c in watch.history.columns("collapse_index", i, 1)]
+    return any(column.low == column.low for column in columns)
 
 
 def _sound(episode: Episode, broken: set[int]) -> bool:

@@ -13,7 +13,9 @@ def snapshot_text(
 ) -> str:
     """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
     probe = view_of(watch)
-    rows = rows or len(probe.layers) + 8
+    if not rows:  # as many as show every layer on one line: a tall table has more lines around it
+        rows = len(probe.layers) + 6
+        rows += 7 if rows >= 30 else 0
     layout = fit(probe, columns, rows)
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
     view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout))

@@ -87,8 +87,9 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     routers = []
     for index, row in enumerate(rows):
         counts = _counts(row) or []
-        top_k = round(sum(counts) / tokens) if tokens and tokens > 0 else 1
-        routers.append(RouterInfo(f"L{index}", index, len(counts), max(1, top_k)))
+        top_k = round(sum(counts) / tokens) if tokens is not None and tokens >= 1 else 1
+        top_k = max(1, min(top_k, len(counts)))
+        routers.append(RouterInfo(f"L{index}", index, len(counts), top_k))
     return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
 
 

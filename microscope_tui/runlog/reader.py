@@ -22,6 +22,7 @@ from microscope_tui.runlog.records import (
 
 _SUMMARY_NAMES = RouterSummary.__struct_fields__
 _MAX_TOKENS = 2.0**53
+_COUNT_STARTS = (b'"tokens_per_expert":[[', b'"tokens_per_expert": [[')
 
 
 @dataclass(slots=True)
@@ -52,13 +53,16 @@ class StepEntry:
 
     @property
     def has_counts(self) -> bool:
-        """The line holds counts (cheap: nothing is decoded)."""
-        return b'"tokens_per_expert"' in self._line
+        """The line seems to hold rows of counts (cheap: nothing is decoded)."""
+        return any(start in self._line for start in _COUNT_STARTS)
 
     def matrices(self) -> Matrices:
         """Counts and biases of this step; decoded once."""
         if self._matrices is None:
-            self._matrices = decode_matrices(self._line, self.routers)
+            try:
+                self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
+            except BadLine:  # the typed decoder skipped what the full one cannot read
+                self._matrices = Matrices([None] * self.routers, [None] * self.routers)
         return self._matrices
 
 
@@ -74,6 +78,11 @@ class RunReader:
         self.run: RunRecord | None = None
         self.defects = Defects()
         self._splitter = LineSplitter()
+
+    @property
+    def line_number(self) -> int:
+        """Number of the last line that was completed."""
+        return self._splitter.line_number
 
     def feed(self, chunk: bytes) -> Iterator[Entry]:
         """Yield the entries that ``chunk`` completes.

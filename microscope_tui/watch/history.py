@@ -161,6 +161,8 @@ def _merged(
     values: "array[float]", width: int, size: int, merge: Callable[[float, float], float]
 ) -> "array[float]":
     out = array("f")
+    if width == 0:  # a model without routers
+        return out
     for start in range(0, size, 2 * width):
         middle = start + width
         out.extend(map(merge, values[start:middle], values[middle : middle + width]))

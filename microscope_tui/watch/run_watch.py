@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from microscope_tui import measures
@@ -35,8 +35,10 @@ _OVERVIEW_SAMPLES = 240
 class RunWatch:
     """The state of one run: header, latest step, history, episodes."""
 
-    def __init__(self, file: RunFile) -> None:
+    def __init__(self, file: RunFile, ignore: Collection[str] = ()) -> None:
+        """``ignore``: names of rules that the diagnosis leaves out."""
         self.file = file
+        self._ignore = ignore
         self.lock = threading.RLock()
         self.error: str | None = None
         """Why the log cannot be read, in words; everything seen before stays."""
@@ -44,6 +46,9 @@ class RunWatch:
         self._start()
 
     def _start(self) -> None:
+        self.error = None
+        self._foreign = False  # another format version: nothing more is read from this file
+        self._scanned: tuple[StepEntry | None, StepEntry | None] = (None, None)
         self._reader = RunReader(self.file.name)
         self.run: RunRecord | None = None
         self.diagnosis: Diagnosis | None = None
@@ -94,12 +99,14 @@ class RunWatch:
             self.error = f"cannot be read: {error.strerror or error}"
             return
         with self.lock:
+            samples = [e for e in samples if reader.run and e.routers == len(reader.run.routers)]
             if reader.run is None or not samples:
                 return
             self.run, self.latest = reader.run, samples[-1]
             self.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
             self.preview = _new_history(reader.run)
             for entry in samples:
+                complete_summary(entry)
                 _remember(self.preview, reader.run, entry)
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
@@ -113,16 +120,18 @@ class RunWatch:
         with self.lock:
             if chunk.restarted:
                 self._start()
-            elif self.error is not None and chunk.data:
-                self.error = None
+            elif self.error is not None and not self._foreign:
+                self.error = None  # it can be read again
             was_complete = self.complete
             try:
-                self._take_in(chunk.data)
+                if not self._foreign:
+                    self._take_in(chunk.data)
             except UnknownFormat as error:
-                self.error = str(error)
+                self.error, self._foreign = str(error), True
             self.complete = self.complete or self._follower.exhausted
             if self.complete and not was_complete:
                 self.preview = None
+                self.latest, self.with_counts = self._scanned
         return bool(chunk.data) or chunk.restarted or self.complete != was_complete
 
     def read_all(self) -> None:
@@ -136,22 +145,28 @@ class RunWatch:
 
     def _take_in(self, data: bytes) -> None:
         for entry in self._reader.feed(data):
-            match entry:
-                case StepEntry():
-                    self._take_step(entry)
-                case RunRecord():
-                    self._take_run(entry)
-                case EventRecord():
-                    self._take_event(entry)
+            try:
+                match entry:
+                    case StepEntry():
+                        self._take_step(entry)
+                    case RunRecord():
+                        self._take_run(entry)
+                    case EventRecord():
+                        self._take_event(entry)
+            except (ArithmeticError, LookupError, ValueError, TypeError) as error:
+                # Monitoring never dies because of its data: the record is lost, and said.
+                self.defects.add(self._reader.line_number, f"not understood: {error!r}"[:120])
 
     def _take_run(self, run: RunRecord) -> None:
         before = self.run if self.diagnosis is not None else None
         self.run, self.end = run, None
         if self.latest is not None and self.latest.routers != len(run.routers):
             self.preview = self.latest = self.with_counts = None  # another model from here on
+        if self._scanned[0] is not None and self._scanned[0].routers != len(run.routers):
+            self._scanned = (None, None)
         if before is None or before.routers != run.routers or self.history is None:
             self.history = _new_history(run)
-            self.diagnosis = Diagnosis(run)
+            self.diagnosis = Diagnosis(run, self._ignore)
         elif self.diagnosis is not None:
             self.diagnosis.run = run
             # Without a step to resume at, the steps themselves say whether they go backwards.
@@ -163,12 +178,16 @@ class RunWatch:
     def _take_step(self, entry: StepEntry) -> None:
         if self.run is None or self.history is None or self.diagnosis is None:
             return
+        scanned, counted = self._scanned
+        if scanned is not None and scanned.record.step == entry.record.step:
+            step = entry.record.step
+            self.defects.add(self._reader.line_number, f"step {step:,} again: two writers?")
+            return
         self.end = None
         complete_summary(entry)
-        if not self.preview:
-            self.latest = entry
-            if entry.has_counts:
-                self.with_counts = entry
+        self._scanned = (entry, entry if entry.has_counts else counted)
+        if self.preview is None:
+            self.latest, self.with_counts = self._scanned
         self._note_interval(entry.record)
         _remember(self.history, self.run, entry)
         self.diagnosis.observe(entry.record, _source(entry))
@@ -193,6 +212,10 @@ class RunWatch:
         ``live``, ``slow``, ``stale``, ``crashed?`` by the age of the file (clock skew counts as
         age zero); ``finished``, ``stopped``, ``failed`` by the last event; ``deleted``.
         """
+        with self.lock:
+            return self._state(now)
+
+    def _state(self, now: float | None) -> tuple[str, float | None]:
         modified = self._follower.modified
         age = None if modified is None else max(0.0, (now or time.time()) - modified)
         if self.deleted:
@@ -212,15 +235,19 @@ class RunWatch:
 
 def complete_summary(entry: StepEntry) -> None:
     """Derive from the counts what a foreign writer left out of the summaries."""
-    summary = entry.record.router
-    if summary.effective_experts is not None or not entry.has_counts:
+    summary, names = entry.record.router, ("effective_experts", "max_load", "dead_experts")
+    given = {name: getattr(summary, name) for name in names}
+    if not entry.has_counts or all(v is not None and None not in v for v in given.values()):
         return
     rows = entry.matrices().tokens_per_expert
     derived = measures.summarise([row or [] for row in rows])
-    summary.effective_experts, summary.max_load = derived["effective_experts"], derived["max_load"]
-    summary.dead_experts = [
-        dead if row else None for row, dead in zip(rows, derived["dead_experts"], strict=True)
-    ]
+    for name, values in given.items():
+        mine = [
+            None if row is None else value for row, value in zip(rows, derived[name], strict=True)
+        ]
+        theirs = values or [None] * len(rows)
+        filled = [m if t is None else t for t, m in zip(theirs, mine, strict=True)]
+        setattr(summary, name, filled)
 
 
 def _source(entry: StepEntry) -> MatrixSource:

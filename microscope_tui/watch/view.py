@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Finding, Severity
+from microscope_tui.diagnosis.episodes import Finding, Severity, group
 from microscope_tui.diagnosis.evidence import value_at
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
@@ -131,7 +131,7 @@ def _view(
     with_counts = at.with_counts if at else watch.with_counts
     history = watch.preview or watch.history
     until = at.step if at else None
-    findings = _findings(watch)
+    findings = _findings(watch, until)
     state, age = watch.state()
     last = latest.record.step if latest else 0
     shown = min(ribbon, len(history) if history else 0)
@@ -155,13 +155,13 @@ def _view(
     )
 
 
-def _findings(watch: RunWatch) -> list[tuple[Finding, Advice]]:
+def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]]:
     diagnosis = watch.diagnosis
     if diagnosis is None:
         return []
     return [
         (finding, advise(finding, diagnosis.run, diagnosis.checkpoints))
-        for finding in diagnosis.findings()
+        for finding in group(e for e in diagnosis.episodes if until is None or e.onset <= until)
     ]
 
 
