@@ -60,7 +60,6 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     label = max(8, 2 + names + 3)
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     roomy = rows >= 30
-    # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
     bar = 5 if columns >= 110 and has_drops else 0
     drop = bar + 5 if bar else 8 if columns >= 72 else 4

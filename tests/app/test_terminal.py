@@ -99,8 +99,7 @@ def test_a_hostile_log_sends_no_escape_sequence_of_its_own(
     screen.press("q")
     assert screen.exit_code() == 0
     assert b"\x1b]52" not in screen.output
-    assert b"owned" not in screen.output.replace(b"0;owned", b"") or b"\x1b]0;" not in screen.output
-    assert "\u202e".encode() not in screen.output
+    assert b"\x1b]0;" not in screen.output
 
 
 def test_nan_everywhere_is_shown_and_survived(

@@ -239,3 +239,48 @@ def test_a_slow_oscillation_before_a_collapse_does_not_move_the_onset_far(judge:
     episodes = judge(lambda n: COLLAPSED if n >= 200 else (even if n % 2 else odd))
     episode = only([one for one in episodes if one.rule == "COLLAPSE"])
     assert 170 <= episode.onset <= 225
+
+
+@pytest.mark.parametrize("length", [5, 12, 17])
+def test_a_shock_that_passes_is_no_collapse(judge: Any, balanced: Any, length: int) -> None:
+    assert judge(lambda n: COLLAPSED if 200 <= n < 200 + length else balanced()) == []
+
+
+def test_a_step_logged_twice_hides_nothing_and_is_said(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    steps = [
+        make_step(n, [balanced(), COLLAPSED if n >= 150 else balanced(), balanced()], 2048)
+        for n in range(1, 300)
+    ]
+    watch = open_log(write_log([make_header(), *(s for step in steps for s in (step, step))]))
+    assert [e.rule for e in watch.diagnosis.episodes] == ["COLLAPSE"]
+    assert watch.history.restarts == []
+    assert "step 1 again: two writers?" in watch.defects.first[0]
+
+
+def test_resuming_often_hides_no_collapse(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    records = [make_header()]
+    for start in range(1, 400, 20):  # saved every 20 steps, pre-empted after 23
+        records.append(make_header(resumed_at_step=start))
+        for n in range(start, start + 23):
+            rows = [balanced(), COLLAPSED if n >= 150 else balanced(), balanced()]
+            records.append(make_step(n, rows, 2048))
+    episode = only(open_log(write_log(records)).diagnosis.episodes)
+    assert (episode.rule, episode.active) == ("COLLAPSE", True)
+    assert abs(episode.onset - 150) <= 3
+
+
+def test_an_ignored_meter_mutes_nothing(
+    write_log: Any, make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    from microscope_tui.report.check import judge as judge_file
+    from microscope_tui.runlog.discover import RunFile
+
+    doubled = [2 * count for count in COLLAPSED]
+    steps = [make_step(n, [balanced(), doubled, balanced()], 2048) for n in range(1, 300)]
+    file = RunFile("run", write_log([make_header(), *steps]), 0.0)
+    assert judge_file(file).exit_code == 3
+    assert judge_file(file, ignore=["METER"]).exit_code == 2

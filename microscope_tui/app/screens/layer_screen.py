@@ -133,7 +133,7 @@ class LayerScreen(RunScreen):
 
 
 def _evidence(view: RunView, layer: LayerView, columns: int) -> list[Line]:
-    """Verdict, why and next of every finding of this layer, wrapped, newest trouble first."""
+    """Verdict, why and next of every finding of this layer, wrapped, the worst first."""
     lines: list[Line] = []
     for finding, advice in view.findings:
         if any(episode.router_index == layer.index for episode in finding.episodes):
