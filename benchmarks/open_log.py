@@ -60,11 +60,11 @@ def open_once(run: Path, steps: int) -> tuple[float, float, float, float]:
     pid, file = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        os.environ.update({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
-        os.environ.pop("COLUMNS", None)
-        os.environ.pop("LINES", None)
+        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         command = [sys.executable, "-m", "microscope_tui.cli", str(run)]
-        os.execv(sys.executable, command)
+        os.execve(
+            sys.executable, command, kept | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        )
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     shown = None

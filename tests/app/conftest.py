@@ -28,10 +28,11 @@ class Terminal:
         if self.pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             plain = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONUTF8": "1"}
-            for name in ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM"):
-                os.environ.pop(name, None)
-            os.environ.update(plain | environment)
-            os.execv(sys.executable, [sys.executable, "-m", "microscope_tui.cli", *arguments])
+            unwanted = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM")
+            kept = {key: value for key, value in os.environ.items() if key not in unwanted}
+            command = [sys.executable, "-m", "microscope_tui.cli", *arguments]
+            # execve: readline sets COLUMNS and LINES behind the back of os.environ.
+            os.execve(sys.executable, command, kept | plain | environment)
         self._code: int | None = None
 
     @property
