@@ -38,7 +38,7 @@ async def settled(pilot: Pilot[None]) -> Microscope:
         if watch is not None and watch.complete:
             break
         await pilot.pause(0.05)
-    await pilot.pause(0.4)
+    await pilot.pause(0.8)  # longer than the screen's own tempo
     return app
 
 
@@ -84,7 +84,7 @@ async def test_pausing_holds_the_moment_while_the_run_goes_on(
         with path.open("ab") as file:
             for n in range(20, 40):
                 file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
-        await pilot.pause(1.0)
+        await pilot.pause(1.5)
         assert "PAUSED at step 19" in text_of(app, "#ribbon")
         assert "step 19 " in text_of(app, "#header")
         await pilot.press("f")
@@ -189,7 +189,7 @@ async def test_a_run_that_is_deleted_stays_on_screen(collapsed: Path) -> None:
     async with Microscope(collapsed).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         await asyncio.to_thread((collapsed / "metrics.jsonl").unlink)
-        await pilot.pause(0.9)
+        await pilot.pause(1.6)
         assert "deleted" in text_of(app, "#header")
         assert "L5" in text_of(app, "#label")
 
@@ -202,7 +202,7 @@ async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
         app = await settled(pilot)
         assert "healthy-0" in text_of(app, "#header")
         scenario("collapse", routers=3, steps=300)
-        await pilot.pause(3.0)
+        await pilot.pause(4.5)
         assert "collapse-0" in text_of(app, "#header")
 
 
@@ -217,7 +217,7 @@ async def test_a_bug_in_the_reader_is_shown_and_what_was_read_stays(
 
         assert app.session.watch is not None
         monkeypatch.setattr(app.session.watch, "advance", broken)
-        await pilot.pause(0.8)
+        await pilot.pause(1.6)
         assert "reading stopped: KeyError" in text_of(app, "#verdict")
         assert "\x1b" not in text_of(app, "#verdict")
         assert "L5" in text_of(app, "#label")

@@ -18,15 +18,9 @@ def test_the_verdict_and_every_layer_are_on_the_first_screen(
     screen = terminal(collapsed)
     screen.wait_for("L5")
     screen.wait_for("CRITICAL")
-    for text in (
-        "Router collapse in L4 since step",
-        "why",
-        "next",
-        "balance c",
-        "entropy H",
-        "quit",
-    ):
-        assert text in screen.text
+    for text in ("Router collapse in L4 since step", "why", "next", "balance c", "entropy H"):
+        screen.wait_for(text)
+    screen.wait_for("quit")
 
 
 @pytest.mark.parametrize("leave", ["q", "\x03"])
