@@ -21,6 +21,7 @@ def test_the_verdict_and_every_layer_are_on_the_first_screen(
     for text in ("Router collapse in L4 since step", "why", "next", "balance c", "entropy H"):
         screen.wait_for(text)
     screen.wait_for("quit")
+    assert all(f" L{n} " in screen.text for n in range(1, 6))
 
 
 @pytest.mark.parametrize("leave", ["q", "\x03"])
