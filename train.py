@@ -182,6 +182,7 @@ def validate(run: Run, progress: Progress, checkpoints: Checkpoints, log: Log) -
 
 def save(name: str, run: Run, progress: Progress, checkpoints: Checkpoints, log: Log) -> None:
     """Write a checkpoint, and force the log to disk with it: both tell the same story."""
+    log.sync()  # before as well: a checkpoint is never ahead of its log
     validation = progress.validation_loss
     known = validation is not None and math.isfinite(validation)
     path = checkpoints.save(

@@ -8,26 +8,15 @@ CPU seconds until then, and the peak memory.
 """
 
 import argparse
-import fcntl
-import os
-import pty
-import select
-import signal
 import statistics
-import struct
 import sys
 import tempfile
-import termios
-import time
 from pathlib import Path
 
-import pyte
-
 from benchmarks.machine import machine
+from benchmarks.terminal import Terminal
 from microscope_tui.scenarios.synthetic import Shape
 from microscope_tui.scenarios.write import write_run
-
-COLUMNS, ROWS = 120, 40
 
 
 def main() -> None:
@@ -56,34 +45,18 @@ def main() -> None:
 
 def open_once(run: Path, steps: int) -> tuple[float, float, float, float]:
     """Seconds to the history, seconds to the verdict, CPU seconds, peak MB of one opening."""
-    started = time.monotonic()
-    pid, file = pty.fork()
-    if pid == 0:
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-        command = [sys.executable, "-m", "microscope_tui.cli", str(run)]
-        os.execve(
-            sys.executable, command, kept | {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        )
-    screen = pyte.Screen(COLUMNS, ROWS)
-    stream = pyte.ByteStream(screen)
-    shown = None
-    while True:
-        if select.select([file], [], [], 0.02)[0]:
-            stream.feed(os.read(file, 65536))
-        text = "\n".join(screen.display)
-        if shown is None and history_is_shown(text, steps):
-            shown = time.monotonic() - started
-        if "CRITICAL" in text:
-            break
-        if time.monotonic() - started > 120:
-            raise TimeoutError(f"no verdict within 120 s; the screen shows:\n{text}")
-    judged = time.monotonic() - started
-    cpu, memory = usage(pid)
-    os.kill(pid, signal.SIGTERM)
-    os.waitpid(pid, 0)
-    os.close(file)
-    return shown or judged, judged, cpu, memory
+    shown: list[float] = []
+    command = [sys.executable, "-m", "microscope_tui.cli", str(run)]
+    with Terminal(command) as terminal:
+
+        def is_judged(text: str) -> bool:
+            if not shown and history_is_shown(text, steps):
+                shown.append(terminal.age)
+            return "CRITICAL" in text
+
+        judged = terminal.wait_until(is_judged)
+        cost = terminal.usage()
+    return shown[0] if shown else judged, judged, cost.cpu_s, cost.peak_mb
 
 
 def history_is_shown(text: str, steps: int) -> bool:
@@ -93,15 +66,6 @@ def history_is_shown(text: str, steps: int) -> bool:
         line for line in table.split("\n") if sum("\u2801" <= c <= "\u28ff" for c in line) > 30
     ]
     return f"step {steps:,}" in header and len(curves) >= 5
-
-
-def usage(pid: int) -> tuple[float, float]:
-    """CPU seconds so far and peak resident megabytes of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    status = Path(f"/proc/{pid}/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return cpu, int(peak.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
 from microscope_tui.app.microscope import Microscope
+from microscope_tui.watch.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"
@@ -53,7 +54,7 @@ async def draw_all(run: Path) -> None:
 
 async def drawn(run: Path, size: tuple[int, int], keys: list[str]) -> str:
     """The screen after ``keys``, as SVG."""
-    app = Microscope(run)
+    app = Microscope(Fleet(run))
     async with app.run_test(size=size) as pilot:
         while app.session.watch is None or not app.session.watch.complete:
             await pilot.pause(0.05)

@@ -17,6 +17,35 @@ LAYERS = [
     Binding("pageup", "page(-1)", "one page up", id="layer.page_up", show=False),
     Binding("pagedown", "page(1)", "one page down", id="layer.page_down", show=False),
 ]
+TIME = [
+    Binding(
+        "f,space",
+        "toggle_follow",
+        "pause",
+        id="time.follow",
+        key_display="f",
+        tooltip="hold this moment, or follow the run again",
+    ),
+    Binding(
+        "left_square_bracket",
+        "step(-1)",
+        "step",
+        id="time.back",
+        key_display="[ ]",
+        tooltip="one logged step back",
+    ),
+    Binding("right_square_bracket", "step(1)", "one step on", id="time.on", show=False),
+    Binding("left_curly_bracket", "step(-10)", "ten steps back", id="time.back_ten", show=False),
+    Binding("right_curly_bracket", "step(10)", "ten steps on", id="time.on_ten", show=False),
+    Binding(
+        "colon",
+        "go_to",
+        "go to",
+        id="time.go_to",
+        key_display=":",
+        tooltip="go to a step of the past",
+    ),
+]
 MAIN = [
     *LAYERS,
     Binding(
@@ -28,17 +57,23 @@ MAIN = [
         tooltip="open the layer: its experts, curves and alerts",
     ),
     Binding("a", "next_alert", "alert", id="alert.next", tooltip="next layer with an alert"),
-]
-LAYER = [*LAYERS, Binding("escape", "back", "back", id="screen.back", key_display="esc")]
-EVERYWHERE = [
     Binding(
-        "f,space",
-        "toggle_follow",
-        "pause",
-        id="time.follow",
-        key_display="f",
-        tooltip="hold this moment, or follow the run again",
+        "4,r", "open_runs", "runs", id="runs.open", key_display="r", tooltip="list of all runs"
     ),
+    *TIME,
+]
+LAYER = [*LAYERS, Binding("escape", "back", "back", id="screen.back", key_display="esc"), *TIME]
+RUNS = [
+    Binding("up,k", "move(-1)", "run", id="run.previous", key_display="↑↓", tooltip="previous run"),
+    Binding("down,j", "move(1)", "next run", id="run.next", show=False),
+    Binding("home,g", "move(-99999)", "first run", id="run.first", show=False),
+    Binding("end,G", "move(99999)", "last run", id="run.last", show=False),
+    Binding("pageup", "page(-1)", "one page up", id="run.page_up", show=False),
+    Binding("pagedown", "page(1)", "one page down", id="run.page_down", show=False),
+    Binding("enter", "open_run", "open", id="run.open", key_display="⏎", tooltip="open this run"),
+    Binding("escape", "back", "back", id="screen.back", key_display="esc"),
+]
+EVERYWHERE = [
     Binding("question_mark", "app.help", "help", id="app.help", key_display="?"),
     Binding("ctrl+l", "app.repaint", "repaint the screen", id="app.repaint", show=False),
     Binding("q", "app.quit", "quit", id="app.quit"),
@@ -50,6 +85,11 @@ _NAMES = {
     "escape": "esc",
     "enter": "⏎",
     "question_mark": "?",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "left_curly_bracket": "{",
+    "right_curly_bracket": "}",
+    "colon": ":",
     "pageup": "page up",
     "pagedown": "page down",
     "space": "space",

@@ -4,7 +4,6 @@ import asyncio
 import signal
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
@@ -17,6 +16,7 @@ from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import Session
 from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.watch.fleet import Fleet
 
 _FIRST_LOOK_S = 0.2
 
@@ -42,6 +42,9 @@ class Microscope(App[None]):
     MainScreen.roomy #notes {{ display: block; }}
     #charts {{ grid-size: 2 2; grid-gutter: 1 2; padding: 1 1 0 1; height: 1fr; }}
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
+    GotoScreen {{ align: left bottom; background: {GROUND} 0%; }}
+    #goto {{ height: 1; }}
+    #runs {{ height: 1fr; }}
     #help {{ border: round #3a424d; background: {GROUND}; }}
     """
     ENABLE_COMMAND_PALETTE = False
@@ -49,9 +52,9 @@ class Microscope(App[None]):
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
 
-    def __init__(self, path: Path, glyphs: Glyphs = Glyphs.BRAILLE) -> None:
+    def __init__(self, fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE) -> None:
         super().__init__()
-        self.session = Session(path, glyphs)
+        self.session = Session(fleet, glyphs)
         self.session.start()  # reads while Textual still sets up the terminal
 
     def get_default_screen(self) -> Screen[None]:

@@ -1,7 +1,7 @@
-"""What all screens share: the run being watched, the chosen layer, and the pinned moment.
+"""What all screens share: the runs, the open one, the chosen layer, and the pinned moment.
 
-A reader thread finds the newest run and follows it. It never touches a widget: it bumps
-``version``, and the screens look at that at their own pace.
+A reader thread searches and reads. It never touches a widget: versions grow, and the screens look
+at them at their own pace.
 """
 
 import threading
@@ -9,31 +9,36 @@ import time
 from pathlib import Path
 
 from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.runlog.discover import NoRuns, find_runs
+from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.file_events import FileEvents
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.moment import Pin, pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import Pin, RunView, pin, view_of
+from microscope_tui.watch.view import RunView, view_of
 
+_WORK_S, _PAUSE_S = 0.012, 0.001  # the screen has the lock and the processor in between
 _IDLE_S = 0.25
-_RESCAN_S = 2.0
-_ENDED = ("finished", "stopped", "failed", "crashed?", "deleted")
+_PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
+_GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
 class Session:
     """The state of one sitting at the microscope."""
 
-    def __init__(self, path: Path, glyphs: Glyphs) -> None:
-        self.path = path
+    def __init__(self, fleet: Fleet, glyphs: Glyphs) -> None:
+        self.fleet = fleet
         self.glyphs = glyphs
-        self.watch: RunWatch | None = None
-        self.version = 0
-        """Grows whenever there is something new to show."""
         self.selected = 0
         """Index of the chosen layer."""
         self.pin: Pin | None = None
         """The moment that is looked at; ``None`` follows the run."""
         self.first_look = threading.Event()
         """Set once it is known whether there is a run."""
+        self.events = FileEvents(fleet.root)
+        self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
+        self._wanted: RunFile | None = None
+        self._switches = 0
         self._stop = threading.Event()
         self._reader = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
@@ -44,7 +49,23 @@ class Session:
     def stop(self) -> None:
         """End the reader."""
         self._stop.set()
+        self.events.stop()
         self._reader.join(timeout=1.0)
+
+    @property
+    def path(self) -> Path:
+        """Where the runs are."""
+        return self.fleet.root
+
+    @property
+    def watch(self) -> RunWatch | None:
+        """The open run."""
+        return self.fleet.open
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes whenever the open run has something new to show."""
+        return self.fleet.open_version, self._switches
 
     @property
     def has_run(self) -> bool:
@@ -63,6 +84,48 @@ class Session:
         elif self.watch is not None:
             self.pin = pin(self.watch)
 
+    def how_it_watches(self) -> str:
+        """Whether the file system announces changes, and why not where it does not."""
+        if self.events.mode == "events":
+            return "file events"
+        return f"polling: {self.events.reason}" if self.events.reason else "polling"
+
+    def step_by(self, by: int) -> str | None:
+        """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
+        watch = self.watch
+        if watch is None or watch.latest is None:
+            return "no step yet"
+        shown = self.pin.step if self.pin else watch.latest.record.step
+        while True:  # where steps are logged rarely, the next one is further on
+            problem = self.go_to(max(1, shown + by))
+            if problem or by < 0 or self.pin is None or self.pin.step > shown:
+                return problem
+            by *= 2
+
+    def go_to(self, step: int) -> str | None:
+        """Look at a step of the past; the newest one follows again. Says what is in the way.
+
+        Reads from the disk: not for the thread that draws.
+        """
+        watch = self.watch
+        if watch is None or watch.latest is None:
+            return "no step yet"
+        if step >= watch.latest.record.step:
+            self.pin = None
+            return None
+        try:
+            found = pin_at(watch, step)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        if found is None:
+            return "not to be found yet: the log is still being read, or cannot be read twice"
+        self.pin = found
+        return None
+
+    def choose(self, file: RunFile) -> None:
+        """Open another run; the reader thread does it with its next turn."""
+        self._wanted = self._chosen = file
+
     def view(self, columns: int, ribbon: int, only: range | None = None) -> RunView | None:
         """The present view, or the one of the pinned moment; ``None`` while there is no run."""
         if self.watch is None or self.watch.run is None:
@@ -75,37 +138,58 @@ class Session:
         except Exception as error:  # a bug: what was read stays, and the screen says so
             if self.watch is not None:
                 self.watch.error = f"reading stopped: {safe_text(repr(error), 200)}"
-            self.version += 1
+            self._switches += 1
             self.first_look.set()
 
     def _follow(self) -> None:
-        last_scan = -_RESCAN_S
+        self._choose_run(searched=self.fleet.search(now=True))
+        self.first_look.set()
+        idle = woken = started = False
+        rested, size = time.monotonic(), 0
         while not self._stop.is_set():
-            if time.monotonic() - last_scan >= _RESCAN_S and self._may_switch():
-                self._find()
-                last_scan = time.monotonic()
-            self.first_look.set()
-            if self.watch is not None and self.watch.advance():
-                self.version += 1
-                # A slice is a few milliseconds of work; let the screen have the lock in between.
-                self._stop.wait(0.001)
-            else:
-                self._stop.wait(_IDLE_S)
+            self._choose_run(searched=self.fleet.search())
+            if self.fleet.turn():
+                if idle and not woken and self._size() > size:
+                    self._doubt_events()
+                idle = False
+                if time.monotonic() - rested > _WORK_S:
+                    self._stop.wait(_PAUSE_S)
+                    rested = time.monotonic()
+                continue
+            if not started:  # only now: the first picture comes before anything else
+                started = True
+                self.events.start()
+            size = self._size()
+            idle, woken = True, self._wait()
 
-    def _may_switch(self) -> bool:
-        """Look for a newer run only while nothing is lost by going there."""
-        if self.watch is None or not self.has_run:
-            return True
-        return self.watch.complete and self.following and self.watch.state()[0] in _ENDED
+    def _size(self) -> int:
+        return self.watch.source.size if self.watch is not None else 0
 
-    def _find(self) -> None:
-        try:
-            runs = find_runs(self.path)
-        except (NoRuns, OSError):
-            return  # said before the screen opened; a folder that vanished may come back
-        if not runs or (self.watch is not None and self.watch.path == runs[0].path):
-            return
-        watch = RunWatch(runs[0])
-        watch.open_overview()
-        self.watch, self.selected = watch, 0
-        self.version += 1
+    def _wait(self) -> bool:
+        """Until something happens, or it is time to poll; true if an event woke us."""
+        waits = _PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1
+        for _ in range(waits):
+            if self.events.wait(_IDLE_S):
+                return True
+            if self._stop.is_set() or self._wanted is not None:
+                return False
+        return False
+
+    def _doubt_events(self) -> None:
+        """The poll found what no event had announced."""
+        if self.events.mode == "events" and not self.events.wait(_GRACE_S):
+            self.events.poll_found_change()
+
+    def _choose_run(self, *, searched: bool) -> None:
+        """Open what was asked for, or the newest run where nothing is lost by going there."""
+        wanted, self._wanted = self._wanted, None
+        runs = self.fleet.runs
+        if wanted is None and searched and runs and self._chosen is None:
+            newest = runs[0]
+            is_open = self.watch is not None and self.watch.path == newest.path
+            if not is_open and self.fleet.may_switch(self.following):
+                wanted = newest
+        if wanted is not None:
+            self.fleet.open_run(wanted)
+            self.selected, self.pin = 0, None
+            self._switches += 1

@@ -36,18 +36,24 @@ class Judgement:
 
 
 def judge(
-    file: RunFile, *, since_step: int = 0, fail_on: str = "warn", ignore: Sequence[str] = ()
+    file: RunFile,
+    *,
+    since_step: int = 0,
+    fail_on: str = "warn",
+    ignore: Sequence[str] = (),
+    watch: RunWatch | None = None,
 ) -> Judgement:
     """Read the whole run and judge it.
 
     Args:
+        watch: the run where somebody has read it already, with the same rules ignored.
         since_step: only episodes with evidence from this step on count.
         fail_on: ``warn`` or ``crit``: with ``crit`` a warning does not fail (exit code 0).
         ignore: names of rules that are left out; said in the notes.
     """
-    dropped = {name.upper() for name in ignore}
-    watch = RunWatch(file, dropped)
-    watch.read_all()
+    if watch is None:
+        watch = RunWatch(file, {name.upper() for name in ignore}, patient=True)
+        watch.read_all()
     state, _ = watch.state()
     last_step = watch.latest.record.step if watch.latest else 0
     problem = watch.error
@@ -138,8 +144,8 @@ def _measured(watch: RunWatch) -> bool:
     """At least one router has a balance somewhere in the history."""
     if watch.history is None or watch.run is None:
         return False
-    indices = range(len(watch.run.routers))
-    columns = [c for i in indices for c in watch.history.columns("collapse_index", i, 1)]
+    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
+    columns = [c for i in indices for c in watch.history.columns("effective_experts", i, 1)]
     return any(column.low == column.low for column in columns)
 
 
@@ -182,12 +188,12 @@ def _notes(watch: RunWatch, ignore: Sequence[str], since_step: int) -> list[str]
     last = watch.latest.record.step if watch.latest else 0
     if state not in ("live", "slow", "finished", "waiting"):
         notes.append(f"the run is {state}: the verdict covers its routers up to step {last:,} only")
-    if watch.end is not None and (watch.end.step or 0) > last:
+    if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         notes.append(
-            f"the run ended at step {watch.end.step:,}: the steps after {last:,} are missing"
+            f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
         )
-    if watch.lost_records:
-        notes.append(f"{watch.lost_records:,} records were lost by the writer (disk full?)")
+    if watch.scan.lost_records:
+        notes.append(f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)")
     if watch.run is not None and watch.run.inferred:
         notes.append("the log has no run record: layers and top-k are inferred from the counts")
     if watch.run is not None and watch.run.counts != "exact":

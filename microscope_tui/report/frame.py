@@ -10,10 +10,10 @@ from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, crop, pad, plain, spread
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import RunView
 
-_STATE_ROLES = {
+STATE_ROLES = {
     "live": "ok",
     "finished": "ok",
     "slow": "warn",
@@ -144,7 +144,7 @@ def ribbon_width(layout: Layout) -> int:
     return max(8, layout.columns - 34)
 
 
-def ribbon_notes(view: RunView, layout: Layout) -> Line:
+def ribbon_notes(view: RunView, layout: Layout, watching: str = "") -> Line:
     """Under the ribbon: onset, restarts, how much a column covers, and what is not shown."""
     notes: Line = [Span("        ")]
     worst = view.worst
@@ -155,9 +155,15 @@ def ribbon_notes(view: RunView, layout: Layout) -> Line:
     right = []
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
+    elif view.judged < 1.0:
+        right.append(f"diagnosis at {view.judged:.0%}")
+    if view.memory_limit is not None:
+        right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
     if view.defects:
         right.append(f"{view.defects:,} bad lines")
     right += list(layout.hidden)
+    if watching:
+        right.append(watching)
     if view.step:
         steps = max(1, round(view.step / ribbon_width(layout)))
         right.append(f"1 column = {steps:,} step{'s' if steps > 1 else ''}")
@@ -167,7 +173,7 @@ def ribbon_notes(view: RunView, layout: Layout) -> Line:
 
 
 def _state(view: RunView) -> Line:
-    role = _STATE_ROLES.get(view.state, "dim")
+    role = STATE_ROLES.get(view.state, "dim")
     shown = f"{view.state} {words.age(view.age_s)}".rstrip()
     if view.state in ("finished", "stopped", "failed", "deleted") and view.age_s is not None:
         shown = f"{view.state} {words.age(view.age_s)} ago"
@@ -201,6 +207,8 @@ def _all_well(view: RunView) -> Line:
         text = f"warming up until step {ready:,}"
     if worst.collapse_index is not None:
         text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
+    if view.judged < 1.0:
+        text = f"judged up to step {view.judged_step:,} so far: {text}"
     over = sum(1 for finding, _ in view.findings if not finding.active)
     if over:
         text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"

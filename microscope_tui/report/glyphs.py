@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
 
 
 class Glyphs(StrEnum):

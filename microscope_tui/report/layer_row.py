@@ -19,7 +19,7 @@ from microscope_tui.report.glyphs import (
 )
 from microscope_tui.report.layout import Layout
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import LayerView
 
 FULL_DROP_BAR = 0.5

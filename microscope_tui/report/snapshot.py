@@ -4,26 +4,31 @@ from microscope_tui.report import frame, layer_row
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.layout import Layout, fit, worst_first
 from microscope_tui.report.spans import Line, Span, crop, plain
+from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 
 
 def snapshot_text(
-    watch: RunWatch, columns: int = 100, rows: int | None = None, glyphs: Glyphs = Glyphs.BRAILLE
+    watch: RunWatch,
+    columns: int = 100,
+    rows: int | None = None,
+    glyphs: Glyphs = Glyphs.BRAILLE,
+    at: Pin | None = None,
 ) -> str:
     """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
-    probe = view_of(watch)
+    probe = view_of(watch, at=at)
     if not rows:  # as many as show every layer on one line: a tall table has more lines around it
         rows = len(probe.layers) + 6
         rows += 7 if rows >= 30 else 0
     layout = fit(probe, columns, rows)
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
-    view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout))
+    view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
     lines += frame.verdict(view, columns, 3 if view.worst else 1)
     lines.append(frame.column_heads(view, layout))
     lines += _table(view, layout, glyphs)
-    lines.append(frame.ribbon(view, layout, glyphs, view.state))
+    lines.append(frame.ribbon(view, layout, glyphs, view.state if at is None else "then"))
     lines.append(frame.ribbon_notes(view, layout))
     legend = Span("        load: x dead  - starving  . fair  + over  # hot", "dim")
     lines.append(crop([legend], columns))

@@ -56,3 +56,12 @@ def age(seconds: float | None) -> str:
     if seconds < 86400:
         return f"{math.floor(seconds / 3600)} h"
     return f"{math.floor(seconds / 86400)} d"
+
+
+def bytes_of(size: int) -> str:
+    """``128 MB``, ``6.1 GB``: powers of 1,024."""
+    for unit, factor in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
+        if size >= factor:
+            scaled = size / factor
+            return f"{scaled:.1f} {unit}" if scaled < 10 and scaled % 1 else f"{scaled:.0f} {unit}"
+    return f"{size} bytes"

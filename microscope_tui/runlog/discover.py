@@ -1,19 +1,25 @@
 """Find the runs below a path: a folder of runs, one run folder, or one log file.
 
-Any ``*.jsonl`` whose first lines parse is a run, whatever its name.
+Any ``*.jsonl`` whose first lines parse is a run, whatever its name, and so is its archive
+(``.jsonl.gz``, ``.jsonl.zst``). Only regular files are ever opened. A search that knows what the
+last one found opens nothing but new files, so that a folder of many runs can be searched often.
 """
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
+from microscope_tui.runlog.follow import LineSplitter, open_regular_file
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 
 MAX_DEPTH = 4
-_PROBE_BYTES = 1 << 20
+_LOG_SUFFIXES = (".jsonl", *(f".jsonl{suffix}" for suffix in ARCHIVE_SUFFIXES))
+_PROBE_BYTES = 1 << 16
+_MAX_PROBE_BYTES = 1 << 22  # a header line may be long; a file without any line end is no log
 _PROBE_LINES = 5
 
 
@@ -23,43 +29,70 @@ class NoRuns(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """One run on disk."""
+    """One run on disk, as it was when it was found."""
 
     name: str
     path: Path
     modified: float
+    size: int = 0
+    inode: tuple[int, int] = (0, 0)
+    """Device and inode: the same file under another name has the same."""
 
 
-def find_runs(root: Path) -> list[RunFile]:
+@dataclass(slots=True)
+class KnownLogs:
+    """What the last search below one root found. Hand the same one to every search."""
+
+    root: Path | None = None
+    logs: dict[str, tuple[tuple[int, ...], RunFile | None]] = field(default_factory=dict)
+    """By path: the state of the file when its head was read, and the run if it is one."""
+
+
+def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     """The runs below ``root``, newest first; empty while there is none yet.
 
     Raises:
         NoRuns: ``root`` is a single file that is no run log, or cannot be read.
     """
-    if root.is_file():
-        reason = why_not_a_run(root)
-        if reason:
-            raise NoRuns(f"{root}: is no run log ({reason}); point at a folder of runs or a .jsonl")
-        return [RunFile(_run_name(root, root.parent), root, root.stat().st_mtime)]
-    runs = []
-    for path in _log_files(root, MAX_DEPTH):
+    if root.exists() and not root.is_dir():
+        return [_single_run(root)]
+    if known is None or known.root != root:
+        known = known or KnownLogs()
+        known.root, known.logs = root, {}
+    found: dict[str, tuple[tuple[int, ...], RunFile | None]] = {}
+    for entry in _log_files(os.fspath(root), MAX_DEPTH):
         try:
-            if why_not_a_run(path) is None:
-                runs.append(RunFile(_run_name(path, root), path, path.stat().st_mtime))
+            status = entry.stat(follow_symlinks=False)
+            found[entry.path] = _look(entry.path, status, root, known.logs.get(entry.path))
         except OSError:
-            continue  # it vanished or is another user's between the listing and the look
+            continue  # vanished since the listing, or another user's: looked at again next time
+    known.logs = found
+    runs = [run for _, run in found.values() if run is not None]
     return sorted(runs, key=lambda run: (-run.modified, run.name))
 
 
 def unreadable_logs(root: Path) -> list[str]:
     """The logs below ``root`` that may not be read, each with its reason."""
     reasons = []
-    for path in _log_files(root, MAX_DEPTH) if root.is_dir() else ():
+    for entry in _log_files(os.fspath(root), MAX_DEPTH) if root.is_dir() else ():
         try:
-            path.open("rb").close()
+            os.close(open_regular_file(Path(entry.path)))
         except OSError as error:
-            reasons.append(f"{path}: {error.strerror or error}")
-    return reasons
+            reasons.append(f"{entry.path}: {error.strerror or error}")
+    return sorted(reasons)
+
+
+def find_logs(root: Path) -> list[Path]:
+    """Every file below ``root`` that is named like a log, newest first; ``root`` if it is one."""
+    if not root.is_dir():
+        return [root]
+    found = []
+    for entry in _log_files(os.fspath(root), MAX_DEPTH):
+        try:
+            found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
+        except OSError:
+            continue  # vanished since the listing
+    return [Path(path) for _, path in sorted(found, reverse=True)]
 
 
 def why_not_a_run(path: Path) -> str | None:
@@ -68,17 +101,19 @@ def why_not_a_run(path: Path) -> str | None:
     A log of an unknown format version counts as a run: opening it says so.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_PROBE_BYTES)
+        return _why_not_a_run(path)
     except OSError as error:
         return str(error.strerror or error)
+
+
+def _why_not_a_run(path: Path) -> str | None:
+    head = _packed_head(path) if path.suffix in ARCHIVE_SUFFIXES else _head(path)
     if not head:
         return "it is empty"
-    *lines, rest = head.split(b"\n")
-    if not lines:
-        lines = [rest]
+    splitter = LineSplitter()
+    lines = [line for _, line in splitter.feed(head)]
     reason = "no record in its first lines"
-    for line in lines[:_PROBE_LINES]:
+    for line in lines[:_PROBE_LINES] or [line for _, line in splitter.feed(b"\n")]:
         try:
             if decode_line(line) is not None:
                 return None
@@ -89,16 +124,84 @@ def why_not_a_run(path: Path) -> str | None:
     return reason
 
 
-def _log_files(folder: Path, depth: int) -> Iterator[Path]:
+def _single_run(path: Path) -> RunFile:
+    if not path.is_file():
+        raise NoRuns(f"{path}: is no regular file; pipe its content in and name `-` instead")
+    reason = why_not_a_run(path)
+    if reason:
+        raise NoRuns(f"{path}: is no run log ({reason}); point at a folder of runs or a .jsonl")
+    return _run_file(_run_name(path, path.parent), path, path.stat())
+
+
+def _look(
+    path: str,
+    status: os.stat_result,
+    root: Path,
+    known: tuple[tuple[int, ...], RunFile | None] | None,
+) -> tuple[tuple[int, ...], RunFile | None]:
+    """What stands at ``path``; its head is read again only if it may have changed."""
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if known is not None:
+        before, run = known
+        if state == before:
+            return known
+        if run is not None and state[:2] == before[:2] and status.st_size >= run.size:
+            return state, replace(run, modified=status.st_mtime, size=status.st_size)  # it grew
+    log = Path(path)
+    if _why_not_a_run(log) is not None:
+        return state, None
+    return state, _run_file(_run_name(log, root), log, status)
+
+
+def _run_file(name: str, path: Path, status: os.stat_result) -> RunFile:
+    inode = (status.st_dev, status.st_ino)
+    return RunFile(name, path, status.st_mtime, status.st_size, inode)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of ``path``: more of them only while its first line is longer."""
+    file = open_regular_file(path)
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        size = _PROBE_BYTES
+        head = os.pread(file, size, 0)
+        while b"\n" not in head and len(head) == size < _MAX_PROBE_BYTES:
+            size *= 4
+            head = os.pread(file, size, 0)
+        return head
+    finally:
+        os.close(file)
+
+
+def _packed_head(path: Path) -> bytes:
+    log, head = CompressedLog(path), b""
+    while not log.exhausted and b"\n" not in head and len(head) < _MAX_PROBE_BYTES:
+        head += log.read(_PROBE_BYTES).data
+    return head
+
+
+def _log_files(folder: str, depth: int) -> Iterator[os.DirEntry[str]]:
+    """Regular files only, links not followed: pipes, devices and loops of links are never met.
+
+    An archive beside the log that was packed is the same run again: the plain file is read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return  # a folder of another user's beside ours must not hide ours
-    for entry in entries:
-        if entry.is_file(follow_symlinks=False) and entry.name.endswith(".jsonl"):
-            yield Path(entry.path)
+    logs: dict[str, os.DirEntry[str]] = {}
+    for entry in listed:  # `x.jsonl` comes before `x.jsonl.gz`
+        if entry.name.endswith(_LOG_SUFFIXES) and entry.is_file(follow_symlinks=False):
+            logs.setdefault(_without_archive_suffix(entry.name), entry)
         elif depth > 0 and entry.is_dir(follow_symlinks=False):
-            yield from _log_files(Path(entry.path), depth - 1)
+            yield from _log_files(entry.path, depth - 1)
+    yield from logs.values()
+
+
+def _without_archive_suffix(name: str) -> str:
+    for suffix in ARCHIVE_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _run_name(path: Path, root: Path) -> str:
@@ -106,6 +209,7 @@ def _run_name(path: Path, root: Path) -> str:
 
     File names are text from a stranger too.
     """
+    path = path.with_name(_without_archive_suffix(path.name))
     if path.name != LOG_NAME:
         return safe_text(path.with_suffix("").relative_to(root))
     return safe_text(root.resolve().name if path.parent == root else path.parent.relative_to(root))

@@ -5,59 +5,96 @@ the size of the file: seek, skip to the next newline, decode that record without
 """
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.runlog.seek import line_after
 
 _HEAD_BYTES = 1 << 16
-_MAX_SAMPLE_BYTES = 8 << 20
+_LONGEST_HEAD = 8 << 20
 
 
-def sample(path: Path, name: str, count: int) -> tuple[RunReader, list[StepEntry]]:
-    """About ``count`` steps spread evenly over the bytes of ``path``, in increasing order.
+@dataclass(slots=True)
+class Overview:
+    """Steps spread evenly over the bytes of a log, in increasing order."""
 
-    Returns the reader too: it holds the header. A sample that is torn, is no step, or does not
-    increase (a restart in the file) is left out; the full scan sorts that out later.
+    run: RunRecord | None = None
+    samples: list[StepEntry] = field(default_factory=list)
+    line_bytes: int = 0
+    """Length of a typical line."""
+    monotonic: bool = True
+    """No sample went backwards: between two of them steps grow with the offset."""
+
+    end: EventRecord | None = None
+    """The event that ended the run, where it is the last word."""
+
+    def take(self, entry: StepEntry) -> None:
+        """Add one sample; steps that it supersedes leave."""
+        while self.samples and self.samples[-1].record.step >= entry.record.step:
+            if self.samples[-1].offset == entry.offset:
+                return
+            self.samples.pop()
+            self.monotonic = False
+        self.samples.append(entry)
+
+
+def sample(path: Path, name: str, count: int) -> Overview:
+    """About ``count`` steps of the whole file. What is torn or no step is left out.
+
+    A restart between two samples is found by the full scan only.
 
     Raises:
         OSError: the file cannot be read.
         UnknownFormat: the log has another format version.
     """
-    reader = RunReader(name)
-    samples: list[StepEntry] = []
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = os.pread(file.fileno(), _HEAD_BYTES, 0)
+    overview = Overview()
+    file = open_regular_file(path)
+    try:
+        size = os.fstat(file).st_size
+        head = _head(file)
+        lines = head.split(b"\n")
+        overview.line_bytes = max(len(line) for line in lines[:-1] or lines) + 1
+        reader = RunReader(name)
         entries = list(reader.feed(head[: head.rfind(b"\n") + 1]))
-        samples.extend(entry for entry in entries[:4] if isinstance(entry, StepEntry))
-        length = _typical_line(head)
-        for index in range(1, count + 1):
-            # The last sample is the last whole line; the others start after their offset.
-            start = max(0, size * index // count - (2 * length if index == count else 0))
-            line = _line_after(file.fileno(), start, size, length)
-            if line is None:
-                continue
-            for entry in reader.feed(line):
-                last = samples[-1].record.step if samples else -1
-                if isinstance(entry, StepEntry) and entry.record.step > last:
-                    samples.append(entry)
-    return reader, samples
+        for entry in [e for e in entries if isinstance(e, StepEntry)][:4]:
+            overview.take(entry)
+        overview.run = reader.run
+        for index in range(1, count):
+            _take_line(file, name, overview, size * index // count, size)
+        end: int | None = max(0, size - 3 * overview.line_bytes)
+        while end is not None:  # on to the last whole line
+            end = _take_line(file, name, overview, end, size)
+    finally:
+        os.close(file)
+    return overview
 
 
-def _typical_line(head: bytes) -> int:
-    lines = head.split(b"\n")
-    return max(len(line) for line in lines[:-1] or lines) + 1
+def _take_line(file: int, name: str, overview: Overview, start: int, size: int) -> int | None:
+    """Add the first line that begins after ``start``; returns where it ends."""
+    found = line_after(file, start, size, overview.line_bytes + 32)
+    if found is None:
+        return None
+    at, line = found
+    reader = RunReader(name, overview.run, at)
+    for entry in reader.feed(line):
+        if isinstance(entry, StepEntry):
+            overview.take(entry)
+            overview.end = None
+        elif isinstance(entry, EventRecord) and entry.event == "end":
+            overview.end = entry
+        elif isinstance(entry, RunRecord):
+            overview.run = entry
+    return at + len(line) - 1
 
 
-def _line_after(file: int, start: int, size: int, length: int) -> bytes | None:
-    """The first whole line that begins after ``start``, newline included."""
-    want = 2 * length + 64
+def _head(file: int) -> bytes:
+    """The first lines of the file; at least two, where they are not absurdly long."""
+    want = _HEAD_BYTES
     while True:
-        data = os.pread(file, want, start)
-        begin = data.find(b"\n") + 1
-        end = data.find(b"\n", begin) + 1 if begin else 0
-        if end:
-            return data[begin:end]
-        if start + want >= size or want >= _MAX_SAMPLE_BYTES:
-            return None
+        head = os.pread(file, want, 0)
+        if head.count(b"\n") > 1 or len(head) < want or want >= _LONGEST_HEAD:
+            return head
         want *= 4

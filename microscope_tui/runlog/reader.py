@@ -42,10 +42,12 @@ class Defects:
 class StepEntry:
     """A step with its line, so that its matrices can be decoded when somebody asks."""
 
-    __slots__ = ("_line", "_matrices", "record", "routers")
+    __slots__ = ("_line", "_matrices", "offset", "record", "routers")
 
-    def __init__(self, record: StepRecord, line: bytes, routers: int) -> None:
+    def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
+        self.offset = offset
+        """Where the line begins in the log."""
         self.routers = routers
         """Number of routers that the run had at this step."""
         self._line = line
@@ -72,12 +74,21 @@ Entry = StepEntry | RunRecord | EventRecord
 class RunReader:
     """Turns chunks of a log's bytes into entries. Any cut of the bytes gives the same entries."""
 
-    def __init__(self, name: str) -> None:
-        """``name`` stands in for the run's name where the log does not say one."""
+    def __init__(self, name: str, run: RunRecord | None = None, start: int = 0) -> None:
+        """Read from the beginning, or from a line end at ``start`` under a known header.
+
+        ``name`` stands in for the run's name where the log does not say one.
+        """
         self.name = name
-        self.run: RunRecord | None = None
+        self.run = run
+        self._start = start
         self.defects = Defects()
         self._splitter = LineSplitter()
+
+    @property
+    def line_start(self) -> int:
+        """Byte offset of the line that ``feed`` is at."""
+        return self._start + self._splitter.line_start
 
     @property
     def line_number(self) -> int:
@@ -123,4 +134,4 @@ class RunReader:
                 self.defects.add(
                     number, f"router.{name} has {len(values)} values for {routers} routers"
                 )
-        yield StepEntry(record, line, routers)
+        yield StepEntry(record, line, routers, self.line_start)

@@ -1,15 +1,26 @@
 """Append records to a run log; never stop the training that is being logged.
 
 A line is written whole with one ``write``, so a reader sees it torn only while it is being
-written or after a crash. A full disk or a vanished folder costs one warning: the writer keeps
-trying, and a ``lost_records`` event says how many are missing once the log is writable again.
+written or after a crash. What can fail and what then happens:
+
+- **A write fails** (disk full, I/O error, read-only, file or folder gone and not to be made): one
+  warning, and the log is opened anew at most once a second until it can be written. Steps in
+  between are counted and not tried; a ``lost_records`` event says how many, where they are missing.
+- **Half a line fitted**: it is cut off again. Where not even that works, the next line starts with
+  a newline, so that a torn line costs itself and never its neighbour.
+- **The file is deleted, rotated away, replaced or emptied**: the log goes on in the file that has
+  its name now. An empty file gets the run record first; what others wrote is never cut.
+- **fsync** is not done for every line but in ``sync`` (at checkpoints) and ``close``: a crash of
+  the program loses nothing that was written, a power cut what came after the last checkpoint.
+- **After a fork** the log belongs to the process that opened it; in the child nothing is written.
 """
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +28,16 @@ import msgspec
 
 _logger = logging.getLogger("moe_microscope.runlog")
 
+RETRY_S = 1.0
+"""After a failed write, steps are counted as lost for this long before the disk is asked again."""
+QUIET_S = 60.0
+"""A disk that fails and works in turns is complained about this often."""
+
 
 class RunLogWriter:
     """Appends JSON lines to ``path``; a torn last line of an earlier process is cut off first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Open ``path`` for append and create its folder.
 
         Raises:
@@ -29,66 +45,132 @@ class RunLogWriter:
         """
         self.path = path
         self.lost_records = 0
-        self._warned = False
+        """Records that are missing and of which the log does not say so yet."""
+        self._clock = clock
+        self._owner = os.getpid()
+        self._head = b""  # the latest run record: an empty file starts with it again
+        self._head_is_due = False
+        self._failing = False
+        self._retry_at = self._warn_at = -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: int | None = self._open()
+        self._file: int | None = None
+        self._first = b""  # a newline where the file ends in half a line
+        self._open(cut_torn_tail=True)
+
+    @property
+    def is_forked(self) -> bool:
+        """True in a child of the process that opened the log: there, nothing is written."""
+        return os.getpid() != self._owner
 
     def write(self, record: Mapping[str, Any]) -> bool:
-        """Append one record; ``False`` if it was lost (counted, and said later in the log)."""
-        lines = encode_record(record)
-        if self.lost_records:
-            missing = {"kind": "event", "event": "lost_records", "time": time.time()}
-            missing |= {"step": record.get("step"), "values": {"count": self.lost_records}}
-            lines = encode_record(missing) + lines
-        try:
-            self._append(lines)
-        except OSError as error:
-            self._lose(error)
+        """Append one record; ``False`` if it was lost (counted, and said later in the log).
+
+        A run record is not lost but owed: it is written before whatever can be written next.
+        """
+        if self.is_forked:
+            self._warn("belongs to the process before the fork, and is not written here")
             return False
-        self.lost_records, self._warned = 0, False
+        kind = record.get("kind")
+        if kind == "step" and self._failing and self._clock() < self._retry_at:
+            self.lost_records += 1
+            return False
+        line = encode_record(record)
+        if kind == "run":
+            self._head, self._head_is_due, line = line, True, b""
+        written = self._try_to_append(line, record.get("step"))
+        if not written and kind != "run":
+            self.lost_records += 1
+        return written
+
+    def sync(self) -> bool:
+        """Force what was written to the disk; failing to do so is a warning, not an error."""
+        if self._file is None or self.is_forked:
+            return False
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            self._warn(f"could not be synced to disk ({error})")
+            return False
         return True
 
-    def sync(self) -> None:
-        """Force what was written to the disk; failing to do so is a warning, not an error."""
-        if self._file is not None:
-            try:
-                os.fsync(self._file)
-            except OSError as error:
-                _logger.warning("%s: could not be synced to disk: %s", self.path, error)
-
     def close(self) -> None:
-        """Sync and close; a later ``write`` opens the log again."""
-        if self._file is not None:
+        """Say what is still to be said, sync and close; a later ``write`` opens the log again."""
+        if not self.is_forked:
+            if self.lost_records or self._head_is_due:
+                self._try_to_append(b"", None)
+            if self.lost_records:
+                _logger.warning("%s: %d records are lost", self.path, self.lost_records)
             self.sync()
-            os.close(self._file)
-            self._file = None
+        self._let_go()
 
-    def _open(self) -> int:
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        _cut_torn_tail(file)
-        return file
+    def _try_to_append(self, line: bytes, step: int | None) -> bool:
+        if self.lost_records:
+            missing = {"kind": "event", "event": "lost_records", "time": time.time()}
+            missing |= {"step": step, "values": {"count": self.lost_records}}
+            line = encode_record(missing) + line
+        try:
+            self._append(line)
+        except OSError as error:
+            self._let_go()  # whatever is wrong (a stale handle, a torn line), opening anew finds it
+            if not self._failing:
+                self._warn(f"cannot be written ({error}); lost records are counted")
+            self._failing, self._retry_at = True, self._clock() + RETRY_S
+            return False
+        self.lost_records, self._failing = 0, False
+        return True
 
     def _append(self, lines: bytes) -> None:
-        if self._file is not None and not self.path.exists():
-            os.close(self._file)  # the folder vanished: writing on would feed a deleted file
-            self._file = None
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open()
+        size = self._size_of_open_log()
+        if self._head_is_due or not size:
+            lines = self._head + lines
+        lines = self._first + lines
+        assert self._file is not None
         written = os.write(self._file, lines)
         if written < len(lines):  # a disk that is almost full takes half a line: undo it
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            with contextlib.suppress(OSError):
+                if os.fstat(self._file).st_size == size + written:  # nobody else wrote meanwhile
+                    os.ftruncate(self._file, size)
             raise OSError(f"only {written} of {len(lines)} bytes fitted on the disk")
+        self._first, self._head_is_due = b"", False
 
-    def _lose(self, error: OSError) -> None:
-        self.lost_records += 1
-        if not self._warned:
-            self._warned = True
-            _logger.warning(
-                "%s: cannot be written (%s); training goes on, lost records are counted",
-                self.path,
-                error,
-            )
+    def _size_of_open_log(self) -> int:
+        """Size of the file that has the log's name now, after opening it where that is needed."""
+        if self._file is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(self.path)
+                if os.path.samestat(status, self._status):
+                    return status.st_size
+            self._let_go()  # deleted or replaced: writing on would feed a file without a name
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._open(cut_torn_tail=False)
+        return self._status.st_size
+
+    def _open(self, *, cut_torn_tail: bool) -> None:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            if cut_torn_tail:
+                _cut_torn_tail(file)
+            self._status = os.fstat(file)
+            size = self._status.st_size
+            self._first = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                os.close(file)
+            except OSError as error:  # network file systems say only here that a write failed
+                self._warn(f"could not be closed ({error}): its last lines may be missing")
+
+    def _warn(self, what: str) -> None:
+        now = self._clock()
+        if now >= self._warn_at:
+            self._warn_at = now + QUIET_S
+            _logger.warning("%s: %s; training goes on", self.path, what)
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:

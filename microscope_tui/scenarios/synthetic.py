@@ -85,7 +85,7 @@ def draw_counts(weights: list[float], tokens: int, top_k: int, rng: random.Rando
         spread = math.sqrt(tokens * share * (1 - share))
         counts.append(min(tokens, max(0, round(rng.gauss(tokens * share, spread)))))
     missing = tokens * top_k - sum(counts)
-    order = sorted(range(len(counts)), key=lambda e: -shares[e])
+    order = sorted((e for e, share in enumerate(shares) if share > 0), key=lambda e: -shares[e])
     while missing:
         for expert in order:  # the rounding error goes where there is room, popular ones first
             share = max(1, abs(missing) // len(order))
@@ -172,4 +172,4 @@ def _entropy(counts: list[int], progress: float, rng: random.Random) -> tuple[fl
     total = sum(counts)
     mean = -math.fsum(n / total * math.log(n / total) for n in counts if n)
     confidence = 0.97 - 0.3 * min(1.0, progress * 3)
-    return mean * confidence + rng.gauss(0, 0.005), mean
+    return min(mean, max(0.0, mean * confidence + rng.gauss(0, 0.005))), mean

@@ -1,130 +1,156 @@
-"""The whole history of a run in bounded memory, as low / mean / high per stretch of steps.
+"""The whole history of a run in bounded memory: a pyramid of low / mean / high over its steps.
 
-Up to ``capacity`` rows every step keeps a row of its own. When they are full, neighbours merge in
-pairs and every row covers twice as many steps from then on. A merged row keeps the lowest and the
-highest value of its steps, so a spike survives any number of mergings.
+A row covers ``stride`` steps. When the rows reach their capacity, neighbours merge in pairs
+(``halved``) and every row covers twice as many steps from then on. A row never spans a restart,
+and it knows where in the file its first record stands, so that any step can be found again.
 """
 
-import itertools
-import math
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NAN = math.nan
+from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Curve
+
+MAX_ROWS = 8192
+MIN_ROWS = 256
+_BATCH = 64  # steps that are taken in together: one pass over 64 values costs little more than one
+
+Values = Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """What one column of a chart covers; NaN where nothing was measured."""
+class Row:
+    """Where the steps of one row begin: step number and byte offset of the first record."""
 
-    low: float
-    mean: float
-    high: float
-
-
-EMPTY = Column(NAN, NAN, NAN)
+    step: int
+    offset: int
 
 
-class Band:
-    """One series: low, mean and high, ``width`` values a row (one per router)."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.low, self.mean, self.high = array("f"), array("f"), array("f")
-
-    def append(self, values: Sequence[float]) -> None:
-        """Add a row of its own."""
-        row = array("f", values)
-        self.low += row
-        self.mean += row
-        self.high += row
-
-    def fold(self, values: Sequence[float], weight: float) -> None:
-        """Merge ``values`` into the last row; ``weight`` is their share of its mean."""
-        start = len(self.low) - self.width
-        for offset, value in enumerate(values):
-            if value != value:
-                continue
-            at = start + offset
-            low = self.low[at]
-            if low != low:
-                self.low[at] = self.mean[at] = self.high[at] = value
-                continue
-            self.low[at] = min(low, value)
-            self.high[at] = max(self.high[at], value)
-            self.mean[at] += weight * (value - self.mean[at])
-
-    def merge_pairs(self, rows: int) -> None:
-        """Merge rows 0 and 1, 2 and 3 … into one each; ``rows`` is even."""
-        size = rows * self.width
-        self.low = _merged(self.low, self.width, size, _lower)
-        self.mean = _merged(self.mean, self.width, size, _middle)
-        self.high = _merged(self.high, self.width, size, _higher)
-
-    def truncate(self, rows: int) -> None:
-        """Keep the first ``rows`` rows."""
-        for values in (self.low, self.mean, self.high):
-            del values[rows * self.width :]
-
-    def column(self, index: int, first: int, last: int) -> Column:
-        """Rows ``first`` to ``last`` (exclusive) of router ``index`` in one column."""
-        cells = slice(first * self.width + index, last * self.width, self.width)
-        low, mean, high = self.low[cells], self.mean[cells], self.high[cells]
-        total = sum(mean)
-        if not math.isfinite(total):  # a gap somewhere: leave it out
-            measured = [i for i, value in enumerate(low) if value == value]
-            if not measured:
-                return EMPTY
-            low, mean, high = (array("f", [v[i] for i in measured]) for v in (low, mean, high))
-            total = sum(mean)
-        return Column(min(low), total / len(mean), max(high))
+def rows_within(memory_bytes: int, curves: int) -> int:
+    """How many rows of that many curves fit in ``memory_bytes``; within sensible bounds."""
+    rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 16))
+    return max(MIN_ROWS, min(MAX_ROWS, rows)) // (2 * COARSE) * (2 * COARSE)
 
 
 class History:
-    """Named series over one axis of steps."""
+    """Named series over one axis of steps.
 
-    def __init__(self, widths: Mapping[str, int], capacity: int = 4096) -> None:
-        """``widths``: values per step of each series; ``capacity``: rows kept (even)."""
+    ``add`` is cheap and invisible until ``settle``: readers see only what has settled, so one
+    thread may add while another, under a lock that ``settle`` is called in too, draws.
+    """
+
+    def __init__(
+        self, widths: Mapping[str, int], capacity: int = MAX_ROWS, stride: int = 1
+    ) -> None:
+        """``widths``: values per step of each series; ``stride``: steps a row, to begin with."""
         self.steps = array("q")
         """First step of each row."""
+        self.offsets = array("q")
+        """Byte offset of the first record of each row."""
         self.last_step = 0
         self.restarts: list[int] = []
-        self._bands = {name: Band(width) for name, width in widths.items()}
-        self._capacity = capacity
-        self._stride = 1
-        self._in_last = 0
+        self.capacity = capacity
+        self.stride = stride
+        self._curves = {name: [Curve() for _ in range(width)] for name, width in widths.items()}
+        self._pending: list[Mapping[str, Values]] = []
+        self._opened: list[Row] = []  # rows that begin in what is pending …
+        self._older = 0  # … after this many steps that still belong to the last visible row
+        self._in_row = stride  # steps in the last row, pending ones included
+        self._settled_in_row = 0
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def add(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
-        """Take in one step; a step at or before an earlier one replaces that future."""
-        if self.steps and step <= self.last_step:
-            self.restart(step)
-        if self._in_last and self._in_last < self._stride:
-            self._in_last += 1
-            for name, band in self._bands.items():
-                band.fold(values[name], 1.0 / self._in_last)
-        else:
-            if len(self.steps) >= self._capacity:
-                self._halve()
-            self.steps.append(step)
-            self._in_last = 1
-            for name, band in self._bands.items():
-                band.append(values[name])
-        self.last_step = step
+    @property
+    def full(self) -> bool:
+        """There are as many rows as may be: time for ``halved``."""
+        return len(self.steps) >= self.capacity
 
-    def restart(self, step: int) -> None:
-        """Drop everything from ``step`` on and remember that the run restarted there."""
+    def add(self, step: int, values: Mapping[str, Values], offset: int = 0) -> None:
+        """Take in one step.
+
+        Raises:
+            ValueError: ``step`` is not after the last one; call ``restart`` first.
+        """
+        if step <= self.last_step and (self.steps or self._pending):
+            raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
+        if self._in_row >= self.stride:
+            self._older = self._older if self._opened else len(self._pending)
+            self._opened.append(Row(step, offset))
+            self._in_row = 0
+        self._in_row += 1
+        self._pending.append(values)
+        self.last_step = step
+        if len(self._pending) >= _BATCH:
+            self.settle()
+
+    def settle(self) -> None:
+        """Make what was added visible."""
+        if not self._pending:
+            return
+        older = self._older if self._opened else len(self._pending)
+        for name, curves in self._curves.items():
+            columns = zip(*(values[name] for values in self._pending), strict=True)
+            for curve, column in zip(curves, columns, strict=True):
+                if older:
+                    curve.fold(column[:older], self._settled_in_row)
+                if older < len(column):
+                    curve.extend(column[older:], self.stride)
+        self._settled_in_row = self._in_row
+        self.steps.extend(row.step for row in self._opened)
+        self.offsets.extend(row.offset for row in self._opened)
+        self._pending, self._opened = [], []
+        complete = len(self.steps) - (self._in_row < self.stride)
+        if complete // COARSE > self._coarse_rows():
+            for curves in self._curves.values():
+                for curve in curves:
+                    curve.keep_coarse(complete)
+
+    def restart(self, step: int) -> Row | None:
+        """Drop everything from ``step`` on and remember that the run restarted there.
+
+        Returns the row that covered steps on both sides: it is dropped whole, and its steps
+        before ``step`` are to be read again from the file and added.
+        """
+        self.settle()
         rows = bisect_left(self.steps, step)
-        del self.steps[rows:]
-        for band in self._bands.values():
-            band.truncate(rows)
-        self._in_last = self._stride  # the next step opens a row of its own
-        self.last_step = step - 1
+        upto = self.steps[rows] if rows < len(self.steps) else self.last_step + 1
+        torn = None
+        if rows and self.stride > 1 and upto > step:
+            rows -= 1
+            torn = Row(self.steps[rows], self.offsets[rows])
+        del self.steps[rows:], self.offsets[rows:]
+        for curves in self._curves.values():
+            for curve in curves:
+                curve.truncate(rows)
+        self._in_row = self.stride  # the next step opens a row of its own
+        self.last_step = (torn.step if torn else step) - 1
         self.restarts = [at for at in self.restarts if at < step] + [step]
+        return torn
+
+    def close_row(self) -> None:
+        """The next step opens a row of its own: what follows stands elsewhere in the file."""
+        self.settle()
+        self._in_row = self.stride
+
+    def halved(self) -> "History":
+        """A copy with half of the rows; this one stays as it is, so readers never wait."""
+        other = History({}, self.capacity, self.stride * 2)
+        other._curves = {
+            name: [curve.paired() for curve in curves] for name, curves in self._curves.items()
+        }
+        other.steps, other.offsets = self.steps[::2], self.offsets[::2]
+        other.last_step, other.restarts = self.last_step, self.restarts
+        return other
+
+    def index_of(self, step: int) -> int:
+        """Number of the row that holds ``step``, or of the last one before it; 0 at least."""
+        return max(0, bisect_right(self.steps, step) - 1)
+
+    def restarted_between(self, first: int, last: int) -> bool:
+        """The run restarted after row ``first`` began and at or before row ``last`` did."""
+        return any(self.steps[first] < at <= self.steps[last] for at in self.restarts)
 
     def columns(
         self, name: str, index: int, count: int, *, until: int | None = None
@@ -137,47 +163,17 @@ class History:
         """
         rows = len(self.steps) if until is None else bisect_left(self.steps, until + 1)
         count = min(count, rows)
-        band = self._bands[name]
         cuts = [rows * i // count for i in range(count + 1)] if count else [0]
-        return [band.column(index, a, b) for a, b in itertools.pairwise(cuts)]
+        if rows >= 2 * COARSE * count:  # cut between coarse rows: nobody sees the difference
+            cuts[:-1] = [cut // COARSE * COARSE for cut in cuts[:-1]]
+        return self._curves[name][index].columns(cuts)
 
     def value(self, name: str, index: int, row: int = -1) -> float:
         """The mean of one row, the last by default; NaN while there is none."""
-        band = self._bands[name]
-        if not self.steps:
-            return NAN
-        return band.mean[(row % len(self.steps)) * band.width + index]
+        return self._curves[name][index].fine.mean[row] if self.steps else NAN
 
-    def _halve(self) -> None:
-        rows = len(self.steps)  # the capacity, which is even
-        self.steps = self.steps[::2]
-        for band in self._bands.values():
-            band.merge_pairs(rows)
-        self._stride *= 2
-        self._in_last = self._stride
-
-
-def _merged(
-    values: "array[float]", width: int, size: int, merge: Callable[[float, float], float]
-) -> "array[float]":
-    out = array("f")
-    if width == 0:  # a model without routers
-        return out
-    for start in range(0, size, 2 * width):
-        middle = start + width
-        out.extend(map(merge, values[start:middle], values[middle : middle + width]))
-    return out
-
-
-def _lower(a: float, b: float) -> float:
-    return b if a != a or b < a else a
-
-
-def _higher(a: float, b: float) -> float:
-    return b if a != a or b > a else a
-
-
-def _middle(a: float, b: float) -> float:
-    if a != a or b != b:
-        return b if a != a else a
-    return (a + b) / 2
+    def _coarse_rows(self) -> int:
+        for curves in self._curves.values():
+            for curve in curves:
+                return len(curve.coarse)
+        return 0

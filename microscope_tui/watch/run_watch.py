@@ -1,75 +1,116 @@
 """``RunWatch``: one run, followed, remembered and judged.
 
-``advance`` reads from the disk without holding the lock and takes the bytes in under it, a slice
-at a time, so that a reader thread on a slow network mount never freezes a screen.
+``advance`` reads from the disk without holding the lock and takes records in under it, a few
+milliseconds at a time, so that a reader thread never freezes a screen. The scan comes first; the
+diagnosis walks along with it where little is left to read, and comes later behind a long log.
 """
 
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from microscope_tui import measures
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.evidence import MatrixSource
+from microscope_tui.runlog.compressed import open_log
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.follow import LogFollower
-from microscope_tui.runlog.overview import sample
-from microscope_tui.runlog.reader import Defects, RunReader, StepEntry
-from microscope_tui.runlog.records import (
-    EventRecord,
-    RunRecord,
-    StepRecord,
-    UnknownFormat,
-    Values,
-)
-from microscope_tui.watch.history import NAN, History
+from microscope_tui.runlog.follow import Source
+from microscope_tui.runlog.reader import Defects, Entry, RunReader, StepEntry
+from microscope_tui.runlog.records import RunRecord, UnknownFormat
+from microscope_tui.runlog.seek import read_steps
+from microscope_tui.watch.history import MAX_ROWS, History, Row
+from microscope_tui.watch.judge import Judge
+from microscope_tui.watch.preview import preview
+from microscope_tui.watch.scan import RepeatedStep, Scan
+from microscope_tui.watch.state import age_of, state_of
+from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
-SLICE_BYTES = 1 << 17
+SLICE_BYTES = 1 << 20
+HOLD_S = 0.008
+"""Longest time that records are taken in without letting go of the lock."""
 _OVERVIEW_FROM_BYTES = 1 << 20
-_OVERVIEW_SAMPLES = 240
+_ALONG_BYTES = 48 << 20  # the judge walks along where no more than this is left to read
 
 
 class RunWatch:
     """The state of one run: header, latest step, history, episodes."""
 
-    def __init__(self, file: RunFile, ignore: Collection[str] = ()) -> None:
-        """``ignore``: names of rules that the diagnosis leaves out."""
+    def __init__(
+        self,
+        file: RunFile,
+        ignore: Collection[str] = (),
+        *,
+        source: Source | None = None,
+        memory_bytes: int = DEFAULT_MEMORY,
+        patient: bool = False,
+    ) -> None:
+        """Watch ``file``, or another source of bytes that stands for it.
+
+        Args:
+            ignore: names of rules that the diagnosis leaves out.
+            memory_bytes: bound of the history.
+            patient: nobody looks on: one pass that judges along, however long the log.
+        """
         self.file = file
-        self._ignore = ignore
         self.lock = threading.RLock()
         self.error: str | None = None
         """Why the log cannot be read, in words; everything seen before stays."""
-        self._follower = LogFollower(file.path)
+        self.memory_bytes = memory_bytes
+        self._ignore = ignore
+        self._patient = patient
+        self.source: Source = source or open_log(file.path)
         self._start()
 
     def _start(self) -> None:
         self.error = None
         self._foreign = False  # another format version: nothing more is read from this file
-        self._scanned: tuple[StepEntry | None, StepEntry | None] = (None, None)
         self._reader = RunReader(self.file.name)
-        self.run: RunRecord | None = None
-        self.diagnosis: Diagnosis | None = None
-        self.latest: StepEntry | None = None
-        self.with_counts: StepEntry | None = None
-        """The latest step whose line holds counts."""
-        self.end: EventRecord | None = None
-        self.lost_records = 0
-        """Records that the writer says it could not write."""
-        self.evaluations: deque[EventRecord] = deque(maxlen=1000)
-        self.history: History | None = None
-        self.preview: History | None = None
-        """A sampled history, shown until the whole file has been read."""
+        self._judge = Judge(self.file.name, self._ignore)
+        self.scan = Scan(self._reread, self.memory_bytes)
+        """What the records so far say; the properties below show a sample until it is through."""
+        self._overview: Scan | None = None
+        self._monotonic = True
+        self._scanning: Iterator[Entry] = iter(())
+        self._scan_pending = False
+        self._judging: Iterator[Entry] = iter(())
         self.complete = False
         """The whole file has been read once."""
-        self._intervals: deque[float] = deque(maxlen=33)
+        self.generation = getattr(self, "generation", -1) + 1
+        """Grows when the log was replaced: what was pinned before is gone."""
 
     @property
     def path(self) -> Path:
         """The log file."""
-        return self.file.path
+        return self.source.path
+
+    @property
+    def shown(self) -> Scan:
+        """What there is to show: a sample of the file until all of it has been read."""
+        return self._overview or self.scan
+
+    @property
+    def run(self) -> RunRecord | None:
+        """The header, as far as it is known."""
+        return self.shown.run
+
+    @property
+    def latest(self) -> StepEntry | None:
+        """The latest step."""
+        return self.shown.latest
+
+    @property
+    def history(self) -> History | None:
+        """The history to show: sampled until the whole file has been read."""
+        return self.shown.history
+
+    @property
+    def sampled(self) -> bool:
+        """The history is a sample of the file so far."""
+        return self._overview is not None
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """The judgement so far."""
+        return self._judge.diagnosis
 
     @property
     def defects(self) -> Defects:
@@ -77,211 +118,183 @@ class RunWatch:
         return self._reader.defects
 
     @property
-    def deleted(self) -> bool:
-        """The file is gone; what was read stays."""
-        return self._follower.deleted
+    def can_seek(self) -> bool:
+        """Any step of the past can be read again: see ``moment.pin_at``."""
+        return self.source.seekable and (self._overview is None or self._monotonic)
 
     @property
     def progress(self) -> float:
-        """Share of the file that has been read, 0 … 1."""
-        return min(1.0, self._follower.offset / max(1, self._follower.size))
+        """Share of the file that has been scanned, 0 … 1."""
+        return min(1.0, self.source.offset / max(1, self.source.size))
+
+    @property
+    def judged(self) -> float:
+        """Share of the file that the diagnosis has seen, 0 … 1."""
+        if self._judge.along:
+            return 1.0 if self.complete else self.progress
+        return min(1.0, self._judge.offset / max(1, self.source.size))
+
+    @property
+    def bounded_by_memory(self) -> bool:
+        """The history would be finer if it were allowed more memory."""
+        history = self.scan.history
+        return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first picture before the full scan."""
+        if not self.source.seekable:
+            return
         try:
             if self.path.stat().st_size < _OVERVIEW_FROM_BYTES:
                 return
-            reader, samples = sample(self.path, self.file.name, _OVERVIEW_SAMPLES)
+            found = preview(self.path, self.file.name, self.memory_bytes)
         except UnknownFormat as error:
             self.error = str(error)
             return
         except OSError as error:
-            self.error = f"cannot be read: {error.strerror or error}"
+            self._fail(error)
             return
-        with self.lock:
-            samples = [e for e in samples if reader.run and e.routers == len(reader.run.routers)]
-            if reader.run is None or not samples:
-                return
-            self.run, self.latest = reader.run, samples[-1]
-            self.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
-            self.preview = _new_history(reader.run)
-            for entry in samples:
-                complete_summary(entry)
-                _remember(self.preview, reader.run, entry)
+        if found is not None:
+            with self.lock:
+                self._overview, self._monotonic = found
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Read on by one slice; true if anything changed. Never raises because of the log."""
+        """Take in more records for a few milliseconds; true if anything changed.
+
+        The scan goes first, the diagnosis then catches up. Never raises because of the log.
+        """
+        self._make_room()
+        if self._scan_on():
+            return True
         try:
-            chunk = self._follower.read(max_bytes)
+            chunk = self.source.read(max_bytes)
         except OSError as error:
-            changed = self.error is None
-            self.error = f"cannot be read: {error.strerror or error}"
-            return changed
+            return self._fail(error)
         with self.lock:
             if chunk.restarted:
                 self._start()
             elif self.error is not None and not self._foreign:
                 self.error = None  # it can be read again
-            was_complete = self.complete
-            try:
-                if not self._foreign:
-                    self._take_in(chunk.data)
-            except UnknownFormat as error:
-                self.error, self._foreign = str(error), True
-            self.complete = self.complete or self._follower.exhausted
-            if self.complete and not was_complete:
-                self.preview = None
-                self.latest, self.with_counts = self._scanned
-        return bool(chunk.data) or chunk.restarted or self.complete != was_complete
+            if chunk.data and not self._foreign:
+                self._begin(chunk.data)
+        self._scan_on()
+        finished = self._finish_scan()
+        if chunk.data or chunk.restarted or finished:
+            return True
+        return self._catch_up(max_bytes)
+
+    @property
+    def unread(self) -> bool:
+        """There is more to read and judge of what the log holds now."""
+        scanned = self.complete and self.source.exhausted and not self._scan_pending
+        return not (scanned and self._judge.along) and self.error is None
 
     def read_all(self) -> None:
-        """Read everything that the file holds now."""
-        while True:
-            changed = self.advance(1 << 20)
-            if self._follower.exhausted and not changed:
-                return
-            if self.error is not None:
-                return
+        """Read and judge everything that the log holds now."""
+        self.advance()
+        while self.unread:
+            self.advance()
 
-    def _take_in(self, data: bytes) -> None:
-        for entry in self._reader.feed(data):
-            try:
-                match entry:
-                    case StepEntry():
-                        self._take_step(entry)
-                    case RunRecord():
-                        self._take_run(entry)
-                    case EventRecord():
-                        self._take_event(entry)
-            except (ArithmeticError, LookupError, ValueError, TypeError) as error:
-                # Monitoring never dies because of its data: the record is lost, and said.
-                self.defects.add(self._reader.line_number, f"not understood: {error!r}"[:120])
-
-    def _take_run(self, run: RunRecord) -> None:
-        before = self.run if self.diagnosis is not None else None
-        self.run, self.end = run, None
-        if self.latest is not None and self.latest.routers != len(run.routers):
-            self.preview = self.latest = self.with_counts = None  # another model from here on
-        if self._scanned[0] is not None and self._scanned[0].routers != len(run.routers):
-            self._scanned = (None, None)
-        if before is None or before.routers != run.routers or self.history is None:
-            self.history = _new_history(run)
-            self.diagnosis = Diagnosis(run, self._ignore)
-        elif self.diagnosis is not None:
-            self.diagnosis.run = run
-            # Without a step to resume at, the steps themselves say whether they go backwards.
-            if run.resumed_at_step is not None:
-                at = max(1, min(run.resumed_at_step, self.history.last_step + 1))
-                self.diagnosis.restart(at)
-                self.history.restart(at)
-
-    def _take_step(self, entry: StepEntry) -> None:
-        if self.run is None or self.history is None or self.diagnosis is None:
-            return
-        scanned, counted = self._scanned
-        if scanned is not None and scanned.record.step == entry.record.step:
-            step = entry.record.step
-            self.defects.add(self._reader.line_number, f"step {step:,} again: two writers?")
-            return
-        self.end = None
-        complete_summary(entry)
-        self._scanned = (entry, entry if entry.has_counts else counted)
-        if self.preview is None:
-            self.latest, self.with_counts = self._scanned
-        self._note_interval(entry.record)
-        _remember(self.history, self.run, entry)
-        self.diagnosis.observe(entry.record, _source(entry))
-
-    def _take_event(self, event: EventRecord) -> None:
-        if self.diagnosis is not None:
-            self.diagnosis.observe_event(event)
-        if event.event == "end":
-            self.end = event
-        elif event.event == "lost_records":
-            self.lost_records += int(max(0.0, min(1e15, event.values.get("count", 1.0))))
-        elif event.event == "eval":
-            self.evaluations.append(event)
-
-    def _note_interval(self, record: StepRecord) -> None:
-        if record.step_time_s is not None and math.isfinite(record.step_time_s):
-            self._intervals.append(record.step_time_s)
+    def relocate(self, file: RunFile) -> None:
+        """The log was renamed: go on under the new name."""
+        self.file, self.source.path = file, file.path
 
     def state(self, now: float | None = None) -> tuple[str, float | None]:
-        """The state of the run in one word, and the age of its last sign of life in seconds.
-
-        ``live``, ``slow``, ``stale``, ``crashed?`` by the age of the file (clock skew counts as
-        age zero); ``finished``, ``stopped``, ``failed`` by the last event; ``deleted``.
-        """
+        """The state of the run in one word, and the age of its last sign of life in seconds."""
         with self.lock:
-            return self._state(now)
+            age = age_of(self.source.modified, now)
+            word = state_of(
+                age,
+                deleted=self.source.deleted,
+                has_steps=self.latest is not None,
+                end=self.shown.end,
+                step_times_s=list(self.scan.intervals),
+            )
+            return word, age
 
-    def _state(self, now: float | None) -> tuple[str, float | None]:
-        modified = self._follower.modified
-        age = None if modified is None else max(0.0, (now or time.time()) - modified)
-        if self.deleted:
-            return "deleted", age
-        if self.end is not None:
-            words = {"finished": "finished", "failed": "failed"}
-            return words.get(self.end.reason, "stopped"), age
-        if age is None or self.latest is None:
-            return "waiting", age
-        usual = sorted(self._intervals)[len(self._intervals) // 2] if self._intervals else 1.0
-        if age > max(600.0, 10 * usual):
-            return "crashed?", age
-        if age > max(60.0, 10 * usual):
-            return "stale", age
-        return ("slow" if age > max(5.0, 3 * usual) else "live"), age
+    def _begin(self, data: bytes) -> None:
+        """Prepare to take in a chunk; decide whether the judge walks along with the first one."""
+        if self.source.offset <= len(data):  # the first one
+            left = self.source.size - len(data)
+            self._judge.along = self._patient or not self.source.seekable or left <= _ALONG_BYTES
+            if self.source.seekable:
+                lines = max(1, data.count(b"\n"))
+                self.scan.expected_steps = self.source.size * lines // len(data)
+        self._scanning = self._reader.feed(data)
 
+    def _scan_on(self) -> bool:
+        """Go on with the chunk that is being scanned; true if there is more of it."""
+        self._scan_pending = self._take_in(self._scanning, self._scan_one)
+        return self._scan_pending
 
-def complete_summary(entry: StepEntry) -> None:
-    """Derive from the counts what a foreign writer left out of the summaries."""
-    summary, names = entry.record.router, ("effective_experts", "max_load", "dead_experts")
-    given = {name: getattr(summary, name) for name in names}
-    if not entry.has_counts or all(v is not None and None not in v for v in given.values()):
-        return
-    rows = entry.matrices().tokens_per_expert
-    derived = measures.summarise([row or [] for row in rows])
-    for name, values in given.items():
-        mine = [
-            None if row is None else value for row, value in zip(rows, derived[name], strict=True)
-        ]
-        theirs = values or [None] * len(rows)
-        filled = [m if t is None else t for t, m in zip(theirs, mine, strict=True)]
-        setattr(summary, name, filled)
+    def _scan_one(self, entry: Entry) -> None:
+        self.scan.take(entry)
+        if self._judge.along:
+            self._judge.take(entry)
 
+    def _finish_scan(self) -> bool:
+        """True when the whole file has been read for the first time."""
+        if self.complete or self._scan_pending or not self.source.exhausted:
+            return False
+        with self.lock:
+            self.complete, self._overview = True, None
+            self.scan.settle()
+        return True
 
-def _source(entry: StepEntry) -> MatrixSource:
-    return lambda: entry.matrices() if entry.has_counts else None
+    def _catch_up(self, max_bytes: int) -> bool:
+        """Let the diagnosis read on, up to where the scan is."""
+        judge = self._judge
+        if judge.along:
+            return False
+        if self._take_in(self._judging, judge.take):
+            return True
+        try:
+            self._judging = judge.read_on(self.path, self.source.offset, max_bytes)
+        except OSError as error:
+            return self._fail(error)
+        self._take_in(self._judging, judge.take)
+        return True
 
+    def _take_in(self, entries: Iterator[Entry], take: Callable[[Entry], None]) -> bool:
+        """Take in entries for at most ``HOLD_S``; true if there may be more."""
+        until, more = time.monotonic() + HOLD_S, False
+        with self.lock:
+            try:
+                for entry in entries:
+                    self._guarded(take, entry)
+                    if more := time.monotonic() > until:
+                        break
+            except UnknownFormat as error:
+                self.error, self._foreign = str(error), True
+            if self._overview is None:  # else nobody sees it yet
+                self.scan.settle()
+        return more
 
-def _new_history(run: RunRecord) -> History:
-    routers = len(run.routers)
-    per_router = ("collapse_index", "entropy", "mean_entropy", "drop_rate", "max_load")
-    return History({"loss": 1, **dict.fromkeys(per_router, routers)})
+    def _guarded(self, take: Callable[[Entry], None], entry: Entry) -> None:
+        """Monitoring never dies because of its data: a record may be lost, and that is said."""
+        try:
+            take(entry)
+        except RepeatedStep as error:
+            self.defects.add(self._reader.line_number, str(error))
+        except (ArithmeticError, LookupError, ValueError, TypeError) as error:
+            self.defects.add(self._reader.line_number, f"not understood: {error!r}"[:120])
 
+    def _make_room(self) -> None:
+        """Halve a full history outside the lock: only this thread changes it."""
+        history = self.scan.history
+        if history is None or not history.full:
+            return
+        with self.lock:
+            history.settle()
+        halved = history.halved()
+        with self.lock:
+            self.scan.history = halved
 
-def _remember(history: History, run: RunRecord, entry: StepEntry) -> None:
-    record, routers = entry.record, len(run.routers)
-    router = record.router
-    effective = router.effective_experts or [None] * routers
-    indices = (
-        measures.collapse_index(value, info.num_experts, info.top_k)
-        for value, info in zip(effective, run.routers, strict=True)
-    )
-    history.add(
-        record.step,
-        {
-            "loss": [NAN if record.loss is None else record.loss],
-            "collapse_index": [NAN if index is None else index for index in indices],
-            "entropy": _row(router.entropy, routers),
-            "mean_entropy": _row(router.mean_entropy, routers),
-            "drop_rate": _row(router.drop_rate, routers),
-            "max_load": _row(router.max_load, routers),
-        },
-    )
+    def _reread(self, row: Row, run: RunRecord) -> Iterator[StepEntry]:
+        if self.source.seekable:
+            yield from read_steps(self.path, run, row.offset)
 
-
-def _row(values: Values | None, routers: int) -> Sequence[float]:
-    if values is None:
-        return [NAN] * routers
-    return [NAN if value is None else value for value in values]
+    def _fail(self, error: OSError) -> bool:
+        """Say why the log cannot be read; true if that is news."""
+        before, self.error = self.error, f"cannot be read: {error.strerror or error}"
+        return before is None

@@ -13,8 +13,10 @@ from microscope_tui.diagnosis.episodes import Finding, Severity, group
 from microscope_tui.diagnosis.evidence import value_at
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.summaries import balance
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,12 @@ class RunView:
     restarts: Sequence[int]
     progress: float
     """Share of the log that has been read; below 1 the history is a sample."""
+    judged: float
+    """Share of the log that the diagnosis has seen."""
+    judged_step: int
+    """The latest step that the diagnosis has seen."""
+    memory_limit: int | None
+    """Bytes of memory, where a bound on them makes the history coarser than it could be."""
     steps_per_column: float
     defects: int
     first_defects: Sequence[str]
@@ -84,23 +92,6 @@ class RunView:
         """The finding that stands on top, if any is active."""
         active = [pair for pair in self.findings if pair[0].active]
         return active[0] if active else None
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """A moment to look at: the step and the entries that were current then."""
-
-    step: int
-    latest: StepEntry
-    with_counts: StepEntry | None
-
-
-def pin(watch: RunWatch) -> Pin | None:
-    """The present moment of ``watch``, to hold on to while the run goes on."""
-    with watch.lock:
-        if watch.latest is None:
-            return None
-        return Pin(watch.latest.record.step, watch.latest, watch.with_counts)
 
 
 def view_of(
@@ -125,11 +116,12 @@ def view_of(
 def _view(
     watch: RunWatch, columns: int, ribbon: int, at: Pin | None, only: range | None
 ) -> RunView:
-    if at is not None and watch.run is not None and at.latest.routers != len(watch.run.routers):
-        at = None  # the log was replaced by one of another model: that moment is gone
+    routers = len(watch.run.routers) if watch.run else 0
+    if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
+        at = None  # the log was replaced by another one: that moment is gone
     latest = at.latest if at else watch.latest
-    with_counts = at.with_counts if at else watch.with_counts
-    history = watch.preview or watch.history
+    with_counts = at.with_counts if at else watch.shown.with_counts
+    history = watch.history
     until = at.step if at else None
     findings = _findings(watch, until)
     state, age = watch.state()
@@ -148,6 +140,9 @@ def _view(
         ribbon=_ribbon(findings, history.restarts if history else (), last, ribbon),
         restarts=tuple(history.restarts) if history else (),
         progress=1.0 if watch.complete else watch.progress,
+        judged=watch.judged,
+        judged_step=watch.diagnosis.last_step if watch.diagnosis else 0,
+        memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
         steps_per_column=last / shown if shown else 0.0,
         defects=watch.defects.count,
         first_defects=tuple(watch.defects.first),
@@ -174,7 +169,7 @@ def _layers(
     until: int | None,
     only: range | None,
 ) -> list[LayerView]:
-    run, history = watch.run, watch.preview or watch.history
+    run, history = watch.run, watch.history
     if run is None or history is None or latest is None:
         return []
     severities: dict[int, Severity] = {}
@@ -208,7 +203,9 @@ def _layers(
                 drop_rate=value_at(summary.drop_rate, index),
                 max_load=value_at(summary.max_load, index),
                 severity=severities.get(index),
-                balance_history=curve("collapse_index"),
+                balance_history=balance(
+                    curve("effective_experts"), router.num_experts, router.top_k
+                ),
                 entropy_history=curve("entropy"),
                 mean_entropy_history=curve("mean_entropy"),
                 max_load_history=curve("max_load"),

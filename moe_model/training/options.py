@@ -124,6 +124,8 @@ class Options:
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("logs")
     """The run log goes to LOG_DIR/RUN."""
+    counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
+    """Log the counts and biases of all experts at step 1 and every N steps, else summaries only."""
     checkpoint_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("checkpoints")
     """Checkpoints go to CHECKPOINT_DIR/RUN/latest and best."""
     save_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
@@ -194,8 +196,8 @@ def _flag(name: str) -> str:
 
 
 def _check_ranges(options: Options) -> None:
-    counts = ("steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every")
-    for name in counts:
+    whole = ("steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every")
+    for name in (*whole, "counts_every"):
         if getattr(options, name) < 1:
             raise UsageError(
                 f"{_flag(name)} {getattr(options, name)} is too few: choose 1 or more."

@@ -79,11 +79,12 @@ def prepare(options: Options) -> Run:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What the log says about the run before its first step."""
+    """What the log says about the run before its first step, and how often it counts experts."""
     options, config = run.options, run.model.config
     return {
         "run": options.run,
         "planned_steps": options.steps,
+        "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",
             "layers": list(config.moe_layers),

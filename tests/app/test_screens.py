@@ -18,6 +18,7 @@ from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.widgets.rows import Rows, Tiles
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import plain
+from microscope_tui.watch.fleet import Fleet
 
 
 def text_of(app: Microscope, selector: str) -> str:
@@ -43,7 +44,7 @@ async def settled(pilot: Pilot[None]) -> Microscope:
 
 
 async def test_the_cursor_moves_between_layers_and_stops_at_the_ends(collapsed: Path) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
         seen = []
         for key in ("down", "j", "up", "k", "k", "G", "down", "home"):
@@ -56,7 +57,7 @@ async def test_the_cursor_moves_between_layers_and_stops_at_the_ends(collapsed: 
 
 
 async def test_the_next_alert_is_the_sick_layer_and_enter_opens_it(collapsed: Path) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
         await pilot.press("a")
         assert app.session.selected == 3
@@ -78,7 +79,7 @@ async def test_pausing_holds_the_moment_while_the_run_goes_on(
     write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
     path = write_log([make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 20))])
-    async with Microscope(path).run_test(size=(100, 30)) as pilot:
+    async with Microscope(Fleet(path)).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         await pilot.press("f")
         with path.open("ab") as file:
@@ -97,7 +98,7 @@ async def test_an_empty_folder_is_waited_on_until_a_run_appears(
 ) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
-    async with Microscope(logs).run_test(size=(80, 24)) as pilot:
+    async with Microscope(Fleet(logs)).run_test(size=(80, 24)) as pilot:
         app = pilot.app
         await pilot.pause(0.5)
         assert isinstance(app.screen, WaitingScreen)
@@ -111,7 +112,7 @@ async def test_an_empty_folder_is_waited_on_until_a_run_appears(
 
 
 async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 50)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 50)) as pilot:
         app = await settled(pilot)
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         await pilot.press("question_mark")
@@ -131,7 +132,7 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
 async def test_every_binding_has_an_action_and_an_id_of_its_own(
     collapsed: Path, screen: str
 ) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
         if screen == "layer":
             await pilot.press("enter")
@@ -147,7 +148,7 @@ async def test_every_binding_has_an_action_and_an_id_of_its_own(
 
 async def test_more_layers_than_lines_are_scrolled_and_said(scenario: Any) -> None:
     folder = scenario("healthy", routers=40, steps=30)
-    async with Microscope(folder).run_test(size=(100, 30)) as pilot:
+    async with Microscope(Fleet(folder)).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         assert "more layers" in text_of(app, "#notes")
         await pilot.press("end")
@@ -160,7 +161,7 @@ async def test_more_layers_than_lines_are_scrolled_and_said(scenario: Any) -> No
 @pytest.mark.parametrize("experts", [8, 256])
 async def test_the_load_is_drawn_in_tiles_that_add_up(scenario: Any, experts: int) -> None:
     folder = scenario("collapse", routers=3, num_experts=experts, steps=300)
-    async with Microscope(folder).run_test(size=(140, 40)) as pilot:
+    async with Microscope(Fleet(folder)).run_test(size=(140, 40)) as pilot:
         app = await settled(pilot)
         lines = text_of(app, "#load").split("\n")
         assert len({len(line) for line in lines}) == 1
@@ -171,7 +172,7 @@ async def test_the_load_is_drawn_in_tiles_that_add_up(scenario: Any, experts: in
 
 
 async def test_any_resize_is_survived(collapsed: Path) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
         for size in [(300, 100), (1, 1), (40, 10), (20, 5), (60, 20), (39, 50), (120, 9), (80, 24)]:
             await pilot.resize_terminal(*size)
@@ -186,7 +187,7 @@ async def test_any_resize_is_survived(collapsed: Path) -> None:
 
 
 async def test_a_run_that_is_deleted_stays_on_screen(collapsed: Path) -> None:
-    async with Microscope(collapsed).run_test(size=(100, 30)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         await asyncio.to_thread((collapsed / "metrics.jsonl").unlink)
         await pilot.pause(1.6)
@@ -198,7 +199,7 @@ async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
     tmp_path: Path, scenario: Any
 ) -> None:
     scenario("healthy", routers=3, steps=30)
-    async with Microscope(tmp_path).run_test(size=(100, 30)) as pilot:
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         assert "healthy-0" in text_of(app, "#header")
         scenario("collapse", routers=3, steps=300)
@@ -209,7 +210,7 @@ async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
 async def test_a_bug_in_the_reader_is_shown_and_what_was_read_stays(
     collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Microscope(collapsed).run_test(size=(120, 40)) as pilot:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
 
         def broken(*_: object) -> bool:

@@ -206,14 +206,14 @@ def test_a_log_that_may_not_be_read_is_named_not_called_missing(
     tmp_path: Path, scenario: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario("healthy", routers=2, steps=50)
-    real = Path.open
+    real = os.open
 
-    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "metrics.jsonl":
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("metrics.jsonl"):
             raise PermissionError(13, "Permission denied")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert find_runs(tmp_path) == []
     (reason,) = unreadable_logs(tmp_path)
     assert reason.endswith("metrics.jsonl: Permission denied")

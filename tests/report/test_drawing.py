@@ -21,7 +21,7 @@ from microscope_tui.report.layout import MIN_COLUMNS, first_visible, fit
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.report.spans import Span, crop, line_width, pad, width_of
 from microscope_tui.report.wrap import wrap
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import view_of
 
 NUMBER = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)

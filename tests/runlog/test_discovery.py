@@ -1,12 +1,25 @@
 """Runs are found wherever they lie, and nothing else is taken for one."""
 
+import gzip
 import json
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
-from microscope_tui.runlog.discover import MAX_DEPTH, NoRuns, find_runs
+from microscope_tui.runlog import discover
+from microscope_tui.runlog.discover import (
+    MAX_DEPTH,
+    KnownLogs,
+    NoRuns,
+    RunFile,
+    find_runs,
+    unreadable_logs,
+    why_not_a_run,
+)
 
 LINE = json.dumps({"kind": "step", "step": 1}) + "\n"
 
@@ -52,3 +65,154 @@ def test_a_single_file_that_is_no_log_is_refused_with_the_reason(tmp_path: Path)
     text = put(tmp_path / "notes.txt", "hello\n")
     with pytest.raises(NoRuns, match=r"is no run log \(not JSON"):
         find_runs(text)
+
+
+def test_archives_are_runs_under_the_name_of_their_log(tmp_path: Path) -> None:
+    root = tmp_path / "logs"
+    for folder in ("a", "b"):
+        (root / folder).mkdir(parents=True)
+    packed = root / "a" / "metrics.jsonl.gz"
+    packed.write_bytes(gzip.compress(LINE.encode() * 1000))
+    (root / "b" / "routing.jsonl.zst").write_bytes(zstd.compress(LINE.encode()))
+    assert sorted(run.name for run in find_runs(root)) == ["a", "b/routing"]
+    assert [(run.name, run.path) for run in find_runs(packed)] == [("a", packed)]
+
+
+def test_the_plain_log_wins_over_its_archive(tmp_path: Path) -> None:
+    plain = put(tmp_path / "a" / "metrics.jsonl")
+    for suffix in (".gz", ".zst"):
+        plain.with_name(plain.name + suffix).write_bytes(gzip.compress(LINE.encode()))
+    assert [run.path for run in find_runs(tmp_path)] == [plain]
+
+
+def test_an_archive_that_is_none_is_no_run_and_says_why(tmp_path: Path) -> None:
+    path = put(tmp_path / "metrics.jsonl.gz")
+    assert find_runs(tmp_path) == []
+    with pytest.raises(NoRuns, match="damaged archive"):
+        find_runs(path)
+
+
+def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / "socket.jsonl"))
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    assert find_runs(tmp_path) == []
+    assert unreadable_logs(tmp_path) == []
+    with pytest.raises(NoRuns, match="no regular file; pipe its content in and name `-`"):
+        find_runs(tmp_path / "pipe.jsonl")
+    assert why_not_a_run(tmp_path / "pipe.jsonl") == "no regular file"
+
+
+def test_loops_of_links_end_and_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    root = tmp_path / "logs"
+    put(root / "a" / "metrics.jsonl")
+    (root / "a" / "loop").symlink_to(root)
+    (tmp_path / "link").symlink_to(root)
+    (tmp_path / "link.jsonl").symlink_to(root / "a" / "metrics.jsonl")
+    assert [run.name for run in find_runs(tmp_path / "link")] == ["a"]
+    assert [run.path for run in find_runs(tmp_path / "link.jsonl")] == [tmp_path / "link.jsonl"]
+
+
+def test_a_run_file_knows_its_size_and_inode_and_works_without_them(tmp_path: Path) -> None:
+    path = put(tmp_path / "a" / "metrics.jsonl")
+    status = path.stat()
+    for root in (tmp_path, path):
+        (run,) = find_runs(root)
+        assert (run.size, run.inode) == (len(LINE), (status.st_dev, status.st_ino))
+    assert RunFile("a", path, 0.0).size == 0
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "packed"])
+def test_a_header_longer_than_the_probe_is_read_whole(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    line = json.dumps({"kind": "step", "step": 1, "config": "x" * 300_000}).encode() + b"\n"
+    path = tmp_path / ("metrics.jsonl" if pack(b"") == b"" else "metrics.jsonl.gz")
+    path.write_bytes(pack(line))
+    assert len(find_runs(tmp_path)) == 1
+    path.write_bytes(pack(b"x" * (9 << 20)))
+    assert find_runs(tmp_path) == []
+
+
+def test_a_byte_order_mark_and_a_hole_hide_no_run(tmp_path: Path) -> None:
+    path = put(tmp_path / "a" / "metrics.jsonl", "\ufeff" + LINE)
+    assert len(find_runs(tmp_path)) == 1
+    path.write_bytes(b"\0" * 100_000 + LINE.encode())
+    assert len(find_runs(tmp_path)) == 1
+
+
+class Probed:
+    """Which heads were read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        probe = discover._why_not_a_run
+
+        def noted(path: Path) -> str | None:
+            self.names.append(path.parent.name)
+            return probe(path)
+
+        monkeypatch.setattr(discover, "_why_not_a_run", noted)
+
+    def since_last(self) -> list[str]:
+        names, self.names = sorted(self.names), []
+        return names
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
+    return Probed(monkeypatch)
+
+
+def test_a_second_search_reads_only_what_is_new(tmp_path: Path, probed: Probed) -> None:
+    first = put(tmp_path / "a" / "metrics.jsonl")
+    text = put(tmp_path / "b" / "metrics.jsonl", "text\n")
+    known = KnownLogs()
+    assert [run.name for run in find_runs(tmp_path, known)] == ["a"]
+    assert probed.since_last() == ["a", "b"]
+    put(tmp_path / "c" / "metrics.jsonl", age=50)
+    assert [run.name for run in find_runs(tmp_path, known)] == ["a", "c"]
+    assert probed.since_last() == ["c"]
+    put(first, LINE * 2, age=100)  # a run that grows is still one; its time and size are new
+    put(text, LINE * 2, age=70)  # what was none may have become one
+    runs = find_runs(tmp_path, known)
+    assert [(run.name, run.size) for run in runs] == [
+        ("c", len(LINE)),
+        ("b", 2 * len(LINE)),
+        ("a", 2 * len(LINE)),
+    ]
+    assert probed.since_last() == ["b"]
+    first.unlink()
+    assert [run.name for run in find_runs(tmp_path, known)] == ["c", "b"]
+    assert probed.since_last() == []
+
+
+def test_a_replaced_file_and_another_root_are_looked_at_again(
+    tmp_path: Path, probed: Probed
+) -> None:
+    path = put(tmp_path / "a" / "metrics.jsonl")
+    known = KnownLogs()
+    find_runs(tmp_path, known)
+    put(tmp_path / "a" / "new", "no log\n" * 100).replace(path)
+    assert find_runs(tmp_path, known) == []
+    put(path)
+    assert [run.name for run in find_runs(tmp_path, known)] == ["a"]
+    assert [run.name for run in find_runs(tmp_path / "a", known)] == ["a"]
+    assert probed.since_last() == ["a"] * 4
+
+
+def test_a_log_that_could_not_be_read_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "a" / "metrics.jsonl")
+    known = KnownLogs()
+    with monkeypatch.context() as locked:
+
+        def refuse(path: Path) -> int:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        locked.setattr(discover, "open_regular_file", refuse)
+        assert find_runs(tmp_path, known) == []
+        assert unreadable_logs(tmp_path) == [f"{tmp_path}/a/metrics.jsonl: Permission denied"]
+    assert [run.name for run in find_runs(tmp_path, known)] == ["a"]

@@ -66,7 +66,9 @@ def test_lines_come_out_whole_whatever_the_bytes(data: bytes, cuts: list[int]) -
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     splitter = LineSplitter()
     got = [line for a, b in itertools.pairwise(edges) for _, line in splitter.feed(data[a:b])]
-    assert got == data.split(b"\n")[:-1]
+    expected = [line.lstrip(b"\0") for line in data.split(b"\n")[:-1]]  # a hole is no text
+    expected[:1] = [line.removeprefix(b"\xef\xbb\xbf") for line in expected[:1]]
+    assert got == expected
 
 
 @given(st.binary(max_size=200) | st.text(max_size=80).map(lambda t: t.encode("utf-8", "replace")))

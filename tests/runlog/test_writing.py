@@ -1,20 +1,53 @@
-"""The writer: whole lines, torn tails repaired, and a disk that fails never stops a training."""
+"""The writer: whole lines, torn tails repaired, and files that others move or replace."""
 
-import errno
 import json
-import logging
 import math
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
 
+RUN = {"kind": "run", "run": "r"}
 
-def records(path: Path) -> list[dict[str, object]]:
+
+def step(number: int) -> dict[str, Any]:
+    return {"kind": "step", "step": number}
+
+
+def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def lost(path: Path) -> int:
+    return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own; it must end well, and within a minute."""
+    head = "import os, sys\nfrom pathlib import Path\n"
+    head += "from microscope_tui.runlog.writer import RunLogWriter\npath = Path(sys.argv[1])\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_a_torn_last_line_is_cut_off_on_reopening(tmp_path: Path) -> None:
@@ -47,46 +80,80 @@ def test_every_line_is_one_object_ended_by_a_newline() -> None:
     assert line.endswith(b"}\n")
 
 
-def test_a_full_disk_costs_one_warning_and_the_loss_is_said_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_kernels_own_half_line_is_undone(path: Path) -> None:
+    """A file size limit is the one disk that a test can fill for real."""
+    done = python(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        log = RunLogWriter(path, clock=lambda: now)
+        for now in range(100):
+            log.write({"kind": "step", "step": now})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        log.write({"kind": "event", "event": "end"})
+        """,
+        path,
+    )
+    assert "bytes fitted on the disk" in done.stderr
+    written = [r for r in records(path) if r["kind"] == "step"]
+    assert 0 < len(written) < 100
+    assert len(written) + lost(path) == 100
+
+
+def test_a_folder_that_vanished_is_made_again_and_its_log_starts_with_the_run_record(
+    path: Path,
 ) -> None:
-    path = tmp_path / "metrics.jsonl"
     log = RunLogWriter(path)
-    real = os.write
-    full = True
-
-    def write(file: int, data: bytes) -> int:
-        if full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(file, data)
-
-    monkeypatch.setattr(os, "write", write)
-    with caplog.at_level(logging.WARNING):
-        assert [log.write({"kind": "step", "step": n}) for n in (1, 2)] == [False, False]
-    assert len(caplog.records) == 1
-    full = False
-    assert log.write({"kind": "step", "step": 3})
-    lost, step = records(path)
-    assert (lost["event"], lost["values"]) == ("lost_records", {"count": 2})
-    assert step["step"] == 3
-
-
-def test_half_a_line_on_a_full_disk_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    log = RunLogWriter(path)
-    log.write({"kind": "step", "step": 1})
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: len(data) // 2]))
-    assert not log.write({"kind": "step", "step": 2})
-    assert [record["step"] for record in records(path)] == [1]
-
-
-def test_a_folder_that_vanished_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "metrics.jsonl"
-    log = RunLogWriter(path)
-    log.write({"kind": "step", "step": 1})
+    log.write(RUN)
+    log.write(step(1))
     shutil.rmtree(path.parent)
-    assert log.write({"kind": "step", "step": 2})
-    assert [record["step"] for record in records(path)] == [2]
+    assert log.write(step(2))
+    assert records(path) == [RUN, step(2)]
+
+
+def test_a_log_that_was_rotated_away_goes_on_under_its_name(path: Path) -> None:
+    log = RunLogWriter(path)
+    log.write(RUN)
+    log.write(step(1))
+    path.rename(path.with_suffix(".1"))
+    assert log.write(step(2))
+    assert records(path.with_suffix(".1")) == [RUN, step(1)]
+    assert records(path) == [RUN, step(2)]
+
+
+def test_a_log_that_was_emptied_in_place_starts_with_the_run_record(path: Path) -> None:
+    log = RunLogWriter(path)
+    log.write(RUN)
+    log.write(step(1))
+    os.truncate(path, 0)
+    assert log.write(step(2))
+    assert records(path) == [RUN, step(2)]
+
+
+def test_a_file_that_somebody_else_put_there_is_continued_and_never_cut(path: Path) -> None:
+    log = RunLogWriter(path)
+    log.write(RUN)
+    path.unlink()
+    path.write_bytes(b'{"kind":"foreign"}\n{"kind":"half')
+    assert log.write(step(2))
+    assert path.read_bytes() == b'{"kind":"foreign"}\n{"kind":"half\n' + encode_record(step(2))
+
+
+def test_a_forked_child_writes_nothing_to_the_log_of_its_parent(path: Path) -> None:
+    done = python(
+        """
+        log = RunLogWriter(path)
+        log.write({"kind": "step", "step": 1})
+        child = os.fork()
+        if child == 0:
+            assert not log.write({"kind": "step", "step": 2})
+            assert not log.sync()
+            log.close()
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        log.write({"kind": "step", "step": 3})
+        """,
+        path,
+    )
+    assert [r["step"] for r in records(path)] == [1, 3]
+    assert done.stderr.count("belongs to the process before the fork") == 1

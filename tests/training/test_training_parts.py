@@ -24,8 +24,8 @@ from moe_model.training.progress import Progress
 FLAGS = [
     "--preset", "--data", "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
     "--device", "--dtype", "--balance", "--bias-update-rate", "--seq-aux-weight", "--aux-weight",
-    "--force-collapse", "--run", "--log-dir", "--checkpoint-dir", "--save-every", "--eval-every",
-    "--sample-prompt",
+    "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
+    "--eval-every", "--sample-prompt",
 ]  # fmt: skip
 
 

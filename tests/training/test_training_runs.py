@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from microscope_tui.cli import main as microscope
 from moe_model import generate as generate_module
 from moe_model.command import run_command
 from moe_model.store import TRAINING_STATE, read_checkpoint
@@ -155,6 +156,47 @@ def test_without_loss_less_balancing_the_bias_stays_zero(
         assert record["expert_bias"] == [[0.0] * 8] * 2
         assert set(record["losses"]) == ({"aux"} if balance == "aux" else set())
         assert all(0.9 < value < 4 for value in record["losses"].values())
+
+
+def test_counts_every_leaves_the_matrices_out_of_the_other_lines_and_check_still_judges(
+    train: Callable[..., int],
+    read_log: Callable[[str], Log],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = ("--steps=61", "--force-collapse=2@1", "--eval-every=100")
+    assert train("--run=all", *common) == 0
+    assert train("--run=few", "--counts-every=10", *common) == 0
+    whole, few = steps(read_log("all")), steps(read_log("few"))
+    matrices = ("expert_bias", "tokens_per_expert")
+    for key in matrices:
+        assert [r["step"] for r in few if key in r] == [1, 10, 20, 30, 40, 50, 60]
+    for one, other in zip(whole, few, strict=True):
+        assert one["router"] == other["router"], "the summaries are in every line"
+        assert all(other.get(key, one[key]) == one[key] for key in matrices)
+    with pytest.raises(SystemExit) as ended:
+        microscope(["check", str(tmp_path / "logs" / "few")])
+    assert ended.value.code == 2
+    assert "CRIT COLLAPSE: Router collapse in L2 since step 1" in capsys.readouterr().out
+
+
+def test_the_log_is_never_behind_its_checkpoint(
+    trainer: ModuleType,
+    train: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    read_log: Callable[[str], Log],
+) -> None:
+    seen = []
+    real = trainer.Checkpoints.save
+
+    def save(self: Any, name: str, *, step: int, **state: Any) -> Path:
+        seen.append((name, step, read_log("r")[-1]["step"]))
+        return real(self, name, step=step, **state)
+
+    monkeypatch.setattr(trainer.Checkpoints, "save", save)
+    assert train("--run=r", "--steps=9", "--save-every=2", "--eval-every=3") == 0
+    assert len(seen) > 5
+    assert all(logged == step for _, step, logged in seen)
 
 
 def test_a_broken_recorder_costs_a_warning_and_not_the_run(

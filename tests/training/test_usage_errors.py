@@ -22,6 +22,7 @@ WRONG = [
     (["--preset=large"], "--preset large is not known: choose tiny or shakespeare."),
     (["--data=/no/such/file"], "--data /no/such/file does not exist: name a UTF-8 text file"),
     (["--data=."], "--data . is a folder"),
+    (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),
     (["--lr=0"], "--lr 0.0 is out of range"),
     (["--seed=-1"], "--seed -1 is out of range"),
     (["--seq-len=64"], "--seq-len 64 is more than max_position_embeddings=32"),

@@ -1,30 +1,50 @@
-"""The history keeps every spike in bounded memory, and a restart replaces the future."""
+"""The history: bounded, true at its extremes, and without the futures that were superseded."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.watch.history import History
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.history import MAX_ROWS, MIN_ROWS, History, rows_within
 
-VALUES = st.lists(st.floats(-1e6, 1e6, width=32) | st.just(math.nan), min_size=1, max_size=300)
+VALUES = st.lists(
+    st.one_of(st.floats(-1e6, 1e6, width=32), st.just(math.nan), st.none()), max_size=300
+)
 
 
-def history(values: list[float], capacity: int = 16) -> History:
-    made = History({"x": 1}, capacity)
+def history(
+    values: Iterable[float | None], capacity: int = 16, stride: int = 1, settle_every: int = 7
+) -> History:
+    made = History({"x": 1}, capacity, stride)
     for step, value in enumerate(values, start=1):
-        made.add(step, {"x": [value]})
+        made = add(made, step, value, settle=step % settle_every == 0)
+    made.settle()
     return made
 
 
-@settings(max_examples=200)
-@given(VALUES, st.integers(1, 20))
-def test_lowest_and_highest_value_survive_any_merging(values: list[float], count: int) -> None:
-    made = history(values)
-    finite = [value for value in values if value == value]
-    columns = [c for c in made.columns("x", 0, count) if c.low == c.low]
-    assert len(made) <= 16
+def add(made: History, step: int, value: float | None, *, settle: bool = True) -> History:
+    made.add(step, {"x": (value,)}, offset=step * 100)
+    if settle:
+        made.settle()
+        if made.full:
+            return made.halved()
+    return made
+
+
+def measured(columns: Iterable[Column]) -> list[Column]:
+    return [column for column in columns if column.low == column.low]
+
+
+@settings(max_examples=300)
+@given(VALUES, st.integers(1, 20), st.sampled_from([1, 2, 8]), st.integers(1, 90))
+def test_lowest_and_highest_value_survive_any_merging(
+    values: list[float | None], count: int, stride: int, settle_every: int
+) -> None:
+    columns = measured(history(values, 16, stride, settle_every).columns("x", 0, count))
+    finite = [value for value in values if value is not None and value == value]
     if finite:
         assert min(c.low for c in columns) == min(finite)
         assert max(c.high for c in columns) == max(finite)
@@ -32,10 +52,61 @@ def test_lowest_and_highest_value_survive_any_merging(values: list[float], count
         assert columns == []
 
 
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200))
-def test_means_stay_between_low_and_high(values: list[float]) -> None:
-    for column in history(values).columns("x", 0, 7):
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(1, 3), st.floats(0, 1000, width=32)),
+            st.tuples(st.just("restart"), st.floats(0, 1), st.just(0.0)),
+            st.tuples(st.just("settle"), st.just(0), st.just(0.0)),
+        ),
+        max_size=250,
+    ),
+    st.sampled_from([1, 2, 4]),
+)
+def test_every_row_holds_the_extremes_of_exactly_its_surviving_steps(
+    operations: list[tuple[str, float, float]], stride: int
+) -> None:
+    made, kept, last = History({"x": 1}, 32, stride), dict[int, float](), 0
+    for operation, argument, value in operations:
+        if operation == "add":
+            last += int(argument)
+            kept[last] = value
+            made = add(made, last, value, settle=False)
+        elif operation == "settle":
+            made.settle()
+            made = made.halved() if made.full else made
+        elif last > 1:
+            at = max(1, round(argument * last))
+            torn = made.restart(at)
+            kept = {step: v for step, v in kept.items() if step < at}
+            for step in sorted(s for s in kept if torn is not None and s >= torn.step):
+                made.add(step, {"x": (kept[step],)}, offset=step * 100)
+            made.close_row()
+            last = made.last_step = at - 1
+    made.settle()
+    ends = [*list(made.steps)[1:], 10**9][: len(made)]
+    rows = made.columns("x", 0, len(made))
+    assert len(rows) == len(made)
+    for first, end, offset, row in zip(made.steps, ends, made.offsets, rows, strict=True):
+        own = [v for step, v in kept.items() if first <= step < end]
+        assert (row.low, row.high) == (min(own), max(own))
+        assert offset == first * 100
+    assert not kept or made.steps[0] == min(kept)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=400), st.sampled_from([1, 4]))
+def test_means_stay_between_low_and_high(values: list[float], stride: int) -> None:
+    for column in history(values, 32, stride).columns("x", 0, 3):
         assert column.low - 1e-6 <= column.mean <= column.high + 1e-6
+
+
+def test_the_mean_of_a_long_history_is_the_mean_of_its_steps() -> None:
+    values = [float(n % 97) for n in range(4096)]
+    for count in (1, 2, 5):
+        columns = history(values, 8192).columns("x", 0, count)
+        mean = sum(column.mean for column in columns) / count
+        assert mean == pytest.approx(sum(values) / len(values), rel=0.01)
 
 
 def test_short_histories_keep_every_step() -> None:
@@ -47,32 +118,56 @@ def test_short_histories_keep_every_step() -> None:
     ]
 
 
+def test_what_was_added_shows_once_it_has_settled() -> None:
+    made = History({"x": 1})
+    made.add(1, {"x": (5.0,)})
+    assert len(made) == 0
+    made.settle()
+    assert made.value("x", 0) == 5.0
+
+
 def test_columns_can_end_at_an_earlier_step() -> None:
     made = history([1.0, 2.0, 3.0, 4.0])
     assert [c.mean for c in made.columns("x", 0, 10, until=2)] == [1.0, 2.0]
 
 
 def test_routers_do_not_mix() -> None:
-    made = History({"x": 2}, 4)
-    for step in range(1, 40):
-        made.add(step, {"x": [step, -step]})
+    made = History({"x": 2}, 32, stride=2)
+    for step in range(1, 200):
+        made.add(step, {"x": (step, -step)})
+    made.settle()
+    made = made.halved()
     assert all(c.low > 0 for c in made.columns("x", 0, 3))
     assert all(c.high < 0 for c in made.columns("x", 1, 3))
 
 
-@pytest.mark.parametrize("values", [10, 100])
-def test_a_restart_drops_the_superseded_future_and_is_remembered(values: int) -> None:
-    made = history([1.0] * (values - 5) + [9.0] * 5)
-    made.restart(3)
-    for step in range(3, 8):
-        made.add(step, {"x": [2.0]})
-    assert made.restarts == [3]
-    assert made.last_step == 7
-    assert max(c.high for c in made.columns("x", 0, 50)) <= 2.0
-
-
-def test_a_step_that_goes_backwards_is_a_restart() -> None:
+def test_a_restart_without_a_torn_row_drops_the_future_and_is_remembered() -> None:
     made = history([1.0, 1.0, 9.0, 9.0])
-    made.add(3, {"x": [2.0]})
+    assert made.restart(3) is None
+    made.add(3, {"x": (2.0,)})
+    made.settle()
     assert made.restarts == [3]
+    assert made.last_step == 3
     assert [c.mean for c in made.columns("x", 0, 10)] == [1.0, 1.0, 2.0]
+
+
+def test_a_step_that_goes_backwards_is_refused_until_the_history_is_restarted() -> None:
+    made = history([1.0, 1.0])
+    with pytest.raises(ValueError, match="step 2 after step 2"):
+        made.add(2, {"x": (2.0,)})
+
+
+def test_halving_leaves_the_old_history_to_its_readers() -> None:
+    made = history([float(n) for n in range(40)], capacity=1000)
+    other = made.halved()
+    assert (len(made), len(other)) == (40, 20)
+    assert made.columns("x", 0, 40)[39].low == 39.0
+    assert other.stride == 2
+
+
+def test_rows_follow_the_memory_within_bounds() -> None:
+    assert rows_within(1 << 40, 10) == MAX_ROWS
+    assert rows_within(1, 10) == MIN_ROWS
+    small = rows_within(4 << 20, 291)
+    assert MIN_ROWS < small < MAX_ROWS
+    assert small * 291 * 12 < 4 << 20

@@ -11,8 +11,9 @@ from microscope_tui.report.check import as_json, as_text, judge
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.moment import pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import pin, view_of
+from microscope_tui.watch.view import view_of
 
 NUMBERS = [0, 1, -1, 2, 8, 10**400, -(10**30), 1e308, 1e-308, 1.5, 2**62, 2**63]
 WORDS = ["NaN", "Infinity", "-Infinity", "x", "", "\x1b[2J", "日本語", None, True, False]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.moment import pin
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import pin, view_of
+from microscope_tui.watch.view import view_of
 
 Make = Callable[..., dict[str, Any]]
 
@@ -142,11 +143,12 @@ def test_the_overview_samples_the_whole_history_before_the_scan(
     watch.open_overview()
     view = view_of(watch, 40)
     assert view.step >= 1490
-    assert watch.preview is not None
-    assert len(watch.preview) > 200
+    assert watch.sampled
+    assert watch.history is not None
+    assert len(watch.history) > 200
     assert view.progress < 1.0
     watch.read_all()
     assert view_of(watch, 40).progress == 1.0
-    assert watch.preview is None
+    assert not watch.sampled
     assert watch.history is not None
     assert len(watch.history) == 1500

@@ -15,7 +15,7 @@ from textual.strip import Strip
 
 from microscope_tui.app.renderables import palette
 from microscope_tui.report.spans import Span, crop, plain
-from microscope_tui.watch.history import Column
+from microscope_tui.watch.curve import Column
 
 _CONSOLE = Console(file=io.StringIO(), color_system="truecolor")  # only resolves styles
 _GROUND = Style(color=palette.DIM, bgcolor=palette.GROUND)

@@ -10,6 +10,7 @@ from textual.containers import Horizontal
 from microscope_tui.app import keys
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows, Tiles
 from microscope_tui.report import frame, layer_row
@@ -109,7 +110,9 @@ class MainScreen(RunScreen):
         self.query_one("#heads", Rows).show(heads)
         moment = self.moment(view)
         self.query_one("#ribbon", Rows).show([frame.ribbon(view, layout, glyphs, moment)])
-        self.query_one("#notes", Rows).show([frame.ribbon_notes(view, layout)])
+        self.query_one("#notes", Rows).show(
+            [frame.ribbon_notes(view, layout, self.session.how_it_watches())]
+        )
         line = keys.key_line([*keys.MAIN, *keys.EVERYWHERE], glyphs)
         self.query_one("#keys", Rows).show([pad(line, columns)])
 
@@ -137,6 +140,10 @@ class MainScreen(RunScreen):
         """Open the screen of the chosen layer."""
         if self.layer_count():
             await self.app.push_screen(LayerScreen(self.session))
+
+    async def action_open_runs(self) -> None:
+        """Open the list of runs."""
+        await self.app.push_screen(RunsScreen(self.session))
 
     async def action_next_alert(self) -> None:
         """Go to the next layer that has an alert, the worst first."""

@@ -1,11 +1,14 @@
 """What the screens of a run have in common: the session, its tempo, and moving between layers."""
 
+import asyncio
 from typing import ClassVar
 
 from textual.screen import Screen
 
+from microscope_tui.app.screens.goto_screen import GotoScreen
 from microscope_tui.app.session import Session
 from microscope_tui.report import words
+from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import RunView
 
 REFRESH_S = 0.5
@@ -75,6 +78,27 @@ class RunScreen(Screen[None]):
         """Hold this moment, or go back to the live run."""
         self.session.toggle_follow()
         await self.redraw()
+
+    async def action_step(self, by: int) -> None:
+        """Look at an earlier or later step."""
+        self._said(await asyncio.to_thread(self.session.step_by, by))
+        await self.redraw()
+
+    def action_go_to(self) -> None:
+        """Ask for a step and look at it."""
+        watch = self.session.watch
+        if watch is not None and watch.latest is not None:
+            last = watch.latest.record.step
+            self.app.push_screen(GotoScreen(last, self.session.glyphs), self._go_to)
+
+    async def _go_to(self, step: int | None) -> None:
+        if step is not None:
+            self._said(await asyncio.to_thread(self.session.go_to, step))
+            await self.redraw()
+
+    def _said(self, problem: str | None) -> None:
+        if problem is not None:
+            self.notify(safe_text(problem, 200), severity="warning", markup=False)
 
     def moment(self, view: RunView) -> str:
         """Where on the time axis we are, in a word or two."""

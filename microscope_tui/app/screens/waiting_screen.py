@@ -49,6 +49,3 @@ class WaitingScreen(Screen[None]):
             [Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text
         ]
         self.query_one(Rows).show([pad(line, columns) for line in lines[:rows]])
-
-    def action_toggle_follow(self) -> None:
-        """There is no time yet that could be held."""

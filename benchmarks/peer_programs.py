@@ -1,0 +1,80 @@
+"""What runs inside the Python of the peers: write the same numbers for them, and read them back.
+
+    PEERS_PYTHON benchmarks/peer_programs.py {wandb,tensorboard,accumulate} LOG FOLDER
+
+Imports nothing of this project, so that the peers can live in an environment of their own.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def main() -> None:
+    what, log, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    {"wandb": write_wandb, "tensorboard": write_tensorboard, "accumulate": accumulate}[what](
+        log, folder
+    )
+
+
+def scalars(log: Path) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """Step, time, and every number of a step under the name of its series."""
+    with log.open("rb") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if record["kind"] != "step":
+                continue
+            values = {name: record[name] for name in ("loss", "learning_rate", "grad_norm")}
+            for name, routers in record["router"].items():
+                values |= {f"{name}/L{router}": value for router, value in enumerate(routers)}
+            for router, row in enumerate(record["tokens_per_expert"]):
+                values |= {f"tokens/L{router}.E{expert}": n for expert, n in enumerate(row)}
+            yield record["step"], record["time"], values
+
+
+def write_wandb(log: Path, folder: Path) -> None:
+    """One offline run; prints how many series it has."""
+    import wandb
+
+    settings = wandb.Settings(
+        console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True, silent=True
+    )
+    series = 0
+    run = wandb.init(mode="offline", project="peers", dir=str(folder), settings=settings)
+    for step, _, values in scalars(log):
+        run.log(values, step=step)
+        series = len(values)
+    run.finish()
+    print(series)
+
+
+def write_tensorboard(log: Path, folder: Path) -> None:
+    """One event file with one event a scalar, as ``add_scalar`` writes; prints the series."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    series = 0
+    writer = EventFileWriter(str(folder), max_queue_size=10_000, flush_secs=600)
+    for step, time, values in scalars(log):
+        for name, value in values.items():
+            one = summary_pb2.Summary.Value(tag=name, simple_value=value)
+            summary = summary_pb2.Summary(value=[one])
+            writer.add_event(event_pb2.Event(wall_time=time, step=step, summary=summary))
+        series = len(values)
+    writer.close()
+    print(series)
+
+
+def accumulate(log: Path, folder: Path) -> None:
+    """Read an event file with nothing sampled away; prints the scalars it held."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    print(sum(len(accumulator.Scalars(tag)) for tag in tags))
+
+
+if __name__ == "__main__":
+    main()

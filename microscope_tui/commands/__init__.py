@@ -1,0 +1,1 @@
+"""The commands that print and exit. What they share is in ``console``."""

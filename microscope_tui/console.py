@@ -1,0 +1,127 @@
+"""What the commands share: finding runs, reading them with progress, and speaking to the shell.
+
+Standard output is data, standard error is narration; every error says what, the values, and what
+to do, and ends the program with a code that scripts can rely on.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from microscope_tui.report.check import NO_VERDICT
+from microscope_tui.report.words import bytes_of
+from microscope_tui.runlog.discover import RunFile, find_runs, unreadable_logs
+from microscope_tui.runlog.piped import PipedLog
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.summaries import DEFAULT_MEMORY
+
+USAGE = 64
+PIPE = Path("-")
+"""The path that means the standard input."""
+PIPE_NAME = "standard input"
+_PROGRESS_FROM_BYTES = 64 << 20
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_LEAST_MEMORY = 1 << 20
+
+
+def runs_at(path: Path, *, may_be_empty: bool = False) -> list[RunFile]:
+    """The runs at ``path``; a missing path and a folder without runs are said and end here."""
+    if not path.exists():
+        fail(f"{path}: no such file or folder; train something, or name another path", NO_VERDICT)
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        fail(f"{path}: this folder may not be read by you; ask its owner", NO_VERDICT)
+    runs = find_runs(path)
+    unreadable = unreadable_logs(path)
+    if unreadable and not runs:
+        fail(f"no run can be read: {'; '.join(unreadable[:3])}; ask their owner", NO_VERDICT)
+    for reason in unreadable:
+        say(f"skipped {reason}")
+    if not may_be_empty:
+        fail_without_runs(path, runs)
+    return runs
+
+
+def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
+    """End here if there is no run."""
+    if not runs:
+        fail(f"{path}: holds no run yet (no *.jsonl with records in it)", NO_VERDICT)
+
+
+def fail_if_unreadable(run: RunFile) -> None:
+    """Say before the screen opens that the only run there is cannot be shown."""
+    watched = RunWatch(run)
+    watched.advance()
+    if watched.error:
+        fail(f"{run.path}: {watched.error}", NO_VERDICT)
+
+
+def read(run: RunFile, ignore: Collection[str] = ()) -> RunWatch:
+    """Read a whole run, with progress where it takes long and somebody looks."""
+    watch = RunWatch(run, ignore, patient=True)
+    shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
+    said = time.monotonic()
+    while watch.unread:
+        watch.advance()
+        if shown and time.monotonic() - said > 0.5:
+            said = time.monotonic()
+            sys.stderr.write(f"\rreading {bytes_of(run.size)}: {watch.progress:4.0%} ")
+            sys.stderr.flush()
+    if shown:
+        sys.stderr.write("\r" + " " * 40 + "\r")
+    return watch
+
+
+def read_pipe(descriptor: int = 0, ignore: Collection[str] = ()) -> RunWatch:
+    """Read the standard input to its end."""
+    watch, pipe = piped(descriptor, ignore)
+    while not pipe.ended and watch.error is None:
+        if not watch.advance():
+            time.sleep(0.01)
+    while watch.unread:
+        watch.advance()
+    return watch
+
+
+def piped(descriptor: int, ignore: Collection[str] = ()) -> tuple[RunWatch, PipedLog]:
+    """A run that arrives at ``descriptor``."""
+    pipe = PipedLog(descriptor, PIPE_NAME)
+    return RunWatch(RunFile(PIPE_NAME, Path(PIPE_NAME), 0.0), ignore, source=pipe), pipe
+
+
+def memory_bytes(text: str) -> int:
+    """``128MB``, ``2G`` or a number of bytes; a usage error for anything else."""
+    if not text:
+        return DEFAULT_MEMORY
+    found = re.fullmatch(r"(\d{1,12})\s*([kmg]?)i?b?", text.strip().lower())
+    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    if size < _LEAST_MEMORY:
+        fail(
+            f"--memory {safe_text(text, 20)!r}: write a size from 1MB up, for example 128MB", USAGE
+        )
+    return size
+
+
+def print_data(text: str) -> None:
+    """Data on standard output. A reader that left, as ``| head`` does, changes no exit code."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(message: str) -> None:
+    """One line of narration."""
+    sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what is wrong and end."""
+    say(message)
+    sys.exit(code)

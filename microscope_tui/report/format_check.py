@@ -1,0 +1,198 @@
+"""``moe-microscope check --format-only``: is this file a run log by the letter of the format?
+
+For people who write the log from another trainer: one line a problem, in the form that compilers
+use, so that an editor jumps to it. The file is read as a stream; only the longest line is kept.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microscope_tui.report.check import HEALTHY, NO_VERDICT
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
+from microscope_tui.runlog.follow import LineSplitter, open_regular_file
+from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.validation.syntax import byte_order_mark, hole
+from microscope_tui.runlog.validation.validator import LogValidator, Problem
+
+SCHEMA_VERSION = 1
+_CHUNK_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NULS = re.compile(rb"\0+")
+_KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other record"}
+
+
+@dataclass(frozen=True, slots=True)
+class FormatReport:
+    """What the format check found in one file."""
+
+    path: str
+    lines: int
+    records: Mapping[str, int]
+    """Number of records by kind: ``run``, ``step``, ``event`` and ``other`` (unknown kinds)."""
+    problems: Sequence[Problem]
+
+    def count(self, severity: str) -> int:
+        """Number of problems, those included that are only summed up."""
+        return sum(p.count for p in self.problems if p.severity == severity)
+
+
+def check_format(path: Path) -> FormatReport:
+    """Check a log (compressed by gzip or zstd or not), or the folder of one run.
+
+    A file that cannot be read is a report with that one problem, never an exception.
+    """
+    if path.is_dir():
+        path = path / LOG_NAME
+    check = _Check()
+    problems: list[Problem] = []
+    try:
+        for chunk in _chunks(path):
+            problems += check.feed(chunk)
+        problems += check.finish()
+        problems.sort(key=lambda problem: problem.line)
+        problems += check.validator.finish()
+    except OSError as error:
+        reason = safe_text(error.strerror or error, 200)
+        problems.append(
+            Problem(
+                check.line, "error", f"cannot be read: {reason}; name a readable log", "unreadable"
+            )
+        )
+    records = {kind: check.validator.records[kind] for kind in _KINDS}
+    return FormatReport(safe_text(path, 1000), check.line, records, problems)
+
+
+def exit_code(report: FormatReport) -> int:
+    """0 where nothing breaks the format (hints are allowed), 3 for errors or no records at all."""
+    known = sum(number for kind, number in report.records.items() if kind != "other")
+    return HEALTHY if known and not report.count("error") else NO_VERDICT
+
+
+def as_text(report: FormatReport) -> str:
+    """One line a problem, then what was there and how much of it is wrong."""
+    lines = [
+        f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
+        for problem in report.problems
+    ]
+    there = [_plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
+    errors, hints = report.count("error"), report.count("hint")
+    found = "no problems"
+    if errors or hints:
+        found = f"{_plural(errors, 'error')}, {_plural(hints, 'hint')}"
+    lines.append(
+        f"{report.path}: {_plural(report.lines, 'line')}: {', '.join(there) or 'no records'}; "
+        f"{found}"
+    )
+    return "\n".join(lines)
+
+
+def as_json(report: FormatReport) -> dict[str, Any]:
+    """The machine-readable report; the schema is versioned."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "path": report.path,
+        "exit_code": exit_code(report),
+        "lines": report.lines,
+        "records": dict(report.records),
+        "errors": report.count("error"),
+        "hints": report.count("hint"),
+        "problems": [
+            {
+                "line": problem.line,
+                "severity": problem.severity,
+                "code": problem.code,
+                "count": problem.count,
+                "reason": problem.reason,
+            }
+            for problem in report.problems
+        ],
+    }
+
+
+class _Check:
+    """Chunks of bytes in, problems out. What the splitter hides from the validator is seen here."""
+
+    def __init__(self) -> None:
+        self.validator = LogValidator()
+        self._splitter = LineSplitter()
+        self._torn = self._started = False
+
+    @property
+    def line(self) -> int:
+        """Number of the last line that was completed."""
+        return self._splitter.line_number
+
+    def feed(self, chunk: bytes) -> Iterator[Problem]:
+        """What is wrong in the lines that the chunk completes."""
+        yield from self._strange_bytes(chunk)
+        for number, line in self._splitter.feed(chunk.replace(b"\0", b"")):
+            yield from self.validator.check(number, line)
+        yield from self._overlong()
+        self._torn = not chunk.endswith(b"\n")
+
+    def finish(self) -> Iterator[Problem]:
+        """What is wrong with a last line that has no newline: torn, or lacking only that."""
+        if not self._torn:
+            return
+        problems = self.validator.problems
+        for number, line in self._splitter.feed(b"\n"):
+            whole = _is_whole(line)
+            what = "wait for it" if whole else "leave the torn line out until it is whole"
+            problems.line = number
+            problems.hint(
+                "no newline",
+                f"no newline at the end of the file, readers {what}: "
+                'write each record and its "\\n" with one write',
+            )
+            yield from problems.new()
+            if whole:
+                yield from self.validator.check(number, line)
+        yield from self._overlong()
+
+    def _strange_bytes(self, chunk: bytes) -> Iterator[Problem]:
+        problems = self.validator.problems
+        if not self._started and chunk.startswith(_BYTE_ORDER_MARK):
+            problems.line = 1
+            byte_order_mark(problems)
+        self._started = True
+        line, at = self.line + 1, 0
+        for nuls in _NULS.finditer(chunk):
+            line, at = line + chunk.count(b"\n", at, nuls.start()), nuls.start()
+            problems.line = line
+            hole(problems, len(nuls.group()))
+        yield from problems.new()
+
+    def _overlong(self) -> Iterator[Problem]:
+        while self._splitter.overlong:
+            self.validator.problems.line = self._splitter.overlong.pop(0)
+            self.validator.overlong()
+        yield from self.validator.problems.new()
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        if path.suffix not in ARCHIVE_SUFFIXES:
+            yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
+            return
+    log = CompressedLog(path)
+    while not log.exhausted:
+        if data := log.read(_CHUNK_BYTES).data:
+            yield data
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

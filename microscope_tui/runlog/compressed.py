@@ -1,0 +1,242 @@
+"""A log in a gzip or zstd archive, read from front to back and never held as a whole.
+
+One read unpacks at most what it hands out: a small archive that unpacks to a large log costs
+time, never memory. An archive that ends in the middle is one that is still being written: what
+is there is shown, and reading goes on where it ended when there is more.
+"""
+
+import os
+import sys
+import zlib
+from pathlib import Path
+
+from microscope_tui.runlog.follow import Chunk, LogFollower, Source, is_an_object, open_regular_file
+
+ARCHIVE_SUFFIXES = (".gz", ".zst")
+_PIECE_BYTES = 1 << 14
+_INPUT_BYTES = 1 << 20
+"""A read unpacks no more than this, however little comes out of it."""
+_MARK_BYTES = 256
+_ZSTD_WINDOW_LOG = 27
+"""128 MB, what ``zstd --ultra -22`` uses: an archive that asks for more memory is refused."""
+
+
+class _Damaged(ValueError):
+    """What follows in the archive cannot be unpacked."""
+
+
+class CompressedLog:
+    """The lines of a ``.jsonl.gz`` or ``.jsonl.zst``; ``offset`` and ``size`` in packed bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.modified: float | None = None
+        self.deleted = False
+        self.exhausted = False
+        self.seekable = False
+        self._inode: tuple[int, int] | None = None
+        self._start()
+
+    def relocate(self, path: Path) -> None:
+        """Go on under another name: the file was renamed. Another file there starts again."""
+        self.path = path
+
+    def _start(self) -> None:
+        self.offset = 0
+        self._mark = b""  # the packed bytes at the start and before ``offset``: the file's face
+        self._decoder: _Gzip | _Zstd | None = None
+        self._member = 0  # where the gzip member or zstd frame at ``offset`` starts …
+        self._unpacked = 0  # … and how much was unpacked of it
+        self._skip = 0  # so many of its bytes were handed out already
+        self._careful_from: int | None = None
+        self._rest = b""  # the torn end of what was unpacked
+        self._inside_line = False  # the start of this line was handed out
+        self._newline_owed = False  # a newline was handed out that the archive lacks
+        self._fault = ""
+
+    def read(self, max_bytes: int = 1 << 20) -> Chunk:
+        """The next whole lines, or a piece of a long one: at most ``max_bytes``.
+
+        Raises:
+            OSError: the file cannot be read, or what follows in it is damaged; everything
+                before the damage was handed out.
+        """
+        try:
+            file = open_regular_file(self.path)
+        except FileNotFoundError:
+            self.deleted, self.exhausted = self._inode is not None, True
+            return Chunk(b"")
+        try:
+            restarted = self._look(file)
+            if self._fault:
+                self.exhausted = True
+                raise OSError(self._fault)
+            data = self._rest + self._unpack(file, max_bytes - len(self._rest))
+            self._mark = _mark(file, self.offset)
+        finally:
+            os.close(file)
+        if self._newline_owed and data:
+            if not data.startswith(b"\n"):  # the last line went on, and was handed out as whole
+                self._start()
+                self.exhausted = False
+                return Chunk(b"", restarted=True)
+            data, self._newline_owed = data[1:], False
+        return Chunk(self._lines_of(data, max_bytes), restarted)
+
+    def _look(self, file: int) -> bool:
+        status = os.fstat(file)
+        inode = (status.st_dev, status.st_ino)
+        changed = (status.st_size, status.st_mtime) != (self.size, self.modified)
+        restarted = (changed and self._fault != "") or (
+            self.offset > 0 and (inode != self._inode or _mark(file, self.offset) != self._mark)
+        )
+        if restarted:
+            self._start()
+        self._inode, self.deleted = inode, False
+        self.size, self.modified = status.st_size, status.st_mtime
+        return restarted
+
+    def _lines_of(self, data: bytes, max_bytes: int) -> bytes:
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) >= max_bytes:
+            self._inside_line, self._rest = True, b""
+            return data
+        self._inside_line = self._inside_line and not end
+        last = data[end:]
+        if self.exhausted and (self._inside_line or is_an_object(last)):
+            self._rest, self._inside_line, self._newline_owed = b"", False, True
+            return data + b"\n"
+        self._rest = last
+        return data[:end]
+
+    def _unpack(self, file: int, max_bytes: int) -> bytes:
+        """At most ``max_bytes`` more of the log; sets ``exhausted`` at the end of the file."""
+        self.exhausted = False
+        out = bytearray()
+        limit = self.offset + _INPUT_BYTES
+        while len(out) < max_bytes and self.offset < limit and not self._fault:
+            packed = b""
+            if self._decoder is None or self._decoder.needs_input:
+                packed = os.pread(file, self._piece_size(), self.offset)
+                if not packed:
+                    self.exhausted = True
+                    break
+            try:
+                out += self._feed(packed, max_bytes - len(out))
+            except _Damaged as error:
+                self._note_damage(str(error))
+        return bytes(out)
+
+    def _piece_size(self) -> int:
+        if self._careful_from is None:
+            return _PIECE_BYTES
+        return max(1, min(_PIECE_BYTES, self._careful_from - self.offset))
+
+    def _feed(self, packed: bytes, max_bytes: int) -> bytes:
+        if self._decoder is None:
+            if self.offset and not (packed := self._without_padding(packed)):
+                return b""
+            self._decoder, self._member, self._unpacked = _new_decoder(self.path), self.offset, 0
+        out = self._decoder.decompress(packed, max_bytes)
+        self.offset += len(packed)
+        self._unpacked += len(out)
+        if self._decoder.eof:
+            self.offset -= len(self._decoder.unused_data)
+            self._decoder = None
+        skipped = min(self._skip, len(out))
+        self._skip -= skipped
+        return out[skipped:]
+
+    def _without_padding(self, packed: bytes) -> bytes:
+        """Tapes and copies of whole blocks leave zeros between members."""
+        kept = packed.lstrip(b"\0")
+        self.offset += len(packed) - len(kept)
+        return kept
+
+    def _note_damage(self, reason: str) -> None:
+        """Unpack the damaged member again, the last piece byte by byte.
+
+        A decoder that finds damage keeps to itself what it had unpacked up to there.
+        """
+        if self._careful_from is not None:
+            self._fault = f"damaged archive at byte {self.offset:,} of {self.size:,}: {reason}"
+            return
+        self._careful_from = max(self._member, self.offset - _PIECE_BYTES)
+        self._skip, self._decoder, self.offset = self._unpacked, None, self._member
+
+
+def open_log(path: Path) -> Source:
+    """The reader for ``path``: by its name an archive, or a plain file."""
+    return CompressedLog(path) if path.suffix in ARCHIVE_SUFFIXES else LogFollower(path)
+
+
+class _Gzip:
+    """``zlib``'s decoder behind the interface that the newer decoders share."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._member.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._member.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        try:
+            out = self._member.decompress(self._member.unconsumed_tail + data, max_length)
+        except zlib.error as error:
+            raise _Damaged(str(error)) from None
+        self.needs_input = not self._member.unconsumed_tail and len(out) < max_length
+        return out
+
+
+class _Zstd:
+    """Imports its library when it is made: who opens no such archive needs no such package."""
+
+    def __init__(self) -> None:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+        self._frame = zstd.ZstdDecompressor(options=window)
+        self._error = zstd.ZstdError
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return self._frame.needs_input
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        try:
+            return self._frame.decompress(data, max_length)
+        except self._error as error:
+            raise _Damaged(str(error)) from None
+
+
+def _new_decoder(path: Path) -> _Gzip | _Zstd:
+    if path.suffix != ".zst":
+        return _Gzip()
+    try:
+        return _Zstd()
+    except ImportError:
+        raise OSError(
+            "zstd archives need a package that is missing here: pip install backports.zstd"
+        ) from None
+
+
+def _mark(file: int, offset: int) -> bytes:
+    head = os.pread(file, min(offset, _MARK_BYTES), 0)
+    return head + os.pread(file, min(offset, _MARK_BYTES), max(0, offset - _MARK_BYTES))

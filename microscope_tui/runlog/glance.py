@@ -1,0 +1,108 @@
+"""What a run is and how far it has come, from the first and the last lines of its log only.
+
+A list of a thousand runs must not read a thousand logs: two short reads a run say its name, its
+plan, its last step and how it ended.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
+from microscope_tui.runlog.decode import decode_line
+from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
+
+_HEAD_BYTES = 1 << 13
+_TAIL_BYTES = 1 << 13
+_MOST_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The ends of one log."""
+
+    run: RunRecord | None = None
+    last: StepRecord | None = None
+    """The last whole step."""
+    step_time_s: float | None = None
+    """Seconds between the last two steps, as far as they tell."""
+    end: EventRecord | None = None
+    """The event that ended the run, if nothing came after it."""
+    error: str | None = None
+
+
+def glance(path: Path) -> Glance:
+    """Look at both ends of the log at ``path``; never raises because of what stands there."""
+    if path.suffix in ARCHIVE_SUFFIXES:
+        return Glance()  # its end cannot be seen without unpacking all of it
+    try:
+        file = open_regular_file(path)
+    except OSError as error:
+        return Glance(error=error.strerror or str(error))
+    try:
+        size = os.fstat(file).st_size
+        run = _header(file)
+        steps, end, resumed = _last(file, size)
+        steps.sort(key=lambda step: step.step)
+        last = steps[-1] if steps else None
+        return Glance(resumed or run, last, _step_time(steps), end)
+    except UnknownFormat as error:
+        return Glance(error=str(error))
+    except OSError as error:
+        return Glance(error=error.strerror or str(error))
+    finally:
+        os.close(file)
+
+
+def _header(file: int) -> RunRecord | None:
+    """The run record of the first line; ``None`` for a log without one."""
+    want = _HEAD_BYTES
+    while True:
+        head = os.pread(file, want, 0)
+        end = head.find(b"\n")
+        if end >= 0 or len(head) < want or want >= _MOST_BYTES:
+            break
+        want *= 8
+    record = _record(head[:end] if end >= 0 else head)
+    return record if isinstance(record, RunRecord) else None
+
+
+def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
+    """The last two steps, an end event if it is the last word, and a header that comes late."""
+    want = _TAIL_BYTES
+    while True:
+        start = max(0, size - want)
+        lines = os.pread(file, want, start).split(b"\n")
+        whole = lines[1 if start else 0 :]
+        if len([line for line in whole if line]) > 2 or start == 0 or want >= _MOST_BYTES:
+            break
+        want *= 8
+    steps: list[StepRecord] = []
+    end: EventRecord | None = None
+    for line in reversed(whole):
+        record = _record(line)
+        if isinstance(record, RunRecord):
+            return steps, end, record if start or line is not whole[0] else None
+        if isinstance(record, EventRecord) and record.event == "end" and not steps:
+            end = end or record
+        elif isinstance(record, StepRecord):
+            steps.append(record)
+            if len(steps) == 2:
+                break
+    return steps, end, None
+
+
+def _record(line: bytes) -> RunRecord | StepRecord | EventRecord | None:
+    try:
+        return decode_line(line)
+    except BadLine:  # a torn or foreign line: the full reader counts those
+        return None
+
+
+def _step_time(steps: list[StepRecord]) -> float | None:
+    if steps and steps[-1].step_time_s is not None:
+        return steps[-1].step_time_s
+    if len(steps) < 2 or steps[0].time is None or steps[1].time is None:
+        return None
+    return max(0.0, steps[1].time - steps[0].time)

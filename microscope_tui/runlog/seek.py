@@ -1,0 +1,135 @@
+"""Find one step in a log without reading the log: steps grow with the byte offset.
+
+``read_steps`` reads on from a known line; ``find_step`` narrows a stretch of the file, in which
+steps are known to grow, by interpolation until a single read covers what is left.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from microscope_tui.runlog.decode import decode_line
+from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import BadLine, RunRecord, StepRecord, UnknownFormat
+
+_READ_BYTES = 1 << 19
+_NEAR_BYTES = 1 << 20
+_LONGEST_LINE = 8 << 20
+_MOST_PROBES = 40
+
+
+def read_steps(
+    path: Path, run: RunRecord, start: int, end: int | None = None
+) -> Iterator[StepEntry]:
+    """The steps from the line at ``start`` on, until the next ``run`` record or ``end``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    reader = RunReader(run.run, run, start)
+    file = open_regular_file(path)
+    try:
+        while data := os.pread(file, _READ_BYTES, start):
+            start += len(data)
+            for entry in reader.feed(data):
+                if isinstance(entry, RunRecord):
+                    return
+                if isinstance(entry, StepEntry):
+                    yield entry
+            if end is not None and start >= end:
+                return
+    except UnknownFormat:
+        return
+    finally:
+        os.close(file)
+
+
+def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> StepEntry | None:
+    """The last entry at or before ``step`` of those that begin in ``start`` … ``end``.
+
+    ``start`` is the beginning of a line; steps grow in between.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        low, high = start, end
+        low_step: int | None = None
+        high_step: int | None = None
+        for _ in range(_MOST_PROBES):
+            if high - low <= _NEAR_BYTES:
+                break
+            middle = _guess(low, high, low_step, high_step, step)
+            probe = _step_after(file, middle, high)
+            if probe is None:  # no step begins between there and the end
+                high = middle
+                continue
+            at, found = probe
+            if found <= step:
+                low, low_step = at, found
+            else:
+                high, high_step = middle, found
+    finally:
+        os.close(file)
+    best = None
+    for entry in read_steps(path, run, low, high + _LONGEST_LINE):
+        if entry.record.step > step or (best and entry.record.step <= best.record.step):
+            break
+        best = entry
+    return best
+
+
+def _guess(low: int, high: int, low_step: int | None, high_step: int | None, step: int) -> int:
+    """Where ``step`` should be; never so close to an end that nothing is won."""
+    share = 0.5
+    if low_step is not None and high_step is not None and high_step > low_step:
+        share = (step - low_step) / (high_step - low_step)
+    return low + int((high - low) * min(0.9, max(0.1, share)))
+
+
+def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
+    """Offset and number of the first step whose line begins after ``start`` and before ``end``."""
+    while (found := line_after(file, start, end)) is not None:
+        at, line = found
+        try:
+            record = decode_line(line)
+        except (BadLine, UnknownFormat):
+            record = None
+        if isinstance(record, StepRecord):
+            return at, record.step
+        start = at + len(line) - 1
+    return None
+
+
+def line_after(file: int, start: int, end: int, guess: int = 1 << 16) -> tuple[int, bytes] | None:
+    """Offset and bytes, newline included, of the first whole line that begins after ``start``.
+
+    ``None`` where it would begin at ``end`` or later.
+    """
+    want = 2 * guess
+    while True:
+        data = os.pread(file, want, start)
+        begin = data.find(b"\n") + 1
+        if begin and start + begin >= end:
+            return None
+        stop = data.find(b"\n", begin) + 1 if begin else 0
+        if stop:
+            return start + begin, data[begin:stop]
+        if len(data) < want or want >= _LONGEST_LINE:
+            return None
+        want *= 4
+
+
+def read_at(path: Path, start: int, size: int) -> bytes:
+    """Bytes of a file; fewer at its end.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        return os.pread(file, size, start)
+    finally:
+        os.close(file)

@@ -1,0 +1,196 @@
+"""File system events are a hint to look now; looking now and then anyway is the truth.
+
+Where the hint cannot come (network and shared file systems carry no events of other machines, a
+kernel has a limit of watches) or does not come although files grow, the mode is ``polling``, and
+``reason`` says why in words for the screen.
+"""
+
+import errno
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
+    from watchdog.observers.api import BaseObserver
+
+# Only changes made on this machine are announced there, and the trainer runs on another one.
+# (overlay, where containers live, announces what is written through the same mount. What is
+# written below it is not announced, and found by looking.)
+_NETWORK = ("afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "orangefs", "panfs")
+_SHARED_BY_A_HOST = ("9p", "drvfs", "prl_fs", "vboxsf", "virtiofs", "vmhgfs")
+_SILENT = frozenset((*_NETWORK, *_SHARED_BY_A_HOST, "smb3", "smbfs", "wekafs"))
+_MAX_FOLDERS = 8192
+"""Above it the start takes seconds, and the user's editor needs watches too."""
+_LATE_S = 1.0
+_REASONS = {
+    errno.ENOSPC: "inotify watch limit reached",
+    errno.EMFILE: "inotify instance limit reached",
+}
+
+
+class FileEvents:
+    """Wakes who waits for a change of the logs below ``root``, a folder or a single file."""
+
+    def __init__(self, root: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+        self.root = root
+        self.mode = "polling"
+        """``events`` or ``polling``; may become ``polling`` at any time."""
+        self.reason = "not started"
+        """Why ``polling``; empty in the mode ``events``."""
+        self._mountinfo = mountinfo
+        self._observer: BaseObserver | None = None
+        self._changed = threading.Event()
+        self._only: str | None = None  # name of the single file that is watched
+        self._unannounced = 0
+        self._found_at = -_LATE_S
+
+    def start(self) -> None:
+        """Ask for events; where there can be none, say so in ``reason``. Never raises.
+
+        A thousand folders take some hundredths of a second: not for the thread of a screen.
+        """
+        try:
+            self._start()
+            self.mode, self.reason = "events", ""
+        except ImportError:
+            self._poll("watchdog is not installed")
+        except OSError as error:
+            self._poll(_REASONS.get(error.errno or 0) or error.strerror or str(error))
+        except Exception as error:  # a fault of the hint is no fault of the microscope
+            self._poll(f"no events: {error!r}")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a change since the last wait; false when none was announced in time."""
+        changed = self._changed.wait(timeout_s)
+        self._changed.clear()
+        return changed
+
+    def poll_found_change(self) -> None:
+        """A log grew and no event had said so. The second time events are given up."""
+        self._unannounced += 1
+        self._found_at = time.monotonic()
+        if self._unannounced >= 2 and self.mode == "events":
+            self._poll("events did not arrive")
+
+    def stop(self) -> None:
+        """Stop watching and wake who waits. A second call does nothing."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+        self._changed.set()
+
+    def _poll(self, reason: str) -> None:
+        self.mode, self.reason = "polling", reason
+        self.stop()
+
+    def _start(self) -> None:
+        root = self.root.resolve(strict=True)
+        if silent := _silent_file_system(root, self._mountinfo):
+            raise OSError(f"{silent} does not deliver events")
+        folder, recursive = root, True
+        if not root.is_dir():
+            folder, recursive, self._only = root.parent, False, root.name
+        elif _more_folders_than(root, _MAX_FOLDERS):
+            raise OSError(f"more than {_MAX_FOLDERS:,} folders")
+        logging.getLogger("watchdog").addHandler(logging.NullHandler())  # the screen is ours
+        self._observer = self._observe(folder, recursive)
+        if recursive:
+            # The observer keeps to itself that a folder inside could not be watched.
+            self._observe(folder, recursive=False).stop()
+
+    def _observe(self, folder: Path, recursive: bool) -> "BaseObserver":
+        from watchdog import events
+        from watchdog.observers import Observer
+        from watchdog.observers.polling import PollingObserver
+
+        outer = self
+
+        class Handler(events.FileSystemEventHandler):
+            def on_any_event(self, event: "FileSystemEvent") -> None:
+                outer._note(event)
+
+        # Opening and closing are left out: looking at the logs must not announce a change.
+        wanted: list[type[FileSystemEvent]] = [
+            events.FileModifiedEvent,
+            events.FileCreatedEvent,
+            events.FileMovedEvent,
+            events.FileDeletedEvent,
+            events.DirCreatedEvent,
+            events.DirMovedEvent,
+            events.DirDeletedEvent,
+        ]
+        observer = Observer()
+        if isinstance(observer, PollingObserver):
+            raise OSError(f"no file system events on {sys.platform}")
+        observer.schedule(Handler(), str(folder), recursive=recursive, event_filter=wanted)
+        try:
+            observer.start()
+        except BaseException:
+            observer.stop()
+            raise
+        return observer
+
+    def _note(self, event: "FileSystemEvent") -> None:
+        names = [os.path.basename(os.fsdecode(p)) for p in (event.src_path, event.dest_path) if p]
+        if self._only is not None:
+            ours = self._only in names
+        else:
+            ours = event.is_directory or any(_is_log(name) for name in names)
+        if ours:
+            if time.monotonic() - self._found_at < _LATE_S:
+                self._unannounced, self._found_at = max(0, self._unannounced - 1), -_LATE_S
+            self._changed.set()
+
+
+def _is_log(name: str) -> bool:
+    return name.endswith((".jsonl", *ARCHIVE_SUFFIXES))
+
+
+def _more_folders_than(root: Path, limit: int) -> bool:
+    waiting, seen = [os.fspath(root)], 1
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                inside = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue  # another user's folder: not watched either
+        waiting += inside
+        seen += len(inside)
+        if seen > limit:
+            return True
+    return False
+
+
+def _silent_file_system(path: Path, mountinfo: Path) -> str | None:
+    """The type of a file system at or below ``path`` that does not announce changes."""
+    here, below = "", []
+    longest = -1
+    for mount, kind in _mounts(mountinfo):
+        if path.is_relative_to(mount) and len(mount.parts) >= longest:  # the last one covers
+            here, longest = kind, len(mount.parts)
+        elif mount.is_relative_to(path):
+            below.append(kind)
+    silent = (kind for kind in (here, *below) if kind in _SILENT or kind.startswith("fuse"))
+    return next(silent, None)
+
+
+def _mounts(mountinfo: Path) -> Iterator[tuple[Path, str]]:
+    try:
+        text = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return  # no Linux: its events are asked for, and looking proves them
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) > 4 and after:
+            name = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+            yield Path(name), after.split(" ")[0]

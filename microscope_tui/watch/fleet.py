@@ -1,0 +1,202 @@
+"""All runs below a path: which there are, how each is doing, and which of them are followed.
+
+One run is open; the other live ones are followed and judged beside it, each in its turn. The rest
+cost a ``stat`` now and then, and two short reads when they changed.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
+from microscope_tui.runlog.glance import Glance, glance
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import ENDED, age_of, state_of
+from microscope_tui.watch.summaries import DEFAULT_MEMORY
+
+MOST_FOLLOWED = 8
+"""Live runs that are judged beside the open one."""
+_RESCAN_S = 2.0
+_RESCAN_SHARE = 0.02  # of one core: a search that takes long is made less often
+_MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
+_GLANCES_A_TURN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunCard:
+    """One run in the list."""
+
+    file: RunFile
+    state: str
+    age_s: float | None
+    step: int
+    planned_steps: int | None
+    loss: float | None
+    findings: Sequence[Finding] | None
+    """Active findings; ``None`` where the run is not followed."""
+    error: str | None
+    open: bool
+
+
+class Fleet:
+    """The runs below ``root``. One thread searches and reads; any thread may look at the cards."""
+
+    def __init__(self, root: Path, memory_bytes: int = DEFAULT_MEMORY) -> None:
+        self.root = root
+        self.lock = threading.Lock()
+        self.runs: Sequence[RunFile] = ()
+        """Newest first."""
+        self.open: RunWatch | None = None
+        self.open_version = 0
+        """Grows whenever the open run has something new."""
+        self.list_version = 0
+        """Grows whenever any run of the list has something new."""
+        self._beside: dict[Path, RunWatch] = {}
+        self._glances: dict[Path, tuple[RunFile, Glance]] = {}
+        self._known = KnownLogs()
+        self._memory_bytes = memory_bytes
+        self._next_search = 0.0
+
+    @classmethod
+    def of_one(cls, watch: RunWatch) -> "Fleet":
+        """A single run that comes from no folder: a pipe."""
+        fleet = cls(watch.path)
+        fleet.open, fleet._next_search = watch, math.inf
+        return fleet
+
+    def search(self, *, now: bool = False) -> bool:
+        """Look for runs if it is time to, or ``now``; true if the list or a run changed."""
+        started = time.monotonic()
+        if math.isinf(self._next_search) or (not now and started < self._next_search):
+            return False
+        try:
+            runs = find_runs(self.root, self._known)
+        except (NoRuns, OSError):
+            runs = []  # said before the screen opened; a folder that vanished may come back
+        took = time.monotonic() - started
+        self._next_search = started + max(_RESCAN_S, took / _RESCAN_SHARE)
+        changed = list(runs) != list(self.runs)
+        if self.open is not None and self.open.source.deleted:
+            changed |= self._find_renamed(runs)
+        with self.lock:
+            self.runs = runs
+            for gone in self._glances.keys() - {run.path for run in runs}:
+                del self._glances[gone]
+        self._choose_beside()
+        self.list_version += changed
+        return changed
+
+    def open_run(self, file: RunFile) -> RunWatch:
+        """Follow ``file`` in full; the first picture of its history is there on return."""
+        watch = RunWatch(file, memory_bytes=self._memory_bytes)
+        watch.open_overview()
+        with self.lock:
+            self.open = watch
+            self._beside.pop(file.path, None)
+        return watch
+
+    def turn(self) -> bool:
+        """Give every followed run a few milliseconds, the open one first; true if any moved on."""
+        moved = self.look_around()
+        for watch in [self.open, *list(self._beside.values())]:
+            if watch is not None and watch.advance():
+                moved = True
+                self.open_version += watch is self.open
+        self.list_version += moved
+        return moved
+
+    def look_around(self) -> bool:
+        """Glance at some of the runs that changed since the last look; true if there were any."""
+        stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
+        for run in stale:
+            seen = glance(run.path)
+            with self.lock:
+                self._glances[run.path] = (run, seen)
+        return bool(stale)
+
+    def cards(self, now: float | None = None) -> list[RunCard]:
+        """Every run as it was at the last look, newest first."""
+        with self.lock:
+            runs, glances = self.runs, dict(self._glances)
+            followed = dict(self._beside)
+            if self.open is not None:
+                followed[self.open.path] = self.open
+        return [self._card(run, glances.get(run.path), followed.get(run.path), now) for run in runs]
+
+    def _card(
+        self,
+        run: RunFile,
+        seen: tuple[RunFile, Glance] | None,
+        watch: RunWatch | None,
+        now: float | None,
+    ) -> RunCard:
+        found = seen[1] if seen else Glance()
+        last = found.last
+        age = age_of(run.modified, now)
+        state = state_of(
+            age,
+            deleted=False,
+            has_steps=last is not None,
+            end=found.end,
+            step_times_s=[found.step_time_s] if found.step_time_s else [],
+        )
+        findings = None
+        if watch is not None:
+            with watch.lock:
+                if watch.diagnosis is not None:
+                    findings = [f for f in watch.diagnosis.findings() if f.active]
+                if watch.latest is not None:
+                    last = watch.latest.record
+        return RunCard(
+            file=run,
+            state=state,
+            age_s=age,
+            step=last.step if last else 0,
+            planned_steps=found.run.planned_steps if found.run else None,
+            loss=last.loss if last else None,
+            findings=findings,
+            error=found.error or (watch.error if watch else None),
+            open=watch is not None and watch is self.open,
+        )
+
+    def _is_stale(self, run: RunFile) -> bool:
+        seen = self._glances.get(run.path)
+        return seen is None or seen[0] != run
+
+    def _choose_beside(self) -> None:
+        """Follow the live runs that are not open; let go of those that ended long ago."""
+        live: list[RunFile] = []
+        for run in self.runs[: 4 * MOST_FOLLOWED]:
+            seen = self._glances.get(run.path)
+            opened = self.open is not None and self.open.path == run.path
+            if opened or seen is None or seen[1].end is not None or seen[1].last is None:
+                continue
+            age = age_of(run.modified)
+            if age is not None and age < 600 and len(live) < MOST_FOLLOWED:
+                live.append(run)
+        memory = self._memory_bytes // _MEMORY_BESIDE
+        chosen = {
+            run.path: self._beside.get(run.path) or RunWatch(run, memory_bytes=memory)
+            for run in live
+        }
+        with self.lock:
+            self._beside = chosen
+
+    def _find_renamed(self, runs: Sequence[RunFile]) -> bool:
+        """The open log is gone from its place: go on where the same file stands now."""
+        assert self.open is not None
+        for run in runs:
+            if run.inode != (0, 0) and run.inode == self.open.file.inode:
+                self.open.relocate(run)
+                return True
+        return False
+
+    def may_switch(self, following: bool) -> bool:
+        """A newer run may be opened unasked: nothing is lost by leaving the present one."""
+        if self.open is None or self.open.latest is None:
+            return True
+        return self.open.complete and following and self.open.state()[0] in ENDED

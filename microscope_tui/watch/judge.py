@@ -1,0 +1,77 @@
+"""The judge: the diagnosis of a run, fed with the same records as the scan, at its own pace.
+
+Beside a short or a live log it walks along with the scan. Behind a long one it comes later, with
+a reader of its own, up to where the scan is; from then on they walk together.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.evidence import MatrixSource
+from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.runlog.seek import read_at
+from microscope_tui.watch.summaries import complete_summary
+
+
+class Judge:
+    """The diagnosis of one log."""
+
+    def __init__(self, name: str, ignore: Collection[str]) -> None:
+        self.diagnosis: Diagnosis | None = None
+        self.reader = RunReader(name)
+        """Used while the judge is behind the scan."""
+        self.offset = 0
+        """How far it has come, in bytes of the log, while it is behind the scan."""
+        self.along = True
+        """It is fed what the scan is fed."""
+        self._ignore = ignore
+
+    @property
+    def last_step(self) -> int:
+        """The latest step that was judged."""
+        return self.diagnosis.last_step if self.diagnosis is not None else 0
+
+    def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
+        """The next records on the way to the scan, which is at ``end``; there, walk along.
+
+        Raises:
+            OSError: the log cannot be read.
+        """
+        left = end - self.offset
+        if left <= 0:
+            self.along = True
+            return self.reader.feed(b"\n")  # the last line may stand there without its newline
+        data = read_at(path, self.offset, min(max_bytes, left))
+        self.offset += len(data) or left  # it shrank meanwhile: the scan will say so
+        return self.reader.feed(data)
+
+    def take(self, entry: Entry) -> None:
+        """Judge one record."""
+        match entry:
+            case StepEntry():
+                self._take_step(entry)
+            case RunRecord():
+                self._take_run(entry)
+            case EventRecord() if self.diagnosis is not None:
+                self.diagnosis.observe_event(entry)
+
+    def _take_run(self, run: RunRecord) -> None:
+        diagnosis = self.diagnosis
+        if diagnosis is None or diagnosis.run.routers != run.routers:
+            self.diagnosis = Diagnosis(run, self._ignore)
+            return
+        diagnosis.run = run
+        if run.resumed_at_step is not None:
+            diagnosis.restart(max(1, min(run.resumed_at_step, diagnosis.last_step + 1)))
+
+    def _take_step(self, entry: StepEntry) -> None:
+        if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
+            return  # a repeated step: the first one stands
+        complete_summary(entry)
+        self.diagnosis.observe(entry.record, _source(entry))
+
+
+def _source(entry: StepEntry) -> MatrixSource:
+    return lambda: entry.matrices() if entry.has_counts else None

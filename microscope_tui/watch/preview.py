@@ -1,0 +1,41 @@
+"""A first picture of a long log: a scan that has seen some hundred steps of it, evenly spread."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from microscope_tui.runlog.overview import sample
+from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog.records import RunRecord
+from microscope_tui.watch.history import Row
+from microscope_tui.watch.scan import Scan
+from microscope_tui.watch.summaries import complete_summary, new_history, row_of
+
+_SAMPLES = 240
+
+
+def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | None:
+    """The picture, and whether steps grow all the way; ``None`` where nothing can be shown.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnknownFormat: the log has another format version.
+    """
+    found = sample(path, name, _SAMPLES)
+    run = found.run
+    samples = [e for e in found.samples if run and e.routers == len(run.routers)]
+    if run is None or not samples:
+        return None
+    picture = Scan(_never, memory_bytes)
+    picture.run, picture.latest, picture.end = run, samples[-1], found.end
+    picture.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
+    picture.history = new_history(run, memory_bytes)
+    for entry in samples:
+        complete_summary(entry)
+        picture.history.add(entry.record.step, row_of(entry), entry.offset)
+    picture.settle()
+    return picture, found.monotonic
+
+
+def _never(row: Row, run: RunRecord) -> Iterable[StepEntry]:
+    """Samples only grow: no row of theirs is ever cut by a restart."""
+    raise AssertionError(f"a sampled history restarted at {row.step}")

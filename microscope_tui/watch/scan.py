@@ -1,0 +1,114 @@
+"""The scan: every record of a log in order, into what the screen shows of the whole run.
+
+Header, latest step, history and events. It decodes no matrix and judges nothing, so that it runs
+through a long log at the speed of the disk; the judgement follows at its own pace.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from microscope_tui.runlog.reader import Entry, StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.watch.history import History, Row
+from microscope_tui.watch.summaries import complete_summary, new_history, row_of
+
+Reread = Callable[[Row, RunRecord], Iterable[StepEntry]]
+"""The steps of the file from the beginning of a row on; none where the log cannot be read again."""
+
+
+class RepeatedStep(ValueError):
+    """A step that is there already; the message says which."""
+
+
+class Scan:
+    """What the records so far say. ``reread`` is asked when a restart cuts a row of the history."""
+
+    def __init__(self, reread: Reread, memory_bytes: int) -> None:
+        self.run: RunRecord | None = None
+        self.latest: StepEntry | None = None
+        self.with_counts: StepEntry | None = None
+        """The latest step whose line holds counts."""
+        self.end: EventRecord | None = None
+        self.lost_records = 0
+        """Records that the writer says it could not write."""
+        self.evaluations: deque[EventRecord] = deque(maxlen=1000)
+        self.history: History | None = None
+        self.expected_steps = 0
+        self.intervals: deque[float] = deque(maxlen=33)
+        """Durations of the last steps in seconds."""
+        self._reread = reread
+        self._memory_bytes = memory_bytes
+
+    def take(self, entry: Entry) -> None:
+        """Take in one record.
+
+        Raises:
+            RepeatedStep: the same step twice in a row; the first one stands.
+        """
+        match entry:
+            case StepEntry():
+                self._take_step(entry)
+            case RunRecord():
+                self._take_run(entry)
+            case EventRecord():
+                self._take_event(entry)
+
+    def settle(self) -> None:
+        """Make visible what was taken in."""
+        if self.history is not None:
+            self.history.settle()
+
+    def _take_run(self, run: RunRecord) -> None:
+        before, self.run, self.end = self.run, run, None
+        if self.latest is not None and self.latest.routers != len(run.routers):
+            self.latest = self.with_counts = None  # another model from here on
+        if before is None or before.routers != run.routers or self.history is None:
+            self.history = new_history(run, self._memory_bytes, self.expected_steps)
+        elif run.resumed_at_step is not None:
+            # Without a step to resume at, the steps themselves say whether they go backwards.
+            self._restart(max(1, min(run.resumed_at_step, self.history.last_step + 1)), before)
+
+    def _take_step(self, entry: StepEntry) -> None:
+        run, history, step = self.run, self.history, entry.record.step
+        if run is None or history is None:
+            return
+        if self.latest is not None and self.latest.record.step == step <= history.last_step:
+            raise RepeatedStep(f"step {step:,} again: two writers?")
+        if step <= history.last_step and (len(history) or history.last_step):
+            self._restart(step, run)
+        self.end = None
+        complete_summary(entry)
+        self.latest = entry
+        if entry.has_counts:
+            self.with_counts = entry
+        history.add(step, row_of(entry), entry.offset)
+        duration = entry.record.step_time_s
+        if duration is not None and math.isfinite(duration):
+            self.intervals.append(duration)
+
+    def _restart(self, step: int, run: RunRecord) -> None:
+        """What was said about ``step`` and later no longer holds."""
+        history = self.history
+        assert history is not None
+        torn = history.restart(step)
+        if torn is not None:
+            for entry in self._reread(torn, run):
+                at = entry.record.step
+                if not history.last_step < at < step or entry.routers != len(run.routers):
+                    break
+                complete_summary(entry)
+                history.add(at, row_of(entry), entry.offset)
+            history.close_row()
+        history.last_step = step - 1
+        kept = [e for e in self.evaluations if e.step is None or e.step < step]
+        self.evaluations = deque(kept, maxlen=self.evaluations.maxlen)
+
+    def _take_event(self, event: EventRecord) -> None:
+        if event.event == "end":
+            self.end = event
+        elif event.event == "eval":
+            self.evaluations.append(event)
+        elif event.event == "lost_records":
+            count = event.values.get("count", 0)
+            self.lost_records += int(count) if math.isfinite(count) and count > 0 else 0

@@ -1,0 +1,71 @@
+"""From the summaries of one step to the curves of the history, and to curves as they are shown."""
+
+from collections.abc import Mapping, Sequence
+
+from microscope_tui import measures
+from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog.records import RunRecord, Values
+from microscope_tui.watch.curve import NAN, Column
+from microscope_tui.watch.history import History, rows_within
+
+PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
+DEFAULT_MEMORY = 128 * 1024 * 1024
+
+
+def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> History:
+    """An empty history for the routers of ``run`` that stays within ``memory_bytes``.
+
+    ``expected_steps``: where so many are known to come, rows begin wide enough for them.
+    """
+    routers = len(run.routers)
+    capacity = rows_within(memory_bytes, 1 + len(PER_ROUTER) * routers)
+    stride = 1
+    while stride * capacity < expected_steps:
+        stride *= 2
+    return History({"loss": 1, **dict.fromkeys(PER_ROUTER, routers)}, capacity, stride)
+
+
+def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
+    """What the history keeps of one step."""
+    summary, nothing = entry.record.router, (None,) * entry.routers
+    return {
+        "loss": (entry.record.loss,),
+        "effective_experts": summary.effective_experts or nothing,
+        "entropy": summary.entropy or nothing,
+        "mean_entropy": summary.mean_entropy or nothing,
+        "drop_rate": summary.drop_rate or nothing,
+        "max_load": summary.max_load or nothing,
+    }
+
+
+def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Column]:
+    """Curves of effective experts as curves of the collapse index c."""
+
+    def index(effective: float) -> float:
+        value = measures.collapse_index(effective, num_experts, top_k)
+        return NAN if value is None else value
+
+    return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
+
+
+def complete_summary(entry: StepEntry) -> None:
+    """Derive from the counts what a foreign writer left out of the summaries."""
+    summary = entry.record.router
+    given = (summary.effective_experts, summary.max_load, summary.dead_experts)
+    if all(values is not None and None not in values for values in given):
+        return
+    if not entry.has_counts:
+        return
+    rows = entry.matrices().tokens_per_expert
+    derived = measures.summarise([row or [] for row in rows])
+    for name, values in zip(("effective_experts", "max_load", "dead_experts"), given, strict=True):
+        setattr(summary, name, _filled(values, rows, derived[name]))
+
+
+def _filled(
+    given: Values | None, rows: Sequence[list[int] | None], derived: Sequence[float | None]
+) -> Values:
+    """The given values, and derived ones where none is given and counts are there."""
+    mine = [None if row is None else value for row, value in zip(rows, derived, strict=True)]
+    theirs = given or [None] * len(rows)
+    return [m if t is None else t for t, m in zip(theirs, mine, strict=True)]

@@ -1,0 +1,277 @@
+"""``check --format-only``: what the project and its documentation write is clean, files of any kind
+end in a report, and a report stays readable however bad the log is."""
+
+import gzip
+import json
+import math
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.report.check import judge
+from microscope_tui.report.format_check import as_json, as_text, check_format, exit_code
+from microscope_tui.runlog import follow
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.validation import run as run_rules
+from microscope_tui.runlog.validation import steps as step_rules
+from microscope_tui.runlog.validation import validator
+from microscope_tui.runlog.validation.problems import SAID_IN_FULL
+from microscope_tui.runlog.validation.validator import problems_in
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
+Make = Callable[..., Any]
+
+
+def blocks(language: str) -> list[str]:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for name, code in fences if name == language]
+
+
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log that the code of the documentation writes."""
+    monkeypatch.chdir(tmp_path)
+    random.seed(0)
+    names: dict[str, Any] = {}
+    for code in blocks("python"):
+        exec(code, names)
+    names["log"].file.close()
+    return Path("logs/mine")
+
+
+def test_the_documented_writer_is_short_and_its_log_has_no_problems(documented: Path) -> None:
+    assert len(blocks("python")[0].splitlines()) <= 20
+    report = check_format(documented)
+    assert report.problems == []
+    assert exit_code(report) == 0
+    file = documented / "metrics.jsonl"
+    judgement = judge(RunFile("mine", file, file.stat().st_mtime))
+    assert (judgement.exit_code, judgement.last_step, judgement.notes) == (0, 60, [])
+    assert as_text(report) + "\n" in blocks("")
+
+
+def test_the_documented_mistakes_are_found_as_documented(documented: Path) -> None:
+    file = documented / "metrics.jsonl"
+    run, first, second, third, *rest = map(json.loads, file.read_text().splitlines())
+    first["tokens_per_expert"][1] = [2 * n for n in first["tokens_per_expert"][1]]
+    second = {"kind": "step", "router": {"effective_experts": [3.2, None, None]}, **second}
+    third = {"kind": "step", "learningrate": 1e-3, **third}
+    records = [run, first, second, third, *rest]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = re.sub(r"gives [\d.]+", "gives N", as_text(check_format(documented)))
+    assert said + "\n" in [re.sub(r"gives [\d.]+", "gives N", block) for block in blocks("")]
+
+
+def test_the_documented_writer_names_what_is_not_finite(documented: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(blocks("python")[0], names)
+    log = names["RunLog"](documented)
+    log.write("step", step=61, loss=math.nan, losses={"aux": -math.inf}, grad_norm=math.inf)
+    log.file.close()
+    line = (documented / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(line)["losses"] == {"aux": "-Infinity"}
+    assert exit_code(check_format(documented)) == 0
+
+
+def test_the_smallest_documented_log_has_no_problems() -> None:
+    (smallest,) = blocks("jsonl")
+    assert list(problems_in(enumerate(smallest.encode().splitlines(), 1))) == []
+
+
+def test_every_key_of_the_format_is_documented() -> None:
+    known = step_rules._STEP_KEYS | step_rules._ROUTER_KEYS | run_rules._RUN_KEYS
+    known |= run_rules._MODEL_KEYS | run_rules._EVENT_KEYS
+    known |= {"method", "writer", *run_rules._BALANCE_WEIGHTS, *run_rules.SOURCES}
+    words = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    assert known <= words
+
+
+@pytest.mark.parametrize("name", ["healthy", "collapse"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"num_experts": 64, "top_k": 8, "routers": 3}, {"capacity_factor": 1.25, "tokens": 64}],
+    ids=str,
+)
+def test_the_scenarios_write_what_the_format_says(
+    scenario: Make, name: str, shape: dict[str, Any]
+) -> None:
+    report = check_format(scenario(name, steps=120, **shape))
+    assert (as_text(report).count("\n"), report.records["step"]) == (0, 120)
+
+
+@pytest.mark.parametrize("counts_every", [1, 3])
+def test_the_recorder_writes_what_the_format_says(tmp_path: Path, counts_every: int) -> None:
+    model = {"name": "m", "layers": [1, 3], "num_experts": 4, "top_k": 2, "norm_top_k": True}
+    for first in (1, 4):  # the second time it is a resumed run
+        recorder = RunRecorder(
+            tmp_path,
+            run="r",
+            planned_steps=9,
+            model=model,
+            balance={"method": "bias", "bias_update_rate": 0.01},
+            resumed_at_step=first if first > 1 else None,
+            counts_every=counts_every,
+        )
+        for number in range(first, first + 5):
+            recorder.record_step(
+                step=number,
+                loss=math.nan if number == 2 else 2.5,
+                tokens=8,
+                tokens_per_expert=[[4, 4, 4, 4], [8, 7, 1, 0]],
+                expert_bias=[[0.1, -0.1, 0.0, 0.0], []] if number % 2 else None,
+                router={"entropy": [0.5, None], "mean_entropy": [0.6, math.nan]},
+                losses={"aux": 0.1},
+                grad_norm=math.inf,
+                tokens_per_s=1e4,
+            )
+        recorder.record_event(step=first, event="checkpoint", values={"path": "x", "loss": 2.0})
+        recorder.close(step=first + 4, reason="stopped")
+    report = check_format(tmp_path)
+    assert as_text(report).splitlines()[1:] == []
+    assert (report.records["run"], report.records["step"]) == (2, 10)
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 1 << 20])
+def test_the_cut_of_the_bytes_changes_nothing(
+    write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    lines = [b"\xef\xbb\xbf" + json.dumps(make_header()).encode(), b"\0\0\0x", b"", b"[1]"]
+    path = write_log([*lines, make_header()])
+    path.write_bytes(path.read_bytes() + b'{"kind": "st')
+    monkeypatch.setattr("microscope_tui.report.format_check._CHUNK_BYTES", chunk)
+    report = check_format(path)
+    found = {(p.line, p.code) for p in report.problems}
+    expected = {(1, "bom"), (2, "nul"), (2, "json"), (3, "empty"), (4, "object")}
+    assert found == expected | {(5, "no resumed_at_step"), (6, "no newline")}
+    assert (report.lines, report.records["run"]) == (6, 2)
+
+
+def test_a_whole_last_line_without_a_newline_is_checked_and_said(
+    write_log: Make, make_header: Make
+) -> None:
+    path = write_log([make_header(), {"kind": "step", "step": "1"}])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    codes = [(p.line, p.code) for p in check_format(path).problems]
+    assert codes[:2] == [(2, "no newline"), (2, "type step")]
+
+
+def test_lines_that_are_too_long_are_named(
+    write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 1000
+    monkeypatch.setattr(follow.LineSplitter.__init__, "__defaults__", (limit,))
+    monkeypatch.setattr(validator, "MAX_LINE_BYTES", limit)
+    path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
+    report = check_format(path)
+    assert [(p.line, p.code) for p in report.problems if p.severity == "error"] == [
+        (2, "overlong"),
+        (4, "overlong"),
+    ]
+    assert report.records["run"] == 2
+
+
+def test_a_line_above_the_limit_is_an_error_without_a_splitter_too() -> None:
+    lines = [(1, b"x" * (follow.MAX_LINE_BYTES + 1))]
+    assert [problem.code for problem in problems_in(lines)] == ["overlong"]
+
+
+def test_a_packed_log_is_the_same_log(write_log: Make, make_header: Make) -> None:
+    path = write_log([make_header(), b"broken", {"kind": "event", "event": "end"}])
+    packed = path.with_name("metrics.jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert check_format(packed).problems == check_format(path).problems
+    packed.write_bytes(b"not gzip at all")
+    report = check_format(packed)
+    assert [problem.code for problem in report.problems] == ["unreadable"]
+    assert exit_code(report) == 3
+
+
+def test_what_cannot_be_read_is_a_report_and_exits_with_3(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "missing.jsonl", tmp_path, tmp_path / "pipe.jsonl"):
+        report = check_format(path)
+        assert [problem.code for problem in report.problems] == ["unreadable"]
+        assert exit_code(report) == 3
+
+
+def test_hints_are_allowed_errors_and_empty_logs_are_not(
+    write_log: Make, make_header: Make
+) -> None:
+    hinted = check_format(write_log([make_header(), {"kind": "note"}], "hinted"))
+    assert (hinted.count("hint"), exit_code(hinted)) == (1, 0)
+    wrong = check_format(write_log([make_header(format_version=2)], "wrong"))
+    assert (wrong.count("error"), exit_code(wrong)) == (1, 3)
+    empty = check_format(write_log([{"kind": "note"}], "empty"))
+    assert (empty.count("error"), exit_code(empty)) == (0, 3)
+
+
+def test_however_bad_the_log_the_report_is_short_and_counts_everything(
+    write_log: Make, make_header: Make
+) -> None:
+    steps = [{"kind": "step", "step": n, "loss": "x", "router": 1} for n in range(1, 101)]
+    report = check_format(write_log([make_header(), *steps]))
+    lines = as_text(report).splitlines()
+    assert len(lines) == 2 * (SAID_IN_FULL + 1) + 1 + 1
+    assert lines[-1].endswith("101 lines: 1 run record, 100 steps; 200 errors, 1 hint")
+    assert [p.count for p in report.problems if p.count > 1] == [80, 80]
+
+
+def test_the_text_names_file_line_and_remedy(write_log: Make, make_header: Make) -> None:
+    path = write_log([make_header(), {"kind": "event"}])
+    first, last = as_text(check_format(path)).splitlines()
+    assert first.startswith(f"{path}:2: error: an event without a name: write ")
+    assert last == f"{path}: 2 lines: 1 run record, 1 event; 1 error, 0 hints"
+
+
+def test_the_json_says_the_same(write_log: Make, make_header: Make) -> None:
+    report = check_format(write_log([make_header(), {"kind": "event"}]))
+    data = json.loads(json.dumps(as_json(report)))
+    assert (data["exit_code"], data["errors"], data["hints"], data["lines"]) == (3, 1, 0, 2)
+    assert data["records"] == {"run": 1, "step": 0, "event": 1, "other": 0}
+    assert data["problems"][0]["line"] == 2
+    assert data["problems"][0]["code"] == "event"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["NaN", "a\x1b[2J"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["layers", "num_experts", "top_k"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(sorted(step_rules._ROUTER_KEYS)), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+KEYS = sorted(step_rules._STEP_KEYS | run_rules._RUN_KEYS | run_rules._EVENT_KEYS)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["run", "step", "event"]),
+            st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5),
+        ),
+        max_size=6,
+    )
+)
+def test_no_values_stop_the_check(records: list[tuple[str, dict[str, Any]]]) -> None:
+    lines = [json.dumps(fields | {"kind": kind}).encode() for kind, fields in records]
+    for problem in problems_in(enumerate(lines, 1)):
+        assert problem.reason == safe_text(problem.reason, 10**6)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.binary(max_size=80) | st.text(max_size=40).map(str.encode), max_size=5))
+def test_no_bytes_stop_the_check(lines: list[bytes]) -> None:
+    for problem in problems_in(enumerate(lines, 1)):
+        assert problem.reason == safe_text(problem.reason, 10**6)

@@ -1,0 +1,269 @@
+"""A follower reads what is new, waits for what is torn, and notices what is not the same file."""
+
+import os
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.runlog.follow import LineSplitter, LogFollower, Source
+
+RECORD = b'{"kind":"step","step":1}'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def age(path: Path, seconds: float = 60.0) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+class Reader:
+    """What a reader of a source keeps: the lines since the last restart."""
+
+    def __init__(self, source: Source, max_bytes: int = 1 << 20) -> None:
+        self.source, self.max_bytes = source, max_bytes
+        self.restarts = 0
+        self.lines: list[bytes] = []
+        self.splitter = LineSplitter()
+
+    def look(self) -> bytes:
+        chunk = self.source.read(self.max_bytes)
+        if chunk.restarted:
+            self.restarts += 1
+            self.lines, self.splitter = [], LineSplitter()
+        self.lines += [line for _, line in self.splitter.feed(chunk.data)]
+        return chunk.data
+
+    def look_until_exhausted(self) -> list[bytes]:
+        while self.look() or not self.source.exhausted:
+            pass
+        return self.lines
+
+
+def test_a_long_torn_line_that_is_cut_off_and_overwritten_loses_nothing(path: Path) -> None:
+    path.write_bytes(b"one\n" + b"x" * 5000)
+    reader = Reader(LogFollower(path), max_bytes=1000)
+    assert reader.look_until_exhausted() == [b"one"]
+    path.write_bytes(b"one\n" + b"y" * 6000 + b"\nthree\n")
+    assert reader.look_until_exhausted() == [b"one", b"y" * 6000, b"three"]
+    assert reader.restarts == 0
+
+
+def test_a_line_above_the_limit_is_skipped_in_pieces_and_counted(path: Path) -> None:
+    path.write_bytes(b"one\n" + b"x" * 50_000 + b"\nthree\n" + b"y" * 50_000)
+    reader = Reader(LogFollower(path, max_line_bytes=10_000), max_bytes=1000)
+    reader.splitter = LineSplitter(max_line_bytes=10_000)
+    largest = 0
+    while not reader.source.exhausted:
+        largest = max(largest, len(reader.look()))
+    assert reader.lines == [b"one", b"three"]
+    assert reader.splitter.overlong == [2]
+    assert largest <= 1000
+
+
+def test_after_a_line_above_the_limit_a_torn_line_waits_again(path: Path) -> None:
+    path.write_bytes(b"x" * 5000 + b"\n" + b"two\ntorn")
+    reader = Reader(LogFollower(path, max_line_bytes=1000), max_bytes=100)
+    reader.look_until_exhausted()
+    os.truncate(path, 5005)  # the writer repairs what it tore
+    append(path, b"three\n")
+    assert reader.look_until_exhausted() == [b"x" * 5000, b"two", b"three"]
+    assert reader.restarts == 0
+
+
+def test_another_file_with_the_same_beginning_is_a_new_one(path: Path) -> None:
+    path.write_bytes(b"one\n")
+    reader = Reader(LogFollower(path))
+    reader.look()
+    other = path.with_name("other")
+    other.write_bytes(b"one\ntwo\n")
+    other.replace(path)
+    assert reader.look_until_exhausted() == [b"one", b"two"]
+    assert reader.restarts == 1
+
+
+def test_a_rewritten_file_with_the_same_head_and_more_bytes_starts_again(path: Path) -> None:
+    head = b'{"kind":"run","config":"%s"}\n' % (b"x" * 400)
+    path.write_bytes(head + b"one\ntwo\n")
+    reader = Reader(LogFollower(path))
+    reader.look()
+    with path.open("r+b") as file:  # the same inode, larger than before
+        file.write(head + b"uno\ndos\ntres\n")
+    assert reader.look_until_exhausted() == [head[:-1], b"uno", b"dos", b"tres"]
+    assert reader.restarts == 1
+
+
+def test_a_file_of_which_nothing_was_handed_out_is_not_restarted(path: Path) -> None:
+    path.write_bytes(b"torn" * 100)
+    reader = Reader(LogFollower(path))
+    reader.look()
+    path.write_bytes(b"one\n")
+    assert reader.look_until_exhausted() == [b"one"]
+    assert reader.restarts == 0
+
+
+def test_a_finished_log_without_its_last_newline_shows_its_last_record(path: Path) -> None:
+    path.write_bytes(b"one\n" + RECORD)
+    reader = Reader(LogFollower(path))
+    assert reader.look_until_exhausted() == [b"one"]  # its writer may be in the middle of it
+    age(path)
+    assert reader.look_until_exhausted() == [b"one", RECORD]
+    append(path, b"\ntwo\n")
+    assert reader.look_until_exhausted() == [b"one", RECORD, b"two"]
+    assert reader.restarts == 0
+
+
+@pytest.mark.parametrize("torn", [b'{"kind":"step","st', b'{"a":{"b":1}', b"}", b"\0" * 9])
+def test_a_torn_record_at_rest_stays_in_the_file(path: Path, torn: bytes) -> None:
+    path.write_bytes(b"one\n" + torn)
+    age(path)
+    assert Reader(LogFollower(path)).look_until_exhausted() == [b"one"]
+
+
+def test_a_last_record_with_bare_nan_shows_too(path: Path) -> None:
+    path.write_bytes(b'{"kind":"step","step":1,"loss":NaN}')
+    age(path)
+    assert Reader(LogFollower(path)).look_until_exhausted() == [path.read_bytes()]
+
+
+def test_a_clock_ahead_of_ours_hides_no_last_record(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(RECORD)
+    age(path, -3600)
+    reader = Reader(LogFollower(path))
+    assert reader.look_until_exhausted() == []
+    later = time.monotonic() + 3
+    monkeypatch.setattr("microscope_tui.runlog.follow.time.monotonic", lambda: later)
+    assert reader.look_until_exhausted() == [RECORD]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: append(path, b'{"more":1}\n'),  # the line grew into another one
+        lambda path: path.write_bytes(b"one\n{}\n"),  # its writer cut it off and went on
+        lambda path: os.truncate(path, 4),
+    ],
+)
+def test_a_last_record_that_was_shown_early_and_changed_is_read_again(
+    path: Path, change: Callable[[Path], object]
+) -> None:
+    path.write_bytes(b"one\n" + RECORD)
+    age(path)
+    reader = Reader(LogFollower(path))
+    reader.look_until_exhausted()
+    change(path)
+    assert reader.look_until_exhausted() == path.read_bytes().split(b"\n")[:-1]
+    assert reader.restarts == 1
+
+
+def test_a_byte_order_mark_does_not_cost_the_header(path: Path) -> None:
+    for cut in range(5):
+        data = b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n"
+        splitter = LineSplitter()
+        got = [line for part in (data[:cut], data[cut:]) for _, line in splitter.feed(part)]
+        assert got == [b"one", b"\xef\xbb\xbftwo"]
+
+
+def test_a_large_hole_costs_no_memory_and_no_record(path: Path) -> None:
+    """A crash can leave NUL bytes where data was to be: 100 MB of them, sparse."""
+    path.write_bytes(b"one\n")
+    os.truncate(path, 100 << 20)
+    append(path, b"two\nthree\n")
+    reader = Reader(LogFollower(path))
+    tracemalloc.start()
+    assert reader.look_until_exhausted() == [b"one", b"two", b"three"]
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert reader.splitter.overlong == []
+
+
+def test_a_long_torn_line_is_read_once_not_at_every_look(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"one\n" + b"x" * (3 << 20))
+    reader = Reader(LogFollower(path))
+    reader.look_until_exhausted()
+    read: list[int] = []
+    pread = os.pread
+
+    def counted(file: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return pread(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    reader.look()
+    assert sum(read) < 1000
+    append(path, b"y\n")
+    assert [len(line) for line in reader.look_until_exhausted()] == [3, (3 << 20) + 1]
+
+
+def test_a_renamed_file_is_followed_without_reading_it_again(path: Path) -> None:
+    path.write_bytes(b"one\n")
+    reader = Reader(LogFollower(path))
+    reader.look()
+    moved = path.rename(path.with_name("better-name.jsonl"))
+    reader.look()
+    assert reader.source.deleted
+    append(moved, b"two\n")
+    assert isinstance(reader.source, LogFollower)
+    reader.source.relocate(moved)
+    assert reader.look_until_exhausted() == [b"one", b"two"]
+    assert (reader.restarts, reader.source.deleted) == (0, False)
+
+
+@pytest.fixture
+def locked(path: Path) -> Iterator[Path]:
+    path.write_bytes(b"one\n")
+    yield path
+    path.chmod(0o600)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_lost_permission_is_an_error_and_its_return_loses_nothing(locked: Path) -> None:
+    reader = Reader(LogFollower(locked))
+    reader.look()
+    append(locked, b"two\n")
+    locked.chmod(0)
+    with pytest.raises(PermissionError):
+        reader.look()
+    locked.chmod(0o600)
+    assert reader.look_until_exhausted() == [b"one", b"two"]
+    assert reader.restarts == 0
+
+
+def test_a_read_error_is_said_and_its_end_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"one\n")
+    reader = Reader(LogFollower(path))
+    reader.look()
+    append(path, b"two\n")
+    with monkeypatch.context() as broken:
+
+        def stale(*_: object) -> int:
+            raise OSError(116, "Stale file handle")
+
+        broken.setattr(os, "open", stale)
+        with pytest.raises(OSError, match="Stale"):
+            reader.look()
+    assert reader.look_until_exhausted() == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_refused_and_never_waited_for(path: Path, kind: str) -> None:
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(OSError, match="no regular file"):
+        LogFollower(path).read()

@@ -1,0 +1,300 @@
+"""The strict check: a valid log is clean, and every damage is named with its line."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui import measures
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.validation.validator import Problem, problems_in
+
+Fields = dict[str, Any]
+TOKENS = 24
+
+
+def problems(log: list[Fields | bytes] | bytes) -> list[Problem]:
+    if not isinstance(log, bytes):
+        lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in log]
+        log = b"".join(line + b"\n" for line in lines)
+    return list(problems_in(enumerate(log.split(b"\n")[:-1], 1)))
+
+
+def codes(log: Any) -> list[tuple[int, str, str]]:
+    return [(p.line, p.severity, p.code) for p in problems(log)]
+
+
+def header(routers: int = 2, experts: int = 4, top_k: int = 2, **changes: Any) -> Fields:
+    model = {"layers": list(range(1, routers + 1)), "num_experts": experts, "top_k": top_k}
+    model |= {"capacity_factor": 1.25, "layer_names": [f"L{i}" for i in range(routers)]}
+    run = {"kind": "run", "format_version": 1, "run": "r", "time": 1.0, "planned_steps": 50}
+    run |= {"model": model | changes.pop("model", {}), "balance": {"method": "bias"}}
+    return run | {"source": {"writer": "test", "counts": "exact"}} | changes
+
+
+def step(number: int, seed: int = 0, routers: int = 2, experts: int = 4, top_k: int = 2) -> Fields:
+    rng = random.Random(f"{seed} {number}")
+    rows = [[0] * experts for _ in range(routers)]
+    for row in rows:
+        for _ in range(TOKENS):
+            for expert in rng.sample(range(experts), top_k):
+                row[expert] += 1
+    means = [rng.uniform(0.5, 1) * math.log(experts) for _ in rows]
+    router: Fields = {"entropy": [0.9 * mean for mean in means], "mean_entropy": means}
+    router |= measures.summarise(rows)
+    for name in ("drop_rate", "z_loss", "max_logit", "grad_norm", "selected_mass", "margin"):
+        router[name] = [rng.random() for _ in rows]
+    return {
+        "kind": "step",
+        "step": number,
+        "time": 100.0 * number,
+        "loss": 2.5,
+        "grad_norm": 1.0,
+        "losses": {"aux": 0.1},
+        "tokens": TOKENS,
+        "router": router,
+        "expert_bias": [[rng.gauss(0, 0.01) for _ in row] for row in rows],
+        "tokens_per_expert": rows,
+    }
+
+
+def damage(record: Fields, path: str, to: Any) -> None:
+    """The value at ``path`` becomes ``to`` or ``to(value)``; ``GONE`` and ``">name"`` are keys."""
+    *above, last = [int(key) if key.isdigit() else key for key in path.split(" ")]
+    inside: Any = record
+    for key in above:
+        inside = inside[key]
+    if to is GONE:
+        del inside[last]
+    elif isinstance(to, str) and to.startswith(">"):
+        items = [(to[1:] if key == last else key, value) for key, value in inside.items()]
+        inside.clear()
+        inside.update(items)
+    else:
+        inside[last] = to(inside[last]) if callable(to) else to
+
+
+GONE = object()
+STEP_DAMAGE: list[tuple[str, str, Any]] = [
+    ("kind", "kind", GONE),
+    ("unknown kind", "kind", "stpe"),
+    ("step", "step", GONE),
+    ("type step", "step", str),
+    ("type step", "step", float),
+    ("type step", "step", True),
+    ("range step", "step", 0),
+    ("range step", "step", 10**400),
+    ("twice", "step", lambda n: n - 1),
+    ("backwards", "step", 1),
+    ("type loss", "loss", "nan"),
+    ("type tokens", "tokens", float),
+    ("range tokens", "tokens", 0),
+    ("no tokens", "tokens", ">batch"),
+    ("range time", "time", 1.7e12),
+    ("clock", "time", 1.0),
+    ("type losses", "losses", [0.1]),
+    ("type a value of losses", "losses aux", "0.1"),
+    ("unprintable", "losses aux", ">a\x1b[2J"),
+    ("type router", "router", []),
+    ("length router.entropy", "router entropy", [1.0]),
+    ("range router.entropy", "router entropy 0", 5.0),
+    ("range router.entropy", "router entropy 1", -0.1),
+    ("entropy above mean_entropy", "router mean_entropy 0", 0.0),
+    ("range router.max_load", "router max_load 0", "NaN"),
+    ("range router.max_load", "router max_load 0", 0.9),
+    ("contradiction router.max_load", "router max_load 0", lambda v: v + 0.3),
+    ("range router.effective_experts", "router effective_experts 0", 9.0),
+    ("contradiction router.effective_experts", "router effective_experts 1", 1.5),
+    ("range router.dead_experts", "router dead_experts 0", 99),
+    ("type router.dead_experts", "router dead_experts 0", 0.5),
+    ("contradiction router.dead_experts", "router dead_experts 0", lambda v: v + 1),
+    ("starved below dead", "router dead_experts 0", lambda v: v + 3),
+    ("range router.drop_rate", "router drop_rate 0", 12.0),
+    ("range router.selected_mass", "router selected_mass 0", 1.2),
+    ("range router.margin", "router margin 0", -0.5),
+    ("sum", "tokens_per_expert 0 0", lambda n: n + 1),
+    ("sum", "tokens_per_expert 1", lambda row: [2 * n for n in row]),
+    ("above tokens", "tokens_per_expert 0 0", TOKENS + 1),
+    ("range tokens_per_expert", "tokens_per_expert 0 1", -3),
+    ("type tokens_per_expert", "tokens_per_expert 0 1", 3.0),
+    ("type tokens_per_expert", "tokens_per_expert 1", 7),
+    ("null in counts", "tokens_per_expert 1 0", None),
+    ("width tokens_per_expert", "tokens_per_expert 1", lambda row: row[1:]),
+    ("length tokens_per_expert", "tokens_per_expert", lambda rows: rows[1:]),
+    ("type expert_bias", "expert_bias 0 0", "0.1"),
+    ("null in expert_bias", "expert_bias 0 0", None),
+    ("width expert_bias", "expert_bias 1", [0.1]),
+    ("length expert_bias", "expert_bias", lambda rows: rows[1:]),
+    ("misspelt loss", "loss", ">losss"),
+    ("misspelt loss", "loss", ">lm_loss"),
+    ("misspelt router.entropy", "router entropy", ">entropyy"),
+]
+LINE_DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("json", lambda line: line[: len(line) // 2]),
+    ("json", lambda line: line + line),
+    ("json", lambda line: line.replace(b"2.5", b"1e999", 1)),
+    ("json", lambda line: line.replace(b'"aux"', b'"\\ud800"', 1)),
+    ("bare", lambda line: line.replace(b"2.5", b"NaN", 1)),
+    ("utf-8", lambda line: line.replace(b"aux", b"\xe4ux", 1)),
+    ("nul", lambda line: b"\0" * 9 + line),
+    ("empty", lambda line: b""),
+    ("object", lambda line: b"[" + line + b"]"),
+    ("depth", lambda line: b"[" * 100_000),
+]
+
+
+@pytest.mark.parametrize("case", [*STEP_DAMAGE, *LINE_DAMAGE], ids=lambda case: case[0])
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    at=st.integers(3, 6),
+    shape=st.sampled_from([(2, 4, 1), (2, 4, 2), (3, 8, 3)]),
+)
+def test_one_damage_is_found_in_its_line_and_nowhere_else(
+    case: Any, seed: int, at: int, shape: tuple[int, int, int]
+) -> None:
+    records: list[Any] = [header(*shape)]
+    records += [step(number, seed, *shape) for number in range(1, 8)]
+    assert problems(records) == []
+    if len(case) == 3:
+        code, path, to = case
+        damage(records[at], path, to)
+    else:
+        code, spoil = case
+        records[at] = spoil(json.dumps(records[at]).encode())
+    found = problems(records)
+    assert code in {problem.code for problem in found}
+    assert {problem.line for problem in found} == {at + 1}
+    assert all(problem.reason == safe_text(problem.reason, 10**6) for problem in found)
+
+
+HEADER_DAMAGE = {
+    "format_version": {"format_version": 2},
+    "type model": {"model": None},
+    "model.layers": {"layers": None},
+    "model.layers[]": {"layers": [1, None]},
+    "type model.layers[]": {"layers": [1, "2"]},
+    "length model.layer_names": {"layer_names": ["L1"]},
+    "type model.layer_names": {"layer_names": [1, 2]},
+    "long name": {"layer_names": ["decoder.layers.3.mlp", "L2"]},
+    "same name": {"layer_names": ["L1", "L1"]},
+    "unprintable": {"layer_names": ["\x1b]0;x\x07", "L2"]},
+    "missing model.num_experts": {"num_experts": None},
+    "length model.num_experts": {"num_experts": [4]},
+    "type model.num_experts": {"num_experts": "4"},
+    "missing model.top_k": {"top_k": [None, 2]},
+    "range model.top_k": {"top_k": 0},
+    "top_k above num_experts": {"top_k": 5},
+    "type model.norm_top_k": {"norm_top_k": 1},
+    "range model.capacity_factor": {"capacity_factor": -1.0},
+    "misspelt model.num_shared_experts": {"num_shared_expert": 1},
+    "type planned_steps": {"planned_steps": "50"},
+    "range resumed_at_step": {"resumed_at_step": 0},
+    "choice profile": {"profile": "training"},
+    "choice source.counts": {"source": {"counts": "mean"}},
+    "type source": {"source": "exact"},
+    "top1": {"source": {"counts": "top1"}},
+    "type balance.bias_update_rate": {"balance": {"bias_update_rate": "1e-3"}},
+}
+
+
+@pytest.mark.parametrize("code", HEADER_DAMAGE)
+def test_a_wrong_run_record_is_named_in_its_line(code: str) -> None:
+    changes: Fields = dict(HEADER_DAMAGE[code])
+    of_model = {"layers", "layer_names", "num_experts", "top_k", "norm_top_k"}
+    of_model |= {"capacity_factor", "num_shared_expert"}
+    model = {key: changes.pop(key) for key in list(changes) if key in of_model}
+    run = header(**({"model": model} if model else {})) | changes
+    assert (1, code) in {(p.line, p.code) for p in problems([run, step(1)])}
+
+
+def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> None:
+    record = step(1)
+    rows = record.pop("tokens_per_expert")
+    early = {"kind": "step", "tokens_per_expert": rows, **record}
+    assert codes([header(), early]) == [(2, "hint", "key order")]
+    assert codes([header(), {"step": 1, **step(1)}]) == [(2, "hint", "kind first")]
+
+
+def test_a_step_beyond_the_plan_is_worth_a_hint() -> None:
+    assert codes([header(planned_steps=1), step(2)]) == [(2, "hint", "beyond planned")]
+
+
+def test_a_log_that_starts_with_a_step_has_no_run_record() -> None:
+    assert codes([step(1), step(2)]) == [(1, "error", "no run")]
+
+
+def test_a_resumed_run_goes_back_with_a_run_record_and_not_without() -> None:
+    before = [header(), step(1), step(2), step(3)]
+    resumed = header(resumed_at_step=2)
+    assert codes([*before, resumed, step(2), step(3)]) == []
+    assert codes([*before, step(2)]) == [(5, "error", "backwards"), (5, "hint", "clock")]
+    assert codes([*before, resumed, step(1)]) == [(6, "error", "before resumed")]
+    assert codes([*before, header(), step(4)]) == [(5, "hint", "no resumed_at_step")]
+    other = header(3, resumed_at_step=4)
+    assert codes([*before, other]) == [(5, "hint", "another model")]
+
+
+def test_steps_after_the_end_need_a_run_record() -> None:
+    end = {"kind": "event", "event": "end", "step": 1, "reason": "finished"}
+    assert codes([header(), step(1), end, step(2)]) == [(4, "hint", "after end")]
+    assert codes([header(), step(1), end, header(resumed_at_step=2), step(2)]) == []
+
+
+def test_events_have_a_name_and_known_ends() -> None:
+    nameless, odd = {"kind": "event"}, {"kind": "event", "event": "end", "reason": "oom"}
+    assert codes([header(), nameless, odd]) == [(2, "error", "event"), (3, "hint", "reason")]
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows", "found"),
+    [
+        ("shares", [[250_000] * 4, [1_000_000, 0, 0, 0]], []),
+        ("shares", [[250_000] * 4, [999_999, 0, 0, 0]], ["sum of shares"]),
+        ("local_rank", [[3, 3, 3, 3], [12, 0, 0, 0]], []),
+        ("local_rank", [[24, 24, 24, 24], [0, 0, 0, 0]], ["sum of a rank"]),
+        ("none", [[12] * 4, [12] * 4], ["counts of none"]),
+    ],
+)
+def test_each_source_of_counts_has_its_own_sum(
+    counts: str, rows: list[list[int]], found: list[str]
+) -> None:
+    record = step(1) | {"router": {}, "tokens_per_expert": rows}
+    log = [header(source={"counts": counts}), record]
+    assert [problem.code for problem in problems(log)] == found
+
+
+def test_a_router_may_see_another_number_of_tokens_than_the_step() -> None:
+    record = step(1)
+    record["router"] = {"tokens": [TOKENS, TOKENS - 4]}
+    record["tokens_per_expert"][1] = [10, 10, 10, 10]
+    assert codes([header(), record]) == []
+
+
+def test_what_was_not_measured_may_be_null_or_absent() -> None:
+    record = {"kind": "step", "step": 1, "loss": None, "router": {"entropy": [None, 1.0]}}
+    counted = step(2) | {"expert_bias": [[], None]}
+    counted["tokens_per_expert"][0] = None
+    assert codes([header(), record, counted]) == []
+
+
+def test_not_a_number_is_a_value_where_something_is_measured() -> None:
+    record = step(1) | {"loss": "NaN", "grad_norm": "Infinity"}
+    record["router"]["entropy"] = ["NaN", "-Infinity"]
+    record["expert_bias"][0][0] = "NaN"
+    assert codes([header(), record]) == []
+
+
+def test_other_keys_are_nobodys_business() -> None:
+    record = {"kind": "step", "my_accuracy": 0.5, **step(1)}
+    assert codes([header(git_commit="abc"), record]) == []
+
+
+def test_a_log_without_any_load_is_worth_a_hint() -> None:
+    record = {"kind": "step", "step": 1, "loss": 2.0}
+    assert codes([header(), record]) == [(2, "hint", "no load")]

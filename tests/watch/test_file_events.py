@@ -1,0 +1,250 @@
+"""Events are believed while they arrive; where they cannot or do not, the screen says why."""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.runlog.follow import LogFollower
+from microscope_tui.watch import file_events
+from microscope_tui.watch.file_events import FileEvents
+
+ARRIVES_S = 5.0
+QUIET_S = 0.05
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "logs" / "run" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("one\n")
+    return path
+
+
+@pytest.fixture
+def watching() -> Iterator[Callable[..., FileEvents]]:
+    started: list[FileEvents] = []
+
+    def watch(root: Path, lines: str | None = None) -> FileEvents:
+        mountinfo = root.parent / "mountinfo"
+        mountinfo.write_text("22 1 8:1 / / rw - ext4 /dev/sda rw\n" if lines is None else lines)
+        started.append(FileEvents(root, mountinfo))
+        started[-1].start()
+        return started[-1]
+
+    yield watch
+    for events in started:
+        events.stop()
+
+
+def append(path: Path, text: str = "two\n") -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def settle(events: FileEvents) -> None:
+    while events.wait(QUIET_S):
+        pass
+
+
+def test_what_a_trainer_does_is_announced(log: Path, watching: Callable[..., FileEvents]) -> None:
+    events = watching(log.parents[1])
+    assert (events.mode, events.reason) == ("events", "")
+    new = log.parents[1] / "new" / "metrics.jsonl"
+    changes: list[Callable[[], object]] = [
+        lambda: append(log),
+        new.parent.mkdir,
+        lambda: new.write_text("one\n"),
+        lambda: append(new),
+        lambda: new.rename(new.with_name("better.jsonl")),
+        lambda: new.with_name("better.jsonl").unlink(),
+    ]
+    for change in changes:
+        settle(events)
+        change()
+        assert events.wait(ARRIVES_S)
+
+
+def test_looking_at_a_log_announces_nothing(log: Path, watching: Callable[..., FileEvents]) -> None:
+    events = watching(log.parents[1])
+    settle(events)
+    LogFollower(log).read()
+    (log.parent / "checkpoint.bin").write_bytes(b"not a log")
+    assert not events.wait(QUIET_S)
+
+
+def test_a_single_file_is_watched_alone_also_through_a_link(
+    log: Path, tmp_path: Path, watching: Callable[..., FileEvents]
+) -> None:
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(log)
+    for root in (log, link):
+        events = watching(root)
+        settle(events)
+        (log.parent / "other.jsonl").write_text("one\n")
+        assert not events.wait(QUIET_S)
+        append(log)
+        assert events.wait(ARRIVES_S)
+        events.stop()
+
+
+def test_a_folder_that_is_a_link_is_watched(
+    log: Path, tmp_path: Path, watching: Callable[..., FileEvents]
+) -> None:
+    (tmp_path / "link").symlink_to(log.parents[1])
+    events = watching(tmp_path / "link")
+    append(log)
+    assert events.wait(ARRIVES_S)
+
+
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "fuse.sshfs", "9p", "virtiofs"]
+)
+def test_a_file_system_that_delivers_no_events_is_polled(
+    log: Path, watching: Callable[..., FileEvents], kind: str
+) -> None:
+    root = log.parents[1]
+    lines = f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:1 / {root.parent} rw - {kind} server:/x rw\n"
+    events = watching(root, lines)
+    assert (events.mode, events.reason) == ("polling", f"{kind} does not deliver events")
+    started = time.monotonic()
+    events.wait(0)
+    assert not events.wait(QUIET_S)  # the wait is the pause between two looks
+    assert time.monotonic() - started >= QUIET_S
+
+
+def test_the_longest_and_last_mount_counts(log: Path, watching: Callable[..., FileEvents]) -> None:
+    root = log.parents[1]
+    above = "1 0 0:1 / / rw shared:1 - nfs server:/ rw\n"
+    mine = f"2 1 8:1 / {root} rw shared:2 master:3 - ext4 /dev/sda rw\n"
+    assert watching(root, above + mine).mode == "events"
+    assert watching(root, mine + f"3 1 0:2 / {root} rw - nfs server:/ rw\n").mode == "polling"
+    beside = f"3 1 0:2 / {root}2 rw - nfs server:/ rw\n"
+    assert watching(root, mine + beside).mode == "events"
+    inside = f"3 1 0:2 / {root}/run rw - nfs server:/ rw\n"
+    assert watching(root, mine + inside).mode == "polling"
+
+
+def test_a_mount_point_with_a_space_is_understood(
+    tmp_path: Path, watching: Callable[..., FileEvents]
+) -> None:
+    root = tmp_path / "my logs"
+    root.mkdir()
+    escaped = str(root).replace(" ", r"\040")
+    events = watching(root, f"1 0 0:1 / {escaped} rw - nfs4 server:/ rw\n")
+    assert events.reason == "nfs4 does not deliver events"
+
+
+def test_without_mountinfo_events_are_tried(log: Path, tmp_path: Path) -> None:
+    events = FileEvents(log.parent, tmp_path / "no such file")
+    events.start()
+    assert events.mode == "events"
+    events.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "inotify watch limit reached"),
+        (OSError(errno.EMFILE, "Too many open files"), "inotify instance limit reached"),
+        (ImportError("watchdog"), "watchdog is not installed"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (
+            RuntimeError("can't start new thread"),
+            "no events: RuntimeError(\"can't start new thread",
+        ),
+    ],
+)
+def test_a_failed_start_is_polling_with_the_reason(
+    log: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileEvents, "_observe", fail)
+    events = FileEvents(log.parent, log.parent / "no mountinfo")
+    events.start()
+    assert events.mode == "polling"
+    assert events.reason.startswith(reason)
+
+
+def test_a_folder_that_is_not_there_is_polled(tmp_path: Path) -> None:
+    events = FileEvents(tmp_path / "logs")
+    assert (events.mode, events.reason) == ("polling", "not started")
+    events.start()
+    assert (events.mode, events.reason) == ("polling", "No such file or directory")
+
+
+def test_too_many_folders_are_polled(
+    log: Path, watching: Callable[..., FileEvents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_events, "_MAX_FOLDERS", 3)
+    root = log.parents[1]
+    (root / "second").mkdir()
+    assert watching(root).mode == "events"
+    (root / "third").mkdir()
+    assert watching(root).reason == "more than 3 folders"
+
+
+class Mute:
+    """An observer that never says anything, like inotify under another machine's writes."""
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def mute(log: Path, monkeypatch: pytest.MonkeyPatch) -> FileEvents:
+    monkeypatch.setattr(FileEvents, "_observe", lambda *_, **__: Mute())
+    events = FileEvents(log.parent, log.parent / "no mountinfo")
+    events.start()
+    return events
+
+
+def test_events_that_do_not_arrive_are_given_up_the_second_time(mute: FileEvents) -> None:
+    mute.poll_found_change()
+    assert mute.mode == "events"
+    mute.poll_found_change()
+    assert (mute.mode, mute.reason) == ("polling", "events did not arrive")
+
+
+def test_an_event_that_comes_a_little_late_has_arrived(
+    log: Path, watching: Callable[..., FileEvents]
+) -> None:
+    events = watching(log.parents[1])
+    for _ in range(5):
+        settle(events)
+        events.poll_found_change()  # the look was faster than the event
+        append(log)
+        assert events.wait(ARRIVES_S)
+    assert events.mode == "events"
+
+
+def test_stopping_wakes_who_waits_and_leaves_no_thread(
+    log: Path, watching: Callable[..., FileEvents]
+) -> None:
+    before = threading.active_count()
+    events = watching(log.parents[1])
+    settle(events)
+    threading.Timer(0.02, events.stop).start()
+    assert events.wait(ARRIVES_S)
+    events.stop()
+    deadline = time.monotonic() + ARRIVES_S
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_thousand_folders_start_at_once(
+    tmp_path: Path, watching: Callable[..., FileEvents]
+) -> None:
+    root = tmp_path / "logs"
+    for number in range(1000):
+        (root / f"run-{number}").mkdir(parents=True)
+    started = time.perf_counter()
+    events = watching(root)
+    assert time.perf_counter() - started < 0.5
+    assert events.mode == "events"
