@@ -59,11 +59,11 @@ def open_once(run: Path, steps: int) -> tuple[float, float, float, float]:
     return shown[0] if shown else judged, judged, cost.cpu_s, cost.peak_mb
 
 
-def history_is_shown(text: str, steps: int) -> bool:
-    """The last step in the header, and a braille curve that reaches across its column."""
+def history_is_shown(text: str, steps: int, cells: int = 30) -> bool:
+    """The last step in the header, and curves of more than ``cells`` braille cells a row."""
     header, _, table = text.partition("\n")
     curves = [
-        line for line in table.split("\n") if sum("\u2801" <= c <= "\u28ff" for c in line) > 30
+        line for line in table.split("\n") if sum("\u2801" <= c <= "\u28ff" for c in line) > cells
     ]
     return f"step {steps:,}" in header and len(curves) >= 5
 

@@ -123,6 +123,33 @@ class Terminal:
         """Type."""
         os.write(self._file, keys.encode())
 
+    def react(self, keys: str, seen: Callable[[str], bool]) -> float:
+        """Milliseconds from typing ``keys`` until the bytes that make ``seen`` true have arrived.
+
+        What arrives is stamped first and drawn afterwards: our screen is slower than the program.
+
+        Raises:
+            TimeoutError: ``seen`` never became true; the message holds the screen.
+        """
+        arrived: list[tuple[float, bytes]] = []
+        found: float | None = None
+        started = time.monotonic()
+        self.press(keys)
+        while True:
+            while select.select([self._file], [], [], 0.15)[0]:
+                data = os.read(self._file, 65536)
+                arrived.append((time.monotonic(), data))
+            for at, data in arrived:
+                self.sent += len(data)
+                self._stream.feed(data)
+                if found is None and seen(self.text):
+                    found = (at - started) * 1000
+            if found is not None:
+                return found
+            arrived.clear()
+            if time.monotonic() - started > 10:
+                raise TimeoutError(f"not seen in 10 s; the screen:\n{self.text}")
+
     def usage(self) -> "Usage":
         """What the program and its children have cost so far."""
         return usage(self.pid)

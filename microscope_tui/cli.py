@@ -165,7 +165,7 @@ def _prepare_terminal(color: str) -> None:
     if os.environ.get("TERM", "dumb") == "dumb":
         fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
-    os.environ.setdefault("TEXTUAL_FPS", "15")
+    os.environ.setdefault("TEXTUAL_FPS", "60")  # how long a key waits; we draw twice a second
     if color == "never":
         os.environ["NO_COLOR"] = "1"
     elif color != "auto":

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from textual.binding import Binding
 
 from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span
+from microscope_tui.report.spans import Line, Span, pad
 
 LAYERS = [
     Binding(
@@ -24,7 +24,7 @@ TIME = [
         "pause",
         id="time.follow",
         key_display="f",
-        tooltip="hold this moment, or follow the run again",
+        tooltip="hold this moment, or follow again",
     ),
     Binding(
         "left_square_bracket",
@@ -54,7 +54,7 @@ MAIN = [
         "open",
         id="layer.open",
         key_display="⏎",
-        tooltip="open the layer: its experts, curves and alerts",
+        tooltip="open the layer",
     ),
     Binding("a", "next_alert", "alert", id="alert.next", tooltip="next layer with an alert"),
     Binding(
@@ -103,20 +103,22 @@ def key_line(bindings: Iterable[Binding], glyphs: Glyphs) -> Line:
     for binding in bindings:
         if binding.show:
             key = binding.key_display or binding.key
-            line += [Span(_plain(key, glyphs), "accent"), Span(f" {binding.description}   ", "dim")]
+            line += [Span(_plain(key, glyphs), "accent"), Span(f" {binding.description}  ", "dim")]
     return line
 
 
-def help_lines(bindings: Iterable[Binding], glyphs: Glyphs) -> list[Line]:
-    """Every binding with all its keys."""
-    lines: list[Line] = []
+def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
+    """Every binding with all its keys, in two columns where there is room."""
+    cells: list[Line] = []
     for binding in bindings:
         names = [_plain(_NAMES.get(key, key), glyphs) for key in binding.key.split(",")]
-        keys = "  ".join(names)
-        lines.append(
-            [Span(f"  {keys:<16}", "accent"), Span(binding.tooltip or binding.description, "value")]
-        )
-    return lines
+        text = binding.tooltip or binding.description
+        cells.append([Span(f"  {'  '.join(names):<11}", "accent"), Span(text, "value")])
+    if width < 76:
+        return cells
+    half = -(-len(cells) // 2)
+    left, right = cells[:half], [*cells[half:], []]
+    return [[*pad(one, width // 2), *other] for one, other in zip(left, right, strict=False)]
 
 
 def _plain(key: str, glyphs: Glyphs) -> str:

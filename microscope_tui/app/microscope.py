@@ -1,7 +1,9 @@
 """The application: opens the session, shows the right screen, leaves the terminal as it was."""
 
 import asyncio
+import gc
 import signal
+import sys
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
@@ -19,6 +21,7 @@ from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 _FIRST_LOOK_S = 0.2
+_SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
 
 
 class Microscope(App[None]):
@@ -42,8 +45,6 @@ class Microscope(App[None]):
     MainScreen.roomy #notes {{ display: block; }}
     #charts {{ grid-size: 2 2; grid-gutter: 1 2; padding: 1 1 0 1; height: 1fr; }}
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
-    GotoScreen {{ align: left bottom; background: {GROUND} 0%; }}
-    #goto {{ height: 1; }}
     #runs {{ height: 1fr; }}
     #help {{ border: round #3a424d; background: {GROUND}; }}
     """
@@ -55,6 +56,7 @@ class Microscope(App[None]):
     def __init__(self, fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE) -> None:
         super().__init__()
         self.session = Session(fleet, glyphs)
+        sys.setswitchinterval(_SWITCH_S)
         self.session.start()  # reads while Textual still sets up the terminal
 
     def get_default_screen(self) -> Screen[None]:
@@ -66,6 +68,9 @@ class Microscope(App[None]):
         if not self.session.has_run:
             await self.push_screen(WaitingScreen(self.session))
         self.set_interval(0.25, self._move_on)
+        # What is there now stays for the whole sitting: later collections need not walk over it.
+        gc.collect()
+        gc.freeze()
         # Without this a terminated microscope leaves the alternate screen on.
         for signal_ in (signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError, RuntimeError):  # not in the main thread: under test

@@ -18,6 +18,7 @@ from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # the screen has the lock and the processor in between
+_HUSH_S = 0.05
 _IDLE_S = 0.25
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
@@ -39,6 +40,7 @@ class Session:
         self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
         self._wanted: RunFile | None = None
         self._switches = 0
+        self._quiet_until = 0.0
         self._stop = threading.Event()
         self._reader = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
@@ -51,6 +53,10 @@ class Session:
         self._stop.set()
         self.events.stop()
         self._reader.join(timeout=1.0)
+
+    def hush(self) -> None:
+        """Something is about to be drawn: the reader stands back until it is."""
+        self._quiet_until = time.monotonic() + _HUSH_S
 
     @property
     def path(self) -> Path:
@@ -148,17 +154,19 @@ class Session:
         rested, size = time.monotonic(), 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
+            if not started and (self.watch is None or self.watch.complete):
+                started = True  # only now: the first picture comes before anything else
+                self.events.start()
             if self.fleet.turn():
                 if idle and not woken and self._size() > size:
                     self._doubt_events()
                 idle = False
-                if time.monotonic() - rested > _WORK_S:
+                if (hush := self._quiet_until - time.monotonic()) > 0:
+                    self._stop.wait(hush)
+                elif time.monotonic() - rested > _WORK_S:
                     self._stop.wait(_PAUSE_S)
                     rested = time.monotonic()
                 continue
-            if not started:  # only now: the first picture comes before anything else
-                started = True
-                self.events.start()
             size = self._size()
             idle, woken = True, self._wait()
 

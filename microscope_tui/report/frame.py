@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.diagnosis.episodes import Severity
-from microscope_tui.diagnosis.thresholds import warm_up
+from microscope_tui.diagnosis.thresholds import COLLAPSE, warm_up
 from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
@@ -196,9 +196,29 @@ def _progress(share: float, width: int, glyphs: Glyphs) -> Line:
     return [Span(full * done, "accent"), Span(rest * (width - done), "faint")]
 
 
+def _not_judged_yet(view: RunView) -> Line:
+    """The diagnosis is still reading the past: say how far, and what the present step shows."""
+    reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
+    if view.progress < 1.0:
+        reading = f"scanning the log ({view.progress:.0%})"
+    low = [
+        layer
+        for layer in view.layers
+        if layer.collapse_index is not None and layer.collapse_index < COLLAPSE.warn
+    ]
+    if not low:
+        return [Span(f"nothing found so far, {reading}", "dim")]
+    worst = view.layers[worst_first(view)[0]]
+    more = f" and {len(low) - 1} more" if len(low) > 1 else ""
+    shown = f"balance {words.index(worst.collapse_index)} in {worst.router.name}{more} now"
+    return [Span(shown, "warn"), Span(f"; verdict to come, {reading}", "dim")]
+
+
 def _all_well(view: RunView) -> Line:
     if not view.layers:
         return [Span("no steps yet", "dim")]
+    if view.judged < 1.0:
+        return _not_judged_yet(view)
     worst = view.layers[worst_first(view)[0]]
     noun = "layer" if len(view.layers) == 1 else "layers"
     ready = warm_up(view.run.planned_steps if view.run else None)
@@ -207,8 +227,6 @@ def _all_well(view: RunView) -> Line:
         text = f"warming up until step {ready:,}"
     if worst.collapse_index is not None:
         text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
-    if view.judged < 1.0:
-        text = f"judged up to step {view.judged_step:,} so far: {text}"
     over = sum(1 for finding, _ in view.findings if not finding.active)
     if over:
         text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"

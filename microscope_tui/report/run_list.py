@@ -63,6 +63,8 @@ def _verdict(card: RunCard) -> Line:
         return [Span(card.error, "crit")]
     if card.findings is None:
         return [Span("not followed", "faint")]
+    if not card.findings and card.judged < 1.0:
+        return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
     if not card.findings:
         return [Span("healthy", "ok")]
     worst = card.findings[0]

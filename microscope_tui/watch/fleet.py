@@ -38,6 +38,8 @@ class RunCard:
     loss: float | None
     findings: Sequence[Finding] | None
     """Active findings; ``None`` where the run is not followed."""
+    judged: float
+    """Share of the log that the diagnosis has seen."""
     error: str | None
     open: bool
 
@@ -159,6 +161,7 @@ class Fleet:
             planned_steps=found.run.planned_steps if found.run else None,
             loss=last.loss if last else None,
             findings=findings,
+            judged=watch.judged if watch is not None else 0.0,
             error=found.error or (watch.error if watch else None),
             open=watch is not None and watch is self.open,
         )

@@ -85,10 +85,10 @@ class History:
         if len(self._pending) >= _BATCH:
             self.settle()
 
-    def settle(self) -> None:
-        """Make what was added visible."""
+    def settle(self) -> bool:
+        """Make what was added visible; true if there was anything."""
         if not self._pending:
-            return
+            return False
         older = self._older if self._opened else len(self._pending)
         for name, curves in self._curves.items():
             columns = zip(*(values[name] for values in self._pending), strict=True)
@@ -106,6 +106,7 @@ class History:
             for curves in self._curves.values():
                 for curve in curves:
                     curve.keep_coarse(complete)
+        return True
 
     def restart(self, step: int) -> Row | None:
         """Drop everything from ``step`` on and remember that the run restarted there.

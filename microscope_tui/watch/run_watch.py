@@ -76,6 +76,8 @@ class RunWatch:
         """The whole file has been read once."""
         self.generation = getattr(self, "generation", -1) + 1
         """Grows when the log was replaced: what was pinned before is gone."""
+        self.version = getattr(self, "version", -1) + 1
+        """Grows when steps or their history have changed."""
 
     @property
     def path(self) -> Path:
@@ -142,10 +144,8 @@ class RunWatch:
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first picture before the full scan."""
-        if not self.source.seekable:
-            return
         try:
-            if self.path.stat().st_size < _OVERVIEW_FROM_BYTES:
+            if not self.source.seekable or self.path.stat().st_size < _OVERVIEW_FROM_BYTES:
                 return
             found = preview(self.path, self.file.name, self.memory_bytes)
         except UnknownFormat as error:
@@ -157,6 +157,7 @@ class RunWatch:
         if found is not None:
             with self.lock:
                 self._overview, self._monotonic = found
+                self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
         """Take in more records for a few milliseconds; true if anything changed.
@@ -239,6 +240,7 @@ class RunWatch:
         with self.lock:
             self.complete, self._overview = True, None
             self.scan.settle()
+            self.version += 1
         return True
 
     def _catch_up(self, max_bytes: int) -> bool:
@@ -267,7 +269,7 @@ class RunWatch:
             except UnknownFormat as error:
                 self.error, self._foreign = str(error), True
             if self._overview is None:  # else nobody sees it yet
-                self.scan.settle()
+                self.version += self.scan.settle()
         return more
 
     def _guarded(self, take: Callable[[Entry], None], entry: Entry) -> None:
@@ -281,14 +283,12 @@ class RunWatch:
 
     def _make_room(self) -> None:
         """Halve a full history outside the lock: only this thread changes it."""
-        history = self.scan.history
-        if history is None or not history.full:
-            return
-        with self.lock:
-            history.settle()
-        halved = history.halved()
-        with self.lock:
-            self.scan.history = halved
+        if (history := self.scan.history) is not None and history.full:
+            with self.lock:
+                history.settle()
+            halved = history.halved()
+            with self.lock:
+                self.scan.history = halved
 
     def _reread(self, row: Row, run: RunRecord) -> Iterator[StepEntry]:
         if self.source.seekable:

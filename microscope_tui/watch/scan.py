@@ -54,10 +54,9 @@ class Scan:
             case EventRecord():
                 self._take_event(entry)
 
-    def settle(self) -> None:
-        """Make visible what was taken in."""
-        if self.history is not None:
-            self.history.settle()
+    def settle(self) -> bool:
+        """Make visible what was taken in; true if there was anything."""
+        return self.history is not None and self.history.settle()
 
     def _take_run(self, run: RunRecord) -> None:
         before, self.run, self.end = self.run, run, None

@@ -86,7 +86,7 @@ async def test_pausing_holds_the_moment_while_the_run_goes_on(
             for n in range(20, 40):
                 file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
         await pilot.pause(1.5)
-        assert "PAUSED at step 19" in text_of(app, "#ribbon")
+        assert "19 PAUSED" in text_of(app, "#ribbon")
         assert "step 19 " in text_of(app, "#header")
         await pilot.press("f")
         await pilot.pause(0.2)
@@ -121,8 +121,9 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         shown = text_of(app, "#help")
         for binding in bindings:
             assert (binding.tooltip or binding.description) in shown
-        listed = keys.help_lines(bindings, Glyphs.BRAILLE)
+        listed = keys.help_lines(bindings, Glyphs.BRAILLE, width=60)
         assert len(listed) == len(bindings)
+        listed = keys.help_lines(bindings, Glyphs.BRAILLE, width=92)
         assert all(plain(line).strip() in shown for line in listed)
         await pilot.press("escape")
         assert isinstance(app.screen, MainScreen)

@@ -38,10 +38,10 @@ class HelpScreen(ModalScreen[None]):
     def on_resize(self) -> None:
         close: Line = [Span("     esc", "accent"), Span(" closes this", "dim")]
         lines: list[Line] = [[Span("  Keys", "title"), *close], []]
-        lines += keys.help_lines(self._bindings_shown, self._glyphs)
+        width = min(self.size.width, 96)
+        lines += keys.help_lines(self._bindings_shown, self._glyphs, width - 4)
         lines += [[], [Span("  Reading the screen", "title")], []]
         lines += [[Span(f"  {text}", "dim")] for text in _READING]
-        width = min(self.size.width, 84)
         help_ = self.query_one("#help", Rows)
         help_.styles.width, help_.styles.height = width, min(self.size.height, len(lines) + 2)
         help_.show([pad(line, width - 2) for line in [[], *lines]])

@@ -54,8 +54,7 @@ class LayerScreen(RunScreen):
         rows = self.query_one("#evidence", Rows)
         rows.styles.height = len(evidence)
         rows.show(evidence)
-        line = keys.key_line([*keys.LAYER, *keys.EVERYWHERE], glyphs)
-        self.query_one("#keys", Rows).show([pad(line, columns)])
+        self.draw_last_line()
         self.call_after_refresh(self._draw_charts, view, layer)
 
     async def action_back(self) -> None:

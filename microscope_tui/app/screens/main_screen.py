@@ -23,8 +23,8 @@ from microscope_tui.report.layout import (
     fit,
     worst_first,
 )
-from microscope_tui.report.spans import Line, pad
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.report.spans import Line
+from microscope_tui.watch.view import RunView
 
 
 class MainScreen(RunScreen):
@@ -36,6 +36,8 @@ class MainScreen(RunScreen):
         super().__init__(session)
         self._layout: Layout | None = None
         self._first = 0
+        self._drawn: RunView | None = None
+        self._drawn_content: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
@@ -57,31 +59,55 @@ class MainScreen(RunScreen):
 
     async def redraw(self) -> None:
         columns, rows = self.size or self.app.size
-        view = self._view(columns, rows)
-        if view is None or self._layout is None:
-            return
-        small = columns < MIN_COLUMNS or rows < MIN_ROWS
-        self.set_class(small, "small")
-        self.set_class(self._layout.roomy, "roomy")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
-            return
-        await self._arrange(self._layout)
-        self._draw_frame(view, self._layout)
-        self._draw_table(view, self._layout)
-
-    def _view(self, columns: int, rows: int) -> RunView | None:
-        """The view, with the history of the visible layers only."""
         probe = self.session.view(1, 1, range(0))
         if probe is None:
-            return None
+            return
         layout = self._layout = fit(probe, columns, rows)
-        selected, layers = self.session.selected, len(probe.layers)
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        self.set_class(layout.roomy, "roomy")
+        if small:
+            self._drawn = None
+            self.query_one("#header", Rows).show(frame.smallest(probe, columns, rows))
+            return
+        layers, selected = len(probe.layers), self.session.selected
         self._first = first_visible(layout, selected, self._first, layers)
+        await self._arrange(layout)
+        content = self._content(probe, layout)
+        if self._drawn is not None and content == self._drawn_content:
+            self._draw_frame(self._view(layout, range(0)), layout)  # the table stays as it is
+            return
+        view = self._view(layout, range(self._first, self._first + layout.visible_layers))
+        self._draw_frame(view, layout)
+        self._draw_table(view, layout)
+        self._drawn, self._drawn_content = view, content
+
+    async def select(self) -> None:
+        """Another layer: while it is in view, only the labels change."""
+        view, layout = self._drawn, self._layout
+        if view is None or layout is None or self.has_class("small"):
+            await self.redraw()
+            return
+        layers = len(view.layers)
+        if first_visible(layout, self.session.selected, self._first, layers) != self._first:
+            await self.redraw()
+            return
+        self._draw_labels(view, layout)
+
+    def _content(self, view: RunView, layout: Layout) -> tuple[object, ...]:
+        """All that the table depends on: while it is the same, the table is."""
+        watch, session = self.session.watch, self.session
+        version = None if watch is None else (watch.path, watch.generation, watch.version)
+        severities = tuple(layer.severity for layer in view.layers)
+        return version, session.pin, layout, self._first, session.selected, severities
+
+    def _view(self, layout: Layout, visible: range) -> RunView:
+        """The view, with the history of the visible layers only."""
         per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
-        visible = range(self._first, self._first + layout.visible_layers)
         points = max(24, layout.spark * per_cell)
-        return self.session.view(points, frame.ribbon_width(layout), visible)
+        view = self.session.view(points, frame.ribbon_width(layout), visible)
+        assert view is not None  # there was one a moment ago, and runs are never closed
+        return view
 
     async def _arrange(self, layout: Layout) -> None:
         """Give every part its width; Textual lays out again only if one changed."""
@@ -113,19 +139,15 @@ class MainScreen(RunScreen):
         self.query_one("#notes", Rows).show(
             [frame.ribbon_notes(view, layout, self.session.how_it_watches())]
         )
-        line = keys.key_line([*keys.MAIN, *keys.EVERYWHERE], glyphs)
-        self.query_one("#keys", Rows).show([pad(line, columns)])
+        self.draw_last_line()
 
     def _draw_table(self, view: RunView, layout: Layout) -> None:
         glyphs = self.session.glyphs
         colour = not self.app.no_color
         visible = view.layers[self._first : self._first + layout.visible_layers]
 
-        def selected(layer: LayerView) -> bool:
-            return layer.index == self.session.selected
-
+        self._draw_labels(view, layout)
         parts: dict[str, list[Line]] = {
-            "#label": _flat(layer_row.label(layer, layout, selected(layer)) for layer in visible),
             "#balance": _flat(layer_row.balance(layer, layout, glyphs) for layer in visible),
             "#entropy": _flat(layer_row.entropy(layer, layout, glyphs) for layer in visible),
             "#drop": _flat(layer_row.drop(layer, layout, glyphs) for layer in visible),
@@ -134,6 +156,13 @@ class MainScreen(RunScreen):
             self.query_one(selector, Rows).show(lines)
         self.query_one(Tiles).show(
             _flat(layer_row.load(layer, layout, colour) for layer in visible)
+        )
+
+    def _draw_labels(self, view: RunView, layout: Layout) -> None:
+        chosen = self.session.selected
+        visible = view.layers[self._first : self._first + layout.visible_layers]
+        self.query_one("#label", Rows).show(
+            _flat(layer_row.label(layer, layout, layer.index == chosen) for layer in visible)
         )
 
     async def action_open_layer(self) -> None:

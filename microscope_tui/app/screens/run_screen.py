@@ -3,11 +3,16 @@
 import asyncio
 from typing import ClassVar
 
+from textual import events
+from textual.binding import Binding, NoBinding
 from textual.screen import Screen
 
-from microscope_tui.app.screens.goto_screen import GotoScreen
+from microscope_tui.app import keys
 from microscope_tui.app.session import Session
+from microscope_tui.app.step_prompt import StepPrompt
+from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import words
+from microscope_tui.report.spans import pad
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import RunView
 
@@ -23,6 +28,7 @@ class RunScreen(Screen[None]):
         super().__init__()
         self.session = session
         self._shown: tuple[object, ...] = ()
+        self._prompt = StepPrompt()
 
     async def on_mount(self) -> None:
         # Before the first layout: every paint of the whole screen that is saved is 25 KB.
@@ -44,6 +50,7 @@ class RunScreen(Screen[None]):
         now = self._state_now()
         if now != self._shown and self.is_current:
             self._shown = now
+            self.session.hush()
             await self.redraw()
 
     def _state_now(self) -> tuple[object, ...]:
@@ -64,7 +71,11 @@ class RunScreen(Screen[None]):
         selected = max(0, min(last, self.session.selected + by))
         if selected != self.session.selected:
             self.session.selected = selected
-            await self.redraw()
+            await self.select()
+
+    async def select(self) -> None:
+        """Show that another layer was chosen."""
+        await self.redraw()
 
     async def action_page(self, direction: int) -> None:
         """Move by a screenful of layers."""
@@ -84,17 +95,41 @@ class RunScreen(Screen[None]):
         self._said(await asyncio.to_thread(self.session.step_by, by))
         await self.redraw()
 
-    def action_go_to(self) -> None:
+    async def action_go_to(self) -> None:
         """Ask for a step and look at it."""
-        watch = self.session.watch
-        if watch is not None and watch.latest is not None:
-            last = watch.latest.record.step
-            self.app.push_screen(GotoScreen(last, self.session.glyphs), self._go_to)
+        if self.session.has_run:
+            self._prompt.ask()
+            self.draw_last_line()
 
-    async def _go_to(self, step: int | None) -> None:
-        if step is not None:
-            self._said(await asyncio.to_thread(self.session.go_to, step))
-            await self.redraw()
+    async def on_key(self, event: events.Key) -> None:
+        """The prompt is served here, in the order of the keys, before any binding is."""
+        self.session.hush()
+        if self._prompt.open:
+            event.stop()
+            step = self._prompt.take(event.key, event.character)
+            self.draw_last_line()
+            if step is not None:
+                self._said(await asyncio.to_thread(self.session.go_to, step))
+                await self.redraw()
+        elif self._asks_for_a_step(event.key):
+            event.stop()
+            await self.action_go_to()
+
+    def _asks_for_a_step(self, key: str) -> bool:
+        try:
+            bindings = self._bindings.get_bindings_for_key(key)
+        except NoBinding:
+            return False
+        return any(binding.action == "go_to" for binding in bindings)
+
+    def draw_last_line(self) -> None:
+        """The keys, or the prompt while it is open."""
+        watch, glyphs = self.session.watch, self.session.glyphs
+        if self._prompt.open and watch is not None and watch.latest is not None:
+            line = self._prompt.line(watch.latest.record.step, glyphs)
+        else:
+            line = keys.key_line([b for b in self.BINDINGS if isinstance(b, Binding)], glyphs)
+        self.query_one("#keys", Rows).show([pad(line, self.size.width)])
 
     def _said(self, problem: str | None) -> None:
         if problem is not None:
@@ -103,5 +138,5 @@ class RunScreen(Screen[None]):
     def moment(self, view: RunView) -> str:
         """Where on the time axis we are, in a word or two."""
         if not self.session.following:
-            return f"PAUSED at step {view.step:,}"
+            return "PAUSED"
         return view.state

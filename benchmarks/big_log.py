@@ -1,0 +1,140 @@
+"""A log of gigabytes: opening it, moving through it, and what the background passes cost.
+
+    python -m benchmarks.big_log LOG [--steps 100000] [--runs 3]
+
+LOG comes from ``python -m benchmarks.make_log``. In a real pseudo-terminal of 140 × 50, from the
+start of the process: the whole history on the screen (sampled), the end of the scan, the end of
+the diagnosis, peak memory; while the scan runs and after it, key press to repaint; and from the
+Enter of "go to step N" to the heatmap of that step. The file is read once before, to be cached.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+from pathlib import Path
+
+from benchmarks.machine import machine
+from benchmarks.open_log import history_is_shown
+from benchmarks.terminal import Terminal
+
+COLUMNS, ROWS = 140, 50
+KEYS_IN_SCAN, KEYS_AFTER, JUMPS = 40, 40, 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--steps", type=int, default=100_000, help="last step of LOG")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--wait-for-diagnosis", action="store_true")
+    options = parser.parse_args()
+    size = warm(options.log)
+    print(machine())
+    print(f"{options.log}: {size / 1e9:.2f} GB, {options.steps:,} steps")
+    opened = [open_once(options.log, options.steps) for _ in range(options.runs)]
+    say("whole history shown, s", opened)
+    measured = Measured()
+    with Terminal(command(options.log), columns=COLUMNS, rows=ROWS) as terminal:
+        watch_passes(terminal, options, size, measured)
+    for name, values in measured.items():
+        say(name, values)
+
+
+class Measured(dict[str, list[float]]):
+    """Values by name, in the order in which they were first measured."""
+
+    def add(self, name: str, value: float) -> None:
+        self.setdefault(name, []).append(value)
+
+
+def watch_passes(
+    terminal: Terminal, options: argparse.Namespace, size: int, measured: Measured
+) -> None:
+    """Open once more; press keys while the scan runs, then jump about."""
+    shown = terminal.wait_until(lambda text: history_is_shown(text, options.steps, 15))
+    direction = Direction()
+    for _ in range(KEYS_IN_SCAN):
+        measured.add("key to paint, scanning, ms", press(terminal, direction.next()))
+        if "sampled, reading" not in terminal.text:
+            break
+    scanned = terminal.wait_until(lambda text: "sampled, reading" not in text)
+    measured.add("scan, MB/s", size / 1e6 / (scanned - shown))
+    measured.add("peak memory after the scan, MB", terminal.usage().peak_mb)
+    for _ in range(KEYS_AFTER):
+        measured.add("key to paint, judging, ms", press(terminal, direction.next()))
+    jumps = random.Random(0)
+    for _ in range(JUMPS):
+        measured.add("jump to a step, ms", jump(terminal, jumps.randrange(1, options.steps)))
+    terminal.press("f")
+    if options.wait_for_diagnosis:
+        judged = terminal.wait_until(lambda text: "diagnosis at" not in text, 1200)
+        measured.add("diagnosis, from the start, s", judged)
+        measured.add("diagnosis, MB/s", size / 1e6 / (judged - scanned))
+    cost = terminal.usage()
+    measured.add("CPU, s", cost.cpu_s)
+    measured.add("peak memory at the end, MB", cost.peak_mb)
+
+
+class Direction:
+    """Down the layers and up again, so that every key moves something."""
+
+    def __init__(self) -> None:
+        self._pressed = 0
+
+    def next(self) -> str:
+        self._pressed += 1
+        return "j" if (self._pressed - 1) % 40 < 20 else "k"
+
+
+def press(terminal: Terminal, key: str) -> float:
+    """Milliseconds from a key that moves the cursor to the moved cursor."""
+    terminal.read(random.uniform(0.01, 0.1))
+    before = cursor(terminal.text)
+    return terminal.react(key, lambda text: cursor(text) not in (before, None))
+
+
+def jump(terminal: Terminal, step: int) -> float:
+    """Milliseconds from the Enter of a jump to the heatmap of that step."""
+    terminal.press(f":{step}")
+    terminal.wait_until(lambda text: f"go to step {step}" in text)
+    ribbon = f"{step:,} PAUSED"
+    return terminal.react("\r", lambda text: ribbon in text and f"step {step:,}" in text[:140])
+
+
+def cursor(text: str) -> int | None:
+    """The row that the cursor stands on."""
+    for at, line in enumerate(text.split("\n")):
+        if line.startswith(("▶", ">")):
+            return at
+    return None
+
+
+def open_once(log: Path, steps: int) -> float:
+    with Terminal(command(log), columns=COLUMNS, rows=ROWS) as terminal:
+        return terminal.wait_until(lambda text: history_is_shown(text, steps, 15))
+
+
+def command(log: Path) -> list[str]:
+    return [sys.executable, "-m", "microscope_tui.cli", str(log)]
+
+
+def warm(log: Path) -> int:
+    """Read the file once; returns its size."""
+    size = 0
+    with log.open("rb", buffering=0) as file:
+        while data := file.read(1 << 22):
+            size += len(data)
+    return size
+
+
+def say(name: str, values: list[float]) -> None:
+    if len(values) == 1:
+        print(f"{name:>34}: {values[0]:.4g}")
+        return
+    middle, worst = statistics.median(values), max(values)
+    print(f"{name:>34}: median {middle:.3g}, {min(values):.3g} to {worst:.3g} ({len(values)})")
+
+
+if __name__ == "__main__":
+    main()
