@@ -164,11 +164,17 @@ class Session:
                 if (hush := self._quiet_until - time.monotonic()) > 0:
                     self._stop.wait(hush)
                 elif time.monotonic() - rested > _WORK_S:
-                    self._stop.wait(_PAUSE_S)
+                    self._stop.wait(self._pause())
                     rested = time.monotonic()
                 continue
             size = self._size()
             idle, woken = True, self._wait()
+
+    def _pause(self) -> float:
+        """Half of a core is enough for the past of a run that may be training on this machine."""
+        watch = self.watch
+        judging = watch is not None and watch.complete and watch.shown.end is None
+        return _WORK_S if judging else _PAUSE_S
 
     def _size(self) -> int:
         return self.watch.source.size if self.watch is not None else 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
 from microscope_tui.runlog.glance import Glance, glance
 from microscope_tui.watch.run_watch import RunWatch
@@ -146,6 +147,8 @@ class Fleet:
             end=found.end,
             step_times_s=[found.step_time_s] if found.step_time_s else [],
         )
+        if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
+            state = "archived"  # its end is not known before all of it was unpacked
         findings = None
         if watch is not None:
             with watch.lock:

@@ -1,0 +1,283 @@
+"""Long logs: sampled first, scanned at disk speed, judged behind; any step can be found again."""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.runlog import reader
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.scenarios.bulk import BulkTruth, write_bulk
+from microscope_tui.watch import run_watch
+from microscope_tui.watch.moment import pin_at
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+
+SHAPE: dict[str, Any] = {"routers": 4, "num_experts": 16, "top_k": 2, "tokens": 512}
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkTruth]:
+    path = tmp_path_factory.mktemp("long") / "run" / "metrics.jsonl"
+    spikes = {3_001: 99.0, 7_777: 0.001}
+    return path, write_bulk(path, steps=9_000, collapse=(2, 6_000), spikes=spikes, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def restarted_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkTruth]:
+    path = tmp_path_factory.mktemp("restarted") / "run" / "metrics.jsonl"
+    restarts = [(4_000, 2_501), (6_000, 5_001), (5_500, 1_234)]
+    spikes = {3_300: 99.0, 3_999: 77.0, 5_800: 88.0}
+    return path, write_bulk(path, steps=7_000, restarts=restarts, spikes=spikes, **SHAPE)
+
+
+def surviving(path: Path) -> dict[int, tuple[int, dict[str, Any]]]:
+    """Step → offset and record, without what a restart superseded: the brute force."""
+    kept: dict[int, tuple[int, dict[str, Any]]] = {}
+    offset = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        record = json.loads(line)
+        if record["kind"] == "run" and record["resumed_at_step"]:
+            kept = {s: v for s, v in kept.items() if s < record["resumed_at_step"]}
+        elif record["kind"] == "step":
+            kept[record["step"]] = (offset, record)
+        offset += len(line)
+    return kept
+
+
+def watch_of(path: Path, **options: Any) -> RunWatch:
+    return RunWatch(RunFile("r", path, 0.0), **options)
+
+
+def scan(watch: RunWatch) -> RunWatch:
+    while not watch.complete:
+        watch.advance()
+    return watch
+
+
+def losses(watch: RunWatch, count: int = 50) -> list[Any]:
+    assert watch.history is not None
+    return watch.history.columns("loss", 0, count)
+
+
+def single(value: float) -> float:
+    """As the history keeps it: in single precision."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def test_every_sampled_value_is_a_value_of_the_file(long_log: tuple[Path, BulkTruth]) -> None:
+    path, _ = long_log
+    watch = watch_of(path)
+    watch.open_overview()
+    assert watch.sampled
+    history = watch.history
+    assert history is not None
+    assert 200 < len(history) <= 250
+    records = surviving(path)
+    for at, step in enumerate(history.steps):
+        offset, record = records[step]
+        assert history.offsets[at] == offset
+        assert history.value("loss", 0, at) == single(record["loss"])
+        assert history.value("effective_experts", 1, at) == single(
+            record["router"]["effective_experts"][1]
+        )
+
+
+def test_the_sample_reaches_from_the_first_to_the_last_step(
+    long_log: tuple[Path, BulkTruth],
+) -> None:
+    path, truth = long_log
+    watch = watch_of(path)
+    watch.open_overview()
+    assert watch.history is not None
+    assert watch.history.steps[0] == 1
+    assert watch.history.steps[-1] == truth.last_step
+    view = view_of(watch, 40)
+    assert (view.step, view.state) == (truth.last_step, "finished")
+    assert view.layers[2].collapse_index == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("expected_steps", [0, 50_000, 200_000])
+def test_the_refined_overview_has_the_extremes_of_brute_force(
+    restarted_log: tuple[Path, BulkTruth], expected_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, truth = restarted_log
+    watch = watch_of(path)
+    watch.open_overview()
+    begin = watch._begin
+
+    def begin_with_wide_rows(data: bytes) -> None:
+        begin(data)
+        watch.scan.expected_steps = expected_steps
+
+    monkeypatch.setattr(watch, "_begin", begin_with_wide_rows)
+    scan(watch)
+    history = watch.history
+    assert history is not None
+    assert history.stride == max(1, 2 ** math.ceil(math.log2(max(1, expected_steps / 8192))))
+    records = surviving(path)
+    ends = [*list(history.steps)[1:], 10**9]
+    for name in ("loss", "entropy", "max_load"):
+        columns = history.columns(name, 0, len(history))
+        for first, end, column in zip(history.steps, ends, columns, strict=True):
+            own = [
+                record[name] if name == "loss" else record["router"][name][0]
+                for step, (_, record) in records.items()
+                if first <= step < end
+            ]
+            assert (column.low, column.high) == (single(min(own)), single(max(own)))
+    assert history.restarts == [1_234]
+    shown = losses(watch)
+    assert max(column.high for column in shown) == single(truth.highest_loss)
+    assert truth.highest_loss < 50  # all three spikes lie in futures that were superseded
+
+
+def test_superseded_spikes_vanish_and_surviving_ones_stay(
+    long_log: tuple[Path, BulkTruth], restarted_log: tuple[Path, BulkTruth]
+) -> None:
+    assert max(c.high for c in losses(scan(watch_of(long_log[0])))) == 99.0
+    assert min(c.low for c in losses(scan(watch_of(long_log[0])))) == single(0.001)
+    assert max(c.high for c in losses(scan(watch_of(restarted_log[0])))) < 50
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_any_step_is_found_again_with_its_counts(
+    long_log: tuple[Path, BulkTruth], scanned: bool
+) -> None:
+    path, truth = long_log
+    watch = watch_of(path)
+    watch.open_overview()
+    if scanned:
+        scan(watch)
+    records = surviving(path)
+    for step in [1, 2, 38, 39, 4_499, 4_500, 6_010, 8_998, *range(100, 9_000, 997)]:
+        moment = pin_at(watch, step)
+        assert moment is not None
+        assert moment.step == step
+        assert moment.latest.offset == records[step][0]
+        view = view_of(watch, 10, at=moment)
+        assert view.layers[3].counts == records[step][1]["tokens_per_expert"][3]
+    last, first = pin_at(watch, 10**9), pin_at(watch, -5)
+    assert last is not None
+    assert first is not None
+    assert (first.step, last.step) == (1, truth.last_step)
+
+
+def test_no_superseded_step_is_ever_found(restarted_log: tuple[Path, BulkTruth]) -> None:
+    path, _ = restarted_log
+    watch = scan(watch_of(path))
+    records = surviving(path)
+    for step in [1, 1_233, 1_234, 1_235, 2_500, 2_501, 4_000, 5_000, 5_500, 6_999, 7_000]:
+        moment = pin_at(watch, step)
+        assert moment is not None
+        assert (moment.step, moment.latest.offset) == (step, records[step][0])
+
+
+def test_counts_that_are_logged_rarely_are_found_at_or_before_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, steps=2_000, **SHAPE)
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for record in lines:
+        if record["kind"] == "step" and record["step"] % 100:
+            del record["tokens_per_expert"], record["expert_bias"]
+    path.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in lines))
+    watch = scan(watch_of(path))
+    for step, counted in [(1_234, 1_200), (1_200, 1_200), (199, 100), (99, None)]:
+        moment = pin_at(watch, step)
+        assert moment is not None
+        found = moment.with_counts
+        assert (found.record.step if found else None) == counted
+
+
+def test_a_diagnosis_that_comes_later_says_the_same(
+    long_log: tuple[Path, BulkTruth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = long_log
+    along = watch_of(path, patient=True)
+    along.read_all()
+    monkeypatch.setattr(run_watch, "_ALONG_BYTES", MIB)
+    behind = scan(watch_of(path))
+    assert behind.judged < 0.5
+    assert view_of(behind).progress == 1.0
+    shares = [behind.judged]
+    while behind.unread:
+        behind.advance()
+        shares.append(behind.judged)
+    assert shares == sorted(shares)
+    assert behind.judged == 1.0
+    assert along.diagnosis is not None
+    assert behind.diagnosis is not None
+    assert behind.diagnosis.episodes == along.diagnosis.episodes
+    assert [e.rule for e in along.diagnosis.episodes] == ["COLLAPSE"]
+
+
+def test_a_judge_that_has_caught_up_follows_new_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_watch, "_ALONG_BYTES", 0)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.with_name("all")
+    write_bulk(lines, steps=900, collapse=(1, 500), finished=False, **SHAPE)
+    data = lines.read_bytes()
+    half = data.index(b'"step":450,')
+    path.write_bytes(data[:half])  # the last line is torn
+    watch = watch_of(path)
+    watch.read_all()
+    assert watch.diagnosis is not None
+    assert (watch.diagnosis.last_step, watch.diagnosis.episodes) == (449, [])
+    with path.open("ab") as file:
+        file.write(data[half:])
+    watch.read_all()
+    assert watch.diagnosis.last_step == 900
+    assert [e.rule for e in watch.diagnosis.episodes] == ["COLLAPSE"]
+
+
+def test_a_small_memory_makes_the_history_coarser_and_says_so(
+    long_log: tuple[Path, BulkTruth],
+) -> None:
+    path, truth = long_log
+    small = scan(watch_of(path, memory_bytes=MIB // 2))
+    assert small.history is not None
+    rows, stride = len(small.history), small.history.stride
+    assert rows * 21 * 12 < MIB // 2  # 21 curves of three single floats
+    assert stride > 1
+    assert view_of(small).memory_limit == MIB // 2
+    assert view_of(scan(watch_of(path))).memory_limit is None
+    assert max(c.high for c in losses(small)) == single(truth.highest_loss)
+    moment = pin_at(small, 4_321)
+    assert moment is not None
+    assert moment.step == 4_321
+
+
+def test_rows_stay_bounded_while_a_run_goes_on_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    watch = watch_of(path, memory_bytes=MIB // 4)
+    lines = tmp_path / "all"
+    write_bulk(lines, routers=1, num_experts=4, top_k=1, tokens=64, steps=30_000)
+    data = lines.read_bytes()
+    for start in range(0, len(data), MIB // 2):
+        with path.open("ab") as file:
+            file.write(data[start : start + MIB // 2])
+        watch.read_all()
+        assert watch.history is not None
+        assert len(watch.history) < watch.history.capacity * 2
+    assert watch.history is not None
+    assert watch.history.stride >= 4
+    assert watch.history.last_step == 30_000
+
+
+def test_the_log_is_scanned_without_decoding_a_matrix(
+    long_log: tuple[Path, BulkTruth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(run_watch, "_ALONG_BYTES", 0)
+    real: Callable[..., Any] = reader.decode_matrices
+    monkeypatch.setattr(reader, "decode_matrices", lambda *a: (decoded.append(1), real(*a))[1])
+    scan(watch_of(long_log[0]))
+    assert decoded == []

@@ -1,0 +1,246 @@
+"""Many runs: a list from two short reads each, live ones judged in turn, files that move."""
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.runlog import glance as glance_module
+from microscope_tui.runlog.glance import glance
+from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
+from microscope_tui.watch import fleet as fleet_module
+from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet, RunCard
+from microscope_tui.watch.view import view_of
+
+SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
+
+
+def write(root: Path, name: str, age_s: float = 0.0, **options: Any) -> Path:
+    path = root / name / "metrics.jsonl"
+    write_bulk(path, **{"steps": 20, **SHAPE, **options})
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+    return path
+
+
+def settle(fleet: Fleet) -> None:
+    """Until nothing is left to search, to glance at or to read."""
+    fleet.search(now=True)
+    while fleet.turn():
+        pass
+    fleet.search(now=True)
+    while fleet.turn():
+        pass
+
+
+def cards(fleet: Fleet) -> dict[str, RunCard]:
+    return {card.file.name: card for card in fleet.cards()}
+
+
+def test_the_list_says_how_every_run_is_doing(tmp_path: Path) -> None:
+    write(tmp_path, "finished", 3600, steps=30)
+    write(tmp_path, "live", 0, finished=False)
+    write(tmp_path, "stale", 120, finished=False)
+    write(tmp_path, "dead", 7200, finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    assert [card.file.name for card in fleet.cards()] == ["live", "stale", "finished", "dead"]
+    found = cards(fleet)
+    states = {name: card.state for name, card in found.items()}
+    assert states == {
+        "live": "live",
+        "stale": "stale",
+        "finished": "finished",
+        "dead": "crashed?",
+    }
+    assert (found["finished"].step, found["finished"].planned_steps) == (30, 30)
+    assert found["finished"].loss is not None
+    assert 3500 < (found["finished"].age_s or 0) < 3700
+
+
+def test_live_runs_are_judged_beside_the_open_one_and_the_rest_is_not_read(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "sick", steps=600, collapse=(1, 200), finished=False)
+    write(tmp_path, "well", steps=300, finished=False)
+    write(tmp_path, "over", steps=600, collapse=(1, 200))
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    found = cards(fleet)
+    sick = found["sick"].findings
+    assert sick is not None
+    assert [finding.rule for finding in sick] == ["COLLAPSE"]
+    assert found["well"].findings == []
+    assert found["over"].findings is None
+
+
+def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "long", 3600, steps=3_000)
+    size, real, read = path.stat().st_size, os.pread, []
+
+    def counting(file: int, length: int, offset: int) -> bytes:
+        data = real(file, length, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(glance_module.os, "pread", counting)
+    seen = glance(path)
+    assert seen.last is not None
+    assert seen.last.step == 3_000
+    assert seen.end is not None
+    assert sum(read) < size / 20
+
+
+def test_a_run_that_did_not_change_is_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(5):
+        write(tmp_path, f"run{at}", 3600)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    looked: list[Path] = []
+    monkeypatch.setattr(fleet_module, "glance", lambda path: (looked.append(path), glance(path))[1])
+    settle(fleet)
+    assert looked == []
+    changed = write(tmp_path, "run3", 1800, steps=25)
+    settle(fleet)
+    assert looked == [changed]
+
+
+def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None:
+    for at in range(MOST_FOLLOWED + 4):
+        write(tmp_path, f"run{at}", finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    followed = [card for card in fleet.cards() if card.findings is not None]
+    assert len(followed) == MOST_FOLLOWED
+
+
+def test_a_run_that_ends_makes_room_for_another(tmp_path: Path) -> None:
+    path = write(tmp_path, "run", finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    assert cards(fleet)["run"].findings == []
+    with path.open("ab") as file:
+        file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
+    settle(fleet)
+    card = cards(fleet)["run"]
+    assert (card.state, card.findings) == ("finished", None)
+
+
+def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:
+    huge = write(tmp_path, "huge", finished=False, steps=30_000)
+    live = write(tmp_path, "live", finished=False)
+    fleet = Fleet(tmp_path)
+    fleet.search(now=True)
+    fleet.turn()
+    fleet.search(now=True)
+    opened = fleet.open_run(next(run for run in fleet.runs if run.path == huge))
+    lines = bulk_lines(steps=40, finished=False, **SHAPE)
+    later = [line for line in lines if b'"kind":"step"' in line][20:]
+    for line in later:
+        with live.open("ab") as file:
+            file.write(line)
+        fleet.turn()
+        fleet.turn()
+    assert not opened.complete
+    assert cards(fleet)["live"].step == 40
+    settle(fleet)
+    assert cards(fleet)["huge"].step == 30_000
+
+
+def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None:
+    path = write(tmp_path, "before", steps=60, finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    watch = fleet.open_run(fleet.runs[0])
+    settle(fleet)
+    path.parent.rename(tmp_path / "after")
+    fleet.turn()
+    settle(fleet)
+    assert watch.file.name == "after"
+    assert watch.generation == 0
+    with (tmp_path / "after" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind":"step","step":61,"tokens":512}\n')
+    settle(fleet)
+    view = view_of(watch)
+    assert (view.step, view.state) == (61, "live")
+
+
+def test_a_run_that_is_deleted_leaves_the_list_and_stays_on_the_screen(tmp_path: Path) -> None:
+    path = write(tmp_path, "run", finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    watch = fleet.open_run(fleet.runs[0])
+    settle(fleet)
+    path.unlink()
+    settle(fleet)
+    assert fleet.cards() == []
+    assert (view_of(watch).step, view_of(watch).state) == (20, "deleted")
+
+
+def test_permission_that_is_lost_and_given_back_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "run", steps=50, finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    watch = fleet.open_run(fleet.runs[0])
+    settle(fleet)
+    real = os.open
+
+    def refused(name: Any, *arguments: Any, **options: Any) -> int:
+        if os.fspath(name) == os.fspath(path):
+            raise PermissionError(13, "Permission denied")
+        return real(name, *arguments, **options)
+
+    with path.open("ab") as file:
+        file.write(b'{"kind":"step","step":51,"tokens":512}\n')
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refused)
+        fleet.turn()
+        assert watch.error == "cannot be read: Permission denied"
+        assert view_of(watch).step == 50
+    settle(fleet)
+    assert watch.error is None
+    assert view_of(watch).step == 51
+
+
+def test_an_archive_is_a_run_like_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path, "packed", steps=80)
+    packed = path.with_name("metrics.jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    watch = fleet.open_run(fleet.runs[0])
+    settle(fleet)
+    assert view_of(watch).step == 80
+    assert cards(fleet)["packed"].step == 80
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4000, b"{", b'{"kind":"run"}\n', b"[]\n" * 9])
+def test_a_glance_at_anything_is_no_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    assert glance(path).last is None
+    assert glance(tmp_path / "missing.jsonl").error is not None
+
+
+def test_a_late_run_record_is_the_header_of_the_list(
+    tmp_path: Path, make_header: Callable[..., dict[str, Any]]
+) -> None:
+    path = tmp_path / "x.jsonl"
+    first = json.dumps(make_header(planned_steps=100)).encode()
+    second = json.dumps(make_header(planned_steps=200, resumed_at_step=5)).encode()
+    path.write_bytes(first + b'\n{"kind":"step","step":9}\n' + second + b"\n")
+    seen = glance(path)
+    assert seen.run is not None
+    assert seen.run.planned_steps == 200
