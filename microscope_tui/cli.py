@@ -31,7 +31,7 @@ from microscope_tui.console import (
 )
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.locale import glyphs_for
-from microscope_tui.runlog.discover import NoRuns
+from microscope_tui.runlog.discover import KnownLogs, NoRuns
 from microscope_tui.runlog.piped import take_over_stdin
 from microscope_tui.runlog.records import LOG_NAME
 from microscope_tui.runlog.safe_text import safe_text
@@ -74,18 +74,19 @@ def watch(
     """
     limit = memory_bytes(memory)
     if path == PIPE:
-        return _watch_pipe(color, glyphs)
-    runs = runs_at(path, may_be_empty=True)
+        return _watch_pipe(limit, color, glyphs)
+    known = KnownLogs()
+    runs = runs_at(path, may_be_empty=True, known=known)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
         return print_snapshot(read(runs[0]), glyphs_for(glyphs, sys.stdout))
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    return _open(Fleet(path, limit), color, glyphs)
+    return _open(Fleet(path, limit, known), color, glyphs)
 
 
-def _watch_pipe(color: str, glyphs: str) -> int:
+def _watch_pipe(limit: int, color: str, glyphs: str) -> int:
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
         return print_snapshot(read_pipe(), glyphs_for(glyphs, sys.stdout))
@@ -93,7 +94,7 @@ def _watch_pipe(color: str, glyphs: str) -> int:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
-    return _open(Fleet.of_one(piped(descriptor)[0]), color, glyphs)
+    return _open(Fleet.of_one(piped(descriptor, memory=limit)[0]), color, glyphs)
 
 
 def _open(fleet: Fleet, color: str, glyphs: str) -> int:
@@ -147,8 +148,11 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # A lone hyphen would be an option without a name; spelled like this it is the same path.
+    tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         fail(f"{safe_text(error, 300)} (see moe-microscope --help)", USAGE)
     except (NoRuns, UnknownScenario) as error:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.words import bytes_of
-from microscope_tui.runlog.discover import RunFile, find_runs, unreadable_logs
+from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
@@ -25,17 +25,20 @@ PIPE = Path("-")
 """The path that means the standard input."""
 PIPE_NAME = "standard input"
 _PROGRESS_FROM_BYTES = 64 << 20
+_FIRST_BYTES = 1 << 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LEAST_MEMORY = 1 << 20
 
 
-def runs_at(path: Path, *, may_be_empty: bool = False) -> list[RunFile]:
+def runs_at(
+    path: Path, *, may_be_empty: bool = False, known: KnownLogs | None = None
+) -> list[RunFile]:
     """The runs at ``path``; a missing path and a folder without runs are said and end here."""
     if not path.exists():
         fail(f"{path}: no such file or folder; train something, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         fail(f"{path}: this folder may not be read by you; ask its owner", NO_VERDICT)
-    runs = find_runs(path)
+    runs = find_runs(path, known)
     unreadable = unreadable_logs(path)
     if unreadable and not runs:
         fail(f"no run can be read: {'; '.join(unreadable[:3])}; ask their owner", NO_VERDICT)
@@ -55,7 +58,7 @@ def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
 def fail_if_unreadable(run: RunFile) -> None:
     """Say before the screen opens that the only run there is cannot be shown."""
     watched = RunWatch(run)
-    watched.advance()
+    watched.advance(_FIRST_BYTES)
     if watched.error:
         fail(f"{run.path}: {watched.error}", NO_VERDICT)
 
@@ -87,10 +90,13 @@ def read_pipe(descriptor: int = 0, ignore: Collection[str] = ()) -> RunWatch:
     return watch
 
 
-def piped(descriptor: int, ignore: Collection[str] = ()) -> tuple[RunWatch, PipedLog]:
+def piped(
+    descriptor: int, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY
+) -> tuple[RunWatch, PipedLog]:
     """A run that arrives at ``descriptor``."""
     pipe = PipedLog(descriptor, PIPE_NAME)
-    return RunWatch(RunFile(PIPE_NAME, Path(PIPE_NAME), 0.0), ignore, source=pipe), pipe
+    file = RunFile(PIPE_NAME, Path(PIPE_NAME), 0.0)
+    return RunWatch(file, ignore, source=pipe, memory_bytes=memory), pipe
 
 
 def memory_bytes(text: str) -> int:

@@ -21,6 +21,7 @@ from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 _FIRST_LOOK_S = 0.2
+_FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
 
 
@@ -68,9 +69,8 @@ class Microscope(App[None]):
         if not self.session.has_run:
             await self.push_screen(WaitingScreen(self.session))
         self.set_interval(0.25, self._move_on)
-        # What is there now stays for the whole sitting: later collections need not walk over it.
-        gc.collect()
-        gc.freeze()
+        # What is there by then stays for the whole sitting: no collection need walk over it.
+        self.set_timer(_FREEZE_S, gc.freeze)
         # Without this a terminated microscope leaves the alternate screen on.
         for signal_ in (signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError, RuntimeError):  # not in the main thread: under test

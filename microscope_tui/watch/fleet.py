@@ -5,6 +5,7 @@ cost a ``stat`` now and then, and two short reads when they changed.
 """
 
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -48,7 +49,13 @@ class RunCard:
 class Fleet:
     """The runs below ``root``. One thread searches and reads; any thread may look at the cards."""
 
-    def __init__(self, root: Path, memory_bytes: int = DEFAULT_MEMORY) -> None:
+    def __init__(
+        self,
+        root: Path,
+        memory_bytes: int = DEFAULT_MEMORY,
+        known: KnownLogs | None = None,
+    ) -> None:
+        """``known``: what a search of the same folder found a moment ago."""
         self.root = root
         self.lock = threading.Lock()
         self.runs: Sequence[RunFile] = ()
@@ -60,7 +67,7 @@ class Fleet:
         """Grows whenever any run of the list has something new."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, tuple[RunFile, Glance]] = {}
-        self._known = KnownLogs()
+        self._known = known or KnownLogs()
         self._memory_bytes = memory_bytes
         self._next_search = 0.0
 
@@ -76,10 +83,7 @@ class Fleet:
         started = time.monotonic()
         if math.isinf(self._next_search) or (not now and started < self._next_search):
             return False
-        try:
-            runs = find_runs(self.root, self._known)
-        except (NoRuns, OSError):
-            runs = []  # said before the screen opened; a folder that vanished may come back
+        runs = self._found()
         took = time.monotonic() - started
         self._next_search = started + max(_RESCAN_S, took / _RESCAN_SHARE)
         changed = list(runs) != list(self.runs)
@@ -172,6 +176,17 @@ class Fleet:
     def _is_stale(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)
         return seen is None or seen[0] != run
+
+    def _found(self) -> Sequence[RunFile]:
+        """The runs there are; the ones there were, while their folder cannot be listed."""
+        try:
+            if runs := find_runs(self.root, self._known):
+                return runs
+            if self.root.is_dir():
+                os.scandir(self.root).close()
+        except (NoRuns, OSError):
+            return self.runs
+        return []
 
     def _choose_beside(self) -> None:
         """Follow the live runs that are not open; let go of those that ended long ago."""

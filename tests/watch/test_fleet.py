@@ -213,6 +213,24 @@ def test_permission_that_is_lost_and_given_back_costs_nothing(
     assert view_of(watch).step == 51
 
 
+def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "live", finished=False)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+
+    def refused(*_: Any) -> Any:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refused)
+        fleet.search(now=True)
+        assert cards(fleet)["live"].findings == []
+    fleet.search(now=True)
+    assert cards(fleet)["live"].findings == []
+
+
 def test_an_archive_is_a_run_like_any_other(tmp_path: Path) -> None:
     path = write(tmp_path, "packed", steps=80)
     packed = path.with_name("metrics.jsonl.gz")

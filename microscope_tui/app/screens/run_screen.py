@@ -48,7 +48,7 @@ class RunScreen(Screen[None]):
     async def _look(self) -> None:
         """Redraw if the run, its state or its age in words has changed."""
         now = self._state_now()
-        if now != self._shown and self.is_current:
+        if now != self._shown and self.app.screen is self:
             self._shown = now
             self.session.hush()
             await self.redraw()
