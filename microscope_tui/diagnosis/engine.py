@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from microscope_tui.diagnosis import thresholds
 from microscope_tui.diagnosis.episodes import Episode, Finding, Reading, Severity, group
-from microscope_tui.diagnosis.evidence import MatrixSource, StepView
+from microscope_tui.diagnosis.evidence import CountSource, StepView
 from microscope_tui.diagnosis.meter import Meter
 from microscope_tui.diagnosis.persistence import Persistence
 from microscope_tui.diagnosis.rules import Collapse, Dead, Drops, Rule
@@ -43,17 +43,17 @@ class Diagnosis:
             for index in range(len(run.routers))
         ]
 
-    def observe(self, record: StepRecord, matrices: MatrixSource) -> list[Episode]:
+    def observe(self, record: StepRecord, counts: CountSource) -> list[Episode]:
         """Judge one step; return the episodes that began, grew worse or ended with it.
 
         Args:
             record: the step; a step at or below an earlier one is a restart (see ``restart``).
-            matrices: decodes the matrices of this step; called at most once, and only if needed.
+            counts: decodes the counts of one router of this step; called only where a rule asks.
         """
         if record.step <= self.last_step:
             self.restart(record.step)
         self.last_step = record.step
-        view = StepView(record, matrices)
+        view = StepView(record, counts)
         changed: list[Episode] = []
         for index, tracks in enumerate(self._tracks):
             self._observe_router(view, index, tracks, changed)

@@ -4,9 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from microscope_tui.runlog.records import Matrices, StepRecord, Values
+from microscope_tui.runlog.records import StepRecord, Values
 
-MatrixSource = Callable[[], Matrices | None]
+CountSource = Callable[[int], list[int] | None]
+"""Decodes the counts of one router of the step at hand."""
+_EVERY_ROUTER = -1
 
 
 def value_at(values: Values | None, index: int) -> float | None:
@@ -17,30 +19,24 @@ def value_at(values: Values | None, index: int) -> float | None:
 class StepView:
     """One step as the rules see it. ``counts`` costs a decode; the summaries are free."""
 
-    def __init__(self, record: StepRecord, matrices: MatrixSource) -> None:
+    def __init__(self, record: StepRecord, counts: CountSource) -> None:
         self.record = record
         self.step = record.step
-        self._source = matrices
-        self._matrices: Matrices | None = None
-        self._asked = False
+        self._source = counts
+        self._counts: dict[int, list[int] | None] = {}
+        self._non_finite: dict[int, str] | None = None
 
     def counts(self, router_index: int) -> list[int] | None:
         """Selected pairs per expert of this step, where the line holds them."""
-        if not self._asked:
-            self._asked, self._matrices = True, self._source()
-        if self._matrices is None:
-            return None
-        return self._matrices.tokens_per_expert[router_index]
+        if router_index not in self._counts:
+            self._counts[router_index] = self._source(router_index)
+        return self._counts[router_index]
 
     def has_non_finite(self, router_index: int) -> str | None:
         """Name of a non-finite reading of this router or of the loss; NaN looks like collapse."""
-        if _broken(self.record.loss):
-            return "loss"
-        router = self.record.router
-        for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):
-            if _broken(value_at(getattr(router, name), router_index)):
-                return f"router {name.replace('_', ' ')}"
-        return None
+        if self._non_finite is None:
+            self._non_finite = _non_finite(self.record)
+        return self._non_finite.get(_EVERY_ROUTER) or self._non_finite.get(router_index)
 
 
 class SummedCounts:
@@ -71,5 +67,17 @@ class SummedCounts:
         self.totals = []
 
 
-def _broken(value: float | None) -> bool:
-    return value is not None and not math.isfinite(value)
+def _non_finite(record: StepRecord) -> dict[int, str]:
+    """Router → name of its first non-finite reading."""
+    if record.loss is not None and not math.isfinite(record.loss):
+        return {_EVERY_ROUTER: "loss"}
+    found: dict[int, str] = {}
+    for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):
+        values = getattr(record.router, name)
+        # One sum tells of a whole list that all is well, which it nearly always is.
+        if values is None or (None not in values and math.isfinite(sum(values))):
+            continue
+        for index, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                found.setdefault(index, f"router {name.replace('_', ' ')}")
+    return found

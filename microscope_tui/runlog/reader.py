@@ -10,6 +10,7 @@ from typing import cast
 
 from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
 from microscope_tui.runlog.follow import LineSplitter
+from microscope_tui.runlog.one_row import CountRows
 from microscope_tui.runlog.records import (
     BadLine,
     EventRecord,
@@ -42,7 +43,7 @@ class Defects:
 class StepEntry:
     """A step with its line, so that its matrices can be decoded when somebody asks."""
 
-    __slots__ = ("_line", "_matrices", "offset", "record", "routers")
+    __slots__ = ("_line", "_matrices", "_rows", "offset", "record", "routers")
 
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
@@ -52,6 +53,7 @@ class StepEntry:
         """Number of routers that the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
+        self._rows: CountRows | None = None
 
     @property
     def has_counts(self) -> bool:
@@ -66,6 +68,16 @@ class StepEntry:
             except BadLine:  # the typed decoder skipped what the full one cannot read
                 self._matrices = Matrices([None] * self.routers, [None] * self.routers)
         return self._matrices
+
+    def counts(self, router_index: int) -> list[int] | None:
+        """Counts of one router; the others are not decoded for it."""
+        if self._matrices is None:
+            if self._rows is None:
+                self._rows = CountRows(self._line, self.routers)
+            row = self._rows.row(router_index)
+            if row is not None:
+                return row
+        return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
 
 
 Entry = StepEntry | RunRecord | EventRecord

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.evidence import MatrixSource
 from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
 from microscope_tui.runlog.seek import read_at
@@ -70,8 +69,4 @@ class Judge:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
             return  # a repeated step: the first one stands
         complete_summary(entry)
-        self.diagnosis.observe(entry.record, _source(entry))
-
-
-def _source(entry: StepEntry) -> MatrixSource:
-    return lambda: entry.matrices() if entry.has_counts else None
+        self.diagnosis.observe(entry.record, entry.counts)
