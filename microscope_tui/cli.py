@@ -80,7 +80,7 @@ def watch(
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
-        return print_snapshot(read(runs[0]), glyphs_for(glyphs, sys.stdout))
+        return print_snapshot(read(runs[0], memory=limit), glyphs_for(glyphs, sys.stdout))
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
     return _open(Fleet(path, limit, known), color, glyphs)
@@ -89,7 +89,7 @@ def watch(
 def _watch_pipe(limit: int, color: str, glyphs: str) -> int:
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
-        return print_snapshot(read_pipe(), glyphs_for(glyphs, sys.stdout))
+        return print_snapshot(read_pipe(memory=limit), glyphs_for(glyphs, sys.stdout))
     try:
         descriptor = take_over_stdin()
     except OSError as error:

@@ -63,9 +63,9 @@ def fail_if_unreadable(run: RunFile) -> None:
         fail(f"{run.path}: {watched.error}", NO_VERDICT)
 
 
-def read(run: RunFile, ignore: Collection[str] = ()) -> RunWatch:
+def read(run: RunFile, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY) -> RunWatch:
     """Read a whole run, with progress where it takes long and somebody looks."""
-    watch = RunWatch(run, ignore, patient=True)
+    watch = RunWatch(run, ignore, patient=True, memory_bytes=memory)
     shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
     said = time.monotonic()
     while watch.unread:
@@ -79,9 +79,11 @@ def read(run: RunFile, ignore: Collection[str] = ()) -> RunWatch:
     return watch
 
 
-def read_pipe(descriptor: int = 0, ignore: Collection[str] = ()) -> RunWatch:
+def read_pipe(
+    descriptor: int = 0, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY
+) -> RunWatch:
     """Read the standard input to its end."""
-    watch, pipe = piped(descriptor, ignore)
+    watch, pipe = piped(descriptor, ignore, memory)
     while not pipe.ended and watch.error is None:
         if not watch.advance():
             time.sleep(0.01)
@@ -103,8 +105,8 @@ def memory_bytes(text: str) -> int:
     """``128MB``, ``2G`` or a number of bytes; a usage error for anything else."""
     if not text:
         return DEFAULT_MEMORY
-    found = re.fullmatch(r"(\d{1,12})\s*([kmg]?)i?b?", text.strip().lower())
-    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < _LEAST_MEMORY:
         fail(
             f"--memory {safe_text(text, 20)!r}: write a size from 1MB up, for example 128MB", USAGE

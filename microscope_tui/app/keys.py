@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from textual.binding import Binding
 
 from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report.spans import Line, Span, line_width, pad
 
 LAYERS = [
     Binding(
@@ -24,7 +24,7 @@ TIME = [
         "pause",
         id="time.follow",
         key_display="f",
-        tooltip="hold this moment, or follow again",
+        tooltip="pause, or go live again",
     ),
     Binding(
         "left_square_bracket",
@@ -46,6 +46,9 @@ TIME = [
         tooltip="go to a step of the past",
     ),
 ]
+OPEN_RUNS = Binding(
+    "4,r", "open_runs", "runs", id="runs.open", key_display="r", tooltip="list of all runs"
+)
 MAIN = [
     *LAYERS,
     Binding(
@@ -57,9 +60,7 @@ MAIN = [
         tooltip="open the layer",
     ),
     Binding("a", "next_alert", "alert", id="alert.next", tooltip="next layer with an alert"),
-    Binding(
-        "4,r", "open_runs", "runs", id="runs.open", key_display="r", tooltip="list of all runs"
-    ),
+    OPEN_RUNS,
     *TIME,
 ]
 LAYER = [*LAYERS, Binding("escape", "back", "back", id="screen.back", key_display="esc"), *TIME]
@@ -71,7 +72,14 @@ RUNS = [
     Binding("pageup", "page(-1)", "one page up", id="run.page_up", show=False),
     Binding("pagedown", "page(1)", "one page down", id="run.page_down", show=False),
     Binding("enter", "open_run", "open", id="run.open", key_display="⏎", tooltip="open this run"),
-    Binding("escape", "back", "back", id="screen.back", key_display="esc"),
+    Binding("escape,r,4", "back", "back", id="screen.back", key_display="esc"),
+]
+HELP = [
+    Binding("escape,question_mark,q,enter", "dismiss_help", "close", id="help.close"),
+    Binding("up,k", "scroll(-1)", "up", id="help.up"),
+    Binding("down,j", "scroll(1)", "down", id="help.down"),
+    Binding("pageup", "scroll(-10)", "ten lines up", id="help.page_up"),
+    Binding("pagedown,space", "scroll(10)", "ten lines down", id="help.page_down"),
 ]
 EVERYWHERE = [
     Binding("question_mark", "app.help", "help", id="app.help", key_display="?"),
@@ -97,14 +105,24 @@ _NAMES = {
 _ASCII_NAMES = {"↑↓": "up/down", "↑": "up", "↓": "down", "⏎": "enter"}
 
 
-def key_line(bindings: Iterable[Binding], glyphs: Glyphs) -> Line:
-    """The line of keys at the bottom: the shown bindings, in their order."""
-    line: Line = [Span(" ")]
+def key_line(
+    bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
+) -> Line:
+    """The line of keys at the bottom: the shown bindings, in their order.
+
+    Where there is no room for all, those in the middle give way: help, which lists all, and
+    quit stay.
+    """
+    shown = []
     for binding in bindings:
         if binding.show:
-            key = binding.key_display or binding.key
-            line += [Span(_plain(key, glyphs), "accent"), Span(f" {binding.description}  ", "dim")]
-    return line
+            does = "live" if paused and binding.action == "toggle_follow" else binding.description
+            key = Span(_plain(binding.key_display or binding.key, glyphs), "accent")
+            shown.append([Span("  "), key, Span(f" {does}", "dim")])
+    while len(shown) > 3 and sum(map(line_width, shown)) - 1 > width:
+        del shown[-3]
+    first, *rest = [span for part in shown for span in part] or [Span("")]
+    return pad([Span(first.text[1:]), *rest], width)
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
@@ -114,11 +132,12 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
         names = [_plain(_NAMES.get(key, key), glyphs) for key in binding.key.split(",")]
         text = binding.tooltip or binding.description
         cells.append([Span(f"  {'  '.join(names):<11}", "accent"), Span(text, "value")])
-    if width < 76:
-        return cells
     half = -(-len(cells) // 2)
     left, right = cells[:half], [*cells[half:], []]
-    return [[*pad(one, width // 2), *other] for one, other in zip(left, right, strict=False)]
+    column = max(map(line_width, left), default=0) + 1
+    if column + max(map(line_width, right)) > width:
+        return cells
+    return [[*pad(one, column), *other] for one, other in zip(left, right, strict=False)]
 
 
 def _plain(key: str, glyphs: Glyphs) -> str:

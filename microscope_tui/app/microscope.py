@@ -43,7 +43,7 @@ class Microscope(App[None]):
         {{ display: none; }}
     .small #header {{ height: 1fr; }}
     MainScreen #notes {{ display: none; }}
-    MainScreen.roomy #notes {{ display: block; }}
+    MainScreen.noted #notes {{ display: block; }}
     #charts {{ grid-size: 2 2; grid-gutter: 1 2; padding: 1 1 0 1; height: 1fr; }}
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #runs {{ height: 1fr; }}
@@ -82,12 +82,14 @@ class Microscope(App[None]):
         self.session.stop()
 
     async def _move_on(self) -> None:
-        """From waiting to the run, as soon as there is one."""
+        """From waiting to the run as soon as there is one, and back from a run without a step."""
         if isinstance(self.screen, WaitingScreen):
             if self.session.has_run:
                 await self.pop_screen()
             else:
                 self.screen.redraw()
+        elif isinstance(self.screen, MainScreen) and self.session.is_blank:
+            await self.push_screen(WaitingScreen(self.session))
 
     def action_help(self) -> None:
         """Show the keys of the present screen."""

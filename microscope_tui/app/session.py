@@ -10,6 +10,7 @@ from pathlib import Path
 
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.file_events import FileEvents
 from microscope_tui.watch.fleet import Fleet
@@ -32,8 +33,7 @@ class Session:
         self.glyphs = glyphs
         self.selected = 0
         """Index of the chosen layer."""
-        self.pin: Pin | None = None
-        """The moment that is looked at; ``None`` follows the run."""
+        self._pin: Pin | None = None
         self.first_look = threading.Event()
         """Set once it is known whether there is a run."""
         self.events = FileEvents(fleet.root)
@@ -79,6 +79,37 @@ class Session:
         return self.watch is not None and self.watch.latest is not None
 
     @property
+    def is_blank(self) -> bool:
+        """The open run was read and has no step to show."""
+        watch = self.watch
+        return watch is not None and watch.latest is None and (watch.complete or bool(watch.error))
+
+    def shows(self, path: Path) -> bool:
+        """The run at ``path`` is the open one, and there is something of it to show."""
+        watch = self.watch
+        if watch is None or watch.path != path:
+            return False
+        return watch.latest is not None or watch.complete or watch.error is not None
+
+    @property
+    def newest_step(self) -> int:
+        """The latest step there is, 0 before the first."""
+        latest = self.watch.latest if self.watch is not None else None
+        return latest.record.step if latest is not None else 0
+
+    @property
+    def pin(self) -> Pin | None:
+        """The moment that is looked at; ``None`` follows the run. A replaced log has no past."""
+        pinned, watch = self._pin, self.watch
+        if pinned is not None and (watch is None or watch.generation != pinned.generation):
+            self._pin = None
+        return self._pin
+
+    @pin.setter
+    def pin(self, moment: Pin | None) -> None:
+        self._pin = moment
+
+    @property
     def following(self) -> bool:
         """The newest step is shown, whatever comes."""
         return self.pin is None
@@ -90,47 +121,86 @@ class Session:
         elif self.watch is not None:
             self.pin = pin(self.watch)
 
+    @property
+    def pipe_ended(self) -> bool:
+        """The run came through a pipe, and nothing more will come."""
+        source = self.watch.source if self.watch is not None else None
+        return isinstance(source, PipedLog) and source.ended
+
     def how_it_watches(self) -> str:
         """Whether the file system announces changes, and why not where it does not."""
+        if self.fleet.piped:
+            return "the pipe has ended" if self.pipe_ended else "through a pipe"
         if self.events.mode == "events":
             return "file events"
         return f"polling: {self.events.reason}" if self.events.reason else "polling"
 
-    def step_by(self, by: int) -> str | None:
-        """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
+    def why_no_past(self) -> str | None:
+        """Why no earlier step of the open run can be shown, in words; ``None`` if they can."""
         watch = self.watch
         if watch is None or watch.latest is None:
             return "no step yet"
-        shown = self.pin.step if self.pin else watch.latest.record.step
-        while True:  # where steps are logged rarely, the next one is further on
-            problem = self.go_to(max(1, shown + by))
-            if problem or by < 0 or self.pin is None or self.pin.step > shown:
-                return problem
-            by *= 2
+        if watch.can_seek:
+            return None
+        if watch.source.seekable:
+            return "steps were written again here: they can be found once the whole log is read"
+        if self.fleet.piped:
+            return "a pipe cannot be read twice: open the log itself to go to an earlier step"
+        return "a packed log is read from front to back: unpack it to go to an earlier step"
+
+    def step_by(self, by: int) -> str | None:
+        """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
+        shown = self.pin.step if self.pin else self.newest_step
+        if by < 0:
+            return self.go_to(max(1, shown + by))
+        missed, found = shown, self._moment(shown + by)
+        while isinstance(found, Pin) and found.step <= shown:  # none was logged in between
+            missed, by = shown + by, 2 * by
+            found = self._moment(shown + by)
+        while not isinstance(found, str) and missed > shown:
+            after = found.step if found else self.newest_step
+            if after - missed <= 1:
+                break
+            middle = (missed + after) // 2
+            nearer = self._moment(middle)
+            if isinstance(nearer, Pin) and nearer.step > shown:
+                found = nearer
+            else:
+                missed = middle
+        return self._look_at(found)
 
     def go_to(self, step: int) -> str | None:
         """Look at a step of the past; the newest one follows again. Says what is in the way.
 
         Reads from the disk: not for the thread that draws.
         """
+        return self._look_at(self._moment(step))
+
+    def _look_at(self, moment: Pin | str | None) -> str | None:
+        if isinstance(moment, str):
+            return moment
+        self.pin = moment
+        return None
+
+    def _moment(self, step: int) -> Pin | str | None:
+        """The last logged step at or before ``step``, ``None`` for the newest, or a problem."""
         watch = self.watch
-        if watch is None or watch.latest is None:
-            return "no step yet"
-        if step >= watch.latest.record.step:
-            self.pin = None
+        if watch is not None and 0 < self.newest_step <= step:
             return None
+        problem = self.why_no_past()
+        if problem or watch is None:
+            return problem or "no step yet"
         try:
             found = pin_at(watch, step)
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
-        if found is None:
-            return "not to be found yet: the log is still being read, or cannot be read twice"
-        self.pin = found
-        return None
+        return found or "not to be found: the log is still being read, or changed just now"
 
     def choose(self, file: RunFile) -> None:
-        """Open another run; the reader thread does it with its next turn."""
-        self._wanted = self._chosen = file
+        """Open a run and stay there; the reader thread does it with its next turn."""
+        self._chosen = file
+        if self.watch is None or self.watch.path != file.path:
+            self._wanted = file
 
     def view(self, columns: int, ribbon: int, only: range | None = None) -> RunView | None:
         """The present view, or the one of the pinned moment; ``None`` while there is no run."""
@@ -156,7 +226,8 @@ class Session:
             self._choose_run(searched=self.fleet.search())
             if not started and (self.watch is None or self.watch.complete):
                 started = True  # only now: the first picture comes before anything else
-                self.events.start()
+                if not self.fleet.piped:
+                    self.events.start()
             if self.fleet.turn():
                 if idle and not woken and self._size() > size:
                     self._doubt_events()

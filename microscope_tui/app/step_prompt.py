@@ -32,13 +32,18 @@ class StepPrompt:
                 return int(self._typed)
         return None
 
-    def line(self, last: int, glyphs: Glyphs) -> Line:
-        """The prompt as it stands on the screen."""
+    def line(self, last: int, problem: str | None, glyphs: Glyphs) -> Line:
+        """The prompt as it stands on the screen; with ``problem`` if no step can be shown."""
         cursor = "_" if glyphs is Glyphs.ASCII else "▏"
-        return [
+        typed = [
             Span(" go to step ", "accent"),
             Span(self._typed, "title"),
             Span(cursor, "accent"),
+        ]
+        if problem:
+            return [*typed, Span(f"   {problem}", "warn")]
+        return [
+            *typed,
             Span(f"   1 to {last:,}   ", "dim"),
             Span("enter", "accent"),
             Span(" go   ", "dim"),

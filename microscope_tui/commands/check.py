@@ -1,12 +1,22 @@
 """``moe-microscope check``: a verdict for Slurm, CI and cron, as text or JSON and as exit code."""
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.console import PIPE, USAGE, fail, print_data, read, read_pipe, runs_at
+from microscope_tui.console import (
+    PIPE,
+    PIPE_NAME,
+    USAGE,
+    fail,
+    print_data,
+    read,
+    read_pipe,
+    runs_at,
+)
 from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.report import format_check
 from microscope_tui.report.check import NO_VERDICT, as_json, as_text, judge, worst_code
@@ -42,12 +52,14 @@ def check(
         Rules to leave out (METER, COLLAPSE, DEAD, DROPS); said in the output.
     format_only
         Judge the file instead of the run: is it written by the letter of the format? Exit code
-        0, or 3 with line and reason of every error.
+        0, or 3 with line and reason of every error. With ``--all`` every log below the folder.
     """
     unknown = [name for name in ignore or () if name.upper() not in CAUSES_FIRST]
     if unknown:
         fail(f"--ignore {unknown[0]}: no such rule; there are {', '.join(CAUSES_FIRST)}", USAGE)
     if format_only:
+        if ignore or since_step or fail_on != "warn":
+            fail("--format-only judges no run: leave --ignore, --since-step, --fail-on out", USAGE)
         return _check_format(path, every, as_json_)
     dropped = {name.upper() for name in ignore or ()}
     if path == PIPE:
@@ -67,12 +79,14 @@ def check(
 
 
 def _check_format(path: Path, every: bool, as_json_: bool) -> int:
-    # A log whose head does not parse is no run for anybody else, and just the one to check here.
-    logs = find_logs(path)
-    if not logs:
-        fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
-    paths = logs if every else logs[:1]
-    reports = [format_check.check_format(one) for one in paths]
+    if path == PIPE:
+        reports = [format_check.check_format(Path(PIPE_NAME), _standard_input())]
+    else:
+        # A log whose head does not parse is no run for anybody else, and just the one to check.
+        logs = find_logs(path)
+        if not logs:
+            fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
+        reports = [format_check.check_format(one) for one in (logs if every else logs[:1])]
     if as_json_:
         found = [format_check.as_json(report) for report in reports]
         shown = found if every else found[0]
@@ -80,3 +94,10 @@ def _check_format(path: Path, every: bool, as_json_: bool) -> int:
     else:
         print_data("\n".join(format_check.as_text(report) for report in reports))
     return max(format_check.exit_code(report) for report in reports)
+
+
+def _standard_input() -> BinaryIO:
+    try:
+        return os.fdopen(0, "rb", closefd=False)
+    except OSError as error:
+        fail(f"{PIPE_NAME}: cannot be read: {error.strerror}; pipe a log into it", NO_VERDICT)

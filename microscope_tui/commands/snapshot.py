@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.console import PIPE, USAGE, fail, print_data, read, read_pipe, runs_at
+from microscope_tui.console import PIPE, USAGE, fail, print_data, read, read_pipe, runs_at, say
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.snapshot import snapshot_text
+from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.moment import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
@@ -45,7 +46,7 @@ def snapshot(
     columns, rows = _size(size)
     watched = _newest(path)
     moment = _moment(watched, step)
-    if output is None:
+    if output is None or output == PIPE:
         return print_snapshot(watched, glyphs_for(glyphs, sys.stdout), columns, rows, moment)
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
     text = snapshot_text(watched, columns, rows, chosen, moment)
@@ -64,8 +65,7 @@ def print_snapshot(
     moment: Pin | None = None,
 ) -> int:
     """Print the picture of a run that was read; ends here if it could not be."""
-    if watched.error:
-        fail(f"{watched.path}: {watched.error}", NO_VERDICT)
+    fail_if_nothing_came(watched)
     print_data(snapshot_text(watched, columns, rows, glyphs, moment))
     return 0
 
@@ -73,17 +73,39 @@ def print_snapshot(
 def _newest(path: Path) -> RunWatch:
     """The newest run at ``path``, or the one that is piped in, read to its end."""
     watched = read_pipe() if path == PIPE else read(runs_at(path)[0])
-    if watched.error:
-        fail(f"{watched.path}: {watched.error}", NO_VERDICT)
+    fail_if_nothing_came(watched)
     return watched
 
 
+def fail_if_nothing_came(watched: RunWatch) -> None:
+    """End here if the run could not be read, or the pipe has ended without a step."""
+    if watched.error:
+        fail(f"{watched.path}: {watched.error}", NO_VERDICT)
+    if watched.latest is None and isinstance(watched.source, PipedLog):
+        first = f" ({watched.defects.first[0]})" if watched.defects.first else ""
+        fail(f"{watched.path}: ended without a step{first}; pipe a log into it", NO_VERDICT)
+
+
 def _moment(watched: RunWatch, step: int | None) -> Pin | None:
+    """The moment to show, with a word on standard error where it is another than asked for."""
     if step is None:
         return None
+    if step < 1:
+        fail(f"--step {step}: the first step of a run is 1", USAGE)
+    if watched.latest is None:
+        fail(f"--step {step}: no step in {watched.path} yet", NO_VERDICT)
     found = pin_at(watched, step)
     if found is None:
-        fail(f"--step {step}: cannot be found in {watched.path}; name a plain .jsonl", NO_VERDICT)
+        how = (
+            "a pipe cannot be read twice"
+            if isinstance(watched.source, PipedLog)
+            else ("a packed log is read from front to back: unpack it")
+        )
+        fail(f"--step {step}: cannot be found in {watched.path}; {how}", NO_VERDICT)
+    if found.step != step:
+        newest = watched.latest.record.step
+        why = f"the newest is {newest:,}" if step > newest else f"showing {found.step:,}"
+        say(f"--step {step}: not in the log, {why}")
     return found
 
 

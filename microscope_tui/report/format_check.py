@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -43,17 +43,18 @@ class FormatReport:
         return sum(p.count for p in self.problems if p.severity == severity)
 
 
-def check_format(path: Path) -> FormatReport:
+def check_format(path: Path, stream: BinaryIO | None = None) -> FormatReport:
     """Check a log (compressed by gzip or zstd or not), or the folder of one run.
 
-    A file that cannot be read is a report with that one problem, never an exception.
+    Where ``stream`` is given it is read instead, and ``path`` is what it is called. What cannot be
+    read is a report with that one problem, never an exception.
     """
     if path.is_dir():
         path = path / LOG_NAME
     check = _Check()
     problems: list[Problem] = []
     try:
-        for chunk in _chunks(path):
+        for chunk in _chunks(path) if stream is None else _pieces(stream):
             problems += check.feed(chunk)
         problems += check.finish()
         problems.sort(key=lambda problem: problem.line)
@@ -186,12 +187,16 @@ def _is_whole(line: bytes) -> bool:
 def _chunks(path: Path) -> Iterator[bytes]:
     with os.fdopen(open_regular_file(path), "rb") as file:
         if path.suffix not in ARCHIVE_SUFFIXES:
-            yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
+            yield from _pieces(file)
             return
     log = CompressedLog(path)
     while not log.exhausted:
         if data := log.read(_CHUNK_BYTES).data:
             yield data
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(_CHUNK_BYTES), b"")
 
 
 def _plural(number: int, noun: str) -> str:

@@ -9,7 +9,19 @@ from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
-from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, crop, pad, plain, spread
+from microscope_tui.report.spans import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    crop,
+    line_width,
+    listed,
+    pad,
+    plain,
+    shortened,
+    spread,
+    width_of,
+)
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import RunView
 
@@ -23,6 +35,7 @@ STATE_ROLES = {
     "failed": "crit",
     "deleted": "crit",
 }
+_LEAST_NAME = 12
 _BADGES = {
     Severity.INFO: "NOTE",
     Severity.WARN: "WARNING",
@@ -32,26 +45,24 @@ _BADGES = {
 
 
 def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> Line:
-    """Run, state and age, progress, loss and speed on one line."""
-    left: Line = [Span(" ")]
-    if brand and width >= 110:
-        left += [Span("MoE Microscope", "brand"), Span("   ")]
-    left += [Span(view.name, "title"), Span("   "), *_state(view)]
-    step: Line = [Span("step ", "dim"), Span(f"{view.step:,}", "value")]
+    """Run, state and age, progress, loss and speed on one line; a long name gives way first."""
+    wide = width >= 110
+    gap = Span("   " if width >= 72 else "  ")
+    left: Line = [Span("MoE Microscope", "brand"), gap] if brand and wide else []
     planned = view.run.planned_steps if view.run else None
-    if planned:
-        step.append(Span(f" / {planned:,}", "dim"))
-        if width >= 110:
-            step += [Span(" "), *_progress(view.step / planned, 16, glyphs)]
+    rest = _after_name(view, planned, wide, gap, glyphs)
+    room = width - line_width([*left, *rest]) - 2
+    if room < width_of(view.name):  # the name of the run says more than ours
+        left, room = [], room + line_width(left)
+    if room < min(_LEAST_NAME, width_of(view.name)):
+        rest = _after_name(view, None, wide, gap, glyphs)
+        room = width - line_width(rest) - 2
+    name = shortened(view.name, max(_LEAST_NAME, room))
+    left = [Span(" "), *left, Span(name, "title"), *rest]
     record = view.record
-    loss: Line = [Span("loss ", "dim"), Span(words.decimal(record.loss if record else None) or "-")]
-    if width >= 110 and view.loss_history:
-        loss += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
     speed: Line = []
     if record is not None and record.tokens_per_s:
         speed = [Span(f"{words.short_number(record.tokens_per_s)} tok/s", "dim")]
-    for part in (step, loss):
-        left += [Span("   "), *part]
     return pad(spread(left, [*speed, Span(" ")], width), width)
 
 
@@ -141,7 +152,7 @@ def ribbon(view: RunView, layout: Layout, glyphs: Glyphs, shown: str) -> Line:
 
 def ribbon_width(layout: Layout) -> int:
     """Columns of the time ribbon."""
-    return max(8, layout.columns - 34)
+    return max(8, layout.columns - (40 if layout.columns >= 72 else 34))
 
 
 def ribbon_notes(view: RunView, layout: Layout, watching: str = "") -> Line:
@@ -152,24 +163,22 @@ def ribbon_notes(view: RunView, layout: Layout, watching: str = "") -> Line:
         notes += [Span(f"onset {worst[0].onset:,}   ", ROLE_OF_SEVERITY[worst[0].severity])]
     for step in view.restarts[-2:]:
         notes += [Span(f"restart {step:,}   ", "dim")]
-    right = []
+    right = list(layout.hidden)  # what matters most first: the last ones give way
+    if view.defects:
+        right.append(f"{view.defects:,} bad line{'s' if view.defects > 1 else ''}")
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:
         right.append(f"diagnosis at {view.judged:.0%}")
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
-    if view.defects:
-        right.append(f"{view.defects:,} bad lines")
-    right += list(layout.hidden)
     if watching:
         right.append(watching)
     if view.step:
         steps = max(1, round(view.step / ribbon_width(layout)))
         right.append(f"1 column = {steps:,} step{'s' if steps > 1 else ''}")
-    return pad(
-        spread(notes, [Span("  ·  ".join(right) + " ", "faint")], layout.columns), layout.columns
-    )
+    said = listed(right, layout.columns - line_width(notes) - 2)
+    return pad(spread(notes, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
 
 
 def _state(view: RunView) -> Line:
@@ -178,6 +187,20 @@ def _state(view: RunView) -> Line:
     if view.state in ("finished", "stopped", "failed", "deleted") and view.age_s is not None:
         shown = f"{view.state} {words.age(view.age_s)} ago"
     return [Span("● ", role), Span(shown, role)]
+
+
+def _after_name(view: RunView, planned: int | None, wide: bool, gap: Span, glyphs: Glyphs) -> Line:
+    """State, step and loss: what the header says about the run that it names."""
+    step: Line = [Span("step ", "dim"), Span(f"{view.step:,}", "value")]
+    if planned:
+        step.append(Span(f" / {planned:,}", "dim"))
+        if wide:
+            step += [Span(" "), *_progress(view.step / planned, 16, glyphs)]
+    loss = words.decimal(view.record.loss if view.record else None) or "-"
+    line = [gap, *_state(view), gap, *step, gap, Span("loss ", "dim"), Span(loss)]
+    if wide and view.loss_history:
+        line += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
+    return line
 
 
 def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:

@@ -16,6 +16,7 @@ _MAX_SPARK = 30
 _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
+_NOTED_FROM_ROWS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Layout:
     """Lines for the table's body."""
     roomy: bool
     """Blank lines between the parts, and a verdict of three lines."""
+    noted: bool
+    """A line of notes under the ribbon; where it is narrow only if there is something to say."""
     numbered: bool
     """A line with the numbers of the experts above their cells."""
     hidden: tuple[str, ...]
@@ -68,12 +71,18 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     numbered = roomy and cell >= 3
     fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
     body = max(1, rows - fixed)
+    noted = roomy
+    if not roomy and rows >= _NOTED_FROM_ROWS:
+        noted = bool(body < layers or not spark or view.defects or view.memory_limit)
+        body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
-    hidden = [] if spark else ["curves"]
+    hidden = []
+    if (more := layers - max(1, body // height)) > 0:
+        hidden.append(f"{more} more layer{'s' if more > 1 else ''}")
+    if not spark:
+        hidden.append("no room for curves")
     if per_cell > 1:
         hidden.append(f"{per_cell} experts a cell")
-    if body // height < layers:
-        hidden.append(f"{layers - max(1, body // height)} more layers")
     return Layout(
         columns=columns,
         rows=rows,
@@ -87,6 +96,7 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
         row_height=height,
         table_rows=body,
         roomy=roomy,
+        noted=noted,
         numbered=numbered,
         hidden=tuple(hidden),
     )

@@ -1,76 +1,135 @@
-"""The list of runs as lines: state, age, progress, loss and what is wrong, one run a line."""
+"""The list of runs as lines: state, age, progress, loss and what is wrong, one run a line.
+
+What is live or sick is bright, what is over is dim; where there is little room the loss goes first,
+then the step, and what is hidden is said.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from microscope_tui.report import words
 from microscope_tui.report.frame import STATE_ROLES
-from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad, width_of
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    line_width,
+    pad,
+    shortened,
+    width_of,
+)
 from microscope_tui.watch.fleet import RunCard
 
-_STATE, _AGE, _STEP, _LOSS = 9, 7, 17, 7
-_MOST_NAME = 48
+_MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
+_LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
+_OPEN = "  open"
+LIVE = ("live", "slow")
+"""States of a run that goes on."""
+_ASIDE = ("finished", "archived", "waiting")
+"""States that are nobody's trouble: not coloured here, where the living ones are to stand out."""
 
 
-def run_heads(cards: Sequence[RunCard], columns: int) -> Line:
+@dataclass(frozen=True, slots=True)
+class ListLayout:
+    """Widths in cells; 0 for a column that is left out."""
+
+    columns: int
+    name: int
+    step: int
+    loss: int
+
+    @property
+    def hidden(self) -> str:
+        """What was left out for want of room, in words."""
+        left_out = [word for word, width in (("step", self.step), ("loss", self.loss)) if not width]
+        return f"no room for {' and '.join(left_out)}" if left_out else ""
+
+
+def fit_list(cards: Sequence[RunCard], columns: int) -> ListLayout:
+    """What gets which width: the columns of what there is, the name what is left."""
+    step = 2 + max([4, *(len(_step(card)) for card in cards)])
+    loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
+    longest = max([3, *(width_of(card.file.name) for card in cards)]) + len(_OPEN)
+    fixed = _MARK + 2 + _STATE + _AGE + _GAP
+    for step_, loss_ in ((step, loss), (step, 0), (0, 0)):
+        room = columns - fixed - step_ - loss_
+        if room - _LEAST_VERDICT >= min(longest, _LEAST_NAME):
+            break
+    # The verdict is what the list is read for; the longest name may have what it leaves.
+    name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, columns // 3)))
+    return ListLayout(columns, max(8, name), step_, loss_)
+
+
+def run_heads(layout: ListLayout) -> Line:
     """The names of the columns."""
-    name = name_width(cards, columns)
     return pad(
         [
-            Span("    "),
-            *pad([Span("run", "dim")], name),
-            *pad([Span("  state", "dim")], _STATE + 4),
+            Span(" " * _MARK),
+            *pad([Span("run", "dim")], layout.name),
+            *pad([Span("  state", "dim")], _STATE + 2),
             *pad([Span("age", "dim")], _AGE, "right"),
-            *pad([Span("step", "dim")], _STEP, "right"),
-            *pad([Span("loss", "dim")], _LOSS, "right"),
-            Span("   verdict", "dim"),
+            *pad([Span("step"[: layout.step], "dim")], layout.step, "right"),
+            *pad([Span("loss"[: layout.loss], "dim")], layout.loss, "right"),
+            Span(" " * _GAP + "verdict", "dim"),
         ],
-        columns,
+        layout.columns,
     )
 
 
-def run_line(card: RunCard, name: int, columns: int, *, selected: bool) -> Line:
+def run_line(card: RunCard, layout: ListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
     """One run."""
-    role = STATE_ROLES.get(card.state, "dim")
+    role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
+    bright = "value" if card.state in LIVE or card.open or card.findings or chosen else "dim"
+    cursor = ">" if glyphs is Glyphs.ASCII else "▶"
+    mark = "●" if card.state in LIVE else "·"
+    left = [
+        Span(f" {cursor} " if chosen else " " * _MARK, "accent"),
+        *_name(card, layout.name, "title" if chosen else bright),
+        Span(f"  {mark} ", role),
+        *pad([Span(card.state, role)], _STATE - 2),
+        *pad([Span(words.age(card.age_s), "dim")], _AGE, "right"),
+        *pad([Span(_step(card), bright)] if layout.step else [], layout.step, "right"),
+        *pad([Span(_loss(card), bright)] if layout.loss else [], layout.loss, "right"),
+        Span(" " * _GAP),
+    ]
+    return pad([*left, *_verdict(card, layout.columns - line_width(left))], layout.columns)
+
+
+def _name(card: RunCard, width: int, role: str) -> Line:
+    if not card.open:
+        return pad([Span(shortened(card.file.name, width), role)], width)
+    name = shortened(card.file.name, max(1, width - len(_OPEN)))
+    return pad([Span(name, role), Span(_OPEN, "accent")], width)
+
+
+def _step(card: RunCard) -> str:
     step = f"{card.step:,}" if card.step else "-"
-    if card.planned_steps:
-        step += f"/{words.short_number(card.planned_steps)}"
-    return pad(
-        [
-            Span(" > " if selected else "   ", "accent"),
-            Span("*" if card.open else " ", "accent"),
-            *pad([Span(card.file.name, "title" if selected else "value")], name),
-            Span("  ● ", role),
-            *pad([Span(card.state, role)], _STATE),
-            *pad([Span(words.age(card.age_s), "dim")], _AGE, "right"),
-            *pad([Span(step)], _STEP, "right"),
-            *pad([Span(words.decimal(card.loss) or "-")], _LOSS, "right"),
-            Span("   "),
-            *_verdict(card),
-        ],
-        columns,
-    )
+    return f"{step}/{words.short_number(card.planned_steps)}" if card.planned_steps else step
 
 
-def name_width(cards: Sequence[RunCard], columns: int) -> int:
-    """Cells for the names: what the longest needs, as far as there is room."""
-    room = columns - (4 + 4 + _STATE + _AGE + _STEP + _LOSS + 3 + 12)
-    longest = max((width_of(card.file.name) for card in cards), default=0)
-    return max(8, min(room, _MOST_NAME, max(12, longest)))
+def _loss(card: RunCard) -> str:
+    return words.decimal(card.loss) or "-"
 
 
-def _verdict(card: RunCard) -> Line:
+def _verdict(card: RunCard, room: int) -> Line:
+    """What is wrong, as much of it as there is room for."""
     if card.error:
         return [Span(card.error, "crit")]
+    if card.findings:
+        worst = card.findings[0]
+        role = ROLE_OF_SEVERITY[worst.severity]
+        more = f" +{len(worst.layers) - 1}" if len(worst.layers) > 1 else ""
+        where = f" {worst.layers[0]}{more}" if worst.layers else ""
+        line = [Span(f"{worst.severity.letter} {worst.rule}", role)]
+        for part in (Span(where), Span(f" since {worst.onset:,}", "dim")):
+            if line_width([*line, part]) <= room:
+                line.append(part)
+        return line
+    if card.end_reason == "collapse":
+        return [Span("stopped on collapse", "crit")]
     if card.findings is None:
-        return [Span("not followed", "faint")]
-    if not card.findings and card.judged < 1.0:
+        return [Span("not judged", "faint")]
+    if card.judged < 1.0:
         return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
-    if not card.findings:
-        return [Span("healthy", "ok")]
-    worst = card.findings[0]
-    layers = worst.layers
-    where = layers[0] + (f" +{len(layers) - 1}" if len(layers) > 1 else "") if layers else ""
-    return [
-        Span(f"{worst.severity.letter} ", ROLE_OF_SEVERITY[worst.severity]),
-        Span(f"{worst.rule} {where} since {worst.onset:,}"),
-    ]
+    return [Span("healthy", "ok" if card.state in LIVE else "dim")]

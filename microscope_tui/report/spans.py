@@ -61,6 +61,24 @@ def crop(line: Sequence[Span], width: int) -> Line:
     return out
 
 
+def shortened(text: str, width: int) -> str:
+    """``text`` in at most ``width`` cells: names that differ at either end stay different."""
+    if width_of(text) <= width:
+        return text
+    head, tail, room = "", "", max(0, width - 1)
+    first, last = 0, len(text) - 1
+    while first <= last:
+        at_head = width_of(head) <= width_of(tail)
+        char = text[first] if at_head else text[last]
+        if width_of(head) + width_of(tail) + width_of(char) > room:
+            break
+        if at_head:
+            head, first = head + char, first + 1
+        else:
+            tail, last = char + tail, last - 1
+    return f"{head}…{tail}"[: max(0, width)]
+
+
 def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
     """``line`` cropped and filled with blanks to exactly ``width`` cells."""
     cut = crop(line, width)
@@ -74,6 +92,15 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
     if room < 1:
         return pad(left, width)
     return [*left, Span(" " * room, ""), *right]
+
+
+def listed(parts: Sequence[str], room: int) -> str:
+    """``parts`` in one text of at most ``room`` cells; the last ones give way, so rank them."""
+    text = "  ·  ".join(parts)
+    while parts and width_of(text) > room:
+        parts = parts[:-1]
+        text = "  ·  ".join(parts)
+    return text
 
 
 def plain(line: Iterable[Span]) -> str:

@@ -29,6 +29,9 @@ from microscope_tui.runlog.safe_text import safe_text
 
 _MAX_STEP = 2**62
 _MAX_ROUTERS = 4096
+_MAX_OBJECT_BYTES = 8 << 20
+"""A longer line is not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
+_MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the whole line
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _step_decoder = msgspec.json.Decoder(StepRecord)
@@ -116,11 +119,13 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
 
 def _object(line: bytes) -> dict[str, Any]:
     """The line as a dict: msgspec first, the standard library for what msgspec refuses."""
+    if len(line) > _MAX_OBJECT_BYTES:
+        raise BadLine(f"{len(line) >> 20:,} MB in one line, more than any record needs")
     try:
         try:
             value = msgspec.json.decode(line)
-        except (msgspec.MsgspecError, RecursionError):
-            value = json.loads(line.decode("utf-8", "replace"))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            value = json.loads(line.decode("utf-8", "replace"), parse_int=_parsed_int)
     except RecursionError:
         raise BadLine("nested too deeply to be a record") from None
     except ValueError:
@@ -128,6 +133,10 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadLine(f"a {type(value).__name__}, not an object")
     return value
+
+
+def _parsed_int(digits: str) -> int | None:
+    return int(digits) if len(digits) < _MAX_DIGITS else None
 
 
 def _number(value: Any) -> float | None:

@@ -254,8 +254,8 @@ def is_an_object(line: bytes) -> bool:
     line = line.lstrip(b"\0")
     try:
         return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.MsgspecError, RecursionError):
-        pass  # bare NaN is a record too: ask the standard library
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # bare NaN and a stray byte in a text are records too: ask the standard library
     try:
         return isinstance(json.loads(line.decode("utf-8", "replace")), dict)
     except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ A list of a thousand runs must not read a thousand logs: two short reads a run s
 plan, its last step and how it ended.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,10 @@ def _record(line: bytes) -> RunRecord | StepRecord | EventRecord | None:
 
 
 def _step_time(steps: list[StepRecord]) -> float | None:
-    if steps and steps[-1].step_time_s is not None:
-        return steps[-1].step_time_s
+    own = steps[-1].step_time_s if steps else None
+    if own is not None and 0.0 <= own < math.inf:
+        return own
     if len(steps) < 2 or steps[0].time is None or steps[1].time is None:
         return None
-    return max(0.0, steps[1].time - steps[0].time)
+    between = steps[1].time - steps[0].time
+    return max(0.0, between) if math.isfinite(between) else None

@@ -37,9 +37,11 @@ class CountRows:
             return None
         start = self._starts[index]
         end = self._line.find(b"]", start)
+        if self._line.find(b"{", start, end) >= 0:
+            return None
         try:
             row = msgspec.json.decode(self._line[start : end + 1])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         if not row or set(map(type, row)) != {int} or min(row) < 0 or max(row) >= 2**62:
             return None

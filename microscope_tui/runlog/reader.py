@@ -66,18 +66,22 @@ class StepEntry:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
             except BadLine:  # the typed decoder skipped what the full one cannot read
-                self._matrices = Matrices([None] * self.routers, [None] * self.routers)
+                alone = [self._row(router) for router in range(self.routers)]
+                self._matrices = Matrices(alone, [None] * self.routers)
         return self._matrices
 
     def counts(self, router_index: int) -> list[int] | None:
         """Counts of one router; the others are not decoded for it."""
         if self._matrices is None:
-            if self._rows is None:
-                self._rows = CountRows(self._line, self.routers)
-            row = self._rows.row(router_index)
+            row = self._row(router_index)
             if row is not None:
                 return row
         return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
+
+    def _row(self, router_index: int) -> list[int] | None:
+        if self._rows is None:
+            self._rows = CountRows(self._line, self.routers)
+        return self._rows.row(router_index)
 
 
 Entry = StepEntry | RunRecord | EventRecord

@@ -1,7 +1,8 @@
 """Find one step in a log without reading the log: steps grow with the byte offset.
 
 ``read_steps`` reads on from a known line; ``find_step`` narrows a stretch of the file, in which
-steps are known to grow, by interpolation until a single read covers what is left.
+steps are known to grow, by interpolation until a single read covers what is left;
+``surviving_steps`` reads a stretch with restarts in it.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import BadLine, RunRecord, StepRecord, UnknownFormat
 
 _READ_BYTES = 1 << 19
@@ -27,16 +28,71 @@ def read_steps(
     Raises:
         OSError: the file cannot be read.
     """
+    for _, entry in _read(path, run, start, end):
+        if isinstance(entry, RunRecord):
+            return
+        if isinstance(entry, StepEntry):
+            yield entry
+
+
+def surviving_steps(
+    path: Path, run: RunRecord, start: int, end: int, limit: int, *, restarted: bool
+) -> list[tuple[int, int]]:
+    """Step and offset of the lines in ``start`` … ``end`` that hold steps below ``limit``.
+
+    Args:
+        restarted: steps below ``limit`` may be superseded in there; else they only grow, and
+            reading ends with them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    kept: list[tuple[int, int]] = []
+    before: int | None = None
+    for at, entry in _read(path, run, start, end):
+        if at >= end:
+            break
+        if isinstance(entry, RunRecord):
+            if entry.routers != run.routers:
+                break
+            if entry.resumed_at_step is not None:
+                _drop_from(kept, max(1, entry.resumed_at_step))
+        elif isinstance(entry, StepEntry):
+            step = entry.record.step
+            if step >= limit and not restarted:
+                break
+            if not (kept and kept[-1][0] == step == before):  # of a step twice, the first
+                _drop_from(kept, step)
+                kept.append((step, at))
+            before = step
+    _drop_from(kept, limit)
+    return kept
+
+
+def _drop_from(kept: list[tuple[int, int]], step: int) -> None:
+    while kept and kept[-1][0] >= step:
+        kept.pop()
+
+
+def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
+    """The step whose line begins at ``offset``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    entry = next(read_steps(path, run, offset), None)
+    return entry if entry is not None and entry.offset == offset else None
+
+
+def _read(path: Path, run: RunRecord, start: int, end: int | None) -> Iterator[tuple[int, Entry]]:
+    """Records from the line at ``start`` on, each with its offset; some lines behind ``end``."""
     reader = RunReader(run.run, run, start)
     file = open_regular_file(path)
     try:
         while data := os.pread(file, _READ_BYTES, start):
             start += len(data)
             for entry in reader.feed(data):
-                if isinstance(entry, RunRecord):
-                    return
-                if isinstance(entry, StepEntry):
-                    yield entry
+                yield reader.line_start, entry
             if end is not None and start >= end:
                 return
     except UnknownFormat:
@@ -75,9 +131,10 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
         os.close(file)
     best = None
     for entry in read_steps(path, run, low, high + _LONGEST_LINE):
-        if entry.record.step > step or (best and entry.record.step <= best.record.step):
+        if entry.record.step > step or (best and entry.record.step < best.record.step):
             break
-        best = entry
+        if best is None or entry.record.step > best.record.step:  # of a step twice, the first
+            best = entry
     return best
 
 

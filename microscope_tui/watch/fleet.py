@@ -4,7 +4,6 @@ One run is open; the other live ones are followed and judged beside it, each in 
 cost a ``stat`` now and then, and two short reads when they changed.
 """
 
-import math
 import os
 import threading
 import time
@@ -44,6 +43,8 @@ class RunCard:
     """Share of the log that the diagnosis has seen."""
     error: str | None
     open: bool
+    end_reason: str | None = None
+    """Why the run ended, where its log says so."""
 
 
 class Fleet:
@@ -65,6 +66,8 @@ class Fleet:
         """Grows whenever the open run has something new."""
         self.list_version = 0
         """Grows whenever any run of the list has something new."""
+        self.piped = False
+        """The one run comes through a pipe; there is no folder."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, tuple[RunFile, Glance]] = {}
         self._known = known or KnownLogs()
@@ -75,13 +78,13 @@ class Fleet:
     def of_one(cls, watch: RunWatch) -> "Fleet":
         """A single run that comes from no folder: a pipe."""
         fleet = cls(watch.path)
-        fleet.open, fleet._next_search = watch, math.inf
+        fleet.open, fleet.runs, fleet.piped = watch, [watch.file], True
         return fleet
 
     def search(self, *, now: bool = False) -> bool:
         """Look for runs if it is time to, or ``now``; true if the list or a run changed."""
         started = time.monotonic()
-        if math.isinf(self._next_search) or (not now and started < self._next_search):
+        if self.piped or (not now and started < self._next_search):
             return False
         runs = self._found()
         took = time.monotonic() - started
@@ -118,6 +121,8 @@ class Fleet:
 
     def look_around(self) -> bool:
         """Glance at some of the runs that changed since the last look; true if there were any."""
+        if self.piped:
+            return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
             seen = glance(run.path)
@@ -142,35 +147,41 @@ class Fleet:
         now: float | None,
     ) -> RunCard:
         found = seen[1] if seen else Glance()
-        last = found.last
+        last, end, plan = found.last, found.end, found.run
         age = age_of(run.modified, now)
         state = state_of(
             age,
             deleted=False,
             has_steps=last is not None,
-            end=found.end,
+            end=end,
             step_times_s=[found.step_time_s] if found.step_time_s else [],
         )
         if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
             state = "archived"  # its end is not known before all of it was unpacked
         findings = None
+        error = found.error or (watch.error if watch else None)
         if watch is not None:
             with watch.lock:
                 if watch.diagnosis is not None:
                     findings = [f for f in watch.diagnosis.findings() if f.active]
-                if watch.latest is not None:
-                    last = watch.latest.record
+                if watch.latest is not None and (watch.complete or last is None):
+                    # It knows more than a glance, and the header says the same.
+                    last, end, plan = watch.latest.record, watch.shown.end, watch.run
+                    state, age = watch.state(now)
+        if error and last is None:
+            state = "error"
         return RunCard(
             file=run,
             state=state,
             age_s=age,
             step=last.step if last else 0,
-            planned_steps=found.run.planned_steps if found.run else None,
+            planned_steps=plan.planned_steps if plan else None,
             loss=last.loss if last else None,
             findings=findings,
             judged=watch.judged if watch is not None else 0.0,
-            error=found.error or (watch.error if watch else None),
+            error=error,
             open=watch is not None and watch is self.open,
+            end_reason=end.reason if end else None,
         )
 
     def _is_stale(self, run: RunFile) -> bool:

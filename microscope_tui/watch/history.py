@@ -1,8 +1,8 @@
 """The whole history of a run in bounded memory: a pyramid of low / mean / high over its steps.
 
 A row covers ``stride`` steps. When the rows reach their capacity, neighbours merge in pairs
-(``halved``) and every row covers twice as many steps from then on. A row never spans a restart,
-and it knows where in the file its first record stands, so that any step can be found again.
+(``halved``) and every row covers twice as many steps from then on. A new row begins at a restart,
+and each knows where in the file its first record stands, so that any step can be found again.
 """
 
 from array import array
@@ -14,6 +14,7 @@ from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Curve
 
 MAX_ROWS = 8192
 MIN_ROWS = 256
+_NEVER = 2**63
 _BATCH = 64  # steps that are taken in together: one pass over 64 values costs little more than one
 
 Values = Sequence[float | None]
@@ -25,6 +26,12 @@ class Row:
 
     step: int
     offset: int
+    after: int = _NEVER
+    """The first step behind it."""
+    end: int | None = None
+    """Where the next row begins; ``None`` for the last."""
+    restart: int | None = None
+    """The run restarted at this step: from there on, steps in the file may be superseded."""
 
 
 def rows_within(memory_bytes: int, curves: int) -> int:
@@ -120,7 +127,7 @@ class History:
         torn = None
         if rows and self.stride > 1 and upto > step:
             rows -= 1
-            torn = Row(self.steps[rows], self.offsets[rows])
+            torn = self.row(rows)
         del self.steps[rows:], self.offsets[rows:]
         for curves in self._curves.values():
             for curve in curves:
@@ -149,9 +156,14 @@ class History:
         """Number of the row that holds ``step``, or of the last one before it; 0 at least."""
         return max(0, bisect_right(self.steps, step) - 1)
 
-    def restarted_between(self, first: int, last: int) -> bool:
-        """The run restarted after row ``first`` began and at or before row ``last`` did."""
-        return any(self.steps[first] < at <= self.steps[last] for at in self.restarts)
+    def row(self, at: int) -> Row:
+        """Where the steps of row ``at`` stand."""
+        after, end = self.last_step + 1, None
+        if at + 1 < len(self.steps):
+            after, end = self.steps[at + 1], self.offsets[at + 1]
+        first = self.steps[at]
+        restart = min((step for step in self.restarts if first < step <= after), default=None)
+        return Row(first, self.offsets[at], after, end, restart)
 
     def columns(
         self, name: str, index: int, count: int, *, until: int | None = None

@@ -1,12 +1,11 @@
 """A moment of a run to look at: the present one, or any step of the past found in the file."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.seek import find_step, read_steps
+from microscope_tui.runlog.seek import find_step, step_at
 from microscope_tui.watch.history import History
+from microscope_tui.watch.rows import find_in, steps_in
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import complete_summary
 
@@ -61,42 +60,31 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
 
 def _find(watch: RunWatch, history: History, step: int) -> StepEntry | None:
     with watch.lock:
-        run, at, sampled = watch.run, history.index_of(step), watch.sampled
-        start = history.offsets[at]
-        last = at + 1 >= len(history)
-        end = watch.source.size if last else history.offsets[at + 1]
-        restarted = not last and history.restarted_between(at, at + 1)
+        run, sampled, size = watch.run, watch.sampled, watch.source.size
+        row = history.row(history.index_of(step))
     if run is None:
         return None
-    if (sampled or end - start > _NEAR_BYTES) and not restarted and end > start:
-        return find_step(watch.path, run, step, start, end)
-    best = None
-    for entry in islice(read_steps(watch.path, run, start), history.stride):
-        if entry.record.step > step or (best and entry.record.step <= best.record.step):
-            break
-        best = entry
-    return best
+    end = size if row.end is None else row.end
+    if sampled or (end - row.offset > _NEAR_BYTES and row.restart is None):
+        return find_step(watch.path, run, step, row.offset, max(end, row.offset + 1))
+    found = find_in(watch.path, run, row, step + 1, size)
+    return step_at(watch.path, run, found[-1][1]) if found else None
 
 
 def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepEntry | None:
     """The last entry before ``entry`` that holds counts, where they are logged rarely."""
     with watch.lock:
+        run, sampled, size = watch.run, watch.sampled, watch.source.size
         at = history.index_of(entry.record.step)
-        first = max(0, at - _MOST_ROWS_BACK)
-        starts = list(history.offsets[first : at + 1])
-        # Behind a restart a row goes on in the file with steps that no longer hold.
-        limits = [*history.steps[first + 1 : at + 1], entry.record.step + 1]
-    for start, limit in zip(reversed(starts), reversed(limits), strict=True):
+        rows = [history.row(row) for row in range(at, max(-1, at - _MOST_ROWS_BACK), -1)]
+    if run is None:
+        return None
+    for row in rows:
+        if sampled:  # between two samples are too many steps to look at
+            row = replace(row, end=row.offset + 1)
         found = None
-        for candidate in _row(watch, history, start):
-            if candidate.record.step >= limit:
-                break
+        for candidate in steps_in(watch.path, run, row, entry.record.step + 1, size):
             found = candidate if candidate.has_counts else found
         if found is not None:
             return found
     return None
-
-
-def _row(watch: RunWatch, history: History, start: int) -> Iterator[StepEntry]:
-    assert watch.run is not None
-    return islice(read_steps(watch.path, watch.run, start, start), history.stride)

@@ -36,6 +36,6 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     return picture, found.monotonic
 
 
-def _never(row: Row, run: RunRecord) -> Iterable[StepEntry]:
+def _never(row: Row, run: RunRecord, limit: int) -> Iterable[StepEntry]:
     """Samples only grow: no row of theirs is ever cut by a restart."""
     raise AssertionError(f"a sampled history restarted at {row.step}")

@@ -5,6 +5,7 @@ milliseconds at a time, so that a reader thread never freezes a screen. The scan
 diagnosis walks along with it where little is left to read, and comes later behind a long log.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -16,10 +17,10 @@ from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.follow import Source
 from microscope_tui.runlog.reader import Defects, Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
-from microscope_tui.runlog.seek import read_steps
 from microscope_tui.watch.history import MAX_ROWS, History, Row
 from microscope_tui.watch.judge import Judge
 from microscope_tui.watch.preview import preview
+from microscope_tui.watch.rows import steps_in
 from microscope_tui.watch.scan import RepeatedStep, Scan
 from microscope_tui.watch.state import age_of, state_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
@@ -290,9 +291,11 @@ class RunWatch:
             with self.lock:
                 self.scan.history = halved
 
-    def _reread(self, row: Row, run: RunRecord) -> Iterator[StepEntry]:
-        if self.source.seekable:
-            yield from read_steps(self.path, run, row.offset)
+    def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
+        if not self.source.seekable:
+            return
+        with contextlib.suppress(OSError):  # it is gone: the next look says so
+            yield from steps_in(self.path, run, row, limit, self._reader.line_start)
 
     def _fail(self, error: OSError) -> bool:
         """Say why the log cannot be read; true if that is news."""

@@ -13,8 +13,8 @@ from microscope_tui.runlog.records import EventRecord, RunRecord
 from microscope_tui.watch.history import History, Row
 from microscope_tui.watch.summaries import complete_summary, new_history, row_of
 
-Reread = Callable[[Row, RunRecord], Iterable[StepEntry]]
-"""The steps of the file from the beginning of a row on; none where the log cannot be read again."""
+Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
+"""The steps of a row below a limit, from the file; none where the log cannot be read again."""
 
 
 class RepeatedStep(ValueError):
@@ -92,12 +92,9 @@ class Scan:
         assert history is not None
         torn = history.restart(step)
         if torn is not None:
-            for entry in self._reread(torn, run):
-                at = entry.record.step
-                if not history.last_step < at < step or entry.routers != len(run.routers):
-                    break
+            for entry in self._reread(torn, run, step):
                 complete_summary(entry)
-                history.add(at, row_of(entry), entry.offset)
+                history.add(entry.record.step, row_of(entry), entry.offset)
             history.close_row()
         history.last_step = step - 1
         kept = [e for e in self.evaluations if e.step is None or e.step < step]

@@ -9,12 +9,15 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
+from textual.pilot import Pilot
+
+from microscope_tui.app.widgets.rows import Rows, Tiles
 
 
 class Terminal:
@@ -106,3 +109,31 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 def collapsed(scenario: Any) -> Path:
     """A finished run of 5 routers whose L4 collapses at step 150."""
     return scenario("collapse", routers=5, steps=450)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    """``await until(pilot, condition, what)``: let the app go on until the condition holds."""
+
+    async def wait(pilot: Pilot[None], condition: Callable[[], object], what: str = "") -> None:
+        end = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < end, f"never came about: {what}"
+            await pilot.pause(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def seen() -> Callable[[Pilot[None], str], str]:
+    """``seen(pilot, selector)``: the text of the rows there on the present screen, or nothing."""
+
+    def text(pilot: Pilot[None], selector: str) -> str:
+        found = pilot.app.screen.query(selector)
+        if not found:
+            return ""
+        parts = found.first().query(Rows) if isinstance(found.first(), Tiles) else found
+        columns = [[s.text for s in part._strips] for part in parts]  # type: ignore[attr-defined]
+        return "\n".join("".join(row) for row in zip(*columns, strict=True))
+
+    return text

@@ -129,14 +129,14 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         assert isinstance(app.screen, MainScreen)
 
 
-@pytest.mark.parametrize("screen", ["main", "layer"])
+@pytest.mark.parametrize("screen", ["main", "layer", "runs"])
 async def test_every_binding_has_an_action_and_an_id_of_its_own(
     collapsed: Path, screen: str
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
-        if screen == "layer":
-            await pilot.press("enter")
+        if screen != "main":
+            await pilot.press({"layer": "enter", "runs": "r"}[screen])
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         assert len({b.id for b in bindings}) == len(bindings)
         used = [key for b in bindings for key in b.key.split(",")]

@@ -70,6 +70,22 @@ def test_ascii_and_no_colour_still_tell_the_whole_story(terminal: Start, collaps
     assert " C " in row
 
 
+def test_a_step_typed_or_pasted_in_one_go_is_gone_to(terminal: Start, collapsed: Path) -> None:
+    screen = terminal(collapsed)
+    screen.wait_for("CRITICAL")
+    screen.wait_for("450 finished")
+    screen.press(":273\r")
+    screen.wait_for("273 PAUSED, now 450")
+    screen.press(":")
+    screen.wait_for("go to step")
+    screen.press("\x1b[200~99\x1b[201~\r")
+    screen.wait_for("99 PAUSED")
+    screen.press("f")
+    screen.wait_for("450 finished")
+    screen.press("q")
+    assert screen.exit_code() == 0
+
+
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}])
 def test_a_dumb_terminal_is_told_what_to_use_instead(
     terminal: Start, collapsed: Path, environment: dict[str, str]

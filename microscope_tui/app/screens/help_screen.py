@@ -11,6 +11,7 @@ from microscope_tui.app import keys
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report.wrap import wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
@@ -18,33 +19,55 @@ _READING = (
     "balance c: 1 is even, 0 collapsed on k experts; entropy cannot tell",
     "C critical, W warning, I note, M the measurement itself is at fault",
 )
+_WIDEST = 96
+_FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
 class HelpScreen(ModalScreen[None]):
-    """Lists exactly the bindings of the screen that it was opened from."""
+    """Lists exactly the bindings of the screen that it was opened from; scrolls if it must."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,q,enter", "dismiss_help", "close", id="help.close")
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.HELP]
 
     def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs) -> None:
         super().__init__()
         self._bindings_shown = bindings
         self._glyphs = glyphs
+        self._at = 0
 
     def compose(self) -> ComposeResult:
         yield Rows(self._glyphs, id="help")
 
     def on_resize(self) -> None:
-        close: Line = [Span("     esc", "accent"), Span(" closes this", "dim")]
-        lines: list[Line] = [[Span("  Keys", "title"), *close], []]
-        width = min(self.size.width, 96)
-        lines += keys.help_lines(self._bindings_shown, self._glyphs, width - 4)
-        lines += [[], [Span("  Reading the screen", "title")], []]
-        lines += [[Span(f"  {text}", "dim")] for text in _READING]
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the part of the help that is scrolled to."""
+        width = min(self.size.width, _WIDEST)
+        lines = self._lines(width - 4)
+        room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
+        self._at = max(0, min(self._at, len(lines) - room))
+        below = len(lines) - room - self._at
+        title: Line = [Span("  Keys", "title"), Span("     esc", "accent"), Span(" close", "dim")]
+        if below or self._at:
+            arrows = "up/down" if self._glyphs is Glyphs.ASCII else "↑↓"
+            more = f" {below} more" if below else " scroll"
+            title += [Span(f"   {arrows}", "accent"), Span(more, "dim")]
         help_ = self.query_one("#help", Rows)
-        help_.styles.width, help_.styles.height = width, min(self.size.height, len(lines) + 2)
-        help_.show([pad(line, width - 2) for line in [[], *lines]])
+        help_.styles.width, help_.styles.height = width, room + _FRAME_LINES
+        shown = [title, [], *lines[self._at : self._at + room]]
+        help_.show([pad(line, width - 2) for line in shown])
+
+    def _lines(self, width: int) -> list[Line]:
+        lines = keys.help_lines(self._bindings_shown, self._glyphs, width)
+        lines += [[], [Span("  Reading the screen", "title")]]
+        for text in _READING:
+            lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 2)]
+        return lines
+
+    def action_scroll(self, by: int) -> None:
+        """Show what is further up or down."""
+        self._at += by
+        self.redraw()
 
     def action_dismiss_help(self) -> None:
         """Close the help."""

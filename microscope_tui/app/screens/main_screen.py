@@ -66,6 +66,7 @@ class MainScreen(RunScreen):
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
         self.set_class(layout.roomy, "roomy")
+        self.set_class(layout.noted and not small, "noted")
         if small:
             self._drawn = None
             self.query_one("#header", Rows).show(frame.smallest(probe, columns, rows))

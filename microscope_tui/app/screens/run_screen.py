@@ -12,8 +12,9 @@ from microscope_tui.app.session import Session
 from microscope_tui.app.step_prompt import StepPrompt
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import words
-from microscope_tui.report.spans import pad
+from microscope_tui.report.spans import Span, pad
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
 REFRESH_S = 0.5
@@ -29,6 +30,7 @@ class RunScreen(Screen[None]):
         self.session = session
         self._shown: tuple[object, ...] = ()
         self._prompt = StepPrompt()
+        self._problem = ""
 
     async def on_mount(self) -> None:
         # Before the first layout: every paint of the whole screen that is saved is 25 KB.
@@ -104,6 +106,8 @@ class RunScreen(Screen[None]):
     async def on_key(self, event: events.Key) -> None:
         """The prompt is served here, in the order of the keys, before any binding is."""
         self.session.hush()
+        if self._problem:
+            self._said(None)
         if self._prompt.open:
             event.stop()
             step = self._prompt.take(event.key, event.character)
@@ -115,6 +119,14 @@ class RunScreen(Screen[None]):
             event.stop()
             await self.action_go_to()
 
+    def on_paste(self, event: events.Paste) -> None:
+        """A number may be pasted into the prompt."""
+        if self._prompt.open:
+            for character in event.text.strip():
+                if character.isdecimal():
+                    self._prompt.take(character, character)
+            self.draw_last_line()
+
     def _asks_for_a_step(self, key: str) -> bool:
         try:
             bindings = self._bindings.get_bindings_for_key(key)
@@ -124,19 +136,27 @@ class RunScreen(Screen[None]):
 
     def draw_last_line(self) -> None:
         """The keys, or the prompt while it is open."""
-        watch, glyphs = self.session.watch, self.session.glyphs
-        if self._prompt.open and watch is not None and watch.latest is not None:
-            line = self._prompt.line(watch.latest.record.step, glyphs)
+        session, glyphs = self.session, self.session.glyphs
+        if self._prompt.open:
+            line = self._prompt.line(session.newest_step, session.why_no_past(), glyphs)
+        elif self._problem:
+            line = [Span(f" {self._problem}", "warn")]
         else:
-            line = keys.key_line([b for b in self.BINDINGS if isinstance(b, Binding)], glyphs)
+            bindings = [b for b in self.BINDINGS if isinstance(b, Binding)]
+            paused = not self.session.following
+            line = keys.key_line(bindings, glyphs, self.size.width, paused=paused)
         self.query_one("#keys", Rows).show([pad(line, self.size.width)])
 
     def _said(self, problem: str | None) -> None:
-        if problem is not None:
-            self.notify(safe_text(problem, 200), severity="warning", markup=False)
+        """Why a key did nothing: stands in the last line until the next key."""
+        self._problem = safe_text(problem, 200) if problem else ""
+        self.draw_last_line()
 
     def moment(self, view: RunView) -> str:
         """Where on the time axis we are, in a word or two."""
-        if not self.session.following:
-            return "PAUSED"
-        return view.state
+        if self.session.following:
+            ended = self.session.pipe_ended and view.state not in ENDED
+            return "pipe ended" if ended else view.state
+        newest = self.session.newest_step
+        behind = f", now {newest:,}" if newest > view.step else ""
+        return f"PAUSED{behind}"

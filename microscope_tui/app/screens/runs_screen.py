@@ -1,5 +1,7 @@
 """The list of runs: how each is doing, the live ones with their verdict; enter opens one."""
 
+import asyncio
+import time
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -9,12 +11,22 @@ from textual.screen import Screen
 from microscope_tui.app import keys
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.diagnosis.episodes import Severity
 from microscope_tui.report import run_list
-from microscope_tui.report.spans import Line, Span, pad, spread
+from microscope_tui.report.spans import (
+    ROLE_OF_SEVERITY,
+    Line,
+    Span,
+    line_width,
+    listed,
+    pad,
+    spread,
+)
 from microscope_tui.watch.fleet import RunCard
 
 _REFRESH_S = 1.0
 _FRAME_LINES = 4
+_PATIENCE_S = 1.0
 
 
 class RunsScreen(Screen[None]):
@@ -29,13 +41,13 @@ class RunsScreen(Screen[None]):
         self._at = 0
         self._first = 0
         self._cards: list[RunCard] = []
-        self._seen = -1
+        self._layout: run_list.ListLayout | None = None
 
     def compose(self) -> ComposeResult:
         yield Rows(self.session.glyphs, id="runs")
 
     def on_mount(self) -> None:
-        self._cards = self.session.fleet.cards()
+        self._take()
         self._at = next((at for at, card in enumerate(self._cards) if card.open), 0)
         self.set_interval(_REFRESH_S, self._look)
 
@@ -43,52 +55,51 @@ class RunsScreen(Screen[None]):
         self.redraw()
 
     def _look(self) -> None:
-        """Take the list again where something changed; the chosen run stays the chosen one."""
-        version = self.session.fleet.list_version
-        if not self.is_current:
+        """Take the list again: ages grow also where nothing happens. The chosen run stays so."""
+        if self.app.screen is not self:
             return
-        if version != self._seen:
-            self._seen = version
-            chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
-            self._cards = self.session.fleet.cards()
-            paths = [card.file.path for card in self._cards]
-            self._at = paths.index(chosen) if chosen in paths else min(self._at, len(paths) - 1)
-            self._at = max(0, self._at)
-            self.redraw()
+        chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
+        self._take()
+        paths = [card.file.path for card in self._cards]
+        self._at = paths.index(chosen) if chosen in paths else min(self._at, len(paths) - 1)
+        self._at = max(0, self._at)
+        self.redraw()
+
+    def _take(self) -> None:
+        self._cards, self._layout = self.session.fleet.cards(), None
 
     def redraw(self) -> None:
-        """Draw the visible part of the list."""
+        """Draw the visible part of the list; the lines that stayed the same cost nothing."""
         columns, rows = self.size
-        room = max(1, rows - _FRAME_LINES)
-        self._first = max(min(self._first, self._at), self._at - room + 1, 0)
-        shown = self._cards[self._first : self._first + room]
-        name = run_list.name_width(self._cards, columns)
+        glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
+        self._first = max(0, min(self._first, self._at, len(self._cards) - room))
+        self._first = max(self._first, self._at - room + 1)
+        layout = self._layout
+        if layout is None or layout.columns != columns:
+            layout = self._layout = run_list.fit_list(self._cards, columns)
         body = [
-            run_list.run_line(card, name, columns, selected=self._first + at == self._at)
-            for at, card in enumerate(shown)
+            run_list.run_line(card, layout, glyphs, chosen=at == self._at)
+            for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
         body += [pad([], columns)] * (room - len(body))
-        line = keys.key_line([*keys.RUNS, *keys.EVERYWHERE], self.session.glyphs)
-        self.query_one(Rows).show(
-            [
-                self._title(columns),
-                pad([], columns),
-                run_list.run_heads(self._cards, columns),
-                *body,
-                pad(line, columns),
-            ]
-        )
+        lines = [self._title(layout, room), pad([], columns), run_list.run_heads(layout), *body]
+        lines.append(keys.key_line([*keys.RUNS, *keys.EVERYWHERE], glyphs, columns))
+        self.query_one(Rows).show(lines)
 
-    def _title(self, columns: int) -> Line:
-        live = sum(card.state in ("live", "slow") for card in self._cards)
-        noun = "run" if len(self._cards) == 1 else "runs"
+    def _title(self, layout: run_list.ListLayout, room: int) -> Line:
+        cards = self._cards
+        live = sum(card.state in run_list.LIVE for card in cards)
+        worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
+        sick = [severity for severity in worst if severity >= Severity.WARN]
         left: Line = [
-            Span(" "),
-            Span(f"{len(self._cards):,} {noun}", "title"),
-            Span(f"   {live} live", "ok" if live else "dim"),
+            Span(f" {len(cards):,} {'run' if len(cards) == 1 else 'runs'}", "title"),
+            Span(f"   {live:,} live", "ok" if live else "dim"),
+            Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
         ]
-        how = self.session.how_it_watches()
-        return pad(spread(left, [Span(f"{how} ", "dim")], columns), columns)
+        part = f"{self._first + 1:,} to {self._first + room:,}" if len(cards) > room else ""
+        right = [text for text in (part, layout.hidden, self.session.how_it_watches()) if text]
+        said = listed(right, layout.columns - line_width(left) - 2)
+        return pad(spread(left, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
 
     def action_move(self, by: int) -> None:
         """Choose another run."""
@@ -100,9 +111,14 @@ class RunsScreen(Screen[None]):
         self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
 
     async def action_open_run(self) -> None:
-        """Open the chosen run and go back to the main screen."""
-        if self._at < len(self._cards):
-            self.session.choose(self._cards[self._at].file)
+        """Open the chosen run and show it: the reader has it in a moment."""
+        if self._at >= len(self._cards):
+            return
+        file = self._cards[self._at].file
+        self.session.choose(file)
+        until = time.monotonic() + _PATIENCE_S
+        while not self.session.shows(file.path) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         await self.app.pop_screen()
 
     async def action_back(self) -> None:

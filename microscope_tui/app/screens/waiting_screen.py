@@ -1,4 +1,4 @@
-"""Shown while there is no run yet: what is waited for, and how to start one."""
+"""Shown while there is nothing to show yet: what is waited for, and how to start a run."""
 
 from typing import ClassVar
 
@@ -7,16 +7,18 @@ from textual.binding import BindingType
 from textual.screen import Screen
 
 from microscope_tui.app import keys
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.spans import Line, Span, line_width, pad
+from microscope_tui.report import words
+from microscope_tui.report.spans import Line, Span, line_width, pad, shortened
 from microscope_tui.runlog.safe_text import safe_text
 
 
 class WaitingScreen(Screen[None]):
-    """Waits for the first record; the application moves on by itself."""
+    """Waits for the first step; the application moves on by itself."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.EVERYWHERE]
+    BINDINGS: ClassVar[list[BindingType]] = [keys.OPEN_RUNS, *keys.EVERYWHERE]
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -31,21 +33,43 @@ class WaitingScreen(Screen[None]):
     def redraw(self) -> None:
         """Draw the message, or why the log that is there cannot be read."""
         columns, rows = self.size
-        error = self.session.watch.error if self.session.watch else None
-        where = safe_text(self.session.path, max(10, columns - 24))
-        text: list[Line] = [
-            [Span("MoE Microscope", "brand")],
-            [],
-            [Span("waiting for a run in ", "dim"), Span(where)],
-            [Span("start one with  ", "dim"), Span("python train.py", "accent")],
-            [],
-            [Span("q", "accent"), Span(" quit", "dim")],
-        ]
-        if error:
-            text[2] = [Span(error, "crit")]
+        text: list[Line] = [[Span("MoE Microscope", "brand")], [], *self._message(columns), []]
+        more = len(self.session.fleet.runs) > 1
+        runs: Line = [Span("r", "accent"), Span(" all runs   ", "dim")] if more else []
+        text.append([*runs, Span("q", "accent"), Span(" quit", "dim")])
         above = max(0, (rows - len(text)) // 2)
         blank: list[Line] = [[] for _ in range(above)]
         lines = blank + [
             [Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text
         ]
         self.query_one(Rows).show([pad(line, columns) for line in lines[:rows]])
+
+    def _message(self, columns: int) -> list[Line]:
+        watch, piped = self.session.watch, self.session.fleet.piped
+        if watch is not None and watch.error:
+            return [[Span(watch.file.name, "dim")], [Span(watch.error, "crit")]]
+        bad: list[Line] = []
+        if watch is not None and watch.defects.count:
+            first = watch.defects.first[0] if watch.defects.first else ""
+            bad = [[Span(f"{watch.defects.count:,} unreadable, the first: {first}", "warn")]]
+        if self.session.pipe_ended:
+            return [[Span("the standard input has ended without a step", "warn")], *bad]
+        if piped:
+            return [[Span("waiting for the first step on the standard input", "dim")], *bad]
+        if watch is not None and not watch.complete:
+            return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
+        if watch is not None:
+            age = words.age(watch.state()[1])
+            name = Span(shortened(watch.file.name, max(10, columns - 30)))
+            since = [Span("last written ", "dim"), Span(age), Span(" ago", "dim")] if age else []
+            return [[Span("waiting for the first step of ", "dim"), name], since, *bad]
+        where = safe_text(self.session.path, max(10, columns - 24))
+        return [
+            [Span("waiting for a run in ", "dim"), Span(where)],
+            [Span("start one with  ", "dim"), Span("python train.py", "accent")],
+        ]
+
+    async def action_open_runs(self) -> None:
+        """Open the list of runs, where there is more than this one."""
+        if len(self.session.fleet.runs) > 1:
+            await self.app.push_screen(RunsScreen(self.session))

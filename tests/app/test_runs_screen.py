@@ -1,0 +1,285 @@
+"""The list of runs: which there are, how each is doing, and opening one of them."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
+from microscope_tui.app.screens.waiting_screen import WaitingScreen
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.watch.fleet import Fleet
+
+Until = Callable[..., Awaitable[None]]
+Seen = Callable[[Pilot[None], str], str]
+Make = Callable[..., Path]
+
+SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.fixture
+def make_run(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Make:
+    """Write a run of some steps whose log was last written ``age`` seconds ago."""
+
+    def make(
+        name: str, age: float = 0.0, steps: int = 12, end: str = "", sick_from: int = 10**9
+    ) -> Path:
+        records = [make_header(run=name)]
+        for n in range(1, steps + 1):
+            rows = [balanced(), SICK if n >= sick_from else balanced(), balanced()]
+            records.append(make_step(n, rows, 2048, step_time_s=0.1))
+        if end:
+            records.append({"kind": "event", "event": "end", "reason": end, "step": steps})
+        path: Path = write_log(records, name=name)
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    return make
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of the runs: below the title, a blank line and the heads, above the keys."""
+    return [line for line in text.split("\n")[3:-1] if line.strip()]
+
+
+def names_of(text: str) -> list[str]:
+    return [line[3:].split()[0] for line in lines_of(text)]
+
+
+def chosen_in(text: str) -> str:
+    (line,) = [line for line in lines_of(text) if line.startswith(" ▶ ")]
+    return line[3:].split()[0]
+
+
+async def listed(pilot: Pilot[None], until: Until, seen: Seen, runs: int) -> None:
+    """Open the list and wait until every run was looked at."""
+    app = pilot.app
+    assert isinstance(app, Microscope)
+    await until(pilot, lambda: isinstance(app.screen, MainScreen) and app.session.has_run, "a step")
+    await pilot.press("r")
+    await until(pilot, lambda: f"{runs:,} run" in seen(pilot, "#runs"), f"{runs} runs")
+
+
+async def test_every_run_is_listed_newest_first_with_its_state(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    states = {
+        "live": make_run("a-live"),
+        "slow": make_run("b-slow", 30),
+        "stale": make_run("c-stale", 120),
+        "crashed?": make_run("d-crashed", 4_000),
+        "finished": make_run("e-finished", 5_000, end="finished"),
+        "stopped": make_run("f-stopped", 6_000, end="signal"),
+        "failed": make_run("g-failed", 7_000, end="failed"),
+        "waiting": make_run("h-waiting", 8_000, steps=0),
+    }
+    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
+        await listed(pilot, until, seen, len(states))
+
+        def all_seen() -> bool:
+            lines = lines_of(seen(pilot, "#runs"))
+            return all(f" {state} " in line for state, line in zip(states, lines, strict=True))
+
+        await until(pilot, all_seen, "the states")
+        text = seen(pilot, "#runs")
+        assert names_of(text) == [path.parent.name for path in states.values()]
+        assert " 12/500 " in lines_of(text)[4]
+        assert "2 live" in text
+        assert "2 h" in lines_of(text)[7]
+
+
+async def test_a_live_run_beside_the_open_one_gets_its_verdict(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("sick", 2, steps=200, sick_from=120)
+    make_run("well", 1, steps=200)
+    make_run("over", 9_000, end="collapse")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
+        await listed(pilot, until, seen, 3)
+        await until(pilot, lambda: "C COLLAPSE L2 since 1" in seen(pilot, "#runs"), "the verdict")
+        well, sick, over = lines_of(seen(pilot, "#runs"))
+        assert "well  open" in well
+        assert "healthy" in well
+        assert sick.startswith("   sick ")
+        assert "stopped on collapse" in over
+        assert "1 with alerts" in seen(pilot, "#runs")
+
+
+async def test_a_dead_run_grows_old_on_the_screen_although_nothing_happens(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("run", 1)
+    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
+        await listed(pilot, until, seen, 1)
+        await until(pilot, lambda: " live " in seen(pilot, "#runs"), "live")
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 300)
+        await until(pilot, lambda: re.search("stale +5 min", seen(pilot, "#runs")), "stale")
+        assert "0 live" in seen(pilot, "#runs")
+
+
+async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("old", 9_000, end="finished")
+    make_run("new", 5_000, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 30)) as pilot:
+        app = pilot.app
+        assert isinstance(app, Microscope)
+        await listed(pilot, until, seen, 2)
+        assert chosen_in(seen(pilot, "#runs")) == "new"  # the open one
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the main screen")
+        await until(pilot, lambda: " old " in seen(pilot, "#header"), "the old run")
+        make_run("newest")
+        await until(pilot, lambda: len(app.session.fleet.runs) == 3, "a newer run")
+        await pilot.pause(0.6)  # longer than the tempo of the reader and of the screen
+        assert " old " in seen(pilot, "#header")
+        await pilot.press("r")
+        await until(pilot, lambda: "3 runs" in seen(pilot, "#runs"), "the list")
+        assert chosen_in(seen(pilot, "#runs")) == "old"
+
+
+async def test_new_runs_appear_in_the_list_and_the_chosen_line_stays_on_its_run(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    for at in range(3):
+        make_run(f"run-{at}", 5_000 + at, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 12)) as pilot:
+        await listed(pilot, until, seen, 3)
+        await pilot.press("down")
+        assert chosen_in(seen(pilot, "#runs")) == "run-1"
+        make_run("arrived", 1)
+        await until(pilot, lambda: "arrived" in seen(pilot, "#runs"), "the new run")
+        assert names_of(seen(pilot, "#runs")) == ["arrived", "run-0", "run-1", "run-2"]
+        assert chosen_in(seen(pilot, "#runs")) == "run-1"
+
+
+async def test_a_chosen_run_that_is_deleted_leaves_the_choice_to_its_neighbour(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    for at in range(3):
+        make_run(f"run-{at}", 5_000 + at, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 12)) as pilot:
+        await listed(pilot, until, seen, 3)
+        await pilot.press("down")
+        (tmp_path / "run-1" / "metrics.jsonl").unlink()
+        await until(pilot, lambda: "run-1" not in seen(pilot, "#runs"), "that it is gone")
+        assert chosen_in(seen(pilot, "#runs")) == "run-2"
+
+
+async def test_a_thousand_runs_are_scrolled_to_both_ends(
+    tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    head = json.dumps(
+        {
+            "kind": "run",
+            "format_version": 1,
+            "model": {"layers": [1], "num_experts": 2, "top_k": 1},
+        }
+    )
+    step = json.dumps({"kind": "step", "step": 1, "tokens": 2, "tokens_per_expert": [[1, 1]]})
+    for at in range(1000):
+        path = tmp_path / f"run-{at:04}" / "metrics.jsonl"
+        path.parent.mkdir()
+        path.write_text(f"{head}\n{step}\n")
+        os.utime(path, (1e9 - at, 1e9 - at))
+    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
+        await listed(pilot, until, seen, 1000)
+        assert "1 to 20" in seen(pilot, "#runs").split("\n")[0]
+        await pilot.press("end")
+        assert chosen_in(seen(pilot, "#runs")) == "run-0999"
+        assert names_of(seen(pilot, "#runs"))[0] == "run-0980"
+        await pilot.press("pageup", "pageup")
+        assert chosen_in(seen(pilot, "#runs")) == "run-0959"
+        started = time.perf_counter()
+        await pilot.press(*["up"] * 30)
+        assert (time.perf_counter() - started) / 30 < 0.2
+        assert chosen_in(seen(pilot, "#runs")) == "run-0929"
+        await pilot.press("home")
+        assert names_of(seen(pilot, "#runs"))[0] == "run-0000"
+
+
+@pytest.mark.parametrize("size", [(40, 10), (60, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
+async def test_every_width_shows_state_age_verdict_and_a_sign_where_something_is_cut(
+    make_run: Make,
+    tmp_path: Path,
+    until: Until,
+    seen: Seen,
+    size: tuple[int, int],
+    glyphs: Glyphs,
+) -> None:
+    make_run("sweep-of-somebody-lr3e-4-batch512-seed1", 9_000, end="finished")
+    make_run("sweep-of-somebody-lr3e-4-batch512-seed2", 9_001, end="finished")
+    make_run("a-\u202e\x1b[31m[bold]-b", 9_002, end="finished")
+    async with Microscope(Fleet(tmp_path), glyphs).run_test(size=size) as pilot:
+        await listed(pilot, until, seen, 3)
+        text = seen(pilot, "#runs")
+        assert {len(line) for line in text.split("\n")} == {size[0]}
+        assert all("finished     2 h" in line for line in lines_of(text))
+        first, second, third = lines_of(text)
+        assert first[3:].split()[0] != second[3:].split()[0]
+        assert third[3:].startswith("a-")
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert ("no room for step and loss" in text) == (size[0] == 60)
+        assert "help" in text.split("\n")[-1]
+        assert "quit" in text.split("\n")[-1]
+        if glyphs is Glyphs.ASCII:
+            assert not set("▶●…") & set(text)
+
+
+async def test_a_run_without_a_step_offers_the_list_instead_of_hiding_it(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("trained", 9_000, end="finished")
+    make_run("begun", 1, steps=0)
+    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "waiting")
+        await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
+        assert "waiting for the first step of begun" in seen(pilot, "#waiting")
+        await pilot.press("r", "down", "enter")
+        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the other run")
+        assert "trained" in seen(pilot, "#header")
+        await pilot.press("r", "up", "enter")
+        await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "waiting again")
+
+
+async def test_a_log_that_cannot_be_read_says_why_in_the_list_and_when_it_is_opened(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("good", 1)
+    bad = tmp_path / "bad" / "metrics.jsonl"
+    bad.parent.mkdir()
+    bad.write_text('{"kind":"run","format_version":7,"model":{"layers":[]}}\n')
+    os.utime(bad, (1e9, 1e9))
+    async with Microscope(Fleet(tmp_path)).run_test(size=(110, 24)) as pilot:
+        await listed(pilot, until, seen, 2)
+        await until(pilot, lambda: "format_version is 7" in seen(pilot, "#runs"), "the reason")
+        assert " error " in lines_of(seen(pilot, "#runs"))[1]
+        await pilot.press("down", "enter")
+        await until(
+            pilot, lambda: "format_version is 7" in seen(pilot, "#waiting"), "the reason again"
+        )
+
+
+@pytest.mark.parametrize("key", ["escape", "r", "4"])
+async def test_the_list_is_left_by_the_key_that_opened_it(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen, key: str
+) -> None:
+    make_run("run", 5_000, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
+        await listed(pilot, until, seen, 1)
+        assert isinstance(pilot.app.screen, RunsScreen)
+        await pilot.press(key)
+        assert isinstance(pilot.app.screen, MainScreen)

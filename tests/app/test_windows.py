@@ -1,0 +1,114 @@
+"""Windows of any size: what matters is there, what is not is said, and help can be read."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.binding import Binding
+from textual.pilot import Pilot
+
+from microscope_tui.app import keys
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.screens.help_screen import HelpScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import plain
+from microscope_tui.watch.fleet import Fleet
+
+Until = Callable[..., Awaitable[None]]
+Seen = Callable[[Pilot[None], str], str]
+
+
+async def ready(pilot: Pilot[None], until: Until) -> Microscope:
+    """The app once the whole log has been read and shown."""
+    app = pilot.app
+    assert isinstance(app, Microscope)
+
+    def complete() -> bool:
+        watch = app.session.watch
+        return watch is not None and watch.complete and isinstance(app.screen, MainScreen)
+
+    await until(pilot, complete, "the whole log")
+    await app.screen.redraw()
+    await pilot.pause()
+    return app
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (40, 10), (120, 40)])
+@pytest.mark.parametrize("open_first", [[], ["enter"], ["r"]])
+async def test_all_of_the_help_can_be_read_in_any_window(
+    until: Until, seen: Seen, collapsed: Path, size: tuple[int, int], open_first: list[str]
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=size) as pilot:
+        app = await ready(pilot, until)
+        await pilot.press(*open_first)
+        bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
+        await pilot.press("question_mark")
+        await pilot.pause()
+        help_ = app.screen.query_one("#help")
+        assert help_.outer_size.height <= size[1]
+        first = seen(pilot, "#help")
+        if size >= (80, 24):
+            assert "more " not in first
+        read = first
+        for _ in range(40):
+            await pilot.press("down")
+            read += seen(pilot, "#help")
+        for binding in bindings:
+            assert (binding.tooltip or binding.description) in read
+        assert "Reading the screen" in read
+        assert "is at fault" in read
+        assert "…" not in read
+        assert ("more " in first) == (read != first * 41)
+        await pilot.press("q")
+        assert not isinstance(app.screen, HelpScreen)
+
+
+@pytest.mark.parametrize("width", range(40, 121, 8))
+@pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
+def test_the_line_of_keys_fits_and_never_loses_help_and_quit(width: int, glyphs: Glyphs) -> None:
+    for own in (keys.MAIN, keys.LAYER, keys.RUNS):
+        line = plain(keys.key_line([*own, *keys.EVERYWHERE], glyphs, width))
+        assert len(line) <= width
+        assert line.endswith("? help  q quit")
+        shown = sum(b.show for b in own)
+        if width >= 80 and glyphs is Glyphs.BRAILLE:
+            assert sum(b.description in line for b in own if b.show) == shown
+
+
+async def test_a_small_window_says_what_it_cannot_show(
+    until: Until,
+    seen: Seen,
+    scenario: Any,
+    write_log: Any,
+    make_header: Any,
+    make_step: Any,
+    balanced: Any,
+) -> None:
+    many = scenario("healthy", routers=40, steps=30)
+    async with Microscope(Fleet(many)).run_test(size=(80, 24)) as pilot:
+        app = await ready(pilot, until)
+        assert "23 more layers" in seen(pilot, "#notes")
+        assert "L17" in seen(pilot, "#label")
+    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 30)]
+    bad = write_log([make_header(), *steps[:9], b"torn{", *steps[9:]])
+    async with Microscope(Fleet(bad)).run_test(size=(60, 20)) as pilot:
+        app = await ready(pilot, until)
+        assert "1 bad line" in seen(pilot, "#notes")
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
+async def test_a_long_name_gives_way_to_state_step_and_loss(
+    until: Until, seen: Seen, scenario: Any, size: tuple[int, int]
+) -> None:
+    folder = scenario("healthy", routers=3, steps=30)
+    long = folder.rename(folder.with_name("sweep-of-somebody-lr3e-4-batch512-wd0.1-seed-1234"))
+    async with Microscope(Fleet(long)).run_test(size=size) as pilot:
+        app = await ready(pilot, until)
+        header = seen(pilot, "#header")
+        assert header.strip().startswith("sweep")
+        assert "1234 " in header
+        assert "finished" in header
+        assert "step 30" in header
+        assert "loss 1." in header

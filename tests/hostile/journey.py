@@ -1,0 +1,284 @@
+"""One hostile log through everything that a user would do with it.
+
+``travel`` raises whatever a reader raises, and ``Hurt`` where it comes through but does harm: a
+text that a terminal would obey, JSON that is none, two ways to one file with two results.
+"""
+
+import gzip
+import json
+import math
+import os
+import random
+import signal
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from microscope_tui.console import PIPE_NAME, read_pipe
+from microscope_tui.report import format_check
+from microscope_tui.report.check import as_json, as_text, judge
+from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.run_list import fit_list, run_heads, run_line
+from microscope_tui.report.snapshot import snapshot_text
+from microscope_tui.report.spans import plain as text_of
+from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
+from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import UnknownFormat
+from microscope_tui.watch import run_watch
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.moment import pin, pin_at
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+from tests.hostile.logs import hostile_log
+from tests.hostile.outcome import difference, hurts, outcome, plain
+
+LONGEST_S = 20.0
+"""No case of a few kilobytes may take longer, however slow the machine."""
+MOST_MEMORY = 64 << 20
+WINDOWS = [(20, 5), (40, 10), (80, 24), (140, 50), (21, None), (300, 12)]
+_MOST_TURNS = 50_000
+
+
+class Hurt(AssertionError):
+    """The reader came through, but what it says is harmful or wrong."""
+
+
+def travel(seed: int, folder: Path, *, whole: bool, log: bytes | None = None) -> None:
+    """Take log number ``seed`` through the reader; ``whole``: through every other command too."""
+    rng = random.Random(~seed)
+    log = hostile_log(seed) if log is None else log
+    path = folder / "metrics.jsonl"
+    path.write_bytes(log)
+    if rng.random() < 0.7:
+        os.utime(path, (1e9, 1e9))  # at rest: a last line without its newline counts
+    with _time_limit(seed):
+        if whole or rng.random() < 0.5:
+            same_entries_however_cut(log, rng)
+        watch = follow(path, rng)
+        draw(watch, rng, [rng.choice(WINDOWS)], [rng.choice(list(Glyphs))])
+        if whole:
+            with _memory_limit(seed, rng.random() < 0.1):
+                everything_else(watch, path, rng)
+                if log.endswith(b"\n"):  # how a torn end is read depends on where it comes from
+                    other_ways(watch, log, rng)
+
+
+def same_entries_however_cut(log: bytes, rng: random.Random) -> None:
+    """Any cut of the bytes gives the same records and the same defects."""
+    cuts = sorted(rng.randrange(len(log) + 1) for _ in range(rng.choice([1, 4, 30])))
+    pieces = [log[a:b] for a, b in zip([0, *cuts], [*cuts, len(log)], strict=True)]
+    one, other = _entries([log]), _entries(pieces)
+    if one != other:
+        raise Hurt(f"cut at {cuts}: {one} is not {other}")
+
+
+def _entries(pieces: list[bytes]) -> object:
+    reader, found = RunReader("r"), list[object]()
+    try:
+        for piece in pieces:
+            for entry in reader.feed(piece):
+                if isinstance(entry, StepEntry):
+                    found.append((entry.offset, entry.record.step))
+                    one_row_is_as_good_as_all(entry)
+                else:
+                    found.append(plain(entry))
+    except UnknownFormat as error:
+        found.append(str(error))
+    for reason in reader.defects.first:
+        harmless(reason)
+    return found, reader.defects.count, reader.defects.first
+
+
+def one_row_is_as_good_as_all(entry: StepEntry) -> None:
+    """The counts of one router alone are those that it has among all of them."""
+    alone = [entry.counts(router) for router in range(entry.routers)]
+    if entry.has_counts and alone != entry.matrices().tokens_per_expert:
+        raise Hurt(f"{alone} alone, {entry.matrices().tokens_per_expert} together")
+
+
+def follow(path: Path, rng: random.Random) -> RunWatch:
+    """Read the log in slices; sometimes the judge comes behind, sometimes a sample comes first."""
+    run_watch._ALONG_BYTES = rng.choice([48 << 20, 48 << 20, -1])
+    run_watch._OVERVIEW_FROM_BYTES = 1
+    memory = rng.choice([1 << 12, 1 << 20, 1 << 27])
+    file = RunFile(PIPE_NAME, path, 0.0)
+    watch = RunWatch(file, memory_bytes=memory, patient=rng.random() < 0.3)
+    if rng.random() < 0.1:
+        watch.open_overview()
+        look(watch, rng)
+    turns, slice_bytes = 0, rng.choice([64, 1000, 4000, 1 << 20])
+    while watch.unread:
+        watch.advance(slice_bytes)
+        if turns < 3 or rng.random() < 0.02:
+            look(watch, rng)
+        if (turns := turns + 1) > _MOST_TURNS:
+            raise Hurt("the reader makes no progress")
+    look(watch, rng)
+    return watch
+
+
+def look(watch: RunWatch, rng: random.Random) -> None:
+    """One picture of the run as it is now."""
+    view = view_of(watch, rng.choice([1, 7, 60]), rng.choice([1, 40]), pin(watch))
+    if view.step < 0 or not 0.0 <= view.progress <= 1.0 or not 0.0 <= view.judged <= 1.0:
+        raise Hurt(f"step {view.step}, read {view.progress}, judged {view.judged}")
+    for text in (*view.first_defects, view.error or "", view.name):
+        harmless(text)
+
+
+def draw(
+    watch: RunWatch,
+    rng: random.Random,
+    windows: list[tuple[int, int | None]],
+    alphabets: list[Glyphs],
+) -> None:
+    """The main screen as text, in these sizes and alphabets, now or at a step of the past."""
+    for columns, rows in windows:
+        for glyphs in alphabets:
+            at = None
+            if rng.random() < 0.5:
+                last = watch.latest.record.step if watch.latest else 3
+                at = pin_at(watch, rng.choice([0, 1, last // 2, last, 2**70, -5]))
+            text = snapshot_text(watch, columns, rows, glyphs, at)
+            harmless(text)
+            if glyphs is Glyphs.ASCII and not text.isascii():
+                raise Hurt(f"not ASCII: {text!r}")
+
+
+def everything_else(watch: RunWatch, path: Path, rng: random.Random) -> None:
+    """Every other command, and a second reader that goes another way."""
+    draw(watch, rng, rng.sample(WINDOWS, 2), list(Glyphs))
+    verdict(watch, path, rng)
+    run_list(path.parent, path)
+    report = format_check.check_format(path)
+    harmless(format_check.as_text(report))
+    json.dumps(format_check.as_json(report), allow_nan=False)
+    if format_check.exit_code(report) not in (0, 3):
+        raise Hurt(f"format check ends with {format_check.exit_code(report)}")
+    run_watch._ALONG_BYTES = rng.choice([-1, 48 << 20])
+    other = RunWatch(watch.file)
+    other.read_all()
+    same_state(watch, other, "another pass over the file")
+
+
+def other_ways(watch: RunWatch, log: bytes, rng: random.Random) -> None:
+    """The same log in an archive and through a pipe; and an archive that is damaged."""
+    packed = watch.path.with_name("packed.jsonl.gz")
+    archive = gzip.compress(log, 1, mtime=0)
+    packed.write_bytes(archive)
+    unpacked = RunWatch(replace(watch.file, path=packed))
+    unpacked.read_all()
+    same_state(watch, unpacked, "in an archive")
+    damaged = bytearray(archive)
+    for _ in range(rng.choice([1, 5])):
+        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+    packed.write_bytes(damaged[: rng.choice([len(damaged), len(damaged) // 2])])
+    broken = RunWatch(replace(watch.file, path=packed))
+    broken.read_all()
+    look(broken, rng)
+    harmless(format_check.as_text(format_check.check_format(packed)))
+    packed.unlink()
+    reading, writing = os.pipe()
+    try:
+        writer = threading.Thread(target=_write_and_close, args=(writing, log), daemon=True)
+        writer.start()
+        piped = read_pipe(reading)
+        writer.join()
+    finally:
+        os.close(reading)
+    same_state(watch, piped, "through a pipe")
+
+
+def _write_and_close(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def same_state(watch: RunWatch, other: RunWatch, way: str) -> None:
+    """Two readers of the same bytes say the same (the rows of a history follow the slices)."""
+    one, two = outcome(watch), outcome(other)
+    one["history"] = two["history"] = None
+    for name in ("count", "first"):
+        one[name], two[name] = getattr(watch.defects, name), getattr(other.defects, name)
+    if watch.error and other.error:
+        one, two = {"error": watch.error}, {"error": other.error}
+    if found := difference(one, two):
+        raise Hurt(f"{way}: {found}")
+
+
+def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
+    """``check``, as text and as JSON, with its options."""
+    options = {"since_step": rng.choice([0, 5]), "fail_on": rng.choice(["warn", "crit"])}
+    judgement = judge(watch.file, ignore=rng.choice([(), ("METER",)]), **options)  # type: ignore[arg-type]
+    if judgement.exit_code not in (0, 1, 2, 3):
+        raise Hurt(f"exit code {judgement.exit_code}")
+    text = as_text(judgement)
+    harmless(text)
+    for glyphs in Glyphs:
+        harmless(spelled(text, glyphs))
+    report = json.dumps(as_json([judgement]), allow_nan=False, ensure_ascii=False)
+    harmless(report)
+
+
+def run_list(root: Path, path: Path) -> None:
+    """The list of runs, and what is said of a run at a glance."""
+    seen = glance(path)
+    if seen.step_time_s is not None and not 0.0 <= seen.step_time_s < math.inf:
+        raise Hurt(f"a step took {seen.step_time_s} s")
+    fleet = Fleet(root)
+    try:
+        find_runs(root)
+    except NoRuns as error:
+        harmless(str(error).replace(str(root), ""))
+    fleet.search(now=True)
+    for file in fleet.runs[:1]:
+        fleet.open_run(file)
+    for _ in range(3):
+        fleet.turn()
+    fleet.search(now=True)
+    cards = fleet.cards()
+    for columns in (20, 80, 160):
+        layout = fit_list(cards, columns)
+        harmless(text_of(run_heads(layout)))
+        for card, glyphs in zip(cards * 3, Glyphs, strict=False):
+            harmless(text_of(run_line(card, layout, glyphs, chosen=card.open)))
+
+
+def harmless(text: str) -> None:
+    """Raise ``Hurt`` if a terminal could obey ``text``."""
+    if found := hurts(text):
+        raise Hurt(found)
+
+
+@contextmanager
+def _time_limit(seed: int) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Hurt(f"log {seed} takes longer than {LONGEST_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory_limit(seed: int, measured: bool) -> Iterator[None]:
+    if not measured:
+        yield
+        return
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if peak > MOST_MEMORY:
+        raise Hurt(f"log {seed} takes {peak >> 20} MB")

@@ -1,0 +1,72 @@
+"""No log can hurt the reader: 20,000 of them, from nearly right to noise, through all it does.
+
+One that fails is seen again by its number: ``python -m benchmarks.fuzz --first SEED --cases 1``.
+"""
+
+import gc
+import resource
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.watch import run_watch
+from tests.hostile.journey import travel
+from tests.hostile.logs import hostile_log
+from tests.hostile.outcome import hurts
+
+SHARDS, CASES = 20, 1000
+WHOLE_EVERY = 40
+"""So many cases go through the reader, the view and a snapshot; one of them through everything."""
+MOST_GROWTH = 256 << 20
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_no_log_hurts_the_reader(
+    shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_watch, "_ALONG_BYTES", run_watch._ALONG_BYTES)  # restored afterwards
+    monkeypatch.setattr(run_watch, "_OVERVIEW_FROM_BYTES", run_watch._OVERVIEW_FROM_BYTES)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed in range(shard * CASES, (shard + 1) * CASES):
+        try:
+            travel(seed, tmp_path, whole=seed % WHOLE_EVERY == 0)
+        except BaseException as error:
+            error.add_note(f"hostile log {seed}")
+            raise
+    gc.collect()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert grown < MOST_GROWTH
+
+
+def test_the_same_number_is_the_same_log() -> None:
+    assert [hostile_log(seed) for seed in range(50)] == [hostile_log(seed) for seed in range(50)]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        b"\0" * 50,
+        b":NaN",
+        b"Infinity",
+        b"[" * 10_000,
+        b"1" + b"0" * 400,
+        b"\xff\xfe",
+        b"\x1b[2J",
+        b"]52;c;",
+        "\u202e".encode(),
+        b"[bold red]",
+        b"../../",
+        b'"format_version":1',
+        b'"tokens_per_expert":[[',
+        b'"resumed_at_step":',
+    ],
+    ids=str,
+)
+def test_what_hurts_readers_stands_in_many_of_the_logs(wanted: bytes) -> None:
+    assert sum(wanted in hostile_log(seed) for seed in range(1500)) >= 5
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x9b2J", "a\rb", "\u202e", "\u200b", "\ud800", "\0"])
+def test_the_check_of_texts_finds_what_hurts(text: str) -> None:
+    assert hurts(f"fine\n{text}")
+    assert not hurts("fine ● ▁▂ 日本語 é ⣿ … �\n")

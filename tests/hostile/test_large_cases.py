@@ -1,0 +1,134 @@
+"""A few things that are large: lines of 100 MB, holes of 100 MB, nesting without an end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.journey import travel
+
+HEADER = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
+STEP = b'{"kind":"step","step":%d,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
+LARGE = 100 << 20
+MOST_MB = 400
+"""Of a whole process. A line up to 64 MB is held once or twice, a longer one not at all."""
+
+READ = """
+import resource, sys
+from pathlib import Path
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+from microscope_tui.report.snapshot import snapshot_text
+watch = RunWatch(RunFile("r", Path(sys.argv[1]), 0.0))
+watch.open_overview()
+watch.read_all()
+snapshot_text(watch)
+view = view_of(watch)
+print(view.step, view.defects, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def large_log(path: Path, opening: bytes, filling: bytes, closing: bytes) -> Path:
+    with path.open("wb") as file:
+        file.write(HEADER + STEP % 1 + opening)
+        block = filling * ((1 << 20) // len(filling))
+        for _ in range(LARGE // len(block)):
+            file.write(block)
+        file.write(closing + b"\n" + STEP % 3)
+    return path
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("opening", "filling", "closing", "defects"),
+    [
+        (b'{"kind":"step","step":2,"x":"', b"x" * 64, b'"}', 1),
+        (b'{"kind":"step","step":2,"tokens_per_expert":[[', b"1,", b"1]]}", 1),
+        (b"", b"[", b"", 1),
+        (b"", b'{"a":', b"", 1),
+        (b"", b"\0" * 64, STEP.rstrip() % 2, 0),
+        (b"", b"\0" * 63 + b"\n", b"", 0),
+        (b"", b"\xff\x1b[2J\x9b", b"", 1),
+    ],
+    ids=["text", "counts", "lists", "objects", "hole", "holes", "noise"],
+)
+def test_100_mb_in_a_line_cost_that_line_and_little_memory(
+    tmp_path: Path, opening: bytes, filling: bytes, closing: bytes, defects: int
+) -> None:
+    path = large_log(tmp_path / "metrics.jsonl", opening, filling, closing)
+    read = run("-c", READ, str(path))
+    assert read.stderr == ""
+    step, found, megabytes = map(int, read.stdout.split())
+    assert step == 3
+    assert found == defects
+    assert megabytes < MOST_MB
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("opening", "filling", "closing"),
+    [
+        (b'{"kind":"event","event":"eval","x":[', b"{},", b"1]}"),
+        (b'{"kind":"step","step":2,"y":NaN,"x":[', b"[],", b"1]}"),
+        (b'{"kind":"step","step":2,"tokens":8,"tokens_per_expert":[[', b"{},", b"1]]}"),
+        (b'{"kind":"run","format_version":1,"model":{"layers":[', b"1,", b"1]}}"),
+    ],
+    ids=["event", "careful", "counts", "layers"],
+)
+def test_a_line_that_may_be_read_does_not_grow_in_memory(
+    tmp_path: Path, opening: bytes, filling: bytes, closing: bytes
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    block = filling * (60 * (1 << 20) // len(filling))
+    path.write_bytes(HEADER + STEP % 1 + opening + block + closing + b"\n" + STEP % 3)
+    read = run("-c", READ, str(path))
+    assert read.stderr == ""
+    step, _, megabytes = map(int, read.stdout.split())
+    assert step == 3
+    assert megabytes < MOST_MB
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--format-only"], ["snapshot"]])
+def test_a_torn_line_of_100_mb_ends_every_command_soon(tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.write(HEADER + STEP % 1 + b'{"kind":"step","x":"')
+        file.truncate(LARGE)  # NULs, as a crash leaves them: sparse, so that this takes no time
+    ended = run("-m", "microscope_tui.cli", *command, str(path))
+    assert ended.returncode in (0, 1, 2, 3)
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout
+
+
+@pytest.mark.parametrize("depth", [100, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        (b"[", b"]"),
+        (b'{"kind":"step","step":2,"x":', b"[", b"]", b"}"),
+        (b'{"kind":"step","step":2,"router":', b'{"a":', b"}", b"}"),
+        (b'{"kind":"step","step":2,"tokens":8,"tokens_per_expert":', b"[", b"]", b"}"),
+        (b'{"kind":"event","event":"eval","values":', b'{"loss":', b"}", b"}"),
+        (b'{"kind":"run","format_version":1,"model":', b'{"layers":', b"}", b"}"),
+    ],
+    ids=["alone", "unknown", "router", "counts", "event", "run"],
+)
+def test_deep_nesting_costs_its_line_at_most(
+    tmp_path: Path, line: tuple[bytes, ...], depth: int
+) -> None:
+    start, opening, closing, end = line if len(line) == 4 else (b"", *line, b"")
+    inside = b"1" if b"{" in opening or not start else b""
+    path = tmp_path / "metrics.jsonl"
+    nested = start + opening * depth + inside + closing * depth + end
+    path.write_bytes(HEADER + STEP % 1 + nested + b"\n" + STEP % 3)
+    travel(depth, tmp_path, whole=True, log=path.read_bytes())
+    ended = run("-c", READ, str(path))
+    assert ended.stderr == ""
+    assert ended.stdout.startswith("3 ")

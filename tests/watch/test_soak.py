@@ -1,0 +1,14 @@
+"""A writer that is killed at any moment and resumes, while a reader follows."""
+
+from pathlib import Path
+
+from tests.hostile.soak import soak
+
+
+def test_who_followed_a_writer_through_its_kills_knows_what_the_file_says(tmp_path: Path) -> None:
+    soaked = soak(tmp_path, seed=1, lives=10)
+    assert soaked.difference == ""
+    assert soaked.lives == 10
+    assert soaked.restarts >= 1
+    assert soaked.steps > 50
+    assert soaked.defects == 0  # every torn line was cut off by the writer that came next
