@@ -35,7 +35,7 @@ class Session:
         """Index of the chosen layer."""
         self._pin: Pin | None = None
         self.first_look = threading.Event()
-        """Set once it is known whether there is a run."""
+        """Set once it is known whether there is a run, and a little of it was read."""
         self.events = FileEvents(fleet.root)
         self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
         self._wanted: RunFile | None = None
@@ -143,10 +143,10 @@ class Session:
         if watch.can_seek:
             return None
         if watch.source.seekable:
-            return "steps were written again here: they can be found once the whole log is read"
+            return "steps were written again here: wait until all is read"
         if self.fleet.piped:
-            return "a pipe cannot be read twice: open the log itself to go to an earlier step"
-        return "a packed log is read from front to back: unpack it to go to an earlier step"
+            return "a pipe has no way back: open the log itself"
+        return "a packed log has no way back: unpack it"
 
     def step_by(self, by: int) -> str | None:
         """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
@@ -219,6 +219,8 @@ class Session:
 
     def _follow(self) -> None:
         self._choose_run(searched=self.fleet.search(now=True))
+        if self.watch is not None and self.watch.latest is None:
+            self.watch.advance()  # a short log has no overview, and is read in one go
         self.first_look.set()
         idle = woken = started = False
         rested, size = time.monotonic(), 0

@@ -128,6 +128,8 @@ def _verdict(card: RunCard, room: int) -> Line:
         return line
     if card.end_reason == "collapse":
         return [Span("stopped on collapse", "crit")]
+    if card.findings is None and not card.state:
+        return []
     if card.findings is None:
         return [Span("not judged", "faint")]
     if card.judged < 1.0:

@@ -22,11 +22,12 @@ class CountRows:
             return
         starts: list[int] = []
         end = at
-        while (at := line.find(b"[", at + 1)) >= 0 and end >= 0 and len(starts) <= routers:
-            if end > at:
-                return  # a list within a row
+        while (at := line.find(b"[", at + 1)) >= 0 and len(starts) <= routers:
+            if line[end + 1 : at].translate(None, b" ") != (b"," if starts else b""):
+                return  # something else than a row, or a list within one
             starts.append(at)
-            end = line.find(b"]", at)
+            if (end := line.find(b"]", at)) < 0:
+                return
         # Behind the last row the matrix and the record end.
         if len(starts) == routers and line[end + 1 :].translate(None, b" ") == b"]}":
             self._starts = starts

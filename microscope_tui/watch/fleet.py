@@ -170,6 +170,8 @@ class Fleet:
                     state, age = watch.state(now)
         if error and last is None:
             state = "error"
+        elif seen is None and watch is None:
+            state = ""  # nobody has looked yet
         return RunCard(
             file=run,
             state=state,

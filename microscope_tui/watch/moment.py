@@ -45,11 +45,12 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
+        if history is not None and len(history):
+            step = max(step, history.steps[0])
         if latest is not None and step >= latest.record.step:
             return pin(watch)
         if history is None or not len(history) or not watch.can_seek:
             return None
-        step = max(step, history.steps[0])
     entry = _find(watch, history, step)
     if entry is None:
         return None

@@ -151,14 +151,13 @@ class RunWatch:
             found = preview(self.path, self.file.name, self.memory_bytes)
         except UnknownFormat as error:
             self.error = str(error)
-            return
         except OSError as error:
             self._fail(error)
-            return
-        if found is not None:
-            with self.lock:
-                self._overview, self._monotonic = found
-                self.version += 1
+        else:
+            if found is not None:
+                with self.lock:
+                    self._overview, self._monotonic = found
+                    self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
         """Take in more records for a few milliseconds; true if anything changed.
@@ -220,8 +219,7 @@ class RunWatch:
             left = self.source.size - len(data)
             self._judge.along = self._patient or not self.source.seekable or left <= _ALONG_BYTES
             if self.source.seekable:
-                lines = max(1, data.count(b"\n"))
-                self.scan.expected_steps = self.source.size * lines // len(data)
+                self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._scanning = self._reader.feed(data)
 
     def _scan_on(self) -> bool:
@@ -292,10 +290,9 @@ class RunWatch:
                 self.scan.history = halved
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
-        if not self.source.seekable:
-            return
-        with contextlib.suppress(OSError):  # it is gone: the next look says so
-            yield from steps_in(self.path, run, row, limit, self._reader.line_start)
+        if self.source.seekable:
+            with contextlib.suppress(OSError):  # it is gone: the next look says so
+                yield from steps_in(self.path, run, row, limit, self._reader.line_start)
 
     def _fail(self, error: OSError) -> bool:
         """Say why the log cannot be read; true if that is news."""

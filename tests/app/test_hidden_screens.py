@@ -33,7 +33,10 @@ async def test_the_main_screen_below_another_one_is_left_alone(
 
     monkeypatch.setattr(MainScreen, "redraw", counted)
     async with Microscope(Fleet(tmp_path)).run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda app: app.session.has_run and bool(drawn))
+        await until(
+            pilot,
+            lambda app: app.session.has_run and isinstance(app.screen, MainScreen) and bool(drawn),
+        )
         await pilot.press(key)
         await pilot.pause(0.2)
         drawn.clear()

@@ -66,6 +66,9 @@ async def listed(pilot: Pilot[None], until: Until, seen: Seen, runs: int) -> Non
     await until(pilot, lambda: isinstance(app.screen, MainScreen) and app.session.has_run, "a step")
     await pilot.press("r")
     await until(pilot, lambda: f"{runs:,} run" in seen(pilot, "#runs"), f"{runs} runs")
+    screen = app.screen
+    assert isinstance(screen, RunsScreen)
+    await until(pilot, lambda: all(card.state for card in screen._cards), "a look at each")
 
 
 async def test_every_run_is_listed_newest_first_with_its_state(
@@ -249,8 +252,8 @@ async def test_a_run_without_a_step_offers_the_list_instead_of_hiding_it(
         await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
         assert "waiting for the first step of begun" in seen(pilot, "#waiting")
         await pilot.press("r", "down", "enter")
-        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the other run")
-        assert "trained" in seen(pilot, "#header")
+        await until(pilot, lambda: "trained" in seen(pilot, "#header"), "the other run")
+        assert isinstance(app.screen, MainScreen)
         await pilot.press("r", "up", "enter")
         await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "waiting again")
 

@@ -88,13 +88,13 @@ async def test_a_small_window_says_what_it_cannot_show(
 ) -> None:
     many = scenario("healthy", routers=40, steps=30)
     async with Microscope(Fleet(many)).run_test(size=(80, 24)) as pilot:
-        app = await ready(pilot, until)
+        await ready(pilot, until)
         assert "23 more layers" in seen(pilot, "#notes")
         assert "L17" in seen(pilot, "#label")
     steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 30)]
     bad = write_log([make_header(), *steps[:9], b"torn{", *steps[9:]])
     async with Microscope(Fleet(bad)).run_test(size=(60, 20)) as pilot:
-        app = await ready(pilot, until)
+        await ready(pilot, until)
         assert "1 bad line" in seen(pilot, "#notes")
 
 
@@ -105,7 +105,7 @@ async def test_a_long_name_gives_way_to_state_step_and_loss(
     folder = scenario("healthy", routers=3, steps=30)
     long = folder.rename(folder.with_name("sweep-of-somebody-lr3e-4-batch512-wd0.1-seed-1234"))
     async with Microscope(Fleet(long)).run_test(size=size) as pilot:
-        app = await ready(pilot, until)
+        await ready(pilot, until)
         header = seen(pilot, "#header")
         assert header.strip().startswith("sweep")
         assert "1234 " in header

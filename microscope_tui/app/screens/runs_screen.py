@@ -24,7 +24,7 @@ from microscope_tui.report.spans import (
 )
 from microscope_tui.watch.fleet import RunCard
 
-_REFRESH_S = 1.0
+_REFRESH_S = 0.5
 _FRAME_LINES = 4
 _PATIENCE_S = 1.0
 

@@ -1,0 +1,146 @@
+"""Whatever stands in a folder of runs: it is searched to its end, and nothing of it is obeyed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.run_list import fit_list, run_line
+from microscope_tui.report.spans import plain
+from microscope_tui.runlog.discover import find_runs
+from microscope_tui.watch.fleet import Fleet
+from tests.hostile import poison
+from tests.hostile.outcome import hurts
+
+LOG = (
+    b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
+    b'{"kind":"step","step":1,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
+)
+NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
+NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
+FIELDS = [b"\xff\xfe\x80", b"caf\xe9", b"\xc2\x9b2J"]
+"""Names that are no UTF-8."""
+
+
+def put(folder: Path, name: str | bytes) -> None:
+    path = os.path.join(os.fsencode(folder), os.fsencode(name))
+    os.makedirs(path)
+    with open(os.path.join(path, b"metrics.jsonl"), "wb") as file:
+        file.write(LOG)
+
+
+def command(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "microscope_tui.cli", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        stdin=subprocess.DEVNULL,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """One sound run among all that a search could hang on or run away with."""
+    put(tmp_path, "sound")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.jsonl").symlink_to(tmp_path / "self.jsonl")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "up.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl.gz")
+    (tmp_path / "folder.jsonl").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket.jsonl"))
+    deep = tmp_path
+    for _ in range(40):
+        deep = deep / "d"
+    put(deep, "deep")
+    (deep / "back").symlink_to(tmp_path)
+    return tmp_path
+
+
+def test_only_the_run_is_found_among_links_pipes_and_sockets(trap: Path) -> None:
+    assert [run.name for run in find_runs(trap)] == ["sound"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"]],
+    ids=" ".join,
+)
+def test_no_command_hangs_on_links_pipes_and_sockets(trap: Path, arguments: list[str]) -> None:
+    ended = command(*arguments, trap)
+    assert ended.returncode in (0, 1, 2, 3)
+    assert "sound" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl"])
+@pytest.mark.parametrize("arguments", [["check"], ["check", "--format-only"], ["snapshot"]])
+def test_what_is_no_file_is_said_when_it_is_named(
+    trap: Path, name: str, arguments: list[str]
+) -> None:
+    ended = command(*arguments, trap / name)
+    assert ended.returncode == 3
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert hurts(ended.stdout + ended.stderr) is None
+
+
+def test_devices_are_said_when_they_are_named() -> None:
+    for device in ("/dev/zero", "/dev/null", "/dev/tty"):
+        assert command("check", device).returncode == 3
+
+
+def test_names_of_runs_are_text_and_nothing_else(tmp_path: Path) -> None:
+    for name in [*NAMES, *FIELDS]:
+        put(tmp_path, name)
+    fleet = Fleet(tmp_path)
+    fleet.search(now=True)
+    assert len(fleet.runs) == len(NAMES) + len(FIELDS)
+    cards = fleet.cards()
+    for columns in (20, 60, 200):
+        layout = fit_list(cards, columns)
+        for card in cards:
+            for glyphs in Glyphs:
+                assert hurts(plain(run_line(card, layout, glyphs, chosen=False))) is None
+    for arguments in (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only"]):
+        ended = command(*arguments, tmp_path)
+        assert ended.returncode in (0, 3)
+        assert hurts(ended.stdout + ended.stderr) is None
+        if "--json" in arguments:
+            assert len(json.loads(ended.stdout)["runs"]) == len(cards)
+
+
+@pytest.mark.parametrize("name", [*NAMES[2:6], *FIELDS], ids=repr)
+def test_a_name_that_is_given_comes_back_harmless(tmp_path: Path, name: str | bytes) -> None:
+    put(tmp_path, name)
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+    for arguments in (["snapshot"], ["check"], ["check", "--format-only"]):
+        for asked in (path, path + b"-missing"):
+            ended = command(*arguments, asked)
+            assert ended.returncode in (0, 3)
+            assert "Traceback" not in ended.stderr
+            assert hurts(ended.stdout + ended.stderr) is None
+
+
+@pytest.mark.parametrize("text", poison.TEXTS, ids=ascii)
+def test_names_in_a_log_stay_names(tmp_path: Path, text: str) -> None:
+    header = {"kind": "run", "format_version": 1, "run": text}
+    header["model"] = {"layers": [1], "layer_names": [text], "num_experts": 2, "top_k": 1}
+    step = {"kind": "step", "step": 1, "tokens": 8, "tokens_per_expert": [[8, 8]]}
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([poison.encoded(header), poison.encoded(step), b""]))
+    (run,) = find_runs(tmp_path)
+    assert run.path == path
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl"]
+    assert hurts(run.name) is None
