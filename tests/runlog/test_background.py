@@ -236,9 +236,7 @@ def test_closing_gives_up_on_steps_and_says_how_many_but_still_says_how_the_run_
     log.close(timeout_s=0.01)
     assert ["4 records could not be written" in message for message in caplog.messages] == [True]
     slow.moves.set()
-    for thread in threading.enumerate():
-        if thread.name == "run log":
-            thread.join(30)
+    log._thread.join(30)
     assert [r.get("event", "step") for r in records(path)] == ["step", "lost_records", "end"]
     assert lost(path) == 2
 
