@@ -77,6 +77,7 @@ class MainScreen(RunScreen):
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
             self._draw_frame(self._view(layout, range(0)), layout)  # the table stays as it is
+            self._draw_labels(self._drawn, layout)
             return
         view = self._view(layout, range(self._first, self._first + layout.visible_layers))
         self._draw_frame(view, layout)
@@ -100,7 +101,7 @@ class MainScreen(RunScreen):
         watch, session = self.session.watch, self.session
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
-        return version, session.pin, layout, self._first, session.selected, severities
+        return version, session.pin, layout, self._first, severities
 
     def _view(self, layout: Layout, visible: range) -> RunView:
         """The view, with the history of the visible layers only."""
