@@ -13,7 +13,7 @@ help:
 	@echo "make test         every check and every test (what CI runs)"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
-	@echo "make bench        the measurements of docs/experiments.md that need no training"
+	@echo "make bench        what needs no training and no large disk; the rest is in docs/experiments.md"
 	@echo "make screenshots  draw docs/screenshots from a real run"
 
 .venv/bin/python:
@@ -47,6 +47,8 @@ format: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.open_log
+	$(BIN)/python -m benchmarks.many_runs
+	$(BIN)/python -m benchmarks.following
 
 screenshots: .venv/.dev
 	$(BIN)/python docs/draw_screenshots.py
