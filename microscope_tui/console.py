@@ -41,7 +41,7 @@ def runs_at(
     runs = find_runs(path, known)
     unreadable = unreadable_logs(path)
     if unreadable and not runs:
-        fail(f"no run can be read: {'; '.join(unreadable[:3])}; ask their owner", NO_VERDICT)
+        fail(f"no run can be read: {'; '.join(unreadable[:3])}", NO_VERDICT)
     for reason in unreadable:
         say(f"skipped {reason}")
     if not may_be_empty:

@@ -7,6 +7,7 @@ at them at their own pace.
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.runlog.discover import RunFile
@@ -31,14 +32,13 @@ class Session:
     def __init__(self, fleet: Fleet, glyphs: Glyphs) -> None:
         self.fleet = fleet
         self.glyphs = glyphs
-        self.selected = 0
-        """Index of the chosen layer."""
+        self._selected = 0
         self._pin: Pin | None = None
         self.first_look = threading.Event()
         """Set once it is known whether there is a run, and a little of it was read."""
         self.events = FileEvents(fleet.root)
         self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
-        self._wanted: RunFile | None = None
+        self._wanted: SimpleQueue[RunFile] = SimpleQueue()
         self._switches = 0
         self._quiet_until = 0.0
         self._stop = threading.Event()
@@ -72,6 +72,16 @@ class Session:
     def version(self) -> tuple[int, int]:
         """Changes whenever the open run has something new to show."""
         return self.fleet.open_version, self._switches
+
+    @property
+    def selected(self) -> int:
+        """Index of the chosen layer; the last one where the run has fewer than it had."""
+        run = self.watch.run if self.watch is not None else None
+        return min(self._selected, max(0, len(run.routers) - 1)) if run else self._selected
+
+    @selected.setter
+    def selected(self, index: int) -> None:
+        self._selected = index
 
     @property
     def has_run(self) -> bool:
@@ -199,8 +209,7 @@ class Session:
     def choose(self, file: RunFile) -> None:
         """Open a run and stay there; the reader thread does it with its next turn."""
         self._chosen = file
-        if self.watch is None or self.watch.path != file.path:
-            self._wanted = file
+        self._wanted.put(file)
 
     def view(self, columns: int, ribbon: int, only: range | None = None) -> RunView | None:
         """The present view, or the one of the pinned moment; ``None`` while there is no run."""
@@ -246,8 +255,10 @@ class Session:
     def _pause(self) -> float:
         """Half of a core is enough for the past of a run that may be training on this machine."""
         watch = self.watch
-        judging = watch is not None and watch.complete and watch.shown.end is None
-        return _WORK_S if judging else _PAUSE_S
+        if watch is not None and not watch.complete:
+            return _PAUSE_S  # somebody waits for it, and it will not take long
+        training = watch is not None and watch.shown.end is None
+        return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
 
     def _size(self) -> int:
         return self.watch.source.size if self.watch is not None else 0
@@ -258,7 +269,7 @@ class Session:
         for _ in range(waits):
             if self.events.wait(_IDLE_S):
                 return True
-            if self._stop.is_set() or self._wanted is not None:
+            if self._stop.is_set() or not self._wanted.empty():
                 return False
         return False
 
@@ -269,7 +280,11 @@ class Session:
 
     def _choose_run(self, *, searched: bool) -> None:
         """Open what was asked for, or the newest run where nothing is lost by going there."""
-        wanted, self._wanted = self._wanted, None
+        wanted = None
+        while not self._wanted.empty():  # the latest wish counts
+            wanted = self._wanted.get_nowait()
+        if wanted is not None and self.watch is not None and self.watch.path == wanted.path:
+            return
         runs = self.fleet.runs
         if wanted is None and searched and runs and self._chosen is None:
             newest = runs[0]

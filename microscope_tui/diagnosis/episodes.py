@@ -1,7 +1,7 @@
 """An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from microscope_tui.diagnosis.thresholds import GROUP_STEPS
@@ -78,6 +78,15 @@ class Episode:
     def active(self) -> bool:
         """Not recovered so far."""
         return self.recovered_at is None
+
+    def as_of(self, step: int) -> "Episode":
+        """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""
+        over = self.recovered_at is not None and self.recovered_at <= step
+        return replace(
+            self,
+            last=min(self.last, step),
+            recovered_at=self.recovered_at if over else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

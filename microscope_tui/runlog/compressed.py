@@ -32,6 +32,7 @@ class CompressedLog:
         self.path = path
         self.size = 0
         self.modified: float | None = None
+        self.changed_at: float | None = None
         self.deleted = False
         self.exhausted = False
         self.seekable = False

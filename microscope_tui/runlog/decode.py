@@ -227,7 +227,6 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         planned_steps=_integer(fields.get("planned_steps")),
         resumed_at_step=_integer(fields.get("resumed_at_step")),
         profile=safe_text(fields.get("profile") or "pretrain", 20),
-        model_name=safe_text(model.get("name") or "", 60),
         capacity_factor=_number(model.get("capacity_factor")),
         score_function=safe_text(model.get("score_function") or "", 20),
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,

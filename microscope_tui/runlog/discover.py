@@ -72,11 +72,14 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
 
 
 def unreadable_logs(root: Path) -> list[str]:
-    """The logs below ``root`` that may not be read, each with its reason."""
+    """The logs below ``root`` that may not or cannot be read, each with its reason."""
     reasons = []
     for entry in _log_files(os.fspath(root), MAX_DEPTH) if root.is_dir() else ():
         try:
-            os.close(open_regular_file(Path(entry.path)))
+            if entry.name.endswith(ARCHIVE_SUFFIXES):
+                _packed_head(Path(entry.path))
+            else:
+                os.close(open_regular_file(Path(entry.path)))
         except OSError as error:
             reasons.append(f"{entry.path}: {error.strerror or error}")
     return sorted(reasons)
@@ -148,8 +151,13 @@ def _look(
         if run is not None and state[:2] == before[:2] and status.st_size >= run.size:
             return state, replace(run, modified=status.st_mtime, size=status.st_size)  # it grew
     log = Path(path)
-    if _why_not_a_run(log) is not None:
-        return state, None
+    try:
+        if _why_not_a_run(log) is not None:
+            return state, None
+    except OSError as error:
+        if error.errno is None:  # no matter of permission: the archive is damaged, and stays so
+            return state, None
+        raise
     return state, _run_file(_run_name(log, root), log, status)
 
 

@@ -92,6 +92,8 @@ class Source(Protocol):
     size: int
     modified: float | None
     """Time of the last change, by the clock of the file system; ``None`` while there is none."""
+    changed_at: float | None
+    """When we saw it change, by the monotonic clock; ``None`` before the first time."""
     deleted: bool
     exhausted: bool
     """Nothing whole is left of what was there at the last look."""
@@ -116,6 +118,7 @@ class LogFollower:
         """Everything before it was handed out; it stands at a line end (see ``read``)."""
         self.size = 0
         self.modified: float | None = None
+        self.changed_at: float | None = None
         self.deleted = False
         self.exhausted = False
         self.seekable = True
@@ -163,6 +166,8 @@ class LogFollower:
             self.offset, self._head, self._tail = 0, b"", b""
             self._newline_owed = self._inside_overlong = False
         if version != self._version or inode != self._inode:
+            if self._version is not None:
+                self.changed_at = time.monotonic()
             self._version, self._version_since = version, time.monotonic()
             self._fruitless = None
         self._inode, self.deleted = inode, False

@@ -4,7 +4,6 @@ A list of a thousand runs must not read a thousand logs: two short reads a run s
 plan, its last step and how it ended.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,14 @@ from pathlib import Path
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
+from microscope_tui.runlog.records import (
+    BadLine,
+    EventRecord,
+    RunRecord,
+    StepRecord,
+    UnknownFormat,
+    seconds_between,
+)
 
 _HEAD_BYTES = 1 << 13
 _TAIL_BYTES = 1 << 13
@@ -75,23 +81,35 @@ def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, R
     while True:
         start = max(0, size - want)
         lines = os.pread(file, want, start).split(b"\n")
-        whole = lines[1 if start else 0 :]
-        if len([line for line in whole if line]) > 2 or start == 0 or want >= _MOST_BYTES:
-            break
+        found = _ends(lines[1:] if start else lines)
+        if len(found[0]) == 2 or start == 0 or want >= _MOST_BYTES:
+            return found
         want *= 8
+
+
+def _ends(lines: list[bytes]) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
     steps: list[StepRecord] = []
     end: EventRecord | None = None
-    for line in reversed(whole):
+    resumed: RunRecord | None = None
+    for line in reversed(lines):
         record = _record(line)
         if isinstance(record, RunRecord):
-            return steps, end, record if start or line is not whole[0] else None
-        if isinstance(record, EventRecord) and record.event == "end" and not steps:
-            end = end or record
-        elif isinstance(record, StepRecord):
+            if steps:
+                return steps, end, resumed or record
+            resumed = resumed or record  # nothing came after it yet: go on to what stood before
+        elif isinstance(record, EventRecord):
+            if record.event == "end" and not steps and resumed is None:
+                end = end or record
+        elif isinstance(record, StepRecord) and _still_holds(record, resumed):
             steps.append(record)
             if len(steps) == 2:
                 break
-    return steps, end, None
+    return steps, end, resumed
+
+
+def _still_holds(step: StepRecord, resumed: RunRecord | None) -> bool:
+    limit = resumed.resumed_at_step if resumed is not None else None
+    return limit is None or step.step < limit
 
 
 def _record(line: bytes) -> RunRecord | StepRecord | EventRecord | None:
@@ -102,10 +120,4 @@ def _record(line: bytes) -> RunRecord | StepRecord | EventRecord | None:
 
 
 def _step_time(steps: list[StepRecord]) -> float | None:
-    own = steps[-1].step_time_s if steps else None
-    if own is not None and 0.0 <= own < math.inf:
-        return own
-    if len(steps) < 2 or steps[0].time is None or steps[1].time is None:
-        return None
-    between = steps[1].time - steps[0].time
-    return max(0.0, between) if math.isfinite(between) else None
+    return seconds_between(steps[0] if len(steps) == 2 else None, steps[-1]) if steps else None

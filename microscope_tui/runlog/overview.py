@@ -15,6 +15,7 @@ from microscope_tui.runlog.seek import line_after
 
 _HEAD_BYTES = 1 << 16
 _LONGEST_HEAD = 8 << 20
+_TAIL_LINES = 64
 
 
 @dataclass(slots=True)
@@ -55,18 +56,20 @@ def sample(path: Path, name: str, count: int) -> Overview:
     try:
         size = os.fstat(file).st_size
         head = _head(file)
-        lines = head.split(b"\n")
-        overview.line_bytes = max(len(line) for line in lines[:-1] or lines) + 1
         reader = RunReader(name)
         entries = list(reader.feed(head[: head.rfind(b"\n") + 1]))
-        for entry in [e for e in entries if isinstance(e, StepEntry)][:4]:
+        steps = [entry for entry in entries if isinstance(entry, StepEntry)]
+        # A header may be a hundred times longer than the steps behind it.
+        overview.line_bytes = max((step.length for step in steps[:8]), default=len(head) + 1)
+        for entry in steps[:4]:
             overview.take(entry)
         overview.run = reader.run
         for index in range(1, count):
             _take_line(file, name, overview, size * index // count, size)
         end: int | None = max(0, size - 3 * overview.line_bytes)
-        while end is not None:  # on to the last whole line
-            end = _take_line(file, name, overview, end, size)
+        for _ in range(_TAIL_LINES):  # on to the last whole line
+            if end is not None:
+                end = _take_line(file, name, overview, end, size)
     finally:
         os.close(file)
     return overview

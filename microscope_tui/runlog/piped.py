@@ -25,6 +25,7 @@ class PipedLog:
         self.offset = 0
         self.size = 0
         self.modified: float | None = None
+        self.changed_at: float | None = None
         self.deleted = False
         self.exhausted = False
         self.seekable = False
@@ -76,7 +77,7 @@ class PipedLog:
                 with self._changed:
                     self._waiting += piece
                     self.size += len(piece)
-                    self.modified = time.time()
+                    self.modified, self.changed_at = time.time(), time.monotonic()
                     self._changed.wait_for(lambda: len(self._waiting) < self._capacity)
         except OSError as caught:
             error = caught

@@ -4,6 +4,7 @@
 summary of the wrong length from a sound one, and it invents a header for a log without one.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -23,7 +24,8 @@ from microscope_tui.runlog.records import (
 
 _SUMMARY_NAMES = RouterSummary.__struct_fields__
 _MAX_TOKENS = 2.0**53
-_COUNT_STARTS = (b'"tokens_per_expert":[[', b'"tokens_per_expert": [[')
+_COUNTS_KEY = b'"tokens_per_expert"'
+_ROWS = re.compile(rb"\s*:\s*\[\s*\[")
 
 
 @dataclass(slots=True)
@@ -58,7 +60,17 @@ class StepEntry:
     @property
     def has_counts(self) -> bool:
         """The line seems to hold rows of counts (cheap: nothing is decoded)."""
-        return any(start in self._line for start in _COUNT_STARTS)
+        line, at = self._line, self._line.rfind(_COUNTS_KEY)
+        while at >= 0:
+            if _ROWS.match(line, at + len(_COUNTS_KEY)):
+                return True
+            at = line.rfind(_COUNTS_KEY, 0, at)
+        return False
+
+    @property
+    def length(self) -> int:
+        """Bytes of the line with its newline."""
+        return len(self._line) + 1
 
     def matrices(self) -> Matrices:
         """Counts and biases of this step; decoded once."""

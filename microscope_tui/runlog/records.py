@@ -4,6 +4,7 @@
 NaN is a value: somebody measured it, and it was not a number.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,18 @@ class StepRecord(msgspec.Struct, gc=False):
     router: RouterSummary = msgspec.field(default_factory=RouterSummary)
 
 
+def seconds_between(before: StepRecord | None, after: StepRecord) -> float | None:
+    """How long a record takes to come: the longer of the step's own time and of their distance.
+
+    Where not every step is logged the distance is the longer one; ``None`` where nothing tells.
+    """
+    times = [after.step_time_s]
+    if before is not None and before.time is not None and after.time is not None:
+        times.append(after.time - before.time)
+    known = [time for time in times if time is not None and 0.0 <= time < math.inf]
+    return max(known, default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Matrices:
     """The matrices of one step: one row per router, ``None`` where a row is absent or unusable."""
@@ -85,7 +98,6 @@ class RunRecord:
     planned_steps: int | None = None
     resumed_at_step: int | None = None
     profile: str = "pretrain"
-    model_name: str = ""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None

@@ -47,6 +47,15 @@ class RunCard:
     """Why the run ended, where its log says so."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a glance showed, and when the file was seen to change (``None``: not yet)."""
+
+    file: RunFile
+    ends: Glance
+    changed_at: float | None
+
+
 class Fleet:
     """The runs below ``root``. One thread searches and reads; any thread may look at the cards."""
 
@@ -64,12 +73,10 @@ class Fleet:
         self.open: RunWatch | None = None
         self.open_version = 0
         """Grows whenever the open run has something new."""
-        self.list_version = 0
-        """Grows whenever any run of the list has something new."""
         self.piped = False
         """The one run comes through a pipe; there is no folder."""
         self._beside: dict[Path, RunWatch] = {}
-        self._glances: dict[Path, tuple[RunFile, Glance]] = {}
+        self._glances: dict[Path, _Seen] = {}
         self._known = known or KnownLogs()
         self._memory_bytes = memory_bytes
         self._next_search = 0.0
@@ -97,8 +104,12 @@ class Fleet:
             for gone in self._glances.keys() - {run.path for run in runs}:
                 del self._glances[gone]
         self._choose_beside()
-        self.list_version += changed
         return changed
+
+    @property
+    def follows_others(self) -> bool:
+        """Live runs are followed beside the open one."""
+        return bool(self._beside)
 
     def open_run(self, file: RunFile) -> RunWatch:
         """Follow ``file`` in full; the first picture of its history is there on return."""
@@ -116,7 +127,6 @@ class Fleet:
             if watch is not None and watch.advance():
                 moved = True
                 self.open_version += watch is self.open
-        self.list_version += moved
         return moved
 
     def look_around(self) -> bool:
@@ -125,9 +135,9 @@ class Fleet:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
-            seen = glance(run.path)
+            found, known = glance(run.path), run.path in self._glances
             with self.lock:
-                self._glances[run.path] = (run, seen)
+                self._glances[run.path] = _Seen(run, found, time.monotonic() if known else None)
         return bool(stale)
 
     def cards(self, now: float | None = None) -> list[RunCard]:
@@ -142,13 +152,13 @@ class Fleet:
     def _card(
         self,
         run: RunFile,
-        seen: tuple[RunFile, Glance] | None,
+        seen: "_Seen | None",
         watch: RunWatch | None,
         now: float | None,
     ) -> RunCard:
-        found = seen[1] if seen else Glance()
+        found = seen.ends if seen else Glance()
         last, end, plan = found.last, found.end, found.run
-        age = age_of(run.modified, now)
+        age = age_of(run.modified, now, seen.changed_at if seen else None)
         state = state_of(
             age,
             deleted=False,
@@ -188,7 +198,7 @@ class Fleet:
 
     def _is_stale(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)
-        return seen is None or seen[0] != run
+        return seen is None or seen.file != run
 
     def _found(self) -> Sequence[RunFile]:
         """The runs there are; the ones there were, while their folder cannot be listed."""
@@ -207,9 +217,9 @@ class Fleet:
         for run in self.runs[: 4 * MOST_FOLLOWED]:
             seen = self._glances.get(run.path)
             opened = self.open is not None and self.open.path == run.path
-            if opened or seen is None or seen[1].end is not None or seen[1].last is None:
+            if opened or seen is None or seen.ends.end is not None or seen.ends.last is None:
                 continue
-            age = age_of(run.modified)
+            age = age_of(run.modified, changed_at=seen.changed_at)
             if age is not None and age < 600 and len(live) < MOST_FOLLOWED:
                 live.append(run)
         memory = self._memory_bytes // _MEMORY_BESIDE

@@ -27,11 +27,6 @@ class Judge:
         """It is fed what the scan is fed."""
         self._ignore = ignore
 
-    @property
-    def last_step(self) -> int:
-        """The latest step that was judged."""
-        return self.diagnosis.last_step if self.diagnosis is not None else 0
-
     def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
         """The next records on the way to the scan, which is at ``end``; there, walk along.
 

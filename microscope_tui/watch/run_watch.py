@@ -164,7 +164,7 @@ class RunWatch:
 
         The scan goes first, the diagnosis then catches up. Never raises because of the log.
         """
-        self._make_room()
+        self.scan.make_room(self.lock)
         if self._scan_on():
             return True
         try:
@@ -174,7 +174,7 @@ class RunWatch:
         with self.lock:
             if chunk.restarted:
                 self._start()
-            elif self.error is not None and not self._foreign:
+            elif self.error is not None and not self._foreign and not self.source.deleted:
                 self.error = None  # it can be read again
             if chunk.data and not self._foreign:
                 self._begin(chunk.data)
@@ -182,13 +182,15 @@ class RunWatch:
         finished = self._finish_scan()
         if chunk.data or chunk.restarted or finished:
             return True
-        return self._catch_up(max_bytes)
+        return not self.source.deleted and self._catch_up(max_bytes)
 
     @property
     def unread(self) -> bool:
         """There is more to read and judge of what the log holds now."""
+        if self.source.deleted or self.error is not None:
+            return self._scan_pending
         scanned = self.complete and self.source.exhausted and not self._scan_pending
-        return not (scanned and self._judge.along) and self.error is None
+        return not (scanned and self._judge.along)
 
     def read_all(self) -> None:
         """Read and judge everything that the log holds now."""
@@ -203,7 +205,7 @@ class RunWatch:
     def state(self, now: float | None = None) -> tuple[str, float | None]:
         """The state of the run in one word, and the age of its last sign of life in seconds."""
         with self.lock:
-            age = age_of(self.source.modified, now)
+            age = age_of(self.source.modified, now, self.source.changed_at)
             word = state_of(
                 age,
                 deleted=self.source.deleted,
@@ -236,6 +238,8 @@ class RunWatch:
         """True when the whole file has been read for the first time."""
         if self.complete or self._scan_pending or not self.source.exhausted:
             return False
+        if self.source.deleted and self.source.offset < self.source.size:
+            return False  # what was not read of it may come back under another name
         with self.lock:
             self.complete, self._overview = True, None
             self.scan.settle()
@@ -279,15 +283,6 @@ class RunWatch:
             self.defects.add(self._reader.line_number, str(error))
         except (ArithmeticError, LookupError, ValueError, TypeError) as error:
             self.defects.add(self._reader.line_number, f"not understood: {error!r}"[:120])
-
-    def _make_room(self) -> None:
-        """Halve a full history outside the lock: only this thread changes it."""
-        if (history := self.scan.history) is not None and history.full:
-            with self.lock:
-                history.settle()
-            halved = history.halved()
-            with self.lock:
-                self.scan.history = halved
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:

@@ -7,9 +7,10 @@ through a long log at the speed of the disk; the judgement follows at its own pa
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 from microscope_tui.runlog.reader import Entry, StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.runlog.records import EventRecord, RunRecord, seconds_between
 from microscope_tui.watch.history import History, Row
 from microscope_tui.watch.summaries import complete_summary, new_history, row_of
 
@@ -36,7 +37,7 @@ class Scan:
         self.history: History | None = None
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
-        """Durations of the last steps in seconds."""
+        """Seconds between the last records."""
         self._reread = reread
         self._memory_bytes = memory_bytes
 
@@ -58,9 +59,18 @@ class Scan:
         """Make visible what was taken in; true if there was anything."""
         return self.history is not None and self.history.settle()
 
+    def make_room(self, lock: AbstractContextManager[object]) -> None:
+        """Halve a full history, mostly outside ``lock``: only the caller changes it."""
+        if (history := self.history) is not None and history.full:
+            with lock:
+                history.settle()
+            halved = history.halved()
+            with lock:
+                self.history = halved
+
     def _take_run(self, run: RunRecord) -> None:
         before, self.run, self.end = self.run, run, None
-        if self.latest is not None and self.latest.routers != len(run.routers):
+        if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
@@ -78,12 +88,17 @@ class Scan:
             self._restart(step, run)
         self.end = None
         complete_summary(entry)
+        self._time_step(self.latest, entry)
         self.latest = entry
         if entry.has_counts:
             self.with_counts = entry
+        elif self.with_counts is not None and self.with_counts.record.step >= step:
+            self.with_counts = None  # counted in a future that no longer holds
         history.add(step, row_of(entry), entry.offset)
-        duration = entry.record.step_time_s
-        if duration is not None and math.isfinite(duration):
+
+    def _time_step(self, before: StepEntry | None, entry: StepEntry) -> None:
+        duration = seconds_between(before.record if before else None, entry.record)
+        if duration is not None:
             self.intervals.append(duration)
 
     def _restart(self, step: int, run: RunRecord) -> None:

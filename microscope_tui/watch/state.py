@@ -10,9 +10,18 @@ ENDED = ("finished", "stopped", "failed", "crashed?", "deleted")
 """States from which nothing more is expected."""
 
 
-def age_of(modified: float | None, now: float | None = None) -> float | None:
-    """Seconds since the last change; a clock that runs behind counts as age zero."""
-    return None if modified is None else max(0.0, (now or time.time()) - modified)
+def age_of(
+    modified: float | None, now: float | None = None, changed_at: float | None = None
+) -> float | None:
+    """Seconds since the last change, never below zero.
+
+    A file server has a clock of its own: no file is older than the time (``changed_at``, by the
+    monotonic clock) since we saw it change.
+    """
+    if modified is None:
+        return None
+    age = max(0.0, (now or time.time()) - modified)
+    return age if changed_at is None else min(age, max(0.0, time.monotonic() - changed_at))
 
 
 def state_of(

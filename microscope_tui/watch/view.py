@@ -4,12 +4,12 @@ Screens, snapshots and the JSON report draw from the same view, so that they can
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Finding, Severity, group
+from microscope_tui.diagnosis.episodes import Episode, Finding, Severity, group
 from microscope_tui.diagnosis.evidence import value_at
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
@@ -77,7 +77,6 @@ class RunView:
     """The latest step that the diagnosis has seen."""
     memory_limit: int | None
     """Bytes of memory, where a bound on them makes the history coarser than it could be."""
-    steps_per_column: float
     defects: int
     first_defects: Sequence[str]
     error: str | None
@@ -126,7 +125,6 @@ def _view(
     findings = _findings(watch, until)
     state, age = watch.state()
     last = latest.record.step if latest else 0
-    shown = min(ribbon, len(history) if history else 0)
     return RunView(
         name=watch.file.name,
         run=watch.run,
@@ -138,12 +136,11 @@ def _view(
         findings=findings,
         loss_history=history.columns("loss", 0, columns, until=until) if history else (),
         ribbon=_ribbon(findings, history.restarts if history else (), last, ribbon),
-        restarts=tuple(history.restarts) if history else (),
+        restarts=tuple(step for step in history.restarts if step <= last) if history else (),
         progress=1.0 if watch.complete else watch.progress,
         judged=watch.judged,
         judged_step=watch.diagnosis.last_step if watch.diagnosis else 0,
         memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
-        steps_per_column=last / shown if shown else 0.0,
         defects=watch.defects.count,
         first_defects=tuple(watch.defects.first),
         error=watch.error,
@@ -154,9 +151,12 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     diagnosis = watch.diagnosis
     if diagnosis is None:
         return []
+    episodes: Iterable[Episode] = diagnosis.episodes
+    if until is not None:
+        episodes = (e.as_of(until) for e in episodes if e.onset <= until)
     return [
         (finding, advise(finding, diagnosis.run, diagnosis.checkpoints))
-        for finding in group(e for e in diagnosis.episodes if until is None or e.onset <= until)
+        for finding in group(episodes)
     ]
 
 
@@ -232,5 +232,5 @@ def _ribbon(
             for at in range(column(episode.onset), column(min(ends, last)) + 1):
                 worst = severities[at]
                 severities[at] = episode.severity if worst is None else max(worst, episode.severity)
-    marked = {column(step) for step in restarts}
+    marked = {column(step) for step in restarts if step <= last}
     return [Mark(severity, at in marked) for at, severity in enumerate(severities)]

@@ -1,0 +1,189 @@
+"""Logs that are deleted while they are read, clocks that disagree, runs that resume: no lie."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
+from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog.overview import sample
+from microscope_tui.scenarios.bulk import write_bulk
+from microscope_tui.watch.moment import pin_at
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+
+Make = Callable[..., dict[str, Any]]
+SKEWED = [2048, 2048, 0, 0, 0, 0, 0, 0]
+
+
+def follow(path: Path) -> RunWatch:
+    return RunWatch(RunFile(path.parent.name, path, 0.0))
+
+
+def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    rows = [
+        [balanced(n), SKEWED if 200 <= n < 300 else balanced(n), balanced(n)] for n in range(800)
+    ]
+    watch = open_log(
+        write_log([make_header(), *[make_step(n, r, 2048) for n, r in enumerate(rows) if n]])
+    )
+    now = view_of(watch)
+    assert [finding.active for finding, _ in now.findings] == [False]
+    then = view_of(watch, at=pin_at(watch, 280))
+    assert [(finding.active, finding.last) for finding, _ in then.findings] == [(True, 280)]
+    assert then.layers[1].severity is not None
+    assert view_of(watch, at=pin_at(watch, 150)).findings == []
+
+
+def test_restarts_after_the_shown_step_are_not_shown(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    steps = [make_step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
+    again = [make_step(n, [balanced(n)] * 3, 2048) for n in range(61, 90)]
+    watch = open_log(write_log([make_header(), *steps, make_header(resumed_at_step=61), *again]))
+    assert view_of(watch).restarts == (61,)
+    past = view_of(watch, at=pin_at(watch, 30))
+    assert past.restarts == ()
+    assert not any(mark.restart for mark in past.ribbon)
+
+
+def test_a_log_deleted_while_it_is_judged_leaves_the_reader_idle(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, steps=4000, routers=3, num_experts=8, top_k=2, tokens=512)
+    watch = follow(path)
+    watch._judge.along = False  # as behind a long log
+    watch._begin = lambda data: setattr(watch, "_scanning", watch._reader.feed(data))  # type: ignore[method-assign]
+    while not watch.complete:
+        watch.advance(1 << 16)
+    path.unlink()
+    for _ in range(20):
+        if not watch.advance(1 << 16):
+            break
+    assert not watch.advance()
+    assert not watch.unread
+    assert watch.state()[0] == "deleted"
+
+
+def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, steps=4000, routers=3, num_experts=8, top_k=2, tokens=512)
+    watch = follow(path)
+    watch.open_overview()
+    watch.advance(1 << 14)
+    path.unlink()
+    for _ in range(50):
+        watch.advance(1 << 14)
+    assert not watch.complete
+    assert watch.latest is not None
+    assert watch.latest.record.step == 4000
+    watch.read_all()  # ends
+
+
+def test_counts_of_a_superseded_future_are_not_shown_after_the_restart(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    steps = [make_step(n, [SKEWED] * 3, 2048) for n in range(1, 21)]
+    bare = [
+        {k: v for k, v in make_step(n, [balanced(n)] * 3, 2048).items() if k != "tokens_per_expert"}
+        for n in range(11, 14)
+    ]
+    view = view_of(
+        open_log(write_log([make_header(), *steps, make_header(resumed_at_step=11), *bare]))
+    )
+    assert view.step == 13
+    assert view.counts_step is None
+
+
+def test_other_experts_in_the_same_number_of_layers_are_another_model(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    first = [make_step(n, [balanced(n)] * 3, 2048) for n in range(1, 4)]
+    header = make_header()
+    other = make_header(model={**header["model"], "num_experts": 4})
+    view = view_of(open_log(write_log([header, *first, other])))
+    assert (view.step, view.counts_step, view.layers) == (0, None, [])
+
+
+def test_a_file_server_whose_clock_is_behind_does_not_make_a_live_run_stale(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    path = write_log([make_header(), make_step(1, [balanced()] * 3, 2048)])
+    watch = follow(path)
+    watch.read_all()
+    with path.open("ab") as file:
+        file.write(json.dumps(make_step(2, [balanced()] * 3, 2048)).encode() + b"\n")
+    an_hour_behind = time.time() - 3600
+    os.utime(path, (an_hour_behind, an_hour_behind))
+    watch.advance()
+    assert watch.state()[0] == "live"
+
+
+def test_a_run_that_logs_every_tenth_step_is_not_slow_between_two_records(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    steps = [
+        make_step(n, [balanced()] * 3, 2048, step_time_s=2.0, time=1_000_000.0 + 2 * n)
+        for n in range(10, 400, 10)
+    ]
+    path = write_log([make_header(), *steps])
+    now = time.time()
+    os.utime(path, (now - 25, now - 25))
+    watch = follow(path)
+    watch.read_all()
+    assert watch.state()[0] == "live"
+    assert glance(path).step_time_s == 20.0
+
+
+def test_counts_are_found_however_they_are_spaced(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
+) -> None:
+    counts = balanced()
+    line = json.dumps(make_step(1, [counts] * 3, 2048))
+    spaced = line.replace('"tokens_per_expert": [[', '"tokens_per_expert" : [ [')
+    assert spaced != line
+    path = write_log([make_header()])
+    with path.open("a") as file:
+        file.write(spaced + "\n")
+    view = view_of(open_log(path))
+    assert view.layers[0].counts == counts
+
+
+def test_a_long_header_does_not_make_the_first_look_read_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, steps=20000, routers=1, num_experts=4, top_k=1, tokens=512)
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(first), "note": "x" * 40_000}) + "\n" + rest)
+    found = sample(path, "r", 40)
+    assert found.line_bytes < 2000
+    assert len(found.samples) < 40 + 64 + 8
+    assert found.samples[-1].record.step == 20000
+
+
+def test_a_damaged_archive_is_named_with_its_reason_and_unpacked_once(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    path = tmp_path / "a" / "metrics.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(b"\x1f\x8b\x08\x00 no archive at all")
+    known = KnownLogs()
+    assert find_runs(tmp_path, known) == []
+    (reason,) = unreadable_logs(tmp_path)
+    assert "damaged archive" in reason
+    monkeypatch.setattr("microscope_tui.runlog.discover._packed_head", lambda path: 1 / 0)
+    assert find_runs(tmp_path, known) == []  # remembered
+
+
+def test_a_run_that_was_resumed_and_has_no_new_step_yet_shows_where_it_stands(
+    write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 21)]
+    found = glance(write_log([make_header(), *steps, make_header(resumed_at_step=16)]))
+    assert found.last is not None
+    assert found.last.step == 15
+    assert found.run is not None
+    assert found.run.resumed_at_step == 16
