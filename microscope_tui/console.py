@@ -8,10 +8,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.engine import ANYTHING
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.words import bytes_of
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
@@ -63,9 +65,9 @@ def fail_if_unreadable(run: RunFile) -> None:
         fail(f"{run.path}: {watched.error}", NO_VERDICT)
 
 
-def read(run: RunFile, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY) -> RunWatch:
+def read(run: RunFile, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY) -> RunWatch:
     """Read a whole run, with progress where it takes long and somebody looks."""
-    watch = RunWatch(run, ignore, patient=True, memory_bytes=memory)
+    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
     shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
     said = time.monotonic()
     while watch.unread:
@@ -80,10 +82,10 @@ def read(run: RunFile, ignore: Collection[str] = (), memory: int = DEFAULT_MEMOR
 
 
 def read_pipe(
-    descriptor: int = 0, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY
+    descriptor: int = 0, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
 ) -> RunWatch:
     """Read the standard input to its end."""
-    watch, pipe = piped(descriptor, ignore, memory)
+    watch, pipe = piped(descriptor, criteria, memory)
     while not pipe.ended and watch.error is None:
         if not watch.advance():
             time.sleep(0.01)
@@ -93,12 +95,12 @@ def read_pipe(
 
 
 def piped(
-    descriptor: int, ignore: Collection[str] = (), memory: int = DEFAULT_MEMORY
+    descriptor: int, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
 ) -> tuple[RunWatch, PipedLog]:
     """A run that arrives at ``descriptor``."""
     pipe = PipedLog(descriptor, PIPE_NAME)
     file = RunFile(PIPE_NAME, Path(PIPE_NAME), 0.0)
-    return RunWatch(file, ignore, source=pipe, memory_bytes=memory), pipe
+    return RunWatch(file, criteria, source=pipe, memory_bytes=memory), pipe
 
 
 def memory_bytes(text: str) -> int:

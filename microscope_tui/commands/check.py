@@ -17,6 +17,7 @@ from microscope_tui.console import (
     read_pipe,
     runs_at,
 )
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.report import format_check
 from microscope_tui.report.check import NO_VERDICT, as_json, as_text, judge, worst_code
@@ -61,9 +62,9 @@ def check(
         if ignore or since_step or fail_on != "warn":
             fail("--format-only judges no run: leave --ignore, --since-step, --fail-on out", USAGE)
         return _check_format(path, every, as_json_)
-    dropped = {name.upper() for name in ignore or ()}
+    dropped = Criteria(frozenset(name.upper() for name in ignore or ()))
     if path == PIPE:
-        watches = [read_pipe(ignore=dropped)]
+        watches = [read_pipe(criteria=dropped)]
     else:
         runs = runs_at(path)
         watches = [read(run, dropped) for run in (runs if every else runs[:1])]

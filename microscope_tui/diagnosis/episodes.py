@@ -1,64 +1,38 @@
 """An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
+from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
 from microscope_tui.diagnosis.thresholds import GROUP_STEPS
 from microscope_tui.runlog.records import RouterInfo
 
-
-class Severity(IntEnum):
-    """How bad it is. ERROR is a fault of the measurement: no verdict can be trusted."""
-
-    INFO = 1
-    WARN = 2
-    CRITICAL = 3
-    ERROR = 4
-
-    @property
-    def label(self) -> str:
-        """The word in JSON and on screen."""
-        return {1: "info", 2: "warn", 3: "crit", 4: "error"}[self.value]
-
-    @property
-    def letter(self) -> str:
-        """One letter, so that colour is never the only carrier."""
-        return {1: "I", 2: "W", 3: "C", 4: "M"}[self.value]
-
-
-CAUSES_FIRST = ("METER", "COLLAPSE", "DEAD", "DROPS")
-
-Facts = Mapping[str, float | str | tuple[int, ...]]
+CAUSES_FIRST = (
+    *("METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION", "BIAS_RUNAWAY"),
+    *("DROPS", "STARVED", "OVERLOAD", "UNIFORM", "LINT", "HOT_EXPERT", "SHOCK"),
+)
+"""Of equally severe findings the cause stands first: a collapse also drops tokens."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What one rule says about one router at one step."""
+class Grade:
+    """How bad an episode was from a step on."""
 
-    severity: Severity | None
-    """What this evaluation alone amounts to; ``None`` inside the limits."""
-    clear: bool
-    """Inside the limits by the margin that recovery needs."""
-    value: float = 0.0
-    limit: float = 0.0
-    urgent: bool = False
-    """So bad that, if it lasts, even the warm-up is no excuse."""
-    facts: Facts = field(default_factory=dict)
-    """The numbers that the text needs."""
-    confidence: str = "exact counts"
-    since: int | None = None
-    """First step of the trouble, where a summed window hides it behind older, sound steps."""
+    step: int
+    severity: Severity
+    value: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Episode:
-    """One stretch of trouble of one rule in one router."""
+    """One stretch of trouble of one rule in one router, or in the run as a whole."""
 
     rule: str
-    router_index: int
-    router: RouterInfo
+    router_index: int = WHOLE_RUN
+    router: RouterInfo | None = None
+    """``None`` where the trouble is the run's."""
     severity: Severity
+    """The worst so far."""
     onset: int
     """First step of the evidence, not the step of the alarm."""
     alarm: int
@@ -68,11 +42,13 @@ class Episode:
     value: float
     """The worst value so far."""
     limit: float
-    facts: Facts
-    confidence: str
+    facts: dict[str, Fact] = field(default_factory=dict)
+    confidence: str = EXACT
     recovered_at: int | None = None
     recurrence: int = 0
     """How many earlier episodes of this rule this router had."""
+    grades: list[Grade] = field(default_factory=list)
+    """Severity over time: the alarm, and every step at which it became worse."""
 
     @property
     def active(self) -> bool:
@@ -81,11 +57,14 @@ class Episode:
 
     def as_of(self, step: int) -> "Episode":
         """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""
+        then = [grade for grade in self.grades if grade.step <= step] or self.grades[:1]
         over = self.recovered_at is not None and self.recovered_at <= step
         return replace(
             self,
+            severity=then[-1].severity if then else self.severity,
             last=min(self.last, step),
             recovered_at=self.recovered_at if over else None,
+            grades=then,
         )
 
 
@@ -127,21 +106,16 @@ class Finding:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the routers, in forward order."""
+        """Names of the routers, in forward order; empty where it is the run's trouble."""
         ordered = sorted(self.episodes, key=lambda episode: episode.router_index)
-        return tuple(dict.fromkeys(episode.router.name for episode in ordered))
+        return tuple(dict.fromkeys(e.router.name for e in ordered if e.router is not None))
 
 
 def group(episodes: Iterable[Episode]) -> list[Finding]:
     """Episodes of one rule whose onsets lie close together become one finding, worst first."""
     groups: list[list[Episode]] = []
     for episode in sorted(episodes, key=lambda e: (e.rule, not e.active, e.onset, e.router_index)):
-        last = groups[-1][-1] if groups else None
-        if (
-            last is not None
-            and (last.rule, last.active) == (episode.rule, episode.active)
-            and episode.onset - last.onset <= GROUP_STEPS
-        ):
+        if groups and _belongs(episode, groups[-1]):
             groups[-1].append(episode)
         else:
             groups.append([episode])
@@ -152,6 +126,15 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
     return sorted(findings, key=lambda f: (not f.active, -f.severity, _rank(f.rule), f.onset))
 
 
+def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
+    first = members[0]  # not the last one: a chain of onsets would have no end
+    return (
+        (first.rule, first.active) == (episode.rule, episode.active)
+        and first.facts.get("cause") == episode.facts.get("cause")
+        and episode.onset - first.onset <= GROUP_STEPS
+        and episode.router is not None
+    )
+
+
 def _rank(rule: str) -> int:
-    """Of two equally severe findings the cause stands first: a collapse also drops tokens."""
     return CAUSES_FIRST.index(rule) if rule in CAUSES_FIRST else len(CAUSES_FIRST)

@@ -1,10 +1,29 @@
 """Every limit of the diagnosis in one table, each with its evidence.
 
 c is the collapse index of ``measures.py`` (1 even, 0 collapsed on k experts). λ is the number of
-assignments an expert can expect in a window, ``tokens × k ÷ E``.
+assignments an expert can expect in a window, ``tokens × k ÷ E``. A rule's limits may be set in
+the config file (``[rules.NAME]``); what was changed is said in every verdict.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+WARM_UP_STEPS = 100
+WARM_UP_SHARE = 0.02
+WARM_UP_MAX = 500
+AFTER_RESTART_STEPS = 100
+"""A resumed run may have lost the bias of its routers: as long as a warm-up."""
+GROUP_STEPS = 100
+"""The same trouble starting within so many steps in several layers is one finding."""
+COOLDOWN_STEPS = 100
+"""Trouble that returns so soon after its recovery never was over."""
+ENTER_SHARE = 0.9
+"""An alarm needs this share of the last evaluations over its limit."""
+
+
+class BadLimit(ValueError):
+    """A limit that does not exist or has no such value; the message says which there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +46,25 @@ class CollapseLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ErodingLimits:
+    """A public run without balancing goes c 0.60, 0.47, 0.36, 0.33, 0.25 at steps 100 … 500."""
+
+    block: int = 5
+    """Steps whose c is averaged to one point of the trend."""
+    short: int = 12
+    long: int = 40
+    """Points of the two trends that are tested."""
+    z: float = 3.29
+    """Mann–Kendall: p < 0.001, two-sided."""
+    ahead: int = 500
+    """The slope must reach the limit of COLLAPSE within so many steps."""
+    fall: float = 0.08
+    """… and c must have fallen by so much already, and by ``noise`` times its own scatter."""
+    noise: float = 4.0
+    persistence: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLimits:
     """Zero assignments where at least ``evidence`` were expected, in three disjoint windows."""
 
@@ -41,6 +79,45 @@ class DeadLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class StarvedLimits:
+    """Healthy models starve 0 % of their experts on web text, up to 19 % on one domain."""
+
+    share: float = 0.10
+    over_reference: float = 0.10
+    """In a fine-tuning or an evaluation only this much more than the reference counts."""
+    window: int = 25
+    evidence: int = 50
+    persistence: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class HotExpertLimits:
+    """OLMoE routes 98 % of arXiv tokens to one expert of layer 0 at c = 0.76: a good model."""
+
+    share: float = 0.8
+    """Of the tokens, in the busiest expert."""
+    leave: float = 0.7
+    persistence: int = 25
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadLimits:
+    """MaxVio 2 and more is daily life of healthy models: only a change against the run counts."""
+
+    ratio: float = 3.0
+    """MaxVio against the median of the reference window."""
+    least: float = 1.0
+    """A MaxVio below this overloads nobody, whatever it was before."""
+    reference_steps: int = 100
+    rank_ratio: float = 1.5
+    """Assignments of the busiest expert-parallel rank against the mean of the ranks."""
+    rank_every: int = 4
+    rank_window: int = 8
+    """Counts of every fourth step are summed over eight of them."""
+    persistence: int = 25
+
+
+@dataclass(frozen=True, slots=True)
 class DropLimits:
     """A healthy run at capacity factor 1.25 drops 0.5 %; its diverging twin 28 to 56 %."""
 
@@ -50,29 +127,164 @@ class DropLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class MeterLimits:
-    """Faults of the measurement are exact, so three steps in a row are enough."""
+class LogitLimits:
+    """Ratios to the median of the steps t − 220 … t − 20: robust to slow growth."""
 
-    persistence: int = 3
+    warn: float = 3.0
+    critical: float = 10.0
+    leave: float = 1.5
+    least: float = 1.0
+    """A z-loss below this is no explosion, whatever it was before."""
+    max_logit: float = 64.0
+    """In bf16 neighbouring logits of this size are 0.25 apart and more."""
+    persistence: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class GradientLimits:
+    """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
+
+    ratio: float = 10.0
+    once: float = 50.0
+    """So much that a single step tells."""
+    leave: float = 3.0
+    followed: int = 50
+    """LOGITS or COLLAPSE within so many steps after it makes it critical."""
+    persistence: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class UniformLimits:
+    """A router whose gradient was 7e-10 kept 97 % of the entropy; so does soft routing."""
+
+    entropy_share: float = 0.97
+    """Of ln E."""
+    after_steps: int = 500
+    after_share: float = 0.3
+    gradient: float = 1e-6
+    """Router gradient norm against the global one, below which nothing is learned."""
+    persistence: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class OscillationLimits:
+    """Sign updates of a bias that are too large swing the load with a period of 2 to 32 steps."""
+
+    window: int = 64
+    every: int = 256
+    """Steps between two looks at a calm router."""
+    amplitude: float = 0.2
+    """Standard deviation of an expert's load (a sine of amplitude 0.3 has 0.21)."""
+    experts_share: float = 0.3
+    agreement: float = 0.35
+    """Correlation of the swing with itself one period later, and against itself after half."""
+    checks: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BiasRunawayLimits:
+    """The bias grows without end and the load does not follow: it is losing to the router."""
+
+    every: int = 25
+    points: int = 21
+    """500 steps."""
+    straightness: float = 0.98
+    """R² of the straight line through max − min of the bias."""
+    rate: float = 0.5
+    """Slope against the fastest that the update rate allows (two rates a step)."""
+    collapse_index: float = 0.8
+    rise: float = 0.03
+    """c rises less than this meanwhile."""
+    persistence: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ShockLimits:
+    """A dip of c that is over within 50 steps: a learning-rate restart, a change of data."""
+
+    drop: float = 0.25
+    back: float = 0.10
+    within: int = 50
+    least_steps: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MeterLimits:
+    """Faults of the measurement are exact, so three steps are enough."""
+
+    needed: int = 3
+    window: int = 10
+    leave: int = 3
     first_steps: int = 8
-    """Counts are checked on the first steps, then on three steps in every ``every``."""
-    every: int = 61
+    """Counts are checked on the first steps that hold any, then on three after every ``every``."""
+    every: int = 58
     forced_balance_evidence: float = 50.0
     """λ from which all counts equal to ±1 cannot be luck."""
+    summary_error: float = 0.02
+    """The summary of a line may differ by so much from what its own counts say."""
 
 
-WARM_UP_STEPS = 100
-WARM_UP_SHARE = 0.02
-WARM_UP_MAX = 500
-GROUP_STEPS = 100
-"""The same trouble starting within so many steps in several layers is one finding."""
-ENTER_SHARE = 0.9
-"""An alarm needs this share of the last evaluations over its limit."""
+@dataclass(frozen=True, slots=True)
+class LintLimits:
+    """Settings that are known to spoil a run, read from its header."""
 
-COLLAPSE = CollapseLimits()
-DEAD = DeadLimits()
-DROPS = DropLimits()
-METER = MeterLimits()
+    floor: float = 0.05
+    """An auxiliary loss within this share of its floor k says that all is even …"""
+    uneven: float = 0.5
+    """… while a layer uses less than this share of its experts."""
+    aux_weight: float = 0.5
+    """gpt-oss ships with 0.9, made for its own training; public recipes fine-tune at 1e-5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of all rules."""
+
+    METER: MeterLimits = field(default_factory=MeterLimits)
+    COLLAPSE: CollapseLimits = field(default_factory=CollapseLimits)
+    ERODING: ErodingLimits = field(default_factory=ErodingLimits)
+    DEAD: DeadLimits = field(default_factory=DeadLimits)
+    STARVED: StarvedLimits = field(default_factory=StarvedLimits)
+    HOT_EXPERT: HotExpertLimits = field(default_factory=HotExpertLimits)
+    OVERLOAD: OverloadLimits = field(default_factory=OverloadLimits)
+    DROPS: DropLimits = field(default_factory=DropLimits)
+    LOGITS: LogitLimits = field(default_factory=LogitLimits)
+    GRADSPIKE: GradientLimits = field(default_factory=GradientLimits)
+    UNIFORM: UniformLimits = field(default_factory=UniformLimits)
+    OSCILLATION: OscillationLimits = field(default_factory=OscillationLimits)
+    BIAS_RUNAWAY: BiasRunawayLimits = field(default_factory=BiasRunawayLimits)
+    SHOCK: ShockLimits = field(default_factory=ShockLimits)
+    LINT: LintLimits = field(default_factory=LintLimits)
+
+
+DEFAULTS = Limits()
+
+
+def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
+    """The table with some values replaced: ``{"COLLAPSE": {"warn": 0.3}}``.
+
+    Raises:
+        BadLimit: no such rule, no such limit, or a value of another kind.
+    """
+    limits = DEFAULTS
+    for name, values in rules.items():
+        rule = name.upper()
+        if rule not in (known := [entry.name for entry in fields(Limits)]):
+            raise BadLimit(f"[rules.{name}]: no such rule; there are {', '.join(known)}")
+        before = getattr(limits, rule)
+        for key, value in values.items():
+            if key not in (keys := [entry.name for entry in fields(before)]):
+                raise BadLimit(f"[rules.{name}] {key}: no such limit; there are {', '.join(keys)}")
+            _check(f"[rules.{name}] {key}", value, getattr(before, key))
+        limits = replace(limits, **{rule: replace(before, **values)})
+    return limits
+
+
+def _check(what: str, value: object, default: float) -> None:
+    if isinstance(default, int) and (type(value) is not int or not 1 <= value <= 10_000):
+        raise BadLimit(f"{what} is {value!r}: give an integer from 1 to 10,000, like {default}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise BadLimit(f"{what} is {value!r}: give a number from 0 on, like {default:g}")
 
 
 def warm_up(planned_steps: int | None) -> int:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, Severity, group
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
@@ -52,7 +54,7 @@ def judge(
         ignore: names of rules that are left out; said in the notes.
     """
     if watch is None:
-        watch = RunWatch(file, {name.upper() for name in ignore}, patient=True)
+        watch = RunWatch(file, Criteria(frozenset(name.upper() for name in ignore)), patient=True)
         watch.read_all()
     state, _ = watch.state()
     last_step = watch.latest.record.step if watch.latest else 0

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from microscope_tui.diagnosis.episodes import Severity
-from microscope_tui.diagnosis.thresholds import COLLAPSE, warm_up
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.thresholds import DEFAULTS, warm_up
 from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs, spark
 from microscope_tui.report.layer_row import curve_width
@@ -227,7 +227,7 @@ def _not_judged_yet(view: RunView) -> Line:
     low = [
         layer
         for layer in view.layers
-        if layer.collapse_index is not None and layer.collapse_index < COLLAPSE.warn
+        if layer.collapse_index is not None and layer.collapse_index < DEFAULTS.COLLAPSE.warn
     ]
     if not low:
         return [Span(f"nothing found so far, {reading}", "dim")]

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.diagnosis.reading import Severity
 
 
 class Span(NamedTuple):

@@ -220,6 +220,8 @@ def _run(fields: dict[str, Any]) -> RunRecord:
     model = model if isinstance(model, dict) else {}
     balance = fields.get("balance")
     source = fields.get("source")
+    config = fields.get("config")
+    config = config if isinstance(config, dict) else {}
     return RunRecord(
         run=safe_text(fields.get("run") or "", 120),
         routers=_routers(model),
@@ -227,6 +229,8 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         planned_steps=_integer(fields.get("planned_steps")),
         resumed_at_step=_integer(fields.get("resumed_at_step")),
         profile=safe_text(fields.get("profile") or "pretrain", 20),
+        model_name=safe_text(model.get("name") or "", 60),
+        dtype=safe_text(config.get("dtype") or "", 20),
         capacity_factor=_number(model.get("capacity_factor")),
         score_function=safe_text(model.get("score_function") or "", 20),
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,

@@ -90,6 +90,10 @@ class StepEntry:
                 return row
         return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
 
+    def biases(self, router_index: int) -> list[float] | None:
+        """Selection bias of one router; decodes all matrices of the step."""
+        return self.matrices().expert_bias[router_index]
+
     def _row(self, router_index: int) -> list[int] | None:
         if self._rows is None:
             self._rows = CountRows(self._line, self.routers)

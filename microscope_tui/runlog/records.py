@@ -98,6 +98,9 @@ class RunRecord:
     planned_steps: int | None = None
     resumed_at_step: int | None = None
     profile: str = "pretrain"
+    model_name: str = ""
+    dtype: str = ""
+    """Of the computation, where the configuration says it: ``bf16``, ``fp32`` …"""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None

@@ -4,9 +4,10 @@ Beside a short or a live log it walks along with the scan. Behind a long one it 
 a reader of its own, up to where the scan is; from then on they walk together.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
@@ -17,7 +18,7 @@ from microscope_tui.watch.summaries import complete_summary
 class Judge:
     """The diagnosis of one log."""
 
-    def __init__(self, name: str, ignore: Collection[str]) -> None:
+    def __init__(self, name: str, criteria: Criteria) -> None:
         self.diagnosis: Diagnosis | None = None
         self.reader = RunReader(name)
         """Used while the judge is behind the scan."""
@@ -25,7 +26,7 @@ class Judge:
         """How far it has come, in bytes of the log, while it is behind the scan."""
         self.along = True
         """It is fed what the scan is fed."""
-        self._ignore = ignore
+        self._criteria = criteria
 
     def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
         """The next records on the way to the scan, which is at ``end``; there, walk along.
@@ -54,7 +55,7 @@ class Judge:
     def _take_run(self, run: RunRecord) -> None:
         diagnosis = self.diagnosis
         if diagnosis is None or diagnosis.run.routers != run.routers:
-            self.diagnosis = Diagnosis(run, self._ignore)
+            self.diagnosis = Diagnosis(run, self._criteria)
             return
         diagnosis.run = run
         if run.resumed_at_step is not None:
@@ -64,4 +65,4 @@ class Judge:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
             return  # a repeated step: the first one stands
         complete_summary(entry)
-        self.diagnosis.observe(entry.record, entry.counts)
+        self.diagnosis.observe(entry.record, entry.counts, entry.biases)

@@ -8,10 +8,11 @@ diagnosis walks along with it where little is left to read, and comes later behi
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.runlog.compressed import open_log
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.follow import Source
@@ -38,7 +39,7 @@ class RunWatch:
     def __init__(
         self,
         file: RunFile,
-        ignore: Collection[str] = (),
+        criteria: Criteria = ANYTHING,
         *,
         source: Source | None = None,
         memory_bytes: int = DEFAULT_MEMORY,
@@ -47,7 +48,7 @@ class RunWatch:
         """Watch ``file``, or another source of bytes that stands for it.
 
         Args:
-            ignore: names of rules that the diagnosis leaves out.
+            criteria: by what the run is judged.
             memory_bytes: bound of the history.
             patient: nobody looks on: one pass that judges along, however long the log.
         """
@@ -56,7 +57,7 @@ class RunWatch:
         self.error: str | None = None
         """Why the log cannot be read, in words; everything seen before stays."""
         self.memory_bytes = memory_bytes
-        self._ignore = ignore
+        self._criteria = criteria
         self._patient = patient
         self.source: Source = source or open_log(file.path)
         self._start()
@@ -65,7 +66,7 @@ class RunWatch:
         self.error = None
         self._foreign = False  # another format version: nothing more is read from this file
         self._reader = RunReader(self.file.name)
-        self._judge = Judge(self.file.name, self._ignore)
+        self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
         """What the records so far say; the properties below show a sample until it is through."""
         self._overview: Scan | None = None

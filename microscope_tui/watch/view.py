@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, Severity, group
-from microscope_tui.diagnosis.evidence import value_at
+from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column

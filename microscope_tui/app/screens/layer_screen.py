@@ -106,7 +106,7 @@ class LayerScreen(RunScreen):
             size = (load.size.width, load.size.height)
             strips = charts.bars(title, layer.load or (), size, glyphs=glyphs)
         load.show_strips(strips)
-        limits = thresholds.COLLAPSE
+        limits = thresholds.DEFAULTS.COLLAPSE
         draw(
             "#chart-balance",
             "balance c, 1 is even",

@@ -11,7 +11,7 @@ from textual.screen import Screen
 from microscope_tui.app import keys
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report import run_list
 from microscope_tui.report.spans import (
     ROLE_OF_SEVERITY,

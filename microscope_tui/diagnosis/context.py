@@ -1,0 +1,59 @@
+"""What the rules may know of a run besides its steps."""
+
+from dataclasses import dataclass
+
+from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits, warm_up
+from microscope_tui.runlog.records import RunRecord
+
+PROFILES = ("pretrain", "finetune", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """How the routers were before: of the run's own first steps, or of a baseline run.
+
+    One entry per router; ``None`` where nothing is known.
+    """
+
+    starved_share: tuple[float | None, ...]
+    dead: tuple[frozenset[int] | None, ...]
+    max_violation: tuple[float | None, ...]
+    collapse_index: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The header, how it is to be judged, and against what."""
+
+    run: RunRecord
+    profile: str = "pretrain"
+    limits: Limits = DEFAULTS
+    baseline: Reference | None = None
+
+    @property
+    def warm_up(self) -> int:
+        """Steps of warm-up: none where nothing is trained."""
+        return 0 if self.profile == "eval" else warm_up(self.run.planned_steps)
+
+    @property
+    def relative(self) -> bool:
+        """Narrow data is expected: what matters is the change against a reference."""
+        return self.profile != "pretrain"
+
+    @property
+    def trains(self) -> bool:
+        """There is a gradient and a direction of time."""
+        return self.profile != "eval"
+
+    @property
+    def confidence(self) -> str:
+        """How far the counts can be trusted, in words."""
+        source = self.run.counts
+        words = {
+            "exact": "exact counts",
+            "top1": "top-1 counts, which look more uneven than all k choices",
+            "shares": "shares, not counts",
+            "local_rank": "the counts of one rank only",
+            "none": "per-step summaries only",
+        }
+        return words.get(source, f"{source} counts")

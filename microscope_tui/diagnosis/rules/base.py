@@ -1,0 +1,98 @@
+"""What a rule is: a name, how long its evidence must last, a look at each step, and its words.
+
+To add one: a file here with a class like the others, and a row in ``catalogue.py``. What a rule
+keeps between steps stands in its ``memory``, a msgspec struct, so that a judgement can be saved
+in the middle of a run. Persistence, warm-up, muting and episodes are the engine's.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.thresholds import ENTER_SHARE
+from microscope_tui.runlog.records import RunRecord
+
+
+class Nothing(msgspec.Struct):
+    """The memory of a rule that needs none."""
+
+
+class Rule:
+    """One rule on all routers of a run."""
+
+    name: ClassVar[str]
+    subject: ClassVar[str]
+    """What a person calls it."""
+    means: ClassVar[str]
+    """What it says about a run, in a sentence or two."""
+    formula: ClassVar[str]
+    """When it fires."""
+    in_warm_up: ClassVar[bool] = False
+    """It speaks during the warm-up too."""
+    trains_only: ClassVar[bool] = False
+    """It says nothing about an evaluation."""
+    muted_by_collapse: ClassVar[bool] = False
+    """A collapse of the same router says it already."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.routers = context.run.routers
+        self.window, self.needed, self.leave = 25, 23, 50
+        self.memory: msgspec.Struct = Nothing()
+        self.start()
+
+    def start(self) -> None:
+        """Set persistence and an empty memory."""
+
+    def persist(self, evaluations: int, leave: int | None = None) -> None:
+        """Ask for 90 % of so many evaluations, and for ``leave`` (twice as many) to end."""
+        self.window, self.needed = evaluations, max(1, math.ceil(ENTER_SHARE * evaluations))
+        self.leave = 2 * evaluations if leave is None else leave
+
+    def read(self, view: StepView) -> Readings | None:
+        """Evaluate one step. ``None``: no evaluation (no value, window not full)."""
+        return None
+
+    def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
+        """What is told at once, as an episode of its own: (router or whole run, reading)."""
+        return ()
+
+    def restart(self, step: int) -> None:
+        """The run goes on from ``step`` again: windows forget."""
+        self.start()
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        """The numbers, as a sentence."""
+        raise NotImplementedError
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        """What to do in this run, without a full stop."""
+        raise NotImplementedError
+
+
+def number(episode: Episode, name: str) -> float | None:
+    """A numeric fact of an episode."""
+    value = episode.facts.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def experts_of(episode: Episode) -> str:
+    """The experts of an episode: ``3, 17 and 4 more``."""
+    ids = episode.facts.get("experts", ())
+    if not isinstance(ids, tuple) or not ids:
+        return ""
+    shown = ", ".join(str(e) for e in ids[:6])
+    return f"{shown} and {len(ids) - 6} more" if len(ids) > 6 else shown
+
+
+def size_of(episode: Episode) -> int:
+    """Number of experts of the episode's router."""
+    return episode.router.num_experts if episode.router else 0

@@ -1,0 +1,115 @@
+"""BIAS_RUNAWAY: the selection bias grows without end and the load does not follow."""
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """max − min of the bias and c, every 25 steps, per router."""
+
+    steps: list[int] = []
+    spreads: list[list[float]] = []
+    indices: list[list[float]] = []
+    due: int = 0
+
+
+class BiasRunaway(Rule):
+    """A bias that reached what it was for stops growing; one on another scale never does."""
+
+    name = "BIAS_RUNAWAY"
+    subject = "Runaway bias"
+    means = (
+        "The balancing pushes the same experts up and down step after step and changes nothing: "
+        "the router outgrows it. The update rate is too small for the scale of the scores."
+    )
+    formula = (
+        "max − min of expert_bias grows in a straight line (R² > 0.98) over 500 steps at half "
+        "the fastest rate or more while c stays below 0.8 and does not rise"
+    )
+    trains_only = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.BIAS_RUNAWAY
+        self.persist(self.limits.persistence, leave=self.limits.persistence)
+        self.memory: Memory = Memory()
+
+    def read(self, view: StepView) -> Readings | None:
+        memory, limits, indices = self.memory, self.limits, view.collapse_index
+        if self.context.run.balance.get("method") != "bias" or indices is None:
+            return None
+        memory.due -= 1
+        if memory.due > 0:
+            return None
+        spreads = []
+        for index in range(len(self.routers)):
+            biases = view.biases(index)
+            spreads.append(max(biases) - min(biases) if biases else float("nan"))
+        if all(spread != spread for spread in spreads):
+            memory.due = 1 if memory.due > -limits.every else limits.every
+            return None
+        memory.due = limits.every
+        memory.steps.append(view.step)
+        memory.spreads.append(spreads)
+        memory.indices.append(list(indices.values))
+        for past in (memory.steps, memory.spreads, memory.indices):
+            del past[: -limits.points]
+        if len(memory.steps) < limits.points:
+            return None
+        return self._judge()
+
+    def _judge(self) -> Readings:
+        memory, limits, found = self.memory, self.limits, dict[int, Reading | None]()
+        rate = self.context.run.balance.get("bias_update_rate")
+        for index in range(len(self.routers)):
+            spreads = [row[index] for row in memory.spreads]
+            if spreads[-1] <= spreads[0] or memory.indices[-1][index] >= limits.collapse_index:
+                continue
+            if any(spread != spread for spread in spreads):
+                found[index] = None
+                continue
+            slope, straight = _line(memory.steps, spreads)
+            fast = not isinstance(rate, int | float) or slope >= limits.rate * 2 * rate
+            third = limits.points // 3
+            before = sum(row[index] for row in memory.indices[:third]) / third
+            after = sum(row[index] for row in memory.indices[-third:]) / third
+            if straight > limits.straightness and fast and after - before < limits.rise:
+                found[index] = Reading(
+                    severity=Severity.WARN,
+                    value=spreads[-1],
+                    limit=spreads[0],
+                    facts={"slope": slope, "c": after},
+                    since=memory.steps[0],
+                )
+        return found
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return (
+            f"max − min of the bias grew to {worst.value:.3g}, {number(worst, 'slope') or 0:.2g} a "
+            f"step in a straight line, while c stayed at {number(worst, 'c') or 0:.2f}"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        rate = run.balance.get("bias_update_rate")
+        text = "fit the update rate to the scale of the scores the bias is added to"
+        if isinstance(rate, int | float) and rate > 0:
+            text += f" (bias_update_rate {rate:g}: try {10 * rate:g})"
+        return f"{text}; a bias on softmax logits needs far more than one on sigmoid scores"
+
+
+def _line(steps: list[int], values: list[float]) -> tuple[float, float]:
+    """Slope of the least-squares line, and its R²."""
+    n = len(steps)
+    x_mean, y_mean = sum(steps) / n, sum(values) / n
+    xx = sum((x - x_mean) ** 2 for x in steps)
+    xy = sum((x - x_mean) * (y - y_mean) for x, y in zip(steps, values, strict=True))
+    yy = sum((y - y_mean) ** 2 for y in values)
+    if xx <= 0 or yy <= 0:
+        return 0.0, 0.0
+    return xy / xx, xy * xy / (xx * yy)

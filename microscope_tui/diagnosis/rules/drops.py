@@ -1,0 +1,54 @@
+"""DROPS: tokens are dropped because experts are full."""
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, graded
+from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class Drops(Rule):
+    """Share of the assignments that no expert had room for."""
+
+    name = "DROPS"
+    subject = "Dropped tokens"
+    means = "Experts are full: a part of the tokens skips the layer, in training only."
+    formula = "drop_rate above its limit in 90 % of 25 steps"
+
+    def start(self) -> None:
+        self.limits = self.context.limits.DROPS
+        self.persist(self.limits.persistence)
+
+    def read(self, view: StepView) -> Readings | None:
+        rates = view.signal("drop_rate")
+        if rates is None:
+            return None
+        if rates.known and rates.low >= 0 and rates.high < self.limits.warn / 2:
+            return {}
+        return {i: self._judge(rate) for i, rate in enumerate(rates.values)}
+
+    def _judge(self, rate: float) -> Reading | None:
+        limits = self.limits
+        if not 0.0 <= rate <= 1.0:
+            return None
+        severity = graded(rate, limits.warn, limits.critical)
+        return Reading(
+            severity=severity,
+            clear=rate < limits.warn / 2,
+            value=rate,
+            limit=limits.critical if rate > limits.critical else limits.warn,
+        )
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        factor = run.capacity_factor
+        raise_it = (
+            f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
+            if factor
+            else "raise the capacity factor"
+        )
+        return f"{raise_it} or go dropless, and look which expert overflows"

@@ -1,0 +1,151 @@
+"""ERODING: a layer's load becomes steadily more uneven and is on its way to collapse."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from microscope_tui.diagnosis.balancing import stronger_balance
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.windows import NAN
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """c averaged over blocks of steps, and the block that is being filled."""
+
+    sums: list[float] = []
+    filled: int = 0
+    started: int = 0
+    steps: list[int] = []
+    """First step of every block."""
+    blocks: list[list[float]] = []
+
+
+class Eroding(Rule):
+    """A trend: Mann–Kendall says that it falls, Theil–Sen how fast."""
+
+    name = "ERODING"
+    subject = "Eroding balance"
+    means = "The load of a layer becomes steadily more uneven. Now is the cheap moment to act."
+    formula = (
+        "c falls (Mann–Kendall p < 0.001 over 60 or 200 steps), has fallen by more than its "
+        "noise, and reaches the limit of COLLAPSE within 500 steps"
+    )
+    trains_only = True
+    muted_by_collapse = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.ERODING
+        self.persist(self.limits.persistence)
+        self.leave = 4 * self.limits.persistence
+        self.memory: Memory = Memory()
+
+    def read(self, view: StepView) -> Readings | None:
+        signal, memory = view.collapse_index, self.memory
+        if signal is None:
+            return None
+        if not memory.filled:
+            memory.sums, memory.started = list(signal.values), view.step
+        else:
+            memory.sums = [a + b for a, b in zip(memory.sums, signal.values, strict=True)]
+        memory.filled += 1
+        if memory.filled < self.limits.block:
+            return None
+        memory.steps.append(memory.started)
+        memory.blocks.append([total / memory.filled for total in memory.sums])
+        memory.filled = 0
+        del memory.steps[: -self.limits.long], memory.blocks[: -self.limits.long]
+        if len(memory.blocks) < self.limits.short:
+            return None
+        return self._trends()
+
+    def _trends(self) -> Readings:
+        found: dict[int, Reading | None] = {}
+        blocks, short = self.memory.blocks, self.limits.short
+        now, then, first = blocks[-1], blocks[-short], blocks[0]
+        for index, value in enumerate(now):
+            if value != value:
+                found[index] = None
+            # Nothing has fallen by enough, in the short or the long window: the usual case.
+            elif max(then[index], first[index]) - value >= self.limits.fall:
+                reading = self._judge([row[index] for row in blocks])
+                if reading is not None:
+                    found[index] = reading
+        return found
+
+    def _judge(self, series: list[float]) -> Reading | None:
+        limits = self.limits
+        floor = self.context.limits.COLLAPSE.warn
+        for length in (limits.short, limits.long):
+            points = [(i, v) for i, v in enumerate(series[-length:]) if v == v]
+            if len(points) < max(8, 0.8 * length) or series[-1] <= floor:
+                continue
+            slope, z = _trend([v for _, v in points])
+            ahead = points[-1][1] + slope * limits.ahead / limits.block
+            fallen = points[0][1] - points[-1][1]
+            noise = limits.noise * _scatter([v for _, v in points])
+            if z < -limits.z and ahead < floor and fallen > max(limits.fall, noise):
+                left = max(1.0, (points[-1][1] - floor) / -slope) * limits.block
+                offset = len(series) - length
+                since = self.memory.steps[max(0, offset) + _start([v for _, v in points])]
+                return Reading(
+                    severity=Severity.WARN,
+                    value=points[-1][1],
+                    limit=floor,
+                    facts={"from": points[0][1], "left": left},
+                    since=since,
+                )
+        slope, _ = _trend([v for v in series[-limits.short :] if v == v])
+        # Still falling, though not fast enough for an alarm: no recovery either.
+        return Reading(severity=None, clear=slope > -limits.fall / limits.long)
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        left = number(worst, "left") or 0
+        return (
+            f"c fell from {number(worst, 'from') or 0:.2f} to {worst.value:.2f} and reaches "
+            f"{worst.limit:.2f} in about {left:,.0f} steps"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return f"{stronger_balance(run)} now, while it is cheap"
+
+
+def _trend(values: Sequence[float]) -> tuple[float, float]:
+    """Theil–Sen slope per point, and the z of the Mann–Kendall test."""
+    n = len(values)
+    if n < 3:
+        return 0.0, 0.0
+    score, slopes = 0, []
+    for i in range(n - 1):
+        for j in range(i + 1, n):
+            rise = values[j] - values[i]
+            score += (rise > 0) - (rise < 0)
+            slopes.append(rise / (j - i))
+    spread = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    z = (score - math.copysign(1, score)) / spread if score else 0.0
+    slopes.sort()
+    return slopes[len(slopes) // 2], z
+
+
+def _scatter(values: Sequence[float]) -> float:
+    """Noise from point to point: a robust standard deviation of what neither trend nor bend is."""
+    bends = sorted(
+        abs(values[i - 1] - 2 * values[i] + values[i + 1]) for i in range(1, len(values) - 1)
+    )
+    return 1.4826 * bends[len(bends) // 2] / math.sqrt(6) if bends else NAN
+
+
+def _start(values: Sequence[float]) -> int:
+    """Where the fall began: the last point that was as high as what came before it."""
+    noise, best, start = 2 * _scatter(values), values[0], 0
+    for index, value in enumerate(values):
+        if value >= best - noise:
+            start = index
+        best = max(best, value)
+    return start

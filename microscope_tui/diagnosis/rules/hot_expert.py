@@ -1,0 +1,58 @@
+"""HOT_EXPERT: one expert takes nearly every token, and the layer is well."""
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class HotExpert(Rule):
+    """A learned shared expert: only where tokens choose more than one."""
+
+    name = "HOT_EXPERT"
+    subject = "A hot expert"
+    means = (
+        "One expert is among the choices of nearly every token while the rest shares the others "
+        "evenly: it acts as a shared expert. No collapse; good models have such experts."
+    )
+    formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
+    muted_by_collapse = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.HOT_EXPERT
+        self.persist(self.limits.persistence)
+        self.scales = [
+            r.top_k / r.num_experts if r.num_experts > r.top_k > 1 else 0.0 for r in self.routers
+        ]
+        self.least = min((1 / s for s in self.scales if s), default=float("inf"))
+
+    def read(self, view: StepView) -> Readings | None:
+        loads, collapse = view.signal("max_load"), view.collapse_index
+        if loads is None or collapse is None:
+            return None
+        if loads.known and loads.high < self.limits.leave * self.least:
+            return {}
+        sound = self.context.limits.COLLAPSE.warn
+        found: dict[int, Reading | None] = {}
+        for index, (load, scale) in enumerate(zip(loads.values, self.scales, strict=True)):
+            share = load * scale
+            if share != share:
+                found[index] = None
+            elif share >= self.limits.leave:
+                hot = share > self.limits.share and collapse.values[index] >= sound
+                found[index] = Reading(
+                    severity=Severity.INFO if hot else None,
+                    value=min(1.0, share),
+                    limit=self.limits.share,
+                    facts={"c": collapse.values[index]},
+                )
+        return found
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return f"one expert is chosen by up to {worst.value:.0%} of the tokens while c is sound"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return "leave it; with expert parallelism watch the rank that holds it for stragglers"

@@ -1,0 +1,136 @@
+"""LINT: settings that are known to spoil a run, told at its first step."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Severity
+from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+_TEXTS = {
+    "top-1 normalised": (
+        "with top_k 1 the normalised weight is always 1, so the loss sends the router no gradient",
+        "set norm_top_k (norm_topk_prob) to false, or route to two experts",
+    ),
+    "no balancing": (
+        "the header names no load balancing: no bias update, no auxiliary loss",
+        "switch one on: bias updates, or an auxiliary loss per layer",
+    ),
+    "aux not applied": (
+        "an auxiliary loss is configured, but output_router_logits is off and the model adds none",
+        "set output_router_logits to true",
+    ),
+    "aux pooled": (
+        "the auxiliary loss is at its floor while layers are uneven: it pools all layers first",
+        "compute the auxiliary loss per layer; pooled, opposite collapses cancel out",
+    ),
+    "aux too strong": (
+        "gpt-oss ships with an auxiliary weight of 0.9, made for its own training",
+        "fine-tune with router_aux_loss_coef 1e-5 or so",
+    ),
+    "few tokens": (
+        "an expert can expect less than one token a step: single steps say nothing",
+        "log sums over more steps, or read the trend only",
+    ),
+    "one rank": (
+        "the counts are those of one rank, not of the whole batch",
+        "sum tokens_per_expert over all ranks before it is written",
+    ),
+}
+_INFO = ("few tokens", "one rank")
+
+
+class Memory(msgspec.Struct):
+    """What was told, and at which step."""
+
+    told: dict[str, int] = {}
+
+
+class Lint(Rule):
+    """Reads the header; one setting shows only in the steps."""
+
+    name = "LINT"
+    subject = "A setting to check"
+    means = "A setting of the run is known to cost it its routers, whatever the load shows so far."
+    formula = "from the header: " + "; ".join(_TEXTS)
+    in_warm_up = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.LINT
+        self.memory: Memory = Memory()
+
+    def restart(self, step: int) -> None:
+        told = {cause: at for cause, at in self.memory.told.items() if at < step}
+        self.memory = Memory(told)
+
+    def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
+        if self.memory.told and not view.record.losses:
+            return ()
+        new = [cause for cause in self._causes(view) if cause not in self.memory.told]
+        for cause in new:
+            self.memory.told[cause] = view.step
+        self.memory.told.setdefault("", view.step)
+        return [
+            (
+                WHOLE_RUN,
+                Reading(
+                    severity=Severity.INFO if cause in _INFO else Severity.WARN,
+                    facts={"cause": cause},
+                ),
+            )
+            for cause in new
+        ]
+
+    def _causes(self, view: StepView) -> Iterator[str]:
+        if "" not in self.memory.told:
+            yield from self._settings()
+            if (tokens := view.tokens) is not None and any(
+                tokens * r.top_k < r.num_experts for r in self.routers
+            ):
+                yield "few tokens"
+        if "aux pooled" not in self.memory.told and self._is_pooled(view):
+            yield "aux pooled"
+
+    def _settings(self) -> Iterator[str]:
+        run, balance = self.context.run, self.context.run.balance
+        chooses_one = any(r.top_k == 1 < r.num_experts for r in self.routers)
+        # The top_k of top-1 counts is how it was counted, not how it routes.
+        if run.norm_top_k and chooses_one and run.counts != "top1":
+            yield "top-1 normalised"
+        method, weight = balance.get("method"), balance.get("aux_weight")
+        trains = self.context.trains
+        if trains and (method == "none" or (method == "aux" and weight == 0)):
+            yield "no balancing"
+        if method == "aux" and balance.get("output_router_logits") == 0:
+            yield "aux not applied"
+        is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
+        if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
+            yield "aux too strong"
+        if run.counts == "local_rank":
+            yield "one rank"
+
+    def _is_pooled(self, view: StepView) -> bool:
+        """Near its floor k, pooled over layers, while a layer by itself is far from even."""
+        losses, effective = view.record.losses, view.signal("effective_experts")
+        if not losses or effective is None or view.step <= self.context.warm_up:
+            return False
+        loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
+        top_k = {r.top_k for r in self.routers}
+        if loss is None or len(top_k) != 1 or self.context.run.balance.get("method") != "aux":
+            return False
+        floor = float(max(top_k))
+        return abs(loss - floor) <= self.limits.floor * floor and any(
+            value < self.limits.uneven * router.num_experts
+            for value, router in zip(effective.values, self.routers, strict=True)
+        )
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return _TEXTS[str(worst.facts.get("cause"))][0]
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return _TEXTS[str(worst.facts.get("cause"))][1]

@@ -1,0 +1,117 @@
+"""LOGITS: the router's logits explode."""
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import Signal, StepView
+from microscope_tui.diagnosis.windows import Trail, median
+from microscope_tui.runlog.records import RunRecord
+
+_REFRESH = 5  # kept values between two medians: 20 steps
+_RECENT = 5  # kept values that are too young to be a reference: 20 steps
+
+
+class Memory(msgspec.Struct):
+    """z-loss of the past, and its median per router."""
+
+    past: Trail
+    reference: list[float] = []
+    fresh: int = 0
+
+
+class Logits(Rule):
+    """The z-loss against its own past, and the largest logit against what bf16 can hold."""
+
+    name = "LOGITS"
+    subject = "Exploding router logits"
+    means = (
+        "The logits of a router grow far beyond what they were. It comes before a divergence: the "
+        "softmax saturates, one expert wins everything, the gradient is lost or explodes."
+    )
+    formula = (
+        "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
+        "or a logit above 64 in bf16"
+    )
+    trains_only = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.LOGITS
+        self.persist(self.limits.persistence, leave=50)
+        self.memory: Memory = Memory(past=Trail(every=4, size=55))
+
+    def read(self, view: StepView) -> Readings | None:
+        z_loss = view.signal("z_loss")
+        largest = view.signal("max_logit") if "bf" in self.context.run.dtype else None
+        found: dict[int, Reading | None] = {}
+        if largest is not None and largest.high > self.limits.max_logit / 1.3:
+            for index, value in enumerate(largest.values):
+                if value > self.limits.max_logit / 1.3:
+                    found[index] = self._largest(value)
+        if z_loss is not None:
+            self._compare(z_loss, found)
+            if self.memory.past.add(view.step, z_loss.values):
+                self._refresh(z_loss)
+        return found if z_loss is not None or largest is not None else None
+
+    def _compare(self, z_loss: Signal, found: dict[int, Reading | None]) -> None:
+        limits = self.limits
+        if not self.memory.reference or z_loss.high <= limits.least / limits.warn:
+            return
+        for index, (value, usual) in enumerate(
+            zip(z_loss.values, self.memory.reference, strict=True)
+        ):
+            if value > limits.leave * usual and index not in found:
+                ratio = value / max(usual, 1e-12)
+                high = value >= limits.least
+                found[index] = Reading(
+                    severity=graded(ratio, limits.warn, limits.critical) if high else None,
+                    value=ratio,
+                    limit=limits.critical if ratio > limits.critical else limits.warn,
+                    facts={"z": value, "usual": usual},
+                )
+            elif value != value:
+                found[index] = None
+
+    def _largest(self, value: float) -> Reading:
+        limit = self.limits.max_logit
+        return Reading(
+            severity=Severity.WARN if value > limit else None,
+            value=value / limit,
+            limit=1.0,
+            facts={"cause": "range", "logit": value},
+        )
+
+    def _refresh(self, z_loss: Signal) -> None:
+        memory = self.memory
+        memory.fresh += 1
+        if memory.fresh < _REFRESH or len(memory.past.rows) < 3 * _RECENT:
+            return
+        memory.fresh = 0
+        before = memory.reference
+        memory.reference = [
+            # What explodes is no reference, however long it lasts.
+            before[i] if before and z_loss.values[i] > self.limits.warn * before[i]
+            else median(memory.past.column(i, 0, -_RECENT))
+            for i in range(len(self.routers))
+        ]  # fmt: skip
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        if worst.facts.get("cause") == "range":
+            return f"a router logit reached {number(worst, 'logit') or 0:.0f} in bf16 (limit 64)"
+        return (
+            f"the z-loss is {worst.value:,.1f} times its median of the last 200 steps "
+            f"({number(worst, 'z') or 0:.3g} against {number(worst, 'usual') or 0:.3g})"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        weight = run.balance.get("z_loss_weight")
+        z_loss = (
+            f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
+            if isinstance(weight, int | float) and 0 < weight < 1
+            else "add a z-loss of 1e-3"
+        )
+        return f"compute the router in fp32, {z_loss}, lower the learning rate"

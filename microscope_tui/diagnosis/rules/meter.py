@@ -1,0 +1,189 @@
+"""METER: check the meter before the patient. Faults of the measurement imitate disease.
+
+Counts that do not sum to tokens × k, counts that are a multiple of it (hooks that fire again in
+recomputed activations), counts that are equal to ±1 (a forced-balance debug flag), summaries that
+their own counts belie, and NaN, whose argmax is expert 0. While the meter of a router is faulty,
+no other rule speaks about it.
+"""
+
+import msgspec
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """Which looks at the counts are due, and who was faulty lately."""
+
+    left: int
+    """Looks still to be made in a row, at steps that have counts."""
+    wait: int = 0
+    miscounted: dict[int, int] = {}
+    """Router → steps for which its counts are still looked at because they were wrong."""
+    not_finite: dict[int, int] = {}
+    """The same for readings that were NaN; the whole run may be among them."""
+    had_entropy: bool = False
+
+
+class Meter(Rule):
+    """Is what the log says about a router a measurement at all?"""
+
+    name = "METER"
+    subject = "Meter fault"
+    means = (
+        "What was logged is no measurement of the routing: mend the counting first, then judge. "
+        "Every other rule keeps silent about these layers."
+    )
+    formula = (
+        "counts ≠ tokens × k, a multiple of it, all equal to ±1, unlike their own summary, or NaN; "
+        "3 of 10 looks"
+    )
+    in_warm_up = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.METER
+        self.window, self.needed = self.limits.window, self.limits.needed
+        self.leave = self.limits.leave
+        self.exact = self.context.run.counts == "exact"
+        self.memory: Memory = Memory(self.limits.first_steps)
+
+    def read(self, view: StepView) -> Readings | None:
+        memory, limits = self.memory, self.limits
+        found: dict[int, Reading | None] = {
+            index: _fault(cause="non-finite", reading=name)
+            for index, name in (view.non_finite() or self._vanished(view)).items()
+        }
+        memory.had_entropy = memory.had_entropy or view.record.router.entropy is not None
+        memory.not_finite |= dict.fromkeys(found, limits.window)
+        memory.wait = max(0, memory.wait - 1)
+        due = memory.wait == 0 and self._has_counts(view)
+        if due:
+            memory.left -= 1
+            if not memory.left:
+                memory.left, memory.wait = limits.needed, limits.every
+        if not (due or memory.miscounted or memory.not_finite):
+            return None
+        for index in range(len(self.routers)):
+            if index not in found:
+                self._look(view, index, due, found)
+        _count_down(memory.miscounted)
+        _count_down(memory.not_finite)
+        return found
+
+    def _has_counts(self, view: StepView) -> bool:
+        return any(view.counts(index) for index in range(min(3, len(self.routers))))
+
+    def _look(
+        self, view: StepView, index: int, due: bool, found: dict[int, Reading | None]
+    ) -> None:
+        """Check the counts of one router where it is time to; it is clear if nothing is found."""
+        memory = self.memory
+        counts = view.counts(index) if due or index in memory.miscounted else None
+        if counts is None:
+            # Without counts only a recovery from non-finite readings can be said.
+            if index not in memory.not_finite or index in memory.miscounted:
+                found[index] = None
+        elif (facts := self._fault_in(view, index, counts)) is not None:
+            found[index] = _fault(**facts)
+            memory.miscounted[index] = self.limits.window
+
+    def _fault_in(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
+        total, router = sum(counts), self.routers[index]
+        if router.num_experts and len(counts) != router.num_experts:
+            return {"cause": "width", "total": len(counts), "expected": router.num_experts}
+        own = view.signal("tokens")
+        tokens = own.values[index] if own is not None else view.tokens
+        if self.exact and tokens is not None and tokens == tokens and tokens >= 1:
+            expected = round(tokens * router.top_k)
+            if total != expected:
+                doubled = expected > 0 and total % expected == 0 and total > 0
+                cause = "multiple" if doubled else "sum"
+                return {"cause": cause, "total": total, "expected": expected}
+        fair = total / max(1, len(counts))
+        forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k
+        if forced and fair >= self.limits.forced_balance_evidence:
+            return {"cause": "forced", "total": total, "expected": total}
+        return self._belied(view, index, counts)
+
+    def _belied(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
+        """The summary of the line says something else than its counts."""
+        said, known = view.signal("effective_experts"), measures.effective_experts(counts)
+        if said is None or known is None or said.values[index] != said.values[index]:
+            return None
+        if abs(said.values[index] - known) <= self.limits.summary_error * known:
+            return None
+        return {"cause": "summary", "total": said.values[index], "expected": known}
+
+    def _vanished(self, view: StepView) -> dict[int, str]:
+        """A writer that leaves NaN out: the entropy is gone, and all counts are on the first k."""
+        effective = view.signal("effective_experts")
+        if not self.memory.had_entropy or view.record.router.entropy is not None:
+            return {}
+        found: dict[int, str] = {}
+        for index, router in enumerate(self.routers):
+            value = effective.values[index] if effective is not None else router.top_k
+            if value > router.top_k + 0.01 or router.num_experts <= router.top_k:
+                continue
+            counts = view.full_counts(index)
+            if counts is not None and not any(counts[router.top_k :]):
+                found[index] = "router entropy"
+        return found
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        total, expected = number(worst, "total") or 0, number(worst, "expected") or 0
+        match worst.facts.get("cause"):
+            case "non-finite":
+                name = worst.facts.get("reading")
+                return f"the {name} is NaN or infinite; NaN also looks like every token on expert 0"
+            case "multiple":
+                times = total / expected
+                return f"counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})"
+            case "sum":
+                return f"counts sum to {total:,.0f}, tokens × k is {expected:,.0f}"
+            case "width":
+                return f"{total:.0f} counts in a row, the header says {expected:.0f} experts"
+            case "summary":
+                return f"effective_experts says {total:.2f}, the counts beside it {expected:.2f}"
+            case _:
+                return "all experts have the same count to ±1, which no learned router produces"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        match worst.facts.get("cause"):
+            case "non-finite":
+                return (
+                    "go back to a checkpoint with finite values, then lower the learning rate or "
+                    "compute the router in fp32"
+                )
+            case "multiple":
+                return (
+                    "count the first forward pass only (activation checkpointing runs it again), "
+                    "and make tokens cover the same ranks and micro-batches as the counts"
+                )
+            case "sum":
+                return (
+                    "count real tokens only (no padding), all k choices, over all ranks and "
+                    "micro-batches"
+                )
+            case "width":
+                return "write one count per expert, or correct num_experts in the header"
+            case "summary":
+                return "compute the summaries from the counts of the same step, over all ranks"
+            case _:
+                return "switch the forced-balance debug flag off"
+
+
+def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
+    return Reading(severity=Severity.ERROR, value=1.0, facts=facts)
+
+
+def _count_down(left: dict[int, int]) -> None:
+    for index in list(left):
+        left[index] -= 1
+        if left[index] <= 0:
+            del left[index]

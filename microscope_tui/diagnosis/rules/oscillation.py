@@ -1,0 +1,135 @@
+"""OSCILLATION: the load swings to and fro with a period, driven by a bias that overshoots."""
+
+import msgspec
+
+from microscope_tui.diagnosis.balancing import weaker_balance
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """Counts of consecutive steps of the routers that are being looked at."""
+
+    rows: dict[int, list[list[int]]] = {}
+    first: int = 0
+    last: int = 0
+    wait: int = 0
+    swinging: set[int] = set()
+
+
+class Oscillation(Rule):
+    """Per expert the sign of its deviation is one bit a step; a shift and a count correlate it."""
+
+    name = "OSCILLATION"
+    subject = "Oscillating load"
+    means = (
+        "Experts are flooded and starved in turn: summed over some steps all is even, but every "
+        "single step is not. The bias update overshoots."
+    )
+    formula = (
+        "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
+        "themselves one period (2 … 32 steps) later and disagree after half; in 2 × 64 steps"
+    )
+    trains_only = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.OSCILLATION
+        self.window = self.needed = self.limits.checks
+        self.leave = 2
+        self.memory: Memory = Memory()
+
+    def read(self, view: StepView) -> Readings | None:
+        memory, limits = self.memory, self.limits
+        if memory.wait > 0:
+            memory.wait -= 1
+            return None
+        if not memory.rows:
+            suspects = memory.swinging | self._suspects(view)
+            if not suspects:
+                return {} if memory.swinging else None
+            memory.rows, memory.first = {index: [] for index in suspects}, view.step
+        elif view.step != memory.last + 1:
+            memory.rows, memory.wait = {}, limits.every  # steps are missing: nothing to be seen
+            return None
+        memory.last = view.step
+        for index in list(memory.rows):
+            counts = view.full_counts(index)
+            if counts is None or sum(counts) == 0:
+                del memory.rows[index]
+            else:
+                memory.rows[index].append(counts)
+        if memory.rows and len(next(iter(memory.rows.values()))) < limits.window:
+            return None
+        if not memory.rows:
+            memory.wait = limits.every
+            return None
+        return self._judge()
+
+    def _suspects(self, view: StepView) -> set[int]:
+        """Routers whose load is uneven enough in this step to swing as much."""
+        loads = view.signal("max_load")
+        if loads is None or view.step <= self.context.warm_up:
+            return set()
+        least = 1.0 + self.limits.amplitude
+        return {i for i, v in enumerate(loads.values) if v > least}
+
+    def _judge(self) -> Readings:
+        memory, found = self.memory, dict[int, Reading | None]()
+        for index, rows in memory.rows.items():
+            period, share = self._swing(rows)
+            if period:
+                found[index] = Reading(
+                    severity=Severity.WARN,
+                    value=share,
+                    limit=self.limits.experts_share,
+                    facts={"period": period},
+                    since=memory.first if index not in memory.swinging else None,
+                )
+        memory.swinging = set(found)
+        memory.rows = {}
+        # A swing is looked at again at once: two checks in a row make an alarm.
+        memory.wait = 0 if found else self.limits.every
+        return found
+
+    def _swing(self, rows: list[list[int]]) -> tuple[int, float]:
+        """Period of the common swing, 0 where there is none, and the share of experts in it."""
+        steps, experts = len(rows), len(rows[0])
+        fair = sum(map(sum, rows)) / steps / experts
+        masks = []
+        for column in zip(*rows, strict=True):
+            mean = sum(column) / steps
+            spread = sum((n - mean) ** 2 for n in column) / steps
+            if spread > (self.limits.amplitude * fair) ** 2:
+                masks.append(sum((n > mean) << step for step, n in enumerate(column)))
+        if len(masks) <= self.limits.experts_share * experts:
+            return 0, 0.0
+        agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
+        for period in range(2, len(agreement)):
+            half = agreement[period // 2] if period % 2 == 0 else min(
+                agreement[period // 2], agreement[period // 2 + 1]
+            )  # fmt: skip
+            if agreement[period] >= self.limits.agreement and half <= -self.limits.agreement:
+                return period, len(masks) / experts
+        return 0, 0.0
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return (
+            f"{worst.value:.0%} of the experts are flooded and starved in turn, with a period of "
+            f"{number(worst, 'period') or 0:.0f} steps"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return f"{weaker_balance(run)}, or average the load over more steps before each update"
+
+
+def _agreement(masks: list[int], steps: int, lag: int) -> float:
+    """Mean correlation of signs with themselves ``lag`` steps later: −1 … 1."""
+    pairs = steps - lag
+    keep = (1 << pairs) - 1
+    differing = sum(((mask ^ (mask >> lag)) & keep).bit_count() for mask in masks)
+    return 1.0 - 2.0 * differing / (pairs * len(masks))

@@ -1,0 +1,141 @@
+"""OVERLOAD: one expert, or one expert-parallel rank, has far more to do than it used to."""
+
+import math
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import Signal, StepView
+from microscope_tui.diagnosis.windows import SummedCounts, median
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """MaxVio after the warm-up, and the counts that are summed over ranks."""
+
+    first: list[list[float]] = []
+    reference: list[float] = []
+    ranks: dict[int, SummedCounts] = {}
+    ratios: dict[int, float] = {}
+    seen: int = 0
+
+
+class Overload(Rule):
+    """A matter of speed and memory: the slowest expert makes everybody wait."""
+
+    name = "OVERLOAD"
+    subject = "Overload"
+    means = (
+        "The busiest expert, or the busiest expert-parallel rank, has far more to do than the "
+        "mean: the step waits for it, and it may run out of memory."
+    )
+    formula = (
+        "MaxVio above 3 × the median of the first steps after the warm-up (and above its noise), "
+        "or the busiest rank above 1.5 × the mean rank, for 25 steps"
+    )
+    muted_by_collapse = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.OVERLOAD
+        self.persist(self.limits.persistence)
+        self.memory: Memory = Memory()
+        size = self.context.run.expert_parallel_size
+        self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
+
+    def read(self, view: StepView) -> Readings | None:
+        loads = view.signal("max_load")
+        found: dict[int, Reading | None] = {}
+        if any(self.ranks):
+            self._fold(view)
+            for index, ratio in self.memory.ratios.items():
+                if ratio > 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
+                    found[index] = self._rank_reading(ratio)
+        if loads is not None and self._reference(view, loads):
+            least = 1.0 + self.limits.least
+            if loads.high > least / 1.3 or not loads.known:
+                self._judge_loads(view, loads, found)
+        return found if loads is not None or any(self.ranks) else None
+
+    def _reference(self, view: StepView, loads: Signal) -> bool:
+        memory = self.memory
+        if not memory.reference and view.step > self.context.warm_up:
+            memory.first.append(list(loads.values))
+            if len(memory.first) >= self.limits.reference_steps:
+                columns = [[r[i] for r in memory.first] for i in range(len(self.routers))]
+                memory.reference = [median([v for v in c if v == v]) - 1.0 for c in columns]
+                memory.first = []
+        return bool(memory.reference)
+
+    def _judge_loads(self, view: StepView, loads: Signal, found: dict[int, Reading | None]) -> None:
+        baseline = self.context.baseline
+        for index, load in enumerate(loads.values):
+            known = baseline.max_violation[index] if baseline is not None else None
+            reference = self.memory.reference[index] if known is None else known
+            if load != load or reference != reference:
+                found.setdefault(index, None)
+                continue
+            limit = max(self.limits.ratio * reference, self.limits.least, self._noise(view, index))
+            if load - 1.0 > limit / 1.3 and not _is_over(found.get(index)):
+                found[index] = Reading(
+                    severity=Severity.WARN if load - 1.0 > limit else None,
+                    value=load,
+                    limit=1.0 + limit,
+                    facts={"usual": 1.0 + reference},
+                )
+
+    def _noise(self, view: StepView, index: int) -> float:
+        """99th percentile of MaxVio of an even router: few tokens are uneven by chance."""
+        router, tokens = self.routers[index], view.tokens
+        if tokens is None or not router.num_experts:
+            return math.inf
+        expected = tokens * router.top_k / router.num_experts
+        return 1.6 * math.sqrt(2 * math.log(router.num_experts + 1) / expected) * 2
+
+    def _fold(self, view: StepView) -> None:
+        memory = self.memory
+        memory.seen += 1
+        if (memory.seen - 1) % self.limits.rank_every:
+            return
+        for index, size in enumerate(self.ranks):
+            counts = view.full_counts(index) if size else None
+            if counts is None:
+                memory.ratios.pop(index, None)
+                continue
+            width = len(counts) // size
+            folded = [sum(counts[at : at + width]) for at in range(0, len(counts), width)]
+            summed = memory.ranks.setdefault(index, SummedCounts(self.limits.rank_window, [], []))
+            summed.add(folded)
+            if len(summed) == summed.window and sum(summed.totals):
+                memory.ratios[index] = max(summed.totals) * size / sum(summed.totals)
+
+    def _rank_reading(self, ratio: float) -> Reading:
+        return Reading(
+            severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
+            value=ratio,
+            limit=self.limits.rank_ratio,
+            facts={"cause": "rank", "ranks": self.context.run.expert_parallel_size},
+        )
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        if worst.facts.get("cause") == "rank":
+            return (
+                f"the busiest of {number(worst, 'ranks') or 0:.0f} expert-parallel ranks has "
+                f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})"
+            )
+        return (
+            f"the busiest expert has {worst.value:.1f} times its fair share "
+            f"({number(worst, 'usual') or 0:.1f} after the warm-up)"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        if worst.facts.get("cause") == "rank":
+            return "place busy and idle experts on the same rank; single experts are not to blame"
+        return "mind memory and step time: set a capacity, or look what data this expert attracts"
+
+
+def _is_over(reading: Reading | None) -> bool:
+    return reading is not None and reading.severity is not None

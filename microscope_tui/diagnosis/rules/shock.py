@@ -1,0 +1,88 @@
+"""SHOCK: the load fell onto few experts and came back within 50 steps."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.windows import Trail, median
+from microscope_tui.runlog.records import RunRecord
+
+
+class Dip(msgspec.Struct):
+    """A fall of c that may come back."""
+
+    since: int
+    usual: float
+    lowest: float
+    steps: int = 1
+
+
+class Memory(msgspec.Struct):
+    """Usual values, and the falls that go on."""
+
+    usual: Trail
+    dips: dict[int, Dip] = {}
+
+
+class Shock(Rule):
+    """Told after the fact: while it lasts nobody knows whether it will come back."""
+
+    name = "SHOCK"
+    subject = "A routing shock"
+    means = "The load of a layer fell onto few experts for some steps and recovered by itself."
+    formula = "c falls by more than 0.25 below its median and returns within 50 steps"
+
+    def start(self) -> None:
+        self.limits = self.context.limits.SHOCK
+        self.memory: Memory = Memory(usual=Trail(every=4, size=25))
+
+    def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
+        signal, memory = view.collapse_index, self.memory
+        if signal is None or view.step <= self.context.warm_up:
+            return ()
+        told: list[tuple[int, Reading]] = []
+        for index, dip in list(memory.dips.items()):
+            value = signal.values[index]
+            if value >= dip.usual - self.limits.back:
+                del memory.dips[index]
+                if dip.steps >= self.limits.least_steps:
+                    told.append((index, self._told(dip, view.step)))
+            elif view.step - dip.since > self.limits.within:
+                del memory.dips[index]  # no shock: it stays
+            else:
+                dip.steps, dip.lowest = dip.steps + 1, min(dip.lowest, value)
+        if signal.low < 1.0 - self.limits.drop and len(memory.usual.rows) >= 5:
+            self._look_for_falls(view.step, signal.values)
+        memory.usual.add(view.step, signal.values)
+        return told
+
+    def _look_for_falls(self, step: int, values: Sequence[float]) -> None:
+        for index, value in enumerate(values):
+            if value < 1.0 - self.limits.drop and index not in self.memory.dips:
+                usual = median(self.memory.usual.column(index))
+                before = self.memory.usual.rows[-1][index]
+                # From below there is no fall: a layer that stays low fell long ago.
+                if value < usual - self.limits.drop and before > value + self.limits.back / 2:
+                    self.memory.dips[index] = Dip(step, usual, value)
+
+    def _told(self, dip: Dip, step: int) -> Reading:
+        return Reading(
+            severity=Severity.INFO,
+            value=dip.lowest,
+            limit=dip.usual - self.limits.drop,
+            facts={"usual": dip.usual},
+            since=dip.since,
+            until=step,
+        )
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        return f"c fell from {number(worst, 'usual') or 0:.2f} to {worst.value:.2f} and came back"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return "see whether the learning rate or the data changed at that step"

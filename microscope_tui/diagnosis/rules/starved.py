@@ -1,0 +1,110 @@
+"""STARVED: a long tail of experts receives next to nothing."""
+
+import msgspec
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.balancing import stronger_balance
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number, size_of
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.windows import SummedCounts, median, window_steps
+from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """Summed counts of the suspects, and what was usual at the start."""
+
+    windows: dict[int, SummedCounts] = {}
+    first: list[list[float]] = []
+
+
+class Starved(Rule):
+    """Experts below a tenth of the fair share, in the sum over a window."""
+
+    name = "STARVED"
+    subject = "Starved experts"
+    means = (
+        "More than a tenth of the experts get less than a tenth of their fair share. On mixed "
+        "data the balancing is too weak; on narrow data that is normal."
+    )
+    formula = "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps"
+    muted_by_collapse = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.STARVED
+        self.persist(self.limits.persistence)
+        self.memory: Memory = Memory()
+
+    def read(self, view: StepView) -> Readings | None:
+        starved, memory = view.signal("starved_experts"), self.memory
+        if starved is None:
+            return None
+        limits = self.limits
+        shares = [
+            s / max(1, r.num_experts) for s, r in zip(starved.values, self.routers, strict=True)
+        ]
+        if self.context.relative and len(memory.first) < 2 * limits.window:
+            memory.first.append(shares)
+        if starved.known and starved.high <= 1 and max(shares) <= limits.share / 2:
+            memory.windows.clear()
+            return {}
+        found: dict[int, Reading | None] = {}
+        for index, share in enumerate(shares):
+            if share != share:
+                found[index] = None
+            elif share > limits.share / 2:
+                found[index] = self._look_closer(view, index, share)
+            else:
+                memory.windows.pop(index, None)
+        return found
+
+    def _look_closer(self, view: StepView, index: int, share: float) -> Reading | None:
+        limits, memory, confidence = self.limits, self.memory, PER_STEP
+        counts = view.full_counts(index)
+        if counts is not None:
+            summed = memory.windows.get(index)
+            if summed is None:
+                expected = sum(counts) / len(counts)
+                steps = window_steps(expected, limits.evidence, limits.window, 200)
+                summed = memory.windows[index] = SummedCounts(steps, [], [])
+            summed.add(counts)
+            if len(summed) < min(summed.window, limits.window):
+                return None
+            share = measures.starved_experts(summed.totals) / len(summed.totals)
+            confidence = EXACT
+        elif (tokens := view.tokens) is not None:
+            router = self.routers[index]
+            if tokens * router.top_k < limits.evidence * router.num_experts:
+                return None  # so few tokens starve somebody in every step
+        limit = self._limit(index)
+        over = share > limit
+        return Reading(
+            severity=Severity.WARN if over else None,
+            clear=share <= limit / 1.3,
+            value=share,
+            limit=limit,
+            facts={"reference": limit - limits.over_reference} if self.context.relative else {},
+            confidence=confidence,
+        )
+
+    def _limit(self, index: int) -> float:
+        if not self.context.relative:
+            return self.limits.share
+        baseline = self.context.baseline
+        known = baseline.starved_share[index] if baseline is not None else None
+        if known is None:
+            known = median([row[index] for row in self.memory.first if row[index] == row[index]])
+        return (known if known == known else 0.0) + self.limits.over_reference
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        text = f"{worst.value:.0%} of {size_of(worst)} experts get less than a tenth of their share"
+        reference = number(worst, "reference")
+        return text if reference is None else f"{text} ({reference:.0%} in the reference)"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        if run.profile != "pretrain":
+            return "look whether the data became narrower; on narrow data a long tail is normal"
+        return f"{stronger_balance(run)}; on narrow data a long tail is normal"

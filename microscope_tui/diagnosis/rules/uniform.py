@@ -1,0 +1,79 @@
+"""UNIFORM: the router gives every expert the same probability, and long should have learned."""
+
+import math
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RunRecord
+
+
+class Uniform(Rule):
+    """Perfect balance can be a disease too; soft but consistent routing is none."""
+
+    name = "UNIFORM"
+    subject = "An unlearned router"
+    means = (
+        "Every token gets nearly the same probability for every expert. If the router gets no "
+        "gradient it learned nothing; if it does, the routing is soft, which works too."
+    )
+    formula = (
+        "token entropy above 0.97 ln E after max(500, 30 % of the plan) steps, for 100 steps; a "
+        "warning only where the router's gradient is below 1e-6 of the whole"
+    )
+    trains_only = True
+    muted_by_collapse = True
+
+    def start(self) -> None:
+        self.limits = self.context.limits.UNIFORM
+        self.persist(self.limits.persistence)
+        planned = self.context.run.planned_steps or 0
+        self.after = max(
+            self.limits.after_steps, int(self.limits.after_share * min(planned, 10**7))
+        )
+        self.scales = [
+            1 / math.log(r.num_experts) if r.num_experts > max(1, r.top_k) else 0.0
+            for r in self.routers
+        ]
+        self.least = min((1 / s for s in self.scales if s), default=math.inf)
+
+    def read(self, view: StepView) -> Readings | None:
+        entropy = view.signal("entropy")
+        if entropy is None or view.step <= self.after:
+            return None
+        limits = self.limits
+        if entropy.known and entropy.high <= (limits.entropy_share - 0.01) * self.least:
+            return {}
+        found: dict[int, Reading | None] = {}
+        gradients, whole = view.signal("grad_norm"), view.record.grad_norm
+        for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
+            share = value * scale
+            if share != share:
+                found[index] = None
+            elif share > limits.entropy_share - 0.01:
+                facts, severity = {"entropy": share}, Severity.INFO
+                gradient = gradients.values[index] if gradients is not None else math.nan
+                if whole is not None and whole > 0 and gradient / whole < limits.gradient:
+                    facts["gradient"], severity = gradient, Severity.WARN
+                found[index] = Reading(
+                    severity=severity if share > limits.entropy_share else None,
+                    value=min(1.0, share),
+                    limit=limits.entropy_share,
+                    facts=facts,
+                )
+        return found
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        why = f"token entropy is {worst.value:.1%} of its maximum"
+        gradient = number(worst, "gradient")
+        if gradient is None:
+            return f"{why}; soft but consistent routing reads the same and is fine"
+        return f"{why} and the router's gradient norm is {gradient:.1g}: it learns nothing"
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
+            return "switch the normalisation of the single weight off: it is constant 1"
+        return "check that the router is not frozen and that the balancing is not too strong"

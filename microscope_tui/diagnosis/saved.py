@@ -1,0 +1,77 @@
+"""The state of a judgement as bytes, so that a resumed training goes on where it was judged.
+
+msgpack of typed structs: nothing in it can run, and bytes from a stranger are refused with a
+reason. After a restore the same records give the same episodes as in one uninterrupted pass.
+"""
+
+import msgspec
+
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.tracks import Track
+from microscope_tui.runlog.records import RouterInfo, RunRecord
+
+STATE_VERSION = 1
+
+
+class BadState(ValueError):
+    """Bytes that are no state of a judgement of this run; the message says why."""
+
+
+class _Saved(msgspec.Struct):
+    version: int
+    routers: tuple[RouterInfo, ...]
+    last_step: int
+    warm_until: int
+    checkpoints: list[int]
+    episodes: list[Episode]
+    tracks: dict[str, dict[int, Track]]
+    memories: dict[str, bytes]
+
+
+def save(diagnosis: Diagnosis) -> bytes:
+    """The state of ``diagnosis`` after the last record it has seen."""
+    encode = msgspec.msgpack.encode
+    return encode(
+        _Saved(
+            version=STATE_VERSION,
+            routers=diagnosis.run.routers,
+            last_step=diagnosis.last_step,
+            warm_until=diagnosis.warm_until,
+            checkpoints=diagnosis.checkpoints,
+            episodes=diagnosis.episodes,
+            tracks=diagnosis.tracks,
+            memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
+        )
+    )
+
+
+def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
+    """The judgement that ``save`` wrote, to go on with the next record of ``run``.
+
+    Raises:
+        BadState: damaged, of another version, or of a model with other routers.
+    """
+    decode = msgspec.msgpack.decode
+    try:
+        saved = decode(data, type=_Saved)
+        if saved.version != STATE_VERSION:
+            raise BadState(f"the state has version {saved.version}, this is {STATE_VERSION}")
+        if saved.routers != run.routers:
+            raise BadState(
+                f"the state is of {len(saved.routers)} other routers than the {len(run.routers)} "
+                "of this run: judge it from its first step instead"
+            )
+        diagnosis = Diagnosis(run, criteria)
+        for rule in diagnosis.rules:
+            if rule.name in saved.memories:
+                rule.memory = decode(saved.memories[rule.name], type=type(rule.memory))
+                diagnosis.tracks[rule.name] = saved.tracks.get(rule.name, {})
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadState(f"no state of a judgement: {error}") from None
+    diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
+    diagnosis.checkpoints = saved.checkpoints
+    diagnosis.ledger.episodes = saved.episodes
+    diagnosis.ledger.resume()
+    return diagnosis

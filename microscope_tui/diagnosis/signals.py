@@ -1,0 +1,135 @@
+"""What a rule looks at: one step, its readings as clean lists, its matrices only on demand.
+
+Most steps of most routers are fine. A ``Signal`` lets a rule see that with one comparison for all
+routers, so that a healthy run costs next to nothing however many layers it has.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.reading import WHOLE_RUN
+from microscope_tui.runlog.records import RouterInfo, StepRecord, Values
+
+CountSource = Callable[[int], list[int] | None]
+"""Decodes the counts of one router of the step at hand."""
+BiasSource = Callable[[int], list[float] | None]
+"""Decodes the bias of one router of the step at hand."""
+NAN = math.nan
+MOST_COUNTS = 1 << 50
+"""No step of any router has more assignments; a row that claims so is no count."""
+
+
+def value_at(values: Values | None, index: int) -> float | None:
+    """The entry of router ``index``; ``None`` where the list is absent or too short."""
+    return values[index] if values is not None and index < len(values) else None
+
+
+class Signal:
+    """One reading of every router at one step; NaN where there is no value."""
+
+    __slots__ = ("known", "values")
+
+    def __init__(self, values: Sequence[float | None]) -> None:
+        # One sum tells of a whole list that all is well, which it nearly always is.
+        self.known = None not in values and math.isfinite(sum(values))  # type: ignore[arg-type]
+        """Every router has a finite value."""
+        self.values: Sequence[float] = (
+            values  # type: ignore[assignment]
+            if self.known
+            else [NAN if v is None or not math.isfinite(v) else v for v in values]
+        )
+
+    @property
+    def high(self) -> float:
+        """The largest value; NaN does not count, and −∞ stands for none."""
+        values = self.values if self.known else [v for v in self.values if v == v]
+        return max(values, default=-math.inf)
+
+    @property
+    def low(self) -> float:
+        """The smallest value; NaN does not count, and ∞ stands for none."""
+        values = self.values if self.known else [v for v in self.values if v == v]
+        return min(values, default=math.inf)
+
+
+class StepView:
+    """One step as the rules see it. ``counts`` costs a decode; the summaries are free."""
+
+    def __init__(
+        self,
+        record: StepRecord,
+        routers: Sequence[RouterInfo],
+        counts: CountSource,
+        biases: BiasSource | None = None,
+    ) -> None:
+        self.record = record
+        self.step = record.step
+        self._routers = routers
+        self._count_source = counts
+        self._bias_source = biases
+        self._counts: dict[int, list[int] | None] = {}
+        self._signals: dict[str, Signal | None] = {}
+        self._collapse_index: Signal | None = None
+
+    def signal(self, name: str) -> Signal | None:
+        """A per-router summary by its name in the format; ``None`` where it is not logged."""
+        if name not in self._signals:
+            values = getattr(self.record.router, name)
+            usable = values is not None and len(values) == len(self._routers) and values
+            self._signals[name] = Signal(values) if usable else None
+        return self._signals[name]
+
+    @property
+    def collapse_index(self) -> Signal | None:
+        """c of every router in this step alone; NaN where E ≤ k."""
+        if self._collapse_index is None:
+            effective = self.signal("effective_experts")
+            if effective is None:
+                return None
+            self._collapse_index = Signal(
+                [
+                    measures.collapse_index(value, router.num_experts, router.top_k)
+                    for value, router in zip(effective.values, self._routers, strict=True)
+                ]
+            )
+        return self._collapse_index
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens of this step, where they are a number to reckon with."""
+        tokens = self.record.tokens
+        return tokens if tokens is not None and 1 <= tokens < MOST_COUNTS else None
+
+    def counts(self, router_index: int) -> list[int] | None:
+        """Selected pairs per expert of this step, where the line holds them."""
+        if router_index not in self._counts:
+            row = self._count_source(router_index)
+            usable = row and min(row) >= 0 and sum(row) < MOST_COUNTS
+            self._counts[router_index] = row if usable else None
+        return self._counts[router_index]
+
+    def full_counts(self, router_index: int) -> list[int] | None:
+        """The counts, where there is one for every expert of the header."""
+        row = self.counts(router_index)
+        return row if row and len(row) == self._routers[router_index].num_experts else None
+
+    def biases(self, router_index: int) -> list[float] | None:
+        """The selection bias of every expert at this step, where the line holds it."""
+        row = self._bias_source(router_index) if self._bias_source is not None else None
+        return row if row and all(map(math.isfinite, row)) else None
+
+    def non_finite(self) -> dict[int, str]:
+        """Router, or the whole run, → name of a reading that is NaN or infinite."""
+        record = self.record
+        if record.loss is not None and not math.isfinite(record.loss):
+            return {WHOLE_RUN: "loss"}
+        found: dict[int, str] = {}
+        for name in ("entropy", "mean_entropy", "z_loss", "max_logit"):
+            signal = self.signal(name)
+            if signal is None or signal.known:
+                continue
+            for index, value in enumerate(getattr(record.router, name)):
+                if value is not None and not math.isfinite(value):
+                    found.setdefault(index, f"router {name.replace('_', ' ')}")
+        return found

@@ -1,0 +1,86 @@
+"""Hysteresis: an alarm needs persistent evidence to start and a margin to end.
+
+A single bad step is noise. An alarm starts when enough (usually 90 %) of the last evaluations
+were over the limit, is dated back to the first of them, and ends after a number of evaluations
+in a row well inside it. A router that is well has no track at all.
+"""
+
+import msgspec
+
+from microscope_tui.diagnosis.reading import Severity
+
+
+class Track(msgspec.Struct):
+    """The evidence of one rule on one router."""
+
+    window: int
+    needed: int
+    """Evaluations over the limit, of the last ``window``, that make an alarm."""
+    leave: int
+    """Clear evaluations in a row that end an episode."""
+    recent: list[tuple[int, int]] = []
+    """Step and severity (0: inside) of the last evaluations."""
+    over: int = 0
+    clear: int = 0
+    clear_since: int | None = None
+    since: int | None = None
+    """First step of the evidence that is building up; ``None`` while most is inside."""
+
+    def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
+        """Take in one evaluation; ``clear`` means inside the limit by its margin."""
+        recent = self.recent
+        if len(recent) >= self.window:
+            self.over -= recent[0][1] > 0
+            del recent[0]
+        recent.append((step, int(severity or 0)))
+        if severity is not None:
+            self.over += 1
+        if clear:
+            self.clear += 1
+            self.clear_since = step if self.clear == 1 else self.clear_since
+        else:
+            self.clear, self.clear_since = 0, None
+        if 2 * self.over * self.window < len(recent) * self.needed or not self.over:
+            self.since = None
+        elif self.since is None and severity is not None:
+            self.since = self._first_evidence()
+
+    @property
+    def pending(self) -> bool:
+        """Evidence is building up."""
+        return self.since is not None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was over the limit lately."""
+        return not self.over
+
+    @property
+    def severity(self) -> Severity | None:
+        """The highest severity that enough of the last evaluations reach."""
+        if self.over < self.needed:
+            return None
+        over = sorted((severity for _, severity in self.recent if severity), reverse=True)
+        return Severity(over[self.needed - 1])
+
+    @property
+    def cleared_at(self) -> int | None:
+        """First step of a stretch of ``leave`` clear evaluations, once it is that long."""
+        return self.clear_since if self.clear >= self.leave else None
+
+    def forget_from(self, step: int) -> None:
+        """Forget the evidence from ``step`` on: the run goes on from there again."""
+        self.recent = [(at, severity) for at, severity in self.recent if at < step]
+        self.over = sum(severity > 0 for _, severity in self.recent)
+        self.clear, self.clear_since = 0, None
+        if not self.over or (self.since is not None and self.since >= step):
+            self.since = None
+
+    def _first_evidence(self) -> int:
+        """The earliest step from which on enough of the evaluations are over."""
+        over, first = 0, self.recent[-1][0]
+        for total, (step, severity) in enumerate(reversed(self.recent), start=1):
+            over += severity > 0
+            if severity and over * self.window >= self.needed * total:
+                first = step
+        return first

@@ -1,0 +1,66 @@
+"""Windows over the past that can be saved: plain structs of plain lists."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+NAN = math.nan
+
+
+class SummedCounts(msgspec.Struct):
+    """Counts of one router summed over the last ``window`` steps that had any."""
+
+    window: int
+    rows: list[list[int]] = []
+    totals: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: Sequence[int]) -> None:
+        """Add the counts of one more step; the oldest leaves a full window."""
+        if len(row) != len(self.totals):
+            self.rows, self.totals = [], [0] * len(row)
+        if len(self.rows) >= self.window:
+            oldest = self.rows.pop(0)
+            self.totals = [t - o + n for t, o, n in zip(self.totals, oldest, row, strict=True)]
+        else:
+            self.totals = [t + n for t, n in zip(self.totals, row, strict=True)]
+        self.rows.append(list(row))
+
+
+class Trail(msgspec.Struct):
+    """Every ``every``-th value of all routers, the last ``size`` of them."""
+
+    every: int
+    size: int
+    steps: list[int] = []
+    rows: list[list[float]] = []
+    seen: int = 0
+
+    def add(self, step: int, values: Sequence[float]) -> bool:
+        """Take in one step; true if it was kept."""
+        self.seen += 1
+        if (self.seen - 1) % self.every:
+            return False
+        self.steps.append(step)
+        self.rows.append(list(values))
+        if len(self.rows) > self.size:
+            del self.steps[0], self.rows[0]
+        return True
+
+    def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
+        """The kept values of one router, oldest first, without those that are no number."""
+        return [v for row in self.rows[first:last] if (v := row[router]) == v]
+
+
+def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
+    """How many steps give an expert ``evidence`` expected assignments, between two bounds."""
+    needed = math.ceil(evidence / expected) if expected > 0 else most
+    return min(most, max(least, needed))
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, the upper one of two; NaN of none."""
+    return sorted(values)[len(values) // 2] if values else NAN
