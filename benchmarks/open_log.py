@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
-from microscope_tui.scenarios.synthetic import Shape
+from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 
 

@@ -15,6 +15,8 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.check import check
+from microscope_tui.commands.config import user_criteria
+from microscope_tui.commands.explain import explain
 from microscope_tui.commands.snapshot import print_snapshot, snapshot
 from microscope_tui.console import (
     PIPE,
@@ -29,15 +31,18 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.locale import glyphs_for
 from microscope_tui.runlog.discover import KnownLogs, NoRuns
 from microscope_tui.runlog.piped import take_over_stdin
 from microscope_tui.runlog.records import LOG_NAME
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.scenarios.synthetic import SCENARIOS, Shape
+from microscope_tui.scenarios.catalogue import SCENARIOS
 from microscope_tui.scenarios.write import UnknownScenario, write_run
 from microscope_tui.watch.fleet import Fleet
+
+_SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 
 app = App(
     name="moe-microscope",
@@ -47,6 +52,7 @@ app = App(
 )
 app.command(check)
 app.command(snapshot)
+app.command(explain)
 
 
 @app.default
@@ -72,29 +78,31 @@ def watch(
     glyphs
         Characters for curves: braille needs a font that has it, ascii works everywhere.
     """
-    limit = memory_bytes(memory)
+    limit, criteria = memory_bytes(memory), user_criteria()
     if path == PIPE:
-        return _watch_pipe(limit, color, glyphs)
+        return _watch_pipe(limit, criteria, color, glyphs)
     known = KnownLogs()
     runs = runs_at(path, may_be_empty=True, known=known)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
-        return print_snapshot(read(runs[0], memory=limit), glyphs_for(glyphs, sys.stdout))
+        return print_snapshot(read(runs[0], criteria, limit), glyphs_for(glyphs, sys.stdout))
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    return _open(Fleet(path, limit, known), color, glyphs)
+    return _open(Fleet(path, limit, known, criteria), color, glyphs)
 
 
-def _watch_pipe(limit: int, color: str, glyphs: str) -> int:
+def _watch_pipe(limit: int, criteria: Criteria, color: str, glyphs: str) -> int:
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
-        return print_snapshot(read_pipe(memory=limit), glyphs_for(glyphs, sys.stdout))
+        return print_snapshot(
+            read_pipe(criteria=criteria, memory=limit), glyphs_for(glyphs, sys.stdout)
+        )
     try:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
-    return _open(Fleet.of_one(piped(descriptor, memory=limit)[0]), color, glyphs)
+    return _open(Fleet.of_one(piped(descriptor, criteria, limit)[0]), color, glyphs)
 
 
 def _open(fleet: Fleet, color: str, glyphs: str) -> int:
@@ -109,7 +117,7 @@ def _open(fleet: Fleet, color: str, glyphs: str) -> int:
 @app.command
 def demo(
     *,
-    scenario: str = "collapse",
+    scenario: Annotated[str, Parameter(help=_SCENARIOS_HELP)] = "collapse",
     live: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
@@ -118,8 +126,6 @@ def demo(
 
     Parameters
     ----------
-    scenario
-        healthy or collapse.
     live
         Write step by step while the microscope watches.
     seed
@@ -140,7 +146,7 @@ def demo(
             with writing(folder, scenario, seed):
                 return watch(logs)
         try:
-            write_run(folder, scenario, shape=Shape(), seed=seed)
+            write_run(folder, scenario, seed=seed)
         except OSError as error:
             fail(f"{folder}: cannot be written: {error.strerror}; choose another -o", USAGE)
         return watch(logs)

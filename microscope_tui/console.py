@@ -95,7 +95,7 @@ def read_pipe(
 
 
 def piped(
-    descriptor: int, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
+    descriptor: int = 0, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
 ) -> tuple[RunWatch, PipedLog]:
     """A run that arrives at ``descriptor``."""
     pipe = PipedLog(descriptor, PIPE_NAME)

@@ -83,3 +83,32 @@ def relative_mutual_information(entropy: float | None, mean_entropy: float | Non
     if not (math.isfinite(entropy) and math.isfinite(mean_entropy)) or mean_entropy <= 0:
         return None
     return min(1.0, max(0.0, (mean_entropy - entropy) / mean_entropy))
+
+
+COLLAPSED, CONFIDENT, UNSURE = 0.35, 0.10, 0.03
+LIFT_CONFIDENT, LIFT_UNSURE = 2.0, 1.3
+
+
+def quadrant(
+    collapse_index: float | None, mutual_information: float | None, selected_lift: float | None
+) -> str | None:
+    """Balance and confidence of a router in one word; ``None`` where either is unknown.
+
+    Args:
+        collapse_index: c; below 0.35 the router is ``collapsed``, however sure of itself.
+        mutual_information: relative, of the two entropies. What one token's choice tells.
+        selected_lift: mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep
+            nearly all of the entropy however sure the router is; their lift does not.
+    """
+    if collapse_index is None:
+        return None
+    if collapse_index < COLLAPSED:
+        return "collapsed"
+    if mutual_information is None:
+        return None
+    lift = selected_lift if selected_lift is not None and math.isfinite(selected_lift) else None
+    if mutual_information >= CONFIDENT or (lift is not None and lift >= LIFT_CONFIDENT):
+        return "specialised"
+    if mutual_information <= UNSURE and (lift is None or lift <= LIFT_UNSURE):
+        return "uniform"
+    return "undecided"

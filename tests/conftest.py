@@ -10,7 +10,7 @@ import pytest
 
 from microscope_tui import measures
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.synthetic import Shape
+from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.run_watch import RunWatch
 

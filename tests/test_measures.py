@@ -59,3 +59,23 @@ def test_max_load_of_a_collapsed_router_is_experts_over_k() -> None:
 def test_starved_counts_experts_below_a_tenth_of_the_mean_dead_ones_included() -> None:
     assert measures.starved_experts([0, 9, 10, 1000, 100]) == 3
     assert measures.dead_experts([0, 9, 10, 1000, 100]) == 1
+
+
+@pytest.mark.parametrize(
+    ("c", "information", "lift", "word"),
+    [
+        (0.1, 0.6, 3.0, "collapsed"),
+        (0.1, None, None, "collapsed"),
+        (0.9, 0.4, None, "specialised"),
+        (0.9, 0.04, 6.0, "specialised"),  # sigmoid over 256 experts: the entropy says little
+        (0.9, 0.01, 1.1, "uniform"),
+        (0.9, 0.01, None, "uniform"),
+        (0.9, 0.05, 1.5, "undecided"),
+        (0.9, None, None, None),
+        (None, 0.4, None, None),
+    ],
+)
+def test_the_quadrant_asks_for_the_load_first_and_then_for_confidence(
+    c: float | None, information: float | None, lift: float | None, word: str | None
+) -> None:
+    assert measures.quadrant(c, information, lift) == word

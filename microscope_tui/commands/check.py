@@ -3,10 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO
 
-from cyclopts import Parameter
-
+from microscope_tui.commands.config import limits_of
+from microscope_tui.commands.follow import follow
+from microscope_tui.commands.options import Options
 from microscope_tui.console import (
     PIPE,
     PIPE_NAME,
@@ -18,68 +19,90 @@ from microscope_tui.console import (
     runs_at,
 )
 from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.report import format_check
-from microscope_tui.report.check import NO_VERDICT, as_json, as_text, judge, worst_code
-from microscope_tui.runlog.discover import find_logs
+from microscope_tui.report.check import NO_VERDICT, Demand, judge, worst_code
+from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_text import as_text
+from microscope_tui.runlog.discover import NoRuns, find_logs, find_runs
+from microscope_tui.watch.baseline import AgainstBaseline, BadBaseline, Baseline, read_baseline
+from microscope_tui.watch.run_watch import RunWatch
+
+_DEFAULTS = Options()
 
 
-def check(
-    path: Path,
-    /,
-    *,
-    every: Annotated[bool, Parameter(name="--all", negative=())] = False,
-    as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    since_step: int = 0,
-    fail_on: Literal["warn", "crit"] = "warn",
-    ignore: Annotated[list[str] | None, Parameter(negative=())] = None,
-    format_only: Annotated[bool, Parameter(negative=())] = False,
-) -> int:
+def check(path: Path, /, options: Options = _DEFAULTS) -> int:
     """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict.
 
     Parameters
     ----------
     path
         A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
-    every
-        Judge every run and exit with the worst code.
-    as_json_
-        Print the report as JSON.
-    since_step
-        Only episodes with evidence from this step on count.
-    fail_on
-        With ``crit`` a warning exits with 0.
-    ignore
-        Rules to leave out (METER, COLLAPSE, DEAD, DROPS); said in the output.
-    format_only
-        Judge the file instead of the run: is it written by the letter of the format? Exit code
-        0, or 3 with line and reason of every error. With ``--all`` every log below the folder.
     """
-    unknown = [name for name in ignore or () if name.upper() not in CAUSES_FIRST]
-    if unknown:
-        fail(f"--ignore {unknown[0]}: no such rule; there are {', '.join(CAUSES_FIRST)}", USAGE)
-    if format_only:
-        if ignore or since_step or fail_on != "warn":
-            fail("--format-only judges no run: leave --ignore, --since-step, --fail-on out", USAGE)
-        return _check_format(path, every, as_json_)
-    dropped = Criteria(frozenset(name.upper() for name in ignore or ()))
+    options.refuse_nonsense()
+    if options.format_only:
+        return _check_format(path, options)
+    baseline = _baseline(options.baseline) if options.baseline is not None else None
+    demand = _demand(options, baseline)
+    if options.follow:
+        return follow(path, demand, options, lambda watch: _compare(watch, baseline))
     if path == PIPE:
-        watches = [read_pipe(criteria=dropped)]
+        watches = [read_pipe(criteria=demand.criteria)]
     else:
         runs = runs_at(path)
-        watches = [read(run, dropped) for run in (runs if every else runs[:1])]
-    judgements = [
-        judge(w.file, since_step=since_step, fail_on=fail_on, ignore=ignore or (), watch=w)
-        for w in watches
-    ]
-    if as_json_:
+        watches = [read(run, demand.criteria) for run in (runs if options.every else runs[:1])]
+    for watch in watches:
+        _compare(watch, baseline)
+    judgements = [judge(watch.file, demand, watch=watch) for watch in watches]
+    if options.as_json:
         print_data(json.dumps(as_json(judgements), indent=2, ensure_ascii=False))
     else:
         print_data("\n".join(as_text(judgement) for judgement in judgements))
     return worst_code([judgement.exit_code for judgement in judgements])
 
 
-def _check_format(path: Path, every: bool, as_json_: bool) -> int:
+def _demand(options: Options, baseline: Baseline | None) -> Demand:
+    """What was asked for, in the words of the judgement."""
+    limits, remarks = limits_of(options.config)
+    kind = Criteria if baseline is None else AgainstBaseline
+    criteria = kind(
+        ignore=options.ignored,
+        profile=options.profile or "",
+        limits=limits,
+        baseline=baseline.reference if baseline is not None else None,
+    )
+    if baseline is not None:
+        first, last = baseline.first_step, baseline.last_step
+        remarks += (f"against the baseline {baseline.run}, steps {first:,} to {last:,}",)
+    return Demand(criteria, options.since_step, options.fail_on, remarks)
+
+
+def _baseline(path: Path) -> Baseline:
+    try:
+        if not path.exists():
+            raise BadBaseline(f"{path}: no such file or folder; name a run or the folder of one")
+        runs = find_runs(path)
+        if not runs:
+            raise BadBaseline(f"{path}: holds no run; name a run or the folder of one")
+        return read_baseline(runs[0])
+    except (BadBaseline, NoRuns) as error:
+        fail(f"--baseline {error}", USAGE)
+    except OSError as error:
+        fail(f"--baseline {path}: cannot be read: {error.strerror}; name another run", USAGE)
+
+
+def _compare(watch: RunWatch, baseline: Baseline | None) -> None:
+    """End here if the routers of the run are others than the ones of the baseline."""
+    if baseline is None or watch.run is None:
+        return
+    if (mismatch := baseline.mismatch(watch.run)) is not None:
+        fail(
+            f"--baseline {baseline.run} does not fit {watch.file.name}: {mismatch}; "
+            "name a run of the same model",
+            USAGE,
+        )
+
+
+def _check_format(path: Path, options: Options) -> int:
     if path == PIPE:
         reports = [format_check.check_format(Path(PIPE_NAME), _standard_input())]
     else:
@@ -87,10 +110,10 @@ def _check_format(path: Path, every: bool, as_json_: bool) -> int:
         logs = find_logs(path)
         if not logs:
             fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
-        reports = [format_check.check_format(one) for one in (logs if every else logs[:1])]
-    if as_json_:
+        reports = [format_check.check_format(one) for one in (logs if options.every else logs[:1])]
+    if options.as_json:
         found = [format_check.as_json(report) for report in reports]
-        shown = found if every else found[0]
+        shown = found if options.every else found[0]
         print_data(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         print_data("\n".join(format_check.as_text(report) for report in reports))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from microscope_tui.commands.config import user_criteria
 from microscope_tui.console import PIPE, USAGE, fail, print_data, read, read_pipe, runs_at, say
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.glyphs import Glyphs
@@ -72,7 +73,8 @@ def print_snapshot(
 
 def _newest(path: Path) -> RunWatch:
     """The newest run at ``path``, or the one that is piped in, read to its end."""
-    watched = read_pipe() if path == PIPE else read(runs_at(path)[0])
+    criteria = user_criteria()
+    watched = read_pipe(criteria=criteria) if path == PIPE else read(runs_at(path)[0], criteria)
     fail_if_nothing_came(watched)
     return watched
 

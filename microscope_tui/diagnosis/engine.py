@@ -21,6 +21,7 @@ from microscope_tui.runlog.records import EventRecord, RunRecord, StepRecord
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 ANYTHING = Criteria()
+Routers = frozenset[int] | set[int]
 
 
 class Diagnosis:
@@ -63,10 +64,12 @@ class Diagnosis:
         self.last_step = record.step
         view = StepView(record, self.run.routers, counts, biases)
         changed: list[Episode] = []
-        muted: frozenset[int] | set[int] = frozenset()
-        collapsing: set[int] = set()
+        muted: Routers = frozenset()
         for rule in self.rules:
-            silent = muted | collapsing if rule.muted_by_collapse and collapsing else muted
+            silent = muted
+            for name in rule.muted_by:
+                if self.tracks.get(name):
+                    silent = silent | self._troubled(name)
             for index, reading in rule.events(view):
                 if index not in silent:
                     changed.append(self.ledger.open(rule.name, index, record.step, reading))
@@ -75,8 +78,6 @@ class Diagnosis:
                 changed += self._take(rule, readings, record.step, silent)
             if rule.name == "METER":
                 muted = self._muted_by(rule.name)
-            elif rule.name == "COLLAPSE":
-                collapsing = self._troubled(rule.name)
         return changed
 
     def observe_event(self, event: EventRecord) -> None:
@@ -89,7 +90,11 @@ class Diagnosis:
         """The run goes on from ``step`` again: what was said about later steps no longer holds."""
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
-        self.warm_until = max(self.warm_until, step - 1 + AFTER_RESTART_STEPS)
+        # A run that is pre-empted all the time would never be judged: not after every restart.
+        if step > self.warm_until + AFTER_RESTART_STEPS:
+            self.warm_until = step - 1 + AFTER_RESTART_STEPS
+        else:
+            self.warm_until = min(self.warm_until, step - 1 + AFTER_RESTART_STEPS)
         self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)
@@ -104,7 +109,7 @@ class Diagnosis:
         return group(self.episodes)
 
     def _take(
-        self, rule: Rule, readings: Readings, step: int, silent: frozenset[int] | set[int]
+        self, rule: Rule, readings: Readings, step: int, silent: Routers
     ) -> Iterator[Episode]:
         tracks = self.tracks[rule.name]
         if not readings and not tracks:
@@ -149,7 +154,7 @@ class Diagnosis:
             if track.pending or self.ledger.running(name, index) is not None
         }
 
-    def _muted_by(self, name: str) -> frozenset[int] | set[int]:
+    def _muted_by(self, name: str) -> Routers:
         if not self.tracks[name]:
             return frozenset()
         muted = self._troubled(name)

@@ -61,6 +61,8 @@ class ErodingLimits:
     fall: float = 0.08
     """… and c must have fallen by so much already, and by ``noise`` times its own scatter."""
     noise: float = 4.0
+    steady: float = 0.6
+    """No sixth of the window holds more of the fall than this: a step is no slide."""
     persistence: int = 3
 
 
@@ -171,8 +173,9 @@ class OscillationLimits:
     """Sign updates of a bias that are too large swing the load with a period of 2 to 32 steps."""
 
     window: int = 64
-    every: int = 256
-    """Steps between two looks at a calm router."""
+    every: int = 128
+    most: int = 1024
+    """Steps between two looks: twice as many after each that showed nothing."""
     amplitude: float = 0.2
     """Standard deviation of an expert's load (a sine of amplitude 0.3 has 0.21)."""
     experts_share: float = 0.3

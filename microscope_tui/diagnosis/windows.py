@@ -50,6 +50,11 @@ class Trail(msgspec.Struct):
             del self.steps[0], self.rows[0]
         return True
 
+    def forget_from(self, step: int) -> None:
+        """The run goes on from ``step`` again."""
+        while self.steps and self.steps[-1] >= step:
+            del self.steps[-1], self.rows[-1]
+
     def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
         """The kept values of one router, oldest first, without those that are no number."""
         return [v for row in self.rows[first:last] if (v := row[router]) == v]

@@ -1,24 +1,39 @@
 """``moe-microscope check``: judge runs without a terminal. The exit code is an API.
 
 0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, or a meter fault that
-forbids a verdict. It is the worst severity of any episode in range, recovered or not: who was
-asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound.
+forbids a verdict. It is the worst severity of any episode that began in range, recovered or not:
+who was asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound. How a
+judgement is written down is in ``check_text.py`` and ``check_json.py``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode, Finding, group
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.report.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
 
-SCHEMA_VERSION = 1
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What somebody asked ``check`` for."""
+
+    criteria: Criteria = ANYTHING
+    since_step: int = 0
+    """Only episodes that began at this step or later count."""
+    fail_on: str = "warn"
+    """With ``crit`` a warning does not fail (exit code 0)."""
+    remarks: tuple[str, ...] = ()
+    """What else is to be said with the verdict: a baseline, limits of a config file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,70 +44,74 @@ class Judgement:
     path: str
     state: str
     last_step: int
+    profile: str
+    """By what the run was judged; empty where there was nothing to judge."""
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
     """Why there is no verdict, where there is none."""
     notes: Sequence[str]
-    """What the verdict could not take into account."""
+    """What the verdict could not take into account, and what it was told to."""
 
 
 def judge(
-    file: RunFile,
-    *,
-    since_step: int = 0,
-    fail_on: str = "warn",
-    ignore: Sequence[str] = (),
-    watch: RunWatch | None = None,
+    file: RunFile, demand: Demand | None = None, *, watch: RunWatch | None = None
 ) -> Judgement:
     """Read the whole run and judge it.
 
     Args:
-        watch: the run where somebody has read it already, with the same rules ignored.
-        since_step: only episodes with evidence from this step on count.
-        fail_on: ``warn`` or ``crit``: with ``crit`` a warning does not fail (exit code 0).
-        ignore: names of rules that are left out; said in the notes.
+        demand: what was asked for; by default everything that can be wrong.
+        watch: the run where somebody has read it already, by the same criteria.
     """
+    demand = demand or Demand()
     if watch is None:
-        watch = RunWatch(file, Criteria(frozenset(name.upper() for name in ignore)), patient=True)
+        watch = RunWatch(file, demand.criteria, patient=True)
         watch.read_all()
     state, _ = watch.state()
-    last_step = watch.latest.record.step if watch.latest else 0
-    problem = watch.error
+    diagnosis, problem = watch.diagnosis, watch.error
     findings: list[tuple[Finding, Advice]] = []
-    if problem is None and (watch.diagnosis is None or watch.latest is None):
+    if problem is None and (diagnosis is None or watch.latest is None):
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         problem = f"no steps in the log yet{first}"
-    elif watch.diagnosis is not None:
-        diagnosis = watch.diagnosis
-        episodes = [episode for episode in diagnosis.episodes if episode.last >= since_step]
-        findings = [(f, advise(f, diagnosis.run, diagnosis.checkpoints)) for f in group(episodes)]
-    if problem is None and not findings and not _measured(watch):
+    elif diagnosis is not None:
+        findings = told(diagnosis, [e for e in diagnosis.episodes if e.onset >= demand.since_step])
+    if problem is None and all(f.rule == "LINT" for f, _ in findings) and not _measured(watch):
         problem = "no load of any router was measured: log tokens_per_expert or effective_experts"
-    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], fail_on)
+    code = NO_VERDICT if problem else exit_code([f for f, _ in findings], demand.fail_on)
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
         state=state,
-        last_step=last_step,
+        last_step=watch.latest.record.step if watch.latest else 0,
+        profile=diagnosis.profile if diagnosis is not None else "",
         exit_code=code,
         findings=findings,
         problem=problem,
-        notes=_notes(watch, ignore, since_step),
+        notes=[*_notes_on_the_log(watch), *_notes_on_the_demand(demand, watch)],
     )
 
 
+def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Finding, Advice]]:
+    """These episodes as findings, each with its words; what is only information comes last."""
+    run = replace(diagnosis.run, profile=diagnosis.profile)  # judged so, so advised so
+    found = [(f, advise(f, run, diagnosis.checkpoints)) for f in group(episodes)]
+    return sorted(found, key=lambda pair: pair[0].severity is Severity.INFO)
+
+
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
-    """The exit code that these findings amount to."""
+    """The exit code that these findings amount to.
+
+    A fault of the meter forbids a verdict while it lasts, except where something critical was
+    found in a router whose meter is sound; once it is over it is a warning.
+    """
     episodes = [episode for finding in findings for episode in finding.episodes]
     broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}
-    if any(_sound(e, broken) and e.severity is Severity.CRITICAL for e in episodes):
+    critical = [e for e in episodes if e.severity is Severity.CRITICAL]
+    if any(WHOLE_RUN not in broken and e.router_index not in broken for e in critical):
         return CRITICAL
-    if any(e.severity is Severity.ERROR for e in episodes):
+    if broken:
         return NO_VERDICT
-    if any(e.severity is Severity.CRITICAL for e in episodes):
-        return CRITICAL
-    if any(e.severity is Severity.WARN for e in episodes):
+    if any(e.severity >= Severity.WARN for e in episodes):
         return WARNING if fail_on == "warn" else HEALTHY
     return HEALTHY
 
@@ -100,46 +119,6 @@ def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
 def worst_code(codes: Sequence[int]) -> int:
     """Of several runs: critical before no verdict before warning before healthy."""
     return max(codes, key=[HEALTHY, WARNING, NO_VERDICT, CRITICAL].index, default=NO_VERDICT)
-
-
-def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """The machine-readable report; the schema is versioned."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "runs": [
-            {
-                "run": judgement.run,
-                "path": judgement.path,
-                "state": judgement.state,
-                "last_step": judgement.last_step,
-                "exit_code": judgement.exit_code,
-                "problem": judgement.problem,
-                "notes": list(judgement.notes),
-                "findings": [_finding(found, advice) for found, advice in judgement.findings],
-            }
-            for judgement in judgements
-        ],
-    }
-
-
-def as_text(judgement: Judgement) -> str:
-    """The report for a person: one line when all is well, three a finding otherwise."""
-    words = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
-    word = words[judgement.exit_code]
-    if judgement.exit_code == HEALTHY and any(
-        f.severity >= Severity.WARN for f, _ in judgement.findings
-    ):
-        word = "warnings, forgiven by --fail-on crit,"
-    head = f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"
-    lines = [head]
-    if judgement.problem:
-        lines.append(f"  {judgement.path}: {judgement.problem}")
-    for finding, advice in judgement.findings:
-        lines.append(f"  {finding.severity.label.upper()} {finding.rule}: {advice.verdict}")
-        lines.append(f"    why   {advice.why}")
-        lines.append(f"    next  {advice.next}")
-    lines += [f"  note: {note}" for note in judgement.notes]
-    return "\n".join(lines)
 
 
 def _measured(watch: RunWatch) -> bool:
@@ -151,53 +130,59 @@ def _measured(watch: RunWatch) -> bool:
     return any(column.low == column.low for column in columns)
 
 
-def _sound(episode: Episode, broken: set[int]) -> bool:
-    return episode.router_index not in broken
-
-
-def _finding(finding: Finding, advice: Advice) -> dict[str, Any]:
-    worst = finding.worst
-    experts = worst.facts.get("experts", ())
-    return {
-        "rule": finding.rule,
-        "severity": finding.severity.label,
-        "layers": list(finding.layers),
-        "experts": list(experts) if isinstance(experts, tuple) else [],
-        "onset": finding.onset,
-        "alarm": min(episode.alarm for episode in finding.episodes),
-        "last": finding.last,
-        "state": "active" if finding.active else "recovered",
-        "value": worst.value,
-        "limit": worst.limit,
-        "confidence": worst.confidence,
-        "verdict": advice.verdict,
-        "why": advice.why,
-        "next": advice.next,
-    }
-
-
-def _notes(watch: RunWatch, ignore: Sequence[str], since_step: int) -> list[str]:
-    notes = []
+def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
+    """What the log lacks."""
     if watch.defects.count:
-        notes.append(
-            f"{watch.defects.count:,} unreadable parts skipped: {'; '.join(watch.defects.first)}"
-        )
-    if ignore:
-        notes.append(f"ignored rules: {', '.join(name.upper() for name in ignore)}")
-    if since_step:
-        notes.append(f"only episodes with evidence from step {since_step:,} on")
+        first = "; ".join(watch.defects.first)
+        yield f"{watch.defects.count:,} unreadable parts skipped: {first}"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
     if state not in ("live", "slow", "finished", "waiting"):
-        notes.append(f"the run is {state}: the verdict covers its routers up to step {last:,} only")
+        yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
-        notes.append(
-            f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
-        )
+        yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
     if watch.scan.lost_records:
-        notes.append(f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)")
+        yield f"{watch.scan.lost_records:,} records were lost by the writer (disk full?)"
     if watch.run is not None and watch.run.inferred:
-        notes.append("the log has no run record: layers and top-k are inferred from the counts")
+        yield "the log has no run record: layers and top-k are inferred from the counts"
     if watch.run is not None and watch.run.counts != "exact":
-        notes.append(f"the counts are {watch.run.counts!r}, not exact")
-    return notes
+        yield f"the counts are {watch.run.counts!r}, not exact"
+
+
+def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
+    """What was asked for, so that nobody takes the verdict for another."""
+    criteria, diagnosis = demand.criteria, watch.diagnosis
+    if criteria.ignore:
+        yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
+    if criteria.profile:
+        header = watch.run.profile if watch.run is not None else ""
+        said = f", the header says {header}" if header and header != criteria.profile else ""
+        yield f"judged as {criteria.profile} (--profile{said})"
+    elif watch.run is not None and diagnosis is not None and diagnosis.profile != watch.run.profile:
+        yield (
+            f"judged as {diagnosis.profile}, the header says {watch.run.profile}; "
+            "--profile chooses another"
+        )
+    yield from demand.remarks
+    if not demand.since_step:
+        return
+    last = watch.latest.record.step if watch.latest else 0
+    newest = f"; the newest step is {last:,}" if last < demand.since_step else ""
+    yield f"only findings that began at step {demand.since_step:,} or later{newest}"
+    if diagnosis is not None and (older := _still_active(diagnosis, demand.since_step)):
+        yield older
+
+
+def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
+    """What began before the range and is not over."""
+    found = [
+        f"{finding.rule} in {listed(finding.layers)} since step {finding.onset:,}"
+        if finding.layers
+        else f"{finding.rule} since step {finding.onset:,}"
+        for finding in group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
+        if finding.severity >= Severity.WARN
+    ]
+    if len(found) <= 1:
+        return f"an older finding is still active: {found[0]}" if found else ""
+    more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"older findings are still active: {'; '.join(found[:_MOST_NAMED])}{more}"

@@ -77,7 +77,7 @@ def verdict(view: RunView, width: int, lines: int) -> list[Line]:
     finding, advice = worst
     role = ROLE_OF_SEVERITY[finding.severity]
     badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
-    active = sum(1 for found, _ in view.findings if found.active)
+    active = len(view.alerts)
     more = [Span(f"1 of {active} alerts ", "dim")] if active > 1 else []
     edge = [Span(" "), Span("▌", role)]
     if lines < 3:
@@ -250,7 +250,9 @@ def _all_well(view: RunView) -> Line:
         text = f"warming up until step {ready:,}"
     if worst.collapse_index is not None:
         text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
-    over = sum(1 for finding, _ in view.findings if not finding.active)
+    if view.notes:
+        text += f"; note: {view.notes[0][1].short.split(':')[0]}"
+    over = sum(1 for f, _ in view.findings if not f.active and f.severity > Severity.INFO)
     if over:
         text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"
     return [Span(text, "dim")]

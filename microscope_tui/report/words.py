@@ -1,6 +1,7 @@
 """Numbers and times as a person reads them in a narrow column."""
 
 import math
+from collections.abc import Sequence
 
 
 def short_number(value: float | None) -> str:
@@ -65,3 +66,9 @@ def bytes_of(size: int) -> str:
             scaled = size / factor
             return f"{scaled:.1f} {unit}" if scaled < 10 and scaled % 1 else f"{scaled:.0f} {unit}"
     return f"{size} bytes"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """``L1, L2, L3 and 5 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from microscope_tui.scenarios.synthetic import Shape
 from microscope_tui.scenarios.write import write_run
 
 STEPS_PER_SECOND = 10.0
@@ -22,7 +21,7 @@ def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
     writer = threading.Thread(
         target=write_run,
         args=(folder, scenario),
-        kwargs={"shape": Shape(), "seed": seed, "wait": wait},
+        kwargs={"seed": seed, "wait": wait},
         name="scenario-writer",
         daemon=True,
     )

@@ -1,4 +1,4 @@
-"""Runs as they would be logged, from a model of router counts, without any model training.
+"""Counts of a router as they would be logged, drawn from how popular its experts are.
 
 An expert's chance to be chosen is proportional to its weight, capped at 1 (a token chooses an
 expert at most once); its count is binomial around that, and every row sums to tokens × k.
@@ -6,99 +6,64 @@ expert at most once); its count is binomial around that, and every row sums to t
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from operator import mul, sub
 
-BIAS_UPDATE_RATE = 0.001
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The size of a synthetic run."""
-
-    routers: int = 10
-    num_experts: int = 8
-    top_k: int = 2
-    tokens: int = 4096
-    steps: int = 600
-    capacity_factor: float | None = None
+_TABLE = 1 << 14  # deviates; a row takes a stretch of them from a random place
+_FEW = 0.5  # below this mean, noise around it and a cut at 0 would invent tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a trainer would know of one step."""
-
-    step: int
-    loss: float
-    tokens: int
-    tokens_per_expert: list[list[int]]
-    expert_bias: list[list[float]]
-    router: dict[str, list[float]]
-    learning_rate: float
-    grad_norm: float
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """What a right diagnosis says: rule → (router indices, onset step)."""
-
-    findings: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
-
-
-Weights = Callable[[int, int], list[float]]
-"""``weights(router, step)``: unnormalised popularity of every expert."""
-
-
-def healthy(shape: Shape, rng: random.Random) -> tuple[Truth, Iterator[Step]]:
-    """Uneven at the start, even after the first steps, a little noise for ever."""
-    return Truth(), _steps(shape, rng, _settling(shape, rng))
-
-
-def collapse(shape: Shape, rng: random.Random) -> tuple[Truth, Iterator[Step]]:
-    """One layer falls onto k experts within 60 steps of one third of the run."""
-    sick, onset = (2 * shape.routers) // 3, shape.steps // 3
-    chosen = rng.sample(range(shape.num_experts), shape.top_k)
-    base = _settling(shape, rng)
-
-    def weights(router: int, step: int) -> list[float]:
-        values = base(router, step)
-        if router == sick and step >= onset:
-            pull = math.exp(min(9.0, (step - onset) / 8))
-            for expert in chosen:
-                values[expert] *= pull
-        return values
-
-    return Truth({"COLLAPSE": ((sick,), onset)}), _steps(shape, rng, weights)
-
-
-SCENARIOS: dict[str, Callable[[Shape, random.Random], tuple[Truth, Iterator[Step]]]] = {
-    "healthy": healthy,
-    "collapse": collapse,
-}
-
-
-def draw_counts(weights: list[float], tokens: int, top_k: int, rng: random.Random) -> list[int]:
+def draw_counts(weights: Sequence[float], tokens: int, top_k: int, rng: random.Random) -> list[int]:
     """Counts of one router for one step; they sum to ``tokens × top_k``, none above ``tokens``."""
-    shares = inclusion_shares(weights, top_k)
-    counts = []
-    for share in shares:
-        spread = math.sqrt(tokens * share * (1 - share))
-        counts.append(min(tokens, max(0, round(rng.gauss(tokens * share, spread)))))
-    missing = tokens * top_k - sum(counts)
-    order = sorted((e for e, share in enumerate(shares) if share > 0), key=lambda e: -shares[e])
-    while missing:
-        for expert in order:  # the rounding error goes where there is room, popular ones first
-            share = max(1, abs(missing) // len(order))
-            if missing > 0:
-                moved = min(share, missing, tokens - counts[expert])
-            else:
-                moved = -min(share, -missing, counts[expert])
-            counts[expert] += moved
-            missing -= moved
+    total = math.fsum(weights)
+    deviates = _stretch(_normal_deviates(), len(weights), rng)
+    if total > 1e-200 and max(weights) * top_k < 0.99 * total:
+        scale = tokens * top_k / total
+        least, means = min(weights) * scale, None
+    else:
+        means = [tokens * share for share in inclusion_shares(weights, top_k)]
+        least, scale = min(means), 0.0
+    if means is None and least >= _FEW:
+        sqrt, per_token = math.sqrt, 1.0 / tokens
+        drawn = [
+            (mean := weight * scale) + sqrt(mean * (1.0 - mean * per_token)) * deviate
+            for weight, deviate in zip(weights, deviates, strict=True)
+        ]
+    else:
+        means = means or [weight * scale for weight in weights]
+        drawn = [_noisy(mean, tokens, z) for mean, z in zip(means, deviates, strict=True)]
+    if min(drawn) < 0.0 or max(drawn) > tokens:
+        drawn = [min(float(tokens), max(0.0, count)) for count in drawn]
+        if not any(drawn):
+            drawn = [tokens * share for share in inclusion_shares(weights, top_k)]
+    counts = whole(drawn, tokens * top_k)
+    if max(counts) > tokens:
+        _repair(counts, inclusion_shares(weights, top_k), tokens, top_k)
     return counts
 
 
-def inclusion_shares(weights: list[float], top_k: int) -> list[float]:
+def jittered(weights: Sequence[float], concentration: float, rng: random.Random) -> list[float]:
+    """The weights times random factors of mean 1 and variance 1 ÷ ``concentration``."""
+    deviates = _stretch(_gamma_deviates(concentration), len(weights), rng)
+    return list(map(mul, weights, deviates))
+
+
+def whole(numbers: Sequence[float], total: int) -> list[int]:
+    """The numbers in proportion, as integers that sum to ``total``; what is 0 stays 0."""
+    sums = list(accumulate(numbers))
+    scale = total / sums[-1]
+    # Rounding the running sums, not the numbers: the remainders carry over and none is lost.
+    ends = [int(reached * scale + 0.5) for reached in sums]
+    last = len(ends)
+    while last and sums[last - 1] == sums[-1]:  # the last ones may be 0 and must stay so
+        last -= 1
+        ends[last] = total
+    return list(map(sub, ends, [0, *ends]))
+
+
+def inclusion_shares(weights: Sequence[float], top_k: int) -> list[float]:
     """Probability that a token chooses each expert: sums to k, each at most 1."""
     free = set(range(len(weights)))
     shares = [0.0] * len(weights)
@@ -117,59 +82,46 @@ def inclusion_shares(weights: list[float], top_k: int) -> list[float]:
     return shares
 
 
-def _settling(shape: Shape, rng: random.Random) -> Weights:
-    """Popularity that starts spread out and is evened out by the balancing."""
-    skill = [[rng.gauss(0, 1) for _ in range(shape.num_experts)] for _ in range(shape.routers)]
-
-    def weights(router: int, step: int) -> list[float]:
-        spread = 0.08 + 0.9 * math.exp(-step / 25)
-        return [math.exp(spread * s + rng.gauss(0, 0.04)) for s in skill[router]]
-
-    return weights
+def _noisy(mean: float, tokens: int, deviate: float) -> float:
+    if mean < _FEW:
+        return mean  # rounding the running sums makes the noise
+    return mean + math.sqrt(max(0.0, mean * (1.0 - mean / tokens))) * deviate
 
 
-def _steps(shape: Shape, rng: random.Random, weights: Weights) -> Iterator[Step]:
-    bias = [[0.0] * shape.num_experts for _ in range(shape.routers)]
-    for step in range(1, shape.steps + 1):
-        counts = [
-            draw_counts(weights(router, step), shape.tokens, shape.top_k, rng)
-            for router in range(shape.routers)
-        ]
-        progress = step / shape.steps
-        entropies = [_entropy(row, progress, rng) for row in counts]
-        router = {
-            "entropy": [entropy for entropy, _ in entropies],
-            "mean_entropy": [mean for _, mean in entropies],
-            "z_loss": [abs(rng.gauss(0.8, 0.02)) for _ in counts],
-            "max_logit": [abs(rng.gauss(3.1, 0.1)) for _ in counts],
-            "grad_norm": [abs(rng.gauss(0.02, 0.002)) for _ in counts],
-            "selected_mass": [min(1.0, abs(rng.gauss(0.6, 0.01))) for _ in counts],
-            "margin": [abs(rng.gauss(0.04, 0.002)) for _ in counts],
-        }
-        if shape.capacity_factor is not None:
-            capacity = shape.capacity_factor * shape.tokens * shape.top_k / shape.num_experts
-            router["drop_rate"] = [
-                sum(max(0.0, n - capacity) for n in row) / max(1, sum(row)) for row in counts
-            ]
-        yield Step(
-            step=step,
-            loss=1.4 + 3.0 * math.exp(-4 * progress) + rng.gauss(0, 0.02),
-            tokens=shape.tokens,
-            tokens_per_expert=counts,
-            expert_bias=[list(row) for row in bias],
-            router=router,
-            learning_rate=1e-3 * min(1.0, step / 100) * 0.5 * (1 + math.cos(math.pi * progress)),
-            grad_norm=abs(rng.gauss(0.9, 0.1)),
-        )
-        for row, biases in zip(counts, bias, strict=True):
-            fair = sum(row) / len(row)
-            for expert, count in enumerate(row):
-                biases[expert] += BIAS_UPDATE_RATE * ((count < fair) - (count > fair))
+def _repair(counts: list[int], shares: list[float], tokens: int, top_k: int) -> None:
+    """Take what is above ``tokens`` to where there is room, popular experts first."""
+    counts[:] = [min(tokens, count) for count in counts]
+    missing = tokens * top_k - sum(counts)
+    order = sorted((e for e, share in enumerate(shares) if share > 0), key=lambda e: -shares[e])
+    while missing > 0:
+        room = missing
+        for expert in order:
+            moved = min(max(1, missing // len(order)), missing, tokens - counts[expert])
+            counts[expert] += moved
+            missing -= moved
+        if missing == room:  # every popular expert is full: shares were rounded to 0
+            order = list(range(len(counts)))
 
 
-def _entropy(counts: list[int], progress: float, rng: random.Random) -> tuple[float, float]:
-    """Token entropy that falls as the router learns, below the entropy of the mean."""
-    total = sum(counts)
-    mean = -math.fsum(n / total * math.log(n / total) for n in counts if n)
-    confidence = 0.97 - 0.3 * min(1.0, progress * 3)
-    return min(mean, max(0.0, mean * confidence + rng.gauss(0, 0.005))), mean
+def _stretch(table: list[float], length: int, rng: random.Random) -> list[float]:
+    if length > _TABLE // 4:
+        table = table * (4 * length // _TABLE + 1)
+    start = int(rng.random() * (len(table) - length))
+    return table[start : start + length]
+
+
+@lru_cache(maxsize=1)
+def _normal_deviates() -> list[float]:
+    rng = random.Random(0)
+    drawn = [rng.gauss(0, 1) for _ in range(_TABLE)]
+    middle = math.fsum(drawn) / _TABLE
+    spread = math.sqrt(math.fsum((x - middle) ** 2 for x in drawn) / _TABLE)
+    return [(x - middle) / spread for x in drawn]
+
+
+@lru_cache(maxsize=32)
+def _gamma_deviates(concentration: float) -> list[float]:
+    rng = random.Random(1)
+    drawn = [rng.gammavariate(concentration, 1 / concentration) for _ in range(_TABLE)]
+    mean = math.fsum(drawn) / _TABLE
+    return [deviate / mean for deviate in drawn]

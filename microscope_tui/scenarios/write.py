@@ -1,14 +1,22 @@
-"""Write a synthetic run to disk, at once or at the pace of a training."""
+"""Write a synthetic run, to disk or as lines, at once or at the pace of a training."""
 
 import random
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
-from microscope_tui import measures
 from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
-from microscope_tui.runlog.writer import RunLogWriter
-from microscope_tui.scenarios.synthetic import BIAS_UPDATE_RATE, SCENARIOS, Shape, Step, Truth
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
+from microscope_tui.scenarios.run import Record, Run
+from microscope_tui.scenarios.shape import Shape, Step
+from microscope_tui.scenarios.truth import Truth
+
+CHECKPOINT_EVERY = 100
+_STARTED = 1_790_000_000.0
+_MERGED = ("model", "source")
 
 
 class UnknownScenario(ValueError):
@@ -27,50 +35,87 @@ def write_run(
 
     Args:
         scenario: a name in ``SCENARIOS``.
+        shape: by default a small model, for as long as the scenario runs.
         wait: called after every step; false ends the run early (for live demos).
 
     Raises:
         UnknownScenario: no such scenario.
+        ValueError: the scenario makes no sense with this shape.
         OSError: the folder cannot be written.
     """
+    run = _built(scenario, shape, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG_NAME).open("ab", buffering=0) as file:
+        for line in _encoded(run, folder.name, time.time, wait):
+            file.write(line)
+    return run.truth
+
+
+def lines(scenario: str, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
+    """The same run as encoded lines with invented times: the same seed gives the same bytes.
+
+    Raises:
+        UnknownScenario: no such scenario.
+        ValueError: the scenario makes no sense with this shape.
+    """
+    run = _built(scenario, shape, seed)
+    return run.truth, _encoded(run, scenario, count(_STARTED).__next__, None)
+
+
+def _built(scenario: str, shape: Shape | None, seed: int) -> Run:
     if scenario not in SCENARIOS:
         known = ", ".join(SCENARIOS)
         raise UnknownScenario(f"unknown scenario {scenario!r}: choose one of {known}")
-    shape = shape or Shape()
-    truth, steps = SCENARIOS[scenario](shape, random.Random(seed))
-    log = RunLogWriter(folder / LOG_NAME)
-    log.write(_header(folder.name, shape))
-    log.write({"kind": "event", "event": "checkpoint", "step": 0, "time": time.time()})
-    _write_steps(log, steps, shape, wait)
-    log.close()
-    return truth
+    wanted = SCENARIOS[scenario]
+    shape = shape or Shape(steps=wanted.steps)
+    if not wanted.fits(shape):
+        raise ValueError(f"scenario {scenario!r} makes no sense with {shape}")
+    return wanted.build(shape, random.Random(seed))
 
 
-def _write_steps(
-    log: RunLogWriter, steps: Iterator[Step], shape: Shape, wait: Callable[[], bool] | None
-) -> None:
-    reason, step, before = "finished", 0, time.time()
-    for item in steps:
-        step, now = item.step, time.time()
-        log.write(_record(item, shape, now, now - before))
-        before = now
-        if step % 100 == 0:
-            log.write({"kind": "event", "event": "checkpoint", "step": step, "time": now})
+def _encoded(
+    run: Run, name: str, clock: Callable[[], float], wait: Callable[[], bool] | None
+) -> Iterator[bytes]:
+    records = _records(run, name, clock, wait)
+    encoded = map(encode_record, run.edit(records) if run.edit else records)
+    return _torn(encoded) if run.torn else encoded
+
+
+def _torn(encoded: Iterator[bytes]) -> Iterator[bytes]:
+    last = b""
+    for line in encoded:
+        if last:
+            yield last
+        last = line
+    yield last[: len(last) // 2]
+
+
+def _records(
+    run: Run, name: str, clock: Callable[[], float], wait: Callable[[], bool] | None
+) -> Iterator[Record]:
+    reason, step, now = "finished", 0, clock()
+    yield _header(run, name, now)
+    yield {"kind": "event", "event": "checkpoint", "step": 0, "time": now}
+    for item in run.steps:
+        step, before, now = item.step, now, clock()
+        yield _record(item, now, now - before)
+        if step % CHECKPOINT_EVERY == 0:
+            yield {"kind": "event", "event": "checkpoint", "step": step, "time": now}
         if wait is not None and not wait():
             reason = "stopped"
             break
-    log.write(
-        {"kind": "event", "event": "end", "step": step, "time": time.time(), "reason": reason}
-    )
+    if not run.torn:
+        yield {"kind": "event", "event": "end", "step": step, "time": now, "reason": reason}
 
 
-def _header(run: str, shape: Shape) -> dict[str, object]:
+def _header(run: Run, name: str, now: float) -> Record:
+    shape = run.shape
     depths = list(range(1, shape.routers + 1))
-    return {
+    header: Record = {
         "kind": "run",
         "format_version": FORMAT_VERSION,
-        "run": run,
-        "time": time.time(),
+        "run": name,
+        "time": now,
         "planned_steps": shape.steps,
         "resumed_at_step": None,
         "profile": "pretrain",
@@ -82,34 +127,40 @@ def _header(run: str, shape: Shape) -> dict[str, object]:
             "top_k": shape.top_k,
             "num_shared_experts": 1,
             "score_function": "sigmoid",
-            "norm_top_k": True,
+            "norm_top_k": shape.top_k > 1,
             "capacity_factor": shape.capacity_factor,
         },
         "balance": {"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE},
         "source": {"writer": "moe-microscope demo", "counts": "exact"},
     }
+    for key, change in run.header.items():
+        header[key] = header[key] | change if key in _MERGED else change
+    return header
 
 
-def _record(item: Step, shape: Shape, now: float, elapsed: float) -> dict[str, object]:
-    rows = item.tokens_per_expert
-    router: dict[str, list[float | None]] = {
-        **{name: list(values) for name, values in item.router.items()},
-        **measures.summarise(rows),
-    }
-    return {
+def _record(item: Step, now: float, elapsed: float) -> Record:
+    record: Record = {
         "kind": "step",
         "step": item.step,
         "time": now,
         "loss": round(item.loss, 5),
+        "losses": {name: round(value, 5) for name, value in item.losses.items()},
         "learning_rate": item.learning_rate,
         "grad_norm": round(item.grad_norm, 4),
         "tokens": item.tokens,
         "tokens_per_s": round(item.tokens / elapsed, 1) if elapsed > 0.01 else None,
         "step_time_s": round(elapsed, 4),
         "router": {
-            name: [None if v is None else round(v, 5) for v in values]
-            for name, values in router.items()
+            name: [_short(value) for value in values] for name, values in item.router.items()
         },
-        "expert_bias": [[round(b, 4) for b in row] for row in item.expert_bias],
-        "tokens_per_expert": rows,
+        "expert_bias": item.expert_bias,
+        "tokens_per_expert": item.tokens_per_expert,
     }
+    if not item.losses:
+        del record["losses"]
+    return record
+
+
+def _short(value: float | None) -> float | None:
+    """Six significant digits; counts stay integers."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")

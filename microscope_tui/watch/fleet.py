@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.engine import ANYTHING
 from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
 from microscope_tui.runlog.glance import Glance, glance
@@ -38,7 +41,7 @@ class RunCard:
     planned_steps: int | None
     loss: float | None
     findings: Sequence[Finding] | None
-    """Active findings; ``None`` where the run is not followed."""
+    """Active alerts; ``None`` where the run is not followed."""
     judged: float
     """Share of the log that the diagnosis has seen."""
     error: str | None
@@ -64,8 +67,16 @@ class Fleet:
         root: Path,
         memory_bytes: int = DEFAULT_MEMORY,
         known: KnownLogs | None = None,
+        criteria: Criteria = ANYTHING,
     ) -> None:
-        """``known``: what a search of the same folder found a moment ago."""
+        """Look for the runs below ``root``.
+
+        Args:
+            root: a folder of runs, one run folder, or one log.
+            memory_bytes: bound of the history of the open run.
+            known: what a search of the same folder found a moment ago.
+            criteria: by what every run is judged.
+        """
         self.root = root
         self.lock = threading.Lock()
         self.runs: Sequence[RunFile] = ()
@@ -78,6 +89,7 @@ class Fleet:
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, _Seen] = {}
         self._known = known or KnownLogs()
+        self._criteria = criteria
         self._memory_bytes = memory_bytes
         self._next_search = 0.0
 
@@ -113,7 +125,7 @@ class Fleet:
 
     def open_run(self, file: RunFile) -> RunWatch:
         """Follow ``file`` in full; the first picture of its history is there on return."""
-        watch = RunWatch(file, memory_bytes=self._memory_bytes)
+        watch = RunWatch(file, self._criteria, memory_bytes=self._memory_bytes)
         watch.open_overview()
         with self.lock:
             self.open = watch
@@ -173,7 +185,8 @@ class Fleet:
         if watch is not None:
             with watch.lock:
                 if watch.diagnosis is not None:
-                    findings = [f for f in watch.diagnosis.findings() if f.active]
+                    found_now = watch.diagnosis.findings()
+                    findings = [f for f in found_now if f.active and f.severity > Severity.INFO]
                 if watch.latest is not None and (watch.complete or last is None):
                     # It knows more than a glance, and the header says the same.
                     last, end, plan = watch.latest.record, watch.shown.end, watch.run
@@ -224,7 +237,8 @@ class Fleet:
                 live.append(run)
         memory = self._memory_bytes // _MEMORY_BESIDE
         chosen = {
-            run.path: self._beside.get(run.path) or RunWatch(run, memory_bytes=memory)
+            run.path: self._beside.get(run.path)
+            or RunWatch(run, self._criteria, memory_bytes=memory)
             for run in live
         }
         with self.lock:

@@ -64,7 +64,8 @@ class RunWatch:
 
     def _start(self) -> None:
         self.error = None
-        self._foreign = False  # another format version: nothing more is read from this file
+        self.foreign = False
+        """Another format version: nothing more is read from this file."""
         self._reader = RunReader(self.file.name)
         self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
@@ -175,9 +176,9 @@ class RunWatch:
         with self.lock:
             if chunk.restarted:
                 self._start()
-            elif self.error is not None and not self._foreign and not self.source.deleted:
+            elif self.error is not None and not self.foreign and not self.source.deleted:
                 self.error = None  # it can be read again
-            if chunk.data and not self._foreign:
+            if chunk.data and not self.foreign:
                 self._begin(chunk.data)
         self._scan_on()
         finished = self._finish_scan()
@@ -271,7 +272,7 @@ class RunWatch:
                     if more := time.monotonic() > until:
                         break
             except UnknownFormat as error:
-                self.error, self._foreign = str(error), True
+                self.error, self.foreign = str(error), True
             if self._overview is None:  # else nobody sees it yet
                 self.version += self.scan.settle()
         return more

@@ -38,6 +38,8 @@ class LayerView:
     max_load: float | None
     severity: Severity | None
     """The worst active finding of this router."""
+    quadrant: str | None
+    """``collapsed``, ``specialised``, ``uniform`` or ``undecided``, from balance and confidence."""
     balance_history: Sequence[Column]
     entropy_history: Sequence[Column]
     mean_entropy_history: Sequence[Column]
@@ -89,9 +91,18 @@ class RunView:
 
     @property
     def worst(self) -> tuple[Finding, Advice] | None:
-        """The finding that stands on top, if any is active."""
-        active = [pair for pair in self.findings if pair[0].active]
-        return active[0] if active else None
+        """The finding that stands on top, if any is active that is more than a note."""
+        return self.alerts[0] if self.alerts else None
+
+    @property
+    def alerts(self) -> Sequence[tuple[Finding, Advice]]:
+        """Active findings that ask for something, worst first."""
+        return [p for p in self.findings if p[0].active and p[0].severity > Severity.INFO]
+
+    @property
+    def notes(self) -> Sequence[tuple[Finding, Advice]]:
+        """Active findings that are for information only."""
+        return [p for p in self.findings if p[0].active and p[0].severity is Severity.INFO]
 
 
 def view_of(
@@ -204,6 +215,7 @@ def _layers(
                 drop_rate=value_at(summary.drop_rate, index),
                 max_load=value_at(summary.max_load, index),
                 severity=severities.get(index),
+                quadrant=_quadrant(latest, index, router, effective),
                 balance_history=balance(
                     curve("effective_experts"), router.num_experts, router.top_k
                 ),
@@ -214,6 +226,20 @@ def _layers(
             )
         )
     return layers
+
+
+def _quadrant(
+    latest: StepEntry, index: int, router: RouterInfo, effective: float | None
+) -> str | None:
+    summary = latest.record.router
+    mass = value_at(summary.selected_mass, index)
+    return measures.quadrant(
+        measures.collapse_index(effective, router.num_experts, router.top_k),
+        measures.relative_mutual_information(
+            value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
+        ),
+        None if mass is None else mass * router.num_experts / router.top_k,
+    )
 
 
 def _ribbon(

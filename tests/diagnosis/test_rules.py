@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode, Severity
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.scenarios.synthetic import draw_counts, inclusion_shares
 
 Make = Callable[..., dict[str, Any]]
@@ -30,9 +31,14 @@ def judge(
             rows = [balanced(), sick(n) if sick else balanced(), balanced()]
             changes = {key: value(n) for key, value in extra.items()}
             records.append(make_step(n, rows, 2048, **changes))
-        return list(open_log(write_log(records)).diagnosis.episodes)
+        return loud(open_log(write_log(records)))
 
     return run
+
+
+def loud(watch: Any) -> list[Episode]:
+    """Episodes that are more than information."""
+    return [e for e in watch.diagnosis.episodes if e.severity > Severity.INFO]
 
 
 def only(episodes: list[Episode]) -> Episode:
@@ -48,11 +54,11 @@ def test_a_collapse_is_found_in_the_right_layer_close_to_its_onset(
     folder = scenario(
         "collapse", seed, routers=6, num_experts=experts, top_k=top_k, tokens=tokens, steps=450
     )
-    episode = only(open_log(folder / "metrics.jsonl").diagnosis.episodes)
+    episode = only(loud(open_log(folder / "metrics.jsonl")))
     assert (episode.rule, episode.severity) == ("COLLAPSE", Severity.CRITICAL)
     assert episode.router.name == "L5"
     assert 150 <= episode.onset <= 190
-    assert episode.alarm <= episode.onset + 30
+    assert episode.alarm <= 150 + 55
 
 
 @pytest.mark.parametrize(("experts", "top_k", "tokens"), SHAPES)
@@ -63,7 +69,7 @@ def test_a_healthy_run_raises_nothing(
     folder = scenario(
         "healthy", seed, routers=4, num_experts=experts, top_k=top_k, tokens=tokens, steps=600
     )
-    assert open_log(folder / "metrics.jsonl").diagnosis.episodes == []
+    assert loud(open_log(folder / "metrics.jsonl")) == []
 
 
 def test_a_sudden_collapse_is_dated_to_its_first_step(judge: Any, balanced: Any) -> None:
@@ -77,7 +83,8 @@ def test_a_sudden_collapse_is_dated_to_its_first_step(judge: Any, balanced: Any)
 def test_period_two_oscillation_is_not_collapse(judge: Any) -> None:
     even, odd = [1024, 0] * 4, [0, 1024] * 4
     # Each step alone reads c = 0.33; the sum of any two steps is perfectly even.
-    assert judge(lambda n: even if n % 2 else odd) == []
+    episode = only(judge(lambda n: even if n % 2 else odd))
+    assert (episode.rule, episode.facts["period"]) == ("OSCILLATION", 2)
 
 
 def test_a_short_shock_is_not_collapse(judge: Any, balanced: Any) -> None:
@@ -119,7 +126,7 @@ def test_dead_experts_are_named_and_collapse_is_not(judge: Any, balanced: Any) -
             row[3] = row[6] = 0
         return row
 
-    episode = only(judge(two_dead))
+    episode = only([one for one in judge(two_dead) if one.rule != "OVERLOAD"])
     assert (episode.rule, episode.severity) == ("DEAD", Severity.CRITICAL)
     assert episode.facts["experts"] == (3, 6)
     assert 195 <= episode.onset <= 215
@@ -146,7 +153,7 @@ def test_few_tokens_are_no_evidence_of_death(
     records = [header]
     for n in range(1, 400):
         records.append(make_step(n, [draw_counts([1.0] * 64, 32, 1, rng)], 32))
-    assert open_log(write_log(records)).diagnosis.episodes == []
+    assert loud(open_log(write_log(records))) == []
 
 
 @pytest.mark.parametrize(("rate", "severity"), [(0.1, Severity.WARN), (0.3, Severity.CRITICAL)])
@@ -176,8 +183,7 @@ def test_nan_is_a_meter_fault_although_it_looks_like_collapse(judge: Any, balanc
         loss=lambda n: "NaN" if n >= 200 else 2.0,
     )
     assert {episode.rule for episode in episodes} == {"METER"}
-    assert {episode.router.name for episode in episodes} == {"L1", "L2", "L3"}
-    assert {episode.onset for episode in episodes} == {200}
+    assert [(one.router, one.onset) for one in episodes] == [(None, 200)]  # the run as a whole
 
 
 def test_without_counts_the_verdict_says_what_it_rests_on(
@@ -188,7 +194,7 @@ def test_without_counts_the_verdict_says_what_it_rests_on(
         record = make_step(n, [balanced(), COLLAPSED if n > 150 else balanced(), balanced()], 2048)
         del record["tokens_per_expert"]
         records.append(record)
-    episode = only(open_log(write_log(records)).diagnosis.episodes)
+    episode = only(loud(open_log(write_log(records))))
     assert (episode.rule, episode.confidence) == ("COLLAPSE", "per-step summaries only")
 
 
@@ -268,7 +274,7 @@ def test_resuming_often_hides_no_collapse(
         for n in range(start, start + 23):
             rows = [balanced(), COLLAPSED if n >= 150 else balanced(), balanced()]
             records.append(make_step(n, rows, 2048))
-    episode = only(open_log(write_log(records)).diagnosis.episodes)
+    episode = only(loud(open_log(write_log(records))))
     assert (episode.rule, episode.active) == ("COLLAPSE", True)
     assert abs(episode.onset - 150) <= 3
 

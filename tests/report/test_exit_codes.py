@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode, Severity, group
+from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.check import exit_code, worst_code
 from microscope_tui.runlog.records import RouterInfo
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.report.check import as_json, as_text, judge
+from microscope_tui.report.check import judge
+from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_text import as_text
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import RunFile

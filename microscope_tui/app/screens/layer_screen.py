@@ -116,7 +116,7 @@ class LayerScreen(RunScreen):
         )
         draw(
             "#chart-entropy",
-            "entropy: token bright, mean dim",
+            f"entropy: token bright, mean dim{f'; {layer.quadrant}' if layer.quadrant else ''}",
             [
                 charts.Curve(layer.mean_entropy_history, palette.DIM),
                 charts.Curve(layer.entropy_history, palette.ACCENT),

@@ -37,8 +37,8 @@ class Rule:
     """It speaks during the warm-up too."""
     trains_only: ClassVar[bool] = False
     """It says nothing about an evaluation."""
-    muted_by_collapse: ClassVar[bool] = False
-    """A collapse of the same router says it already."""
+    muted_by: ClassVar[tuple[str, ...]] = ()
+    """Rules that come before and say it already, where they are at work in the same router."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

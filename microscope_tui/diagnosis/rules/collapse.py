@@ -46,6 +46,10 @@ class Collapse(Rule):
         self.persist(self.limits.window)
         self.memory: Memory = Memory()
 
+    def restart(self, step: int) -> None:
+        self.memory.suspects.clear()
+        self.memory.usual.forget_from(step)
+
     def read(self, view: StepView) -> Readings | None:
         signal, memory = view.collapse_index, self.memory
         if signal is None:
@@ -96,6 +100,9 @@ class Collapse(Rule):
             facts["usual"] = usual
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
+        low_for = view.step - (suspect.low_since or view.step)
+        if value > limits.leave and low_for > limits.window:
+            suspect.low_since = None  # low step by step and even in the sum: a swing
         # A sum still holds the past: alone it says nothing about this step.
         severity = graded(-value, -limits.warn, -limits.critical) if not suspect.calm else None
         return Reading(

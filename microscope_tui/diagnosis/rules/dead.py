@@ -39,7 +39,7 @@ class Dead(Rule):
         "learn nothing. On narrow data this may be no loss: compare before you act."
     )
     formula = "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row"
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE",)
 
     def start(self) -> None:
         self.limits = self.context.limits.DEAD

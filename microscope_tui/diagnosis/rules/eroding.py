@@ -36,13 +36,18 @@ class Eroding(Rule):
         "noise, and reaches the limit of COLLAPSE within 500 steps"
     )
     trains_only = True
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE",)
 
     def start(self) -> None:
         self.limits = self.context.limits.ERODING
         self.persist(self.limits.persistence)
         self.leave = 4 * self.limits.persistence
         self.memory: Memory = Memory()
+
+    def restart(self, step: int) -> None:
+        memory = self.memory
+        kept = sum(first < step - self.limits.block for first in memory.steps)
+        memory.steps, memory.blocks, memory.filled = memory.steps[:kept], memory.blocks[:kept], 0
 
     def read(self, view: StepView) -> Readings | None:
         signal, memory = view.collapse_index, self.memory
@@ -85,10 +90,12 @@ class Eroding(Rule):
             if len(points) < max(8, 0.8 * length) or series[-1] <= floor:
                 continue
             slope, z = _trend([v for _, v in points])
+            slope = max(slope, _recent_slope([v for _, v in points]))
             ahead = points[-1][1] + slope * limits.ahead / limits.block
             fallen = points[0][1] - points[-1][1]
             noise = limits.noise * _scatter([v for _, v in points])
-            if z < -limits.z and ahead < floor and fallen > max(limits.fall, noise):
+            steady = _largest_drop([v for _, v in points]) < limits.steady * fallen
+            if z < -limits.z and ahead < floor and fallen > max(limits.fall, noise) and steady:
                 left = max(1.0, (points[-1][1] - floor) / -slope) * limits.block
                 offset = len(series) - length
                 since = self.memory.steps[max(0, offset) + _start([v for _, v in points])]
@@ -131,6 +138,19 @@ def _trend(values: Sequence[float]) -> tuple[float, float]:
     z = (score - math.copysign(1, score)) / spread if score else 0.0
     slopes.sort()
     return slopes[len(slopes) // 2], z
+
+
+def _recent_slope(values: Sequence[float]) -> float:
+    """Slope from the last but one quarter to the last: a step that is over is no trend."""
+    quarter = max(2, len(values) // 4)
+    last, before = values[-quarter:], values[-2 * quarter : -quarter]
+    return (sum(last) / len(last) - sum(before) / len(before)) / quarter
+
+
+def _largest_drop(values: Sequence[float]) -> float:
+    """The most that was lost within a sixth of the window: of a sudden step it is all."""
+    reach = max(1, len(values) // 6)
+    return max(a - b for a, b in zip(values, values[reach:], strict=False))
 
 
 def _scatter(values: Sequence[float]) -> float:

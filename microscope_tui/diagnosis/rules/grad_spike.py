@@ -39,6 +39,9 @@ class GradSpike(Rule):
         self.persist(self.limits.persistence, leave=50)
         self.memory: Memory = Memory()
 
+    def restart(self, step: int) -> None:
+        """The past of another attempt is as good a reference."""
+
     def read(self, view: StepView) -> Readings | None:
         norm, memory = view.record.grad_norm, self.memory
         if norm is None or not math.isfinite(norm) or norm < 0:

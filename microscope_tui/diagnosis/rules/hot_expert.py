@@ -17,7 +17,7 @@ class HotExpert(Rule):
         "evenly: it acts as a shared expert. No collapse; good models have such experts."
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE",)
 
     def start(self) -> None:
         self.limits = self.context.limits.HOT_EXPERT

@@ -41,6 +41,9 @@ class Logits(Rule):
         self.persist(self.limits.persistence, leave=50)
         self.memory: Memory = Memory(past=Trail(every=4, size=55))
 
+    def restart(self, step: int) -> None:
+        self.memory.past.forget_from(step)
+
     def read(self, view: StepView) -> Readings | None:
         z_loss = view.signal("z_loss")
         largest = view.signal("max_logit") if "bf" in self.context.run.dtype else None

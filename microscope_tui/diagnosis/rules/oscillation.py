@@ -1,5 +1,7 @@
 """OSCILLATION: the load swings to and fro with a period, driven by a bias that overshoots."""
 
+from operator import mul
+
 import msgspec
 
 from microscope_tui.diagnosis.balancing import weaker_balance
@@ -17,6 +19,8 @@ class Memory(msgspec.Struct):
     first: int = 0
     last: int = 0
     wait: int = 0
+    pause: int = 0
+    """How long the next wait will be."""
     swinging: set[int] = set()
 
 
@@ -52,7 +56,7 @@ class Oscillation(Rule):
                 return {} if memory.swinging else None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
         elif view.step != memory.last + 1:
-            memory.rows, memory.wait = {}, limits.every  # steps are missing: nothing to be seen
+            self._rest()  # steps are missing: nothing to be seen
             return None
         memory.last = view.step
         for index in list(memory.rows):
@@ -64,17 +68,29 @@ class Oscillation(Rule):
         if memory.rows and len(next(iter(memory.rows.values()))) < limits.window:
             return None
         if not memory.rows:
-            memory.wait = limits.every
+            self._rest()
             return None
         return self._judge()
 
+    def _rest(self) -> None:
+        memory, limits = self.memory, self.limits
+        memory.rows = {}
+        memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
+
     def _suspects(self, view: StepView) -> set[int]:
         """Routers whose load is uneven enough in this step to swing as much."""
-        loads = view.signal("max_load")
-        if loads is None or view.step <= self.context.warm_up:
+        loads, effective = view.signal("max_load"), view.signal("effective_experts")
+        if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
-        least = 1.0 + self.limits.amplitude
-        return {i for i, v in enumerate(loads.values) if v > least}
+        limits = self.limits
+        # exp(−CV²/2) of a load that swings no more than that.
+        most = 1.0 - limits.experts_share * limits.amplitude**2 / 3
+        return {
+            index
+            for index, router in enumerate(self.routers)
+            if loads.values[index] > 1.0 + limits.amplitude
+            and effective.values[index] < most * router.num_experts
+        }
 
     def _judge(self) -> Readings:
         memory, found = self.memory, dict[int, Reading | None]()
@@ -89,9 +105,10 @@ class Oscillation(Rule):
                     since=memory.first if index not in memory.swinging else None,
                 )
         memory.swinging = set(found)
-        memory.rows = {}
-        # A swing is looked at again at once: two checks in a row make an alarm.
-        memory.wait = 0 if found else self.limits.every
+        if found:  # a swing is looked at again at once: two checks in a row make an alarm
+            memory.rows, memory.pause = {}, 0
+        else:
+            self._rest()
         return found
 
     def _swing(self, rows: list[list[int]]) -> tuple[int, float]:
@@ -99,10 +116,10 @@ class Oscillation(Rule):
         steps, experts = len(rows), len(rows[0])
         fair = sum(map(sum, rows)) / steps / experts
         masks = []
+        least = (self.limits.amplitude * fair) ** 2
         for column in zip(*rows, strict=True):
             mean = sum(column) / steps
-            spread = sum((n - mean) ** 2 for n in column) / steps
-            if spread > (self.limits.amplitude * fair) ** 2:
+            if sum(map(mul, column, column)) / steps - mean * mean > least:
                 masks.append(sum((n > mean) << step for step, n in enumerate(column)))
         if len(masks) <= self.limits.experts_share * experts:
             return 0, 0.0

@@ -35,7 +35,7 @@ class Overload(Rule):
         "MaxVio above 3 × the median of the first steps after the warm-up (and above its noise), "
         "or the busiest rank above 1.5 × the mean rank, for 25 steps"
     )
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE",)
 
     def start(self) -> None:
         self.limits = self.context.limits.OVERLOAD
@@ -43,6 +43,9 @@ class Overload(Rule):
         self.memory: Memory = Memory()
         size = self.context.run.expert_parallel_size
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
+
+    def restart(self, step: int) -> None:
+        self.memory.ranks, self.memory.ratios = {}, {}
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
@@ -107,8 +110,9 @@ class Overload(Rule):
             folded = [sum(counts[at : at + width]) for at in range(0, len(counts), width)]
             summed = memory.ranks.setdefault(index, SummedCounts(self.limits.rank_window, [], []))
             summed.add(folded)
-            if len(summed) == summed.window and sum(summed.totals):
-                memory.ratios[index] = max(summed.totals) * size / sum(summed.totals)
+            total = sum(summed.totals)
+            if len(summed) == summed.window and total:
+                memory.ratios[index] = max(summed.totals) * size / total
 
     def _rank_reading(self, ratio: float) -> Reading:
         return Reading(

@@ -40,6 +40,10 @@ class Shock(Rule):
         self.limits = self.context.limits.SHOCK
         self.memory: Memory = Memory(usual=Trail(every=4, size=25))
 
+    def restart(self, step: int) -> None:
+        self.memory.dips.clear()
+        self.memory.usual.forget_from(step)
+
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
         signal, memory = view.collapse_index, self.memory
         if signal is None or view.step <= self.context.warm_up:

@@ -29,7 +29,7 @@ class Starved(Rule):
         "data the balancing is too weak; on narrow data that is normal."
     )
     formula = "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps"
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE", "DEAD")
 
     def start(self) -> None:
         self.limits = self.context.limits.STARVED

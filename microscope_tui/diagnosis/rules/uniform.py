@@ -23,7 +23,7 @@ class Uniform(Rule):
         "warning only where the router's gradient is below 1e-6 of the whole"
     )
     trains_only = True
-    muted_by_collapse = True
+    muted_by = ("COLLAPSE",)
 
     def start(self) -> None:
         self.limits = self.context.limits.UNIFORM

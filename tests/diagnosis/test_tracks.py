@@ -3,24 +3,24 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.episodes import Severity
-from microscope_tui.diagnosis.persistence import Persistence
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.tracks import Track
 
 WARN, CRITICAL = Severity.WARN, Severity.CRITICAL
 
 
-def feed(over: str, enter: int = 10, leave: int = 20) -> Persistence:
+def feed(over: str, enter: int = 10, leave: int = 20) -> Track:
     """``C`` critical, ``w`` warning, ``.`` clear, ``-`` inside the limit but not clear."""
-    evidence = Persistence(enter, leave)
+    evidence = Track(enter, 9 * enter // 10, leave)
     for step, char in enumerate(over, start=1):
         severity = {"C": CRITICAL, "w": WARN}.get(char)
         evidence.observe(step, severity, char == ".")
     return evidence
 
 
-def test_nothing_is_said_before_the_window_is_full() -> None:
-    assert feed("C" * 9).severity is None
-    assert feed("C" * 10).severity is CRITICAL
+def test_nothing_is_said_before_there_is_enough_evidence() -> None:
+    assert feed("C" * 8).severity is None
+    assert feed("C" * 9).severity is CRITICAL
 
 
 def test_one_step_inside_the_limit_in_ten_does_not_hide_trouble() -> None:
@@ -58,5 +58,5 @@ def test_the_counters_agree_with_the_window(text: str) -> None:
     window = text[-10:]
     over = sum(char in "Cw" for char in window)
     assert evidence.pending == (evidence.since is not None)
-    if len(window) == 10:
-        assert (evidence.severity is not None) == (over >= 9)
+    assert evidence.over == over
+    assert (evidence.severity is not None) == (over >= 9)

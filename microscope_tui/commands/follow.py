@@ -1,0 +1,199 @@
+"""``check --follow``: a run that is being written, until it ends; alerts as they come.
+
+One loop looks at the log twice a second, prints what is new, and hands it to the user's command.
+Ctrl-C and SIGTERM end it between two looks, with the verdict so far: batch systems send one.
+"""
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from microscope_tui.commands.notify import Notifier
+from microscope_tui.commands.options import Options
+from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.report.alerts import Alert, Alerts
+from microscope_tui.report.check import NO_VERDICT, Demand, judge
+from microscope_tui.report.check_json import alert_json, as_json
+from microscope_tui.report.check_text import alert_text, as_text
+from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
+from microscope_tui.runlog.piped import PipedLog
+from microscope_tui.watch.run_watch import RunWatch
+
+POLL_S = 0.5
+_BUSY_POLL_S = 0.05  # a log that grows is looked at again soon: a pipe is not held up
+_GONE_S = 5.0
+"""A log that is replaced may be gone for a moment."""
+_ENDED = ("finished", "stopped", "failed", "crashed?")
+_HEAD_BYTES = 1 << 16
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Somebody asked for the end."""
+
+    asked: bool = False
+
+
+def follow(
+    path: Path, demand: Demand, options: Options, compare: Callable[[RunWatch], None]
+) -> int:
+    """Follow the newest run at ``path`` to its end; the exit code of its verdict.
+
+    Args:
+        path: as for ``check``.
+        demand: by what the run is judged.
+        options: what to print, and the command for alerts.
+        compare: called with the run before it is told of; ends the program where it does not fit.
+    """
+    notifier = Notifier(options.notify_command) if options.notify_command else None
+    with _asked_to_stop() as stop:
+        watch = _open(path, demand, stop)
+        remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
+        judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
+        if options.as_json:
+            print_data(json.dumps(as_json([judgement]), ensure_ascii=False))
+        else:
+            print_data(as_text(judgement))
+    if notifier is not None:
+        notifier.finish()
+    return judgement.exit_code
+
+
+class _Follower:
+    """The loop, and what it has to remember."""
+
+    def __init__(
+        self,
+        watch: RunWatch,
+        demand: Demand,
+        options: Options,
+        compare: Callable[[RunWatch], None],
+        notifier: Notifier | None,
+    ) -> None:
+        self._watch = watch
+        self._demand = demand
+        self._as_json = options.as_json
+        self._compare = compare
+        self._notifier = notifier
+        self._alerts = Alerts(demand.since_step)
+        self._gone_since: float | None = None
+        self._error = ""
+
+    def run(self, stop: _Stop) -> tuple[str, ...]:
+        """Until the run has ended; what is to be said of the way it ended."""
+        while True:
+            moved = self._read(stop)
+            self._tell()
+            if stop.asked:
+                going_on = "the following was ended from outside: the run may go on"
+                return (*self._demand.remarks, going_on)
+            if self._is_over():
+                return self._demand.remarks
+            time.sleep(_BUSY_POLL_S if moved else POLL_S)
+
+    def _read(self, stop: _Stop) -> bool:
+        """Read and judge everything that is there now; true if there was anything."""
+        watch = self._watch
+        moved = watch.advance()
+        while watch.unread and not stop.asked:
+            watch.advance()
+        if (watch.error or "") != self._error:
+            self._error = watch.error or ""
+            if self._error and not watch.foreign:
+                say(f"{watch.path}: {self._error}; looking again")
+        self._compare(watch)
+        return moved
+
+    def _tell(self) -> None:
+        if self._watch.complete:  # what it is in the middle of may be over further down
+            for alert in self._alerts.news(self._watch.diagnosis):
+                self._tell_one(alert)
+        if self._notifier is not None:
+            self._notifier.look()
+
+    def _tell_one(self, alert: Alert) -> None:
+        serious = alert.finding.severity >= Severity.WARN
+        if self._as_json:
+            print_data(json.dumps(alert_json(self._watch.file, alert), ensure_ascii=False))
+        elif serious:
+            print_data(alert_text(alert))
+        if self._notifier is not None and serious and alert.event != "recovered":
+            self._notifier.send(alert_json(self._watch.file, alert))
+
+    def _is_over(self) -> bool:
+        watch = self._watch
+        if isinstance(watch.source, PipedLog):
+            return watch.source.ended or watch.foreign
+        if watch.foreign:
+            return True
+        if not watch.source.deleted:
+            self._gone_since = None
+            return watch.complete and watch.error is None and watch.state()[0] in _ENDED
+        self._gone_since = self._gone_since or time.monotonic()
+        return time.monotonic() - self._gone_since > _GONE_S
+
+
+def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
+    """The run to follow: the one that is piped in, or the newest, as soon as there is one."""
+    if path == PIPE:
+        return piped(criteria=demand.criteria)[0]
+    said = False
+    while (run := _newest(path)) is None:
+        if not said:
+            say(f"{path}: no run yet, waiting for one (Ctrl-C ends)")
+            said = True
+        time.sleep(POLL_S)
+        if stop.asked:
+            fail(f"{path}: no run came before the following was ended", NO_VERDICT)
+    return RunWatch(run, demand.criteria, patient=True)
+
+
+def _newest(path: Path) -> RunFile | None:
+    """The newest run, or ``None`` while it is worth waiting; ends where it is not."""
+    if not path.exists():
+        if not path.parent.is_dir():
+            runs_at(path)  # says so and ends
+        return None
+    if path.is_dir():
+        runs = find_runs(path)
+        return runs[0] if runs else None
+    try:
+        return find_runs(path)[0]
+    except NoRuns:
+        if path.is_file() and _has_no_line_yet(path):
+            return None
+        raise
+
+
+def _has_no_line_yet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"\n" not in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    """Turn Ctrl-C and SIGTERM into a wish; who ignores them goes on ignoring them."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked = True
+        signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""``--notify-command``: the user's own command for every alert, with the finding on its input.
+
+The command is the user's text and goes to the shell as it is; nothing from a log is ever put into
+it. What is known of the alert comes as one line of JSON on the standard input. Commands run in the
+background, few at a time, none for long, and no failure of theirs ends the following.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from microscope_tui.console import say
+
+_MOST_WAITING = 64
+
+
+@dataclass(slots=True)
+class _Running:
+    process: "subprocess.Popen[bytes]"
+    until: float
+
+
+class Notifier:
+    """Starts the command; call ``look`` now and then, and ``finish`` at the end."""
+
+    def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
+        """Run ``command``.
+
+        Args:
+            command: for ``sh -c``.
+            timeout_s: a command that runs longer is ended.
+            at_once: how many may run at a time; the others wait.
+        """
+        self._command = command
+        self._timeout_s = timeout_s
+        self._at_once = at_once
+        self._waiting: deque[bytes] = deque()
+        self._running: list[_Running] = []
+        self._said: set[str] = set()
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Tell of ``alert`` as soon as there is room."""
+        if len(self._waiting) >= _MOST_WAITING:
+            self._say("surplus", f"more than {_MOST_WAITING} alerts wait for it: some are left out")
+            return
+        self._waiting.append(json.dumps(alert, ensure_ascii=False).encode() + b"\n")
+        self.look()
+
+    def look(self) -> None:
+        """See what has ended, end what takes too long, start what waits."""
+        self._running = [running for running in self._running if not self._is_over(running)]
+        while self._waiting and len(self._running) < self._at_once:
+            self._start(self._waiting.popleft())
+
+    def finish(self, within_s: float = 60.0) -> None:
+        """Wait for what runs and waits, but not forever."""
+        until = time.monotonic() + within_s
+        try:
+            self.look()
+            while self._running and time.monotonic() < until:
+                time.sleep(0.02)
+                self.look()
+        finally:  # Ctrl-C ends the waiting, and leaves nothing behind
+            for running in self._running:
+                _end(running.process)
+        if self._running or self._waiting:
+            left = len(self._running) + len(self._waiting)
+            self._say("left", f"{left} alerts were not told within {within_s:.0f} s: left out")
+        self._running.clear()
+        self._waiting.clear()
+
+    def _start(self, text: bytes) -> None:
+        # A file, not a pipe: a command that does not read must not make us wait.
+        with tempfile.TemporaryFile() as given:
+            given.write(text)
+            given.seek(0)
+            try:
+                process = subprocess.Popen(
+                    ["sh", "-c", self._command],
+                    stdin=given,
+                    stdout=2,  # the standard output is ours, for data
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                self._say("start", f"cannot be started: {error}")
+                return
+        self._running.append(_Running(process, time.monotonic() + self._timeout_s))
+
+    def _is_over(self, running: _Running) -> bool:
+        code = running.process.poll()
+        if code is None and time.monotonic() >= running.until:
+            _end(running.process)
+            self._say("timeout", f"ran for more than {self._timeout_s:.0f} s and was ended")
+            return True
+        if code:
+            how = f"exited with {code}" if code > 0 else f"was ended by signal {-code}"
+            self._say("failed", f"{how}; alerts go on, try it by hand with a finding on its input")
+        return code is not None
+
+    def _say(self, kind: str, message: str) -> None:
+        """Every kind of trouble is said once."""
+        if kind not in self._said:
+            self._said.add(kind)
+            say(f"--notify-command: {message} (said once)")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the command and what it started: they are a session of their own."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(1.0)

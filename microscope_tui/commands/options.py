@@ -1,0 +1,98 @@
+"""The options of ``check``, and which of them do not go together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from microscope_tui.console import USAGE, fail
+from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.runlog.safe_text import safe_text
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to judge, what to print, and what to do about it.
+
+    Parameters
+    ----------
+    every
+        Judge every run and exit with the worst code.
+    as_json
+        Print the report as JSON; with --follow one object a line.
+    profile
+        Judge as this kind of run, whatever the header says: in a fine-tuning only the change
+        against a reference counts, in an evaluation nothing is trained.
+    since_step
+        Only findings that began at this step or later count; what is older and still active is
+        named in a note.
+    fail_on
+        With ``crit`` a warning exits with 0.
+    ignore
+        A rule to leave out; once for every rule, said in the output. ``explain`` lists them.
+    baseline
+        Judge against the last steps of this run: a log, or the folder of a run. Its starved and
+        dead experts are no news; a run that says no profile is judged as a fine-tuning.
+    follow
+        Follow the newest run until it ends, print every new alert at once, then the report.
+        A log that is not there yet is waited for. Ctrl-C ends with the verdict so far.
+    notify_command
+        With --follow: run this command in the shell for every alert, with the finding as one
+        line of JSON on its standard input.
+    format_only
+        Judge the file instead of the run: is it written by the letter of the format? Exit code
+        0, or 3 with line and reason of every error. With ``--all`` every log below the folder.
+    config
+        Limits of the rules, as [rules.NAME] tables in TOML; by default config.toml in your
+        configuration folder, if there is one.
+    """
+
+    every: Annotated[bool, Parameter(name="--all", negative=())] = False
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False
+    profile: Literal["pretrain", "finetune", "eval"] | None = None
+    since_step: int = 0
+    fail_on: Literal["warn", "crit"] = "warn"
+    ignore: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    baseline: Path | None = None
+    follow: Annotated[bool, Parameter(negative=())] = False
+    notify_command: str | None = None
+    format_only: Annotated[bool, Parameter(negative=())] = False
+    config: Path | None = None
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """The rules to leave out, by their names in the catalogue."""
+        return frozenset(name.upper() for name in self.ignore)
+
+    def refuse_nonsense(self) -> None:
+        """End here with a usage error if the options contradict each other."""
+        for name in self.ignore:
+            if name.upper() not in RULES:
+                known = ", ".join(RULES)
+                fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
+        if self.since_step < 0:
+            fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
+        if self.format_only and (given := self._judging()):
+            fail(f"--format-only judges no run: leave {', '.join(given)} out", USAGE)
+        if self.follow and self.every:
+            fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
+        if self.notify_command is not None and not self.follow:
+            fail("--notify-command tells of alerts as they come: add --follow", USAGE)
+        if self.notify_command is not None and not self.notify_command.strip():
+            fail("--notify-command is empty: give a command for the shell", USAGE)
+
+    def _judging(self) -> list[str]:
+        """The options given that are about the judgement of a run."""
+        given = {
+            "--profile": self.profile,
+            "--since-step": self.since_step,
+            "--fail-on": self.fail_on != "warn",
+            "--ignore": self.ignore,
+            "--baseline": self.baseline,
+            "--follow": self.follow,
+            "--notify-command": self.notify_command,
+            "--config": self.config,
+        }
+        return [name for name, value in given.items() if value]

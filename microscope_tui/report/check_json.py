@@ -1,0 +1,80 @@
+"""The judgement as JSON, by the schema of ``docs/check-json.md``: versioned, only ever extended."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from microscope_tui.diagnosis.advice import Advice
+from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.report.alerts import Alert
+from microscope_tui.report.check import Judgement
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.safe_text import safe_text
+
+SCHEMA_VERSION = 1
+
+
+def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """The report on all runs that were judged."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runs": [
+            {
+                "run": judgement.run,
+                "path": judgement.path,
+                "state": judgement.state,
+                "last_step": judgement.last_step,
+                "profile": judgement.profile or None,
+                "exit_code": judgement.exit_code,
+                "problem": judgement.problem,
+                "notes": list(judgement.notes),
+                "findings": [_finding(found, advice) for found, advice in judgement.findings],
+            }
+            for judgement in judgements
+        ],
+    }
+
+
+def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
+    """A piece of news of a run that is followed: a finding, and what happened to it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "event": alert.event,
+        "run": file.name,
+        "path": safe_text(file.path, 1000),
+        "step": alert.step,
+        **_finding(alert.finding, alert.advice),
+    }
+
+
+def _finding(finding: Finding, advice: Advice) -> dict[str, Any]:
+    worst = finding.worst
+    experts = worst.facts.get("experts", ())
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity.label,
+        "layers": list(finding.layers),
+        "experts": list(experts) if isinstance(experts, tuple) else [],
+        "onset": finding.onset,
+        "alarm": min(episode.alarm for episode in finding.episodes),
+        "last": finding.last,
+        "state": "active" if finding.active else "recovered",
+        "value": _number(worst.value),
+        "limit": _number(worst.limit),
+        "confidence": worst.confidence,
+        "recurrence": worst.recurrence,
+        "evidence": {"window": [finding.onset, finding.last]},
+        "grades": [
+            {"step": grade.step, "severity": grade.severity.label, "value": _number(grade.value)}
+            for grade in worst.grades
+        ],
+        "short": advice.short,
+        "verdict": advice.verdict,
+        "why": advice.why,
+        "next": advice.next,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None

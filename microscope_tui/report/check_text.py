@@ -1,0 +1,40 @@
+"""The judgement as text for a person: one line when all is well, three a finding otherwise."""
+
+from microscope_tui.diagnosis.advice import Advice
+from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.report.alerts import Alert
+from microscope_tui.report.check import HEALTHY, Judgement
+
+_WORDS = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
+
+
+def as_text(judgement: Judgement) -> str:
+    """The report on one run."""
+    word = _WORDS[judgement.exit_code]
+    forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
+    if judgement.exit_code == HEALTHY and forgiven:
+        word = "warnings, forgiven by --fail-on crit,"
+    lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
+    if judgement.problem:
+        lines.append(f"  {judgement.path}: {judgement.problem}")
+    for finding, advice in judgement.findings:
+        lines += [f"  {line}" for line in _finding(finding, advice)]
+    lines += [f"  note: {note}" for note in judgement.notes]
+    return "\n".join(lines)
+
+
+def alert_text(alert: Alert) -> str:
+    """A piece of news of a run that is followed."""
+    first, *rest = _finding(alert.finding, alert.advice)
+    event = "" if alert.event == "opened" else f"{alert.event}: "
+    if alert.event == "recovered":
+        rest = []
+    return "\n".join([f"step {alert.step:,}: {event}{first}", *(f"  {line}" for line in rest)])
+
+
+def _finding(finding: Finding, advice: Advice) -> list[str]:
+    label = f"{finding.severity.label.upper()} {finding.rule}"
+    if finding.severity is Severity.INFO:
+        return [f"{label}: {advice.short}"]
+    return [f"{label}: {advice.verdict}", f"  why   {advice.why}", f"  next  {advice.next}"]

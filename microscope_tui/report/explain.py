@@ -1,0 +1,172 @@
+"""What a rule is: what it means, when it fires, by which limits and why, and what silences it."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.diagnosis.context import PROFILES
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.thresholds import (
+    DEFAULTS,
+    WARM_UP_MAX,
+    WARM_UP_SHARE,
+    WARM_UP_STEPS,
+    Limits,
+)
+from microscope_tui.runlog.records import RouterInfo, RunRecord
+
+SCHEMA_VERSION = 1
+_WIDTH = 96
+_LINE = 86
+_BY_CAUSE = ("METER", "LINT")
+"""Rules whose advice depends on what exactly is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit of a rule."""
+
+    name: str
+    value: float
+    default: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All there is to know of a rule."""
+
+    name: str
+    subject: str
+    means: str
+    formula: str
+    evidence: str
+    """Where the limits come from."""
+    limits: Sequence[Limit]
+    silenced_by: Sequence[str]
+    silent_profiles: Sequence[str]
+    next: str | None
+    """What to do in a typical run; ``None`` where that depends on the cause."""
+
+
+def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
+    """The rule of this name in the catalogue, with these limits."""
+    rule = RULES[name]
+    mine, default = getattr(limits, name), getattr(DEFAULTS, name)
+    return Explanation(
+        name=name,
+        subject=rule.subject,
+        means=rule.means,
+        formula=rule.formula,
+        evidence=" ".join((type(mine).__doc__ or "").split()),
+        limits=[
+            Limit(entry.name, getattr(mine, entry.name), getattr(default, entry.name))
+            for entry in fields(mine)
+        ],
+        silenced_by=_silenced_by(name),
+        silent_profiles=[profile for profile in PROFILES if profile == "eval" and rule.trains_only],
+        next=_typical_remedy(name),
+    )
+
+
+def as_list(explanations: Sequence[Explanation]) -> str:
+    """One line a rule: name, subject, and the first thing that it means."""
+    lines = (f"{one.subject}: {one.means.partition('. ')[0]}" for one in explanations)
+    names = (one.name for one in explanations)
+    return "\n".join(
+        f"{name:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}"
+        for name, line in zip(names, lines, strict=True)
+    )
+
+
+def as_text(one: Explanation) -> str:
+    """A rule in full."""
+    shown = [
+        f"{limit.name} = {limit.value:g}"
+        + ("" if limit.value == limit.default else f" (by default {limit.default:g})")
+        for limit in one.limits
+    ]
+    paragraphs = [
+        ("means", one.means),
+        ("fires", one.formula),
+        ("evidence", one.evidence),
+        ("silent", "; ".join([*one.silenced_by, *_profiles(one)]) or "never"),
+        ("next", one.next or "depends on the cause, which `check` names"),
+    ]
+    lines = [f"{one.name}: {one.subject}"]
+    for label, text in paragraphs:
+        lines.append(
+            textwrap.fill(
+                text,
+                _WIDTH,
+                initial_indent=f"  {label:<9} ",
+                subsequent_indent=" " * 12,
+                break_on_hyphens=False,
+            )
+        )
+    lines.append(f"  limits    [rules.{one.name}] in the config file changes them")
+    return "\n".join([*lines, *(f"{' ' * 12}{line}" for line in shown)])
+
+
+def as_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
+    """The same as data; the schema is versioned."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rules": [
+            {
+                "rule": one.name,
+                "subject": one.subject,
+                "means": one.means,
+                "formula": one.formula,
+                "evidence": one.evidence,
+                "limits": {limit.name: limit.value for limit in one.limits},
+                "defaults": {limit.name: limit.default for limit in one.limits},
+                "silenced_by": list(one.silenced_by),
+                "silent_profiles": list(one.silent_profiles),
+                "next": one.next,
+            }
+            for one in explanations
+        ],
+    }
+
+
+def _silenced_by(name: str) -> list[str]:
+    rule, reasons = RULES[name], []
+    if name != "METER":
+        reasons.append("METER in the same layer or in the run as a whole")
+    if rule.muted_by:
+        reasons.append(f"{' or '.join(rule.muted_by)} in the same layer")
+    if not rule.in_warm_up:
+        reasons.append(
+            f"the warm-up: {WARM_UP_STEPS} steps, or {WARM_UP_SHARE:.0%} of a long run up to "
+            f"{WARM_UP_MAX}, except where the evidence is overwhelming"
+        )
+    return reasons
+
+
+def _profiles(one: Explanation) -> list[str]:
+    return [f"the profile {profile}" for profile in one.silent_profiles]
+
+
+def _typical_remedy(name: str) -> str | None:
+    """What the rule advises in a small run that balances by bias."""
+    if name in _BY_CAUSE:
+        return None
+    router = RouterInfo("L1", 1, 64, 8)
+    balance = {"method": "bias", "bias_update_rate": 0.001}
+    run = RunRecord("typical", (router,), balance=balance, capacity_factor=1.25)
+    episode = Episode(
+        rule=name,
+        router_index=0,
+        router=router,
+        severity=Severity.WARN,
+        onset=1,
+        alarm=1,
+        last=1,
+        value=0.0,
+        limit=0.0,
+    )
+    remedy = RULES[name].remedy(episode, run)
+    return f"{remedy[0].upper()}{remedy[1:]}."

@@ -1,0 +1,155 @@
+"""Runs whose balancing, placement or capacity is at fault, and a router that learns nothing."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from microscope_tui.scenarios.course import Course, steps
+from microscope_tui.scenarios.healthy import settled
+from microscope_tui.scenarios.popularity import blended, pulled, scaled_to, settling, uneven
+from microscope_tui.scenarios.run import Record, Run, around, some_routers
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.truth import Expected, Truth
+
+TOO_FAST = 0.05
+_FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)
+_EIGHT_RANKS = (1.7, 1.1, 1.0, 0.95, 0.9, 0.85, 0.78, 0.72)
+"""Load of every rank; one carries far more than its share, with no expert that stands out."""
+
+
+def bias_bang_bang(shape: Shape, rng: random.Random) -> Run:
+    """The bias overshoots: two halves of the experts take turns, step by step."""
+    swing = rng.uniform(0.8, 1.3)
+    return _oscillation(shape, rng, [math.pi * (e % 2) for e in range(shape.num_experts)], 2, swing)
+
+
+def bias_limit_cycle(shape: Shape, rng: random.Random) -> Run:
+    """The load of every expert swings slowly; at any time others are up."""
+    share = 2 * math.pi / shape.num_experts
+    return _oscillation(shape, rng, [share * e for e in range(shape.num_experts)], 24, 0.9)
+
+
+def _oscillation(
+    shape: Shape, rng: random.Random, phases: list[float], period: int, swing: float
+) -> Run:
+    sick = some_routers(shape, 0.4, rng)
+    onset = around(0.2 * shape.steps, rng)
+    base = settled(shape, rng)
+    rng.shuffle(phases)
+
+    def popularity(router: int, step: int) -> Sequence[float]:
+        weights = base(router, step)
+        if step < onset or router not in sick:
+            return weights
+        turn = 2 * math.pi * step / period
+        pairs = zip(weights, phases, strict=True)
+        return [weight * math.exp(swing * math.cos(turn + phase)) for weight, phase in pairs]
+
+    course = Course(
+        popularity=popularity,
+        bias_update_rate=TOO_FAST,
+        unheeded=lambda router, step: step >= onset and router in sick,
+    )
+    found = Expected(rule="OSCILLATION", routers=sick, onset=onset, tolerance=70)
+    # In every single step the busiest expert does carry a multiple of its share.
+    truth = Truth(expected=(found,), allowed={"OVERLOAD": "warn"})
+    balance = {"balance": {"method": "bias", "bias_update_rate": TOO_FAST}}
+    return Run(shape=shape, truth=truth, header=balance, steps=steps(shape, rng, course))
+
+
+def bias_runaway(shape: Shape, rng: random.Random) -> Run:
+    """A router's own preferences outgrow what the bias can do: it grows and grows in vain."""
+    sick = some_routers(shape, 0.3, rng)
+    onset = around(0.15 * shape.steps, rng)
+    target = rng.uniform(0.42, 0.52)
+    even = uneven(shape, 0.15, rng)
+    skewed = [list(row) for row in even]
+    for router in sick:
+        drawn = [rng.gauss(0, 1) for _ in range(shape.num_experts)]
+        skewed[router] = scaled_to(drawn, shape, target)
+    course = Course(
+        popularity=blended(even, skewed, lambda step: min(1.0, max(0.0, (step - onset) / 80))),
+        unheeded=lambda router, step: step >= onset and router in sick,
+    )
+    found = Expected(rule="BIAS_RUNAWAY", routers=sick, onset=onset, tolerance=120)
+    beside = {"COLLAPSE": "warn", "ERODING": "warn", "STARVED": "warn", "OVERLOAD": "warn"}
+    truth = Truth(expected=(found,), allowed=beside)
+    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+
+
+def overflow(shape: Shape, rng: random.Random) -> Run:
+    """An eighth of the experts of one router want far more than their capacity."""
+    shape = replace(shape, capacity_factor=1.25)
+    sick = some_routers(shape, 1 / shape.routers, rng)
+    onset = around(0.3 * shape.steps, rng)
+    hot = tuple(sorted(rng.sample(range(shape.num_experts), max(1, shape.num_experts // 8))))
+    even = uneven(shape, 0.1, rng)
+    still = [[math.exp(log) for log in row] for row in even]
+    popularity = pulled(
+        lambda router, step: still[router],
+        {router: hot for router in sick},
+        lambda step: math.log(6) * min(1.0, max(0.0, (step - onset) / 20)),
+    )
+    course = Course(popularity=popularity, unheeded=lambda r, step: step >= onset and r in sick)
+    found = Expected(rule="DROPS", routers=sick, onset=onset, experts=hot)
+    beside = {"OVERLOAD": "warn", "BIAS_RUNAWAY": "warn"}
+    truth = Truth(expected=(found,), allowed=beside)
+    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
+
+
+def dead_gradient(shape: Shape, rng: random.Random) -> Run:
+    """No gradient reaches the routers: uniform tokens, and a load as even as chance is."""
+    fair = [1.0] * shape.num_experts
+    course = Course(
+        popularity=lambda router, step: fair,
+        concentration=lambda step: 1e6,
+        token_entropy=lambda router, step: 0.992,
+        softness=lambda router, step: 0.95,
+        router_grad=1e-9,
+        bias_update_rate=None,
+    )
+    found = Expected(
+        rule="UNIFORM",
+        routers=tuple(range(shape.routers)),
+        tolerance=max(500, round(0.3 * shape.steps)),
+    )
+    header: Record = {
+        "model": {"score_function": "softmax"},
+        "balance": {"method": "aux", "aux_weight": 0.01},
+    }
+    return Run(
+        shape=shape,
+        truth=Truth(expected=(found,)),
+        header=header,
+        steps=steps(shape, rng, course),
+    )
+
+
+def ranks_of(shape: Shape) -> tuple[float, ...]:
+    """The loads of the ranks of a skewed run; none where the experts fill no ranks."""
+    if shape.num_experts >= 32 and shape.num_experts % 8 == 0:
+        return _EIGHT_RANKS
+    return _FOUR_RANKS if shape.num_experts >= 8 and shape.num_experts % 4 == 0 else ()
+
+
+def rank_skew(shape: Shape, rng: random.Random) -> Run:
+    """Experts that differ a little stand sorted: one rank does most of the work of a layer."""
+    sick = some_routers(shape, 0.3, rng)
+    loads = ranks_of(shape)
+    each = shape.num_experts // len(loads)
+    slope = [1 + 0.03 * (1 - 2 * place / max(1, each - 1)) for place in range(each)]
+    skewed = [load * step for load in loads for step in slope]
+    base = settling(shape, 0.1, rng)
+    course = Course(
+        popularity=lambda router, step: skewed if router in sick else base(router, step),
+        concentration=lambda step: 1000.0,
+    )
+    found = Expected(rule="OVERLOAD", routers=sick, tolerance=150)
+    header: Record = {"world_size": len(loads), "expert_parallel_size": len(loads)}
+    return Run(
+        shape=shape,
+        truth=Truth(expected=(found,)),
+        header=header,
+        steps=steps(shape, rng, course),
+    )

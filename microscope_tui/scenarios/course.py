@@ -1,0 +1,188 @@
+"""The course of a run: from how popular the experts are to what a trainer would log of it."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from microscope_tui import measures
+from microscope_tui.scenarios.popularity import Popularity
+from microscope_tui.scenarios.shape import Shape, Step, Values
+from microscope_tui.scenarios.synthetic import draw_counts, jittered
+
+BIAS_UPDATE_RATE = 0.001
+WARMUP_STEPS = 100
+_SPIKE_CHANCE = 0.006  # a harmless gradient spike, as healthy runs have them
+_BIAS_SPREAD = 0.09  # of biases that even out the load
+
+ByStep = Callable[[int], float]
+ByRouter = Callable[[int, int], float]
+"""``value(router, step)``."""
+Meter = Callable[[int, int, list[int]], list[int]]
+"""``logged(router, step, counts)``: what the instrument makes of the counts."""
+
+
+def sharpening(router: int, step: int) -> float:
+    """Token entropy ÷ mean entropy of a router that learns as it should."""
+    return 0.98 - 0.35 * min(1.0, step / 600)
+
+
+def steady(_: int) -> float:
+    """1 at every step."""
+    return 1.0
+
+
+def falling_loss(shape: Shape) -> ByStep:
+    """The loss of a run that learns."""
+    return lambda step: 1.4 + 3.0 * math.exp(-4 * step / shape.steps)
+
+
+def cosine_rate(shape: Shape) -> ByStep:
+    """Linear warm-up, then one cosine to zero."""
+
+    def rate(step: int) -> float:
+        turn = math.pi * step / shape.steps
+        return 1e-3 * min(1.0, step / WARMUP_STEPS) * 0.5 * (1 + math.cos(turn))
+
+    return rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What drives a run; the defaults are those of a healthy one."""
+
+    popularity: Popularity
+    concentration: ByStep = lambda step: 300.0
+    """How steady popularity is from step to step: its jitter has variance 1 ÷ this."""
+    token_entropy: ByRouter = sharpening
+    """Token entropy ÷ entropy of the mean probability."""
+    softness: ByRouter = lambda router, step: 0.1
+    """How far the mean probability is from the load (0) to uniform (1)."""
+    z_scale: ByRouter = lambda router, step: 1.0
+    router_grad: float = 0.02
+    grad_scale: ByStep = steady
+    loss: ByStep | None = None
+    learning_rate: ByStep | None = None
+    losses: Callable[[Sequence[Sequence[int]]], dict[str, float]] | None = None
+    bias_update_rate: float | None = BIAS_UPDATE_RATE
+    """``None``: the router is not balanced by a bias."""
+    unheeded: Callable[[int, int], bool] = lambda router, step: False
+    """The bias of this router does not even out the load: it moves by the counts for ever."""
+    meter: Meter | None = None
+
+
+def steps(
+    shape: Shape, rng: random.Random, course: Course, first: int = 1, last: int | None = None
+) -> Iterator[Step]:
+    """The steps of a run that takes this course, from ``first`` to ``last``."""
+    loss = course.loss or falling_loss(shape)
+    rate = course.learning_rate or cosine_rate(shape)
+    biases = _Biases(shape, course, rng)
+    signals = _Signals(shape, course, rng)
+    for step in range(first, (last or shape.steps) + 1):
+        concentration = course.concentration(step)
+        counts = []
+        for router in range(shape.routers):
+            weights = jittered(course.popularity(router, step), concentration, rng)
+            row = draw_counts(weights, shape.tokens, shape.top_k, rng)
+            counts.append(course.meter(router, step, row) if course.meter else row)
+        spike = 3.0 if rng.random() < _SPIKE_CHANCE else 1.0
+        yield Step(
+            step=step,
+            loss=loss(step) + rng.gauss(0, 0.02),
+            tokens=shape.tokens,
+            tokens_per_expert=cast(list[list[int] | None], counts),
+            expert_bias=biases.values(),
+            router=signals.of(step, counts),
+            learning_rate=rate(step),
+            grad_norm=0.9 * spike * course.grad_scale(step) * rng.lognormvariate(0, 0.15),
+            losses=course.losses(counts) if course.losses else {},
+        )
+        biases.update(step, counts)
+
+
+class _Biases:
+    """The balancing biases, counted in updates; each update is one up or one down."""
+
+    def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
+        self._rng, self._unheeded = rng, course.unheeded
+        self._per_unit = 1 / course.bias_update_rate if course.bias_update_rate else None
+        size = shape.num_experts if self._per_unit else 0
+        self._rows = [[0] * size for _ in range(shape.routers)]
+        # Where the bias evens out the load it runs to a place and stays around it.
+        spread = _BIAS_SPREAD * (self._per_unit or 0.0)
+        self._goals = [[round(rng.gauss(0, spread)) for _ in row] for row in self._rows]
+
+    def values(self) -> list[list[float]]:
+        """A bias per expert and router; empty rows without balancing by a bias."""
+        per_unit = self._per_unit
+        if per_unit is None:
+            return [[] for _ in self._rows]
+        return [[updates / per_unit for updates in row] for row in self._rows]
+
+    def update(self, step: int, counts: Sequence[Sequence[int]]) -> None:
+        """Move every bias against the load."""
+        if self._per_unit is None:
+            return
+        rows, goals = self._rows, self._goals
+        for router, row in enumerate(rows):
+            if self._unheeded(router, step):
+                load = counts[router]
+                fair = sum(load) / len(load)
+                rows[router] = [b + (n < fair) - (n > fair) for b, n in zip(row, load, strict=True)]
+            else:
+                aim = int(self._rng.random() * 5) - 2
+                pairs = zip(row, goals[router], strict=True)
+                rows[router] = [b + 1 if b < goal + aim else b - 1 for b, goal in pairs]
+
+
+class _Signals:
+    """What a trainer logs of its routers beside the counts."""
+
+    def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
+        self._shape, self._course, self._rng = shape, course, rng
+        self._even = math.log(shape.num_experts)
+        self._z = [self._even**2 * rng.uniform(0.9, 1.3) for _ in range(shape.routers)]
+        self._drift = [rng.uniform(-0.15, 0.15) for _ in range(shape.routers)]
+
+    def of(self, step: int, counts: list[list[int]]) -> dict[str, Values]:
+        """Every summary of one step."""
+        course, gauss, routers = self._course, self._rng.gauss, range(self._shape.routers)
+        derived = measures.summarise(counts)
+        means = [
+            self._mean_entropy(effective, course.softness(router, step))
+            for router, effective in enumerate(derived["effective_experts"])
+        ]
+        shares = [
+            min(1.0, course.token_entropy(router, step) * (1 + gauss(0, 0.004)))
+            for router in routers
+        ]
+        entropies = [mean * share for mean, share in zip(means, shares, strict=True)]
+        scales = [course.z_scale(router, step) for router in routers]
+        certain = [1 - entropy / self._even for entropy in entropies]
+        base = self._shape.top_k / self._shape.num_experts
+        columns: dict[str, list[float]] = {
+            "entropy": entropies,
+            "mean_entropy": means,
+            "z_loss": [self._z_loss(r, step) * scales[r] for r in routers],
+            "max_logit": [4.0 * math.sqrt(s) * (1 + gauss(0, 0.04)) for s in scales],
+            "grad_norm": [course.router_grad * self._rng.lognormvariate(0, 0.15) for _ in routers],
+            "selected_mass": [base + (1 - base) * math.sqrt(max(0.0, c)) for c in certain],
+            "margin": [abs(0.1 * c + gauss(0.004, 0.001)) for c in certain],
+        }
+        if self._shape.capacity_factor is not None:
+            columns["drop_rate"] = [self._drop_rate(row) for row in counts]
+        return {**cast(dict[str, Values], columns), **derived}
+
+    def _mean_entropy(self, effective: float | None, softness: float) -> float:
+        load = math.log(effective) if effective else 0.0
+        return max(0.0, load + softness * (self._even - load))
+
+    def _z_loss(self, router: int, step: int) -> float:
+        drift = 1 + self._drift[router] * min(1.0, step / 1000)
+        return self._z[router] * drift * (1 + self._rng.gauss(0, 0.03))
+
+    def _drop_rate(self, counts: Sequence[int]) -> float:
+        capacity = math.ceil((self._shape.capacity_factor or 1.0) * self._shape.fair_count)
+        return sum(n - capacity for n in counts if n > capacity) / max(1, sum(counts))

@@ -1,0 +1,147 @@
+"""A baseline: how the routers of another run were, for a run that is to be judged against it.
+
+A fine-tuning on narrow data starves experts that the model before it starved too. What matters
+is what changed, so the last steps of the other run are summed up as a ``Reference``.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.context import Context, Reference
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.windows import median
+from microscope_tui.runlog.compressed import open_log
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
+from microscope_tui.runlog.records import RouterInfo, RunRecord, UnknownFormat
+
+MOST_STEPS = 200
+
+
+class BadBaseline(ValueError):
+    """A run that cannot serve as a baseline; the message says why and what to do."""
+
+
+class AgainstBaseline(Criteria):
+    """Criteria with a baseline: training on from another model is a fine-tuning.
+
+    A header that says nothing of a profile says ``pretrain``, and who names a baseline wants to
+    know what changed; ``finetune`` and ``eval`` stand as they are.
+    """
+
+    __slots__ = ()
+
+    def context(self, run: RunRecord) -> Context:
+        """What the rules may know of ``run``."""
+        found = Criteria.context(self, run)
+        if self.profile or found.relative:
+            return found
+        return Context(run, "finetune", found.limits, found.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What the routers of a run were like in its last steps."""
+
+    run: str
+    routers: tuple[RouterInfo, ...]
+    first_step: int
+    last_step: int
+    steps: int
+    reference: Reference
+
+    def mismatch(self, run: RunRecord) -> str | None:
+        """In words how the routers of ``run`` are others than the ones of the baseline."""
+        mine, theirs = _shape(self.routers), _shape(run.routers)
+        return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
+
+
+def read_baseline(file: RunFile) -> Baseline:
+    """Sum up the last steps of ``file`` that have counts.
+
+    Raises:
+        BadBaseline: it cannot be read, or holds no step with counts.
+    """
+    try:
+        run, steps = _last_steps(file)
+    except UnknownFormat as error:
+        raise BadBaseline(f"{file.path}: {error}; name another run") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadBaseline(f"{file.path}: cannot be read: {reason}; name another run") from error
+    if run is None or not steps:
+        raise BadBaseline(
+            f"{file.path}: holds no step with tokens_per_expert; "
+            "a baseline needs counts, name a run that logs them"
+        )
+    return Baseline(
+        run=file.name,
+        routers=run.routers,
+        first_step=steps[0].record.step,
+        last_step=steps[-1].record.step,
+        steps=len(steps),
+        reference=_reference(run.routers, steps),
+    )
+
+
+def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
+    run: RunRecord | None = None
+    steps: deque[StepEntry] = deque(maxlen=MOST_STEPS)
+    for entry in _entries(file):
+        if isinstance(entry, RunRecord):
+            if run is not None and run.routers != entry.routers:
+                steps.clear()  # another model from here on
+            run = entry
+        elif isinstance(entry, StepEntry) and entry.has_counts:
+            while steps and steps[-1].record.step >= entry.record.step:
+                steps.pop()  # the run went back: these steps no longer hold
+            steps.append(entry)
+    return run, list(steps)
+
+
+def _entries(file: RunFile) -> Iterator[Entry]:
+    source, reader = open_log(file.path), RunReader(file.name)
+    while True:
+        chunk = source.read()
+        if chunk.restarted or (source.exhausted and not chunk.data):
+            return  # what was replaced while it was read counts as far as it came
+        yield from reader.feed(chunk.data)
+
+
+def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Reference:
+    starved: list[float | None] = []
+    dead: list[frozenset[int] | None] = []
+    violation: list[float | None] = []
+    collapse: list[float | None] = []
+    views = [StepView(step.record, routers, step.counts) for step in steps]
+    for index, router in enumerate(routers):
+        rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
+        if not rows:
+            starved, dead = [*starved, None], [*dead, None]
+            violation, collapse = [*violation, None], [*collapse, None]
+            continue
+        totals = [sum(column) for column in zip(*rows, strict=True)]
+        starved.append(measures.starved_experts(totals) / len(totals))
+        dead.append(frozenset(e for e, total in enumerate(totals) if total == 0))
+        violation.append(median([(measures.max_load(row) or 1.0) - 1.0 for row in rows]))
+        found = (
+            measures.collapse_index(
+                measures.effective_experts(row), router.num_experts, router.top_k
+            )
+            for row in rows
+        )
+        known = [value for value in found if value is not None]
+        collapse.append(median(known) if known else None)
+    return Reference(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
+
+
+def _shape(routers: Sequence[RouterInfo]) -> str:
+    kinds = list(dict.fromkeys((r.num_experts, r.top_k) for r in routers))
+    if len(kinds) == 1:
+        return f"{len(routers)} routers of {kinds[0][0]} experts, top-{kinds[0][1]}"
+    each = ", ".join(f"{r.num_experts} (top-{r.top_k})" for r in routers[:8])
+    more = f" and {len(routers) - 8} more" if len(routers) > 8 else ""
+    return f"{len(routers)} routers of {each}{more} experts"

@@ -1,0 +1,72 @@
+"""The lines of every scenario: reproducible, readable, and what the format says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.report.format_check import as_text, check_format
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import UnknownScenario, lines, write_run
+
+SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=120)
+
+each_scenario = pytest.mark.parametrize("name", SCENARIOS)
+
+
+@each_scenario
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(name: str) -> None:
+    bytes_of = [b"".join(lines(name, SHORT, seed)[1]) for seed in (5, 5, 6)]
+    assert bytes_of[0] == bytes_of[1] != bytes_of[2]
+
+
+@each_scenario
+def test_every_line_is_read(name: str) -> None:
+    reader = RunReader("x")
+    entries = [entry for line in lines(name, SHORT, 0)[1] for entry in reader.feed(line)]
+    assert reader.defects.count == 0
+    numbers = [entry.record.step for entry in entries if isinstance(entry, StepEntry)]
+    headers = [entry for entry in entries if isinstance(entry, RunRecord)]
+    last = entries[-1]
+    if name == "ragged":
+        assert numbers != sorted(numbers)
+        assert len(numbers) < SHORT.steps - 15
+    elif name == "resume-bias-reset":
+        assert [header.resumed_at_step is None for header in headers] == [True, False]
+        again = headers[1].resumed_at_step
+        assert again is not None
+        assert numbers[-1 - SHORT.steps + again :] == list(range(again, SHORT.steps + 1))
+    else:
+        assert numbers == list(range(1, SHORT.steps + 1))
+        assert isinstance(last, EventRecord)
+        assert last.reason == "finished"
+
+
+@each_scenario
+def test_the_lines_are_what_the_format_says(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path, name, shape=SHORT)
+    problems = as_text(check_format(tmp_path)).splitlines()[1:]
+    assert bool(problems) == (name in {"double-counting", "padding", "ragged"}), problems
+
+
+def test_every_scenario_fits_the_shape_of_the_demo() -> None:
+    assert [name for name, scenario in SCENARIOS.items() if not scenario.fits(Shape())] == []
+
+
+def test_an_unknown_scenario_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownScenario, match="healthy, specialised"):
+        write_run(tmp_path, "nonsense")
+
+
+@pytest.mark.parametrize("name", ["ragged", "nan", "lint-pooled-aux"])
+def test_the_demo_writes_any_scenario(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "microscope_tui.cli", "demo", "--scenario", name]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name / "metrics.jsonl").stat().st_size > 10_000

@@ -1,0 +1,248 @@
+"""Scenarios: what their truth says is really in their lines, and nothing else is wrong."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.truth import Expected, Truth
+from microscope_tui.scenarios.write import lines
+
+SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=600)
+SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=120)
+SHAPES = [
+    Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=60),
+    Shape(routers=2, num_experts=64, top_k=8, tokens=1024, steps=60),
+    SHORT,
+]
+# Where the meter is at fault, or the format has another sum for it.
+SUM_DIFFERS = {"double-counting", "padding", "from-shares"}
+COLLAPSING = ["slow-collapse", "collapse-unconfident", "early-collapse", "collapse", "from-shares"]
+COLLAPSING += ["from-top1", "divergence", "lr-restarts"]
+WARNINGS = {"COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD", "DROPS", "LOGITS", "GRADSPIKE"}
+RULES = WARNINGS | {
+    "METER",
+    "UNIFORM",
+    "OSCILLATION",
+    "BIAS_RUNAWAY",
+    "LINT",
+    "SHOCK",
+    "HOT_EXPERT",
+}
+SEVERITIES = {"info", "warn", "crit", "error"}
+
+each_scenario = pytest.mark.parametrize("name", SCENARIOS)
+Drawn = tuple[Truth, dict[str, Any], list[dict[str, Any]]]
+
+
+def drawn(name: str, shape: Shape = SMALL, seed: int = 0) -> Drawn:
+    """Truth, header and step records of a scenario; a torn last line is left out."""
+    truth, encoded = lines(name, shape, seed)
+    records = [json.loads(line) for line in encoded if line.endswith(b"\n")]
+    return truth, records[0], [record for record in records if record["kind"] == "step"]
+
+
+def balance(record: dict[str, Any], header: dict[str, Any]) -> list[float]:
+    model = header["model"]
+    return [
+        measures.collapse_index(effective, model["num_experts"], model["top_k"]) or 0.0
+        for effective in record["router"]["effective_experts"]
+    ]
+
+
+def one(truth: Truth, rule: str) -> Expected:
+    (found,) = [expected for expected in truth.expected if expected.rule == rule]
+    return found
+
+
+@each_scenario
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.num_experts}/{s.top_k}")
+def test_rows_sum_to_tokens_times_k(name: str, shape: Shape) -> None:
+    if not SCENARIOS[name].fits(shape):
+        with pytest.raises(ValueError, match="makes no sense"):
+            lines(name, shape, 0)
+        return
+    _, header, steps = drawn(name, shape)
+    for record in steps:
+        for row in record["tokens_per_expert"]:
+            if row is None or name in SUM_DIFFERS:
+                continue
+            assert sum(row) == record["tokens"] * header["model"]["top_k"]
+            assert 0 <= min(row) <= max(row) <= record["tokens"]
+
+
+@each_scenario
+@pytest.mark.parametrize("seed", range(3))
+def test_the_truth_names_what_exists(name: str, seed: int) -> None:
+    truth, _ = lines(name, SMALL, seed)
+    assert set(truth.allowed) <= RULES
+    assert set(truth.allowed.values()) <= SEVERITIES
+    for expected in truth.expected:
+        assert expected.rule in RULES
+        assert expected.severity in SEVERITIES
+        assert set(expected.routers) <= set(range(SMALL.routers))
+        assert set(expected.experts) <= set(range(SMALL.num_experts))
+        assert 1 <= expected.onset < (expected.until or SMALL.steps)
+        if truth.hard_negative:
+            assert expected.severity == "info"
+
+
+@pytest.mark.parametrize("name", COLLAPSING)
+@pytest.mark.parametrize("seed", range(2))
+def test_the_sick_routers_collapse_at_their_onset_and_no_others(name: str, seed: int) -> None:
+    truth, header, steps = drawn(name, seed=seed)
+    found = one(truth, "COLLAPSE")
+    early = {expected.onset for expected in truth.expected}
+    for router, c in enumerate(balance(steps[-1], header)):
+        assert c < 0.15 if router in found.routers else c > 0.8
+    over = [r["step"] for r in steps if min(balance(r, header)) < 0.35 and r["step"] > 60]
+    if name != "early-collapse" and len(early) < 3:
+        assert abs(over[0] - found.onset) <= 8
+
+
+def test_entropy_tells_a_confident_collapse_and_hides_an_unconfident_one() -> None:
+    for name, low, high in [("slow-collapse", 0.0, 0.15), ("collapse-unconfident", 0.3, 0.8)]:
+        truth, header, steps = drawn(name)
+        for router in one(truth, "COLLAPSE").routers:
+            entropy = steps[-1]["router"]["entropy"][router]
+            assert low <= entropy / math.log(header["model"]["num_experts"]) <= high
+
+
+@each_scenario
+def test_entropy_stays_below_the_entropy_of_the_mean(name: str) -> None:
+    for record in drawn(name, SHORT)[2]:
+        pairs = zip(record["router"]["entropy"], record["router"]["mean_entropy"], strict=True)
+        assert all(a <= b + 1e-9 for a, b in pairs if isinstance(a, float))
+
+
+@pytest.mark.parametrize("name", [n for n in SCENARIOS if n not in {"lr-restarts", "nan"}])
+def test_a_hard_negative_never_stays_collapsed(name: str) -> None:
+    truth, header, steps = drawn(name, seed=4)
+    if truth.hard_negative and name != "ragged":
+        over = [r for r in steps if r["step"] > 100 and min(balance(r, header)) < 0.35]
+        assert len(over) <= (24 if name == "shock" else 0)
+
+
+def test_the_loss_says_nothing_of_a_slow_collapse_and_all_of_a_divergence() -> None:
+    for name, rises in [("slow-collapse", False), ("divergence", True)]:
+        losses = [record["loss"] for record in drawn(name)[2]]
+        assert (losses[-1] > min(losses) + 1) == rises
+
+
+def test_the_precursors_of_a_divergence_come_before_it() -> None:
+    truth, _, steps = drawn("divergence")
+    onsets = [one(truth, rule).onset for rule in ("GRADSPIKE", "LOGITS", "COLLAPSE")]
+    assert onsets == sorted(onsets)
+    at = steps[one(truth, "COLLAPSE").onset - 1]
+    assert at["grad_norm"] > 10
+    before = steps[onsets[0] - 2]["router"]["z_loss"]
+    for router, (z, was) in enumerate(zip(at["router"]["z_loss"], before, strict=True)):
+        assert (z / was > 3) == (router in one(truth, "LOGITS").routers)
+
+
+def test_dead_experts_get_nothing_and_only_they() -> None:
+    truth, _, steps = drawn("dead-experts")
+    dead = one(truth, "DEAD")
+    window = steps[dead.onset + 100 :]
+    assert len(window) > 50
+    for router in range(SMALL.routers):
+        rows = [record["tokens_per_expert"][router] for record in window]
+        zeros = tuple(e for e in range(SMALL.num_experts) if not any(row[e] for row in rows))
+        assert zeros == (dead.experts if router in dead.routers else ())
+
+
+def test_forced_balance_is_exact() -> None:
+    for record in drawn("forced-balance", SHORT)[2]:
+        assert all(max(row) - min(row) <= 1 for row in record["tokens_per_expert"])
+
+
+@pytest.mark.parametrize(("name", "factor"), [("double-counting", 2.0), ("padding", 2.5)])
+def test_a_bad_meter_counts_too_much(name: str, factor: float) -> None:
+    for record in drawn(name, SHORT)[2]:
+        sums = {sum(row) for row in record["tokens_per_expert"]}
+        assert sums == {factor * record["tokens"] * SHORT.top_k}
+
+
+def test_one_rank_carries_too_much_while_no_expert_stands_out() -> None:
+    truth, header, steps = drawn("rank-skew")
+    ranks, sick = header["expert_parallel_size"], one(truth, "OVERLOAD").routers
+    each = SMALL.num_experts // ranks
+    for record in steps[100:]:
+        for router, row in enumerate(record["tokens_per_expert"]):
+            loads = [sum(row[r * each : (r + 1) * each]) for r in range(ranks)]
+            assert (max(loads) * ranks / sum(loads) > 1.5) == (router in sick)
+            assert record["router"]["max_load"][router] < 2.2
+
+
+@pytest.mark.parametrize(("name", "period"), [("bias-bang-bang", 2), ("bias-limit-cycle", 24)])
+def test_an_oscillation_alternates_around_an_even_load(name: str, period: int) -> None:
+    truth, _, steps = drawn(name)
+    found = one(truth, "OSCILLATION")
+    window = steps[found.onset : found.onset + 4 * period]
+    for router in found.routers:
+        rows = [record["tokens_per_expert"][router] for record in window]
+        series = list(zip(*rows, strict=True))
+        summed = measures.effective_experts([sum(counts) for counts in series])
+        assert (measures.collapse_index(summed, SMALL.num_experts, SMALL.top_k) or 0) > 0.8
+        for counts in series:
+            mean = sum(counts) / len(counts)
+            later = counts[period // 2 :]
+            opposed = [(a - mean) * (b - mean) < 0 for a, b in zip(counts, later, strict=False)]
+            assert sum(opposed) > 0.6 * len(opposed)
+
+
+def test_a_bias_that_loses_grows_evenly_while_the_others_stay() -> None:
+    truth, _, steps = drawn("bias-runaway")
+    found = one(truth, "BIAS_RUNAWAY")
+
+    def spread(record: dict[str, Any], router: int) -> float:
+        row = record["expert_bias"][router]
+        return float(max(row) - min(row))
+
+    for router in range(SMALL.routers):
+        growth = spread(steps[-1], router) - spread(steps[-201], router)
+        assert (growth > 0.3) == (router in found.routers)
+        assert growth < 0.41  # no update is larger than the rate
+
+
+def test_only_the_overflowing_router_drops() -> None:
+    truth, _, steps = drawn("overflow")
+    drops = steps[-1]["router"]["drop_rate"]
+    assert [r for r, rate in enumerate(drops) if rate > 0.2] == list(one(truth, "DROPS").routers)
+
+
+def test_nothing_but_the_first_experts_is_chosen_once_the_model_computes_nan() -> None:
+    truth, _, steps = drawn("nan")
+    onset = one(truth, "METER").onset
+    assert steps[onset - 2]["loss"] > 0
+    for record in steps[onset - 1 :]:
+        assert record["loss"] == "NaN"
+        assert set(record["router"]["entropy"]) == {"NaN", None}
+        assert all(sum(row[2:]) == 0 for row in record["tokens_per_expert"])
+
+
+def test_a_pooled_loss_is_near_its_floor_while_most_routers_are_collapsed() -> None:
+    shape = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=400)
+    truth, header, steps = drawn("lint-pooled-aux", shape)
+    sick = one(truth, "COLLAPSE").routers
+    assert steps[-1]["losses"]["aux"] < 1.15 * shape.top_k
+    assert [r for r, c in enumerate(balance(steps[-1], header)) if c < 0.1] == list(sick)
+
+
+def test_each_lint_has_a_header_of_its_own() -> None:
+    headers = {name: drawn(name, SHORT)[1] for name in SCENARIOS}
+    plain = headers["healthy"]
+    assert plain["balance"] == {"method": "bias", "bias_update_rate": 0.001}
+    assert plain["model"]["norm_top_k"]
+    model = headers["lint-top1-normalised"]["model"]
+    assert (model["top_k"], model["norm_top_k"]) == (1, True)
+    assert headers["lint-no-balance"]["balance"].get("aux_weight", 0.0) == 0.0
+    assert headers["lint-aux-not-applied"]["balance"]["output_router_logits"] is False
+    assert headers["lint-gpt-oss-aux"]["balance"]["aux_weight"] == 0.9
+    assert headers["narrow-finetune"]["profile"] == "finetune"
+    assert headers["from-shares"]["source"]["counts"] == "shares"
+    assert headers["from-top1"]["source"]["counts"] == "top1"
