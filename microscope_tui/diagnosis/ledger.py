@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from microscope_tui.diagnosis.episodes import Episode, Grade
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Severity
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Fact, Facts, Reading, Severity
 from microscope_tui.diagnosis.thresholds import COOLDOWN_STEPS, DEFAULTS
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.runlog.records import RouterInfo
@@ -60,7 +60,7 @@ class Ledger:
             last=step if reading.until is None else max(onset, reading.until - 1),
             value=reading.value,
             limit=reading.limit,
-            facts=dict(reading.facts),
+            facts=_plain(reading.facts),
             confidence=reading.confidence,
             recovered_at=reading.until,
             recurrence=self._opened.get(key, 0),
@@ -81,7 +81,7 @@ class Ledger:
         if reading.severity is not None:
             episode.last = step
             if _worse(reading, episode):
-                episode.value, episode.facts = reading.value, dict(reading.facts)
+                episode.value, episode.facts = reading.value, _plain(reading.facts)
                 episode.confidence = reading.confidence
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and severity > episode.severity:
@@ -154,3 +154,8 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     if episode.rule in _LOW_IS_BAD:
         return reading.value <= episode.value
     return reading.value >= episode.value
+
+
+def _plain(facts: Facts) -> dict[str, Fact]:
+    """Numbers as floats, so that a saved judgement is the same when it is read again."""
+    return {k: float(v) if isinstance(v, int) else v for k, v in facts.items()}
