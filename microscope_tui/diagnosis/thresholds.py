@@ -58,8 +58,9 @@ class ErodingLimits:
     """Mann–Kendall: p < 0.001, two-sided."""
     ahead: int = 500
     """The slope must reach the limit of COLLAPSE within so many steps."""
-    fall: float = 0.08
-    """… and c must have fallen by so much already, and by ``noise`` times its own scatter."""
+    fall: float = 0.20
+    """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
+    ``noise`` times its own scatter."""
     noise: float = 4.0
     steady: float = 0.6
     """No sixth of the window holds more of the fall than this: a step is no slide."""
@@ -147,6 +148,8 @@ class GradientLimits:
     """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
 
     ratio: float = 10.0
+    raised: float = 2.0
+    """From here on it is out of its usual range: where an episode is dated back to."""
     once: float = 50.0
     """So much that a single step tells."""
     leave: float = 3.0

@@ -241,8 +241,11 @@ def _run(fields: dict[str, Any]) -> RunRecord:
 
 
 def _balance(fields: dict[str, Any]) -> dict[str, Any]:
-    """Only what the advice uses: the method by name, the rest as numbers."""
-    numbers = {safe_text(key, 40): _number(value) for key, value in fields.items()}
+    """Only what the advice uses: the method by name, the rest as numbers (false is 0)."""
+    numbers = {
+        safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
+        for key, value in fields.items()
+    }
     return numbers | {"method": safe_text(fields.get("method") or "", 20)}
 
 

@@ -76,7 +76,7 @@ class Eroding(Rule):
             if value != value:
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
-            elif max(then[index], first[index]) - value >= self.limits.fall:
+            elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
                 reading = self._judge([row[index] for row in blocks])
                 if reading is not None:
                     found[index] = reading
@@ -95,7 +95,12 @@ class Eroding(Rule):
             fallen = points[0][1] - points[-1][1]
             noise = limits.noise * _scatter([v for _, v in points])
             steady = _largest_drop([v for _, v in points]) < limits.steady * fallen
-            if z < -limits.z and ahead < floor and fallen > max(limits.fall, noise) and steady:
+            if (
+                z < -limits.z
+                and ahead < floor
+                and fallen > max(limits.fall * points[0][1], noise)
+                and steady
+            ):
                 left = max(1.0, (points[-1][1] - floor) / -slope) * limits.block
                 offset = len(series) - length
                 since = self.memory.steps[max(0, offset) + _start([v for _, v in points])]

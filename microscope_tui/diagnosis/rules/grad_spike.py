@@ -20,6 +20,7 @@ class Memory(msgspec.Struct):
     past: list[float] = []
     seen: int = 0
     reference: float = 0.0
+    raised_since: int | None = None
 
 
 class GradSpike(Rule):
@@ -46,7 +47,11 @@ class GradSpike(Rule):
         norm, memory = view.record.grad_norm, self.memory
         if norm is None or not math.isfinite(norm) or norm < 0:
             return None
-        reading = self._compare(norm)
+        if not memory.reference or norm <= self.limits.raised * memory.reference:
+            memory.raised_since = None
+        elif memory.raised_since is None:
+            memory.raised_since = view.step
+        reading = self._compare(norm, view.step > self.context.warm_up)
         memory.seen += 1
         if memory.seen % _EVERY == 0:
             memory.past.append(norm)
@@ -56,7 +61,7 @@ class GradSpike(Rule):
                 memory.reference = median(memory.past[:-_RECENT])
         return {} if reading is None else {WHOLE_RUN: reading}
 
-    def _compare(self, norm: float) -> Reading | None:
+    def _compare(self, norm: float, warm: bool) -> Reading | None:
         limits, usual = self.limits, self.memory.reference
         if not usual or norm <= limits.leave * usual:
             return None
@@ -65,8 +70,9 @@ class GradSpike(Rule):
             severity=Severity.WARN if ratio > limits.ratio else None,
             value=ratio,
             limit=limits.ratio,
-            certain=ratio > limits.once,
+            certain=warm and ratio > limits.once,
             facts={"norm": norm, "usual": usual},
+            since=self.memory.raised_since,
         )
 
     @staticmethod

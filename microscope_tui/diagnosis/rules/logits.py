@@ -19,6 +19,7 @@ class Memory(msgspec.Struct):
     past: Trail
     reference: list[float] = []
     fresh: int = 0
+    raised_since: dict[int, int] = {}
 
 
 class Logits(Rule):
@@ -43,6 +44,7 @@ class Logits(Rule):
 
     def restart(self, step: int) -> None:
         self.memory.past.forget_from(step)
+        self.memory.raised_since.clear()
 
     def read(self, view: StepView) -> Readings | None:
         z_loss = view.signal("z_loss")
@@ -53,19 +55,21 @@ class Logits(Rule):
                 if value > self.limits.max_logit / 1.3:
                     found[index] = self._largest(value)
         if z_loss is not None:
-            self._compare(z_loss, found)
+            self._compare(view.step, z_loss, found)
             if self.memory.past.add(view.step, z_loss.values):
                 self._refresh(z_loss)
         return found if z_loss is not None or largest is not None else None
 
-    def _compare(self, z_loss: Signal, found: dict[int, Reading | None]) -> None:
-        limits = self.limits
+    def _compare(self, step: int, z_loss: Signal, found: dict[int, Reading | None]) -> None:
+        limits, raised = self.limits, self.memory.raised_since
         if not self.memory.reference or z_loss.high <= limits.least / limits.warn:
             return
         for index, (value, usual) in enumerate(
             zip(z_loss.values, self.memory.reference, strict=True)
         ):
-            if value > limits.leave * usual and index not in found:
+            if not value > limits.leave * usual:
+                raised.pop(index, None)
+            elif index not in found:
                 ratio = value / max(usual, 1e-12)
                 high = value >= limits.least
                 found[index] = Reading(
@@ -73,8 +77,9 @@ class Logits(Rule):
                     value=ratio,
                     limit=limits.critical if ratio > limits.critical else limits.warn,
                     facts={"z": value, "usual": usual},
+                    since=raised.setdefault(index, step),
                 )
-            elif value != value:
+            if value != value:
                 found[index] = None
 
     def _largest(self, value: float) -> Reading:

@@ -1,5 +1,6 @@
 """OSCILLATION: the load swings to and fro with a period, driven by a bias that overshoots."""
 
+from collections.abc import Sequence
 from operator import mul
 
 import msgspec
@@ -9,6 +10,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RunRecord
 
 
@@ -21,7 +23,10 @@ class Memory(msgspec.Struct):
     wait: int = 0
     pause: int = 0
     """How long the next wait will be."""
-    swinging: set[int] = set()
+    swinging: dict[int, int] = {}
+    """Router → where its swing began."""
+    past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
+    """Effective experts: a swing is looked for now and then, and dated by what they did before."""
 
 
 class Oscillation(Rule):
@@ -47,11 +52,13 @@ class Oscillation(Rule):
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
+        if (effective := view.signal("effective_experts")) is not None:
+            memory.past.add(view.step, effective.values)
         if memory.wait > 0:
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects = memory.swinging | self._suspects(view)
+            suspects = set(memory.swinging) | self._suspects(view)
             if not suspects:
                 return {} if memory.swinging else None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
@@ -94,22 +101,31 @@ class Oscillation(Rule):
 
     def _judge(self) -> Readings:
         memory, found = self.memory, dict[int, Reading | None]()
+        began: dict[int, int] = {}
         for index, rows in memory.rows.items():
             period, share = self._swing(rows)
             if period:
+                began[index] = memory.swinging.get(index) or self._began(index)
                 found[index] = Reading(
                     severity=Severity.WARN,
                     value=share,
                     limit=self.limits.experts_share,
                     facts={"period": period},
-                    since=memory.first if index not in memory.swinging else None,
+                    since=began[index],
                 )
-        memory.swinging = set(found)
+        memory.swinging = began
         if found:  # a swing is looked at again at once: two checks in a row make an alarm
             memory.rows, memory.pause = {}, 0
         else:
             self._rest()
         return found
+
+    def _began(self, index: int) -> int:
+        """Where the per-step load last became as uneven as it is now, if it did so at a step."""
+        past = self.memory.past
+        column = [row[index] for row in past.rows]
+        at = _change(column)
+        return min(self.memory.first, past.steps[at]) if at is not None else self.memory.first
 
     def _swing(self, rows: list[list[int]]) -> tuple[int, float]:
         """Period of the common swing, 0 where there is none, and the share of experts in it."""
@@ -142,6 +158,20 @@ class Oscillation(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         return f"{weaker_balance(run)}, or average the load over more steps before each update"
+
+
+def _change(values: Sequence[float]) -> int | None:
+    """Index at which the mean falls most clearly, where it does; least squares."""
+    n, total = len(values), sum(values)
+    squares = sum(v * v for v in values) - total * total / n if n else 0.0
+    best, found, left = 0.0, None, 0.0
+    for at in range(1, n):
+        left += values[at - 1]
+        fall = left / at - (total - left) / (n - at)
+        gain = fall * fall * at * (n - at) / n
+        if fall > 0 and gain > best:
+            best, found = gain, at
+    return found if best > 0.7 * squares else None
 
 
 def _agreement(masks: list[int], steps: int, lag: int) -> float:

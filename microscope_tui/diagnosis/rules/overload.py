@@ -19,6 +19,8 @@ class Memory(msgspec.Struct):
     reference: list[float] = []
     ranks: dict[int, SummedCounts] = {}
     ratios: dict[int, float] = {}
+    since: dict[int, int] = {}
+    """Router → first step of the window in which its busiest rank was first seen."""
     seen: int = 0
 
 
@@ -45,7 +47,7 @@ class Overload(Rule):
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
     def restart(self, step: int) -> None:
-        self.memory.ranks, self.memory.ratios = {}, {}
+        self.memory.ranks, self.memory.ratios, self.memory.since = {}, {}, {}
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
@@ -54,7 +56,11 @@ class Overload(Rule):
             self._fold(view)
             for index, ratio in self.memory.ratios.items():
                 if ratio > 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
-                    found[index] = self._rank_reading(ratio)
+                    window = self.limits.rank_every * self.limits.rank_window
+                    since = self.memory.since.setdefault(index, max(1, view.step - window))
+                    found[index] = self._rank_reading(ratio, since)
+                else:
+                    self.memory.since.pop(index, None)
         if loads is not None and self._reference(view, loads):
             least = 1.0 + self.limits.least
             if loads.high > least / 1.3 or not loads.known:
@@ -114,12 +120,13 @@ class Overload(Rule):
             if len(summed) == summed.window and total:
                 memory.ratios[index] = max(summed.totals) * size / total
 
-    def _rank_reading(self, ratio: float) -> Reading:
+    def _rank_reading(self, ratio: float, since: int) -> Reading:
         return Reading(
             severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
             value=ratio,
             limit=self.limits.rank_ratio,
             facts={"cause": "rank", "ranks": self.context.run.expert_parallel_size},
+            since=since,
         )
 
     @staticmethod

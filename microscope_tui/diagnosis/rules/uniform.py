@@ -2,11 +2,19 @@
 
 import math
 
+import msgspec
+
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.signals import Signal, StepView
 from microscope_tui.runlog.records import RunRecord
+
+
+class Memory(msgspec.Struct):
+    """Router → first step of the stretch in which it is uniform."""
+
+    since: dict[int, int] = {}
 
 
 class Uniform(Rule):
@@ -28,6 +36,7 @@ class Uniform(Rule):
     def start(self) -> None:
         self.limits = self.context.limits.UNIFORM
         self.persist(self.limits.persistence)
+        self.memory: Memory = Memory()
         planned = self.context.run.planned_steps or 0
         self.after = max(
             self.limits.after_steps, int(self.limits.after_share * min(planned, 10**7))
@@ -40,11 +49,21 @@ class Uniform(Rule):
 
     def read(self, view: StepView) -> Readings | None:
         entropy = view.signal("entropy")
-        if entropy is None or view.step <= self.after:
+        if entropy is None:
             return None
-        limits = self.limits
+        limits, since = self.limits, self.memory.since
         if entropy.known and entropy.high <= (limits.entropy_share - 0.01) * self.least:
-            return {}
+            since.clear()
+            return {} if view.step > self.after else None
+        for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
+            if not value * scale > limits.entropy_share:
+                since.pop(index, None)
+            elif index not in since:
+                since[index] = view.step
+        return self._judge(view, entropy) if view.step > self.after else None
+
+    def _judge(self, view: StepView, entropy: Signal) -> Readings:
+        limits = self.limits
         found: dict[int, Reading | None] = {}
         gradients, whole = view.signal("grad_norm"), view.record.grad_norm
         for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
@@ -61,6 +80,7 @@ class Uniform(Rule):
                     value=min(1.0, share),
                     limit=limits.entropy_share,
                     facts=facts,
+                    since=self.memory.since.get(index),
                 )
         return found
 
