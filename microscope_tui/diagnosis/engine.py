@@ -37,7 +37,7 @@ class Diagnosis:
             for rule in CATALOGUE
             if rule.name not in criteria.ignore and (context.trains or not rule.trains_only)
         ]
-        self.ledger = Ledger(run.routers)
+        self.ledger = Ledger(run.routers, context.confidence)
         self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
         self.checkpoints: list[int] = []

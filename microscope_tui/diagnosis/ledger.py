@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from microscope_tui.diagnosis.episodes import Episode, Grade
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Fact, Facts, Reading, Severity
+from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Facts, Reading, Severity
 from microscope_tui.diagnosis.thresholds import COOLDOWN_STEPS, DEFAULTS
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.runlog.records import RouterInfo
@@ -18,7 +18,9 @@ _LOW_IS_BAD = ("COLLAPSE", "ERODING", "SHOCK")
 class Ledger:
     """Episodes in the order of their alarms."""
 
-    def __init__(self, routers: Sequence[RouterInfo]) -> None:
+    def __init__(self, routers: Sequence[RouterInfo], confidence: str = EXACT) -> None:
+        """``confidence``: of the counts of this log, in words."""
+        self._confidence = confidence
         self.episodes: list[Episode] = []
         self._routers = routers
         self._running: dict[tuple[str, int], Episode] = {}
@@ -61,7 +63,7 @@ class Ledger:
             value=reading.value,
             limit=reading.limit,
             facts=_plain(reading.facts),
-            confidence=reading.confidence,
+            confidence=self._words(reading),
             recovered_at=reading.until,
             recurrence=self._opened.get(key, 0),
             grades=[Grade(step, severity, reading.value)],
@@ -82,7 +84,7 @@ class Ledger:
             episode.last = step
             if _worse(reading, episode):
                 episode.value, episode.facts = reading.value, _plain(reading.facts)
-                episode.confidence = reading.confidence
+                episode.confidence = self._words(reading)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and severity > episode.severity:
             self._worsen(episode, step, severity, reading)
@@ -113,6 +115,9 @@ class Ledger:
             self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
             if episode.active and episode.rule != "LINT":
                 self._running[key] = episode
+
+    def _words(self, reading: Reading) -> str:
+        return self._confidence if reading.confidence == EXACT else reading.confidence
 
     def _latest(self, key: tuple[str, int]) -> Episode | None:
         found = [e for e in self.episodes if (e.rule, e.router_index) == key]

@@ -5,7 +5,7 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import PER_STEP, Fact, Reading, Readings, graded
+from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, graded
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
 from microscope_tui.diagnosis.signals import StepView, value_at
 from microscope_tui.diagnosis.windows import SummedCounts, Trail, median, window_steps
@@ -87,7 +87,7 @@ class Collapse(Rule):
             suspect.low_since = view.step
         effective = value_at(view.record.router.effective_experts, index) or 0.0
         facts: dict[str, Fact] = {}
-        confidence = self.context.confidence
+        confidence = EXACT
         counts = view.full_counts(index)
         if counts is None:
             confidence = PER_STEP

@@ -140,13 +140,16 @@ class Oscillation(Rule):
         if len(masks) <= self.limits.experts_share * experts:
             return 0, 0.0
         agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
-        for period in range(2, len(agreement)):
-            half = agreement[period // 2] if period % 2 == 0 else min(
-                agreement[period // 2], agreement[period // 2 + 1]
-            )  # fmt: skip
-            if agreement[period] >= self.limits.agreement and half <= -self.limits.agreement:
-                return period, len(masks) / experts
-        return 0, 0.0
+        limit = self.limits.agreement
+        swings = {
+            period: agreement[period]
+            for period in range(2, len(agreement))
+            if agreement[period] >= limit and _opposite(agreement, period) <= -limit
+        }
+        if not swings:
+            return 0, 0.0
+        clear = max(swings.values()) - 0.05  # twice the period agrees as well
+        return min(p for p, value in swings.items() if value >= clear), len(masks) / experts
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
@@ -171,7 +174,12 @@ def _change(values: Sequence[float]) -> int | None:
         gain = fall * fall * at * (n - at) / n
         if fall > 0 and gain > best:
             best, found = gain, at
-    return found if best > 0.7 * squares else None
+    return found if best > 0.4 * squares else None
+
+
+def _opposite(agreement: Sequence[float], period: int) -> float:
+    """Agreement after half a period; of two nearest lags the lower one."""
+    return min(agreement[period // 2], agreement[(period + 1) // 2])
 
 
 def _agreement(masks: list[int], steps: int, lag: int) -> float:
