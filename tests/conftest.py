@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def step(number: int, rows: list[list[int]], tokens: int, **changes: Any) -> dic
     record = {"kind": "step", "step": number, "time": 1.0 + number, "loss": 2.0, "tokens": tokens}
     router = dict(measures.summarise(rows)) | changes.pop("router", {})
     return record | changes | {"router": router, "tokens_per_expert": rows}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The limits in the tester's own config file are not in play."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture

@@ -66,9 +66,14 @@ def collapsing(
 def fallen(
     popularity: Popularity, sick: tuple[int, ...], shape: Shape, start: int, severity: str = "crit"
 ) -> Expected:
-    """The collapse that a pull from ``start`` on leads to."""
-    onset = first_collapsed(popularity, sick, shape, start)
-    return Expected(rule="COLLAPSE", routers=sick, onset=onset, severity=severity, tolerance=40)
+    """The collapse that a pull from ``start`` on leads to.
+
+    It begins with the pull, or where the router counts as collapsed: both are right to say.
+    """
+    slide = first_collapsed(popularity, sick, shape, start) - start
+    return Expected(
+        rule="COLLAPSE", routers=sick, onset=start, severity=severity, tolerance=slide + 25
+    )
 
 
 def collapse(shape: Shape, rng: random.Random) -> Run:

@@ -154,7 +154,7 @@ def _ragged(rng: random.Random, gap: range) -> Callable[[Iterator[Record]], Iter
                 continue
             if record["step"] in gap or rng.random() < 0.02:
                 continue
-            if held is None and rng.random() < 0.01:
+            if held is None and rng.random() < 0.03:
                 held = record
                 continue
             yield record

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,28 +15,29 @@ from microscope_tui.scenarios.catalogue import SCENARIOS
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import UnknownScenario, lines, write_run
 
-SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=120)
+SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 
 each_scenario = pytest.mark.parametrize("name", SCENARIOS)
 
 
 @each_scenario
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(name: str) -> None:
-    bytes_of = [b"".join(lines(name, SHORT, seed)[1]) for seed in (5, 5, 6)]
+    bytes_of = [b"".join(islice(lines(name, SHORT, seed)[1], 20)) for seed in (5, 5, 6)]
     assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 
 
 @each_scenario
 def test_every_line_is_read(name: str) -> None:
     reader = RunReader("x")
-    entries = [entry for line in lines(name, SHORT, 0)[1] for entry in reader.feed(line)]
+    shape = replace(SHORT, steps=300) if name == "ragged" else SHORT
+    entries = [entry for line in lines(name, shape, 0)[1] for entry in reader.feed(line)]
     assert reader.defects.count == 0
     numbers = [entry.record.step for entry in entries if isinstance(entry, StepEntry)]
     headers = [entry for entry in entries if isinstance(entry, RunRecord)]
     last = entries[-1]
     if name == "ragged":
         assert numbers != sorted(numbers)
-        assert len(numbers) < SHORT.steps - 15
+        assert len(numbers) < shape.steps - 20
     elif name == "resume-bias-reset":
         assert [header.resumed_at_step is None for header in headers] == [True, False]
         again = headers[1].resumed_at_step

@@ -13,16 +13,18 @@ from microscope_tui.scenarios.truth import Expected, Truth
 from microscope_tui.scenarios.write import lines
 
 SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=600)
-SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=120)
+SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 SHAPES = [
-    Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=60),
-    Shape(routers=2, num_experts=64, top_k=8, tokens=1024, steps=60),
+    Shape(routers=3, num_experts=4, top_k=1, tokens=512, steps=30),
+    Shape(routers=2, num_experts=64, top_k=8, tokens=1024, steps=30),
     SHORT,
 ]
 # Where the meter is at fault, or the format has another sum for it.
 SUM_DIFFERS = {"double-counting", "padding", "from-shares"}
 COLLAPSING = ["slow-collapse", "collapse-unconfident", "early-collapse", "collapse", "from-shares"]
 COLLAPSING += ["from-top1", "divergence", "lr-restarts"]
+HARD_NEGATIVES = ["specialised", "soft", "warm-up", "small-batch", "domain-bursts", "shock"]
+HARD_NEGATIVES += ["narrow-finetune", "hot-expert", "upcycled", "resume-bias-reset"]
 WARNINGS = {"COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD", "DROPS", "LOGITS", "GRADSPIKE"}
 RULES = WARNINGS | {
     "METER",
@@ -61,13 +63,15 @@ def one(truth: Truth, rule: str) -> Expected:
 
 @each_scenario
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.num_experts}/{s.top_k}")
-def test_rows_sum_to_tokens_times_k(name: str, shape: Shape) -> None:
+def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape: Shape) -> None:
     if not SCENARIOS[name].fits(shape):
         with pytest.raises(ValueError, match="makes no sense"):
             lines(name, shape, 0)
         return
     _, header, steps = drawn(name, shape)
     for record in steps:
+        pairs = zip(record["router"]["entropy"], record["router"]["mean_entropy"], strict=True)
+        assert all(a <= b + 1e-9 for a, b in pairs if isinstance(a, float))
         for row in record["tokens_per_expert"]:
             if row is None or name in SUM_DIFFERS:
                 continue
@@ -96,12 +100,15 @@ def test_the_truth_names_what_exists(name: str, seed: int) -> None:
 def test_the_sick_routers_collapse_at_their_onset_and_no_others(name: str, seed: int) -> None:
     truth, header, steps = drawn(name, seed=seed)
     found = one(truth, "COLLAPSE")
-    early = {expected.onset for expected in truth.expected}
     for router, c in enumerate(balance(steps[-1], header)):
         assert c < 0.15 if router in found.routers else c > 0.8
-    over = [r["step"] for r in steps if min(balance(r, header)) < 0.35 and r["step"] > 60]
-    if name != "early-collapse" and len(early) < 3:
-        assert abs(over[0] - found.onset) <= 8
+    router = found.routers[0]
+    over = [r["step"] for r in steps if balance(r, header)[router] < 0.35]
+    if name == "lr-restarts":  # two dips before it stays
+        over = [step for step in over if step >= found.onset]
+    elif name != "early-collapse":
+        over = [step for step in over if step > 60]
+    assert found.onset - 5 <= over[0] <= found.onset + found.tolerance
 
 
 def test_entropy_tells_a_confident_collapse_and_hides_an_unconfident_one() -> None:
@@ -112,19 +119,16 @@ def test_entropy_tells_a_confident_collapse_and_hides_an_unconfident_one() -> No
             assert low <= entropy / math.log(header["model"]["num_experts"]) <= high
 
 
-@each_scenario
-def test_entropy_stays_below_the_entropy_of_the_mean(name: str) -> None:
-    for record in drawn(name, SHORT)[2]:
-        pairs = zip(record["router"]["entropy"], record["router"]["mean_entropy"], strict=True)
-        assert all(a <= b + 1e-9 for a, b in pairs if isinstance(a, float))
-
-
-@pytest.mark.parametrize("name", [n for n in SCENARIOS if n not in {"lr-restarts", "nan"}])
+@pytest.mark.parametrize("name", HARD_NEGATIVES)
 def test_a_hard_negative_never_stays_collapsed(name: str) -> None:
-    truth, header, steps = drawn(name, seed=4)
-    if truth.hard_negative and name != "ragged":
-        over = [r for r in steps if r["step"] > 100 and min(balance(r, header)) < 0.35]
-        assert len(over) <= (24 if name == "shock" else 0)
+    _, header, steps = drawn(name, seed=4)
+    over = [r for r in steps if r["step"] > 100 and min(balance(r, header)) < 0.35]
+    assert len(over) <= (24 if name == "shock" else 0)
+
+
+def test_hard_negatives_are_those_that_look_sick() -> None:
+    found = {name for name in SCENARIOS if lines(name, SMALL, 0)[0].hard_negative}
+    assert found == {*HARD_NEGATIVES, "ragged"}
 
 
 def test_the_loss_says_nothing_of_a_slow_collapse_and_all_of_a_divergence() -> None:
@@ -137,7 +141,7 @@ def test_the_precursors_of_a_divergence_come_before_it() -> None:
     truth, _, steps = drawn("divergence")
     onsets = [one(truth, rule).onset for rule in ("GRADSPIKE", "LOGITS", "COLLAPSE")]
     assert onsets == sorted(onsets)
-    at = steps[one(truth, "COLLAPSE").onset - 1]
+    at = steps[one(truth, "COLLAPSE").onset + 39]
     assert at["grad_norm"] > 10
     before = steps[onsets[0] - 2]["router"]["z_loss"]
     for router, (z, was) in enumerate(zip(at["router"]["z_loss"], before, strict=True)):
@@ -234,7 +238,7 @@ def test_a_pooled_loss_is_near_its_floor_while_most_routers_are_collapsed() -> N
 
 
 def test_each_lint_has_a_header_of_its_own() -> None:
-    headers = {name: drawn(name, SHORT)[1] for name in SCENARIOS}
+    headers = {name: json.loads(next(lines(name, SHORT, 0)[1])) for name in SCENARIOS}
     plain = headers["healthy"]
     assert plain["balance"] == {"method": "bias", "bias_update_rate": 0.001}
     assert plain["model"]["norm_top_k"]
