@@ -37,9 +37,9 @@ class CollapseLimits:
     urgent: float = 0.05
     """So low for ``urgent_steps`` that no warm-up explains it."""
     urgent_steps: int = 50
-    window: int = 25
+    window: int = 30
     """Steps whose counts are summed: a bias that swings with period 2 looks collapsed in every
-    step and is perfectly even in the sum."""
+    step and is perfectly even in the sum. A shock of 24 steps at a learning-rate restart passes."""
     evidence: int = 50
     """λ of the summed window below which noise alone lowers c; the window widens up to 200."""
     max_window: int = 200
@@ -109,8 +109,8 @@ class OverloadLimits:
 
     ratio: float = 3.0
     """MaxVio against the median of the reference window."""
-    least: float = 1.0
-    """A MaxVio below this overloads nobody, whatever it was before."""
+    least: float = 2.5
+    """Experts that part from an equal start reach a MaxVio of 2, and healthy models live there."""
     reference_steps: int = 100
     rank_ratio: float = 1.5
     """Assignments of the busiest expert-parallel rank against the mean of the ranks."""
