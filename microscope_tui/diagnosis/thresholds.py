@@ -224,8 +224,8 @@ class MeterLimits:
     first_steps: int = 8
     """Counts are checked on the first steps that hold any, then on three after every ``every``."""
     every: int = 58
-    forced_balance_evidence: float = 50.0
-    """λ from which all counts equal to ±1 cannot be luck."""
+    luck: float = 2e-3
+    """Chance, in one step, that independent choices give counts that are all equal to ±1."""
     summary_error: float = 0.02
     """The summary of a line may differ by so much from what its own counts say."""
 

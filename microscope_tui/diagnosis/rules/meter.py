@@ -6,6 +6,8 @@ their own counts belie, and NaN, whose argmax is expert 0. While the meter of a 
 no other rule speaks about it.
 """
 
+import math
+
 import msgspec
 
 from microscope_tui import measures
@@ -103,9 +105,8 @@ class Meter(Rule):
                 doubled = expected > 0 and total % expected == 0 and total > 0
                 cause = "multiple" if doubled else "sum"
                 return {"cause": cause, "total": total, "expected": expected}
-        fair = total / max(1, len(counts))
         forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k
-        if forced and fair >= self.limits.forced_balance_evidence:
+        if forced and _luck(counts) < self.limits.luck:
             return {"cause": "forced", "total": total, "expected": total}
         # Costly, so each look at a quarter of the routers; at all that were wrong before.
         if index in self.memory.miscounted or (index + view.step) % 4 == 0:
@@ -183,6 +184,15 @@ class Meter(Rule):
 
 def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
     return Reading(severity=Severity.ERROR, value=1.0, facts=facts)
+
+
+def _luck(counts: list[int]) -> float:
+    """Chance that Poisson counts of this mean are all one of its two neighbours."""
+    expected = sum(counts) / len(counts)
+    if expected <= 1:
+        return 1.0
+    one: float = min(1.0, 2.0 / math.sqrt(2.0 * math.pi * expected))
+    return one ** (len(counts) - 1)
 
 
 def _count_down(left: dict[int, int]) -> None:
