@@ -21,7 +21,7 @@ from microscope_tui.report.alerts import Alert, Alerts
 from microscope_tui.report.check import NO_VERDICT, Demand, judge
 from microscope_tui.report.check_json import alert_json, as_json
 from microscope_tui.report.check_text import alert_text, as_text
-from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
+from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.run_watch import RunWatch
 
@@ -147,6 +147,8 @@ def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
     while (run := _newest(path)) is None:
         if not said:
             say(f"{path}: no run yet, waiting for one (Ctrl-C ends)")
+            for reason in unreadable_logs(path):
+                say(f"skipped {reason}")
             said = True
         time.sleep(POLL_S)
         if stop.asked:

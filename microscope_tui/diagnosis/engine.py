@@ -6,6 +6,7 @@ suspicious.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from microscope_tui.diagnosis.catalogue import CATALOGUE
 from microscope_tui.diagnosis.criteria import Criteria
@@ -28,10 +29,10 @@ class Diagnosis:
     """Judges one run. Feed it every record in order; read ``findings()`` at any time."""
 
     def __init__(self, run: RunRecord, criteria: Criteria = ANYTHING) -> None:
-        self.run = run
-        self.criteria = criteria
         context = criteria.context(run)
         self.profile = context.profile
+        self.run = replace(run, profile=context.profile)
+        """The header, with the profile by which it is judged."""
         self.rules: list[Rule] = [
             rule(context)
             for rule in CATALOGUE
@@ -42,6 +43,7 @@ class Diagnosis:
         self.last_step = 0
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
+        self._unmeasured: Routers = frozenset()
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
 
     @property
@@ -65,6 +67,7 @@ class Diagnosis:
         view = StepView(record, self.run.routers, counts, biases)
         changed: list[Episode] = []
         muted: Routers = frozenset()
+        self._unmeasured = muted
         for rule in self.rules:
             silent = muted
             for name in rule.muted_by:
@@ -77,7 +80,7 @@ class Diagnosis:
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
             if rule.name == "METER":
-                muted = self._muted_by(rule.name)
+                muted = self._unmeasured = self._muted_by(rule.name)
         return changed
 
     def observe_event(self, event: EventRecord) -> None:
@@ -131,17 +134,17 @@ class Diagnosis:
             track = tracks[index] = Track(rule.window, rule.needed, rule.leave, [])
         track.observe(step, reading.severity, reading.clear)
         episode = self.ledger.running(rule.name, index)
-        if episode is None and track.idle:
-            del tracks[index]
-        elif not silent:
-            if episode is not None:
+        if episode is not None:
+            if index not in self._unmeasured:  # what is told already goes on, whoever else speaks
                 yield from self.ledger.update(episode, step, reading, track)
-            elif (severity := self._alarm(rule, track, step, reading)) is not None:
-                yield self.ledger.open(rule.name, index, step, reading, severity, track)
+        elif track.idle:
+            del tracks[index]
+        elif not silent and (severity := self._alarm(rule, track, step, reading)) is not None:
+            yield self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _alarm(self, rule: Rule, track: Track, step: int, reading: Reading) -> Severity | None:
-        if reading.certain:
-            return reading.severity
+        if reading.certain or reading.severity is None:
+            return reading.severity  # an alarm is never raised on a step that is well
         if step <= self.warm_until and not rule.in_warm_up:
             return None
         return track.severity

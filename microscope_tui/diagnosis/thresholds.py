@@ -167,7 +167,12 @@ class UniformLimits:
     after_steps: int = 500
     after_share: float = 0.3
     gradient: float = 1e-6
-    """Router gradient norm against the global one, below which nothing is learned."""
+    """Router gradient norm against the global one, below which nothing is learned …"""
+    learning: float = 1e-4
+    """… and from which on it is learning, however soft its choices are. Healthy: 1e-2."""
+    lift: float = 1.2
+    """Mass on the chosen k against k ÷ E, above which it prefers experts: 1.1 at the start of a
+    balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
     persistence: int = 100
 
 

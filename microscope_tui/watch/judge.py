@@ -5,6 +5,7 @@ a reader of its own, up to where the scan is; from then on they walk together.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
@@ -57,7 +58,7 @@ class Judge:
         if diagnosis is None or diagnosis.run.routers != run.routers:
             self.diagnosis = Diagnosis(run, self._criteria)
             return
-        diagnosis.run = run
+        diagnosis.run = replace(run, profile=diagnosis.profile)
         if run.resumed_at_step is not None:
             diagnosis.restart(max(1, min(run.resumed_at_step, diagnosis.last_step + 1)))
 

@@ -101,11 +101,15 @@ def test_what_is_not_there_exits_with_three_and_one_line(microscope: Run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "option", [["--ignore", "DEAD"], ["--since-step", "5"], ["--fail-on", "crit"]]
+    "option",
+    [
+        *(["--ignore", "DEAD"], ["--since-step", "5"], ["--fail-on", "crit"], ["--follow"]),
+        *(["--profile", "eval"], ["--baseline", "."], ["--config", "x.toml"]),
+    ],
 )
 def test_options_that_judge_a_run_do_not_go_with_it(
     microscope: Run, sound: Path, option: list[str]
 ) -> None:
     done = microscope("check", sound, "--format-only", *option)
     assert done.returncode == 64
-    assert "--format-only judges no run" in done.stderr
+    assert f"--format-only judges no run: leave {option[0]} out" in done.stderr

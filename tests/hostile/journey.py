@@ -19,8 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report import format_check
-from microscope_tui.report.check import as_json, as_text, judge
+from microscope_tui.report.check import Demand, judge
+from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_text import as_text
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.run_list import fit_list, run_heads, run_line
 from microscope_tui.report.snapshot import snapshot_text
@@ -213,8 +216,12 @@ def same_state(watch: RunWatch, other: RunWatch, way: str) -> None:
 
 def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
     """``check``, as text and as JSON, with its options."""
-    options = {"since_step": rng.choice([0, 5]), "fail_on": rng.choice(["warn", "crit"])}
-    judgement = judge(watch.file, ignore=rng.choice([(), ("METER",)]), **options)  # type: ignore[arg-type]
+    demand = Demand(
+        criteria=Criteria(ignore=rng.choice([frozenset(), frozenset({"METER"})])),
+        since_step=rng.choice([0, 5]),
+        fail_on=rng.choice(["warn", "crit"]),
+    )
+    judgement = judge(watch.file, demand)
     if judgement.exit_code not in (0, 1, 2, 3):
         raise Hurt(f"exit code {judgement.exit_code}")
     text = as_text(judgement)

@@ -52,26 +52,54 @@ def test_the_json_report_follows_its_schema(microscope: Run, scenario: Any) -> N
     (finding,) = run["findings"]
     assert report["schema_version"] == 1
     assert set(run) == {
-        *("run", "path", "state", "last_step", "exit_code", "findings", "problem", "notes")
+        *("run", "path", "state", "last_step", "profile", "exit_code", "problem", "notes"),
+        "findings",
     }
     assert set(finding) == {
         *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),
         *("value", "limit", "confidence", "verdict", "why", "next"),
+        *("recurrence", "evidence", "grades", "short"),
     }
     assert (run["exit_code"], run["state"], finding["rule"]) == (2, "finished", "COLLAPSE")
     assert (finding["severity"], finding["layers"]) == ("crit", ["L3"])
     assert finding["value"] < finding["limit"]
+    assert (run["profile"], finding["recurrence"]) == ("pretrain", 0)
+    assert finding["evidence"] == {"window": [finding["onset"], finding["last"]]}
+    assert finding["grades"][0]["step"] == finding["alarm"]
+    assert finding["grades"][-1]["severity"] == "crit"
+
+
+def test_the_documented_report_has_the_keys_of_a_real_one(microscope: Run, scenario: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "check-json.md").read_text()
+    shown = json.loads(text.split("```json\n")[1].split("```")[0])
+    real = json.loads(
+        microscope("check", scenario("collapse", routers=3, steps=450), "--json").stdout
+    )
+    assert list(shown) == list(real)
+    (shown_run,), (real_run,) = shown["runs"], real["runs"]
+    assert list(shown_run) == list(real_run)
+    assert list(shown_run["findings"][0]) == list(real_run["findings"][0])
+    for key in (*real, *real_run, *real_run["findings"][0]):
+        assert f"`{key}`" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--ignore", "collapse"], 0), (["--since-step", "100000"], 0), (["--fail-on", "crit"], 2)],
+    [(["--since-step", "100000"], 0), (["--fail-on", "crit"], 2), (["--profile", "eval"], 2)],
 )
 def test_options_narrow_what_counts(
     microscope: Run, scenario: Any, arguments: list[str], code: int
 ) -> None:
     folder = scenario("collapse", routers=3, steps=450)
     assert microscope("check", folder, *arguments).returncode == code
+
+
+def test_ignored_rules_do_not_count_and_are_said(microscope: Run, scenario: Any) -> None:
+    rules = ["collapse", "eroding", "OVERLOAD", "dead", "starved"]
+    ignored = [word for rule in rules for word in ("--ignore", rule)]
+    done = microscope("check", scenario("collapse", routers=3, steps=450), *ignored)
+    assert done.returncode == 0
+    assert "note: ignored rules: COLLAPSE, DEAD, ERODING, OVERLOAD, STARVED" in done.stdout
 
 
 def test_a_folder_means_its_newest_run_and_all_means_the_worst(
@@ -93,7 +121,9 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
     [
         *(["check"], ["check", ".", "--fail-on", "never"], ["check", ".", "--wrong"]),
         *(["demo", "--seed", "x"], ["demo", "--scenario", "nonsense"], ["a", "b", "c"]),
-        ["snapshot", ".", "--size", "wide"],
+        *(["snapshot", ".", "--size", "wide"], ["check", ".", "--since-step", "-1"]),
+        *(["check", ".", "--notify-command", "true"], ["check", ".", "--follow", "--all"]),
+        ["check", ".", "--follow", "--notify-command", " "],
     ],
 )
 def test_a_usage_error_exits_with_64_and_one_line(microscope: Run, arguments: list[str]) -> None:
@@ -199,7 +229,7 @@ def test_what_a_verdict_could_not_see_is_said(
 def test_an_unknown_rule_to_ignore_is_a_usage_error(microscope: Run, scenario: Any) -> None:
     done = microscope("check", scenario("healthy", routers=2, steps=50), "--ignore", "COLAPSE")
     assert done.returncode == 64
-    assert "no such rule; there are METER, COLLAPSE, DEAD, DROPS" in done.stderr
+    assert "no such rule; there are METER, LINT, GRADSPIKE" in done.stderr
 
 
 def test_a_log_that_may_not_be_read_is_named_not_called_missing(

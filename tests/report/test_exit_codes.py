@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.episodes import Episode, group
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.report.check import exit_code, worst_code
 from microscope_tui.runlog.records import RouterInfo
 
@@ -16,7 +16,7 @@ def episode(index: int, severity: Severity, recovered_at: int | None = None) -> 
     return Episode(
         rule="METER" if severity is ERROR else "COLLAPSE",
         router_index=index,
-        router=RouterInfo(f"L{index}", index, 8, 2),
+        router=RouterInfo(f"L{index}", index, 8, 2) if index != WHOLE_RUN else None,
         severity=severity,
         onset=1,
         alarm=1,
@@ -47,10 +47,44 @@ def test_the_exit_code_of_findings(episodes: list[Episode], code: int) -> None:
     assert exit_code(group(episodes)) == code
 
 
+@pytest.mark.parametrize(
+    ("episodes", "code"),
+    [
+        ([episode(0, ERROR, recovered_at=5)], 1),
+        ([episode(0, ERROR, recovered_at=5), episode(0, CRITICAL)], 2),
+        ([episode(0, ERROR, recovered_at=5), episode(1, ERROR)], 3),
+    ],
+)
+def test_a_meter_that_works_again_is_a_warning_because_what_it_says_now_can_be_judged(
+    episodes: list[Episode], code: int
+) -> None:
+    assert exit_code(group(episodes)) == code
+
+
+@pytest.mark.parametrize(
+    ("episodes", "code"),
+    [
+        ([episode(WHOLE_RUN, INFO)], 0),
+        ([episode(WHOLE_RUN, WARN)], 1),
+        ([episode(WHOLE_RUN, CRITICAL)], 2),
+        ([episode(WHOLE_RUN, CRITICAL), episode(0, ERROR)], 2),
+        ([episode(WHOLE_RUN, ERROR), episode(0, CRITICAL)], 3),
+        ([episode(WHOLE_RUN, ERROR), episode(WHOLE_RUN, CRITICAL)], 3),
+        ([episode(WHOLE_RUN, ERROR, recovered_at=5), episode(0, CRITICAL)], 2),
+    ],
+)
+def test_what_concerns_the_whole_run_counts_and_its_faulty_meter_leaves_no_router_sound(
+    episodes: list[Episode], code: int
+) -> None:
+    assert exit_code(group(episodes)) == code
+
+
 def test_fail_on_crit_forgives_warnings_only() -> None:
     findings: Any = group([episode(0, WARN)])
     assert exit_code(findings, "crit") == 0
+    assert exit_code(group([episode(0, ERROR, recovered_at=5)]), "crit") == 0
     assert exit_code(group([episode(0, CRITICAL)]), "crit") == 2
+    assert exit_code(group([episode(0, ERROR)]), "crit") == 3
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
 from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
@@ -40,6 +42,19 @@ def settle(fleet: Fleet) -> None:
 
 def cards(fleet: Fleet) -> dict[str, RunCard]:
     return {card.file.name: card for card in fleet.cards()}
+
+
+def test_every_run_is_judged_by_the_criteria_of_the_fleet(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write(tmp_path, name, steps=600, collapse=(1, 200), finished=False)
+    strict = Fleet(tmp_path)
+    lenient = Fleet(tmp_path, criteria=Criteria(frozenset(RULES)))
+    for fleet in (strict, lenient):
+        fleet.search(now=True)
+        fleet.open_run(fleet.runs[0])
+        settle(fleet)
+    assert [bool(card.findings) for card in strict.cards()] == [True, True]
+    assert [card.findings for card in lenient.cards()] == [[], []]
 
 
 def test_the_list_says_how_every_run_is_doing(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ class HotExpert(Rule):
             if share != share:
                 found[index] = None
             elif share >= self.limits.leave:
-                hot = share > self.limits.share and collapse.values[index] >= sound
+                balanced = collapse.values[index] >= sound
+                hot = share > self.limits.share and balanced
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
+                    clear=not balanced,  # what it is now, COLLAPSE tells
                     value=min(1.0, share),
                     limit=self.limits.share,
                     facts={"c": collapse.values[index]},

@@ -65,24 +65,38 @@ class Uniform(Rule):
     def _judge(self, view: StepView, entropy: Signal) -> Readings:
         limits = self.limits
         found: dict[int, Reading | None] = {}
-        gradients, whole = view.signal("grad_norm"), view.record.grad_norm
         for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
             share = value * scale
             if share != share:
                 found[index] = None
             elif share > limits.entropy_share - 0.01:
-                facts, severity = {"entropy": share}, Severity.INFO
-                gradient = gradients.values[index] if gradients is not None else math.nan
-                if whole is not None and whole > 0 and gradient / whole < limits.gradient:
-                    facts["gradient"], severity = gradient, Severity.WARN
+                gradient = self._gradient(view, index)
+                severity = self._severity(view, index, gradient)
+                dead = severity is Severity.WARN
                 found[index] = Reading(
                     severity=severity if share > limits.entropy_share else None,
+                    clear=severity is None,
                     value=min(1.0, share),
                     limit=limits.entropy_share,
-                    facts=facts,
+                    facts={"entropy": share} | ({"gradient": gradient} if dead else {}),
                     since=self.memory.since.get(index),
                 )
         return found
+
+    def _gradient(self, view: StepView, index: int) -> float:
+        """Gradient norm of the router against the whole; NaN where it is not known."""
+        gradients, whole = view.signal("grad_norm"), view.record.grad_norm
+        if gradients is None or whole is None or not 0 < whole < math.inf:
+            return math.nan
+        return gradients.values[index] / whole
+
+    def _severity(self, view: StepView, index: int, gradient: float) -> Severity | None:
+        limits, router = self.limits, self.routers[index]
+        if gradient < limits.gradient:
+            return Severity.WARN
+        mass = view.signal("selected_mass")
+        lift = mass.values[index] * router.num_experts / router.top_k if mass else math.nan
+        return None if gradient >= limits.learning or lift > limits.lift else Severity.INFO
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
@@ -90,7 +104,7 @@ class Uniform(Rule):
         gradient = number(worst, "gradient")
         if gradient is None:
             return f"{why}; soft but consistent routing reads the same and is fine"
-        return f"{why} and the router's gradient norm is {gradient:.1g}: it learns nothing"
+        return f"{why} and its share of the gradient norm is {gradient:.1g}: it learns nothing"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:

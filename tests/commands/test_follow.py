@@ -1,0 +1,184 @@
+"""``check --follow``: a run that is being written, until it ends."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Follow = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+class Written:
+    """A log that a test writes piece by piece."""
+
+    def __init__(self, log: Path) -> None:
+        self.lines = log.read_bytes().splitlines(keepends=True)
+        self.path = log
+        log.write_bytes(b"")
+
+    def write(self, until: int | None = None, since: int = 0) -> None:
+        with self.path.open("ab") as file:
+            file.write(b"".join(self.lines[since:until]))
+
+
+@pytest.fixture
+def collapse(scenario: Any) -> Written:
+    """Steps 1 … 450, the collapse in L3 begins after a third; the end event is the last line."""
+    return Written(scenario("collapse", routers=3, steps=450) / "metrics.jsonl")
+
+
+def test_an_alert_is_printed_while_the_run_goes_on_and_the_end_event_ends_it(
+    follow: Follow, collapse: Written
+) -> None:
+    collapse.write(until=100)
+    following = follow(collapse.path)
+    time.sleep(0.5)
+    collapse.write(since=100, until=-1)
+    following.wait_for("CRIT COLLAPSE: Router collapse in L3 since step 1")
+    assert following.process.poll() is None
+    assert not any("(finished)" in line for line in following.out)
+    collapse.write(since=-1)
+    code, out, err = following.end()
+    assert (code, err) == (2, "")
+    alerts, report = out.split("collapse-0: CRITICAL at step 450 (finished)\n")
+    assert alerts.startswith("step ")
+    assert "CRIT COLLAPSE" in alerts
+    assert report.startswith("  CRIT COLLAPSE: Router collapse in L3 since step 1")
+
+
+def test_every_line_of_json_is_an_object_and_the_last_one_is_the_report(
+    follow: Follow, collapse: Written
+) -> None:
+    collapse.write()
+    code, out, _ = follow(collapse.path.parent, "--json").end()
+    *alerts, report = map(json.loads, out.splitlines())
+    assert code == report["runs"][0]["exit_code"] == 2
+    (alert,) = (alert for alert in alerts if alert["rule"] == "COLLAPSE")
+    (finding,) = (f for f in report["runs"][0]["findings"] if f["rule"] == "COLLAPSE")
+    assert finding.items() <= alert.items()
+    about = {"schema_version", "event", "run", "path", "step"}
+    assert set(alert) - set(finding) == about
+    assert (alert["event"], alert["run"]) == ("opened", "collapse-0")
+
+
+def test_a_run_that_ended_is_judged_at_once_like_without_following(
+    follow: Follow, microscope: Run, scenario: Any
+) -> None:
+    folder = scenario("healthy", routers=3, steps=120)
+    code, out, err = follow(folder).end()
+    assert (code, err) == (0, "")
+    assert out == microscope("check", folder).stdout
+
+
+def test_what_was_over_before_is_no_alert(
+    follow: Follow, write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+    rows = [[sick if 110 <= n < 200 else balanced()] * 3 for n in range(1, 501)]
+    steps = [make_step(n, row, 2048) for n, row in enumerate(rows, 1)]
+    end = {"kind": "event", "event": "end", "reason": "finished", "step": 500}
+    code, out, _ = follow(write_log([make_header(), *steps, end])).end()
+    assert code == 2
+    assert out.startswith("run: CRITICAL")  # the report alone
+
+
+@pytest.mark.parametrize("place", ["run", "run/metrics.jsonl"])
+def test_a_log_that_is_not_there_yet_is_waited_for(
+    follow: Follow, collapse: Written, tmp_path: Path, place: str
+) -> None:
+    target = tmp_path / "later"
+    target.mkdir()
+    if "/" in place:
+        (target / "run").mkdir()
+    following = follow(target / place)
+    following.wait_for("no run yet, waiting for one")
+    (target / "run").mkdir(exist_ok=True)
+    with (target / "run" / "metrics.jsonl").open("ab", buffering=0) as file:
+        file.write(collapse.lines[0][:20])  # a writer in the middle of its first line
+        time.sleep(0.6)
+        file.write(collapse.lines[0][20:] + b"".join(collapse.lines[1:]))
+    assert following.end()[0] == 2
+
+
+def test_a_path_that_cannot_come_is_not_waited_for(follow: Follow, tmp_path: Path) -> None:
+    code, _, err = follow(tmp_path / "no" / "such").end()
+    assert code == 3
+    assert "no such file or folder" in err
+    (tmp_path / "text").write_text("just a text\n")
+    code, _, err = follow(tmp_path / "text").end()
+    assert code == 3
+    assert "is no run log" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_from_outside_it_reports_the_verdict_so_far(
+    follow: Follow, collapse: Written, number: signal.Signals
+) -> None:
+    collapse.write(until=-1)
+    following = follow(collapse.path)
+    following.wait_for("CRIT COLLAPSE")
+    following.process.send_signal(number)
+    code, out, _ = following.end()
+    assert code == 2
+    assert "note: the following was ended from outside: the run may go on" in out
+
+
+def test_ended_from_outside_before_there_was_a_run_there_is_no_verdict(
+    follow: Follow, tmp_path: Path
+) -> None:
+    following = follow(tmp_path)
+    following.wait_for("waiting for one")
+    following.process.send_signal(signal.SIGINT)
+    code, _, err = following.end()
+    assert code == 3
+    assert "no run came" in err
+
+
+def test_a_run_that_fell_silent_for_long_ends_it_with_the_verdict_so_far(
+    follow: Follow, collapse: Written
+) -> None:
+    collapse.write(until=-1)
+    os.utime(collapse.path, (1e9, 1e9))
+    code, out, _ = follow(collapse.path).end()
+    assert code == 2
+    assert "note: the run is crashed?: the verdict covers its routers up to step 450 only" in out
+
+
+def test_a_log_that_is_removed_ends_it_with_the_verdict_so_far(
+    follow: Follow, collapse: Written
+) -> None:
+    collapse.write(until=-1)
+    following = follow(collapse.path)
+    following.wait_for("CRIT COLLAPSE")
+    collapse.path.unlink()
+    code, out, _ = following.end()
+    assert code == 2
+    assert "(deleted)" in out
+
+
+def test_a_pipe_is_followed_to_its_end(microscope: Run, collapse: Written) -> None:
+    done = microscope("check", "-", "--follow", given=b"".join(collapse.lines))
+    assert done.returncode == 2
+    assert "CRIT COLLAPSE" in done.stdout.split("standard input: CRITICAL")[0]
+
+
+def test_a_format_that_nobody_reads_ends_it(follow: Follow, tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"kind":"run","format_version":7,"model":{"layers":[1]}}\n')
+    code, out, _ = follow(log).end()
+    assert code == 3
+    assert "format_version is 7" in out
+
+
+def test_news_before_the_range_is_not_told(follow: Follow, collapse: Written) -> None:
+    collapse.write()
+    code, out, _ = follow(collapse.path, "--since-step", "449").end()
+    assert code == 0
+    assert out.startswith("collapse-0: healthy at step 450")
+    assert "still active: COLLAPSE in L3" in out

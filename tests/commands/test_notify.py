@@ -1,0 +1,104 @@
+"""``--notify-command``: the user's command for every alert, and nobody else's."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.commands import notify
+from microscope_tui.commands.notify import Notifier
+
+Follow = Callable[..., Any]
+
+
+def sent(*commands_and_alerts: Any, **options: Any) -> None:
+    command, *alerts = commands_and_alerts
+    notifier = Notifier(command, **options)
+    for alert in alerts:
+        notifier.send(alert)
+    notifier.finish(within_s=20)
+
+
+def said(capfd: pytest.CaptureFixture[str]) -> Sequence[str]:
+    return capfd.readouterr().err.splitlines()
+
+
+def test_the_command_gets_the_finding_as_one_line_of_json(
+    follow: Follow, scenario: Any, tmp_path: Path
+) -> None:
+    folder, got = scenario("collapse", routers=3, steps=450), tmp_path / "got"
+    following = follow(folder, "--json", "--notify-command", f"cat >> '{got}'")
+    code, out, err = following.end()
+    assert (code, err) == (2, "")
+    told = [json.loads(line) for line in out.splitlines()[:-1]]
+    serious = [alert for alert in told if alert["severity"] != "info"]
+    assert sorted(map(json.loads, got.read_text().splitlines()), key=str) == sorted(
+        serious, key=str
+    )
+
+
+def test_a_hostile_log_runs_nothing(
+    follow: Follow, write_log: Any, make_header: Any, make_step: Any, balanced: Any, tmp_path: Path
+) -> None:
+    hostile = "$(touch pwned)`touch pwned`;touch pwned"
+    header = make_header(run=hostile, model={"layer_names": [hostile] * 3, "name": hostile})
+    rows = [balanced(), [2048, 2048, 0, 0, 0, 0, 0, 0], balanced()]
+    steps = [make_step(n, rows, 2048) for n in range(1, 200)]
+    end = {"kind": "event", "event": "end", "reason": hostile, "step": 199}
+    path = write_log([header, *steps, end], name="$(touch pwned)")
+    got = tmp_path / "got"
+    code, _, _ = follow(path.parent, "--notify-command", f"cd '{tmp_path}'; cat > '{got}'").end()
+    assert code == 2
+    assert "$(touch pwned)" in json.loads(got.read_text().splitlines()[0])["run"]
+    assert not [*tmp_path.rglob("pwned"), *Path.cwd().glob("pwned")]
+
+
+def test_a_command_that_fails_is_said_once_and_stops_nothing(follow: Follow, scenario: Any) -> None:
+    folder = scenario("divergence", routers=2, steps=1500)
+    code, out, err = follow(folder, "--notify-command", "echo noise; exit 7").end()
+    assert code == 2
+    assert err.count("--notify-command: exited with 7") == 1
+    assert "noise" in err  # what it prints is narration
+    assert "noise" not in out
+
+
+def test_a_command_that_does_not_exist_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    sent("/no/such/command", {"a": 1}, {"a": 2})
+    assert len([line for line in said(capfd) if "exited with 127" in line]) == 1
+
+
+def test_a_command_that_takes_too_long_is_ended_with_what_it_started(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    sent(f"(sleep 20; touch '{tmp_path}/late') & wait", {"a": 1}, timeout_s=0.2)
+    assert time.monotonic() - begun < 10
+    assert any("ran for more than 0 s and was ended" in line for line in said(capfd))
+
+
+def test_a_command_that_does_not_read_its_input_holds_nobody_up(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    sent(f"touch '{tmp_path}/done'", {"a": "x" * 1_000_000})
+    assert time.monotonic() - begun < 10
+    assert (tmp_path / "done").exists()
+
+
+def test_at_most_so_many_run_at_a_time_and_all_are_told(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    running.mkdir()
+    command = f"cd '{running}'; touch $$; ls | wc -l >> ../most; sleep 0.2; rm $$"
+    sent(command, *({"n": n} for n in range(7)), at_once=2)
+    counts = [int(line) for line in (tmp_path / "most").read_text().split()]
+    assert len(counts) == 7
+    assert max(counts) <= 2
+
+
+def test_a_flood_of_alerts_is_cut_and_that_is_said(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_MOST_WAITING", 3)
+    sent("sleep 0.3", *({"n": n} for n in range(9)), at_once=1)
+    assert len([line for line in said(capfd) if "more than 3 alerts wait" in line]) == 1

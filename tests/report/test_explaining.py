@@ -1,0 +1,39 @@
+"""``explain``: every rule of the catalogue in words and numbers."""
+
+from dataclasses import fields
+
+import pytest
+
+from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.diagnosis.thresholds import DEFAULTS, changed_limits
+from microscope_tui.report.explain import as_json, as_list, as_text, explained
+
+
+def test_the_list_has_every_rule_in_a_line_of_its_own() -> None:
+    lines = as_list([explained(name) for name in RULES]).splitlines()
+    assert [line.split()[0] for line in lines] == list(RULES)
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_explained_with_every_limit_and_its_evidence(name: str) -> None:
+    text = as_text(explained(name))
+    for label in ("means", "fires", "evidence", "silent", "next", "limits"):
+        assert f"\n  {label}" in text
+    for limit in fields(getattr(DEFAULTS, name)):
+        assert f" {limit.name} = {getattr(getattr(DEFAULTS, name), limit.name):g}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_silences_a_rule_is_said() -> None:
+    assert explained("METER").silenced_by == []
+    assert "COLLAPSE" in " ".join(explained("OVERLOAD").silenced_by)
+    assert explained("GRADSPIKE").silent_profiles == ["eval"]
+    assert explained("COLLAPSE").silent_profiles == []
+
+
+def test_a_limit_that_was_changed_shows_both_values() -> None:
+    one = explained("COLLAPSE", changed_limits({"COLLAPSE": {"warn": 0.3}}))
+    assert "warn = 0.3 (by default 0.35)" in as_text(one)
+    (rule,) = as_json([one])["rules"]
+    assert (rule["limits"]["warn"], rule["defaults"]["warn"]) == (0.3, 0.35)

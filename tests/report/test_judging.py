@@ -1,0 +1,139 @@
+"""What counts in a judgement, and what is said beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.report.check import Demand, Judgement, judge
+from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_text import as_text
+from microscope_tui.runlog.discover import RunFile
+
+COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
+FORBIDDEN = {"ERODING", "OVERLOAD", "STARVED", "DEAD", "SHOCK", "HOT_EXPERT"}
+
+
+def judged(path: Path, **demand: Any) -> Judgement:
+    return judge(RunFile(path.parent.name, path, 0.0), Demand(**demand))
+
+
+@pytest.fixture
+def one_collapse(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Any:
+    """A log whose second router is collapsed in the steps asked for."""
+
+    def write(sick: range, steps: int = 400, end: bool = True) -> Path:
+        records = [
+            make_step(n, [balanced(), COLLAPSED if n in sick else balanced(), balanced()], 2048)
+            for n in range(1, steps + 1)
+        ]
+        over = [{"kind": "event", "event": "end", "reason": "finished", "step": steps}]
+        return write_log([make_header(), *records, *(over if end else [])])  # type: ignore[no-any-return]
+
+    return write
+
+
+def collapses(judgement: Judgement) -> Sequence[int]:
+    return [finding.onset for finding, _ in judgement.findings if finding.rule == "COLLAPSE"]
+
+
+def test_since_step_asks_when_a_finding_began_and_names_what_is_older_and_goes_on(
+    one_collapse: Any,
+) -> None:
+    path = one_collapse(range(150, 401))
+    (onset,) = collapses(judged(path))
+    assert judged(path, since_step=onset).exit_code == 2
+    later = judged(path, since_step=onset + 1, criteria=Criteria(frozenset(FORBIDDEN)))
+    assert (later.exit_code, later.findings) == (0, [])
+    assert f"only findings that began at step {onset + 1:,} or later" in later.notes
+    assert f"an older finding is still active: COLLAPSE in L2 since step {onset:,}" in later.notes
+
+
+def test_an_older_finding_that_is_over_is_not_named(one_collapse: Any) -> None:
+    later = judged(one_collapse(range(110, 200), steps=500), since_step=400)
+    assert later.exit_code == 0
+    assert not [note for note in later.notes if "still active" in note]
+
+
+def test_a_range_behind_the_newest_step_is_said(one_collapse: Any) -> None:
+    (note,) = judged(one_collapse(range(0), steps=50), since_step=999).notes
+    assert note == "only findings that began at step 999 or later; the newest step is 50"
+
+
+def test_a_healthy_run_is_one_line(one_collapse: Any) -> None:
+    text = as_text(judged(one_collapse(range(0), steps=200)))
+    assert text == "run: healthy at step 200 (finished)"
+
+
+def test_information_stands_last_in_one_line_and_fails_nothing(scenario: Any) -> None:
+    path = scenario("shock", routers=3, steps=1500) / "metrics.jsonl"
+    judgement = judged(path)
+    assert judgement.exit_code == 0
+    head, *rest = as_text(judgement).splitlines()
+    assert "healthy" in head
+    assert [line.split(":")[0] for line in rest] == ["  INFO SHOCK"] * len(rest)
+    assert rest
+    severities = [finding["severity"] for finding in as_json([judgement])["runs"][0]["findings"]]
+    assert set(severities) == {"info"}
+
+
+def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
+    path = scenario("lint-no-balance", routers=3, steps=150) / "metrics.jsonl"
+    judgement = judged(path)
+    assert judgement.exit_code == 1
+    assert "WARN LINT: A setting to check" in as_text(judgement)
+    (run,) = as_json([judgement])["runs"]
+    assert [finding["layers"] for finding in run["findings"]] == [[]]
+
+
+def test_a_header_to_complain_of_is_no_measurement(write_log: Any, make_header: Any) -> None:
+    steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 50)]
+    judgement = judged(write_log([make_header(balance={"method": "none"}), *steps]))
+    assert judgement.exit_code == 3
+    assert "no load of any router was measured" in str(judgement.problem)
+
+
+def test_counts_that_were_doubled_for_a_while_leave_a_warning(
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> None:
+    def rows(step: int) -> list[list[int]]:
+        factor = 2 if step <= 20 else 1
+        return [[factor * count for count in balanced()] for _ in range(3)]
+
+    steps = [make_step(n, rows(n), 2048) for n in range(1, 301)]
+    assert judged(write_log([make_header(), *steps[:15]], name="early")).exit_code == 3
+    judgement = judged(write_log([make_header(), *steps]))
+    assert [f.rule for f, _ in judgement.findings] == ["METER"]
+    assert judgement.exit_code == 1
+
+
+def test_another_profile_than_the_headers_is_said(scenario: Any) -> None:
+    path = scenario("healthy", routers=3, steps=150) / "metrics.jsonl"
+    judgement = judged(path, criteria=Criteria(profile="eval"))
+    assert judgement.profile == "eval"
+    assert "judged as eval (--profile, the header says pretrain)" in judgement.notes
+    assert judged(path).notes == []
+
+
+def test_the_advice_is_for_the_profile_that_was_judged_by(
+    write_log: Any, make_header: Any, make_step: Any
+) -> None:
+    def row(step: int) -> list[int]:
+        return [512] * 8 if step < 60 else [585, 585, 585, 585, 585, 585, 586, 0]
+
+    def jitter(step: int) -> list[int]:
+        counts = row(step)
+        counts[step % 4] += 20
+        counts[(step + 1) % 4] -= 20
+        return counts
+
+    path = write_log([make_header(), *(make_step(n, [jitter(n)] * 3, 2048) for n in range(1, 400))])
+
+    def next_of(profile: str) -> str:
+        found = judged(path, criteria=Criteria(profile=profile)).findings
+        return next(advice.next for finding, advice in found if finding.rule == "DEAD")
+
+    assert "bias_update_rate" in next_of("pretrain")
+    assert "keep the experts" in next_of("finetune")
