@@ -62,7 +62,7 @@ class ErodingLimits:
     """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
     ``noise`` times its own scatter."""
     noise: float = 4.0
-    steady: float = 0.6
+    steady: float = 0.5
     """No sixth of the window holds more of the fall than this: a step is no slide."""
     persistence: int = 3
 
