@@ -10,6 +10,7 @@ from microscope_tui.diagnosis.windows import Trail, median
 from microscope_tui.runlog.records import RunRecord
 
 _REFRESH = 5  # kept values between two medians: 20 steps
+_LEAST = 25  # kept values that make a reference: 100 steps
 _RECENT = 5  # kept values that are too young to be a reference: 20 steps
 
 
@@ -94,7 +95,7 @@ class Logits(Rule):
     def _refresh(self, z_loss: Signal) -> None:
         memory = self.memory
         memory.fresh += 1
-        if memory.fresh < _REFRESH or len(memory.past.rows) < 3 * _RECENT:
+        if memory.fresh < _REFRESH or len(memory.past.rows) < _RECENT + _LEAST:
             return
         memory.fresh = 0
         before = memory.reference

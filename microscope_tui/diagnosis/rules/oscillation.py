@@ -13,6 +13,8 @@ from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RunRecord
 
+_NOTICE = 8  # steps before a look in which an uneven router is noticed
+
 
 class Memory(msgspec.Struct):
     """Counts of consecutive steps of the routers that are being looked at."""
@@ -21,6 +23,8 @@ class Memory(msgspec.Struct):
     first: int = 0
     last: int = 0
     wait: int = 0
+    uneven: set[int] = set()
+    """Routers that were uneven in one of the last steps: at its turn a swing looks even."""
     pause: int = 0
     """How long the next wait will be."""
     swinging: dict[int, int] = {}
@@ -54,11 +58,13 @@ class Oscillation(Rule):
         memory, limits = self.memory, self.limits
         if (effective := view.signal("effective_experts")) is not None:
             memory.past.add(view.step, effective.values)
+        if memory.wait <= _NOTICE:
+            memory.uneven |= self._suspects(view)
         if memory.wait > 0:
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects = set(memory.swinging) | self._suspects(view)
+            suspects, memory.uneven = set(memory.swinging) | memory.uneven, set()
             if not suspects:
                 return {} if memory.swinging else None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step

@@ -12,10 +12,18 @@ from microscope_tui.diagnosis.windows import SummedCounts, median, window_steps
 from microscope_tui.runlog.records import RunRecord
 
 
-class Memory(msgspec.Struct):
-    """Summed counts of the suspects, and what was usual at the start."""
+class Suspect(msgspec.Struct):
+    """A router in which experts seem to starve: its counts are summed."""
 
-    windows: dict[int, SummedCounts] = {}
+    summed: SummedCounts | None = None
+    calm: int = 0
+    """Steps since the last one that alone would have looked bad."""
+
+
+class Memory(msgspec.Struct):
+    """The suspects, and what was usual at the start."""
+
+    suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
 
 
@@ -46,28 +54,34 @@ class Starved(Rule):
         ]
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
-        if starved.known and starved.high <= 1 and max(shares) <= limits.share / 2:
-            memory.windows.clear()
+        if starved.known and not memory.suspects and max(shares) <= limits.share / 2:
             return {}
         found: dict[int, Reading | None] = {}
         for index, share in enumerate(shares):
+            suspect = memory.suspects.get(index)
             if share != share:
                 found[index] = None
-            elif share > limits.share / 2:
-                found[index] = self._look_closer(view, index, share)
-            else:
-                memory.windows.pop(index, None)
+            elif share > limits.share / 2 or suspect is not None:
+                suspect = memory.suspects.setdefault(index, Suspect())
+                # An expert about a tenth of its share starves in every other step.
+                suspect.calm = 0 if share > limits.share / 2 else suspect.calm + 1
+                if suspect.calm > limits.window:
+                    del memory.suspects[index]
+                else:
+                    found[index] = self._look_closer(view, index, share, suspect)
         return found
 
-    def _look_closer(self, view: StepView, index: int, share: float) -> Reading | None:
-        limits, memory, confidence = self.limits, self.memory, PER_STEP
+    def _look_closer(
+        self, view: StepView, index: int, share: float, suspect: Suspect
+    ) -> Reading | None:
+        limits, confidence = self.limits, PER_STEP
         counts = view.full_counts(index)
         if counts is not None:
-            summed = memory.windows.get(index)
+            summed = suspect.summed
             if summed is None:
                 expected = sum(counts) / len(counts)
                 steps = window_steps(expected, limits.evidence, limits.window, 200)
-                summed = memory.windows[index] = SummedCounts(steps, [], [])
+                summed = suspect.summed = SummedCounts(steps, [], [])
             summed.add(counts)
             if len(summed) < min(summed.window, limits.window):
                 return None
