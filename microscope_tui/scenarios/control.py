@@ -74,7 +74,7 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
         unheeded=lambda router, step: step >= onset and router in sick,
     )
     found = Expected(rule="BIAS_RUNAWAY", routers=sick, onset=onset, tolerance=200)
-    beside = {"COLLAPSE": "warn", "ERODING": "warn", "STARVED": "warn", "OVERLOAD": "warn"}
+    beside = dict.fromkeys(("COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD"), "warn")
     truth = Truth(expected=(found,), allowed=beside)
     return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
 

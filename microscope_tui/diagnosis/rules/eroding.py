@@ -42,6 +42,7 @@ class Eroding(Rule):
         self.limits = self.context.limits.ERODING
         self.persist(self.limits.persistence)
         self.leave = 4 * self.limits.persistence
+        self.leave_at = self.context.limits.COLLAPSE.leave
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
@@ -77,12 +78,12 @@ class Eroding(Rule):
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
-                reading = self._judge([row[index] for row in blocks])
-                if reading is not None:
-                    found[index] = reading
+                found[index] = self._judge([row[index] for row in blocks])
+            elif value < self.leave_at:
+                found[index] = Reading(severity=None)  # it fell as far as it could: no recovery
         return found
 
-    def _judge(self, series: list[float]) -> Reading | None:
+    def _judge(self, series: list[float]) -> Reading:
         limits = self.limits
         floor = self.context.limits.COLLAPSE.warn
         for length in (limits.short, limits.long):
@@ -113,7 +114,8 @@ class Eroding(Rule):
                 )
         slope, _ = _trend([v for v in series[-limits.short :] if v == v])
         # Still falling, though not fast enough for an alarm: no recovery either.
-        return Reading(severity=None, clear=slope > -limits.fall / limits.long)
+        still = slope <= -limits.fall / limits.long
+        return Reading(severity=None, clear=not still and series[-1] >= self.leave_at)
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:

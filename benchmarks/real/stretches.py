@@ -1,0 +1,103 @@
+"""Flags over steps become stretches of trouble; every limit has a grey zone around it."""
+
+# ruff: noqa: N803, N806  # letters after the underscore are shapes
+
+import math
+import warnings
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+WHOLE_RUN = "run"
+"""Stands for a layer where the trouble is the run's."""
+
+
+class Zone(IntEnum):
+    """How strictly a limit is read."""
+
+    CERTAIN = -1
+    """Clearly beyond the limit, and for longer than asked: it must be found."""
+    NOMINAL = 0
+    POSSIBLE = 1
+    """Hardly at the limit: it may be found."""
+
+    def below(self, limit: float) -> float:
+        """An upper limit of what is bad when it is low."""
+        return limit * (1 + 0.06 * self)
+
+    def above(self, limit: float) -> float:
+        """A lower limit of what is bad when it is high."""
+        return limit * (1 - 0.06 * self)
+
+    def steps(self, needed: int) -> int:
+        """How long it must last."""
+        return math.ceil(needed * (1 - 0.2 * self))
+
+    @property
+    def share(self) -> float:
+        """How many of those steps must be over."""
+        return 0.9 if self is Zone.POSSIBLE else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Trouble that lasted long enough to speak of it."""
+
+    onset: int
+    known: int
+    """The step at which it had lasted long enough."""
+    last: int
+
+
+Stretches = dict[str, list[Stretch]]
+"""By layer."""
+
+
+def lasting(
+    steps_S: np.ndarray,
+    over_S: np.ndarray,
+    needed: int,
+    share: float = 1.0,
+    judged_S: np.ndarray | None = None,
+) -> list[Stretch]:
+    """Where at least ``share`` of the last ``needed`` steps are over, at steps that are judged."""
+    if len(over_S) < needed:
+        return []
+    sums = np.cumsum(np.concatenate([[0], over_S.astype(int)]))
+    enough_S = np.zeros(len(over_S), bool)
+    enough_S[needed - 1 :] = sums[needed:] - sums[:-needed] >= math.ceil(share * needed)
+    if judged_S is not None:
+        enough_S &= judged_S
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], enough_S.astype(int), [0]])))
+    found = []
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        onset = max(0, start - needed + 1)
+        while onset > 0 and over_S[onset - 1]:
+            onset -= 1
+        found.append(Stretch(*(int(steps_S[i]) for i in (onset, start, end - 1))))
+    return found
+
+
+def trailing_median(values_SL: np.ndarray) -> np.ndarray:
+    """Median of the values 220 to 20 steps before, once there are forty; NaN before that."""
+    found = np.full(values_SL.shape, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN: no median either
+        for at in range(60, len(values_SL)):
+            found[at] = np.nanmedian(values_SL[max(0, at - 220) : at - 20], axis=0)
+    return found
+
+
+def summed(counts_SLE: np.ndarray, window: int) -> np.ndarray:
+    """Counts of the last ``window`` steps, fewer at the start."""
+    sums = np.cumsum(counts_SLE, axis=0)
+    sums[window:] -= sums[:-window].copy()
+    return sums
+
+
+def collapse_index(counts: np.ndarray, top_k: int) -> np.ndarray:
+    """``(exp(H) − k) / (E − k)`` over the last axis."""
+    share = counts / counts.sum(-1, keepdims=True)
+    logs = np.log(np.where(share > 0, share, 1.0))
+    return (np.exp(-(share * logs).sum(-1)) - top_k) / (counts.shape[-1] - top_k)

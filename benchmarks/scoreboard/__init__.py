@@ -1,0 +1,1 @@
+"""How well the diagnosis does on synthetic runs with known truth; see ``benchmarks.diagnosis``."""

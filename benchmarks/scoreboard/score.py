@@ -1,0 +1,155 @@
+"""The scorer: what was said against what is true.
+
+A trouble is a *hit* when its rule spoke, at least as severely as it is, in every router that has
+it, naming the right experts, and saying that it is over where it is. An episode that comes before
+its trouble does, in another router, or of a rule that nobody expects is a false alarm, unless the
+truth allows it in the routers that are sick.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.scenarios.truth import Expected, Truth
+
+SEVERITIES = {severity.label: severity for severity in Severity}
+LOAD_RULES = ("COLLAPSE", "ERODING", "STARVED", "DEAD", "OVERLOAD")
+"""What a limit on one number can be asked to see."""
+_OVER = 100
+"""So many steps before the end a trouble must be over to be told as over."""
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What became of one expected trouble."""
+
+    rule: str
+    severity: str
+    named: bool
+    """The rule spoke severely enough, wherever."""
+    placed: bool
+    """It spoke in every router that has the trouble."""
+    missing: str = ""
+    """What it lacks to be a hit: silent, severity, layers, experts or recovery; else empty."""
+    delay: int | None = None
+    critical_delay: int | None = None
+    dated: bool | None = None
+    ended_early: bool = False
+    """In some router it was said to be over, and never is."""
+
+    @property
+    def hit(self) -> bool:
+        """All is right."""
+        return not self.missing
+
+
+class FalseAlarm(msgspec.Struct, kw_only=True):
+    """An episode that nothing true explains."""
+
+    rule: str
+    severity: str
+    router: int
+    onset: int
+    alarm: int
+
+
+class Plain(msgspec.Struct, kw_only=True):
+    """How a baseline did."""
+
+    hits: int
+    expected: int
+    false_alarms: int
+
+
+def outcomes(truth: Truth, episodes: Sequence[Episode], steps: int, routers: int) -> list[Outcome]:
+    """One outcome for every expected trouble, in the order of the truth."""
+    return [_outcome(e, _answers(e, truth, episodes), steps, routers) for e in truth.expected]
+
+
+def false_alarms(truth: Truth, episodes: Iterable[Episode]) -> list[FalseAlarm]:
+    """Warnings and worse that are wrong."""
+    return [
+        FalseAlarm(
+            rule=e.rule,
+            severity=e.severity.label,
+            router=e.router_index,
+            onset=e.onset,
+            alarm=e.alarm,
+        )
+        for e in episodes
+        if e.severity >= Severity.WARN
+        and not any(e.rule == x.rule and _explains(x, e) for x in truth.expected)
+        and not _is_allowed(truth, e)
+    ]
+
+
+def plain(truth: Truth, episodes: Sequence[Episode]) -> Plain:
+    """The score of a baseline: the layer alone counts, whatever it says of it."""
+    asked = [e for e in truth.expected if e.rule in LOAD_RULES and e.routers]
+    hits = 0
+    for wanted in asked:
+        named = {e.router_index for e in episodes if _explains(wanted, e)}
+        hits += named.issuperset(wanted.routers)
+    sick = [e for e in truth.expected if e.routers]
+    wrong = [e for e in episodes if not any(_explains(x, e) for x in sick)]
+    return Plain(hits=hits, expected=len(asked), false_alarms=len(wrong))
+
+
+def _answers(wanted: Expected, truth: Truth, episodes: Iterable[Episode]) -> list[Episode]:
+    """Episodes of the rule, without those that answer another trouble of the same rule."""
+    same = [e for e in truth.expected if e.rule == wanted.rule]
+    return [
+        episode
+        for episode in episodes
+        if episode.rule == wanted.rule
+        and min(same, key=lambda e: abs(e.onset - episode.onset)) is wanted
+        and not _is_over_before(episode, wanted)
+    ]
+
+
+def _outcome(wanted: Expected, said: Sequence[Episode], steps: int, routers: int) -> Outcome:
+    severe = [e for e in said if e.severity >= SEVERITIES[wanted.severity]]
+    right = [e for e in severe if not wanted.routers or e.router_index in wanted.routers]
+    found = {e.router_index for e in right}
+    everyone = set(wanted.routers or range(routers))
+    placed = found >= everyone or (not wanted.routers and WHOLE_RUN in found)
+    outcome = Outcome(rule=wanted.rule, severity=wanted.severity, named=bool(severe), placed=placed)
+    if not right:
+        outcome.missing = "layers" if severe else "severity" if said else "silent"
+        return outcome
+    if not placed:
+        outcome.missing = "layers"
+    elif any(e.facts.get("experts", wanted.experts) != wanted.experts for e in right):
+        outcome.missing = "experts" if wanted.experts else ""
+    is_over = wanted.until is not None and wanted.until <= steps - _OVER
+    if is_over and not outcome.missing and any(e.active for e in right):
+        outcome.missing = "recovery"
+    first = min(right, key=lambda e: (e.alarm, e.onset))
+    outcome.delay = first.alarm - wanted.onset
+    outcome.dated = abs(first.onset - wanted.onset) <= wanted.tolerance
+    if wanted.rule == "COLLAPSE" and wanted.severity == "crit":
+        critical = [g.step for e in right for g in e.grades if g.severity >= Severity.CRITICAL]
+        outcome.critical_delay = min(critical, default=steps) - wanted.onset
+    lasting = {e.router_index for e in right if e.active}
+    outcome.ended_early = wanted.until is None and not lasting.issuperset(found)
+    return outcome
+
+
+def _explains(wanted: Expected, episode: Episode) -> bool:
+    """The trouble is there, in this router, when the alarm comes."""
+    here = not wanted.routers or episode.router_index in wanted.routers
+    return here and episode.alarm >= wanted.onset - wanted.tolerance
+
+
+def _is_over_before(episode: Episode, wanted: Expected) -> bool:
+    ended = episode.recovered_at
+    return ended is not None and max(ended, episode.alarm) < wanted.onset - wanted.tolerance
+
+
+def _is_allowed(truth: Truth, episode: Episode) -> bool:
+    permitted = truth.allowed.get(episode.rule)
+    if permitted is None or episode.severity > SEVERITIES[permitted]:
+        return False
+    sick = {router for e in truth.expected for router in e.routers}
+    return not sick or episode.router_index in sick or episode.router_index == WHOLE_RUN
