@@ -18,7 +18,8 @@ from platformdirs import user_config_path
 
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.thresholds import DEFAULTS, BadLimit, Limits, changed_limits
+from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
+from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 from microscope_tui.runlog.safe_text import safe_text
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.commands.config import changes_in, default_config, limits_of
-from microscope_tui.diagnosis.thresholds import DEFAULTS, changed_limits
+from microscope_tui.diagnosis.own_limits import changed_limits
+from microscope_tui.diagnosis.thresholds import DEFAULTS
 
 Run = Callable[..., Any]
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 
 from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.thresholds import DEFAULTS, changed_limits
+from microscope_tui.diagnosis.own_limits import changed_limits
+from microscope_tui.diagnosis.thresholds import DEFAULTS
 from microscope_tui.report.explain import as_json, as_list, as_text, explained
 
 
