@@ -8,7 +8,6 @@ about a minute on two cores, and draws that run.
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,11 @@ os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
 from microscope_tui.app.microscope import Microscope
+from microscope_tui.report.svg import stand_alone
 from microscope_tui.watch.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"
-FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
 PICTURES = {
     "main": ((112, 34), ["a"]),
     "layer": ((112, 34), ["a", "enter"]),
@@ -48,7 +47,7 @@ async def draw_all(run: Path) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, (size, keys) in PICTURES.items():
         path = FOLDER / f"{name}.svg"
-        path.write_text(without_web_fonts(await drawn(run, size, keys)), encoding="utf-8")
+        path.write_text(stand_alone(await drawn(run, size, keys)), encoding="utf-8")
         print(path.relative_to(ROOT))
 
 
@@ -63,13 +62,6 @@ async def drawn(run: Path, size: tuple[int, int], keys: list[str]) -> str:
             await pilot.press(key)
             await pilot.pause(0.4)
         return app.export_screenshot(title="moe-microscope logs/", simplify=True)
-
-
-def without_web_fonts(svg: str) -> str:
-    """No download from a font server when somebody looks at the picture, and blanks kept."""
-    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.S)
-    svg = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", svg)
-    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
 if __name__ == "__main__":

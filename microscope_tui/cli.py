@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.check import check
 from microscope_tui.commands.config import user_criteria
+from microscope_tui.commands.doctor import doctor
 from microscope_tui.commands.explain import explain
 from microscope_tui.commands.snapshot import print_snapshot, snapshot
 from microscope_tui.console import (
@@ -53,6 +54,7 @@ app = App(
 app.command(check)
 app.command(snapshot)
 app.command(explain)
+app.command(doctor)
 
 
 @app.default

@@ -107,13 +107,18 @@ def memory_bytes(text: str) -> int:
     """``128MB``, ``2G`` or a number of bytes; a usage error for anything else."""
     if not text:
         return DEFAULT_MEMORY
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if size < _LEAST_MEMORY:
+    size = size_of(text)
+    if size is None or size < _LEAST_MEMORY:
         fail(
             f"--memory {safe_text(text, 20)!r}: write a size from 1MB up, for example 128MB", USAGE
         )
     return size
+
+
+def size_of(text: str) -> int | None:
+    """``128MB``, ``2G`` or a number of bytes, in powers of 1,024; ``None`` for anything else."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
+    return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
 def print_data(text: str) -> None:

@@ -1,79 +1,221 @@
-"""The keys, once: bindings, the line of keys and the help screen are all made from these lists."""
+"""The keys, once: bindings, the line of keys and the help screen are all made from these lists.
 
-from collections.abc import Iterable
+Every binding has an id, by which the config file may give it other keys (see ``keymap.py``).
+"""
+
+from collections.abc import Mapping, Sequence
 
 from textual.binding import Binding
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, line_width, pad
+
+def _key(
+    keys: str, action: str, does: str, id: str, shown: str = "", *, first_of: str = ""
+) -> Binding:
+    """A binding; ``shown``: its keys in the last line, where it has a place there.
+
+    ``first_of``: what the line says of the whole pair or group that the binding begins.
+    """
+    return Binding(
+        keys,
+        action,
+        first_of or does,
+        id=id,
+        show=bool(shown),
+        key_display=shown or None,
+        tooltip=does,
+    )
+
 
 LAYERS = [
-    Binding(
-        "up,k", "move(-1)", "layer", id="layer.previous", key_display="↑↓", tooltip="previous layer"
-    ),
-    Binding("down,j", "move(1)", "next layer", id="layer.next", show=False),
-    Binding("home,g", "move(-9999)", "first layer", id="layer.first", show=False),
-    Binding("end,G", "move(9999)", "last layer", id="layer.last", show=False),
-    Binding("pageup", "page(-1)", "one page up", id="layer.page_up", show=False),
-    Binding("pagedown", "page(1)", "one page down", id="layer.page_down", show=False),
+    _key("up,k", "move(-1)", "previous layer", "layer.previous", "↑↓", first_of="layer"),
+    _key("down,j", "move(1)", "next layer", "layer.next"),
+    _key("home,g", "move(-9999)", "first layer", "layer.first"),
+    _key("end,G", "move(9999)", "last layer", "layer.last"),
+    _key("pageup", "page(-1)", "one page up", "layer.page_up"),
+    _key("pagedown", "page(1)", "one page down", "layer.page_down"),
+]
+EXPERTS = [
+    _key("left,h", "expert(-1)", "previous expert", "expert.previous"),
+    _key("right,l", "expert(1)", "next expert", "expert.next"),
 ]
 TIME = [
-    Binding(
-        "f,space",
-        "toggle_follow",
-        "pause",
-        id="time.follow",
-        key_display="f",
-        tooltip="pause, or go live again",
-    ),
-    Binding(
+    _key(
         "left_square_bracket",
         "step(-1)",
-        "step",
-        id="time.back",
-        key_display="[ ]",
-        tooltip="one logged step back",
+        "one logged step back",
+        "time.back",
+        "[ ]",
+        first_of="step",
     ),
-    Binding("right_square_bracket", "step(1)", "one step on", id="time.on", show=False),
-    Binding("left_curly_bracket", "step(-10)", "ten steps back", id="time.back_ten", show=False),
-    Binding("right_curly_bracket", "step(10)", "ten steps on", id="time.on_ten", show=False),
-    Binding(
-        "colon",
-        "go_to",
-        "go to",
-        id="time.go_to",
-        key_display=":",
-        tooltip="go to a step of the past",
+    _key("right_square_bracket", "step(1)", "one step on", "time.on"),
+    _key("left_curly_bracket", "step(-10)", "ten steps back", "time.back_ten"),
+    _key("right_curly_bracket", "step(10)", "ten steps on", "time.on_ten"),
+    _key(
+        "colon,comma",
+        "ask('place')",
+        "go to a step, a share, a time",
+        "time.go_to",
+        ":",
+        first_of="go to",
+    ),
+    _key("f,space", "toggle_follow", "pause, or live again", "time.follow", "f", first_of="pause"),
+    _key("P", "play", "play: 1, 4, 16 columns a second", "time.play"),
+    _key("plus,equals_sign", "zoom(0.5)", "see half as much time", "time.zoom_in"),
+    _key("minus", "zoom(2)", "see twice as much time", "time.zoom_out"),
+    _key("0", "show_all", "see the whole run", "time.show_all"),
+    _key("x", "next_axis", "time axis: step, run time, clock", "time.axis"),
+]
+ALERTS = [
+    _key("a", "next_alert", "next alert, unseen ones first", "alert.next", "a", first_of="alert"),
+    _key("A", "acknowledge", "this alert was seen", "alert.acknowledge"),
+    _key("o", "onset", "go to where the alert began", "alert.onset", "o", first_of="onset"),
+]
+LOOK = [
+    _key(
+        "v",
+        "look('overlay')",
+        "load, bias, over capacity, ranks",
+        "look.overlay",
+        "v",
+        first_of="view",
+    ),
+    _key("y", "look('scale')", "scale: load, share, log share", "look.scale"),
+    _key("s", "look('order')", "experts by number, by load, in groups", "look.order"),
+    _key("c", "look('palette')", "palette", "look.palette"),
+    _key(
+        "b",
+        "compare",
+        "compare with this step; again: no more",
+        "look.compare",
+        "b",
+        first_of="compare",
     ),
 ]
-OPEN_RUNS = Binding(
-    "4,r", "open_runs", "runs", id="runs.open", key_display="r", tooltip="list of all runs"
-)
+FILTER = [
+    _key(
+        "slash",
+        "ask('filter')",
+        "filter: text, !text, /regex/",
+        "filter.ask",
+        "/",
+        first_of="filter",
+    ),
+    _key("n", "match(1)", "next match", "filter.next"),
+    _key("N", "match(-1)", "previous match", "filter.previous"),
+]
+OUT = [
+    _key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
+    _key("w", "write('csv')", "write this view as CSV", "out.csv"),
+    _key("W", "write('json')", "write this view as JSON", "out.json"),
+    _key("S", "write('svg')", "write a picture of the screen", "out.svg"),
+]
+EVERYWHERE = [
+    _key("1", "app.go('main')", "all layers", "screen.main"),
+    _key("2", "app.go('layer')", "one layer", "screen.layer"),
+    _key("3", "app.go('alerts')", "alerts", "screen.alerts"),
+    _key("4,r", "app.go('runs')", "runs", "screen.runs", "r", first_of="runs"),
+    _key("5", "app.go('compare')", "compare", "screen.compare"),
+    _key("6", "app.go('course')", "loss and learning rate", "screen.course"),
+    _key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
+    _key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
+    _key("question_mark", "app.help", "help", "app.help", "?"),
+    _key("q", "app.quit", "quit", "app.quit", "q"),
+]
+BACK = _key("escape", "back", "back", "screen.back", "esc")
+OPEN_LAYER = _key("enter", "open_layer", "open the layer", "layer.open", "⏎", first_of="open")
+OPEN_EXPERT = _key("enter", "open_expert", "open the expert", "expert.open", "⏎", first_of="expert")
+
 MAIN = [
-    *LAYERS,
-    Binding(
-        "enter",
-        "open_layer",
-        "open",
-        id="layer.open",
-        key_display="⏎",
-        tooltip="open the layer",
-    ),
-    Binding("a", "next_alert", "alert", id="alert.next", tooltip="next layer with an alert"),
-    OPEN_RUNS,
+    LAYERS[0],
+    OPEN_LAYER,
+    *LAYERS[1:],
+    *EXPERTS,
+    *ALERTS,
     *TIME,
+    *LOOK,
+    *FILTER,
+    *OUT,
+    _key("escape", "clear", "no filter, no cursor", "main.clear"),
+    *EVERYWHERE,
 ]
-LAYER = [*LAYERS, Binding("escape", "back", "back", id="screen.back", key_display="esc"), *TIME]
+LAYER = [
+    BACK,
+    LAYERS[0],
+    OPEN_EXPERT,
+    *LAYERS[1:],
+    *EXPERTS,
+    _key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
+    _key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
+    _key("z", "enlarge", "enlarge the chart", "chart.enlarge"),
+    _key("e", "smooth", "smooth the curves", "chart.smooth"),
+    *ALERTS,
+    *TIME,
+    *OUT,
+    *EVERYWHERE,
+]
+EXPERT = [
+    BACK,
+    _key(
+        "left,h,up,k", "expert(-1)", "previous expert", "expert.previous", "←→", first_of="expert"
+    ),
+    _key("right,l,down,j", "expert(1)", "next expert", "expert.next"),
+    *TIME,
+    *OUT,
+    *EVERYWHERE,
+]
+ALERT_LIST = [
+    BACK,
+    _key("up,k", "move(-1)", "previous alert", "alert.up", "↑↓", first_of="alert"),
+    _key("down,j", "move(1)", "next alert", "alert.down"),
+    _key("home,g", "move(-9999)", "first alert", "alert.first"),
+    _key("end,G", "move(9999)", "last alert", "alert.last"),
+    _key(
+        "enter", "open_onset", "show the layer where it began", "alert.open", "⏎", first_of="onset"
+    ),
+    _key("A", "acknowledge", "this alert was seen", "alert.acknowledge", "A", first_of="seen"),
+    *FILTER,
+    *OUT,
+    *EVERYWHERE,
+]
+COMPARE = [
+    BACK,
+    LAYERS[0],
+    OPEN_LAYER,
+    *LAYERS[1:],
+    _key("b", "compare", "compare with this step", "look.compare", "b", first_of="from here"),
+    _key("c", "look('palette')", "palette", "look.palette"),
+    *TIME,
+    *FILTER,
+    *OUT,
+    *EVERYWHERE,
+]
+COURSE = [
+    BACK,
+    _key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
+    _key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
+    _key("z", "enlarge", "enlarge the chart", "chart.enlarge", "z", first_of="enlarge"),
+    _key("e", "smooth", "smooth the curves", "chart.smooth", "e", first_of="smooth"),
+    *ALERTS,
+    *TIME,
+    *OUT,
+    *EVERYWHERE,
+]
 RUNS = [
-    Binding("up,k", "move(-1)", "run", id="run.previous", key_display="↑↓", tooltip="previous run"),
-    Binding("down,j", "move(1)", "next run", id="run.next", show=False),
-    Binding("home,g", "move(-99999)", "first run", id="run.first", show=False),
-    Binding("end,G", "move(99999)", "last run", id="run.last", show=False),
-    Binding("pageup", "page(-1)", "one page up", id="run.page_up", show=False),
-    Binding("pagedown", "page(1)", "one page down", id="run.page_down", show=False),
-    Binding("enter", "open_run", "open", id="run.open", key_display="⏎", tooltip="open this run"),
-    Binding("escape,r,4", "back", "back", id="screen.back", key_display="esc"),
+    _key("escape", "back", "back", "screen.back", "esc"),
+    _key("up,k", "move(-1)", "previous run", "run.previous", "↑↓", first_of="run"),
+    _key("enter", "open_run", "open this run", "run.open", "⏎", first_of="open"),
+    _key("down,j", "move(1)", "next run", "run.next"),
+    _key("home,g", "move(-99999)", "first run", "run.first"),
+    _key("end,G", "move(99999)", "last run", "run.last"),
+    _key("pageup", "page(-1)", "one page up", "run.page_up"),
+    _key("pagedown", "page(1)", "one page down", "run.page_down"),
+    _key("space", "select", "select this run", "run.select", "space", first_of="select"),
+    _key("s", "solo", "only the selected runs; again: all", "run.solo", "s", first_of="solo"),
+    _key("p", "pin", "compare the open run with this one", "run.pin", "p", first_of="pin"),
+    *FILTER,
+    *EVERYWHERE,
 ]
+WAITING = [*EVERYWHERE]
 HELP = [
     Binding("escape,question_mark,q,enter", "dismiss_help", "close", id="help.close"),
     Binding("up,k", "scroll(-1)", "up", id="help.up"),
@@ -81,64 +223,18 @@ HELP = [
     Binding("pageup", "scroll(-10)", "ten lines up", id="help.page_up"),
     Binding("pagedown,space", "scroll(10)", "ten lines down", id="help.page_down"),
 ]
-EVERYWHERE = [
-    Binding("question_mark", "app.help", "help", id="app.help", key_display="?"),
-    Binding("ctrl+l", "app.repaint", "repaint the screen", id="app.repaint", show=False),
-    Binding("q", "app.quit", "quit", id="app.quit"),
-]
-
-_NAMES = {
-    "up": "↑",
-    "down": "↓",
-    "escape": "esc",
-    "enter": "⏎",
-    "question_mark": "?",
-    "left_square_bracket": "[",
-    "right_square_bracket": "]",
-    "left_curly_bracket": "{",
-    "right_curly_bracket": "}",
-    "colon": ":",
-    "pageup": "page up",
-    "pagedown": "page down",
-    "space": "space",
-}
-_ASCII_NAMES = {"↑↓": "up/down", "↑": "up", "↓": "down", "⏎": "enter"}
 
 
-def key_line(
-    bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
-) -> Line:
-    """The line of keys at the bottom: the shown bindings, in their order.
-
-    Where there is no room for all, those in the middle give way: help, which lists all, and
-    quit stay.
-    """
-    shown = []
-    for binding in bindings:
-        if binding.show:
-            does = "live" if paused and binding.action == "toggle_follow" else binding.description
-            key = Span(_plain(binding.key_display or binding.key, glyphs), "accent")
-            shown.append([Span("  "), key, Span(f" {does}", "dim")])
-    while len(shown) > 3 and sum(map(line_width, shown)) - 1 > width:
-        del shown[-3]
-    first, *rest = [span for part in shown for span in part] or [Span("")]
-    return pad([Span(first.text[1:]), *rest], width)
-
-
-def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
-    """Every binding with all its keys, in two columns where there is room."""
-    cells: list[Line] = []
-    for binding in bindings:
-        names = [_plain(_NAMES.get(key, key), glyphs) for key in binding.key.split(",")]
-        text = binding.tooltip or binding.description
-        cells.append([Span(f"  {'  '.join(names):<11}", "accent"), Span(text, "value")])
-    half = -(-len(cells) // 2)
-    left, right = cells[:half], [*cells[half:], []]
-    column = max(map(line_width, left), default=0) + 1
-    if column + max(map(line_width, right)) > width:
-        return cells
-    return [[*pad(one, column), *other] for one, other in zip(left, right, strict=False)]
-
-
-def _plain(key: str, glyphs: Glyphs) -> str:
-    return _ASCII_NAMES.get(key, key) if glyphs is Glyphs.ASCII else key
+def screens() -> Mapping[str, Sequence[Binding]]:
+    """All bindings, by the name of the screen that has them."""
+    return {
+        "main": MAIN,
+        "layer": LAYER,
+        "expert": EXPERT,
+        "alerts": ALERT_LIST,
+        "runs": RUNS,
+        "compare": COMPARE,
+        "course": COURSE,
+        "waiting": WAITING,
+        "help": HELP,
+    }

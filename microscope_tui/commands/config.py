@@ -1,26 +1,83 @@
-"""The config file: limits of the rules that somebody wants otherwise, in ``[rules.NAME]`` tables.
+"""The config file: limits, keys and looks that somebody wants otherwise.
 
 ```toml
 [rules.COLLAPSE]
 warn = 0.3
+
+[keys]
+layer.next = "n,down"
+
+[view]
+palette = "cividis"
 ```
 
 It is ``config.toml`` in the user's configuration folder (on Linux ``~/.config/moe-microscope``),
 or what ``--config`` names. Everything that judges reads the same one, and ``check`` says what it
-changed.
+changed. What nobody knows is an error: a typo that silently does nothing is worse.
 """
 
 import tomllib
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal, NoReturn, get_args
 
 from platformdirs import user_config_path
 
+from microscope_tui.app.pace import budget_of
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
+from microscope_tui.report.palettes import Palette
 from microscope_tui.runlog.safe_text import safe_text
+
+Color = Literal["auto", "truecolor", "256", "16", "never"]
+GlyphChoice = Literal["auto", "braille", "block", "ascii"]
+_TABLES = ("rules", "keys", "view")
+_CHOICES = {
+    "palette": tuple(Palette),
+    "glyphs": get_args(GlyphChoice),
+    "color": get_args(Color),
+}
+
+
+class _BadConfig(ValueError):
+    """What the file says cannot be used; the message says where and what to write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewConfig:
+    """How the screens look and behave; the ``[view]`` table."""
+
+    palette: Palette = Palette.DIVERGING
+    glyphs: GlyphChoice = "auto"
+    color: Color = "auto"
+    bell: bool = False
+    """Ring the terminal's bell for a critical alert."""
+    budget: int | None = None
+    """Bytes a second that may go to the terminal; ``None`` for any number."""
+    remember: bool = True
+    """Keep the view of every folder from one sitting to the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserConfig:
+    """All that a config file says; the default of everything where there is none."""
+
+    path: Path
+    limits: Limits = DEFAULTS
+    changes: tuple[str, ...] = ()
+    """What is to be said with a verdict: the limits that are not the default ones."""
+    keys: Mapping[str, object] = field(default_factory=dict)
+    """The ``[keys]`` table as it stands there: ``keymap_from`` checks it."""
+    view: ViewConfig = ViewConfig()
+
+    @property
+    def criteria(self) -> Criteria:
+        """By what the screens judge."""
+        return Criteria(limits=self.limits)
 
 
 def default_config() -> Path:
@@ -28,36 +85,49 @@ def default_config() -> Path:
     return user_config_path("moe-microscope", appauthor=False) / "config.toml"
 
 
+def read_config(config: Path | None = None) -> UserConfig:
+    """What ``config`` says, or the default file if there is one.
+
+    A file that is named and missing, or that says nonsense, is a usage error and ends here.
+    """
+    path = config or default_config()
+    text = _text_of(path, named=config is not None)
+    if text is None:
+        return UserConfig(path=path)
+    try:
+        return _config_of(path, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        fail(f"{path}: is no TOML: {error}; mend or remove it", USAGE)
+    except (BadLimit, _BadConfig) as error:
+        _refuse(path, error)
+
+
 def user_criteria() -> Criteria:
     """The criteria of somebody who named none: the limits of their config file."""
-    return Criteria(limits=limits_of(None)[0])
+    return read_config().criteria
 
 
 def limits_of(config: Path | None) -> tuple[Limits, tuple[str, ...]]:
-    """The limits by ``config``, or by the default file if there is one, and what it changed.
+    """The limits by ``config``, and what it changed: see ``read_config``."""
+    found = read_config(config)
+    return found.limits, found.changes
 
-    A file that is named and missing, or that is malformed, is a usage error and ends here.
+
+def keymap_from(config: UserConfig) -> Mapping[str, str]:
+    """The ``[keys]`` table, checked; keys that cannot be are a usage error and end here.
+
+    It imports Textual, which reads its settings from the environment as it is imported: call it
+    when the UI opens.
     """
-    path = config or default_config()
+    if not config.keys:
+        return {}
+    from microscope_tui.app.keymap import BadKey, keymap_of
+    from microscope_tui.app.keys import screens
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        if config is None:
-            return DEFAULTS, ()
-        fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; mend or remove it", USAGE)
-    except UnicodeDecodeError as error:
-        fail(f"{path}: is no UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
-    try:
-        limits = changed_limits(_rules(tomllib.loads(text)))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        fail(f"{path}: is no TOML: {error}; mend or remove it", USAGE)
-    except BadLimit as error:
-        fail(f"{path}: {error}", USAGE)
-    changes = changes_in(limits)
-    where = safe_text(path, 200)
-    return limits, (f"limits changed by {where}: {', '.join(changes)}",) if changes else ()
+        return keymap_of(config.keys, screens())
+    except BadKey as error:
+        _refuse(config.path, error)
 
 
 def changes_in(limits: Limits) -> list[str]:
@@ -71,12 +141,104 @@ def changes_in(limits: Limits) -> list[str]:
     return changes
 
 
-def _rules(document: dict[str, object]) -> dict[str, dict[str, object]]:
-    """The tables of rules; what else stands in the file is somebody else's."""
-    rules = document.get("rules", {})
-    if not isinstance(rules, dict):
-        raise BadLimit("rules: is no table; write [rules.NAME] and the limits below it")
-    for name, values in rules.items():
-        if not isinstance(values, dict):
-            raise BadLimit(f"rules.{name}: is no table; write [rules.{name}] and limits below it")
-    return rules
+def _text_of(path: Path, *, named: bool) -> str | None:
+    """The text of the file; ``None`` if there is none and nobody named it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        if not named:
+            return None
+        fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}; mend or remove it", USAGE)
+    except UnicodeDecodeError as error:
+        fail(f"{path}: is no UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
+
+
+def _refuse(path: Path, error: ValueError) -> NoReturn:
+    fail(f"{path}: {error}", USAGE)
+
+
+def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
+    for name in document:
+        if name not in _TABLES:
+            raise _BadConfig(f"{safe_text(name, 40)}: {_unknown_table(name)}")
+    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and the limits")))
+    changes, where = changes_in(limits), safe_text(path, 200)
+    return UserConfig(
+        path=path,
+        limits=limits,
+        changes=(f"limits changed by {where}: {', '.join(changes)}",) if changes else (),
+        keys=_table(document, "keys", "[keys] and the keys"),
+        view=_view(_table(document, "view", "[view] and what is to be seen")),
+    )
+
+
+def _unknown_table(name: str) -> str:
+    """Where it belongs, if that can be guessed."""
+    rules = [entry.name for entry in fields(Limits)]
+    if name.upper() in rules:
+        return f"no such table; write [rules.{name.upper()}]"
+    if name in (entry.name for entry in fields(ViewConfig)):
+        return "stands outside of any table; write it below [view]"
+    return f"no such table; {_near(name, _TABLES)}there are [rules.NAME], [keys], [view]"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = " or ".join(get_close_matches(name[:80].lower(), list(known)))
+    return f"did you mean {near}? " if near else ""
+
+
+def _table(document: Mapping[str, object], name: str, what: str) -> dict[str, object]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise _BadConfig(f"{name}: is no table; write {what} below it")
+    return table
+
+
+def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    for name in tables:
+        _table(tables, name, f"[rules.{name}] and limits")
+    return {name: _table(tables, name, "") for name in tables}
+
+
+def _view(table: Mapping[str, object]) -> ViewConfig:
+    known = [entry.name for entry in fields(ViewConfig)]
+    values: dict[str, object] = {}
+    for name, value in table.items():
+        if name not in known:
+            there = f"{_near(name, known)}there are {', '.join(known)}"
+            raise _BadConfig(f"[view] {safe_text(name, 40)}: no such key; {there}")
+        if name in _CHOICES:
+            values[name] = _choice(name, value, _CHOICES[name])
+        elif name == "budget":
+            values[name] = _budget(value)
+        elif isinstance(value, bool):
+            values[name] = value
+        else:
+            raise _BadConfig(f"[view] {name} is {_shown(value)}: write true or false")
+    return ViewConfig(**values)  # type: ignore[arg-type]  # each was checked for its own key
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    # 256 is a number of colours, and who writes it as one means the same.
+    written = str(value) if type(value) is int else value
+    if not isinstance(written, str) or written not in choices:
+        near = _near(written, choices) if isinstance(written, str) else ""
+        there = f"{near}choose one of {', '.join(choices)}"
+        raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
+    return Palette(written) if name == "palette" else written
+
+
+def _budget(value: object) -> int | None:
+    written = str(value) if type(value) is int else value
+    if not isinstance(written, str):
+        raise _BadConfig(f'[view] budget is {_shown(value)}: write bytes a second, like "10k"')
+    try:
+        return budget_of(written)
+    except ValueError as error:
+        raise _BadConfig(f"[view] {error}") from error
+
+
+def _shown(value: object) -> str:
+    return safe_text(repr(value), 40)

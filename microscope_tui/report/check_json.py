@@ -28,7 +28,7 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
                 "exit_code": judgement.exit_code,
                 "problem": judgement.problem,
                 "notes": list(judgement.notes),
-                "findings": [_finding(found, advice) for found, advice in judgement.findings],
+                "findings": [finding_json(found, advice) for found, advice in judgement.findings],
             }
             for judgement in judgements
         ],
@@ -43,11 +43,12 @@ def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
         "run": file.name,
         "path": safe_text(file.path, 1000),
         "step": alert.step,
-        **_finding(alert.finding, alert.advice),
+        **finding_json(alert.finding, alert.advice),
     }
 
 
-def _finding(finding: Finding, advice: Advice) -> dict[str, Any]:
+def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
+    """A finding and its words."""
     worst = finding.worst
     experts = worst.facts.get("experts", ())
     return {

@@ -1,21 +1,23 @@
-"""The lines around the table: header, verdict, column heads, time ribbon."""
+"""The lines above the table: header, verdict, column heads; see ``time_line`` for those below."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.thresholds import DEFAULTS, warm_up
 from microscope_tui.report import words
+from microscope_tui.report.alert_keys import key_of
 from microscope_tui.report.glyphs import Glyphs, spark
+from microscope_tui.report.heat import Heat, heat_title
 from microscope_tui.report.layer_row import curve_width
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
+from microscope_tui.report.look import Measure, Order
 from microscope_tui.report.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
     crop,
     line_width,
-    listed,
     pad,
     plain,
     shortened,
@@ -35,6 +37,7 @@ STATE_ROLES = {
     "failed": "crit",
     "deleted": "crit",
 }
+PLAIN_HEAT = Heat()
 _LEAST_NAME = 12
 _BADGES = {
     Severity.INFO: "NOTE",
@@ -66,9 +69,15 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
     return pad(spread(left, [*speed, Span(" ")], width), width)
 
 
-def verdict(view: RunView, width: int, lines: int) -> list[Line]:
-    """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is."""
-    worst = view.worst
+def verdict(
+    view: RunView, width: int, lines: int, seen: Container[str] = frozenset()
+) -> list[Line]:
+    """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is.
+
+    ``seen``: keys of alerts that were acknowledged; the worst of the others stands here.
+    """
+    unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
+    worst = unseen[0] if unseen else view.worst
     if view.error:
         line = [Span(" "), Span(view.error, "crit")]
         return [pad(line, width)] + [pad([], width)] * (lines - 1)
@@ -78,7 +87,10 @@ def verdict(view: RunView, width: int, lines: int) -> list[Line]:
     role = ROLE_OF_SEVERITY[finding.severity]
     badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
     active = len(view.alerts)
-    more = [Span(f"1 of {active} alerts ", "dim")] if active > 1 else []
+    count = f"1 of {active} alerts" if active > 1 else ""
+    known = f"{active - len(unseen)} seen" if unseen else "seen"
+    said = "  ".join(part for part in (count, known if len(unseen) < active else "") if part)
+    more = [Span(f"{said} ", "dim")] if said else []
     edge = [Span(" "), Span("▌", role)]
     if lines < 3:
         short = f" {advice.short}"
@@ -97,14 +109,15 @@ def verdict(view: RunView, width: int, lines: int) -> list[Line]:
     ]
 
 
-def column_heads(view: RunView, layout: Layout) -> Line:
-    """The names of the columns, with what one cell of the load stands for."""
+def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT) -> Line:
+    """The names of the columns, with what one cell of the heatmap stands for."""
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
-    load = f"load per expert, 0 to {experts - 1}" if experts else "load per expert"
-    if layout.experts_per_cell > 1:
-        load = f"load, {layout.experts_per_cell} experts a cell"
+    per_cell = layout.experts_per_cell
+    load = heat_title(heat.look, heat.terms, experts, per_cell)
     if len(load) > layout.heat:
-        load = "load" if layout.experts_per_cell == 1 else f"{layout.experts_per_cell}/cell"
+        load = load.split(",")[0].removesuffix(" per expert")
+    if len(load) > layout.heat:
+        load = "load" if per_cell == 1 else f"{per_cell}/cell"
     curve = curve_width(layout)
     wide = curve >= 12
     dropped = "dropless" if _dropless(view) else "dropped"
@@ -120,65 +133,13 @@ def column_heads(view: RunView, layout: Layout) -> Line:
     ]
 
 
-def expert_numbers(view: RunView, layout: Layout) -> Line:
-    """The number of every expert above its cells, where the cells are wide enough."""
+def expert_numbers(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT) -> Line:
+    """The number of every expert above its cells, where they stand by number."""
+    if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
+        return pad([], layout.columns)
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     numbers = "".join(str(expert).center(layout.cell) for expert in range(experts))
     return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
-
-
-def ribbon(view: RunView, layout: Layout, glyphs: Glyphs, shown: str) -> Line:
-    """The whole run as one line: calm, troubled, sick; the present at its right end."""
-    right = [Span(f" {view.step:,} ", "value"), Span(shown, "accent"), Span(" ")]
-    left = [Span(" step 0 ", "dim")]
-    width = ribbon_width(layout)
-    marks = list(view.ribbon)[:width]
-    line = list(left)
-    ascii_only = glyphs is Glyphs.ASCII
-    for mark in marks:
-        text = "-" if ascii_only else "▁"
-        role = "faint"
-        if mark.severity is not None:
-            role = ROLE_OF_SEVERITY[mark.severity]
-            text = {1: "~▂", 2: "!▄", 3: "#▇", 4: "?▆"}[mark.severity][0 if ascii_only else 1]
-        if mark.restart:
-            text, role = "╎", "accent"
-        if line[-1].role == role:
-            line[-1] = Span(line[-1].text + text, role)
-        else:
-            line.append(Span(text, role))
-    return pad([*line, Span("▏", "accent"), *right], layout.columns)
-
-
-def ribbon_width(layout: Layout) -> int:
-    """Columns of the time ribbon."""
-    return max(8, layout.columns - (40 if layout.columns >= 72 else 34))
-
-
-def ribbon_notes(view: RunView, layout: Layout, watching: str = "") -> Line:
-    """Under the ribbon: onset, restarts, how much a column covers, and what is not shown."""
-    notes: Line = [Span("        ")]
-    worst = view.worst
-    if worst is not None:
-        notes += [Span(f"onset {worst[0].onset:,}   ", ROLE_OF_SEVERITY[worst[0].severity])]
-    for step in view.restarts[-2:]:
-        notes += [Span(f"restart {step:,}   ", "dim")]
-    right = list(layout.hidden)  # what matters most first: the last ones give way
-    if view.defects:
-        right.append(f"{view.defects:,} bad line{'s' if view.defects > 1 else ''}")
-    if view.progress < 1.0:
-        right.append(f"sampled, reading {view.progress:.0%}")
-    elif view.judged < 1.0:
-        right.append(f"diagnosis at {view.judged:.0%}")
-    if view.memory_limit is not None:
-        right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
-    if watching:
-        right.append(watching)
-    if view.step:
-        steps = max(1, round(view.step / ribbon_width(layout)))
-        right.append(f"1 column = {steps:,} step{'s' if steps > 1 else ''}")
-    said = listed(right, layout.columns - line_width(notes) - 2)
-    return pad(spread(notes, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
 
 
 def _state(view: RunView) -> Line:

@@ -9,15 +9,10 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.report import words
-from microscope_tui.report.glyphs import (
-    Glyphs,
-    bar,
-    bin_loads,
-    load_glyph,
-    load_level,
-    spark,
-)
+from microscope_tui.report.glyphs import Glyphs, bar, spark
+from microscope_tui.report.heat import Heat, heat_line, order_of, values_of, why_nothing
 from microscope_tui.report.layout import Layout
+from microscope_tui.report.look import Measure
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import LayerView
@@ -40,33 +35,43 @@ def label(layer: LayerView, layout: Layout, selected: bool) -> list[Line]:
     return _tall(line, layout.label, layout.row_height)
 
 
-def load(layer: LayerView, layout: Layout, colour: bool) -> list[Line]:
-    """The load of every expert, ``layout.cell`` cells each."""
-    if not layer.load:
-        text = "no counts" if layout.heat >= 9 else "-"
+def load(layer: LayerView, layout: Layout, heat: Heat, chosen: int | None = None) -> list[Line]:
+    """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
+    why = why_nothing(layer, heat.look, heat.terms)
+    if why:
+        text = why if len(why) <= layout.heat else "-"
         return _tall([Span(text, "faint")], layout.heat, layout.row_height)
-    loads = bin_loads(layer.load, layout.heat // layout.cell)
+    values = values_of(layer, heat.look, heat.terms)
+    cell, at = layout.cell, None
+    if heat.look.measure is Measure.RANKS:
+        cell = max(1, layout.heat // len(values))
+    elif chosen is not None and chosen < len(values):
+        at = list(order_of(layer, heat.look.order)).index(chosen)
     middle = (layout.row_height - 1) // 2
-    return [
-        pad(_heat_line(loads, layout.cell, at == middle, colour), layout.heat)
-        for at in range(layout.row_height)
-    ]
+    key = (layer.index, heat.look.measure, heat.look.order)
+    lines = {
+        marked: heat_line(key, values, heat, layout.heat // cell, cell, marked=marked, chosen=at)
+        for marked in ((True, False) if layout.row_height > 1 else (True,))
+    }
+    return [pad(lines[at == middle], layout.heat) for at in range(layout.row_height)]
 
 
-def balance(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def balance(
+    layer: LayerView, layout: Layout, glyphs: Glyphs, cursor: float | None = None
+) -> list[Line]:
     """Collapse index c and its history on the fixed scale 0 … 1."""
     role = _role(layer.severity) if layer.severity else "value"
-    return _number_and_curve(
-        words.index(layer.collapse_index), role, layer.balance_history, 1.0, layout, glyphs
-    )
+    number = Span(words.index(layer.collapse_index), role)
+    return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
 
 
-def entropy(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def entropy(
+    layer: LayerView, layout: Layout, glyphs: Glyphs, cursor: float | None = None
+) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
     top = math.log(max(2, layer.router.num_experts))
-    return _number_and_curve(
-        words.decimal(layer.entropy), "value", layer.entropy_history, top, layout, glyphs
-    )
+    number = Span(words.decimal(layer.entropy), "value")
+    return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
 
 
 def drop(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
@@ -88,41 +93,33 @@ def curve_width(layout: Layout) -> int:
 
 
 def _number_and_curve(
-    number: str, role: str, history: Sequence[Column], top: float, layout: Layout, glyphs: Glyphs
+    number: Span,
+    history: Sequence[Column],
+    top: float,
+    layout: Layout,
+    glyphs: Glyphs,
+    cursor: float | None,
 ) -> list[Line]:
-    height = layout.row_height
-    if not layout.spark:
-        return _tall([Span(number.rjust(4), role)], 4, height)
-    curve_role = "curve" if role == "value" else role
+    height, width = layout.row_height, layout.spark
+    if not width:
+        return _tall([Span(number.text.rjust(4), number.role)], 4, height)
+    role = "curve" if number.role == "value" else number.role
     # From three lines on, the last stays blank: the curves of neighbours must not touch.
-    blank = [" " * layout.spark] if height >= 3 else []
-    curve = spark(history, layout.spark, top, glyphs, height - len(blank)) + blank
+    blank = [" " * width] if height >= 3 else []
+    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    cells = -(-len(history) // (2 if glyphs is Glyphs.BRAILLE else 1))
+    drawn = min(width, cells)
+    past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
     middle = (height - 1) // 2
     return [
-        [Span((number if at == middle else "").rjust(4), role), Span(" "), Span(text, curve_role)]
+        [
+            Span((number.text if at == middle else "").rjust(4), number.role),
+            Span(" "),
+            Span(text[:past], role),
+            Span(text[past:], "faint"),  # behind the shown step
+        ]
         for at, text in enumerate(curve)
     ]
-
-
-def _heat_line(loads: Sequence[float], cell: int, marked: bool, colour: bool) -> Line:
-    """One line of cells; equal neighbours are merged, so that they are sent as one."""
-    line: Line = []
-    for value in loads:
-        level = load_level(value)
-        role = "heat:dead" if level is None else f"heat:{level}"
-        text = _cell_text(level, cell, marked, colour)
-        if line and line[-1].role == role:
-            line[-1] = Span(line[-1].text + text, role)
-        else:
-            line.append(Span(text, role))
-    return line
-
-
-def _cell_text(level: int | None, cell: int, marked: bool, colour: bool) -> str:
-    if not colour:
-        return load_glyph(level) * cell if cell == 1 else load_glyph(level) * (cell - 1) + " "
-    mark = "×" if level is None else "▴" if level >= 6 else " "
-    return (mark if marked else " ").center(cell)
 
 
 def _tall(line: Line, width: int, height: int) -> list[Line]:

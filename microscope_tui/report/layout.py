@@ -55,10 +55,18 @@ class Layout:
         return max(1, self.table_rows // self.row_height)
 
 
-def fit(view: RunView, columns: int, rows: int) -> Layout:
-    """Lay out ``view`` in ``columns`` × ``rows`` cells."""
+def fit(
+    view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
+) -> Layout:
+    """Lay out ``view`` in ``columns`` × ``rows`` cells.
+
+    Args:
+        shown: how many layers are to be shown; all of them by default.
+        noted: there is something to say under the ribbon, whatever else there is.
+    """
+    say = noted
     experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
-    layers = max(1, len(view.layers))
+    layers = max(1, len(view.layers) if shown is None else shown)
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = max(8, 2 + names + 3)
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
@@ -73,7 +81,7 @@ def fit(view: RunView, columns: int, rows: int) -> Layout:
     body = max(1, rows - fixed)
     noted = roomy
     if not roomy and rows >= _NOTED_FROM_ROWS:
-        noted = bool(body < layers or not spark or view.defects or view.memory_limit)
+        noted = bool(say or body < layers or not spark or view.defects or view.memory_limit)
         body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
     hidden = []

@@ -1,7 +1,8 @@
 """One picture of a run as plain text: what the screen shows, without a terminal."""
 
-from microscope_tui.report import frame, layer_row
+from microscope_tui.report import frame, layer_row, time_line
 from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.heat import Heat
 from microscope_tui.report.layout import Layout, fit, worst_first
 from microscope_tui.report.spans import Line, Span, crop, plain
 from microscope_tui.watch.moment import Pin
@@ -23,13 +24,13 @@ def snapshot_text(
         rows += 7 if rows >= 30 else 0
     layout = fit(probe, columns, rows)
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
-    view = view_of(watch, max(1, layout.spark * per_cell), frame.ribbon_width(layout), at)
+    view = view_of(watch, max(1, layout.spark * per_cell), time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
     lines += frame.verdict(view, columns, 3 if view.worst else 1)
     lines.append(frame.column_heads(view, layout))
     lines += _table(view, layout, glyphs)
-    lines.append(frame.ribbon(view, layout, glyphs, view.state if at is None else "then"))
-    lines.append(frame.ribbon_notes(view, layout))
+    lines.append(time_line.ribbon(view, columns, glyphs, view.state if at is None else "then"))
+    lines.append(time_line.notes(view, layout, glyphs))
     legend = Span("        load: x dead  - starving  . fair  + over  # hot", "dim")
     lines.append(crop([legend], columns))
     return "\n".join(spelled(plain(line), glyphs) for line in lines)
@@ -45,7 +46,7 @@ def _table(view: RunView, layout: Layout, glyphs: Glyphs) -> list[Line]:
         selected = view.worst is not None and index in worst
         parts = (
             layer_row.label(layer, layout, selected),
-            layer_row.load(layer, layout, colour=False),
+            layer_row.load(layer, layout, Heat(colour=False)),
             layer_row.balance(layer, layout, glyphs),
             layer_row.entropy(layer, layout, glyphs),
             layer_row.drop(layer, layout, glyphs),

@@ -26,6 +26,7 @@ class Row:
 
     step: int
     offset: int
+    time: float = NAN
     after: int = _NEVER
     """The first step behind it."""
     end: int | None = None
@@ -36,7 +37,7 @@ class Row:
 
 def rows_within(memory_bytes: int, curves: int) -> int:
     """How many rows of that many curves fit in ``memory_bytes``; within sensible bounds."""
-    rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 16))
+    rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 24))
     return max(MIN_ROWS, min(MAX_ROWS, rows)) // (2 * COARSE) * (2 * COARSE)
 
 
@@ -55,6 +56,8 @@ class History:
         """First step of each row."""
         self.offsets = array("q")
         """Byte offset of the first record of each row."""
+        self.times = array("d")
+        """Unix time of the first record of each row; NaN where it has none."""
         self.last_step = 0
         self.restarts: list[int] = []
         self.capacity = capacity
@@ -74,7 +77,13 @@ class History:
         """There are as many rows as may be: time for ``halved``."""
         return len(self.steps) >= self.capacity
 
-    def add(self, step: int, values: Mapping[str, Values], offset: int = 0) -> None:
+    def add(
+        self,
+        step: int,
+        values: Mapping[str, Values],
+        offset: int = 0,
+        time: float | None = None,
+    ) -> None:
         """Take in one step.
 
         Raises:
@@ -84,7 +93,7 @@ class History:
             raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
         if self._in_row >= self.stride:
             self._older = self._older if self._opened else len(self._pending)
-            self._opened.append(Row(step, offset))
+            self._opened.append(Row(step, offset, NAN if time is None else time))
             self._in_row = 0
         self._in_row += 1
         self._pending.append(values)
@@ -107,6 +116,7 @@ class History:
         self._settled_in_row = self._in_row
         self.steps.extend(row.step for row in self._opened)
         self.offsets.extend(row.offset for row in self._opened)
+        self.times.extend(row.time for row in self._opened)
         self._pending, self._opened = [], []
         complete = len(self.steps) - (self._in_row < self.stride)
         if complete // COARSE > self._coarse_rows():
@@ -128,7 +138,7 @@ class History:
         if rows and self.stride > 1 and upto > step:
             rows -= 1
             torn = self.row(rows)
-        del self.steps[rows:], self.offsets[rows:]
+        del self.steps[rows:], self.offsets[rows:], self.times[rows:]
         for curves in self._curves.values():
             for curve in curves:
                 curve.truncate(rows)
@@ -149,6 +159,7 @@ class History:
             name: [curve.paired() for curve in curves] for name, curves in self._curves.items()
         }
         other.steps, other.offsets = self.steps[::2], self.offsets[::2]
+        other.times = self.times[::2]
         other.last_step, other.restarts = self.last_step, self.restarts
         return other
 
@@ -163,23 +174,47 @@ class History:
             after, end = self.steps[at + 1], self.offsets[at + 1]
         first = self.steps[at]
         restart = min((step for step in self.restarts if first < step <= after), default=None)
-        return Row(first, self.offsets[at], after, end, restart)
+        return Row(first, self.offsets[at], self.times[at], after, end, restart)
+
+    def time_of(self, step: int) -> float | None:
+        """When the row that holds ``step`` began, Unix seconds; ``None`` where nobody wrote it."""
+        time = self.times[self.index_of(step)] if self.times else NAN
+        return time if time == time else None
 
     def columns(
-        self, name: str, index: int, count: int, *, until: int | None = None
+        self,
+        name: str,
+        index: int,
+        count: int,
+        *,
+        since: int | None = None,
+        until: int | None = None,
     ) -> list[Column]:
         """The series in at most ``count`` columns of equal numbers of rows.
 
         Args:
             name: the series; ``index`` the router in it.
-            until: last step shown; the whole history by default.
+            since, until: first and last step shown; the whole history by default.
         """
-        rows = len(self.steps) if until is None else bisect_left(self.steps, until + 1)
-        count = min(count, rows)
-        cuts = [rows * i // count for i in range(count + 1)] if count else [0]
-        if rows >= 2 * COARSE * count:  # cut between coarse rows: nobody sees the difference
-            cuts[:-1] = [cut // COARSE * COARSE for cut in cuts[:-1]]
-        return self._curves[name][index].columns(cuts)
+        return self._curves[name][index].columns(self._cuts(count, self.rows(since, until)))
+
+    def axis(self, count: int, *, since: int | None = None, until: int | None = None) -> list[int]:
+        """The first step of every column that ``columns`` gives."""
+        return [self.steps[cut] for cut in self._cuts(count, self.rows(since, until))[:-1]]
+
+    def rows(self, since: int | None = None, until: int | None = None) -> range:
+        """The rows with steps from ``since`` to ``until``."""
+        first = 0 if since is None or since <= 1 else self.index_of(since)
+        last = len(self.steps) if until is None else bisect_left(self.steps, until + 1)
+        return range(min(first, last), last)
+
+    @staticmethod
+    def _cuts(count: int, rows: range) -> list[int]:
+        count = min(count, len(rows))
+        cuts = [rows.start + len(rows) * i // count for i in range(count + 1)] if count else [0]
+        if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: nobody sees the difference
+            cuts[1:-1] = [cut // COARSE * COARSE for cut in cuts[1:-1]]
+        return cuts
 
     def value(self, name: str, index: int, row: int = -1) -> float:
         """The mean of one row, the last by default; NaN while there is none."""

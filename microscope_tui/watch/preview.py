@@ -31,7 +31,7 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     picture.history = new_history(run, memory_bytes)
     for entry in samples:
         complete_summary(entry)
-        picture.history.add(entry.record.step, row_of(entry), entry.offset)
+        picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
     picture.settle()
     return picture, found.monotonic
 

@@ -94,7 +94,7 @@ class Scan:
             self.with_counts = entry
         elif self.with_counts is not None and self.with_counts.record.step >= step:
             self.with_counts = None  # counted in a future that no longer holds
-        history.add(step, row_of(entry), entry.offset)
+        history.add(step, row_of(entry), entry.offset, entry.record.time)
 
     def _time_step(self, before: StepEntry | None, entry: StepEntry) -> None:
         duration = seconds_between(before.record if before else None, entry.record)
@@ -109,7 +109,7 @@ class Scan:
         if torn is not None:
             for entry in self._reread(torn, run, step):
                 complete_summary(entry)
-                history.add(entry.record.step, row_of(entry), entry.offset)
+                history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
             history.close_row()
         history.last_step = step - 1
         kept = [e for e in self.evaluations if e.step is None or e.step < step]

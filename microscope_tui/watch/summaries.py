@@ -9,6 +9,7 @@ from microscope_tui.watch.curve import NAN, Column
 from microscope_tui.watch.history import History, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
+PER_RUN = ("loss", "learning_rate", "grad_norm")
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -18,18 +19,22 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
     ``expected_steps``: where so many are known to come, rows begin wide enough for them.
     """
     routers = len(run.routers)
-    capacity = rows_within(memory_bytes, 1 + len(PER_ROUTER) * routers)
+    capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers)
     stride = 1
     while stride * capacity < expected_steps:
         stride *= 2
-    return History({"loss": 1, **dict.fromkeys(PER_ROUTER, routers)}, capacity, stride)
+    widths = {**dict.fromkeys(PER_RUN, 1), **dict.fromkeys(PER_ROUTER, routers)}
+    return History(widths, capacity, stride)
 
 
 def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
     """What the history keeps of one step."""
-    summary, nothing = entry.record.router, (None,) * entry.routers
+    record, nothing = entry.record, (None,) * entry.routers
+    summary = record.router
     return {
-        "loss": (entry.record.loss,),
+        "loss": (record.loss,),
+        "learning_rate": (record.learning_rate,),
+        "grad_norm": (record.grad_norm,),
         "effective_experts": summary.effective_experts or nothing,
         "entropy": summary.entropy or nothing,
         "mean_entropy": summary.mean_entropy or nothing,

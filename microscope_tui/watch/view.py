@@ -3,8 +3,7 @@
 Screens, snapshots and the JSON report draw from the same view, so that they cannot disagree.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
@@ -15,7 +14,9 @@ from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column
+from microscope_tui.watch.curves import Curves, Window
 from microscope_tui.watch.moment import Pin
+from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance
 
@@ -48,14 +49,6 @@ class LayerView:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """One column of the time ribbon."""
-
-    severity: Severity | None
-    restart: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class RunView:
     """One picture of a run."""
 
@@ -69,9 +62,23 @@ class RunView:
     """The step whose counts are shown: the shown one, or the last that logged them."""
     layers: Sequence[LayerView]
     findings: Sequence[tuple[Finding, Advice]]
+    window: Window
+    """The steps that the curves and the ribbon cover."""
+    newest_step: int
+    cursor: float | None
+    """Where the shown step stands in the curves, 0 … 1; ``None`` while the run is followed."""
+    axis: Sequence[int]
+    """The first step of every column of the curves."""
+    times: Sequence[float | None]
+    """When these steps were written, Unix seconds."""
     loss_history: Sequence[Column]
+    learning_rate_history: Sequence[Column]
+    grad_norm_history: Sequence[Column]
     ribbon: Sequence[Mark]
     restarts: Sequence[int]
+    """Steps in the window at which the run restarted."""
+    evaluations: Sequence[tuple[int, float | None]]
+    """Steps in the window after which the model was evaluated, with its validation loss."""
     progress: float
     """Share of the log that has been read; below 1 the history is a sample."""
     judged: float
@@ -110,7 +117,8 @@ def view_of(
     columns: int = 24,
     ribbon: int = 96,
     at: Pin | None = None,
-    only: range | None = None,
+    only: Container[int] | None = None,
+    window: Window | None = None,
 ) -> RunView:
     """Draw up the view of ``watch``.
 
@@ -119,24 +127,30 @@ def view_of(
         ribbon: columns of the time ribbon.
         at: a pinned moment; the newest step by default.
         only: the layers whose history is drawn up (the visible ones); all by default.
+        window: the stretch of the run that curves and ribbon cover; all of it by default.
     """
     with watch.lock:
-        return _view(watch, columns, ribbon, at, only)
+        return _view(watch, columns, ribbon, at, only, window)
 
 
 def _view(
-    watch: RunWatch, columns: int, ribbon: int, at: Pin | None, only: range | None
+    watch: RunWatch,
+    columns: int,
+    ribbon: int,
+    at: Pin | None,
+    only: Container[int] | None,
+    window: Window | None,
 ) -> RunView:
     routers = len(watch.run.routers) if watch.run else 0
     if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
         at = None  # the log was replaced by another one: that moment is gone
     latest = at.latest if at else watch.latest
     with_counts = at.with_counts if at else watch.shown.with_counts
-    history = watch.history
-    until = at.step if at else None
-    findings = _findings(watch, until)
+    findings = _findings(watch, at.step if at else None)
     state, age = watch.state()
-    last = latest.record.step if latest else 0
+    newest = watch.latest.record.step if watch.latest else 0
+    window = window or Window(1, max(1, newest))
+    curves = Curves(watch.history, columns, window)
     return RunView(
         name=watch.file.name,
         run=watch.run,
@@ -144,11 +158,23 @@ def _view(
         age_s=age,
         record=latest.record if latest else None,
         counts_step=with_counts.record.step if with_counts else None,
-        layers=_layers(watch, latest, with_counts, findings, columns, until, only),
+        layers=_layers(watch, latest, with_counts, findings, curves, only),
         findings=findings,
-        loss_history=history.columns("loss", 0, columns, until=until) if history else (),
-        ribbon=_ribbon(findings, history.restarts if history else (), last, ribbon),
-        restarts=tuple(step for step in history.restarts if step <= last) if history else (),
+        window=window,
+        newest_step=newest,
+        cursor=curves.share_of(at.step) if at else None,
+        axis=(axis := curves.axis()),
+        times=curves.times(axis),
+        loss_history=curves.of("loss"),
+        learning_rate_history=curves.of("learning_rate"),
+        grad_norm_history=curves.of("grad_norm"),
+        ribbon=ribbon_of(watch, window, ribbon) if newest else (),
+        restarts=tuple(step for step in curves.restarts if window.first <= step <= window.last),
+        evaluations=tuple(
+            (event.step, event.values.get("loss"))
+            for event in watch.shown.evaluations
+            if event.step is not None and window.first <= event.step <= window.last
+        ),
         progress=1.0 if watch.complete else watch.progress,
         judged=watch.judged,
         judged_step=watch.diagnosis.last_step if watch.diagnosis else 0,
@@ -177,12 +203,11 @@ def _layers(
     latest: StepEntry | None,
     with_counts: StepEntry | None,
     findings: Sequence[tuple[Finding, Advice]],
-    columns: int,
-    until: int | None,
-    only: range | None,
+    curves: Curves,
+    only: Container[int] | None,
 ) -> list[LayerView]:
-    run, history = watch.run, watch.history
-    if run is None or history is None or latest is None:
+    run = watch.run
+    if run is None or watch.history is None or latest is None:
         return []
     severities: dict[int, Severity] = {}
     for finding, _ in findings:
@@ -200,7 +225,7 @@ def _layers(
         def curve(name: str, index: int = index) -> Sequence[Column]:
             if only is not None and index not in only:
                 return ()
-            return history.columns(name, index, columns, until=until)
+            return curves.of(name, index)
 
         layers.append(
             LayerView(
@@ -240,24 +265,3 @@ def _quadrant(
         ),
         None if mass is None else mass * router.num_experts / router.top_k,
     )
-
-
-def _ribbon(
-    findings: Sequence[tuple[Finding, Advice]], restarts: Sequence[int], last: int, count: int
-) -> list[Mark]:
-    """The worst severity in each of ``count`` equal stretches of steps 1 … last."""
-    if last <= 0:
-        return []
-    severities: list[Severity | None] = [None] * count
-
-    def column(step: int) -> int:
-        return min(count - 1, max(0, math.floor((step - 1) * count / last)))
-
-    for finding, _ in findings:
-        for episode in finding.episodes:
-            ends = last if episode.active else (episode.recovered_at or episode.last)
-            for at in range(column(episode.onset), column(min(ends, last)) + 1):
-                worst = severities[at]
-                severities[at] = episode.severity if worst is None else max(worst, episode.severity)
-    marked = {column(step) for step in restarts if step <= last}
-    return [Mark(severity, at in marked) for at, severity in enumerate(severities)]

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.run_screen import REFRESH_S
+from microscope_tui.app.pace import INTERVALS_S
 from microscope_tui.watch.fleet import Fleet
 
 
@@ -43,7 +43,7 @@ async def test_the_main_screen_below_another_one_is_left_alone(
         with log.open("ab") as file:
             file.write(json.dumps(make_step(41, [balanced()] * 3, 2048)).encode() + b"\n")
         await until(pilot, lambda app: latest_step(app) == 41)
-        await pilot.pause(3 * REFRESH_S)
+        await pilot.pause(3 * INTERVALS_S[0])
         assert drawn == []
         await pilot.press("escape")
         await until(pilot, lambda app: bool(drawn))

@@ -71,12 +71,12 @@ async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(
         assert "go to step 9▏" in seen(pilot, "#keys")
         assert "1 to 100" in seen(pilot, "#keys")
         await pilot.press("escape")
-        assert app.session.following
+        assert app.session.time.following
         assert "go to" in seen(pilot, "#keys")
-        await pilot.press("colon", "q")  # closes the prompt, not the program
+        await pilot.press("colon", "q", "down")  # q is typed; an arrow closes
         assert app.is_running
         await pilot.press("colon", "enter")
-        assert app.session.following
+        assert app.session.time.following
         await pilot.press("colon")
         app.post_message(events.Paste(" 42\n"))
         await until(pilot, lambda: "go to step 42▏" in seen(pilot, "#keys"), "what was pasted")
@@ -94,7 +94,7 @@ async def test_any_number_leads_to_the_nearest_step_there_is(
         app = await read(pilot, until)
         await pilot.press("colon", *typed, "enter")
         await until(pilot, lambda: step_in(seen(pilot, "#header")) == shown, str(shown))
-        assert app.session.following == (shown == 100)
+        assert app.session.time.following == (shown == 100)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ async def test_brackets_move_by_logged_steps_however_rarely_they_are_logged(
         shown = []
         for key in ["left_square_bracket"] * 15 + ["right_square_bracket"] * 14:
             await pilot.press(key)
-            shown.append(app.session.pin.step if app.session.pin else 0)
+            shown.append(app.session.time.pin.step if app.session.time.pin else 0)
         back = steps[-2:-17:-1]
         assert shown == [*back, *back[-2::-1]]
         await pilot.press("right_square_bracket")
-        assert app.session.following  # the newest step is the live run again
+        assert app.session.time.following  # the newest step is the live run again
 
 
 async def test_braces_move_by_ten_steps_and_stop_at_the_first(
@@ -124,7 +124,7 @@ async def test_braces_move_by_ten_steps_and_stop_at_the_first(
         shown = []
         for key in ["left_curly_bracket"] * 5 + ["right_curly_bracket"] * 4:
             await pilot.press(key)
-            shown.append(app.session.pin.step if app.session.pin else "live")
+            shown.append(app.session.time.pin.step if app.session.time.pin else "live")
         assert shown == [25, 15, 5, 1, 1, 11, 21, 31, "live"]
 
 
@@ -188,11 +188,11 @@ async def test_a_replaced_log_has_no_past_and_is_followed(
     async with Microscope(Fleet(log)).run_test(size=(100, 30)) as pilot:
         app = await read(pilot, until)
         await pilot.press("colon", "5", "0", "enter")
-        assert not app.session.following
+        assert not app.session.time.following
         other = make_log(range(1, 31), name="other", loss=7.0)
         other.replace(log)
         await until(pilot, lambda: step_in(seen(pilot, "#header")) == 30, "the new log")
-        assert app.session.following
+        assert app.session.time.following
         assert "PAUSED" not in seen(pilot, "#ribbon")
         assert "7.00" in seen(pilot, "#header")
 

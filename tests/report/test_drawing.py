@@ -17,9 +17,11 @@ from microscope_tui.report.glyphs import (
     merged,
     spark,
 )
+from microscope_tui.report.heat import Heat
 from microscope_tui.report.layout import MIN_COLUMNS, first_visible, fit
 from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.report.spans import Span, crop, line_width, pad, width_of
+from microscope_tui.report.time_line import ribbon_width
 from microscope_tui.report.wrap import wrap
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import view_of
@@ -137,11 +139,11 @@ def test_every_line_of_the_table_fits_every_window(
     )
     watch = open_log(folder / "metrics.jsonl")
     layout = fit(view_of(watch), columns, 24)
-    view = view_of(watch, max(1, layout.spark), frame.ribbon_width(layout))
+    view = view_of(watch, max(1, layout.spark), ribbon_width(columns))
     for layer in view.layers:
         parts = [
             (layer_row.label(layer, layout, True), layout.label),
-            (layer_row.load(layer, layout, True), layout.heat),
+            (layer_row.load(layer, layout, Heat()), layout.heat),
             (layer_row.balance(layer, layout, glyphs), layer_row.curve_width(layout)),
             (layer_row.entropy(layer, layout, glyphs), layer_row.curve_width(layout)),
             (layer_row.drop(layer, layout, glyphs), layout.drop),

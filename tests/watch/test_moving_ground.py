@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.overview import sample
 from microscope_tui.scenarios.bulk import write_bulk
+from microscope_tui.watch.curves import Window
 from microscope_tui.watch.moment import pin_at
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import view_of
@@ -40,7 +43,7 @@ def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
     assert view_of(watch, at=pin_at(watch, 150)).findings == []
 
 
-def test_restarts_after_the_shown_step_are_not_shown(
+def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
     write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
 ) -> None:
     steps = [make_step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
@@ -48,8 +51,13 @@ def test_restarts_after_the_shown_step_are_not_shown(
     watch = open_log(write_log([make_header(), *steps, make_header(resumed_at_step=61), *again]))
     assert view_of(watch).restarts == (61,)
     past = view_of(watch, at=pin_at(watch, 30))
-    assert past.restarts == ()
-    assert not any(mark.restart for mark in past.ribbon)
+    assert past.restarts == (61,)
+    assert [at for at, mark in enumerate(past.ribbon) if mark.restart] == [64]
+    assert past.cursor == pytest.approx(30 / 89)
+    early = view_of(watch, at=pin_at(watch, 30), window=Window(11, 50))
+    assert early.restarts == ()
+    assert not any(mark.restart for mark in early.ribbon)
+    assert early.cursor == 0.5
 
 
 def test_a_log_deleted_while_it_is_judged_leaves_the_reader_idle(tmp_path: Path) -> None:

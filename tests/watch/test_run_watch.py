@@ -102,7 +102,8 @@ def test_a_pinned_moment_stays_while_the_run_goes_on(
     watch.read_all()
     held = view_of(watch, at=moment)
     assert (held.step, held.record.loss if held.record else None) == (1, 5.0)
-    assert len(held.loss_history) == 1
+    assert len(held.loss_history) == 3  # the curve goes on behind the shown step
+    assert held.cursor == pytest.approx(1 / 3)
     assert view_of(watch).step == 3
 
 

@@ -1,14 +1,17 @@
 """Colours of the roles. Healthy is calm, sick is loud; colour only where it means something.
 
-The load palette is diverging and safe for colour-blind eyes: blue starves, the ground is fair,
-amber to near white overloads. It has three tables, because a terminal that snaps truecolor to
-its own 256 or 16 colours turns the calm band into stripes.
+One table of styles for each kind of terminal: truecolor, 256 colours, 16 colours, and none, where
+reverse video and underlines say what they can. What must be seen never hangs on colour alone.
 """
 
 from functools import cache
 
 from rich.color import Color
 from rich.style import Style
+
+from microscope_tui.app.renderables import ramps
+from microscope_tui.app.renderables.ramps import RGB
+from microscope_tui.report.palettes import Palette
 
 GROUND = "#0f1419"
 TEXT = "#d5d9e0"
@@ -19,33 +22,7 @@ WARN = "#e6b450"
 CRITICAL = "#f0715f"
 ACCENT = "#6cb6ff"
 CURVE = "#9aa5b1"
-
-# log2(load) → colour, interpolated in between.
-_STOPS = (
-    (-4.0, (0x16, 0x2E, 0x54)),
-    (-1.6, (0x22, 0x4A, 0x7C)),
-    (-0.75, (0x24, 0x2E, 0x3A)),
-    (-0.7, (0x24, 0x2A, 0x32)),
-    (0.65, (0x28, 0x2B, 0x30)),
-    (0.72, (0x34, 0x30, 0x2C)),
-    (1.5, (0xB2, 0x7A, 0x2E)),
-    (2.6, (0xE9, 0x6C, 0x3C)),
-    (4.0, (0xFF, 0xD6, 0xC4)),
-)
-# Direct indices of the xterm palette: upper limit of the level → index.
-_INDEXED = (
-    (-9, 17),
-    (-6, 18),
-    (-4, 24),
-    (-1, 23),
-    (0, 235),
-    (3, 58),
-    (5, 136),
-    (8, 172),
-    (11, 209),
-    (16, 224),
-)
-_SIXTEEN = ((-4, "blue"), (-1, "blue"), (0, "black"), (5, "yellow"), (16, "bright_red"))
+CHOSEN = "#1b2430"
 
 _ROLES = {
     "": Style(color=TEXT),
@@ -58,49 +35,149 @@ _ROLES = {
     "ok": Style(color=OK),
     "warn": Style(color=WARN),
     "crit": Style(color=CRITICAL),
+    "onset": Style(color=CRITICAL, bold=True),
     "accent": Style(color=ACCENT),
     "badge-warn": Style(color=GROUND, bgcolor=WARN, bold=True),
     "badge-crit": Style(color=GROUND, bgcolor=CRITICAL, bold=True),
+    "cursor": Style(color=GROUND, bgcolor=ACCENT),
+    "chosen": Style(color=TEXT, bgcolor=CHOSEN),
 }
-_ON_GROUND = Style(bgcolor=GROUND)
+# Rich would take the ground for the chosen one, and a yellow that some eyes take for coral.
+_ROLES_256 = {
+    "warn": Style(color="color(221)"),
+    "badge-warn": Style(color=GROUND, bgcolor="color(221)", bold=True),
+    "chosen": Style(color=TEXT, bgcolor="color(235)"),
+}
+
+# The 16 colours are written as what Rich knows them by: a name would become the colour that
+# Textual's theme has for it, and then another one of the 16.
+_SIXTEEN: dict[str, RGB] = {
+    "black": (0, 0, 0),
+    "green": (0, 170, 0),
+    "yellow": (170, 85, 0),
+    "blue": (0, 0, 170),
+    "cyan": (0, 170, 170),
+    "white": (170, 170, 170),
+    "bright_black": (85, 85, 85),
+    "bright_red": (255, 85, 85),
+    "bright_green": (85, 255, 85),
+    "bright_yellow": (255, 255, 85),
+    "bright_blue": (85, 85, 255),
+    "bright_cyan": (85, 255, 255),
+    "bright_white": (255, 255, 255),
+}
+# Ink and ground. Bright black is too dark for words, and blue is for starving experts.
+_ROLES_16 = {
+    "": ("bright_white", "black"),
+    "value": ("bright_white", "black"),
+    "title": ("bright_white", "black"),
+    "brand": ("bright_cyan", "black"),
+    "dim": ("white", "black"),
+    "faint": ("bright_black", "black"),
+    "curve": ("white", "black"),
+    "ok": ("green", "black"),
+    "warn": ("bright_yellow", "black"),
+    "crit": ("bright_red", "black"),
+    "onset": ("bright_red", "black"),
+    "accent": ("bright_cyan", "black"),
+    "badge-warn": ("black", "bright_yellow"),
+    "badge-crit": ("black", "bright_red"),
+    "cursor": ("black", "bright_cyan"),
+    "chosen": ("bright_white", "bright_black"),
+}
+_REVERSED = ("badge-warn", "badge-crit", "cursor")
+_FAIR = 0.4
+"""Where the fair share stands on a ramp from dark to light: below its middle, to be calm."""
+_MOST_LOAD, _MOST = 16, 15
+_DARK_BELOW = 0.16
+"""Luminance of a cell on which light ink is as easy to read as dark ink."""
 
 
 @cache
-def style_of(role: str, color_system: str | None = "truecolor") -> Style:
-    """The style of a role (see ``report.spans``) on a terminal of this colour system."""
-    if role.startswith("heat:"):
-        return _heat(role.removeprefix("heat:"), color_system)
-    return _ON_GROUND + _ROLES[role]
+def style_of(
+    role: str, color_system: str | None = "truecolor", palette: Palette = Palette.DIVERGING
+) -> Style:
+    """The style of a role (see ``report.spans``) on a terminal of this colour system.
+
+    ``heat:N`` is a load of N quarter octaves (−16 … 16, 0 is calm), ``heat:dead`` none at all, and
+    ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
+    """
+    family, _, level = role.partition(":")
+    if family == "heat":
+        if level == "dead":
+            return _dead(color_system, palette)
+        return _heat(int(level), color_system, palette)
+    if family == "seq":
+        return _sequence(int(level) / _MOST, color_system, palette)
+    return _word(role, color_system)
 
 
-def _heat(level: str, color_system: str | None) -> Style:
-    if level == "dead":
-        if color_system in ("truecolor", "256"):
-            ground = "#162e54" if color_system == "truecolor" else "color(17)"
-            return Style(
-                color="#6f97cc" if color_system == "truecolor" else "color(68)", bgcolor=ground
-            )
-        return Style(color="bright_white", bgcolor="blue")
-    number = int(level)
-    if color_system == "truecolor":
-        return Style(color=GROUND, bgcolor=Color.from_rgb(*_interpolated(number / 4)))
+def _word(role: str, color_system: str | None) -> Style:
+    style = _ROLES[role]
+    if color_system is None:
+        reverse = role in _REVERSED
+        bold = style.bold or role in ("crit", "chosen")
+        return Style(bold=bold or None, reverse=reverse or None)
+    if color_system == "standard":
+        ink, ground = _ROLES_16[role]
+        return Style(color=_sixteen(ink), bgcolor=_sixteen(ground), bold=style.bold)
     if color_system == "256":
-        return Style(color="color(233)", bgcolor=f"color({_stepped(_INDEXED, number)})")
-    return Style(color="black", bgcolor=str(_stepped(_SIXTEEN, number)))
+        style = _ROLES_256.get(role, style)
+    return Style(bgcolor=GROUND) + style
 
 
-def _stepped(table: tuple[tuple[int, int | str], ...], level: int) -> int | str:
-    return next(colour for limit, colour in table if level <= limit)
+def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
+    if color_system is None:
+        return Style(reverse=level > 0 or None, underline=level < 0 or None)
+    if palette is not Palette.DIVERGING:
+        room = _FAIR if level < 0 else 1.0 - _FAIR
+        return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette)
+    if color_system == "truecolor":
+        colour = ramps.between(ramps.DIVERGING_LOAD, level / 4)
+        return Style(color=GROUND, bgcolor=Color.from_rgb(*colour))
+    if color_system == "256":
+        index = ramps.up_to(ramps.DIVERGING_LOAD_256, level)
+        return Style(color="color(233)", bgcolor=f"color({index})")
+    name = ramps.up_to(ramps.DIVERGING_LOAD_16, level)
+    return Style(color=_sixteen("black"), bgcolor=_sixteen(name))
 
 
-def _interpolated(octaves: float) -> tuple[float, float, float]:
-    below = _STOPS[0]
-    for stop in _STOPS:
-        if octaves <= stop[0]:
-            share = (octaves - below[0]) / ((stop[0] - below[0]) or 1.0)
-            red, green, blue = (
-                round(a + share * (b - a)) for a, b in zip(below[1], stop[1], strict=True)
-            )
-            return red, green, blue
-        below = stop
-    return _STOPS[-1][1]
+def _dead(color_system: str | None, palette: Palette) -> Style:
+    """Always with a ×: on the blue of starving experts the ground alone would not tell."""
+    if color_system is None:
+        return Style(underline=True)
+    diverging = palette is Palette.DIVERGING
+    if color_system == "truecolor":
+        ink, ground = ("#6f97cc", "#162e54") if diverging else (CURVE, GROUND)
+        return Style(color=ink, bgcolor=ground)
+    if color_system == "256":
+        ink, ground = ("color(68)", "color(17)") if diverging else ("color(246)", "color(16)")
+        return Style(color=ink, bgcolor=ground)
+    ground = "blue" if palette in (Palette.DIVERGING, Palette.GREY) else "black"
+    return Style(color=_sixteen("bright_white"), bgcolor=_sixteen(ground))
+
+
+def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
+    """A share of the way from low to high, with ink that can be read on it."""
+    if color_system is None:
+        return Style(reverse=share > 0.5 or None)
+    if color_system == "truecolor":
+        colour = ramps.between(ramps.TRUECOLOR[palette], share)
+        return Style(color=TEXT if _is_dark(colour) else GROUND, bgcolor=Color.from_rgb(*colour))
+    if color_system == "256":
+        ground = Color.from_ansi(ramps.step_of(ramps.INDEXED[palette], share))
+        dark = _is_dark(ground.get_truecolor())
+        return Style(color="color(253)" if dark else "color(233)", bgcolor=ground)
+    name = ramps.step_of(ramps.NAMED[palette], share)
+    dark = _is_dark(_SIXTEEN[name])
+    return Style(color=_sixteen("bright_white" if dark else "black"), bgcolor=_sixteen(name))
+
+
+def _is_dark(colour: RGB) -> bool:
+    red, green, blue = ((value / 255) ** 2.2 for value in colour)
+    luminance: float = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return luminance < _DARK_BELOW
+
+
+def _sixteen(name: str) -> Color:
+    return Color.from_rgb(*_SIXTEEN[name])

@@ -7,10 +7,16 @@ from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.palettes import Palette
 from microscope_tui.report.spans import Line, Span, width_of
 
 
-def to_strip(line: Iterable[Span], color_system: str | None, glyphs: Glyphs) -> Strip:
+def to_strip(
+    line: Iterable[Span],
+    color_system: str | None,
+    glyphs: Glyphs,
+    palette: Palette = Palette.DIVERGING,
+) -> Strip:
     """One line as a strip. Neighbours of one role are merged: every segment costs bytes."""
     segments: list[Segment] = []
     role_before: str | None = None
@@ -21,7 +27,7 @@ def to_strip(line: Iterable[Span], color_system: str | None, glyphs: Glyphs) -> 
         if role == role_before:
             segments[-1] = Segment(segments[-1].text + text, segments[-1].style)
         else:
-            segments.append(Segment(text, style_of(role, color_system)))
+            segments.append(Segment(text, style_of(role, color_system, palette)))
             role_before = role
     return Strip(segments)
 

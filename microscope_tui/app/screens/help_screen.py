@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
-from microscope_tui.app import keys
+from microscope_tui.app import key_lines, keys
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import Line, Span, pad
@@ -19,7 +19,7 @@ _READING = (
     "balance c: 1 is even, 0 collapsed on k experts; entropy cannot tell",
     "C critical, W warning, I note, M the measurement itself is at fault",
 )
-_WIDEST = 96
+_WIDEST = 112
 _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
@@ -58,7 +58,7 @@ class HelpScreen(ModalScreen[None]):
         help_.show([pad(line, width - 2) for line in shown])
 
     def _lines(self, width: int) -> list[Line]:
-        lines = keys.help_lines(self._bindings_shown, self._glyphs, width)
+        lines = key_lines.help_lines(self._bindings_shown, self._glyphs, width)
         lines += [[], [Span("  Reading the screen", "title")]]
         for text in _READING:
             lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 2)]

@@ -27,7 +27,7 @@ _POINTS = 240
 class LayerScreen(RunScreen):
     """Four charts of one layer; up and down go to its neighbours."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER, *keys.EVERYWHERE]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER]
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
@@ -57,13 +57,9 @@ class LayerScreen(RunScreen):
         self.draw_last_line()
         self.call_after_refresh(self._draw_charts, view, layer)
 
-    async def action_back(self) -> None:
-        """Return to the main screen."""
-        await self.app.pop_screen()
-
     def _title(self, view: RunView, layer: LayerView) -> Line:
         router = layer.router
-        moment = "" if self.session.following else f"   {self.moment(view)}"
+        moment = "" if self.session.time.following else f"   {self.moment(view)}"
         return [
             Span(f"  {router.name}", "title"),
             Span(f"  {layer.index + 1}/{len(view.layers)}", "dim"),

@@ -1,6 +1,6 @@
 """The main screen: a row is a layer, and everything about that layer stands on its row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -8,36 +8,27 @@ from textual.binding import BindingType
 from textual.containers import Horizontal
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.app.screens.run_screen import RunScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.app.session import Session
+from microscope_tui.app.screens.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.report import frame, layer_row
+from microscope_tui.report import frame, layer_row, time_line
 from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import (
-    MIN_COLUMNS,
-    MIN_ROWS,
-    Layout,
-    first_visible,
-    fit,
-    worst_first,
-)
-from microscope_tui.report.spans import Line
+from microscope_tui.report.heat import Heat, terms_of
+from microscope_tui.report.layers import expert_line, matching
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, first_visible, fit
+from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.watch.view import RunView
 
 
-class MainScreen(RunScreen):
+class MainScreen(LookActions):
     """Header, verdict, the table of layers, the time ribbon, the keys."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN, *keys.EVERYWHERE]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN]
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._layout: Layout | None = None
-        self._first = 0
-        self._drawn: RunView | None = None
-        self._drawn_content: tuple[object, ...] = ()
+    _layout: Layout | None = None
+    _first = 0
+    _drawn: RunView | None = None
+    _drawn_content: tuple[object, ...] = ()
+    _rows: Sequence[int] = ()
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
@@ -57,12 +48,18 @@ class MainScreen(RunScreen):
     def page(self) -> int:
         return self._layout.visible_layers if self._layout else 10
 
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
     async def redraw(self) -> None:
         columns, rows = self.size or self.app.size
-        probe = self.session.view(1, 1, range(0))
+        session = self.session
+        probe = session.view(1, 1, range(0))
         if probe is None:
             return
-        layout = self._layout = fit(probe, columns, rows)
+        self._rows = matching(probe, session.filter)
+        say = session.expert is not None or bool(session.filter.text)
+        layout = self._layout = fit(probe, columns, rows, shown=len(self._rows), noted=say)
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
         self.set_class(layout.roomy, "roomy")
@@ -71,18 +68,32 @@ class MainScreen(RunScreen):
             self._drawn = None
             self.query_one("#header", Rows).show(frame.smallest(probe, columns, rows))
             return
-        layers, selected = len(probe.layers), self.session.selected
-        self._first = first_visible(layout, selected, self._first, layers)
+        self._first = first_visible(layout, self._position(), self._first, len(self._rows))
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
-            self._draw_frame(self._view(layout, range(0)), layout)  # the table stays as it is
+            self._draw_frame(self._view(layout, ()), layout)  # the table stays as it is
             self._draw_labels(self._drawn, layout)
             return
-        view = self._view(layout, range(self._first, self._first + layout.visible_layers))
+        view = self._view(layout, self._visible(layout))
         self._draw_frame(view, layout)
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
+
+    def _position(self) -> int:
+        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
+        rows, selected = self._rows, self.session.selected
+        if selected not in rows and rows:
+            self.session.selected = min(rows, key=lambda index: abs(index - selected))
+        return list(rows).index(self.session.selected) if rows else 0
+
+    async def action_move(self, by: int) -> None:
+        """Choose another one of the shown layers."""
+        if self._rows:
+            at = max(0, min(len(self._rows) - 1, self._position() + by))
+            if self._rows[at] != self.session.selected:
+                self.session.selected = self._rows[at]
+                await self.select()
 
     async def select(self) -> None:
         """Another layer: while it is in view, only the labels change."""
@@ -90,24 +101,33 @@ class MainScreen(RunScreen):
         if view is None or layout is None or self.has_class("small"):
             await self.redraw()
             return
-        layers = len(view.layers)
-        if first_visible(layout, self.session.selected, self._first, layers) != self._first:
+        if self.session.expert is not None:
+            await self.redraw()
+            return
+        first = first_visible(layout, self._position(), self._first, len(self._rows))
+        if first != self._first:
             await self.redraw()
             return
         self._draw_labels(view, layout)
+
+    def _visible(self, layout: Layout) -> Sequence[int]:
+        return self._rows[self._first : self._first + layout.visible_layers]
 
     def _content(self, view: RunView, layout: Layout) -> tuple[object, ...]:
         """All that the table depends on: while it is the same, the table is."""
         watch, session = self.session.watch, self.session
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
-        return version, session.pin, layout, self._first, severities
+        chosen = (session.selected, session.expert) if session.expert is not None else None
+        shown = (session.look, session.reference, session.time.window, session.pace.coarse)
+        visible = tuple(self._visible(layout))
+        return version, session.time.pin, layout, visible, severities, chosen, shown
 
-    def _view(self, layout: Layout, visible: range) -> RunView:
+    def _view(self, layout: Layout, visible: Sequence[int]) -> RunView:
         """The view, with the history of the visible layers only."""
         per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
         points = max(24, layout.spark * per_cell)
-        view = self.session.view(points, frame.ribbon_width(layout), visible)
+        view = self.session.view(points, time_line.ribbon_width(layout.columns), visible)
         assert view is not None  # there was one a moment ago, and runs are never closed
         return view
 
@@ -128,66 +148,60 @@ class MainScreen(RunScreen):
         self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
     def _draw_frame(self, view: RunView, layout: Layout) -> None:
-        glyphs, columns = self.session.glyphs, layout.columns
+        session, glyphs, columns = self.session, self.session.glyphs, layout.columns
         lines = 3 if layout.roomy else 2
         self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
-        self.query_one("#verdict", Rows).show(frame.verdict(view, columns, lines))
-        heads = [frame.column_heads(view, layout)]
+        verdict = frame.verdict(view, columns, lines, session.seen)
+        self.query_one("#verdict", Rows).show(verdict)
+        heat = self._heat(view)
+        heads = [frame.column_heads(view, layout, heat)]
         if layout.numbered:
-            heads.append(frame.expert_numbers(view, layout))
+            heads.append(frame.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
-        moment = self.moment(view)
-        self.query_one("#ribbon", Rows).show([frame.ribbon(view, layout, glyphs, moment)])
-        self.query_one("#notes", Rows).show(
-            [frame.ribbon_notes(view, layout, self.session.how_it_watches())]
-        )
+        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        watching = " · ".join([session.how_it_watches(), *self._net()])
+        chosen = expert_line(view, session.selected, session.expert, heat.terms)
+        if not chosen and session.filter.text:
+            chosen = f"/{session.filter.text}  {len(self._rows)} of {len(view.layers)} layers"
+        notes = time_line.notes(view, layout, glyphs, watching, chosen)
+        self.query_one("#notes", Rows).show([notes])
         self.draw_last_line()
 
-    def _draw_table(self, view: RunView, layout: Layout) -> None:
-        glyphs = self.session.glyphs
-        colour = not self.app.no_color
-        visible = view.layers[self._first : self._first + layout.visible_layers]
+    def _net(self) -> list[str]:
+        return [self.session.pace.words()] if self.session.traffic.total else []
 
+    def _heat(self, view: RunView) -> Heat:
+        session = self.session
+        terms = terms_of(view.run, session.reference)
+        return Heat(session.look, terms, not self.app.no_color, session.levels)
+
+    def _draw_table(self, view: RunView, layout: Layout) -> None:
+        session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
+        heat = self._heat(view)
+        visible = [view.layers[index] for index in self._visible(layout)]
         self._draw_labels(view, layout)
         parts: dict[str, list[Line]] = {
-            "#balance": _flat(layer_row.balance(layer, layout, glyphs) for layer in visible),
-            "#entropy": _flat(layer_row.entropy(layer, layout, glyphs) for layer in visible),
+            "#balance": _flat(layer_row.balance(row, layout, glyphs, cursor) for row in visible),
+            "#entropy": _flat(layer_row.entropy(row, layout, glyphs, cursor) for row in visible),
             "#drop": _flat(layer_row.drop(layer, layout, glyphs) for layer in visible),
         }
         for selector, lines in parts.items():
             self.query_one(selector, Rows).show(lines)
-        self.query_one(Tiles).show(
-            _flat(layer_row.load(layer, layout, colour) for layer in visible)
+        chosen = {session.selected: session.expert}
+        loads = _flat(
+            layer_row.load(layer, layout, heat, chosen.get(layer.index)) for layer in visible
         )
+        if not visible:
+            loads = [pad([Span("no layer matches", "dim")], layout.heat)]
+        self.query_one(Tiles).show(loads, session.look.palette)
 
     def _draw_labels(self, view: RunView, layout: Layout) -> None:
         chosen = self.session.selected
-        visible = view.layers[self._first : self._first + layout.visible_layers]
+        visible = [view.layers[index] for index in self._visible(layout)]
         self.query_one("#label", Rows).show(
             _flat(layer_row.label(layer, layout, layer.index == chosen) for layer in visible)
         )
-
-    async def action_open_layer(self) -> None:
-        """Open the screen of the chosen layer."""
-        if self.layer_count():
-            await self.app.push_screen(LayerScreen(self.session))
-
-    async def action_open_runs(self) -> None:
-        """Open the list of runs."""
-        await self.app.push_screen(RunsScreen(self.session))
-
-    async def action_next_alert(self) -> None:
-        """Go to the next layer that has an alert, the worst first."""
-        view = self.session.view(1, 1, range(0))
-        if view is None:
-            return
-        sick = [index for index in worst_first(view) if view.layers[index].severity]
-        if not sick:
-            return
-        here = self.session.selected
-        at = sick.index(here) + 1 if here in sick else 0
-        self.session.selected = sick[at % len(sick)]
-        await self.redraw()
 
 
 def _flat(rows: Iterable[list[Line]]) -> list[Line]:

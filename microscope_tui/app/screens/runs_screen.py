@@ -8,7 +8,8 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from microscope_tui.app import keys
+from microscope_tui.app import key_lines, keys
+from microscope_tui.app.keymap import remapped
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
@@ -33,7 +34,7 @@ class RunsScreen(Screen[None]):
     """All runs below the path, newest first."""
 
     AUTO_FOCUS: ClassVar[str | None] = None
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.RUNS, *keys.EVERYWHERE]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.RUNS]
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class RunsScreen(Screen[None]):
         ]
         body += [pad([], columns)] * (room - len(body))
         lines = [self._title(layout, room), pad([], columns), run_list.run_heads(layout), *body]
-        lines.append(keys.key_line([*keys.RUNS, *keys.EVERYWHERE], glyphs, columns))
+        lines.append(key_lines.key_line(remapped(keys.RUNS, self.session.keymap), glyphs, columns))
         self.query_one(Rows).show(lines)
 
     def _title(self, layout: run_list.ListLayout, room: int) -> Line:

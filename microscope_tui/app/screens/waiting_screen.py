@@ -7,7 +7,6 @@ from textual.binding import BindingType
 from textual.screen import Screen
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import words
@@ -18,7 +17,7 @@ from microscope_tui.runlog.safe_text import safe_text
 class WaitingScreen(Screen[None]):
     """Waits for the first step; the application moves on by itself."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [keys.OPEN_RUNS, *keys.EVERYWHERE]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.WAITING]
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -68,8 +67,3 @@ class WaitingScreen(Screen[None]):
             [Span("waiting for a run in ", "dim"), Span(where)],
             [Span("start one with  ", "dim"), Span("python train.py", "accent")],
         ]
-
-    async def action_open_runs(self) -> None:
-        """Open the list of runs, where there is more than this one."""
-        if len(self.session.fleet.runs) > 1:
-            await self.app.push_screen(RunsScreen(self.session))

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
 from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.palettes import Palette
 from microscope_tui.report.spans import Line
 
 TILE = 16
@@ -29,10 +30,10 @@ class Rows(Widget):
         self._glyphs = glyphs
         self._strips: list[Strip] = []
 
-    def show(self, lines: Sequence[Line]) -> None:
+    def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
         """Replace the content."""
         system = self.app.console.color_system
-        self.show_strips([to_strip(line, system, self._glyphs) for line in lines])
+        self.show_strips([to_strip(line, system, self._glyphs, palette) for line in lines])
 
     def show_strips(self, strips: list[Strip]) -> None:
         """Replace the content by lines that are drawn already."""
@@ -76,7 +77,7 @@ class Tiles(Horizontal):
             parts.append(part)
         await self.mount_all(parts)
 
-    def show(self, lines: Sequence[Line]) -> None:
+    def show(self, lines: Sequence[Line], palette: Palette) -> None:
         """Replace the content of all tiles."""
         for part, (start, end) in zip(self.query(Rows), tiles(self._width, TILE), strict=False):
-            part.show([cut(line, start, end) for line in lines])
+            part.show([cut(line, start, end) for line in lines], palette)

@@ -1,0 +1,90 @@
+"""Bindings as lines: the keys in the last line of a screen, and all of them in the help."""
+
+from collections.abc import Iterable
+
+from textual.binding import Binding
+
+from microscope_tui.app.keymap import shown_key
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import Line, Span, line_width, pad
+from microscope_tui.report.wrap import wrap
+
+_SECTIONS = {
+    "layer": "Layers and experts",
+    "expert": "Layers and experts",
+    "run": "Runs",
+    "alert": "Alerts",
+    "time": "Time",
+    "look": "Cells",
+    "chart": "Charts",
+    "filter": "Filter",
+    "out": "Take out",
+    "screen": "Screens",
+    "app": "Screens",
+}
+_COLUMN, _KEYS = 53, 13  # cells of a column of the help, and of the keys in it
+_ASCII_NAMES = {
+    "↑↓": "up/down",
+    "↑": "up",
+    "↓": "down",
+    "⏎": "enter",
+    "←→": "left/right",
+    "←": "left",
+    "→": "right",
+}
+
+
+def key_line(
+    bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
+) -> Line:
+    """The line of keys at the bottom: the shown bindings, in their order.
+
+    Where there is no room for all, those in the middle give way: help, which lists all, and
+    quit stay.
+    """
+    shown = []
+    for binding in bindings:
+        if binding.show:
+            does = "live" if paused and binding.action == "toggle_follow" else binding.description
+            key = Span(_plain(binding.key_display or binding.key, glyphs), "accent")
+            shown.append([Span("  "), key, Span(f" {does}", "dim")])
+    while len(shown) > 3 and sum(map(line_width, shown)) - 1 > width:
+        del shown[-3]
+    first, *rest = [span for part in shown for span in part] or [Span("")]
+    return pad([Span(first.text[1:]), *rest], width)
+
+
+def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
+    """Every binding with all its keys, in sections, in two columns where there is room."""
+    sections: dict[str, list[Line]] = {}
+    for binding in bindings:
+        kind = (binding.id or "").split(".")[0]
+        lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
+        lines += _entry(binding, glyphs, min(width, _COLUMN))
+    blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
+    if width < 2 * _COLUMN:
+        return [line for block in blocks for line in block][:-1]
+    total, left = sum(map(len, blocks)), 0
+    columns: tuple[list[Line], list[Line]] = ([], [])
+    for block in blocks:
+        at_right = left + len(block) // 2 > total / 2
+        columns[at_right].extend(block)
+        left += 0 if at_right else len(block)
+    one, two = columns
+    height = max(len(one), len(two))
+    one, two = (part + [[]] * (height - len(part)) for part in (one, two))
+    return [[*pad(a, _COLUMN), *b] for a, b in zip(one, two, strict=True)][:-1]
+
+
+def _entry(binding: Binding, glyphs: Glyphs, width: int) -> list[Line]:
+    """The keys of a binding and what it does, on as many lines as that takes."""
+    names = "  ".join(_plain(shown_key(key), glyphs) for key in binding.key.split(","))
+    texts = wrap(binding.tooltip or binding.description, max(12, width - _KEYS - 1))
+    return [
+        [Span(f"  {names if at == 0 else '':<{_KEYS - 2}}", "accent"), Span(text, "value")]
+        for at, text in enumerate(texts)
+    ]
+
+
+def _plain(key: str, glyphs: Glyphs) -> str:
+    return _ASCII_NAMES.get(key, key) if glyphs is Glyphs.ASCII else key

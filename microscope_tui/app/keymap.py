@@ -1,0 +1,188 @@
+"""Keys of one's own: the ``[keys]`` table of the config file, laid over the bindings.
+
+```toml
+[keys]
+layer.next = "n,down"
+time.back = "["
+```
+
+What stands left is the id of a binding, which ``moe-microscope keys`` prints; right are all keys
+that it has from now on. An id that several screens share is changed on all of them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+
+from textual.binding import Binding
+from textual.keys import REPLACED_KEYS, Keys, key_to_character
+
+from microscope_tui.runlog.safe_text import safe_text
+
+Keymap = Mapping[str, str]
+"""From the id of a binding to its keys: Textual's names, separated by commas."""
+
+_QUIT = "app.quit"
+_ALWAYS_QUIT = frozenset({"ctrl+c", "ctrl+q"})
+_MODIFIERS = frozenset({"alt", "ctrl", "hyper", "meta", "shift", "super"})
+_NAMED = frozenset(key.value for key in Keys if key.value.isalnum()) - {"return"}
+# Most terminals send tab, enter, backspace and escape for the first four; for the others they
+# disagree what to send.
+_NOT_SENT = frozenset(
+    {"ctrl+i", "ctrl+m", "ctrl+h", "ctrl+left_square_bracket", "ctrl+at", "ctrl+space"}
+)
+_SHOWN = {
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "escape": "esc",
+    "enter": "⏎",
+    "pageup": "page up",
+    "pagedown": "page down",
+}
+
+
+class BadKey(ValueError):
+    """No such binding, no such key, or one key for two things; the message says what to write."""
+
+
+def keymap_of(
+    table: Mapping[str, object], screens: Mapping[str, Sequence[Binding]]
+) -> dict[str, str]:
+    """The ``[keys]`` table, checked.
+
+    Args:
+        table: as TOML gives it: ``layer.next`` without quotes is a table in a table.
+        screens: the bindings of every screen.
+
+    Raises:
+        BadKey: it cannot be laid over these bindings.
+    """
+    ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
+    keymap: dict[str, str] = {}
+    for name, value in _entries(table, ids):
+        if name not in ids:
+            near = " or ".join(get_close_matches(name[:80], ids))
+            raise BadKey(
+                f"[keys] {safe_text(name, 40)}: no such id; "
+                f"{f'did you mean {near}? ' if near else ''}`moe-microscope keys` prints all"
+            )
+        if name in keymap:
+            raise BadKey(f"[keys] {name}: stands there twice, with and without quotes; remove one")
+        keymap[name] = _keys(name, value)
+    if found := conflicts(screens, keymap):
+        raise BadKey(f"[keys] one key for two things: {'; '.join(found)}; give one another key")
+    return keymap
+
+
+def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Keymap) -> list[str]:
+    """Keys that would mean two things on one screen: ``j: layer.next and screen.back on …``."""
+    found = []
+    for screen, bindings in screens.items():
+        owners: dict[str, dict[str, None]] = {}
+        for one in Binding.make_bindings(remapped(bindings, keymap)):
+            owners.setdefault(one.key, {})[one.id or one.description or one.action] = None
+        found += [
+            f"{written_key(key)}: {' and '.join(names)} on the {screen} screen"
+            for key, names in owners.items()
+            if len(names) > 1
+        ]
+    return found
+
+
+def remapped(bindings: Iterable[Binding], keymap: Keymap) -> list[Binding]:
+    """The same bindings with the keys of ``keymap``, the first of them shown.
+
+    Where a display speaks for two bindings (``[ ]``) and the other one lost that key, it shrinks.
+    """
+    bindings = list(bindings)
+    given = {one.id: keys for one in bindings if one.id and (keys := keymap.get(one.id))}
+    lost = {shown_key(key) for one in bindings if one.id in given for key in one.key.split(",")}
+    after = []
+    for one in bindings:
+        keys, display = given.get(one.id or "", one.key), one.key_display
+        own = [shown_key(key) for key in keys.split(",")]
+        if one.id in given or (display and display not in own and lost & {*display}):
+            one = one.with_key(keys, own[0])
+        after.append(one)
+    return after
+
+
+def shown_key(key: str) -> str:
+    """One of Textual's names of keys as a screen shows it: ``↑``, ``[``, ``page up``."""
+    return _SHOWN.get(key) or _character(key) or key
+
+
+def written_key(key: str) -> str:
+    """One of Textual's names of keys as the config file takes it: ``up``, ``[``, ``comma``."""
+    character = None if key == "comma" else _character(key)
+    return character or key
+
+
+def _entries(
+    table: Mapping[str, object], ids: Sequence[str], prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Ids and values, however TOML nested them."""
+    for part, value in table.items():
+        name = f"{prefix}{part}"
+        if isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in ids):
+            yield from _entries(value, ids, f"{name}.")
+        else:
+            yield name, value
+
+
+def _keys(name: str, value: object) -> str:
+    """The keys of one binding by Textual's names, each once."""
+    what = f"[keys] {name}"
+    if not isinstance(value, str):
+        raise BadKey(f'{what} is {safe_text(repr(value), 40)}: write one text, like "j,down"')
+    if not value.strip():
+        why = "would leave no key to quit" if name == _QUIT else "is empty"
+        raise BadKey(f'{what} {why}: write at least one key, like "j" or "space"')
+    keys = []
+    for written in (part.strip() for part in value.split(",")):
+        key = _named(written)
+        if not written:
+            raise BadKey(f'{what} has a comma too many: the comma itself is written "comma"')
+        if key is None:
+            raise BadKey(
+                f'{what}: no terminal sends a key "{safe_text(written, 30)}"; write a character '
+                f"(j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
+            )
+        if key in _ALWAYS_QUIT:
+            raise BadKey(f"{what}: {key} always quits; write another key")
+        keys.append(key)
+    return ",".join(dict.fromkeys(keys))
+
+
+def _named(written: str) -> str | None:
+    """Textual's name of a key as somebody writes it; ``None`` if no terminal sends such a key."""
+    if len(written) == 1:
+        return _name_of(written)
+    *modifiers, key = written.lower().split("+")
+    if key not in _NAMED:
+        if modifiers == ["shift"]:  # a capital is a key of its own
+            return None
+        character = _character(key)
+        named = _name_of(character) if character else None
+        if named is None:
+            return None
+        key = named
+    name = "+".join([*sorted(set(modifiers)), key])
+    return name if set(modifiers) <= _MODIFIERS and name not in _NOT_SENT else None
+
+
+def _name_of(character: str) -> str | None:
+    """Textual's name of a character."""
+    if not character.isprintable():
+        return None
+    if character == ",":  # it separates keys elsewhere
+        return "comma"
+    return next(iter(Binding.make_bindings([Binding(character, "")]))).key
+
+
+def _character(key: str) -> str | None:
+    """The visible character behind one of Textual's names, ``question_mark`` for one."""
+    character = key_to_character(REPLACED_KEYS.get(key, key))
+    visible = character and len(character) == 1 and character.isprintable() and character != " "
+    return character if visible else None

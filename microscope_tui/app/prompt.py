@@ -1,0 +1,71 @@
+"""Asks for something in the last line of a screen: where to go, what to show, what to copy.
+
+Not a screen of its own: keys that are typed or pasted fast would still reach the one below.
+"""
+
+from typing import Literal
+
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import Line, Span
+
+Kind = Literal["", "place", "filter", "copy"]
+
+_MOST_CHARACTERS = 100
+_LABELS = {"place": " go to step ", "filter": " filter ", "copy": " copy "}
+COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
+
+
+class Prompt:
+    """What was typed so far; closed while nobody asks."""
+
+    def __init__(self) -> None:
+        self.kind: Kind = ""
+        """What is asked for; empty while nothing is."""
+        self.typed = ""
+
+    @property
+    def open(self) -> bool:
+        """Something is asked for."""
+        return bool(self.kind)
+
+    def ask(self, kind: Kind, typed: str = "") -> None:
+        """Open."""
+        self.kind, self.typed = kind, typed
+
+    def take(self, key: str, character: str | None) -> str | None:
+        """One key. Returns what was entered once it is; other control keys close without."""
+        if self.kind == "copy":
+            self.kind = ""
+            return character if character in COPY_CHOICES else None
+        if key == "backspace":
+            self.typed = self.typed[:-1]
+        elif key == "enter" or character is None or not character.isprintable():
+            self.kind = ""
+            return self.typed if key == "enter" else None
+        else:
+            self.typed = (self.typed + character)[:_MOST_CHARACTERS]
+        return None
+
+    def line(self, hint: str, problem: str | None, glyphs: Glyphs) -> Line:
+        """The prompt as it stands on the screen; with ``problem`` if nothing can be entered."""
+        if self.kind == "copy":
+            choices: Line = [Span(_LABELS[self.kind], "accent")]
+            for key, what in COPY_CHOICES.items():
+                choices += [Span(f"  {key}", "accent"), Span(f" {what}", "dim")]
+            return [*choices, Span("   esc", "accent"), Span(" nothing", "dim")]
+        cursor = "_" if glyphs is Glyphs.ASCII else "▏"
+        typed = [
+            Span(_LABELS[self.kind], "accent"),
+            Span(self.typed, "title"),
+            Span(cursor, "accent"),
+        ]
+        if problem:
+            return [*typed, Span(f"   {problem}", "warn")]
+        return [
+            *typed,
+            Span(f"   {hint}   ", "dim"),
+            Span("enter", "accent"),
+            Span(" go   " if self.kind == "place" else " keep   ", "dim"),
+            Span("esc", "accent"),
+            Span(" stay" if self.kind == "place" else " all", "dim"),
+        ]

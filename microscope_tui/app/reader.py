@@ -1,0 +1,142 @@
+"""The reader thread: searches for runs and reads them, and never touches a widget.
+
+Versions grow, and the screens look at them at their own pace.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.file_events import FileEvents
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.run_watch import RunWatch
+
+_WORK_S, _PAUSE_S = 0.012, 0.001  # the screen has the lock and the processor in between
+_HUSH_S = 0.05
+_IDLE_S = 0.25
+_PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
+_GRACE_S = 0.3  # an event may come a little after the bytes that it announces
+
+
+class Reader:
+    """Reads all runs of a fleet until it is stopped."""
+
+    def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
+        """``may_leave``: nothing is lost if a newer run takes the place of the open one."""
+        self.fleet = fleet
+        self.events = FileEvents(fleet.root)
+        self.first_look = threading.Event()
+        """Set once it is known whether there is a run, and a little of it was read."""
+        self.switches = 0
+        """Grows whenever another run was opened."""
+        self._may_leave = may_leave
+        self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
+        self._wanted: SimpleQueue[RunFile] = SimpleQueue()
+        self._quiet_until = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the reader."""
+        self._stop.set()
+        self.events.stop()
+        self._thread.join(timeout=1.0)
+
+    def hush(self) -> None:
+        """Something is about to be drawn: stand back until it is."""
+        self._quiet_until = time.monotonic() + _HUSH_S
+
+    def choose(self, file: RunFile) -> None:
+        """Open a run and stay there; done with the next turn."""
+        self._chosen = file
+        self._wanted.put(file)
+
+    @property
+    def watch(self) -> RunWatch | None:
+        """The open run."""
+        return self.fleet.open
+
+    def _read(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # a bug: what was read stays, and the screen says so
+            if self.watch is not None:
+                self.watch.error = f"reading stopped: {safe_text(repr(error), 200)}"
+            self.switches += 1
+            self.first_look.set()
+
+    def _follow(self) -> None:
+        self._choose_run(searched=self.fleet.search(now=True))
+        if self.watch is not None and self.watch.latest is None:
+            self.watch.advance()  # a short log has no overview, and is read in one go
+        self.first_look.set()
+        idle = woken = started = False
+        rested, size = time.monotonic(), 0
+        while not self._stop.is_set():
+            self._choose_run(searched=self.fleet.search())
+            if not started and (self.watch is None or self.watch.complete):
+                started = True  # only now: the first picture comes before anything else
+                if not self.fleet.piped:
+                    self.events.start()
+            if self.fleet.turn():
+                if idle and not woken and self._size() > size:
+                    self._doubt_events()
+                idle = False
+                if (hush := self._quiet_until - time.monotonic()) > 0:
+                    self._stop.wait(hush)
+                elif time.monotonic() - rested > _WORK_S:
+                    self._stop.wait(self._pause())
+                    rested = time.monotonic()
+                continue
+            size = self._size()
+            idle, woken = True, self._wait()
+
+    def _pause(self) -> float:
+        """Half of a core is enough for the past of a run that may be training on this machine."""
+        watch = self.watch
+        if watch is not None and not watch.complete:
+            return _PAUSE_S  # somebody waits for it, and it will not take long
+        training = watch is not None and watch.shown.end is None
+        return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
+
+    def _size(self) -> int:
+        return self.watch.source.size if self.watch is not None else 0
+
+    def _wait(self) -> bool:
+        """Until something happens, or it is time to poll; true if an event woke us."""
+        waits = _PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1
+        for _ in range(waits):
+            if self.events.wait(_IDLE_S):
+                return True
+            if self._stop.is_set() or not self._wanted.empty():
+                return False
+        return False
+
+    def _doubt_events(self) -> None:
+        """The poll found what no event had announced."""
+        if self.events.mode == "events" and not self.events.wait(_GRACE_S):
+            self.events.poll_found_change()
+
+    def _choose_run(self, *, searched: bool) -> None:
+        """Open what was asked for, or the newest run where nothing is lost by going there."""
+        wanted = None
+        while not self._wanted.empty():  # the latest wish counts
+            wanted = self._wanted.get_nowait()
+        if wanted is not None and self.watch is not None and self.watch.path == wanted.path:
+            return
+        runs = self.fleet.runs
+        if wanted is None and searched and runs and self._chosen is None:
+            newest = runs[0]
+            is_open = self.watch is not None and self.watch.path == newest.path
+            if not is_open and self.fleet.may_switch(self._may_leave()):
+                wanted = newest
+        if wanted is not None:
+            self.fleet.open_run(wanted)
+            self.switches += 1

@@ -1,0 +1,124 @@
+"""What the screens of a run have in common: the session, its tempo, and the last line."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual.binding import Binding
+from textual.screen import Screen
+
+from microscope_tui.app import key_lines
+from microscope_tui.app.keymap import remapped
+from microscope_tui.app.prompt import Prompt
+from microscope_tui.app.session import Session
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report import words
+from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.state import ENDED
+from microscope_tui.watch.view import RunView
+
+
+class BaseScreen(Screen[None]):
+    """Redraws when the session has something new; an unchanged session costs nothing."""
+
+    AUTO_FOCUS: ClassVar[str | None] = None
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self.prompt = Prompt()
+        self._shown: tuple[object, ...] = ()
+        self._said: tuple[str, str] = ("", "")
+
+    async def on_mount(self) -> None:
+        # Before the first layout: every paint of the whole screen that is saved is 25 KB.
+        await self.redraw()
+        self._look_again()
+
+    async def on_screen_resume(self) -> None:
+        await self.redraw()
+
+    async def on_resize(self) -> None:
+        await self.redraw()
+
+    async def redraw(self) -> None:
+        """Draw everything from the present state of the session."""
+        raise TypeError(f"{type(self).__name__} does not draw itself")
+
+    def _look_again(self) -> None:
+        self.set_timer(self.session.pace.interval_s, self._look)
+
+    async def _look(self) -> None:
+        """Redraw if the run, its state or its age in words has changed."""
+        now = self.state_now()
+        if now != self._shown and self.app.screen is self:
+            self._shown = now
+            self.session.reader.hush()
+            await self.redraw()
+        self.session.keep_pace()
+        self._look_again()
+
+    def state_now(self) -> tuple[object, ...]:
+        """All that a redraw depends on and that changes by itself."""
+        watch = self.session.watch
+        if watch is None:
+            return ()
+        state, age = watch.state()
+        return self.session.version, watch, state, words.age(age)
+
+    @property
+    def bindings_shown(self) -> Sequence[Binding]:
+        """The bindings of this screen with the keys that they have in this sitting."""
+        bindings = [b for b in self.BINDINGS if isinstance(b, Binding)]
+        return remapped(bindings, self.session.keymap)
+
+    def draw_last_line(self) -> None:
+        """The keys, what there is to say, or the prompt while it is open."""
+        session, glyphs, width = self.session, self.session.glyphs, self.size.width
+        said, role = self._said
+        if self.prompt.open:
+            hint, problem = self.prompt_hint()
+            line = self.prompt.line(hint, problem, glyphs)
+        elif said:
+            line = [Span(f" {said}", role)]
+        else:
+            paused = not session.time.following
+            line = key_lines.key_line(self.bindings_shown, glyphs, width, paused=paused)
+        self.query_one("#keys", Rows).show([pad(line, width)])
+
+    def prompt_hint(self) -> tuple[str, str | None]:
+        """What may be entered, and why it cannot be."""
+        return "", None
+
+    def tell(self, text: str | None, role: str = "warn") -> None:
+        """Why a key did nothing, or what it did: stands in the last line until the next key."""
+        self._said = (safe_text(text, 300), role) if text else ("", "")
+        self.draw_last_line()
+
+    @property
+    def has_said(self) -> bool:
+        """Something was told and still stands there."""
+        return bool(self._said[0])
+
+    async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
+        """Do ``work`` off the thread that draws, tell what is in the way, and redraw."""
+        self.tell(await asyncio.to_thread(work, *arguments))
+        await self.redraw()
+
+    def moment(self, view: RunView) -> str:
+        """Where on the time axis we are, in a word or two."""
+        time = self.session.time
+        if time.following:
+            ended = self.session.pipe_ended and view.state not in ENDED
+            return "pipe ended" if ended else view.state
+        behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
+        return f"{'PLAYING' if time.speed else 'PAUSED'}{behind}"
+
+    def ribbon_columns(self) -> int:
+        """Columns of the ribbon on this screen."""
+        return max(8, self.size.width - 40)
+
+    def keep(self, line: Line) -> Line:
+        """``line`` in exactly the width of the screen."""
+        return pad(line, self.size.width)

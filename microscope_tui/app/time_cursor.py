@@ -1,0 +1,180 @@
+"""Where on the time axis of a run we look, and how much of it: the time machine.
+
+Following shows the newest step whatever comes. Otherwise a moment is pinned, and everything on the
+screen shows it. The window is the stretch that curves and ribbon cover.
+"""
+
+from collections.abc import Callable
+
+from microscope_tui.runlog.piped import PipedLog
+from microscope_tui.watch.curves import Window
+from microscope_tui.watch.moment import Pin, pin, pin_at
+from microscope_tui.watch.run_watch import RunWatch
+
+SPEEDS = (1, 4, 16)
+"""Columns of the ribbon that are played in a second."""
+_LEAST_STEPS = 20
+
+
+class TimeCursor:
+    """The moment and the window of the open run."""
+
+    def __init__(self, watch: Callable[[], RunWatch | None]) -> None:
+        self._watch = watch
+        self._pin: Pin | None = None
+        self._window: Window | None = None
+        self.speed = 0
+        """How fast the run is played back, one of ``SPEEDS``; 0 while it is not."""
+
+    @property
+    def newest_step(self) -> int:
+        """The latest step there is, 0 before the first."""
+        watch = self._watch()
+        latest = watch.latest if watch is not None else None
+        return latest.record.step if latest is not None else 0
+
+    @property
+    def shown_step(self) -> int:
+        """The step that everything on the screen shows."""
+        return self.pin.step if self.pin else self.newest_step
+
+    @property
+    def pin(self) -> Pin | None:
+        """The moment that is looked at; ``None`` follows the run. A replaced log has no past."""
+        pinned, watch = self._pin, self._watch()
+        if pinned is not None and (watch is None or watch.generation != pinned.generation):
+            self._pin = None
+        return self._pin
+
+    @pin.setter
+    def pin(self, moment: Pin | None) -> None:
+        self._pin = moment
+
+    @property
+    def following(self) -> bool:
+        """The newest step is shown, whatever comes."""
+        return self.pin is None
+
+    def reset(self) -> None:
+        """Another run: follow it, all of it in view."""
+        self._pin = self._window = None
+        self.speed = 0
+
+    def toggle_follow(self) -> None:
+        """Hold the present moment, or return to the live run."""
+        self.speed = 0
+        watch = self._watch()
+        if self.pin is not None:
+            self.pin = None
+        elif watch is not None:
+            self.pin = pin(watch)
+
+    @property
+    def window(self) -> Window | None:
+        """The stretch in view, the shown step in it; ``None`` where it is the whole run."""
+        if self._window is None:
+            return None
+        first, last = self._window
+        newest, shown = self.newest_step, self.shown_step
+        span = last - first + 1
+        if span >= newest:
+            self._window = None
+            return None
+        if self.following or shown > last:
+            first = shown - span + 1
+        elif shown < first:
+            first = shown
+        first = max(1, min(first, newest - span + 1))
+        self._window = Window(first, first + span - 1)
+        return self._window
+
+    def zoom(self, by: float) -> None:
+        """See ``by`` times as many steps; the shown one stays where it is, as far as it can."""
+        newest, shown = self.newest_step, self.shown_step
+        first, last = self.window or Window(1, newest)
+        span = max(min(_LEAST_STEPS, newest), round((last - first + 1) * by))
+        if span >= newest:
+            self._window = None
+            return
+        place = (shown - first) / max(1, last - first)
+        start = max(1, min(round(shown - place * (span - 1)), newest - span + 1))
+        self._window = Window(start, start + span - 1)
+
+    def show_all(self) -> None:
+        """The whole run in view."""
+        self._window = None
+
+    def why_no_past(self) -> str | None:
+        """Why no other step can be looked at; ``None`` where it can."""
+        watch = self._watch()
+        if watch is None or watch.latest is None:
+            return "no step yet"
+        if watch.can_seek:
+            return None
+        if watch.source.seekable:
+            return "steps were written again here: wait until all is read"
+        if isinstance(watch.source, PipedLog):
+            return "a pipe has no way back: open the log itself"
+        return "a packed log has no way back: unpack it"
+
+    def step_by(self, by: int) -> str | None:
+        """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
+        shown = self.shown_step
+        if by < 0:
+            return self.go_to(max(1, shown + by))
+        missed, found = shown, self._moment(shown + by)
+        while isinstance(found, Pin) and found.step <= shown:  # none was logged in between
+            missed, by = shown + by, 2 * by
+            found = self._moment(shown + by)
+        while not isinstance(found, str) and missed > shown:
+            after = found.step if found else self.newest_step
+            if after - missed <= 1:
+                break
+            middle = (missed + after) // 2
+            nearer = self._moment(middle)
+            if isinstance(nearer, Pin) and nearer.step > shown:
+                found = nearer
+            else:
+                missed = middle
+        return self._look_at(found)
+
+    def go_to(self, step: int) -> str | None:
+        """Look at a step of the past; the newest one follows again. Says what is in the way.
+
+        Reads from the disk: not for the thread that draws.
+        """
+        return self._look_at(self._moment(step))
+
+    def play_on(self, columns: float, ribbon: int) -> str | None:
+        """Play ``columns`` of a ribbon of ``ribbon`` columns; ends at the newest step."""
+        first, last = self.window or Window(1, self.newest_step)
+        by = max(1, round(columns * (last - first + 1) / max(1, ribbon)))
+        problem = self.step_by(by)
+        if problem or self.following:
+            self.speed = 0
+        return problem
+
+    def next_speed(self) -> None:
+        """Off, 1, 4, 16 columns a second, and off again."""
+        speeds = (0, *SPEEDS)
+        self.speed = speeds[(speeds.index(self.speed) + 1) % len(speeds)]
+
+    def _look_at(self, moment: Pin | str | None) -> str | None:
+        if isinstance(moment, str):
+            return moment
+        self.pin = moment
+        return None
+
+    def _moment(self, step: int) -> Pin | str | None:
+        """The last logged step at or before ``step``, ``None`` for the newest, or a problem."""
+        watch = self._watch()
+        if watch is not None and 0 < self.newest_step <= step:
+            return None
+        problem = self.why_no_past()
+        if problem or watch is None:
+            return problem or "no step yet"
+        try:
+            found = pin_at(watch, step)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        return found or "not to be found: the log is still being read, or changed just now"

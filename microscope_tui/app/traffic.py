@@ -1,0 +1,68 @@
+"""What the screen costs the line: the bytes that are sent to the terminal, and how fast they go.
+
+The driver is the one place that everything passes on its way out, so that is where it is counted.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line reads budgets and must not wait for textual
+    from textual.driver import Driver
+
+WINDOW_S = 10.0
+"""The rate is that of the last so many seconds."""
+_SLOT_S = 0.1
+_SLOTS = round(WINDOW_S / _SLOT_S)
+
+
+class Traffic:
+    """Bytes sent so far, and a second. Any thread may add and ask."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._total = 0
+        # Number of the slot, bytes sent in it. One more than the window has: the oldest lies
+        # partly outside, and a rate that is held against a budget is rather too high.
+        self._slots: deque[tuple[int, int]] = deque(maxlen=_SLOTS + 1)
+
+    @property
+    def total(self) -> int:
+        """All bytes since the start."""
+        return self._total
+
+    def add(self, n: int) -> None:
+        """``n`` bytes were sent just now."""
+        slot = self._slot(self._clock())
+        with self._lock:
+            self._total += n
+            if self._slots and self._slots[-1][0] == slot:
+                n += self._slots.pop()[1]
+            self._slots.append((slot, n))
+
+    def bytes_per_s(self, now: float | None = None) -> float:
+        """Mean over the last ten seconds; what was not yet started had sent nothing."""
+        oldest = self._slot(self._clock() if now is None else now) - _SLOTS
+        with self._lock:
+            return sum(n for slot, n in self._slots if slot >= oldest) / WINDOW_S
+
+    def _slot(self, at: float) -> int:
+        return int(at // _SLOT_S)
+
+
+def counting(driver_class: "type[Driver]", traffic: Traffic) -> "type[Driver]":
+    """``driver_class``, counting what it sends; for ``App.driver_class`` before the app runs.
+
+    A headless app ignores its driver class and sends nothing: its traffic stays 0.
+    """
+
+    def write(self: "Driver", data: str) -> None:
+        driver_class.write(self, data)
+        # Like standard error, to which the driver writes, what UTF-8 cannot say is spelled out.
+        size = len(data) if data.isascii() else len(data.encode("utf-8", "backslashreplace"))
+        traffic.add(size)
+
+    return type(f"Counting{driver_class.__name__}", (driver_class,), {"write": write})

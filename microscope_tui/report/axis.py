@@ -1,0 +1,41 @@
+"""What the time axis counts: steps, the time since the run began, or the clock."""
+
+import time as clock
+from enum import StrEnum
+
+
+class Axis(StrEnum):
+    """The unit of the time axis. Columns always hold equal numbers of logged steps."""
+
+    STEP = "step"
+    RUN_TIME = "run time"
+    CLOCK = "clock"
+
+
+def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
+    """One place on the axis. Where no time was logged the step stands in for it.
+
+    Args:
+        time: when the step was written, Unix seconds; ``start`` when the run began.
+    """
+    if axis is Axis.RUN_TIME and time is not None and start is not None:
+        return duration(max(0.0, time - start))
+    if axis is Axis.CLOCK and time is not None:
+        try:
+            return clock.strftime("%d %b %H:%M:%S", clock.localtime(time))
+        except (ValueError, OverflowError, OSError):
+            return f"{step:,}"  # no time that a calendar has
+    return f"{step:,}"
+
+
+def duration(seconds: float) -> str:
+    """``2d 03h``, ``3h 12m``, ``4m 05s``, ``9s``."""
+    whole = int(seconds)
+    for size, unit, rest, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size:,}{unit} {whole % size // rest:02d}{small}"
+    return f"{whole}s"

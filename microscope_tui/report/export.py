@@ -1,0 +1,135 @@
+"""A view as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of it.
+
+What was not measured is an empty cell, or null. A number that is not finite was measured, and is
+written by its name, as in the run log. The names of the columns are those of the run log too.
+"""
+
+import csv
+import io
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.report.check_json import finding_json
+from microscope_tui.runlog.records import StepRecord
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.watch.view import LayerView, RunView
+
+SCHEMA_VERSION = 1
+EXPERT_COLUMNS = (
+    *("run", "step", "counts_step", "router", "layer", "depth", "expert"),
+    *("tokens", "load", "expert_bias"),
+)
+LAYER_COLUMNS = (
+    *("run", "step", "router", "layer", "depth", "num_experts", "top_k"),
+    *("collapse_index", "effective_experts", "entropy", "mean_entropy", "max_load", "drop_rate"),
+    *("severity", "quadrant"),
+)
+_FORMULA = "=+-@"
+_Cell = str | float | None
+
+
+def view_csv(view: RunView) -> str:
+    """One row per layer and expert; ``router`` counts from 0, names may stand there twice.
+
+    Tokens, load and bias are those of ``counts_step``. A layer without counts has no rows.
+    """
+    rows: list[Sequence[_Cell]] = []
+    for layer in view.layers:
+        router = layer.router
+        of_layer = (view.name, view.step, view.counts_step, layer.index, router.name, router.depth)
+        of_experts = zip_longest(layer.counts or (), layer.load or (), layer.bias or ())
+        rows += [(*of_layer, expert, *values) for expert, values in enumerate(of_experts)]
+    return _table(EXPERT_COLUMNS, rows)
+
+
+def layers_csv(view: RunView) -> str:
+    """One row per layer."""
+    rows = []
+    for layer in view.layers:
+        values = {"run": view.name, "step": view.step, **_layer(layer, view)}
+        rows.append([values[column] for column in LAYER_COLUMNS])
+    return _table(LAYER_COLUMNS, rows)
+
+
+def view_json(view: RunView) -> str:
+    """The whole view as one line of JSON, findings with the keys of ``docs/check-json.md``.
+
+    ``schema_version`` is 1: keys may be added. The diagnosis has seen the log up to
+    ``judged_step``; ``tokens_per_expert``, ``load`` and ``expert_bias`` are of ``counts_step``.
+    """
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run": view.name,
+        "step": view.step,
+        "counts_step": view.counts_step,
+        "state": view.state,
+        "judged_step": view.judged_step,
+        **_scalars(view.record),
+        "layers": [
+            {
+                **_layer(layer, view),
+                "load": layer.load,
+                "tokens_per_expert": layer.counts,
+                "expert_bias": layer.bias,
+            }
+            for layer in view.layers
+        ],
+        "findings": [finding_json(finding, advice) for finding, advice in view.findings],
+    }
+    return encode_record(document).decode()
+
+
+def effective_experts(layer: LayerView, view: RunView) -> float | None:
+    """How many equally used experts would be as uneven as the load of ``layer``."""
+    return value_at(view.record.router.effective_experts, layer.index) if view.record else None
+
+
+def _layer(layer: LayerView, view: RunView) -> dict[str, _Cell]:
+    router = layer.router
+    return {
+        "router": layer.index,
+        "layer": router.name,
+        "depth": router.depth,
+        "num_experts": router.num_experts,
+        "top_k": router.top_k,
+        "collapse_index": layer.collapse_index,
+        "effective_experts": effective_experts(layer, view),
+        "entropy": layer.entropy,
+        "mean_entropy": layer.mean_entropy,
+        "max_load": layer.max_load,
+        "drop_rate": layer.drop_rate,
+        "severity": layer.severity.label if layer.severity else None,
+        "quadrant": layer.quadrant,
+    }
+
+
+def _scalars(record: StepRecord | None) -> dict[str, Any]:
+    """What a step says of the run as a whole; all null before the first step."""
+    names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
+    values = {name: getattr(record, name, None) for name in names}
+    if values["losses"]:
+        values["losses"] = {safe_text(name, 40): loss for name, loss in values["losses"].items()}
+    return values
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[_Cell]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: _Cell) -> _Cell:
+    """A name that a spreadsheet would run as a formula is made a text; numbers stay numbers."""
+    if isinstance(value, str):
+        first = unicodedata.normalize("NFKC", value.lstrip()[:1])  # a wide = is obeyed as well
+        return f"'{value}" if first and first in _FORMULA else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -1,0 +1,62 @@
+"""A screen as Rich draws it in SVG, made to stand alone: nothing to download, and small.
+
+The same screen always gives the same bytes, so that pictures can be compared and kept in git.
+Only markup is ever changed: in the text of a screen every quote is escaped, so that no pattern
+here that holds a quote can match in it.
+"""
+
+import re
+
+FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
+_STYLE_ENDS = "</style>"
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NAME = re.compile(r'((?:class|id)="|="url\(#)terminal-\d+-')
+_NAME_IN_STYLE = re.compile(r"\.terminal-\d+-")
+_LINE_CLIP = re.compile(r'<clipPath id="moe-line-\d+">.*?</clipPath>\s*', re.S)
+_CLIPPED_TO_LINE = re.compile(r' clip-path="url\(#moe-line-\d+\)"')
+_LONG_NUMBER = re.compile(r'\d+\.\d{7,}(?=")')
+_BACKGROUND = re.compile(
+    r'<rect fill="(#\w+)" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"'
+    r' shape-rendering="crispEdges"/>'
+)
+_BACKGROUNDS = re.compile(f"(?:{_BACKGROUND.pattern})+")
+_TOUCHING = 0.05  # Rich rounds to six digits
+
+
+def stand_alone(svg: str) -> str:
+    """The export without web fonts, its names by nothing but the content, and without ballast."""
+    head, ends, body = without_web_fonts(_NOT_XML.sub("\ufffd", svg)).partition(_STYLE_ENDS)
+    head = re.sub(r"\n\s*(?=\n)", "", _NAME_IN_STYLE.sub(".moe-", head))
+    body = _NAME.sub(r"\1moe-", body)
+    # A line has a clip of its own, all but the last: there Rich refers to one that it never wrote.
+    body = _CLIPPED_TO_LINE.sub("", _LINE_CLIP.sub("", body))
+    body = _BACKGROUNDS.sub(lambda found: _merged(found[0]), body)
+    svg = f"{head}{ends}{body}".replace("&#160;", "\N{NO-BREAK SPACE}")
+    return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):g}", svg)
+
+
+def without_web_fonts(svg: str) -> str:
+    """No download from a font server when somebody looks at the picture, and blanks kept."""
+    head, ends, body = svg.partition(_STYLE_ENDS)
+    head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
+    head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
+    head = head.replace("<svg ", '<svg xml:space="preserve" ', 1)
+    return f"{head}{ends}{body}"
+
+
+def _merged(backgrounds: str) -> str:
+    """Neighbours of one colour become one: most of a screen is its ground."""
+    merged: list[tuple[str, float, str, float, str]] = []
+    for fill, x, y, width, height in _BACKGROUND.findall(backgrounds):
+        left, size = float(x), float(width)
+        if merged:
+            *_, (last_fill, start, last_y, last_size, _) = merged
+            if (fill, y) == (last_fill, last_y) and abs(start + last_size - left) < _TOUCHING:
+                merged[-1] = (fill, start, y, left + size - start, height)
+                continue
+        merged.append((fill, left, y, size, height))
+    rects = [
+        f'<rect fill="{fill}" x="{x:g}" y="{y}" width="{width:g}" height="{height}"/>'
+        for fill, x, y, width, height in merged
+    ]
+    return f'<g shape-rendering="crispEdges">{"".join(rects)}</g>'

@@ -1,0 +1,105 @@
+"""What a terminal can show, as far as its environment tells: facts, and what follows from them.
+
+The rules are those of Rich and Textual, which draw; a test holds them against each other. They
+stand here as well because neither says why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.runlog.safe_text import safe_text
+
+ROOMY_ROWS = 30
+_COLOURLESS = ("dumb", "unknown")
+_SYSTEMS = {"truecolor": "truecolor", "256": "256", "standard": "16", "windows": "16"}
+_BY_TERM = {"kitty": "256", "256color": "256", "16color": "16"}
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """How many colours will be used, and why."""
+
+    system: str | None
+    """``truecolor``, ``256`` or ``16``; ``None`` where the screens cannot open at all."""
+    reason: str
+    remedy: str = ""
+    """What to do where the screens cannot open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplexer:
+    """The program between us and the terminal that somebody looks at."""
+
+    name: str
+    """``tmux`` or ``screen``."""
+    version: str = ""
+    """As it says it itself; empty where it did not answer."""
+    outer: str = ""
+    """TERM of the terminal outside."""
+    features: tuple[str, ...] = ()
+    """What tmux knows of the terminal outside; ``RGB`` is truecolor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The terminal that the screens would open in."""
+
+    term: str
+    colorterm: str
+    no_color: bool
+    colours: Colours
+    encoding: str
+    locale: str
+    """LC_ALL or LANG."""
+    glyphs: Glyphs
+    size: tuple[int, int] | None
+    """Columns and rows; ``None`` where there is no terminal."""
+    declared: tuple[int, int] | None
+    """Size by COLUMNS and LINES, which Textual believes more; ``None`` where they are not set."""
+    synchronised: str
+    """Synchronised output: ``yes``, ``no``, ``no answer``, or why it was not asked for."""
+    multiplexer: Multiplexer | None
+    ssh: bool
+
+    @property
+    def truecolor_passes(self) -> bool | None:
+        """Whether truecolor gets through to the terminal outside; ``None`` where nobody knows."""
+        if self.multiplexer is None or not self.multiplexer.features:
+            return None
+        return "RGB" in self.multiplexer.features
+
+
+def colours_of(environment: Mapping[str, str]) -> Colours:
+    """What Rich and Textual will make of TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
+    forced = environment.get("TEXTUAL_COLOR_SYSTEM", "auto")
+    term = environment.get("TERM", "").strip().lower()
+    shown = safe_text(term, _SHOWN)
+    if not term or term in _COLOURLESS:
+        said = f"TERM={shown}" if term else "TERM is not set"
+        remedy = "set TERM to what your terminal is, for example xterm-256color"
+        return Colours(None, said, f"{remedy}; until then use `snapshot` and `check`")
+    if forced != "auto":
+        name = safe_text(forced, _SHOWN)
+        if forced not in _SYSTEMS:
+            remedy = f"unset TEXTUAL_COLOR_SYSTEM, or set it to one of {', '.join(_SYSTEMS)}"
+            return Colours(None, f"TEXTUAL_COLOR_SYSTEM={name} is not known", remedy)
+        return Colours(_SYSTEMS[forced], f"TEXTUAL_COLOR_SYSTEM={name} asks for it")
+    colorterm = environment.get("COLORTERM", "").strip().lower()
+    if colorterm in ("truecolor", "24bit"):
+        return Colours("truecolor", f"COLORTERM={colorterm}")
+    _, _, ending = term.rpartition("-")
+    if ending in _BY_TERM:
+        return Colours(_BY_TERM[ending], f"TERM={shown}, and COLORTERM is not truecolor")
+    return Colours("16", f"TERM={shown} names no more, and COLORTERM is not truecolor")
+
+
+def layout_of(columns: int, rows: int) -> str:
+    """What a window of this size shows, in words."""
+    if columns < MIN_COLUMNS or rows < MIN_ROWS:
+        return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
+    if rows < ROOMY_ROWS:
+        return f"compact, a verdict of two lines; roomy from {ROOMY_ROWS} rows on"
+    return "roomy, a verdict of three lines"

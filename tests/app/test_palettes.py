@@ -1,0 +1,215 @@
+"""Every palette on every kind of terminal: it can be read, told apart by all eyes, and arrives."""
+
+from itertools import pairwise
+
+import pytest
+from rich._palettes import STANDARD_PALETTE
+from rich.color import Color, ColorSystem
+from rich.style import Style
+from textual._ansi_theme import MONOKAI
+from textual.filter import ANSIToTruecolor
+
+from microscope_tui.app.renderables import palette
+from microscope_tui.app.renderables.palette import style_of
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.report.palettes import Palette
+from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness
+
+SYSTEMS = {
+    "truecolor": ColorSystem.TRUECOLOR,
+    "256": ColorSystem.EIGHT_BIT,
+    "standard": ColorSystem.STANDARD,
+}
+SEQUENTIAL = [Palette.VIRIDIS, Palette.CIVIDIS, Palette.GREY]
+LEVELS = [*range(-16, -2), 0, *range(3, 17)]  # what a load can be: ±1 and ±2 are in the calm band
+STEPS = range(16)
+WORDS = [
+    *("", "value", "title", "brand", "dim", "curve", "ok", "warn", "crit", "onset", "accent"),
+    *("badge-warn", "badge-crit", "cursor", "chosen"),
+]
+READABLE = 4.5  # WCAG 2, text
+MARKS = 3.0  # WCAG 2, graphical objects
+SEEN_AT_A_GLANCE = 10.0  # CIEDE2000
+
+every_system = pytest.mark.parametrize("system", list(SYSTEMS))
+every_palette = pytest.mark.parametrize("chosen", list(Palette))
+
+
+def sent(colour: Color | None, system: str) -> Color:
+    """The colour that is sent after Textual's filter and Rich's choice."""
+    assert colour is not None
+    through = ANSIToTruecolor(MONOKAI).truecolor_style(Style(color=colour), Color.default())
+    assert through.color is not None
+    return through.color.downgrade(SYSTEMS[system])
+
+
+def seen(colour: Color | None, system: str) -> RGB:
+    """The colour that a terminal shows."""
+    arrived = sent(colour, system)
+    if system == "standard":
+        assert arrived.number is not None
+        return tuple(STANDARD_PALETTE[arrived.number])
+    return tuple(arrived.get_truecolor())
+
+
+def ground(role: str, system: str, chosen: Palette = Palette.DIVERGING) -> RGB:
+    return seen(style_of(role, system, chosen).bgcolor, system)
+
+
+def ink(role: str, system: str, chosen: Palette = Palette.DIVERGING) -> RGB:
+    return seen(style_of(role, system, chosen).color, system)
+
+
+@every_system
+@pytest.mark.parametrize("role", WORDS)
+def test_every_word_can_be_read_on_its_ground(role: str, system: str) -> None:
+    assert contrast(ink(role, system), ground(role, system)) >= READABLE
+
+
+@every_system
+def test_faint_is_seen_but_not_loud(system: str) -> None:
+    """It is for what need not be read: rulers, calm stretches of the ribbon, zeros."""
+    assert READABLE > contrast(ink("faint", system), ground("faint", system)) >= 1.5
+
+
+@every_system
+def test_all_words_but_badges_stand_on_the_ground_of_the_screen(system: str) -> None:
+    screen = seen(Color.parse(palette.GROUND), system)
+    assert {ground(role, system) for role in ["faint", *WORDS[:11]]} == {screen}
+    assert ground("chosen", system) != screen
+
+
+@every_palette
+@every_system
+def test_marks_are_seen_on_their_cells(chosen: Palette, system: str) -> None:
+    marked = ["heat:dead", *(f"heat:{n}" for n in range(6, 17)), *(f"seq:{n}" for n in STEPS)]
+    for role in marked:
+        assert contrast(ink(role, system, chosen), ground(role, system, chosen)) >= MARKS, role
+
+
+@every_palette
+@every_system
+@pytest.mark.parametrize("eyes", EYES)
+def test_starving_fair_and_overloaded_differ_for_all_eyes(
+    chosen: Palette, system: str, eyes: str
+) -> None:
+    starving = {ground(f"heat:{n}", system, chosen) for n in range(-16, -5)}
+    overloaded = {ground(f"heat:{n}", system, chosen) for n in range(8, 17)}
+    fair = ground("heat:0", system, chosen)
+    for low in starving:
+        assert distance(low, fair, eyes) >= SEEN_AT_A_GLANCE
+        assert all(distance(low, high, eyes) >= SEEN_AT_A_GLANCE for high in overloaded)
+    assert all(distance(fair, high, eyes) >= SEEN_AT_A_GLANCE for high in overloaded)
+
+
+@every_system
+@pytest.mark.parametrize("eyes", EYES)
+def test_warnings_and_critical_alerts_differ_by_colour_and_by_letter(
+    system: str, eyes: str
+) -> None:
+    """Green and coral are alike to a deuteranope: there the word beside them tells."""
+    assert distance(ink("warn", system), ink("crit", system), eyes) >= SEEN_AT_A_GLANCE
+    letters = [severity.letter.strip() for severity in Severity]
+    assert all(letters)
+    assert len(set(letters)) == len(letters)
+
+
+@pytest.mark.parametrize("chosen", SEQUENTIAL)
+@pytest.mark.parametrize("family", ["heat", "seq"])
+def test_more_is_always_lighter_in_a_sequential_palette(chosen: Palette, family: str) -> None:
+    levels = LEVELS if family == "heat" else STEPS
+    truecolor = [lightness(ground(f"{family}:{n}", "truecolor", chosen)) for n in levels]
+    assert all(low + 0.2 < high for low, high in pairwise(truecolor))
+    indexed = [lightness(ground(f"{family}:{n}", "256", chosen)) for n in levels]
+    assert all(low <= high for low, high in pairwise(indexed))
+    assert indexed[-1] - indexed[0] > 50
+
+
+@every_system
+def test_the_diverging_palette_has_a_sequence_that_grows_lighter(system: str) -> None:
+    found = [lightness(ground(f"seq:{n}", system)) for n in STEPS]
+    assert all(low <= high for low, high in pairwise(found))
+    assert found[-1] - found[0] > 50
+
+
+@every_palette
+@every_system
+def test_a_dead_expert_is_like_no_other_cell(chosen: Palette, system: str) -> None:
+    dead = style_of("heat:dead", system, chosen)
+    for n in LEVELS:
+        assert dead != style_of(f"heat:{n}", system, chosen)
+        if chosen in SEQUENTIAL:
+            here = ground(f"heat:{n}", system, chosen)
+            assert distance(ground("heat:dead", system, chosen), here) >= SEEN_AT_A_GLANCE
+
+
+@every_palette
+@every_system
+def test_the_fair_share_has_a_colour_of_its_own(chosen: Palette, system: str) -> None:
+    fair = ground("heat:0", system, chosen)
+    assert fair != ground("heat:-4", system, chosen)
+    assert fair != ground("heat:6", system, chosen)
+    if system == "truecolor":
+        assert fair not in [ground(f"heat:{n}", system, chosen) for n in (-3, 3)]
+
+
+@every_palette
+@pytest.mark.parametrize(("system", "most"), [("256", 10), ("standard", 5)])
+def test_few_colours_have_few_steps_so_that_little_is_repainted(
+    chosen: Palette, system: str, most: int
+) -> None:
+    for family, levels in (("heat", LEVELS), ("seq", STEPS)):
+        assert len({ground(f"{family}:{n}", system, chosen) for n in levels}) <= most
+
+
+@every_palette
+def test_256_colours_look_like_truecolor(chosen: Palette) -> None:
+    for role in [*(f"heat:{n}" for n in LEVELS), *(f"seq:{n}" for n in STEPS)]:
+        apart = distance(ground(role, "truecolor", chosen), ground(role, "256", chosen))
+        assert apart <= 21, role
+
+
+@every_palette
+def test_an_index_is_sent_as_it_was_chosen(chosen: Palette) -> None:
+    """But for the lightest greys, which Rich takes for their neighbours."""
+    for role in ["heat:dead", *(f"heat:{n}" for n in LEVELS), *(f"seq:{n}" for n in STEPS)]:
+        wanted = style_of(role, "256", chosen).bgcolor
+        assert wanted is not None
+        assert wanted.number is not None
+        arrived = sent(wanted, "256").number
+        assert arrived in (
+            (wanted.number, wanted.number - 1) if wanted.number >= 247 else (wanted.number,)
+        ), role
+
+
+@every_palette
+def test_sixteen_colours_survive_the_theme_of_the_toolkit(chosen: Palette) -> None:
+    roles = [*WORDS, "heat:dead", *(f"heat:{n}" for n in LEVELS), *(f"seq:{n}" for n in STEPS)]
+    for role in roles:
+        style = style_of(role, "standard", chosen)
+        for colour in (style.color, style.bgcolor):
+            assert seen(colour, "standard") == tuple(colour.get_truecolor() if colour else ())
+
+
+@every_palette
+def test_without_colours_nothing_is_coloured_and_loads_still_differ(chosen: Palette) -> None:
+    roles = [*WORDS, "faint", "heat:dead", "heat:-9", "heat:0", "heat:9", "seq:0", "seq:15"]
+    for role in roles:
+        style = style_of(role, None, chosen)
+        assert (style.color, style.bgcolor) == (None, None)
+    assert len({style_of(f"heat:{n}", None, chosen) for n in (-9, 0, 9)}) == 3
+    assert style_of("seq:0", None, chosen) != style_of("seq:15", None, chosen)
+    assert style_of("badge-crit", None).reverse
+    assert style_of("cursor", None).reverse
+
+
+def test_the_stops_of_the_diverging_palette_are_as_designed() -> None:
+    designed = {-16: "162e54", -3: "242e3a", 0: "262b31", 6: "b27a2e", 16: "ffd6c4"}
+    for n, colour in designed.items():
+        assert "{:02x}{:02x}{:02x}".format(*ground(f"heat:{n}", "truecolor")) == colour
+
+
+@pytest.mark.parametrize("role", ["unheard-of", "heat:", "seq:high"])
+def test_a_role_that_does_not_exist_is_an_error(role: str) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        style_of(role)
