@@ -22,6 +22,7 @@ _SECTIONS = {
     "screen": "Screens",
     "app": "Screens",
 }
+_GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
 _COLUMN, _KEYS = 53, 13  # cells of a column of the help, and of the keys in it
 _ASCII_NAMES = {
     "↑↓": "up/down",
@@ -39,18 +40,19 @@ def key_line(
 ) -> Line:
     """The line of keys at the bottom: the shown bindings, in their order.
 
-    Where there is no room for all, those in the middle give way: help, which lists all, and
-    quit stay.
+    Where there is no room for all, some give way: help, which lists all, and quit stay.
     """
-    shown = []
+    shown: dict[str, Line] = {}
     for binding in bindings:
         if binding.show:
             does = "live" if paused and binding.action == "toggle_follow" else binding.description
             key = Span(_plain(binding.key_display or binding.key, glyphs), "accent")
-            shown.append([Span("  "), key, Span(f" {does}", "dim")])
-    while len(shown) > 3 and sum(map(line_width, shown)) - 1 > width:
-        del shown[-3]
-    first, *rest = [span for part in shown for span in part] or [Span("")]
+            shown[binding.id or binding.key] = [Span("  "), key, Span(f" {does}", "dim")]
+    for name in (*_GIVE_WAY, *list(shown)[-3::-1]):
+        if sum(map(line_width, shown.values())) - 1 <= width:
+            break
+        shown.pop(name, None)
+    first, *rest = [span for part in shown.values() for span in part] or [Span("")]
     return pad([Span(first.text[1:]), *rest], width)
 
 

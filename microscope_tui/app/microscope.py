@@ -4,33 +4,44 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
 
-from microscope_tui.app.keymap import Keymap, remapped
+from microscope_tui.app.commands_shown import commands_of
+from microscope_tui.app.keymap import remapped
+from microscope_tui.app.memory import recall, remember
+from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.renderables.palette import GROUND
+from microscope_tui.app.screens.alerts_screen import AlertsScreen
+from microscope_tui.app.screens.compare_screen import CompareScreen
+from microscope_tui.app.screens.course_screen import CourseScreen
+from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.app.session import Session
+from microscope_tui.app.session import NO_PREFERENCES, Session
+from microscope_tui.app.theme import THEME
 from microscope_tui.app.traffic import counting
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 SCREENS: Mapping[str, Callable[[Session], Screen[None]]] = {
+    "alerts": AlertsScreen,
+    "compare": CompareScreen,
+    "course": CourseScreen,
+    "expert": ExpertScreen,
     "layer": LayerScreen,
     "runs": RunsScreen,
 }
 """Screens that stand on top of the main one, by the names that ``action_go`` takes."""
-NO_KEYS: Keymap = {}
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
@@ -55,12 +66,24 @@ class Microscope(App[None]):
     .small #header {{ height: 1fr; }}
     MainScreen #notes {{ display: none; }}
     MainScreen.noted #notes {{ display: block; }}
-    #charts {{ grid-size: 2 2; grid-gutter: 1 2; padding: 1 1 0 1; height: 1fr; }}
+    #charts {{ height: 1fr; overflow: hidden; }}
+    .stack {{ width: auto; height: auto; margin-right: 2; }}
+    .single #charts {{ layout: vertical; }}
+    #facts {{ height: 2; }}
+    #answer, #hidden {{ height: 1; }}
+    .roomy #layer-title, .roomy #answer, .roomy #charts, .roomy #more {{ margin-top: 1; }}
+    .small #layer-title, .small #evidence, .small #facts, .small #answer, .small #charts,
+        .small #more, .small #hidden {{ display: none; }}
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #runs {{ height: 1fr; }}
+    #alerts-title, #track, #compare-heads, #moved {{ height: 1; }}
+    #alerts {{ height: 1fr; layout: vertical; }}
+    .beside #alerts {{ layout: horizontal; }}
+    .airy #alerts {{ margin: 1 0; }}
+    .small #alerts-title, .small #alerts, .small #track, .small #moments, .small #compare-heads,
+    .small #pairs, .small #moved {{ display: none; }}
     #help {{ border: round #3a424d; background: {GROUND}; }}
     """
-    ENABLE_COMMAND_PALETTE = False
     TITLE = "MoE Microscope"
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
@@ -69,19 +92,17 @@ class Microscope(App[None]):
         self,
         fleet: Fleet,
         glyphs: Glyphs = Glyphs.BRAILLE,
-        *,
-        budget: int | None = None,
-        keymap: Keymap = NO_KEYS,
+        preferences: Preferences = NO_PREFERENCES,
     ) -> None:
-        """The microscope on a fleet.
-
-        Args:
-            budget: bytes a second that may go to the terminal.
-            keymap: keys of the user's own, by the ids of the bindings.
-        """
-        self.session = Session(fleet, glyphs, budget=budget, keymap=keymap)
+        self.problem: str | None = None
+        """What could not be done at the end, in words."""
+        self.session = Session(fleet, glyphs, preferences)
+        if preferences.remember:
+            recall(self.session)
         super().__init__(driver_class=counting(self.get_driver_class(), self.session.traffic))
-        self.set_keymap(keymap)
+        self.set_keymap(preferences.keymap)
+        self.register_theme(THEME)
+        self.theme = THEME.name
         sys.setswitchinterval(_SWITCH_S)
         self.session.reader.start()  # reads while Textual still sets up the terminal
 
@@ -103,7 +124,14 @@ class Microscope(App[None]):
                     signal_, partial(self.exit, return_code=128 + signal_)
                 )
 
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """What the command palette offers: exactly what the keys of the present screen do."""
+        bindings = [b for b in screen.BINDINGS if isinstance(b, Binding)]
+        return commands_of(self, screen, remapped(bindings, self.session.keymap))
+
     def on_unmount(self) -> None:
+        if self.session.preferences.remember and not self.session.fleet.piped:
+            self.problem = remember(self.session)
         self.session.reader.stop()
 
     async def _move_on(self) -> None:
@@ -131,8 +159,8 @@ class Microscope(App[None]):
         """Show the keys of the present screen."""
         if isinstance(self.screen, HelpScreen):
             return
-        bindings = [b for b in self.screen.BINDINGS if isinstance(b, Binding)]
-        bindings = remapped(bindings, self.session.keymap)
+        own = [b for b in self.screen.BINDINGS if isinstance(b, Binding)]
+        bindings = remapped(own, self.session.keymap)
         self.push_screen(HelpScreen(bindings, self.session.glyphs))
 
     def action_repaint(self) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import time
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Sequence
 from pathlib import Path
 
 from microscope_tui.app.pace import Pace
+from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.app.traffic import Traffic
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.axis import Axis
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.look import Look
@@ -22,6 +24,8 @@ from microscope_tui.watch.reference import Reference, reference_of
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 
+NO_PREFERENCES = Preferences()
+
 
 class Session:
     """The state of one sitting at the microscope."""
@@ -30,21 +34,14 @@ class Session:
         self,
         fleet: Fleet,
         glyphs: Glyphs,
-        *,
-        budget: int | None = None,
-        keymap: Mapping[str, str] | None = None,
+        preferences: Preferences = NO_PREFERENCES,
     ) -> None:
-        """A sitting.
-
-        Args:
-            budget: bytes a second that may go to the terminal.
-            keymap: other keys for some bindings, by their ids.
-        """
         self.fleet = fleet
         self.glyphs = glyphs
-        self.keymap = dict(keymap or {})
+        self.preferences = preferences
+        self.keymap = preferences.keymap
         self.traffic = Traffic()
-        self.pace = Pace(budget)
+        self.pace = Pace(preferences.budget)
         self.steady = SteadyLevels()
         self.axis = Axis.STEP
         self.smoothing = 0.0
@@ -53,16 +50,19 @@ class Session:
         self._open: RunWatch | None = None
         self.time = TimeCursor(lambda: self.watch)
         self.reader = Reader(fleet, lambda: self.time.following)
-        self.look = Look()
+        self.look = Look(palette=preferences.palette)
         self.filter = Pattern.parse("")
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
         """What loads are compared with."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
-        self.seen: set[str] = set()
-        """Alerts that were acknowledged; see ``key_of``."""
+        self.seen: dict[str, None] = {}
+        """Alerts that were acknowledged, oldest first; see ``key_of``."""
+        self.wanted_layer = ""
+        """Name of the layer to choose once there is a run."""
         self._selected = 0
+        self._rung: set[tuple[object, ...]] | None = None  # critical alerts at the last look
 
     @property
     def path(self) -> Path:
@@ -87,7 +87,13 @@ class Session:
     def selected(self) -> int:
         """Index of the chosen layer; the last one where the run has fewer than it had."""
         run = self.watch.run if self.watch is not None else None
-        return min(self._selected, max(0, len(run.routers) - 1)) if run else self._selected
+        if run is None:
+            return self._selected
+        if self.wanted_layer:
+            names = [router.name for router in run.routers]
+            self._selected = names.index(self.wanted_layer) if self.wanted_layer in names else 0
+            self.wanted_layer = ""
+        return min(self._selected, max(0, len(run.routers) - 1))
 
     @selected.setter
     def selected(self, index: int) -> None:
@@ -129,6 +135,20 @@ class Session:
     def keep_pace(self) -> None:
         """Look at what was sent lately, and redraw more or less often."""
         self.pace.observe(self.traffic.bytes_per_s(), time.monotonic())
+
+    def rings(self) -> bool:
+        """A critical alert is new, and the user wants to hear of it."""
+        watch = self.watch
+        if not self.preferences.bell or watch is None or watch.diagnosis is None:
+            return False
+        with watch.lock:
+            critical = {
+                (watch.path, e.rule, e.router_index, e.onset)
+                for e in watch.diagnosis.episodes
+                if e.active and e.severity is Severity.CRITICAL
+            }
+        known, self._rung = self._rung, critical
+        return known is not None and bool(critical - known)
 
     def levels(self, key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
         """Heat levels that stand still while a load only trembles."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # the command line reads budgets and must not wait for textua
 
 WINDOW_S = 10.0
 """The rate is that of the last so many seconds."""
-_SLOT_S = 0.1
-_SLOTS = round(WINDOW_S / _SLOT_S)
+_SLOTS_PER_S = 10
+_SLOTS = round(WINDOW_S * _SLOTS_PER_S)
 
 
 class Traffic:
@@ -25,9 +25,9 @@ class Traffic:
         self._clock = clock
         self._lock = threading.Lock()
         self._total = 0
-        # Number of the slot, bytes sent in it. One more than the window has: the oldest lies
-        # partly outside, and a rate that is held against a budget is rather too high.
-        self._slots: deque[tuple[int, int]] = deque(maxlen=_SLOTS + 1)
+        # Number of the slot, bytes sent in it. A window of whole slots holds as many redraws of a
+        # steady screen whenever it is looked at, or the rate would swing around its budget.
+        self._slots: deque[tuple[int, int]] = deque(maxlen=_SLOTS)
 
     @property
     def total(self) -> int:
@@ -45,12 +45,12 @@ class Traffic:
 
     def bytes_per_s(self, now: float | None = None) -> float:
         """Mean over the last ten seconds; what was not yet started had sent nothing."""
-        oldest = self._slot(self._clock() if now is None else now) - _SLOTS
+        before = self._slot(self._clock() if now is None else now) - _SLOTS
         with self._lock:
-            return sum(n for slot, n in self._slots if slot >= oldest) / WINDOW_S
+            return sum(n for slot, n in self._slots if slot > before) / WINDOW_S
 
     def _slot(self, at: float) -> int:
-        return int(at // _SLOT_S)
+        return int(at * _SLOTS_PER_S)
 
 
 def counting(driver_class: "type[Driver]", traffic: Traffic) -> "type[Driver]":

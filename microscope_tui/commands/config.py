@@ -197,9 +197,15 @@ def _table(document: Mapping[str, object], name: str, what: str) -> dict[str, ob
 
 
 def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    for name in tables:
-        _table(tables, name, f"[rules.{name}] and limits")
-    return {name: _table(tables, name, "") for name in tables}
+    rules: dict[str, dict[str, object]] = {}
+    for name, values in tables.items():
+        if not isinstance(values, dict):
+            shown = safe_text(name, 40)
+            raise _BadConfig(
+                f"rules.{shown}: is no table; write [rules.{shown}] and limits below it"
+            )
+        rules[name] = values
+    return rules
 
 
 def _view(table: Mapping[str, object]) -> ViewConfig:

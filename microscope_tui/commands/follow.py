@@ -1,7 +1,8 @@
 """``check --follow``: a run that is being written, until it ends; alerts as they come.
 
 One loop looks at the log twice a second, prints what is new, and hands it to the user's command.
-Ctrl-C and SIGTERM end it between two looks, with the verdict so far: batch systems send one.
+When it is over, ``patience.py`` says. Ctrl-C and SIGTERM end it between two looks, with the
+verdict so far: batch systems send one.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from types import FrameType
 
 from microscope_tui.commands.notify import Notifier
 from microscope_tui.commands.options import Options
+from microscope_tui.commands.patience import Patience
 from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.alerts import Alert, Alerts
@@ -29,7 +31,6 @@ POLL_S = 0.5
 _BUSY_POLL_S = 0.05  # a log that grows is looked at again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced may be gone for a moment."""
-_ENDED = ("finished", "stopped", "failed", "crashed?")
 _HEAD_BYTES = 1 << 16
 
 
@@ -82,6 +83,7 @@ class _Follower:
         self._compare = compare
         self._notifier = notifier
         self._alerts = Alerts(demand.since_step)
+        self._patience = Patience(watch, options.wait)
         self._gone_since: float | None = None
         self._error = ""
 
@@ -94,7 +96,7 @@ class _Follower:
                 going_on = "the following was ended from outside: the run may go on"
                 return (*self._demand.remarks, going_on)
             if self._is_over():
-                return self._demand.remarks
+                return (*self._demand.remarks, *self._patience.remarks)
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
 
     def _read(self, stop: _Stop) -> bool:
@@ -134,7 +136,7 @@ class _Follower:
             return True
         if not watch.source.deleted:
             self._gone_since = None
-            return watch.complete and watch.error is None and watch.state()[0] in _ENDED
+            return watch.complete and watch.error is None and self._patience.is_over()
         self._gone_since = self._gone_since or time.monotonic()
         return time.monotonic() - self._gone_since > _GONE_S
 

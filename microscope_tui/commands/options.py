@@ -10,6 +10,9 @@ from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.runlog.safe_text import safe_text
 
+WAIT_S = 600
+"""A job that is started again needs minutes until its run goes on."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,12 @@ class Options:
         dead experts are no news; a run that says no profile is judged as a fine-tuning.
     follow
         Follow the newest run until it ends, print every new alert at once, then the report.
-        A log that is not there yet is waited for. Ctrl-C ends with the verdict so far.
+        A log that is not there yet is waited for; a newer run that comes later is not followed.
+        Ctrl-C ends with the verdict so far.
+    wait
+        With --follow: seconds to wait for a run to go on that had stopped or gone silent before,
+        as the run of a job does that is started again; 0 waits for none. One that had finished,
+        failed or ended itself on a collapse is not waited for.
     notify_command
         With --follow: run this command in the shell for every alert, with the finding as one
         line of JSON on its standard input.
@@ -57,6 +65,7 @@ class Options:
     ignore: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
     baseline: Path | None = None
     follow: Annotated[bool, Parameter(negative=())] = False
+    wait: int = WAIT_S
     notify_command: str | None = None
     format_only: Annotated[bool, Parameter(negative=())] = False
     config: Path | None = None
@@ -78,6 +87,10 @@ class Options:
             fail(f"--format-only judges no run: leave {', '.join(given)} out", USAGE)
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
+        if self.wait < 0:
+            fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
+        if self.wait != WAIT_S and not self.follow:
+            fail(f"--wait {self.wait} waits for a run to go on: add --follow", USAGE)
         if self.notify_command is not None and not self.follow:
             fail("--notify-command tells of alerts as they come: add --follow", USAGE)
         if self.notify_command is not None and not self.notify_command.strip():
@@ -92,6 +105,7 @@ class Options:
             "--ignore": self.ignore,
             "--baseline": self.baseline,
             "--follow": self.follow,
+            "--wait": self.wait != WAIT_S,
             "--notify-command": self.notify_command,
             "--config": self.config,
         }

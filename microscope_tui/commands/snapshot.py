@@ -1,21 +1,38 @@
-"""``moe-microscope snapshot``: what the main screen shows, as text, at any step."""
+"""``moe-microscope snapshot``: any screen at any step, as text, data or picture."""
 
+import asyncio
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import user_criteria
-from microscope_tui.console import PIPE, USAGE, fail, print_data, read, read_pipe, runs_at, say
+from microscope_tui.console import (
+    PIPE,
+    USAGE,
+    fail,
+    fail_if_unreadable,
+    print_data,
+    read,
+    read_pipe,
+    runs_at,
+    say,
+)
 from microscope_tui.report.check import NO_VERDICT
+from microscope_tui.report.export import runs_json, view_json
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.snapshot import snapshot_text
+from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.fleet import Fleet, RunCard
 from microscope_tui.watch.moment import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
 
 _SMALLEST = (20, 5)
 
@@ -24,38 +41,109 @@ def snapshot(
     path: Path,
     /,
     *,
+    screen: Literal[
+        "main", "layer", "expert", "alerts", "runs", "compare", "course", "help"
+    ] = "main",
+    format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
+    layer: str = "",
+    expert: int | None = None,
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
 ) -> int:
-    """Print the main screen of the newest run as text.
+    """Print a screen of the newest run: text to read, JSON to work with, SVG to show.
 
     Parameters
     ----------
     path
         A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
+    screen
+        Which one. The main screen as text has all layers on it, however many.
+    format_
+        json is the view as data: the step, every layer, and the findings.
     step
         The moment to show: the last logged step at or before this one; the newest by default.
+    layer
+        Name of the layer to choose; the worst one by default.
+    expert
+        Number of the expert to choose in it.
     size
-        COLUMNSxROWS; by default 100 columns and all layers.
+        COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
         Characters for curves.
     output
         Write to this file instead of the standard output.
     """
-    columns, rows = _size(size)
-    watched = _newest(path)
-    moment = _moment(watched, step)
-    if output is None or output == PIPE:
-        return print_snapshot(watched, glyphs_for(glyphs, sys.stdout), columns, rows, moment)
+    to_stdout = output is None or output == PIPE
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
-    text = snapshot_text(watched, columns, rows, chosen, moment)
+    if to_stdout and format_ == "text":
+        chosen = glyphs_for(glyphs, sys.stdout)
+    if screen == "main" and format_ == "text" and not layer and expert is None:
+        columns, rows = _size(size) or (100, None)
+        watched = _newest(path)
+        text = snapshot_text(watched, columns, rows, chosen, _moment(watched, step))
+    elif format_ == "json" and screen != "runs":
+        watched = _newest(path)
+        text = view_json(view_of(watched, 1, 1, _moment(watched, step)))
+    elif format_ == "json":
+        text = runs_json(_cards(_fleet(path)))
+    else:
+        shape = _size(size) or (120, 40)
+        text = _drawn(path, screen, shape, step, layer, expert, chosen, svg=format_ == "svg")
+    if output is None or output == PIPE:
+        print_data(text)
+        return 0
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
     return 0
+
+
+def _drawn(
+    path: Path,
+    screen: str,
+    size: tuple[int, int | None],
+    step: int | None,
+    layer: str,
+    expert: int | None,
+    glyphs: Glyphs,
+    *,
+    svg: bool,
+) -> str:
+    """The screen as the application draws it."""
+    if path == PIPE:
+        fail("a pipe has no such picture: write it to a file first, or ask for text", USAGE)
+    fleet = _fleet(path)
+    # The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
+    os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
+    os.environ.pop("NO_COLOR", None)
+    from microscope_tui.app.picture import NoPicture, Wanted, draw
+
+    columns, rows = size
+    wanted = Wanted(screen, columns, rows or 40, step, layer, expert)
+    try:
+        picture = asyncio.run(draw(fleet, wanted, glyphs))
+    except NoPicture as problem:
+        fail(str(problem), NO_VERDICT)
+    return picture.svg if svg else picture.text
+
+
+def _fleet(path: Path) -> Fleet:
+    known = KnownLogs()
+    runs = runs_at(path, known=known)
+    if len(runs) == 1:
+        fail_if_unreadable(runs[0])
+    return Fleet(path, known=known, criteria=user_criteria())
+
+
+def _cards(fleet: Fleet) -> Sequence[RunCard]:
+    """All runs; the live ones are judged."""
+    fleet.search(now=True)
+    while fleet.turn():
+        pass
+    return fleet.cards()
 
 
 def print_snapshot(
@@ -111,9 +199,9 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
     return found
 
 
-def _size(size: str) -> tuple[int, int | None]:
+def _size(size: str) -> tuple[int, int | None] | None:
     if not size:
-        return 100, None
+        return None
     columns, _, rows = size.lower().partition("x")
     if not (columns.isdecimal() and rows.isdecimal()):
         fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)

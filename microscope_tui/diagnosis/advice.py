@@ -14,7 +14,7 @@ from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.runlog.records import RunRecord
 
-_ROLL_BACK = ("COLLAPSE", "DEAD", "LOGITS")
+_ROLL_BACK = ("COLLAPSE", "LOGITS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,26 @@ def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) ->
         since = f"from step {finding.onset:,} to {ended:,}, recovered"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
     why, remedy = rule.why(worst, run), rule.remedy(worst, run)
-    if finding.rule in _ROLL_BACK and finding.active and run.profile != "eval":
+    if finding.active and _is_damage(finding.rule, run):
         remedy = f"{remedy} and {go_back(finding.onset, checkpoints)}"
     if not finding.active and finding.severity > Severity.INFO:
         remedy = f"Nothing now; if it returns: {remedy}"
     known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
     verdict = rule.subject if finding.rule != "LINT" else f"{rule.subject}: {worst.facts['cause']}"
     where_first = f"{_layers(finding.layers)} {verdict.lower()}" if where else verdict
+    whose = f"In {worst.router.name}: " if len(finding.layers) > 1 and worst.router else ""
     return Advice(
         verdict=f"{verdict}{where} {since}{again}",
-        why=f"{why}.{known}",
+        why=f"{whose}{why}.{known}",
         next=remedy[0].upper() + remedy[1:] + ".",
         short=f"{where_first} {since.replace(' step', '')}: {_first(why)}",
+    )
+
+
+def _is_damage(rule: str, run: RunRecord) -> bool:
+    """What only an earlier checkpoint undoes. On narrow data a dead expert is no damage."""
+    return (rule in _ROLL_BACK and run.profile != "eval") or (
+        rule == "DEAD" and run.profile == "pretrain"
     )
 
 

@@ -5,10 +5,11 @@ on the per-router summaries and asks for the count matrices of a step only where
 suspicious.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from microscope_tui.diagnosis.catalogue import CATALOGUE
+from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.episodes import Episode, Finding, group
 from microscope_tui.diagnosis.ledger import Ledger
@@ -33,12 +34,9 @@ class Diagnosis:
         self.profile = context.profile
         self.run = replace(run, profile=context.profile)
         """The header, with the profile by which it is judged."""
-        self.rules: list[Rule] = [
-            rule(context)
-            for rule in CATALOGUE
-            if rule.name not in criteria.ignore and (context.trains or not rule.trains_only)
-        ]
-        self.ledger = Ledger(run.routers, context.confidence)
+        self._criteria = criteria
+        self.rules: list[Rule] = [rule(context) for rule in self._wanted(context)]
+        self.ledger = Ledger(context)
         self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
         self.checkpoints: list[int] = []
@@ -76,6 +74,8 @@ class Diagnosis:
             for index, reading in rule.events(view):
                 if index not in silent:
                     changed.append(self.ledger.open(rule.name, index, record.step, reading))
+            if WHOLE_RUN not in silent and (causes := rule.standing(view)) is not None:
+                changed += self.ledger.stand(rule.name, record.step, causes)
             readings = rule.read(view)
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
@@ -93,23 +93,62 @@ class Diagnosis:
         """The run goes on from ``step`` again: what was said about later steps no longer holds."""
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
+        grace = step - 1 + AFTER_RESTART_STEPS
         # A run that is pre-empted all the time would never be judged: not after every restart.
-        if step > self.warm_until + AFTER_RESTART_STEPS:
-            self.warm_until = step - 1 + AFTER_RESTART_STEPS
-        else:
-            self.warm_until = min(self.warm_until, step - 1 + AFTER_RESTART_STEPS)
-        self.ledger.restart(step)
+        if step <= self.warm_until + AFTER_RESTART_STEPS:
+            grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
+        self.warm_until = grace
+        withdrawn = self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)
             tracks = self.tracks[rule.name]
-            for index, track in list(tracks.items()):
+            for track in tracks.values():
                 track.forget_from(step)
+            for episode in withdrawn:
+                if episode.rule == rule.name:
+                    track = tracks.setdefault(episode.router_index, _new_track(rule))
+                    track.recall(episode.onset, step - 1, episode.grades[0].severity)
+            for index, track in list(tracks.items()):
                 if track.idle and self.ledger.running(rule.name, index) is None:
                     del tracks[index]
+            self.keep_looking(rule, self.ledger.running_of(rule.name))
+
+    def go_on(self, run: RunRecord) -> None:
+        """The same model has a new header: settings may have changed, and are judged anew."""
+        context = self._criteria.context(run)
+        self.profile = context.profile
+        self.run = replace(run, profile=context.profile)
+        self.ledger.context = context
+        self.warm_until = max(self.warm_until, context.warm_up)
+        known = {rule.name: rule for rule in self.rules}
+        for rule in self.rules:
+            rule.change(context)
+        self.rules = [known.get(rule.name) or rule(context) for rule in self._wanted(context)]
+        self.tracks = {rule.name: self.tracks.get(rule.name, {}) for rule in self.rules}
+        self.ledger.end_others(self.tracks, self.last_step + 1)
+
+    def keep_looking(self, rule: Rule, episodes: Sequence[Episode]) -> None:
+        """Open episodes are evaluated until they are over, whatever else was forgotten."""
+        tracks = self.tracks[rule.name]
+        for episode in episodes:
+            if episode.router_index not in tracks:
+                tracks[episode.router_index] = _new_track(rule)
+        if episodes:
+            rule.keep_looking(episodes)
+
+    def blind_spots(self) -> dict[str, str]:
+        """Rules that cannot see anything in this log, and why."""
+        reasons = {rule.name: rule.blind_to() for rule in self.rules}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def findings(self) -> list[Finding]:
         """All trouble so far, grouped over routers: active before over, worst first."""
         return group(self.episodes)
+
+    def _wanted(self, context: Context) -> Iterator[type[Rule]]:
+        for rule in CATALOGUE:
+            if rule.name not in self._criteria.ignore and (context.trains or not rule.trains_only):
+                yield rule
 
     def _take(
         self, rule: Rule, readings: Readings, step: int, silent: Routers
@@ -131,7 +170,7 @@ class Diagnosis:
         if track is None:
             if reading.severity is None:
                 return
-            track = tracks[index] = Track(rule.window, rule.needed, rule.leave, [])
+            track = tracks[index] = _new_track(rule)
         track.observe(step, reading.severity, reading.clear)
         episode = self.ledger.running(rule.name, index)
         if episode is not None:
@@ -162,3 +201,7 @@ class Diagnosis:
             return frozenset()
         muted = self._troubled(name)
         return self._everyone if WHOLE_RUN in muted else muted
+
+
+def _new_track(rule: Rule) -> Track:
+    return Track(rule.window, rule.needed, rule.leave, [])

@@ -12,15 +12,19 @@ CAUSES_FIRST = (
     *("DROPS", "STARVED", "OVERLOAD", "UNIFORM", "LINT", "HOT_EXPERT", "SHOCK"),
 )
 """Of equally severe findings the cause stands first: a collapse also drops tokens."""
+_MOST_GRADES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """How bad an episode was from a step on."""
+    """How bad an episode was from a step on, and the worst numbers until then."""
 
     step: int
     severity: Severity
     value: float
+    limit: float = 0.0
+    facts: dict[str, Fact] = field(default_factory=dict)
+    confidence: str = EXACT
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,10 +44,12 @@ class Episode:
     last: int
     """Latest step with evidence."""
     value: float
-    """The worst value so far."""
+    """The worst value so far; limit, facts and confidence are those of the same reading."""
     limit: float
     facts: dict[str, Fact] = field(default_factory=dict)
     confidence: str = EXACT
+    worst_at: int = 0
+    """Step at which the value was reached."""
     recovered_at: int | None = None
     recurrence: int = 0
     """How many earlier episodes of this rule this router had."""
@@ -54,6 +60,25 @@ class Episode:
     def active(self) -> bool:
         """Not recovered so far."""
         return self.recovered_at is None
+
+    def grade(self, step: int) -> None:
+        """Write down how it stands at ``step``."""
+        self.grades.append(
+            Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
+        )
+        del self.grades[1:-_MOST_GRADES]
+
+    def forget_from(self, step: int) -> None:
+        """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
+        self.last = min(self.last, step - 1)
+        if self.recovered_at is not None and self.recovered_at >= step:
+            self.recovered_at = None  # it recovered in a future that no longer is
+        self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
+        worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
+        self.severity = worst.severity
+        if self.worst_at >= step:
+            self.value, self.limit, self.worst_at = worst.value, worst.limit, worst.step
+            self.facts, self.confidence = worst.facts, worst.confidence
 
     def as_of(self, step: int) -> "Episode":
         """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""

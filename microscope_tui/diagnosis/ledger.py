@@ -1,34 +1,36 @@
 """The ledger: every episode of a run, which are still open, and how an episode changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping
 
-from microscope_tui.diagnosis.episodes import Episode, Grade
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Facts, Reading, Severity
-from microscope_tui.diagnosis.thresholds import COOLDOWN_STEPS, DEFAULTS
+from microscope_tui.diagnosis.thresholds import COOLDOWN_STEPS
 from microscope_tui.diagnosis.tracks import Track
-from microscope_tui.runlog.records import RouterInfo
 
 MOST_EPISODES = 20
 """Of one rule in one router; a run that flickers for years must not fill the memory."""
-_MOST_GRADES = 50
 _ANNOUNCED_BY = {"LOGITS": "GRADSPIKE", "COLLAPSE": "GRADSPIKE"}
 _LOW_IS_BAD = ("COLLAPSE", "ERODING", "SHOCK")
+_STANDING = ("LINT",)
 
 
 class Ledger:
     """Episodes in the order of their alarms."""
 
-    def __init__(self, routers: Sequence[RouterInfo], confidence: str = EXACT) -> None:
-        """``confidence``: of the counts of this log, in words."""
-        self._confidence = confidence
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self.episodes: list[Episode] = []
-        self._routers = routers
         self._running: dict[tuple[str, int], Episode] = {}
         self._opened: dict[tuple[str, int], int] = {}
 
     def running(self, rule: str, index: int) -> Episode | None:
         """The open episode of a rule in a router."""
         return self._running.get((rule, index))
+
+    def running_of(self, rule: str) -> list[Episode]:
+        """The open episodes of a rule that evaluations go on to update."""
+        return [episode for (name, _), episode in self._running.items() if name == rule]
 
     def open(
         self,
@@ -49,13 +51,15 @@ class Ledger:
         before = self._latest(key) if track is not None else None
         if before is not None and onset <= (before.recovered_at or 0) + COOLDOWN_STEPS:
             before.recovered_at, self._running[key] = None, before
-            self._worsen(before, step, severity, reading)
             before.last = step
+            self._take_numbers(before, step, reading)
+            before.severity = max(before.severity, severity)
+            before.grade(step)
             return before
         episode = Episode(
             rule=rule,
             router_index=index,
-            router=self._routers[index] if index != WHOLE_RUN else None,
+            router=self.context.run.routers[index] if index != WHOLE_RUN else None,
             severity=severity,
             onset=onset,
             alarm=step,
@@ -64,10 +68,11 @@ class Ledger:
             limit=reading.limit,
             facts=_plain(reading.facts),
             confidence=self._words(reading),
+            worst_at=step,
             recovered_at=reading.until,
             recurrence=self._opened.get(key, 0),
-            grades=[Grade(step, severity, reading.value)],
         )
+        episode.grade(step)
         self._opened[key] = self._opened.get(key, 0) + 1
         self.episodes.append(episode)
         if track is not None:
@@ -82,42 +87,59 @@ class Ledger:
         """Take in one more evaluation of an open episode; yields it if it changed."""
         if reading.severity is not None:
             episode.last = step
-            if _worse(reading, episode):
-                episode.value, episode.facts = reading.value, _plain(reading.facts)
-                episode.confidence = self._words(reading)
+            self._take_numbers(episode, step, reading)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and severity > episode.severity:
-            self._worsen(episode, step, severity, reading)
+            episode.severity = severity
+            episode.grade(step)
             yield episode
         elif (cleared_at := track.cleared_at) is not None:
             episode.recovered_at = cleared_at
             del self._running[episode.rule, episode.router_index]
             yield episode
 
-    def restart(self, step: int) -> None:
-        """What was said about ``step`` and later no longer holds."""
-        self.episodes = [episode for episode in self.episodes if episode.onset < step]
-        self._running, self._opened = {}, {}
+    def stand(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
+        """Of causes that hold for the whole run: open the new ones, end those that are gone."""
+        held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
+        for cause, episode in held.items():
+            if cause not in causes:
+                _end(episode, step)
+                yield episode
+        for cause, severity in causes.items():
+            if cause not in held:
+                yield self.open(rule, WHOLE_RUN, step, Reading(severity, facts={"cause": cause}))
+
+    def restart(self, step: int) -> list[Episode]:
+        """What was said at ``step`` and later no longer holds.
+
+        Returns:
+            Withdrawn episodes that began before ``step``: their evidence may go on.
+        """
+        withdrawn = [e for e in self.episodes if e.onset < step <= e.alarm]
+        self.episodes = [episode for episode in self.episodes if episode.alarm < step]
         for episode in self.episodes:
-            key = (episode.rule, episode.router_index)
-            told_whole = episode.recovered_at == episode.alarm  # after the fact: it stays over
-            episode.last = min(episode.last, step - 1)
-            if episode.recovered_at is not None and episode.recovered_at >= step:
-                # It recovered in a future that no longer is.
-                episode.recovered_at = step - 1 if told_whole else None
-            self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
+            episode.forget_from(step)
         self.resume()
+        return [e for e in withdrawn if e.rule not in _STANDING and e.recovered_at != e.alarm]
 
     def resume(self) -> None:
         """Find out again which episodes are open."""
+        self._running, self._opened = {}, {}
         for episode in self.episodes:
             key = (episode.rule, episode.router_index)
             self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
-            if episode.active and episode.rule != "LINT":
+            if episode.active and episode.rule not in _STANDING:
                 self._running[key] = episode
 
+    def end_others(self, rules: Container[str], step: int) -> None:
+        """Nothing speaks for the other rules any more: what they had open ends."""
+        for episode in self.episodes:
+            if episode.active and episode.rule not in rules:
+                _end(episode, step)
+                self._running.pop((episode.rule, episode.router_index), None)
+
     def _words(self, reading: Reading) -> str:
-        return self._confidence if reading.confidence == EXACT else reading.confidence
+        return self.context.confidence if reading.confidence == EXACT else reading.confidence
 
     def _latest(self, key: tuple[str, int]) -> Episode | None:
         found = [e for e in self.episodes if (e.rule, e.router_index) == key]
@@ -131,21 +153,24 @@ class Ledger:
             known.append(eroding.onset)  # the slide began there
         return min(at for at in known if at is not None)
 
-    def _worsen(self, episode: Episode, step: int, severity: Severity, reading: Reading) -> None:
-        if severity > episode.severity:
-            episode.severity, episode.limit = severity, reading.limit
-        episode.grades.append(Grade(step, severity, reading.value))
-        del episode.grades[1:-_MOST_GRADES]
+    def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
+        """The numbers of an episode are those of one reading, its worst one."""
+        if not _worse(reading, episode):
+            return
+        if reading.value != episode.value:
+            episode.worst_at = step
+        episode.value, episode.limit = reading.value, reading.limit
+        episode.facts, episode.confidence = _plain(reading.facts), self._words(reading)
 
     def _announce(self, episode: Episode) -> None:
         """A gradient spike that a divergence follows was its first sign."""
         first_sign = self.running(_ANNOUNCED_BY.get(episode.rule, ""), WHOLE_RUN)
         if first_sign is None or episode.severity < Severity.WARN:
             return
-        soon = episode.alarm - first_sign.last <= DEFAULTS.GRADSPIKE.followed
+        soon = episode.alarm - first_sign.last <= self.context.limits.GRADSPIKE.followed
         if soon and first_sign.severity < Severity.CRITICAL:
             first_sign.severity = Severity.CRITICAL
-            first_sign.grades.append(Grade(episode.alarm, Severity.CRITICAL, first_sign.value))
+            first_sign.grade(episode.alarm)
 
     def _forget_surplus(self, key: tuple[str, int]) -> None:
         same = [e for e in self.episodes if (e.rule, e.router_index) == key]
@@ -155,10 +180,26 @@ class Ledger:
 
 
 def _worse(reading: Reading, episode: Episode) -> bool:
-    """Low is bad for an index with a lower limit, high is bad for a rate or a number."""
+    """Low is bad for an index with a lower limit, high is bad for a rate or a number.
+
+    Two causes of one rule are measured in different units: there the graver one, and then how far
+    it is beyond its limit.
+    """
+    if reading.facts.get("cause") != episode.facts.get("cause"):
+        new = (reading.severity or 0, _excess(reading.value, reading.limit))
+        return new >= (episode.severity, _excess(episode.value, episode.limit))
     if episode.rule in _LOW_IS_BAD:
         return reading.value <= episode.value
     return reading.value >= episode.value
+
+
+def _excess(value: float, limit: float) -> float:
+    return value / limit if limit > 0 else value
+
+
+def _end(episode: Episode, step: int) -> None:
+    episode.recovered_at = step
+    episode.last = max(episode.last, step - 1)
 
 
 def _plain(facts: Facts) -> dict[str, Fact]:

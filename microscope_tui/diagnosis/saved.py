@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class BadState(ValueError):
@@ -72,6 +72,11 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
         raise BadState(f"no state of a judgement: {error}") from None
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
     diagnosis.checkpoints = saved.checkpoints
-    diagnosis.ledger.episodes = saved.episodes
+    # What is left out now was never judged: nobody would say when it is over.
+    judged = {rule.name for rule in diagnosis.rules}
+    diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
     diagnosis.ledger.resume()
+    for rule in diagnosis.rules:
+        tracks, running = diagnosis.tracks[rule.name], diagnosis.ledger.running_of(rule.name)
+        diagnosis.keep_looking(rule, [e for e in running if e.router_index not in tracks])
     return diagnosis

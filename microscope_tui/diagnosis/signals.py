@@ -101,6 +101,19 @@ class StepView:
         tokens = self.record.tokens
         return tokens if tokens is not None and 1 <= tokens < MOST_COUNTS else None
 
+    def tokens_of(self, router_index: int) -> float | None:
+        """Tokens that this router saw: its own number where routers have one, or the step's."""
+        own = self.signal("tokens")
+        if own is None:
+            return self.tokens
+        value = own.values[router_index]
+        return value if 1 <= value < MOST_COUNTS else None
+
+    @property
+    def has_counts(self) -> bool:
+        """The line holds counts; one of the first three routers has a row."""
+        return any(self.counts(index) for index in range(min(3, len(self._routers))))
+
     def counts(self, router_index: int) -> list[int] | None:
         """Selected pairs per expert of this step, where the line holds them."""
         if router_index not in self._counts:

@@ -146,6 +146,9 @@ class GradientLimits:
     """From here on it is out of its usual range: where an episode is dated back to."""
     once: float = 50.0
     """So much that a single step tells."""
+    not_finite: int = 3
+    """So many NaN or infinite norms within ``persistence`` steps: the loss scaling of fp16 skips a
+    single step now and then, and searches its scale in the first ones."""
     leave: float = 3.0
     followed: int = 50
     """LOGITS or COLLAPSE within so many steps after it makes it critical."""
@@ -236,7 +239,9 @@ class LintLimits:
     floor: float = 0.05
     """An auxiliary loss within this share of its floor k says that all is even …"""
     uneven: float = 0.5
-    """… while a layer uses less than this share of its experts."""
+    """… while a layer uses less than this share of its experts …"""
+    persistence: int = 25
+    """… for so many steps: a loss that is summed up layer by layer only passes through k."""
     aux_weight: float = 0.5
     """gpt-oss ships with 0.9, made for its own training; public recipes fine-tune at 1e-5."""
 

@@ -76,6 +76,11 @@ class Track(msgspec.Struct):
         if not self.over or (self.since is not None and self.since >= step):
             self.since = None
 
+    def recall(self, since: int, last: int, severity: Severity) -> None:
+        """There was evidence from ``since`` to ``last``, of which the window remembers nothing."""
+        if self.idle:
+            self.recent, self.over, self.since = [(last, int(severity))], 1, since
+
     def _first_evidence(self) -> int:
         """The earliest step from which on enough of the evaluations are over."""
         over, first = 0, self.recent[-1][0]

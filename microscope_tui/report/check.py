@@ -147,6 +147,9 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield "the log has no run record: layers and top-k are inferred from the counts"
     if watch.run is not None and watch.run.counts != "exact":
         yield f"the counts are {watch.run.counts!r}, not exact"
+    if watch.diagnosis is not None:
+        for rule, reason in watch.diagnosis.blind_spots().items():
+            yield f"{rule} is not observable in this log: {reason}"
 
 
 def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:

@@ -17,6 +17,7 @@ from microscope_tui.report.check_json import finding_json
 from microscope_tui.runlog.records import StepRecord
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.writer import encode_record
+from microscope_tui.watch.fleet import RunCard
 from microscope_tui.watch.view import LayerView, RunView
 
 SCHEMA_VERSION = 1
@@ -82,6 +83,31 @@ def view_json(view: RunView) -> str:
         "findings": [finding_json(finding, advice) for finding, advice in view.findings],
     }
     return encode_record(document).decode()
+
+
+def runs_json(cards: Sequence[RunCard]) -> str:
+    """The list of runs as one line of JSON. ``findings`` is null for a run that was not judged."""
+    runs = [
+        {
+            "run": card.file.name,
+            "path": safe_text(card.file.path, 4096),
+            "state": card.state,
+            "age_s": card.age_s,
+            "step": card.step,
+            "planned_steps": card.planned_steps,
+            "loss": card.loss,
+            "end_reason": card.end_reason,
+            "error": card.error,
+            "findings": None
+            if card.findings is None
+            else [
+                {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
+                for f in card.findings
+            ],
+        }
+        for card in cards
+    ]
+    return encode_record({"schema_version": SCHEMA_VERSION, "runs": runs}).decode()
 
 
 def effective_experts(layer: LayerView, view: RunView) -> float | None:

@@ -18,6 +18,7 @@ from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
 from microscope_tui.runlog.glance import Glance, glance
+from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.state import ENDED, age_of, state_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
@@ -48,6 +49,9 @@ class RunCard:
     open: bool
     end_reason: str | None = None
     """Why the run ended, where its log says so."""
+    pinned: bool = False
+    """The open run is compared with it."""
+    selected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,10 @@ class Fleet:
         """Grows whenever the open run has something new."""
         self.piped = False
         """The one run comes through a pipe; there is no folder."""
+        self.pinned: PinnedRun | None = None
+        """The run that the open one is compared with at every step."""
+        self.selected: set[Path] = set()
+        """Logs that somebody picked out of the list."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, _Seen] = {}
         self._known = known or KnownLogs()
@@ -131,6 +139,17 @@ class Fleet:
             self.open = watch
             self._beside.pop(file.path, None)
         return watch
+
+    def pin_run(self, file: RunFile) -> PinnedRun:
+        """Compare the open run with ``file`` from now on."""
+        self.pinned = PinnedRun(file, self._followed)
+        return self.pinned
+
+    def _followed(self, path: Path) -> RunWatch | None:
+        with self.lock:
+            if self.open is not None and self.open.path == path:
+                return self.open
+            return self._beside.get(path)
 
     def turn(self) -> bool:
         """Give every followed run a few milliseconds, the open one first; true if any moved on."""
@@ -207,6 +226,8 @@ class Fleet:
             error=error,
             open=watch is not None and watch is self.open,
             end_reason=end.reason if end else None,
+            pinned=self.pinned is not None and self.pinned.file.path == run.path,
+            selected=run.path in self.selected,
         )
 
     def _is_stale(self, run: RunFile) -> bool:

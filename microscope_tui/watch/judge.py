@@ -5,7 +5,6 @@ a reader of its own, up to where the scan is; from then on they walk together.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
@@ -58,9 +57,9 @@ class Judge:
         if diagnosis is None or diagnosis.run.routers != run.routers:
             self.diagnosis = Diagnosis(run, self._criteria)
             return
-        diagnosis.run = replace(run, profile=diagnosis.profile)
         if run.resumed_at_step is not None:
             diagnosis.restart(max(1, min(run.resumed_at_step, diagnosis.last_step + 1)))
+        diagnosis.go_on(run)
 
     def _take_step(self, entry: StepEntry) -> None:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:

@@ -1,12 +1,22 @@
-"""A moment to compare with: of this run, or of another one."""
+"""A moment to compare with: of this run, or of another one at the equal step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
 
 from microscope_tui import measures
-from microscope_tui.runlog.records import RunRecord, StepRecord
+from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 from microscope_tui.watch.moment import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
+
+_MOST_READ = 16 << 20
+_MEMORY = 16 << 20
 
 
 class NothingToCompare(ValueError):
@@ -23,7 +33,8 @@ class Reference:
     counts_step: int | None
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
-    header: RunRecord | None = None
+    routers: Sequence[RouterInfo | None] = ()
+    """The router of each list; ``None`` where there is none. Empty: those of the open run."""
 
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
         """The loads of a router, if it has as many experts."""
@@ -41,7 +52,7 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
         record=moment.latest.record,
         counts_step=counted.record.step if counted is not None else None,
         loads=[measures.load(row) if row else None for row in rows],
-        header=header,
+        routers=header.routers if header is not None else (),
     )
 
 
@@ -61,3 +72,84 @@ def reference_in(watch: RunWatch, step: int) -> Reference:
             f"step {step:,} of {name} cannot be read: packed, or still being read"
         )
     return reference_of(name, moment, watch.run)
+
+
+def aligned(reference: Reference, run: RunRecord) -> Reference:
+    """``reference`` with its routers in the order of ``run``, by their names; others behind them.
+
+    A name that stands there twice is matched in forward order.
+    """
+    theirs, names = reference.routers, [router.name for router in run.routers]
+    if not theirs or [None if r is None else r.name for r in theirs] == names:
+        return reference
+    places: dict[str, list[int]] = {}
+    for at, router in enumerate(theirs):
+        if router is not None:
+            places.setdefault(router.name, []).append(at)
+    order = [places[name].pop(0) if places.get(name) else None for name in names]
+    order += sorted(at for left in places.values() for at in left)
+
+    def ordered(values: Values | None) -> Values | None:
+        if values is None:
+            return None
+        return [None if at is None else value_at(values, at) for at in order]
+
+    summary = reference.record.router
+    fields = [field.name for field in msgspec.structs.fields(RouterSummary)]
+    router = RouterSummary(**{name: ordered(getattr(summary, name)) for name in fields})
+    loads = reference.loads
+    return replace(
+        reference,
+        record=msgspec.structs.replace(reference.record, router=router),
+        loads=[None if at is None or at >= len(loads) else loads[at] for at in order],
+        routers=[None if at is None else theirs[at] for at in order],
+    )
+
+
+class PinnedRun:
+    """Another run to compare with. What the fleet follows is not read twice; nothing is judged
+    for its sake, and of a long log only what a moment needs is read."""
+
+    def __init__(self, file: RunFile, followed: Callable[[Path], RunWatch | None]) -> None:
+        """``followed``: the watch of a run that somebody reads already."""
+        self.file = file
+        self._followed = followed
+        self._own: RunWatch | None = None
+        self._state: tuple[int, ...] = ()
+        self._lock = threading.Lock()
+
+    def at(self, step: int) -> Reference:
+        """Its moment at or before ``step``. Reads from the disk: not for the thread that draws.
+
+        Raises:
+            NothingToCompare: it has no such step, or none that can be read; the message says why.
+            OSError: its log cannot be read.
+        """
+        with self._lock:
+            return reference_in(self._watch(), step)
+
+    def _watch(self) -> RunWatch:
+        watch = self._followed(self.file.path)
+        if watch is not None and watch.complete:
+            self._own = None
+            return watch
+        found = os.stat(self.file.path)
+        state = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._own is None or state != self._state:
+            self._own, self._state = _opened(self.file, found.st_size), state
+        return self._own
+
+
+def _opened(file: RunFile, size: int) -> RunWatch:
+    """A long log by samples of its steps, a short one in full."""
+    watch = RunWatch(file, memory_bytes=_MEMORY)
+    if not watch.source.seekable:
+        raise NothingToCompare(f"{file.name} is packed: unpack it to compare")
+    watch.open_overview()
+    if watch.latest is None or not watch.can_seek:
+        if size > _MOST_READ:
+            raise NothingToCompare(f"{file.name} has restarts: open it, and pin the other one")
+        watch.read_all()
+    if watch.error is not None:
+        raise NothingToCompare(f"{file.name}: {watch.error}")
+    return watch

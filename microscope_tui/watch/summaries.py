@@ -10,6 +10,8 @@ from microscope_tui.watch.history import History, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
+DERIVED = ("effective_experts", "max_load", "dead_experts", "starved_experts")
+"""What can be told from the counts of the same line."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -56,14 +58,14 @@ def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Col
 def complete_summary(entry: StepEntry) -> None:
     """Derive from the counts what a foreign writer left out of the summaries."""
     summary = entry.record.router
-    given = (summary.effective_experts, summary.max_load, summary.dead_experts)
-    if all(values is not None and None not in values for values in given):
+    given = {name: getattr(summary, name) for name in DERIVED}
+    if all(values is not None and None not in values for values in given.values()):
         return
     if not entry.has_counts:
         return
     rows = entry.matrices().tokens_per_expert
     derived = measures.summarise([row or [] for row in rows])
-    for name, values in zip(("effective_experts", "max_load", "dead_experts"), given, strict=True):
+    for name, values in given.items():
         setattr(summary, name, _filled(values, rows, derived[name]))
 
 

@@ -1,4 +1,4 @@
-"""The config file: other limits for the rules, used by everything that judges, and said."""
+"""The config file: limits, keys and looks of one's own; what nobody knows is refused."""
 
 import json
 import os
@@ -8,9 +8,20 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.config import changes_in, default_config, limits_of
+from microscope_tui.commands.config import (
+    UserConfig,
+    ViewConfig,
+    changes_in,
+    default_config,
+    keymap_from,
+    limits_of,
+    read_config,
+    user_criteria,
+)
+from microscope_tui.console import USAGE
 from microscope_tui.diagnosis.own_limits import changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.report.palettes import Palette
 
 Run = Callable[..., Any]
 
@@ -39,7 +50,7 @@ def test_other_limits_change_the_verdict_and_are_said(
     microscope: Run, overflow: Path, config: Any
 ) -> None:
     assert microscope("check", overflow).returncode == 1
-    path = config("[rules.drops]\nwarn = 0.1\n[somebody.else]\nkey = 1\n")
+    path = config("[rules.drops]\nwarn = 0.1\n")
     done = microscope("check", overflow, "--config", path)
     assert done.returncode == 0
     assert f"note: limits changed by {path}: DROPS warn 0.1 instead of 0.05" in done.stdout
@@ -64,7 +75,7 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
     for command in (["snapshot"], []):
         assert "dropped tokens" not in microscope(*command, overflow).stdout.lower()
     assert "warn = 0.1 (by default 0.05)" in microscope("explain", "drops").stdout
-    path.write_text("[rules")
+    path.write_text("[rule.DROPS]\nwarn = 0.1\n")
     for command in (["check"], ["snapshot"], []):
         assert microscope(*command, overflow).returncode == 64
 
@@ -76,20 +87,132 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("x = 1\n[rules.DROPS]\nwarn = = 2\n", "at line 3"),
         ("[rules.DROP]\nwarn = 1\n", "[rules.DROP]: no such rule; there are METER"),
         ("[rules.DROPS]\nwarm = 1\n", "warm: no such limit; there are warn, critical"),
-        ('[rules.DROPS]\nwarn = "x"\n', "give a number from 0 on, like 0.05"),
+        ('[rules.DROPS]\nwarn = "x"\n', "give a number from 0 to 1e12, like 0.05"),
+        ("[rules.DROPS]\nwarn = 0.3\n", "warn is 0.3 and critical 0.2: warn must not be above"),
         ("rules = 3\n", "rules: is no table; write [rules.NAME]"),
-        ("[rules]\nDROPS = 3\n", "rules.DROPS: is no table"),
+        ("[rules]\nDROPS = 3\n", "rules.DROPS: is no table; write [rules.DROPS]"),
+        (
+            "[rule.DROPS]\nwarn = 0.1\n",
+            "rule: no such table; did you mean rules? there are [rules.",
+        ),
+        ("[theme]\ncolor = 1\n", "theme: no such table; there are [rules.NAME], [keys], [view]"),
+        ("[drops]\nwarn = 0.1\n", "drops: no such table; write [rules.DROPS]"),
+        ('palette = "grey"\n', "palette: stands outside of any table; write it below [view]"),
+        ("keys = 3\n", "keys: is no table; write [keys] and the keys below it"),
+        ("view = 3\n", "view: is no table; write [view]"),
+        ('[view]\npallete = "grey"\n', "[view] pallete: no such key; did you mean palette?"),
+        ("[view]\nx = 1\n", "[view] x: no such key; there are palette, glyphs, color, bell"),
+        (
+            '[view]\npalette = "gray"\n',
+            "[view] palette is 'gray': did you mean grey? choose one of",
+        ),
+        ("[view]\ncolor = 8\n", "[view] color is 8: choose one of auto, truecolor, 256, 16, never"),
+        ("[view]\nglyphs = [1]\n", "[view] glyphs is [1]: choose one of auto, braille"),
+        ("[view]\nbell = 1\n", "[view] bell is 1: write true or false"),
+        ('[view]\nremember = "no"\n', "[view] remember is 'no': write true or false"),
+        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes a second from 100 up"),
+        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes a second from 100 up"),
+        ("[view]\nbudget = true\n", '[view] budget is True: write bytes a second, like "10k"'),
     ],
 )
 def test_a_file_that_says_nonsense_is_a_usage_error_with_its_place(
-    microscope: Run, overflow: Path, config: Any, text: str, words: str
+    config: Any, capsys: pytest.CaptureFixture[str], text: str, words: str
 ) -> None:
     path = config(text)
+    with pytest.raises(SystemExit) as ended:
+        read_config(path)
+    said = capsys.readouterr()
+    assert ended.value.code == USAGE
+    assert f"{path}: " in said.err
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_typo_is_a_usage_error_of_the_program_and_prints_no_verdict(
+    microscope: Run, overflow: Path, config: Any
+) -> None:
+    path = config("[rule.DROPS]\nwarn = 0.1\n")
     done = microscope("check", overflow, "--config", path)
     assert done.returncode == 64
-    assert f"{path}: " in done.stderr
-    assert words in done.stderr
+    assert f"{path}: rule: no such table" in done.stderr
     assert done.stdout == ""
+
+
+def test_names_in_the_file_cannot_drive_the_terminal(
+    config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ('["\\u001b[2J"]\n', '[view]\n"\\u001b[2J" = 1\n', '[view]\nglyphs = "\\u001b"\n'):
+        with pytest.raises(SystemExit):
+            read_config(config(text))
+        assert "\x1b" not in capsys.readouterr().err
+
+
+def test_every_table_is_read_once_into_one_object(config: Any) -> None:
+    path = config(
+        """
+        [rules.DROPS]
+        warn = 0.1
+        [keys]
+        layer.next = "n,down"
+        [view]
+        palette = "cividis"
+        glyphs = "ascii"
+        color = 256
+        bell = true
+        budget = "10k"
+        remember = false
+        """
+    )
+    found = read_config(path)
+    assert found.limits == found.criteria.limits == changed_limits({"DROPS": {"warn": 0.1}})
+    assert found.changes == (f"limits changed by {path}: DROPS warn 0.1 instead of 0.05",)
+    assert found.keys == {"layer": {"next": "n,down"}}
+    assert found.view == ViewConfig(
+        palette=Palette.CIVIDIS,
+        glyphs="ascii",
+        color="256",
+        bell=True,
+        budget=10 * 1024,
+        remember=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "budget"), [("2000", 2000), ('"2000"', 2000), ('"10kB/s"', 10240), ('""', None)]
+)
+def test_a_budget_is_a_number_or_a_text(config: Any, written: str, budget: int | None) -> None:
+    assert read_config(config(f"[view]\nbudget = {written}\n")).view.budget == budget
+
+
+def test_without_a_file_everything_is_as_it_is_by_default() -> None:
+    assert not default_config().exists()
+    found = read_config()
+    assert found == UserConfig(path=default_config())
+    assert (found.limits, found.changes, found.keys) == (DEFAULTS, (), {})
+    assert (found.view.palette, found.view.bell, found.view.remember) == ("diverging", False, True)
+    assert user_criteria().limits == DEFAULTS
+    assert keymap_from(found) == {}
+
+
+def test_keys_are_laid_over_the_bindings_only_when_somebody_asks(config: Any) -> None:
+    found = read_config(config('[keys]\nlayer.next = "t"\n"time.back" = "u,left_square_bracket"\n'))
+    assert dict(keymap_from(found)) == {
+        "layer.next": "t",
+        "time.back": "u,left_square_bracket",
+    }
+
+
+def test_a_key_that_cannot_be_is_a_usage_error_when_the_screen_opens_and_none_before(
+    config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config('[keys]\nlayer.nxt = "t"\n')
+    found = read_config(path)
+    with pytest.raises(SystemExit) as ended:
+        keymap_from(found)
+    assert ended.value.code == USAGE
+    assert (
+        f"{path}: [keys] layer.nxt: no such id; did you mean layer.next" in capsys.readouterr().err
+    )
 
 
 def test_a_file_that_is_named_has_to_be_there(
@@ -111,5 +234,5 @@ def test_a_file_that_may_not_be_read_is_said(microscope: Run, overflow: Path, co
 
 
 def test_a_file_without_rules_changes_nothing(config: Any) -> None:
-    assert limits_of(config("[theme]\ncolor = 1\n")) == (DEFAULTS, ())
+    assert limits_of(config("[view]\nbell = true\n")) == (DEFAULTS, ())
     assert changes_in(changed_limits({"DROPS": {"warn": 0.05}})) == []

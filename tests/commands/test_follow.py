@@ -145,9 +145,66 @@ def test_a_run_that_fell_silent_for_long_ends_it_with_the_verdict_so_far(
 ) -> None:
     collapse.write(until=-1)
     os.utime(collapse.path, (1e9, 1e9))
-    code, out, _ = follow(collapse.path).end()
-    assert code == 2
+    code, out, err = follow(collapse.path, "--wait", "0").end()
+    assert (code, err) == (2, "")
     assert "note: the run is crashed?: the verdict covers its routers up to step 450 only" in out
+
+
+def end_by_signal(step: int) -> bytes:
+    end = {"kind": "event", "event": "end", "step": step, "reason": "signal"}
+    return json.dumps(end).encode() + b"\n"
+
+
+def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_goes_on(
+    follow: Follow, collapse: Written
+) -> None:
+    last = json.loads(collapse.lines[99])["step"]
+    header = json.loads(collapse.lines[0]) | {"resumed_at_step": last + 1}
+    again = json.dumps(header).encode() + b"\n" + b"".join(collapse.lines[100:-1])
+    collapse.write(until=100)
+    with collapse.path.open("ab", buffering=0) as file:
+        file.write(end_by_signal(last))
+        following = follow(collapse.path)
+        following.wait_for("has stopped, waiting up to 600 s for it to go on (--wait 0 does not)")
+        file.write(again[:40])
+        time.sleep(0.6)
+        file.write(again[40:])
+        following.wait_for("CRIT COLLAPSE: Router collapse in L3 since step 1")
+        assert following.process.poll() is None
+        file.write(end_by_signal(450))  # what ends while it is followed is over
+    code, out, _ = following.end()
+    assert code == 2
+    assert "CRITICAL at step 450 (stopped)" in out
+    assert "in vain" not in out
+
+
+def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
+    follow: Follow, collapse: Written
+) -> None:
+    collapse.write(until=-1)
+    with collapse.path.open("ab") as file:
+        file.write(end_by_signal(450))
+    code, out, err = follow(collapse.path, "--wait", "1").end()
+    assert code == 2
+    assert f"{collapse.path}: has stopped, waiting up to 1 s for it to go on" in err
+    assert "CRITICAL at step 450 (stopped)" in out
+    assert "note: waited 1 s in vain for the run to go on" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--follow", "--wait", "-1"), "--wait -1: write seconds, 0 for none"),
+        (("--wait", "9"), "--wait 9 waits for a run to go on: add --follow"),
+        (("--wait", "9", "--format-only"), "leave --wait out"),
+    ],
+)
+def test_a_waiting_that_makes_no_sense_is_a_usage_error(
+    microscope: Run, collapse: Written, arguments: tuple[str, ...], words: str
+) -> None:
+    done = microscope("check", collapse.path, *arguments)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert words in done.stderr
 
 
 def test_a_log_that_is_removed_ends_it_with_the_verdict_so_far(

@@ -1,164 +1,220 @@
-"""Charts of one layer through plotext: a title, axes in steps, at most one column a point.
+"""Charts over time: title, y labels, curves, what happened when, the cursor, ticks.
 
-plotext draws into one figure of its own and returns ANSI text; both stay inside this file.
+plotext draws the curves and nothing else: numbers in, characters out, the series in place of
+colours. All that has a meaning (labels, marks, the cursor, roles) is laid over them here. plotext
+is imported when the first curve is drawn: most sittings begin, and many end, without one.
 """
 
-import io
-import math
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
 
-import plotext
-from rich.console import Console
-from rich.style import Style
-from rich.text import Text
-from textual.strip import Strip
+from microscope_tui.report.chart import GUTTER, Chart, smoothed, tick_text
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report.time_scale import EVALUATION, RESTART, TimeScale
 
-from microscope_tui.app.renderables import palette
-from microscope_tui.report.spans import Span, crop, plain
-from microscope_tui.watch.curve import Column
+_MARKERS = {Glyphs.BRAILLE: "braille", Glyphs.BLOCK: "hd", Glyphs.ASCII: "*"}
+_SGR = re.compile(r"\x1b\[(?:38;5;(\d+)|[\d;]*)m")
+_GLYPHS = {
+    Glyphs.BRAILLE: {"limit": "┈", "cursor": "│", "point": "●", "onset": "┊", RESTART: "╎"},
+    Glyphs.ASCII: {"limit": "-", "cursor": "|", "point": "o", "onset": ":", RESTART: "!"},
+}
+_GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
-_CONSOLE = Console(file=io.StringIO(), color_system="truecolor")  # only resolves styles
-_GROUND = Style(color=palette.DIM, bgcolor=palette.GROUND)
-_MARKERS = {"braille": "braille", "block": "hd", "ascii": "*"}
-
-
-class Curve:
-    """One series of a chart: its columns, its colour, and whether dips or spikes matter."""
-
-    def __init__(self, columns: Sequence[Column], colour: str, edge: str = "mean") -> None:
-        self.columns = columns
-        self.colour = colour
-        self.edge = edge
-        """``low``, ``mean`` or ``high``: which value of a column is drawn."""
-
-    def points(self, steps: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Finite points; gaps are left out."""
-        xs, ys = [], []
-        for step, column in zip(steps, self.columns, strict=False):
-            value = float(getattr(column, self.edge))
-            if math.isfinite(value):
-                xs.append(step)
-                ys.append(value)
-        return xs, ys
+Cell = tuple[str, str]
+Segment = tuple[tuple[float, ...], tuple[float, ...], int]
+"""Steps, values and the number of the series they belong to; without gaps."""
 
 
-def curves(
-    title: str,
-    series: Sequence[Curve],
-    last_step: int,
+def figure(
+    chart: Chart,
+    time: TimeScale,
     size: tuple[int, int],
+    glyphs: Glyphs,
     *,
-    top: float | None = None,
-    limits: Sequence[tuple[float, str]] = (),
-    glyphs: str = "braille",
-) -> list[Strip]:
-    """A line chart over steps.
+    step: int,
+    smoothing: float = 0.0,
+    focused: bool = False,
+    ticks: bool = True,
+) -> list[Line]:
+    """A chart in exactly ``size`` cells.
 
     Args:
-        top: upper end of the scale, which starts at 0; by default what the data need.
-        limits: horizontal lines, each with its colour.
+        step: the shown one, to which the value in the title belongs.
+        smoothing: weight of what came before in the exponential mean; what was measured stays
+            behind it, faint.
+        ticks: labels of the time axis in the last line.
     """
     width, height = size
-    _start(width, height - 1)
-    drawn = False
-    high = top or 0.0
-    for curve in series:
-        count = len(curve.columns)
-        steps = [1 + (last_step - 1) * (i + 0.5) / count for i in range(count)]
-        xs, ys = curve.points(steps)
-        if xs:
-            drawn = True
-            high = max(high, *ys) if top is None else high
-            plotext.plot(xs, ys, marker=_MARKERS[glyphs], color=_rgb(curve.colour))
-    if not drawn:
-        return _note(title, "not measured", size)
-    for level, colour in limits:
-        plotext.hline(level, color=_rgb(colour))
-    plotext.ylim(0, high or 1.0)
-    ticks = [1 + (last_step - 1) * i / 3 for i in range(4)]
-    plotext.xticks(ticks, [f"{round(tick):,}" for tick in ticks])
-    plotext.yfrequency(3 if height < 10 else 5)
-    return _built(title, size)
+    title = pad(chart.title(step, smoothing, focused=focused), width)
+    rows, columns = height - 1 - ticks, width - GUTTER
+    if rows < 1 or columns < 8:
+        return [title, *[pad([], width)] * (height - 1)][:height]
+    if not chart.measured:
+        note = [pad([Span(" " * GUTTER + chart.nothing, "faint")], width)]
+        blank = pad([], width)
+        return [title, *note, *[blank] * (height - 2)][:height]
+    bottom, top, _ = chart.scale()
+    cells = _curves(chart, time, (columns, rows), glyphs, (bottom, top), smoothing)
+    _lay_over(cells, chart, time, glyphs, (bottom, top))
+    labels = _labels(chart, rows, (bottom, top))
+    lines = [
+        pad([Span(f"{text:>{GUTTER - 1}} ", role), *_merged(row)], width)
+        for (text, role), row in zip(labels, cells, strict=True)
+    ]
+    below = [pad([Span(" " * GUTTER), *time.tick_line(columns)], width)] if ticks else []
+    return [title, *lines, *below]
 
 
-def bars(
-    title: str, values: Sequence[float], size: tuple[int, int], *, glyphs: str = "braille"
-) -> list[Strip]:
-    """One bar per expert, with a line at the fair share."""
-    width, height = size
-    room = max(4, width - 8)
-    if not values:
-        return _note(title, "no counts in the log", size)
-    if len(values) > room:
-        title += f" (first {room} of {len(values)} experts)"
-        values = values[:room]
-    _start(width, height - 1)
-    step = max(1, len(values) // 8)
-    marker = "#" if glyphs == "ascii" else "sd"
-    groups: dict[str, list[tuple[int, float]]] = {}
-    for expert, value in enumerate(values):
-        groups.setdefault(_load_colour(value), []).append((expert, value))
-    for colour, members in groups.items():
-        plotext.bar(
-            [expert for expert, _ in members],
-            [value for _, value in members],
-            color=_rgb(colour),
-            marker=marker,
-            width=0.6,
-        )
-    plotext.hline(1.0, color=_rgb(palette.DIM))
-    plotext.xlim(-0.7, len(values) - 0.3)
-    plotext.ylim(0, max(2.0, *values))
-    shown = list(range(0, len(values), step))
-    plotext.xticks(shown, [str(expert) for expert in shown])
-    plotext.yfrequency(3 if height < 10 else 5)
-    return _built(title, size)
+def row_of(value: float, rows: int, ends: tuple[float, float]) -> int | None:
+    """The row, counted from the top, in which a value stands; ``None`` outside of the scale."""
+    bottom, top = ends
+    share = (value - bottom) / (top - bottom)
+    return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
 
 
-def _start(width: int, height: int) -> None:
+def _curves(
+    chart: Chart,
+    time: TimeScale,
+    size: tuple[int, int],
+    glyphs: Glyphs,
+    ends: tuple[float, float],
+    smoothing: float,
+) -> list[list[Cell]]:
+    """The curves alone, as characters with roles."""
+    roles: list[str] = []
+    segments: list[Segment] = []
+
+    def add(steps: Sequence[int], values: Sequence[float], role: str) -> None:
+        segments.extend(_segments(steps, values, len(roles) + 1, time, ends))
+        roles.append(role)
+
+    if smoothing:
+        for curve in chart.curves:
+            add(curve.steps, curve.values, "faint")
+    for curve in chart.curves:
+        values = smoothed(curve.values, smoothing) if smoothing else curve.values
+        add(curve.steps, values, curve.role)
+    text = _canvas(size, _MARKERS[glyphs], time.limits, ends, tuple(segments))
+    return _cells(text, size, roles)
+
+
+def _segments(
+    steps: Sequence[int],
+    values: Sequence[float],
+    series: int,
+    time: TimeScale,
+    ends: tuple[float, float],
+) -> list[Segment]:
+    """A series cut at its gaps, within the scale and the window."""
+    (first, last), (bottom, top) = time.limits, ends
+    points = list(zip(steps, values, strict=False))
+    out: list[Segment] = []
+    for known, run in groupby(points, key=lambda point: point[1] == point[1]):
+        if known:
+            own = list(run)
+            xs = tuple(min(last, max(first, float(step))) for step, _ in own)
+            out.append((xs, tuple(min(top, max(bottom, value)) for _, value in own), series))
+    return out
+
+
+@lru_cache(maxsize=64)
+def _canvas(
+    size: tuple[int, int],
+    marker: str,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    segments: tuple[Segment, ...],
+) -> str:
+    """What plotext makes of it. The same numbers give the same picture, so it is remembered."""
+    import plotext
+
     plotext.clear_figure()
     plotext.limit_size(False, False)
-    plotext.plot_size(width, height)
+    plotext.plot_size(*size)
     plotext.theme("clear")
     plotext.xaxes(False, False)
     plotext.yaxes(False, False)
+    for xs, ys, series in segments:
+        plotext.plot(list(xs), list(ys), marker=marker, color=series)
+    plotext.xlim(*across)
+    plotext.ylim(*up)
+    plotext.xticks([])
+    plotext.yticks([])
+    return str(plotext.build())
 
 
-def _built(title: str, size: tuple[int, int]) -> list[Strip]:
-    """The figure below its title (plotext leaves out a title that is wider than the figure)."""
-    text = Text.from_ansi(plotext.build())
-    return _block([_title(title, size[0]), *text.split("\n")], size)
-
-
-def _note(title: str, note: str, size: tuple[int, int]) -> list[Strip]:
-    above = [Text("")] * max(0, size[1] // 2 - 1)
-    return _block([_title(title, size[0]), *above, Text(note.center(size[0]))], size)
-
-
-def _title(title: str, width: int) -> Text:
-    shown = plain(crop([Span(f"  {title}")], width))
-    return Text(shown)
-
-
-def _block(lines: Sequence[Text], size: tuple[int, int]) -> list[Strip]:
+def _cells(text: str, size: tuple[int, int], roles: Sequence[str]) -> list[list[Cell]]:
+    """The picture as cells: colours are the numbers of the series."""
     width, height = size
-    for line in lines:
-        line.stylize_before(_GROUND)
-    strips = [
-        Strip([s for s in line.render(_CONSOLE) if s.text != "\n"]).adjust_cell_length(
-            width, _GROUND
-        )
-        for line in lines[:height]
+    rows: list[list[Cell]] = [[]]
+    role = ""
+    for at, part in enumerate(_SGR.split(text)):
+        if at % 2:
+            role = roles[int(part) - 1] if part else ""
+            continue
+        for line_at, line in enumerate(part.split("\n")):
+            if line_at:
+                rows.append([])
+            rows[-1] += [(char, role if char != " " else "") for char in line]
+    rows = [[*row, *[(" ", "")] * width][:width] for row in rows[:height]]
+    return rows + [[(" ", "")] * width for _ in range(height - len(rows))]
+
+
+def _lay_over(
+    cells: list[list[Cell]],
+    chart: Chart,
+    time: TimeScale,
+    glyphs: Glyphs,
+    ends: tuple[float, float],
+) -> None:
+    """Limits, marks and points; the cursor, and all behind it faint."""
+    rows, width, signs = len(cells), len(cells[0]), _GLYPHS[glyphs]
+
+    def put(row: int, column: int, char: str, role: str, *, over: bool = False) -> None:
+        if over or cells[row][column][0] == " ":
+            cells[row][column] = (char, role)
+
+    for mark in time.marks:
+        at = time.column_of(mark.step, width)
+        if at is not None:
+            for row in [rows - 1] if mark.what == EVALUATION else range(rows):
+                put(row, at, signs.get(mark.what, "'"), mark.role)
+    cursor = time.column_of(time.cursor, width) if time.cursor is not None else None
+    if cursor is not None:
+        for row in range(rows):
+            put(row, cursor, signs["cursor"], "accent")
+    for level, _ in chart.limits:
+        row_at = row_of(level, rows, ends)
+        for column in range(width) if row_at is not None else ():
+            put(row_at or 0, column, signs["limit"], "faint")
+    for step, value in chart.points:
+        at, row_at = time.column_of(step, width), row_of(value, rows, ends)
+        if at is not None and row_at is not None:
+            put(row_at, at, signs["point"], "title", over=True)
+    if cursor is not None:
+        for row_cells in cells:
+            char, role = row_cells[cursor]
+            row_cells[cursor] = (char, "title" if role not in ("", "accent") else role)
+            row_cells[cursor + 1 :] = [(c, "faint" if r else r) for c, r in row_cells[cursor + 1 :]]
+
+
+def _labels(chart: Chart, rows: int, ends: tuple[float, float]) -> list[Cell]:
+    """The y axis: both ends, and the limits in the role of what lies beyond them."""
+    bottom, top = ends
+    labels: list[Cell] = [("", "")] * rows
+    for level, role in chart.limits:
+        if (row := row_of(level, rows, ends)) is not None and 0 < row < rows - 1:
+            labels[row] = (tick_text(level, top - bottom), role)
+    texts = chart.ends or (tick_text(bottom, top - bottom), tick_text(top, top - bottom))
+    labels[-1], labels[0] = ((text, "dim") for text in texts)
+    return labels
+
+
+def _merged(cells: Sequence[Cell]) -> Line:
+    return [
+        Span("".join(char for char, _ in run), role)
+        for role, run in groupby(cells, key=lambda cell: cell[1])
     ]
-    return strips + [Strip.blank(width, _GROUND) for _ in range(height - len(strips))]
-
-
-def _load_colour(value: float) -> str:
-    if value <= 0:
-        return palette.FAINT
-    octaves = math.log2(value)
-    return palette.ACCENT if octaves < -0.7 else palette.CURVE if octaves <= 0.65 else palette.WARN
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

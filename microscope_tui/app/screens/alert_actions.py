@@ -37,11 +37,12 @@ class AlertActions(BaseScreen):
         chosen = [f for f, _ in view.alerts if any(e.router_index == here for e in f.episodes)]
         chosen = chosen or [view.alerts[0][0]]
         marks = {key_of(view.name, finding) for finding in chosen}
-        if marks <= self.session.seen:
-            self.session.seen -= marks
+        seen = self.session.seen
+        if marks <= seen.keys():
+            self.session.seen = {key: None for key in seen if key not in marks}
             self.tell(f"{chosen[0].rule}: not seen", "accent")
         else:
-            self.session.seen |= marks
+            self.session.seen = seen | dict.fromkeys(sorted(marks))
             self.tell(f"{chosen[0].rule}: seen", "accent")
         await self.redraw()
 

@@ -46,6 +46,11 @@ class BaseScreen(Screen[None]):
         """Draw everything from the present state of the session."""
         raise TypeError(f"{type(self).__name__} does not draw itself")
 
+    @property
+    def busy(self) -> bool:
+        """Something that will be on the screen is still being read."""
+        return False
+
     def _look_again(self) -> None:
         self.set_timer(self.session.pace.interval_s, self._look)
 
@@ -56,6 +61,8 @@ class BaseScreen(Screen[None]):
             self._shown = now
             self.session.reader.hush()
             await self.redraw()
+            if self.session.rings():
+                self.app.bell()
         self.session.keep_pace()
         self._look_again()
 

@@ -1,149 +1,167 @@
-"""One layer under high power: its verdict, the load of every expert, and its curves over time."""
+"""One layer under high power: its verdict, the load of every expert now, its curves over time."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Grid
-from textual.strip import Strip
+from textual.containers import Horizontal, Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.renderables import palette
-from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.screens.chart_actions import (
+    MOST_POINTS,
+    RIBBON_FROM_ROWS,
+    ROOMY_FROM_ROWS,
+    ChartActions,
+    hidden_line,
+)
+from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.diagnosis import thresholds
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Finding
-from microscope_tui.report import frame, words
-from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad
-from microscope_tui.report.wrap import wrap
+from microscope_tui.report import frame, time_line
+from microscope_tui.report.chart import Chart
+from microscope_tui.report.chart_layout import Placed, arranged
+from microscope_tui.report.evidence import evidence
+from microscope_tui.report.expert_bars import bias_bars, load_bars
+from microscope_tui.report.expert_card import most_remarkable
+from microscope_tui.report.layer_charts import layer_charts
+from microscope_tui.report.spans import Line, Span, pad, spread
+from microscope_tui.report.time_scale import time_scale
 from microscope_tui.watch.view import LayerView, RunView
 
-_POINTS = 240
+_EVIDENCE_SHARE = 4  # of the lines of the screen, one in so many
 
 
-class LayerScreen(RunScreen):
-    """Four charts of one layer; up and down go to its neighbours."""
+class LayerScreen(ChartActions):
+    """Experts now on the left, the layer over time on the right; up and down go to neighbours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER]
+
+    _names: Sequence[Sequence[str]] = ()
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
         yield Rows(glyphs, id="header")
         yield Rows(glyphs, id="layer-title")
         yield Rows(glyphs, id="evidence")
-        with Grid(id="charts"):
-            yield Rows(glyphs, id="chart-load")
-            yield Rows(glyphs, id="chart-balance")
-            yield Rows(glyphs, id="chart-entropy")
-            yield Rows(glyphs, id="chart-drop")
+        with Horizontal(id="charts"):
+            with Vertical(classes="stack"):
+                yield Rows(glyphs, id="chart-load")
+                yield Rows(glyphs, id="chart-bias")
+            with Vertical(classes="stack"):
+                yield Rows(glyphs, id="chart-balance")
+                yield Rows(glyphs, id="chart-entropy")
+                yield Rows(glyphs, id="chart-max-load")
+                yield Rows(glyphs, id="chart-drop")
+        yield Rows(glyphs, id="hidden")
+        yield Rows(glyphs, id="ribbon")
         yield Rows(glyphs, id="keys")
 
+    def chart_names(self) -> Sequence[str]:
+        return [name for stack in self._names for name in stack]
+
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
     async def redraw(self) -> None:
-        selected = self.session.selected
-        view = self.session.view(_POINTS, 8, range(selected, selected + 1))
+        session, (columns, rows) = self.session, self.size or self.app.size
+        selected = session.selected
+        points = min(MOST_POINTS, 2 * columns)
+        view = session.view(points, self.ribbon_columns(), range(selected, selected + 1))
         if view is None or selected >= len(view.layers):
             return
-        layer, columns = view.layers[selected], self.size.width
-        glyphs = self.session.glyphs
+        small = self.is_small()
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        layer, glyphs = view.layers[selected], session.glyphs
         self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
-        self.query_one("#layer-title", Rows).show([pad(self._title(view, layer), columns)])
-        evidence = _evidence(view, layer, columns)
-        rows = self.query_one("#evidence", Rows)
-        rows.styles.height = len(evidence)
-        rows.show(evidence)
+        self.query_one("#layer-title", Rows).show([self._title(view, layer, columns)])
+        said = evidence(view, layer, columns, max(1, rows // _EVIDENCE_SHARE - 2))
+        self._show("#evidence", said)
+        moment = self.moment(view)
+        ribbon = time_line.ribbon(view, columns, glyphs, moment, session.axis)
+        self._show("#ribbon", [ribbon] if rows >= RIBBON_FROM_ROWS else [])
+        self._draw_charts(view, layer, len(said))
         self.draw_last_line()
-        self.call_after_refresh(self._draw_charts, view, layer)
 
-    def _title(self, view: RunView, layer: LayerView) -> Line:
+    def _show(self, selector: str, lines: list[Line]) -> None:
+        """Lines in a part of the screen that is as high as they are."""
+        part = self.query_one(selector, Rows)
+        part.display = bool(lines)
+        part.styles.height = max(1, len(lines))
+        part.show(lines)
+
+    def _title(self, view: RunView, layer: LayerView, columns: int) -> Line:
         router = layer.router
-        moment = "" if self.session.time.following else f"   {self.moment(view)}"
-        return [
+        left = [
             Span(f"  {router.name}", "title"),
-            Span(f"  {layer.index + 1}/{len(view.layers)}", "dim"),
-            Span(f"  {router.num_experts} experts, top-{router.top_k}", "dim"),
-            Span("  balance ", "dim"),
-            Span(words.index(layer.collapse_index) or "-"),
-            Span("  entropy ", "dim"),
-            Span(words.decimal(layer.entropy) or "-"),
-            Span(f" of {words.decimal(layer.mean_entropy) or '-'}", "dim"),
-            Span("  max load ", "dim"),
-            Span(words.decimal(layer.max_load) or "-"),
-            Span(moment, "accent"),
+            Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
+            Span(f"   {router.num_experts} experts, top-{router.top_k}", "dim"),
         ]
+        if layer.quadrant:
+            left.append(Span(f"   {layer.quadrant}", "value"))
+        moment = "" if self.session.time.following else f"{self.moment(view)} "
+        return pad(spread(left, [Span(moment, "accent")], columns), columns)
 
-    def _draw_charts(self, view: RunView, layer: LayerView) -> None:
-        from microscope_tui.app.renderables import charts  # plotext: only when a layer is opened
-
-        glyphs = self.session.glyphs.value
-
-        def draw(
-            name: str,
-            title: str,
-            series: Sequence[charts.Curve],
-            top: float | None = None,
-            limits: Sequence[tuple[float, str]] = (),
-        ) -> None:
-            widget = self.query_one(name, Rows)
-            if widget.size.height < 4 or widget.size.width < 16:
-                widget.show_strips([])
-                return
-            size = (widget.size.width, widget.size.height)
-            widget.show_strips(
-                charts.curves(title, series, view.step, size, top=top, limits=limits, glyphs=glyphs)
-            )
-
-        load = self.query_one("#chart-load", Rows)
-        strips: list[Strip] = []
-        if load.size.height >= 4 and load.size.width >= 16:
-            title = f"load per expert, step {view.counts_step or 0:,}"
-            size = (load.size.width, load.size.height)
-            strips = charts.bars(title, layer.load or (), size, glyphs=glyphs)
-        load.show_strips(strips)
-        limits = thresholds.DEFAULTS.COLLAPSE
-        draw(
-            "#chart-balance",
-            "balance c, 1 is even",
-            [charts.Curve(layer.balance_history, palette.ACCENT, "low")],
-            1.0,
-            [(limits.warn, palette.WARN), (limits.critical, palette.CRITICAL)],
+    def _draw_charts(self, view: RunView, layer: LayerView, said: int) -> None:
+        columns, rows = self.size
+        charts = layer_charts(view, layer)
+        self._names = [["load", "bias"] if layer.bias else ["load"], list(charts)]
+        roomy = rows >= ROOMY_FROM_ROWS
+        self.set_class(roomy, "roomy")
+        room = rows - 3 - said - (rows >= RIBBON_FROM_ROWS) - 3 * roomy
+        focus = self.chart_in_focus
+        layout = arranged(self._names, focus, (columns - 1, room), enlarged=self.enlarged)
+        if layout.hidden and not self.enlarged:
+            layout = arranged(self._names, focus, (columns - 1, room - 1))
+        hidden = [] if self.enlarged or not layout.hidden else [hidden_line(layout.hidden, columns)]
+        self._show("#hidden", hidden)
+        self.show_stacks(
+            layout,
+            {
+                place.name: self._drawn(place, view, layer, charts)
+                for stack in layout.stacks
+                for place in stack
+            },
         )
-        draw(
-            "#chart-entropy",
-            f"entropy: token bright, mean dim{f'; {layer.quadrant}' if layer.quadrant else ''}",
-            [
-                charts.Curve(layer.mean_entropy_history, palette.DIM),
-                charts.Curve(layer.entropy_history, palette.ACCENT),
-            ],
-            math.log(max(2, layer.router.num_experts)),
+
+    def _drawn(
+        self, place: Placed, view: RunView, layer: LayerView, charts: Mapping[str, Chart]
+    ) -> list[Line]:
+        session, size = self.session, (place.width, place.height)
+        if place.name in charts:
+            time = time_scale(view, session.axis, layer.index)
+            return self.draw_figure(charts[place.name], time, place, view.step)
+        values, draw = (layer.load, load_bars) if place.name == "load" else (layer.bias, bias_bars)
+        return draw(
+            values or (),
+            size,
+            session.glyphs,
+            step=view.counts_step or 0,
+            chosen=session.expert,
+            focused=place.name == self.chart_in_focus,
         )
-        if layer.drop_rate is not None:
-            drops = [charts.Curve(layer.drop_history, palette.WARN, "high")]
-            draw("#chart-drop", "dropped share of assignments", drops)
-        else:
-            peak = [charts.Curve(layer.max_load_history, palette.WARN, "high")]
-            draw("#chart-drop", "max load, 1 is fair (dropless)", peak)
 
+    def _layer(self) -> LayerView | None:
+        view, selected = self.session.view(1, 1, range(0)), self.session.selected
+        return view.layers[selected] if view is not None and selected < len(view.layers) else None
 
-def _evidence(view: RunView, layer: LayerView, columns: int) -> list[Line]:
-    """Verdict, why and next of every finding of this layer, wrapped, the worst first."""
-    lines: list[Line] = []
-    for finding, advice in view.findings:
-        if any(episode.router_index == layer.index for episode in finding.episodes):
-            lines += _finding(finding, advice, columns)
-    return lines[:9] or [pad([Span("  no alerts in this layer", "dim")], columns)]
+    async def action_expert(self, by: int) -> None:
+        """Choose another expert."""
+        layer = self._layer()
+        if layer is None or not layer.load:
+            self.tell("no counts in this layer at this step")
+            return
+        session, last = self.session, len(layer.load) - 1
+        session.expert = 0 if session.expert is None else max(0, min(last, session.expert + by))
+        await self.redraw()
 
-
-def _finding(finding: Finding, advice: Advice, columns: int) -> list[Line]:
-    role = ROLE_OF_SEVERITY[finding.severity] if finding.active else "dim"
-    width = max(20, columns - 12)
-    lines: list[Line] = [
-        pad([Span(f"  {finding.severity.label.upper():<6}", role), Span(advice.verdict)], columns)
-    ]
-    for word, text in (("why", advice.why), ("next", advice.next)):
-        for at, part in enumerate(wrap(text, width)):
-            head = word if at == 0 else ""
-            lines.append(pad([Span(f"  {head:<6}", "dim"), Span(part)], columns))
-    return lines
+    async def action_open_expert(self) -> None:
+        """Open the card of the chosen expert, or of the one farthest from fair."""
+        layer = self._layer()
+        if layer is None:
+            return
+        if self.session.expert is None:
+            self.session.expert = most_remarkable(layer.load or ())
+        await self.app.push_screen(ExpertScreen(self.session))

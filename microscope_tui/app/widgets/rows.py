@@ -30,6 +30,11 @@ class Rows(Widget):
         self._glyphs = glyphs
         self._strips: list[Strip] = []
 
+    @property
+    def texts(self) -> list[str]:
+        """The text of every line."""
+        return [strip.text for strip in self._strips]
+
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
         """Replace the content."""
         system = self.app.console.color_system

@@ -2,18 +2,19 @@
 
 To add one: a file here with a class like the others, and a row in ``catalogue.py``. What a rule
 keeps between steps stands in its ``memory``, a msgspec struct, so that a judgement can be saved
-in the middle of a run. Persistence, warm-up, muting and episodes are the engine's.
+in the middle of a run; what follows from the header is set up apart from it, since a resumed run
+may have another one. Persistence, warm-up, muting and episodes are the engine's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
 
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Reading, Readings
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.thresholds import ENTER_SHARE
 from microscope_tui.runlog.records import RunRecord
@@ -45,10 +46,19 @@ class Rule:
         self.routers = context.run.routers
         self.window, self.needed, self.leave = 25, 23, 50
         self.memory: msgspec.Struct = Nothing()
+        self.set_up()
         self.start()
 
+    def set_up(self) -> None:
+        """Take limits, persistence and whatever else follows from the context alone."""
+
     def start(self) -> None:
-        """Set persistence and an empty memory."""
+        """Set an empty memory."""
+
+    def change(self, context: Context) -> None:
+        """The same model goes on under another header; what is remembered stays."""
+        self.context = context
+        self.set_up()
 
     def persist(self, evaluations: int, leave: int | None = None) -> None:
         """Ask for 90 % of so many evaluations, and for ``leave`` (twice as many) to end."""
@@ -63,9 +73,20 @@ class Rule:
         """What is told at once, as an episode of its own: (router or whole run, reading)."""
         return ()
 
+    def standing(self, view: StepView) -> Mapping[str, Severity] | None:
+        """All causes that hold for the whole run from this step on; ``None``: as before."""
+        return None
+
     def restart(self, step: int) -> None:
         """The run goes on from ``step`` again: windows forget."""
         self.start()
+
+    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+        """These are open though nothing suspicious is remembered: evaluate until they are over."""
+
+    def blind_to(self) -> str | None:
+        """Why the rule cannot see anything in this log, where it cannot."""
+        return None
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -33,14 +34,18 @@ class BiasRunaway(Rule):
     )
     trains_only = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.BIAS_RUNAWAY
         self.persist(self.limits.persistence, leave=self.limits.persistence)
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits, indices = self.memory, self.limits, view.collapse_index
-        if self.context.run.balance.get("method") != "bias" or indices is None:
+        if self.context.run.balance.get("method") != "bias":
+            return {}  # nothing pushes any more
+        if indices is None:
             return None
         memory.due -= 1
         if memory.due > 0:
@@ -74,7 +79,7 @@ class BiasRunaway(Rule):
                 continue
             slope, straight = _line(memory.steps, spreads)
             fast = not isinstance(rate, int | float) or slope >= limits.rate * 2 * rate
-            third = limits.points // 3
+            third = max(1, limits.points // 3)
             before = sum(row[index] for row in memory.indices[:third]) / third
             after = sum(row[index] for row in memory.indices[-third:]) / third
             if straight > limits.straightness and fast and after - before < limits.rise:
@@ -97,10 +102,11 @@ class BiasRunaway(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         rate = run.balance.get("bias_update_rate")
-        text = "fit the update rate to the scale of the scores the bias is added to"
-        if isinstance(rate, int | float) and rate > 0:
-            text += f" (bias_update_rate {rate:g}: try {10 * rate:g})"
-        return f"{text}; a bias on softmax logits needs far more than one on sigmoid scores"
+        further = f", up to {10 * rate:g}" if isinstance(rate, int | float) and rate > 0 else ""
+        return (
+            f"{stronger_balance(run)}, and on while the bias still grows in a straight line"
+            f"{further}; a bias on softmax logits needs far more than one on sigmoid scores"
+        )
 
 
 def _line(steps: list[int], values: list[float]) -> tuple[float, float]:

@@ -39,11 +39,13 @@ class Collapse(Rule):
         "The router sends (nearly) every token to the same k experts: the layer has become a "
         "small dense one, and the loss need not show it."
     )
-    formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 25 steps, below its limit"
+    formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.COLLAPSE
         self.persist(self.limits.window)
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
@@ -152,4 +154,9 @@ class Collapse(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
+        if run.profile == "eval":
+            return (
+                "evaluate on other data too, and see whether the router's bias was loaded with its "
+                "weights; if it is so everywhere, the model was trained into it"
+            )
         return stronger_balance(run)

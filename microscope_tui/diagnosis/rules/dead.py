@@ -12,21 +12,24 @@ from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import window_steps
 from microscope_tui.runlog.records import RunRecord
 
+_SPARSEST = 100  # where fewer lines have counts, nothing is said of dead experts
+
 
 class Memory(msgspec.Struct):
     """The window that is being filled, and who was dead before it."""
 
     steps: int = 0
     first: int = 0
+    rows: dict[int, int] = {}
+    """Routers in which somebody may be dead all through the window → steps with their counts."""
     totals: dict[int, list[int]] = {}
-    """Of the routers in which somebody may be dead all through the window."""
     alive: set[int] = set()
-    unknown: set[int] = set()
     dead: dict[int, dict[int, int]] = {}
     """Router → expert → first step of the windows in which it was dead."""
     started_dead: dict[int, list[int]] = {}
     """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
-    windows: int = 0
+    started: int = 0
+    """Last step of that window; 0 before its end."""
 
 
 class Dead(Rule):
@@ -41,11 +44,24 @@ class Dead(Rule):
     formula = "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row"
     muted_by = ("COLLAPSE",)
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.DEAD
-        self.persist(self.limits.windows)
-        self.needed = self.leave = self.limits.windows
+        self.needed = self.leave = self.window = self.limits.windows
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
+
+    def restart(self, step: int) -> None:
+        before = self.memory
+        if not 0 < before.started < step:
+            self.start()
+            return
+        # How it was at the start of the run stays so, however often it is resumed.
+        self.memory = Memory(started_dead=before.started_dead, started=before.started)
+        for index, dead in before.dead.items():
+            kept = {expert: since for expert, since in dead.items() if since < step}
+            if kept:
+                self.memory.dead[index] = kept
 
     def read(self, view: StepView) -> Readings | None:
         dead, tokens, memory = view.signal("dead_experts"), view.tokens, self.memory
@@ -55,15 +71,17 @@ class Dead(Rule):
         memory.first = memory.first or view.step
         if dead.known and dead.high <= 0:
             memory.alive.update(range(len(self.routers)))  # nobody was in this step
+            memory.rows, memory.totals = {}, {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)
         expected = min(tokens * r.top_k / max(1, r.num_experts) for r in self.routers)
         limits = self.limits
-        if memory.steps < window_steps(
-            expected, limits.evidence, limits.min_window, limits.max_window
-        ):
+        least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
+        # Where counts are logged now and then, the window waits for as many steps that have them.
+        counted = max(memory.rows.values(), default=least)
+        if memory.steps < least or (counted < least and memory.steps < _SPARSEST * least):
             return None
-        return self._end_window(expected * memory.steps, view.step)
+        return self._end_window(expected, view.step)
 
     def _add(self, view: StepView, dead: Sequence[float]) -> None:
         memory = self.memory
@@ -71,35 +89,30 @@ class Dead(Rule):
             if index in memory.alive:
                 continue
             value = dead[index]
-            if value == 0:
-                memory.alive.add(index)
-                continue
+            rows = memory.rows.setdefault(index, 0) if value > 0 else 0
             counts = view.full_counts(index) if value > 0 else None
-            if counts is None:
-                memory.unknown.add(index)  # how many, but not that they are the same ones
-                continue
-            before = memory.totals.get(index)
-            totals = counts if before is None else _summed(before, counts)
-            if 0 in totals:
-                memory.totals[index] = totals
-            else:
+            totals = memory.totals.get(index)
+            if counts is not None:  # the summary says how many are dead, not that they are the same
+                totals = counts if totals is None else _summed(totals, counts)
+                memory.rows[index], memory.totals[index] = rows + 1, totals
+            if value == 0 or (totals is not None and 0 not in totals):
                 memory.alive.add(index)
+                memory.rows.pop(index, None)
                 memory.totals.pop(index, None)
 
-    def _end_window(self, evidence: float, step: int) -> Readings:
+    def _end_window(self, expected: float, step: int) -> Readings:
         memory, found = self.memory, dict[int, Reading | None]()
-        memory.windows += 1
         for index in range(len(self.routers)):
+            totals = memory.totals.get(index)
             if index in memory.alive:
                 memory.dead.pop(index, None)
-            elif index in memory.unknown or evidence < self.limits.evidence:
+            elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
-            elif index in memory.totals:
-                self._judge(index, memory.totals[index], found)
             else:
-                found[index] = None
+                self._judge(index, totals, found)
+        memory.started = memory.started or step
         memory.steps, memory.first = 0, 0
-        memory.totals, memory.alive, memory.unknown = {}, set(), set()
+        memory.rows, memory.totals, memory.alive = {}, {}, set()
         return found
 
     def _judge(self, index: int, totals: list[int], found: dict[int, Reading | None]) -> None:
@@ -129,7 +142,7 @@ class Dead(Rule):
         baseline = self.context.baseline
         known = baseline.dead[index] if baseline is not None else None
         if known is None:
-            if self.memory.windows <= 1:
+            if not self.memory.started:
                 self.memory.started_dead[index] = sorted(dead)
             known = frozenset(self.memory.started_dead.get(index, ()))
         return [expert for expert in dead if expert in known]

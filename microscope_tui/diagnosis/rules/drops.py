@@ -15,7 +15,7 @@ class Drops(Rule):
     means = "Experts are full: a part of the tokens skips the layer, in training only."
     formula = "drop_rate above its limit in 90 % of 25 steps"
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.DROPS
         self.persist(self.limits.persistence)
 

@@ -32,22 +32,25 @@ class Eroding(Rule):
     subject = "Eroding balance"
     means = "The load of a layer becomes steadily more uneven. Now is the cheap moment to act."
     formula = (
-        "c falls (Mann–Kendall p < 0.001 over 60 or 200 steps), has fallen by more than its "
+        "c falls (Mann–Kendall p < 0.001 over 60 or 200 logged steps), has fallen by more than its "
         "noise, and reaches the limit of COLLAPSE within 500 steps"
     )
     trains_only = True
     muted_by = ("COLLAPSE",)
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.ERODING
         self.persist(self.limits.persistence)
         self.leave = 4 * self.limits.persistence
         self.leave_at = self.context.limits.COLLAPSE.leave
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         memory = self.memory
-        kept = sum(first < step - self.limits.block for first in memory.steps)
+        ends = [*memory.steps[1:], memory.started if memory.filled else step + 1]
+        kept = sum(end <= step for end in ends) if memory.steps else 0
         memory.steps, memory.blocks, memory.filled = memory.steps[:kept], memory.blocks[:kept], 0
 
     def read(self, view: StepView) -> Readings | None:
@@ -87,35 +90,37 @@ class Eroding(Rule):
         limits = self.limits
         floor = self.context.limits.COLLAPSE.warn
         for length in (limits.short, limits.long):
-            points = [(i, v) for i, v in enumerate(series[-length:]) if v == v]
-            if len(points) < max(8, 0.8 * length) or series[-1] <= floor:
+            steps, values = self._points(series, length)
+            if len(values) < max(8, 0.8 * length) or series[-1] <= floor:
                 continue
-            slope, z = _trend([v for _, v in points])
-            slope = max(slope, _recent_slope([v for _, v in points]))
-            ahead = points[-1][1] + slope * limits.ahead / limits.block
-            fallen = points[0][1] - points[-1][1]
-            noise = limits.noise * _scatter([v for _, v in points])
-            steady = _largest_drop([v for _, v in points]) < limits.steady * fallen
+            slope, z = _trend(steps, values)
+            slope = max(slope, _recent_slope(steps, values))
+            now, fallen = values[-1], values[0] - values[-1]
+            noise = limits.noise * _scatter(values)
+            steady = _largest_drop(values) < limits.steady * fallen
             if (
                 z < -limits.z
-                and ahead < floor
-                and fallen > max(limits.fall * points[0][1], noise)
+                and now + slope * limits.ahead < floor
+                and fallen > max(limits.fall * values[0], noise)
                 and steady
             ):
-                left = max(1.0, (points[-1][1] - floor) / -slope) * limits.block
-                offset = len(series) - length
-                since = self.memory.steps[max(0, offset) + _start([v for _, v in points])]
                 return Reading(
                     severity=Severity.WARN,
-                    value=points[-1][1],
+                    value=now,
                     limit=floor,
-                    facts={"from": points[0][1], "left": left},
-                    since=since,
+                    facts={"from": values[0], "left": max(1.0, (now - floor) / -slope)},
+                    since=steps[_start(values)],
                 )
-        slope, _ = _trend([v for v in series[-limits.short :] if v == v])
+        slope, _ = _trend(*self._points(series, limits.short))
         # Still falling, though not fast enough for an alarm: no recovery either.
-        still = slope <= -limits.fall / limits.long
+        still = slope <= -limits.fall / (limits.long * limits.block)
         return Reading(severity=None, clear=not still and series[-1] >= self.leave_at)
+
+    def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
+        """The last points that are numbers, and the steps at which their blocks began."""
+        last = zip(self.memory.steps[-length:], series[-length:], strict=True)
+        points = [(step, value) for step, value in last if value == value]
+        return [step for step, _ in points], [value for _, value in points]
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
@@ -130,8 +135,8 @@ class Eroding(Rule):
         return f"{stronger_balance(run)} now, while it is cheap"
 
 
-def _trend(values: Sequence[float]) -> tuple[float, float]:
-    """Theil–Sen slope per point, and the z of the Mann–Kendall test."""
+def _trend(steps: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+    """Theil–Sen slope per step, however many are logged, and the z of the Mann–Kendall test."""
     n = len(values)
     if n < 3:
         return 0.0, 0.0
@@ -140,18 +145,19 @@ def _trend(values: Sequence[float]) -> tuple[float, float]:
         for j in range(i + 1, n):
             rise = values[j] - values[i]
             score += (rise > 0) - (rise < 0)
-            slopes.append(rise / (j - i))
+            slopes.append(rise / (steps[j] - steps[i]))
     spread = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     z = (score - math.copysign(1, score)) / spread if score else 0.0
     slopes.sort()
     return slopes[len(slopes) // 2], z
 
 
-def _recent_slope(values: Sequence[float]) -> float:
+def _recent_slope(steps: Sequence[int], values: Sequence[float]) -> float:
     """Slope from the last but one quarter to the last: a step that is over is no trend."""
     quarter = max(2, len(values) // 4)
-    last, before = values[-quarter:], values[-2 * quarter : -quarter]
-    return (sum(last) / len(last) - sum(before) / len(before)) / quarter
+    last, before = slice(-quarter, None), slice(-2 * quarter, -quarter)
+    run = sum(steps[last]) - sum(steps[before])
+    return (sum(values[last]) - sum(values[before])) / run
 
 
 def _largest_drop(values: Sequence[float]) -> float:

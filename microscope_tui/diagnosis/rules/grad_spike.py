@@ -21,6 +21,8 @@ class Memory(msgspec.Struct):
     seen: int = 0
     reference: float = 0.0
     raised_since: int | None = None
+    lately: list[int] = []
+    """Of the last steps: the step where its norm was NaN or infinite, else 0."""
 
 
 class GradSpike(Rule):
@@ -29,23 +31,42 @@ class GradSpike(Rule):
     name = "GRADSPIKE"
     subject = "Gradient spike"
     means = (
-        "The gradient norm is many times what it was. Before a public collapse it rose 56-fold "
-        "while the load still looked balanced."
+        "The gradient norm is many times what it was, or NaN. Before a public collapse it rose "
+        "56-fold while the load still looked balanced."
     )
-    formula = "grad_norm above 10 × its median of t − 220 … t − 20 for 10 steps, or 50 × once"
+    formula = (
+        "grad_norm above 10 × its median of t − 220 … t − 20 for 10 steps, or 50 × once; NaN or "
+        "infinite in 3 (critical: 9) of 10 steps"
+    )
     trains_only = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.GRADSPIKE
         self.persist(self.limits.persistence, leave=50)
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
-        """The past of another attempt is as good a reference."""
+        # The past of another attempt is as good a reference.
+        memory = self.memory
+        if memory.raised_since is not None and memory.raised_since >= step:
+            memory.raised_since = None
+        memory.lately = []
 
     def read(self, view: StepView) -> Readings | None:
         norm, memory = view.record.grad_norm, self.memory
-        if norm is None or not math.isfinite(norm) or norm < 0:
+        if norm is None:
+            return None
+        finite = math.isfinite(norm)
+        if not finite or memory.lately:
+            memory.lately.append(0 if finite else view.step)
+            del memory.lately[: -self.limits.persistence]
+            if not any(memory.lately):
+                memory.lately = []
+        if not finite:
+            return {WHOLE_RUN: self._not_finite(view.step > self.context.warm_up)}
+        if norm < 0:
             return None
         if not memory.reference or norm <= self.limits.raised * memory.reference:
             memory.raised_since = None
@@ -75,13 +96,37 @@ class GradSpike(Rule):
             since=self.memory.raised_since,
         )
 
+    def _not_finite(self, warm: bool) -> Reading:
+        """One overflow is daily life in fp16, where the loss scale is found by trying."""
+        limits, steps = self.limits, [step for step in self.memory.lately if step]
+        often = len(steps) >= limits.not_finite
+        always = len(steps) >= self.needed
+        return Reading(
+            severity=(Severity.CRITICAL if always else Severity.WARN) if often else None,
+            value=float(len(steps)),
+            limit=float(limits.not_finite),
+            certain=warm and often,
+            facts={"cause": "non-finite", "of": limits.persistence},
+            since=steps[0],
+        )
+
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
+        if worst.facts.get("cause") == "non-finite":
+            return (
+                f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
+                f"{number(worst, 'of') or 0:.0f} steps: they teach nothing, or spoil the weights"
+            )
         return (
             f"the gradient norm reached {number(worst, 'norm') or 0:.3g}, "
-            f"{worst.value:,.0f} times its median of the last 200 steps"
+            f"{worst.value:,.0f} times its median of the last 200 logged steps"
         )
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
+        if worst.facts.get("cause") == "non-finite":
+            return (
+                "go back to a checkpoint with finite values, then lower the learning rate; in fp16 "
+                "see whether the loss scale falls and falls"
+            )
         return "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns"

@@ -19,7 +19,7 @@ class HotExpert(Rule):
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.HOT_EXPERT
         self.persist(self.limits.persistence)
         self.scales = [

@@ -1,11 +1,12 @@
-"""LINT: settings that are known to spoil a run, told at its first step."""
+"""LINT: settings that are known to spoil a run, told at the first step under each header."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Severity
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RunRecord
@@ -41,12 +42,19 @@ _TEXTS = {
     ),
 }
 _INFO = ("few tokens", "one rank")
+_OF_TRANSFORMERS = "output_router_logits"
 
 
 class Memory(msgspec.Struct):
-    """What was told, and at which step."""
+    """What holds so far, and how long the auxiliary loss has looked pooled."""
 
-    told: dict[str, int] = {}
+    looked: bool = False
+    """The header was read, and nothing has changed it since."""
+    causes: list[str] = []
+    pooled_for: int = 0
+    """Steps in a row."""
+    pooled_at: int | None = None
+    """Step from which on it counts as pooled."""
 
 
 class Lint(Rule):
@@ -58,43 +66,35 @@ class Lint(Rule):
     formula = "from the header: " + "; ".join(_TEXTS)
     in_warm_up = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.LINT
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
-        told = {cause: at for cause, at in self.memory.told.items() if at < step}
-        self.memory = Memory(told)
+        at = self.memory.pooled_at
+        self.memory = Memory(pooled_at=at if at is not None and at < step else None)
 
-    def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
-        if self.memory.told and not view.record.losses:
-            return ()
-        new = [cause for cause in self._causes(view) if cause not in self.memory.told]
-        for cause in new:
-            self.memory.told[cause] = view.step
-        self.memory.told.setdefault("", view.step)
-        return [
-            (
-                WHOLE_RUN,
-                Reading(
-                    severity=Severity.INFO if cause in _INFO else Severity.WARN,
-                    facts={"cause": cause},
-                ),
-            )
-            for cause in new
-        ]
+    def change(self, context: Context) -> None:
+        super().change(context)
+        self.memory.looked = False
+        if not self._may_pool():
+            self.memory.pooled_for, self.memory.pooled_at = 0, None
 
-    def _causes(self, view: StepView) -> Iterator[str]:
-        if "" not in self.memory.told:
-            yield from self._settings()
-            if (tokens := view.tokens) is not None and any(
-                tokens * r.top_k < r.num_experts for r in self.routers
-            ):
-                yield "few tokens"
-        if "aux pooled" not in self.memory.told and self._is_pooled(view):
-            yield "aux pooled"
+    def standing(self, view: StepView) -> Mapping[str, Severity] | None:
+        memory = self.memory
+        pooled = memory.pooled_at is None and bool(view.record.losses) and self._pools_now(view)
+        if memory.looked and not pooled:
+            return None
+        if pooled:
+            memory.pooled_at = view.step
+        if not memory.looked:
+            memory.looked, memory.causes = True, list(self._settings(view))
+        causes = [*memory.causes, *(["aux pooled"] if memory.pooled_at is not None else [])]
+        return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
 
-    def _settings(self) -> Iterator[str]:
+    def _settings(self, view: StepView) -> Iterator[str]:
         run, balance = self.context.run, self.context.run.balance
         chooses_one = any(r.top_k == 1 < r.num_experts for r in self.routers)
         # The top_k of top-1 counts is how it was counted, not how it routes.
@@ -104,22 +104,37 @@ class Lint(Rule):
         trains = self.context.trains
         if trains and (method == "none" or (method == "aux" and weight == 0)):
             yield "no balancing"
-        if method == "aux" and balance.get("output_router_logits") == 0:
+        if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0:
             yield "aux not applied"
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
             yield "aux too strong"
         if run.counts == "local_rank":
             yield "one rank"
+        if (tokens := view.tokens) is not None and any(
+            tokens * r.top_k < r.num_experts for r in self.routers
+        ):
+            yield "few tokens"
 
-    def _is_pooled(self, view: StepView) -> bool:
+    def _may_pool(self) -> bool:
+        """Only Transformers is known to pool; elsewhere the floor is 1 a layer."""
+        balance = self.context.run.balance
+        return balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
+
+    def _pools_now(self, view: StepView) -> bool:
+        """It has looked pooled for long enough."""
+        memory = self.memory
+        memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
+        return memory.pooled_for >= self.limits.persistence
+
+    def _looks_pooled(self, view: StepView) -> bool:
         """Near its floor k, pooled over layers, while a layer by itself is far from even."""
         losses, effective = view.record.losses, view.signal("effective_experts")
         if not losses or effective is None or view.step <= self.context.warm_up:
             return False
         loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
         top_k = {r.top_k for r in self.routers}
-        if loss is None or len(top_k) != 1 or self.context.run.balance.get("method") != "aux":
+        if loss is None or len(top_k) != 1 or not self._may_pool():
             return False
         floor = float(max(top_k))
         return abs(loss - floor) <= self.limits.floor * floor and any(

@@ -38,9 +38,11 @@ class Logits(Rule):
     )
     trains_only = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.LOGITS
         self.persist(self.limits.persistence, leave=50)
+
+    def start(self) -> None:
         self.memory: Memory = Memory(past=Trail(every=4, size=55))
 
     def restart(self, step: int) -> None:
@@ -50,27 +52,33 @@ class Logits(Rule):
     def read(self, view: StepView) -> Readings | None:
         z_loss = view.signal("z_loss")
         largest = view.signal("max_logit") if "bf" in self.context.run.dtype else None
+        if z_loss is None and largest is None:
+            return None
         found: dict[int, Reading | None] = {}
-        if largest is not None and largest.high > self.limits.max_logit / 1.3:
-            for index, value in enumerate(largest.values):
-                if value > self.limits.max_logit / 1.3:
-                    found[index] = self._largest(value)
         if z_loss is not None:
             self._compare(view.step, z_loss, found)
             if self.memory.past.add(view.step, z_loss.values):
                 self._refresh(z_loss)
-        return found if z_loss is not None or largest is not None else None
+        if largest is not None and largest.high > self.limits.max_logit / 1.3:
+            for index, value in enumerate(largest.values):
+                if value > self.limits.max_logit / 1.3:
+                    found[index] = _graver(found.get(index), self._largest(value))
+        return found
 
     def _compare(self, step: int, z_loss: Signal, found: dict[int, Reading | None]) -> None:
         limits, raised = self.limits, self.memory.raised_since
         if not self.memory.reference or z_loss.high <= limits.least / limits.warn:
+            raised.clear()
             return
         for index, (value, usual) in enumerate(
             zip(z_loss.values, self.memory.reference, strict=True)
         ):
-            if not value > limits.leave * usual:
+            if value != value:
                 raised.pop(index, None)
-            elif index not in found:
+                found[index] = None
+            elif not value > limits.leave * usual:
+                raised.pop(index, None)
+            else:
                 ratio = value / max(usual, 1e-12)
                 high = value >= limits.least
                 found[index] = Reading(
@@ -80,8 +88,6 @@ class Logits(Rule):
                     facts={"z": value, "usual": usual},
                     since=raised.setdefault(index, step),
                 )
-            if value != value:
-                found[index] = None
 
     def _largest(self, value: float) -> Reading:
         limit = self.limits.max_logit
@@ -89,7 +95,7 @@ class Logits(Rule):
             severity=Severity.WARN if value > limit else None,
             value=value / limit,
             limit=1.0,
-            facts={"cause": "range", "logit": value},
+            facts={"cause": "range", "logit": value, "most": limit},
         )
 
     def _refresh(self, z_loss: Signal) -> None:
@@ -109,9 +115,10 @@ class Logits(Rule):
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "range":
-            return f"a router logit reached {number(worst, 'logit') or 0:.0f} in bf16 (limit 64)"
+            logit, most = number(worst, "logit") or 0, number(worst, "most") or 0
+            return f"a router logit reached {logit:.0f} in bf16 (limit {most:.0f})"
         return (
-            f"the z-loss is {worst.value:,.1f} times its median of the last 200 steps "
+            f"the z-loss is {worst.value:,.1f} times its median of the last 200 logged steps "
             f"({number(worst, 'z') or 0:.3g} against {number(worst, 'usual') or 0:.3g})"
         )
 
@@ -124,3 +131,10 @@ class Logits(Rule):
             else "add a z-loss of 1e-3"
         )
         return f"compute the router in fp32, {z_loss}, lower the learning rate"
+
+
+def _graver(one: Reading | None, other: Reading) -> Reading:
+    """The reading that says more; of equally grave ones the one further beyond its limit."""
+    if one is None:
+        return other
+    return max(one, other, key=lambda r: (r.severity or 0, r.value / max(r.limit, 1e-12)))

@@ -7,6 +7,7 @@ no other rule speaks about it.
 """
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -46,12 +47,23 @@ class Meter(Rule):
     )
     in_warm_up = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.METER
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
         self.exact = self.context.run.counts == "exact"
+
+    def start(self) -> None:
         self.memory: Memory = Memory(self.limits.first_steps)
+
+    def restart(self, step: int) -> None:
+        self.memory = Memory(self.limits.first_steps, had_entropy=self.memory.had_entropy)
+
+    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+        # Wrong counts are found, or not, in the looks at the first steps.
+        not_finite = [e for e in episodes if e.facts.get("cause") == "non-finite"]
+        for episode in not_finite:
+            self.memory.not_finite[episode.router_index] = self.limits.window
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
@@ -62,7 +74,7 @@ class Meter(Rule):
         memory.had_entropy = memory.had_entropy or view.record.router.entropy is not None
         memory.not_finite |= dict.fromkeys(found, limits.window)
         memory.wait = max(0, memory.wait - 1)
-        due = memory.wait == 0 and self._has_counts(view)
+        due = memory.wait == 0 and view.has_counts
         if due:
             memory.left -= 1
             if not memory.left:
@@ -75,9 +87,6 @@ class Meter(Rule):
         _count_down(memory.miscounted)
         _count_down(memory.not_finite)
         return found
-
-    def _has_counts(self, view: StepView) -> bool:
-        return any(view.counts(index) for index in range(min(3, len(self.routers))))
 
     def _look(
         self, view: StepView, index: int, due: bool, found: dict[int, Reading | None]
@@ -97,9 +106,8 @@ class Meter(Rule):
         total, router = sum(counts), self.routers[index]
         if router.num_experts and len(counts) != router.num_experts:
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
-        own = view.signal("tokens")
-        tokens = own.values[index] if own is not None else view.tokens
-        if self.exact and tokens is not None and tokens == tokens and tokens >= 1:
+        tokens = view.tokens_of(index)
+        if self.exact and tokens is not None:
             expected = round(tokens * router.top_k)
             if total != expected:
                 doubled = expected > 0 and total % expected == 0 and total > 0
@@ -160,6 +168,8 @@ class Meter(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         match worst.facts.get("cause"):
             case "non-finite":
+                if run.profile == "eval":
+                    return "evaluate another checkpoint, or compute the router in fp32"
                 return (
                     "go back to a checkpoint with finite values, then lower the learning rate or "
                     "compute the router in fp32"

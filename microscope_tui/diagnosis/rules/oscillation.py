@@ -5,7 +5,7 @@ from operator import mul
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import weaker_balance
+from microscope_tui.diagnosis.balancing import KNOBS, weaker_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -14,6 +14,8 @@ from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RunRecord
 
 _NOTICE = 8  # steps before a look in which an uneven router is noticed
+_FIRST = 200  # steps within which it shows whether counts are logged at every step …
+_IN_A_ROW = 4  # … which takes so many in a row: of every other step the first two are
 
 
 class Memory(msgspec.Struct):
@@ -29,6 +31,13 @@ class Memory(msgspec.Struct):
     """How long the next wait will be."""
     swinging: dict[int, int] = {}
     """Router → where its swing began."""
+    watched: dict[int, int] = {}
+    """Router that swung → looks without a swing still to be made, until it is over."""
+    steps: int = 0
+    counted: int = -2
+    """Latest step that was seen to hold counts."""
+    in_a_row: int = 0
+    """Most consecutive steps that were seen to hold counts: of few no swing can be seen."""
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
     """Effective experts: a swing is looked for now and then, and dated by what they did before."""
 
@@ -44,18 +53,23 @@ class Oscillation(Rule):
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
-        "themselves one period (2 … 32 steps) later and disagree after half; in 2 × 64 steps"
+        "themselves one period (2 … 32 steps) later and disagree after half; in 2 × 64 steps; "
+        "cannot be seen where counts are not logged at every step"
     )
     trains_only = True
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.OSCILLATION
         self.window = self.needed = self.limits.checks
         self.leave = 2
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
+        if memory.in_a_row < _IN_A_ROW and memory.steps < _FIRST:
+            self._look_for_counts(view)
         if (effective := view.signal("effective_experts")) is not None:
             memory.past.add(view.step, effective.values)
         if memory.wait <= _NOTICE:
@@ -64,9 +78,9 @@ class Oscillation(Rule):
             memory.wait -= 1
             return None
         if not memory.rows:
-            suspects, memory.uneven = set(memory.swinging) | memory.uneven, set()
+            suspects, memory.uneven = set(memory.watched) | memory.uneven, set()
             if not suspects:
-                return {} if memory.swinging else None
+                return None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
         elif view.step != memory.last + 1:
             self._rest()  # steps are missing: nothing to be seen
@@ -84,6 +98,22 @@ class Oscillation(Rule):
             self._rest()
             return None
         return self._judge()
+
+    def keep_looking(self, episodes: Sequence[Episode]) -> None:
+        self.memory.watched = {e.router_index: self.leave for e in episodes}
+        self.memory.swinging = {e.router_index: e.onset for e in episodes}
+
+    def blind_to(self) -> str | None:
+        if self.memory.in_a_row >= _IN_A_ROW or self.memory.steps < _IN_A_ROW:
+            return None
+        return "a swing shows only in the counts of consecutive steps"
+
+    def _look_for_counts(self, view: StepView) -> None:
+        memory = self.memory
+        memory.steps += 1
+        if view.has_counts:
+            memory.in_a_row = memory.in_a_row + 1 if view.step == memory.counted + 1 else 1
+            memory.counted = view.step
 
     def _rest(self) -> None:
         memory, limits = self.memory, self.limits
@@ -107,6 +137,7 @@ class Oscillation(Rule):
 
     def _judge(self) -> Readings:
         memory, found = self.memory, dict[int, Reading | None]()
+        memory.in_a_row = _IN_A_ROW
         began: dict[int, int] = {}
         for index, rows in memory.rows.items():
             period, share = self._swing(rows)
@@ -119,8 +150,16 @@ class Oscillation(Rule):
                     facts={"period": period},
                     since=began[index],
                 )
+                memory.watched[index] = self.leave
+            elif memory.watched.get(index, 0) > 1:
+                memory.watched[index] -= 1
+            else:
+                memory.watched.pop(index, None)
+        for index in memory.watched:
+            if index not in memory.rows:
+                found[index] = None  # its counts were not there
         memory.swinging = began
-        if found:  # a swing is looked at again at once: two checks in a row make an alarm
+        if began:  # a swing is looked at again at once: two checks in a row make an alarm
             memory.rows, memory.pause = {}, 0
         else:
             self._rest()
@@ -166,7 +205,16 @@ class Oscillation(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        return f"{weaker_balance(run)}, or average the load over more steps before each update"
+        method = run.balance.get("method")
+        if method == "none":
+            return (
+                "no balancing is on that could overshoot: look what alternates in the data, or "
+                "whether counts and tokens are of the same micro-batches"
+            )
+        weaker = f"{weaker_balance(run)}, or average the load over more steps before each update"
+        if method not in KNOBS:
+            return f"if a balancing acts on these layers, {weaker}; if none does, look at the data"
+        return weaker
 
 
 def _change(values: Sequence[float]) -> int | None:

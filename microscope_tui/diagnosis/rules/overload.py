@@ -4,6 +4,7 @@ import math
 
 import msgspec
 
+from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -21,7 +22,9 @@ class Memory(msgspec.Struct):
     ratios: dict[int, float] = {}
     since: dict[int, int] = {}
     """Router → first step of the window in which its busiest rank was first seen."""
-    seen: int = 0
+    looks: list[int] = []
+    """Steps whose counts are in the sums."""
+    wait: int = 0
 
 
 class Overload(Rule):
@@ -39,33 +42,52 @@ class Overload(Rule):
     )
     muted_by = ("COLLAPSE",)
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.OVERLOAD
         self.persist(self.limits.persistence)
-        self.memory: Memory = Memory()
         size = self.context.run.expert_parallel_size
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
+    def start(self) -> None:
+        self.memory: Memory = Memory()
+
     def restart(self, step: int) -> None:
-        self.memory.ranks, self.memory.ratios, self.memory.since = {}, {}, {}
+        self._forget_ranks()
+        self.memory.since = {i: since for i, since in self.memory.since.items() if since < step}
+
+    def change(self, context: Context) -> None:
+        ranks = self.ranks
+        super().change(context)
+        if self.ranks != ranks:
+            self._forget_ranks()
+            self.memory.since = {}
+
+    def _forget_ranks(self) -> None:
+        memory = self.memory
+        memory.ranks, memory.ratios, memory.looks, memory.wait = {}, {}, [], 0
 
     def read(self, view: StepView) -> Readings | None:
         loads = view.signal("max_load")
         found: dict[int, Reading | None] = {}
         if any(self.ranks):
             self._fold(view)
-            for index, ratio in self.memory.ratios.items():
-                if ratio > 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
-                    window = self.limits.rank_every * self.limits.rank_window
-                    since = self.memory.since.setdefault(index, max(1, view.step - window))
-                    found[index] = self._rank_reading(ratio, since)
-                else:
-                    self.memory.since.pop(index, None)
+            self._judge_ranks(found)
         if loads is not None and self._reference(view, loads):
             least = 1.0 + self.limits.least
             if loads.high > least / 1.3 or not loads.known:
                 self._judge_loads(view, loads, found)
         return found if loads is not None or any(self.ranks) else None
+
+    def _judge_ranks(self, found: dict[int, Reading | None]) -> None:
+        memory = self.memory
+        for index, ratio in memory.ratios.items():
+            if ratio > 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
+                since = memory.since.setdefault(index, memory.looks[0])
+                found[index] = self._rank_reading(ratio, since)
+            else:
+                memory.since.pop(index, None)
+        for index in memory.since:
+            found.setdefault(index, None)  # not summed up again since the restart
 
     def _reference(self, view: StepView, loads: Signal) -> bool:
         memory = self.memory
@@ -104,9 +126,12 @@ class Overload(Rule):
 
     def _fold(self, view: StepView) -> None:
         memory = self.memory
-        memory.seen += 1
-        if (memory.seen - 1) % self.limits.rank_every:
-            return
+        memory.wait -= 1
+        if memory.wait > 0 or not view.has_counts:
+            return  # a look that is due waits for a step with counts
+        memory.wait = self.limits.rank_every
+        memory.looks.append(view.step)
+        del memory.looks[: -self.limits.rank_window]
         for index, size in enumerate(self.ranks):
             counts = view.full_counts(index) if size else None
             if counts is None:

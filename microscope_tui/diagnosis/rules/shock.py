@@ -36,8 +36,10 @@ class Shock(Rule):
     means = "The load of a layer fell onto few experts for some steps and recovered by itself."
     formula = "c falls by more than 0.25 below its median and returns within 50 steps"
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.SHOCK
+
+    def start(self) -> None:
         self.memory: Memory = Memory(usual=Trail(every=4, size=25))
 
     def restart(self, step: int) -> None:

@@ -25,6 +25,7 @@ class Memory(msgspec.Struct):
 
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
+    first_steps: list[int] = []
 
 
 class Starved(Rule):
@@ -39,10 +40,18 @@ class Starved(Rule):
     formula = "experts below 0.1 of the mean count in the summed window > 10 % of all, for 50 steps"
     muted_by = ("COLLAPSE", "DEAD")
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.STARVED
         self.persist(self.limits.persistence)
+
+    def start(self) -> None:
         self.memory: Memory = Memory()
+
+    def restart(self, step: int) -> None:
+        # How it was at the start of the run stays so, however often it is resumed.
+        before = self.memory
+        kept = sum(at < step for at in before.first_steps)
+        self.memory = Memory(first=before.first[:kept], first_steps=before.first_steps[:kept])
 
     def read(self, view: StepView) -> Readings | None:
         starved, memory = view.signal("starved_experts"), self.memory
@@ -54,6 +63,7 @@ class Starved(Rule):
         ]
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
+            memory.first_steps.append(view.step)
         if starved.known and not memory.suspects and max(shares) <= limits.share / 2:
             return {}
         found: dict[int, Reading | None] = {}

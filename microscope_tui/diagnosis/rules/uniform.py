@@ -33,10 +33,9 @@ class Uniform(Rule):
     trains_only = True
     muted_by = ("COLLAPSE",)
 
-    def start(self) -> None:
+    def set_up(self) -> None:
         self.limits = self.context.limits.UNIFORM
         self.persist(self.limits.persistence)
-        self.memory: Memory = Memory()
         planned = self.context.run.planned_steps or 0
         self.after = max(
             self.limits.after_steps, int(self.limits.after_share * min(planned, 10**7))
@@ -46,6 +45,9 @@ class Uniform(Rule):
             for r in self.routers
         ]
         self.least = min((1 / s for s in self.scales if s), default=math.inf)
+
+    def start(self) -> None:
+        self.memory: Memory = Memory()
 
     def read(self, view: StepView) -> Readings | None:
         entropy = view.signal("entropy")

@@ -1,0 +1,153 @@
+"""A picture of any screen, drawn by the application itself without a terminal.
+
+What is printed, exported and compared in tests is what somebody at a terminal sees.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from textual.pilot import Pilot
+from textual.widget import Widget
+
+from microscope_tui.app.microscope import SCREENS, Microscope
+from microscope_tui.app.preferences import Preferences
+from microscope_tui.app.screens.base_screen import BaseScreen
+from microscope_tui.app.session import NO_PREFERENCES
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.svg import stand_alone
+from microscope_tui.watch.fleet import Fleet
+
+SCREEN_NAMES = ("main", *SCREENS, "help")
+_PATIENCE_S = 600.0
+_LOOK_S = 0.02
+
+
+class NoPicture(ValueError):
+    """There is no such thing to draw; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to draw."""
+
+    screen: str = "main"
+    columns: int = 120
+    rows: int = 40
+    step: int | None = None
+    """The last logged step at or before this one; the newest by default."""
+    layer: str = ""
+    """Name of the chosen layer; the worst one by default."""
+    expert: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The same screen twice."""
+
+    text: str
+    svg: str
+
+
+async def draw(
+    fleet: Fleet,
+    wanted: Wanted,
+    glyphs: Glyphs = Glyphs.BRAILLE,
+    preferences: Preferences = NO_PREFERENCES,
+) -> Picture:
+    """Draw a screen of the newest run of ``fleet``.
+
+    Raises:
+        NoPicture: no such screen, layer, expert or step.
+    """
+    app = Microscope(fleet, glyphs, preferences)
+    found: list[Picture | NoPicture] = []
+
+    async def at_work(pilot: Pilot[object]) -> None:
+        try:
+            found.append(await _drawn(app, pilot, wanted))
+        except NoPicture as problem:
+            found.append(problem)
+        app.exit()
+
+    await app.run_async(headless=True, size=(wanted.columns, wanted.rows), auto_pilot=at_work)
+    if not found:
+        raise NoPicture("the screen could not be drawn")
+    if isinstance(found[0], NoPicture):
+        raise found[0]
+    return found[0]
+
+
+async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Picture:
+    await _read(app)
+    await _choose(app, wanted)
+    if wanted.screen == "help":
+        app.action_help()
+    elif wanted.screen != "main":
+        await app.action_go(wanted.screen)
+    await pilot.pause()
+    screen = app.screen
+    if isinstance(screen, BaseScreen):
+        await screen.redraw()
+        await pilot.pause()
+        while screen.busy:
+            await asyncio.sleep(_LOOK_S)
+        await pilot.pause()
+    return Picture(_text(app), stand_alone(app.export_screenshot(title="", simplify=True)))
+
+
+async def _read(app: Microscope) -> None:
+    """Until the whole log has been read and judged."""
+    session = app.session
+    for _ in range(round(_PATIENCE_S / _LOOK_S)):
+        watch = session.watch
+        looked = session.reader.first_look.is_set()
+        if looked and watch is None:
+            return
+        if watch is not None and watch.complete and not watch.unread:
+            return
+        await asyncio.sleep(_LOOK_S)
+    raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
+
+
+async def _choose(app: Microscope, wanted: Wanted) -> None:
+    session = app.session
+    run = session.watch.run if session.watch is not None else None
+    if run is None:
+        return
+    if wanted.step is not None:
+        problem = await asyncio.to_thread(session.time.go_to, wanted.step)
+        if problem:
+            raise NoPicture(f"step {wanted.step:,}: {problem}")
+    names = [router.name for router in run.routers]
+    if wanted.layer and wanted.layer not in names:
+        shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+        raise NoPicture(f"no layer {wanted.layer!r}: there are {shown}")
+    view = session.view(1, 1, range(0))
+    worst = view.worst[0].worst.router_index if view is not None and view.worst else 0
+    session.selected = names.index(wanted.layer) if wanted.layer else max(0, worst)
+    if wanted.expert is not None:
+        experts = run.routers[session.selected].num_experts if run.routers else 0
+        if not 0 <= wanted.expert < experts:
+            raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
+        session.expert = wanted.expert
+
+
+def _text(app: Microscope) -> str:
+    """What the rows on the screen show, each at its place."""
+    columns, rows = app.size
+    lines = [[" "] * columns for _ in range(rows)]
+    for part in app.screen.query(Rows):
+        if not _is_shown(part):
+            continue
+        region = part.content_region
+        for y, text in enumerate(part.texts[: region.height], start=region.y):
+            for x, char in enumerate(text[: region.width], start=region.x):
+                if 0 <= y < rows and 0 <= x < columns:
+                    lines[y][x] = char
+    text = "\n".join("".join(line).rstrip() for line in lines).rstrip()
+    return spelled(text, app.session.glyphs)
+
+
+def _is_shown(widget: Widget) -> bool:
+    return all(part.display for part in widget.ancestors_with_self if isinstance(part, Widget))

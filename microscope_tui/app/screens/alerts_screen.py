@@ -1,0 +1,215 @@
+"""All alerts of the run: what is wrong, what was, and what the evidence is; enter goes there."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+
+from microscope_tui.app import keys
+from microscope_tui.app.screens.prompt_actions import PromptActions
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report import alert_detail, alert_list, frame, time_line
+from microscope_tui.report.alert_list import Entry
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.report.pattern import Pattern
+from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.view import RunView, view_of
+
+_FRAME_LINES = 5  # header, title, track, ribbon, keys
+_AIRY_FROM_ROWS = 30
+_LEAST_LIST = 5
+_DETAIL_LINES = 12  # what the unfolded alert asks for below the list
+_GAP = 3
+
+
+class AlertsScreen(PromptActions):
+    """A list of alerts and the chosen one of them, unfolded."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.ALERT_LIST]
+
+    _pattern = Pattern.parse("")
+    _entries: Sequence[Entry] = ()
+    _chosen: tuple[str, object] | None = None
+    _at = 0
+    _first = 0
+
+    def compose(self) -> ComposeResult:
+        glyphs = self.session.glyphs
+        yield Rows(glyphs, id="header")
+        yield Rows(glyphs, id="alerts-title")
+        with Container(id="alerts"):
+            yield Rows(glyphs, id="alert-list")
+            yield Rows(glyphs, id="alert-detail")
+        yield Rows(glyphs, id="track")
+        yield Rows(glyphs, id="ribbon")
+        yield Rows(glyphs, id="keys")
+
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
+    async def redraw(self) -> None:
+        columns, rows = self.size or self.app.size
+        session, glyphs = self.session, self.session.glyphs
+        view = session.view(12, time_line.ribbon_width(columns), range(0))
+        if view is None:
+            return
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        self._take(view)
+        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
+        visible = self._draw_alerts(view, columns, rows)
+        title = alert_list.title_line(self._entries, columns, self._title(visible))
+        self.query_one("#alerts-title", Rows).show([title])
+        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        self.draw_last_line()
+
+    def _take(self, view: RunView) -> None:
+        """Take the alerts again; the chosen one stays so wherever it stands now."""
+        watch, session = self.session.watch, self.session
+        pinned = watch is not None and not session.time.following
+        known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
+        entries = alert_list.entries_of(view, known, session.seen, self._pattern)
+        if self._chosen is None:
+            self._at = next((n for n, e in enumerate(entries) if self._is_here(e)), 0)
+        else:
+            ids = [entry.id for entry in entries]
+            self._at = ids.index(self._chosen) if self._chosen in ids else self._at
+        self._entries = entries
+        self._at = max(0, min(self._at, len(entries) - 1))
+        self._chosen = entries[self._at].id if entries else self._chosen
+
+    def _is_here(self, entry: Entry) -> bool:
+        """It is in the layer that was chosen on the screen before."""
+        here = self.session.selected
+        return any(episode.router_index == here for episode in entry.finding.episodes)
+
+    def _title(self, visible: int) -> str:
+        """Which part of the list is in view, and what filters it."""
+        filter_ = f"/{safe_text(self._pattern.text, 40)}" if self._pattern.text else ""
+        count = len(self._entries)
+        part = f"{self._first + 1:,} to {self._first + visible:,} of {count:,}"
+        return "  ·  ".join(text for text in (part if count > visible else "", filter_) if text)
+
+    def _draw_alerts(self, view: RunView, columns: int, rows: int) -> int:
+        """The list and the chosen alert; returns how many alerts there is room for."""
+        entries, glyphs = self._entries, self.session.glyphs
+        beside = columns >= alert_list.BESIDE_FROM and bool(entries)
+        airy = rows >= _AIRY_FROM_ROWS
+        room = rows - _FRAME_LINES - 2 * airy
+        width = alert_list.list_width(entries, columns) if beside else columns
+        height = room if beside or not entries else self._list_lines(room)
+        self.set_class(beside, "beside")
+        self.set_class(airy, "airy")
+        list_, detail = self.query_one("#alert-list", Rows), self.query_one("#alert-detail", Rows)
+        list_.styles.width, list_.styles.height = width, height
+        if not entries:
+            list_.show(self._nothing(view, columns)[:height])
+            detail.show([])
+            self.query_one("#track", Rows).show([])
+            return height
+        layout, visible = alert_list.fit_alerts(entries, width), height - 1
+        self._first = max(0, min(self._first, self._at, len(entries) - visible))
+        self._first = max(self._first, self._at - visible + 1)
+        shown = entries[self._first : self._first + visible]
+        lines = [alert_list.heads(layout)]
+        for at, entry in enumerate(shown, self._first):
+            lines.append(alert_list.entry_line(entry, layout, glyphs, chosen=at == self._at))
+        list_.show(lines)
+        chosen = entries[self._at]
+        gap = _GAP if beside else 1
+        size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
+        unfolded = [[Span(" " * gap), *line] for line in alert_detail.unfolded(chosen, *size)]
+        detail.show(unfolded if beside else [[], *unfolded])
+        cells = time_line.ribbon_width(columns)
+        self.query_one("#track", Rows).show(
+            [alert_list.track(chosen, view, columns, cells, glyphs)]
+        )
+        return visible
+
+    def _list_lines(self, room: int) -> int:
+        """Lines of the list where the unfolded alert stands below it."""
+        least = min(_LEAST_LIST, room // 2)
+        return min(len(self._entries) + 1, max(least, room - _DETAIL_LINES))
+
+    def _nothing(self, view: RunView, columns: int) -> list[Line]:
+        if not self._pattern.text:
+            return alert_detail.no_alerts(view, columns)
+        text = f"  no alert matches /{safe_text(self._pattern.text, 60)}"
+        return [pad([], columns), pad([Span(text, "dim")], columns)]
+
+    @property
+    def _entry(self) -> Entry | None:
+        """The chosen alert."""
+        return self._entries[self._at] if self._at < len(self._entries) else None
+
+    def filter_text(self) -> str:
+        return self._pattern.text
+
+    async def set_filter(self, pattern: Pattern) -> None:
+        self._pattern = pattern
+        await self.redraw()
+
+    def copy(self, what: str) -> None:
+        """The verdict is that of the chosen alert."""
+        entry, view = self._entry, self.session.view(1, 1, range(0))
+        if what != "verdict" or entry is None or view is None:
+            super().copy(what)
+            return
+        self.app.copy_to_clipboard(alert_detail.copied_text(entry, view))
+        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
+        self.tell(f"copied: {entry.finding.rule}{hint}", "ok")
+
+    async def action_move(self, by: int) -> None:
+        """Choose another alert."""
+        if self._entries:
+            self._at = max(0, min(len(self._entries) - 1, self._at + by))
+            self._chosen = self._entries[self._at].id
+            await self.redraw()
+
+    async def action_match(self, by: int) -> None:
+        """The next alert that the filter shows."""
+        if not self._pattern.text:
+            self.tell("no filter: / sets one", "dim")
+            return
+        await self.action_move(by)
+
+    async def action_acknowledge(self) -> None:
+        """Mark the chosen alert as seen, or as not seen."""
+        entry = self._entry
+        if entry is None:
+            self.tell("no alert", "dim")
+            return
+        seen = self.session.seen
+        if entry.key in seen:
+            del seen[entry.key]
+        else:
+            seen[entry.key] = None
+        now = "seen" if entry.key in seen else "not seen"
+        self.tell(f"{entry.finding.rule}: {now}", "accent")
+        await self.redraw()
+
+    async def action_open_onset(self) -> None:
+        """Show all layers at the step where the chosen alert began in its worst layer."""
+        entry = self._entry
+        if entry is None:
+            self.tell("no alert to go to", "dim")
+            return
+        worst = entry.finding.worst
+        self.session.time.speed = 0
+        await self.from_disk(self.session.time.go_to, worst.onset)
+        if self.has_said:  # what is in the way
+            return
+        if worst.router_index >= 0:
+            self.session.selected = worst.router_index
+        await self.app.run_action("app.go('main')")
+
+    async def action_back(self) -> None:
+        """Return to the screen before."""
+        await self.app.pop_screen()

@@ -1,0 +1,229 @@
+"""Two moments side by side: A, the reference, and B, the shown one, of one run or of two."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+
+from microscope_tui.app import keys
+from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.screens.pin_actions import PinActions
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report import compare, frame, moments, time_line
+from microscope_tui.report.heat import Heat, Terms
+from microscope_tui.report.layers import matching
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.report.look import Look, Measure
+from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.moment import Pin, pin, pin_at
+from microscope_tui.watch.reference import Reference, aligned, reference_of
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView
+
+_BRIEF_BELOW_ROWS = 16
+_AIRY_FROM_ROWS = 30
+_EARLY = 0.1
+
+
+class CompareScreen(LookActions, PinActions):
+    """What changed in every layer from A to B."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
+
+    _own: Reference | None = None
+    _why_own = ""
+    _problem = ""
+    _tried: tuple[object, ...] = ()
+    _rows: Sequence[int] = ()
+    _first = 0
+    _visible = 10
+
+    def compose(self) -> ComposeResult:
+        glyphs = self.session.glyphs
+        for name in ("header", "moments", "compare-heads", "pairs", "moved", "ribbon", "keys"):
+            yield Rows(glyphs, id=name)
+
+    @property
+    def busy(self) -> bool:
+        """A is still being read."""
+        return any(worker.node is self and not worker.is_finished for worker in self.workers)
+
+    def page(self) -> int:
+        return self._visible
+
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
+    async def redraw(self) -> None:
+        columns, rows = self.size or self.app.size
+        session, glyphs = self.session, self.session.glyphs
+        view = session.view(12, time_line.ribbon_width(columns), range(0))
+        if view is None or view.run is None:
+            return
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        self.follow_pinned()
+        self._choose_once(view)
+        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
+        reference = session.reference or self._own
+        if reference is None:
+            self._draw_nothing(columns)
+        else:
+            self._draw(view, aligned(reference, view.run), columns, rows)
+        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        self.draw_last_line()
+
+    def _draw(self, view: RunView, reference: Reference, columns: int, rows: int) -> None:
+        session, glyphs = self.session, self.session.glyphs
+        self._rows = matching(view, session.filter)
+        at = self._position()
+        brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= _AIRY_FROM_ROWS
+        remarks = self._remark(view, reference), self.moment(view)
+        top = moments.moment_lines(view, reference, columns, remarks, brief=brief)
+        self._show_top([[], *top, []] if airy else top)
+        body = rows - 5 - (len(top) + 2 if airy else len(top))
+        layout = compare.fit_compare(view, reference, columns, body, len(self._rows))
+        self._visible = visible = layout.visible_layers
+        self._first = max(0, min(self._first, at, len(self._rows) - visible))
+        self._first = max(self._first, at - visible + 1)
+        self.query_one("#compare-heads", Rows).show([compare.heads(layout)])
+        look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
+        heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)
+        lines: list[Line] = []
+        for index in self._rows[self._first : self._first + visible]:
+            chosen = index == session.selected
+            lines += compare.layer_lines(
+                view.layers[index], reference, layout, heat, glyphs, chosen=chosen
+            )
+        if not self._rows:
+            lines = [pad([Span("  no layer matches", "dim")], columns)]
+        self.query_one("#pairs", Rows).show(lines, session.look.palette)
+        self._draw_moved(view, reference, layout)
+
+    def _draw_moved(self, view: RunView, reference: Reference, layout: compare.Layout) -> None:
+        """What moved in the chosen layer, and what is not shown."""
+        session, columns = self.session, layout.columns
+        moved = ""
+        if session.selected in self._rows:
+            moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
+        left: Line = [Span(f" {moved}", "accent")]
+        more = len(self._rows) - layout.visible_layers
+        filter_ = f"/{safe_text(session.filter.text, 40)}" if session.filter.text else ""
+        said = [
+            compare.only_in_reference(view, reference),
+            filter_,
+            f"{more} more layer{'s' if more > 1 else ''}" if more > 0 else "",
+            layout.hidden,
+        ]
+        right = listed([text for text in said if text], columns - line_width(left) - 3)
+        line = pad(spread(left, [Span(f"{right} ", "faint")], columns), columns)
+        self.query_one("#moved", Rows).show([line])
+
+    def _draw_nothing(self, columns: int) -> None:
+        """There is nothing to compare with: how to come by it."""
+        why = self._problem or self.pin_problem or "looking for a moment to compare with"
+        texts = [
+            (why, "warn" if self._problem or self.pin_problem else "dim"),
+            ("b takes this step as A: go on from here, or wait for the run", "dim"),
+            ("r lists the runs, and p pins one of them as A, at the same step", "dim"),
+        ]
+        lines = [pad([Span(f"  {text}", role)], columns) for text, role in texts]
+        self._show_top([pad([], columns), *lines])
+        for name in ("#compare-heads", "#pairs", "#moved"):
+            self.query_one(name, Rows).show([])
+
+    def _show_top(self, lines: list[Line]) -> None:
+        rows = self.query_one("#moments", Rows)
+        rows.styles.height = len(lines)
+        rows.show([self.keep(line) for line in lines])
+
+    def _remark(self, view: RunView, reference: Reference) -> str:
+        """How A came to be A, or what is in its way."""
+        if self.session.reference is None:
+            remark = self._why_own
+        elif self.pinned is None:
+            remark = "taken with b"
+        elif self.pin_problem:
+            return self.pin_problem
+        else:
+            remark = "pinned, at the same step"
+            if reference.step < view.step:
+                remark = "pinned, at its nearest step before"
+        if (reference.run, reference.step) == (view.name, view.step):
+            return f"{remark}: the same moment as B"
+        return remark
+
+    def _choose_once(self, view: RunView) -> None:
+        """Choose a moment by itself where nobody has; again only if there was none to find."""
+        watch = self.session.watch
+        if watch is None or watch.latest is None or self.session.reference or self.pinned:
+            return
+        tried = (watch, watch.generation, watch.complete)
+        if tried[:2] != self._tried[:2]:
+            self._own = None
+        if self._own is None and tried != self._tried:
+            self._tried = tried
+            self.run_worker(self._choose(watch, view), group="choose", exclusive=True)
+
+    async def _choose(self, watch: RunWatch, view: RunView) -> None:
+        step, said = _sensible(view)
+        found = await asyncio.to_thread(self._moment, watch, step)
+        if isinstance(found, Pin):
+            self._own, self._why_own, self._problem = (
+                reference_of(watch.file.name, found, watch.run),
+                said,
+                "",
+            )
+        else:
+            self._problem = found
+        await self.redraw()
+
+    def _moment(self, watch: RunWatch, step: int) -> Pin | str:
+        """A moment of the run, or why there is none. Reads from the disk."""
+        try:
+            found = pin_at(watch, step)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        return found or self.session.time.why_no_past() or "the log is still being read"
+
+    def _position(self) -> int:
+        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
+        rows, selected = self._rows, self.session.selected
+        if rows and selected not in rows:
+            self.session.selected = min(rows, key=lambda index: abs(index - selected))
+        return list(rows).index(self.session.selected) if rows else 0
+
+    async def action_move(self, by: int) -> None:
+        """Choose another one of the shown layers."""
+        if self._rows:
+            at = max(0, min(len(self._rows) - 1, self._position() + by))
+            self.session.selected = self._rows[at]
+            await self.redraw()
+
+    async def action_compare(self) -> None:
+        """The shown step is A from now on."""
+        session, watch = self.session, self.session.watch
+        moment = session.time.pin or (pin(watch) if watch is not None else None)
+        if watch is None or moment is None:
+            self.tell("no step yet", "dim")
+            return
+        session.fleet.pinned = None
+        session.reference = reference_of(watch.file.name, moment, watch.run)
+        session.look = session.look.compared(True)
+        self.tell(f"A is step {moment.step:,}: move in time with [ ] and :", "accent")
+        await self.redraw()
+
+
+def _sensible(view: RunView) -> tuple[int, str]:
+    """A step to compare the shown one with, and why this one."""
+    for finding, _ in view.alerts:
+        if 1 < finding.onset <= view.step:
+            return finding.onset - 1, f"before {finding.rule} began"
+    return max(1, round(_EARLY * view.step)), f"{_EARLY:.0%} into the run"

@@ -1,0 +1,108 @@
+"""The course of the run: loss, routers, gradients and learning rate under each other on one axis.
+
+It answers one question: did the loss notice?
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+
+from microscope_tui.app import keys
+from microscope_tui.app.screens.chart_actions import (
+    MOST_POINTS,
+    RIBBON_FROM_ROWS,
+    ROOMY_FROM_ROWS,
+    ChartActions,
+    hidden_line,
+)
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report import frame, time_line
+from microscope_tui.report.chart_layout import arranged
+from microscope_tui.report.course_charts import course_charts, loss_answer
+from microscope_tui.report.time_scale import time_scale
+from microscope_tui.watch.router_health import RouterHealth, router_health
+from microscope_tui.watch.view import RunView
+
+_NAMES = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
+_NOTHING = RouterHealth((), ())
+
+
+class CourseScreen(ChartActions):
+    """Charts on one time axis, labelled once, at the bottom."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.COURSE]
+
+    _names: Sequence[str] = ()
+    _health: tuple[object, RouterHealth] = (None, _NOTHING)
+
+    def compose(self) -> ComposeResult:
+        glyphs = self.session.glyphs
+        yield Rows(glyphs, id="header")
+        yield Rows(glyphs, id="answer")
+        with Vertical(id="charts"):
+            for name in _NAMES:
+                yield Rows(glyphs, id=f"chart-{name}")
+        yield Rows(glyphs, id="hidden")
+        yield Rows(glyphs, id="ribbon")
+        yield Rows(glyphs, id="keys")
+
+    def chart_names(self) -> Sequence[str]:
+        return self._names
+
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
+    async def redraw(self) -> None:
+        session, (columns, rows) = self.session, self.size or self.app.size
+        points = min(MOST_POINTS, 2 * columns)
+        view = session.view(points, self.ribbon_columns(), range(0))
+        if view is None:
+            return
+        small = self.is_small()
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        roomy, with_ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
+        self.set_class(roomy, "roomy")
+        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
+        self.query_one("#answer", Rows).show([loss_answer(view, columns)])
+        self._draw_charts(view, points, rows - 3 - with_ribbon - 3 * roomy)
+        self.query_one("#ribbon", Rows).display = with_ribbon
+        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        self.draw_last_line()
+
+    def _draw_charts(self, view: RunView, points: int, room: int) -> None:
+        columns = self.size.width
+        charts = course_charts(view, self._health_of(view, points))
+        self._names = list(charts)
+        focus, time = self.chart_in_focus, time_scale(view, self.session.axis)
+        layout = arranged([self._names], focus, (columns - 1, room), enlarged=self.enlarged)
+        hides = bool(layout.hidden) and not self.enlarged
+        if hides:
+            layout = arranged([self._names], focus, (columns - 1, room - 1))
+        hidden = self.query_one("#hidden", Rows)
+        hidden.display = hides
+        hidden.show([hidden_line(layout.hidden, columns)] if hides else [])
+        places = [place for stack in layout.stacks for place in stack]
+        self.show_stacks(
+            layout,
+            {
+                place.name: self.draw_figure(charts[place.name], time, place, view.step)
+                for place in places
+            },
+        )
+
+    def _health_of(self, view: RunView, points: int) -> RouterHealth:
+        """Drawn up again only where the history has changed: it walks over all layers."""
+        watch = self.session.watch
+        if watch is None:
+            return _NOTHING
+        key = (watch, watch.generation, watch.version, view.window, points)
+        if self._health[0] != key:
+            self._health = (key, router_health(watch, points, view.window))
+        return self._health[1]

@@ -1,0 +1,216 @@
+"""The card of one expert: what it does now, how it came there, and where else it is in trouble.
+
+Its past is read from the log by a worker thread; what was read before stays until that is done.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+
+from microscope_tui.app import keys
+from microscope_tui.app.screens.chart_actions import (
+    MOST_POINTS,
+    RIBBON_FROM_ROWS,
+    ROOMY_FROM_ROWS,
+    ChartActions,
+)
+from microscope_tui.app.session import Session
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report import expert_card, frame, time_line
+from microscope_tui.report.chart_layout import arranged
+from microscope_tui.report.comoving import Comoving, comoving
+from microscope_tui.report.spans import Line
+from microscope_tui.report.time_scale import time_scale
+from microscope_tui.watch.curves import Window
+from microscope_tui.watch.expert_history import Sample, samples
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import LayerView, RunView
+
+_LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
+_COARSE = 32  # a window that moved by less than one in so many of its steps needs no new samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which samples: of this router of this log in this window."""
+
+    watch: RunWatch
+    generation: int
+    complete: bool
+    router: int
+    window: Window
+    count: int
+
+    def fits(self, other: "_Wanted") -> bool:
+        """What was read for the other one will do."""
+        first, last = other.window
+        room = max(0, last - first) // _COARSE
+        same = (self.watch, self.generation, self.complete, self.router, self.count)
+        return (
+            same == (other.watch, other.generation, other.complete, other.router, other.count)
+            and abs(self.window.first - first) <= room
+            and abs(self.window.last - last) <= room
+        )
+
+
+class ExpertScreen(ChartActions):
+    """Left and right go to the neighbours of the expert."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.EXPERT]
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._samples: Sequence[Sample] = ()
+        self._of: _Wanted | None = None
+        """What the samples were read for."""
+        self._asked: _Wanted | None = None
+        self._problem = ""
+        self._comoving: tuple[object, Comoving | None] = (None, None)
+
+    def compose(self) -> ComposeResult:
+        glyphs = self.session.glyphs
+        yield Rows(glyphs, id="header")
+        yield Rows(glyphs, id="layer-title")
+        yield Rows(glyphs, id="facts")
+        with Vertical(id="charts"):
+            yield Rows(glyphs, id="chart-load")
+            yield Rows(glyphs, id="chart-bias")
+            yield Rows(glyphs, id="chart-rank")
+        yield Rows(glyphs, id="more")
+        yield Rows(glyphs, id="ribbon")
+        yield Rows(glyphs, id="keys")
+
+    def ribbon_columns(self) -> int:
+        return time_line.ribbon_width(self.size.width)
+
+    async def redraw(self) -> None:
+        session, (columns, rows) = self.session, self.size or self.app.size
+        view, selected = (
+            session.view(MOST_POINTS, self.ribbon_columns(), range(0)),
+            session.selected,
+        )
+        if view is None or selected >= len(view.layers):
+            return
+        small = self.is_small()
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+            return
+        layer = view.layers[selected]
+        expert = self._expert(layer)
+        self._ask_for_samples(view, columns)
+        known = self._samples_of(view)
+        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
+        moment = "" if session.time.following else self.moment(view)
+        title = expert_card.title(view, layer, expert, moment, columns)
+        self.query_one("#layer-title", Rows).show([title])
+        self.query_one("#facts", Rows).show(expert_card.facts(view, layer, expert, known, columns))
+        more = self._more(view, layer, expert, known)
+        roomy = rows >= ROOMY_FROM_ROWS
+        self.set_class(roomy, "roomy")
+        part = self.query_one("#more", Rows)
+        part.styles.height = len(more)
+        part.show(more)
+        with_ribbon = rows >= RIBBON_FROM_ROWS
+        self.query_one("#ribbon", Rows).display = with_ribbon
+        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        room = rows - 5 - len(more) - with_ribbon - 4 * roomy
+        self._draw_charts(view, layer, expert, known, room)
+        self.draw_last_line()
+
+    def _expert(self, layer: LayerView) -> int:
+        """The chosen expert; the one farthest from fair where none is."""
+        chosen, experts = self.session.expert, layer.router.num_experts
+        if chosen is None:
+            chosen = expert_card.most_remarkable(layer.load or ())
+        self.session.expert = max(0, min(experts - 1, chosen))
+        return self.session.expert
+
+    def _more(
+        self, view: RunView, layer: LayerView, expert: int, known: Sequence[Sample]
+    ) -> list[Line]:
+        columns, colour = self.size.width, not self.app.no_color
+        across = expert_card.across_layers(view, expert, layer.index, columns, colour=colour)
+        key = (id(known), expert)
+        if self._comoving[0] != key:
+            self._comoving = (key, comoving(known, expert))
+        together = expert_card.comoving_line(self._comoving[1], len(known), columns)
+        return [across, expert_card.findings_line(view, layer, expert, columns), together]
+
+    def _draw_charts(
+        self, view: RunView, layer: LayerView, expert: int, known: Sequence[Sample], room: int
+    ) -> None:
+        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
+        layout = arranged([list(charts)], "load", (self.size.width - 1, max(4, room)))
+        time = time_scale(view, self.session.axis, layer.index)
+        step = view.counts_step or view.step
+        self.show_stacks(
+            layout,
+            {
+                place.name: self.draw_figure(charts[place.name], time, place, step)
+                for stack in layout.stacks
+                for place in stack
+            },
+        )
+
+    def _why_nothing(self) -> str:
+        if self._problem:
+            return self._problem
+        return "reading the log …" if self._asked is not None else "no counts in this window"
+
+    def _samples_of(self, view: RunView) -> Sequence[Sample]:
+        """What was read, as long as it is of this router of this log."""
+        of, watch = self._of, self.session.watch
+        if of is None or watch is None or of.watch is not watch:
+            return ()
+        same = (of.generation, of.router) == (watch.generation, self.session.selected)
+        return self._samples if same else ()
+
+    def _ask_for_samples(self, view: RunView, columns: int) -> None:
+        """Have the samples read that are wanted now, unless they were or are being read."""
+        watch = self.session.watch
+        problem = self.session.time.why_no_past()
+        if watch is None or problem:
+            self._problem = f"its past cannot be read: {problem}" if problem else ""
+            return
+        count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))
+        wanted = _Wanted(
+            watch, watch.generation, watch.complete, self.session.selected, view.window, count
+        )
+        if any(one is not None and wanted.fits(one) for one in (self._of, self._asked)):
+            return
+        self._asked = wanted
+        self.run_worker(self._read(wanted), group="samples", exclusive=True)
+
+    async def _read(self, wanted: _Wanted) -> None:
+        stop = threading.Event()
+        problem, found = "", self._samples
+        try:
+            found = await asyncio.to_thread(
+                samples,
+                wanted.watch,
+                wanted.router,
+                wanted.count,
+                wanted.window,
+                cancelled=stop.is_set,
+            )
+        except OSError as error:
+            problem, found = f"its past cannot be read: {error.strerror or error}", []
+        finally:
+            stop.set()  # also where this worker was cancelled: another one reads what is wanted now
+        if self._asked is wanted:
+            self._samples, self._of, self._asked, self._problem = found, wanted, None, problem
+            await self.redraw()
+
+    async def action_expert(self, by: int) -> None:
+        """Choose another expert."""
+        if self.session.expert is not None:
+            self.session.expert += by
+        await self.redraw()

@@ -1,0 +1,105 @@
+"""One alert unfolded: verdict, why and next in full, and the evidence behind them.
+
+Where there is no alert at all: what healthy means, and how far the diagnosis is.
+"""
+
+from collections.abc import Sequence
+
+from microscope_tui.diagnosis.reading import EXACT
+from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.report import frame
+from microscope_tui.report.alert_list import Entry, Standing, grades_of, value_text
+from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad
+from microscope_tui.report.wrap import wrap
+from microscope_tui.watch.view import RunView
+
+_LABEL = 13
+_WIDEST = 84
+"""Lines of text that are longer are hard to read."""
+_MOST_EXPERTS = 24
+
+
+def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
+    """The alert in at most ``height`` lines of ``width`` cells; what is cut is said."""
+    active = entry.standing is Standing.ACTIVE
+    role = ROLE_OF_SEVERITY[entry.finding.severity] if active else "dim"
+    room = min(width, _WIDEST) - 2
+    lines: list[Line] = []
+    for part in wrap(entry.advice.verdict, room):
+        lines.append([Span("▌", role), Span(f" {part}", "title")])
+    if height >= 14:
+        lines.append([])
+    for word, text in (("why", entry.advice.why), ("next", entry.advice.next)):
+        lines += _labelled(word, text, room, "value")
+    if height >= 14:
+        lines.append([])
+    for word, text in _facts(entry):
+        lines += _labelled(word, text, room, "value")
+    if len(lines) > height > 2:
+        more = len(lines) - height + 1
+        lines = [*lines[: height - 1], [Span(f"  … {more} more lines", "faint")]]
+    return [pad(line, width) for line in lines[: max(0, height)]]
+
+
+def no_alerts(view: RunView, width: int) -> list[Line]:
+    """What healthy means, and how far the diagnosis is."""
+    limits = DEFAULTS
+    means = (
+        ("balance", f"c stays above {limits.COLLAPSE.warn:g}; 1 is even, 0 collapsed"),
+        ("experts", f"none dead, few below {limits.STARVED.share:g} of the fair share for long"),
+        ("tokens", f"dropped ones stay below {limits.DROPS.warn:.0%}, no expert far overloaded"),
+        ("course", "logits, gradients and biases are steady, nothing swings"),
+    )
+    lines: list[Line] = [frame.verdict(view, width, 1)[0], []]
+    lines.append([Span("  no alerts: this is what healthy means, in every layer", "dim")])
+    for word, text in means:
+        lines += [[Span("  "), *line] for line in _labelled(word, text, width - 4, "value")]
+    judged = f"up to step {view.judged_step:,}"
+    if view.judged < 1.0:
+        judged += f", {view.judged:.0%} of the log: what is behind it is not known yet"
+    lines += [[], *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value"))]
+    explain = "`moe-microscope explain` tells all rules and their limits"
+    lines += [[Span("  "), *line] for line in _labelled("rules", explain, width - 4, "dim")]
+    return [pad(line, width) for line in lines]
+
+
+def copied_text(entry: Entry, view: RunView) -> str:
+    """The alert for a chat or a ticket."""
+    finding, advice = entry.finding, entry.advice
+    return (
+        f"{view.name} step {view.step:,}: {finding.severity.label} {finding.rule}, "
+        f"{entry.standing}\nVerdict: {advice.verdict}\nWhy: {advice.why}\nNext: {advice.next}"
+    )
+
+
+def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
+    """The evidence: what was measured when, and how sure it is."""
+    finding, worst = entry.finding, entry.finding.worst
+    alarm = min(episode.alarm for episode in finding.episodes)
+    facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]
+    if worst.limit:
+        where = f" in {worst.router.name}" if worst.router is not None else ""
+        facts.append(("value", f"{value_text(finding)}, the worst{where}"))
+    experts = worst.facts.get("experts", ())
+    if isinstance(experts, tuple) and experts:
+        more = f" and {len(experts) - _MOST_EXPERTS} more" if len(experts) > _MOST_EXPERTS else ""
+        facts.append(("experts", ", ".join(map(str, experts[:_MOST_EXPERTS])) + more))
+    if len(finding.layers) > 1:
+        facts.append(("layers", ", ".join(finding.layers)))
+    if len(grades := grades_of(finding)) > 1:
+        said = [f"{severity.label} from {step:,} ({value:.3g})" for step, severity, value in grades]
+        facts.append(("grades", ", ".join(said)))
+    again = worst.recurrence
+    facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
+    known = "exact counts" if worst.confidence == EXACT else worst.confidence
+    facts.append(("confidence", known))
+    return facts
+
+
+def _labelled(word: str, text: str, width: int, role: str) -> list[Line]:
+    """``text`` wrapped behind a word that stands once."""
+    parts = wrap(text, max(16, width - _LABEL))
+    return [
+        [Span(f"  {word if at == 0 else '':<{_LABEL - 2}}", "dim"), Span(part, role)]
+        for at, part in enumerate(parts)
+    ]

@@ -1,0 +1,120 @@
+"""The experts of one router over time, read again from the log: a bounded number of its lines.
+
+The history in memory knows routers, not experts. But each of its rows knows where in the file its
+first record stands, so evenly spaced rows give evenly spaced samples for the price of their lines.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import RunRecord, UnknownFormat
+from microscope_tui.runlog.seek import read_at
+from microscope_tui.watch.curves import Window
+from microscope_tui.watch.run_watch import RunWatch
+
+_SLACK_BYTES = 1024  # lines of one run differ by a few digits
+_LEAST_BYTES = 1 << 14
+_WALK_BYTES = 1 << 19  # how far a line with counts is looked for, where not every line has them
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One step of one router."""
+
+    step: int
+    counts: Sequence[int]
+    bias: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a sample is looked for: the line at ``offset``, and those behind it while they hold."""
+
+    step: int
+    offset: int
+    since: int
+    before: int
+
+
+def samples(
+    watch: RunWatch,
+    router: int,
+    count: int,
+    window: Window | None = None,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Sample]:
+    """At most ``count`` steps with counts of one router, oldest first, evenly spread.
+
+    Steps that a restart has superseded are never among them. Empty where nothing was counted, the
+    log cannot be sought, it was replaced meanwhile, or the work was ``cancelled``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with watch.lock:
+        run, generation, counted = watch.run, watch.generation, watch.shown.with_counts
+        places = _places(watch, count, window)
+    if run is None or not 0 <= router < len(run.routers):
+        return []
+    size = max(_LEAST_BYTES, counted.length + _SLACK_BYTES if counted is not None else 0)
+    biased = counted is not None and counted.biases(router) is not None
+    found: list[Sample] = []
+    for place in places:
+        if cancelled() or watch.generation != generation:
+            return []
+        entry = _counted(watch.path, run, place, size, router)
+        if entry is not None:
+            row = entry.counts(router) or ()
+            found.append(Sample(entry.record.step, row, entry.biases(router) if biased else None))
+    return found if watch.generation == generation else []
+
+
+def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
+    """Evenly spaced rows of the history, each up to the next one or to where it restarted."""
+    history = watch.history
+    if history is None or not watch.can_seek or count < 1:
+        return []
+    first, last = window or (1, history.last_step)
+    rows = history.rows(first, last)
+    chosen = sorted(
+        {rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)} if rows else ()
+    )
+    ends = [*(history.steps[at] for at in chosen[1:]), last + 1]
+    places = []
+    for at, end in zip(chosen, ends, strict=True):
+        step = history.steps[at]
+        before = min((r for r in history.restarts if step < r < end), default=end)
+        places.append(_Place(step, history.offsets[at], max(first, step), before))
+    return places
+
+
+def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) -> StepEntry | None:
+    """The first step from ``place`` on whose line has counts of the router, if it is near."""
+    experts = run.routers[router].num_experts
+    before = 0
+    for entry in _steps_from(path, run, place.offset, size):
+        step = entry.record.step
+        if (not before and step != place.step) or step <= before or step >= place.before:
+            return None  # the log changed, or what follows is of another life of the run
+        before = step
+        if step >= place.since and len(entry.counts(router) or ()) == experts:
+            return entry
+    return None
+
+
+def _steps_from(path: Path, run: RunRecord, offset: int, size: int) -> Iterator[StepEntry]:
+    """The steps from the line at ``offset`` on, ``size`` bytes read at a time, not very far."""
+    reader, at = RunReader(run.run, run, offset), offset
+    while at - offset < max(size, _WALK_BYTES) and (data := read_at(path, at, size)):
+        at += len(data)
+        try:
+            for entry in reader.feed(data):
+                if isinstance(entry, RunRecord):
+                    return
+                if isinstance(entry, StepEntry):
+                    yield entry
+        except UnknownFormat:
+            return

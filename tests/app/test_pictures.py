@@ -1,0 +1,173 @@
+"""Every screen as a picture, against the one that somebody looked at and found good.
+
+The combinations of screen, size, colours and state cover every pair. After a change that is meant,
+draw them again with ``UPDATE_PICTURES=1 pytest tests/app/test_pictures.py``, look at what differs
+in ``tests/app/pictures``, and commit it.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from html import unescape
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from microscope_tui.app.picture import SCREEN_NAMES, Wanted, draw
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import write_run
+from microscope_tui.watch import fleet, run_watch
+from microscope_tui.watch.fleet import Fleet
+
+PICTURES = Path(__file__).parent / "pictures"
+DRAWN_WITH = PICTURES / "drawn-with.txt"
+UPDATE = bool(os.environ.get("UPDATE_PICTURES"))
+SIZES = ((60, 20), (80, 24), (120, 40), (200, 60))
+COLOURS = ("truecolor", "16", "mono-ascii")
+STATES = ("healthy", "collapsed", "nan", "empty", "finished", "hostile")
+HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名前" * 8
+
+
+class Case(NamedTuple):
+    """One picture."""
+
+    screen: str
+    size: tuple[int, int]
+    colours: str
+    state: str
+
+    @property
+    def name(self) -> str:
+        columns, rows = self.size
+        return f"{self.screen}-{columns}x{rows}-{self.colours}-{self.state}"
+
+
+def pairwise() -> Iterator[Case]:
+    """Few cases that together hold every pair of values, always the same ones."""
+    factors = (SCREEN_NAMES, SIZES, COLOURS, STATES)
+    every = [Case(*values) for values in itertools.product(*factors)]
+    missing = {pair for case in every for pair in pairs(case)}
+    while missing:
+        best = max(every, key=lambda case: len(pairs(case) & missing))
+        missing -= pairs(best)
+        yield best
+
+
+def pairs(case: Case) -> set[tuple[Any, Any]]:
+    return set(itertools.combinations(enumerate(case), 2))
+
+
+CASES = list(pairwise())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of runs in a state; written once, and long ago."""
+    root = tmp_path_factory.mktemp("runs")
+    written: dict[str, Path] = {}
+
+    def of(state: str) -> Path:
+        if state not in written:
+            written[state] = root / state
+            written[state].mkdir()
+            write(written[state], state)
+            for log in written[state].rglob("*.jsonl"):
+                os.utime(log, (1_795_000_000, 1_795_000_000))
+        return written[state]
+
+    return of
+
+
+def write(folder: Path, state: str) -> None:
+    shape = Shape(routers=6, num_experts=16, top_k=2, steps=300, tokens=2048)
+    match state:
+        case "healthy":
+            write_run(folder / "a-run", "healthy", shape=shape, seed=3)
+        case "collapsed":
+            write_run(folder / "a-run", "collapse", shape=shape, seed=3)
+            write_run(folder / "another", "healthy", shape=shape, seed=4)
+        case "nan":
+            write_run(folder / "a-run", "collapse", shape=shape, seed=3)
+            edit(
+                folder / "a-run",
+                lambda text: re.sub(r'"(entropy|loss)":[^,\]]*\[?[^]]*', nan, text),
+            )
+        case "finished":
+            large = Shape(routers=30, num_experts=256, top_k=8, steps=120, tokens=4096)
+            write_run(folder / "a-run", "healthy", shape=large, seed=3)
+        case "hostile":
+            write_run(folder / "a-run", "collapse", shape=shape, seed=3)
+            edit(folder / "a-run", lambda text: text.replace('"L3"', encoded(HOSTILE)))
+        case "empty":
+            (folder / "a-run").mkdir()
+            (folder / "a-run" / "metrics.jsonl").write_text(
+                '{"kind": "run", "format_version": 1, "run": "a-run", "model": {"layers": [1], '
+                '"num_experts": 8, "top_k": 2}}\n'
+            )
+
+
+def nan(found: re.Match[str]) -> str:
+    return found[0] if "[" not in found[0] else re.sub(r"[-\d.e]+(?=[,\]]|$)", '"NaN"', found[0])
+
+
+def encoded(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+def edit(folder: Path, change: Callable[[str], str]) -> None:
+    log = folder / "metrics.jsonl"
+    log.write_text(change(log.read_text()))
+
+
+def versions() -> str:
+    return "\n".join(f"{name} {metadata.version(name)}" for name in ("rich", "textual", "plotext"))
+
+
+def words(svg: str) -> list[str]:
+    """The text of a picture alone."""
+    return [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_the_cases_cover_every_pair() -> None:
+    covered = {pair for case in CASES for pair in pairs(case)}
+    factors = (SCREEN_NAMES, SIZES, COLOURS, STATES)
+    assert covered == {p for case in itertools.product(*factors) for p in pairs(Case(*case))}
+    assert {path.stem for path in PICTURES.glob("*.svg")} == {case.name for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_screen_looks_as_it_did(
+    case: Case, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems = {"truecolor": "truecolor", "16": "standard", "mono-ascii": "truecolor"}
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", systems[case.colours])
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if case.colours == "mono-ascii":
+        monkeypatch.setenv("NO_COLOR", "1")
+    for module in (fleet, run_watch):
+        monkeypatch.setattr(module, "age_of", lambda *_: 300.0)
+    monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
+    glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
+    columns, rows = case.size
+    picture = await draw(Fleet(runs(case.state)), Wanted(case.screen, columns, rows), glyphs)
+    assert "\x1b" not in picture.svg
+    assert "\u202e" not in picture.svg
+    if glyphs is Glyphs.ASCII:
+        assert picture.text.isascii()
+    assert max((len(line) for line in picture.text.split("\n")), default=0) <= columns
+    path = PICTURES / f"{case.name}.svg"
+    if UPDATE:
+        PICTURES.mkdir(exist_ok=True)
+        path.write_text(picture.svg, encoding="utf-8")
+        DRAWN_WITH.write_text(versions() + "\n", encoding="utf-8")
+    looked_at = path.read_text(encoding="utf-8")
+    if DRAWN_WITH.read_text(encoding="utf-8").strip() == versions():
+        assert picture.svg == looked_at
+    else:  # another version may draw the same text with other markup
+        assert words(picture.svg) == words(looked_at)

@@ -1,0 +1,153 @@
+"""The window, the film and the units of the time axis."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from textual.pilot import Pilot
+
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.time_cursor import TimeCursor
+from microscope_tui.watch.fleet import Fleet
+
+Until = Callable[..., Awaitable[None]]
+Seen = Callable[[Pilot[None], str], str]
+
+
+async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:
+    app = pilot.app
+    assert isinstance(app, Microscope)
+    await until(pilot, lambda: app.session.watch and app.session.watch.complete, "read")
+    await until(pilot, lambda: "450 finished" in seen(pilot, "#ribbon"), "drawn")
+    return app
+
+
+class Standing:
+    """As much of a followed run as the cursor asks for."""
+
+    def __init__(self, newest: int) -> None:
+        self.generation = 0
+        self.latest = self._at(newest)
+
+    def _at(self, step: int) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(record=SimpleNamespace(step=step))
+
+
+@given(
+    newest=st.integers(1, 10**6),
+    place=st.floats(0, 1),
+    zooms=st.lists(st.sampled_from([0.5, 2.0, 0.25]), max_size=12),
+)
+def test_the_shown_step_is_in_the_window_however_it_is_zoomed(
+    newest: int, place: float, zooms: list[float]
+) -> None:
+    from types import SimpleNamespace
+
+    standing: Any = Standing(newest)
+    cursor = TimeCursor(lambda: standing)
+    shown = max(1, round(place * newest))
+    cursor.pin = SimpleNamespace(step=shown, generation=0)  # type: ignore[assignment]
+    for by in zooms:
+        cursor.zoom(by)
+        window = cursor.window
+        if window is not None:
+            assert 1 <= window.first <= shown <= window.last <= newest
+            assert window.last - window.first + 1 < newest
+
+
+def test_a_window_slides_along_with_the_live_run() -> None:
+    standing: Any = Standing(1000)
+    cursor = TimeCursor(lambda: standing)
+    cursor.zoom(0.1)
+    assert cursor.window == (901, 1000)
+    standing.latest.record.step = 1040
+    assert cursor.window == (941, 1040)
+    cursor.show_all()
+    assert cursor.window is None
+
+
+async def test_zoom_keys_and_the_whole_run_again(collapsed: Path, until: Until, seen: Seen) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
+        app = await ready(pilot, until, seen)
+        await pilot.press("plus", "plus")
+        assert app.session.time.window == (339, 450)
+        assert "339" in seen(pilot, "#ribbon")
+        await pilot.press("minus")
+        window = app.session.time.window
+        assert window is not None
+        assert window.last - window.first + 1 == 224
+        await pilot.press("0")
+        assert app.session.time.window is None
+
+
+async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
+    collapsed: Path, until: Until, seen: Seen
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
+        app = await ready(pilot, until, seen)
+        await pilot.press("P", "P", "P")
+        assert app.session.time.speed == 16
+        assert app.session.time.shown_step < 450
+        await until(pilot, lambda: "PLAYING" in seen(pilot, "#ribbon"), "playing")
+        first = app.session.time.shown_step
+        await until(pilot, lambda: app.session.time.shown_step > first, "it moves")
+        await pilot.press("P")
+        assert app.session.time.speed == 0
+        assert "PAUSED" in seen(pilot, "#ribbon")
+        await pilot.press("P", "P", "P")
+        await until(pilot, lambda: app.session.time.following, "the end of the film")
+        assert app.session.time.speed == 0
+
+
+async def test_the_axis_counts_steps_run_time_or_the_clock(
+    collapsed: Path, until: Until, seen: Seen
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
+        await ready(pilot, until, seen)
+        shown = []
+        for _ in range(3):
+            await pilot.press("x")
+            shown.append(seen(pilot, "#ribbon").split()[-3:])
+        assert shown[0][-2].endswith("s")
+        assert shown[1][-2].count(":") == 2
+        assert shown[2][-2] == "450"
+
+
+async def test_o_goes_to_where_the_trouble_began(collapsed: Path, until: Until, seen: Seen) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
+        app = await ready(pilot, until, seen)
+        await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
+        await pilot.press("o")
+        await until(pilot, lambda: "PAUSED" in seen(pilot, "#ribbon"), "there")
+        assert app.session.selected == 3
+        assert f"since step {app.session.time.shown_step}" in seen(pilot, "#verdict")
+        assert f"onset {app.session.time.shown_step}" in seen(pilot, "#notes")
+
+
+@pytest.mark.parametrize(
+    ("typed", "step"), [("50%", 225), ("-100", 350), ("first", 1), ("0.2k", 200), ("-0s", 450)]
+)
+async def test_places_are_typed_as_people_think_of_them(
+    collapsed: Path, until: Until, seen: Seen, typed: str, step: int
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
+        app = await ready(pilot, until, seen)
+        await pilot.press(
+            "colon",
+            *[{"%": "percent_sign", "-": "minus", ".": "full_stop"}.get(c, c) for c in typed],
+            "enter",
+        )
+        await until(pilot, lambda: app.session.time.shown_step == step, typed)
+
+
+async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, seen: Seen) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
+        app = await ready(pilot, until, seen)
+        await pilot.press("colon", *"abc", "enter")
+        await until(pilot, lambda: "is no place" in seen(pilot, "#keys"), "said")
+        assert app.session.time.following

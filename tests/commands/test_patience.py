@@ -1,0 +1,174 @@
+"""When a run that is followed is over: whether something may still come, and for how long."""
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.commands.patience import Patience
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.run_watch import RunWatch
+
+
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Followed:
+    """A log, its watch, and the patience with it."""
+
+    def __init__(self, log: Path, wait_s: float = 600) -> None:
+        self.log, self.clock = log, Clock()
+        self.watch = RunWatch(RunFile(log.parent.name, log, 0.0))
+        self.patience = Patience(self.watch, wait_s, self.clock)
+
+    def append(self, *records: dict[str, Any]) -> None:
+        with self.log.open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+
+    def is_over(self, after_s: float = 0) -> bool:
+        self.clock.now += after_s
+        self.watch.read_all()
+        return self.patience.is_over()
+
+    def fall_silent(self) -> None:
+        """As if nothing had been written for an hour."""
+        long_ago = time.time() - 3600
+        os.utime(self.log, (long_ago, long_ago))
+        self.watch.read_all()
+        self.watch.source.changed_at = None
+
+
+@pytest.fixture
+def log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Path:
+    """Twenty steps, no end."""
+    steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 21)]
+    return write_log([make_header(), *steps])  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def step(make_step: Any, balanced: Any) -> Callable[[int], dict[str, Any]]:
+    def make(number: int) -> dict[str, Any]:
+        return make_step(number, [balanced()] * 3, 2048)  # type: ignore[no-any-return]
+
+    return make
+
+
+def end(reason: str, step: int = 20) -> dict[str, Any]:
+    return {"kind": "event", "event": "end", "step": step, "reason": reason}
+
+
+@pytest.mark.parametrize("reason", ["finished", "failed", "collapse"])
+def test_a_run_that_wanted_to_end_is_not_waited_for(
+    log: Path, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    run = Followed(log)
+    run.append(end(reason))
+    assert run.is_over()
+    assert (run.patience.remarks, capsys.readouterr().err) == ((), "")
+
+
+@pytest.mark.parametrize("reason", ["signal", "stopped", "preempted", ""])
+def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
+    log: Path, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    run = Followed(log)
+    run.append(end(reason))
+    assert not run.is_over()
+    assert capsys.readouterr().err == (
+        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to go on "
+        "(--wait 0 does not)\n"
+    )
+    assert not run.is_over(after_s=599)
+    assert not run.patience.remarks
+    assert run.is_over(after_s=1)
+    assert run.patience.remarks == ("waited 600 s in vain for the run to go on",)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_had_gone_silent_is_waited_for(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Followed(log)
+    run.fall_silent()
+    assert not run.is_over()
+    assert "has been silent for long, waiting up to 600 s" in capsys.readouterr().err
+    assert run.is_over(after_s=600)
+
+
+def test_without_patience_nothing_is_waited_for(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Followed(log, wait_s=0)
+    run.append(end("signal"))
+    assert run.is_over()
+    assert (run.patience.remarks, capsys.readouterr().err) == ((), "")
+
+
+def test_a_run_that_goes_on_is_over_at_its_next_end_whatever_that_is(
+    log: Path, make_header: Any, step: Any
+) -> None:
+    run = Followed(log)
+    run.append(end("signal"))
+    assert not run.is_over()
+    run.append(make_header(resumed_at_step=21), step(21))
+    assert not run.is_over(after_s=10_000)
+    run.append(end("signal", 21))
+    assert run.is_over()
+    assert not run.patience.remarks
+
+
+def test_half_a_line_after_the_end_is_no_sign_that_the_run_went_on(log: Path) -> None:
+    run = Followed(log)
+    run.append(end("signal"))
+    assert not run.is_over()
+    with log.open("a") as file:
+        file.write('{"kind": "run", "forma')
+    assert not run.is_over()
+    assert run.is_over(after_s=600)
+
+
+def test_a_run_that_went_on_and_fell_silent_again_is_over(log: Path, step: Any) -> None:
+    run = Followed(log)
+    run.fall_silent()
+    assert not run.is_over()
+    run.append(step(21))
+    assert not run.is_over()
+    run.fall_silent()
+    assert run.is_over()
+
+
+def test_what_falls_silent_right_after_the_first_look_gets_its_whole_wait(log: Path) -> None:
+    run = Followed(log)
+    assert not run.is_over()  # it lives
+    run.fall_silent()
+    assert not run.is_over(after_s=500)
+    assert run.is_over(after_s=100)
+
+
+def test_a_log_that_was_replaced_is_another_one(
+    log: Path, write_log: Any, make_header: Any, step: Any
+) -> None:
+    run = Followed(log)
+    run.append(end("signal"))
+    assert not run.is_over()
+    log.unlink()
+    write_log([make_header(run="another"), *(step(n) for n in range(1, 5)), end("signal", 4)])
+    assert run.is_over()
+
+
+def test_an_archive_is_written_no_more(log: Path) -> None:
+    archive = log.with_name("metrics.jsonl.gz")
+    archive.write_bytes(gzip.compress(log.read_bytes() + json.dumps(end("signal")).encode()))
+    assert Followed(archive).is_over()

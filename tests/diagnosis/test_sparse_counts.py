@@ -1,0 +1,103 @@
+"""Logs with counts in every Nth line, with lines for every Nth step, or with few summaries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.report.check import judge as check
+from microscope_tui.runlog.discover import RunFile
+from tests.diagnosis.conftest import of, without_expert
+
+Make = Callable[..., Any]
+
+
+def thinned(records: list[Any], every: int) -> list[Any]:
+    """Counts in the lines of step 1 and of every ``every``-th step, as the recorder writes them."""
+    return [
+        {k: v for k, v in record.items() if k != "tokens_per_expert"}
+        if record["kind"] == "step" and record["step"] != 1 and record["step"] % every
+        else record
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize("every", [1, 2, 10])
+def test_dead_experts_are_found_in_the_steps_that_have_counts(
+    judge: Make, steps: Make, make_header: Make, balanced: Make, every: int
+) -> None:
+    dying = lambda n: without_expert(balanced(), 3) if n >= 200 else balanced()  # noqa: E731
+    records = thinned([make_header(), *steps(1, 700, dying)], every)
+    found = of(judge(records), "DEAD")
+    assert (found.router_index, found.facts["experts"], found.active) == (1, (3,), True)
+    assert 190 <= found.onset <= 200 + 16 * every
+    assert found.alarm <= 210 + 40 * every
+
+
+@pytest.mark.parametrize("every", [2, 10])
+def test_an_expert_that_is_empty_in_the_counted_steps_alone_is_not_dead(
+    judge: Make, steps: Make, make_header: Make, balanced: Make, every: int
+) -> None:
+    def flicker(n: int) -> list[int]:
+        return without_expert(balanced(), 3) if n % every == 0 else balanced()
+
+    records = thinned([make_header(), *steps(1, 700, flicker)], every)
+    assert [e for e in judge(records).episodes if e.rule == "DEAD"] == []
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 10])
+def test_a_busy_rank_is_found_in_the_steps_that_have_counts(
+    judge: Make, steps: Make, make_header: Make, every: int
+) -> None:
+    skewed = lambda n: [900, 880, 400, 400, 380, 376, 380, 380]  # noqa: E731
+    records = thinned([make_header(expert_parallel_size=4), *steps(1, 300, skewed)], every)
+    found = of(judge(records), "OVERLOAD")
+    assert (found.router_index, found.onset, found.active) == (1, 1, True)
+    assert found.alarm <= 160
+
+
+@pytest.mark.parametrize(("every", "note"), [(1, False), (2, True), (3, True), (10, True)])
+def test_that_no_swing_can_be_seen_is_said(
+    write_log: Make, steps: Make, make_header: Make, every: int, note: bool
+) -> None:
+    path: Path = write_log(thinned([make_header(), *steps(1, 60)], every))
+    notes = check(RunFile("run", path, 0.0)).notes
+    assert any("OSCILLATION is not observable" in text for text in notes) == note
+
+
+@pytest.mark.parametrize("left_out", ["starved_experts", "dead_experts", "max_load"])
+def test_summaries_that_the_writer_leaves_out_are_told_from_the_counts(
+    judge: Make, steps: Make, make_header: Make, left_out: str
+) -> None:
+    starving = [560, 540, 555, 565, 622, 624, 620, 10]
+    records = [make_header(), *steps(1, 300, lambda n: starving)]
+    for record in records[1:]:
+        del record["router"][left_out]
+    assert of(judge(records), "STARVED").router_index == 1
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_slide_reckons_in_steps_however_many_of_them_are_logged(
+    judge: Make, make_header: Make, make_step: Make, balanced: Make, every: int
+) -> None:
+    def sliding(n: int) -> list[int]:
+        extra = round(14 * max(0, n - 200 * every) / every) * 3
+        row = [count - extra // 6 for count in balanced()]
+        row[0] += 3 * (extra // 6)
+        row[1] += 4096 - sum(row)
+        return row
+
+    last = 310 * every
+    records = [make_header(planned_steps=last)] + [
+        make_step(n, [balanced(), sliding(n), balanced()], 2048) for n in range(every, last, every)
+    ]
+    found = of(judge(records), "ERODING")
+    reached = next(
+        record["step"]
+        for record in records[1:]
+        if (record["router"]["effective_experts"][1] - 2) / 6 < found.limit
+    )
+    at = found.onset if found.alarm > reached else found.last
+    assert found.alarm < reached
+    assert abs(at + found.facts["left"] - reached) <= 15 * every
