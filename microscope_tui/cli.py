@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -15,9 +16,10 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.check import check
-from microscope_tui.commands.config import user_criteria
+from microscope_tui.commands.config import UserConfig, keymap_from, read_config
 from microscope_tui.commands.doctor import doctor
 from microscope_tui.commands.explain import explain
+from microscope_tui.commands.keys import keys_command
 from microscope_tui.commands.snapshot import print_snapshot, snapshot
 from microscope_tui.console import (
     PIPE,
@@ -32,9 +34,9 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
-from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.locale import glyphs_for
+from microscope_tui.report.palettes import Palette
 from microscope_tui.runlog.discover import KnownLogs, NoRuns
 from microscope_tui.runlog.piped import take_over_stdin
 from microscope_tui.runlog.records import LOG_NAME
@@ -54,6 +56,7 @@ app = App(
 app.command(check)
 app.command(snapshot)
 app.command(explain)
+app.command(keys_command, name="keys")
 app.command(doctor)
 
 
@@ -63,8 +66,11 @@ def watch(
     /,
     *,
     memory: str = "",
-    color: Literal["auto", "truecolor", "256", "16", "never"] = "auto",
-    glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
+    budget: str = "",
+    color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
+    glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
+    bell: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
 ) -> int:
     """Open the microscope on a folder of runs, one run folder, one .jsonl file, or a pipe.
 
@@ -75,44 +81,79 @@ def watch(
         empty is waited on.
     memory
         Bound of the memory for the history, for example 64MB; 128MB by default.
+    budget
+        Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
+        often and in fewer colours rather than more.
     color
         How many colours the terminal can show; ``never`` also obeys NO_COLOR.
     glyphs
         Characters for curves: braille needs a font that has it, ascii works everywhere.
+    bell
+        Ring at a new critical alert.
+    config
+        The config file, instead of the user's own.
     """
-    limit, criteria = memory_bytes(memory), user_criteria()
+    limit, user = memory_bytes(memory), read_config(config)
+    view = user.view
+    view = replace(
+        view,
+        color=color or view.color,
+        glyphs=glyphs or view.glyphs,
+        bell=bell or view.bell,
+        budget=_budget(budget) or view.budget,
+    )
+    return watch_with(path, limit, replace(user, view=view))
+
+
+def watch_with(path: Path, limit: int, user: UserConfig) -> int:
+    """Open the microscope on ``path`` as the user wants it."""
+    criteria = user.criteria
     if path == PIPE:
-        return _watch_pipe(limit, criteria, color, glyphs)
+        return _watch_pipe(limit, user)
     known = KnownLogs()
     runs = runs_at(path, may_be_empty=True, known=known)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
-        return print_snapshot(read(runs[0], criteria, limit), glyphs_for(glyphs, sys.stdout))
+        return print_snapshot(
+            read(runs[0], criteria, limit), glyphs_for(user.view.glyphs, sys.stdout)
+        )
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    return _open(Fleet(path, limit, known, criteria), color, glyphs)
+    return _open(Fleet(path, limit, known, criteria), user)
 
 
-def _watch_pipe(limit: int, criteria: Criteria, color: str, glyphs: str) -> int:
+def _watch_pipe(limit: int, user: UserConfig) -> int:
+    criteria = user.criteria
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
         return print_snapshot(
-            read_pipe(criteria=criteria, memory=limit), glyphs_for(glyphs, sys.stdout)
+            read_pipe(criteria=criteria, memory=limit), glyphs_for(user.view.glyphs, sys.stdout)
         )
     try:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
-    return _open(Fleet.of_one(piped(descriptor, criteria, limit)[0]), color, glyphs)
+    return _open(Fleet.of_one(piped(descriptor, criteria, limit)[0]), user)
 
 
-def _open(fleet: Fleet, color: str, glyphs: str) -> int:
-    _prepare_terminal(color)
+def _open(fleet: Fleet, user: UserConfig) -> int:
+    view = user.view
+    _prepare_terminal(view.color)
     from microscope_tui.app.microscope import Microscope
+    from microscope_tui.app.preferences import Preferences
 
-    microscope = Microscope(fleet, glyphs=glyphs_for(glyphs, sys.stderr))
+    preferences = Preferences(
+        palette=Palette(view.palette),
+        budget=view.budget,
+        bell=view.bell,
+        remember=view.remember,
+        keymap=keymap_from(user),
+    )
+    microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     microscope.run(mouse=False)
+    if microscope.problem:
+        say(microscope.problem)
     return microscope.return_code or 0
 
 
@@ -146,12 +187,29 @@ def demo(
             from microscope_tui.scenarios.live import writing
 
             with writing(folder, scenario, seed):
-                return watch(logs)
+                return _show(logs)
         try:
             write_run(folder, scenario, seed=seed)
         except OSError as error:
             fail(f"{folder}: cannot be written: {error.strerror}; choose another -o", USAGE)
-        return watch(logs)
+        return _show(logs)
+
+
+def _show(logs: Path) -> int:
+    """A demonstration is looked at like anything else, but nothing of it is kept."""
+    user = read_config()
+    return watch_with(
+        logs, memory_bytes(""), replace(user, view=replace(user.view, remember=False))
+    )
+
+
+def _budget(text: str) -> int | None:
+    from microscope_tui.app.pace import budget_of
+
+    try:
+        return budget_of(text)
+    except ValueError as error:
+        fail(f"--{error}", USAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

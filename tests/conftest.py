@@ -41,6 +41,7 @@ def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The limits in the tester's own config file are not in play."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

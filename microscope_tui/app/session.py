@@ -142,7 +142,7 @@ class Session:
         if not self.preferences.bell or watch is None or watch.diagnosis is None:
             return False
         with watch.lock:
-            critical = {
+            critical: set[tuple[object, ...]] = {
                 (watch.path, e.rule, e.router_index, e.onset)
                 for e in watch.diagnosis.episodes
                 if e.active and e.severity is Severity.CRITICAL

@@ -42,6 +42,7 @@ RELATIONS: tuple[tuple[str, str, str], ...] = (
     ("LOGITS", "leave <= warn", "an episode would end inside its own limit"),
     ("LOGITS", "warn <= critical", "it would be critical before it is a warning"),
     ("LOGITS", "0 < max_logit", "every logit would be too large"),
+    ("GRADSPIKE", "not_finite <= persistence", "norms that are no number could never tell"),
     ("GRADSPIKE", "1 <= raised", "every episode would be dated back to the start"),
     ("GRADSPIKE", "1 <= leave", f"{_NEVER_ENDS}: 1 is the usual value"),
     ("GRADSPIKE", "raised <= ratio", "an episode would be dated to after its alarm"),

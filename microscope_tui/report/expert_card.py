@@ -1,16 +1,16 @@
 """One expert of one layer in lines: what it does now, since when, and where else it fares ill."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.report import words
 from microscope_tui.report.chart import Chart, Curve
-from microscope_tui.report.comoving import LEAST_SAMPLES, Comoving
 from microscope_tui.report.glyphs import bin_loads, load_glyph, load_level
+from microscope_tui.report.load_series import LEAST_SAMPLES, LoadSeries
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
 from microscope_tui.watch.curve import NAN, Column
-from microscope_tui.watch.expert_history import Sample
 from microscope_tui.watch.view import LayerView, RunView
 
 _HOT = 6
@@ -54,7 +54,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
 
 
 def facts(
-    view: RunView, layer: LayerView, expert: int, samples: Sequence[Sample], width: int
+    view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
 ) -> list[Line]:
     """Its load, share, rank and bias at the shown step, in two lines."""
     load, counts = layer.load, layer.counts
@@ -68,7 +68,7 @@ def facts(
         Span(words.decimal(load[expert]), "title"),
         Span(" × the fair share   ", "dim"),
         Span(what, _ROLES.get(what, "ok")),
-        *_since(view, layer, expert, samples, what),
+        *_since(view, layer, expert, series, what),
     ]
     second = [
         Span("  rank ", "dim"),
@@ -78,29 +78,23 @@ def facts(
         Span(f" of {round(tokens):,} tokens", "dim"),
     ]
     if layer.bias and expert < len(layer.bias):
-        mean = sum(layer.bias) / len(layer.bias)
-        second += [Span("   bias ", "dim"), Span(f"{layer.bias[expert]:+.4g}")]
-        second.append(Span(f", {layer.bias[expert] - mean:+.2g} from the mean", "dim"))
+        away = layer.bias[expert] - sum(layer.bias) / len(layer.bias)
+        second += [Span("   bias ", "dim"), Span(_signed(layer.bias[expert]))]
+        if math.isfinite(away):
+            second.append(Span(f", {away:+.2g} from the mean", "dim"))
     if view.counts_step is not None and view.counts_step != view.step:
         first.append(Span(f"   counted at step {view.counts_step:,}", "dim"))
     return [pad(first, width), pad(second, width)]
 
 
 def expert_charts(
-    view: RunView, layer: LayerView, expert: int, samples: Sequence[Sample], nothing: str
+    view: RunView, layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
     """Load, bias and rank over the sampled steps. ``nothing``: why there are none."""
-    experts = layer.router.num_experts
-    steps, loads, ranks, biases = [], [], [], []
-    for sample in samples:
-        load = measures.load(sample.counts)
-        if load is None or expert >= len(load):
-            continue
-        steps.append(sample.step)
-        loads.append(_flat(load[expert]))
-        ranks.append(_flat(float(experts + 1 - rank_of(load, expert))))
-        known = sample.bias is not None and expert < len(sample.bias)
-        biases.append(_flat(sample.bias[expert] if sample.bias is not None and known else NAN))
+    experts, steps = layer.router.num_experts, series.steps
+    loads = [_flat(load[expert]) for load in series.loads]
+    ranks = [_flat(float(experts + 1 - rank_of(load, expert))) for load in series.loads]
+    biases = [_flat(bias[expert] if bias is not None else NAN) for bias in series.biases]
     now = layer.load[expert] if layer.load and expert < len(layer.load) else None
     charts = {
         "load": Chart(
@@ -192,11 +186,12 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     return pad(line, width)
 
 
-def comoving_line(found: Comoving | None, samples: int, width: int) -> Line:
+def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
     """The experts whose loads move with this one, and against it."""
+    found = series.comoving(expert)
     line = [Span(f"  {'moves with':<{_LABEL - 2}}", "dim")]
     if found is None:
-        few = f"too few samples to tell: {samples} of {LEAST_SAMPLES}"
+        few = f"too few samples to tell: {len(series)} of {LEAST_SAMPLES}"
         return pad([*line, Span(few, "faint")], width)
     nobody = f"none beyond chance ({words.index(found.chance)})"
     line.append(_correlations(found.alike, nobody))
@@ -210,9 +205,7 @@ def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
     return Span(", ".join(f"{expert} {r:+.2f}".replace("0.", ".") for expert, r in pairs))
 
 
-def _since(
-    view: RunView, layer: LayerView, expert: int, samples: Sequence[Sample], what: str
-) -> Line:
+def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> Line:
     """Since when it is dead or starving: the finding knows, else the samples know about when."""
     if what not in ("dead", "starving"):
         return []
@@ -221,14 +214,13 @@ def _since(
             return [Span(f" since step {episode.onset:,}")]
     first: int | None = None
     earlier = False
-    for sample in reversed([s for s in samples if s.step <= view.step]):
-        load = measures.load(sample.counts)
-        if load is None or expert >= len(load):
+    for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
+        if step > view.step:
             continue
         if condition(load[expert]) not in ("dead", "starving"):
             earlier = True
             break
-        first = sample.step
+        first = step
     if first is None:
         return []
     return [Span(f" since about step {first:,}" if earlier else f" since step {first:,} or before")]
@@ -249,7 +241,9 @@ def _flat(value: float) -> Column:
 
 
 def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4g}"
+    if value is None:
+        return ""
+    return f"{value:+.4g}" if math.isfinite(value) else "NaN"
 
 
 def _role(episode: Episode) -> str:

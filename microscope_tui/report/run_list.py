@@ -16,14 +16,16 @@ from microscope_tui.report.spans import (
     Span,
     line_width,
     pad,
+    plain,
     shortened,
     width_of,
 )
 from microscope_tui.watch.fleet import RunCard
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
+_ENOUGH = 200
+"""Cells of a verdict that a filter looks at."""
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
-_OPEN = "  open"
 LIVE = ("live", "slow")
 """States of a run that goes on."""
 _ASIDE = ("finished", "archived", "waiting")
@@ -50,7 +52,8 @@ def fit_list(cards: Sequence[RunCard], columns: int) -> ListLayout:
     """What gets which width: the columns of what there is, the name what is left."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
-    longest = max([3, *(width_of(card.file.name) for card in cards)]) + len(_OPEN)
+    longest = max([3, *(width_of(card.file.name) for card in cards)])
+    longest += max([len(_tag(card)) for card in cards], default=0)
     fixed = _MARK + 2 + _STATE + _AGE + _GAP
     for step_, loss_ in ((step, loss), (step, 0), (0, 0)):
         room = columns - fixed - step_ - loss_
@@ -83,8 +86,10 @@ def run_line(card: RunCard, layout: ListLayout, glyphs: Glyphs, *, chosen: bool)
     bright = "value" if card.state in LIVE or card.open or card.findings or chosen else "dim"
     cursor = ">" if glyphs is Glyphs.ASCII else "▶"
     mark = "●" if card.state in LIVE else "·"
+    picked = " " if not card.selected else "+" if glyphs is Glyphs.ASCII else "✓"
     left = [
-        Span(f" {cursor} " if chosen else " " * _MARK, "accent"),
+        Span(picked, "accent"),
+        Span(f"{cursor} " if chosen else "  ", "accent"),
         *_name(card, layout.name, "title" if chosen else bright),
         Span(f"  {mark} ", role),
         *pad([Span(card.state, role)], _STATE - 2),
@@ -96,11 +101,20 @@ def run_line(card: RunCard, layout: ListLayout, glyphs: Glyphs, *, chosen: bool)
     return pad([*left, *_verdict(card, layout.columns - line_width(left))], layout.columns)
 
 
+def card_text(card: RunCard) -> str:
+    """What a filter looks at: name, state and verdict."""
+    return f"{card.file.name} {card.state} {plain(_verdict(card, _ENOUGH))}"
+
+
+def _tag(card: RunCard) -> str:
+    """What stands behind the name."""
+    return "  open" * card.open + "  pinned" * card.pinned
+
+
 def _name(card: RunCard, width: int, role: str) -> Line:
-    if not card.open:
-        return pad([Span(shortened(card.file.name, width), role)], width)
-    name = shortened(card.file.name, max(1, width - len(_OPEN)))
-    return pad([Span(name, role), Span(_OPEN, "accent")], width)
+    tag = _tag(card)
+    name = shortened(card.file.name, max(1, width - len(tag)))
+    return pad([Span(name, role), Span(tag, "accent")], width)
 
 
 def _step(card: RunCard) -> str:

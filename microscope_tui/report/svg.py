@@ -6,6 +6,9 @@ here that holds a quote can match in it.
 """
 
 import re
+from html import escape, unescape
+
+from rich.cells import cell_len
 
 FONTS = "'JetBrains Mono', 'Cascadia Mono', Menlo, 'DejaVu Sans Mono', monospace"
 _STYLE_ENDS = "</style>"
@@ -20,6 +23,11 @@ _BACKGROUND = re.compile(
     r' shape-rendering="crispEdges"/>'
 )
 _BACKGROUNDS = re.compile(f"(?:{_BACKGROUND.pattern})+")
+_TEXT = re.compile(
+    r'<text class="([^"]+)" x="(\d+(?:\.\d+)?)" y="([^"]+)" textLength="(\d+(?:\.\d+)?)">'
+    r"([^<]*)</text>"
+)
+_WORD = re.compile("[^\N{NO-BREAK SPACE}]+")
 _TOUCHING = 0.05  # Rich rounds to six digits
 
 
@@ -31,7 +39,8 @@ def stand_alone(svg: str) -> str:
     # A line has a clip of its own, all but the last: there Rich refers to one that it never wrote.
     body = _CLIPPED_TO_LINE.sub("", _LINE_CLIP.sub("", body))
     body = _BACKGROUNDS.sub(lambda found: _merged(found[0]), body)
-    svg = f"{head}{ends}{body}".replace("&#160;", "\N{NO-BREAK SPACE}")
+    body = _TEXT.sub(_placed, body.replace("&#160;", "\N{NO-BREAK SPACE}"))
+    svg = f"{head}{ends}{body}"
     return _LONG_NUMBER.sub(lambda found: f"{float(found[0]):g}", svg)
 
 
@@ -60,3 +69,22 @@ def _merged(backgrounds: str) -> str:
         for fill, x, y, width, height in merged
     ]
     return f'<g shape-rendering="crispEdges">{"".join(rects)}</g>'
+
+
+def _placed(found: re.Match[str]) -> str:
+    """A line with drawn characters as one element per stretch, each at its own place.
+
+    A font without braille borrows it from another one that is wider or narrower: in one long
+    element a curve would drift away from its axis.
+    """
+    name, x, y, length = found[1], float(found[2]), found[3], float(found[4])
+    text = unescape(found[5])
+    if not any(char >= "\u2500" for char in text):
+        return found[0]
+    cell = length / max(1, cell_len(text))
+    words = [(word.start(), word[0]) for word in _WORD.finditer(text)]
+    return "".join(
+        f'<text class="{name}" x="{x + cell * cell_len(text[:at]):.6g}" y="{y}" '
+        f'textLength="{cell * cell_len(word):.6g}">{escape(word)}</text>'
+        for at, word in words
+    )

@@ -68,7 +68,9 @@ def samples(
         entry = _counted(watch.path, run, place, size, router)
         if entry is not None:
             row = entry.counts(router) or ()
-            found.append(Sample(entry.record.step, row, entry.biases(router) if biased else None))
+            bias = entry.biases(router) if biased else None
+            sound = bias is not None and len(bias) == len(row)
+            found.append(Sample(entry.record.step, row, bias if sound else None))
     return found if watch.generation == generation else []
 
 

@@ -94,6 +94,8 @@ class Fleet:
         """The run that the open one is compared with at every step."""
         self.selected: set[Path] = set()
         """Logs that somebody picked out of the list."""
+        self.solo = False
+        """Only these are to be listed."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, _Seen] = {}
         self._known = known or KnownLogs()

@@ -3,7 +3,8 @@
 A run is as healthy as its worst layer: columns hold the worst of all routers, never their mean.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.watch.curve import NAN, Column
@@ -27,27 +28,38 @@ def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
-        lowest: Sequence[Column] = ()
-        highest: Sequence[Column] = ()
+        kinds: dict[tuple[int, int], list[int]] = {}
         for index, router in enumerate(routers):
-            effective = curves.of("effective_experts", index)
-            c = balance(effective, router.num_experts, router.top_k)
-            lowest = _worst(lowest, c, min)
-            highest = _worst(highest, curves.of("max_load", index), max)
-    return RouterHealth(lowest, highest)
+            kinds.setdefault((router.num_experts, router.top_k), []).append(index)
+        lowest = [
+            [c.low for c in balance(_flat(_lowest(curves, members)), experts, top_k)]
+            for (
+                experts,
+                top_k,
+            ), members in kinds.items()  # of one kind the lowest stays the lowest
+        ]
+        highest = [
+            [-math.inf if c.high != c.high else c.high for c in curves.of("max_load", index)]
+            for index in range(len(routers))
+        ]
+    return RouterHealth(
+        _flat(min(known, default=NAN) for known in map(_known, zip(*lowest, strict=True))),
+        _flat(NAN if (most := max(x)) == -math.inf else most for x in zip(*highest, strict=True)),
+    )
 
 
-def _worst(
-    before: Sequence[Column], columns: Sequence[Column], of: Callable[[float, float], float]
-) -> Sequence[Column]:
-    """Column by column the worse one; NaN is no value."""
-    if not before:
-        return columns
-
-    def worse(a: float, b: float) -> float:
-        return NAN if a != a and b != b else b if a != a else a if b != b else of(a, b)
-
-    return [
-        Column(worse(a.low, b.low), worse(a.mean, b.mean), worse(a.high, b.high))
-        for a, b in zip(before, columns, strict=True)
+def _lowest(curves: Curves, routers: Sequence[int]) -> Iterable[float]:
+    """The fewest effective experts of any of the routers, column by column."""
+    series = [
+        [math.inf if c.low != c.low else c.low for c in curves.of("effective_experts", index)]
+        for index in routers
     ]
+    return (NAN if (least := min(x)) == math.inf else least for x in zip(*series, strict=True))
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if value == value]
+
+
+def _flat(values: Iterable[float]) -> list[Column]:
+    return [Column(value, value, value) for value in values]

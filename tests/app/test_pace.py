@@ -76,7 +76,7 @@ def test_so_does_one_that_comes_with_the_records(
     sitting.go_on(140)
     settled = len(sitting.changes)
     sitting.go_on(400)
-    assert sitting.rate(400) <= budget
+    assert sitting.rate(400) <= budget + cost / 400  # but for one redraw
     assert len(sitting.changes) - settled <= 4  # now and then ten seconds hold one record more
 
 

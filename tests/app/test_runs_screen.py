@@ -22,6 +22,18 @@ Until = Callable[..., Awaitable[None]]
 Seen = Callable[[Pilot[None], str], str]
 Make = Callable[..., Path]
 
+
+@pytest.fixture
+def seen(seen: Seen) -> Seen:
+    """The list and the line of keys below it are one text here."""
+
+    def text(pilot: Pilot[None], selector: str) -> str:
+        keys = f"\n{seen(pilot, '#keys')}" if selector == "#runs" else ""
+        return f"{seen(pilot, selector)}{keys}"
+
+    return text
+
+
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
 

@@ -81,23 +81,21 @@ def test_summaries_that_the_writer_leaves_out_are_told_from_the_counts(
 def test_a_slide_reckons_in_steps_however_many_of_them_are_logged(
     judge: Make, make_header: Make, make_step: Make, balanced: Make, every: int
 ) -> None:
-    def sliding(n: int) -> list[int]:
-        extra = round(14 * max(0, n - 200 * every) / every) * 3
-        row = [count - extra // 6 for count in balanced()]
-        row[0] += 3 * (extra // 6)
-        row[1] += 4096 - sum(row)
-        return row
+    def sliding(line: int) -> list[int]:
+        taken = 5 * max(0, line - 200) // 2  # from each of six experts, for the first two
+        row = [count - taken for count in balanced()]
+        return [row[0] + 4 * taken, row[1] + 4 * taken, *row[2:]]
 
-    last = 310 * every
-    records = [make_header(planned_steps=last)] + [
-        make_step(n, [balanced(), sliding(n), balanced()], 2048) for n in range(every, last, every)
+    records = [make_header(planned_steps=380 * every)] + [
+        make_step(line * every, [balanced(), sliding(line), balanced()], 2048)
+        for line in range(1, 380)
     ]
-    found = of(judge(records), "ERODING")
+    alarm = of(judge(records), "ERODING").alarm
+    at_once = of(judge(records[: alarm // every + 1]), "ERODING")
     reached = next(
         record["step"]
         for record in records[1:]
-        if (record["router"]["effective_experts"][1] - 2) / 6 < found.limit
+        if (record["router"]["effective_experts"][1] - 2) / 6 < at_once.limit
     )
-    at = found.onset if found.alarm > reached else found.last
-    assert found.alarm < reached
-    assert abs(at + found.facts["left"] - reached) <= 15 * every
+    assert alarm + 10 * every < reached
+    assert alarm + at_once.facts["left"] == pytest.approx(reached, abs=15 * every)

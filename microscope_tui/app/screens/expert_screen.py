@@ -5,7 +5,7 @@ Its past is read from the log by a worker thread; what was read before stays unt
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,14 +24,15 @@ from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import expert_card, frame, time_line
 from microscope_tui.report.chart_layout import arranged
-from microscope_tui.report.comoving import Comoving, comoving
+from microscope_tui.report.load_series import LoadSeries
 from microscope_tui.report.spans import Line
 from microscope_tui.report.time_scale import time_scale
 from microscope_tui.watch.curves import Window
-from microscope_tui.watch.expert_history import Sample, samples
+from microscope_tui.watch.expert_history import samples
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import LayerView, RunView
 
+_NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
 _COARSE = 32  # a window that moved by less than one in so many of its steps needs no new samples
 
@@ -66,12 +67,11 @@ class ExpertScreen(ChartActions):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._samples: Sequence[Sample] = ()
+        self._series = _NOTHING
         self._of: _Wanted | None = None
-        """What the samples were read for."""
+        """What the series was read for."""
         self._asked: _Wanted | None = None
         self._problem = ""
-        self._comoving: tuple[object, Comoving | None] = (None, None)
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
@@ -105,7 +105,7 @@ class ExpertScreen(ChartActions):
         layer = view.layers[selected]
         expert = self._expert(layer)
         self._ask_for_samples(view, columns)
-        known = self._samples_of(view)
+        known = self._known()
         self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
         moment = "" if session.time.following else self.moment(view)
         title = expert_card.title(view, layer, expert, moment, columns)
@@ -133,19 +133,14 @@ class ExpertScreen(ChartActions):
         self.session.expert = max(0, min(experts - 1, chosen))
         return self.session.expert
 
-    def _more(
-        self, view: RunView, layer: LayerView, expert: int, known: Sequence[Sample]
-    ) -> list[Line]:
+    def _more(self, view: RunView, layer: LayerView, expert: int, known: LoadSeries) -> list[Line]:
         columns, colour = self.size.width, not self.app.no_color
         across = expert_card.across_layers(view, expert, layer.index, columns, colour=colour)
-        key = (id(known), expert)
-        if self._comoving[0] != key:
-            self._comoving = (key, comoving(known, expert))
-        together = expert_card.comoving_line(self._comoving[1], len(known), columns)
+        together = expert_card.comoving_line(known, expert, columns)
         return [across, expert_card.findings_line(view, layer, expert, columns), together]
 
     def _draw_charts(
-        self, view: RunView, layer: LayerView, expert: int, known: Sequence[Sample], room: int
+        self, view: RunView, layer: LayerView, expert: int, known: LoadSeries, room: int
     ) -> None:
         charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
         layout = arranged([list(charts)], "load", (self.size.width - 1, max(4, room)))
@@ -165,13 +160,13 @@ class ExpertScreen(ChartActions):
             return self._problem
         return "reading the log …" if self._asked is not None else "no counts in this window"
 
-    def _samples_of(self, view: RunView) -> Sequence[Sample]:
+    def _known(self) -> LoadSeries:
         """What was read, as long as it is of this router of this log."""
         of, watch = self._of, self.session.watch
         if of is None or watch is None or of.watch is not watch:
-            return ()
+            return _NOTHING
         same = (of.generation, of.router) == (watch.generation, self.session.selected)
-        return self._samples if same else ()
+        return self._series if same else _NOTHING
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
         """Have the samples read that are wanted now, unless they were or are being read."""
@@ -191,22 +186,15 @@ class ExpertScreen(ChartActions):
 
     async def _read(self, wanted: _Wanted) -> None:
         stop = threading.Event()
-        problem, found = "", self._samples
+        problem, found = "", _NOTHING
         try:
-            found = await asyncio.to_thread(
-                samples,
-                wanted.watch,
-                wanted.router,
-                wanted.count,
-                wanted.window,
-                cancelled=stop.is_set,
-            )
+            found = await asyncio.to_thread(_read_series, wanted, stop.is_set)
         except OSError as error:
-            problem, found = f"its past cannot be read: {error.strerror or error}", []
+            problem, found = f"its past cannot be read: {error.strerror or error}", _NOTHING
         finally:
             stop.set()  # also where this worker was cancelled: another one reads what is wanted now
         if self._asked is wanted:
-            self._samples, self._of, self._asked, self._problem = found, wanted, None, problem
+            self._series, self._of, self._asked, self._problem = found, wanted, None, problem
             await self.redraw()
 
     async def action_expert(self, by: int) -> None:
@@ -214,3 +202,11 @@ class ExpertScreen(ChartActions):
         if self.session.expert is not None:
             self.session.expert += by
         await self.redraw()
+
+
+def _read_series(wanted: _Wanted, cancelled: Callable[[], bool]) -> LoadSeries:
+    """Read from the disk, and do what need not be done for every expert again."""
+    found = samples(wanted.watch, wanted.router, wanted.count, wanted.window, cancelled=cancelled)
+    series = LoadSeries(found)
+    _ = series.unit
+    return series

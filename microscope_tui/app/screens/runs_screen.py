@@ -2,18 +2,20 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.screen import Screen
 
-from microscope_tui.app import key_lines, keys
-from microscope_tui.app.keymap import remapped
-from microscope_tui.app.session import Session
+from microscope_tui.app import keys
+from microscope_tui.app.prompt import Kind
+from microscope_tui.app.screens.pin_actions import PinActions
+from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report import run_list
+from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -23,77 +25,86 @@ from microscope_tui.report.spans import (
     pad,
     spread,
 )
+from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.fleet import RunCard
 
-_REFRESH_S = 0.5
 _FRAME_LINES = 4
 _PATIENCE_S = 1.0
 
 
-class RunsScreen(Screen[None]):
-    """All runs below the path, newest first."""
+class RunsScreen(PromptActions, PinActions):
+    """All runs below the path, newest first, or those of them that are asked for."""
 
-    AUTO_FOCUS: ClassVar[str | None] = None
     BINDINGS: ClassVar[list[BindingType]] = [*keys.RUNS]
 
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-        self._at = 0
-        self._first = 0
-        self._cards: list[RunCard] = []
-        self._layout: run_list.ListLayout | None = None
+    _at = 0
+    _first = 0
+    _count = 0
+    _cards: Sequence[RunCard] = ()
+    _layout_of_list: run_list.ListLayout | None = None
+    _pattern = Pattern.parse("")
 
     def compose(self) -> ComposeResult:
         yield Rows(self.session.glyphs, id="runs")
+        yield Rows(self.session.glyphs, id="keys")
 
-    def on_mount(self) -> None:
+    def on_mount(self) -> None:  # type: ignore[override]  # Textual calls that of BaseScreen too
         self._take()
         self._at = next((at for at, card in enumerate(self._cards) if card.open), 0)
-        self.set_interval(_REFRESH_S, self._look)
 
-    def on_resize(self) -> None:
-        self.redraw()
-
-    def _look(self) -> None:
-        """Take the list again: ages grow also where nothing happens. The chosen run stays so."""
-        if self.app.screen is not self:
-            return
-        chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
+    def state_now(self) -> tuple[object, ...]:
+        """Taken again at every look: ages grow also where nothing happens."""
         self._take()
+        return (time.monotonic(),)
+
+    def _take(self) -> None:
+        """Take the list again. The chosen run stays so."""
+        chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
+        fleet = self.session.fleet
+        cards = fleet.cards()
+        self._count = len(cards)
+        if fleet.solo and not any(card.selected for card in cards):
+            fleet.solo = False  # they are gone
+        self._cards = [
+            card
+            for card in cards
+            if (card.selected or not fleet.solo)
+            and (not self._pattern.text or self._pattern.matches(run_list.card_text(card)))
+        ]
+        self._layout_of_list = None
         paths = [card.file.path for card in self._cards]
         self._at = paths.index(chosen) if chosen in paths else min(self._at, len(paths) - 1)
         self._at = max(0, self._at)
-        self.redraw()
 
-    def _take(self) -> None:
-        self._cards, self._layout = self.session.fleet.cards(), None
-
-    def redraw(self) -> None:
+    async def redraw(self) -> None:
         """Draw the visible part of the list; the lines that stayed the same cost nothing."""
-        columns, rows = self.size
+        columns, rows = self.size or self.app.size
         glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
         self._first = max(0, min(self._first, self._at, len(self._cards) - room))
         self._first = max(self._first, self._at - room + 1)
-        layout = self._layout
+        layout = self._layout_of_list
         if layout is None or layout.columns != columns:
-            layout = self._layout = run_list.fit_list(self._cards, columns)
-        body = [
+            layout = self._layout_of_list = run_list.fit_list(self._cards, columns)
+        lines = [self._title(layout, room), pad([], columns), run_list.run_heads(layout)]
+        lines += [
             run_list.run_line(card, layout, glyphs, chosen=at == self._at)
             for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
-        body += [pad([], columns)] * (room - len(body))
-        lines = [self._title(layout, room), pad([], columns), run_list.run_heads(layout), *body]
-        lines.append(key_lines.key_line(remapped(keys.RUNS, self.session.keymap), glyphs, columns))
-        self.query_one(Rows).show(lines)
+        if not self._cards and self._count:
+            lines.append(pad([Span("   no run matches", "dim")], columns))
+        lines += [pad([], columns)] * (rows - 1 - len(lines))
+        self.query_one("#runs", Rows).show(lines)
+        self.draw_last_line()
 
     def _title(self, layout: run_list.ListLayout, room: int) -> Line:
         cards = self._cards
         live = sum(card.state in run_list.LIVE for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
+        of_all = f" of {self._count:,}" if len(cards) < self._count else ""
         left: Line = [
-            Span(f" {len(cards):,} {'run' if len(cards) == 1 else 'runs'}", "title"),
+            Span(f" {len(cards):,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
+            *self._asked_for(),
             Span(f"   {live:,} live", "ok" if live else "dim"),
             Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
         ]
@@ -102,20 +113,85 @@ class RunsScreen(Screen[None]):
         said = listed(right, layout.columns - line_width(left) - 2)
         return pad(spread(left, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
 
-    def action_move(self, by: int) -> None:
+    def _asked_for(self) -> Line:
+        """Why not all runs are listed, and how many are selected."""
+        fleet, text = self.session.fleet, self._pattern.text
+        selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
+        return [
+            Span("   solo" if fleet.solo else selected, "accent"),
+            Span(f"   /{safe_text(text, 30)}" if text else "", "accent"),
+        ]
+
+    @property
+    def _card(self) -> RunCard | None:
+        """The chosen run."""
+        return self._cards[self._at] if self._at < len(self._cards) else None
+
+    async def action_ask(self, kind: Kind) -> None:
+        """Open the prompt, also where no run is open."""
+        self.prompt.ask(kind, self.filter_text())
+        self.draw_last_line()
+
+    def filter_text(self) -> str:
+        return self._pattern.text
+
+    async def set_filter(self, pattern: Pattern) -> None:
+        self._pattern = pattern
+        self._take()
+        await self.redraw()
+
+    async def action_move(self, by: int) -> None:
         """Choose another run."""
         self._at = max(0, min(len(self._cards) - 1, self._at + by))
-        self.redraw()
+        await self.redraw()
 
-    def action_page(self, direction: int) -> None:
+    async def action_page(self, direction: int) -> None:
         """Move by a screenful."""
-        self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
+        await self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
+
+    async def action_match(self, by: int) -> None:
+        """The next run that the filter shows."""
+        if not self._pattern.text:
+            self.tell("no filter: / sets one", "dim")
+            return
+        await self.action_move(by)
+
+    async def action_select(self) -> None:
+        """Pick the chosen run, or let it go."""
+        if self._card is not None:
+            self.session.fleet.selected ^= {self._card.file.path}
+            self._take()
+            await self.redraw()
+
+    async def action_solo(self) -> None:
+        """List the selected runs only; again: all."""
+        fleet = self.session.fleet
+        if not fleet.solo and not fleet.selected:
+            self.tell("no run is selected: space selects one", "dim")
+            return
+        fleet.solo = not fleet.solo
+        self._take()
+        await self.redraw()
+
+    async def action_pin(self) -> None:
+        """Compare the open run with the chosen one, at equal steps; again: no more."""
+        card = self._card
+        if card is None:
+            return
+        if card.pinned:
+            self.unpin_run()
+        elif card.open:
+            self.tell("this is the open run: b compares with one of its steps", "dim")
+        else:
+            await self.pin_run(card.file)
+        self._take()
+        await self.redraw()
 
     async def action_open_run(self) -> None:
         """Open the chosen run and show it: the reader has it in a moment."""
-        if self._at >= len(self._cards):
+        if self._card is None:
             return
-        file = self._cards[self._at].file
+        file = self._card.file
         self.session.choose(file)
         until = time.monotonic() + _PATIENCE_S
         while not self.session.shows(file.path) and time.monotonic() < until:
