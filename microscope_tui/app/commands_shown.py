@@ -19,6 +19,7 @@ def commands_of(
             continue
         keys = "  ".join(shown_key(key) for key in binding.key.split(","))
         text = binding.tooltip or binding.description
-        title = text[:1].upper() + text[1:]
+        known = binding.description in ("", text) or binding.description in text
+        title = text if known else f"{binding.description}: {text}"
         namespace = app if binding.action.startswith("app.") else screen
         yield SystemCommand(title, keys, partial(app.run_action, binding.action, namespace))

@@ -27,6 +27,8 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     lines: list[Line] = []
     for part in wrap(entry.advice.verdict, room):
         lines.append([Span("▌", role), Span(f" {part}", "title")])
+    if entry.seen:
+        lines[-1].append(Span("  seen", "dim"))
     if height >= 14:
         lines.append([])
     for word, text in (("why", entry.advice.why), ("next", entry.advice.next)):
@@ -57,7 +59,10 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
     judged = f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: what is behind it is not known yet"
-    lines += [[], *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value"))]
+    lines += [
+        [],
+        *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value")),
+    ]
     explain = "`moe-microscope explain` tells all rules and their limits"
     lines += [[Span("  "), *line] for line in _labelled("rules", explain, width - 4, "dim")]
     return [pad(line, width) for line in lines]

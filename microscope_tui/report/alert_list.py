@@ -29,8 +29,10 @@ from microscope_tui.watch.view import RunView
 
 BESIDE_FROM = 100
 """Columns from which the unfolded alert stands beside the list."""
-_MARK, _SEVERITY, _RULE, _SEEN = 3, 9, 14, 6
+_MARK, _SEVERITY, _SEEN = 3, 9, 6
 _LEAST_LAYERS, _LEAST_DETAIL = 8, 44
+_NARROW, _MOST_RULE = 56, 11
+"""Below so many columns letters stand for words, and long names of rules are cut."""
 _GAP = "  "
 _WORDS = {
     Severity.INFO: "note",
@@ -79,6 +81,8 @@ class ListLayout:
     """Widths in cells; 0 for a column that is left out."""
 
     columns: int
+    severity: int
+    rule: int
     layers: int
     onset: int
     end: int
@@ -127,25 +131,28 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
 
 def fit_alerts(entries: Sequence[Entry], width: int) -> ListLayout:
     """What gets which width; the value goes first, then the names of the layers shrink."""
+    narrow = width < _NARROW
+    rule = max([4, *(len(entry.finding.rule) for entry in entries)])
+    rule = 1 + min(rule, _MOST_RULE) if narrow else 2 + rule
     onset = max([5, *(len(f"{entry.finding.onset:,}") for entry in entries)])
     end = max([6, *(len(_end(entry)) for entry in entries)])
     value = max([5, *(len(value_text(entry.finding)) for entry in entries)])
     names = max([6, *(width_of(_names(entry)) for entry in entries)])
-    fixed = _MARK + _SEVERITY + _RULE + onset + 3 + end + _SEEN
-    room = width - fixed - len(_GAP)
+    severity = 2 if narrow else _SEVERITY
+    room = width - (_MARK + severity + rule + len(_GAP) + onset + 3 + end)
+    room -= 0 if narrow else _SEEN
     if room - value - len(_GAP) < min(names, _LEAST_LAYERS):
         value = 0
     left = room - (value + len(_GAP) if value else 0)
-    return ListLayout(width, max(1, min(names, left)), onset, end, value)
+    return ListLayout(width, severity, rule, max(1, min(names, left)), onset, end, value)
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
     """Columns that the list takes where the unfolded alert stands beside it."""
     full = fit_alerts(entries, 10**6)
-    gaps = len(_GAP) * (2 if full.value else 1)
-    fixed = _MARK + _SEVERITY + _RULE + full.onset + 3 + full.end + _SEEN + gaps
-    wanted = fixed + full.layers + full.value
-    return min(wanted, max(columns // 2, fixed - len(_GAP) + _LEAST_LAYERS), columns - _LEAST_DETAIL)
+    fixed = _MARK + full.severity + full.rule + len(_GAP) + full.onset + 3 + full.end + _SEEN
+    wanted = fixed + full.layers + full.value + len(_GAP)
+    return min(wanted, max(columns // 2, fixed + _LEAST_LAYERS), columns - _LEAST_DETAIL)
 
 
 def heads(layout: ListLayout) -> Line:
@@ -154,8 +161,8 @@ def heads(layout: ListLayout) -> Line:
     return pad(
         [
             Span(" " * _MARK),
-            *pad([Span("severity", "dim")], _SEVERITY),
-            *pad([Span("rule", "dim")], _RULE),
+            *pad([Span("severity"[: layout.severity - 1], "dim")], layout.severity),
+            *pad([Span("rule", "dim")], layout.rule),
             *pad([Span("layers", "dim")], layout.layers),
             Span(_GAP),
             *pad([Span("onset", "dim")], layout.onset, "right"),
@@ -175,17 +182,19 @@ def entry_line(entry: Entry, layout: ListLayout, glyphs: Glyphs, *, chosen: bool
     end_role = role if standing is Standing.ACTIVE else "dim"
     value = [Span(_GAP), *pad([Span(value_text(finding), bright)], layout.value, "right")]
     names = shortened(_names(entry), layout.layers)
+    rule = shortened(finding.rule, layout.rule - 1)
+    severity = f"{finding.severity.letter} {finding.severity.label}"[: layout.severity]
     return pad(
         [
             Span(" ▶ " if chosen else " " * _MARK, "accent"),
-            *pad([Span(f"{finding.severity.letter} {finding.severity.label}", role)], _SEVERITY),
-            *pad([Span(finding.rule, "title" if chosen else bright)], _RULE),
+            *pad([Span(severity, role)], layout.severity),
+            *pad([Span(rule, "title" if chosen else bright)], layout.rule),
             *pad([Span(names, bright)], layout.layers),
             Span(_GAP),
             *pad([Span(f"{finding.onset:,}", bright)], layout.onset, "right"),
             *pad([Span(arrow, "faint"), Span(_end(entry), end_role)], 3 + layout.end),
             *(value if layout.value else []),
-            Span("  seen" if entry.seen else "", "dim"),
+            Span("  seen" if entry.seen and layout.severity > 2 else "", "dim"),
         ],
         layout.columns,
     )

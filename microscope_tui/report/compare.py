@@ -4,7 +4,6 @@ Numbers say how uneven a layer is; the rank correlation says whether the same ex
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
@@ -78,9 +77,7 @@ def only_in_reference(view: RunView, reference: Reference) -> str:
     return f"only in A: {words.listed(names)}" if names else ""
 
 
-def fit_compare(
-    view: RunView, reference: Reference, columns: int, rows: int, shown: int
-) -> Layout:
+def fit_compare(view: RunView, reference: Reference, columns: int, rows: int, shown: int) -> Layout:
     """What gets which width and height; entropy goes first, then the largest load, then ranks."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, 2 + names + 3), columns // 3)

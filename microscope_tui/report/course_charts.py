@@ -72,7 +72,7 @@ def loss_answer(view: RunView, width: int) -> Line:
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]
     if not onsets:
-        return pad([Span("  routers: no active alert", "dim")], width)
+        return pad([*_of_the_run(view), Span("  no alert in any router", "dim")], width)
     finding, episode = onsets[0]
     name = episode.router.name if episode.router is not None else ""
     line = [
@@ -81,6 +81,18 @@ def loss_answer(view: RunView, width: int) -> Line:
         Span(f" since {episode.onset:,}   ", "dim"),
     ]
     return pad([*line, *_compared(view, episode.onset)], width)
+
+
+def _of_the_run(view: RunView) -> Line:
+    """The worst alert, where it is the run's and not a router's."""
+    if view.worst is None:
+        return []
+    finding, _ = view.worst
+    return [
+        Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),
+        Span(finding.rule),
+        Span(f" since {finding.onset:,} ", "dim"),
+    ]
 
 
 def _compared(view: RunView, onset: int) -> Line:

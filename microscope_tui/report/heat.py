@@ -24,6 +24,7 @@ _RAMP = " .:-=+*#%@"
 _TOP = 15
 _ASSUMED_RANKS = 8
 _HOT = 6
+_FULL_BIAS = 0.25  # a quarter of the range of sigmoid scores has the strongest colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def heat_title(look: Look, terms: Terms, experts: int, per_cell: int) -> str:
         Measure.LOAD: "load per expert",
         Measure.SHARE: "share of tokens per expert",
         Measure.LOG_SHARE: "share of tokens, log scale",
-        Measure.BIAS: "bias, from the mean of its layer",
+        Measure.BIAS: f"bias, mean of its layer ±{_FULL_BIAS:g}",
         Measure.OVERFLOW: "share of tokens over capacity",
         Measure.DIFFERENCE: "load against the reference",
     }[look.measure]
@@ -202,12 +203,11 @@ def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
 
 
 def _bias_ratios(bias: Sequence[float]) -> list[float]:
-    """The distance from the mean as a ratio, so that the largest one has the strongest colour."""
+    """The distance from the mean as a ratio: the same scale in every layer, healthy ones calm."""
     mean = sum(bias) / len(bias)
-    most = max((abs(b - mean) for b in bias), default=0.0)
-    if not (0 < most < math.inf):
+    if not math.isfinite(mean):
         return [1.0] * len(bias)
-    return [2.0 ** (4.0 * (b - mean) / most) for b in bias]
+    return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / _FULL_BIAS)) for b in bias]
 
 
 def _levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:

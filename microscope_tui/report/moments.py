@@ -1,4 +1,4 @@
-"""The two moments that are compared, one above the other: run, step, loss, learning rate, tokens."""
+"""The two moments that are compared, one above the other, and what changed between them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _WIDE = 72
 
 
 def moment_lines(
-    view: RunView, reference: Reference, columns: int, remarks: tuple[str, str], *, brief: bool
+    view: RunView, reference: Reference, columns: int, remarks: tuple[Span, Span], *, brief: bool
 ) -> list[Line]:
     """A, B and the change from A to B, under their heads; A and B alone if ``brief``.
 
@@ -31,12 +31,12 @@ def moment_lines(
     longest = max(width_of(reference.run), width_of(view.name), 6)
     name = max(8, min(longest, _MOST_NAME, columns - fixed - 12))
 
-    def line(mark: str, of: str, values: Sequence[str], role: str, remark: str = "") -> Line:
+    def line(mark: str, of: str, values: Sequence[str], role: str, *remark: Span) -> Line:
         cells: Line = [Span(f" {mark:<{_MARK - 1}}", "accent")]
         cells += pad([Span(shortened(of, name), role)], name)
         for value, width in zip(values, widths, strict=True):
             cells += [Span(" " * _GAP), *pad([Span(value, role)], width, "right")]
-        return pad([*cells, Span(" " * _GAP), Span(remark, "dim")], columns)
+        return pad([*cells, Span(" " * _GAP), *remark], columns)
 
     both = [
         line("A", reference.run, rows[0], "value", remarks[0]),
@@ -59,7 +59,7 @@ def _values(record: StepRecord) -> list[str]:
 def _changes(then: StepRecord, now: StepRecord) -> list[str]:
     """How much more it is now."""
     return [
-        f"{now.step - then.step:+,}",
+        _difference(then.step, now.step, lambda x: f"{x:+,}"),
         _difference(then.loss, now.loss, lambda x: f"{x:+.2f}"),
         _difference(then.learning_rate, now.learning_rate, lambda x: f"{x:+.2g}"),
         _difference(then.tokens, now.tokens, _more_tokens),

@@ -142,10 +142,9 @@ class Fleet:
             self._beside.pop(file.path, None)
         return watch
 
-    def pin_run(self, file: RunFile) -> PinnedRun:
-        """Compare the open run with ``file`` from now on."""
-        self.pinned = PinnedRun(file, self._followed)
-        return self.pinned
+    def comparable(self, file: RunFile) -> PinnedRun:
+        """A run to compare the open one with; read again only where it is not followed anyway."""
+        return PinnedRun(file, self._followed)
 
     def _followed(self, path: Path) -> RunWatch | None:
         with self.lock:

@@ -96,11 +96,11 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
 
     summary = reference.record.router
     fields = [field.name for field in msgspec.structs.fields(RouterSummary)]
-    router = RouterSummary(**{name: ordered(getattr(summary, name)) for name in fields})
+    moved = RouterSummary(**{name: ordered(getattr(summary, name)) for name in fields})
     loads = reference.loads
     return replace(
         reference,
-        record=msgspec.structs.replace(reference.record, router=router),
+        record=msgspec.structs.replace(reference.record, router=moved),
         loads=[None if at is None or at >= len(loads) else loads[at] for at in order],
         routers=[None if at is None else theirs[at] for at in order],
     )

@@ -33,11 +33,11 @@ async def test_v_shows_load_bias_overflow_and_ranks(
         app = await ready(pilot, until, seen)
         heads = []
         for _ in range(4):
-            heads.append(re.split("  +", seen(pilot, "#heads").strip())[1])
+            heads.append(re.split("  +", seen(pilot, "#heads").split("layer ", 1)[1])[0])
             await pilot.press("v")
         assert heads == [
             "load per expert, 0 to 7",
-            "bias, from the mean of its layer",
+            "bias, mean of its layer ±0.25",
             "share of tokens over capacity",
             "load per rank, 8 ranks assumed",
         ]

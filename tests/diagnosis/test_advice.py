@@ -59,6 +59,51 @@ def test_the_remedy_names_the_knob_that_this_run_has(balance: Any, remedy: str) 
     assert remedy in advise(Finding((episode(),)), run(**balance)).next.lower()
 
 
+def profiled(profile: str, **balance: Any) -> RunRecord:
+    return RunRecord(run="r", routers=(), profile=profile, balance=balance)
+
+
+def test_a_fine_tuning_is_not_sent_back_for_experts_that_it_is_told_to_keep() -> None:
+    dead = Finding((episode(rule="DEAD", facts={"experts": (3,)}),))
+    assert "go back" not in advise(dead, profiled("finetune", method="bias")).next
+    assert "go back" in advise(dead, profiled("pretrain", method="bias")).next
+
+
+@pytest.mark.parametrize("balance", [{"method": "none"}, {"method": "bias"}])
+def test_an_evaluation_is_not_told_to_train_otherwise(balance: Any) -> None:
+    words = advise(Finding((episode(),)), profiled("eval", **balance)).next
+    assert not any(knob in words for knob in ("bias_update_rate", "balancing", "go back"))
+
+
+@pytest.mark.parametrize(
+    ("balance", "remedy"),
+    [
+        ({"method": "bias", "bias_update_rate": 0.02}, "lower bias_update_rate from 0.02 to 0.01"),
+        ({"method": "bias"}, "lower bias_update_rate, or average"),
+        ({"method": "none"}, "no balancing is on that could overshoot"),
+        ({"method": "quantile"}, "if a balancing acts on these layers, weaken"),
+        ({}, "if a balancing acts on these layers, weaken"),
+    ],
+)
+def test_only_a_balancing_that_is_there_is_weakened(balance: Any, remedy: str) -> None:
+    swing = episode(rule="OSCILLATION", severity=Severity.WARN, facts={"period": 2.0})
+    assert remedy in advise(Finding((swing,)), run(**balance)).next.lower()
+
+
+def test_two_rules_turn_the_same_knob_to_the_same_value() -> None:
+    settings = {"method": "bias", "bias_update_rate": 0.001}
+    runaway = episode(rule="BIAS_RUNAWAY", severity=Severity.WARN, facts={"slope": 1.0, "c": 0.1})
+    for found in (episode(), runaway):
+        words = advise(Finding((found,)), run(**settings)).next
+        assert words.startswith("Raise bias_update_rate from 0.001 to 0.003")
+
+
+def test_of_several_layers_the_numbers_say_whose_they_are() -> None:
+    one, other = episode(facts={"effective": 2.0}), episode(2, facts={"effective": 2.0})
+    assert advise(Finding((other, one)), run()).why.startswith("In L3: 2.0 of 64 experts")
+    assert advise(Finding((one,)), run()).why.startswith("2.0 of 64 experts")
+
+
 def test_without_a_checkpoint_before_the_onset_none_is_named() -> None:
     advice = advise(Finding((episode(),)), run(), [12000])
     assert advice.next.endswith("go back to before step 11,960.")

@@ -159,7 +159,7 @@ def test_a_crafted_layer_sways_no_verdict_of_another(lies: list[Any]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.lists(NUMBERS, min_size=3, max_size=3)), max_size=60),
-    st.sampled_from(READING_NAMES),
+    st.sampled_from(RouterSummary.__struct_fields__),
     st.lists(st.integers(-(2**62), 2**62), min_size=8, max_size=8),
     NUMBERS,
 )
@@ -191,6 +191,44 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(seed: int, cut: int
         observe(second, step, rows, readings(step))
     assert told(second.episodes, experts=True) == told(whole.episodes, experts=True)
     assert save(second) == save(whole)
+
+
+def readings_of(step: int) -> dict[str, Any]:
+    """A spike, two overflows, and a z-loss that leaves its usual range."""
+    spike = 80.0 if step in (180, 300) else float("nan") if step in (240, 241) else 1.0
+    return {"grad_norm": spike, "router": {"z_loss": [4.0 if step < 200 else 50.0] * 3}}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(120, 419))
+def test_after_a_restart_only_what_the_steps_before_it_say_is_told(seed: int, at: int) -> None:
+    history = sick_history(seed, routers=3)
+    resumed, alone = judged(history, readings_of), judged(history[: at - 1], readings_of)
+    resumed.restart(at)
+    said = [
+        sorted((e.rule, e.router_index, e.onset, e.alarm, e.severity) for e in one.episodes)
+        for one in (resumed, alone)
+    ]
+    assert said[0] == said[1]
+    assert all(e.last < at and e.worst_at < at for e in resumed.episodes)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.integers(120, 419))
+def test_whatever_a_restart_leaves_open_ends_once_all_is_well(seed: int, at: int) -> None:
+    history = sick_history(seed, routers=3)
+    diagnosis = judged(history, readings_of)
+    rng = random.Random(seed)
+    for step in range(at, at + 450):
+        rows = [draw_counts([1.0 + 0.05 * rng.random() for _ in range(E)], T, K, rng)] * 3
+        observe(diagnosis, step, rows, {"router": {"z_loss": [4.0] * 3}})
+    assert [e for e in diagnosis.episodes if e.active] == []
+
+
+def test_a_number_of_tokens_beyond_all_reason_costs_no_verdict() -> None:
+    history = [[[600, 600, 2, 2, 2, 2, 2, 2]] * 2] * 200
+    reading = {"router": {"tokens": [1e308, 5e-324]}, "grad_norm": 1.0}
+    assert {e.rule for e in judged(history, lambda step: reading).episodes} == {"COLLAPSE"}
 
 
 def test_bytes_that_are_no_state_are_refused_with_the_reason() -> None:

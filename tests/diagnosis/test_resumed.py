@@ -1,4 +1,4 @@
-"""A run that is resumed: what was superseded no longer holds, what is open ends, settings change."""
+"""A resumed run: what was superseded no longer holds, what is open ends, settings change."""
 
 from collections.abc import Callable
 from typing import Any

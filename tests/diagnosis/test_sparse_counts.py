@@ -98,4 +98,4 @@ def test_a_slide_reckons_in_steps_however_many_of_them_are_logged(
         if (record["router"]["effective_experts"][1] - 2) / 6 < at_once.limit
     )
     assert alarm + 10 * every < reached
-    assert alarm + at_once.facts["left"] == pytest.approx(reached, abs=15 * every)
+    assert 0.5 < at_once.facts["left"] / (reached - alarm) < 2

@@ -85,7 +85,7 @@ class CompareScreen(LookActions, PinActions):
         self._rows = matching(view, session.filter)
         at = self._position()
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= _AIRY_FROM_ROWS
-        remarks = self._remark(view, reference), self.moment(view)
+        remarks = self._remark(view, reference), Span(self.moment(view), "accent")
         top = moments.moment_lines(view, reference, columns, remarks, brief=brief)
         self._show_top([[], *top, []] if airy else top)
         body = rows - 5 - (len(top) + 2 if airy else len(top))
@@ -144,21 +144,20 @@ class CompareScreen(LookActions, PinActions):
         rows.styles.height = len(lines)
         rows.show([self.keep(line) for line in lines])
 
-    def _remark(self, view: RunView, reference: Reference) -> str:
+    def _remark(self, view: RunView, reference: Reference) -> Span:
         """How A came to be A, or what is in its way."""
         if self.session.reference is None:
             remark = self._why_own
         elif self.pinned is None:
             remark = "taken with b"
         elif self.pin_problem:
-            return self.pin_problem
+            return Span(self.pin_problem, "warn")
         else:
-            remark = "pinned, at the same step"
-            if reference.step < view.step:
-                remark = "pinned, at its nearest step before"
+            behind = reference.step < view.step
+            remark = "pinned, its last step before B" if behind else "pinned, at the same step"
         if (reference.run, reference.step) == (view.name, view.step):
-            return f"{remark}: the same moment as B"
-        return remark
+            return Span("the same moment as B", "warn")
+        return Span(remark, "dim")
 
     def _choose_once(self, view: RunView) -> None:
         """Choose a moment by itself where nobody has; again only if there was none to find."""

@@ -16,6 +16,7 @@ from microscope_tui.report.heat import Heat, terms_of
 from microscope_tui.report.layers import expert_line, matching
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, first_visible, fit
 from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
 
@@ -160,7 +161,7 @@ class MainScreen(LookActions):
         self.query_one("#heads", Rows).show(heads)
         ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
         self.query_one("#ribbon", Rows).show([ribbon])
-        watching = " · ".join([session.how_it_watches(), *self._net()])
+        watching = " · ".join([session.how_it_watches(), *self._net(view)])
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
             chosen = f"/{session.filter.text}  {len(self._rows)} of {len(view.layers)} layers"
@@ -168,8 +169,10 @@ class MainScreen(LookActions):
         self.query_one("#notes", Rows).show([notes])
         self.draw_last_line()
 
-    def _net(self) -> list[str]:
-        return [self.session.pace.words()] if self.session.traffic.total else []
+    def _net(self, view: RunView) -> list[str]:
+        """What the screen costs; of a run that has ended it would stand still and be wrong."""
+        counted = self.session.traffic.total and view.state not in ENDED
+        return [self.session.pace.words()] if counted else []
 
     def _heat(self, view: RunView) -> Heat:
         session = self.session

@@ -19,11 +19,11 @@ class PinActions(BaseScreen):
 
     @property
     def pinned(self) -> PinnedRun | None:
-        """The pinned run; a moment that was taken since as the reference has let it go."""
+        """The pinned run. Whoever took another reference since, or none, has let it go."""
         fleet, reference = self.session.fleet, self.session.reference
-        if fleet.pinned is not None and reference is not None:
-            if reference.run != fleet.pinned.file.name:
-                fleet.pinned = None
+        name = fleet.pinned.file.name if fleet.pinned is not None else None
+        if reference is None or reference.run != name:
+            fleet.pinned = None
         return fleet.pinned
 
     def follow_pinned(self) -> None:
@@ -37,36 +37,37 @@ class PinActions(BaseScreen):
     async def _follow(self, pinned: PinnedRun, step: int) -> None:
         await asyncio.sleep(_DEBOUNCE_S)  # another step may come at once, and end this worker
         found = await asyncio.to_thread(_moment, pinned, step)
-        if self.session.fleet.pinned is pinned:
+        if self.pinned is pinned:
             self._compare_with(found)
             await self.redraw()
 
     def _compare_with(self, found: Reference | str) -> None:
         watch = self.session.watch
         if isinstance(found, str):
+            if found != self.pin_problem:
+                self.tell(found)
             self.pin_problem = found
-        elif watch is not None and watch.run is not None:
-            self.pin_problem = ""
-            self.session.reference = aligned(found, watch.run)
+            return
+        self.pin_problem = ""
+        run = watch.run if watch is not None else None
+        self.session.reference = aligned(found, run) if run is not None else found
 
     async def pin_run(self, file: RunFile) -> None:
         """Compare the open run with ``file`` from now on, and tell what is in the way."""
-        fleet, session = self.session.fleet, self.session
-        found = await asyncio.to_thread(_moment, fleet.pin_run(file), session.time.shown_step)
-        self._compare_with(found)
+        session, pinned = self.session, self.session.fleet.comparable(file)
+        found = await asyncio.to_thread(_moment, pinned, session.time.shown_step)
         if isinstance(found, str):
-            fleet.pinned = None
             self.tell(found)
-        else:
-            session.look = session.look.compared(True)
-            self.tell(f"pinned: {file.name} is A of 5 compare", "accent")
+            return
+        self._compare_with(found)
+        session.fleet.pinned = pinned
+        session.look = session.look.compared(True)
+        self.tell(f"pinned: {file.name} is A of 5 compare", "accent")
 
     def unpin_run(self) -> None:
         """Compare with it no more."""
-        session, pinned = self.session, self.pinned
-        session.fleet.pinned = None
-        if pinned is not None and session.reference is not None:
-            session.compare_with(None)
+        self.session.fleet.pinned = None
+        self.session.compare_with(None)
         self.tell("no longer pinned", "accent")
 
 

@@ -60,7 +60,7 @@ class RunsScreen(PromptActions, PinActions):
     def _take(self) -> None:
         """Take the list again. The chosen run stays so."""
         chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
-        fleet = self.session.fleet
+        fleet, _ = self.session.fleet, self.pinned  # let go of first, if somebody has
         cards = fleet.cards()
         self._count = len(cards)
         if fleet.solo and not any(card.selected for card in cards):
