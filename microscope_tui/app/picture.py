@@ -12,6 +12,7 @@ from textual.widget import Widget
 from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.screens.base_screen import BaseScreen
+from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs, spelled
@@ -104,7 +105,8 @@ async def _read(app: Microscope) -> None:
         looked = session.reader.first_look.is_set()
         if looked and watch is None:
             return
-        if watch is not None and watch.complete and not watch.unread:
+        waiting = session.has_run and isinstance(app.screen, WaitingScreen)
+        if watch is not None and watch.complete and not watch.unread and not waiting:
             return
         await asyncio.sleep(_LOOK_S)
     raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")

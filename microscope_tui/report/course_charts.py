@@ -66,14 +66,19 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
 
 
-def loss_answer(view: RunView, width: int) -> Line:
-    """Did the loss notice what the routers did? In numbers, since the onset of the worst alert."""
+def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
+    """Did the loss notice what the routers did? In numbers, since the onset of an alert.
+
+    Args:
+        layer: the layer whose alert is meant, if it has one; else the worst of all.
+    """
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]
     if not onsets:
         return pad([*_of_the_run(view), Span("  no alert in any router", "dim")], width)
-    finding, episode = onsets[0]
+    chosen = [pair for pair in onsets if pair[1].router_index == layer]
+    finding, episode = (chosen or onsets)[0]
     name = episode.router.name if episode.router is not None else ""
     line = [
         Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),

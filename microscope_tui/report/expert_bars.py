@@ -36,7 +36,9 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
-    title = _title(_named("load", per_bar), focused)
+    title = _title(
+        _named("load" if per_bar > 1 or chosen is not None else "load per expert", per_bar), focused
+    )
     if chosen is not None and chosen < len(load):
         title += [Span(f"   {words.decimal(load[chosen])}", "title")]
         title += [Span(f" expert {chosen}", "accent"), Span(f" at {step:,}", "dim")]
@@ -93,7 +95,7 @@ def bias_bars(
         title += [Span(f"   {bias[chosen]:+.4g}", "title"), Span(f" expert {chosen}", "accent")]
     else:
         title.append(Span(f"   at {step:,}", "dim"))
-    title.append(Span(f"   around {mean:+.2g}", "dim"))
+    title.append(Span(f"   around {mean:+.2g}".replace("0.", ".", 1), "dim"))
     if rows < 2 or room < 8:
         return [pad(title, width)] + [pad([], width)] * (height - 1)
     most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
@@ -122,7 +124,7 @@ def _title(name: str, focused: bool) -> Line:
 
 
 def _named(what: str, per_bar: int) -> str:
-    return f"{what} per expert" if per_bar == 1 else f"{what}, worst of {per_bar} experts a bar"
+    return what if per_bar == 1 else f"{what}, worst of {per_bar} experts a bar"
 
 
 def _cell_width(room: int, bars: int) -> int:

@@ -37,8 +37,9 @@ def condition(load: float) -> str:
 
 
 def rank_of(values: Sequence[float], expert: int) -> int:
-    """1 for the busiest; equal ones share the better rank."""
-    return 1 + sum(value > values[expert] for value in values)
+    """1 for the busiest; equal ones share the better rank, but dead ones are last."""
+    own = values[expert]
+    return 1 + sum(value > own for value in values) if own > 0 else len(values)
 
 
 def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:

@@ -9,8 +9,8 @@ import pytest
 from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.pace import INTERVALS_S
+from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.watch.fleet import Fleet
 
 

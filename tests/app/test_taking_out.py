@@ -20,6 +20,8 @@ Seen = Callable[[Pilot[None], str], str]
 async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:
     app = pilot.app
     assert isinstance(app, Microscope)
+    await until(pilot, lambda: app.session.watch and app.session.watch.complete, "read")
+    await until(pilot, lambda: "450 finished" in seen(pilot, "#ribbon"), "drawn")
     await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
     return app
 

@@ -50,7 +50,8 @@ def test_a_hostile_log_runs_nothing(
     end = {"kind": "event", "event": "end", "reason": hostile, "step": 199}
     path = write_log([header, *steps, end], name="$(touch pwned)")
     got = tmp_path / "got"
-    code, _, _ = follow(path.parent, "--notify-command", f"cd '{tmp_path}'; cat > '{got}'").end()
+    command = f"cd '{tmp_path}'; cat > '{got}'"
+    code, _, _ = follow(path.parent, "--wait", "0", "--notify-command", command).end()
     assert code == 2
     assert "$(touch pwned)" in json.loads(got.read_text().splitlines()[0])["run"]
     assert not [*tmp_path.rglob("pwned"), *Path.cwd().glob("pwned")]

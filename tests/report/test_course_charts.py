@@ -86,8 +86,17 @@ def test_validation_losses_are_points_of_the_loss(
 ) -> None:
     steps: list[Any] = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 60)]
     for at, loss in ((20, 2.5), (40, "NaN")):
-        steps.insert(at, {"kind": "event", "event": "eval", "step": at, "time": 1.0, "loss": loss})
+        steps.insert(
+            at,
+            {"kind": "event", "event": "eval", "step": at, "time": 1.0, "values": {"loss": loss}},
+        )
     view = view_of(open_log(write_log([make_header(), *steps])), 80)
     chart = course_charts(view, router_health(open_log(write_log([])), 80, view.window))["loss"]
     assert list(chart.points) == [(20, 2.5)]
     assert "validation 2.50 at 20" in chart.note
+
+
+def test_the_chosen_layer_is_answered_for_if_it_has_an_alert(make_run: Any) -> None:
+    view = view_of(make_run(lambda n: 3.0), 80)
+    assert "in L3" in plain(loss_answer(view, 100, 2))
+    assert "in L3" in plain(loss_answer(view, 100, 0))

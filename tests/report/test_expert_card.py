@@ -39,8 +39,9 @@ def test_the_condition_of_an_expert_follows_its_load(load: float, words: str) ->
     assert expert_card.condition(load) == words
 
 
-def test_ranks_count_from_the_busiest_and_ties_share_the_better_one() -> None:
-    assert [expert_card.rank_of([1.0, 3.0, 1.0, 0.0], e) for e in range(4)] == [2, 1, 2, 4]
+def test_ranks_count_from_the_busiest_and_the_dead_are_last() -> None:
+    load = [1.0, 3.0, 1.0, 0.0, 0.0]
+    assert [expert_card.rank_of(load, e) for e in range(5)] == [2, 1, 2, 5, 5]
 
 
 def test_the_most_remarkable_expert_is_the_one_farthest_from_fair() -> None:
@@ -157,5 +158,5 @@ def test_the_charts_of_an_expert_hold_its_exact_loads_ranks_and_biases(dead: Run
         assert loads is not None
         assert sample.bias is not None
         assert load.values[at] == loads[5]
-        assert 33 - rank.values[at] == sorted(loads, reverse=True).index(loads[5]) + 1
+        assert 33 - rank.values[at] == expert_card.rank_of(loads, 5)
         assert bias.values[at] == sample.bias[5]

@@ -6,6 +6,7 @@ is imported when the first curve is drawn: most sittings begin, and many end, wi
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -110,7 +111,8 @@ def _segments(
 ) -> list[Segment]:
     """A series cut at its gaps, within the scale and the window."""
     (first, last), (bottom, top) = time.limits, ends
-    points = list(zip(steps, values, strict=False))
+    inside = slice(max(0, bisect_right(steps, first) - 1), bisect_right(steps, last))
+    points = list(zip(steps, values, strict=False))[inside]
     out: list[Segment] = []
     for known, run in groupby(points, key=lambda point: point[1] == point[1]):
         if known:

@@ -52,11 +52,8 @@ class CourseScreen(ChartActions):
     def chart_names(self) -> Sequence[str]:
         return self._names
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        session, (columns, rows) = self.session, self.size or self.app.size
+        session, (columns, rows) = self.session, self.room
         points = min(MOST_POINTS, 2 * columns)
         view = session.view(points, self.ribbon_columns(), range(0))
         if view is None:
@@ -69,7 +66,7 @@ class CourseScreen(ChartActions):
         roomy, with_ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
         self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
-        self.query_one("#answer", Rows).show([loss_answer(view, columns)])
+        self.query_one("#answer", Rows).show([loss_answer(view, columns, session.selected)])
         self._draw_charts(view, points, rows - 3 - with_ribbon - 3 * roomy)
         self.query_one("#ribbon", Rows).display = with_ribbon
         ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
@@ -77,7 +74,7 @@ class CourseScreen(ChartActions):
         self.draw_last_line()
 
     def _draw_charts(self, view: RunView, points: int, room: int) -> None:
-        columns = self.size.width
+        columns = self.room.width
         charts = course_charts(view, self._health_of(view, points))
         self._names = list(charts)
         focus, time = self.chart_in_focus, time_scale(view, self.session.axis)

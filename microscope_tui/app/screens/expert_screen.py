@@ -86,11 +86,8 @@ class ExpertScreen(ChartActions):
         yield Rows(glyphs, id="ribbon")
         yield Rows(glyphs, id="keys")
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        session, (columns, rows) = self.session, self.size or self.app.size
+        session, (columns, rows) = self.session, self.room
         view, selected = (
             session.view(MOST_POINTS, self.ribbon_columns(), range(0)),
             session.selected,
@@ -134,7 +131,7 @@ class ExpertScreen(ChartActions):
         return self.session.expert
 
     def _more(self, view: RunView, layer: LayerView, expert: int, known: LoadSeries) -> list[Line]:
-        columns, colour = self.size.width, not self.app.no_color
+        columns, colour = self.room.width, not self.app.no_color
         across = expert_card.across_layers(view, expert, layer.index, columns, colour=colour)
         together = expert_card.comoving_line(known, expert, columns)
         return [across, expert_card.findings_line(view, layer, expert, columns), together]
@@ -143,7 +140,7 @@ class ExpertScreen(ChartActions):
         self, view: RunView, layer: LayerView, expert: int, known: LoadSeries, room: int
     ) -> None:
         charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
-        layout = arranged([list(charts)], "load", (self.size.width - 1, max(4, room)))
+        layout = arranged([list(charts)], "load", (self.room.width - 1, max(4, room)))
         time = time_scale(view, self.session.axis, layer.index)
         step = view.counts_step or view.step
         self.show_stacks(

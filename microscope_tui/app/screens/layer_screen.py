@@ -59,11 +59,8 @@ class LayerScreen(ChartActions):
     def chart_names(self) -> Sequence[str]:
         return [name for stack in self._names for name in stack]
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        session, (columns, rows) = self.session, self.size or self.app.size
+        session, (columns, rows) = self.session, self.room
         selected = session.selected
         points = min(MOST_POINTS, 2 * columns)
         view = session.view(points, self.ribbon_columns(), range(selected, selected + 1))
@@ -105,7 +102,7 @@ class LayerScreen(ChartActions):
         return pad(spread(left, [Span(moment, "accent")], columns), columns)
 
     def _draw_charts(self, view: RunView, layer: LayerView, said: int) -> None:
-        columns, rows = self.size
+        columns, rows = self.room
         charts = layer_charts(view, layer)
         self._names = [["load", "bias"] if layer.bias else ["load"], list(charts)]
         roomy = rows >= ROOMY_FROM_ROWS

@@ -1,0 +1,149 @@
+"""Figures: of exactly their size, gaps left open, the cursor seen and all behind it faint."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.app.renderables.charts import GUTTER, figure
+from microscope_tui.report.chart import Chart, Curve
+from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.spans import Line, line_width, plain
+from microscope_tui.report.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.curves import Window
+
+VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
+
+
+def chart(values: list[float], steps: list[int] | None = None, **more: object) -> Chart:
+    columns = [Column(v, v, v) for v in values]
+    return Chart("loss", [Curve(steps or range(1, len(values) + 1), columns)], **more)  # type: ignore[arg-type]
+
+
+def drawn(one: Chart, time: TimeScale, glyphs: Glyphs = Glyphs.BRAILLE) -> list[Line]:
+    return figure(one, time, (60, 9), glyphs, step=5)
+
+
+def columns_of(lines: list[Line], role: str) -> set[int]:
+    """Columns of the plot in which something of this role is drawn."""
+    found = set()
+    for line in lines[1:-1]:
+        at = 0
+        for span in line:
+            found |= {at + i for i, c in enumerate(span.text) if c != " " and span.role == role}
+            at += len(span.text)
+    return {column - GUTTER for column in found if column >= GUTTER}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(VALUE, max_size=20),
+    st.integers(1, 90),
+    st.integers(1, 24),
+    st.sampled_from(Glyphs),
+    st.one_of(st.none(), st.integers(1, 20)),
+    st.sampled_from([0.0, 0.6]),
+    st.booleans(),
+)
+def test_a_figure_has_exactly_its_size_whatever_the_numbers(
+    values: list[float],
+    width: int,
+    height: int,
+    glyphs: Glyphs,
+    cursor: int | None,
+    smoothing: float,
+    ticks: bool,
+) -> None:
+    marks = [
+        TimeMark(3, RESTART, "dim"),
+        TimeMark(4, EVALUATION, "dim"),
+        TimeMark(9, ONSET, "crit"),
+    ]
+    time = TimeScale(Window(1, 20), cursor, marks)
+    lines = figure(
+        chart(values, limits=[(0.5, "warn")], points=[(2, 0.1), (3, math.nan)]),
+        time,
+        (width, height),
+        glyphs,
+        step=cursor or 20,
+        smoothing=smoothing,
+        ticks=ticks,
+    )
+    assert len(lines) == height
+    assert all(line_width(line) == width for line in lines)
+    if glyphs is Glyphs.ASCII:
+        assert all("?" not in spelled(plain(line), glyphs) for line in lines)
+
+
+def test_a_gap_stays_open() -> None:
+    values = [1.0, 1.2, 1.1, math.nan, math.inf, math.nan, 1.3, 1.2, 1.25, 1.1]
+    lines = drawn(chart(values, bottom=None), TimeScale(Window(1, 10), None))
+    columns = columns_of(lines, "value")
+    width = 60 - GUTTER
+    assert columns & set(range(2 * width // 9))
+    assert columns & set(range(6 * width // 9 + 1, width))
+    assert not columns & set(range(2 * width // 9 + 2, 6 * width // 9 - 1))
+
+
+def test_points_stand_at_their_real_steps_however_unevenly_they_were_logged() -> None:
+    lines = drawn(chart([0.0, 1.0], [1, 2], top=1.0), TimeScale(Window(1, 1001), None))
+    assert columns_of(lines, "value") == {0}
+
+
+def test_points_outside_of_the_window_are_not_heaped_up_at_its_edges() -> None:
+    one = chart([5.0, 0.0, 5.0, 1.0, 1.0, 5.0, 0.0, 5.0], top=5.0)
+    lines = drawn(one, TimeScale(Window(4, 5), None))
+    rows = [at for at, line in enumerate(lines[1:-1]) for span in line if span.role == "value"]
+    assert len(set(rows)) == 1
+
+
+@pytest.mark.parametrize("glyphs", Glyphs)
+def test_the_cursor_is_a_line_and_what_is_behind_it_is_faint(glyphs: Glyphs) -> None:
+    values = [1.0 + n % 3 for n in range(100)]
+    time = TimeScale(Window(1, 100), 50)
+    lines = drawn(chart(values), time, glyphs)
+    at = time.column_of(50, 60 - GUTTER)
+    assert columns_of(lines, "accent") | columns_of(lines, "title") == {at}
+    assert at is not None
+    assert max(columns_of(lines, "value")) < at
+    assert min(columns_of(lines, "faint")) > at
+
+
+def test_restarts_onsets_evaluations_and_validation_losses_are_seen() -> None:
+    marks = [
+        TimeMark(30, RESTART, "dim"),
+        TimeMark(90, EVALUATION, "dim"),
+        TimeMark(60, ONSET, "crit"),
+    ]
+    one = chart([1.0] * 100, points=[(10, 0.3)])
+    text = "\n".join(map(plain, drawn(one, TimeScale(Window(1, 100), None, marks))))
+    assert text.count("╎") >= 5
+    assert text.count("┊") >= 5
+    assert text.count("'") == 1
+    assert text.count("●") == 1
+
+
+def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
+    values = [1.0, 9.0] * 30
+    lines = figure(
+        chart(values),
+        TimeScale(Window(1, 60), None),
+        (60, 9),
+        Glyphs.BRAILLE,
+        step=60,
+        smoothing=0.9,
+    )
+    assert columns_of(lines, "faint")
+    assert columns_of(lines, "value")
+    assert "smoothed .90" in plain(lines[0])
+    plainly = drawn(chart(values), TimeScale(Window(1, 60), None))
+    assert not columns_of(plainly, "faint")
+
+
+def test_nothing_measured_is_said_with_the_reason() -> None:
+    lines = drawn(
+        chart([math.nan], nothing="a pipe has no way back"), TimeScale(Window(1, 1), None)
+    )
+    assert "a pipe has no way back" in plain(lines[1])
