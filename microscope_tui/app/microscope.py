@@ -136,6 +136,8 @@ class Microscope(App[None]):
 
     async def _move_on(self) -> None:
         """From waiting to the run as soon as there is one, and back from a run without a step."""
+        if not self.screen_stack:  # on the way out
+            return
         if isinstance(self.screen, WaitingScreen):
             if self.session.has_run:
                 await self.pop_screen()

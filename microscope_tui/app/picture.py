@@ -16,6 +16,7 @@ from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.report.steady import SteadyLevels
 from microscope_tui.report.svg import stand_alone
 from microscope_tui.watch.fleet import Fleet
 
@@ -82,6 +83,7 @@ async def draw(
 async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Picture:
     await _read(app)
     await _choose(app, wanted)
+    app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
     if wanted.screen == "help":
         app.action_help()
     elif wanted.screen != "main":

@@ -75,22 +75,19 @@ def snapshot(
     output
         Write to this file instead of the standard output.
     """
-    to_stdout = output is None or output == PIPE
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
-    if to_stdout and format_ == "text":
+    if output in (None, PIPE) and format_ == "text":
         chosen = glyphs_for(glyphs, sys.stdout)
-    if screen == "main" and format_ == "text" and not layer and expert is None:
-        columns, rows = _size(size) or (100, None)
+    columns, rows = _size(size) or (120, 40)
+    if format_ == "json":
+        text = _as_json(path, screen, step)
+    elif screen == "main" and format_ == "text" and not layer and expert is None:
         watched = _newest(path)
-        text = snapshot_text(watched, columns, rows, chosen, _moment(watched, step))
-    elif format_ == "json" and screen != "runs":
-        watched = _newest(path)
-        text = view_json(view_of(watched, 1, 1, _moment(watched, step)))
-    elif format_ == "json":
-        text = runs_json(_cards(_fleet(path)))
+        width, height = (columns, rows) if size else (100, None)
+        text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
     else:
-        shape = _size(size) or (120, 40)
-        text = _drawn(path, screen, shape, step, layer, expert, chosen, svg=format_ == "svg")
+        wanted = (screen, columns, rows, step, layer, expert)
+        text = _drawn(path, wanted, chosen, svg=format_ == "svg")
     if output is None or output == PIPE:
         print_data(text)
         return 0
@@ -101,18 +98,22 @@ def snapshot(
     return 0
 
 
+def _as_json(path: Path, screen: str, step: int | None) -> str:
+    """The view as data, or the list of runs."""
+    if screen == "runs":
+        return runs_json(_cards(_fleet(path)))
+    watched = _newest(path)
+    return view_json(view_of(watched, 1, 1, _moment(watched, step)))
+
+
 def _drawn(
     path: Path,
-    screen: str,
-    size: tuple[int, int | None],
-    step: int | None,
-    layer: str,
-    expert: int | None,
+    what: tuple[str, int, int, int | None, str, int | None],
     glyphs: Glyphs,
     *,
     svg: bool,
 ) -> str:
-    """The screen as the application draws it."""
+    """The screen as the application draws it; ``what`` are the fields of ``Wanted``."""
     if path == PIPE:
         fail("a pipe has no such picture: write it to a file first, or ask for text", USAGE)
     fleet = _fleet(path)
@@ -121,10 +122,8 @@ def _drawn(
     os.environ.pop("NO_COLOR", None)
     from microscope_tui.app.picture import NoPicture, Wanted, draw
 
-    columns, rows = size
-    wanted = Wanted(screen, columns, rows or 40, step, layer, expert)
     try:
-        picture = asyncio.run(draw(fleet, wanted, glyphs))
+        picture = asyncio.run(draw(fleet, Wanted(*what), glyphs))
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text
@@ -199,7 +198,7 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
     return found
 
 
-def _size(size: str) -> tuple[int, int | None] | None:
+def _size(size: str) -> tuple[int, int] | None:
     if not size:
         return None
     columns, _, rows = size.lower().partition("x")

@@ -84,9 +84,14 @@ class Episode:
         """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""
         then = [grade for grade in self.grades if grade.step <= step] or self.grades[:1]
         over = self.recovered_at is not None and self.recovered_at <= step
+        known = then[-1] if then and self.worst_at > step else self
         return replace(
             self,
             severity=then[-1].severity if then else self.severity,
+            value=known.value,
+            limit=known.limit,
+            facts=known.facts,
+            confidence=known.confidence,
             last=min(self.last, step),
             recovered_at=self.recovered_at if over else None,
             grades=then,

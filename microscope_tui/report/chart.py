@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.report import words
-from microscope_tui.report.spans import Line, Span
+from microscope_tui.report.spans import Line, Span, line_width, pad, width_of
 from microscope_tui.watch.curve import Column
 
 GUTTER = 7
@@ -83,18 +83,25 @@ class Chart:
             )
         return bottom, top, beyond
 
-    def title(self, step: int, smoothing: float, *, focused: bool) -> Line:
-        """The name, the value at ``step``, and how it is drawn."""
+    def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
+        """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
         _, _, beyond = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = [Span("▶ " if focused else "  ", "accent")]
         line += [Span(self.name, "accent" if focused else "value")]
         line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
-        said = [self.note, f"smoothed {words.index(smoothing)}" if smoothing else ""]
-        said.append(f"peak {words.short_number(beyond)} beyond" if beyond is not None else "")
-        for text in filter(None, said):
+        said = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
+        said += [f"smoothed {words.index(smoothing)}"] if smoothing else []
+        return noted(line, [*said, self.note], width)
+
+
+def noted(line: Line, notes: Sequence[str], width: int) -> Line:
+    """``line`` with those of the notes behind it that fit, the most important first."""
+    line = list(line)
+    for text in filter(None, notes):
+        if line_width(line) + 3 + width_of(text) <= width:
             line.append(Span(f"   {text}", "dim"))
-        return line
+    return pad(line, width)
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

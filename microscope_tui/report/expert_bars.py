@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from microscope_tui.report import words
-from microscope_tui.report.chart import GUTTER, tick_text
+from microscope_tui.report.chart import GUTTER, noted, tick_text
 from microscope_tui.report.glyphs import Glyphs, bin_loads, load_level
 from microscope_tui.report.spans import Line, Span, pad
 
@@ -44,9 +44,9 @@ def load_bars(
         title += [Span(f" expert {chosen}", "accent"), Span(f" at {step:,}", "dim")]
     else:
         title += [Span(f"   at {step:,}", "dim")]
-    title.append(Span("   1 is fair", "dim"))
+    title = noted(title, ["1 is fair"], width)
     if rows < 1 or room < 8:
-        return [pad(title, width)] + [pad([], width)] * (height - 1)
+        return [title] + [pad([], width)] * (height - 1)
     top = max(2.0, *(x for x in load if math.isfinite(x)))
     cell = _cell_width(room, len(shown))
     fair = rows - 1 - min(rows - 1, int(rows / top))
@@ -65,7 +65,7 @@ def load_bars(
         for row, cells in enumerate(body)
     ]
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
-    return [pad(title, width), *lines, pad([Span(" " * GUTTER), *numbers], width)]
+    return [title, *lines, pad([Span(" " * GUTTER), *numbers], width)]
 
 
 def bias_bars(
@@ -95,9 +95,10 @@ def bias_bars(
         title += [Span(f"   {bias[chosen]:+.4g}", "title"), Span(f" expert {chosen}", "accent")]
     else:
         title.append(Span(f"   at {step:,}", "dim"))
-    title.append(Span(f"   around {mean:+.2g}".replace("0.", ".", 1), "dim"))
+    around = f"around {mean:+.2g}".replace("0.", ".", 1)
+    title = noted(title, [around], width)
     if rows < 2 or room < 8:
-        return [pad(title, width)] + [pad([], width)] * (height - 1)
+        return [title] + [pad([], width)] * (height - 1)
     most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
     cell, body = _cell_width(room, len(shown)), [[(" ", "")] * room for _ in range(rows)]
     for at, value in enumerate(shown):
@@ -109,7 +110,7 @@ def bias_bars(
         pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *_merged(cells)], width)
         for row, cells in enumerate(body)
     ]
-    return [pad(title, width), *lines]
+    return [title, *lines]
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:

@@ -137,7 +137,7 @@ def heat_line(
     if heat.look.measure in _RATIOS:
         remembered = heat.levels or _levels
         shown: Sequence[int | None] = remembered((key, columns), binned)
-        if heat.look.measure in (Measure.BIAS, Measure.DIFFERENCE):
+        if heat.look.measure is Measure.BIAS:
             shown = [-16 if level is None else level for level in shown]
         cells = [
             ("heat:dead" if v is None else f"heat:{v}", _mark(v, cell, marked, heat.colour))
@@ -195,11 +195,8 @@ def _reference_load(layer: LayerView, terms: Terms) -> Sequence[float] | None:
 
 
 def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
-    """Now ÷ then; 1 where both are zero, a sixteenth where all is lost, 16 where it was nothing."""
-    return [
-        1.0 if a == b else 16.0 if not b > 0 else max(a / b, 1 / 16)
-        for a, b in zip(now, then, strict=True)
-    ]
+    """Now ÷ then; 1 where both are zero, 0 where all is lost, 16 where it was nothing."""
+    return [1.0 if a == b else 16.0 if not b > 0 else a / b for a, b in zip(now, then, strict=True)]
 
 
 def _bias_ratios(bias: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import replace
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -194,9 +195,10 @@ def test_any_text_is_keys_or_refused(text: str) -> None:
         said = str(error)
     else:
         again = ",".join(written_key(key) for key in mine["layer.page_up"].split(","))
-        assert keymap_of({"layer.page_up": again}, SCREENS) == mine
+        if text.isascii():  # Textual's names of others do not lead back to the character
+            assert keymap_of({"layer.page_up": again}, SCREENS) == mine
         return
-    assert safe_text(said, 500) == said
+    assert safe_text(said, 500) == normalize("NFC", said)
 
 
 @given(

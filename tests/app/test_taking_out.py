@@ -100,7 +100,7 @@ async def test_the_next_sitting_looks_as_the_last_one(
         await pilot.press("a", "A", "s", "c", "x", "slash", *"L", "enter")
     again = Microscope(Fleet(collapsed), preferences=keep)
     async with again.run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
         assert again.session.look == app.session.look
         assert again.session.axis == app.session.axis
         assert again.session.filter.text == "L"

@@ -72,7 +72,7 @@ async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(
         assert "1 to 100" in seen(pilot, "#keys")
         await pilot.press("escape")
         assert app.session.time.following
-        assert "go to" in seen(pilot, "#keys")
+        assert "⏎ open" in seen(pilot, "#keys")
         await pilot.press("colon", "q", "down")  # q is typed; an arrow closes
         assert app.is_running
         await pilot.press("colon", "enter")

@@ -57,7 +57,7 @@ def test_one_wild_spike_does_not_press_the_curve_flat_and_is_told() -> None:
     _, high, beyond = chart.scale()
     assert high < 10
     assert beyond == 1e9
-    assert "peak 1.0G beyond" in plain(chart.title(60, 0.0, focused=False))
+    assert "peak 1.0G beyond" in plain(chart.title(60, 0.0, 80, focused=False))
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 0.35, 1e-5, 8.76e-4, 123.4, 41234.0, 1e12, -0.03])
@@ -161,3 +161,16 @@ def test_without_counts_the_chart_says_so() -> None:
     lines: Any = load_bars(None, (40, 8), Glyphs.BRAILLE, step=0)
     assert "no counts" in plain(lines[1])
     assert len(lines) == 8
+
+
+@given(st.integers(4, 90), st.sampled_from([0.0, 0.6]), st.booleans())
+def test_a_title_leaves_notes_out_rather_than_cutting_them(
+    width: int, smoothing: float, focused: bool
+) -> None:
+    chart = Chart("balance c", [curve(0.5)], now=0.84, note="1 is even")
+    line = chart.title(12410, smoothing, width, focused=focused)
+    assert line_width(line) == width
+    text = plain(line)
+    if width >= 29:
+        assert "balance c   0.84 at 12,410" in text
+        assert "…" not in text

@@ -34,6 +34,8 @@ def edges(level: int, *, coarse: bool) -> tuple[float, float]:
 
 @given(LOAD)
 def test_the_first_level_is_that_of_the_load_alone(load: float) -> None:
+    if load > 0:  # on an edge itself either side will do
+        assume(abs((4 * math.log2(load)) % 1 - 0.5) > 1e-9)
     assert SteadyLevels().levels("L1", [load]) == [load_level(load)]
 
 

@@ -43,6 +43,19 @@ def test_a_past_step_in_the_sick_stretch_is_shown_sick_though_the_run_recovered(
     assert view_of(watch, at=pin_at(watch, 150)).findings == []
 
 
+def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
+    scenario: Callable[..., Path], open_log: Any
+) -> None:
+    watch = open_log(scenario("slow-collapse", routers=5, steps=1500) / "metrics.jsonl")
+    now = view_of(watch)
+    grades = next(f.worst.grades for f, _ in now.alerts if f.rule == "COLLAPSE")
+    warned = view_of(watch, at=pin_at(watch, grades[0].step))
+    then = next(f.worst for f, _ in warned.alerts if f.rule == "COLLAPSE")
+    last = next(f.worst for f, _ in now.alerts if f.rule == "COLLAPSE")
+    assert then.value == grades[0].value > last.value
+    assert then.facts != last.facts
+
+
 def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
     write_log: Callable[..., Path], make_header: Make, make_step: Make, balanced: Any, open_log: Any
 ) -> None:

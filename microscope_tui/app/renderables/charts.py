@@ -49,7 +49,7 @@ def figure(
         ticks: labels of the time axis in the last line.
     """
     width, height = size
-    title = pad(chart.title(step, smoothing, focused=focused), width)
+    title = chart.title(step, smoothing, width, focused=focused)
     rows, columns = height - 1 - ticks, width - GUTTER
     if rows < 1 or columns < 8:
         return [title, *[pad([], width)] * (height - 1)][:height]

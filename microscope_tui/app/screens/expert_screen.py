@@ -192,7 +192,8 @@ class ExpertScreen(ChartActions):
             stop.set()  # also where this worker was cancelled: another one reads what is wanted now
         if self._asked is wanted:
             self._series, self._of, self._asked, self._problem = found, wanted, None, problem
-            await self.redraw()
+            if self.is_current:  # else it is drawn when it comes back
+                await self.redraw()
 
     async def action_expert(self, by: int) -> None:
         """Choose another expert."""
