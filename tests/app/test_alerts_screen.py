@@ -1,5 +1,6 @@
 """The alerts of a run: choosing one, going to where it began, marking it as seen, filtering."""
 
+import gzip
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -113,8 +114,6 @@ async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
 async def test_a_log_without_a_past_says_so_instead_of_going_to_the_onset(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
-    import gzip
-
     packed = troubled.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(troubled.read_bytes()))
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:

@@ -120,8 +120,8 @@ class MainScreen(LookActions):
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
         chosen = (session.selected, session.expert) if session.expert is not None else None
-        shown = (session.look, session.reference, session.time.window, session.steady)
-        shown = (*shown, session.pace.coarse)
+        drawn_by = (session.look, session.steady, session.pace.coarse)
+        shown = (session.reference, session.time.window, *drawn_by)
         visible = tuple(self._visible(layout))
         return version, session.time.pin, layout, visible, severities, chosen, shown
 
