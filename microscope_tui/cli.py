@@ -154,7 +154,8 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     microscope.run(mouse=False)
     if microscope.problem:
         say(microscope.problem)
-    return microscope.return_code or 0
+    code = microscope.return_code or 0
+    return NO_VERDICT if code == 1 else code  # Textual says 1 after a crash: here it is a verdict
 
 
 @app.command

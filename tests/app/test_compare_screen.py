@@ -170,7 +170,7 @@ async def test_the_filter_shows_only_matching_layers_and_n_goes_on(
         assert app.session.selected == 2
         await pilot.press("N")
         assert app.session.selected == 0
-        await pilot.press("slash", *"nothing", "enter")
+        await pilot.press("slash", *" nothing", "enter")
         assert "no layer matches" in seen(pilot, "#pairs")
         await pilot.press("c", "down", "up")
         assert app.is_running

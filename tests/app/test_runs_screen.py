@@ -67,7 +67,7 @@ def names_of(text: str) -> list[str]:
 
 
 def chosen_in(text: str) -> str:
-    (line,) = [line for line in lines_of(text) if line.startswith(" ▶ ")]
+    (line,) = [line for line in lines_of(text) if line[1:3] == "▶ "]
     return line[3:].split()[0]
 
 
@@ -298,3 +298,126 @@ async def test_the_list_is_left_by_the_key_that_opened_it(
         assert isinstance(pilot.app.screen, RunsScreen)
         await pilot.press(key)
         assert isinstance(pilot.app.screen, MainScreen)
+
+
+async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was_opened(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    for at in range(4):
+        make_run(f"run-{at}", 5_000 + at, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
+        await listed(pilot, until, seen, 4)
+        await pilot.press("s")
+        assert "no run is selected" in seen(pilot, "#keys")
+        await pilot.press("down", "space", "end", "space")
+        assert "2 selected" in seen(pilot, "#runs")
+        assert [line[0] for line in lines_of(seen(pilot, "#runs"))] == [" ", "✓", " ", "✓"]
+        await pilot.press("s")
+        assert "2 of 4 runs   solo" in seen(pilot, "#runs")
+        assert names_of(seen(pilot, "#runs")) == ["run-1", "run-3"]
+        assert chosen_in(seen(pilot, "#runs")) == "run-3"
+        await pilot.press("enter")
+        await until(pilot, lambda: " run-3 " in seen(pilot, "#header"), "the run")
+        await pilot.press("r")
+        await until(pilot, lambda: "solo" in seen(pilot, "#runs"), "the list")
+        await pilot.press("s")
+        assert len(lines_of(seen(pilot, "#runs"))) == 4
+        await pilot.press("space", "home", "down", "space")
+        assert "selected" not in seen(pilot, "#runs").split("\n")[0]
+
+
+async def test_solo_ends_with_the_last_selected_run(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    for at in range(3):
+        make_run(f"run-{at}", 5_000 + at, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
+        await listed(pilot, until, seen, 3)
+        await pilot.press("down", "space", "s")
+        assert names_of(seen(pilot, "#runs")) == ["run-1"]
+        (tmp_path / "run-1" / "metrics.jsonl").unlink()
+        await until(pilot, lambda: "2 runs" in seen(pilot, "#runs"), "the others")
+        assert names_of(seen(pilot, "#runs")) == ["run-0", "run-2"]
+
+
+async def test_p_pins_the_run_under_the_cursor_and_lets_it_go_again(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    for at in range(2):
+        make_run(f"run-{at}", 5_000 + at, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
+        app = pilot.app
+        assert isinstance(app, Microscope)
+        await listed(pilot, until, seen, 2)
+        await pilot.press("p")
+        assert "this is the open run" in seen(pilot, "#keys")
+        assert app.session.reference is None
+        await pilot.press("down", "p")
+        assert "pinned: run-1 is A" in seen(pilot, "#keys")
+        assert "run-1  pinned" in seen(pilot, "#runs")
+        assert app.session.reference is not None
+        assert (app.session.reference.run, app.session.reference.step) == ("run-1", 12)
+        await pilot.press("p")
+        assert "pinned" not in "".join(lines_of(seen(pilot, "#runs")))
+        assert app.session.reference is None
+        assert app.session.fleet.pinned is None
+
+
+async def test_a_run_that_cannot_be_pinned_says_why_each_time(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("trained", 5_000, end="finished")
+    make_run("begun", 6_000, steps=0)
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
+        await listed(pilot, until, seen, 2)
+        for _ in range(2):
+            await pilot.press("down", "p")
+            assert "begun has no step to compare with" in seen(pilot, "#keys")
+        assert "pinned" not in "".join(lines_of(seen(pilot, "#runs")))
+
+
+async def test_the_filter_finds_names_states_and_verdicts(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("sweep-a", 5_000, end="finished")
+    make_run("sweep-b", 6_000, end="collapse")
+    make_run("other", 7_000, end="failed")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(100, 20)) as pilot:
+        app = pilot.app
+        assert isinstance(app, Microscope)
+        await listed(pilot, until, seen, 3)
+        await pilot.press("n")
+        assert "no filter" in seen(pilot, "#keys")
+        for typed, names in (
+            ("sweep", ["sweep-a", "sweep-b"]),
+            ("failed", ["other"]),
+            ("collapse", ["sweep-b"]),
+            ("!sweep", ["other"]),
+        ):
+            await pilot.press("slash", *typed)
+            assert names_of(seen(pilot, "#runs")) == names
+            assert f"{len(names)} of 3 runs   /{typed}" in seen(pilot, "#runs")
+            await pilot.press("escape")
+            assert len(lines_of(seen(pilot, "#runs"))) == 3
+        await pilot.press("slash", *"sweep", "enter", "home", "n")
+        assert chosen_in(seen(pilot, "#runs")) == "sweep-b"
+        await pilot.press("N")
+        assert chosen_in(seen(pilot, "#runs")) == "sweep-a"
+        await pilot.press("slash", *"-z")
+        assert "no run matches" in seen(pilot, "#runs")
+        assert app.session.filter.text == ""
+        await pilot.press("enter", "enter", "space", "p", "down")  # there is no run to act on
+        assert isinstance(app.screen, RunsScreen)
+
+
+async def test_the_filter_can_be_set_while_no_run_is_open(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    make_run("begun", 1, steps=0)
+    make_run("trained", 9_000, end="finished")
+    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
+        await pilot.press("r", "slash", *"train", "enter")
+        assert names_of(seen(pilot, "#runs")) == ["trained"]
+        await pilot.press("enter")
+        await until(pilot, lambda: "trained" in seen(pilot, "#header"), "the run")

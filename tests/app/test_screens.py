@@ -10,7 +10,7 @@ from textual.binding import Binding
 from textual.pilot import Pilot
 
 from microscope_tui.app import key_lines
-from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
@@ -128,14 +128,14 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         assert isinstance(app.screen, MainScreen)
 
 
-@pytest.mark.parametrize("screen", ["main", "layer", "runs"])
+@pytest.mark.parametrize("screen", ["main", *SCREENS])
 async def test_every_binding_has_an_action_and_an_id_of_its_own(
     collapsed: Path, screen: str
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
-        if screen != "main":
-            await pilot.press({"layer": "enter", "runs": "r"}[screen])
+        await app.action_go(screen)
+        await pilot.pause()
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         assert len({b.id for b in bindings}) == len(bindings)
         used = [key for b in bindings for key in b.key.split(",")]

@@ -130,11 +130,53 @@ def test_nan_everywhere_is_shown_and_survived(
     assert screen.exit_code() == 0
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_microscope_leaves_the_terminal_usable(
-    terminal: Start, collapsed: Path
+    terminal: Start, collapsed: Path, signal_: signal.Signals
 ) -> None:
     screen = terminal(collapsed)
     screen.wait_for("L5")
-    screen.kill(signal.SIGTERM)
-    assert screen.exit_code() == 128 + signal.SIGTERM
+    screen.kill(signal_)
+    assert screen.exit_code() == 128 + signal_
     assert LEAVES_ALTERNATE_SCREEN in screen.output
+    assert SHOWS_CURSOR in screen.output
+
+
+def test_an_unexpected_error_leaves_the_terminal_usable_and_is_told(
+    terminal: Start, collapsed: Path, tmp_path: Path
+) -> None:
+    broken = "import microscope_tui.report.frame as f\nf.verdict = lambda *_: 1 / 0\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    screen = terminal(collapsed, PYTHONPATH=str(tmp_path))
+    assert screen.exit_code() == 3
+    assert LEAVES_ALTERNATE_SCREEN in screen.output
+    assert SHOWS_CURSOR in screen.output
+    assert b"ZeroDivisionError" in screen.output
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TERM": "screen-256color", "COLORTERM": ""},
+        {"TERM": "xterm", "COLORTERM": ""},
+        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"NO_COLOR": "1"},
+    ],
+    ids=["tmux", "16 colours", "no UTF-8", "no colours"],
+)
+def test_poor_terminals_show_the_same_facts(
+    terminal: Start, collapsed: Path, environment: dict[str, str]
+) -> None:
+    screen = terminal(collapsed, columns=80, rows=24, **environment)
+    screen.wait_for("CRITICAL")
+    screen.wait_for("450 finished")
+    row = next(line for line in screen.screen.display if " L4 " in line[:8])
+    assert " C " in row
+    assert any(mark in row for mark in "#▴^")
+    if "LANG" in environment:
+        assert screen.text.isascii()
+    if environment.get("TERM") == "xterm":
+        assert b"38;2;" not in screen.output
+        assert b"48;5;" not in screen.output
+    screen.press("q")
+    assert screen.exit_code() == 0
