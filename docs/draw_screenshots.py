@@ -17,16 +17,19 @@ from pathlib import Path
 os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.report.svg import stand_alone
+from microscope_tui.app.picture import Wanted, draw
 from microscope_tui.watch.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"
 PICTURES = {
-    "main": ((112, 34), ["a"]),
-    "layer": ((112, 34), ["a", "enter"]),
-    "main-80x24": ((80, 24), ["a"]),
+    "main": Wanted("main", 112, 34),
+    "main-80x24": Wanted("main", 80, 24),
+    "layer": Wanted("layer", 112, 34),
+    "expert": Wanted("expert", 112, 34),
+    "alerts": Wanted("alerts", 112, 24),
+    "compare": Wanted("compare", 112, 24),
+    "course": Wanted("course", 112, 34),
 }
 
 
@@ -45,23 +48,10 @@ def main() -> None:
 async def draw_all(run: Path) -> None:
     """Every picture of ``PICTURES``."""
     FOLDER.mkdir(exist_ok=True)
-    for name, (size, keys) in PICTURES.items():
+    for name, wanted in PICTURES.items():
         path = FOLDER / f"{name}.svg"
-        path.write_text(stand_alone(await drawn(run, size, keys)), encoding="utf-8")
+        path.write_text((await draw(Fleet(run), wanted)).svg, encoding="utf-8")
         print(path.relative_to(ROOT))
-
-
-async def drawn(run: Path, size: tuple[int, int], keys: list[str]) -> str:
-    """The screen after ``keys``, as SVG."""
-    app = Microscope(Fleet(run))
-    async with app.run_test(size=size) as pilot:
-        while app.session.watch is None or not app.session.watch.complete:
-            await pilot.pause(0.05)
-        await pilot.pause(0.5)
-        for key in keys:
-            await pilot.press(key)
-            await pilot.pause(0.4)
-        return app.export_screenshot(title="moe-microscope logs/", simplify=True)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     if len(lines) > height > 2:
         more = len(lines) - height + 1
         lines = [*lines[: height - 1], [Span(f"  … {more} more lines", "faint")]]
+    elif len(lines) > height > 0:
+        lines[height - 1] = [*pad(lines[height - 1], width - 1), Span("…", "faint")]
     return [pad(line, width) for line in lines[: max(0, height)]]
 
 

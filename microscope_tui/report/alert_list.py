@@ -151,8 +151,9 @@ def list_width(entries: Sequence[Entry], columns: int) -> int:
     """Columns that the list takes where the unfolded alert stands beside it."""
     full = fit_alerts(entries, 10**6)
     fixed = _MARK + full.severity + full.rule + len(_GAP) + full.onset + 3 + full.end + _SEEN
-    wanted = fixed + full.layers + full.value + len(_GAP)
-    return min(wanted, max(columns // 2, fixed + _LEAST_LAYERS), columns - _LEAST_DETAIL)
+    wanted = max(_NARROW, fixed + full.layers + full.value + len(_GAP))
+    most = max(_NARROW, columns // 2, fixed + _LEAST_LAYERS)
+    return min(wanted, most, columns - _LEAST_DETAIL)
 
 
 def heads(layout: ListLayout) -> Line:
@@ -161,7 +162,7 @@ def heads(layout: ListLayout) -> Line:
     return pad(
         [
             Span(" " * _MARK),
-            *pad([Span("severity"[: layout.severity - 1], "dim")], layout.severity),
+            *pad([Span("severity" if layout.severity > 2 else "", "dim")], layout.severity),
             *pad([Span("rule", "dim")], layout.rule),
             *pad([Span("layers", "dim")], layout.layers),
             Span(_GAP),

@@ -162,3 +162,13 @@ def test_without_alerts_it_says_what_healthy_means_and_how_far_the_diagnosis_is(
     assert "c stays above 0.35" in text
     assert "up to step 60" in text
     assert plain(alert_list.title_line([], 80, "")) == " alerts   none"
+
+
+@pytest.mark.parametrize("columns", [100, 120, 200])
+def test_a_list_beside_the_unfolded_alert_writes_severity_in_words(
+    troubled: RunWatch, columns: int
+) -> None:
+    found = entries(view_of(troubled))[:1]
+    layout = alert_list.fit_alerts(found, alert_list.list_width(found, columns))
+    assert "C crit" in plain(alert_list.entry_line(found[0], layout, Glyphs.BRAILLE, chosen=False))
+    assert layout.columns <= columns - 40
