@@ -15,11 +15,7 @@ from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from microscope_tui.commands.check import check
 from microscope_tui.commands.config import UserConfig, keymap_from, read_config
-from microscope_tui.commands.doctor import doctor
-from microscope_tui.commands.explain import explain
-from microscope_tui.commands.keys import keys_command
 from microscope_tui.commands.snapshot import print_snapshot, snapshot
 from microscope_tui.console import (
     PIPE,
@@ -53,11 +49,19 @@ app = App(
     version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
 )
-app.command(check)
 app.command(snapshot)
-app.command(explain)
-app.command(keys_command, name="keys")
-app.command(doctor)
+# Imported only when they are called: the first screen must not wait for them.
+for name, function, help_ in (
+    (
+        "check",
+        "check:check",
+        "Judge the newest run: 0 healthy, 1 warning, 2 critical, 3 no verdict.",
+    ),
+    ("explain", "explain:explain", "List the rules, or say what one means and what to do."),
+    ("keys", "keys:keys_command", "List the keys of every screen: id, keys, what they do."),
+    ("doctor", "doctor:doctor", "Say what this terminal can show and what a screen costs."),
+):
+    app.command(f"microscope_tui.commands.{function}", name=name, help=help_)
 
 
 @app.default

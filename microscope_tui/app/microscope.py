@@ -4,9 +4,10 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
@@ -18,14 +19,8 @@ from microscope_tui.app.keymap import remapped
 from microscope_tui.app.memory import recall, remember
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.renderables.palette import GROUND
-from microscope_tui.app.screens.alerts_screen import AlertsScreen
-from microscope_tui.app.screens.compare_screen import CompareScreen
-from microscope_tui.app.screens.course_screen import CourseScreen
-from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.help_screen import HelpScreen
-from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
 from microscope_tui.app.theme import THEME
@@ -33,14 +28,7 @@ from microscope_tui.app.traffic import counting
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
-SCREENS: Mapping[str, Callable[[Session], Screen[None]]] = {
-    "alerts": AlertsScreen,
-    "compare": CompareScreen,
-    "course": CourseScreen,
-    "expert": ExpertScreen,
-    "layer": LayerScreen,
-    "runs": RunsScreen,
-}
+SCREENS = ("alerts", "compare", "course", "expert", "layer", "runs")
 """Screens that stand on top of the main one, by the names that ``action_go`` takes."""
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
@@ -148,7 +136,7 @@ class Microscope(App[None]):
 
     async def action_go(self, name: str) -> None:
         """Show a screen by its name, or the main one again; what was opened before is closed."""
-        wanted = SCREENS.get(name)
+        wanted = screen_named(name) if name in SCREENS else None
         if isinstance(self.screen, HelpScreen | WaitingScreen) and name != "runs":
             return
         again = wanted is not None and type(self.screen) is wanted
@@ -168,3 +156,10 @@ class Microscope(App[None]):
     def action_repaint(self) -> None:
         """Paint everything again, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
+
+
+def screen_named(name: str) -> Callable[[Session], Screen[None]]:
+    """The class of a screen; imported when it is opened, not before the first picture."""
+    module = import_module(f"microscope_tui.app.screens.{name}_screen")
+    found: Callable[[Session], Screen[None]] = getattr(module, f"{name.capitalize()}Screen")
+    return found

@@ -33,16 +33,18 @@ class Prompt:
         self.kind, self.typed = kind, typed
 
     def take(self, key: str, character: str | None) -> str | None:
-        """One key. Returns what was entered once it is; other control keys close without."""
+        """One key. Returns what was entered once it is; escape closes, other keys do nothing."""
         if self.kind == "copy":
             self.kind = ""
             return character if character in COPY_CHOICES else None
         if key == "backspace":
             self.typed = self.typed[:-1]
-        elif key == "enter" or character is None or not character.isprintable():
+        elif key == "ctrl+u":
+            self.typed = ""
+        elif key in ("enter", "escape"):
             self.kind = ""
             return self.typed if key == "enter" else None
-        else:
+        elif character is not None and character.isprintable():
             self.typed = (self.typed + character)[:_MOST_CHARACTERS]
         return None
 

@@ -91,7 +91,7 @@ class Chart:
         line += [Span(self.name, "accent" if focused else "value")]
         line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
         said = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
-        said += [f"smoothed {words.index(smoothing)}"] if smoothing else []
+        said += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*said, self.note], width)
 
 

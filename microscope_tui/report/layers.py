@@ -2,24 +2,33 @@
 
 from collections.abc import Sequence
 
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.heat import Terms
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.watch.view import RunView
+
+_SEVERITIES = {
+    Severity.INFO: "info note",
+    Severity.WARN: "warning",
+    Severity.CRITICAL: "critical",
+    Severity.ERROR: "error meter",
+}
 
 
 def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     """Indices of the layers whose name, or the name of whose trouble, matches."""
     if not pattern.text:
         return range(len(view.layers))
-    troubles: dict[int, list[str]] = {}
+    troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.active:
-                troubles.setdefault(episode.router_index, []).append(finding.rule)
+                words = troubles.setdefault(episode.router_index, [])
+                words += [finding.rule, _SEVERITIES[episode.severity]]
     return [
         layer.index
         for layer in view.layers
-        if pattern.matches(" ".join([layer.router.name, *troubles.get(layer.index, ())]))
+        if pattern.matches(" ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
     ]
 
 

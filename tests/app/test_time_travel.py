@@ -73,7 +73,11 @@ async def test_the_prompt_can_be_corrected_and_left_without_going_anywhere(
         await pilot.press("escape")
         assert app.session.time.following
         assert "⏎ open" in seen(pilot, "#keys")
-        await pilot.press("colon", "q", "down")  # q is typed; an arrow closes
+        await pilot.press("colon", "q", "down", "left", "delete")  # all but q do nothing
+        assert "go to step q▏" in seen(pilot, "#keys")
+        await pilot.press("ctrl+u", "7")
+        assert "go to step 7▏" in seen(pilot, "#keys")
+        await pilot.press("escape")
         assert app.is_running
         await pilot.press("colon", "enter")
         assert app.session.time.following

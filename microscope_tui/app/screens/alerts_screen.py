@@ -159,6 +159,9 @@ class AlertsScreen(PromptActions):
     def copy(self, what: str) -> None:
         """The verdict is that of the chosen alert."""
         entry, view = self._entry, self.session.view(1, 1, range(0))
+        if entry is not None and what != "verdict":  # of the layer that the alert is about
+            self.session.selected = max(0, entry.finding.worst.router_index)
+            self.session.expert = None
         if what != "verdict" or entry is None or view is None:
             super().copy(what)
             return

@@ -16,6 +16,7 @@ from microscope_tui.report.heat import Heat, terms_of
 from microscope_tui.report.layers import expert_line, matching
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, first_visible, fit
 from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
@@ -165,7 +166,8 @@ class MainScreen(LookActions):
         watching = " · ".join([session.how_it_watches(), *self._net(view)])
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
-            chosen = f"/{session.filter.text}  {len(self._rows)} of {len(view.layers)} layers"
+            count = f"{len(self._rows)} of {len(view.layers)} layers"
+            chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
         notes = time_line.notes(view, layout, glyphs, watching, chosen)
         self.query_one("#notes", Rows).show([notes])
         self.draw_last_line()
