@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import struct
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ class Terminal:
         """Start ``command``; ``environment`` is added to ours, without COLUMNS and LINES."""
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(environment or {})}
+        kept["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="moe-microscope-state-")  # none of ours
         kept = {name: value for name, value in kept.items() if value}
         self.started = time.monotonic()
         self.sent = 0
