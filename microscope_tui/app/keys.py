@@ -105,8 +105,8 @@ FILTER = [
 ]
 OUT = [
     _key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
-    _key("w", "write('csv')", "write this view as CSV", "out.csv"),
-    _key("W", "write('json')", "write this view as JSON", "out.json"),
+    _key("w", "write('csv')", "write the loads of this step as CSV", "out.csv"),
+    _key("W", "write('json')", "write all of this step as JSON", "out.json"),
     _key("S", "write('svg')", "write a picture of the screen", "out.svg"),
 ]
 EVERYWHERE = [

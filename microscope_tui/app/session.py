@@ -164,7 +164,7 @@ class Session:
         if moment is None or watch is None:
             self.reference = None
         else:
-            self.reference = reference_of(watch.file.name, moment)
+            self.reference = reference_of(watch.file.name, moment, watch.run)
         self.look = self.look.compared(self.reference is not None)
 
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.config import default_config
+from microscope_tui.commands.config import default_config, keymap_from, read_config
 from microscope_tui.console import print_data, say
 
 if TYPE_CHECKING:  # the list is all that is needed of the UI, and only when it is asked for
@@ -26,8 +26,10 @@ def keys_command(
         Print the same as JSON.
     """
     from microscope_tui.app import keys
+    from microscope_tui.app.keymap import remapped
 
-    screens = keys.screens()
+    own = keymap_from(read_config())  # what cannot be is said, and ends here
+    screens = {name: remapped(bindings, own) for name, bindings in keys.screens().items()}
     if as_json_:
         print_data(json.dumps(as_json(screens), indent=2, ensure_ascii=False))
     else:

@@ -4,7 +4,7 @@ Screens, snapshots and the JSON report draw from the same view, so that they can
 """
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
@@ -192,10 +192,16 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     episodes: Iterable[Episode] = diagnosis.episodes
     if until is not None:
         episodes = (e.as_of(until) for e in episodes if e.onset <= until)
-    return [
-        (finding, advise(finding, diagnosis.run, diagnosis.checkpoints))
-        for finding in group(episodes)
-    ]
+    found = []
+    for finding in group(episodes):
+        advice = advise(finding, diagnosis.run, diagnosis.checkpoints)
+        if until is not None and finding.worst.alarm > until:  # in hindsight it had begun
+            said = (
+                f"{advice.why} (The numbers are those of its alarm, step {finding.worst.alarm:,}.)"
+            )
+            advice = replace(advice, why=said)
+        found.append((finding, advice))
+    return found
 
 
 def _layers(
