@@ -196,10 +196,8 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     for finding in group(episodes):
         advice = advise(finding, diagnosis.run, diagnosis.checkpoints)
         if until is not None and finding.worst.alarm > until:  # in hindsight it had begun
-            said = (
-                f"{advice.why} (The numbers are those of its alarm, step {finding.worst.alarm:,}.)"
-            )
-            advice = replace(advice, why=said)
+            whose = f"(numbers of its alarm, step {finding.worst.alarm:,})"
+            advice = replace(advice, verdict=f"{advice.verdict} {whose}")
         found.append((finding, advice))
     return found
 
