@@ -2,6 +2,8 @@
 
 import json
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from microscope_tui.runlog.discover import RunFile
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.run_watch import RunWatch
+
+# Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def header(**changes: Any) -> dict[str, Any]:

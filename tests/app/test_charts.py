@@ -137,7 +137,7 @@ def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
     )
     assert columns_of(lines, "faint")
     assert columns_of(lines, "value")
-    assert "smoothed .90" in plain(lines[0])
+    assert "smoothing 0.9" in plain(lines[0])
     plainly = drawn(chart(values), TimeScale(Window(1, 60), None))
     assert not columns_of(plainly, "faint")
 

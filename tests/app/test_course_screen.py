@@ -77,7 +77,7 @@ async def test_tab_z_and_e_work_as_on_the_layer_screen(
         await pilot.pause()
         assert shown(pilot) == ALL
         assert app.session.smoothing == 0.6
-        assert "smoothed .60" in seen(pilot, "#chart-loss")
+        assert "smoothing 0.6" in seen(pilot, "#chart-loss")
 
 
 async def test_a_small_window_names_what_it_hides_and_tab_goes_there(
