@@ -11,15 +11,14 @@ at the end, the bytes a second it sends to the terminal, and how many steps the 
 import argparse
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.beside import writing
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
 
@@ -63,7 +62,7 @@ def main() -> None:
         arguments += ["--routers", str(options.routers), "--experts", str(options.experts)]
         command = [sys.executable, "-m", "microscope_tui.cli", str(log.parent)]
         with (
-            writing([log], arguments),
+            writing("benchmarks.paced_writer", [str(log), *arguments]),
             Terminal(command, columns=COLUMNS, rows=ROWS, environment=COLOURS_256) as terminal,
         ):
             shown = terminal.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)))
@@ -71,23 +70,6 @@ def main() -> None:
             samples = list(watch(terminal, log, options.seconds))
     print(f"{'first step shown, s':>24}: {shown:.2f}")
     report(samples)
-
-
-@contextmanager
-def writing(logs: Sequence[Path], arguments: Sequence[str]) -> Iterator[None]:
-    """A writer at work in a process of its own; the history is written before the body runs."""
-    command = [sys.executable, "-m", "benchmarks.paced_writer", *map(str, logs), *arguments]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert writer.stdout is not None
-        if writer.stdout.readline() != b"ready\n":
-            raise RuntimeError("the writer did not start; its message stands above")
-        yield
-        if writer.poll() is not None:
-            raise RuntimeError(f"the writer ended early, with code {writer.returncode}")
-    finally:
-        writer.kill()
-        writer.communicate()
 
 
 def watch(terminal: Terminal, log: Path, seconds: float) -> Iterator[Sample]:

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.following import COLOURS_256, COLUMNS, ROWS, writing
+from benchmarks.beside import writing
+from benchmarks.following import COLOURS_256, COLUMNS, ROWS
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
 from microscope_tui.scenarios.bulk import write_bulk
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{options.runs:,} runs, {len(live)} of them live, {size / 1e6:.0f} MB")
         arguments = ["--rate", "1", "--history", str(options.steps), "--top-k", str(TOP_K)]
         arguments += ["--routers", str(ROUTERS), "--experts", str(EXPERTS)]
-        with writing(live, arguments):
+        with writing("benchmarks.paced_writer", [*map(str, live), *arguments]):
             measure(folder, options)
 
 

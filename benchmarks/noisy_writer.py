@@ -11,11 +11,9 @@ then ``--rate`` steps a second until it is terminated.
 
 import argparse
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from microscope_tui import measures
@@ -102,27 +100,6 @@ def _step(
         "router": {"entropy": entropies, "mean_entropy": means, **measures.summarise(rows)},
         "tokens_per_expert": rows,
     }
-
-
-@contextmanager
-def noisy_training(log: Path, cv: float) -> Iterator[None]:
-    """One at work in a process of its own; the history is written before the body runs.
-
-    Raises:
-        RuntimeError: it did not start, or ended early.
-    """
-    command = [sys.executable, "-m", "benchmarks.noisy_writer", str(log), "--cv", str(cv)]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert writer.stdout is not None
-        if writer.stdout.readline() != b"ready\n":
-            raise RuntimeError("the writer did not start; its message stands above")
-        yield
-        if writer.poll() is not None:
-            raise RuntimeError(f"the writer ended early, with code {writer.returncode}")
-    finally:
-        writer.kill()
-        writer.communicate()
 
 
 if __name__ == "__main__":

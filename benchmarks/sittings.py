@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.beside import writing
 from benchmarks.big_log import Direction, press
-from benchmarks.noisy_writer import noisy_training
 from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal
 
@@ -85,7 +85,9 @@ def following(log: Path, cv: float, colours: Mapping[str, str], seconds: float) 
     Raises:
         RuntimeError: the screen did not follow, so there is nothing to measure.
     """
-    with noisy_training(log, cv), Sitting(log.parent, environment=colours) as sitting:
+    arguments = [str(log), "--cv", str(cv)]
+    training = writing("benchmarks.noisy_writer", arguments)
+    with training, Sitting(log.parent, environment=colours) as sitting:
         sitting.wait_until(lambda text: bool(re.search(_STEP, text)))
         sitting.read(SETTLING_S)
         before, at, sent, step = sitting.usage(), sitting.age, sitting.sent, _shown(sitting)

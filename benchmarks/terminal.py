@@ -41,7 +41,8 @@ class Terminal:
         """Start ``command``; ``environment`` is added to ours, without COLUMNS and LINES."""
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(environment or {})}
-        kept["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="moe-microscope-state-")  # none of ours
+        self._state = tempfile.TemporaryDirectory(prefix="moe-microscope-state-")
+        kept["XDG_STATE_HOME"] = self._state.name  # nobody's saved view
         kept = {name: value for name, value in kept.items() if value}
         self.started = time.monotonic()
         self.sent = 0
@@ -77,6 +78,7 @@ class Terminal:
             with suppress(ProcessLookupError):
                 os.kill(orphan, signal.SIGKILL)
         os.close(self._file)
+        self._state.cleanup()
 
     def _has_left(self) -> bool:
         until = time.monotonic() + _LEAVING_S

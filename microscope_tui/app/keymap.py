@@ -12,9 +12,11 @@ that it has from now on. An id that several screens share is changed on all of t
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from textual.binding import Binding
 from textual.keys import REPLACED_KEYS, Keys, key_to_character
+from textual.screen import Screen
 
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -106,6 +108,11 @@ def remapped(bindings: Iterable[Binding], keymap: Keymap) -> list[Binding]:
             one = one.with_key(keys, own[0])
         after.append(one)
     return after
+
+
+def bindings_of(screen: Screen[Any], keymap: Keymap) -> list[Binding]:
+    """The bindings of a screen, with the keys that they have in this sitting."""
+    return remapped([one for one in screen.BINDINGS if isinstance(one, Binding)], keymap)
 
 
 def shown_key(key: str) -> str:

@@ -15,7 +15,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 
 from microscope_tui.app.commands_shown import commands_of
-from microscope_tui.app.keymap import remapped
+from microscope_tui.app.keymap import bindings_of
 from microscope_tui.app.memory import recall, remember
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.renderables.palette import GROUND
@@ -49,9 +49,6 @@ class Microscope(App[None]):
     .part {{ margin-left: 2; }}
     .roomy #verdict {{ height: 3; margin: 1 0; }}
     .roomy #ribbon {{ margin-top: 1; }}
-    .small #verdict, .small #heads, .small #table, .small #ribbon, .small #notes, .small #keys
-        {{ display: none; }}
-    .small #header {{ height: 1fr; }}
     MainScreen #notes {{ display: none; }}
     MainScreen.noted #notes {{ display: block; }}
     #charts {{ height: 1fr; overflow: hidden; }}
@@ -60,16 +57,15 @@ class Microscope(App[None]):
     #facts {{ height: 2; }}
     #answer, #hidden {{ height: 1; }}
     .roomy #layer-title, .roomy #answer, .roomy #charts, .roomy #more {{ margin-top: 1; }}
-    .small #layer-title, .small #evidence, .small #facts, .small #answer, .small #charts,
-        .small #more, .small #hidden {{ display: none; }}
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #runs {{ height: 1fr; }}
     #alerts-title, #track, #compare-heads, #moved {{ height: 1; }}
     #alerts {{ height: 1fr; layout: vertical; }}
     .beside #alerts {{ layout: horizontal; }}
     .airy #alerts {{ margin: 1 0; }}
-    .small #alerts-title, .small #alerts, .small #track, .small #moments, .small #compare-heads,
-    .small #pairs, .small #moved {{ display: none; }}
+    .gone, .small > * {{ display: none; }}
+    MainScreen.small #notes {{ display: none; }}
+    .small > #header {{ display: block; height: 1fr; }}
     #help {{ border: round #3a424d; background: {GROUND}; }}
     """
     TITLE = "MoE Microscope"
@@ -114,8 +110,7 @@ class Microscope(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """What the command palette offers: exactly what the keys of the present screen do."""
-        bindings = [b for b in screen.BINDINGS if isinstance(b, Binding)]
-        return commands_of(self, screen, remapped(bindings, self.session.keymap))
+        return commands_of(self, screen, bindings_of(screen, self.session.keymap))
 
     def on_unmount(self) -> None:
         if self.session.preferences.remember and not self.session.fleet.piped:
@@ -149,8 +144,7 @@ class Microscope(App[None]):
         """Show the keys of the present screen."""
         if isinstance(self.screen, HelpScreen):
             return
-        own = [b for b in self.screen.BINDINGS if isinstance(b, Binding)]
-        bindings = remapped(own, self.session.keymap)
+        bindings = bindings_of(self.screen, self.session.keymap)
         self.push_screen(HelpScreen(bindings, self.session.glyphs))
 
     def action_repaint(self) -> None:

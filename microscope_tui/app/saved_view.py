@@ -34,8 +34,6 @@ _OUR_FILE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}-\w+\.tmp")
 class SavedView:
     """The choices of one person on one folder of logs; empty where nothing was chosen."""
 
-    run: str = ""
-    """Name of the open run."""
     layer: str = ""
     """Name of the chosen router."""
     measure: str = ""
@@ -46,7 +44,6 @@ class SavedView:
     smoothing: float = 0.0
     seen: tuple[str, ...] = ()
     """Keys of acknowledged alerts, newest last."""
-    pinned: str = ""
 
 
 def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:

@@ -4,7 +4,7 @@ Of several experts in one bar the one farthest from fair is shown, never a mean 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from microscope_tui.report import words
@@ -60,10 +60,7 @@ def load_bars(
         if not value > 0:
             body[-1][at * cell] = ("×", "heat:dead")
     labels = {0: tick_text(top, top), rows - 1: "0", fair: "1"}
-    lines = [
-        pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *_merged(cells)], width)
-        for row, cells in enumerate(body)
-    ]
+    lines = _labelled(body, labels, width)
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
     return [title, *lines, pad([Span(" " * GUTTER), *numbers], width)]
 
@@ -106,11 +103,16 @@ def bias_bars(
         role = "title" if here else "curve"
         _swing(body, at * cell, _bar_width(cell), value / most, glyphs, role)
     labels = {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}
-    lines = [
+    lines = _labelled(body, labels, width)
+    return [title, *lines]
+
+
+def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
+    """The rows of bars, with the numbers of the scale at their left."""
+    return [
         pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *_merged(cells)], width)
         for row, cells in enumerate(body)
     ]
-    return [title, *lines]
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:

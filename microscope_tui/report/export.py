@@ -25,11 +25,6 @@ EXPERT_COLUMNS = (
     *("run", "step", "counts_step", "router", "layer", "depth", "expert"),
     *("tokens", "load", "expert_bias"),
 )
-LAYER_COLUMNS = (
-    *("run", "step", "router", "layer", "depth", "num_experts", "top_k"),
-    *("collapse_index", "effective_experts", "entropy", "mean_entropy", "max_load", "drop_rate"),
-    *("severity", "quadrant"),
-)
 _FORMULA = "=+-@"
 _Cell = str | float | None
 
@@ -46,15 +41,6 @@ def view_csv(view: RunView) -> str:
         of_experts = zip_longest(layer.counts or (), layer.load or (), layer.bias or ())
         rows += [(*of_layer, expert, *values) for expert, values in enumerate(of_experts)]
     return _table(EXPERT_COLUMNS, rows)
-
-
-def layers_csv(view: RunView) -> str:
-    """One row per layer."""
-    rows = []
-    for layer in view.layers:
-        values = {"run": view.name, "step": view.step, **_layer(layer, view)}
-        rows.append([values[column] for column in LAYER_COLUMNS])
-    return _table(LAYER_COLUMNS, rows)
 
 
 def view_json(view: RunView) -> str:

@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from microscope_tui.app.screens.alerts_screen import AlertsScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, judged
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
 
@@ -34,16 +33,7 @@ def troubled(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
 
 async def opened(pilot: Pilot[None], until: Until, *keys: str) -> Microscope:
     """The list of alerts, once everything is judged."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return bool(watch and watch.complete and watch.judged >= 1) and isinstance(
-            app.screen, MainScreen
-        )
-
-    await until(pilot, ready, "the whole log")
+    app = await judged(pilot, until)
     await pilot.press(*keys, "3")
     await until(pilot, lambda: isinstance(app.screen, AlertsScreen), "the alerts")
     await pilot.pause()

@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, judged
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 Make = Callable[..., Path]
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
@@ -53,20 +52,6 @@ async def opened(pilot: Pilot[None], until: Until, seen: Seen, *keys: str) -> Mi
     await pilot.press(*keys, "5")
     await until(pilot, lambda: isinstance(app.screen, CompareScreen), "the comparison")
     await until(pilot, lambda: " A  " in seen(pilot, "#moments"), "A")
-    return app
-
-
-async def judged(pilot: Pilot[None], until: Until) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return bool(watch and watch.complete and watch.judged >= 1) and isinstance(
-            app.screen, MainScreen
-        )
-
-    await until(pilot, ready, "the whole log")
     return app
 
 

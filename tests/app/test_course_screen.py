@@ -1,6 +1,5 @@
 """The course of a run on one time axis: its keys, and whether the loss noticed."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +8,18 @@ from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.course_screen import CourseScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, charts_shown, judged
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 ALL = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]
 
 
 async def opened(pilot: Pilot[None], until: Until) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return bool(
-            watch and watch.complete and watch.judged >= 1 and isinstance(app.screen, MainScreen)
-        )
-
-    await until(pilot, ready, "the whole log")
+    app = await judged(pilot, until)
     await pilot.press("6")
     await until(pilot, lambda: isinstance(app.screen, CourseScreen), "the course")
     await pilot.pause()
     return app
-
-
-def shown(pilot: Pilot[None]) -> list[str]:
-    parts = pilot.app.screen.query("#charts Rows").results(Rows)
-    return [(p.id or "").removeprefix("chart-") for p in parts if p.display and p.size.height > 1]
 
 
 async def test_all_charts_stand_on_one_axis_with_ticks_once(
@@ -45,7 +27,7 @@ async def test_all_charts_stand_on_one_axis_with_ticks_once(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
         await opened(pilot, until)
-        assert shown(pilot) == ALL
+        assert charts_shown(pilot) == ALL
         with_ticks = [n for n in ALL if "200" in seen(pilot, f"#chart-{n}").split("\n")[-1].split()]
         assert with_ticks == ["learning-rate"]
         onsets = {
@@ -72,10 +54,10 @@ async def test_tab_z_and_e_work_as_on_the_layer_screen(
         assert focused == ["balance", "max-load", "balance", "loss", "learning-rate"]
         await pilot.press("z")
         await pilot.pause()
-        assert shown(pilot) == ["learning-rate"]
+        assert charts_shown(pilot) == ["learning-rate"]
         await pilot.press("z", "e")
         await pilot.pause()
-        assert shown(pilot) == ALL
+        assert charts_shown(pilot) == ALL
         assert app.session.smoothing == 0.6
         assert "smoothing 0.6" in seen(pilot, "#chart-loss")
 
@@ -85,11 +67,11 @@ async def test_a_small_window_names_what_it_hides_and_tab_goes_there(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
         await opened(pilot, until)
-        assert shown(pilot)[:2] == ["loss", "balance"]
+        assert charts_shown(pilot)[:2] == ["loss", "balance"]
         assert "learning rate" in seen(pilot, "#hidden")
         await pilot.press("shift+tab")
         await pilot.pause()
-        assert "learning-rate" in shown(pilot)
+        assert "learning-rate" in charts_shown(pilot)
 
 
 async def test_the_course_follows_cursor_and_window(
@@ -120,7 +102,7 @@ async def test_a_poor_log_is_shown_as_far_as_it_goes(
     path = write_log([make_header(), *steps])
     async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
         app = await opened(pilot, until)
-        assert shown(pilot) == ["loss"]
+        assert charts_shown(pilot) == ["loss"]
         assert "not measured" in seen(pilot, "#chart-loss")
         await pilot.press("tab", "z", "e", "z", "a", "o", "left_square_bracket")
         assert app.is_running
@@ -132,7 +114,7 @@ async def test_a_run_without_router_summaries_still_has_its_loss(
     steps = [{"kind": "step", "step": n, "loss": 3.0 - n / 100} for n in range(1, 60)]
     async with Microscope(Fleet(write_log([make_header(), *steps]))).run_test() as pilot:
         await opened(pilot, until)
-        assert shown(pilot) == ["loss"]
+        assert charts_shown(pilot) == ["loss"]
 
 
 async def test_a_storm_of_sizes_and_a_replaced_run_leave_a_whole_screen(
@@ -143,7 +125,7 @@ async def test_a_storm_of_sizes_and_a_replaced_run_leave_a_whole_screen(
         for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (80, 24)]:
             await pilot.resize_terminal(*size)
         await pilot.pause(0.1)
-        assert shown(pilot) == ALL
+        assert charts_shown(pilot) == ALL
         other = write_log([make_header(), make_step(1, [[4] * 8] * 3, 16, loss=7.0)], name="other")
         other.replace(collapsed / "metrics.jsonl")
         await until(pilot, lambda: "7.00 at 1" in seen(pilot, "#chart-loss"), "the new run")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,12 @@ from microscope_tui.app.screens import expert_screen
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until, judged
 
 
 async def opened(pilot: Pilot[None], until: Until, *, sampled: bool = True) -> Microscope:
     """The card of the expert farthest from fair in the first sick layer."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return bool(
-            watch and watch.complete and watch.judged >= 1 and isinstance(app.screen, MainScreen)
-        )
-
-    await until(pilot, ready, "the whole log")
+    app = await judged(pilot, until)
     await pilot.press("a", "2", "enter")
     await until(pilot, lambda: isinstance(app.screen, ExpertScreen), "the card")
     if sampled:

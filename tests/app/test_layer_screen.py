@@ -1,6 +1,5 @@
 """The keys of the layer screen, and that it survives whatever the log holds."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,17 @@ from textual.pilot import Pilot
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until, charts_shown, judged
 
 
 async def opened(pilot: Pilot[None], until: Until, *keys: str) -> Microscope:
     """The layer screen, once the whole log has been read and judged."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return bool(
-            watch and watch.complete and watch.judged >= 1 and isinstance(app.screen, MainScreen)
-        )
-
-    await until(pilot, ready, "the whole log")
+    app = await judged(pilot, until)
     await pilot.press(*(keys or ("2",)))
     await until(pilot, lambda: isinstance(app.screen, LayerScreen), "the layer screen")
     await pilot.pause()
     return app
-
-
-def shown(pilot: Pilot[None]) -> list[str]:
-    """Names of the charts that are on the screen, with room of their own."""
-    parts = pilot.app.screen.query("#charts Rows").results(Rows)
-    return [(p.id or "").removeprefix("chart-") for p in parts if p.display and p.size.height > 1]
 
 
 async def test_tab_goes_through_the_charts_and_back_and_names_the_value(
@@ -47,7 +27,7 @@ async def test_tab_goes_through_the_charts_and_back_and_names_the_value(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await opened(pilot, until, "a", "enter")
-        names = shown(pilot)
+        names = charts_shown(pilot)
         assert names == ["load", "bias", "balance", "entropy", "max-load"]
         focused = []
         for key in ["tab"] * 5 + ["shift+tab"]:
@@ -66,17 +46,17 @@ async def test_z_enlarges_the_chart_in_focus_and_brings_all_back(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
         await opened(pilot, until)
-        before = shown(pilot)
+        before = charts_shown(pilot)
         await pilot.press("tab", "tab", "z")
         await pilot.pause()
-        assert shown(pilot) == ["balance"]
+        assert charts_shown(pilot) == ["balance"]
         assert pilot.app.screen.query_one("#chart-balance").size.width > 90
         await pilot.press("tab")
         await pilot.pause()
-        assert shown(pilot) == ["entropy"]
+        assert charts_shown(pilot) == ["entropy"]
         await pilot.press("z")
         await pilot.pause()
-        assert shown(pilot) == before
+        assert charts_shown(pilot) == before
 
 
 async def test_e_cycles_the_smoothing_and_says_so_in_the_titles(
@@ -130,12 +110,12 @@ async def test_the_smallest_table_shows_load_and_balance_and_names_what_is_hidde
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
         await opened(pilot, until, "a", "enter")
-        assert shown(pilot) == ["load", "balance"]
+        assert charts_shown(pilot) == ["load", "balance"]
         hidden = seen(pilot, "#hidden")
         assert "not shown: bias, entropy, max load" in hidden
         await pilot.press("shift+tab")
         await pilot.pause()
-        assert "max-load" in shown(pilot)
+        assert "max-load" in charts_shown(pilot)
         assert seen(pilot, "#evidence").startswith("  CRIT")
 
 
@@ -162,7 +142,7 @@ async def test_verdicts_that_do_not_fit_are_counted(
         said = seen(pilot, "#evidence").split("\n")
         assert len(said) == 2
         assert "more lines" in said[-1]
-        assert shown(pilot)
+        assert charts_shown(pilot)
 
 
 @pytest.mark.parametrize("what", ["no counts", "NaN", "one step", "no summaries"])
@@ -217,7 +197,7 @@ async def test_resizing_in_a_storm_leaves_a_whole_screen(
         for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (71, 24), (80, 24)]:
             await pilot.resize_terminal(*size)
         await pilot.pause(0.1)
-        assert len(shown(pilot)) == 5
+        assert len(charts_shown(pilot)) == 5
         assert "needs" not in seen(pilot, "#header")
 
 

@@ -1,7 +1,6 @@
 """What the cells of the heatmap show, in which order, and the cursor on one of them."""
 
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from microscope_tui.app.microscope import Microscope
 from microscope_tui.report.look import Measure, Order
 from microscope_tui.report.palettes import Palette
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until
 
 
 async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from microscope_tui.app.saved_view import SavedView, load_view, save_view
 
 CHOSEN = SavedView(
-    run="a/b",
     layer="L4",
     measure="entropy",
     palette="mono",
@@ -24,7 +23,6 @@ CHOSEN = SavedView(
     axis="tokens",
     smoothing=0.9,
     seen=("COLLAPSE L4 150", "DEAD L2 90"),
-    pinned="other",
 )
 in_one_folder = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
@@ -54,9 +52,9 @@ def test_what_was_saved_is_there_again(logs: Path, state: Path) -> None:
 def test_two_folders_do_not_know_of_each_other(logs: Path, state: Path) -> None:
     other = logs.with_name("other")
     save_view(logs, CHOSEN, state)
-    save_view(other, SavedView(run="x"), state)
+    save_view(other, SavedView(layer="x"), state)
     assert load_view(logs, state) == CHOSEN
-    assert load_view(other, state) == SavedView(run="x")
+    assert load_view(other, state) == SavedView(layer="x")
 
 
 def test_the_same_folder_by_another_way_has_the_same_view(

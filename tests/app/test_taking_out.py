@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from textual.pilot import Pilot
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until
 
 
 async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:

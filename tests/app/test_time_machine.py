@@ -1,6 +1,5 @@
 """The window, the film and the units of the time axis."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from textual.pilot import Pilot
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until
 
 
 async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:
@@ -143,6 +140,7 @@ async def test_places_are_typed_as_people_think_of_them(
             "enter",
         )
         await until(pilot, lambda: app.session.time.shown_step == step, typed)
+        assert app.session.time.following == (step == 450)
 
 
 async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, seen: Seen) -> None:

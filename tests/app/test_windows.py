@@ -9,9 +9,10 @@ from textual.binding import Binding
 from textual.pilot import Pilot
 
 from microscope_tui.app import key_lines, keys
-from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import plain
 from microscope_tui.watch.fleet import Fleet
@@ -109,3 +110,20 @@ async def test_a_long_name_gives_way_to_state_step_and_loss(
         assert "finished" in header
         assert "step 30" in header
         assert "loss 1." in header
+
+
+@pytest.mark.parametrize("name", sorted({*SCREENS} - {"runs"}))
+async def test_in_a_window_that_is_too_small_only_the_state_is_left_of_any_screen(
+    until: Until, seen: Seen, collapsed: Path, name: str
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
+        app = await ready(pilot, until)
+        await app.action_go(name)
+        await pilot.resize_terminal(39, 9)
+        await until(pilot, lambda: "needs 40x10, has 39x9" in seen(pilot, "#header"), "said")
+        await pilot.pause()
+        shown = [part.id for part in app.screen.query(Rows) if part.size.area]
+        assert shown == ["header"]
+        await pilot.resize_terminal(100, 30)
+        await until(pilot, lambda: "450" in seen(pilot, "#ribbon"), "all of it again")
+        assert app.screen.query_one("#ribbon").size.area

@@ -178,7 +178,7 @@ def test_saved_views_are_where_it_says(
     views = Path(data(capsys, tmp_path)["files"]["views"])
     if tmp_path not in views.parents:
         pytest.skip("this system keeps state elsewhere")
-    assert save_view(tmp_path, SavedView(run="one")) is None
+    assert save_view(tmp_path, SavedView(layer="one")) is None
     assert [path.suffix for path in views.iterdir()] == [".json"]
 
 

@@ -173,7 +173,9 @@ def test_no_record_breaks_the_engine(
         )
         setattr(record.router, name, values)
         diagnosis.observe(record, lambda index: list(counts), lambda index: [scalar or 0.0] * 8)
-    save(diagnosis)
+    state = save(diagnosis)
+    assert save(restore(state, diagnosis.run)) == state
+    assert diagnosis.last_step == (steps[-1][0] if steps else 0)
 
 
 @settings(max_examples=10, deadline=None)

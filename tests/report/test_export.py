@@ -17,9 +17,7 @@ from microscope_tui.report.check import judge
 from microscope_tui.report.check_json import as_json
 from microscope_tui.report.export import (
     EXPERT_COLUMNS,
-    LAYER_COLUMNS,
     _table,
-    layers_csv,
     view_csv,
     view_json,
 )
@@ -97,24 +95,22 @@ def test_a_layer_without_counts_has_no_rows_but_stands_among_the_layers(view: An
     blind = replace(seen.layers[1], counts=None, load=None, bias=None)
     seen = replace(seen, layers=[seen.layers[0], blind])
     assert {row["layer"] for row in rows_of(view_csv(seen))} == {"L1"}
-    assert [row["layer"] for row in rows_of(layers_csv(seen))] == ["L1", "L2"]
+    assert [layer["layer"] for layer in json.loads(view_json(seen))["layers"]] == ["L1", "L2"]
 
 
-def test_what_was_not_measured_is_empty_and_nan_is_nan(view: Any) -> None:
+def test_what_was_not_measured_is_null_and_nan_is_nan(view: Any) -> None:
     router = {"entropy": [1.5, None, "NaN"], "max_load": [1.0, 2.0, "Infinity"]}
-    text = layers_csv(view(router=router))
-    assert text.splitlines()[0] == ",".join(LAYER_COLUMNS)
-    rows = rows_of(text)
-    assert [row["entropy"] for row in rows] == ["1.5", "", "NaN"]
-    assert rows[2]["max_load"] == "Infinity"
-    assert rows[0]["drop_rate"] == rows[0]["mean_entropy"] == rows[0]["severity"] == ""
+    layers = json.loads(view_json(view(router=router)))["layers"]
+    assert [layer["entropy"] for layer in layers] == [1.5, None, "NaN"]
+    assert layers[2]["max_load"] == "Infinity"
+    assert layers[0]["drop_rate"] is layers[0]["mean_entropy"] is layers[0]["severity"] is None
 
 
 def test_numbers_keep_all_their_digits(view: Any) -> None:
     seen = view(rows=[[511, 513, 600, 424, 512, 512, 512, 512]] * 3)
-    (row, *_) = rows_of(layers_csv(seen))
-    assert float(row["collapse_index"]) == seen.layers[0].collapse_index
-    assert float(row["effective_experts"]) == seen.record.router.effective_experts[0]
+    layer = json.loads(view_json(seen))["layers"][0]
+    assert layer["collapse_index"] == seen.layers[0].collapse_index
+    assert layer["effective_experts"] == seen.record.router.effective_experts[0]
     loads = [float(row["load"]) for row in rows_of(view_csv(seen))[:8]]
     assert loads == seen.layers[0].load
 
@@ -122,10 +118,9 @@ def test_numbers_keep_all_their_digits(view: Any) -> None:
 def test_a_name_is_never_a_formula(view: Any, make_header: Any) -> None:
     names = ['=1+1,"x"', "@SUM(A1)", "-2"]
     seen = replace(view(header=make_header(model={"layer_names": names})), name=" ＝cmd()")
-    for text in (view_csv(seen), layers_csv(seen)):
-        rows = rows_of(text)
-        assert {row["layer"] for row in rows} == {'\'=1+1,"x"', "'@SUM(A1)", "'-2"}
-        assert {row["run"] for row in rows} == {"' ＝cmd()"}
+    rows = rows_of(view_csv(seen))
+    assert {row["layer"] for row in rows} == {'\'=1+1,"x"', "'@SUM(A1)", "'-2"}
+    assert {row["run"] for row in rows} == {"' ＝cmd()"}
 
 
 def test_a_negative_number_is_no_formula(view: Any) -> None:
@@ -148,7 +143,7 @@ def test_json_has_the_step_the_layers_and_the_findings(collapse: Path, collapsed
     assert document["state"] == "finished"
     assert document["loss"] == collapsed.record.loss  # type: ignore[union-attr]
     layer = document["layers"][-1]
-    assert set(layer) > set(LAYER_COLUMNS) - {"run", "step"}
+    assert {"layer", "depth", "collapse_index", "entropy", "severity", "quadrant"} < set(layer)
     assert len(layer["load"]) == len(layer["tokens_per_expert"]) == layer["num_experts"]
     (run,) = as_json([judge(RunFile("collapse", collapse, 0.0))])["runs"]
     assert document["findings"] == json.loads(json.dumps(run["findings"]))
@@ -177,7 +172,6 @@ def test_numbers_that_no_machine_word_holds_are_exported(view: Any, make_header:
     header = make_header(model={"layers": [10**300, 2**70, 3]})
     seen = view(header=header, learning_rate=1e308)
     assert json.loads(view_json(seen))["layers"][0]["depth"] == 10**300
-    assert rows_of(layers_csv(seen))[1]["depth"] == str(2**70)
 
 
 def test_a_run_without_a_step_is_exported_as_nothing_yet(
@@ -185,14 +179,13 @@ def test_a_run_without_a_step_is_exported_as_nothing_yet(
 ) -> None:
     empty = view_of(open_log(write_log([make_header()])))
     assert view_csv(empty) == ",".join(EXPERT_COLUMNS) + "\n"
-    assert layers_csv(empty) == ",".join(LAYER_COLUMNS) + "\n"
     document = json.loads(view_json(empty))
     assert (document["step"], document["counts_step"], document["loss"]) == (0, None, None)
     assert document["layers"] == document["findings"] == []
 
 
 def test_the_same_view_gives_the_same_text(collapsed: RunView) -> None:
-    for export in (view_csv, layers_csv, view_json):
+    for export in (view_csv, view_json):
         assert export(collapsed) == export(collapsed)
 
 

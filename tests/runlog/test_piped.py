@@ -117,6 +117,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(ends: tuple[int, int]) -
     time.sleep(0.02)
     os.write(ends[1], b"one\n")
     soon(lambda: log.read().data == b"one\n")
+    assert not log.ended
 
 
 def test_a_descriptor_that_cannot_be_read_is_an_error(

@@ -10,9 +10,8 @@ from textual.containers import Container
 from microscope_tui.app import keys
 from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import alert_detail, alert_list, frame, time_line
+from microscope_tui.report import alert_detail, alert_list
 from microscope_tui.report.alert_list import Entry
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.runlog.safe_text import safe_text
@@ -47,28 +46,18 @@ class AlertsScreen(PromptActions):
         yield Rows(glyphs, id="ribbon")
         yield Rows(glyphs, id="keys")
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        columns, rows = self.size or self.app.size
-        session, glyphs = self.session, self.session.glyphs
-        view = session.view(12, time_line.ribbon_width(columns), range(0))
+        columns, rows = self.room
+        view = self.session.view(12, self.ribbon_columns(), range(0))
         if view is None:
             return
-        small = columns < MIN_COLUMNS or rows < MIN_ROWS
-        self.set_class(small, "small")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        if self.draw_small(view):
             return
         self._take(view)
-        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
         visible = self._draw_alerts(view, columns, rows)
         title = alert_list.title_line(self._entries, columns, self._title(visible))
         self.query_one("#alerts-title", Rows).show([title])
-        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
-        self.draw_last_line()
+        self.draw_frame(view)
 
     def _take(self, view: RunView) -> None:
         """Take the alerts again; the chosen one stays so wherever it stands now."""
@@ -127,7 +116,7 @@ class AlertsScreen(PromptActions):
         size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
         unfolded = [[Span(" " * gap), *line] for line in alert_detail.unfolded(chosen, *size)]
         detail.show(unfolded if beside else [[], *unfolded])
-        cells = time_line.ribbon_width(columns)
+        cells = self.ribbon_columns()
         self.query_one("#track", Rows).show(
             [alert_list.track(chosen, view, columns, cells, glyphs)]
         )
@@ -165,9 +154,7 @@ class AlertsScreen(PromptActions):
         if what != "verdict" or entry is None or view is None:
             super().copy(what)
             return
-        self.app.copy_to_clipboard(alert_detail.copied_text(entry, view))
-        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
-        self.tell(f"copied: {entry.finding.rule}{hint}", "ok")
+        self.put_in_clipboard(alert_detail.copied_text(entry, view), entry.finding.rule)
 
     async def action_move(self, by: int) -> None:
         """Choose another alert."""
@@ -212,7 +199,3 @@ class AlertsScreen(PromptActions):
         if worst.router_index >= 0:
             self.session.selected = worst.router_index
         await self.app.run_action("app.go('main')")
-
-    async def action_back(self) -> None:
-        """Return to the screen before."""
-        await self.app.pop_screen()

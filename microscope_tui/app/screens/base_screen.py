@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual.binding import Binding
+from textual.geometry import Size
 from textual.screen import Screen
 
 from microscope_tui.app import key_lines
-from microscope_tui.app.keymap import remapped
+from microscope_tui.app.keymap import bindings_of
 from microscope_tui.app.prompt import Prompt
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import words
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report import frame, time_line, words
+from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.report.spans import Span, pad
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
@@ -77,8 +79,7 @@ class BaseScreen(Screen[None]):
     @property
     def bindings_shown(self) -> Sequence[Binding]:
         """The bindings of this screen with the keys that they have in this sitting."""
-        bindings = [b for b in self.BINDINGS if isinstance(b, Binding)]
-        return remapped(bindings, self.session.keymap)
+        return bindings_of(self, self.session.keymap)
 
     def draw_last_line(self) -> None:
         """The keys, what there is to say, or the prompt while it is open."""
@@ -122,10 +123,38 @@ class BaseScreen(Screen[None]):
         behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
         return f"{'PLAYING' if time.speed else 'PAUSED'}{behind}"
 
+    @property
+    def room(self) -> Size:
+        """Cells of the screen; those of the terminal before it was laid out for the first time."""
+        return self.size or self.app.size
+
     def ribbon_columns(self) -> int:
         """Columns of the ribbon on this screen."""
-        return max(8, self.size.width - 40)
+        return time_line.ribbon_width(self.room.width)
 
-    def keep(self, line: Line) -> Line:
-        """``line`` in exactly the width of the screen."""
-        return pad(line, self.size.width)
+    def draw_small(self, view: RunView) -> bool:
+        """In a window that is too small for the screen, say what there is room for."""
+        columns, rows = self.room
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        if small:
+            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        return small
+
+    def draw_frame(self, view: RunView) -> None:
+        """What every screen of a run has: the header, the ribbon, the last line."""
+        session, columns = self.session, self.room.width
+        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
+        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
+        self.query_one("#ribbon", Rows).show([ribbon])
+        self.draw_last_line()
+
+    def put_in_clipboard(self, text: str, said: str) -> None:
+        """Through the terminal (OSC 52)."""
+        self.app.copy_to_clipboard(text)
+        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
+        self.tell(f"copied: {said}{hint}", "ok")
+
+    async def action_back(self) -> None:
+        """Return to the screen before."""
+        await self.app.pop_screen()

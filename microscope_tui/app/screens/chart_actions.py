@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from textual.geometry import Size
-
 from microscope_tui.app.renderables.charts import figure
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import time_line, words
+from microscope_tui.report import words
 from microscope_tui.report.chart import SMOOTHINGS, Chart
 from microscope_tui.report.chart_layout import ChartLayout, Placed
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.spans import Line, Span, pad, shortened
 from microscope_tui.report.time_scale import TimeScale
 
@@ -58,17 +55,12 @@ class ChartActions(RunScreen):
         self.tell(f"smoothing: {said}", "accent")
         await self.redraw()
 
-    @property
-    def room(self) -> Size:
-        """Cells of the screen; those of the terminal before it was laid out for the first time."""
-        return self.size or self.app.size
-
-    def is_small(self) -> bool:
-        """Too small for charts: the header says all there is to say."""
-        return self.room.width < MIN_COLUMNS or self.room.height < MIN_ROWS
-
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.room.width)
+    def show_part(self, selector: str, lines: Sequence[Line]) -> None:
+        """Lines in a part of the screen that is as high as they are."""
+        part = self.query_one(selector, Rows)
+        part.set_class(not lines, "gone")
+        part.styles.height = max(1, len(lines))
+        part.show(lines)
 
     def draw_figure(self, chart: Chart, time: TimeScale, place: Placed, step: int) -> list[Line]:
         """One chart over time in its place."""

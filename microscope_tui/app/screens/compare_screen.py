@@ -1,7 +1,6 @@
 """Two moments side by side: A, the reference, and B, the shown one, of one run or of two."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -9,12 +8,10 @@ from textual.binding import BindingType
 
 from microscope_tui.app import keys
 from microscope_tui.app.screens.look_actions import LookActions
-from microscope_tui.app.screens.pin_actions import PinActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import compare, frame, moments, time_line
+from microscope_tui.report import compare, moments
 from microscope_tui.report.heat import Heat, Terms
 from microscope_tui.report.layers import matching
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.look import Look, Measure
 from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
 from microscope_tui.runlog.safe_text import safe_text
@@ -28,7 +25,7 @@ _AIRY_FROM_ROWS = 30
 _EARLY = 0.1
 
 
-class CompareScreen(LookActions, PinActions):
+class CompareScreen(LookActions):
     """What changed in every layer from A to B."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
@@ -37,7 +34,6 @@ class CompareScreen(LookActions, PinActions):
     _why_own = ""
     _problem = ""
     _tried: tuple[object, ...] = ()
-    _rows: Sequence[int] = ()
     _first = 0
     _visible = 10
 
@@ -54,55 +50,45 @@ class CompareScreen(LookActions, PinActions):
     def page(self) -> int:
         return self._visible
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        columns, rows = self.size or self.app.size
-        session, glyphs = self.session, self.session.glyphs
-        view = session.view(12, time_line.ribbon_width(columns), range(0))
+        session, (columns, rows) = self.session, self.room
+        view = session.view(12, self.ribbon_columns(), range(0))
         if view is None or view.run is None:
             return
-        small = columns < MIN_COLUMNS or rows < MIN_ROWS
-        self.set_class(small, "small")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        if self.draw_small(view):
             return
         self.follow_pinned()
         self._choose_once(view)
-        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
         reference = session.reference or self._own
         if reference is None:
             self._draw_nothing(columns)
         else:
             self._draw(view, aligned(reference, view.run), columns, rows)
-        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
-        self.draw_last_line()
+        self.draw_frame(view)
 
     def _draw(self, view: RunView, reference: Reference, columns: int, rows: int) -> None:
         session, glyphs = self.session, self.session.glyphs
-        self._rows = matching(view, session.filter)
-        at = self._position()
+        self.layers_shown = matching(view, session.filter)
+        at = self.position()
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= _AIRY_FROM_ROWS
         remarks = self._remark(view, reference), Span(self.moment(view), "accent")
         top = moments.moment_lines(view, reference, columns, remarks, brief=brief)
         self._show_top([[], *top, []] if airy else top)
         body = rows - 5 - (len(top) + 2 if airy else len(top))
-        layout = compare.fit_compare(view, reference, columns, body, len(self._rows))
+        layout = compare.fit_compare(view, reference, columns, body, len(self.layers_shown))
         self._visible = visible = layout.visible_layers
-        self._first = max(0, min(self._first, at, len(self._rows) - visible))
+        self._first = max(0, min(self._first, at, len(self.layers_shown) - visible))
         self._first = max(self._first, at - visible + 1)
         self.query_one("#compare-heads", Rows).show([compare.heads(layout)])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
         heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)
         lines: list[Line] = []
-        for index in self._rows[self._first : self._first + visible]:
+        for index in self.layers_shown[self._first : self._first + visible]:
             chosen = index == session.selected
             lines += compare.layer_lines(
                 view.layers[index], reference, layout, heat, glyphs, chosen=chosen
             )
-        if not self._rows:
+        if not self.layers_shown:
             lines = [pad([Span("  no layer matches", "dim")], columns)]
         self.query_one("#pairs", Rows).show(lines, session.look.palette)
         self._draw_moved(view, reference, layout)
@@ -111,10 +97,10 @@ class CompareScreen(LookActions, PinActions):
         """What moved in the chosen layer, and what is not shown."""
         session, columns = self.session, layout.columns
         moved = ""
-        if session.selected in self._rows:
+        if session.selected in self.layers_shown:
             moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
         left: Line = [Span(f" {moved}", "accent")]
-        more = len(self._rows) - layout.visible_layers
+        more = len(self.layers_shown) - layout.visible_layers
         filter_ = f"/{safe_text(session.filter.text, 40)}" if session.filter.text else ""
         said = [
             compare.only_in_reference(view, reference),
@@ -142,7 +128,7 @@ class CompareScreen(LookActions, PinActions):
     def _show_top(self, lines: list[Line]) -> None:
         rows = self.query_one("#moments", Rows)
         rows.styles.height = len(lines)
-        rows.show([self.keep(line) for line in lines])
+        rows.show([pad(line, self.room.width) for line in lines])
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
         """How A came to be A, or what is in its way."""
@@ -191,20 +177,6 @@ class CompareScreen(LookActions, PinActions):
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
         return found or self.session.time.why_no_past() or "the log is still being read"
-
-    def _position(self) -> int:
-        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
-        rows, selected = self._rows, self.session.selected
-        if rows and selected not in rows:
-            self.session.selected = min(rows, key=lambda index: abs(index - selected))
-        return list(rows).index(self.session.selected) if rows else 0
-
-    async def action_move(self, by: int) -> None:
-        """Choose another one of the shown layers."""
-        if self._rows:
-            at = max(0, min(len(self._rows) - 1, self._position() + by))
-            self.session.selected = self._rows[at]
-            await self.redraw()
 
     async def action_compare(self) -> None:
         """The shown step is A from now on."""

@@ -19,7 +19,6 @@ from microscope_tui.app.screens.chart_actions import (
     hidden_line,
 )
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import frame, time_line
 from microscope_tui.report.chart_layout import arranged
 from microscope_tui.report.course_charts import course_charts, loss_answer
 from microscope_tui.report.time_scale import time_scale
@@ -58,20 +57,14 @@ class CourseScreen(ChartActions):
         view = session.view(points, self.ribbon_columns(), range(0))
         if view is None:
             return
-        small = self.is_small()
-        self.set_class(small, "small")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        if self.draw_small(view):
             return
         roomy, with_ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
-        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
         self.query_one("#answer", Rows).show([loss_answer(view, columns, session.selected)])
         self._draw_charts(view, points, rows - 3 - with_ribbon - 3 * roomy)
-        self.query_one("#ribbon", Rows).display = with_ribbon
-        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
-        self.draw_last_line()
+        self.query_one("#ribbon").set_class(not with_ribbon, "gone")
+        self.draw_frame(view)
 
     def _draw_charts(self, view: RunView, points: int, room: int) -> None:
         columns = self.room.width
@@ -82,9 +75,7 @@ class CourseScreen(ChartActions):
         hides = bool(layout.hidden) and not self.enlarged
         if hides:
             layout = arranged([self._names], focus, (columns - 1, room - 1))
-        hidden = self.query_one("#hidden", Rows)
-        hidden.display = hides
-        hidden.show([hidden_line(layout.hidden, columns)] if hides else [])
+        self.show_part("#hidden", [hidden_line(layout.hidden, columns)] if hides else [])
         places = [place for stack in layout.stacks for place in stack]
         self.show_stacks(
             layout,

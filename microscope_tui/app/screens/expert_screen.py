@@ -22,7 +22,7 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import expert_card, frame, time_line
+from microscope_tui.report import expert_card
 from microscope_tui.report.chart_layout import arranged
 from microscope_tui.report.load_series import LoadSeries
 from microscope_tui.report.spans import Line
@@ -94,16 +94,12 @@ class ExpertScreen(ChartActions):
         )
         if view is None or selected >= len(view.layers):
             return
-        small = self.is_small()
-        self.set_class(small, "small")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        if self.draw_small(view):
             return
         layer = view.layers[selected]
         expert = self._expert(layer)
         self._ask_for_samples(view, columns)
         known = self._known()
-        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
         moment = "" if session.time.following else self.moment(view)
         title = expert_card.title(view, layer, expert, moment, columns)
         self.query_one("#layer-title", Rows).show([title])
@@ -111,16 +107,12 @@ class ExpertScreen(ChartActions):
         more = self._more(view, layer, expert, known)
         roomy = rows >= ROOMY_FROM_ROWS
         self.set_class(roomy, "roomy")
-        part = self.query_one("#more", Rows)
-        part.styles.height = len(more)
-        part.show(more)
+        self.show_part("#more", more)
         with_ribbon = rows >= RIBBON_FROM_ROWS
-        self.query_one("#ribbon", Rows).display = with_ribbon
-        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
+        self.query_one("#ribbon").set_class(not with_ribbon, "gone")
         room = rows - 5 - len(more) - with_ribbon - 4 * roomy
         self._draw_charts(view, layer, expert, known, room)
-        self.draw_last_line()
+        self.draw_frame(view)
 
     def _expert(self, layer: LayerView) -> int:
         """The chosen expert; the one farthest from fair where none is."""

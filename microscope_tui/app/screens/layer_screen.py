@@ -17,7 +17,6 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import frame, time_line
 from microscope_tui.report.chart import Chart
 from microscope_tui.report.chart_layout import Placed, arranged
 from microscope_tui.report.evidence import evidence
@@ -66,28 +65,15 @@ class LayerScreen(ChartActions):
         view = session.view(points, self.ribbon_columns(), range(selected, selected + 1))
         if view is None or selected >= len(view.layers):
             return
-        small = self.is_small()
-        self.set_class(small, "small")
-        if small:
-            self.query_one("#header", Rows).show(frame.smallest(view, columns, rows))
+        if self.draw_small(view):
             return
-        layer, glyphs = view.layers[selected], session.glyphs
-        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
+        layer = view.layers[selected]
         self.query_one("#layer-title", Rows).show([self._title(view, layer, columns)])
         said = evidence(view, layer, columns, max(1, rows // _EVIDENCE_SHARE - 2))
-        self._show("#evidence", said)
-        moment = self.moment(view)
-        ribbon = time_line.ribbon(view, columns, glyphs, moment, session.axis)
-        self._show("#ribbon", [ribbon] if rows >= RIBBON_FROM_ROWS else [])
+        self.show_part("#evidence", said)
+        self.query_one("#ribbon").set_class(rows < RIBBON_FROM_ROWS, "gone")
         self._draw_charts(view, layer, len(said))
-        self.draw_last_line()
-
-    def _show(self, selector: str, lines: list[Line]) -> None:
-        """Lines in a part of the screen that is as high as they are."""
-        part = self.query_one(selector, Rows)
-        part.display = bool(lines)
-        part.styles.height = max(1, len(lines))
-        part.show(lines)
+        self.draw_frame(view)
 
     def _title(self, view: RunView, layer: LayerView, columns: int) -> Line:
         router = layer.router
@@ -113,7 +99,7 @@ class LayerScreen(ChartActions):
         if layout.hidden and not self.enlarged:
             layout = arranged(self._names, focus, (columns - 1, room - 1))
         hidden = [] if self.enlarged or not layout.hidden else [hidden_line(layout.hidden, columns)]
-        self._show("#hidden", hidden)
+        self.show_part("#hidden", hidden)
         self.show_stacks(
             layout,
             {

@@ -1,13 +1,35 @@
 """The keys of the heatmap: what its cells measure, their order and colours, and its cursor."""
 
+from collections.abc import Sequence
+
+from microscope_tui.app.screens.pin_actions import PinActions
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.report.heat import order_of
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.watch.moment import pin
 
 
-class LookActions(RunScreen):
-    """Changes how loads are looked at."""
+class LookActions(RunScreen, PinActions):
+    """Changes how loads are looked at, and moves among the layers that the filter shows."""
+
+    layers_shown: Sequence[int] = ()
+    """Indices of the layers that the filter shows, as they were last drawn."""
+
+    def position(self) -> int:
+        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
+        shown, selected = self.layers_shown, self.session.selected
+        if shown and selected not in shown:
+            self.session.selected = min(shown, key=lambda index: abs(index - selected))
+        return list(shown).index(self.session.selected) if shown else 0
+
+    async def action_move(self, by: int) -> None:
+        """Choose another one of the shown layers."""
+        shown = self.layers_shown
+        if shown:
+            at = max(0, min(len(shown) - 1, self.position() + by))
+            if shown[at] != self.session.selected:
+                self.session.selected = shown[at]
+                await self.select()
 
     async def action_look(self, what: str) -> None:
         """The next overlay, scale, order or palette."""

@@ -14,7 +14,7 @@ from microscope_tui.report import frame, layer_row, time_line
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.heat import Heat, terms_of
 from microscope_tui.report.layers import expert_line, matching
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, first_visible, fit
+from microscope_tui.report.layout import Layout, first_visible, fit
 from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
@@ -30,7 +30,6 @@ class MainScreen(LookActions):
     _first = 0
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
-    _rows: Sequence[int] = ()
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
@@ -50,52 +49,32 @@ class MainScreen(LookActions):
     def page(self) -> int:
         return self._layout.visible_layers if self._layout else 10
 
-    def ribbon_columns(self) -> int:
-        return time_line.ribbon_width(self.size.width)
-
     async def redraw(self) -> None:
-        columns, rows = self.size or self.app.size
+        columns, rows = self.room
         session = self.session
         probe = session.view(1, 1, range(0))
         if probe is None:
             return
-        self._rows = matching(probe, session.filter)
+        self.follow_pinned()
+        self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter.text)
-        layout = self._layout = fit(probe, columns, rows, shown=len(self._rows), noted=say)
-        small = columns < MIN_COLUMNS or rows < MIN_ROWS
-        self.set_class(small, "small")
+        layout = self._layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
         self.set_class(layout.roomy, "roomy")
-        self.set_class(layout.noted and not small, "noted")
-        if small:
+        self.set_class(layout.noted, "noted")
+        if self.draw_small(probe):
             self._drawn = None
-            self.query_one("#header", Rows).show(frame.smallest(probe, columns, rows))
             return
-        self._first = first_visible(layout, self._position(), self._first, len(self._rows))
+        self._first = first_visible(layout, self.position(), self._first, len(self.layers_shown))
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
-            self._draw_frame(self._view(layout, ()), layout)  # the table stays as it is
+            self._draw_around(self._view(layout, ()), layout)  # the table stays as it is
             self._draw_labels(self._drawn, layout)
             return
         view = self._view(layout, self._visible(layout))
-        self._draw_frame(view, layout)
+        self._draw_around(view, layout)
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
-
-    def _position(self) -> int:
-        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
-        rows, selected = self._rows, self.session.selected
-        if selected not in rows and rows:
-            self.session.selected = min(rows, key=lambda index: abs(index - selected))
-        return list(rows).index(self.session.selected) if rows else 0
-
-    async def action_move(self, by: int) -> None:
-        """Choose another one of the shown layers."""
-        if self._rows:
-            at = max(0, min(len(self._rows) - 1, self._position() + by))
-            if self._rows[at] != self.session.selected:
-                self.session.selected = self._rows[at]
-                await self.select()
 
     async def select(self) -> None:
         """Another layer: while it is in view, only the labels change."""
@@ -106,14 +85,14 @@ class MainScreen(LookActions):
         if self.session.expert is not None:
             await self.redraw()
             return
-        first = first_visible(layout, self._position(), self._first, len(self._rows))
+        first = first_visible(layout, self.position(), self._first, len(self.layers_shown))
         if first != self._first:
             await self.redraw()
             return
         self._draw_labels(view, layout)
 
     def _visible(self, layout: Layout) -> Sequence[int]:
-        return self._rows[self._first : self._first + layout.visible_layers]
+        return self.layers_shown[self._first : self._first + layout.visible_layers]
 
     def _content(self, view: RunView, layout: Layout) -> tuple[object, ...]:
         """All that the table depends on: while it is the same, the table is."""
@@ -130,7 +109,7 @@ class MainScreen(LookActions):
         """The view, with the history of the visible layers only."""
         per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
         points = max(24, layout.spark * per_cell)
-        view = self.session.view(points, time_line.ribbon_width(layout.columns), visible)
+        view = self.session.view(points, self.ribbon_columns(), visible)
         assert view is not None  # there was one a moment ago, and runs are never closed
         return view
 
@@ -150,27 +129,25 @@ class MainScreen(LookActions):
         self.query_one("#table").styles.height = layout.table_rows
         self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
-    def _draw_frame(self, view: RunView, layout: Layout) -> None:
-        session, glyphs, columns = self.session, self.session.glyphs, layout.columns
+    def _draw_around(self, view: RunView, layout: Layout) -> None:
+        """All but the table."""
+        session = self.session
         lines = 3 if layout.roomy else 2
-        self.query_one("#header", Rows).show([frame.header(view, columns, glyphs)])
-        verdict = frame.verdict(view, columns, lines, session.seen)
+        verdict = frame.verdict(view, layout.columns, lines, session.seen)
         self.query_one("#verdict", Rows).show(verdict)
         heat = self._heat(view)
         heads = [frame.column_heads(view, layout, heat)]
         if layout.numbered:
             heads.append(frame.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
-        ribbon = time_line.ribbon(view, columns, glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
         watching = " · ".join([session.how_it_watches(), *self._net(view)])
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
-            count = f"{len(self._rows)} of {len(view.layers)} layers"
+            count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
-        notes = time_line.notes(view, layout, glyphs, watching, chosen)
+        notes = time_line.notes(view, layout, session.glyphs, watching, chosen)
         self.query_one("#notes", Rows).show([notes])
-        self.draw_last_line()
+        self.draw_frame(view)
 
     def _net(self, view: RunView) -> list[str]:
         """What the screen costs; of a run that has ended it would stand still and be wrong."""

@@ -45,9 +45,7 @@ class OutActions(BaseScreen):
         if not text:
             self.tell("no such value at this step")
             return
-        self.app.copy_to_clipboard(text)
-        hint = "; in tmux it needs `set -g set-clipboard on`" if session.in_tmux else ""
-        self.tell(f"copied: {text.splitlines()[0]}{hint}", "ok")
+        self.put_in_clipboard(text, text.splitlines()[0])
 
     def name_of_screen(self) -> str:
         """For file names."""

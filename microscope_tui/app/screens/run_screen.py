@@ -32,7 +32,3 @@ class RunScreen(TimeActions, AlertActions, PromptActions):
     def page(self) -> int:
         """Layers in a screenful."""
         return 10
-
-    async def action_back(self) -> None:
-        """Return to the screen before."""
-        await self.app.pop_screen()

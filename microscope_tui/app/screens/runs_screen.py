@@ -78,7 +78,7 @@ class RunsScreen(PromptActions, PinActions):
 
     async def redraw(self) -> None:
         """Draw the visible part of the list; the lines that stayed the same cost nothing."""
-        columns, rows = self.size or self.app.size
+        columns, rows = self.room
         glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
         self._first = max(0, min(self._first, self._at, len(self._cards) - room))
         self._first = max(self._first, self._at - room + 1)
@@ -196,8 +196,4 @@ class RunsScreen(PromptActions, PinActions):
         until = time.monotonic() + _PATIENCE_S
         while not self.session.shows(file.path) and time.monotonic() < until:
             await asyncio.sleep(0.01)
-        await self.app.pop_screen()
-
-    async def action_back(self) -> None:
-        """Back to the main screen."""
         await self.app.pop_screen()

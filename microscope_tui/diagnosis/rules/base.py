@@ -7,6 +7,7 @@ may have another one. Persistence, warm-up, muting and episodes are the engine's
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ class Nothing(msgspec.Struct):
     """The memory of a rule that needs none."""
 
 
-class Rule:
+class Rule(ABC):
     """One rule on all routers of a run."""
 
     name: ClassVar[str]
@@ -89,14 +90,14 @@ class Rule:
         return None
 
     @staticmethod
+    @abstractmethod
     def why(worst: Episode, run: RunRecord) -> str:
         """The numbers, as a sentence."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         """What to do in this run, without a full stop."""
-        raise NotImplementedError
 
 
 def number(episode: Episode, name: str) -> float | None:
