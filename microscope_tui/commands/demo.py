@@ -1,0 +1,61 @@
+"""``moe-microscope demo``: a synthetic run with known truth, and the microscope on it."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from microscope_tui.commands.config import read_config
+from microscope_tui.commands.watch import watch_with
+from microscope_tui.console import USAGE, fail, memory_bytes
+from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.live import writing
+from microscope_tui.scenarios.write import write_run
+
+_SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
+
+
+def demo(
+    *,
+    scenario: Annotated[str, Parameter(help=_SCENARIOS_HELP)] = "collapse",
+    live: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+) -> int:
+    """Write a synthetic run with known truth and open the microscope on it.
+
+    Parameters
+    ----------
+    live
+        Write step by step while the microscope watches.
+    seed
+        Another seed, another run.
+    output
+        Folder for the run; by default a temporary one that is removed afterwards.
+    """
+    if scenario not in SCENARIOS:
+        fail(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}", USAGE)
+    with tempfile.TemporaryDirectory(prefix="moe-microscope-") as temporary:
+        logs = output or Path(temporary)
+        folder = logs / scenario
+        if (folder / LOG_NAME).exists():
+            fail(f"{folder}: holds a run already; choose another -o, or remove it", USAGE)
+        if live:
+            with writing(folder, scenario, seed):
+                return _show(logs)
+        try:
+            write_run(folder, scenario, seed=seed)
+        except OSError as error:
+            fail(f"{folder}: cannot be written: {error.strerror}; choose another -o", USAGE)
+        return _show(logs)
+
+
+def _show(logs: Path) -> int:
+    """A demonstration is looked at like anything else, but nothing of it is kept."""
+    user = read_config()
+    return watch_with(
+        logs, memory_bytes(""), replace(user, view=replace(user.view, remember=False))
+    )

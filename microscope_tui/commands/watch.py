@@ -1,0 +1,156 @@
+"""``moe-microscope [PATH]``: opens the screens, or prints a snapshot where there is no terminal.
+
+Textual is imported only here and only now, so that ``check`` starts quickly on a login node; and
+what only other commands need is not imported, so that the first picture comes soon.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from microscope_tui.commands.config import UserConfig, keymap_from, read_config
+from microscope_tui.console import (
+    PIPE,
+    USAGE,
+    fail,
+    fail_if_unreadable,
+    fail_without_runs,
+    memory_bytes,
+    piped,
+    read,
+    read_pipe,
+    runs_at,
+    say,
+)
+from microscope_tui.report.check import NO_VERDICT
+from microscope_tui.report.locale import glyphs_for
+from microscope_tui.report.palettes import Palette
+from microscope_tui.runlog.discover import KnownLogs
+from microscope_tui.runlog.piped import take_over_stdin
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.run_watch import RunWatch
+
+
+def watch(
+    path: Path = Path("logs"),
+    /,
+    *,
+    memory: str = "",
+    budget: str = "",
+    color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
+    glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
+    bell: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
+) -> int:
+    """Open the microscope on a folder of runs, one run folder, one .jsonl file, or a pipe.
+
+    Parameters
+    ----------
+    path
+        Where the runs are; ``-`` reads a log from the standard input. A folder that is still
+        empty is waited on.
+    memory
+        Bound of the memory for the history, for example 64MB; 128MB by default.
+    budget
+        Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
+        often and in fewer colours rather than more.
+    color
+        How many colours the terminal can show; ``never`` also obeys NO_COLOR.
+    glyphs
+        Characters for curves: braille needs a font that has it, ascii works everywhere.
+    bell
+        Ring at a new critical alert.
+    config
+        The config file, instead of the user's own.
+    """
+    limit, user = memory_bytes(memory), read_config(config)
+    view = user.view
+    view = replace(
+        view,
+        color=color or view.color,
+        glyphs=glyphs or view.glyphs,
+        bell=bell or view.bell,
+        budget=_budget(budget) or view.budget,
+    )
+    return watch_with(path, limit, replace(user, view=view))
+
+
+def watch_with(path: Path, limit: int, user: UserConfig) -> int:
+    """Open the microscope on ``path`` as the user wants it."""
+    criteria = user.criteria
+    if path == PIPE:
+        return _watch_pipe(limit, user)
+    known = KnownLogs()
+    runs = runs_at(path, may_be_empty=True, known=known)
+    if not (sys.stderr.isatty() and sys.stdin.isatty()):
+        fail_without_runs(path, runs)
+        say("no terminal here: printing a snapshot instead")
+        return _print(read(runs[0], criteria, limit), user)
+    if len(runs) == 1:
+        fail_if_unreadable(runs[0])
+    return _open(Fleet(path, limit, known, criteria), user)
+
+
+def _watch_pipe(limit: int, user: UserConfig) -> int:
+    criteria = user.criteria
+    if not sys.stderr.isatty():
+        say("no terminal here: printing a snapshot at the end of the input instead")
+        return _print(read_pipe(criteria=criteria, memory=limit), user)
+    try:
+        descriptor = take_over_stdin()
+    except OSError as error:
+        fail(str(error), USAGE)
+    return _open(Fleet.of_one(piped(descriptor, criteria, limit)[0]), user)
+
+
+def _open(fleet: Fleet, user: UserConfig) -> int:
+    view = user.view
+    _prepare_terminal(view.color)
+    from microscope_tui.app.microscope import Microscope
+    from microscope_tui.app.preferences import Preferences
+
+    preferences = Preferences(
+        palette=Palette(view.palette),
+        budget=view.budget,
+        bell=view.bell,
+        remember=view.remember,
+        keymap=keymap_from(user),
+    )
+    microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
+    microscope.run(mouse=False)
+    if microscope.problem:
+        say(microscope.problem)
+    code = microscope.return_code or 0
+    return NO_VERDICT if code == 1 else code  # Textual says 1 after a crash: here it is a verdict
+
+
+def _print(watched: RunWatch, user: UserConfig) -> int:
+    from microscope_tui.commands.snapshot import print_snapshot
+
+    return print_snapshot(watched, glyphs_for(user.view.glyphs, sys.stdout))
+
+
+def _budget(text: str) -> int | None:
+    from microscope_tui.app.pace import budget_of
+
+    try:
+        return budget_of(text)
+    except ValueError as error:
+        fail(f"--{error}", USAGE)
+
+
+def _prepare_terminal(color: str) -> None:
+    """Settings that Textual reads once, when it is imported; the user's own win."""
+    if os.environ.get("TERM", "dumb") == "dumb":
+        fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
+    os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+    os.environ.setdefault("TEXTUAL_FPS", "60")  # how long a key waits; we draw twice a second
+    if color == "never":
+        os.environ["NO_COLOR"] = "1"
+    elif color != "auto":
+        systems = {"truecolor": "truecolor", "256": "256", "16": "standard"}
+        os.environ["TEXTUAL_COLOR_SYSTEM"] = systems[color]
