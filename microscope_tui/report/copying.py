@@ -6,21 +6,14 @@ Made for a chat or a ticket: plain text that can be read without the screen, in 
 import math
 
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report import frame, words
 from microscope_tui.report.export import effective_experts
-from microscope_tui.report.spans import plain
+from microscope_tui.report.spans import WORD_OF_SEVERITY, plain
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import LayerView, RunView
 
 MOST_BYTES = 4096
 _MOST_CELLS = 1000  # of one line
-_SEVERITIES = {
-    Severity.INFO: "note",
-    Severity.WARN: "warning",
-    Severity.CRITICAL: "critical",
-    Severity.ERROR: "error",
-}
 
 
 def verdict_text(view: RunView) -> str:
@@ -29,7 +22,7 @@ def verdict_text(view: RunView) -> str:
     if view.error or view.worst is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
     finding, advice = view.worst
-    severity = _SEVERITIES[finding.severity]
+    severity = WORD_OF_SEVERITY[finding.severity]
     more = f" (1 of {len(view.alerts)} alerts)" if len(view.alerts) > 1 else ""
     return _clean(
         f"{about}: {severity} {finding.rule}{more}",
@@ -89,7 +82,7 @@ def _alert(layer: LayerView, view: RunView) -> str:
     ]
     if active:
         worst: Episode = max(active, key=lambda episode: episode.severity)
-        return f"{_SEVERITIES[worst.severity]} {worst.rule} since {worst.onset:,}"
+        return f"{WORD_OF_SEVERITY[worst.severity]} {worst.rule} since {worst.onset:,}"
     return "no alert" if view.judged >= 1.0 else f"no alert up to step {view.judged_step:,}"
 
 

@@ -5,12 +5,11 @@ Of several experts in one bar the one farthest from fair is shown, never a mean 
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 from microscope_tui.report import words
 from microscope_tui.report.chart import GUTTER, noted, tick_text
 from microscope_tui.report.glyphs import Glyphs, bin_loads, load_level
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report.spans import Line, Span, merged, pad
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: what the height says already stays calm
@@ -110,7 +109,13 @@ def bias_bars(
 def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
     """The rows of bars, with the numbers of the scale at their left."""
     return [
-        pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *_merged(cells)], width)
+        pad(
+            [
+                Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"),
+                *merged(cells),
+            ],
+            width,
+        )
         for row, cells in enumerate(body)
     ]
 
@@ -205,11 +210,4 @@ def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) 
     every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, every) if n >= every)
     for bar in range(0, bars, every):
         put(bar, bar * per_bar, "dim")
-    return _merged(cells)
-
-
-def _merged(cells: Sequence[Cell]) -> Line:
-    return [
-        Span("".join(char for char, _ in run), role)
-        for role, run in groupby(cells, key=lambda cell: cell[1])
-    ]
+    return merged(cells)

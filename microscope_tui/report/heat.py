@@ -6,12 +6,12 @@ cell the most remarkable one is shown, never the mean.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from microscope_tui.report.glyphs import bin_loads, load_glyph, load_level
 from microscope_tui.report.look import Look, Measure, Order
-from microscope_tui.report.spans import Line, Span
+from microscope_tui.report.spans import Line, Span, merged
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.watch.reference import Reference
 from microscope_tui.watch.view import LayerView
@@ -140,17 +140,17 @@ def heat_line(
         if heat.look.measure is Measure.BIAS:
             shown = [-16 if level is None else level for level in shown]
         cells = [
-            ("heat:dead" if v is None else f"heat:{v}", _mark(v, cell, marked, heat.colour))
+            Span(_mark(v, cell, marked, heat.colour), "heat:dead" if v is None else f"heat:{v}")
             for v in shown
         ]
     else:
         log = heat.look.measure is Measure.LOG_SHARE
         steps = [sequential_level(value, log=log) for value in binned]
-        cells = [(f"seq:{v}", _ramp(v, cell, heat.colour)) for v in steps]
+        cells = [Span(_ramp(v, cell, heat.colour), f"seq:{v}") for v in steps]
     if chosen is not None and marked and chosen // per_cell < len(cells):
         at = chosen // per_cell
-        cells[at] = ("cursor", cells[at][1])
-    return _merged(cells)
+        cells[at] = Span(cells[at].text, "cursor")
+    return merged(cells)
 
 
 def sequential_level(share: float, *, log: bool) -> int:
@@ -219,16 +219,6 @@ def _binned(values: Sequence[float], columns: int, *, ratios: bool) -> tuple[lis
     if ratios:
         return bin_loads(values, columns), size
     return [max(values[at : at + size]) for at in range(0, len(values), size)], size
-
-
-def _merged(cells: Iterable[tuple[str, str]]) -> Line:
-    line: Line = []
-    for role, text in cells:
-        if line and line[-1].role == role:
-            line[-1] = Span(line[-1].text + text, role)
-        else:
-            line.append(Span(text, role))
-    return line
 
 
 def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:

@@ -2,17 +2,10 @@
 
 from collections.abc import Sequence
 
-from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.heat import Terms
 from microscope_tui.report.pattern import Pattern
+from microscope_tui.report.spans import WORD_OF_SEVERITY
 from microscope_tui.watch.view import RunView
-
-_SEVERITIES = {
-    Severity.INFO: "info note",
-    Severity.WARN: "warning",
-    Severity.CRITICAL: "critical",
-    Severity.ERROR: "error meter",
-}
 
 
 def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
@@ -24,7 +17,7 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
         for episode in finding.episodes:
             if episode.active:
                 words = troubles.setdefault(episode.router_index, [])
-                words += [finding.rule, _SEVERITIES[episode.severity]]
+                words += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
     return [
         layer.index
         for layer in view.layers

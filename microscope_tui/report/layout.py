@@ -124,12 +124,13 @@ def _share(room: int, experts: int) -> tuple[int, int, int]:
     return 1, -(-experts // max(1, room)), 0
 
 
-def first_visible(layout: Layout, selected: int, first: int, layers: int) -> int:
-    """The first layer to show so that ``selected`` is visible, moving as little as possible."""
-    visible = layout.visible_layers
-    first = min(first, selected)
-    first = max(first, selected - visible + 1)
-    return max(0, min(first, layers - visible))
+def first_visible(visible: int, selected: int, first: int, count: int) -> int:
+    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
+
+    It moves as little as possible from ``first``, where they began before.
+    """
+    first = max(min(first, selected), selected - visible + 1)
+    return max(0, min(first, count - visible))
 
 
 def worst_first(view: RunView) -> Sequence[int]:

@@ -28,6 +28,25 @@ ROLE_OF_SEVERITY = {
 }
 
 
+WORD_OF_SEVERITY = {
+    Severity.INFO: "note",
+    Severity.WARN: "warning",
+    Severity.CRITICAL: "critical",
+    Severity.ERROR: "error",
+}
+
+
+def merged(cells: Iterable[tuple[str, str]]) -> Line:
+    """Texts and roles as a line; neighbours of one role become one: every piece costs bytes."""
+    line: Line = []
+    for text, role in cells:
+        if line and line[-1].role == role:
+            line[-1] = Span(line[-1].text + text, role)
+        else:
+            line.append(Span(text, role))
+    return line
+
+
 def width_of(text: str) -> int:
     """Terminal cells of a text that went through ``safe_text``."""
     if text.isascii():

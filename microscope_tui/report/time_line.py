@@ -12,6 +12,7 @@ from microscope_tui.report.spans import (
     Span,
     line_width,
     listed,
+    merged,
     pad,
     spread,
     width_of,
@@ -30,13 +31,8 @@ def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis =
     cells = [_cell(mark, ascii_only) for mark in marks]
     at = column_of(view.step, view.window, len(cells)) if cells else None
     if view.cursor is not None and at is not None:
-        cells[at] = ("|" if ascii_only else "┃", "accent")
-    line: Line = [Span(_start(view, axis), "dim")]
-    for text, role in cells:
-        if line[-1].role == role:
-            line[-1] = Span(line[-1].text + text, role)
-        else:
-            line.append(Span(text, role))
+        cells[at] = Span("|" if ascii_only else "┃", "accent")
+    line = [Span(_start(view, axis), "dim"), *merged(cells)]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
     end = Span("▏", "accent" if view.cursor is None else "faint")
     return pad([*line, end, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
@@ -83,14 +79,14 @@ def notes(
 
 def tick_line(view: RunView, width: int, ribbon: int, glyphs: Glyphs) -> Line:
     """Onset, restarts and evaluations below their columns, each label where it finds room."""
-    cells: list[tuple[str, str]] = [(" ", "")] * max(0, width)
+    cells = [Span(" ", "")] * max(0, width)
     tick = "'" if glyphs is Glyphs.ASCII else "╵"
 
     def put(at: int, text: str, role: str) -> bool:
         here = range(at, at + len(text))
-        if at < 0 or at + len(text) > len(cells) or any(cells[i][0] != " " for i in here):
+        if at < 0 or at + len(text) > len(cells) or any(cells[i].text != " " for i in here):
             return False
-        cells[at : at + len(text)] = [(char, role) for char in text]
+        cells[at : at + len(text)] = [Span(char, role) for char in text]
         return True
 
     for step, text, role in _labels(view):
@@ -104,13 +100,7 @@ def tick_line(view: RunView, width: int, ribbon: int, glyphs: Glyphs) -> Line:
     for at, mark in enumerate(view.ribbon[:ribbon], start=_LEFT):
         if mark.evaluation:
             put(at, tick, "faint")
-    line: Line = []
-    for text, role in cells:
-        if line and line[-1].role == role:
-            line[-1] = Span(line[-1].text + text, role)
-        else:
-            line.append(Span(text, role))
-    return line
+    return merged(cells)
 
 
 def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
@@ -122,12 +112,13 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
     return labels + [(step, "restart", "dim") for step in reversed(view.restarts)]
 
 
-def _cell(mark: Mark, ascii_only: bool) -> tuple[str, str]:
+def _cell(mark: Mark, ascii_only: bool) -> Span:
     if mark.restart:
-        return "|" if ascii_only else "╎", "accent"
+        return Span("|" if ascii_only else "╎", "accent")
     if mark.severity is None:
-        return "-" if ascii_only else "▁", "faint"
-    return _HEIGHTS[mark.severity][0 if ascii_only else 1], ROLE_OF_SEVERITY[mark.severity]
+        return Span("-" if ascii_only else "▁", "faint")
+    text = _HEIGHTS[mark.severity][0 if ascii_only else 1]
+    return Span(text, ROLE_OF_SEVERITY[mark.severity])
 
 
 def _start(view: RunView, axis: Axis) -> str:

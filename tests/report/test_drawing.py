@@ -168,8 +168,5 @@ def test_what_does_not_fit_is_named(scenario: Any, open_log: Any) -> None:
 
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))
 def test_the_chosen_layer_is_always_visible(selected: int, first: int, visible: int) -> None:
-    from types import SimpleNamespace
-
-    layout: Any = SimpleNamespace(visible_layers=visible)
-    shown = first_visible(layout, selected, first, 41)
+    shown = first_visible(visible, selected, first, 41)
     assert shown <= selected < shown + visible

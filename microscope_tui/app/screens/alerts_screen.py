@@ -12,6 +12,7 @@ from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import alert_detail, alert_list
 from microscope_tui.report.alert_list import Entry
+from microscope_tui.report.layout import first_visible
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.runlog.safe_text import safe_text
@@ -104,8 +105,7 @@ class AlertsScreen(PromptActions):
             self.query_one("#track", Rows).show([])
             return height
         layout, visible = alert_list.fit_alerts(entries, width), height - 1
-        self._first = max(0, min(self._first, self._at, len(entries) - visible))
-        self._first = max(self._first, self._at - visible + 1)
+        self._first = first_visible(visible, self._at, self._first, len(entries))
         shown = entries[self._first : self._first + visible]
         lines = [alert_list.heads(layout)]
         for at, entry in enumerate(shown, self._first):

@@ -12,6 +12,7 @@ from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import compare, moments
 from microscope_tui.report.heat import Heat, Terms
 from microscope_tui.report.layers import matching
+from microscope_tui.report.layout import first_visible
 from microscope_tui.report.look import Look, Measure
 from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
 from microscope_tui.runlog.safe_text import safe_text
@@ -77,8 +78,7 @@ class CompareScreen(LookActions):
         body = rows - 5 - (len(top) + 2 if airy else len(top))
         layout = compare.fit_compare(view, reference, columns, body, len(self.layers_shown))
         self._visible = visible = layout.visible_layers
-        self._first = max(0, min(self._first, at, len(self.layers_shown) - visible))
-        self._first = max(self._first, at - visible + 1)
+        self._first = first_visible(visible, at, self._first, len(self.layers_shown))
         self.query_one("#compare-heads", Rows).show([compare.heads(layout)])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
         heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)

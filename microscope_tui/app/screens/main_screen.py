@@ -64,7 +64,7 @@ class MainScreen(LookActions):
         if self.draw_small(probe):
             self._drawn = None
             return
-        self._first = first_visible(layout, self.position(), self._first, len(self.layers_shown))
+        self._first = self._scrolled(layout)
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
@@ -85,11 +85,15 @@ class MainScreen(LookActions):
         if self.session.expert is not None:
             await self.redraw()
             return
-        first = first_visible(layout, self.position(), self._first, len(self.layers_shown))
-        if first != self._first:
+        if self._scrolled(layout) != self._first:
             await self.redraw()
             return
         self._draw_labels(view, layout)
+
+    def _scrolled(self, layout: Layout) -> int:
+        """The first row to show, so that the chosen one is in view."""
+        count = len(self.layers_shown)
+        return first_visible(layout.visible_layers, self.position(), self._first, count)
 
     def _visible(self, layout: Layout) -> Sequence[int]:
         return self.layers_shown[self._first : self._first + layout.visible_layers]

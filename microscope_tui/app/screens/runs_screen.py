@@ -15,6 +15,7 @@ from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report import run_list
+from microscope_tui.report.layout import first_visible
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.spans import (
     ROLE_OF_SEVERITY,
@@ -80,8 +81,7 @@ class RunsScreen(PromptActions, PinActions):
         """Draw the visible part of the list; the lines that stayed the same cost nothing."""
         columns, rows = self.room
         glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
-        self._first = max(0, min(self._first, self._at, len(self._cards) - room))
-        self._first = max(self._first, self._at - room + 1)
+        self._first = first_visible(room, self._at, self._first, len(self._cards))
         layout = self._layout_of_list
         if layout is None or layout.columns != columns:
             layout = self._layout_of_list = run_list.fit_list(self._cards, columns)
