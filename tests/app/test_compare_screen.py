@@ -293,3 +293,18 @@ async def test_a_run_that_is_replaced_gets_a_new_reference(
         await until(pilot, lambda: "deleted" in seen(pilot, "#header"), "that it is gone")
         await pilot.press("left_square_bracket", "down")
         assert isinstance(app.screen, CompareScreen)
+
+
+async def test_a_pinned_run_that_is_read_while_the_app_ends_disturbs_nobody(
+    make_run: Make, tmp_path: Path, until: Until
+) -> None:
+    make_run("one", age=9e8)
+    make_run("other", age=9.1e8)
+    for wait in (0.0, 0.05, 0.1, 0.15):
+        async with Microscope(Fleet(tmp_path)).run_test(size=(100, 30)) as pilot:
+            app = await judged(pilot, until)
+            await pilot.press("r", "down", "p")
+            await until(pilot, lambda a=app: a.session.fleet.pinned is not None, "pinned")
+            await pilot.press("escape", "left_square_bracket")
+            await pilot.pause(wait)  # the end comes while the other run is looked into
+        assert app.return_code != 1  # Textual says 1 after a worker that failed

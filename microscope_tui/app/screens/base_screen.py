@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from textual.binding import Binding
+from textual.css.query import NoMatches
 from textual.geometry import Size
 from textual.screen import Screen
 
@@ -47,6 +49,12 @@ class BaseScreen(Screen[None]):
     async def redraw(self) -> None:
         """Draw everything from the present state of the session."""
         raise TypeError(f"{type(self).__name__} does not draw itself")
+
+    async def redraw_if_current(self) -> None:
+        """After work in the background: a screen below another one is drawn when it comes back."""
+        if self.is_current:
+            with suppress(NoMatches):  # on the way out the parts of a screen go before it does
+                await self.redraw()
 
     @property
     def busy(self) -> bool:
@@ -102,7 +110,8 @@ class BaseScreen(Screen[None]):
     def tell(self, text: str | None, role: str = "warn") -> None:
         """Why a key did nothing, or what it did: stands in the last line until the next key."""
         self._said = (safe_text(text, 300), role) if text else ("", "")
-        self.draw_last_line()
+        if self.is_current:
+            self.draw_last_line()
 
     @property
     def has_said(self) -> bool:

@@ -146,14 +146,14 @@ class CompareScreen(LookActions):
         return Span(remark, "dim")
 
     def _choose_once(self, view: RunView) -> None:
-        """Choose a moment by itself where nobody has; again only if there was none to find."""
+        """Choose a moment by itself where nobody has; once more when all of the log is read."""
         watch = self.session.watch
         if watch is None or watch.latest is None or self.session.reference or self.pinned:
             return
         tried = (watch, watch.generation, watch.complete)
         if tried[:2] != self._tried[:2]:
             self._own = None
-        if self._own is None and tried != self._tried:
+        if tried != self._tried:
             self._tried = tried
             self.run_worker(self._choose(watch, view), group="choose", exclusive=True)
 
@@ -168,7 +168,7 @@ class CompareScreen(LookActions):
             )
         else:
             self._problem = found
-        await self.redraw()
+        await self.redraw_if_current()
 
     def _moment(self, watch: RunWatch, step: int) -> Pin | str:
         """A moment of the run, or why there is none. Reads from the disk."""

@@ -184,8 +184,7 @@ class ExpertScreen(ChartActions):
             stop.set()  # also where this worker was cancelled: another one reads what is wanted now
         if self._asked is wanted:
             self._series, self._of, self._asked, self._problem = found, wanted, None, problem
-            if self.is_current:  # else it is drawn when it comes back
-                await self.redraw()
+            await self.redraw_if_current()
 
     async def action_expert(self, by: int) -> None:
         """Choose another expert."""

@@ -39,7 +39,7 @@ class PinActions(BaseScreen):
         found = await asyncio.to_thread(_moment, pinned, step)
         if self.pinned is pinned:
             self._compare_with(found)
-            await self.redraw()
+            await self.redraw_if_current()
 
     def _compare_with(self, found: Reference | str) -> None:
         watch = self.session.watch
