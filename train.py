@@ -19,22 +19,16 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from cyclopts import App, Parameter
-from torch import Tensor
 
 from microscope_tui.probe.recorder import RunRecorder
-from moe_model.balance import (
-    balance_loss,
-    bias_rate_at,
-    sequence_balance_loss,
-    update_expert_bias,
-)
+from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import FAILED, FINISHED, STOPPED_BY_SIGNAL, run_command, say
 from moe_model.generate import generate
 from moe_model.training.checkpoint import BEST, LATEST, Checkpoints
 from moe_model.training.console import Console
 from moe_model.training.evaluation import evaluate
+from moe_model.training.losses import next_token_loss, penalties_at
 from moe_model.training.machine import memory_bytes, mixed_precision
 from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learning_rate
 from moe_model.training.options import Options, settle
@@ -76,16 +70,17 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         router.forced_experts = tuple(range(model.config.num_experts_per_tok))
 
     model.readings.reset()
-    penalties = balance_penalties(options)
+    penalties = penalties_at(step, options)
     losses = torch.zeros(1 + len(penalties), device=run.device)
     for _ in range(options.grad_accum):
-        inputs_BS, targets_BS = run.batches.draw(run.device)
+        tokens_BN = run.batches.draw(run.device)
+        inputs_BS, next_ids = tokens_BN[:, : options.seq_len], tokens_BN[:, 1:-1]
         with mixed_precision(run.device, run.dtype):
-            logits_BSV, routings = model(inputs_BS)
-        loss = F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten())
+            output = model(inputs_BS, next_ids=next_ids if model.mtp else None)
+        loss = next_token_loss(output.logits_BSV, tokens_BN)
         total, means = loss, [loss]
         for weight, measure in penalties.values():
-            penalty_L = measure(routings, torch.ones_like(inputs_BS, dtype=torch.bool))
+            penalty_L = measure(output, tokens_BN)
             total = total + weight * penalty_L.sum()
             means.append(penalty_L.mean())
         (total / options.grad_accum).backward()  # type: ignore[no-untyped-call]  # torch
@@ -118,15 +113,6 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         "step_time_s": seconds,
         "memory_bytes": memory_bytes(run.device),
     }
-
-
-def balance_penalties(options: Options) -> dict[str, tuple[float, Callable[..., Tensor]]]:
-    """Auxiliary losses in use, by their name in the log: weight and measure (1 is balanced)."""
-    known = {
-        "seq_aux": (options.seq_aux_weight, sequence_balance_loss),
-        "aux": (options.aux_weight, balance_loss),
-    }
-    return {name: (weight, measure) for name, (weight, measure) in known.items() if weight}
 
 
 def train_run(run: Run, stop: StopRequest) -> int:

@@ -13,6 +13,52 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ScoreFunction = Literal["sigmoid", "softmax"]
+DropPolicy = Literal["position", "weight"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class YarnScaling:
+    """YaRN (Peng et al., 2023): positions beyond those the model was trained on.
+
+    Named as in the ``rope_scaling`` of a published ``config.json``. Where it is given it is in
+    force, at every length, as in transformers; DeepSeek's own code switches it on only where
+    ``max_seq_len`` exceeds ``original_max_position_embeddings``.
+    """
+
+    factor: float
+    """How many times longer than the original context."""
+    original_max_position_embeddings: int
+    """Context of the model before it was stretched, in tokens."""
+    beta_fast: float = 32.0
+    """Dimensions that turn more often than this within the original context stay as they are."""
+    beta_slow: float = 1.0
+    """Dimensions that turn less often than this are slowed down by the whole factor."""
+    mscale: float = 1.0
+    """Strength of the correction of the rotated parts, above the line."""
+    mscale_all_dim: float = 1.0
+    """Strength of the correction of the whole softmax; below the line in the other. 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"rope_scaling.{name}={getattr(self, name)} is not a positive number: choose "
+                    "one above 0."
+                )
+        if self.factor < 1:
+            raise ValueError(
+                f"rope_scaling.factor={self.factor} would shorten the context: choose 1 or more."
+            )
+        if self.beta_slow >= self.beta_fast:
+            raise ValueError(
+                f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
+                "choose for example 1 and 32."
+            )
+        for name in ("mscale", "mscale_all_dim"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"rope_scaling.{name}={getattr(self, name)} is out of range: choose 0 or more."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,16 +107,29 @@ class ModelConfig:
     """Value dimensions per head."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: YarnScaling | None = None
+    """Stretches the context (YaRN); none for plain rotary positions."""
     max_position_embeddings: int
     """Longest sequence the model is trained on and reads back while generating, in tokens."""
     rms_norm_eps: float = 1e-6
     """Added to the mean square in the layer norms; those inside attention always use 1e-6."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
+    tie_word_embeddings: bool = False
+    """Whether the output head is the embedding itself."""
+    num_nextn_predict_layers: int = 0
+    """Depths D of multi-token prediction: extra layers that predict the token after the next."""
+    router_jitter_noise: float = 0.0
+    """While training, a router sees its input multiplied by uniform noise in 1 ± this."""
+    capacity_factor: float | None = None
+    """While training, an expert takes at most this times its fair share; none drops nothing."""
+    drop_policy: DropPolicy = "position"
+    """Who is dropped beyond the capacity: the last of the batch, or the smallest weights."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_experts(self)
+        _check_capacity(self)
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
@@ -87,6 +146,12 @@ class ModelConfig:
         wrong = sorted(fields.keys() - known) + sorted(needed - fields.keys())
         if wrong:
             raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in a model config.")
+        scaling = fields.get("rope_scaling")
+        if isinstance(scaling, dict):
+            try:
+                fields = {**fields, "rope_scaling": YarnScaling(**scaling)}
+            except TypeError as error:
+                raise ValueError(f"rope_scaling={scaling}: {error}") from error
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,15 +168,22 @@ class ModelConfig:
         """The 0-based depths that have a router."""
         return tuple(range(self.first_k_dense_replace, self.num_hidden_layers))
 
-    def parameters(self) -> int:
+    @property
+    def router_depths(self) -> tuple[int, ...]:
+        """The depth of every router in forward order, multi-token prediction last."""
+        layers = self.num_hidden_layers
+        return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
+
+    def parameters(self, *, multi_token_prediction: bool = True) -> int:
         """All weights, embedding and head included, without the routers' bias: a buffer."""
-        return self._count(self.n_routed_experts)
+        return self._count(self.n_routed_experts, multi_token_prediction)
 
     def active_parameters(self) -> int:
-        """Weights one token meets: as :meth:`parameters`, with K instead of E routed experts."""
-        return self._count(self.num_experts_per_tok)
+        """Weights that predicting one token takes: K instead of E routed experts, and none of
+        multi-token prediction."""
+        return self._count(self.num_experts_per_tok, False)
 
-    def _count(self, routed_experts: int) -> int:
+    def _count(self, routed_experts: int, count_ahead: bool) -> int:
         D, H = self.hidden_size, self.num_attention_heads
         query_out = H * self.qk_head_dim
         query = D * query_out
@@ -126,14 +198,19 @@ class ModelConfig:
         num_moe = len(self.moe_layers)
         layers = self.num_hidden_layers * (attention + 2 * D)
         layers += (self.num_hidden_layers - num_moe) * dense + num_moe * moe
-        return 2 * self.vocab_size * D + layers + D
+        # A depth of multi-token prediction: one layer with experts, three norms, one projection.
+        ahead = self.num_nextn_predict_layers * (attention + moe + 5 * D + 2 * D * D)
+        tables = 1 if self.tie_word_embeddings else 2
+        return tables * self.vocab_size * D + layers + D + (ahead if count_ahead else 0)
 
 
 def _check_sizes(config: ModelConfig) -> None:
-    may_be_zero = {"first_k_dense_replace", "n_shared_experts"}
+    may_be_zero = {"first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers"}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if field.name in ("router_jitter_noise", "capacity_factor"):
             continue
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
@@ -190,6 +267,24 @@ def _check_experts(config: ModelConfig) -> None:
         )
 
 
+def _check_capacity(config: ModelConfig) -> None:
+    if not 0 <= config.router_jitter_noise < 1:
+        raise ValueError(
+            f"router_jitter_noise={config.router_jitter_noise} is out of range: choose 0 to below "
+            "1, such as 0.01."
+        )
+    factor = config.capacity_factor
+    if factor is not None and not 0 < factor < float("inf"):
+        raise ValueError(
+            f"capacity_factor={factor} is not a positive number: choose one such as 1.25, or "
+            "leave it out to drop nothing."
+        )
+    if config.drop_policy not in ("position", "weight"):
+        raise ValueError(
+            f"drop_policy={config.drop_policy!r} is not known: choose position or weight."
+        )
+
+
 _COLUMNS = (
     "hidden_size", "num_hidden_layers", "first_k_dense_replace",
     "num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
@@ -203,7 +298,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     name: dict(zip(_COLUMNS, row, strict=True))
     for name, row in {
         "tiny":        (192, 6, 1,   4, 32, 32, 64,     None, 64,   1, 8, 2, 136,   512,   256),
+        "small":       (512, 8, 1,   8, 32, 32, 64,     256, 128,   1, 16, 4, 352, 1376,   512),
         "shakespeare": (768, 10, 1, 12, 32, 32, 64,     None, 160,  1, 8, 2, 512,  1536,  1024),
+        "deepseek-v3": (7168, 61, 3, 128, 128, 64, 128, 1536, 512,  1, 256, 8, 2048, 18432, 4096),
     }.items()
 }  # fmt: skip
 """Every field of a model except ``vocab_size``, which the tokenizer decides."""
+
+PRESETS["deepseek-v3"] |= {
+    "vocab_size": 129280, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1,
+}  # fmt: skip
+"""As published, before its context was stretched: ``rope_scaling`` came afterwards."""

@@ -1,72 +1,22 @@
-"""The language model: embedding, pre-norm decoder layers, norm, head (DeepSeek-V3, section 2.1).
-
-A layer is two residual lines; the first layers have a dense feed-forward, the others one shared and
-many routed experts. Parameter names follow Hugging Face's ``DeepseekV3ForCausalLM``, with
-``router`` where it says ``gate``, so that weights travel both ways.
-"""
+"""The language model: embedding, pre-norm decoder layers, norm, head (DeepSeek-V3, section 2)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_model.attention import MultiHeadLatentAttention
-from moe_model.balance import RouterReadings
+from moe_model.attention import Remember
+from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
-from moe_model.experts import Experts, FeedForward
+from moe_model.layer import DecoderLayer
+from moe_model.mtp import PredictionDepth, valid_ahead
 from moe_model.norm import RMSNorm
+from moe_model.readings import RouterReadings
 from moe_model.rotary import rotary_table
 from moe_model.router import Router, Routing
-
-
-class MixtureOfExperts(nn.Module):
-    """``shared(x) + sum_k weight_k · expert_k(x)``; the shared expert is not gated or scaled."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.router = Router(config)
-        self.experts = Experts(config)
-        shared_width = config.n_shared_experts * config.moe_intermediate_size
-        self.shared_experts = (
-            FeedForward(config.hidden_size, shared_width) if shared_width else None
-        )
-
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
-        x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD)
-        y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.weights_TK)
-        if self.shared_experts is not None:
-            y_TD = y_TD + self.shared_experts(x_TD)
-        return y_TD.view_as(x_BSD), routing
-
-
-class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each on the normed stream and added back to it."""
-
-    def __init__(self, config: ModelConfig, depth: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = MultiHeadLatentAttention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp: MixtureOfExperts | FeedForward
-        if depth < config.first_k_dense_replace:
-            self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
-        else:
-            self.mlp = MixtureOfExperts(config)
-
-    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """The stream, followed by the fields of a ``Routing`` where this layer has a router.
-
-        One flat tuple of tensors is what every kind of activation checkpointing can hand back.
-        """
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary)
-        y_BSD = self.post_attention_layernorm(x_BSD)
-        if isinstance(self.mlp, MixtureOfExperts):
-            y_BSD, routing = self.mlp(y_BSD)
-            return (x_BSD + y_BSD, *routing)
-        return (x_BSD + self.mlp(y_BSD),)
 
 
 class ModelOutput(NamedTuple):
@@ -76,6 +26,10 @@ class ModelOutput(NamedTuple):
     """Scores of the next token at every position."""
     routings: tuple[Routing, ...]
     """What each router decided, in forward order, over the B·S tokens."""
+    hidden_BSD: Tensor
+    """What the head saw: the last hidden state after its norm."""
+    ahead_logits: tuple[Tensor, ...]
+    """Of each depth of multi-token prediction: scores of the token k + 1 places on, (B, S, V)."""
 
 
 class LanguageModel(nn.Module):
@@ -89,40 +43,84 @@ class LanguageModel(nn.Module):
             DecoderLayer(config, depth) for depth in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.mtp = nn.ModuleList(
+            PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
+        )
         self.readings = RouterReadings()
         self.init_weights()
 
-    def forward(self, ids_BS: Tensor, valid_BS: Tensor | None = None) -> ModelOutput:
+    def forward(
+        self,
+        ids_BS: Tensor,
+        valid_BS: Tensor | None = None,
+        *,
+        next_ids: Tensor | None = None,
+        cache: LatentCache | None = None,
+    ) -> ModelOutput:
         """Logits for every position.
 
         Args:
             ids_BS: Token ids, int64.
-            valid_BS: False for padding, which is then left out of the router readings. The causal
-                mask alone keeps padding on the right from changing what comes before it.
+            valid_BS: False for padding, which is then left out of the router readings and takes no
+                capacity. The causal mask alone keeps padding on the right from changing what comes
+                before it.
+            next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
+                prediction, which run only if it is given.
+            cache: What came before; these tokens are put behind it.
         """
-        config = self.config
-        rotary = rotary_table(
-            ids_BS.shape[1], config.qk_rope_head_dim, config.rope_theta, ids_BS.device
-        )
+        start = 0 if cache is None else cache.used
+        length = ids_BS.shape[1]
+        rotary = rotary_table(self.config, start, length, ids_BS.device)
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
-        for layer in self.layers:
-            x_BSD, *routing = layer(x_BSD, rotary)
+        for depth, layer in enumerate(self.layers):
+            x_BSD, *routing = layer(x_BSD, rotary, valid_BS, _remember(cache, depth))
             if routing:
                 routings.append(Routing(*routing))
+        hidden_BSD = self.norm(x_BSD)
+        if cache is not None:
+            cache.used += length
+
+        ahead_BSD, ahead_logits = hidden_BSD, []
+        for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
+            assert next_ids is not None
+            embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
+            valid = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
+            ahead_BSD, *routing = predict(ahead_BSD, embedding_BSD, rotary, valid)
+            routings.append(Routing(*routing))
+            ahead_logits.append(self.head(ahead_BSD))
+
         # Evaluation and sampling must not move the bias, whichever way they are switched on.
         if self.training and torch.is_grad_enabled():
-            self.readings.add(routings, valid_BS)
-        return ModelOutput(self.lm_head(self.norm(x_BSD)), tuple(routings))
+            valid_LBS = None
+            if valid_BS is not None:
+                valid_LBS = self.valid_per_router(valid_BS)[: len(routings)]
+            self.readings.add(routings, valid_LBS)
+        return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
+
+    def head(self, hidden_BSD: Tensor) -> Tensor:
+        """Logits of normed hidden states."""
+        weight_VD = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(hidden_BSD, weight_VD)
+
+    def valid_per_router(self, valid_BS: Tensor) -> Tensor:
+        """``(L, B, S)``: multi-token prediction needs the tokens ahead to be real as well."""
+        rows = [valid_BS] * len(self.config.moe_layers)
+        rows += [valid_ahead(valid_BS, depth + 1) for depth in range(len(self.mtp))]
+        return torch.stack(rows)
 
     @property
     def routers(self) -> list[Router]:
         """Every router, in forward order."""
         routers = [module for module in self.modules() if isinstance(module, Router)]
-        if len(routers) != len(self.config.moe_layers):
+        if len(routers) != len(self.config.router_depths):
             raise RuntimeError(
-                f"{len(routers)} routers found, {len(self.config.moe_layers)} expected: a layer "
+                f"{len(routers)} routers found, {len(self.config.router_depths)} expected: a layer "
                 "was wrapped in a way that hides its router."
             )
         return routers
@@ -140,3 +138,9 @@ class LanguageModel(nn.Module):
                 parameter.fill_(1.0)
         for router in self.routers:
             router.expert_bias.zero_()
+
+
+def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
+    if cache is None:
+        return None
+    return lambda entries_BSW: cache.append(layer, entries_BSW)

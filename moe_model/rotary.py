@@ -3,22 +3,51 @@
 Dimensions (0, 1), (2, 3), … are complex numbers turned by ``position · theta^(-2i/d)``. The tables
 are computed where they are used, in fp32, rather than kept in a buffer: a buffer would follow the
 model to bf16, where position 257 and position 258 are the same number.
+
+YaRN (Peng et al., 2023) stretches the context. Dimensions that turn often keep their frequency,
+those that turn less than once in the original context are slowed down by the factor, in between is
+a ramp. It corrects twice, and the two are easily mistaken for each other: :func:`rotary_table`
+scales the rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
+:func:`softmax_scale` multiplies **all** attention scores by ``m(mscale_all_dim)²``, which is 1.87
+there.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from moe_model.config import ModelConfig, YarnScaling
+
 
 def rotary_table(
-    positions: int, rope_dim: int, theta: float, device: torch.device
+    config: ModelConfig, start: int, positions: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle, each ``(positions, rope_dim / 2)`` in fp32."""
-    even = torch.arange(0, rope_dim, 2, dtype=torch.float32, device=device)
-    position = torch.arange(positions, dtype=torch.float32, device=device)
-    angles = torch.outer(position, theta ** (-even / rope_dim))
-    return angles.cos(), angles.sin()
+    """Cosine and sine for ``positions`` tokens from ``start`` on, each ``(S, rope_dim / 2)``, fp32.
+
+    Positions are whole numbers up to 2^24, so that fp32 holds them exactly.
+    """
+    even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
+    frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
+    amplitude = 1.0
+    if (yarn := config.rope_scaling) is not None:
+        frequency = _stretched(frequency, config, yarn)
+        numerator = _mscale(yarn.factor, yarn.mscale)
+        amplitude = numerator / _mscale(yarn.factor, yarn.mscale_all_dim)
+    position = torch.arange(start, start + positions, dtype=torch.float32, device=device)
+    angles = torch.outer(position, frequency)
+    return angles.cos() * amplitude, angles.sin() * amplitude
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """What attention scores are multiplied with: ``qk_head_dim^-0.5``, under YaRN times m²."""
+    scale: float = config.qk_head_dim**-0.5
+    if config.rope_scaling is not None:
+        yarn = config.rope_scaling
+        scale *= _mscale(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -27,3 +56,24 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).type_as(x)
+
+
+def _mscale(factor: float, strength: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
+
+
+def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:
+    """The frequencies under YaRN: kept, divided by the factor, or between the two."""
+    dims, theta = config.qk_rope_head_dim, config.rope_theta
+
+    def dimension_that_turns(times: float) -> float:
+        original = yarn.original_max_position_embeddings
+        return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_that_turns(yarn.beta_fast)), 0)
+    high: float = min(math.ceil(dimension_that_turns(yarn.beta_slow)), dims - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp
+    pair = torch.arange(len(frequency), dtype=torch.float32, device=frequency.device)
+    slowed = ((pair - low) / (high - low)).clamp(0, 1)
+    return frequency / yarn.factor * slowed + frequency * (1 - slowed)

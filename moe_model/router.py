@@ -37,6 +37,8 @@ class Routing(NamedTuple):
     margin_T: Tensor
     """Selection score of the k-th expert minus that of the best one left out; infinite where there
     is none to leave out."""
+    kept_TK: Tensor
+    """False for pairs that a capacity dropped, whose weight is then zero; bool."""
 
 
 class Router(nn.Module):
@@ -54,15 +56,20 @@ class Router(nn.Module):
         self.forced_experts: tuple[int, ...] | None = None
         """While training, send every token to these k experts: a collapse on demand."""
 
-    def forward(self, x_TD: Tensor) -> Routing:
+    def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
         """Choose experts for each token.
 
         1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups,
-        5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale.
+        5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training
+        with a capacity, 9. set the weights of what does not fit to zero.
+
+        Args:
+            x_TD: The normed stream.
+            valid_T: False for padding, which takes no capacity.
         """
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = F.linear(x_TD.float(), self.weight.float())
+            logits_TE = F.linear(self._jittered(x_TD.float()), self.weight.float())
         scores_TE = logits_TE.sigmoid() if self._sigmoid else logits_TE.softmax(dim=-1)
         choice_TE = self._limit_to_groups(scores_TE.detach() + self.expert_bias)
         expert_ids_TK, margin_T = self._choose(choice_TE)
@@ -70,7 +77,48 @@ class Router(nn.Module):
         if config.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
         weights_TK = weights_TK * config.routed_scaling_factor
-        return Routing(logits_TE, scores_TE, expert_ids_TK, weights_TK, margin_T)
+        kept_TK = torch.ones(1, 1, dtype=torch.bool, device=x_TD.device).expand_as(expert_ids_TK)
+        if config.capacity_factor is not None and self.training:
+            kept_TK = self._within_capacity(expert_ids_TK, weights_TK.detach(), valid_T)
+            weights_TK = weights_TK * kept_TK
+        return Routing(logits_TE, scores_TE, expert_ids_TK, weights_TK, margin_T, kept_TK)
+
+    def _jittered(self, x_TD: Tensor) -> Tensor:
+        """Multiplicative noise while training, so that near-ties are not always decided the same
+        way (Fedus et al., 2021, section 2.2)."""
+        epsilon = self.config.router_jitter_noise
+        if not epsilon or not self.training:
+            return x_TD
+        return x_TD * torch.empty_like(x_TD).uniform_(1 - epsilon, 1 + epsilon)
+
+    def _within_capacity(
+        self, ids_TK: Tensor, weights_TK: Tensor, valid_T: Tensor | None
+    ) -> Tensor:
+        """Which (token, expert) pairs fit into ``ceil(capacity_factor · real pairs / E)``.
+
+        First comes, who stands earlier in the batch, or who weighs more; equal weights go by
+        position. Padding takes no room. The others keep their weight: what is dropped is missing
+        in the sum, as in GShard, and not made up for.
+        """
+        config, pairs = self.config, ids_TK.numel()
+        real_P = torch.ones(pairs, dtype=torch.bool, device=ids_TK.device)
+        if valid_T is not None:
+            real_P = valid_T.unsqueeze(-1).expand_as(ids_TK).flatten()
+        # A stable sort by expert of what was brought into order before: first come, first served.
+        order_P = torch.arange(pairs, device=ids_TK.device)
+        if config.drop_policy == "weight":
+            order_P = weights_TK.flatten().argsort(descending=True, stable=True)
+        order_P = order_P[real_P[order_P].logical_not().argsort(stable=True)]
+        order_P = order_P[ids_TK.flatten()[order_P].argsort(stable=True)]
+        ids_P, real_P = ids_TK.flatten()[order_P], real_P[order_P]
+        pairs_E = torch.bincount(ids_P, minlength=config.n_routed_experts)
+        rank_P = torch.arange(pairs, device=ids_TK.device) - (pairs_E.cumsum(0) - pairs_E)[ids_P]
+        assert config.capacity_factor is not None
+        fair = real_P.sum().double() / config.n_routed_experts
+        capacity = torch.ceil(config.capacity_factor * fair - 1e-9)
+        kept_P = torch.empty_like(real_P)
+        kept_P[order_P] = real_P & (rank_P < capacity)
+        return kept_P.view_as(ids_TK)
 
     @property
     def _sigmoid(self) -> bool:

@@ -85,18 +85,18 @@ class Corpus:
 class TrainingBatches:
     """Endless random windows of the training text, decided by a generator of their own."""
 
-    def __init__(self, tokens: Tensor, batch_size: int, seq_len: int, seed: int) -> None:
+    def __init__(self, tokens: Tensor, batch_size: int, window: int, seed: int) -> None:
+        """Draw ``batch_size`` windows of ``window`` tokens: a sequence and the tokens after it."""
         self.generator = torch.Generator().manual_seed(seed)
         self._tokens = tokens
         self._batch_size = batch_size
-        self._window = torch.arange(seq_len + 1)
+        self._window = torch.arange(window)
 
-    def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each ``(batch_size, seq_len)``: targets are one token ahead."""
+    def draw(self, device: torch.device) -> Tensor:
+        """The next batch, ``(batch_size, window)``."""
         starts = len(self._tokens) - len(self._window) + 1
         start_B = torch.randint(starts, (self._batch_size,), generator=self.generator)
-        rows = self._tokens[start_B[:, None] + self._window].to(device)
-        return rows[:, :-1], rows[:, 1:]
+        return self._tokens[start_B[:, None] + self._window].to(device)
 
 
 def held_out_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from moe_model.command import UsageError
+from moe_model.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -52,6 +54,26 @@ def has_native_bf16(device: torch.device) -> bool:
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Run matrix products in ``dtype``; weights and everything delicate stay fp32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def refuse_too_large(config: ModelConfig, device: torch.device) -> None:
+    """``UsageError`` where weights, gradients and optimizer alone exceed the memory of ``device``.
+
+    16 bytes a parameter: weight, gradient and two moments in fp32.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 16 * config.parameters()
+    if needed > memory:
+        main = config.parameters(multi_token_prediction=False)
+        raise UsageError(
+            f"--preset: {main / 1e9:.1f}B parameters ({config.active_parameters() / 1e9:.2f}B "
+            f"active per token) need {needed / 1e9:,.0f} GB to train and {device.type} has "
+            f"{memory / 1e9:,.0f} GB: choose a smaller preset, or set --model.num_hidden_layers, "
+            "--model.n_routed_experts and other fields lower."
+        )
 
 
 def memory_bytes(device: torch.device) -> int:

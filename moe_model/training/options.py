@@ -6,13 +6,9 @@ settled options describe the run completely.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import re
-import textwrap
 import time
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,8 +16,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from moe_model.command import UsageError
-from moe_model.config import PRESETS, ModelConfig
+from moe_model.config import PRESETS, DropPolicy, ModelConfig
 from moe_model.training.data import PYTHON_DOCS
+from moe_model.training.overrides import ModelOverrides
 
 _DATA = Group("Model and data", sort_key=1)
 _TRAINING = Group("Training", sort_key=2)
@@ -34,6 +31,7 @@ _PRESET: Any = None
 
 AUX_WEIGHT = 1e-2
 SEQ_AUX_WEIGHT = 1e-4
+MTP_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +49,21 @@ class RunDefaults:
 RUN_DEFAULTS = {
     #                         steps batch  lr    bias  eval  save
     "tiny":        RunDefaults(1500,  8, 1e-3, 1e-2,  100,  500),
+    "small":       RunDefaults(3000,  8, 6e-4, 1e-2,  100,  500),
     "shakespeare": RunDefaults(10000, 4, 3e-4, 1e-3,  250, 1000),
+    "deepseek-v3": RunDefaults(10000, 1, 2e-4, 1e-3,  250, 1000),
 }  # fmt: skip
 """The bias rate of DeepSeek-V3 is 1e-3 over millions of steps; a short run needs ten times that to
 be balanced before it ends."""
 
 
-def _field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, by field name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    docs = {}
-    for field, doc in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            docs[field.target.id] = inspect.cleandoc(doc.value.value)  # type: ignore[union-attr, attr-defined]
-    return docs
-
-
-def _override(name: str, kind: Any, doc: str) -> tuple[str, Any, Any]:
-    help_text = " ".join(doc.split())
-    return name, Annotated[kind | None, Parameter(help=help_text, show_default=False)], None
-
-
-_hints = typing.get_type_hints(ModelConfig)
-ModelOverrides: Any = dataclasses.make_dataclass(
-    "ModelOverrides",
-    [_override(name, _hints[name], doc) for name, doc in _field_docs(ModelConfig).items()],
-    namespace={"__module__": __name__},  # else it counts as built in, and has no fields
-    frozen=True,
-    kw_only=True,
-)
-"""The fields of ``ModelConfig``, all optional: what ``--model.FIELD`` may set."""
+_SHORT_FOR = {
+    "mtp": "num_nextn_predict_layers",
+    "router_noise": "router_jitter_noise",
+    "capacity_factor": "capacity_factor",
+    "drop_policy": "drop_policy",
+}
+"""Options that are fields of the model, for those who look for them among the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +71,7 @@ class Options:
     """What the command line says."""
 
     preset: Annotated[str, Parameter(group=_DATA)] = "tiny"
-    """Shape of the model and defaults of the run: tiny or shakespeare."""
+    """Shape of the model and defaults of the run: tiny, small, shakespeare or deepseek-v3."""
     data: Annotated[str, Parameter(group=_DATA)] = PYTHON_DOCS
     """Text to learn: python-docs (it comes with Python) or a UTF-8 file."""
 
@@ -98,6 +81,10 @@ class Options:
     """Sequences in one forward pass (default: the preset's)."""
     seq_len: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Tokens in a sequence (default: the model's max_position_embeddings)."""
+    mtp: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    """Predict one more token ahead (multi-token prediction), as DeepSeek-V3 does."""
+    mtp_weight: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    """Weight of that loss; a third of it for the last third of the run (default: 0.3)."""
     grad_accum: Annotated[int, Parameter(group=_TRAINING)] = 1
     """Forward passes in one optimizer step."""
     lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
@@ -117,6 +104,14 @@ class Options:
     """Weight of the sequence-wise auxiliary loss (default: 1e-4 with --balance bias, else 0)."""
     aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
+    z_loss_weight: Annotated[float, Parameter(group=_BALANCE)] = 0.0
+    """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 is none."""
+    router_noise: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
+    """While training, routers see their input times 1 ± this (default: the model's, 0)."""
+    capacity_factor: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
+    """While training, an expert takes at most this times its fair share (default: drop nothing)."""
+    drop_policy: Annotated[DropPolicy | None, Parameter(group=_BALANCE, show_default=False)] = None
+    """What is dropped beyond the capacity: the last in the batch, or the smallest weights."""
     force_collapse: Annotated[str | None, Parameter(group=_BALANCE)] = None
     """LAYER@STEP: from that step on, send every token of that layer to the same experts."""
 
@@ -140,10 +135,9 @@ class Options:
 
     def model_config(self, vocabulary: int) -> ModelConfig:
         """The preset with the fields of ``--model``; ``UsageError`` where they contradict."""
-        fields = {k: v for k, v in dataclasses.asdict(self.model).items() if v is not None}
-        fields = {"vocab_size": vocabulary, **fields}
+        fields = {"vocab_size": vocabulary, **PRESETS[self.preset], **self._model_fields()}
         try:
-            config = ModelConfig.preset(self.preset, **fields)
+            config = ModelConfig.from_dict(fields)
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
         if config.vocab_size < vocabulary:
@@ -159,11 +153,31 @@ class Options:
             )
         return config
 
+    def _model_fields(self) -> dict[str, Any]:
+        """Fields of the model that the command line sets, under one name or another."""
+        fields = _given(dataclasses.asdict(self.model))
+        for flag, field in _SHORT_FOR.items():
+            value = getattr(self, flag)
+            if value is None or value is False:
+                continue
+            if fields.setdefault(field, int(value) if value is True else value) != value:
+                raise UsageError(
+                    f"{_flag(flag)} {value} contradicts --model.{field} {fields[field]}: "
+                    "leave one of them out."
+                )
+        return fields
+
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, ready for JSON; of the model's fields only those given."""
         plain = dataclasses.asdict(self)
-        plain["model"] = {k: v for k, v in plain["model"].items() if v is not None}
+        plain["model"] = _given(plain["model"])
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that have a value, those of nested fields too."""
+    plain = {k: _given(v) if isinstance(v, dict) else v for k, v in fields.items()}
+    return {k: v for k, v in plain.items() if v is not None and v != {}}
 
 
 def settle(options: Options) -> Options:
@@ -173,13 +187,19 @@ def settle(options: Options) -> Options:
         UsageError: For a value out of range, or values that contradict.
     """
     if options.preset not in RUN_DEFAULTS:
-        raise UsageError(f"--preset {options.preset} is not known: choose {' or '.join(PRESETS)}.")
+        raise UsageError(
+            f"--preset {options.preset} is not known: choose one of {', '.join(PRESETS)}."
+        )
     defaults = dataclasses.asdict(RUN_DEFAULTS[options.preset])
     defaults["seq_len"] = (
         options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
     )
     defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
     defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
+    depths = options.model.num_nextn_predict_layers
+    if depths is None:
+        depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
+    defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     defaults["run"] = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     if options.balance != "bias":
         defaults["bias_update_rate"] = 0.0
@@ -206,7 +226,7 @@ def _check_ranges(options: Options) -> None:
         raise UsageError(f"--lr {options.lr} is out of range: choose above 0, such as 1e-3.")
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1.")
-    for name in ("bias_update_rate", "seq_aux_weight", "aux_weight"):
+    for name in ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise UsageError(
                 f"{_flag(name)} {getattr(options, name)} is out of range: choose 0 or more."
@@ -244,11 +264,11 @@ def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[i
     if match is None:
         raise UsageError(
             f"--force-collapse {text!r} is not LAYER@STEP: write for example "
-            f"{config.moe_layers[0]}@{max(1, steps // 2)}."
+            f"{config.router_depths[0]}@{max(1, steps // 2)}."
         )
     layer, step = int(match[1]), int(match[2])
-    if layer not in config.moe_layers:
-        layers = ", ".join(map(str, config.moe_layers))
+    if layer not in config.router_depths:
+        layers = ", ".join(map(str, config.router_depths))
         raise UsageError(
             f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
         )
@@ -256,4 +276,4 @@ def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[i
         raise UsageError(
             f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
         )
-    return config.moe_layers.index(layer), step
+    return config.router_depths.index(layer), step

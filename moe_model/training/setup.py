@@ -17,7 +17,7 @@ from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel
 from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
-from moe_model.training.machine import choose_device, choose_dtype
+from moe_model.training.machine import choose_device, choose_dtype, refuse_too_large
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.options import Options, parse_forced_collapse
 
@@ -55,6 +55,7 @@ def prepare(options: Options) -> Run:
     dtype = choose_dtype(options.dtype, device)
     corpus = Corpus.from_text(load_text(options.data), options.seq_len)
     config = options.model_config(len(corpus.tokenizer))
+    refuse_too_large(config, device)
     forced_collapse = None
     if options.force_collapse is not None:
         forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
@@ -64,6 +65,7 @@ def prepare(options: Options) -> Run:
     model.init_weights(torch.Generator().manual_seed(options.seed))
     model.to(device).train()
     batch, length = options.batch_size, options.seq_len
+    window = length + 1 + config.num_nextn_predict_layers
     return Run(
         options=options,
         device=device,
@@ -73,7 +75,7 @@ def prepare(options: Options) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         optimizer=make_optimizer(model, options.lr),
-        batches=TrainingBatches(corpus.training, batch, length, options.seed),
+        batches=TrainingBatches(corpus.training, batch, window, options.seed),
         held_out=held_out_batches(corpus.held_out, batch, length, EVALUATION_BATCHES),
     )
 
@@ -87,14 +89,14 @@ def describe(run: Run) -> dict[str, Any]:
         "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",
-            "layers": list(config.moe_layers),
+            "layers": list(config.router_depths),
             "layer_names": layer_names(config),
             "num_experts": config.n_routed_experts,
             "top_k": config.num_experts_per_tok,
             "num_shared_experts": config.n_shared_experts,
             "score_function": config.scoring_func,
             "norm_top_k": config.norm_topk_prob,
-            "capacity_factor": None,
+            "capacity_factor": config.capacity_factor,
             "parameters": config.parameters(),
             "active_parameters": config.active_parameters(),
         },
@@ -103,6 +105,7 @@ def describe(run: Run) -> dict[str, Any]:
             "bias_update_rate": options.bias_update_rate,
             "seq_aux_weight": options.seq_aux_weight,
             "aux_weight": options.aux_weight,
+            "z_loss_weight": options.z_loss_weight,
         },
         "config": {
             **options.to_dict(),
@@ -116,7 +119,10 @@ def describe(run: Run) -> dict[str, Any]:
 
 def layer_names(config: ModelConfig) -> list[str]:
     """What the routers are called on a screen."""
-    return [f"L{depth}" for depth in config.moe_layers]
+    layers = config.num_hidden_layers
+    return [
+        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in config.router_depths
+    ]
 
 
 def dtype_name(run: Run) -> str:

@@ -16,7 +16,8 @@ def routing_of(logits_TE: Tensor, ids_TK: Tensor | None = None) -> Routing:
     scores_TE = logits_TE.sigmoid()
     ids_TK = scores_TE.topk(K).indices if ids_TK is None else ids_TK
     weights_TK = scores_TE.gather(-1, ids_TK)
-    return Routing(logits_TE, scores_TE, ids_TK, weights_TK, torch.zeros(len(logits_TE)))
+    kept_TK = torch.ones_like(ids_TK, dtype=torch.bool)
+    return Routing(logits_TE, scores_TE, ids_TK, weights_TK, torch.zeros(len(logits_TE)), kept_TK)
 
 
 def all_valid(batch: int, length: int) -> Tensor:

@@ -127,7 +127,7 @@ def test_contradictions_are_refused_with_values_and_a_way_out(
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="choose one of tiny, shakespeare"):
+    with pytest.raises(ValueError, match="choose one of tiny, small, shakespeare"):
         ModelConfig.preset("large", vocab_size=100)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
-from moe_model.config import PRESETS, ModelConfig
+from moe_model.config import PRESETS, ModelConfig, YarnScaling
 from moe_model.model import LanguageModel
 from moe_model.training.console import Console
 from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
@@ -23,15 +23,22 @@ from moe_model.training.progress import Progress
 
 FLAGS = [
     "--preset", "--data", "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
-    "--device", "--dtype", "--balance", "--bias-update-rate", "--seq-aux-weight", "--aux-weight",
+    "--device", "--dtype", "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
+    "--seq-aux-weight", "--aux-weight",
+    "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
     "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
     "--eval-every", "--sample-prompt",
 ]  # fmt: skip
 
 
+def model_fields() -> list[str]:
+    yarn = [f"rope_scaling.{f.name}" for f in dataclasses.fields(YarnScaling)]
+    return [f.name for f in dataclasses.fields(ModelConfig) if f.name != "rope_scaling"] + yarn
+
+
 def test_the_command_line_is_frozen(trainer: ModuleType) -> None:
     """A new or lost flag is a decision, taken here and in the documentation."""
-    fields = [f.name for f in dataclasses.fields(ModelConfig)]
+    fields = model_fields()
     offered = [a.name for a in trainer.app.assemble_argument_collection() if not a.children]
     assert sorted(offered) == sorted([*FLAGS, *(f"--model.{name}" for name in fields)])
 
@@ -44,7 +51,7 @@ def test_every_flag_has_help(
     described = re.findall(
         r"(--[\w.-]+)(?: --[\w.-]+)?(?: [A-Z]+)? +[A-Z]", capsys.readouterr().out
     )
-    fields = [f"--model.{f.name}" for f in dataclasses.fields(ModelConfig)]
+    fields = [f"--model.{name}" for name in model_fields()]
     assert set(described) >= {*FLAGS, *fields}
 
 
@@ -55,7 +62,7 @@ def test_every_preset_says_how_it_is_trained() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settled_options_are_complete_and_options_given_win(preset: str) -> None:
     settled = settle(Options(preset=preset, steps=7, run="r"))
-    optional = {"force_collapse", "sample_prompt"}
+    optional = {"force_collapse", "sample_prompt", "router_noise", "capacity_factor", "drop_policy"}
     assert {k for k, v in settled.to_dict().items() if v is None} == optional
     assert settled.steps == 7
     assert settled.lr == RUN_DEFAULTS[preset].lr
@@ -76,16 +83,20 @@ def test_held_out_text_is_never_trained_on() -> None:
     corpus = Corpus.from_text("".join(chr(0x4E00 + i) for i in range(1000)), seq_len=16)
     assert len(corpus.training) == 900
     assert not set(corpus.training.tolist()) & set(corpus.held_out.tolist())
-    batches = TrainingBatches(corpus.training, 64, 16, seed=0)
-    drawn = torch.cat([torch.cat(batches.draw(torch.device("cpu"))) for _ in range(50)])
+    batches = TrainingBatches(corpus.training, 64, 17, seed=0)
+    drawn = torch.cat([batches.draw(torch.device("cpu")) for _ in range(50)])
     assert drawn.max() == corpus.training.max(), "the last token can be reached"
     assert drawn.min() == 0
 
 
-def test_targets_are_inputs_one_token_later() -> None:
+def test_batches_are_windows_of_the_text() -> None:
+    rows = TrainingBatches(torch.arange(200), 3, 9, seed=0).draw(torch.device("cpu"))
+    assert rows.shape == (3, 9)
+    assert (rows.diff() == 1).all()
+
+
+def test_held_out_targets_are_inputs_one_token_later() -> None:
     tokens = torch.arange(200)
-    inputs, targets = TrainingBatches(tokens, 3, 8, seed=0).draw(torch.device("cpu"))
-    assert torch.equal(targets, inputs + 1)
     for inputs, targets in held_out_batches(tokens, 2, 8, most=3):
         assert torch.equal(targets, inputs + 1)
 
@@ -100,10 +111,10 @@ def test_held_out_batches_do_not_overlap_and_never_exceed_the_text() -> None:
 
 def test_batches_depend_on_the_seed_alone() -> None:
     tokens = torch.arange(500)
-    first = TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu"))[0]
+    first = TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu"))
     torch.rand(10)
-    assert torch.equal(TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu"))[0], first)
-    other = TrainingBatches(tokens, 4, 8, seed=2).draw(torch.device("cpu"))[0]
+    assert torch.equal(TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu")), first)
+    other = TrainingBatches(tokens, 4, 8, seed=2).draw(torch.device("cpu"))
     assert not torch.equal(other, first)
 
 

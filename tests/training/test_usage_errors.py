@@ -19,7 +19,10 @@ WRONG = [
     (["--steps=many"], "unable to convert"),
     (["--steps=0"], "--steps 0 is too few: choose 1 or more."),
     (["--grad-accum=0"], "--grad-accum 0 is too few"),
-    (["--preset=large"], "--preset large is not known: choose tiny or shakespeare."),
+    (
+        ["--preset=large"],
+        "--preset large is not known: choose one of tiny, small, shakespeare, deepseek-v3.",
+    ),
     (["--data=/no/such/file"], "--data /no/such/file does not exist: name a UTF-8 text file"),
     (["--data=."], "--data . is a folder"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),

@@ -1,0 +1,152 @@
+"""What the routers did in one optimizer step: exact counts and the summaries of the run log.
+
+Counting happens here, on the :class:`~moe_model.router.Routing` that a forward pass returns, and
+not inside the layers. A layer that is computed again for activation checkpointing is therefore not
+counted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_model.router import Router, Routing
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """One optimizer step as plain numbers, a list entry per router in forward order."""
+
+    tokens: int
+    """Real tokens of the step; ``router["tokens"]`` where routers saw different numbers."""
+    tokens_per_expert: list[list[int]]
+    """Selected (token, expert) pairs, dropped ones included; every row sums to tokens · K."""
+    expert_bias: list[list[float]]
+    """The bias as it is now."""
+    router: dict[str, list[float | None]]
+    """Summaries by their name in the run log."""
+    scalars: list[float]
+    """What came along in the same copy."""
+
+
+class RouterReadings:
+    """Sums over the tokens of one optimizer step, kept on the device until :meth:`report`.
+
+    Plain tensors, neither parameters nor buffers: nothing casts, synchronises or saves them.
+    """
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def reset(self) -> None:
+        """Forget everything: the next optimizer step begins."""
+        self._started = False
+
+    @torch.no_grad()
+    def add(self, routings: Sequence[Routing], valid_LBS: Tensor | None = None) -> None:
+        """Count one micro-batch; padding (False in ``valid_LBS``) is left out of everything."""
+        logits_LTE = torch.stack([r.logits_TE for r in routings])
+        scores_LTE = torch.stack([r.scores_TE for r in routings])
+        ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
+        margin_LT = torch.stack([r.margin_T for r in routings])
+        kept_LTK = torch.stack([r.kept_TK for r in routings])
+        weight_LT = torch.ones_like(margin_LT, dtype=torch.int64)
+        if valid_LBS is not None:
+            weight_LT = valid_LBS.flatten(1).to(torch.int64)
+            logits_LTE = logits_LTE.masked_fill(weight_LT[..., None] == 0, 0.0)
+            margin_LT = margin_LT.masked_fill(weight_LT == 0, 0.0)
+        real_LT = weight_LT.to(torch.float32)
+        if not self._started:
+            self._start(scores_LTE)
+        self._tokens_L += weight_LT.sum(dim=-1)
+        pairs_LTK = weight_LT[..., None].expand(ids_LTK.shape)
+        self.counts_LE.scatter_add_(1, ids_LTK.flatten(1), pairs_LTK.flatten(1))
+        self._dropped_L += (pairs_LTK * ~kept_LTK).sum(dim=(1, 2))
+
+        probability_LTE = scores_LTE / scores_LTE.sum(dim=-1, keepdim=True)
+        entropy_LT = torch.special.entr(probability_LTE).sum(dim=-1)
+        selected_LT = probability_LTE.gather(-1, ids_LTK).sum(dim=-1)
+        z_LT = logits_LTE.logsumexp(dim=-1).square()
+        # A sum and no matrix product: under autocast that would be rounded to bf16.
+        sums_4LT = torch.stack((entropy_LT, z_LT, selected_LT, margin_LT)) * real_LT
+        self._sums_4L += sums_4LT.sum(dim=-1)
+        self._probability_LE += (probability_LTE * real_LT[..., None]).sum(dim=1)
+        peaks_L = logits_LTE.abs().amax(dim=(1, 2))
+        torch.maximum(self._max_logit_L, peaks_L, out=self._max_logit_L)
+
+    def _start(self, scores_LTE: Tensor) -> None:
+        L, _, E = scores_LTE.shape
+        self._started = True
+        self._tokens_L = scores_LTE.new_zeros(L, dtype=torch.int64)
+        self._dropped_L = scores_LTE.new_zeros(L, dtype=torch.int64)
+        self.counts_LE = scores_LTE.new_zeros((L, E), dtype=torch.int64)
+        self._probability_LE = scores_LTE.new_zeros((L, E))
+        self._sums_4L = scores_LTE.new_zeros((4, L))
+        self._max_logit_L = scores_LTE.new_zeros(L)
+
+    @torch.no_grad()
+    def report(self, routers: Sequence[Router], scalars: Sequence[Tensor] = ()) -> RouterReport:
+        """Everything of this step in one device-to-host copy, with ``scalars`` along for the ride.
+
+        The copy is fp64: a count is exact in it up to 9·10^15, in fp32 only up to 16.7 million.
+
+        Raises:
+            RuntimeError: If no training forward pass was counted since the last reset.
+        """
+        if not self._started:
+            raise RuntimeError(
+                "No routing was counted in this step: run the model in training mode."
+            )
+        L, E = self.counts_LE.shape
+        if len(routers) != L:
+            raise RuntimeError(
+                f"{L} routers were counted and {len(routers)} are asked for: give the model "
+                "next_ids in every training pass, so that multi-token prediction runs."
+            )
+        tokens_L = self._tokens_L.clamp(min=1)
+        mean_LE = self._probability_LE / tokens_L[:, None]
+        gradients = [
+            r.weight.new_zeros(()) if r.weight.grad is None else r.weight.grad for r in routers
+        ]
+        parts = [
+            *(value.detach() for value in scalars),
+            self.counts_LE,
+            torch.stack([r.expert_bias for r in routers]),
+            self._tokens_L,
+            self._dropped_L,
+            self._sums_4L / tokens_L,
+            torch.special.entr(mean_LE).sum(dim=-1),
+            self._max_logit_L,
+            torch.stack([g.float().norm() for g in gradients]),
+        ]
+        flat = torch.cat([part.reshape(-1).to(torch.float64) for part in parts]).tolist()
+        values, flat = flat[: len(scalars)], flat[len(scalars) :]
+        counts, flat = _rows(flat[: L * E], E), flat[L * E :]
+        bias, rest = _rows(flat[: L * E], E), _rows(flat[L * E :], L)
+        tokens, dropped, entropy, z_loss, selected_mass, margin, *rest = rest
+        mean_entropy, max_logit, grad_norm = rest
+        router: dict[str, list[float | None]] = {
+            "entropy": [*entropy],
+            "mean_entropy": [*mean_entropy],
+            "z_loss": [*z_loss],
+            "max_logit": [*max_logit],
+            "selected_mass": [*selected_mass],
+            # Infinite where the groups leave no expert to compare with: no value, not a number.
+            "margin": [None if value == float("inf") else value for value in margin],
+            "grad_norm": [*grad_norm],
+        }
+        if routers[0].config.capacity_factor is not None:
+            K = routers[0].config.num_experts_per_tok
+            router["drop_rate"] = [d / max(1, t * K) for d, t in zip(dropped, tokens, strict=True)]
+        if len(set(tokens)) > 1:  # padding, of which multi-token prediction sees more
+            router["tokens"] = [*tokens]
+        return RouterReport(
+            int(max(tokens)), [[int(n) for n in row] for row in counts], bias, router, values
+        )
+
+
+def _rows(flat: list[float], width: int) -> list[list[float]]:
+    return [flat[start : start + width] for start in range(0, len(flat), width)]
