@@ -39,26 +39,18 @@ class YarnScaling:
     """Strength of the correction of the whole softmax; below the line in the other. 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
-            if not 0 < getattr(self, name) < float("inf"):
+        least = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0}
+        for name, low in {**least, "mscale_all_dim": 0, "beta_slow": 1e-3}.items():
+            if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(
-                    f"rope_scaling.{name}={getattr(self, name)} is not a positive number: choose "
-                    "one above 0."
+                    f"rope_scaling.{name}={getattr(self, name)} is out of range: choose {low} or "
+                    "more."
                 )
-        if self.factor < 1:
-            raise ValueError(
-                f"rope_scaling.factor={self.factor} would shorten the context: choose 1 or more."
-            )
-        if self.beta_slow >= self.beta_fast:
+        if not self.beta_slow < self.beta_fast < float("inf"):
             raise ValueError(
                 f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
                 "choose for example 1 and 32."
             )
-        for name in ("mscale", "mscale_all_dim"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"rope_scaling.{name}={getattr(self, name)} is out of range: choose 0 or more."
-                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
