@@ -171,8 +171,7 @@ class ModelConfig:
         return self._count(self.n_routed_experts, multi_token_prediction)
 
     def active_parameters(self) -> int:
-        """Weights that predicting one token takes: K instead of E routed experts, and none of
-        multi-token prediction."""
+        """Weights one token meets: K of the E routed experts, no multi-token prediction."""
         return self._count(self.num_experts_per_tok, False)
 
     def _count(self, routed_experts: int, count_ahead: bool) -> int:
@@ -200,9 +199,8 @@ def _check_sizes(config: ModelConfig) -> None:
     may_be_zero = {"first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers"}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if field.name in ("router_jitter_noise", "capacity_factor"):
+        own_range = field.name in ("router_jitter_noise", "capacity_factor")
+        if isinstance(value, bool) or not isinstance(value, int | float) or own_range:
             continue
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
@@ -268,13 +266,11 @@ def _check_capacity(config: ModelConfig) -> None:
     factor = config.capacity_factor
     if factor is not None and not 0 < factor < float("inf"):
         raise ValueError(
-            f"capacity_factor={factor} is not a positive number: choose one such as 1.25, or "
-            "leave it out to drop nothing."
+            f"capacity_factor={factor} is no positive number: choose for example 1.25."
         )
-    if config.drop_policy not in ("position", "weight"):
-        raise ValueError(
-            f"drop_policy={config.drop_policy!r} is not known: choose position or weight."
-        )
+    policy = config.drop_policy
+    if policy not in ("position", "weight"):
+        raise ValueError(f"drop_policy={policy!r} is not known: choose position or weight.")
 
 
 _COLUMNS = (
