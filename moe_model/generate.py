@@ -2,60 +2,137 @@
 
     python -m moe_model.generate checkpoints/RUN/best --prompt "The " --temperature 0.8
 
-Each token reads the last context again from its start; the seed alone decides what comes out.
+The past is kept in a latent cache; the seed alone decides what comes out. Text goes to standard
+output as it is written, speed to standard error.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
 from torch import Tensor
 
-from moe_model.command import FINISHED, UsageError, run_command
+from moe_model.command import FINISHED, UsageError, run_command, say
+from moe_model.decoder import Decoder, Drafter
 from moe_model.model import LanguageModel
 from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.tokenizer import Tokenizer
+
+WEIGHTS = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-@torch.no_grad()
-def generate(
-    model: LanguageModel,
-    prompt_S: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    seed: int = 0,
-) -> list[int]:
-    """Token ids that follow ``prompt_S``, without the prompt.
+class Sampler:
+    """Iterates over the token ids that follow a prompt, each as soon as it is known.
 
-    Args:
-        model: Left in the mode, training or evaluation, that it is found in.
-        prompt_S: At least one token id, int64.
-        max_new_tokens: How many tokens to sample.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_p: Sample among the likeliest tokens that together hold this probability.
-        seed: Of a generator of its own, so that sampling never disturbs training.
+    With drafts, one pass reads the last token together with a guess at the next one, from the
+    model's multi-token prediction. Every token is still picked from the logits of the model, in the
+    same order and with the same draws, so the text is the same; where the guess was right, the pass
+    gave two tokens.
     """
-    if not len(prompt_S):
-        raise ValueError("prompt has 0 tokens: give at least one.")
-    generator = torch.Generator().manual_seed(seed)
-    context = model.config.max_position_embeddings
-    device = model.embed_tokens.weight.device
-    ids = prompt_S.tolist()
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens):
-            window_1S = torch.tensor([ids[-context:]], device=device)
-            logits_V = model(window_1S).logits_BSV[0, -1].float().cpu()
-            ids.append(pick(logits_V, temperature, top_p, generator))
-    finally:
-        model.train(was_training)
-    return ids[len(prompt_S) :]
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt_S: Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        weights: torch.dtype | None = None,
+        draft: bool = False,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            model: Left in the mode, training or evaluation, that it is found in.
+            prompt_S: At least one token id, int64; of more than the context, the last count.
+            max_new_tokens: How many tokens to sample.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_p: Sample among the likeliest tokens that together hold this probability.
+            seed: Of a generator of its own, so that sampling never disturbs training.
+            weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
+            draft: Guess ahead; ``ValueError`` where the model cannot.
+        """
+        if not len(prompt_S):
+            raise ValueError("prompt has 0 tokens: give at least one.")
+        if weights is None and model.embed_tokens.weight.device.type == "cpu":
+            weights = torch.float32
+        self.passes = 0
+        """Passes through the model so far, the one that reads the prompt included."""
+        self._model = model
+        self._left = max_new_tokens
+        self._rules = (temperature, top_p, torch.Generator().manual_seed(seed))
+        self._context = model.config.max_position_embeddings
+        self._ids = prompt_S.tolist()[-self._context :]
+        self._decoder = Decoder(model, self._context, weights=weights)
+        self._draft = draft
+        if draft:
+            Drafter(self._decoder)  # refuses a model that cannot, before the first token
+
+    def __iter__(self) -> Iterator[int]:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            while self._left > 0:
+                yield from self._until_full()
+                # The context is full: go on from its second half, read again from position 0.
+                self._ids = self._ids[-max(1, self._context // 2) :]
+                self._decoder.forget(self._decoder.cache.used)
+        finally:
+            self._model.train(was_training)
+
+    def _until_full(self) -> Iterator[int]:
+        """Tokens until there are enough, or the context is full."""
+        drafter = Drafter(self._decoder) if self._draft else None
+        following = self._ids[1:]
+        logits_SV, unseen_SD = self._read(self._ids)
+        token = self._pick(logits_SV[-1])
+        yield token
+        while self._left and self._room:
+            # What the drafter has not seen: hidden states, and the token after each.
+            following.append(token)
+            guess = None
+            if drafter is not None and self._room >= 2:
+                guess = drafter.propose(unseen_SD, following)
+            logits_SV, unseen_SD = self._read([token] if guess is None else [token, guess])
+            token = self._pick(logits_SV[0])
+            yield token
+            if guess is None:
+                following = []
+            elif token != guess or not self._left:
+                self._decoder.forget(1)
+                unseen_SD, following = unseen_SD[:1], []
+            else:
+                following = [token]
+                token = self._pick(logits_SV[1])
+                yield token
+
+    def _read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        self.passes += 1
+        return self._decoder.read(ids)
+
+    def _pick(self, logits_V: Tensor) -> int:
+        token = pick(logits_V.cpu(), *self._rules)
+        self._ids.append(token)
+        self._left -= 1
+        return token
+
+    @property
+    def _room(self) -> int:
+        """Tokens that can still be read."""
+        return self._context - self._decoder.cache.used
+
+
+def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int]:
+    """The token ids of a :class:`Sampler`, all at once."""
+    return list(Sampler(model, prompt_S, **options))
 
 
 def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
@@ -71,6 +148,9 @@ def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
 
 app = App(name="moe_model.generate", help="Continue a text with a trained model.", version_flags=[])
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: what was written so far is good."""
+
 
 @app.default
 def main(
@@ -82,8 +162,10 @@ def main(
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    weights: Literal["fp32", "fp16"] = "fp32",
+    draft: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Continue a text with a trained model. The text goes to standard output.
+    """Continue a text with a trained model. The text goes to standard output as it is written.
 
     Args:
         checkpoint: Folder such as checkpoints/RUN/best, or a run: its latest.
@@ -92,6 +174,8 @@ def main(
         temperature: Divides the logits; 0 takes the likeliest token each time.
         top_p: Sample among the likeliest tokens that together hold this probability.
         seed: Same seed, same text.
+        weights: fp32 is exact; fp16 reads half the memory and rounds logits by about 0.005.
+        draft: Guess one token ahead with multi-token prediction: the same text in fewer passes.
     """
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
@@ -109,16 +193,75 @@ def main(
         raise UsageError(str(error)) from error
     except ValueError as error:
         raise UsageError(f"--prompt {prompt!r}: {error}") from error
-    sampled = generate(
-        model,
-        prompt_S,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
+    try:
+        sampler = Sampler(
+            model,
+            prompt_S,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            weights=WEIGHTS[weights],
+            draft=draft,
+        )
+    except ValueError as error:
+        raise UsageError(f"--draft: {error}") from error
+    return _write(sampler, found.tokenizer, prompt)
+
+
+def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
+    """Write the text as it comes; how fast it was goes to standard error."""
+    started = time.perf_counter()
+    code = FINISHED
+    ids: list[int] = []
+    try:
+        put(prompt)
+        for text in pieces(sampler, tokenizer, ids):
+            put(text)
+        put("\n")
+    except KeyboardInterrupt:
+        put("\n")
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read has enough; nothing to flush
+    seconds = time.perf_counter() - started
+    say(
+        f"{len(ids)} tokens in {seconds:.1f} s, {len(ids) / seconds:.1f} tokens/s, "
+        f"{len(ids) / max(1, sampler.passes):.2f} tokens a pass"
     )
-    sys.stdout.write(prompt + found.tokenizer.decode(sampled) + "\n")
-    return FINISHED
+    return code
+
+
+def pieces(ids: Iterable[int], tokenizer: Tokenizer, seen: list[int]) -> Iterator[str]:
+    """The text of ``ids`` bit by bit, whole characters only; what was read is put into ``seen``.
+
+    A token may be part of a character, and a space may depend on the token before: so the text of
+    all tokens since the last line break is decoded again, and what is new in it is handed out.
+    """
+    line: list[int] = []
+    written = 0
+    for token in ids:
+        seen.append(token)
+        line.append(token)
+        text = tokenizer.decode(line)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            continue
+        yield text[written:]
+        written = len(text)
+        if text.endswith("\n"):
+            line, written = [], 0
+    if line:
+        yield tokenizer.decode(line)[written:]
+
+
+def put(text: str) -> None:
+    """Write to standard output at once; on a terminal without what could steer it."""
+    if sys.stdout.isatty():
+        text = "".join(
+            c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
+        )
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

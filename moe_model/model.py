@@ -105,8 +105,17 @@ class LanguageModel(nn.Module):
 
     def head(self, hidden_BSD: Tensor) -> Tensor:
         """Logits of normed hidden states."""
-        weight_VD = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden_BSD, weight_VD)
+        return F.linear(hidden_BSD, self.head_weight)
+
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, without multi-token prediction."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight of the output head ``(V, D)``, the embedding's where they are tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def valid_per_router(self, valid_BS: Tensor) -> Tensor:
         """``(L, B, S)``: multi-token prediction needs the tokens ahead to be real as well."""

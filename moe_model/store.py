@@ -2,7 +2,9 @@
 
 ``checkpoint.json`` says what the model is and lists the other files with their size and SHA-256;
 ``model.safetensors`` has the weights, ``training.safetensors`` what the optimizer and the data
-sampler remember. Nothing in it is executed when it is read: no pickle, whoever made the file.
+sampler remember, which an imported model does not have. A tokenizer that is more than a list of
+characters has files of its own. Nothing in it is executed when it is read: no pickle, whoever made
+the file.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moe_model.config import ModelConfig
+from moe_model.hf_tokenizer import KIND, PretrainedTokenizer
 from moe_model.model import LanguageModel
-from moe_model.tokenizer import CharTokenizer
+from moe_model.tokenizer import CharTokenizer, Tokenizer
 
 FORMAT = "moe-microscope checkpoint"
 FORMAT_VERSION = 1
@@ -42,10 +45,20 @@ class Checkpoint:
     """Optimizer steps completed."""
     config: ModelConfig
     """Shape of the model."""
-    tokenizer: CharTokenizer
-    """How text becomes tokens."""
+    tokenizer_if_any: Tokenizer | None
+    """How text becomes tokens; none where a model was imported without."""
     description: dict[str, Any]
     """Everything in ``checkpoint.json``."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How text becomes tokens; ``CheckpointError`` where there is none."""
+        if self.tokenizer_if_any is None:
+            raise CheckpointError(
+                f"{self.folder} has no tokenizer: the model was imported without one; put its "
+                "tokenizer.json beside its config.json and import it again."
+            )
+        return self.tokenizer_if_any
 
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
         """The model in evaluation mode; ``CheckpointError`` where weights and config disagree."""
@@ -83,7 +96,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         folder=folder,
         step=description["step"],
         config=description["model"],
-        tokenizer=description["tokenizer"],
+        tokenizer_if_any=_read_tokenizer(description["tokenizer"], folder),
         description=description["plain"],
     )
 
@@ -104,14 +117,14 @@ def _read_description(path: Path) -> dict[str, Any]:
             raise ValueError(f"it does not say format={FORMAT!r}")
         if plain["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version={plain['format_version']}, known is {FORMAT_VERSION}")
-        if not {WEIGHTS, TRAINING_STATE} <= plain["files"].keys():
-            raise ValueError(f"it does not list {WEIGHTS} and {TRAINING_STATE}")
+        if WEIGHTS not in plain["files"]:
+            raise ValueError(f"it does not list {WEIGHTS}")
         if any(Path(name).name != name for name in plain["files"]):
             raise ValueError("it lists a file outside its own folder")
         return {
             "step": int(plain["step"]),
             "model": ModelConfig.from_dict(plain["model"]),
-            "tokenizer": CharTokenizer.from_dict(plain["tokenizer"]),
+            "tokenizer": plain["tokenizer"],
             "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in plain["files"].items()},
             "plain": plain,
         }
@@ -120,6 +133,40 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a description of a checkpoint ({reason}): use another checkpoint."
         ) from error
+
+
+def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokenizer | None:
+    if description is None:
+        return None
+    try:
+        if description["kind"] == KIND:
+            return PretrainedTokenizer.from_folder(description, folder)
+        return CharTokenizer.from_dict(description)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} describes no tokenizer ({error}): use another checkpoint."
+        ) from error
+
+
+def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
+    """Write the ``checkpoint.json`` of ``folder``, which holds all other files already.
+
+    Args:
+        folder: Where.
+        config: Of the model.
+        step: Optimizer steps completed.
+        facts: The other entries; ``tokenizer`` must be among them.
+    """
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "model": config.to_dict(),
+        **facts,
+        "files": {path.name: file_facts(path) for path in sorted(folder.iterdir())},
+    }
+    text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
 
 
 def _verify(path: Path, size: int, digest: str) -> None:

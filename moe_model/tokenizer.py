@@ -1,12 +1,32 @@
-"""Text to token ids and back, one token per character."""
+"""Text to token ids and back: what a tokenizer does, and one that takes characters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Tokenizer(Protocol):
+    """What training, generating and checkpoints ask of a tokenizer."""
+
+    def __len__(self) -> int:
+        """Ids there are, from 0 on."""
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, int64; ``ValueError`` if it cannot be read."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the description of a checkpoint keeps, ready for JSON."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Files of its own that a checkpoint keeps beside the weights, contents by name."""
 
 
 class CharTokenizer:
@@ -41,6 +61,11 @@ class CharTokenizer:
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, ready for JSON."""
         return {"kind": "char", "vocabulary": self.vocabulary}
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """None: the description says it all."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.vocabulary)

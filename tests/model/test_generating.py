@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.generate import generate, pick
+from moe_model.generate import Sampler, generate, pick, pieces
 from moe_model.model import LanguageModel
 from moe_model.tokenizer import CharTokenizer
 
@@ -43,6 +43,84 @@ def test_context_longer_than_the_model_is_cut_on_the_left(
     long = torch.arange(90) % 97
     whole = generate(model, long, max_new_tokens=3)
     assert whole == generate(model, long[-64:], max_new_tokens=3)
+
+
+def test_a_full_context_goes_on_from_its_second_half(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_model()
+    prompt = torch.arange(60) % 97
+    text = [*prompt.tolist(), *generate(model, prompt, max_new_tokens=12, temperature=0)]
+    # Tokens 61 to 64 fill the context and give the 65th; then 32 remain.
+    expected = generate(model, torch.tensor(text[65 - 32 : 65]), max_new_tokens=7, temperature=0)
+    assert text[65:] == expected
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
+def test_every_token_is_that_of_reading_everything_again(
+    temperature: float, make_model: Callable[..., LanguageModel], ids_BS: Tensor
+) -> None:
+    model = make_model().eval()
+    ids = ids_BS[0].tolist()
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        with torch.no_grad():
+            logits_V = model(torch.tensor([ids])).logits_BSV[0, -1]
+        ids.append(pick(logits_V, temperature, 0.95, generator))
+    options = {"max_new_tokens": 20, "temperature": temperature, "seed": 3}
+    assert ids[24:] == generate(model, ids_BS[0], **options)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("seed", range(6))
+def test_drafting_gives_exactly_the_same_text(
+    seed: int, temperature: float, make_model: Callable[..., LanguageModel]
+) -> None:
+    """Beyond the end of the context too."""
+    model = make_model(seed, num_nextn_predict_layers=1)
+    prompt = torch.arange(seed, seed + 9)
+    options = {"max_new_tokens": 90, "temperature": temperature, "seed": seed}
+    assert generate(model, prompt, draft=True, **options) == generate(model, prompt, **options)
+
+
+def test_right_drafts_save_passes(make_model: Callable[..., LanguageModel]) -> None:
+    """A model whose head says one token whatever it sees: every guess is right."""
+    model = make_model(num_nextn_predict_layers=1)
+    with torch.no_grad():
+        model.norm.weight.zero_()[0] = 1
+        model.mtp[0].norm.weight.zero_()[0] = 1
+        model.lm_head.weight[:, 0] = 0
+    sampler = Sampler(model, torch.tensor([1, 2, 3]), max_new_tokens=41, temperature=0, draft=True)
+    assert len(list(sampler)) == 41
+    assert sampler.passes == 21
+
+
+def test_a_model_without_multi_token_prediction_cannot_draft(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    with pytest.raises(ValueError, match="Train it with --mtp"):
+        Sampler(make_model(), torch.tensor([1]), max_new_tokens=1, draft=True)
+
+
+@given(st.text(max_size=40), st.integers(1, 4))
+def test_text_in_pieces_is_the_text(text: str, size: int) -> None:
+    """Tokens of ``size`` bytes: most of them are no whole characters."""
+    data = text.encode("utf-8", "ignore")
+    tokens = [data[i : i + size] for i in range(0, len(data), size)]
+    whole = b"".join(tokens).decode()
+    seen: list[int] = []
+    assert "".join(pieces(range(len(tokens)), Bytes(tokens), seen)) == whole
+    assert seen == list(range(len(tokens)))
+
+
+class Bytes:
+    """A tokenizer of which only decoding is asked."""
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        self.tokens = tokens
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
 
 
 def test_empty_prompt_is_refused(make_model: Callable[..., LanguageModel]) -> None:

@@ -1,0 +1,139 @@
+"""Reading tokens one after the other, as fast as the weights come out of memory.
+
+A forward pass over one token does two floating-point operations for every weight it fetches, so
+what counts is how the weights lie in memory and how many small operations stand between them. A
+:class:`Decoder` keeps its own copy of the weights: transposed, those that see the same input side
+by side, every expert by itself, and the softmax scale folded into the queries. Half precision
+halves the bytes: weights in fp16, everything else, sums, attention and cache included, in fp32.
+
+Long prompts go through the model itself, and so does everything on a GPU, where the layout matters
+less than the number of kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_model.cache import LatentCache
+from moe_model.decoder_layer import Linear, PreparedLayer, normed
+from moe_model.model import LanguageModel
+from moe_model.mtp import PredictionDepth
+from moe_model.rotary import rotary_table
+
+FEW = 8
+"""Tokens at a time up to which the prepared weights are faster than the model."""
+
+
+class Decoder:
+    """One sequence, its past in a latent cache."""
+
+    def __init__(
+        self, model: LanguageModel, length: int, *, weights: torch.dtype | None = None
+    ) -> None:
+        """Prepare ``model`` for reading up to ``length`` tokens.
+
+        Args:
+            model: In evaluation mode; changes to its weights are not seen afterwards.
+            length: Tokens of prompt and answer together.
+            weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. None
+                prepares nothing and always runs the model: the right choice on a GPU.
+        """
+        self.model = model
+        self.weights = weights
+        self.device = model.embed_tokens.weight.device
+        dtype = model.embed_tokens.weight.dtype if weights is None else torch.float32
+        self.cache = LatentCache(model.config, 1, length, dtype=dtype, device=self.device)
+        self.table = rotary_table(model.config, 0, length, self.device)
+        self._layers: list[PreparedLayer] = []
+        if weights is not None:
+            layers = model.decoder_layers
+            self._layers = [PreparedLayer(layer, weights) for layer in layers]
+            self._head = Linear(model.head_weight, weights)
+
+    @torch.no_grad()
+    def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Put ``ids`` behind the past: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
+        ids_S = torch.tensor(ids, device=self.device)
+        if not self._layers or len(ids) > FEW:
+            output = self.model(ids_S[None], cache=self.cache)
+            return output.logits_BSV[0].float(), output.hidden_BSD[0]
+        start, end = self.cache.used, self.cache.used + len(ids)
+        turn_Sr = torch.complex(*(part[start:end] for part in self.table))
+        x_SD = self.model.embed_tokens.weight[ids_S].float()
+        for depth, layer in enumerate(self._layers):
+            x_SD = layer.read(x_SD, turn_Sr, self.cache.entries_LBNW[depth, 0], start)
+        self.cache.used = end
+        hidden_SD = normed(x_SD, self.model.norm.weight, self.model.norm.eps)
+        return self.logits(hidden_SD), hidden_SD
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """Of normed hidden states, fp32."""
+        if self.weights is None:
+            return self.model.head(hidden_SD).float()
+        return self._head(hidden_SD.float())
+
+    def forget(self, tokens: int) -> None:
+        """Take the last ``tokens`` back."""
+        self.cache.used -= tokens
+
+
+class Drafter:
+    """Guesses one token ahead of a :class:`Decoder` with the first depth of multi-token prediction.
+
+    It reads the hidden states of the model, each with the token that followed, through a cache of
+    its own.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        """Draft for ``decoder``; ``ValueError`` where its model has no multi-token prediction."""
+        model = decoder.model
+        if not model.mtp:
+            raise ValueError(
+                "num_nextn_predict_layers=0: this model was trained without multi-token "
+                "prediction and cannot draft. Train it with --mtp, or generate without drafts."
+            )
+        self._decoder = decoder
+        depth = model.mtp[0]
+        assert isinstance(depth, PredictionDepth)
+        self._depth = depth
+        like = decoder.cache.entries_LBNW
+        self._cache = LatentCache(
+            model.config, 1, len(decoder.cache), layers=1, dtype=like.dtype, device=like.device
+        )
+        if decoder.weights is not None:
+            self._combine = Linear(depth.eh_proj.weight, decoder.weights)
+            self._layer = PreparedLayer(depth.layer, decoder.weights)
+
+    @torch.no_grad()
+    def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
+        """Read S positions, each with the token that followed; guess what follows the last of them.
+
+        Args:
+            hidden_SD: Normed hidden states of the positions that were not read before.
+            following: The token after each of them.
+        """
+        start, end = self._cache.used, self._cache.used + len(following)
+        embedding_SD = self._decoder.model.embed_tokens.weight[
+            torch.tensor(following, device=hidden_SD.device)
+        ]
+        cos, sin = (part[start:end] for part in self._decoder.table)
+        depth = self._depth
+        if self._decoder.weights is None or len(following) > FEW:
+            ahead_SD = depth(
+                hidden_SD[None],
+                embedding_SD[None],
+                (cos, sin),
+                remember=lambda entries_BSW: self._cache.append(0, entries_BSW),
+            )[0][0]
+        else:
+            both = (
+                normed(embedding_SD.float(), depth.enorm.weight, depth.enorm.eps),
+                normed(hidden_SD, depth.hnorm.weight, depth.hnorm.eps),
+            )
+            x_SD = self._combine(torch.cat(both, dim=-1))
+            turn_Sr, entries_NW = torch.complex(cos, sin), self._cache.entries_LBNW[0, 0]
+            x_SD = self._layer.read(x_SD, turn_Sr, entries_NW, start)
+            ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
+        self._cache.used = end
+        return int(self._decoder.logits(ahead_SD[-1:]).argmax())

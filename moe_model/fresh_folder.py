@@ -1,0 +1,61 @@
+"""A folder that is either complete or not there.
+
+It is written aside, on the same disk, forced to disk and then renamed: whoever looks sees all of it
+or nothing, and after an error or Ctrl-C nothing is left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes ``target`` at the end.
+
+    Raises:
+        FileExistsError: If there is something at ``target``.
+        OSError: If it cannot be written, or the disk is full.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
+    aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        folder = aside / "folder"  # only its owner may enter what mkdtemp makes
+        folder.mkdir()
+        yield folder
+        for path in (*folder.iterdir(), folder):
+            _force_to_disk(path)
+        folder.rename(target)
+        _force_to_disk(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file with the permissions of any new file; ``OSError`` if it fails."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        # Transformers 4 refuses a file that does not say what wrote it.
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(mode)
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

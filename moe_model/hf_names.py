@@ -1,0 +1,97 @@
+"""Which published tensor is which part of which of ours.
+
+In memory the experts of a layer are two stacked matrices here (as in transformers 5); in a file
+every expert has three of its own. So one of our tensors consists of parts: a published name, and
+the place at which that tensor lies in ours. Reading copies to the place, writing copies from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from moe_model.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Part(NamedTuple):
+    """A published tensor and its place in one of ours."""
+
+    name: str
+    """As in the file."""
+    place: tuple[int | slice, ...]
+    """What it is of our tensor; empty for all of it."""
+
+
+def published_name(name: str, config: ModelConfig) -> str:
+    """The name in transformers of our tensor ``name``, experts still stacked.
+
+    Multi-token prediction has the layers behind the last one.
+    """
+    if name.startswith("mtp."):
+        _, depth, rest = name.split(".", 2)
+        rest = rest.removeprefix("layer.")
+        rest = "shared_head.norm.weight" if rest == "norm.weight" else rest
+        name = f"layers.{config.num_hidden_layers + int(depth)}.{rest}"
+    name = name.replace(".mlp.router.weight", ".mlp.gate.weight")
+    name = name.replace(".mlp.router.expert_bias", ".mlp.gate.e_score_correction_bias")
+    return name if name == HEAD else f"model.{name}"
+
+
+def parts(name: str, config: ModelConfig) -> Iterator[Part]:
+    """What our tensor ``name`` consists of in a file."""
+    published = published_name(name, config)
+    experts, of_experts, matrix = published.partition(".mlp.experts.")
+    width = config.moe_intermediate_size
+    rows = {"gate_proj": slice(0, width), "up_proj": slice(width, 2 * width)}
+    if not of_experts:
+        yield Part(published, ())
+        return
+    for expert in range(config.n_routed_experts):
+        prefix = f"{experts}.mlp.experts.{expert}"
+        if matrix == "down_proj":
+            yield Part(f"{prefix}.down_proj.weight", (expert,))
+        else:
+            yield from (Part(f"{prefix}.{n}.weight", (expert, r)) for n, r in rows.items())
+
+
+def copies(config: ModelConfig) -> dict[str, str]:
+    """Published tensors that repeat another: they may be in a file, and must then be equal."""
+    head = EMBEDDING if config.tie_word_embeddings else HEAD
+    repeated = {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
+    for depth in range(config.num_nextn_predict_layers):
+        layer = f"model.layers.{config.num_hidden_layers + depth}"
+        repeated |= {
+            f"{layer}.embed_tokens.weight": EMBEDDING,
+            f"{layer}.shared_head.head.weight": head,
+        }
+    return repeated
+
+
+def stays_fp32(name: str) -> bool:
+    """Whether our tensor ``name`` is fp32 whatever the others are, as in transformers.
+
+    Who is chosen hangs on differences that half precision cannot represent.
+    """
+    return name.endswith((".router.weight", ".router.expert_bias"))
+
+
+def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
+    """Bring the rotary rows of our tensor ``name``, if it has any, from halves to pairs, in place.
+
+    Dimension i turns with dimension i + d/2 where ``rope_interleave`` is false, and 2i with 2i + 1
+    here. Queries and keys change alike, so their products stay what they are.
+    """
+    if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
+        heads_HdX = weight.view(config.num_attention_heads, config.qk_head_dim, -1)
+    elif name.endswith(".kv_a_proj_with_mqa.weight"):
+        heads_HdX = weight.unsqueeze(0)
+    else:
+        return
+    rotary_HrX = heads_HdX[:, -config.qk_rope_head_dim :]
+    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, weight.shape[-1])
+    rotary_HrX.copy_(halves_H2rX.transpose(1, 2).reshape(rotary_HrX.shape))

@@ -1,0 +1,102 @@
+"""A published folder read into a model.
+
+Every shape is compared before room for a single weight is made; then one tensor at a time is read
+and copied to its place, so that there are never two copies of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Set
+from pathlib import Path
+
+import torch
+
+from moe_model.config import ModelConfig
+from moe_model.hf_config import HuggingFaceError, Published
+from moe_model.hf_files import PublishedTensors, now_and_then
+from moe_model.hf_names import Part, copies, interleave, parts, published_name
+from moe_model.model import LanguageModel
+
+
+def read_weights(
+    folder: Path, published: Published, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32.
+
+    Raises:
+        HuggingFaceError: If a tensor is missing, too many, of another shape, or not finite.
+    """
+    with PublishedTensors(folder, published.fp8_block) as source:
+        config = _with_what_is_there(published.config, source.names())
+        model = _unfilled(config, dtype)
+        _check(source, model)
+        model = model.to_empty(device="cpu")
+        with torch.no_grad():
+            state = model.state_dict()
+            for name in now_and_then(state, "read", "tensors"):
+                for part in _parts(name, source, config):
+                    state[name][part.place].copy_(source.read(part.name))
+                if not published.interleaved:
+                    interleave(name, state[name], config)
+    return model.eval()
+
+
+def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
+    """``config`` without multi-token prediction where no tensor of it is in the files.
+
+    Transformers writes ``num_nextn_predict_layers`` but not those layers.
+    """
+    layers, ahead = config.num_hidden_layers, config.num_nextn_predict_layers
+    if layers + ahead > len(names):  # before a billion layers are built
+        raise HuggingFaceError(
+            f"config.json says num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
+            f"but there are only {len(names)} tensors: use the config.json of these files."
+        )
+    prefixes = tuple(f"model.layers.{layers + depth}." for depth in range(ahead))
+    if not any(name.startswith(prefixes) for name in names):
+        config = dataclasses.replace(config, num_nextn_predict_layers=0)
+    return config
+
+
+def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
+    try:
+        with torch.device("meta"):
+            model = LanguageModel(config).to(dtype)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise HuggingFaceError(
+            f"config.json describes a model that no memory holds ({error}): use the config.json "
+            "of these files."
+        ) from error
+    for router in model.routers:
+        router.float()
+    return model
+
+
+def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
+    """A file may also hold the experts stacked, as transformers 5 has them in memory."""
+    stacked = published_name(name, config)
+    return [Part(stacked, ())] if stacked in source.names() else parts(name, config)
+
+
+def _check(source: PublishedTensors, model: LanguageModel) -> None:
+    """Every tensor of ``model`` is there in its shape, and nothing else that means anything."""
+    wanted: set[str] = set()
+    for name, tensor in model.state_dict().items():
+        for part in _parts(name, source, model.config):
+            source.require(part.name, tuple(tensor[part.place].shape))
+            wanted.add(part.name)
+    for copy, original in copies(model.config).items():
+        if copy in source.names():
+            first = source.read(original)
+            if not torch.equal(source.read(copy).to(first.dtype), first):
+                raise HuggingFaceError(f"{copy} differs from {original}, whose copy it must be.")
+            wanted.add(copy)
+    wanted |= {scale for name in wanted if (scale := source.scale_of(name)) is not None}
+    extra = [n for n in source.names() - wanted if not n.endswith("rotary_emb.inv_freq")]
+    if extra:
+        name = min(extra)
+        raise HuggingFaceError(
+            f"{name} {source.shape(name)} and {len(extra) - 1} more tensors have no place in the "
+            "model that config.json describes: use the config.json of these files."
+        )

@@ -1,0 +1,161 @@
+"""Tokenizers as published: a ``tokenizer.json``, run by the ``tokenizers`` library.
+
+A tokenizer *is* its files, which travel with the weights byte for byte; transformers is not needed.
+The character tokenizer of this project is such a file as well, so that others can load it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import tokenizers
+
+KIND = "huggingface"
+TOKENIZER = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "chat_template.jinja")
+"""What belongs to a tokenizer; only the first must be there."""
+MOST_BYTES = 256 * 2**20
+
+
+class PretrainedTokenizer:
+    """A ``tokenizer.json`` behind the interface of :class:`~moe_model.tokenizer.CharTokenizer`."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Make the tokenizer of ``files``, contents by name.
+
+        Raises:
+            ValueError: If they are no tokenizer, or the library is not installed.
+        """
+        self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
+        if TOKENIZER not in self.files:
+            raise ValueError(f"{TOKENIZER} is missing: a tokenizer cannot be made without it.")
+        self._settings = _settings(self.files.get(SETTINGS, b"{}"))
+        self._tokenizer = _load(self.files[TOKENIZER])
+        self._add_first_and_last()
+
+    @classmethod
+    def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
+        """The tokenizer that :meth:`to_dict` described, its files in ``folder``."""
+        names = description["files"]
+        if not set(names) <= set(FILES):
+            raise ValueError(f"tokenizer files {names} are not known: they are among {FILES}.")
+        return cls({name: read_small_file(folder / name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps in its description; the files stand beside it."""
+        return {"kind": KIND, "files": list(self.files)}
+
+    def __len__(self) -> int:
+        """One more than the highest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer puts around."""
+        try:
+            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+        except Exception as error:  # the library has no class of its own
+            raise ValueError(f"the tokenizer cannot read this text ({error}).") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``, without special tokens; unknown ids (a padded head) say nothing."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """``bos_token_id`` and ``eos_token_id``, none where the tokenizer has no such token."""
+        return {f"{name}_id": self._special(name)[1] for name in ("bos_token", "eos_token")}
+
+    def _special(self, name: str) -> tuple[str, int | None]:
+        said = self._settings.get(name)
+        token = said.get("content") if isinstance(said, dict) else said
+        if not isinstance(token, str):
+            return "", None
+        return token, self._tokenizer.token_to_id(token)
+
+    def _add_first_and_last(self) -> None:
+        """Follow ``add_bos_token`` and ``add_eos_token``, which overrule the file, as they do in
+        transformers."""
+        from tokenizers.processors import TemplateProcessing
+
+        said = {n: self._settings.get(f"add_{n}") for n in ("bos_token", "eos_token")}
+        if all(value is None for value in said.values()):
+            return
+        found = {n: self._special(n) for n, add in said.items() if add}
+        template = {n: f"{token}:0" for n, (token, number) in found.items() if number is not None}
+        order = (template.get("bos_token"), "$A:0", template.get("eos_token"))
+        self._tokenizer.post_processor = TemplateProcessing(
+            single=[piece for piece in order if piece is not None],
+            special_tokens=[(token, n) for token, n in found.values() if n is not None],
+        )
+
+
+def character_files(vocabulary: str) -> dict[str, bytes]:
+    """The files of a tokenizer with one token per character of ``vocabulary``, ids in its order.
+
+    A character that is not in it is an error when encoding, as here: there is no unknown token.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # A name of several characters can be no token, so that unknown ones are refused.
+    model = models.WordLevel({c: i for i, c in enumerate(vocabulary)}, unk_token="<unknown>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
+
+
+def without_code(settings: bytes) -> bytes:
+    """A ``tokenizer_config.json`` that names no code of its own: ``tokenizer.json`` is enough."""
+    fields = _settings(settings)
+    if "auto_map" not in fields:
+        return settings
+    del fields["auto_map"]
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return json.dumps(fields, ensure_ascii=False, indent=2).encode()
+
+
+def read_small_file(path: Path) -> bytes:
+    """The bytes of ``path``; ``ValueError`` if it is too large for what it is."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} has {size} bytes, {MOST_BYTES} at most are read.")
+    return path.read_bytes()
+
+
+def _load(content: bytes) -> tokenizers.Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{TOKENIZER} needs the tokenizers library: pip install tokenizers."
+        ) from error
+    try:
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library has no class of its own
+        raise ValueError(f"{TOKENIZER} is no tokenizer ({error}): fetch it again.") from error
+    # Published files may say to cut every text at 512 tokens.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _settings(content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{SETTINGS} is not JSON ({error}): fetch it again.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{SETTINGS} holds no JSON object: fetch it again.")
+    return fields

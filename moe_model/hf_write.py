@@ -1,0 +1,114 @@
+"""A model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+Names, shapes and files are those of the published models: one tensor per expert, multi-token
+prediction as the layers behind the last one, shards of a few gigabytes with an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_model.config import ModelConfig
+from moe_model.fresh_folder import write_tensors
+from moe_model.hf_config import CONFIG, published_fields
+from moe_model.hf_files import INDEX, WEIGHTS, now_and_then
+from moe_model.hf_names import Part, parts, stays_fp32
+
+GENERATION_CONFIG = "generation_config.json"
+SHARD_BYTES = 5_000_000_000
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def write_config(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, special_ids: dict[str, int | None]
+) -> None:
+    """Write ``config.json``, and ``generation_config.json`` where a token ends a text.
+
+    Args:
+        folder: Where.
+        config: Of the model; ``HuggingFaceError`` if transformers' class cannot be it.
+        dtype: Of the weights.
+        special_ids: ``bos_token_id`` and ``eos_token_id``. Left out they would be 0 and 1, which
+            are characters like any other here.
+    """
+    name = DTYPE_NAMES[dtype]
+    fields = published_fields(config) | {"pad_token_id": None} | special_ids
+    # Up to 4.55 transformers read torch_dtype.
+    _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
+    if special_ids["eos_token_id"] is not None:
+        _write_json(folder / GENERATION_CONFIG, special_ids)
+
+
+def write_weights(
+    folder: Path,
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
+
+    Args:
+        folder: Where.
+        config: Of the model.
+        state: Its state dict.
+        dtype: Of the weights in the files.
+        shard_bytes: Begin another file before one becomes larger; a larger tensor has its own.
+    """
+    shards = list(_shards(config, state, dtype, shard_bytes))
+    place: dict[str, str] = {}
+    names = [WEIGHTS]
+    if len(shards) > 1:
+        names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for file, shard in zip(now_and_then(names, "wrote", "files"), shards, strict=True):
+        write_tensors(
+            folder / file,
+            {
+                part.name: state[ours][part.place].to(_dtype(ours, dtype)).cpu().contiguous()
+                for ours, part in shard
+            },
+        )
+        place |= dict.fromkeys((part.name for _, part in shard), file)
+    if len(shards) > 1:
+        size = sum(_size(state, *piece, dtype) for shard in shards for piece in shard)
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(place.items()))}
+        _write_json(folder / INDEX, index)
+
+
+Piece = tuple[str, Part]
+"""The name of one of our tensors, and one of its parts."""
+
+
+def _shards(
+    config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype, most: int
+) -> Iterator[list[Piece]]:
+    shard: list[Piece] = []
+    used = 0
+    for ours in state:
+        for part in parts(ours, config):
+            size = _size(state, ours, part, dtype)
+            if shard and used + size > most:
+                yield shard
+                shard, used = [], 0
+            shard.append((ours, part))
+            used += size
+    yield shard
+
+
+def _size(state: dict[str, Tensor], ours: str, part: Part, dtype: torch.dtype) -> int:
+    return state[ours][part.place].numel() * _dtype(ours, dtype).itemsize
+
+
+def _dtype(ours: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if stays_fp32(ours) else dtype
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    path.write_text(text + "\n", "utf-8")

@@ -1,0 +1,207 @@
+"""Models to and from Hugging Face's ``DeepseekV3ForCausalLM``, tokenizer included.
+
+    python -m moe_model.huggingface import DOWNLOADED checkpoints/NAME/latest
+    python -m moe_model.huggingface export checkpoints/RUN/best PUBLISHED
+
+Both ways the logits stay what they were. Nothing is fetched from anywhere and no code of a
+published folder is run; what is written is complete, or not there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from cyclopts import App
+
+from moe_model.command import FAILED, FINISHED, UsageError, run_command, say
+from moe_model.config import ModelConfig
+from moe_model.fresh_folder import fresh_folder, write_tensors
+from moe_model.hf_config import CONFIG, HuggingFaceError, read_config
+from moe_model.hf_files import inside
+from moe_model.hf_read import read_weights
+from moe_model.hf_tokenizer import (
+    FILES,
+    SETTINGS,
+    TOKENIZER,
+    PretrainedTokenizer,
+    character_files,
+    read_small_file,
+    without_code,
+)
+from moe_model.hf_write import SHARD_BYTES, write_config, write_weights
+from moe_model.model import LanguageModel
+from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
+from moe_model.tokenizer import CharTokenizer, Tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DtypeName = Literal["fp32", "bf16"]
+
+
+def load_pretrained(
+    folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[LanguageModel, PretrainedTokenizer | None]:
+    """The published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
+
+    Args:
+        folder: With ``config.json``, ``model.safetensors`` or shards with an index, and
+            ``tokenizer.json``.
+        dtype: Of the weights in memory; routers stay fp32.
+
+    Raises:
+        HuggingFaceError: If it is no such folder, or of another architecture; says what is wrong.
+    """
+    if not folder.is_dir():
+        raise HuggingFaceError(
+            f"{folder} is no folder: name one with {CONFIG} and safetensors files in it."
+        )
+    published = read_config(inside(folder, CONFIG))
+    tokenizer = _read_tokenizer(folder, published.config)
+    return read_weights(folder, published, dtype), tokenizer
+
+
+def save_pretrained(
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``model`` as a new folder that transformers loads, complete or not at all.
+
+    Args:
+        model: On any device.
+        tokenizer: None leaves its files out.
+        folder: Must not exist yet.
+        dtype: Of the weights, fp32 or bf16; routers and their bias stay fp32.
+        shard_bytes: Size at which another file begins.
+
+    Raises:
+        HuggingFaceError: If transformers' class cannot be this model.
+        OSError: If ``folder`` exists or cannot be written.
+    """
+    with fresh_folder(folder) as fresh:
+        _publish(model, tokenizer, fresh, dtype, shard_bytes)
+
+
+def _publish(
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    if isinstance(tokenizer, CharTokenizer):
+        tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
+    special_ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    if isinstance(tokenizer, PretrainedTokenizer):
+        special_ids = tokenizer.special_ids
+    write_config(folder, model.config, dtype, special_ids)
+    _write_tokenizer(tokenizer, folder)
+    write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
+
+
+def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    for name, content in ({} if tokenizer is None else tokenizer.files).items():
+        (folder / name).write_bytes(content)
+
+
+def _read_tokenizer(folder: Path, config: ModelConfig) -> PretrainedTokenizer | None:
+    if not (folder / TOKENIZER).exists():
+        return None
+    try:
+        names = [name for name in FILES if (folder / name).exists()]
+        files = {name: read_small_file(inside(folder, name)) for name in names}
+        if SETTINGS in files:
+            files[SETTINGS] = without_code(files[SETTINGS])
+        tokenizer = PretrainedTokenizer(files)
+    except (ValueError, OSError) as error:
+        raise HuggingFaceError(f"{folder}: {error}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise HuggingFaceError(
+            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} says "
+            f"vocab_size={config.vocab_size}: use the tokenizer of this model."
+        )
+    return tokenizer
+
+
+app = App(
+    name="moe_model.huggingface",
+    help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
+    version_flags=[],
+)
+
+
+@app.command(name="import")
+def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
+    """Make a checkpoint of a published model.
+
+    Args:
+        src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM.
+        dst: Folder to make, such as checkpoints/NAME/latest.
+        dtype: Of the weights in the checkpoint.
+    """
+    with _said_in_one_line(dst):
+        with fresh_folder(dst) as fresh:
+            model, tokenizer = load_pretrained(src, DTYPES[dtype])
+            write_tensors(fresh / WEIGHTS, model.state_dict())
+            _write_tokenizer(tokenizer, fresh)
+            plain = None if tokenizer is None else tokenizer.to_dict()
+            write_description(fresh, model.config, step=0, tokenizer=plain)
+        if tokenizer is None:
+            say(f"{src} has no {TOKENIZER}: {dst} cannot generate text.")
+        say(f"{dst}: {_counted(model.config)}")
+        return FINISHED
+    return FAILED
+
+
+@app.command
+def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
+    """Publish a checkpoint as a folder that transformers loads.
+
+    Args:
+        src: Checkpoint folder such as checkpoints/RUN/best, or a run: its latest.
+        dst: Folder to make.
+        dtype: Of the weights; routers and their bias are always fp32.
+    """
+    with _said_in_one_line(dst):
+        with fresh_folder(dst) as fresh:
+            found = read_checkpoint(src)
+            _publish(found.load_model(), found.tokenizer_if_any, fresh, DTYPES[dtype])
+        if found.tokenizer_if_any is None:
+            say(f"{src} has no tokenizer: {dst} has none either.")
+        if found.config.router_jitter_noise or found.config.capacity_factor is not None:
+            say("router_jitter_noise, capacity_factor and drop_policy are for training: left out.")
+        say(f"{dst}: {_counted(found.config)}")
+        return FINISHED
+    return FAILED
+
+
+@contextmanager
+def _said_in_one_line(dst: Path) -> Iterator[None]:
+    """Bad input is a usage error; a disk that fails is said and swallowed: the caller goes on."""
+    try:
+        if not dst.parent.is_dir():
+            raise UsageError(f"{dst.parent} is no folder: make it first.")
+        yield
+    except (HuggingFaceError, CheckpointError, FileExistsError) as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        say(f"{dst} cannot be written ({error}): nothing was.")
+
+
+def _counted(config: ModelConfig) -> str:
+    ahead = config.num_nextn_predict_layers
+    return (
+        f"{config.parameters():,} parameters in {config.num_hidden_layers} layers"
+        f"{f', {ahead} more for multi-token prediction' if ahead else ''}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(app, None))
