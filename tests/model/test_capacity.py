@@ -1,0 +1,138 @@
+"""Capacity: who is dropped, how many exactly, and that nobody is where nothing was asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_model.config import DropPolicy, ModelConfig
+from moe_model.model import LanguageModel
+from moe_model.router import Router
+from tests.model.conftest import SMALL
+
+E, K = 8, 2
+MakeModel = Callable[..., LanguageModel]
+
+
+def make_router(factor: float, policy: DropPolicy) -> Router:
+    return Router(ModelConfig(**SMALL, capacity_factor=factor, drop_policy=policy)).train()
+
+
+def kept_one_by_one(
+    ids: list[list[int]], weights: list[list[float]], valid: list[bool], capacity: int, policy: str
+) -> list[list[bool]]:
+    """Fill the experts pair by pair, as one would on paper."""
+    pairs = [(t, k) for t in range(len(ids)) for k in range(K) if valid[t]]
+    if policy == "weight":
+        pairs.sort(key=lambda pair: -weights[pair[0]][pair[1]])
+    room = [capacity] * E
+    kept = [[False] * K for _ in ids]
+    for t, k in pairs:
+        if room[ids[t][k]]:
+            room[ids[t][k]] -= 1
+            kept[t][k] = True
+    return kept
+
+
+@pytest.mark.parametrize("policy", ["position", "weight"])
+@given(
+    st.lists(
+        st.tuples(
+            st.permutations(range(E)).map(lambda order: order[:K]),
+            st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.9]), min_size=K, max_size=K),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=24,
+    ),
+    st.sampled_from([0.25, 0.5, 1.0, 1.25, 2.0, 100.0]),
+)
+def test_who_is_kept_is_who_came_first(
+    policy: DropPolicy, tokens: list[tuple[list[int], list[float], bool]], factor: float
+) -> None:
+    ids, weights, valid = (list(column) for column in zip(*tokens, strict=True))
+    capacity = math.ceil(factor * sum(valid) * K / E - 1e-9)
+    expected = kept_one_by_one(ids, weights, valid, capacity, policy)
+    kept_TK = make_router(factor, policy)._within_capacity(
+        torch.tensor(ids), torch.tensor(weights), torch.tensor(valid)
+    )
+    assert kept_TK.tolist() == expected
+
+
+def collapse(model: LanguageModel) -> None:
+    """Every token to experts 0 and 1."""
+    for router in model.routers:
+        router.forced_experts = (0, 1)
+
+
+@pytest.mark.parametrize("policy", ["position", "weight"])
+def test_drops_are_counted_exactly_and_stay_in_the_counts(
+    policy: str, make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    model = make_model(capacity_factor=1.5, drop_policy=policy).train()
+    collapse(model)
+    model(ids_BS)
+    tokens = ids_BS.numel()
+    capacity = math.ceil(1.5 * tokens * K / E)
+    report = model.readings.report(model.routers)
+    assert report.tokens_per_expert == [[tokens, tokens] + [0] * 6] * 2
+    assert report.router["drop_rate"] == [(tokens * K - 2 * capacity) / (tokens * K)] * 2
+
+
+def test_dropped_pairs_add_nothing_and_kept_ones_keep_their_weight(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    model = make_model(capacity_factor=0.5)
+    mlp = model.layers[1].mlp
+    x_TD = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    free, limited = mlp.eval().router(x_TD), mlp.train().router(x_TD)
+    assert free.kept_TK.all()
+    assert not limited.kept_TK.all()
+    assert torch.equal(limited.weights_TK, free.weights_TK * limited.kept_TK)
+    y_TD = mlp.experts(x_TD, limited.expert_ids_TK, limited.weights_TK)
+    assert not y_TD[~limited.kept_TK.any(dim=1)].any()
+
+
+def test_padding_takes_no_room(make_model: MakeModel, ids_BS: Tensor) -> None:
+    """What a real token gets does not depend on the padding in front of it in the batch."""
+    model = make_model(capacity_factor=1.0, num_hidden_layers=2).train()
+    collapse(model)
+    valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
+    valid_BS[0, 8:] = False
+    _, routings, _, _ = model(ids_BS, valid_BS)
+    kept_TK = routings[0].kept_TK
+    assert not kept_TK[~valid_BS.flatten()].any()
+    capacity = math.ceil(valid_BS.sum().item() * K / E)
+    assert kept_TK.sum(dim=0).tolist() == [capacity, capacity]
+    dropped = int((~kept_TK[valid_BS.flatten()]).sum())
+    rate = model.readings.report(model.routers).router["drop_rate"]
+    assert rate == [dropped / (int(valid_BS.sum()) * K)]
+
+
+@pytest.mark.parametrize("how", ["evaluation", "no capacity"])
+def test_nobody_is_dropped_in(how: str, make_model: MakeModel, ids_BS: Tensor) -> None:
+    model = make_model(capacity_factor=0.5 if how == "evaluation" else None)
+    collapse(model)
+    model.train(how != "evaluation")
+    assert all(routing.kept_TK.all() for routing in model(ids_BS).routings)
+    if how == "no capacity":
+        assert "drop_rate" not in model.readings.report(model.routers).router
+
+
+def test_noise_is_of_the_training_only_and_the_same_when_recomputed(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    noisy, plain = make_model(router_jitter_noise=0.3), make_model()
+    assert torch.equal(noisy.eval()(ids_BS).logits_BSV, plain.eval()(ids_BS).logits_BSV)
+    torch.manual_seed(0)
+    logits_TE = noisy.train()(ids_BS).routings[0].logits_TE
+    expected_TE = plain.train()(ids_BS).routings[0].logits_TE
+    assert not torch.allclose(logits_TE, expected_TE, rtol=0.01)
+    torch.manual_seed(0)
+    assert torch.equal(noisy(ids_BS).routings[0].logits_TE, logits_TE)
