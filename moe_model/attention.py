@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_model.config import ModelConfig
-from moe_model.norm import RMSNorm
+from moe_model.fused import causal_attention, keys_and_values, queries_with_position
+from moe_model.norm import RMSNorm, compute_dtype
 from moe_model.rotary import rotate, softmax_scale
 
 Remember = Callable[[Tensor], Tensor]
@@ -56,62 +57,82 @@ class MultiHeadLatentAttention(nn.Module):
             rotary: Angles of these S positions.
             remember: Puts these tokens behind the past in a cache and returns both.
         """
-        config = self.config
-        nope, rope, R = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
-        heads = (*x_BSD.shape[:2], config.num_attention_heads, -1)
-        q_nope, q_rope = torch.split(self._queries(x_BSD).view(heads), [nope, rope], dim=-1)
-        q_rope = rotate(q_rope, rotary)
-
-        latent_BSR, k_rope = torch.split(self.kv_a_proj_with_mqa(x_BSD), [R, rope], dim=-1)
-        latent_BSR = self.kv_a_layernorm(latent_BSR)
-        k_rope = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
+        q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         if remember is None:
-            out_BSHv = self._materialised(q_nope, q_rope, latent_BSR, k_rope)
+            out_BSHv = self._materialised(q_BSHd, latent_BSR, k_rope, rotary)
         else:
-            entries_BNW = remember(torch.cat((latent_BSR, k_rope), dim=-1)).to(x_BSD.dtype)
-            if absorbing_is_cheaper(config, x_BSD.shape[1]):
-                out_BSHv = self._absorbed(q_nope, q_rope, entries_BNW)
-            else:
-                out_BSHv = self._materialised(
-                    q_nope, q_rope, entries_BNW[..., :R], entries_BNW[..., R:]
-                )
+            q_turned = rotate(q_BSHd[..., self.config.qk_nope_head_dim :], rotary)
+            q_BSHd = torch.cat((q_BSHd[..., : self.config.qk_nope_head_dim], q_turned), dim=-1)
+            k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
+            entries_BNW = remember(torch.cat((latent_BSR, k_turned), dim=-1)).to(x_BSD.dtype)
+            cheaper = absorbing_is_cheaper(self.config, x_BSD.shape[1])
+            attend = self._absorbed if cheaper else self._over_the_past
+            out_BSHv = attend(q_BSHd, entries_BNW)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
-    def _queries(self, x_BSD: Tensor) -> Tensor:
-        if self.config.q_lora_rank is None:
-            q: Tensor = self.q_proj(x_BSD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
-        return q
+    def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, S, H, d)``, normed latent and rotary key; no position in them yet."""
+        config, dtype = self.config, compute_dtype(x_BSD)
+        low_rank = config.q_lora_rank is not None
+        query = self.q_a_proj if low_rank else self.q_proj
+        # One product instead of two: copying the weights together costs less than reading x twice.
+        weights = (query.weight.to(dtype), self.kv_a_proj_with_mqa.weight.to(dtype))
+        q, latent_BSR, k_rope = torch.split(
+            F.linear(x_BSD, torch.cat(weights)),
+            [len(query.weight), config.kv_lora_rank, config.qk_rope_head_dim],
+            dim=-1,
+        )
+        if low_rank:
+            q = self.q_b_proj(self.q_a_layernorm(q))
+        q_BSHd = q.view(*x_BSD.shape[:2], config.num_attention_heads, -1)
+        return q_BSHd, self.kv_a_layernorm(latent_BSR), k_rope
 
     def _materialised(
-        self, q_nope: Tensor, q_rope: Tensor, latent_BNR: Tensor, k_rope: Tensor
+        self, q_BSHd: Tensor, latent_BSR: Tensor, k_rope: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Expand all N latents to keys and values; the S queries are the last of the N tokens."""
-        config, num_heads = self.config, self.config.num_attention_heads
-        q_BSHd = torch.cat((q_nope, q_rope), dim=-1)
-        kv = self.kv_b_proj(latent_BNR).unflatten(-1, (num_heads, -1))
-        k_nope, v_BNHv = kv.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
-        k_rope = k_rope.unsqueeze(2).expand(-1, -1, num_heads, -1)
-        k_BNHd = torch.cat((k_nope, k_rope), dim=-1)
+        """Expand the latents to keys and values: nothing came before, everything is here."""
+        k_BHSd, v_BHSv = keys_and_values(
+            self._expand(latent_BSR), k_rope, rotary, self.config.v_head_dim
+        )
+        q_BHSd = queries_with_position(q_BSHd, rotary)
+        return causal_attention(q_BHSd, k_BHSd, v_BHSv, softmax_scale(self.config)).transpose(1, 2)
+
+    def _over_the_past(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
+        """Expand all N latents of the cache; the S queries are the last of the N tokens."""
+        R = self.config.kv_lora_rank
+        k_nope, v_BNHv = torch.split(
+            self._expand(entries_BNW[..., :R]),
+            [self.config.qk_nope_head_dim, self.config.v_head_dim],
+            dim=-1,
+        )
+        k_turned = entries_BNW[..., R:].unsqueeze(2).expand(*k_nope.shape[:3], -1)
+        k_BNHd = torch.cat((k_nope, k_turned), dim=-1)
         queries, tokens = q_BSHd.shape[1], k_BNHd.shape[1]
         out_BHSv = F.scaled_dot_product_attention(
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=None if queries == tokens else causal_mask(queries, tokens, kv.device),
+            attn_mask=None if queries == tokens else causal_mask(queries, tokens, q_BSHd.device),
             is_causal=queries == tokens,
-            scale=softmax_scale(config),
+            scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, entries_BNW: Tensor) -> Tensor:
+    def _expand(self, latent_BNR: Tensor) -> Tensor:
+        """For all heads the key without position and the value: ``(B, N, H, nope + v)``."""
+        kv: Tensor = self.kv_b_proj(latent_BNR)
+        return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, -1)
+
+    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
         """Score the latents themselves, with queries brought into their space."""
         config, R = self.config, self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
         up_key_HnR = weight_HxR[:, : config.qk_nope_head_dim]
         up_value_HvR = weight_HxR[:, config.qk_nope_head_dim :]
+        q_nope, q_rope = torch.split(
+            q_BSHd, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1
+        )
         q_latent = torch.einsum("bshn,hnr->bshr", q_nope, up_key_HnR)
         q_BSHW = torch.cat((q_latent, q_rope.to(q_latent.dtype)), dim=-1)
         scores_BSHN = torch.einsum("bshw,bnw->bshn", q_BSHW, entries_BNW) * softmax_scale(config)

@@ -153,7 +153,7 @@ def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _turned(x: Tensor, turn_Sr: Tensor) -> Tensor:
     """Rotate the interleaved pairs of ``(…, S, rope)``, each a complex number."""
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.contiguous().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn_Sr).flatten(-2)
 
 

@@ -6,12 +6,16 @@ The mean square is taken in fp32 whatever the activations are: squares of bf16 v
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moe_model.fused import rms_norm
 
 
 class RMSNorm(nn.Module):
-    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, in the dtype of ``x``."""
+    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension.
+
+    In the dtype of ``x``; under autocast in its dtype, which is what the next product wants.
+    """
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -19,5 +23,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
-        return normed.type_as(x)
+        return rms_norm(x, self.weight, self.eps, compute_dtype(x))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The autocast dtype where autocast is on, else that of ``x``."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

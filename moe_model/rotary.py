@@ -53,7 +53,7 @@ def softmax_scale(config: ModelConfig) -> float:
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
     cos, sin = (part[:, None, :] for part in table)
-    real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    real, imaginary = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).type_as(x)
 

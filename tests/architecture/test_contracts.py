@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("moe_model", "microscope_tui")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 MAX_FILE_LINES = 300
+LONGER = {"moe_model/fused.py": 460}
+"""Every hand-written backward pass stands in one file, beside the definition it must equal."""
 MAX_FUNCTION_LINES = 60
 NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declared for older ones
 FORBIDDEN_FILES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
@@ -67,7 +69,8 @@ def test_imports_load_no_more_than_they_need(module: str, unwanted: list[str]) -
 def test_a_file_is_small_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert path.name not in FORBIDDEN_FILES
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+    most = LONGER.get(str(path.relative_to(ROOT)), MAX_FILE_LINES)
+    assert len(text.splitlines()) <= most
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a file opens with what it is"
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Grouped products, the loop and a naive sum over experts are the same function."""
+"""The grouped product, one expert after the other and a naive sum are the same function."""
 
 from __future__ import annotations
 
@@ -54,56 +54,76 @@ def naive(experts: Experts, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) ->
     return y_TD
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"]
-)
-def test_grouped_product_equals_the_loop_forward_and_backward(
-    dtype: torch.dtype,
-    tolerance: float,
-    make_config: Callable[..., ModelConfig],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = make_config()
-    experts, inputs = make_experts(config, dtype), make_inputs(config, dtype)
-    assert experts_module._grouped_mm_fits(inputs[0], *experts.parameters())
-    grouped = run(experts, inputs)
-    monkeypatch.setattr(experts_module, "_grouped_mm_fits", lambda *_: False)
-    looped = run(experts, inputs)
-    torch.testing.assert_close(grouped[0], looped[0], atol=tolerance, rtol=tolerance)
-    for ours, theirs in zip(grouped[1], looped[1], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+@pytest.fixture(params=["grouped", "in turn"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two ways, whatever pays here."""
+    grouped = request.param == "grouped"
+    monkeypatch.setattr(experts_module, "_grouped_is_better", lambda *_: grouped)
+    return request.param
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)], ids=["fp32", "bf16"]
 )
-def test_grouped_product_equals_the_naive_sum(
+@pytest.mark.usefixtures("way")
+def test_output_and_gradients_are_those_of_the_naive_sum(
     dtype: torch.dtype, tolerance: float, make_config: Callable[..., ModelConfig]
 ) -> None:
     config = make_config()
     experts, inputs = make_experts(config, dtype), make_inputs(config, dtype)
-    expected = naive(experts, *inputs).to(dtype)
-    torch.testing.assert_close(experts(*inputs), expected, atol=tolerance, rtol=tolerance)
+    y_TD, grads = run(experts, inputs)
+    expected_TD = naive(experts, *inputs)
+    leaves = [inputs[0], inputs[2], *experts.parameters()]
+    expected = torch.autograd.grad(expected_TD.float().square().mean(), leaves)
+    torch.testing.assert_close(y_TD, expected_TD.to(dtype), atol=tolerance, rtol=tolerance)
+    for ours, theirs in zip(grads, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
-def test_loop_has_the_right_gradients_in_fp64(make_config: Callable[..., ModelConfig]) -> None:
+def test_experts_in_turn_have_the_right_gradients_in_fp64(
+    make_config: Callable[..., ModelConfig],
+) -> None:
     config = make_config(hidden_size=4, moe_intermediate_size=3)
     experts = make_experts(config, torch.float64)
     generator = torch.Generator().manual_seed(2)
     x_TD = torch.randn(5, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     weights_TK = torch.rand(5, K, dtype=torch.float64, generator=generator, requires_grad=True)
     ids_TK = torch.stack([torch.randperm(8, generator=generator)[:K] for _ in range(5)])
-    assert not experts_module._grouped_mm_fits(x_TD, *experts.parameters())
     assert torch.autograd.gradcheck(
         lambda x, w, *_: experts(x, ids_TK, w), (x_TD, weights_TK, *experts.parameters())
     )
 
 
-def test_unaligned_widths_fall_back_to_the_loop(make_config: Callable[..., ModelConfig]) -> None:
-    config = make_config(moe_intermediate_size=23)
-    experts, inputs = make_experts(config, torch.float32), make_inputs(config, torch.float32)
-    assert not experts_module._grouped_mm_fits(inputs[0], *experts.parameters())
-    torch.testing.assert_close(experts(*inputs), naive(experts, *inputs), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("tokens", "changes", "dtype", "grouped"),
+    [
+        (64, {}, torch.float32, True),
+        (64, {}, torch.bfloat16, False),
+        (4096, {}, torch.float32, False),
+        (64, {"moe_intermediate_size": 23}, torch.float32, False),
+        (64, {}, torch.float64, False),
+    ],
+    ids=["few rows", "bf16, whose rows are rounded up", "many rows", "width of no 16 bytes", "fp64"],
+)
+def test_the_way_is_chosen_by_what_is_possible_and_pays(
+    tokens: int,
+    changes: dict[str, int],
+    dtype: torch.dtype,
+    grouped: bool,
+    make_config: Callable[..., ModelConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(**changes)
+    taken = []
+    for name in ("_grouped_experts", "experts_in_turn"):
+        run_it = getattr(experts_module, name)
+        monkeypatch.setattr(
+            experts_module, name, lambda *a, n=name, f=run_it: taken.append(n) or f(*a)
+        )
+    ids_TK = torch.randint(8, (tokens, K), generator=torch.Generator().manual_seed(0))
+    x_TD = torch.randn(tokens, config.hidden_size).to(dtype)
+    make_experts(config, dtype)(x_TD, ids_TK, torch.rand(tokens, K))
+    assert taken == ["_grouped_experts" if grouped else "experts_in_turn"]
 
 
 def test_autocast_decides_the_number_format_and_the_input_that_of_the_output(

@@ -1,0 +1,442 @@
+"""Functions with a backward pass of their own: what autograd would do in many passes over memory.
+
+Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
+that read and write the same activations again and again. Each function here does the work of one
+group of them in as few passes as torch's own operators allow, forward and backward, and keeps only
+what the backward pass needs. Beside each stands its plain twin, ``plain_…``: the definition, what
+the tests compare with, and what runs under ``torch.compile``, which fuses by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_model.rotary import rotate
+
+LONGEST_BLOCKWISE = 512
+"""Tokens up to which saved attention probabilities are faster than torch's own attention."""
+BLOCK = 64
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, computed in fp32 or better.
+
+    Args:
+        x: Any shape ``(…, D)``.
+        weight: ``(D,)``.
+        eps: Added to the mean square.
+        dtype: Of the result.
+    """
+    if torch.compiler.is_compiling():
+        return plain_rms_norm(x, weight, eps, dtype)
+    normed: Tensor = _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
+    return normed
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """See :func:`rms_norm`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return torch.mul(x, scale).mul_(weight.to(wide)).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        hat = torch.mul(x, scale)
+        grad_hat = torch.mul(grad, weight.to(scale.dtype))
+        # grad_x = scale · (grad_hat − hat · mean(grad_hat · hat))
+        product = torch.mul(grad, hat)
+        grad_weight = product.flatten(0, -2).sum(dim=0)
+        mean = (product @ weight.to(scale.dtype)).div_(-x.shape[-1]).unsqueeze(-1)
+        grad_x = grad_hat.addcmul_(hat, mean).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
+
+
+def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the last part of every query by its position; heads first, ``(B, H, S, d)``.
+
+    Args:
+        q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
+        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.rotary.rotary_table`.
+    """
+    if torch.compiler.is_compiling():
+        return plain_queries_with_position(q_BSHd, table)
+    y: Tensor = _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call]
+    return y
+
+
+def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """See :func:`queries_with_position`."""
+    rope = 2 * table[0].shape[-1]
+    turned = rotate(q_BSHd[..., -rope:], table)
+    return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
+
+
+class _QueriesWithPosition(torch.autograd.Function):
+    """A turn is a product with a complex number; the gradient is turned back by its conjugate."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BSHd: Tensor, cos_Sr: Tensor, sin_Sr: Tensor) -> Tensor:
+        turn_Sr = torch.complex(cos_Sr, sin_Sr)
+        ctx.save_for_backward(turn_Sr)
+        return _turned_copy(q_BSHd.transpose(1, 2), turn_Sr)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHSd: Tensor) -> tuple[Tensor | None, ...]:
+        (turn_Sr,) = ctx.saved_tensors
+        back_S1r = turn_Sr.conj().unsqueeze(1)
+        return _turned_copy(grad_BHSd.transpose(1, 2), back_S1r), None, None
+
+
+def keys_and_values(
+    kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Keys of every head with the turned part that all heads share, and values; heads first.
+
+    Args:
+        kv_BSHx: For every head its key without position, then its value.
+        k_rope_BSr: The rotary key, in interleaved pairs.
+        table: As for :func:`queries_with_position`.
+        v_dim: Dimensions of a value.
+    """
+    if torch.compiler.is_compiling():
+        return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
+    k_and_v: tuple[Tensor, Tensor] = _KeysAndValues.apply(kv_BSHx, k_rope_BSr, *table, v_dim)  # type: ignore[no-untyped-call]
+    return k_and_v
+
+
+def plain_keys_and_values(
+    kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
+) -> tuple[Tensor, Tensor]:
+    """See :func:`keys_and_values`."""
+    k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
+    turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
+    return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
+
+
+class _KeysAndValues(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kv_BSHx: Tensor, k_rope_BSr: Tensor, cos_Sr: Tensor, sin_Sr: Tensor, v_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        turn_Sr = torch.complex(cos_Sr, sin_Sr)
+        ctx.save_for_backward(turn_Sr)
+        kv_BHSx = kv_BSHx.transpose(1, 2)
+        k_nope, v_BHSv = kv_BHSx[..., :-v_dim], kv_BHSx[..., -v_dim:]
+        k_BHSd = kv_BSHx.new_empty(*k_nope.shape[:3], k_nope.shape[3] + k_rope_BSr.shape[2])
+        k_BHSd[..., : k_nope.shape[3]] = k_nope
+        k_BHSd[..., k_nope.shape[3] :] = _turn(k_rope_BSr, turn_Sr).unsqueeze(1)
+        return k_BHSd, v_BHSv.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        (turn_Sr,) = ctx.saved_tensors
+        rope = 2 * turn_Sr.shape[-1]
+        (B, H, S, d), v_dim = grad_k.shape, grad_v.shape[-1]
+        grad_kv = grad_k.new_empty(B, S, H, d - rope + v_dim)
+        grad_kv[..., :-v_dim] = grad_k[..., :-rope].transpose(1, 2)
+        grad_kv[..., -v_dim:] = grad_v.transpose(1, 2)
+        grad_rope = _turn(grad_k[..., -rope:].sum(dim=1), turn_Sr.conj())
+        return grad_kv, grad_rope.to(grad_k.dtype), None, None, None
+
+
+def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
+    """A contiguous copy of ``x`` whose last dimensions, as many as ``turn`` has, are turned."""
+    rope = 2 * turn.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y[..., :-rope] = x[..., :-rope]
+    y[..., -rope:] = _turn(x[..., -rope:], turn)
+    return y
+
+
+def _turn(x: Tensor, turn: Tensor) -> Tensor:
+    """Interleaved pairs times complex numbers, in the precision of the latter."""
+    pairs = x.to(turn.real.dtype).contiguous().view(*x.shape[:-1], -1, 2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+
+
+def swiglu(gate_up: Tensor, weight_P1: Tensor | None = None) -> Tensor:
+    """``silu(gate) · up``, optionally times a weight per row (Shazeer, 2020).
+
+    Args:
+        gate_up: ``(…, 2F)``, F of the gate and F of up.
+        weight_P1: Of each row, ``(P, 1)``.
+    """
+    if torch.compiler.is_compiling():
+        return plain_swiglu(gate_up, weight_P1)
+    y: Tensor = _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call]
+    return y
+
+
+def plain_swiglu(gate_up: Tensor, weight_P1: Tensor | None = None) -> Tensor:
+    """See :func:`swiglu`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    y = F.silu(gate) * up
+    return y if weight_P1 is None else y * weight_P1.to(y.dtype)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps ``silu(gate)``; on halves that are copied out, since every second half of a row costs
+    silu twice the time."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, weight_P1: Tensor | None) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        silu = F.silu(gate.contiguous())
+        ctx.save_for_backward(gate_up, silu, weight_P1)
+        y = silu * up
+        return y if weight_P1 is None else y.mul_(weight_P1.to(y.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate_up, silu, weight_P1 = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_weight = None
+        if weight_P1 is not None:
+            grad_weight = torch.linalg.vecdot(grad, silu * up).unsqueeze(-1).to(weight_P1.dtype)
+            grad = grad * weight_P1.to(grad.dtype)
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate.contiguous())
+        return torch.cat((grad_gate, grad * silu), dim=-1), grad_weight
+
+
+def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """Copy every token to its rows: ``x_TD[token_P]``.
+
+    Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
+    every token knows its K rows, so the gradient is a gather and a sum over K.
+
+    Args:
+        x_TD: Tokens.
+        token_P: The token of each row.
+        place_TK: The rows of each token; rows that are nobody's pad an expert.
+    """
+    x_PD: Tensor = _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call]
+    return x_PD
+
+
+def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """Add up the rows of every token: the transpose of :func:`dispatch`.
+
+    Rows that pad an expert get a gradient too. It ends at their weight, which is zero.
+    """
+    y_TD: Tensor = _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call]
+    return y_TD
+
+
+def plain_dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """See :func:`dispatch`."""
+    return x_TD[token_P]
+
+
+def plain_combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """See :func:`combine`."""
+    return y_PD[place_TK].sum(dim=1)
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(place_TK)
+        return x_TD.index_select(0, token_P)
+
+    @staticmethod
+    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
+        (place_TK,) = ctx.saved_tensors
+        return _sum_of_rows(grad_PD, place_TK), None, None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_P)
+        return _sum_of_rows(y_PD, place_TK)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+        (token_P,) = ctx.saved_tensors
+        return grad_TD.index_select(0, token_P), None, None
+
+
+def _sum_of_rows(rows_PD: Tensor, place_TK: Tensor) -> Tensor:
+    total_TD = rows_PD.index_select(0, place_TK[:, 0])
+    for place_T in place_TK[:, 1:].unbind(dim=1):
+        total_TD += rows_PD.index_select(0, place_T)
+    return total_TD
+
+
+def experts_in_turn(
+    x_PD: Tensor, weight_P1: Tensor, rows: list[int], gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """One expert after the other, each from its first product to its last while it is in the cache.
+
+    Args:
+        x_PD: Rows sorted by expert.
+        weight_P1: What the output of each row is multiplied with.
+        rows: Rows of each expert, in order.
+        gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
+        down_EDF: Down of each expert.
+    """
+    if torch.compiler.is_compiling():
+        return plain_experts_in_turn(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)
+    y_PD: Tensor = _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
+    return y_PD
+
+
+def plain_experts_in_turn(
+    x_PD: Tensor, weight_P1: Tensor, rows: list[int], gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """See :func:`experts_in_turn`."""
+    # unbind once: W[e] inside the loop would build a full-size zero gradient per expert.
+    experts = zip(gate_up_EFD.unbind(), down_EDF.unbind(), strict=True)
+    blocks = zip(torch.split(x_PD, rows), torch.split(weight_P1, rows), strict=True)
+    return torch.cat(
+        [
+            F.linear(plain_swiglu(F.linear(x_ND, gate_up_FD), weight_N1), down_DF)
+            for (x_ND, weight_N1), (gate_up_FD, down_DF) in zip(blocks, experts, strict=True)
+        ]
+    )
+
+
+class _ExpertsInTurn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_PD: Tensor,
+        weight_P1: Tensor,
+        rows: list[int],
+        gate_up_EFD: Tensor,
+        down_EDF: Tensor,
+    ) -> Tensor:
+        y_PD = torch.empty_like(x_PD)
+        hidden = []
+        weight_P1 = weight_P1.to(x_PD.dtype)
+        for block, gate_up_FD, down_DF in _in_turn(rows, gate_up_EFD, down_EDF):
+            gate_up = x_PD[block] @ gate_up_FD.t()
+            gate, up = gate_up.chunk(2, dim=-1)
+            silu = F.silu(gate.contiguous())
+            y = torch.mul(silu, up).mul_(weight_P1[block])
+            torch.mm(y, down_DF.t(), out=y_PD[block])
+            hidden += [gate_up, silu, y]
+        ctx.save_for_backward(x_PD, weight_P1, gate_up_EFD, down_EDF, *hidden)
+        ctx.rows = rows
+        return y_PD
+
+    @staticmethod
+    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor | None, ...]:
+        x_PD, weight_P1, gate_up_EFD, down_EDF, *hidden = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x_PD), torch.empty_like(weight_P1)
+        grad_gate_up, grad_down = torch.zeros_like(gate_up_EFD), torch.zeros_like(down_EDF)
+        experts = _in_turn(ctx.rows, gate_up_EFD, down_EDF, grad_gate_up, grad_down)
+        for i, (block, gate_up_FD, down_DF, to_gate_up, to_down) in enumerate(experts):
+            gate_up, silu, y = hidden[3 * i : 3 * i + 3]
+            gate, up = gate_up.chunk(2, dim=-1)
+            grad, weight_N1 = grad_PD[block], weight_P1[block]
+            torch.mm(grad.t(), y, out=to_down)
+            grad_y = grad @ down_DF
+            grad_silu = grad_y * up
+            grad_weight[block, 0] = torch.linalg.vecdot(grad_silu, silu)
+            grad_gate = torch.ops.aten.silu_backward(grad_silu.mul_(weight_N1), gate.contiguous())
+            grad_up = grad_y.mul_(silu).mul_(weight_N1)
+            both = torch.cat((grad_gate, grad_up), dim=-1)
+            torch.mm(both.t(), x_PD[block], out=to_gate_up)
+            torch.mm(both, gate_up_FD, out=grad_x[block])
+        return grad_x, grad_weight, None, grad_gate_up, grad_down
+
+
+def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The rows of each expert that has any, with its part of each of the weights."""
+    start = 0
+    for count, *parts in zip(rows, *(weight.unbind() for weight in weights_EXX), strict=True):
+        if count:
+            yield (slice(start, start + count), *parts)
+        start += count
+
+
+def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
+    """Softmax attention of every position to itself and the past; ``(B, H, S, v)``.
+
+    On a CPU and up to :data:`LONGEST_BLOCKWISE` tokens block after block with plain products, whose
+    probabilities are kept: twice as fast as torch's own attention, which computes them again.
+    """
+    short = q_BHSd.shape[-2] <= LONGEST_BLOCKWISE
+    if short and q_BHSd.device.type == "cpu" and not torch.compiler.is_compiling():
+        y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale)  # type: ignore[no-untyped-call]
+        return y
+    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale)
+
+
+def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
+    """See :func:`causal_attention`."""
+    return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, is_causal=True, scale=scale)
+
+
+class _BlockwiseAttention(torch.autograd.Function):
+    """Queries in blocks of 64: each block sees the keys up to its own end, the rest is skipped.
+
+    Every product has a result of its own, which is put together afterwards: a batched product into
+    a part of a tensor is done matrix by matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
+        q, k, v = (part.flatten(0, 1) for part in (q_BHSd, k_BHSd, v_BHSv))
+        shares, outputs = [], []
+        for start, end in _blocks(q.shape[1]):
+            share = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
+            _hide_the_future(share, start)
+            shares.append(share.softmax(dim=-1))
+            outputs.append(torch.bmm(shares[-1], v[:, :end]))
+        ctx.save_for_backward(q, k, v, *shares)
+        ctx.scale, ctx.heads = scale, q_BHSd.shape[:2]
+        out = torch.cat(outputs, dim=1)
+        return out.view(*ctx.heads, *out.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHSv: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *shares = ctx.saved_tensors
+        grad = grad_BHSv.flatten(0, 1)
+        grads_q: list[Tensor] = []
+        grad_k = grad_v = None
+        # From the last block on, which sees all keys: the others add to a part of what it leaves.
+        for (start, end), share in zip(_blocks(q.shape[1])[::-1], shares[::-1], strict=True):
+            grad_out = grad[:, start:end]
+            grad_share = torch.bmm(grad_out, v[:, :end].transpose(1, 2))
+            grad_score = torch._softmax_backward_data(grad_share, share, -1, share.dtype)
+            grad_score.mul_(ctx.scale)
+            grads_q.append(torch.bmm(grad_score, k[:, :end]))
+            to_k = torch.bmm(grad_score.transpose(1, 2), q[:, start:end])
+            to_v = torch.bmm(share.transpose(1, 2), grad_out)
+            if grad_k is None or grad_v is None:
+                grad_k, grad_v = to_k, to_v
+            else:
+                grad_k[:, :end] += to_k
+                grad_v[:, :end] += to_v
+        assert grad_k is not None
+        assert grad_v is not None
+        parts = (torch.cat(grads_q[::-1], dim=1), grad_k, grad_v)
+        return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+
+
+def _hide_the_future(score_XqN: Tensor, start: int) -> None:
+    """Minus infinity where a key comes after its query: only possible in the last block of keys."""
+    size = score_XqN.shape[1]
+    future = torch.ones(size, size, dtype=torch.bool, device=score_XqN.device).triu(1)
+    score_XqN[:, :, start:].masked_fill_(future, float("-inf"))
