@@ -45,13 +45,14 @@ class Decoder:
         dtype = model.embed_tokens.weight.dtype if weights is None else torch.float32
         self.cache = LatentCache(model.config, 1, length, dtype=dtype, device=self.device)
         self.table = rotary_table(model.config, 0, length, self.device)
+        self._turn_N1r = torch.complex(*self.table).unsqueeze(1)
         self._layers: list[PreparedLayer] = []
         if weights is not None:
             layers = model.decoder_layers
             self._layers = [PreparedLayer(layer, weights) for layer in layers]
             self._head = Linear(model.head_weight, weights)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         """Put ``ids`` behind the past: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
         ids_S = torch.tensor(ids, device=self.device)
@@ -59,10 +60,10 @@ class Decoder:
             output = self.model(ids_S[None], cache=self.cache)
             return output.logits_BSV[0].float(), output.hidden_BSD[0]
         start, end = self.cache.used, self.cache.used + len(ids)
-        turn_Sr = torch.complex(*(part[start:end] for part in self.table))
+        turn_S1r = self.turn(start, end)
         x_SD = self.model.embed_tokens.weight[ids_S].float()
         for depth, layer in enumerate(self._layers):
-            x_SD = layer.read(x_SD, turn_Sr, self.cache.entries_LBNW[depth, 0], start)
+            x_SD = layer.read(x_SD, turn_S1r, self.cache.entries_LBNW[depth, 0], start)
         self.cache.used = end
         hidden_SD = normed(x_SD, self.model.norm.weight, self.model.norm.eps)
         return self.logits(hidden_SD), hidden_SD
@@ -71,7 +72,11 @@ class Decoder:
         """Of normed hidden states, fp32."""
         if self.weights is None:
             return self.model.head(hidden_SD).float()
-        return self._head(hidden_SD.float())
+        return self._head(hidden_SD.to(self.weights)).float()
+
+    def turn(self, start: int, end: int) -> Tensor:
+        """Rotation of the positions from ``start`` to ``end``, complex, ``(S, 1, rope / 2)``."""
+        return self._turn_N1r[start:end]
 
     def forget(self, tokens: int) -> None:
         """Take the last ``tokens`` back."""
@@ -105,7 +110,7 @@ class Drafter:
             self._combine = Linear(depth.eh_proj.weight, decoder.weights)
             self._layer = PreparedLayer(depth.layer, decoder.weights)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
         """Read S positions, each with the token that followed; guess what follows the last of them.
 
@@ -117,13 +122,12 @@ class Drafter:
         embedding_SD = self._decoder.model.embed_tokens.weight[
             torch.tensor(following, device=hidden_SD.device)
         ]
-        cos, sin = (part[start:end] for part in self._decoder.table)
         depth = self._depth
         if self._decoder.weights is None or len(following) > FEW:
             ahead_SD = depth(
                 hidden_SD[None],
                 embedding_SD[None],
-                (cos, sin),
+                tuple(part[start:end] for part in self._decoder.table),
                 remember=lambda entries_BSW: self._cache.append(0, entries_BSW),
             )[0][0]
         else:
@@ -131,9 +135,9 @@ class Drafter:
                 normed(embedding_SD.float(), depth.enorm.weight, depth.enorm.eps),
                 normed(hidden_SD, depth.hnorm.weight, depth.hnorm.eps),
             )
-            x_SD = self._combine(torch.cat(both, dim=-1))
-            turn_Sr, entries_NW = torch.complex(cos, sin), self._cache.entries_LBNW[0, 0]
-            x_SD = self._layer.read(x_SD, turn_Sr, entries_NW, start)
+            x_SD = self._combine(torch.cat(both, dim=-1).to(self._decoder.weights)).float()
+            turn_S1r, entries_NW = self._decoder.turn(start, end), self._cache.entries_LBNW[0, 0]
+            x_SD = self._layer.read(x_SD, turn_S1r, entries_NW, start)
             ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
         self._cache.used = end
         return int(self._decoder.logits(ahead_SD[-1:]).argmax())

@@ -34,9 +34,9 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         for path in (*folder.iterdir(), folder):
-            _force_to_disk(path)
+            force_to_disk(path)
         folder.rename(target)
-        _force_to_disk(target.parent)
+        force_to_disk(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -53,7 +53,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-def _force_to_disk(path: Path) -> None:
+def force_to_disk(path: Path) -> None:
+    """Return once the file or folder at ``path`` is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

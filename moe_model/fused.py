@@ -18,8 +18,9 @@ from torch import Tensor
 
 from moe_model.rotary import rotate
 
-LONGEST_BLOCKWISE = 512
-"""Tokens up to which saved attention probabilities are faster than torch's own attention."""
+LONGEST_BLOCKWISE = {"training": 512, "half precision": 2048}
+"""Tokens up to which attention in blocks is faster than torch's own on a CPU: while training, whose
+backward pass computes everything again, and in half precision."""
 BLOCK = 64
 
 
@@ -367,13 +368,8 @@ def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]
 
 
 def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    """Softmax attention of every position to itself and the past; ``(B, H, S, v)``.
-
-    On a CPU and up to :data:`LONGEST_BLOCKWISE` tokens block after block with plain products, whose
-    probabilities are kept: twice as fast as torch's own attention, which computes them again.
-    """
-    short = q_BHSd.shape[-2] <= LONGEST_BLOCKWISE
-    if short and q_BHSd.device.type == "cpu" and not torch.compiler.is_compiling():
+    """Softmax attention of every position to itself and the past; ``(B, H, S, v)``."""
+    if _blockwise_is_faster(q_BHSd):
         y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale)  # type: ignore[no-untyped-call]
         return y
     return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale)
@@ -385,7 +381,7 @@ def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """Queries in blocks of 64: each block sees the keys up to its own end, the rest is skipped.
+    """Queries in blocks: each block sees the keys up to its own end, the rest is skipped.
 
     Every product has a result of its own, which is put together afterwards: a batched product into
     a part of a tensor is done matrix by matrix.
@@ -395,7 +391,7 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(ctx: Any, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
         q, k, v = (part.flatten(0, 1) for part in (q_BHSd, k_BHSd, v_BHSv))
         shares, outputs = [], []
-        for start, end in _blocks(q.shape[1]):
+        for start, end in _blocks(q):
             share = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2)).mul_(scale)
             _hide_the_future(share, start)
             shares.append(share.softmax(dim=-1))
@@ -412,7 +408,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         grads_q: list[Tensor] = []
         grad_k = grad_v = None
         # From the last block on, which sees all keys: the others add to a part of what it leaves.
-        for (start, end), share in zip(_blocks(q.shape[1])[::-1], shares[::-1], strict=True):
+        for (start, end), share in zip(_blocks(q)[::-1], shares[::-1], strict=True):
             grad_out = grad[:, start:end]
             grad_share = torch.bmm(grad_out, v[:, :end].transpose(1, 2))
             grad_score = torch._softmax_backward_data(grad_share, share, -1, share.dtype)
@@ -431,8 +427,19 @@ class _BlockwiseAttention(torch.autograd.Function):
         return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+def _blockwise_is_faster(q_BHSd: Tensor) -> bool:
+    if q_BHSd.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and q_BHSd.requires_grad:
+        return q_BHSd.shape[-2] <= LONGEST_BLOCKWISE["training"]
+    half = q_BHSd.dtype in (torch.bfloat16, torch.float16)
+    return half and q_BHSd.shape[-2] <= LONGEST_BLOCKWISE["half precision"]
+
+
+def _blocks(q_XSd: Tensor) -> list[tuple[int, int]]:
+    """Start and end of each block of queries; half precision wants larger products."""
+    length, size = q_XSd.shape[1], BLOCK if q_XSd.element_size() > 2 else 2 * BLOCK
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _hide_the_future(score_XqN: Tensor, start: int) -> None:

@@ -107,14 +107,9 @@ def _published(fields: dict[str, Any]) -> Published:
     same |= {"head_dim": config.qk_rope_head_dim, "qk_head_dim": config.qk_head_dim}
     for name, expected in {**_ALWAYS, **same}.items():
         if (found := fields.get(name)) not in (None, expected):
-            raise ValueError(
-                f"{name}={found!r} is not supported: it is {expected!r} in the models of this "
-                "architecture with these sizes."
-            )
-    interleaved = fields.get("rope_interleave")
-    if interleaved not in (True, False, None):
-        raise ValueError(f"rope_interleave={interleaved!r} is neither true nor false.")
-    return Published(config, interleaved is not False, _read_block(fields))
+            raise ValueError(f"{name}={found!r} is not supported: only {expected!r} is.")
+    interleaved = _number({"rope_interleave": True, **fields}, "rope_interleave", bool)
+    return Published(config, interleaved, _read_block(fields))
 
 
 def _number(fields: dict[str, Any], name: str, kind: type) -> Any:

@@ -105,7 +105,7 @@ class PublishedTensors:
         """``W = q · scale``, one scale a block; the blocks at the edges are cut off."""
         if self.fp8_block is None or quantised.dim() != 2:
             raise HuggingFaceError(
-                f"{name} {tuple(quantised.shape)} is FP8, but config.json has no "
+                f"{name} {tuple(quantised.shape)} is FP8, but {CONFIG} has no "
                 "quantization_config with weight_block_size, or it is no matrix: use a complete "
                 "copy of the published folder."
             )
@@ -132,17 +132,22 @@ def inside(folder: Path, name: str) -> Path:
 
     The hub's own cache is the one exception: its snapshots are links to the blobs beside them.
     """
-    path = folder / name
-    home = folder.resolve()
+    path, home = folder / name, folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    if Path(name).name != name or path.resolve().parent not in allowed:
+    missing = HuggingFaceError(f"{folder}: {name!r} is missing, or no file: fetch it again.")
+    try:
+        found = path.resolve()
+        is_file = found.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, a loop of links
+        raise missing from error
+    if found.parent not in allowed:
         raise HuggingFaceError(
             f"{folder}: {name!r} leads out of the folder: only files in it are read."
         )
-    if not path.is_file():
-        raise HuggingFaceError(f"{path} is missing, or no file: fetch it again.")
+    if not is_file:
+        raise missing
     return path
 
 

@@ -13,9 +13,17 @@ from pathlib import Path
 import torch
 
 from moe_model.config import ModelConfig
-from moe_model.hf_config import HuggingFaceError, Published
-from moe_model.hf_files import PublishedTensors, now_and_then
+from moe_model.hf_config import CONFIG, HuggingFaceError, Published
+from moe_model.hf_files import PublishedTensors, inside, now_and_then
 from moe_model.hf_names import Part, copies, interleave, parts, published_name
+from moe_model.hf_tokenizer import (
+    FILES,
+    SETTINGS,
+    TOKENIZER,
+    PretrainedTokenizer,
+    read_small_file,
+    without_code,
+)
 from moe_model.model import LanguageModel
 
 
@@ -42,6 +50,32 @@ def read_weights(
     return model.eval()
 
 
+def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
+    """The tokenizer of a published folder, none where there is no ``tokenizer.json``.
+
+    Raises:
+        HuggingFaceError: If it is damaged, or has more ids than the model has rows.
+    """
+    if not (folder / TOKENIZER).exists():
+        return None
+    try:
+        names = [name for name in FILES if (folder / name).exists()]
+        files = {name: read_small_file(inside(folder, name)) for name in names}
+        if SETTINGS in files:
+            files[SETTINGS] = without_code(files[SETTINGS])
+        tokenizer = PretrainedTokenizer(files)
+    except HuggingFaceError:
+        raise
+    except (ValueError, OSError) as error:
+        raise HuggingFaceError(f"{folder}: {error}") from error
+    if len(tokenizer) > vocab_size:
+        raise HuggingFaceError(
+            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} says "
+            f"vocab_size={vocab_size}: use the tokenizer of this model."
+        )
+    return tokenizer
+
+
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
     """``config`` without multi-token prediction where no tensor of it is in the files.
 
@@ -50,8 +84,8 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
     layers, ahead = config.num_hidden_layers, config.num_nextn_predict_layers
     if layers + ahead > len(names):  # before a billion layers are built
         raise HuggingFaceError(
-            f"config.json says num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
-            f"but there are only {len(names)} tensors: use the config.json of these files."
+            f"{CONFIG} says num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
+            f"but there are only {len(names)} tensors: use the {CONFIG} of these files."
         )
     prefixes = tuple(f"model.layers.{layers + depth}." for depth in range(ahead))
     if not any(name.startswith(prefixes) for name in names):
@@ -65,8 +99,8 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
             model = LanguageModel(config).to(dtype)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise HuggingFaceError(
-            f"config.json describes a model that no memory holds ({error}): use the config.json "
-            "of these files."
+            f"{CONFIG} describes a model that no memory holds ({error}): use the {CONFIG} of "
+            "these files."
         ) from error
     for router in model.routers:
         router.float()
@@ -98,5 +132,5 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
         name = min(extra)
         raise HuggingFaceError(
             f"{name} {source.shape(name)} and {len(extra) - 1} more tensors have no place in the "
-            "model that config.json describes: use the config.json of these files."
+            f"model that {CONFIG} describes: use the {CONFIG} of these files."
         )

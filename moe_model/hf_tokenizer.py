@@ -1,6 +1,8 @@
 """Tokenizers as published: a ``tokenizer.json``, run by the ``tokenizers`` library.
 
 A tokenizer *is* its files, which travel with the weights byte for byte; transformers is not needed.
+What a text becomes is decided by ``tokenizer.json`` alone, as in transformers 5, which no longer
+minds ``add_bos_token`` in the file beside it.
 The character tokenizer of this project is such a file as well, so that others can load it.
 """
 
@@ -39,7 +41,6 @@ class PretrainedTokenizer:
             raise ValueError(f"{TOKENIZER} is missing: a tokenizer cannot be made without it.")
         self._settings = _settings(self.files.get(SETTINGS, b"{}"))
         self._tokenizer = _load(self.files[TOKENIZER])
-        self._add_first_and_last()
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
@@ -71,30 +72,14 @@ class PretrainedTokenizer:
     @property
     def special_ids(self) -> dict[str, int | None]:
         """``bos_token_id`` and ``eos_token_id``, none where the tokenizer has no such token."""
-        return {f"{name}_id": self._special(name)[1] for name in ("bos_token", "eos_token")}
-
-    def _special(self, name: str) -> tuple[str, int | None]:
-        said = self._settings.get(name)
-        token = said.get("content") if isinstance(said, dict) else said
-        if not isinstance(token, str):
-            return "", None
-        return token, self._tokenizer.token_to_id(token)
-
-    def _add_first_and_last(self) -> None:
-        """Follow ``add_bos_token`` and ``add_eos_token``, which overrule the file, as they do in
-        transformers."""
-        from tokenizers.processors import TemplateProcessing
-
-        said = {n: self._settings.get(f"add_{n}") for n in ("bos_token", "eos_token")}
-        if all(value is None for value in said.values()):
-            return
-        found = {n: self._special(n) for n, add in said.items() if add}
-        template = {n: f"{token}:0" for n, (token, number) in found.items() if number is not None}
-        order = (template.get("bos_token"), "$A:0", template.get("eos_token"))
-        self._tokenizer.post_processor = TemplateProcessing(
-            single=[piece for piece in order if piece is not None],
-            special_tokens=[(token, n) for token, n in found.values() if n is not None],
-        )
+        ids = {}
+        for name in ("bos_token", "eos_token"):
+            said = self._settings.get(name)
+            token = said.get("content") if isinstance(said, dict) else said
+            ids[f"{name}_id"] = (
+                self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+            )
+        return ids
 
 
 def character_files(vocabulary: str) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """Models to and from Hugging Face's ``DeepseekV3ForCausalLM``, tokenizer included.
 
-    python -m moe_model.huggingface import DOWNLOADED checkpoints/NAME/latest
+    python -m moe_model.huggingface import DOWNLOADED CHECKPOINT
     python -m moe_model.huggingface export checkpoints/RUN/best PUBLISHED
 
 Both ways the logits stay what they were. Nothing is fetched from anywhere and no code of a
@@ -23,16 +23,8 @@ from moe_model.config import ModelConfig
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.hf_config import CONFIG, HuggingFaceError, read_config
 from moe_model.hf_files import inside
-from moe_model.hf_read import read_weights
-from moe_model.hf_tokenizer import (
-    FILES,
-    SETTINGS,
-    TOKENIZER,
-    PretrainedTokenizer,
-    character_files,
-    read_small_file,
-    without_code,
-)
+from moe_model.hf_read import read_tokenizer, read_weights
+from moe_model.hf_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
 from moe_model.hf_write import SHARD_BYTES, write_config, write_weights
 from moe_model.model import LanguageModel
 from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
@@ -60,7 +52,7 @@ def load_pretrained(
             f"{folder} is no folder: name one with {CONFIG} and safetensors files in it."
         )
     published = read_config(inside(folder, CONFIG))
-    tokenizer = _read_tokenizer(folder, published.config)
+    tokenizer = read_tokenizer(folder, published.config.vocab_size)
     return read_weights(folder, published, dtype), tokenizer
 
 
@@ -111,25 +103,6 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _read_tokenizer(folder: Path, config: ModelConfig) -> PretrainedTokenizer | None:
-    if not (folder / TOKENIZER).exists():
-        return None
-    try:
-        names = [name for name in FILES if (folder / name).exists()]
-        files = {name: read_small_file(inside(folder, name)) for name in names}
-        if SETTINGS in files:
-            files[SETTINGS] = without_code(files[SETTINGS])
-        tokenizer = PretrainedTokenizer(files)
-    except (ValueError, OSError) as error:
-        raise HuggingFaceError(f"{folder}: {error}") from error
-    if len(tokenizer) > config.vocab_size:
-        raise HuggingFaceError(
-            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} says "
-            f"vocab_size={config.vocab_size}: use the tokenizer of this model."
-        )
-    return tokenizer
-
-
 app = App(
     name="moe_model.huggingface",
     help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
@@ -143,7 +116,7 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
 
     Args:
         src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM.
-        dst: Folder to make, such as checkpoints/NAME/latest.
+        dst: Checkpoint folder to make.
         dtype: Of the weights in the checkpoint.
     """
     with _said_in_one_line(dst):
@@ -192,7 +165,7 @@ def _said_in_one_line(dst: Path) -> Iterator[None]:
     except (HuggingFaceError, CheckpointError, FileExistsError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        say(f"{dst} cannot be written ({error}): nothing was.")
+        say(f"{dst} was not written ({error}): make room, or choose another folder.")
 
 
 def _counted(config: ModelConfig) -> str:

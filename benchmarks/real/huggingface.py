@@ -7,7 +7,7 @@ logits and the experts it chose; ``RunRecorder`` writes them down. ``--switch`` 
 language reference) first and on code (sources of the standard library) from the middle on.
 """
 
-# ruff: noqa: N803, N806, N812  # letters after the underscore are shapes
+# ruff: noqa: N803, N806  # letters after the underscore are shapes
 
 import argparse
 import sysconfig

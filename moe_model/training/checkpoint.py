@@ -8,27 +8,17 @@ link points to are removed.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from moe_model.fresh_folder import force_to_disk, write_tensors
 from moe_model.model import LanguageModel
-from moe_model.store import (
-    DESCRIPTION,
-    FORMAT,
-    FORMAT_VERSION,
-    TRAINING_STATE,
-    WEIGHTS,
-    file_facts,
-)
-from moe_model.tokenizer import CharTokenizer
+from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
+from moe_model.tokenizer import Tokenizer
 
 LATEST = "latest"
 BEST = "best"
@@ -48,7 +38,7 @@ class Checkpoints:
         *,
         step: int,
         model: LanguageModel,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         optimizer: torch.optim.Optimizer,
         batches: torch.Generator,
         facts: dict[str, Any],
@@ -74,25 +64,17 @@ class Checkpoints:
             partial = self.folder / f".{target.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            _write(model.state_dict(), partial / WEIGHTS)
+            write_tensors(partial / WEIGHTS, _on_cpu(model.state_dict()))
             state = _optimizer_tensors(model, optimizer)
             state["batches.generator"] = batches.get_state()
-            _write(state, partial / TRAINING_STATE)
-            description = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "step": step,
-                "model": model.config.to_dict(),
-                "tokenizer": tokenizer.to_dict(),
-                **facts,
-                "files": {n: file_facts(partial / n) for n in (WEIGHTS, TRAINING_STATE)},
-            }
-            text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-            (partial / DESCRIPTION).write_text(text + "\n", "utf-8")
+            write_tensors(partial / TRAINING_STATE, _on_cpu(state))
+            for file_name, contents in tokenizer.files.items():
+                (partial / file_name).write_bytes(contents)
+            write_description(partial, model.config, step, tokenizer=tokenizer.to_dict(), **facts)
             for file in (*partial.iterdir(), partial):
-                _force_to_disk(file)
+                force_to_disk(file)
             partial.rename(target)
-            _force_to_disk(self.folder)
+            force_to_disk(self.folder)
         self._point(name, target)
         self._remove_unused()
         return self.folder / name
@@ -102,7 +84,7 @@ class Checkpoints:
         aside.unlink(missing_ok=True)
         aside.symlink_to(target.name)
         aside.rename(self.folder / name)
-        _force_to_disk(self.folder)
+        force_to_disk(self.folder)
 
     def _remove_unused(self) -> None:
         links = [path for path in self.folder.iterdir() if path.is_symlink()]
@@ -114,16 +96,8 @@ class Checkpoints:
                 shutil.rmtree(doomed)
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write ``tensors``, readable for whoever may read the other files; ``OSError`` if it fails."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(on_cpu, path)
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
-    path.chmod(mode)
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -133,11 +107,3 @@ def _optimizer_tensors(model: LanguageModel, optimizer: torch.optim.Optimizer) -
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

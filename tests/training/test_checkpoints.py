@@ -101,8 +101,8 @@ def test_failing_at_any_moment_keeps_a_loadable_latest(
 
     with monkeypatch.context() as patch:
         for owner, name in [
-            (checkpoint_module, "save_file"),
-            (checkpoint_module, "_force_to_disk"),
+            (checkpoint_module, "write_tensors"),
+            (checkpoint_module, "force_to_disk"),
             (Path, "rename"),
             (Path, "symlink_to"),
             (Path, "write_text"),

@@ -1,0 +1,278 @@
+"""What is exported gives the same logits in transformers, and comes back bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import MtpModel
+
+from moe_model import huggingface
+from moe_model.config import YarnScaling
+from moe_model.hf_config import HuggingFaceError
+from moe_model.huggingface import load_pretrained, save_pretrained
+from moe_model.model import LanguageModel
+from moe_model.tokenizer import CharTokenizer
+from moe_model.training.checkpoint import LATEST, Checkpoints
+from tests.model.published import (
+    BIAS_MEAN,
+    BIAS_SPREAD,
+    SHAPE,
+    assert_same,
+    command,
+    our_logits,
+    tensors,
+    their_ahead_logits,
+    their_logits,
+)
+
+Make = Callable[..., LanguageModel]
+VARIANTS = [
+    pytest.param(
+        {"q_lora_rank": rank, "n_group": groups, "topk_group": (groups + 1) // 2, **yarn},
+        id=f"query rank {rank}, {groups} groups, {'yarn' if yarn else 'plain rotary'}",
+    )
+    for rank, groups, yarn in itertools.product(
+        (None, 20),
+        (1, 4),
+        (
+            {},
+            {"rope_scaling": YarnScaling(factor=4, original_max_position_embeddings=8, mscale=0.7)},
+        ),
+    )
+]
+
+
+@pytest.fixture(name="make")
+def _make(make_model: Make) -> Make:
+    """A model with negative biases."""
+
+    def make(**fields: Any) -> LanguageModel:
+        model = make_model(**{**SHAPE, **fields}).eval()
+        generator = torch.Generator().manual_seed(2)
+        for router in model.routers:
+            router.expert_bias.normal_(BIAS_MEAN, BIAS_SPREAD, generator=generator)
+        return model
+
+    return make
+
+
+def checkpoint(model: LanguageModel, run: Path, tokenizer: CharTokenizer) -> Path:
+    """A run as the trainer leaves it."""
+    Checkpoints(run).save(
+        LATEST,
+        step=3,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        batches=torch.Generator(),
+        facts={},
+    )
+    return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_transformers_computes_the_same_logits(
+    variant: dict[str, Any], make: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    model = make(**variant)
+    save_pretrained(model, None, tmp_path / "published")
+    assert_same(their_logits(tmp_path / "published", ids_BS), our_logits(model, ids_BS))
+
+
+def test_a_run_becomes_a_folder_that_auto_classes_load(
+    make: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    text = "".join(map(chr, range(33, 33 + 94))) + "\n\t "
+    model, tokenizer = make(), CharTokenizer(text)
+    run = checkpoint(model, tmp_path / "run", tokenizer)
+    folder = tmp_path / "published"
+    assert command("export", run, folder) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert theirs.dtype == torch.float32
+    assert_same(theirs(ids_BS, use_cache=False).logits.detach(), our_logits(model, ids_BS))
+    ids = AutoTokenizer.from_pretrained(folder)("a b\n").input_ids
+    assert ids == tokenizer.encode("a b\n").tolist()
+
+    # Ids 0 and 1, which are the ends of a text there by default, are characters here.
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, None)
+    assert theirs.config.num_key_value_heads == model.config.num_attention_heads
+    written = theirs.generate(ids_BS[:1], max_new_tokens=5, do_sample=False)
+    assert written.shape[1] == ids_BS.shape[1] + 5
+
+
+def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> None:
+    yarn = YarnScaling(factor=3.0, original_max_position_embeddings=9, mscale_all_dim=0.3)
+    model = make(
+        q_lora_rank=20, n_group=4, topk_group=2, rope_scaling=yarn, num_nextn_predict_layers=2
+    )
+    run = checkpoint(model, tmp_path / "run", CharTokenizer("ab"))
+    assert command("export", run, tmp_path / "published") == 0
+    assert command("import", tmp_path / "published", tmp_path / "back") == 0
+    again = huggingface.read_checkpoint(tmp_path / "back")
+    assert again.config == model.config
+    assert again.tokenizer.encode("ba").tolist() == [1, 0]
+    kept = again.load_model().state_dict()
+    assert kept.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(kept[name], tensor), name
+
+
+def test_shards_are_as_small_as_asked_for(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
+    model, folder = make(), tmp_path / "published"
+    save_pretrained(model, None, folder, shard_bytes=30_000)
+    shards = [load_file(path) for path in folder.glob("*.safetensors")]
+    sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
+    assert 20_000 < min(sorted(sizes)[1:]) <= max(sizes) <= 30_000, "all but the last are full"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == tensors(folder).keys()
+    size = sum(tensor.nbytes for tensor in tensors(folder).values())
+    assert index["metadata"]["total_size"] == size
+    assert_same(their_logits(folder, ids_BS), our_logits(model, ids_BS))
+    back, _ = load_pretrained(folder)
+    assert torch.equal(our_logits(back, ids_BS), our_logits(model, ids_BS))
+
+
+def test_in_bf16_the_router_and_its_bias_stay_fp32(
+    make: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    model = make()
+    run = checkpoint(model, tmp_path / "run", CharTokenizer("ab"))
+    assert command("export", run, tmp_path / "published", "--dtype", "bf16") == 0
+    kept = tensors(tmp_path / "published")
+    gate = "model.layers.1.mlp.gate."
+    assert torch.equal(kept[f"{gate}e_score_correction_bias"], model.routers[0].expert_bias)
+    assert torch.equal(kept[f"{gate}weight"], model.routers[0].weight)
+    assert kept["lm_head.weight"].dtype == torch.bfloat16
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "published")
+    assert theirs.dtype == torch.bfloat16
+    theirs_gate = theirs.model.layers[1].mlp.gate
+    assert torch.equal(theirs_gate.e_score_correction_bias, model.routers[0].expert_bias)
+    cast = make()
+    with torch.no_grad():
+        for name, parameter in cast.named_parameters():
+            if "router" not in name:
+                parameter.copy_(parameter.bfloat16())
+    assert_same(their_logits(tmp_path / "published", ids_BS), our_logits(cast, ids_BS))
+
+
+def test_a_tied_head_is_not_written_twice(make: Make, tmp_path: Path, ids_BS: Tensor) -> None:
+    model, folder = make(tie_word_embeddings=True), tmp_path / "published"
+    save_pretrained(model, None, folder)
+    assert "lm_head.weight" not in tensors(folder)
+    assert_same(their_logits(folder, ids_BS), our_logits(model, ids_BS))
+
+
+def test_transformers_predicts_the_same_tokens_ahead(
+    make: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    model, folder = make(num_nextn_predict_layers=2, q_lora_rank=20), tmp_path / "published"
+    save_pretrained(model, None, folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    # Their class knows the layers of the published model by their number, 61.
+    theirs._keys_to_ignore_on_load_unexpected = [r"model\.layers\.3\.", r"model\.layers\.4\."]
+    depths = MtpModel.from_pretrained(theirs).eval()
+    ids_BS, next_ids = ids_BS[:, :-2], ids_BS[:, 1:]
+    with torch.no_grad():
+        actual = model(ids_BS, next_ids=next_ids)
+        hidden = theirs.model(ids_BS).last_hidden_state
+    expected = their_ahead_logits(depths, hidden, next_ids)
+    assert len(expected) == 2
+    for ours, logits in zip(actual.ahead_logits, expected, strict=True):
+        assert_same(ours, logits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
+        ({"n_shared_experts": 0}, "n_shared_experts=0"),
+        ({"n_routed_experts": 1, "num_experts_per_tok": 1}, "n_routed_experts=1"),
+    ],
+)
+def test_what_their_class_cannot_be_is_refused(
+    fields: dict[str, Any], message: str, make: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(HuggingFaceError, match=f"{message}.*cannot be exported"):
+        save_pretrained(make(**fields), None, tmp_path / "published")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_only_training_needs_is_said_to_be_left_out(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = checkpoint(make(capacity_factor=1.5), tmp_path / "run", CharTokenizer("ab"))
+    assert command("export", run, tmp_path / "published") == 0
+    captured = capsys.readouterr()
+    assert "capacity_factor and drop_policy are for training: left out" in captured.err
+    assert not captured.out
+
+
+def test_nothing_is_left_after_an_error(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
+    target = tmp_path / "deep" / "published"
+    assert command("export", run, target) == 64
+    assert "deep is no folder: make it first" in capsys.readouterr().err
+    (tmp_path / "deep").mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_model.fresh_folder.save_file", full)
+        assert command("export", run, target) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_model.fresh_folder.os.fsync", full)
+        assert command("export", run, target) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(PermissionError(13, "no"))
+        )
+        assert command("export", run, target) == 1
+    assert not list((tmp_path / "deep").iterdir())
+
+    target.mkdir()
+    assert command("export", run, target) == 64
+    assert "published exists: choose another name" in capsys.readouterr().err
+    assert not list(target.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
+    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
+    (tmp_path / "out").mkdir()
+    slowly = (
+        "import sys, time, moe_model.fresh_folder as f, moe_model.huggingface as h\n"
+        "f.force_to_disk = lambda path: time.sleep(60)\n"
+        "sys.exit(h.run_command(h.app, sys.argv[1:]))\n"
+    )
+    arguments = [sys.executable, "-c", slowly, "export", str(run), str(tmp_path / "out" / "p")]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=os.environ)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob(".partial-*/folder/config.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, narration = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in narration
+    assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,117 @@
+"""Rotary tables and the scale of the softmax are those of transformers, whatever the file says."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3RotaryEmbedding,
+)
+
+from moe_model.config import ModelConfig, YarnScaling
+from moe_model.hf_config import HuggingFaceError, published_fields, read_config
+from moe_model.rotary import rotary_table, softmax_scale
+from tests.model.published import SHAPE
+
+POSITIONS = 40
+
+
+def read(fields: dict[str, Any]) -> ModelConfig:
+    """The config of a ``config.json`` with ``fields`` beside the usual ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({"model_type": "deepseek_v3", **SHAPE, **fields}))
+        return read_config(path).config
+
+
+def assert_same_rotation(ours: ModelConfig, fields: dict[str, Any]) -> None:
+    heads = {"num_key_value_heads": SHAPE["num_attention_heads"]}
+    theirs = DeepseekV3Config(**{**SHAPE, **heads, **fields})
+    table = DeepseekV3RotaryEmbedding(theirs)(torch.zeros(1), torch.arange(POSITIONS)[None])
+    pairs = SHAPE["qk_rope_head_dim"] // 2
+    for mine, yours in zip(
+        rotary_table(ours, 0, POSITIONS, torch.device("cpu")), table, strict=True
+    ):
+        torch.testing.assert_close(mine, yours[0, :, :pairs], atol=1e-5, rtol=1e-5)
+    scale = DeepseekV3Attention(theirs, 0).scaling
+    assert math.isclose(softmax_scale(ours), scale, rel_tol=1e-12)
+
+
+strength = st.sampled_from([0.0, 0.5, 0.707, 1.0, 2.0])
+yarn = st.fixed_dictionaries(
+    {"factor": st.sampled_from([1.0, 4.0, 40])},
+    optional={
+        "original_max_position_embeddings": st.sampled_from([8, 16]),
+        "beta_fast": st.sampled_from([16.0, 32]),
+        "beta_slow": st.sampled_from([0.5, 1]),
+        "mscale": st.none() | strength,
+        "mscale_all_dim": strength,
+        "attention_factor": st.none() | st.sampled_from([0.9, 1.0, 1.3]),
+    },
+)
+
+
+@given(yarn, st.sampled_from([10_000.0, 500.0]), st.booleans())
+def test_yarn_as_in_transformers_4_and_5(yarn: dict[str, Any], theta: float, modern: bool) -> None:
+    if modern:
+        fields = {"rope_parameters": {"rope_type": "yarn", "rope_theta": theta, **yarn}}
+    else:
+        fields = {"rope_scaling": {"type": "yarn", **yarn}, "rope_theta": theta}
+    try:
+        ours = read(fields)
+    except HuggingFaceError:
+        # Refused is right only where the file itself asks for an amplitude that cannot be.
+        assume(yarn.get("attention_factor") is None)
+        raise
+    assert_same_rotation(ours, json.loads(json.dumps(fields)))
+
+
+def test_without_mscale_the_amplitude_is_that_of_the_factor_and_the_softmax_is_left() -> None:
+    fields = {"rope_scaling": {"type": "yarn", "factor": 40.0}, "rope_theta": 10_000.0}
+    ours = read(fields)
+    assert softmax_scale(ours) == ours.qk_head_dim**-0.5
+    assert ours.rope_scaling == YarnScaling(
+        factor=40.0, original_max_position_embeddings=64, mscale_all_dim=0.0
+    )
+    cos, _ = rotary_table(ours, 0, 1, torch.device("cpu"))
+    assert cos[0].tolist() == pytest.approx([0.1 * math.log(40) + 1] * 4)
+
+
+def test_an_amplitude_that_no_mscale_gives_is_refused() -> None:
+    rope = {"type": "yarn", "factor": 1.0, "attention_factor": 1.3}
+    with pytest.raises(HuggingFaceError, match=r"attention_factor=1.3 with factor=1.0"):
+        read({"rope_scaling": rope})
+
+
+@given(
+    st.builds(
+        YarnScaling,
+        factor=st.floats(1, 64),
+        original_max_position_embeddings=st.integers(4, 64),
+        mscale=st.floats(0, 2),
+        mscale_all_dim=st.floats(0, 2),
+    )
+    | st.none(),
+    st.sampled_from([10_000.0, 500.0]),
+)
+def test_what_is_exported_turns_the_same_way_there(
+    scaling: YarnScaling | None, theta: float
+) -> None:
+    ours = ModelConfig(**{**SHAPE, "rope_scaling": scaling, "rope_theta": theta})
+    fields = json.loads(json.dumps(published_fields(ours)))
+    for other in ("rope_scaling", "rope_parameters"):
+        alone = {name: fields[name] for name in ("rope_theta", other)}
+        assert_same_rotation(ours, alone)
+    back = read(fields)
+    if scaling is not None and scaling.factor > 1:
+        assert back == ours

@@ -1,0 +1,212 @@
+"""Tokenizers travel both ways, and give the ids that transformers gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+from moe_model import generate
+from moe_model.command import run_command
+from moe_model.hf_tokenizer import SETTINGS, TOKENIZER, PretrainedTokenizer, character_files
+from moe_model.huggingface import load_pretrained
+from moe_model.store import read_checkpoint
+from moe_model.tokenizer import CharTokenizer
+from tests.model.published import SHAPE, command, their_model
+
+SPECIAL = ["<s>", "</s>"]
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+awkward = st.text(st.sampled_from("ab \t\n\r\"'\\\0\u2028é😀"), min_size=1)
+
+
+def byte_pairs() -> Tokenizer:
+    """A byte-level tokenizer with two special tokens, trained on a sentence."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the router sends the tokens to the experts"] * 4, trainer)
+    return tokenizer
+
+
+BYTE_PAIRS = byte_pairs()
+
+
+def files_of(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
+    known = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    content = {TOKENIZER: tokenizer.to_str(), SETTINGS: json.dumps(known | settings)}
+    return {name: text.encode() for name, text in content.items()}
+
+
+def write(files: dict[str, bytes], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+@given(texts.filter(bool) | awkward)
+def test_the_character_tokenizer_is_the_same_as_a_file(text: str) -> None:
+    ours = CharTokenizer.from_text(text)
+    published = PretrainedTokenizer(character_files(ours.vocabulary))
+    assert torch.equal(published.encode(text), ours.encode(text))
+    assert published.decode(published.encode(text).tolist()) == text
+    assert len(published) == len(ours)
+    assert published.special_ids == {"bos_token_id": None, "eos_token_id": None}
+
+
+@given(text=awkward)
+@settings(max_examples=20)
+def test_transformers_loads_the_character_tokenizer(
+    text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ours, folder = CharTokenizer.from_text(text), tmp_path_factory.mktemp("characters")
+    write(character_files(ours.vocabulary), folder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs(text).input_ids == ours.encode(text).tolist()
+    assert theirs.decode(theirs(text).input_ids) == text
+    assert len(theirs) == len(ours)
+
+
+def test_an_unknown_character_is_an_error_there_as_well() -> None:
+    published = PretrainedTokenizer(character_files("ab"))
+    with pytest.raises(ValueError, match="the tokenizer cannot read this text"):
+        published.encode("abc")
+
+
+@given(texts)
+def test_any_text_survives_a_byte_level_tokenizer(text: str) -> None:
+    tokenizer = PretrainedTokenizer(files_of(BYTE_PAIRS))
+    if not any(special in text for special in SPECIAL):
+        assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+
+
+def with_template() -> Tokenizer:
+    tokenizer = byte_pairs()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return tokenizer
+
+
+def cutting() -> Tokenizer:
+    tokenizer = byte_pairs()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=90)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (byte_pairs, {}),
+        (with_template, {}),
+        (byte_pairs, {"add_bos_token": True}),
+        (with_template, {"add_bos_token": False, "eos_token": None}),
+        (with_template, {"bos_token": {"__type": "AddedToken", "content": "</s>"}}),
+        (cutting, {}),
+    ],
+)
+def test_ids_are_those_of_transformers(
+    make: Callable[[], Tokenizer], options: dict[str, Any], tmp_path: Path
+) -> None:
+    files = files_of(make(), **options)
+    write(files, tmp_path)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), PretrainedTokenizer(files)
+    for text in ("the router", "", "  a\n\tb ", "</s>tokens", "é😀"):
+        assert ours.encode(text).tolist() == theirs(text, truncation=False, padding=False).input_ids
+    assert ours.special_ids["eos_token_id"] == theirs.eos_token_id
+    assert ours.special_ids["bos_token_id"] == theirs.bos_token_id
+
+
+def test_a_tokenizer_travels_there_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, published = tmp_path / "theirs", tmp_path / "published"
+    their_model(vocab_size=300).save_pretrained(source)
+    files = files_of(with_template(), chat_template="{{ messages }}")
+    write(files | {"chat_template.jinja": b"{{ m }}", "notes.txt": b"stay"}, source)
+    assert command("import", source, tmp_path / "ours") == 0
+    assert capsys.readouterr().out == ""
+    found = read_checkpoint(tmp_path / "ours")
+    assert (tmp_path / "ours" / TOKENIZER).read_bytes() == files[TOKENIZER]
+    listed = json.loads((tmp_path / "ours" / "checkpoint.json").read_text())["files"]
+    assert set(listed) == {"model.safetensors", TOKENIZER, SETTINGS, "chat_template.jinja"}
+    ids = found.tokenizer.encode("the").tolist()
+    assert (ids[0], found.tokenizer.decode(ids)) == (0, "the")
+
+    arguments = [str(tmp_path / "ours"), "--prompt", "the router", "--max-new-tokens", "3"]
+    assert run_command(generate.app, arguments) == 0
+    assert capsys.readouterr().out.startswith("the router")
+
+    assert command("export", tmp_path / "ours", published) == 0
+    theirs = AutoTokenizer.from_pretrained(published)
+    assert theirs("the tokens").input_ids == found.tokenizer.encode("the tokens").tolist()
+    ends = json.loads((published / "generation_config.json").read_text())
+    assert ends == {"bos_token_id": 0, "eos_token_id": 1}
+    assert not (published / "notes.txt").exists()
+
+
+def test_code_of_a_tokenizer_is_left_behind(tmp_path: Path) -> None:
+    their_model(vocab_size=300).save_pretrained(tmp_path)
+    code = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}, "tokenizer_class": "Own"}
+    write(files_of(BYTE_PAIRS, **code), tmp_path)
+    _, tokenizer = load_pretrained(tmp_path)
+    assert tokenizer is not None
+    kept = json.loads(tokenizer.files[SETTINGS])
+    assert "auto_map" not in kept
+    assert (kept["tokenizer_class"], kept["bos_token"]) == ("PreTrainedTokenizerFast", "<s>")
+
+
+def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    their_model().save_pretrained(tmp_path / "theirs")
+    assert command("import", tmp_path / "theirs", tmp_path / "ours") == 0
+    assert "theirs has no tokenizer.json" in capsys.readouterr().err
+    assert run_command(generate.app, [str(tmp_path / "ours")]) == 64
+    assert "put its tokenizer.json beside its config.json" in capsys.readouterr().err
+    assert command("export", tmp_path / "ours", tmp_path / "published") == 0
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({TOKENIZER: b"{"}, "tokenizer.json is no tokenizer"),
+        ({TOKENIZER: b"\xff"}, "tokenizer.json is no tokenizer"),
+        ({TOKENIZER: b'{"model": {"type": "BPE"}}'}, "tokenizer.json is no tokenizer"),
+        ({SETTINGS: b"[]"}, "tokenizer_config.json holds no JSON object"),
+        ({SETTINGS: b"{"}, "tokenizer_config.json is not JSON"),
+        ({}, f"ids up to 279, but config.json says vocab_size={SHAPE['vocab_size']}"),
+    ],
+)
+def test_a_bad_tokenizer_is_refused(
+    files: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    their_model().save_pretrained(tmp_path / "theirs")
+    write(files_of(BYTE_PAIRS) | files, tmp_path / "theirs")
+    assert command("import", tmp_path / "theirs", tmp_path / "ours") == 64
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_changed_tokenizer_file_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    their_model(vocab_size=300).save_pretrained(tmp_path / "theirs")
+    write(files_of(BYTE_PAIRS), tmp_path / "theirs")
+    assert command("import", tmp_path / "theirs", tmp_path / "ours") == 0
+    (tmp_path / "ours" / TOKENIZER).write_bytes(files_of(with_template())[TOKENIZER])
+    assert run_command(generate.app, [str(tmp_path / "ours")]) == 64
+    assert "tokenizer.json is damaged" in capsys.readouterr().err
