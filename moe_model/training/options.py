@@ -207,6 +207,7 @@ def settle(options: Options) -> Options:
     settled = dataclasses.replace(options, **missing)
     _check_ranges(settled)
     _check_balance(settled)
+    _check_mtp(settled, depths)
     _check_run_name(settled.run)
     return settled
 
@@ -245,6 +246,14 @@ def _check_balance(options: Options) -> None:
                 f"{_flag(name)} {getattr(options, name)} does nothing with --balance "
                 f"{options.balance}: leave it out, or choose --balance {' or '.join(methods)}."
             )
+
+
+def _check_mtp(options: Options, depths: int) -> None:
+    if options.mtp_weight and not (options.mtp or depths):
+        raise UsageError(
+            f"--mtp-weight {options.mtp_weight} does nothing without --mtp: add it, or leave the "
+            "weight out."
+        )
 
 
 def _check_run_name(run: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from moe_model.config import PRESETS, ModelConfig
+from moe_model.config import PRESETS, ModelConfig, YarnScaling
 from moe_model.model import LanguageModel
 
 
@@ -35,7 +36,16 @@ def test_order_of_the_past_matters(
     assert difference.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("fields", [{}, {"q_lora_rank": 12}, {"n_shared_experts": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"q_lora_rank": 12},
+        {"n_shared_experts": 0},
+        {"tie_word_embeddings": True},
+        {"num_nextn_predict_layers": 2},
+    ],
+)
 def test_parameters_are_counted_without_building(
     fields: dict[str, int | None], make_model: Callable[..., LanguageModel]
 ) -> None:
@@ -98,6 +108,15 @@ def test_every_preset_runs_the_grouped_product(name: str) -> None:
     assert config.moe_intermediate_size % 8 == 0
 
 
+def test_published_configuration_has_the_published_size() -> None:
+    config = ModelConfig.preset("deepseek-v3")
+    main = config.parameters(multi_token_prediction=False)
+    assert round(main / 1e9, 1) == 671.0
+    assert round(config.active_parameters() / 1e9, 2) == 37.55
+    # "11.5B" in its README: 257 experts, attention and the projection are 11.6.
+    assert round((config.parameters() - main) / 1e9, 1) == 11.6
+
+
 def test_tiny_is_tiny() -> None:
     config = ModelConfig.preset("tiny", vocab_size=100)
     assert 3e6 < config.parameters() < 8e6
@@ -116,6 +135,10 @@ def test_tiny_is_tiny() -> None:
         ({"first_k_dense_replace": 3}, "leaves no expert layer"),
         ({"hidden_size": 0}, "hidden_size=0 is too small: choose 1 or more"),
         ({"scoring_func": "relu"}, "choose sigmoid or softmax"),
+        ({"capacity_factor": -1.0}, "capacity_factor=-1.0 is no positive number"),
+        ({"drop_policy": "random"}, "drop_policy='random' is not known: choose position or weight"),
+        ({"router_jitter_noise": 1.0}, "router_jitter_noise=1.0 is out of range"),
+        ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers=-1 is too small"),
         ({"routed_scaling_factor": 0.0}, "routed_scaling_factor=0.0 is not a positive number"),
     ],
 )
@@ -124,6 +147,30 @@ def test_contradictions_are_refused_with_values_and_a_way_out(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"factor": 0.5}, "rope_scaling.factor=0.5 is out of range: choose 1 or more"),
+        ({"beta_fast": 1.0}, "beta_slow=1.0 is not below beta_fast=1.0"),
+        ({"mscale": float("nan")}, "rope_scaling.mscale=nan is out of range"),
+        ({"original_max_position_embeddings": 0}, "choose 1 or more"),
+    ],
+)
+def test_a_stretch_that_makes_no_sense_is_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        YarnScaling(**{"factor": 4.0, "original_max_position_embeddings": 64, **fields})
+
+
+def test_stretch_survives_the_description_of_a_checkpoint(
+    make_config: Callable[..., ModelConfig],
+) -> None:
+    yarn = YarnScaling(factor=4.0, original_max_position_embeddings=64)
+    config = make_config(rope_scaling=yarn)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="rope_scaling"):
+        make_config().from_dict({**config.to_dict(), "rope_scaling": {"factor": 4.0}})
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:

@@ -11,12 +11,19 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
+from moe_model.command import UsageError
 from moe_model.config import PRESETS, ModelConfig, YarnScaling
 from moe_model.model import LanguageModel
 from moe_model.training.console import Console
 from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
 from moe_model.training.evaluation import evaluate
-from moe_model.training.machine import choose_device, choose_dtype, has_native_bf16, memory_bytes
+from moe_model.training.machine import (
+    choose_device,
+    choose_dtype,
+    has_native_bf16,
+    memory_bytes,
+    refuse_too_large,
+)
 from moe_model.training.optimizer import learning_rate_at, make_optimizer
 from moe_model.training.options import RUN_DEFAULTS, Options, settle
 from moe_model.training.progress import Progress
@@ -67,6 +74,20 @@ def test_settled_options_are_complete_and_options_given_win(preset: str) -> None
     assert settled.steps == 7
     assert settled.lr == RUN_DEFAULTS[preset].lr
     assert settled.seq_len == PRESETS[preset]["max_position_embeddings"]
+
+
+def test_a_model_that_no_machine_here_can_train_is_refused_with_its_size() -> None:
+    config = ModelConfig.preset("deepseek-v3")
+    with pytest.raises(
+        UsageError, match=r"671\.0B parameters \(37\.55B active per token\) need 10,9"
+    ):
+        refuse_too_large(config, torch.device("cpu"))
+    refuse_too_large(ModelConfig.preset("tiny", vocab_size=100), torch.device("cpu"))
+
+
+def test_the_published_vocabulary_stays_whatever_the_text_has() -> None:
+    config = Options(preset="deepseek-v3", seq_len=8).model_config(97)
+    assert config == ModelConfig.preset("deepseek-v3")
 
 
 def test_default_run_name_says_preset_and_time() -> None:

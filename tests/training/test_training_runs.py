@@ -248,6 +248,48 @@ def test_a_checkpoint_generates_text(
     assert len(texts[0]) == len("the ") + 9 + 1
 
 
+def test_multi_token_prediction_is_trained_logged_balanced_and_drafts_the_same_text(
+    train: Callable[..., int],
+    read_log: Callable[[str], Log],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train("--run=r", "--steps=40", "--mtp", "--lr=0.01") == 0
+    head, *rest = read_log("r")
+    assert head["model"]["layer_names"] == ["L1", "L2", "mtp.0"]
+    losses = [record["losses"]["mtp"] for record in steps(rest)]
+    assert losses[-1] < losses[0] - 0.3
+    assert [sum(row) for row in steps(rest)[-1]["tokens_per_expert"]] == [4 * 32 * 2] * 3
+    assert any(steps(rest)[-1]["expert_bias"][2])
+    capsys.readouterr()
+    command = [str(tmp_path / "ck" / "r" / "best"), "--prompt=the ", "--max-new-tokens=60"]
+    texts, narration = [], []
+    for flags in ([], ["--draft"]):
+        assert run_command(generate_module.app, [*command, *flags]) == 0
+        captured = capsys.readouterr()
+        texts.append(captured.out)
+        narration.append(captured.err)
+    assert texts[0] == texts[1]
+    assert "60 tokens in" in narration[0]
+    assert "1.00 tokens a pass" in narration[0]
+    assert "1.00 tokens a pass" not in narration[1], "some guesses are right by now"
+
+
+def test_capacity_noise_and_z_loss_reach_model_and_log(
+    train: Callable[..., int], read_log: Callable[[str], Log]
+) -> None:
+    flags = ["--capacity-factor=0.5", "--drop-policy=weight", "--router-noise=0.1"]
+    assert train("--run=r", "--steps=3", *flags, "--z-loss-weight=0.001") == 0
+    head, *rest = read_log("r")
+    assert head["model"]["capacity_factor"] == 0.5
+    assert head["balance"]["z_loss_weight"] == 0.001
+    fields = head["config"]["model"]
+    assert (fields["drop_policy"], fields["router_jitter_noise"]) == ("weight", 0.1)
+    for record in steps(rest):
+        assert all(0.45 < rate < 0.9 for rate in record["router"]["drop_rate"])
+        assert record["losses"]["z_loss"] > 0
+
+
 def test_description_of_a_checkpoint_is_plain_json(
     train: Callable[..., int], tmp_path: Path
 ) -> None:

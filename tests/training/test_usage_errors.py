@@ -19,6 +19,12 @@ WRONG = [
     (["--steps=many"], "unable to convert"),
     (["--steps=0"], "--steps 0 is too few: choose 1 or more."),
     (["--grad-accum=0"], "--grad-accum 0 is too few"),
+    (["--mtp", "--model.num_nextn_predict_layers=2"], "contradicts --model.num_nextn_predict"),
+    (["--capacity-factor=0"], "capacity_factor=0.0 is no positive number"),
+    (["--drop-policy=weight", "--model.drop_policy=position"], "contradicts --model.drop_policy"),
+    (["--router-noise=1.5"], "router_jitter_noise=1.5 is out of range"),
+    (["--mtp-weight=0.1"], "--mtp-weight 0.1 does nothing without --mtp"),
+    (["--model.rope_scaling.factor=4"], "original_max_position_embeddings"),
     (
         ["--preset=large"],
         "--preset large is not known: choose one of tiny, small, shakespeare, deepseek-v3.",

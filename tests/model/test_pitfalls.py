@@ -1,0 +1,93 @@
+"""Mistakes that other implementations made and that no other file here is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_model.balance import sequence_balance_loss
+from moe_model.model import LanguageModel
+
+MakeModel = Callable[..., LanguageModel]
+
+
+def loss_of(model: LanguageModel, ids_BS: Tensor) -> Tensor:
+    output = model(ids_BS)
+    loss = F.cross_entropy(output.logits_BSV[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
+    valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
+    return loss + 0.1 * sequence_balance_loss(output.routings, valid_BS).sum()
+
+
+def test_a_forward_pass_leaves_the_bias_alone(make_model: MakeModel, ids_BS: Tensor) -> None:
+    """Moved inside the pass, activation checkpointing would route anew on the way back."""
+    model = make_model().train()
+    model(ids_BS)
+    loss_of(model, ids_BS).backward()
+    assert not any(router.expert_bias.any() for router in model.routers)
+
+
+def test_gradients_of_four_micro_batches_are_those_of_the_whole_batch(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    """The auxiliary loss included: it must be divided like the other."""
+    whole, parts = make_model().train(), make_model().train()
+    loss_of(whole, ids_BS).backward()
+    for row_1S in ids_BS.split(1):
+        (loss_of(parts, row_1S) / len(ids_BS)).backward()
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_fp32_router_weights_do_not_promote_a_bf16_stream(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    model = make_model().eval().bfloat16()
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0].dtype))
+    output = model(ids_BS)
+    assert set(seen) == {torch.bfloat16}
+    assert output.logits_BSV.dtype == torch.bfloat16
+    assert output.routings[0].weights_TK.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
+def test_compiled_layers_compute_and_count_the_same(
+    dtype: torch.dtype, make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    """Captured for the compiler and run without generated code, which would take a minute."""
+    plain, compiled = (make_model(num_hidden_layers=2).train() for _ in range(2))
+    for layer in compiled.layers[1:]:
+        layer.compile(backend="aot_eager")
+    losses = []
+    for model in (plain, compiled):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            losses.append(loss_of(model, ids_BS))
+        losses[-1].backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(losses[1], losses[0], atol=tolerance, rtol=tolerance)
+    counts = [model.readings.counts_LE for model in (plain, compiled)]
+    assert counts[0].sum() == counts[1].sum() == 2 * ids_BS.numel()
+    if dtype == torch.float32:
+        assert torch.equal(*counts)
+        for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_an_expert_without_tokens_gets_a_zero_gradient_and_no_nan(
+    make_model: MakeModel, ids_BS: Tensor
+) -> None:
+    model = make_model().train()
+    for router in model.routers:
+        router.forced_experts = (2, 5)
+    loss_of(model, ids_BS).backward()
+    for layer in model.layers[1:]:
+        for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+            assert weight.grad.isfinite().all()
+            used = weight.grad.flatten(1).any(dim=1)
+            assert used.nonzero().flatten().tolist() == [2, 5]
