@@ -1,44 +1,18 @@
 """The command line. Standard output is data, standard error is narration.
 
-Exit codes are an API: 0 to 3 are verdicts of ``check``, 64 is a usage error. A command is imported
-when it is called, not before: neither the first screen nor ``check`` waits for the others.
+Exit codes are an API: 0 to 3 are verdicts of ``check``, 64 is a usage error. The plain call, which
+opens the screens, needs no parser and so does not wait for one.
 """
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
-
-from microscope_tui.commands.watch import watch
-from microscope_tui.console import PIPE, USAGE, fail
+from microscope_tui.commands.table import COMMANDS
+from microscope_tui.console import PIPE, fail, memory_bytes
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.runlog.discover import NoRuns
-from microscope_tui.runlog.safe_text import safe_text
-
-COMMANDS = {
-    "check": (
-        "check:check",
-        "Judge the newest run: 0 healthy, 1 warning, 2 critical, 3 no verdict.",
-    ),
-    "snapshot": ("snapshot:snapshot", "Print any screen at any step: text, data or a picture."),
-    "explain": ("explain:explain", "List the rules, or say what one means and what to do."),
-    "demo": ("demo:demo", "Write a synthetic run with known truth and open the microscope on it."),
-    "keys": ("keys:keys_command", "List the keys of every screen: id, keys, what they do."),
-    "doctor": ("doctor:doctor", "Say what this terminal can show and what a screen costs."),
-}
-"""Name of each command → where it is, and what it does in a line."""
-
-app = App(
-    name="moe-microscope",
-    help="Watch the routers of a Mixture-of-Experts model while it trains.",
-    version=lambda: metadata.version("moe-microscope"),
-    result_action="return_value",
-)
-app.default(watch)
-for name, (place, help_) in COMMANDS.items():
-    app.command(f"microscope_tui.commands.{place}", name=name, help=help_)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -47,9 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A lone hyphen would be an option without a name; spelled like this it is the same path.
     tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     try:
-        code = app(tokens, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        fail(f"{safe_text(error, 300)} (see moe-microscope --help)", USAGE)
+        code = _run(tokens)
     except NoRuns as error:
         fail(str(error), NO_VERDICT)
     except KeyboardInterrupt:
@@ -57,6 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:  # never exit with 1 by accident: 1 is a verdict
         fail(f"failed: {error!r}", NO_VERDICT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(tokens: Sequence[str]) -> int | None:
+    if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
+        from microscope_tui.commands.config import read_config
+        from microscope_tui.commands.watch import watch_with
+
+        path = Path(tokens[0]) if tokens else Path("logs")
+        return watch_with(path, memory_bytes(""), read_config(None))
+    from microscope_tui.commands.parser import run
+
+    return run(tokens)
+
+
+def _is_path(token: str) -> bool:
+    return bool(token) and token not in COMMANDS and not token.startswith("-")
 
 
 if __name__ == "__main__":

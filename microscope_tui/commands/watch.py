@@ -6,20 +6,15 @@ what only other commands need is not imported, so that the first picture comes s
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from microscope_tui.commands.config import UserConfig, keymap_from, read_config
+from microscope_tui.commands.config import UserConfig, keymap_from
 from microscope_tui.console import (
     PIPE,
     USAGE,
     fail,
     fail_if_unreadable,
     fail_without_runs,
-    memory_bytes,
     piped,
     read,
     read_pipe,
@@ -35,52 +30,14 @@ from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_watch import RunWatch
 
 
-def watch(
-    path: Path = Path("logs"),
-    /,
-    *,
-    memory: str = "",
-    budget: str = "",
-    color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
-    glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
-    bell: Annotated[bool, Parameter(negative=())] = False,
-    config: Path | None = None,
-) -> int:
-    """Open the microscope on a folder of runs, one run folder, one .jsonl file, or a pipe.
-
-    Parameters
-    ----------
-    path
-        Where the runs are; ``-`` reads a log from the standard input. A folder that is still
-        empty is waited on.
-    memory
-        Bound of the memory for the history, for example 64MB; 128MB by default.
-    budget
-        Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
-        often and in fewer colours rather than more.
-    color
-        How many colours the terminal can show; ``never`` also obeys NO_COLOR.
-    glyphs
-        Characters for curves: braille needs a font that has it, ascii works everywhere.
-    bell
-        Ring at a new critical alert.
-    config
-        The config file, instead of the user's own.
-    """
-    limit, user = memory_bytes(memory), read_config(config)
-    view = user.view
-    view = replace(
-        view,
-        color=color or view.color,
-        glyphs=glyphs or view.glyphs,
-        bell=bell or view.bell,
-        budget=_budget(budget) or view.budget,
-    )
-    return watch_with(path, limit, replace(user, view=view))
-
-
 def watch_with(path: Path, limit: int, user: UserConfig) -> int:
-    """Open the microscope on ``path`` as the user wants it."""
+    """Open the microscope on ``path`` as the user wants it.
+
+    Args:
+        path: A folder of runs, one run folder, one log, or a pipe.
+        limit: Bytes that the history may take.
+        user: What the config file and the options say.
+    """
     criteria = user.criteria
     if path == PIPE:
         return _watch_pipe(limit, user)
@@ -132,15 +89,6 @@ def _print(watched: RunWatch, user: UserConfig) -> int:
     from microscope_tui.commands.snapshot import print_snapshot
 
     return print_snapshot(watched, glyphs_for(user.view.glyphs, sys.stdout))
-
-
-def _budget(text: str) -> int | None:
-    from microscope_tui.app.pace import budget_of
-
-    try:
-        return budget_of(text)
-    except ValueError as error:
-        fail(f"--{error}", USAGE)
 
 
 def _prepare_terminal(color: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from microscope_tui.app.screens.base_screen import BaseScreen
 from microscope_tui.report import copying, export
 from microscope_tui.report.new_file import free_name, write_new
-from microscope_tui.report.svg import stand_alone
 
 
 class OutActions(BaseScreen):
@@ -20,6 +19,8 @@ class OutActions(BaseScreen):
         name = self.name_of_screen()
         try:
             if what == "svg":
+                from microscope_tui.report.svg import stand_alone  # the first picture can wait less
+
                 text = stand_alone(self.app.export_screenshot(simplify=True))
             else:
                 text = export.view_csv(view) if what == "csv" else export.view_json(view)

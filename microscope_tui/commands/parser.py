@@ -1,0 +1,91 @@
+"""What the command line understands: every command with its options, read by cyclopts.
+
+A command is imported when it is called, not before: ``check`` does not wait for the screens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from microscope_tui.commands.config import read_config
+from microscope_tui.commands.table import COMMANDS
+from microscope_tui.commands.watch import watch_with
+from microscope_tui.console import USAGE, fail, memory_bytes
+from microscope_tui.runlog.safe_text import safe_text
+
+
+def watch(
+    path: Path = Path("logs"),
+    /,
+    *,
+    memory: str = "",
+    budget: str = "",
+    color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
+    glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
+    bell: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
+) -> int:
+    """Open the microscope on a folder of runs, one run folder, one .jsonl file, or a pipe.
+
+    Parameters
+    ----------
+    path
+        Where the runs are; ``-`` reads a log from the standard input. A folder that is still
+        empty is waited on.
+    memory
+        Bound of the memory for the history, for example 64MB; 128MB by default.
+    budget
+        Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
+        often and in fewer colours rather than more.
+    color
+        How many colours the terminal can show; ``never`` also obeys NO_COLOR.
+    glyphs
+        Characters for curves: braille needs a font that has it, ascii works everywhere.
+    bell
+        Ring at a new critical alert.
+    config
+        The config file, instead of the user's own.
+    """
+    limit, user = memory_bytes(memory), read_config(config)
+    view = user.view
+    view = replace(
+        view,
+        color=color or view.color,
+        glyphs=glyphs or view.glyphs,
+        bell=bell or view.bell,
+        budget=_budget(budget) or view.budget,
+    )
+    return watch_with(path, limit, replace(user, view=view))
+
+
+def _budget(text: str) -> int | None:
+    from microscope_tui.app.pace import budget_of
+
+    try:
+        return budget_of(text)
+    except ValueError as error:
+        fail(f"--{error}", USAGE)
+
+
+app = App(
+    name="moe-microscope",
+    help="Watch the routers of a Mixture-of-Experts model while it trains.",
+    version=lambda: metadata.version("moe-microscope"),
+    result_action="return_value",
+)
+app.default(watch)
+for name, (place, help_) in COMMANDS.items():
+    app.command(f"microscope_tui.commands.{place}", name=name, help=help_)
+
+
+def run(tokens: Sequence[str]) -> int | None:
+    """Call the command that ``tokens`` name; the exit code, or none for success."""
+    try:
+        code: int | None = app(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        fail(f"{safe_text(error, 300)} (see moe-microscope --help)", USAGE)
+    return code
