@@ -1,0 +1,209 @@
+"""A Llama checkpoint as transformers writes it, and what its layers do while they read a text.
+
+The weights are read by transformers from safetensors in a local folder: nothing is downloaded,
+nothing in it is executed. A checkpoint that is not exactly a Llama, in a way that
+:mod:`moe_model.upcycle` would get wrong without a word, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_model.command import UsageError
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+"""Same names, same arithmetic, as long as Mistral's window is switched off."""
+_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReadings:
+    """What one decoder layer saw and did on N tokens, in windows of S."""
+
+    inputs_ND: Tensor
+    """The stream as its first norm leaves it, before the learned gain: mean square 1; fp32."""
+    attention_N: Tensor
+    """Squares of the attention that a token receives, summed over queries and heads; mean 1; fp64.
+
+    Squares, because that is what an error costs: one of δ in a value moves the output by p · δ, one
+    of δ in a score by p · δ times how far the value is from the others.
+    """
+    distance_HS: Tensor
+    """Share of a head's squared attention that goes 0, 1, … S - 1 tokens back; fp64.
+
+    Without the first token of a window: large models attend to it from anywhere, to do nothing.
+    """
+    usefulness_F: Tensor
+    """Of each neuron of the feed-forward: mean size of what it adds to the stream; fp64."""
+
+
+def read_llama(folder: Path) -> Any:
+    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode.
+
+    Raises:
+        UsageError: If there is none, it is damaged or incomplete, or it is not exactly a Llama.
+    """
+    architecture = _architecture(folder)
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        raise UsageError(
+            f"{folder} holds no *.safetensors"
+            + (", only pickled weights, which are not read" if pickled else "")
+            + ": save the model with save_pretrained, which writes safetensors."
+        )
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "transformers reads the source and is not installed: pip install 'transformers>=5.0'."
+        ) from error
+    kind = getattr(transformers, architecture)
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        _refuse_what_differs(config, folder)
+        llama, report = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",  # the other ways do not say where attention goes
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # its validators raise classes of three libraries
+        first = " ".join(str(error).split())[:200]
+        raise UsageError(f"{folder} cannot be read ({first}): use another copy of it.") from error
+    # transformers fills what is missing with random numbers and only warns.
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[problem])):
+            raise UsageError(
+                f"{folder} has {len(names)} {problem.replace('_', ' ')}, such as {names[0]}: its "
+                "weights do not fit its config.json, use another copy of it."
+            )
+    return llama.eval()
+
+
+def _architecture(folder: Path) -> str:
+    path = folder / "config.json"
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        names = plain.get("architectures") or ["none"]
+        name = str(names[0])
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): name a folder that save_pretrained wrote, "
+            "with config.json, *.safetensors and tokenizer.json."
+        ) from error
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is no model config ({error}): use another copy.") from error
+    if name not in ARCHITECTURES:
+        raise UsageError(
+            f"{path} is of architecture {name}, which is not a Llama: choose a checkpoint of "
+            f"{' or '.join(ARCHITECTURES)}."
+        )
+    if "quantization_config" in plain:
+        raise UsageError(
+            f"{path} has a quantization_config: choose the checkpoint with plain weights."
+        )
+    return name
+
+
+def _refuse_what_differs(config: Any, folder: Path) -> None:
+    rope = config.rope_parameters
+    window = getattr(config, "sliding_window", None)
+    reasons = {
+        "attention_bias=true": getattr(config, "attention_bias", False),
+        "mlp_bias=true": getattr(config, "mlp_bias", False),
+        f"hidden_act={config.hidden_act}": config.hidden_act != "silu",
+        f"rope_type={rope['rope_type']}": rope["rope_type"] != "default",
+        f"partial_rotary_factor={rope.get('partial_rotary_factor')}": (
+            rope.get("partial_rotary_factor") not in (None, 1.0)
+        ),
+        f"sliding_window={window}": window and window < config.max_position_embeddings,
+        f"num_attention_heads={config.num_attention_heads} for num_key_value_heads="
+        f"{config.num_key_value_heads}": config.num_attention_heads % config.num_key_value_heads,
+        f"head_dim={config.head_dim}": config.head_dim % 2,
+    }
+    if wrong := [reason for reason, applies in reasons.items() if applies]:
+        raise UsageError(
+            f"{folder / 'config.json'} has {', '.join(wrong)}, which the new architecture cannot "
+            "express: choose a Llama without."
+        )
+
+
+@torch.no_grad()
+def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> float:
+    """Cross-entropy of every token but the first of its window, in nats a token."""
+    total = 0.0
+    for ids_BS in torch.split(windows_NS, _BATCH):
+        logits_BSV = logits_of(ids_BS)[:, :-1]
+        total += F.cross_entropy(
+            logits_BSV.flatten(0, 1), ids_BS[:, 1:].flatten(), reduction="sum"
+        ).item()
+    return total / windows_NS[:, 1:].numel()
+
+
+@torch.no_grad()
+def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
+    """Let ``llama`` read the windows and look at every layer."""
+    observers = [_Observer(layer) for layer in llama.model.layers]
+    for ids_BS in torch.split(windows_NS, _BATCH):
+        llama(ids_BS, use_cache=False)
+    return [observer.readings() for observer in observers]
+
+
+class _Observer:
+    """Hooks in one decoder layer, until :meth:`readings` takes them out."""
+
+    def __init__(self, layer: Any) -> None:
+        self._inputs: list[Tensor] = []
+        self._attention: list[Tensor] = []
+        self._distance_HS: Tensor | float = 0.0
+        self._activity_F: Tensor | float = 0.0
+        self._down_DF: Tensor = layer.mlp.down_proj.weight
+        self._eps = layer.input_layernorm.variance_epsilon
+        self._hooks = (
+            layer.input_layernorm.register_forward_pre_hook(self._see_input),
+            layer.self_attn.register_forward_hook(self._see_attention),
+            layer.mlp.down_proj.register_forward_pre_hook(self._see_activation),
+        )
+
+    def _see_input(self, _: Any, args: tuple[Tensor]) -> None:
+        x_ND = args[0].flatten(0, 1)
+        self._inputs.append(F.rms_norm(x_ND, x_ND.shape[-1:], None, self._eps))
+
+    def _see_attention(self, _: Any, __: Any, output: tuple[Tensor, Tensor]) -> None:
+        cost_BHSS = output[1].double().square()
+        self._attention.append(cost_BHSS.sum(dim=(1, 2)).flatten())
+        cost_BHSS[..., 0] = 0
+        cost_HSS = cost_BHSS.sum(dim=0)
+        back = [cost_HSS.diagonal(-far, dim1=1, dim2=2).sum(-1) for far in range(len(cost_HSS[0]))]
+        self._distance_HS = self._distance_HS + torch.stack(back, dim=-1)
+
+    def _see_activation(self, _: Any, args: tuple[Tensor]) -> None:
+        self._activity_F = self._activity_F + args[0].double().abs().flatten(0, 1).sum(dim=0)
+
+    def readings(self) -> LayerReadings:
+        for hook in self._hooks:
+            hook.remove()
+        inputs_ND, attention_N = torch.cat(self._inputs), torch.cat(self._attention)
+        distance_HS = torch.as_tensor(self._distance_HS)
+        distance_HS[:, 0] += 1e-12  # a head that looks nowhere else looks at its own token
+        return LayerReadings(
+            inputs_ND=inputs_ND,
+            attention_N=attention_N / attention_N.mean(),
+            distance_HS=distance_HS / distance_HS.sum(dim=-1, keepdim=True),
+            usefulness_F=self._activity_F / len(inputs_ND) * self._down_DF.norm(dim=0),
+        )

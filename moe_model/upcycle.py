@@ -1,0 +1,145 @@
+"""A Llama becomes a Mixture of Experts with latent attention: a training that need not start at 0.
+
+    python -m moe_model.upcycle SmolLM2-135M checkpoints/smol --n-routed-experts 8
+
+The feed-forwards are converted exactly, the attention is not: the loss is measured before, between
+and after, and training has to heal the difference. Nothing is fetched from anywhere; what is
+written is complete, or not there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from moe_model.command import FAILED, FINISHED, UsageError, run_command, say
+from moe_model.fresh_folder import fresh_folder, write_tensors
+from moe_model.hf_tokenizer import (
+    FILES,
+    SETTINGS,
+    TOKENIZER,
+    PretrainedTokenizer,
+    read_small_file,
+    without_code,
+)
+from moe_model.llama import read_llama
+from moe_model.store import WEIGHTS, write_description
+from moe_model.upcycle_model import Shape, Upcycled, settle, upcycle, upcycled_config
+from moe_model.upcycle_text import read_text, windows_of
+
+_SHAPE = Shape()
+app = App(
+    name="moe_model.upcycle",
+    help="Turn a Llama into a Mixture of Experts with latent attention.",
+    version_flags=[],
+)
+
+
+@app.default
+def main(
+    src: Path,
+    dst: Path,
+    /,
+    *,
+    shape: Annotated[Shape, Parameter(name="*")] = _SHAPE,
+    noise: float = 0.01,
+    seed: int = 0,
+    text: Path | None = None,
+    calibration_tokens: int = 8192,
+) -> int:
+    """Turn a Llama into a Mixture of Experts with latent attention.
+
+    Args:
+        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM.
+        dst: Folder to make, such as checkpoints/NAME/latest.
+        noise: Makes the routed experts differ: its standard deviation, as a share of that of the
+            weights; 0 leaves them equal.
+        seed: Same seed, same checkpoint.
+        text: UTF-8 file to calibrate on and to measure the loss on (default: the language reference
+            that comes with Python).
+        calibration_tokens: Tokens to calibrate on, and again as many to measure the loss on.
+    """
+    if not 0 <= noise < float("inf"):
+        raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
+    if not dst.parent.is_dir():
+        raise UsageError(f"{dst.parent} is no folder: make it first.")
+    if os.path.lexists(dst):
+        raise UsageError(f"{dst} exists: choose another name, or remove it first.")
+    llama = read_llama(src)
+    tokenizer = _read_tokenizer(src, llama.config.vocab_size)
+    shape = settle(shape, llama.config)
+    context = upcycled_config(llama.config, shape).max_position_embeddings
+    windows = windows_of(read_text(text), tokenizer, calibration_tokens, context)
+    parameters = llama.num_parameters()
+    upcycled = upcycle(llama, shape, windows, noise, seed)
+    _tell(upcycled, llama.config, parameters, noise)
+    try:
+        _write(upcycled, tokenizer, dst, {"source": src.name, "noise": noise, "seed": seed})
+    except OSError as error:
+        say(f"{dst} cannot be written ({error}): nothing was.")
+        return FAILED
+    say(f"{dst} is written.")
+    return FINISHED
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer:
+    try:
+        files = {n: read_small_file(folder / n) for n in FILES if (folder / n).is_file()}
+        if SETTINGS in files:
+            files[SETTINGS] = without_code(files[SETTINGS])
+        tokenizer = PretrainedTokenizer(files)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{folder}: {error}") from error
+    if len(tokenizer) > vocab_size:
+        raise UsageError(
+            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but config.json says "
+            f"vocab_size={vocab_size}: use the tokenizer of this model."
+        )
+    return tokenizer
+
+
+def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
+    config = upcycled.model.config
+    rotary, latent = (sum(share) / len(upcycled.kept) for share in zip(*upcycled.kept, strict=True))
+    cached = config.kv_lora_rank + config.qk_rope_head_dim
+    before = 2 * source.num_key_value_heads * source.head_dim
+    say(
+        f"parameters: {parameters:,}, all active -> {config.parameters():,}, "
+        f"{config.active_parameters():,} active"
+    )
+    say(f"cache: {before} numbers a token and layer -> {cached}")
+    say("What training has to heal:")
+    say(
+        f"- attention, {upcycled.attention - upcycled.noise:+.4f} nats a token: one rotary key "
+        f"keeps {rotary:.1%} of the fast pairs of all heads, a latent of {config.kv_lora_rank} "
+        f"keeps {latent:.1%} of what the output needs of keys without position and of values"
+    )
+    say(
+        f"- experts: {config.n_routed_experts} a layer, equal but for noise of {noise:g}, behind "
+        "routers that choose at random"
+    )
+
+
+def _write(
+    upcycled: Upcycled, tokenizer: PretrainedTokenizer, dst: Path, facts: dict[str, Any]
+) -> None:
+    losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
+    with fresh_folder(dst) as folder:
+        write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        write_description(
+            folder,
+            upcycled.model.config,
+            step=0,
+            tokenizer=tokenizer.to_dict(),
+            upcycled={**facts, "losses": losses},
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(app, None))

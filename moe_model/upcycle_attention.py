@@ -1,0 +1,278 @@
+"""Grouped-query attention becomes multi-head latent attention, as close as weights alone can be.
+
+The one idea: **judge every error by what it does to the output on a real text**. How much a token
+weighs and how far back a head looks are measured (:class:`moe_model.llama.LayerReadings`), what a
+wrong score or value costs follows from the weights; all that remains are truncated eigen- and
+singular value decompositions. Three things stand in the way, in this order:
+
+1. **One rotary key for all heads.** A rotary pair is one complex number, and what is turned can be
+   mixed across heads by complex factors, before or after (TransMLA mixes with real ones). So of
+   each pair the best few mixes of the heads' keys become the shared key, and the queries take over
+   the factors. Only the fastest pairs are kept; ``rope_theta`` is chosen such that the first mix of
+   a pair turns exactly as before, the others slower by less than one pair.
+2. **Keys without position.** Whatever is left, mostly the slow pairs, is compared without being
+   turned. A difference in turning multiplies a pair by exp(-iωΔ) at distance Δ; the best constant
+   to make up for it is the mean over the distances at which a head looks: nearly 1 for slow pairs
+   and near looks, nearly 0 where no constant is right. The same goes for mixes that turn slower.
+3. **One latent.** Keys without position and values of all heads are expanded from R numbers: the
+   R-dimensional view of the input that predicts them best, counted by what their errors do to the
+   output. The latent passes an RMSNorm, so that view is given **orthonormal** rows: of an input
+   of mean square 1 it then has nearly the same length for every token, and exactly at R = D.
+
+Exact is one case: one key-value head (or several that are mixes of one), all pairs rotary, R = D.
+Everywhere else the loss jumps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_model.attention import MultiHeadLatentAttention
+from moe_model.llama import LayerReadings
+
+_SHRINKAGE = 0.01
+"""Share of the covariances that is taken as equal in all directions: a text never shows all."""
+
+
+class Kept(NamedTuple):
+    """How much of what it stands for each approximation keeps, from 0 to 1."""
+
+    rotary: float
+    """Of the fast pairs of all keys, by the shared rotary key."""
+    latent: float
+    """Of keys without position and values, by a latent of this rank."""
+
+
+def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) -> float:
+    """``rope_theta`` with which pair ``mixes · j`` of the new key turns like pair j of the old."""
+    return float(theta ** (qk_rope_head_dim / (head_dim * mixes)))
+
+
+@torch.no_grad()
+def convert_attention(
+    ours: MultiHeadLatentAttention, layer: Any, readings: LayerReadings, mixes: int
+) -> Kept:
+    """Fill ``ours`` from a Llama's decoder layer, the gain of its input norm folded in.
+
+    All in fp64: covariances square the range of the weights.
+
+    Args:
+        ours: To be used behind a norm whose gain is one.
+        layer: transformers' ``LlamaDecoderLayer``.
+        readings: Of that layer.
+        mixes: Of the heads' keys, for each rotary pair.
+    """
+    config, heads = ours.config, _heads(layer)
+    d = layer.self_attn.head_dim
+    frequency_j = _frequencies(layer.self_attn.config.rope_parameters["rope_theta"], d)
+    inputs_ND = readings.inputs_ND.double()
+    # Half of a token's weight is for being there, half for the attention it gets: large models
+    # send most of it to the first token.
+    weight_N = (1 + readings.attention_N) / 2
+    seen_DD = _covariance(inputs_ND, torch.ones_like(weight_N))
+    attended_DD = _covariance(inputs_ND, weight_N)
+
+    # The new pair i turns like the old pair i // mixes, or a little slower.
+    pair_i = torch.arange(config.qk_rope_head_dim // 2) // mixes
+    slower_i = frequency_j[pair_i] - _frequencies(config.rope_theta, config.qk_rope_head_dim)
+    slip_Hi = _mean_turn(slower_i, readings.distance_HS)
+    shared = _share_rotary_key(heads, pair_i, slip_Hi, attended_DD)
+    still_Hj = _mean_turn(frequency_j, readings.distance_HS)
+    rest_HdD = _halves(still_Hj.unsqueeze(-1) * shared.rest_HjD)
+
+    queries, expanded, outs, errors = [], [], [], []
+    for q_dD, rest_dD, v_dD, out_dD, q_rD in zip(
+        heads.q_HdD, rest_HdD, heads.v_HdD, heads.out_HdD, shared.q_HrD, strict=True
+    ):
+        q_dd, v_dd = _moments(q_dD, seen_DD), _moments(v_dD, attended_DD)
+        rest_dd, out_dd = _moments(rest_dD, attended_DD), out_dD @ out_dD.T
+        q_nD, k_nD = _shortened(q_dD, q_dd, rest_dD, rest_dd, config.qk_nope_head_dim)
+        out_vD, v_vD = _shortened(out_dD, out_dd, v_dD, v_dd, config.v_head_dim)
+        queries += [q_nD, q_rD]
+        expanded += [k_nD, v_vD]
+        outs += [out_vD]
+        # A score that is wrong by δ moves the output by δ times the spread of what is attended to.
+        spread = (_root(v_dd).T @ out_dD).norm() / math.sqrt(d)
+        errors += [spread * _root(_moments(q_nD, seen_DD)).T @ k_nD]
+        errors += [_root(out_vD @ out_vD.T).T @ v_vD]
+
+    view_RD, kept = latent_view(torch.cat(errors), attended_DD, config.kv_lora_rank)
+    wanted_MD, eps = torch.cat(expanded), ours.kv_a_layernorm.eps
+    expand_MR = _expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
+    scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
+    ours.q_proj.weight.copy_(torch.cat(queries) * scale)
+    ours.kv_a_proj_with_mqa.weight.copy_(torch.cat((view_RD, shared.key_rD)))
+    ours.kv_a_layernorm.weight.fill_(1.0)
+    ours.kv_b_proj.weight.copy_(expand_MR)
+    ours.o_proj.weight.copy_(torch.cat(outs).T)
+    return Kept(shared.kept, kept)
+
+
+class _Heads(NamedTuple):
+    """Weights of a Llama's attention by head, rows of each head from the normed stream or to it."""
+
+    q_HdD: Tensor
+    k_HdD: Tensor
+    v_HdD: Tensor
+    out_HdD: Tensor
+
+
+def _heads(layer: Any) -> _Heads:
+    """Keys and values that several heads share are repeated; the norm's gain is folded in."""
+    theirs, gain_D = layer.self_attn, layer.input_layernorm.weight.double()
+    q_HdD, k_GdD, v_GdD = (
+        (projection.weight.double() * gain_D).unflatten(0, (-1, theirs.head_dim))
+        for projection in (theirs.q_proj, theirs.k_proj, theirs.v_proj)
+    )
+    k_HdD, v_HdD = (
+        w_GdD.repeat_interleave(theirs.num_key_value_groups, dim=0) for w_GdD in (k_GdD, v_GdD)
+    )
+    out_HdD = theirs.o_proj.weight.double().T.unflatten(0, (-1, theirs.head_dim))
+    return _Heads(q_HdD, k_HdD, v_HdD, out_HdD)
+
+
+class _SharedKey(NamedTuple):
+    key_rD: Tensor
+    """The rotary key of all heads, pairs interleaved."""
+    q_HrD: Tensor
+    """The queries that look for it."""
+    rest_HjD: Tensor
+    """What is left of every pair of the keys, complex."""
+    kept: float
+
+
+def _share_rotary_key(
+    heads: _Heads, pair_i: Tensor, slip_Hi: Tensor, seen_DD: Tensor
+) -> _SharedKey:
+    """The first complex principal components over the heads' keys, pair by pair.
+
+    Args:
+        heads: Of the source.
+        pair_i: Which of their pairs the new one is a mix of, ascending.
+        slip_Hi: What makes up for it turning slower, for every head.
+        seen_DD: Covariance of what keys are made of.
+    """
+    q_HjD, k_HjD = _pairs(heads.q_HdD), _pairs(heads.k_HdD)
+    k_jHD = k_HjD[:, : pair_i[-1] + 1].transpose(0, 1)
+    variance_jH, component_jHH = torch.linalg.eigh(_moments(k_jHD, seen_DD))
+    last_i = -1 - (torch.arange(len(pair_i)) - torch.searchsorted(pair_i, pair_i))
+    # Factors of size 1, so that the key is about as large as those it is a mix of.
+    num_heads = len(q_HjD)
+    mix_iH = component_jHH[pair_i, :, last_i] * math.sqrt(num_heads)
+    key_iD = torch.einsum("ih,ihx->ix", mix_iH.conj(), k_jHD[pair_i]) / num_heads
+    taken_HiD = torch.einsum("ih,ix->hix", mix_iH, key_iD)
+    q_HiD = torch.einsum("ih,hi,hix->hix", mix_iH.conj(), slip_Hi.conj(), q_HjD[:, pair_i])
+    return _SharedKey(
+        key_rD=_interleaved(key_iD),
+        q_HrD=_interleaved(q_HiD),
+        rest_HjD=k_HjD.index_add(1, pair_i, taken_HiD, alpha=-1),
+        kept=float(variance_jH[pair_i, last_i].sum() / variance_jH.sum().clamp(min=1e-30)),
+    )
+
+
+def _frequencies(theta: float, dims: int) -> Tensor:
+    """Radians a token, of every pair of ``dims`` rotary dimensions."""
+    frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    return frequency_j
+
+
+def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
+    """What turning comes to on average over the distances of each head: complex, at most 1."""
+    back_S = torch.arange(distance_HS.shape[1], dtype=torch.float64)
+    turn_jS = torch.polar(torch.ones(1, dtype=torch.float64), -torch.outer(frequency_j, back_S))
+    return distance_HS.to(turn_jS.dtype) @ turn_jS.T
+
+
+def _shortened(
+    left_dD: Tensor, left_dd: Tensor, right_dD: Tensor, right_dd: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """``size`` rows for each side, so that ``leftᵀ right`` is as before, as nearly as it can be.
+
+    Balanced truncation: with second moments ``A Aᵀ`` and ``B Bᵀ`` of the two sides, only the
+    singular values of ``Aᵀ B`` matter. Rows that are not needed are zero.
+    """
+    a_dd, b_dd = _root(left_dd), _root(right_dd)
+    u_dd, s_d, vh_dd = torch.linalg.svd(a_dd.T @ b_dd)
+    needed = min(size, int((s_d > 1e-9 * s_d[0]).sum()))
+    scale_n1 = s_d[:needed].rsqrt().unsqueeze(-1)
+    left_nD = scale_n1 * (vh_dd[:needed] @ b_dd.T @ left_dD)
+    right_nD = scale_n1 * (u_dd.T[:needed] @ a_dd.T @ right_dD)
+    zeros = (0, 0, 0, size - needed)
+    return F.pad(left_nD, zeros), F.pad(right_nD, zeros)
+
+
+def latent_view(errors_MD: Tensor, covariance_DD: Tensor, rank: int) -> tuple[Tensor, float]:
+    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best.
+
+    Returns:
+        Orthonormal rows ``(R, D)``, and the share of the variance that they predict. The rows of a
+        smaller rank span a part of those of a larger one, so the share never falls with the rank.
+    """
+    root_DD = torch.linalg.cholesky(covariance_DD)
+    variance_D, components_DD = torch.linalg.eigh((errors_MD @ root_DD).T @ (errors_MD @ root_DD))
+    best_DR = components_DD.flip(-1)[:, :rank]
+    view_DR = torch.linalg.qr(torch.linalg.solve_triangular(root_DD.T, best_DR, upper=True)).Q
+    variance_D = variance_D.flip(-1).clamp(min=0)
+    return view_DR.T, float(variance_D[:rank].sum() / variance_D.sum().clamp(min=1e-30))
+
+
+def _expansion(
+    wanted_MD: Tensor,
+    view_RD: Tensor,
+    covariance_DD: Tensor,
+    inputs_ND: Tensor,
+    weight_N: Tensor,
+    eps: float,
+) -> Tensor:
+    """What makes ``wanted @ input`` out of a normed latent, ``(M, R)``.
+
+    First as if latents had length 1, which is exact at R = D; then a regression on latents as they
+    are normed makes up for their length, which first tokens in large models have their own of.
+    """
+    covariance_DR = covariance_DD @ view_RD.T
+    expand_RM: Tensor = torch.linalg.solve(view_RD @ covariance_DR, covariance_DR.T @ wanted_MD.T)
+    latent_NR = F.rms_norm(inputs_ND @ view_RD.T, (len(view_RD),), eps=eps)
+    missed_NM = inputs_ND @ wanted_MD.T - latent_NR @ expand_RM
+    weighted_RN = latent_NR.T * weight_N / len(weight_N)
+    seen_RR = weighted_RN @ latent_NR + _SHRINKAGE * torch.eye(len(view_RD)).double()
+    expand_RM += torch.linalg.solve(seen_RR, weighted_RN @ missed_NM)
+    return expand_RM.T
+
+
+def _covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
+    weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
+    covariance_DD: Tensor = inputs_ND.T @ weighted_ND
+    equal_DD = torch.eye(len(covariance_DD), dtype=torch.float64)
+    return (1 - _SHRINKAGE) * covariance_DD + _SHRINKAGE * equal_DD
+
+
+def _moments(rows_XD: Tensor, covariance_DD: Tensor) -> Tensor:
+    """Second moments ``(X, X)`` of ``rows @ input`` for inputs of that covariance."""
+    return rows_XD @ covariance_DD.to(rows_XD.dtype) @ rows_XD.mH
+
+
+def _root(moments_XX: Tensor) -> Tensor:
+    """``A`` with ``A Aᵀ`` equal to the symmetric ``moments_XX``."""
+    variance_X, components_XX = torch.linalg.eigh(moments_XX)
+    root_XX: Tensor = components_XX * variance_X.clamp(min=0).sqrt()
+    return root_XX
+
+
+def _pairs(rows_HdD: Tensor) -> Tensor:
+    """Llama's rotary pairs, dimension i and i + d/2, as complex numbers ``(H, d/2, D)``."""
+    return torch.complex(*rows_HdD.chunk(2, dim=-2))
+
+
+def _halves(pairs_HjD: Tensor) -> Tensor:
+    """The opposite of :func:`_pairs`."""
+    return torch.cat((pairs_HjD.real, pairs_HjD.imag), dim=-2)
+
+
+def _interleaved(pairs_XjD: Tensor) -> Tensor:
+    """Real rows ``(…, 2j, D)`` in DeepSeek's layout, dimension 2i and 2i + 1 a pair."""
+    return torch.view_as_real(pairs_XjD).movedim(-1, -2).flatten(-3, -2)

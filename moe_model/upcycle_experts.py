@@ -1,0 +1,87 @@
+"""One dense feed-forward becomes a shared expert and E routed experts that compute the same.
+
+A SwiGLU is a sum over its neurons, so they can be dealt out: the shared expert takes the most
+useful ones, and **every routed expert is a copy of all the others**. Then it does not matter whom
+the router chooses: the weights of a token add up to ``routed_scaling_factor``, copies divided by
+it add up to one, and the layer is exactly the dense one whatever the router, its bias and K are.
+
+That is why copies, and not slices of their own for every expert (Megatron's granular upcycling):
+slices are only right as long as each is chosen exactly once, and the first step of training ends
+that. And it is why the useful neurons are shared: every token gets them anyway, as CMoE found,
+while what few tokens need is what experts can divide among themselves. The price is more
+computation than the dense layer took, (S + K) / (S + 1) times as much for S shared experts.
+
+Copies drift apart once the router sends them different tokens; a little noise gives them a start.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_model.config import ModelConfig
+from moe_model.layer import MixtureOfExperts
+
+_MULTIPLE = 8
+"""Expert widths are a multiple of this: 16 bytes in half precision, as grouped products want."""
+
+
+def expert_width(intermediate_size: int, n_shared_experts: int) -> int:
+    """``moe_intermediate_size`` with which S shared experts and one routed hold every neuron."""
+    parts = (n_shared_experts + 1) * _MULTIPLE
+    return -(-intermediate_size // parts) * _MULTIPLE
+
+
+@torch.no_grad()
+def split_into_experts(
+    moe: MixtureOfExperts, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, usefulness_F: Tensor
+) -> None:
+    """Fill the experts of ``moe`` with the neurons of a dense feed-forward.
+
+    Where there is more room than neurons, the most useful ones stand in both kinds of experts and
+    count half in each.
+
+    Args:
+        moe: Its router is left as it is.
+        gate_FD: Weights of the dense layer, as are ``up_FD`` and ``down_DF``.
+        up_FD: See there.
+        down_DF: See there.
+        usefulness_F: Neurons with the highest values are shared.
+    """
+    config = moe.router.config
+    width = config.moe_intermediate_size
+    shared = config.n_shared_experts * width
+    order_F = usefulness_F.argsort(descending=True, stable=True)
+    neuron_N = order_F[torch.arange(shared + width) % len(order_F)]
+    times_F = torch.bincount(neuron_N, minlength=len(order_F))
+    gate_ND, up_ND = gate_FD[neuron_N], up_FD[neuron_N]
+    down_DN = down_DF[:, neuron_N] / times_F[neuron_N]
+    if moe.shared_experts is not None:
+        moe.shared_experts.gate_proj.weight.copy_(gate_ND[:shared])
+        moe.shared_experts.up_proj.weight.copy_(up_ND[:shared])
+        moe.shared_experts.down_proj.weight.copy_(down_DN[:, :shared])
+    moe.experts.gate_up_proj.copy_(torch.cat((gate_ND[shared:], up_ND[shared:])))
+    moe.experts.down_proj.copy_(down_DN[:, shared:] / _sum_of_weights(config))
+
+
+def _sum_of_weights(config: ModelConfig) -> float:
+    if not config.norm_topk_prob:
+        raise ValueError(
+            "norm_topk_prob=False leaves the sum of a token's weights to its router: choose True."
+        )
+    return config.routed_scaling_factor
+
+
+@torch.no_grad()
+def break_symmetry(moe: MixtureOfExperts, noise: float, generator: torch.Generator) -> None:
+    """Add normal noise to every routed expert.
+
+    Args:
+        moe: Its shared expert stays as it is.
+        noise: Standard deviation, as a share of that of the gate, up or down matrix it is added to.
+        generator: Decides all of it.
+    """
+    gate_EFD, up_EFD = moe.experts.gate_up_proj.chunk(2, dim=1)
+    for weight_EXX in (gate_EFD, up_EFD, moe.experts.down_proj):
+        size = noise * weight_EXX.std()
+        weight_EXX += size * torch.randn(weight_EXX.shape, generator=generator)

@@ -1,0 +1,220 @@
+"""The conversion as a whole: the shape of the new model, its weights, and the loss after each step.
+
+Feed-forwards turn into experts exactly (:mod:`moe_model.upcycle_experts`), attention turns into
+latent attention approximately (:mod:`moe_model.upcycle_attention`), everything else is copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_model.command import UsageError, say
+from moe_model.config import ModelConfig
+from moe_model.layer import DecoderLayer, MixtureOfExperts
+from moe_model.llama import LayerReadings, mean_loss, observe
+from moe_model.model import LanguageModel
+from moe_model.upcycle_attention import Kept, convert_attention, rotary_base
+from moe_model.upcycle_experts import break_symmetry, expert_width, split_into_experts
+from moe_model.upcycle_text import Windows
+
+_DERIVED: Any = None
+"""Stands for what :func:`settle` derives from the source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What is new about the model. The rest is that of the source."""
+
+    n_routed_experts: int = 8
+    """Experts a router chooses from."""
+    num_experts_per_tok: int = 2
+    """Routed experts each token is sent to."""
+    n_shared_experts: int = 1
+    """Experts every token passes through: S of them take the most useful S / (S + 1) of the neurons
+    of a feed-forward, and every routed expert starts as a copy of the others."""
+    first_k_dense_replace: int = 1
+    """How many of the first layers keep their dense feed-forward."""
+    kv_lora_rank: int = _DERIVED
+    """Rank of the latent (default: the width of 4 heads, at most the hidden size)."""
+    rotary_mixes: int = _DERIVED
+    """Mixes of the heads' keys that the rotary key holds of each of their pairs (default: 2, or 1
+    where the source has one key-value head)."""
+    qk_rope_head_dim: int = _DERIVED
+    """Dimensions of the rotary key of all heads (default: half a head for each mix)."""
+    qk_nope_head_dim: int = _DERIVED
+    """Query and key dimensions per head without position (default: half a head)."""
+    v_head_dim: int = _DERIVED
+    """Value dimensions per head (default: those of the source)."""
+
+
+def settle(shape: Shape, source: Any) -> Shape:
+    """``shape`` with nothing left open.
+
+    The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
+    room without position. A latent as wide as four heads is what DeepSeek-V3 has.
+
+    Args:
+        shape: What is asked for.
+        source: transformers' ``LlamaConfig``.
+
+    Raises:
+        UsageError: If the source cannot fill it.
+    """
+    D, head, groups = source.hidden_size, source.head_dim, source.num_key_value_heads
+    mixes = min(2, groups) if shape.rotary_mixes is None else shape.rotary_mixes
+    derived = {
+        "kv_lora_rank": min(D, 4 * head),
+        "rotary_mixes": mixes,
+        "qk_rope_head_dim": max(head // 4, 1) * 2 * mixes,
+        "qk_nope_head_dim": head // 2,
+        "v_head_dim": head,
+    }
+    missing = {name: size for name, size in derived.items() if getattr(shape, name) is None}
+    shape = dataclasses.replace(shape, **missing)
+    if mixes < 1:
+        raise UsageError(f"rotary_mixes={mixes} is too small: choose 1 or more.")
+    limits = {"kv_lora_rank": D, "rotary_mixes": groups, "qk_rope_head_dim": head * mixes}
+    for name, most in limits.items():
+        if getattr(shape, name) > most:
+            raise UsageError(
+                f"{name}={getattr(shape, name)} is more than the source can fill (hidden_size={D}, "
+                f"head_dim={head}, num_key_value_heads={groups}): choose at most {most}."
+            )
+    return shape
+
+
+def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
+    """The config of the new model, for a settled ``shape``; ``UsageError`` if there is none."""
+    fields = dataclasses.asdict(shape)
+    mixes, rope = fields.pop("rotary_mixes"), shape.qk_rope_head_dim
+    theta = source.rope_parameters["rope_theta"]
+    for name in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
+        "num_attention_heads", "max_position_embeddings", "rms_norm_eps", "initializer_range",
+        "tie_word_embeddings",
+    ):  # fmt: skip
+        fields[name] = getattr(source, name)
+    width = expert_width(source.intermediate_size, max(shape.n_shared_experts, 0))
+    try:
+        return ModelConfig(
+            moe_intermediate_size=width,
+            rope_theta=rotary_base(theta, source.head_dim, rope, mixes),
+            **fields,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+class Upcycled(NamedTuple):
+    """The new model and what became of the loss on the way, in nats a token."""
+
+    model: LanguageModel
+    """In evaluation mode."""
+    source: float
+    """Loss of the Llama."""
+    experts: float
+    """Of the Llama with experts: the same but for rounding."""
+    noise: float
+    """Of the Llama with experts that are no longer equal."""
+    attention: float
+    """Of the new model."""
+    kept: list[Kept]
+    """What is left of each layer's attention."""
+
+
+@torch.no_grad()
+def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) -> Upcycled:
+    """Turn transformers' ``llama`` into this project's model, and say the loss of every step.
+
+    Args:
+        llama: Its feed-forwards are replaced.
+        shape: Settled.
+        text: To calibrate on, and to take the loss of.
+        noise: See :func:`~moe_model.upcycle_experts.break_symmetry`.
+        seed: Of the routers and of the noise.
+    """
+
+    def say_loss(logits_of: Any, what: str, before: float | None = None) -> float:
+        loss = mean_loss(logits_of, text.held_out_NS)
+        difference = "" if before is None else f" ({loss - before:+.5f})"
+        say(f"loss {loss:.5f}  {what}{difference}")
+        return loss
+
+    def llama_logits(ids_BS: Tensor) -> Tensor:
+        logits_BSV: Tensor = llama(ids_BS, use_cache=False).logits
+        return logits_BSV
+
+    source = say_loss(llama_logits, "the source, nats a token")
+    if not math.isfinite(source):
+        raise UsageError(f"the source has a loss of {source}: its weights are damaged.")
+    readings = observe(llama, text.calibration_NS)
+    generator = torch.Generator().manual_seed(seed)
+    model = _new_model(llama, upcycled_config(llama.config, shape), generator)
+    routed = _convert_feed_forwards(model, llama, readings)
+    experts = say_loss(llama_logits, "with experts, exact but for rounding", source)
+    for moe in routed:
+        break_symmetry(moe, noise, generator)
+    noisy = say_loss(llama_logits, f"with noise of {noise:g} in the routed experts", source)
+    kept = [
+        convert_attention(ours.self_attn, theirs, seen, shape.rotary_mixes)
+        for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True)
+    ]
+    attention = say_loss(lambda ids_BS: model(ids_BS).logits_BSV, "with latent attention", source)
+    return Upcycled(model, source, experts, noisy, attention, kept)
+
+
+def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
+    """Routers as at the start of a training; what needs no conversion is copied."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model = model.to_empty(device="cpu").eval()
+    model.init_weights(generator)
+    model.embed_tokens.weight.copy_(llama.model.embed_tokens.weight)
+    model.norm.weight.copy_(llama.model.norm.weight)
+    if model.lm_head is not None:
+        model.lm_head.weight.copy_(llama.lm_head.weight)
+    for ours, theirs in _layers(model, llama):
+        # The gain of the other norm is folded into the attention.
+        ours.post_attention_layernorm.weight.copy_(theirs.post_attention_layernorm.weight)
+    return model
+
+
+def _convert_feed_forwards(
+    model: LanguageModel, llama: Any, readings: list[LayerReadings]
+) -> list[MixtureOfExperts]:
+    """Fill those of ``model`` and put them into ``llama``; returns those with experts."""
+    routed = []
+    for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
+        dense = theirs.mlp
+        if isinstance(ours.mlp, MixtureOfExperts):
+            weights = (dense.gate_proj.weight, dense.up_proj.weight, dense.down_proj.weight)
+            split_into_experts(ours.mlp, *weights, seen.usefulness_F)
+            theirs.mlp = WithoutRouting(ours.mlp)
+            routed.append(ours.mlp)
+        else:
+            ours.mlp.load_state_dict(dense.state_dict())
+    return routed
+
+
+def _layers(model: LanguageModel, llama: Any) -> Iterator[tuple[DecoderLayer, Any]]:
+    """Every layer of the new model with that of the source."""
+    return zip(cast("list[DecoderLayer]", model.layers), llama.model.layers, strict=True)
+
+
+class WithoutRouting(nn.Module):
+    """A Mixture of Experts in the place of a dense feed-forward."""
+
+    def __init__(self, moe: MixtureOfExperts) -> None:
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        y_BSD: Tensor = self.moe(x_BSD)[0]
+        return y_BSD

@@ -1,0 +1,213 @@
+"""Sources, texts and wishes that cannot be: one message that says why, exit 64, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_model.command import FAILED, USAGE
+from moe_model.upcycle_text import read_text
+from tests.model.llamas import random_llama, save, story, upcycle
+
+
+@pytest.fixture(name="plain", scope="module")
+def _plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama that knows nothing."""
+    folder = tmp_path_factory.mktemp("llama") / "plain"
+    save(random_llama(vocab_size=len(set(read_text(None)))), folder)
+    return folder
+
+
+@pytest.fixture(name="text", scope="module")
+def _text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text(story(4_000))
+    return path
+
+
+@pytest.fixture(name="spoiled")
+def _spoiled(plain: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the Llama with other fields in its config.json."""
+
+    def make(**fields: Any) -> Path:
+        folder = tmp_path / "spoiled"
+        shutil.copytree(plain, folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+        return folder
+
+    return make
+
+
+CONFIGS = [
+    ({"architectures": ["Qwen2ForCausalLM"]}, "of architecture Qwen2ForCausalLM"),
+    ({"architectures": None}, "of architecture none"),
+    ({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8},
+     "sliding_window=8"),
+    ({"attention_bias": True}, "attention_bias=true"),
+    ({"mlp_bias": True}, "mlp_bias=true"),
+    ({"hidden_act": "gelu"}, "hidden_act=gelu"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+     "rope_type=linear"),
+    ({"num_key_value_heads": 3}, "num_attention_heads=4 for num_key_value_heads=3"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"hidden_size": 64}, "cannot be read"),
+    ({"hidden_size": "wide"}, "cannot be read"),
+    ({"num_hidden_layers": 2}, "unexpected keys, such as model.layers.2."),
+    ({"num_hidden_layers": 4}, "missing keys, such as model.layers.3."),
+    ({"vocab_size": 20}, "cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "message"), CONFIGS)
+def test_a_source_that_is_not_exactly_a_llama_is_refused(
+    spoiled: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, Any],
+    message: str,
+) -> None:
+    assert upcycle(spoiled(**fields), tmp_path / "new", text) == USAGE
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def break_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def lose(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(content) and None
+
+
+DAMAGES = [
+    (cut_weights, "cannot be read"),
+    (pickle_weights, "only pickled weights, which are not read"),
+    (break_weights, "a loss of nan"),
+    (lose("config.json"), "config.json cannot be read (No such file"),
+    (lose("model.safetensors"), "no *.safetensors: save"),
+    (lose("tokenizer.json"), "tokenizer.json is missing"),
+    (write("config.json", "{"), "is no model config"),
+    (write("config.json", "[]"), "is no model config"),
+    (write("tokenizer.json", "{}"), "is no tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_a_damaged_source_is_refused(
+    spoiled: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    folder = spoiled()
+    damage(folder)
+    assert upcycle(folder, tmp_path / "new", text) == USAGE
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["spoiled"]
+
+
+OPTIONS = [
+    (["--noise", "-1"], "--noise -1.0 is out of range"),
+    (["--noise", "nan"], "--noise nan is out of range"),
+    (["--num-experts-per-tok", "9"], "num_experts_per_tok=9 is more than n_routed_experts=8"),
+    (["--n-shared-experts", "-1"], "n_shared_experts=-1 is too small"),
+    (["--first-k-dense-replace", "3"], "leaves no expert layer"),
+    (["--kv-lora-rank", "49"], "kv_lora_rank=49 is more than the source can fill"),
+    (["--kv-lora-rank", "0"], "kv_lora_rank=0 is too small"),
+    (["--rotary-mixes", "0"], "rotary_mixes=0 is too small"),
+    (["--rotary-mixes", "3"], "rotary_mixes=3 is more than the source can fill"),
+    (["--qk-rope-head-dim", "34"], "qk_rope_head_dim=34 is more than the source can fill"),
+    (["--qk-rope-head-dim", "7"], "qk_rope_head_dim=7 is odd"),
+    (["--v-head-dim", "0"], "v_head_dim=0 is too small"),
+    (["--calibration-tokens", "10"], "is less than a window of 64"),
+    (["--seed", "x"], "Invalid value"),
+    (["--texts", "x"], "Unknown option"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), OPTIONS)
+def test_impossible_wishes_are_usage_errors(
+    plain: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert upcycle(plain, tmp_path / "new", text, *words) == USAGE
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+TEXTS = [
+    (b"the cat", "--text has 7 tokens and a window 64: give at least 641 tokens"),
+    (b"\xff\xfe", "is not UTF-8 text (byte 0 is 0xff)"),
+    ("\N{SNOWMAN}".encode() * 2000, "--text: "),
+    (None, "cannot be read (No such file"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), TEXTS)
+def test_a_text_that_is_none_is_refused(
+    plain: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    message: str,
+) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    assert upcycle(plain, tmp_path / "new", tmp_path / "text") == USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_exists_is_never_touched(
+    plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").write_text("mine")
+    assert upcycle(plain, tmp_path / "new", text) == USAGE
+    assert "exists: choose another name" in capsys.readouterr().err
+    assert (tmp_path / "new").read_text() == "mine"
+    assert upcycle(plain, tmp_path / "none" / "new", text) == USAGE
+    assert "is no folder: make it first" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(
+    plain: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, tensors: dict[str, Tensor]) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moe_model.upcycle.write_tensors", full)
+    assert upcycle(plain, tmp_path / "new", text) == FAILED
+    assert list(tmp_path.iterdir()) == []
