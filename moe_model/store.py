@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moe_model.config import ModelConfig
-from moe_model.hf_tokenizer import KIND, PretrainedTokenizer
 from moe_model.model import LanguageModel
+from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
 from moe_model.tokenizer import CharTokenizer, Tokenizer
 
 FORMAT = "moe-microscope checkpoint"

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_model.command import run_command
-from moe_model.hf_tokenizer import character_files
-from moe_model.upcycle import app
-from moe_model.upcycle_text import read_text
+from moe_model.pretrained_tokenizer import character_files
+from moe_model.upcycle.command import app
+from moe_model.upcycle.text import read_text
 
 SHAPE = {
     "vocab_size": 97,

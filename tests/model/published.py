@@ -15,7 +15,7 @@ from transformers.modeling_layers import MtpModel
 from transformers.utils import logging
 
 from moe_model.command import run_command
-from moe_model.huggingface import app
+from moe_model.huggingface.command import app
 from moe_model.model import LanguageModel
 from moe_model.store import read_checkpoint
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 
-from moe_model import huggingface
 from moe_model.config import YarnScaling
-from moe_model.hf_config import HuggingFaceError
-from moe_model.huggingface import load_pretrained, save_pretrained
+from moe_model.huggingface.command import load_pretrained, save_pretrained
+from moe_model.huggingface.config import HuggingFaceError
 from moe_model.model import LanguageModel
+from moe_model.store import read_checkpoint
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.model.published import (
@@ -125,7 +125,7 @@ def test_export_and_import_give_the_same_bits(make: Make, tmp_path: Path) -> Non
     run = checkpoint(model, tmp_path / "run", CharTokenizer("ab"))
     assert command("export", run, tmp_path / "published") == 0
     assert command("import", tmp_path / "published", tmp_path / "back") == 0
-    again = huggingface.read_checkpoint(tmp_path / "back")
+    again = read_checkpoint(tmp_path / "back")
     assert again.config == model.config
     assert again.tokenizer.encode("ba").tolist() == [1, 0]
     kept = again.load_model().state_dict()
@@ -260,14 +260,16 @@ def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
     run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
     (tmp_path / "out").mkdir()
     slowly = (
-        "import sys, time, moe_model.fresh_folder as f, moe_model.huggingface as h\n"
+        "import sys, time, moe_model.fresh_folder as f\n"
+        "from moe_model import command; from moe_model.huggingface.command import app\n"
         "f.force_to_disk = lambda path: time.sleep(60)\n"
-        "sys.exit(h.run_command(h.app, sys.argv[1:]))\n"
+        "sys.exit(command.run_command(app, sys.argv[1:]))\n"
     )
     arguments = [sys.executable, "-c", slowly, "export", str(run), str(tmp_path / "out" / "p")]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=os.environ)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob(".partial-*/folder/config.json")):
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from moe_model.hf_config import HuggingFaceError, read_config
-from moe_model.huggingface import load_pretrained
+from moe_model.huggingface.command import load_pretrained
+from moe_model.huggingface.config import HuggingFaceError, read_config
 from moe_model.store import read_checkpoint
 from tests.model.published import (
     YARN,
@@ -169,7 +169,7 @@ def test_long_work_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     their_model().save_pretrained(tmp_path / "theirs")
-    monkeypatch.setattr("moe_model.hf_files.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("moe_model.huggingface.files.SECONDS_BETWEEN_LINES", 0.0)
     imported(tmp_path / "theirs")
     captured = capsys.readouterr()
     assert re.search(r"^read \d+ of \d+ tensors$", captured.err, re.MULTILINE)

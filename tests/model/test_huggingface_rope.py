@@ -19,7 +19,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 )
 
 from moe_model.config import ModelConfig, YarnScaling
-from moe_model.hf_config import HuggingFaceError, published_fields, read_config
+from moe_model.huggingface.config import HuggingFaceError, published_fields, read_config
 from moe_model.rotary import rotary_table, softmax_scale
 from tests.model.published import SHAPE
 

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from moe_model import generate
 from moe_model.command import run_command
-from moe_model.hf_tokenizer import SETTINGS, TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.huggingface import load_pretrained
+from moe_model.huggingface.command import load_pretrained
+from moe_model.pretrained_tokenizer import SETTINGS, TOKENIZER, PretrainedTokenizer, character_files
 from moe_model.store import read_checkpoint
 from moe_model.tokenizer import CharTokenizer
 from tests.model.published import SHAPE, command, their_model

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from moe_model.command import FINISHED, run_command
-from moe_model.llama import mean_loss, read_llama
 from moe_model.store import read_checkpoint
 from moe_model.tokenizer import CharTokenizer
-from moe_model.upcycle import app
-from moe_model.upcycle_text import windows_of
+from moe_model.upcycle.command import app
+from moe_model.upcycle.llama import mean_loss, read_llama
+from moe_model.upcycle.text import windows_of
 from tests.model.llamas import SHAPE, random_llama, save, story, trained_llama, upcycle
 
 MOST_LOST = 0.05

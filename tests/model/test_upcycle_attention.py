@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from moe_model.attention import MultiHeadLatentAttention
-from moe_model.llama import observe
 from moe_model.rotary import rotary_table, rotate, softmax_scale
-from moe_model.upcycle_attention import (
+from moe_model.upcycle.attention import (
     _expansion,
     _shortened,
     convert_attention,
     latent_view,
     rotary_base,
 )
-from moe_model.upcycle_model import Shape, settle, upcycle, upcycled_config
-from moe_model.upcycle_text import Windows
+from moe_model.upcycle.conversion import Shape, settle, upcycle, upcycled_config
+from moe_model.upcycle.llama import observe
+from moe_model.upcycle.text import Windows
 from tests.model.llamas import SHAPE, random_llama
 
 TOLERANCE = 1e-4

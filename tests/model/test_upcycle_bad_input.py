@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_model.command import FAILED, USAGE
-from moe_model.upcycle_text import read_text
+from moe_model.upcycle.text import read_text
 from tests.model.llamas import random_llama, save, story, upcycle
 
 
@@ -111,7 +111,7 @@ DAMAGES = [
     (break_weights, "a loss of nan"),
     (lose("config.json"), "config.json cannot be read (No such file"),
     (lose("model.safetensors"), "no *.safetensors: save"),
-    (lose("tokenizer.json"), "tokenizer.json is missing"),
+    (lose("tokenizer.json"), "has no tokenizer.json"),
     (write("config.json", "{"), "is no model config"),
     (write("config.json", "[]"), "is no model config"),
     (write("tokenizer.json", "{}"), "is no tokenizer"),
@@ -208,6 +208,6 @@ def test_a_full_disk_leaves_nothing(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moe_model.upcycle.write_tensors", full)
+    monkeypatch.setattr("moe_model.upcycle.command.write_tensors", full)
     assert upcycle(plain, tmp_path / "new", text) == FAILED
     assert list(tmp_path.iterdir()) == []

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import write_tensors
-from moe_model.hf_config import CONFIG, published_fields
-from moe_model.hf_files import INDEX, WEIGHTS, now_and_then
-from moe_model.hf_names import Part, parts, stays_fp32
+from moe_model.huggingface.config import CONFIG, published_fields
+from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
+from moe_model.huggingface.names import Part, parts, stays_fp32
 
 GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from moe_model.config import ModelConfig
-from moe_model.hf_config import CONFIG, HuggingFaceError, Published
-from moe_model.hf_files import PublishedTensors, inside, now_and_then
-from moe_model.hf_names import Part, copies, interleave, parts, published_name
-from moe_model.hf_tokenizer import (
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, Published
+from moe_model.huggingface.files import PublishedTensors, inside, now_and_then
+from moe_model.huggingface.names import Part, copies, interleave, parts, published_name
+from moe_model.model import LanguageModel
+from moe_model.pretrained_tokenizer import (
     FILES,
     SETTINGS,
     TOKENIZER,
@@ -24,7 +25,6 @@ from moe_model.hf_tokenizer import (
     read_small_file,
     without_code,
 )
-from moe_model.model import LanguageModel
 
 
 def read_weights(

@@ -1,9 +1,9 @@
 """Grouped-query attention becomes multi-head latent attention, as close as weights alone can be.
 
 The one idea: **judge every error by what it does to the output on a real text**. How much a token
-weighs and how far back a head looks are measured (:class:`moe_model.llama.LayerReadings`), what a
-wrong score or value costs follows from the weights; all that remains are truncated eigen- and
-singular value decompositions. Three things stand in the way, in this order:
+weighs and how far back a head looks are measured (:class:`moe_model.upcycle.llama.LayerReadings`),
+what a wrong score or value costs follows from the weights; all that remains are truncated eigen-
+and singular value decompositions. Three things stand in the way, in this order:
 
 1. **One rotary key for all heads.** A rotary pair is one complex number, and what is turned can be
    mixed across heads by complex factors, before or after (TransMLA mixes with real ones). So of
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model.attention import MultiHeadLatentAttention
-from moe_model.llama import LayerReadings
+from moe_model.upcycle.llama import LayerReadings
 
 _SHRINKAGE = 0.01
 """Share of the covariances that is taken as equal in all directions: a text never shows all."""

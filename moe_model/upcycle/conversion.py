@@ -1,7 +1,7 @@
 """The conversion as a whole: the shape of the new model, its weights, and the loss after each step.
 
-Feed-forwards turn into experts exactly (:mod:`moe_model.upcycle_experts`), attention turns into
-latent attention approximately (:mod:`moe_model.upcycle_attention`), everything else is copied.
+Feed-forwards turn into experts exactly (:mod:`moe_model.upcycle.experts`), attention turns into
+latent attention approximately (:mod:`moe_model.upcycle.attention`), everything else is copied.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from moe_model.command import UsageError, say
 from moe_model.config import ModelConfig
 from moe_model.layer import DecoderLayer, MixtureOfExperts
-from moe_model.llama import LayerReadings, mean_loss, observe
 from moe_model.model import LanguageModel
-from moe_model.upcycle_attention import Kept, convert_attention, rotary_base
-from moe_model.upcycle_experts import break_symmetry, expert_width, split_into_experts
-from moe_model.upcycle_text import Windows
+from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
+from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
+from moe_model.upcycle.llama import LayerReadings, mean_loss, observe
+from moe_model.upcycle.text import Windows
 
 _DERIVED: Any = None
 """Stands for what :func:`settle` derives from the source."""
@@ -137,7 +137,7 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
         llama: Its feed-forwards are replaced.
         shape: Settled.
         text: To calibrate on, and to take the loss of.
-        noise: See :func:`~moe_model.upcycle_experts.break_symmetry`.
+        noise: See :func:`~moe_model.upcycle.experts.break_symmetry`.
         seed: Of the routers and of the noise.
     """
 

@@ -9,7 +9,6 @@ published folder is run; what is written is complete, or not there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +17,15 @@ from typing import Literal
 import torch
 from cyclopts import App
 
-from moe_model.command import FAILED, FINISHED, UsageError, run_command, say
+from moe_model.command import FAILED, FINISHED, UsageError, say
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import fresh_folder, write_tensors
-from moe_model.hf_config import CONFIG, HuggingFaceError, read_config
-from moe_model.hf_files import inside
-from moe_model.hf_read import read_tokenizer, read_weights
-from moe_model.hf_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.hf_write import SHARD_BYTES, write_config, write_weights
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
+from moe_model.huggingface.files import inside
+from moe_model.huggingface.read import read_tokenizer, read_weights
+from moe_model.huggingface.write import SHARD_BYTES, write_config, write_weights
 from moe_model.model import LanguageModel
+from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
 from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer, Tokenizer
 
@@ -174,7 +173,3 @@ def _counted(config: ModelConfig) -> str:
         f"{config.parameters():,} parameters in {config.num_hidden_layers} layers"
         f"{f', {ahead} more for multi-token prediction' if ahead else ''}."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(app, None))

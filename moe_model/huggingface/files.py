@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_model.command import say
-from moe_model.hf_config import CONFIG, HuggingFaceError
+from moe_model.huggingface.config import CONFIG, HuggingFaceError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -10,26 +10,20 @@ written is complete, or not there.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from moe_model.command import FAILED, FINISHED, UsageError, run_command, say
+from moe_model.command import FAILED, FINISHED, UsageError, say
 from moe_model.fresh_folder import fresh_folder, write_tensors
-from moe_model.hf_tokenizer import (
-    FILES,
-    SETTINGS,
-    TOKENIZER,
-    PretrainedTokenizer,
-    read_small_file,
-    without_code,
-)
-from moe_model.llama import read_llama
+from moe_model.huggingface.config import HuggingFaceError
+from moe_model.huggingface.read import read_tokenizer
+from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
 from moe_model.store import WEIGHTS, write_description
-from moe_model.upcycle_model import Shape, Upcycled, settle, upcycle, upcycled_config
-from moe_model.upcycle_text import read_text, windows_of
+from moe_model.upcycle.conversion import Shape, Upcycled, settle, upcycle, upcycled_config
+from moe_model.upcycle.llama import read_llama
+from moe_model.upcycle.text import read_text, windows_of
 
 _SHAPE = Shape()
 app = App(
@@ -88,17 +82,11 @@ def main(
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer:
     try:
-        files = {n: read_small_file(folder / n) for n in FILES if (folder / n).is_file()}
-        if SETTINGS in files:
-            files[SETTINGS] = without_code(files[SETTINGS])
-        tokenizer = PretrainedTokenizer(files)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{folder}: {error}") from error
-    if len(tokenizer) > vocab_size:
-        raise UsageError(
-            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but config.json says "
-            f"vocab_size={vocab_size}: use the tokenizer of this model."
-        )
+        tokenizer = read_tokenizer(folder, vocab_size)
+    except HuggingFaceError as error:
+        raise UsageError(str(error)) from error
+    if tokenizer is None:
+        raise UsageError(f"{folder} has no {TOKENIZER}: the text cannot be read without it.")
     return tokenizer
 
 
@@ -139,7 +127,3 @@ def _write(
             tokenizer=tokenizer.to_dict(),
             upcycled={**facts, "losses": losses},
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(app, None))

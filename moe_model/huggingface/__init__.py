@@ -1,0 +1,1 @@
+"""Models to and from Hugging Face's ``DeepseekV3ForCausalLM``; see :mod:`.command`."""

@@ -1,0 +1,9 @@
+"""``python -m moe_model.huggingface import|export SRC DST``."""
+
+import sys
+
+from moe_model.command import run_command
+from moe_model.huggingface.command import app
+
+if __name__ == "__main__":
+    sys.exit(run_command(app, None))

@@ -1,0 +1,1 @@
+"""A Llama becomes a Mixture of Experts with latent attention; see :mod:`.command`."""
