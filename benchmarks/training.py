@@ -105,7 +105,7 @@ def main() -> int:
             step()
             times[name].append(time.perf_counter() - started)
     peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
-    best = [min(both) for both in zip(*(times[f"transformers, {e}"] for e in EXPERTS), strict=True)]
+    best = min((times[f"transformers, {e}"] for e in EXPERTS), key=statistics.median)
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(
         f"{CONFIG.parameters():,} parameters, {BATCH} x {LENGTH} tokens, "

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_model.config import ModelConfig
-from moe_model.fused import combine, dispatch, experts_in_turn, swiglu
+from moe_model.fused import combine, dispatch, experts_in_turn, feed_forward, swiglu
 from moe_model.norm import compute_dtype
 
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -38,10 +38,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
-        # One product instead of two: copying the weights together costs less than reading x twice.
-        gate_up_FD = torch.cat((self.gate_proj.weight.to(dtype), self.up_proj.weight.to(dtype)))
-        y: Tensor = self.down_proj(swiglu(F.linear(x, gate_up_FD)))
-        return y
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
+        x_TD = x.to(dtype).reshape(-1, x.shape[-1])
+        y_TD = feed_forward(x_TD, *(projection.weight.to(dtype) for projection in projections))
+        return y_TD.view(x.shape)
 
 
 class Experts(nn.Module):

@@ -22,6 +22,8 @@ LONGEST_BLOCKWISE = {"training": 512, "half precision": 2048}
 """Tokens up to which attention in blocks is faster than torch's own on a CPU: while training, whose
 backward pass computes everything again, and in half precision."""
 BLOCK = 64
+ROWS_AT_A_TIME = 512
+"""Tokens whose hidden activations stay in the cache of a core from one product to the next."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -323,15 +325,13 @@ class _ExpertsInTurn(torch.autograd.Function):
         down_EDF: Tensor,
     ) -> Tensor:
         y_PD = torch.empty_like(x_PD)
-        hidden = []
+        hidden: list[Tensor] = []
         weight_P1 = weight_P1.to(x_PD.dtype)
         for block, gate_up_FD, down_DF in _in_turn(rows, gate_up_EFD, down_EDF):
-            gate_up = x_PD[block] @ gate_up_FD.t()
-            gate, up = gate_up.chunk(2, dim=-1)
-            silu = F.silu(gate.contiguous())
+            gate, up, silu = _gate_and_up(x_PD[block], *gate_up_FD.chunk(2))
             y = torch.mul(silu, up).mul_(weight_P1[block])
             torch.mm(y, down_DF.t(), out=y_PD[block])
-            hidden += [gate_up, silu, y]
+            hidden += [gate, up, silu, y]
         ctx.save_for_backward(x_PD, weight_P1, gate_up_EFD, down_EDF, *hidden)
         ctx.rows = rows
         return y_PD
@@ -343,19 +343,79 @@ class _ExpertsInTurn(torch.autograd.Function):
         grad_gate_up, grad_down = torch.zeros_like(gate_up_EFD), torch.zeros_like(down_EDF)
         experts = _in_turn(ctx.rows, gate_up_EFD, down_EDF, grad_gate_up, grad_down)
         for i, (block, gate_up_FD, down_DF, to_gate_up, to_down) in enumerate(experts):
-            gate_up, silu, y = hidden[3 * i : 3 * i + 3]
-            gate, up = gate_up.chunk(2, dim=-1)
+            gate, up, silu, y = hidden[4 * i : 4 * i + 4]
             grad, weight_N1 = grad_PD[block], weight_P1[block]
             torch.mm(grad.t(), y, out=to_down)
             grad_y = grad @ down_DF
             grad_silu = grad_y * up
             grad_weight[block, 0] = torch.linalg.vecdot(grad_silu, silu)
-            grad_gate = torch.ops.aten.silu_backward(grad_silu.mul_(weight_N1), gate.contiguous())
+            grad_gate = torch.ops.aten.silu_backward(grad_silu.mul_(weight_N1), gate)
             grad_up = grad_y.mul_(silu).mul_(weight_N1)
-            both = torch.cat((grad_gate, grad_up), dim=-1)
-            torch.mm(both.t(), x_PD[block], out=to_gate_up)
-            torch.mm(both, gate_up_FD, out=grad_x[block])
+            for part, to_part in zip((grad_gate, grad_up), to_gate_up.chunk(2), strict=True):
+                torch.mm(part.t(), x_PD[block], out=to_part)
+            gate_FD, up_FD = gate_up_FD.chunk(2)
+            torch.mm(grad_gate, gate_FD, out=grad_x[block]).addmm_(grad_up, up_FD)
         return grad_x, grad_weight, None, grad_gate_up, grad_down
+
+
+def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    """A SwiGLU for every token, some hundred tokens at a time, which stay in the cache.
+
+    Args:
+        x_TD: Tokens.
+        gate_FD: Weights, as are ``up_FD`` and ``down_DF``.
+        up_FD: See there.
+        down_DF: See there.
+    """
+    if torch.compiler.is_compiling():
+        return plain_feed_forward(x_TD, gate_FD, up_FD, down_DF)
+    y_TD: Tensor = _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call]
+    return y_TD
+
+
+def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    """See :func:`feed_forward`."""
+    return F.linear(F.silu(F.linear(x_TD, gate_FD)) * F.linear(x_TD, up_FD), down_DF)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+        y_TD = torch.empty_like(x_TD)
+        hidden: list[Tensor] = []
+        for x, y in zip(_row_blocks(x_TD), _row_blocks(y_TD), strict=True):
+            gate, up, silu = _gate_and_up(x, gate_FD, up_FD)
+            product = silu * up
+            torch.mm(product, down_DF.t(), out=y)
+            hidden += [gate, up, silu, product]
+        ctx.save_for_backward(x_TD, gate_FD, up_FD, down_DF, *hidden)
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, ...]:
+        x_TD, gate_FD, up_FD, down_DF, *hidden = ctx.saved_tensors
+        grad_x = torch.empty_like(x_TD)
+        grads = [torch.zeros_like(weight) for weight in (gate_FD, up_FD, down_DF)]
+        blocks = zip(*map(_row_blocks, (x_TD, grad_TD.contiguous(), grad_x)), strict=True)
+        for i, (x, grad, to_x) in enumerate(blocks):
+            gate, up, silu, product = hidden[4 * i : 4 * i + 4]
+            grad_product = grad @ down_DF
+            grad_gate = torch.ops.aten.silu_backward(grad_product * up, gate)
+            grad_up = grad_product.mul_(silu)
+            grads[0].addmm_(grad_gate.t(), x)
+            grads[1].addmm_(grad_up.t(), x)
+            grads[2].addmm_(grad.t(), product)
+            torch.mm(grad_gate, gate_FD, out=to_x).addmm_(grad_up, up_FD)
+        return grad_x, *grads
+
+
+def _gate_and_up(x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gate = x_ND @ gate_FD.t()
+    return gate, x_ND @ up_FD.t(), F.silu(gate)
+
+
+def _row_blocks(x_TD: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(x_TD, ROWS_AT_A_TIME)
 
 
 def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:

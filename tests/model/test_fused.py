@@ -43,16 +43,27 @@ def cases(name: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Any, ...]]
     if name == "experts_in_turn":
         weights = [leaf(3, 6, 4, seed=2), leaf(3, 4, 3, seed=3)]
         return [leaf(5, 4), leaf(5, 1, seed=1), *weights], ()
+    if name == "feed_forward":
+        weights = [leaf(6, 4, seed=1), leaf(6, 4, seed=2), leaf(4, 6, seed=3)]
+        return [leaf(7, 4), *weights], ()
     raise KeyError(name)
 
 
-NAMES = ["rms_norm", "swiglu", "queries_with_position", "keys_and_values", "causal_attention"]
+NAMES = [
+    "rms_norm",
+    "swiglu",
+    "queries_with_position",
+    "keys_and_values",
+    "causal_attention",
+    "feed_forward",
+]
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tokens are two blocks and a half."""
     monkeypatch.setattr(fused, "BLOCK", 3)
+    monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 3)
 
 
 def call(function: Callable[..., Any], leaves: list[Tensor], rest: tuple[Any, ...]) -> Any:
