@@ -59,13 +59,13 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        hat = torch.mul(x, scale)
-        grad_hat = torch.mul(grad, weight.to(scale.dtype))
-        # grad_x = scale · (grad_hat − hat · mean(grad_hat · hat))
-        product = torch.mul(grad, hat)
+        wide = weight.to(scale.dtype)
+        # With s = scale: grad_x = s · grad · w − x · s² · mean(s · grad · w · x)
+        grad_x = torch.mul(grad, scale)
+        product = torch.mul(grad_x, x)
         grad_weight = product.flatten(0, -2).sum(dim=0)
-        mean = (product @ weight.to(scale.dtype)).div_(-x.shape[-1]).unsqueeze(-1)
-        grad_x = grad_hat.addcmul_(hat, mean).mul_(scale)
+        mean = (product @ wide).unsqueeze(-1).div_(-x.shape[-1]).mul_(scale).mul_(scale)
+        grad_x = grad_x.mul_(wide).addcmul_(x, mean)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
@@ -379,34 +379,34 @@ def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Te
 
 
 class _FeedForward(torch.autograd.Function):
+    """Gradients of the weights are one product each, over all tokens: there the cache is no help,
+    and adding up blocks costs more than it saves."""
+
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
         y_TD = torch.empty_like(x_TD)
-        hidden: list[Tensor] = []
-        for x, y in zip(_row_blocks(x_TD), _row_blocks(y_TD), strict=True):
-            gate, up, silu = _gate_and_up(x, gate_FD, up_FD)
-            product = silu * up
+        hidden = [x_TD.new_empty(len(x_TD), len(gate_FD)) for _ in range(4)]
+        for x, y, gate, up, silu, product in _row_blocks(x_TD, y_TD, *hidden):
+            torch.mm(x, gate_FD.t(), out=gate)
+            torch.mm(x, up_FD.t(), out=up)
+            torch.ops.aten.silu.out(gate, out=silu)
+            torch.mul(silu, up, out=product)
             torch.mm(product, down_DF.t(), out=y)
-            hidden += [gate, up, silu, product]
         ctx.save_for_backward(x_TD, gate_FD, up_FD, down_DF, *hidden)
         return y_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, ...]:
-        x_TD, gate_FD, up_FD, down_DF, *hidden = ctx.saved_tensors
-        grad_x = torch.empty_like(x_TD)
-        grads = [torch.zeros_like(weight) for weight in (gate_FD, up_FD, down_DF)]
-        blocks = zip(*map(_row_blocks, (x_TD, grad_TD.contiguous(), grad_x)), strict=True)
-        for i, (x, grad, to_x) in enumerate(blocks):
-            gate, up, silu, product = hidden[4 * i : 4 * i + 4]
+        x_TD, gate_FD, up_FD, down_DF, gate_TF, up_TF, silu_TF, product_TF = ctx.saved_tensors
+        grad_TD, grad_x = grad_TD.contiguous(), torch.empty_like(x_TD)
+        grad_gate_TF, grad_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+        whole = (grad_TD, gate_TF, up_TF, silu_TF, grad_x, grad_gate_TF, grad_up_TF)
+        for grad, gate, up, silu, to_x, to_gate, to_up in _row_blocks(*whole):
             grad_product = grad @ down_DF
-            grad_gate = torch.ops.aten.silu_backward(grad_product * up, gate)
-            grad_up = grad_product.mul_(silu)
-            grads[0].addmm_(grad_gate.t(), x)
-            grads[1].addmm_(grad_up.t(), x)
-            grads[2].addmm_(grad.t(), product)
-            torch.mm(grad_gate, gate_FD, out=to_x).addmm_(grad_up, up_FD)
-        return grad_x, *grads
+            torch.ops.aten.silu_backward.grad_input(grad_product * up, gate, grad_input=to_gate)
+            torch.mul(grad_product, silu, out=to_up)
+            torch.mm(to_gate, gate_FD, out=to_x).addmm_(to_up, up_FD)
+        return grad_x, grad_gate_TF.t() @ x_TD, grad_up_TF.t() @ x_TD, grad_TD.t() @ product_TF
 
 
 def _gate_and_up(x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -414,8 +414,9 @@ def _gate_and_up(x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor) -> tuple[Tensor, 
     return gate, x_ND @ up_FD.t(), F.silu(gate)
 
 
-def _row_blocks(x_TD: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(x_TD, ROWS_AT_A_TIME)
+def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all tensors, :data:`ROWS_AT_A_TIME` at a time."""
+    return zip(*(torch.split(tensor, ROWS_AT_A_TIME) for tensor in tensors_TX), strict=True)
 
 
 def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:
