@@ -52,7 +52,7 @@ def main() -> None:
     prose, code = load_text(PYTHON_DOCS), sources()
     tokenizer = CharTokenizer.from_text(prose + code)
     batches = [
-        TrainingBatches(tokenizer.encode(text), BATCH, SEQUENCE, options.seed)
+        TrainingBatches(tokenizer.encode(text), BATCH, SEQUENCE + 1, options.seed)
         for text in (prose, code)
     ]
     torch.manual_seed(options.seed)
@@ -138,7 +138,8 @@ def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Na
         rate = learning_rate_at(step, options.steps, options.lr)
         set_learning_rate(optimizer, rate)
         second = options.switch and step > options.steps // 2
-        inputs_BS, targets_BS = batches[second].draw(torch.device("cpu"))
+        tokens_BN = batches[second].draw(torch.device("cpu"))
+        inputs_BS, targets_BS = tokens_BN[:, :-1], tokens_BN[:, 1:]
         output = model(input_ids=inputs_BS)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BS.flatten())
         aux = per_layer_aux(output.router_logits, options) if options.per_layer else output.aux_loss
