@@ -99,6 +99,11 @@ async def test_any_number_leads_to_the_nearest_step_there_is(
         await pilot.press("colon", *typed, "enter")
         await until(pilot, lambda: step_in(seen(pilot, "#header")) == shown, str(shown))
         assert app.session.time.following == (shown == 100)
+        beyond = "is not in the log: this is the newest, 100"
+        if int(typed) > 100:
+            await until(pilot, lambda: beyond in seen(pilot, "#keys"), "why")
+        else:
+            assert beyond not in seen(pilot, "#keys")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from microscope_tui.app.screens.out_actions import OutActions
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.place import (
     AtClock,
+    AtStep,
     BadPlace,
     BeforeNewest,
     Place,
@@ -90,7 +91,11 @@ class PromptActions(OutActions):
             return "no step yet"
         time.speed = 0
         if not isinstance(place, AtClock | BeforeNewest):
-            return time.go_to(place_to_step(place, shown=time.shown_step, newest=time.newest_step))
+            newest = time.newest_step
+            problem = time.go_to(place_to_step(place, shown=time.shown_step, newest=newest))
+            if problem is None and isinstance(place, AtStep) and place.step > newest:
+                return f"step {place.step:,} is not in the log: this is the newest, {newest:,}"
+            return problem
         history, latest = watch.history, watch.latest.record
         first = history.time_of(history.steps[0]) if len(history) else None
         if first is None or latest.time is None:
