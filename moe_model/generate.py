@@ -47,6 +47,7 @@ class Sampler:
         seed: int = 0,
         weights: torch.dtype | None = None,
         draft: bool = False,
+        stop_at: int | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -59,6 +60,7 @@ class Sampler:
             seed: Of a generator of its own, so that sampling never disturbs training.
             weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
             draft: Guess ahead; ``ValueError`` where the model cannot.
+            stop_at: The token that ends a text; it is not given.
         """
         if not len(prompt_S):
             raise ValueError("prompt has 0 tokens: give at least one.")
@@ -67,7 +69,7 @@ class Sampler:
         self.passes = 0
         """Passes through the model so far, the one that reads the prompt included."""
         self._model = model
-        self._left = max_new_tokens
+        self._left, self._stop_at = max_new_tokens, stop_at
         self._rules = (temperature, top_p, torch.Generator().manual_seed(seed))
         self._context = model.config.max_position_embeddings
         self._ids = prompt_S.tolist()[-self._context :]
@@ -81,7 +83,10 @@ class Sampler:
         self._model.eval()
         try:
             while self._left > 0:
-                yield from self._until_full()
+                for token in self._until_full():
+                    if token == self._stop_at:
+                        return
+                    yield token
                 # The context is full: go on from its second half, read again from position 0.
                 self._ids = self._ids[-max(1, self._context // 2) :]
                 self._decoder.forget(self._decoder.cache.used)
@@ -203,6 +208,7 @@ def main(
             seed=seed,
             weights=WEIGHTS[weights],
             draft=draft,
+            stop_at=found.tokenizer.end,
         )
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error

@@ -70,6 +70,11 @@ class PretrainedTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     @property
+    def end(self) -> int | None:
+        """``eos_token_id``."""
+        return self.special_ids["eos_token_id"]
+
+    @property
     def special_ids(self) -> dict[str, int | None]:
         """``bos_token_id`` and ``eos_token_id``, none where the tokenizer has no such token."""
         ids = {}

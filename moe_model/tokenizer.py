@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
         """What the description of a checkpoint keeps, ready for JSON."""
 
     @property
+    def end(self) -> int | None:
+        """The token that ends a text, if there is one."""
+
+    @property
     def files(self) -> Mapping[str, bytes]:
         """Files of its own that a checkpoint keeps beside the weights, contents by name."""
 
@@ -61,6 +65,11 @@ class CharTokenizer:
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, ready for JSON."""
         return {"kind": "char", "vocabulary": self.vocabulary}
+
+    @property
+    def end(self) -> int | None:
+        """None: a text of characters just stops."""
+        return None
 
     @property
     def files(self) -> Mapping[str, bytes]:

@@ -95,6 +95,19 @@ def test_right_drafts_save_passes(make_model: Callable[..., LanguageModel]) -> N
     assert sampler.passes == 21
 
 
+@pytest.mark.parametrize("draft", [False, True])
+def test_the_token_that_ends_a_text_ends_it(
+    draft: bool, make_model: Callable[..., LanguageModel]
+) -> None:
+    model = make_model(num_nextn_predict_layers=1).train()
+    options = {"max_new_tokens": 40, "seed": 1, "draft": draft}
+    text = generate(model, torch.tensor([1, 2]), **options)
+    end = text[25]
+    before = text[: text.index(end)]
+    assert generate(model, torch.tensor([1, 2]), stop_at=end, **options) == before
+    assert model.training
+
+
 def test_a_model_without_multi_token_prediction_cannot_draft(
     make_model: Callable[..., LanguageModel],
 ) -> None:
