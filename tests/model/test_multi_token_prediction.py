@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import MtpModel
 
+from benchmarks.transformers_peer import peer, their_name
 from moe_model.balance import update_expert_bias
 from moe_model.model import LanguageModel
 from moe_model.mtp import valid_ahead
 from moe_model.training.losses import _ahead_losses, next_token_loss
-from tests.model.transformers_twin import their_name, twin
 
 MakeModel = Callable[..., LanguageModel]
 S, D = 20, 2
@@ -25,7 +25,7 @@ S, D = 20, 2
 
 def their_depths(model: LanguageModel) -> MtpModel:
     """The depths of ``model`` in transformers, sharing embedding and head with its twin."""
-    theirs = MtpModel(twin(model), model.config.num_nextn_predict_layers)
+    theirs = MtpModel(peer(model), model.config.num_nextn_predict_layers)
     names = {"layer": "mtp_block", "norm": "post_norm"}
     weights = {}
     for name, tensor in model.mtp.state_dict().items():

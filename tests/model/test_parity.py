@@ -18,14 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from benchmarks.transformers_peer import peer, their_name
 from moe_model import rotary as rotary_module
 from moe_model import router as router_module
 from moe_model.cache import LatentCache
 from moe_model.config import YarnScaling
 from moe_model.model import LanguageModel
-from tests.model.transformers_twin import SHAPE, their_name, twin
 
 TOLERANCE = 2e-5
+SHAPE = {
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "v_head_dim": 12,
+    "routed_scaling_factor": 2.5,
+}
+"""Four groups are possible, and a swapped split of keys and values shows."""
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
 """Both corrections differ from 1, and from each other."""
 MakeModel = Callable[..., LanguageModel]
@@ -59,7 +66,7 @@ def make_biased(make_model: MakeModel) -> MakeModel:
 @torch.no_grad()
 def difference(model: LanguageModel, ids_BS: Tensor, **changes: Any) -> float:
     """Largest difference of the logits from those of transformers."""
-    expected = twin(model, **changes).eval()(ids_BS, use_cache=False).logits
+    expected = peer(model, **changes).eval()(ids_BS, use_cache=False).logits
     assert expected.abs().mean() > 0.3, "logits too small to tell anything"
     return (model.eval()(ids_BS).logits_BSV - expected).abs().max().item()
 
@@ -74,7 +81,7 @@ def test_gradients_of_every_weight_equal(
     fields: dict[str, Any], make_biased: MakeModel, ids_BS: Tensor
 ) -> None:
     model = make_biased(**fields).train()
-    theirs = twin(model).train()
+    theirs = peer(model).train()
     targets = ids_BS.roll(-1, dims=1).flatten()
     F.cross_entropy(theirs(ids_BS, use_cache=False).logits.flatten(0, 1), targets).backward()
     F.cross_entropy(model(ids_BS).logits_BSV.flatten(0, 1), targets).backward()
@@ -98,7 +105,7 @@ def test_decoding_token_by_token_equals_theirs_with_their_cache(
 ) -> None:
     """A prompt of 13 is read materialised, one of 3 and every single token absorbed."""
     model = make_biased(**fields).eval()
-    theirs = twin(model).eval()
+    theirs = peer(model).eval()
     past = DynamicCache(config=theirs.config)
     cache = LatentCache(model.config, len(ids_BS), ids_BS.shape[1])
     for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, ids_BS.shape[1]))]:
