@@ -198,7 +198,11 @@ def conclude(run: Run, progress: Progress, console: Console, reason: str) -> Non
     if reason != "finished":
         return
     prompt_S = run.corpus.tokenizer.encode(run.prompt)
-    ids = generate(run.model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=options.seed)
+    try:
+        ids = generate(run.model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=options.seed)
+    except ValueError as error:
+        console.say(f"no sample: {error}")
+        return
     console.sample(run.prompt, run.corpus.tokenizer.decode(ids))
 
 

@@ -85,7 +85,7 @@ class MultiHeadLatentAttention(nn.Module):
         )
         if low_rank:
             q = self.q_b_proj(self.q_a_layernorm(q))
-        q_BSHd = q.view(*x_BSD.shape[:2], config.num_attention_heads, -1)
+        q_BSHd = q.view(*x_BSD.shape[:2], config.num_attention_heads, config.qk_head_dim)
         return q_BSHd, self.kv_a_layernorm(latent_BSR), k_rope
 
     def _materialised(
@@ -122,7 +122,8 @@ class MultiHeadLatentAttention(nn.Module):
     def _expand(self, latent_BNR: Tensor) -> Tensor:
         """For all heads the key without position and the value: ``(B, N, H, nope + v)``."""
         kv: Tensor = self.kv_b_proj(latent_BNR)
-        return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, -1)
+        width = self.config.qk_nope_head_dim + self.config.v_head_dim
+        return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
 
     def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
         """Score the latents themselves, with queries brought into their space."""

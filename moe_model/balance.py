@@ -45,6 +45,14 @@ def update_expert_bias(
         raise ValueError(
             f"{len(routers)} routers got counts for {len(counts_LE)}: pass all of them."
         )
+    cast = [
+        router.expert_bias.dtype for router in routers if router.expert_bias.dtype != torch.float32
+    ]
+    if cast:
+        raise ValueError(
+            f"expert_bias is {cast[0]}, in which small steps are lost: load weights without "
+            "assign=True, which keeps it fp32."
+        )
     # count · E compared with the sum: the mean itself may not be an integer.
     total_L1 = counts_LE.sum(dim=-1, keepdim=True)
     change_LE = (total_L1 - counts_LE * counts_LE.shape[-1]).sign().to(torch.float32) * rate

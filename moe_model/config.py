@@ -205,11 +205,11 @@ def _check_sizes(config: ModelConfig) -> None:
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < value < float("inf"):
-                raise ValueError(
-                    f"{field.name}={value} is not a positive number: choose one above 0."
-                )
-        elif value < least:
-            raise ValueError(f"{field.name}={value} is too small: choose {least} or more.")
+                raise ValueError(f"{field.name}={value} is not a positive number: choose one.")
+        elif not least <= value < float("inf"):
+            raise ValueError(f"{field.name}={value} is out of range: choose {least} or more.")
+    if config.rope_theta == 1:
+        raise ValueError("rope_theta=1 turns everything alike: choose one such as 10000.")
     if config.qk_rope_head_dim % 2:
         raise ValueError(
             f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding turns pairs, "

@@ -55,6 +55,12 @@ class Decoder:
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         """Put ``ids`` behind the past: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
+        room = len(self.cache) - self.cache.used
+        if len(ids) > room:
+            raise ValueError(
+                f"{len(ids)} tokens do not fit: {room} of {len(self.cache)} are free. Forget some, "
+                "or make a longer decoder."
+            )
         ids_S = torch.tensor(ids, device=self.device)
         if not self._layers or len(ids) > FEW:
             output = self.model(ids_S[None], cache=self.cache)
@@ -109,6 +115,10 @@ class Drafter:
         if decoder.weights is not None:
             self._combine = Linear(depth.eh_proj.weight, decoder.weights)
             self._layer = PreparedLayer(depth.layer, decoder.weights)
+
+    def forget_all(self) -> None:
+        """Begin a new text."""
+        self._cache.used = 0
 
     @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:

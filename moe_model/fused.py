@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from moe_model.rotary import rotate
 
@@ -57,14 +58,16 @@ class _RMSNorm(torch.autograd.Function):
         return torch.mul(x, scale).mul_(weight.to(wide)).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         wide = weight.to(scale.dtype)
         # With s = scale: grad_x = s · grad · w − x · s² · mean(s · grad · w · x)
         grad_x = torch.mul(grad, scale)
         product = torch.mul(grad_x, x)
-        grad_weight = product.flatten(0, -2).sum(dim=0)
-        mean = (product @ wide).unsqueeze(-1).div_(-x.shape[-1]).mul_(scale).mul_(scale)
+        grad_weight = product.reshape(-1, x.shape[-1]).sum(dim=0)
+        with torch.autocast(x.device.type, enabled=False):  # a product with a vector, but in fp32
+            mean = (product @ wide).unsqueeze(-1).div_(-x.shape[-1]).mul_(scale).mul_(scale)
         grad_x = grad_x.mul_(wide).addcmul_(x, mean)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
@@ -99,6 +102,7 @@ class _QueriesWithPosition(torch.autograd.Function):
         return _turned_copy(q_BSHd.transpose(1, 2), turn_Sr)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BHSd: Tensor) -> tuple[Tensor | None, ...]:
         (turn_Sr,) = ctx.saved_tensors
         back_S1r = turn_Sr.conj().unsqueeze(1)
@@ -146,6 +150,7 @@ class _KeysAndValues(torch.autograd.Function):
         return k_BHSd, v_BHSv.contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         (turn_Sr,) = ctx.saved_tensors
         rope = 2 * turn_Sr.shape[-1]
@@ -168,7 +173,7 @@ def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     """Interleaved pairs times complex numbers, in the precision of the latter."""
-    pairs = x.to(turn.real.dtype).contiguous().view(*x.shape[:-1], -1, 2)
+    pairs = x.to(turn.real.dtype).contiguous().view(*x.shape[:-1], x.shape[-1] // 2, 2)
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
 
 
@@ -205,6 +210,7 @@ class _SwiGLU(torch.autograd.Function):
         return y if weight_P1 is None else y.mul_(weight_P1.to(y.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         gate_up, silu, weight_P1 = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
@@ -257,6 +263,7 @@ class _Dispatch(torch.autograd.Function):
         return x_TD.index_select(0, token_P)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
         (place_TK,) = ctx.saved_tensors
         return _sum_of_rows(grad_PD, place_TK), None, None
@@ -269,6 +276,7 @@ class _Combine(torch.autograd.Function):
         return _sum_of_rows(y_PD, place_TK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
         (token_P,) = ctx.saved_tensors
         return grad_TD.index_select(0, token_P), None, None
@@ -337,6 +345,7 @@ class _ExpertsInTurn(torch.autograd.Function):
         return y_PD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor | None, ...]:
         x_PD, weight_P1, gate_up_EFD, down_EDF, *hidden = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x_PD), torch.empty_like(weight_P1)
@@ -396,6 +405,7 @@ class _FeedForward(torch.autograd.Function):
         return y_TD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, ...]:
         x_TD, gate_FD, up_FD, down_DF, gate_TF, up_TF, silu_TF, product_TF = ctx.saved_tensors
         grad_TD, grad_x = grad_TD.contiguous(), torch.empty_like(x_TD)
@@ -463,6 +473,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         return out.view(*ctx.heads, *out.shape[1:])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BHSv: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
         grad = grad_BHSv.flatten(0, 1)

@@ -52,7 +52,7 @@ class Sampler:
         """Prepare; nothing is read yet.
 
         Args:
-            model: Left in the mode, training or evaluation, that it is found in.
+            model: In evaluation mode while this is iterated, then as it was found.
             prompt_S: At least one token id, int64; of more than the context, the last count.
             max_new_tokens: How many tokens to sample.
             temperature: Divides the logits; 0 takes the likeliest token.
@@ -74,28 +74,26 @@ class Sampler:
         self._context = model.config.max_position_embeddings
         self._ids = prompt_S.tolist()[-self._context :]
         self._decoder = Decoder(model, self._context, weights=weights)
-        self._draft = draft
-        if draft:
-            Drafter(self._decoder)  # refuses a model that cannot, before the first token
+        self._drafter = Drafter(self._decoder) if draft else None
 
     def __iter__(self) -> Iterator[int]:
         was_training = self._model.training
         self._model.eval()
         try:
+            self._start_over(self._context)  # iterated again, it goes on where it stopped
             while self._left > 0:
                 for token in self._until_full():
                     if token == self._stop_at:
                         return
                     yield token
                 # The context is full: go on from its second half, read again from position 0.
-                self._ids = self._ids[-max(1, self._context // 2) :]
-                self._decoder.forget(self._decoder.cache.used)
+                self._start_over(max(1, self._context // 2))
         finally:
             self._model.train(was_training)
 
     def _until_full(self) -> Iterator[int]:
         """Tokens until there are enough, or the context is full."""
-        drafter = Drafter(self._decoder) if self._draft else None
+        drafter = self._drafter
         following = self._ids[1:]
         logits_SV, unseen_SD = self._read(self._ids)
         token = self._pick(logits_SV[-1])
@@ -118,6 +116,13 @@ class Sampler:
                 following = [token]
                 token = self._pick(logits_SV[1])
                 yield token
+
+    def _start_over(self, tokens: int) -> None:
+        """Forget what was read, and all but the last ``tokens``."""
+        self._ids = self._ids[-tokens:]
+        self._decoder.forget(self._decoder.cache.used)
+        if self._drafter is not None:
+            self._drafter.forget_all()
 
     def _read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         self.passes += 1
@@ -142,9 +147,14 @@ def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int
 
 def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """One token id, sampled from the nucleus of ``softmax(logits_V / temperature)``."""
+    if not logits_V.isfinite().all():
+        raise ValueError("the logits are not finite: the model has diverged, use another one.")
     if temperature == 0:
         return int(logits_V.argmax())
-    probability_V, ids_V = (logits_V / temperature).softmax(dim=-1).sort(descending=True)
+    # The highest is 0, whatever it is divided by.
+    probability_V, ids_V = (
+        ((logits_V - logits_V.max()) / temperature).softmax(dim=-1).sort(descending=True)
+    )
     # A token stays while the mass before it is below top_p: the likeliest always stays.
     mass_before_V = probability_V.cumsum(dim=-1) - probability_V
     probability_V = probability_V.masked_fill(mass_before_V >= top_p, 0.0)
@@ -162,7 +172,7 @@ def main(
     checkpoint: Path,
     /,
     *,
-    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)] = "\n",
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True, show_default=False)] = "\n",
     max_new_tokens: int = 400,
     temperature: float = 0.8,
     top_p: float = 0.95,
@@ -174,30 +184,33 @@ def main(
 
     Args:
         checkpoint: Folder such as checkpoints/RUN/best, or a run: its latest.
-        prompt: Text to continue.
+        prompt: Text to continue (default: a line break).
         max_new_tokens: Tokens to sample.
         temperature: Divides the logits; 0 takes the likeliest token each time.
         top_p: Sample among the likeliest tokens that together hold this probability.
         seed: Same seed, same text.
-        weights: fp32 is exact; fp16 reads half the memory and rounds logits by about 0.005.
-        draft: Guess one token ahead with multi-token prediction: the same text in fewer passes.
+        weights: fp32 rounds as the model does; fp16 reads half the memory, logits differ by 0.005.
+        draft: Guess one token ahead: the same text in fewer passes. Needs a model trained with
+            --mtp.
     """
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
     if not 0 <= temperature < float("inf"):
         raise UsageError(f"--temperature {temperature} is out of range: choose 0 or more.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
     if not 0 < top_p <= 1:
         raise UsageError(f"--top-p {top_p} is out of range: choose above 0, up to 1.")
     try:
         found = read_checkpoint(checkpoint)
         prompt_S = found.tokenizer.encode(prompt)
-        if not len(prompt_S):
-            raise UsageError("--prompt is empty: give at least one character.")
         model = found.load_model()
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     except ValueError as error:
         raise UsageError(f"--prompt {prompt!r}: {error}") from error
+    if not len(prompt_S):
+        raise UsageError("--prompt is empty: give at least one character.")
     try:
         sampler = Sampler(
             model,
@@ -225,6 +238,8 @@ def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
         for text in pieces(sampler, tokenizer, ids):
             put(text)
         put("\n")
+    except ValueError as error:
+        raise UsageError(f"{error}") from error
     except KeyboardInterrupt:
         put("\n")
         code = INTERRUPTED

@@ -13,7 +13,7 @@ from moe_model.model import ModelOutput
 from moe_model.training.options import Options
 
 Penalty = Callable[[ModelOutput, Tensor], Tensor]
-"""From a forward pass and its tokens ``(B, S + 1 + D)`` to one value per router or depth."""
+"""From a forward pass and its tokens ``(B, S + 1 + D)`` to one value, or one per router."""
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
@@ -44,13 +44,12 @@ def penalties_at(step: int, options: Options) -> dict[str, tuple[float, Penalty]
 
 
 def _ahead_losses(output: ModelOutput, tokens_BN: Tensor) -> Tensor:
-    """Cross-entropy per depth, divided by the number of depths: their weight is that of the mean
-    (DeepSeek-V3, eq. 25)."""
+    """Mean cross-entropy over the depths (DeepSeek-V3, eq. 25), in fp32."""
     losses = [
         next_token_loss(logits_BSV, tokens_BN, depth + 2)
         for depth, logits_BSV in enumerate(output.ahead_logits)
     ]
-    return torch.stack(losses) / len(losses)
+    return torch.stack(losses).mean()
 
 
 def _on_routings(loss: Callable[..., Tensor]) -> Penalty:

@@ -160,11 +160,17 @@ class Options:
             value = getattr(self, flag)
             if value is None or value is False:
                 continue
-            if fields.setdefault(field, int(value) if value is True else value) != value:
+            given = fields.setdefault(field, int(value) if value is True else value)
+            if given != value and not (value is True and given):
+                said = _flag(flag) if value is True else f"{_flag(flag)} {value}"
                 raise UsageError(
-                    f"{_flag(flag)} {value} contradicts --model.{field} {fields[field]}: "
-                    "leave one of them out."
+                    f"{said} contradicts --model.{field} {given}: leave one of them out."
                 )
+        if "drop_policy" in fields and "capacity_factor" not in fields:
+            raise UsageError(
+                f"--drop-policy {fields['drop_policy']} does nothing without --capacity-factor: "
+                "add it, or leave the policy out."
+            )
         return fields
 
     def to_dict(self) -> dict[str, Any]:

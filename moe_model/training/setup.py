@@ -131,6 +131,10 @@ def dtype_name(run: Run) -> str:
 
 
 def _refuse_existing(options: Options) -> None:
+    if options.log_dir.resolve() == options.checkpoint_dir.resolve():
+        raise UsageError(
+            f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
+        )
     # Two runs in one folder would make one log of two stories.
     for folder in (options.log_dir / options.run, options.checkpoint_dir / options.run):
         if folder.exists():

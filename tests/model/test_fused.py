@@ -96,6 +96,25 @@ def test_equals_its_plain_twin(name: str, dtype: torch.dtype, tolerance: float) 
         torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
 
 
+def test_norm_is_as_exact_when_the_backward_pass_runs_inside_autocast() -> None:
+    grads = []
+    for inside in (False, True):
+        (x, weight), rest = cases("rms_norm", torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            loss = (100 * fused.rms_norm(x + 100, weight, *rest)).square().sum()
+            grads.append(torch.autograd.grad(loss, (x, weight)))
+    for outside, within in zip(*grads, strict=True):
+        torch.testing.assert_close(within, outside, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    leaves, rest = cases("causal_attention", torch.float64)
+    loss = fused.causal_attention(*leaves, *rest).square().sum()
+    first = torch.autograd.grad(loss, leaves[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_swiglu_without_weights_equals_weights_of_one() -> None:
     (gate_up, weight), _ = cases("swiglu", torch.float64)
     assert torch.equal(fused.swiglu(gate_up), fused.swiglu(gate_up, torch.ones_like(weight)))

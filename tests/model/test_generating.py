@@ -108,6 +108,33 @@ def test_the_token_that_ends_a_text_ends_it(
     assert model.training
 
 
+@pytest.mark.parametrize("draft", [False, True])
+def test_a_text_that_was_left_is_gone_on_with(
+    draft: bool, make_model: Callable[..., LanguageModel]
+) -> None:
+    model = make_model(num_nextn_predict_layers=1)
+    options = {"max_new_tokens": 20, "temperature": 0, "draft": draft}
+    whole = generate(model, torch.tensor([1, 2]), **options)
+    sampler = Sampler(model, torch.tensor([1, 2]), **options)
+    first = [token for token, _ in zip(sampler, range(5), strict=False)]
+    assert whole[: len(first)] == first
+    rest = list(sampler)
+    assert whole[-len(rest) :] == rest
+
+
+def test_a_diverged_model_says_so(make_model: Callable[..., LanguageModel]) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the model has diverged"):
+        generate(model, torch.tensor([1]), max_new_tokens=1)
+
+
+def test_a_tiny_temperature_takes_the_likeliest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert pick(torch.tensor([90.0, 91.0, 89.0]), 1e-40, 1.0, generator) == 1
+
+
 def test_a_model_without_multi_token_prediction_cannot_draft(
     make_model: Callable[..., LanguageModel],
 ) -> None:

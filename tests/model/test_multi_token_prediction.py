@@ -88,11 +88,11 @@ def test_depth_k_is_asked_for_the_token_k_plus_one_ahead(
 ) -> None:
     length = ids_BS.shape[1] - 1 - D
     output = model(ids_BS[:, :length], next_ids=ids_BS[:, 1 : length + D])
-    losses = _ahead_losses(output, ids_BS) * D
+    expected = []
     for depth in range(D):
         asked = ids_BS[:, depth + 2 : depth + 2 + length]
-        expected = F.cross_entropy(output.ahead_logits[depth].flatten(0, 1), asked.flatten())
-        assert losses[depth].item() == pytest.approx(expected.item(), rel=1e-6)
+        expected.append(F.cross_entropy(output.ahead_logits[depth].flatten(0, 1), asked.flatten()))
+    assert _ahead_losses(output, ids_BS).item() == pytest.approx(sum(expected).item() / D, rel=1e-6)
     first = F.cross_entropy(output.logits_BSV.flatten(0, 1), ids_BS[:, 1 : 1 + length].flatten())
     assert next_token_loss(output.logits_BSV, ids_BS).item() == pytest.approx(first.item())
 
@@ -102,7 +102,7 @@ def train_step(model: LanguageModel, ids_BN: Tensor) -> None:
     model.readings.reset()
     length = ids_BN.shape[1] - 1 - D
     output = model(ids_BN[:, :length], next_ids=ids_BN[:, 1 : length + D])
-    loss = next_token_loss(output.logits_BSV, ids_BN) + 0.3 * _ahead_losses(output, ids_BN).sum()
+    loss = next_token_loss(output.logits_BSV, ids_BN) + 0.3 * _ahead_losses(output, ids_BN)
     loss.backward()
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from moe_model.balance import update_expert_bias
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel
 from moe_model.router import Router
@@ -151,6 +152,17 @@ def test_bias_survives_a_round_trip_through_the_state_dict(
     loaded.load_state_dict(load(save(model.state_dict())))
     for ours, theirs in zip(loaded.routers, model.routers, strict=True):
         assert torch.equal(ours.expert_bias, theirs.expert_bias)
+
+
+def test_a_bias_that_was_loaded_in_bf16_is_not_updated_in_silence(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_model()
+    half = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(half, assign=True)
+    counts_LE = torch.ones(2, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expert_bias is torch\.bfloat16"):
+        update_expert_bias(model.routers, counts_LE, 0.01)
 
 
 def test_optimizer_never_gets_the_bias(make_model: Callable[..., LanguageModel]) -> None:
