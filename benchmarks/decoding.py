@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from benchmarks.machine import machine
 from benchmarks.transformers_peer import EXPERTS, peer
+from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
 from moe_model.decoder import Decoder
 from moe_model.model import LanguageModel
@@ -134,7 +135,9 @@ def half_prefill(model: LanguageModel, prompt: list[int], rounds: int) -> None:
     half = copy.deepcopy(model).bfloat16()
     ids = torch.tensor([prompt])
     calls: list[Callable[[], object]] = [lambda m=m: m(ids, use_cache=True) for m in theirs]
-    calls.append(lambda: half(ids))
+    calls.append(
+        lambda: half(ids, cache=LatentCache(model.config, 1, CACHED, dtype=torch.bfloat16))
+    )
     runs = [[seconds(call) for call in calls] for _ in range(2 * rounds + 1)][1:]
     medians = [statistics.median(column) for column in zip(*runs, strict=True)]
     print(

@@ -108,15 +108,13 @@ class MultiHeadLatentAttention(nn.Module):
         )
         k_turned = entries_BNW[..., R:].unsqueeze(2).expand(*k_nope.shape[:3], -1)
         k_BNHd = torch.cat((k_nope, k_turned), dim=-1)
+        qkv = (q_BSHd.transpose(1, 2), k_BNHd.transpose(1, 2), v_BNHv.transpose(1, 2))
         queries, tokens = q_BSHd.shape[1], k_BNHd.shape[1]
-        out_BHSv = F.scaled_dot_product_attention(
-            q_BSHd.transpose(1, 2),
-            k_BNHd.transpose(1, 2),
-            v_BNHv.transpose(1, 2),
-            attn_mask=None if queries == tokens else causal_mask(queries, tokens, q_BSHd.device),
-            is_causal=queries == tokens,
-            scale=softmax_scale(self.config),
-        )
+        scale = softmax_scale(self.config)
+        if queries == tokens:  # nothing came before
+            return causal_attention(*qkv, scale).transpose(1, 2)
+        mask_SN = causal_mask(queries, tokens, q_BSHd.device)
+        out_BHSv = F.scaled_dot_product_attention(*qkv, attn_mask=mask_SN, scale=scale)
         return out_BHSv.transpose(1, 2)
 
     def _expand(self, latent_BNR: Tensor) -> Tensor:

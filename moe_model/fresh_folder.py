@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +27,14 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     """
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
-    aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    aside = target.parent / f".{target.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
+    aside.mkdir()
     try:
-        folder = aside / "folder"  # only its owner may enter what mkdtemp makes
-        folder.mkdir()
-        yield folder
-        for path in (*folder.iterdir(), folder):
+        yield aside
+        for path in (*aside.iterdir(), aside):
             force_to_disk(path)
-        folder.rename(target)
+        aside.rename(target)
         force_to_disk(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

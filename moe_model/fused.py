@@ -177,11 +177,11 @@ def _turn(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
 
 
-def swiglu(gate_up: Tensor, weight_P1: Tensor | None = None) -> Tensor:
-    """``silu(gate) · up``, optionally times a weight per row (Shazeer, 2020).
+def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
+    """``silu(gate) · up`` times a weight per row (Shazeer, 2020).
 
     Args:
-        gate_up: ``(…, 2F)``, F of the gate and F of up.
+        gate_up: ``(P, 2F)``, F of the gate and F of up.
         weight_P1: Of each row, ``(P, 1)``.
     """
     if torch.compiler.is_compiling():
@@ -190,11 +190,10 @@ def swiglu(gate_up: Tensor, weight_P1: Tensor | None = None) -> Tensor:
     return y
 
 
-def plain_swiglu(gate_up: Tensor, weight_P1: Tensor | None = None) -> Tensor:
+def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
     """See :func:`swiglu`."""
     gate, up = gate_up.chunk(2, dim=-1)
-    y = F.silu(gate) * up
-    return y if weight_P1 is None else y * weight_P1.to(y.dtype)
+    return F.silu(gate) * up * weight_P1.to(up.dtype)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -202,22 +201,19 @@ class _SwiGLU(torch.autograd.Function):
     silu twice the time."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight_P1: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight_P1: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         silu = F.silu(gate.contiguous())
         ctx.save_for_backward(gate_up, silu, weight_P1)
-        y = silu * up
-        return y if weight_P1 is None else y.mul_(weight_P1.to(y.dtype))
+        return (silu * up).mul_(weight_P1.to(up.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate_up, silu, weight_P1 = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        grad_weight = None
-        if weight_P1 is not None:
-            grad_weight = torch.linalg.vecdot(grad, silu * up).unsqueeze(-1).to(weight_P1.dtype)
-            grad = grad * weight_P1.to(grad.dtype)
+        grad_weight = torch.linalg.vecdot(grad, silu * up).unsqueeze(-1).to(weight_P1.dtype)
+        grad = grad * weight_P1.to(grad.dtype)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate.contiguous())
         return torch.cat((grad_gate, grad * silu), dim=-1), grad_weight
 
@@ -336,7 +332,8 @@ class _ExpertsInTurn(torch.autograd.Function):
         hidden: list[Tensor] = []
         weight_P1 = weight_P1.to(x_PD.dtype)
         for block, gate_up_FD, down_DF in _in_turn(rows, gate_up_EFD, down_EDF):
-            gate, up, silu = _gate_and_up(x_PD[block], *gate_up_FD.chunk(2))
+            gate, up = (x_PD[block] @ weight_FD.t() for weight_FD in gate_up_FD.chunk(2))
+            silu = F.silu(gate)
             y = torch.mul(silu, up).mul_(weight_P1[block])
             torch.mm(y, down_DF.t(), out=y_PD[block])
             hidden += [gate, up, silu, y]
@@ -417,11 +414,6 @@ class _FeedForward(torch.autograd.Function):
             torch.mul(grad_product, silu, out=to_up)
             torch.mm(to_gate, gate_FD, out=to_x).addmm_(to_up, up_FD)
         return grad_x, grad_gate_TF.t() @ x_TD, grad_up_TF.t() @ x_TD, grad_TD.t() @ product_TF
-
-
-def _gate_and_up(x_ND: Tensor, gate_FD: Tensor, up_FD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gate = x_ND @ gate_FD.t()
-    return gate, x_ND @ up_FD.t(), F.silu(gate)
 
 
 def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:

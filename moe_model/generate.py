@@ -66,6 +66,8 @@ class Sampler:
             raise ValueError("prompt has 0 tokens: give at least one.")
         if weights is None and model.embed_tokens.weight.device.type == "cpu":
             weights = torch.float32
+        self.given = 0
+        """Tokens given so far."""
         self.passes = 0
         """Passes through the model so far, the one that reads the prompt included."""
         self._model = model
@@ -85,6 +87,7 @@ class Sampler:
                 for token in self._until_full():
                     if token == self._stop_at:
                         return
+                    self.given += 1
                     yield token
                 # The context is full: go on from its second half, read again from position 0.
                 self._start_over(max(1, self._context // 2))
@@ -232,29 +235,28 @@ def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
     """Write the text as it comes; how fast it was goes to standard error."""
     started = time.perf_counter()
     code = FINISHED
-    ids: list[int] = []
     try:
         put(prompt)
-        for text in pieces(sampler, tokenizer, ids):
+        for text in pieces(sampler, tokenizer):
             put(text)
         put("\n")
     except ValueError as error:
-        raise UsageError(f"{error}") from error
+        raise UsageError(str(error)) from error
     except KeyboardInterrupt:
         put("\n")
         code = INTERRUPTED
     except BrokenPipeError:
         sys.stdout = None  # whoever read has enough; nothing to flush
-    seconds = time.perf_counter() - started
+    given, seconds = sampler.given, time.perf_counter() - started
     say(
-        f"{len(ids)} tokens in {seconds:.1f} s, {len(ids) / seconds:.1f} tokens/s, "
-        f"{len(ids) / max(1, sampler.passes):.2f} tokens a pass"
+        f"{given} tokens in {seconds:.1f} s, {given / seconds:.1f} tokens/s, "
+        f"{given / max(1, sampler.passes):.2f} tokens a pass"
     )
     return code
 
 
-def pieces(ids: Iterable[int], tokenizer: Tokenizer, seen: list[int]) -> Iterator[str]:
-    """The text of ``ids`` bit by bit, whole characters only; what was read is put into ``seen``.
+def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of ``ids`` bit by bit, whole characters only.
 
     A token may be part of a character, and a space may depend on the token before: so the text of
     all tokens since the last line break is decoded again, and what is new in it is handed out.
@@ -262,7 +264,6 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer, seen: list[int]) -> Iterato
     line: list[int] = []
     written = 0
     for token in ids:
-        seen.append(token)
         line.append(token)
         text = tokenizer.decode(line)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):

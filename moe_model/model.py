@@ -77,11 +77,12 @@ class LanguageModel(nn.Module):
         length = ids_BS.shape[1]
         rotary = rotary_table(self.config, start, length, ids_BS.device)
         x_BSD = self.embed_tokens(ids_BS)
-        routings = []
+        routings, valids = [], []
         for depth, layer in enumerate(self.layers):
             x_BSD, *routing = layer(x_BSD, rotary, valid_BS, _remember(cache, depth))
             if routing:
                 routings.append(Routing(*routing))
+                valids.append(valid_BS)
         hidden_BSD = self.norm(x_BSD)
         if cache is not None:
             cache.used += length
@@ -90,17 +91,14 @@ class LanguageModel(nn.Module):
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
-            valid = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
-            ahead_BSD, *routing = predict(ahead_BSD, embedding_BSD, rotary, valid)
+            valids.append(None if valid_BS is None else valid_ahead(valid_BS, depth + 1))
+            ahead_BSD, *routing = predict(ahead_BSD, embedding_BSD, rotary, valids[-1])
             routings.append(Routing(*routing))
             ahead_logits.append(self.head(ahead_BSD))
 
         # Evaluation and sampling must not move the bias, whichever way they are switched on.
         if self.training and torch.is_grad_enabled():
-            valid_LBS = None
-            if valid_BS is not None:
-                valid_LBS = self.valid_per_router(valid_BS)[: len(routings)]
-            self.readings.add(routings, valid_LBS)
+            self.readings.add(routings, valids)
         return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
 
     def head(self, hidden_BSD: Tensor) -> Tensor:
@@ -116,12 +114,6 @@ class LanguageModel(nn.Module):
     def head_weight(self) -> Tensor:
         """Weight of the output head ``(V, D)``, the embedding's where they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def valid_per_router(self, valid_BS: Tensor) -> Tensor:
-        """``(L, B, S)``: multi-token prediction needs the tokens ahead to be real as well."""
-        rows = [valid_BS] * len(self.config.moe_layers)
-        rows += [valid_ahead(valid_BS, depth + 1) for depth in range(len(self.mtp))]
-        return torch.stack(rows)
 
     @property
     def routers(self) -> list[Router]:

@@ -46,16 +46,23 @@ class RouterReadings:
         self._started = False
 
     @torch.no_grad()
-    def add(self, routings: Sequence[Routing], valid_LBS: Tensor | None = None) -> None:
-        """Count one micro-batch; padding (False in ``valid_LBS``) is left out of everything."""
+    def add(self, routings: Sequence[Routing], valids: Sequence[Tensor | None] = ()) -> None:
+        """Count one micro-batch.
+
+        Args:
+            routings: One per router.
+            valids: For each of them False where a token is padding, which is left out of
+                everything; none at all where no token is.
+        """
         logits_LTE = torch.stack([r.logits_TE for r in routings])
         scores_LTE = torch.stack([r.scores_TE for r in routings])
         ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
         margin_LT = torch.stack([r.margin_T for r in routings])
         kept_LTK = torch.stack([r.kept_TK for r in routings])
         weight_LT = torch.ones_like(margin_LT, dtype=torch.int64)
-        if valid_LBS is not None:
-            weight_LT = valid_LBS.flatten(1).to(torch.int64)
+        real = [valid_BS.flatten() for valid_BS in valids if valid_BS is not None]
+        if real:
+            weight_LT = torch.stack(real).to(torch.int64)
             logits_LTE = logits_LTE.masked_fill(weight_LT[..., None] == 0, 0.0)
             margin_LT = margin_LT.masked_fill(weight_LT == 0, 0.0)
         real_LT = weight_LT.to(torch.float32)

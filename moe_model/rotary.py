@@ -34,8 +34,8 @@ def rotary_table(
     amplitude = 1.0
     if (yarn := config.rope_scaling) is not None:
         frequency = _stretched(frequency, config, yarn)
-        numerator = _mscale(yarn.factor, yarn.mscale)
-        amplitude = numerator / _mscale(yarn.factor, yarn.mscale_all_dim)
+        numerator = mscale(yarn.factor, yarn.mscale)
+        amplitude = numerator / mscale(yarn.factor, yarn.mscale_all_dim)
     position = torch.arange(start, start + positions, dtype=torch.float32, device=device)
     angles = torch.outer(position, frequency)
     return angles.cos() * amplitude, angles.sin() * amplitude
@@ -46,7 +46,7 @@ def softmax_scale(config: ModelConfig) -> float:
     scale: float = config.qk_head_dim**-0.5
     if config.rope_scaling is not None:
         yarn = config.rope_scaling
-        scale *= _mscale(yarn.factor, yarn.mscale_all_dim) ** 2
+        scale *= mscale(yarn.factor, yarn.mscale_all_dim) ** 2
     return scale
 
 
@@ -58,7 +58,8 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
-def _mscale(factor: float, strength: float) -> float:
+def mscale(factor: float, strength: float) -> float:
+    """YaRN's correction m for a stretch by ``factor``."""
     return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
 
 

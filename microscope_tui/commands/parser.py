@@ -13,7 +13,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.table import COMMANDS
-from microscope_tui.commands.watch import watch_with
 from microscope_tui.console import USAGE, fail, memory_bytes
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -59,6 +58,8 @@ def watch(
         bell=bell or view.bell,
         budget=_budget(budget) or view.budget,
     )
+    from microscope_tui.commands.watch import watch_with
+
     return watch_with(path, limit, replace(user, view=view))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_model.config import ModelConfig, YarnScaling
+from moe_model.rotary import mscale
 
 CONFIG = "config.json"
 ARCHITECTURE = "DeepseekV3ForCausalLM"
@@ -214,11 +215,6 @@ def default_amplitude(yarn: dict[str, Any]) -> float:
     if over and under:
         return mscale(yarn["factor"], over) / mscale(yarn["factor"], under)
     return mscale(yarn["factor"], 1.0)
-
-
-def mscale(factor: float, strength: float) -> float:
-    """YaRN's correction for a stretch by ``factor``."""
-    return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_model.fresh_folder import force_to_disk, write_tensors
+from moe_model.fresh_folder import force_to_disk, fresh_folder, write_tensors
 from moe_model.model import LanguageModel
 from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
 from moe_model.tokenizer import Tokenizer
@@ -61,20 +61,15 @@ class Checkpoints:
         """
         target = self.folder / f"step-{step:08d}"
         if not target.exists():
-            partial = self.folder / f".{target.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_tensors(partial / WEIGHTS, _on_cpu(model.state_dict()))
-            state = _optimizer_tensors(model, optimizer)
-            state["batches.generator"] = batches.get_state()
-            write_tensors(partial / TRAINING_STATE, _on_cpu(state))
-            for file_name, contents in tokenizer.files.items():
-                (partial / file_name).write_bytes(contents)
-            write_description(partial, model.config, step, tokenizer=tokenizer.to_dict(), **facts)
-            for file in (*partial.iterdir(), partial):
-                force_to_disk(file)
-            partial.rename(target)
-            force_to_disk(self.folder)
+            with fresh_folder(target) as partial:
+                write_tensors(partial / WEIGHTS, _on_cpu(model.state_dict()))
+                state = _optimizer_tensors(model, optimizer)
+                state["batches.generator"] = batches.get_state()
+                write_tensors(partial / TRAINING_STATE, _on_cpu(state))
+                for file, contents in tokenizer.files.items():
+                    (partial / file).write_bytes(contents)
+                plain = tokenizer.to_dict()
+                write_description(partial, model.config, step, tokenizer=plain, **facts)
         self._point(name, target)
         self._remove_unused()
         return self.folder / name

@@ -6,7 +6,6 @@ held-out sentence has not really been tested on it.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_model.command import UsageError
+from moe_model.text import python_docs, read_text
 from moe_model.tokenizer import CharTokenizer
 
 PYTHON_DOCS = "python-docs"
@@ -26,34 +26,7 @@ def load_text(data: str) -> str:
     Raises:
         UsageError: If it is no file, cannot be read, or is not text.
     """
-    if data == PYTHON_DOCS:
-        return _python_docs()
-    path = Path(data)
-    if path.is_dir():
-        raise UsageError(f"--data {data} is a folder: name one text file in it.")
-    if not path.exists():
-        raise UsageError(f"--data {data} does not exist: name a UTF-8 text file, or {PYTHON_DOCS}.")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--data {data} is not UTF-8 text (byte {error.start} is "
-            f"0x{error.object[error.start]:02x}): convert it, or name another file."
-        ) from error
-    except OSError as error:
-        raise UsageError(f"--data {data} cannot be read ({error.strerror}).") from error
-
-
-def _python_docs() -> str:
-    """The language reference behind ``help()``, which every Python carries: no download."""
-    try:
-        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--data {PYTHON_DOCS} needs pydoc_data, which this Python was built without: "
-            "name a UTF-8 text file."
-        ) from error
-    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+    return python_docs("--data") if data == PYTHON_DOCS else read_text(Path(data), "--data")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from moe_model.huggingface.config import HuggingFaceError
 from moe_model.huggingface.read import read_tokenizer
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
 from moe_model.store import WEIGHTS, write_description
+from moe_model.text import python_docs, read_text
 from moe_model.upcycle.conversion import Shape, Upcycled, settle, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama
-from moe_model.upcycle.text import read_text, windows_of
+from moe_model.upcycle.text import windows_of
 
 _SHAPE = Shape()
 app = App(
@@ -66,8 +67,9 @@ def main(
     llama = read_llama(src)
     tokenizer = _read_tokenizer(src, llama.config.vocab_size)
     shape = settle(shape, llama.config)
+    words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
-    windows = windows_of(read_text(text), tokenizer, calibration_tokens, context)
+    windows = windows_of(words, tokenizer, calibration_tokens, context)
     parameters = llama.num_parameters()
     upcycled = upcycle(llama, shape, windows, noise, seed)
     _tell(upcycled, llama.config, parameters, noise)

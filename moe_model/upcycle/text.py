@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,30 +23,6 @@ class Windows(NamedTuple):
     """From the first nine tenths."""
     held_out_NS: Tensor
     """From the last tenth."""
-
-
-def read_text(path: Path | None) -> str:
-    """The text in ``path``, or the language reference behind ``help()``; ``UsageError`` if none."""
-    if path is None:
-        try:
-            topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                "this Python was built without pydoc_data, the text taken where --text names none: "
-                "name a UTF-8 text file."
-            ) from error
-        return "\n\n".join(topics[name] for name in sorted(topics))
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--text {path} is not UTF-8 text (byte {error.start} is "
-            f"0x{error.object[error.start]:02x}): convert it, or name another file."
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"--text {path} cannot be read ({error.strerror}): name a UTF-8 text file."
-        ) from error
 
 
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:

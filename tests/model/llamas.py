@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_model.command import run_command
 from moe_model.pretrained_tokenizer import character_files
+from moe_model.text import python_docs
 from moe_model.upcycle.command import app
-from moe_model.upcycle.text import read_text
 
 SHAPE = {
     "vocab_size": 97,
@@ -53,7 +53,7 @@ def story(words: int, seed: int = 0) -> str:
 
 def trained_llama(steps: int = 80) -> LlamaForCausalLM:
     """A Llama with grouped queries and tied embeddings that has read stories."""
-    characters = sorted(set(read_text(None)))
+    characters = sorted(set(python_docs("--text")))
     ids = torch.tensor([characters.index(character) for character in story(20_000)])
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -72,7 +72,7 @@ def trained_llama(steps: int = 80) -> LlamaForCausalLM:
 def save(llama: LlamaForCausalLM, folder: Path, **how: Any) -> None:
     """Save ``llama`` with a tokenizer of the characters of the text that comes with Python."""
     llama.save_pretrained(folder, **how)
-    for name, content in character_files("".join(sorted(set(read_text(None))))).items():
+    for name, content in character_files("".join(sorted(set(python_docs("--text"))))).items():
         (folder / name).write_bytes(content)
 
 

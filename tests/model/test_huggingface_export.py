@@ -244,11 +244,18 @@ def test_nothing_is_left_after_an_error(
         patch.setattr("moe_model.fresh_folder.os.fsync", full)
         assert command("export", run, target) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(PermissionError(13, "no"))
-        )
+        patch.setattr(Path, "mkdir", full)
         assert command("export", run, target) == 1
     assert not list((tmp_path / "deep").iterdir())
+
+
+def test_what_a_killed_export_left_is_no_obstacle(make: Make, tmp_path: Path) -> None:
+    run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
+    (tmp_path / ".published.partial").mkdir()
+    (tmp_path / ".published.partial" / "half").write_text("of a file")
+    assert command("export", run, tmp_path / "published") == 0
+    assert not (tmp_path / "published" / "half").exists()
+    assert not (tmp_path / ".published.partial").exists()
 
     target.mkdir()
     assert command("export", run, target) == 64
@@ -268,7 +275,7 @@ def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", slowly, "export", str(run), str(tmp_path / "out" / "p")]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=os.environ)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob(".partial-*/folder/config.json")):
+    while not list((tmp_path / "out").glob(".*.partial/config.json")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)

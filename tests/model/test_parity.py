@@ -140,11 +140,11 @@ def test_both_corrections_of_yarn_are_needed(
     bug: str, make_biased: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_biased(rope_scaling=YARN)
-    right = rotary_module._mscale(YARN.factor, YARN.mscale_all_dim) ** 2
-    wrong = rotary_module._mscale(YARN.factor, YARN.mscale) ** 2
+    right = rotary_module.mscale(YARN.factor, YARN.mscale_all_dim) ** 2
+    wrong = rotary_module.mscale(YARN.factor, YARN.mscale) ** 2
     if bug == "no amplitude":
         table = rotary_module.rotary_table
-        amplitude = rotary_module._mscale(YARN.factor, YARN.mscale) / right**0.5
+        amplitude = rotary_module.mscale(YARN.factor, YARN.mscale) / right**0.5
 
         def without(*arguments: Any) -> tuple[Tensor, Tensor]:
             cos, sin = table(*arguments)

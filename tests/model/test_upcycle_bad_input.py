@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_model.command import FAILED, USAGE
-from moe_model.upcycle.text import read_text
+from moe_model.text import python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
 
 
@@ -21,7 +21,7 @@ from tests.model.llamas import random_llama, save, story, upcycle
 def _plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama that knows nothing."""
     folder = tmp_path_factory.mktemp("llama") / "plain"
-    save(random_llama(vocab_size=len(set(read_text(None)))), folder)
+    save(random_llama(vocab_size=len(set(python_docs("--text")))), folder)
     return folder
 
 
@@ -171,7 +171,7 @@ TEXTS = [
     (b"the cat", "--text has 7 tokens and a window 64: give at least 641 tokens"),
     (b"\xff\xfe", "is not UTF-8 text (byte 0 is 0xff)"),
     ("\N{SNOWMAN}".encode() * 2000, "--text: "),
-    (None, "cannot be read (No such file"),
+    (None, "does not exist: name a UTF-8 text file"),
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_model import fresh_folder as fresh_folder_module
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel
 from moe_model.store import CheckpointError, read_checkpoint
@@ -103,6 +104,7 @@ def test_failing_at_any_moment_keeps_a_loadable_latest(
         for owner, name in [
             (checkpoint_module, "write_tensors"),
             (checkpoint_module, "force_to_disk"),
+            (fresh_folder_module, "force_to_disk"),
             (Path, "rename"),
             (Path, "symlink_to"),
             (Path, "write_text"),

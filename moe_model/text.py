@@ -1,0 +1,39 @@
+"""Text to learn from or to be judged by: a UTF-8 file, or what every Python carries."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from moe_model.command import UsageError
+
+
+def read_text(path: Path, flag: str) -> str:
+    """The text in ``path``; ``UsageError`` names ``flag``, what is wrong and what to do."""
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder: name one text file in it.")
+    if not path.exists():
+        raise UsageError(f"{flag} {path} does not exist: name a UTF-8 text file, or leave it out.")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{flag} {path} is not UTF-8 text (byte {error.start} is "
+            f"0x{error.object[error.start]:02x}): convert it, or name another file."
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"{flag} {path} cannot be read ({error.strerror}): name another file."
+        ) from error
+
+
+def python_docs(flag: str) -> str:
+    """The language reference behind ``help()``, which every Python carries: no download."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "this Python was built without pydoc_data, the text that is read by default: name a "
+            f"UTF-8 text file with {flag}."
+        ) from error
+    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
