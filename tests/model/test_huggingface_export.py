@@ -248,6 +248,11 @@ def test_nothing_is_left_after_an_error(
         assert command("export", run, target) == 1
     assert not list((tmp_path / "deep").iterdir())
 
+    target.mkdir()
+    assert command("export", run, target) == 64
+    assert "published exists: choose another name" in capsys.readouterr().err
+    assert not list(target.iterdir())
+
 
 def test_what_a_killed_export_left_is_no_obstacle(make: Make, tmp_path: Path) -> None:
     run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
@@ -256,11 +261,6 @@ def test_what_a_killed_export_left_is_no_obstacle(make: Make, tmp_path: Path) ->
     assert command("export", run, tmp_path / "published") == 0
     assert not (tmp_path / "published" / "half").exists()
     assert not (tmp_path / ".published.partial").exists()
-
-    target.mkdir()
-    assert command("export", run, target) == 64
-    assert "published exists: choose another name" in capsys.readouterr().err
-    assert not list(target.iterdir())
 
 
 def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
