@@ -57,15 +57,19 @@ class MultiHeadLatentAttention(nn.Module):
             rotary: Angles of these S positions.
             remember: Puts these tokens behind the past in a cache and returns both.
         """
+        config, tokens = self.config, x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
-        if remember is None:
-            out_BSHv = self._materialised(q_BSHd, latent_BSR, k_rope, rotary)
-        else:
-            q_turned = rotate(q_BSHd[..., self.config.qk_nope_head_dim :], rotary)
-            q_BSHd = torch.cat((q_BSHd[..., : self.config.qk_nope_head_dim], q_turned), dim=-1)
+        past = 0
+        if remember is not None:
             k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
             entries_BNW = remember(torch.cat((latent_BSR, k_turned), dim=-1)).to(x_BSD.dtype)
-            cheaper = absorbing_is_cheaper(self.config, x_BSD.shape[1])
+            past = entries_BNW.shape[1] - tokens
+        if past == 0:
+            out_BSHv = self._materialised(q_BSHd, latent_BSR, k_rope, rotary)
+        else:
+            q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
+            q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
+            cheaper = absorbing_is_cheaper(config, tokens)
             attend = self._absorbed if cheaper else self._over_the_past
             out_BSHv = attend(q_BSHd, entries_BNW)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
@@ -108,13 +112,13 @@ class MultiHeadLatentAttention(nn.Module):
         )
         k_turned = entries_BNW[..., R:].unsqueeze(2).expand(*k_nope.shape[:3], -1)
         k_BNHd = torch.cat((k_nope, k_turned), dim=-1)
-        qkv = (q_BSHd.transpose(1, 2), k_BNHd.transpose(1, 2), v_BNHv.transpose(1, 2))
-        queries, tokens = q_BSHd.shape[1], k_BNHd.shape[1]
-        scale = softmax_scale(self.config)
-        if queries == tokens:  # nothing came before
-            return causal_attention(*qkv, scale).transpose(1, 2)
-        mask_SN = causal_mask(queries, tokens, q_BSHd.device)
-        out_BHSv = F.scaled_dot_product_attention(*qkv, attn_mask=mask_SN, scale=scale)
+        out_BHSv = F.scaled_dot_product_attention(
+            q_BSHd.transpose(1, 2),
+            k_BNHd.transpose(1, 2),
+            v_BNHv.transpose(1, 2),
+            attn_mask=causal_mask(q_BSHd.shape[1], k_BNHd.shape[1], q_BSHd.device),
+            scale=softmax_scale(self.config),
+        )
         return out_BHSv.transpose(1, 2)
 
     def _expand(self, latent_BNR: Tensor) -> Tensor:

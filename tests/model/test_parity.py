@@ -9,7 +9,8 @@ hides every scale.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -97,18 +98,21 @@ def test_gradients_of_every_weight_equal(
     assert compared == len(expected)
 
 
-@pytest.mark.parametrize("prompt", [1, 3, 13], ids=["no prompt", "short prompt", "long prompt"])
+@pytest.mark.parametrize(
+    "ends",
+    [range(1, 25), [3, 5, *range(6, 25)], [5, 24]],
+    ids=["token by token", "a prompt, then few tokens absorbed", "much behind a past"],
+)
 @pytest.mark.parametrize("fields", variants())
 @torch.no_grad()
-def test_decoding_token_by_token_equals_theirs_with_their_cache(
-    fields: dict[str, Any], prompt: int, make_biased: MakeModel, ids_BS: Tensor
+def test_reading_in_parts_equals_theirs_with_their_cache(
+    fields: dict[str, Any], ends: Sequence[int], make_biased: MakeModel, ids_BS: Tensor
 ) -> None:
-    """A prompt of 13 is read materialised, one of 3 and every single token absorbed."""
     model = make_biased(**fields).eval()
     theirs = peer(model).eval()
     past = DynamicCache(config=theirs.config)
     cache = LatentCache(model.config, len(ids_BS), ids_BS.shape[1])
-    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, ids_BS.shape[1]))]:
+    for start, end in pairwise([0, *ends]):
         expected = theirs(ids_BS[:, start:end], cache=past, use_cache=True).logits
         ours = model(ids_BS[:, start:end], cache=cache).logits_BSV
         torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
