@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 
 FINISHED = 0
 FAILED = 1
+STOPPED_ON_COLLAPSE = 3
 USAGE = 64
 STOPPED_BY_SIGNAL = 75
 

@@ -102,13 +102,13 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
 def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     """One product for all experts, where it may be used and pays.
 
-    ``F.grouped_mm`` refuses fp64, rows of no multiple of 16 bytes, and fp32 when compiled. On a CPU
-    one expert after the other stays in the cache, which is faster in fp32 where experts have many
-    rows: measured 4 to 8 % of a training step.
+    ``F.grouped_mm`` refuses fp64, rows of no multiple of 16 bytes, and all but bf16 when compiled.
+    On a CPU one expert after the other stays in the cache, which is faster in fp32 where experts
+    have many rows: measured 4 to 8 % of a training step.
     """
     if x_PD.dtype not in _GROUPED_DTYPES:
         return False
-    if x_PD.dtype == torch.float32 and torch.compiler.is_compiling():
+    if x_PD.dtype != torch.bfloat16 and torch.compiler.is_compiling():
         return False
     if not all(w.shape[-1] * w.element_size() % 16 == 0 for w in weights_EXX):
         return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from moe_model.attention import Remember
 from moe_model.cache import LatentCache
@@ -52,6 +54,9 @@ class LanguageModel(nn.Module):
             PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
         )
         self.readings = RouterReadings()
+        self.recompute = False
+        """While training, keep what enters a layer and compute the rest again in the backward pass
+        (activation checkpointing)."""
         self.init_weights()
 
     def forward(
@@ -79,7 +84,8 @@ class LanguageModel(nn.Module):
         x_BSD = self.embed_tokens(ids_BS)
         routings, valids = [], []
         for depth, layer in enumerate(self.layers):
-            x_BSD, *routing = layer(x_BSD, rotary, valid_BS, _remember(cache, depth))
+            remember = _remember(cache, depth)
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember)
             if routing:
                 routings.append(Routing(*routing))
                 valids.append(valid_BS)
@@ -92,7 +98,9 @@ class LanguageModel(nn.Module):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
             valids.append(None if valid_BS is None else valid_ahead(valid_BS, depth + 1))
-            ahead_BSD, *routing = predict(ahead_BSD, embedding_BSD, rotary, valids[-1])
+            ahead_BSD, *routing = self._through(
+                predict, ahead_BSD, embedding_BSD, rotary, valids[-1]
+            )
             routings.append(Routing(*routing))
             ahead_logits.append(self.head(ahead_BSD))
 
@@ -100,6 +108,15 @@ class LanguageModel(nn.Module):
         if self.training and torch.is_grad_enabled():
             self.readings.add(routings, valids)
         return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
+
+    def _through(self, layer: nn.Module, *inputs: Any) -> Any:
+        """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.
+
+        The choice of experts is kept, not made again: on a GPU a near-tie could fall otherwise.
+        """
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=_KEEP_CHOICES)
 
     def head(self, hidden_BSD: Tensor) -> Tensor:
         """Logits of normed hidden states."""
@@ -145,3 +162,6 @@ def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
     if cache is None:
         return None
     return lambda entries_BSW: cache.append(layer, entries_BSW)
+
+
+_KEEP_CHOICES = partial(create_selective_checkpoint_contexts, [torch.ops.aten.topk.default])

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 KIND = "huggingface"
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
-FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "chat_template.jinja")
+SPECIAL_TOKENS = "special_tokens_map.json"
+FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, "chat_template.jinja")
 """What belongs to a tokenizer; only the first must be there."""
 MOST_BYTES = 256 * 2**20
 
@@ -39,8 +40,14 @@ class PretrainedTokenizer:
         self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
         if TOKENIZER not in self.files:
             raise ValueError(f"{TOKENIZER} is missing: a tokenizer cannot be made without it.")
-        self._settings = _settings(self.files.get(SETTINGS, b"{}"))
+        self._settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
+        # Older files name the special tokens apart; where both do, transformers believes these.
+        if "added_tokens_decoder" not in self._settings:
+            apart = _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
+            self._settings |= apart
         self._tokenizer = _load(self.files[TOKENIZER])
+        # As in transformers: the name of a special token, in a text, is text.
+        self._tokenizer.encode_special_tokens = self._settings.get("split_special_tokens") is True
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
@@ -108,7 +115,7 @@ def character_files(vocabulary: str) -> dict[str, bytes]:
 
 def without_code(settings: bytes) -> bytes:
     """A ``tokenizer_config.json`` that names no code of its own: ``tokenizer.json`` is enough."""
-    fields = _settings(settings)
+    fields = _json_object(SETTINGS, settings)
     if "auto_map" not in fields:
         return settings
     del fields["auto_map"]
@@ -141,11 +148,11 @@ def _load(content: bytes) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _settings(content: bytes) -> dict[str, Any]:
+def _json_object(name: str, content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{SETTINGS} is not JSON ({error}): fetch it again.") from error
+        raise ValueError(f"{name} is not JSON ({error}): fetch it again.") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{SETTINGS} holds no JSON object: fetch it again.")
+        raise ValueError(f"{name} holds no JSON object: fetch it again.")
     return fields

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ class RouterReport:
     """Summaries by their name in the run log."""
     scalars: list[float]
     """What came along in the same copy."""
+
+
+class Ranks(Protocol):
+    """The processes that train one model together, as far as counting needs to know them."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all of them."""
 
 
 class RouterReadings:
@@ -95,10 +111,46 @@ class RouterReadings:
         self._max_logit_L = scores_LTE.new_zeros(L)
 
     @torch.no_grad()
-    def report(self, routers: Sequence[Router], scalars: Sequence[Tensor] = ()) -> RouterReport:
+    def all_reduce(self, ranks: Ranks, extra: Tensor) -> Tensor:
+        """Add up the readings of all ranks, in one collective, with ``extra`` along for the ride.
+
+        Args:
+            ranks: All count the same routers, each other tokens.
+            extra: A vector in fp64, in which a count is exact up to 9·10^15.
+
+        Returns:
+            ``extra``, summed.
+        """
+        if ranks.size == 1:
+            return extra
+        # A sum cannot find a maximum, but it can bring every rank's own to all of them.
+        peaks_RL = self._max_logit_L.new_zeros((ranks.size, len(self._max_logit_L)))
+        peaks_RL[ranks.rank] = self._max_logit_L
+        sums = [self.counts_LE, self._tokens_L, self._dropped_L]
+        sums += [self._sums_4L, self._probability_LE, peaks_RL, extra]
+        flat = torch.cat([part.reshape(-1).to(torch.float64) for part in sums])
+        ranks.sum(flat)
+        sizes = [part.numel() for part in sums]
+        for part, summed in zip(sums, torch.split(flat, sizes), strict=True):
+            part.copy_(summed.view_as(part))
+        self._max_logit_L.copy_(peaks_RL.amax(dim=0))
+        return extra
+
+    @torch.no_grad()
+    def report(
+        self,
+        routers: Sequence[Router],
+        scalars: Sequence[Tensor] = (),
+        grad_norm_L: Tensor | None = None,
+    ) -> RouterReport:
         """Everything of this step in one device-to-host copy, with ``scalars`` along for the ride.
 
         The copy is fp64: a count is exact in it up to 9·10^15, in fp32 only up to 16.7 million.
+
+        Args:
+            routers: Of the model, in forward order.
+            scalars: Anything else that is wanted on the host.
+            grad_norm_L: Norm of the gradient of every router's weight; worked out here if absent.
 
         Raises:
             RuntimeError: If no training forward pass was counted since the last reset.
@@ -115,9 +167,10 @@ class RouterReadings:
             )
         tokens_L = self._tokens_L.clamp(min=1)
         mean_LE = self._probability_LE / tokens_L[:, None]
-        gradients = [
-            r.weight.new_zeros(()) if r.weight.grad is None else r.weight.grad for r in routers
-        ]
+        if grad_norm_L is None:
+            gradients = [r.weight.grad for r in routers]
+            norms = [tokens_L.new_zeros(()) if g is None else g.float().norm() for g in gradients]
+            grad_norm_L = torch.stack(norms)
         parts = [
             *(value.detach() for value in scalars),
             self.counts_LE,
@@ -127,7 +180,7 @@ class RouterReadings:
             self._sums_4L / tokens_L,
             torch.special.entr(mean_LE).sum(dim=-1),
             self._max_logit_L,
-            torch.stack([g.float().norm() for g in gradients]),
+            grad_norm_L,
         ]
         flat = torch.cat([part.reshape(-1).to(torch.float64) for part in parts]).tolist()
         values, flat = flat[: len(scalars)], flat[len(scalars) :]

@@ -65,6 +65,11 @@ class Checkpoint:
         with torch.device("meta"):
             model = LanguageModel(self.config)
         model = model.to_empty(device=device)
+        self.load_weights(model, device)
+        return model.eval()
+
+    def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
+        """Give ``model`` the weights; ``CheckpointError`` where they do not fit it."""
         try:
             model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -72,7 +77,6 @@ class Checkpoint:
                 f"{self.folder / WEIGHTS} does not fit its own {DESCRIPTION} ({error}): "
                 "use another checkpoint."
             ) from error
-        return model.eval()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -110,13 +114,31 @@ def file_facts(path: Path) -> dict[str, Any]:
         }
 
 
+def read_plain_description(folder: Path) -> dict[str, Any]:
+    """What ``checkpoint.json`` in ``folder`` says, without a look at the files it lists.
+
+    Raises:
+        CheckpointError: If there is none, or it is of something else.
+    """
+    path = folder / DESCRIPTION
+    try:
+        return _read_plain(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} is not a description of a checkpoint ({error}).") from error
+
+
+def _read_plain(path: Path) -> dict[str, Any]:
+    plain = json.loads(path.read_text("utf-8"))
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise ValueError(f"it does not say format={FORMAT!r}")
+    if plain["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version={plain['format_version']}, known is {FORMAT_VERSION}")
+    return plain
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        plain = json.loads(path.read_text("utf-8"))
-        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-            raise ValueError(f"it does not say format={FORMAT!r}")
-        if plain["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version={plain['format_version']}, known is {FORMAT_VERSION}")
+        plain = _read_plain(path)
         if WEIGHTS not in plain["files"]:
             raise ValueError(f"it does not list {WEIGHTS}")
         if any(Path(name).name != name for name in plain["files"]):

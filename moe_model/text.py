@@ -8,8 +8,14 @@ from pathlib import Path
 from moe_model.command import UsageError
 
 
-def read_text(path: Path, flag: str) -> str:
-    """The text in ``path``; ``UsageError`` names ``flag``, what is wrong and what to do."""
+def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
+    """The text in ``path``; ``UsageError`` names ``flag``, what is wrong and what to do.
+
+    Args:
+        path: Of a UTF-8 file.
+        flag: Of the command line, which named it.
+        instead: What to do about a file that cannot be read or is not text.
+    """
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder: name one text file in it.")
     if not path.exists():
@@ -19,12 +25,10 @@ def read_text(path: Path, flag: str) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{flag} {path} is not UTF-8 text (byte {error.start} is "
-            f"0x{error.object[error.start]:02x}): convert it, or name another file."
+            f"0x{error.object[error.start]:02x}): convert it, or {instead}."
         ) from error
     except OSError as error:
-        raise UsageError(
-            f"{flag} {path} cannot be read ({error.strerror}): name another file."
-        ) from error
+        raise UsageError(f"{flag} {path} cannot be read ({error.strerror}): {instead}.") from error
 
 
 def python_docs(flag: str) -> str:

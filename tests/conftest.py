@@ -44,10 +44,11 @@ def step(number: int, rows: list[list[int]], tokens: int, **changes: Any) -> dic
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The limits in the tester's own config file are not in play."""
+    """Neither the tester's own limits nor what an earlier run fetched or kept is in play."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

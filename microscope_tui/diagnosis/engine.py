@@ -85,8 +85,9 @@ class Diagnosis:
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
-        if event.event == "checkpoint" and event.step is not None:
-            self.checkpoints.append(event.step)
+        step = event.step
+        if event.event == "checkpoint" and step is not None and step not in self.checkpoints[-1:]:
+            self.checkpoints.append(step)
             del self.checkpoints[:-_MOST_CHECKPOINTS]
 
     def restart(self, step: int) -> None:

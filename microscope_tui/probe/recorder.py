@@ -2,27 +2,47 @@
 
 The trainer hands over raw counts and router readings; everything that can be derived from the
 counts is derived here, once, so that every writer of logs agrees with every reader. On the
-training thread a step is checked and copied, and its collapse index worked out; rounding,
-the other summaries, encoding and the disk wait for nobody (``runlog/background.py``).
+training thread a step is checked, copied, summarised and judged (``judge.py``), so that what it
+alarms about does not depend on the disk; encoding the matrices and writing wait for nobody
+(``runlog/background.py``).
 """
 
-import math
+import logging
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, TypeVar
 
 from microscope_tui import measures
+from microscope_tui.diagnosis.saved import BadState
+from microscope_tui.probe.judge import Alert, RunJudge
+from microscope_tui.probe.plain import (
+    bias_row,
+    counts_row,
+    encoded_biases,
+    per_router,
+    plain,
+    read_biases,
+    rounded,
+)
 from microscope_tui.runlog.background import SYNC_TIMEOUT_S, BackgroundLog, without_matrices
-from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
-from microscope_tui.runlog.writer import RunLogWriter
+from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME, EventRecord
+from microscope_tui.runlog.writer import RunLogWriter, encode_record
+
+_logger = logging.getLogger("moe_microscope.probe")
+
+_MOST_ALERTS = 1000
+"""Of those that nobody asked for, the newest."""
+_Answer = TypeVar("_Answer")
 
 
 class RunRecorder:
-    """Writes one run's log, ``run_dir/metrics.jsonl``. Recording never stops the training."""
+    """Writes one run's log, ``run_dir/metrics.jsonl``, and judges the run while it is trained.
+
+    Neither a failing disk nor a failing judgement stops the training.
+    """
 
     def __init__(
         self,
@@ -39,6 +59,9 @@ class RunRecorder:
         writer: str = "moe_model",
         counts_every: int = 1,
         background: bool = True,
+        world_size: int = 1,
+        judge: bool = True,
+        judgement: bytes | None = None,
     ) -> None:
         """Open the log and write its ``run`` record.
 
@@ -50,6 +73,10 @@ class RunRecorder:
                 and of every step that this number divides; the summaries are in every line.
             background: write on a thread of its own. Without it every record is in the file when
                 the call returns, and a slow disk is a slow training.
+            world_size: processes that train this run together.
+            judge: run the diagnosis beside the training, see ``alerts``.
+            judgement: what ``judgement()`` gave after the step before ``resumed_at_step``, to go
+                on as if nothing had happened; one that does not fit costs a warning.
 
         Raises:
             OSError: the folder cannot be written at all.
@@ -58,13 +85,13 @@ class RunRecorder:
         if counts_every < 1:
             raise ValueError(f"counts_every is {counts_every}: choose 1 (every step) or more")
         self._depths = list(model["layers"])
-        self._num_experts = _per_router(_plain(model["num_experts"]), len(self._depths))
-        self._top_k = _per_router(_plain(model["top_k"]), len(self._depths))
+        self._num_experts = per_router(plain(model["num_experts"]), len(self._depths))
+        self._top_k = per_router(plain(model["top_k"]), len(self._depths))
         self._counts_every = counts_every
         log = RunLogWriter(run_dir / LOG_NAME)
         self._log = log
         self._background = BackgroundLog(log, finish=self._finish) if background else None
-        head = {
+        head: dict[str, Any] = {
             "kind": "run",
             "format_version": FORMAT_VERSION,
             "run": run,
@@ -75,12 +102,15 @@ class RunRecorder:
             "model": model,
             "balance": balance,
             "source": {"writer": writer, "counts": "exact"},
-            "world_size": 1,
+            "world_size": world_size,
             "expert_parallel_size": 1,
             "config": config or {},
             "versions": versions or {},
         }
-        self._write(_plain(head))
+        head = plain(head)
+        self._write(head)
+        self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
+        self._judge = self._new_judge(head, judgement) if judge else None
 
     def record_step(
         self,
@@ -112,28 +142,57 @@ class RunRecorder:
         Raises:
             ValueError: something has not one entry per router, or a row not one per expert.
         """
-        counts = self._matrix("tokens_per_expert", tokens_per_expert, _counts)
-        effective = [measures.effective_experts(row) for row in counts]
+        step = int(step)
+        counts = self._matrix("tokens_per_expert", tokens_per_expert, counts_row)
+        in_full = step == 1 or step % self._counts_every == 0
+        biases: list[array[float]] = []
+        if in_full and expert_bias is not None:
+            biases = self._matrix("expert_bias", expert_bias, bias_row)
         readings = {
-            name: _plain(self._one_per_router(name, row)) for name, row in (router or {}).items()
+            name: plain(self._one_per_router(name, row)) for name, row in (router or {}).items()
         }
-        record: dict[str, Any] = {"kind": "step", "step": int(step), "time": round(time.time(), 3)}
-        record |= {"loss": _plain(loss), "losses": _plain(losses or {}), "tokens": _plain(tokens)}
-        record |= {name: _rounded(_plain(value), 6) for name, value in scalars.items()}
-        record["router"] = {**readings, "effective_experts": effective}
-        # The matrices come last: a reader of a long history never has to look at them.
-        record["expert_bias"] = []
-        if expert_bias is not None and self._wants_matrices(step):
-            record["expert_bias"] = self._matrix("expert_bias", expert_bias, _biases)
-        record["tokens_per_expert"] = counts
-        self._write(record)
-        sizes = zip(effective, self._num_experts, self._top_k, strict=True)
+        told = measures.summarise(counts)
+        head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
+        head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
+        head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
+        head["router"] = {
+            name: [rounded(v) for v in row] for name, row in {**readings, **told}.items()
+        }
+        if in_full:
+            # The matrices come last: a reader of a long history never has to look at them.
+            self._write({**head, "expert_bias": biases, "tokens_per_expert": counts})
+            self._judge_step(head, counts, biases)
+        else:
+            self._write(head)
+            self._judge_step(head, [], [])
+        sizes = zip(told["effective_experts"], self._num_experts, self._top_k, strict=True)
         return [measures.collapse_index(value, e, k) for value, e, k in sizes]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
-        """Write an event: ``eval``, ``checkpoint``, ``alert`` …"""
+        """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
-        self._write(_plain(head | fields))
+        record = plain(head | fields)
+        self._write(record)
+        told = EventRecord(record["event"], step=record["step"])
+        self._ask(lambda judge: judge.observe_event(told))
+
+    def alerts(self) -> list[Alert]:
+        """What began or grew worse since the last call, notes (``info``) included."""
+        new = list(self._alerts)
+        self._alerts.clear()
+        return new
+
+    def judgement(self) -> bytes | None:
+        """The state of the judgement after the last recorded step, to be saved in a checkpoint.
+
+        ``None`` where nothing is judged. Alerts that nobody asked for are not part of it.
+        """
+        return self._ask(lambda judge: judge.save())
+
+    def verdict(self) -> str:
+        """One line a finding, or ``healthy``: what ``moe-microscope check`` would say by now."""
+        verdict = self._ask(lambda judge: judge.verdict())
+        return verdict or "NO VERDICT: the run was not judged while it trained"
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
         """Force the log to disk; call it around a checkpoint, so that both tell the same story.
@@ -158,25 +217,61 @@ class RunRecorder:
             self._background.write(record)
 
     def _finish(self, record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
-        """The line of a record: rounded, all that counts tell, the matrices where they are due."""
-        if record["kind"] != "step":
-            return record
-        counts = record["tokens_per_expert"]
-        router = {
-            **record["router"],
-            "max_load": [measures.max_load(row) for row in counts],
-            "dead_experts": [measures.dead_experts(row) for row in counts],
-            "starved_experts": [measures.starved_experts(row) for row in counts],
-        }
-        router = {name: [_rounded(v) for v in row] for name, row in router.items()}
-        if not matrices or not self._wants_matrices(record["step"]):
-            return without_matrices({**record, "router": router}, False)
-        bias = [_four_digits(row) for row in record["expert_bias"]]
-        rows = [row.tolist() for row in counts]
-        return {**record, "router": router, "expert_bias": bias, "tokens_per_expert": rows}
+        """The line of a record; on the writing thread, with the matrices where there is time."""
+        if not matrices or "tokens_per_expert" not in record:
+            return without_matrices(record, False)
+        biases = [encoded_biases(row) for row in record["expert_bias"]]
+        rows = [row.tolist() for row in record["tokens_per_expert"]]
+        return {**record, "expert_bias": biases, "tokens_per_expert": rows}
 
-    def _wants_matrices(self, step: int) -> bool:
-        return step == 1 or step % self._counts_every == 0
+    def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
+        try:
+            line = encode_record(head)
+            try:
+                return RunJudge(line, state)
+            except BadState as error:
+                self._warn(f"the judgement starts anew, what was saved of it is no use: {error}")
+                return RunJudge(line)
+        except Exception as error:  # whatever is wrong with it, the training matters more
+            self._warn(f"the run is not judged while it trains: {error!r}")
+            return None
+
+    def _judge_step(
+        self,
+        head: Mapping[str, Any],
+        counts: Sequence["array[int]"],
+        biases: Sequence["array[float]"],
+    ) -> None:
+        """Judge the step, and write what it alarms about right after its line."""
+
+        def counted(index: int) -> list[int] | None:
+            return counts[index].tolist() if counts else None
+
+        def biased(index: int) -> list[float] | None:
+            return read_biases(biases[index]) if biases else None
+
+        # The matrices are judged as they will be read, without writing them out for it.
+        new = self._ask(lambda judge: judge.observe(encode_record(head), counted, biased))
+        for alert in new or ():
+            self._alerts.append(alert)
+            values = {name: getattr(alert, name) for name in ("rule", "severity", "layers")}
+            values |= {"onset": alert.onset, "verdict": alert.verdict}
+            event = {"kind": "event", "step": alert.step, "time": head["time"], "event": "alert"}
+            self._write(plain({**event, "values": values}))
+
+    def _ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
+        """The judge's answer. One that fails is asked no more; a warning says so."""
+        if self._judge is None:
+            return None
+        try:
+            return question(self._judge)
+        except Exception as error:
+            self._judge = None
+            self._warn(f"the run is not judged any more: {error!r}")
+            return None
+
+    def _warn(self, what: str) -> None:
+        _logger.warning("%s: %s; training goes on", self._log.path, what)
 
     def _one_per_router(self, name: str, values: Any) -> list[Any]:
         values = values.tolist() if hasattr(values, "tolist") else values
@@ -191,51 +286,9 @@ class RunRecorder:
         """A compact copy of one row per router, so that the caller may reuse its own."""
         matrix = [convert(row) for row in self._one_per_router(name, rows)]
         for row, depth, experts in zip(matrix, self._depths, self._num_experts, strict=True):
-            if len(row) != experts and (row or convert is _counts):
+            if len(row) != experts and (row or convert is counts_row):
                 raise ValueError(
                     f"{name} has {len(row)} entries for the router in layer {depth}, which has "
                     f"{experts} experts: hand over one per expert"
                 )
         return matrix
-
-
-def _per_router(value: int | Sequence[int], routers: int) -> list[int]:
-    return [value] * routers if isinstance(value, int) else list(value)
-
-
-def _counts(row: Sequence[int]) -> "array[int]":
-    try:
-        return array("q", row)  # whatever is an integer, numpy's included
-    except TypeError:  # counts that were summed as float64
-        return array("q", [int(count) for count in row])
-
-
-def _biases(row: Sequence[float] | None) -> "array[float]":
-    return array("d", () if row is None else row)
-
-
-def _four_digits(row: "array[float]") -> msgspec.Raw | list[float | None]:
-    """A row of biases as it stands in the line: half of all work is here, so one format does it."""
-    if not all(map(math.isfinite, row)):
-        return [_rounded(bias, 4) for bias in row]
-    return msgspec.Raw(("[" + ",".join(["%.4g"] * len(row)) % tuple(row) + "]").encode())
-
-
-def _plain(value: Any) -> Any:
-    """A copy in Python's own types; what JSON cannot hold becomes its text."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return int(value) if isinstance(value, int) else float(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
-        return _plain(value.tolist())
-    return str(value)
-
-
-def _rounded(value: float | None, digits: int = 5) -> float | None:
-    """``digits`` significant digits: half the bytes, and more than any screen shows."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")

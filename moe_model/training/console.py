@@ -6,11 +6,12 @@ The only place of the trainer that knows rich.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
@@ -19,19 +20,40 @@ from rich.text import Text
 from moe_model.training.progress import Progress
 
 _PLAIN_INTERVAL_S = 10.0
+_SEVERITY_STYLES = {"crit": "bold white on red", "error": "bold magenta", "warn": "bold yellow"}
+
+
+class Alert(Protocol):
+    """What the diagnosis found at a step."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def severity(self) -> str: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def next(self) -> str: ...
 
 
 class Console:
     """Narrates a run of ``steps`` optimizer steps whose routers are called ``layer_names``."""
 
-    def __init__(self, steps: int, layer_names: Sequence[str]) -> None:
+    def __init__(
+        self, steps: int, layer_names: Sequence[str], first: int = 1, *, quiet: bool = False
+    ) -> None:
+        """``first`` is the step it begins with; a ``quiet`` one says nothing."""
         self._steps = steps
+        self._first = first
         self._layer_names = layer_names
         self._rich = RichConsole(
             file=_Narration(sys.stderr),  # type: ignore[arg-type]  # all of TextIO that rich uses
             highlight=False,
             markup=False,
             emoji=False,
+            quiet=quiet,
         )
         self._bar = bars.Progress(
             bars.TextColumn("{task.completed}/{task.total}", markup=False),
@@ -44,7 +66,7 @@ class Console:
             transient=True,
             disable=not self._rich.is_terminal,
         )
-        self._task = self._bar.add_task("train", total=steps, numbers="")
+        self._task = self._bar.add_task("train", total=steps, completed=first - 1, numbers="")
         self._started = time.monotonic()
         self._last_line = float("-inf")
 
@@ -72,42 +94,79 @@ class Console:
             return
         now = time.monotonic()
         due = now - self._last_line >= _PLAIN_INTERVAL_S
-        if due or progress.step in (1, self._steps):
+        if due or progress.step in (self._first, self._steps):
             self._last_line = now
-            seconds = (now - self._started) / progress.step * (self._steps - progress.step)
+            done = progress.step - self._first + 1
+            seconds = (now - self._started) / done * (self._steps - progress.step)
             self.say(f"step {progress.step}/{self._steps}  {numbers}  ETA {_duration(seconds)}")
 
-    def summary(self, progress: Progress, ended: str) -> None:
-        """The last word on the numbers: losses, speed, and how every router ended."""
+    def alert(self, alert: Alert) -> None:
+        """What the diagnosis has just found, in the colour of its severity; notes are no alerts."""
+        style = _SEVERITY_STYLES.get(alert.severity)
+        if style is not None:
+            label = Text(f" {alert.severity.upper()} ", style=style)
+            line = f" step {alert.step}  {alert.rule}: {alert.verdict} {alert.next}"
+            self._rich.print(label + Text(line), soft_wrap=True)
+
+    def summary(self, progress: Progress, ended: str, verdict: str) -> None:
+        """The last word: time, tokens, losses, how every router ended, what the diagnosis says."""
         took = _duration(time.monotonic() - self._started)
-        self.say(
-            f"{ended} at step {progress.step}/{self._steps} after {took}: {self._numbers(progress)}"
-        )
-        layers = [
-            f"{name} {'–' if c is None else f'{c:.2f}'}"
-            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
-        ]
-        self.say(f"balance c per layer (1 even, 0 collapsed): {'  '.join(layers)}")
+        self.say(f"{ended} at step {progress.step}/{self._steps} after {took}")
+        facts = {
+            "tokens": f"{progress.tokens:,} in the whole run",
+            "loss": f"{progress.loss:.3f}",
+            "validation": _validation(progress),
+            "balance c": self._balance(progress),
+            "verdict": verdict,
+        }
+        for name, value in facts.items():
+            if value:
+                self.say(f"  {name:<11}{value}")
+
+    def places(self, **places: object) -> None:
+        """Where things are."""
+        for name, place in places.items():
+            self.say(f"  {name:<11}{place}")
 
     def sample(self, prompt: str, text: str) -> None:
         """What the model writes now."""
         self.say(f"sample after {prompt!r}:")
         self._rich.print(Text(prompt, style="dim") + Text(text), soft_wrap=True)
 
+    def _balance(self, progress: Progress) -> str:
+        layers = [
+            f"{name} {'–' if c is None else f'{c:.2f}'}"
+            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
+        ]
+        return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
+
     def _numbers(self, progress: Progress) -> str:
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
         parts.append(f"{progress.tokens_per_s:,.0f} tok/s")
+        parts.append(f"{progress.memory_bytes / 2**30:.1f} GiB")
         known = [
-            (c, name)
-            for c, name in zip(progress.collapse_index, self._layer_names, strict=True)
+            (c, name, place)
+            for place, (c, name) in enumerate(
+                zip(progress.collapse_index, self._layer_names, strict=True)
+            )
             if c is not None
         ]
         if known:
-            worst, name = min(known)
-            parts.append(f"worst c {worst:.2f} {name}")
+            worst, name, place = min(known)
+            entropy = progress.entropy[place] if progress.entropy else None
+            parts.append(f"worst {name} c {worst:.2f}")
+            if entropy is not None:
+                parts.append(f"H {entropy:.2f}")
         return "  ".join(parts)
+
+
+def _validation(progress: Progress) -> str:
+    if progress.validation_loss is None:
+        return ""
+    best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
+    return f"{progress.validation_loss:.3f}{best}"
 
 
 class _Narration:

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from moe_model.model import LanguageModel
+from moe_model.model import ModelOutput
+from moe_model.training.batches import Batch
+from moe_model.training.distributed import World
+from moe_model.training.losses import cross_entropy_share
 from moe_model.training.machine import mixed_precision
+
+ALONE = World()
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    model: nn.Module,
+    batches: Sequence[Batch],
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    forward: Callable[..., ModelOutput] | None = None,
+    world: World = ALONE,
 ) -> float:
-    """Mean next-token cross-entropy in nats over all targets; the model keeps its mode."""
+    """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
+
+    Args:
+        model: Whose mode is changed meanwhile.
+        batches: All of them, on every rank; each rank looks at its share.
+        device: Of the model.
+        dtype: Of matrix products.
+        forward: The model as it is called, where it is spread over ranks.
+        world: The ranks. Each makes the same number of forward passes: sharded ones wait for each
+            other.
+    """
+    forward = forward or model
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    tokens = 0
-    for inputs_BS, targets_BS in batches:
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for first in range(0, len(batches), world.size):
+        place = first + world.rank
+        batch = batches[min(place, len(batches) - 1)].to(device)
+        length = batch.tokens_BN.shape[1] - 1
         with mixed_precision(device, dtype):
-            logits_BSV = model(inputs_BS.to(device)).logits_BSV
-        loss = F.cross_entropy(
-            logits_BSV.float().flatten(0, 1), targets_BS.to(device).flatten(), reduction="sum"
-        )
-        total += loss
-        tokens += targets_BS.numel()
+            output = forward(batch.tokens_BN[:, :length])
+        if place < len(batches):
+            sums[0] += cross_entropy_share(output.logits_BSV, batch, 1, 1)
+            sums[1] += (batch.targets(1, length) >= 0).sum()
     model.train(was_training)
-    return total.item() / tokens
+    world.sum(sums)
+    return (sums[0] / sums[1]).item()

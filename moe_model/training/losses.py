@@ -1,8 +1,12 @@
-"""What training minimises: next-token cross-entropy, and what is added to it."""
+"""What training minimises: next-token cross-entropy, and what is added to it.
+
+Every value here is a *share*: summed over the micro-batches of a step and over all ranks it is the
+mean over the whole step. So a step means the same however it is cut into pieces.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,51 +14,76 @@ from torch import Tensor
 
 from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.model import ModelOutput
+from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import Options
 
-Penalty = Callable[[ModelOutput, Tensor], Tensor]
-"""From a forward pass and its tokens ``(B, S + 1 + D)`` to one value, or one per router."""
+Measure = Callable[[ModelOutput, Batch], Tensor]
+"""From a forward pass and its tokens to the share of the loss, or of a mean: a scalar each."""
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
 tokens (section 4.2)."""
 
 
-def next_token_loss(logits_BSV: Tensor, tokens_BN: Tensor, ahead: int = 1) -> Tensor:
-    """Mean cross-entropy in nats of the tokens ``ahead`` of each position, in fp32."""
-    targets_BS = tokens_BN[:, ahead : ahead + logits_BSV.shape[1]]
-    return F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten())
+def weights_at(step: int, options: Options) -> dict[str, float]:
+    """What is added to the loss in 1-based ``step``: weights by name, none that is 0.
 
-
-def penalties_at(step: int, options: Options) -> dict[str, tuple[float, Penalty]]:
-    """What is added to the loss in 1-based ``step``, by its name in the log: weight and measure.
-
-    The balance losses are 1 where the load is balanced.
+    Balance losses add up over the routers; each is 1 where the load is balanced.
     """
-    mtp_weight = options.mtp_weight
-    if step > options.steps * MTP_HIGH_SHARE:
-        mtp_weight /= 3
-    known: dict[str, tuple[float, Penalty]] = {
-        "mtp": (mtp_weight, _ahead_losses),
-        "seq_aux": (options.seq_aux_weight, _on_routings(sequence_balance_loss)),
-        "aux": (options.aux_weight, _on_routings(balance_loss)),
-        "z_loss": (options.z_loss_weight, _on_routings(router_z_loss)),
+    mtp = options.mtp_weight / (3 if step > options.steps * MTP_HIGH_SHARE else 1)
+    weights = {
+        "mtp": mtp,
+        "seq_aux": options.seq_aux_weight,
+        "aux": options.aux_weight,
+        "z_loss": options.z_loss_weight,
     }
-    return {name: (weight, measure) for name, (weight, measure) in known.items() if weight}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
-def _ahead_losses(output: ModelOutput, tokens_BN: Tensor) -> Tensor:
-    """Mean cross-entropy over the depths (DeepSeek-V3, eq. 25), in fp32."""
-    losses = [
-        next_token_loss(logits_BSV, tokens_BN, depth + 2)
-        for depth, logits_BSV in enumerate(output.ahead_logits)
-    ]
-    return torch.stack(losses).mean()
+def loss_shares(
+    output: ModelOutput,
+    batch: Batch,
+    names: Sequence[str],
+    step_batches: StepBatches,
+    num_passes: int,
+) -> list[Tensor]:
+    """The share of the next-token loss, then of each loss in ``names``.
+
+    Args:
+        output: Of the forward pass over ``batch``.
+        batch: One micro-batch.
+        names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
+        step_batches: What the batch is a part of: it knows the number of targets in the step.
+        num_passes: Forward passes in the step, over all ranks.
+    """
+    num_targets = step_batches.num_targets
+    shares = [cross_entropy_share(output.logits_BSV, batch, 1, num_targets[0])]
+    for name in names:
+        if name == "mtp":
+            depths = [
+                cross_entropy_share(logits_BSV, batch, depth + 2, num_targets[depth + 1])
+                for depth, logits_BSV in enumerate(output.ahead_logits)
+            ]
+            shares.append(torch.stack(depths).mean())  # DeepSeek-V3, eq. 25
+        else:
+            valid_BS = torch.ones(output.logits_BSV.shape[:2], dtype=torch.bool)
+            valid_BS = valid_BS.to(output.logits_BSV.device)
+            shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
+    return shares
 
 
-def _on_routings(loss: Callable[..., Tensor]) -> Penalty:
-    def measure(output: ModelOutput, tokens_BN: Tensor) -> Tensor:
-        valid_BS = torch.ones(output.logits_BSV.shape[:2], dtype=torch.bool).to(tokens_BN.device)
-        return loss(output.routings, valid_BS)
+def cross_entropy_share(logits_BSV: Tensor, batch: Batch, ahead: int, num_targets: int) -> Tensor:
+    """Cross-entropy in nats of the tokens ``ahead`` of each position, in fp32, ÷ ``num_targets``.
 
-    return measure
+    A token that begins another document is no target: nobody could know it.
+    """
+    targets_BS = batch.targets(ahead, logits_BSV.shape[1])
+    total = F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum")
+    return total / max(1, num_targets)
+
+
+_BALANCE_LOSSES = {
+    "seq_aux": sequence_balance_loss,
+    "aux": balance_loss,
+    "z_loss": router_z_loss,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ import torch
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,17 +28,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` takes bf16 where the hardware multiplies it, else fp32.
+    """``auto`` takes bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.
 
     A CPU without bf16 instructions converts to fp32 and back around every product, which is slower
     than fp32; one with them is measured to train this model about 1.4 times as fast.
     """
     native = has_native_bf16(device)
     if name == "auto":
-        return torch.bfloat16 if native else torch.float32
+        if native:
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else torch.float32
     if name == "bf16" and device.type == "cuda" and not native:
         raise UsageError(
-            f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16: use --dtype fp32."
+            f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16: use --dtype fp16."
         )
     return DTYPES[name]
 
@@ -54,6 +57,11 @@ def has_native_bf16(device: torch.device) -> bool:
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Run matrix products in ``dtype``; weights and everything delicate stay fp32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def loss_scale(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Finds the factor that keeps fp16 gradients above zero; does nothing for other formats."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 def refuse_too_large(config: ModelConfig, device: torch.device) -> None:
@@ -74,6 +82,17 @@ def refuse_too_large(config: ModelConfig, device: torch.device) -> None:
             f"{memory / 1e9:,.0f} GB: choose a smaller preset, or set --model.num_hidden_layers, "
             "--model.n_routed_experts and other fields lower."
         )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Every random number of a step depends on the seed, the step and the rank, on nothing else.
+
+    So there is no state of a generator to be saved, and none that a resumed run could miss: what
+    was drawn between two steps, by whomever, changes nothing.
+    """
+    number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
+    random.seed(number)
+    torch.manual_seed(number)  # that of the CPU and those of all GPUs
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -1,14 +1,12 @@
 """Every option of a run, each once: command line, help and log header are derived from here.
 
-An option that is ``None`` takes the preset's value; :func:`settle` fills those in, so that the
+An option that is ``None`` takes the preset's value; ``settle.py`` fills those in, so that the
 settled options describe the run completely.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +15,6 @@ from cyclopts import Group, Parameter
 
 from moe_model.command import UsageError
 from moe_model.config import PRESETS, DropPolicy, ModelConfig
-from moe_model.training.data import PYTHON_DOCS
 from moe_model.training.overrides import ModelOverrides
 
 _DATA = Group("Model and data", sort_key=1)
@@ -27,7 +24,10 @@ _OUTPUT = Group("Output", sort_key=4)
 _MODEL = Group("Model fields (default: the preset's)", sort_key=5)
 
 _PRESET: Any = None
-"""Stands for the preset's value until :func:`settle` fills it in."""
+"""Stands for the preset's value until it is settled."""
+
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+OnCollapse = Literal["log", "checkpoint", "stop"]
 
 AUX_WEIGHT = 1e-2
 SEQ_AUX_WEIGHT = 1e-4
@@ -38,6 +38,8 @@ MTP_WEIGHT = 0.3
 class RunDefaults:
     """What a preset says about training, beside the shape of its model."""
 
+    data: str
+    tokenizer: str
     steps: int
     batch_size: int
     lr: float
@@ -47,11 +49,11 @@ class RunDefaults:
 
 
 RUN_DEFAULTS = {
-    #                         steps batch  lr    bias  eval  save
-    "tiny":        RunDefaults(1500,  8, 1e-3, 1e-2,  100,  500),
-    "small":       RunDefaults(3000,  8, 6e-4, 1e-2,  100,  500),
-    "shakespeare": RunDefaults(10000, 4, 3e-4, 1e-3,  250, 1000),
-    "deepseek-v3": RunDefaults(10000, 1, 2e-4, 1e-3,  250, 1000),
+    #                          data              tokenizer steps batch lr bias  eval save
+    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 1e-3, 1e-2, 100,  500),
+    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 100,  500),
+    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 250, 1000),
+    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 250, 1000),
 }  # fmt: skip
 """The bias rate of DeepSeek-V3 is 1e-3 over millions of steps; a short run needs ten times that to
 be balanced before it ends."""
@@ -72,8 +74,15 @@ class Options:
 
     preset: Annotated[str, Parameter(group=_DATA)] = "tiny"
     """Shape of the model and defaults of the run: tiny, small, shakespeare or deepseek-v3."""
-    data: Annotated[str, Parameter(group=_DATA)] = PYTHON_DOCS
-    """Text to learn: python-docs (it comes with Python) or a UTF-8 file."""
+    data: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
+    """Text to learn: python-docs (comes with Python; the default, except for the preset
+    shakespeare), tinyshakespeare (1 MB, downloaded once), a UTF-8 file, or a folder of them."""
+    tokenizer: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
+    """What a token is: char, bpe (byte pairs, learned from the text), a name on the Hugging Face
+    hub such as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the
+    preset's)."""
+    config: Annotated[Path | None, Parameter(group=_DATA)] = None
+    """TOML file with any of these options by the same names; the command line wins."""
 
     steps: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Optimizer steps (default: the preset's)."""
@@ -93,8 +102,16 @@ class Options:
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
-    dtype: Annotated[Literal["auto", "fp32", "bf16"], Parameter(group=_TRAINING)] = "auto"
-    """Number format of matrix products; auto takes bf16 where the hardware has it."""
+    dtype: Annotated[DtypeName, Parameter(group=_TRAINING)] = "auto"
+    """Number format of matrix products; auto takes bf16 where the hardware has it, on older GPUs
+    fp16 (with a loss scale that finds itself)."""
+    compile: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    """Compile every layer with torch.compile: slower to start, faster steps."""
+    activation_checkpointing: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
+    """How the processes of a torchrun share the work: ddp (the default there) keeps the whole
+    model in each, fsdp a part of it."""
 
     balance: Annotated[Literal["bias", "aux", "none"], Parameter(group=_BALANCE)] = "bias"
     """What keeps experts busy: bias (DeepSeek-V3, loss-less), aux (classic loss), or none."""
@@ -127,23 +144,35 @@ class Options:
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
     eval_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
+    resume: Annotated[str | None, Parameter(group=_OUTPUT)] = None
+    """Go on, bit for bit, from a checkpoint: auto takes the newest sound one of --run, or starts
+    where there is none; or name one. What is not given is then as it was in that run."""
+    on_collapse: Annotated[OnCollapse, Parameter(group=_OUTPUT)] = "log"
+    """When a router has collapsed: log says so, checkpoint also keeps the state of that moment,
+    stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, Parameter(group=_OUTPUT, allow_leading_hyphen=True)] = None
     """Text that the sample at the end continues (default: the start of the held-out text)."""
 
     model: Annotated[ModelOverrides, Parameter(group=_MODEL, name_transform=str)] = ModelOverrides()  # noqa: RUF009  # frozen
     """Fields of the model that differ from the preset."""
 
-    def model_config(self, vocabulary: int) -> ModelConfig:
-        """The preset with the fields of ``--model``; ``UsageError`` where they contradict."""
-        fields = {"vocab_size": vocabulary, **PRESETS[self.preset], **self._model_fields()}
+    def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
+        """The preset, or the model that goes on, with the fields of ``--model``.
+
+        Raises:
+            UsageError: If they contradict each other or ``vocabulary``, the number of tokens.
+        """
+        fields = {"vocab_size": vocabulary, **PRESETS[self.preset]}
+        if earlier is not None:
+            fields = earlier.to_dict()
         try:
-            config = ModelConfig.from_dict(fields)
+            config = ModelConfig.from_dict({**fields, **self._model_fields()})
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
         if config.vocab_size < vocabulary:
             raise UsageError(
-                f"--model.vocab_size {config.vocab_size} is less than the {vocabulary} characters "
-                "of the text: leave it out, or choose more."
+                f"--model.vocab_size {config.vocab_size} is less than the {vocabulary} tokens of "
+                "the tokenizer: leave it out, or choose more."
             )
         if self.seq_len > config.max_position_embeddings:
             raise UsageError(
@@ -152,6 +181,12 @@ class Options:
                 f"{self.seq_len}."
             )
         return config
+
+    @property
+    def model_vocabulary(self) -> int | None:
+        """Tokens that the model has room for, where that is said: what ``bpe`` may learn."""
+        said: int | None = self.model.vocab_size or PRESETS[self.preset].get("vocab_size")
+        return said
 
     def _model_fields(self) -> dict[str, Any]:
         """Fields of the model that the command line sets, under one name or another."""
@@ -162,7 +197,7 @@ class Options:
                 continue
             given = fields.setdefault(field, int(value) if value is True else value)
             if given != value and not (value is True and given):
-                said = _flag(flag) if value is True else f"{_flag(flag)} {value}"
+                said = flag_name(flag) if value is True else f"{flag_name(flag)} {value}"
                 raise UsageError(
                     f"{said} contradicts --model.{field} {given}: leave one of them out."
                 )
@@ -186,109 +221,6 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if v is not None and v != {}}
 
 
-def settle(options: Options) -> Options:
-    """The same options with the preset's values filled in and every range checked.
-
-    Raises:
-        UsageError: For a value out of range, or values that contradict.
-    """
-    if options.preset not in RUN_DEFAULTS:
-        raise UsageError(
-            f"--preset {options.preset} is not known: choose one of {', '.join(PRESETS)}."
-        )
-    defaults = dataclasses.asdict(RUN_DEFAULTS[options.preset])
-    defaults["seq_len"] = (
-        options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
-    )
-    defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
-    defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
-    depths = options.model.num_nextn_predict_layers
-    if depths is None:
-        depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
-    defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
-    defaults["run"] = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
-    if options.balance != "bias":
-        defaults["bias_update_rate"] = 0.0
-    missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
-    settled = dataclasses.replace(options, **missing)
-    _check_ranges(settled)
-    _check_balance(settled)
-    _check_mtp(settled, depths)
-    _check_run_name(settled.run)
-    return settled
-
-
-def _flag(name: str) -> str:
+def flag_name(name: str) -> str:
+    """The option ``name`` as the command line spells it."""
     return "--" + name.replace("_", "-")
-
-
-def _check_ranges(options: Options) -> None:
-    whole = ("steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every")
-    for name in (*whole, "counts_every"):
-        if getattr(options, name) < 1:
-            raise UsageError(
-                f"{_flag(name)} {getattr(options, name)} is too few: choose 1 or more."
-            )
-    if not 0 < options.lr < float("inf"):
-        raise UsageError(f"--lr {options.lr} is out of range: choose above 0, such as 1e-3.")
-    if not 0 <= options.seed < 2**63:
-        raise UsageError(f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1.")
-    for name in ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise UsageError(
-                f"{_flag(name)} {getattr(options, name)} is out of range: choose 0 or more."
-            )
-
-
-def _check_balance(options: Options) -> None:
-    belongs_to: dict[str, tuple[str, ...]] = {
-        "bias_update_rate": ("bias",),
-        "aux_weight": ("aux",),
-        "seq_aux_weight": ("bias", "aux"),
-    }
-    for name, methods in belongs_to.items():
-        if getattr(options, name) and options.balance not in methods:
-            raise UsageError(
-                f"{_flag(name)} {getattr(options, name)} does nothing with --balance "
-                f"{options.balance}: leave it out, or choose --balance {' or '.join(methods)}."
-            )
-
-
-def _check_mtp(options: Options, depths: int) -> None:
-    if options.mtp_weight and not (options.mtp or depths):
-        raise UsageError(
-            f"--mtp-weight {options.mtp_weight} does nothing without --mtp: add it, or leave the "
-            "weight out."
-        )
-
-
-def _check_run_name(run: str) -> None:
-    if run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", run):
-        raise UsageError(
-            f"--run {run!r} cannot name a folder: use letters, digits, '-', '_' and '.' only."
-        )
-
-
-def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[int, int]:
-    """Index of the router and first step of ``--force-collapse LAYER@STEP``.
-
-    Raises:
-        UsageError: If it does not read so, the layer has no router, or the step never comes.
-    """
-    match = re.fullmatch(r"(\d+)@(\d+)", text)
-    if match is None:
-        raise UsageError(
-            f"--force-collapse {text!r} is not LAYER@STEP: write for example "
-            f"{config.router_depths[0]}@{max(1, steps // 2)}."
-        )
-    layer, step = int(match[1]), int(match[2])
-    if layer not in config.router_depths:
-        layers = ", ".join(map(str, config.router_depths))
-        raise UsageError(
-            f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
-        )
-    if not 1 <= step <= steps:
-        raise UsageError(
-            f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
-        )
-    return config.router_depths.index(layer), step

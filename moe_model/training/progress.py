@@ -35,6 +35,39 @@ class Progress:
     """Steps in a row, up to the last one, whose gradient was not finite."""
     saved_step: int | None = None
     """Step of the latest checkpoint."""
+    entropy: Sequence[float | None] = ()
+    """One per router: how undecided it is about a token, in nats."""
+    tokens: int = 0
+    """Trained on so far."""
+    memory_bytes: int = 0
+    """Peak on a GPU, else what the process holds."""
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
+        """Where the run was after ``step``; ``KeyError``, ``TypeError`` or ``ValueError``."""
+        known = saved["validation_loss"]
+        best = saved["best_loss"]
+        return cls(
+            step=step,
+            saved_step=step,
+            loss=math.nan if saved["loss"] is None else float(saved["loss"]),
+            validation_loss=None if known is None else float(known),
+            best_loss=math.inf if best is None else float(best),
+            bad_steps=int(saved["bad_steps"]),
+            tokens=int(saved["tokens"]),
+            collapse_index=list(saved["collapse_index"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, ready for JSON: the rest is known again after a step."""
+        return {
+            "loss": _finite(self.loss),
+            "validation_loss": _finite(self.validation_loss),
+            "best_loss": _finite(self.best_loss),
+            "bad_steps": self.bad_steps,
+            "tokens": self.tokens,
+            "collapse_index": list(self.collapse_index),
+        }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
         """Take over a completed step from its line of the log.
@@ -44,6 +77,9 @@ class Progress:
         """
         self.step, self.loss = record["step"], record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
+        self.tokens += record["tokens"]
+        self.memory_bytes = record["memory_bytes"]
+        self.entropy = record["router"]["entropy"]
         self.collapse_index = collapse_index
         self.bad_steps = 0 if math.isfinite(record["grad_norm"]) else self.bad_steps + 1
         if self.bad_steps >= GIVE_UP_AFTER:
@@ -51,3 +87,7 @@ class Progress:
                 f"the gradient was not finite in {self.bad_steps} steps in a row (the last is step "
                 f"{self.step}): start again with a lower --lr."
             )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

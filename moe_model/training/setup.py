@@ -1,25 +1,39 @@
-"""From settled options to everything a run is made of.
+"""From settled options to everything a run is made of, new or continued.
 
 Whatever can be wrong with the options is found here, before a single file is written.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
-from moe_model.training.machine import choose_device, choose_dtype, refuse_too_large
+from moe_model.model import LanguageModel, ModelOutput
+from moe_model.store import TRAINING_STATE, Checkpoint
+from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
+from moe_model.training.checkpoint import JUDGEMENT
+from moe_model.training.corpus import Corpus
+from moe_model.training.distributed import World
+from moe_model.training.machine import choose_dtype, loss_scale, refuse_too_large
 from moe_model.training.optimizer import make_optimizer
-from moe_model.training.options import Options, parse_forced_collapse
+from moe_model.training.options import Options
+from moe_model.training.parallel import parallelize
+from moe_model.training.progress import Progress
+from moe_model.training.resume import (
+    AUTO,
+    find_checkpoint,
+    refuse_other_model,
+    refuse_other_preset_or_tokenizer,
+    restore,
+)
+from moe_model.training.settle import parse_forced_collapse
+from moe_model.training.sources import load_documents
+from moe_model.training.tokenizing import make_tokenizer
 
 EVALUATION_BATCHES = 16
 PROMPT_TOKENS = 32
@@ -30,6 +44,8 @@ class Run:
     """What a run is made of."""
 
     options: Options
+    world: World
+    """The processes that train together; often one."""
     device: torch.device
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
@@ -39,23 +55,31 @@ class Run:
     forced_collapse: tuple[int, int] | None
     """Router that is collapsed on purpose, and the first step of it."""
     model: LanguageModel
+    forward: Callable[..., ModelOutput]
+    """The model as it is called: over all ranks where there are several."""
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     batches: TrainingBatches
-    held_out: Sequence[tuple[Tensor, Tensor]]
+    held_out: Sequence[Batch]
+    progress: Progress
+    resumed_at_step: int | None
+    """First step that is written to a log with a past, or to one whose past is elsewhere."""
+    judgement: bytes | None
+    """What the diagnosis knew where the run was interrupted."""
 
 
-def prepare(options: Options) -> Run:
-    """Read the data, build the model and its optimizer.
+def prepare(options: Options, world: World) -> Run:
+    """Read the data, build the model and its optimizer, and let both go on where they were.
 
     Raises:
         UsageError: If the options ask for something that cannot be.
+        CheckpointError: If the checkpoint to go on from is damaged.
     """
-    _refuse_existing(options)
-    device = choose_device(options.device)
+    checkpoint = find_checkpoint(options)
+    goes_on = _refuse_existing(options, checkpoint)
+    device = world.device
     dtype = choose_dtype(options.dtype, device)
-    corpus = Corpus.from_text(load_text(options.data), options.seq_len)
-    config = options.model_config(len(corpus.tokenizer))
-    refuse_too_large(config, device)
+    config, corpus = _read_data(options, checkpoint, world)
     forced_collapse = None
     if options.force_collapse is not None:
         forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
@@ -63,89 +87,105 @@ def prepare(options: Options) -> Run:
 
     model = LanguageModel(config)
     model.init_weights(torch.Generator().manual_seed(options.seed))
+    if checkpoint is not None:
+        checkpoint.load_weights(model)
     model.to(device).train()
-    batch, length = options.batch_size, options.seq_len
-    window = length + 1 + config.num_nextn_predict_layers
-    return Run(
+    model.recompute = options.activation_checkpointing
+    if options.compile:
+        for layer in (*model.layers, *model.mtp):
+            layer.compile()
+    forward = parallelize(model, options.parallel, world)
+    run = Run(
         options=options,
+        world=world,
         device=device,
         dtype=dtype,
         corpus=corpus,
         prompt=prompt,
         forced_collapse=forced_collapse,
         model=model,
+        forward=forward,
         optimizer=make_optimizer(model, options.lr),
-        batches=TrainingBatches(corpus.training, batch, window, options.seed),
-        held_out=held_out_batches(corpus.held_out, batch, length, EVALUATION_BATCHES),
+        scaler=loss_scale(device, dtype),
+        batches=TrainingBatches(
+            corpus.training,
+            batch_size=options.batch_size,
+            grad_accum=options.grad_accum,
+            seq_len=options.seq_len,
+            ahead=config.num_nextn_predict_layers,
+            seed=options.seed,
+            rank=world.rank,
+            world_size=world.size,
+            pin=device.type == "cuda",
+        ),
+        held_out=held_out_batches(
+            corpus.held_out, options.batch_size, options.seq_len, EVALUATION_BATCHES
+        ),
+        progress=Progress(collapse_index=[None] * len(model.routers)),
+        **_past(checkpoint, goes_on),
     )
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    return run
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """What the log says about the run before its first step, and how often it counts experts."""
-    options, config = run.options, run.model.config
+def _read_data(
+    options: Options, checkpoint: Checkpoint | None, world: World
+) -> tuple[ModelConfig, Corpus]:
+    """The text as tokens, and the shape of the model that reads them."""
+    with world.main_first():  # one downloads and encodes, the others find it done
+        documents = load_documents(options.data)
+        if checkpoint is not None:
+            refuse_other_preset_or_tokenizer(options, checkpoint)
+            tokenizer = checkpoint.tokenizer
+        else:
+            tokenizer = make_tokenizer(options.tokenizer, documents, options.model_vocabulary)
+        earlier = None if checkpoint is None else checkpoint.config
+        config = options.model_config(len(tokenizer), earlier)
+        if checkpoint is not None:
+            refuse_other_model(config, checkpoint)
+        refuse_too_large(config, world.device)
+        ahead = config.num_nextn_predict_layers
+        return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
+
+
+def _past(checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
+    """What the log is told of the time before: nothing where it begins here."""
+    if checkpoint is None or not (checkpoint.folder / TRAINING_STATE).exists():
+        return {"resumed_at_step": 1 if goes_on else None, "judgement": None}
+    judgement = checkpoint.folder / JUDGEMENT
     return {
-        "run": options.run,
-        "planned_steps": options.steps,
-        "counts_every": options.counts_every,
-        "model": {
-            "name": "deepseek-v3",
-            "layers": list(config.router_depths),
-            "layer_names": layer_names(config),
-            "num_experts": config.n_routed_experts,
-            "top_k": config.num_experts_per_tok,
-            "num_shared_experts": config.n_shared_experts,
-            "score_function": config.scoring_func,
-            "norm_top_k": config.norm_topk_prob,
-            "capacity_factor": config.capacity_factor,
-            "parameters": config.parameters(),
-            "active_parameters": config.active_parameters(),
-        },
-        "balance": {
-            "method": options.balance,
-            "bias_update_rate": options.bias_update_rate,
-            "seq_aux_weight": options.seq_aux_weight,
-            "aux_weight": options.aux_weight,
-            "z_loss_weight": options.z_loss_weight,
-        },
-        "config": {
-            **options.to_dict(),
-            "device": run.device.type,
-            "dtype": dtype_name(run),
-            "model": config.to_dict(),
-        },
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "resumed_at_step": checkpoint.step + 1,
+        "judgement": judgement.read_bytes() if judgement.exists() else None,
     }
 
 
-def layer_names(config: ModelConfig) -> list[str]:
-    """What the routers are called on a screen."""
-    layers = config.num_hidden_layers
-    return [
-        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in config.router_depths
-    ]
+def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
+    """Whether the folders of this run may be there already: it goes on in them.
 
-
-def dtype_name(run: Run) -> str:
-    """The number format as the command line spells it."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[run.dtype]
-
-
-def _refuse_existing(options: Options) -> None:
+    Raises:
+        UsageError: If they are there and it does not.
+    """
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
         )
-    # Two runs in one folder would make one log of two stories.
-    for folder in (options.log_dir / options.run, options.checkpoint_dir / options.run):
-        if folder.exists():
-            raise UsageError(
-                f"--run {options.run}: {folder} exists already: choose another name, or remove it."
-            )
+    own = options.checkpoint_dir / options.run
+    folders = [f for f in (options.log_dir / options.run, own) if f.exists()]
+    in_place = checkpoint is not None and checkpoint.folder.parent == own.resolve()
+    if folders and not in_place and options.resume != AUTO:
+        # Two runs in one folder would make one log of two stories.
+        raise UsageError(
+            f"--run {options.run}: {folders[0]} exists already: go on with it (--resume auto), "
+            "choose another name, or remove it."
+        )
+    return bool(folders)
 
 
 def _choose_prompt(options: Options, corpus: Corpus) -> str:
     if not options.sample_prompt:
-        return corpus.tokenizer.decode(corpus.held_out[:PROMPT_TOKENS].tolist())
+        start = corpus.held_out.ids[:PROMPT_TOKENS].tolist()
+        return corpus.tokenizer.decode(start)
     try:
         corpus.tokenizer.encode(options.sample_prompt)
     except ValueError as error:

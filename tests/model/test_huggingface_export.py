@@ -75,10 +75,11 @@ def checkpoint(model: LanguageModel, run: Path, tokenizer: CharTokenizer) -> Pat
     Checkpoints(run).save(
         LATEST,
         step=3,
-        model=model,
+        config=model.config,
+        weights=model.state_dict(),
+        training_state={},
         tokenizer=tokenizer,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        batches=torch.Generator(),
+        judgement=None,
         facts={},
     )
     return run

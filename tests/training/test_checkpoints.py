@@ -16,8 +16,8 @@ from moe_model.model import LanguageModel
 from moe_model.store import CheckpointError, read_checkpoint
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training import checkpoint as checkpoint_module
-from moe_model.training.checkpoint import BEST, LATEST, Checkpoints
-from moe_model.training.optimizer import make_optimizer
+from moe_model.training.checkpoint import BEST, LATEST, PREVIOUS, Checkpoints
+from moe_model.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 
 Save = Callable[..., Path]
 
@@ -40,16 +40,16 @@ def save(model: LanguageModel, tmp_path: Path) -> Save:
     optimizer = make_optimizer(model, 1e-3)
     model(torch.zeros(1, 4, dtype=torch.int64)).logits_BSV.square().mean().backward()
     optimizer.step()
-    batches = torch.Generator().manual_seed(0)
 
     def run(step: int, name: str = LATEST) -> Path:
         return checkpoints.save(
             name,
             step=step,
-            model=model,
+            config=model.config,
+            weights=model.state_dict(),
+            training_state=optimizer_tensors(model, optimizer),
             tokenizer=CharTokenizer("abcd"),
-            optimizer=optimizer,
-            batches=batches,
+            judgement=b"judged",
             facts={"validation_loss": None},
         )
 
@@ -66,23 +66,52 @@ def test_what_is_read_is_what_was_saved(save: Save, model: LanguageModel) -> Non
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_optimizer_and_sampler_state_are_saved_by_name(save: Save, model: LanguageModel) -> None:
+def test_an_optimizer_that_goes_on_is_the_one_that_was_saved(
+    save: Save, model: LanguageModel
+) -> None:
     state = load_file(read_checkpoint(save(3)).folder / "training.safetensors")
     names = {name for name, _ in model.named_parameters()}
-    moments = {f"optimizer.{n}.{k}" for n in names for k in ("step", "exp_avg", "exp_avg_sq")}
-    assert set(state) == moments | {"batches.generator"}
+    assert set(state) == {
+        f"optimizer.{n}.{k}" for n in names for k in ("step", "exp_avg", "exp_avg_sq")
+    }
+    other = make_optimizer(model, 1e-3)
+    restore_optimizer(model, other, state)
+    restored = optimizer_tensors(model, other)
+    assert all(torch.equal(restored[name], value) for name, value in state.items())
+    del state["optimizer.norm.weight.exp_avg"]
+    with pytest.raises(ValueError, match=r"optimizer\.norm\.weight\.exp_avg is None and not"):
+        restore_optimizer(model, other, state)
 
 
 def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
     for step, name in [(1, BEST), (1, LATEST), (2, LATEST), (3, LATEST)]:
         save(step, name)
     found = sorted(path.name for path in (tmp_path / "r").iterdir())
-    assert found == ["best", "latest", "step-00000001", "step-00000003"]
+    steps = ["step-00000001", "step-00000002", "step-00000003"]
+    assert found == ["best", "latest", "previous", *steps]
     assert read_checkpoint(tmp_path / "r" / "best").step == 1
+    assert read_checkpoint(tmp_path / "r" / PREVIOUS).step == 2
     assert read_checkpoint(tmp_path / "r").step == 3
 
 
-@pytest.mark.parametrize("fails_at", range(1, 12))
+def test_a_step_of_a_former_future_is_not_taken_for_the_one_saved_now(
+    save: Save, model: LanguageModel, tmp_path: Path
+) -> None:
+    """A run that goes on from step 1 finds the best of step 2 that another optimizer made."""
+    before = save(2, BEST).resolve()
+    with torch.no_grad():
+        model.norm.weight += 1
+    now = Checkpoints(tmp_path / "r")
+    facts = {"step": 2, "config": model.config, "weights": model.state_dict()}
+    facts |= {"training_state": {}, "tokenizer": CharTokenizer("abcd"), "judgement": None}
+    now.save(LATEST, **facts, facts={})
+    latest = read_checkpoint(tmp_path / "r")
+    assert latest.folder != before
+    assert torch.equal(latest.load_model().norm.weight, model.norm.weight)
+    assert read_checkpoint(tmp_path / "r" / "best").folder == before
+
+
+@pytest.mark.parametrize("fails_at", range(1, 18))
 def test_failing_at_any_moment_keeps_a_loadable_latest(
     fails_at: int, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +137,7 @@ def test_failing_at_any_moment_keeps_a_loadable_latest(
             (Path, "rename"),
             (Path, "symlink_to"),
             (Path, "write_text"),
+            (Path, "write_bytes"),
         ]:
             patch.setattr(owner, name, failing(getattr(owner, name)))
         try:
@@ -179,7 +209,9 @@ def test_weights_of_another_shape_are_refused(save: Save, model: LanguageModel) 
         read_checkpoint(folder).load_model()
 
 
-def test_an_existing_folder_is_not_taken_over(save: Save, tmp_path: Path) -> None:
-    save(1)
-    with pytest.raises(FileExistsError):
-        Checkpoints(tmp_path / "r")
+def test_what_a_killed_process_left_is_cleared_away(save: Save, tmp_path: Path) -> None:
+    for left in (".step-00000007.partial", ".step-00000006.removed"):
+        (tmp_path / "r" / left).mkdir()
+    save(8)
+    found = sorted(path.name for path in (tmp_path / "r").iterdir())
+    assert found == ["latest", "step-00000008"]

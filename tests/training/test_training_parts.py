@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import random
 import re
 from types import ModuleType
 
@@ -14,8 +15,9 @@ from rich.console import Console as RichConsole
 from moe_model.command import UsageError
 from moe_model.config import PRESETS, ModelConfig, YarnScaling
 from moe_model.model import LanguageModel
+from moe_model.training.batches import held_out_batches
 from moe_model.training.console import Console
-from moe_model.training.data import Corpus, TrainingBatches, held_out_batches, load_text
+from moe_model.training.corpus import Tokens
 from moe_model.training.evaluation import evaluate
 from moe_model.training.machine import (
     choose_device,
@@ -23,18 +25,23 @@ from moe_model.training.machine import (
     has_native_bf16,
     memory_bytes,
     refuse_too_large,
+    seed_step,
 )
 from moe_model.training.optimizer import learning_rate_at, make_optimizer
-from moe_model.training.options import RUN_DEFAULTS, Options, settle
+from moe_model.training.options import RUN_DEFAULTS, Options
 from moe_model.training.progress import Progress
+from moe_model.training.settle import settle
 
 FLAGS = [
-    "--preset", "--data", "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
-    "--device", "--dtype", "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
+    "--preset", "--data", "--tokenizer", "--config",
+    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
+    "--device", "--dtype",
+    "--compile", "--activation-checkpointing", "--parallel",
+    "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
     "--seq-aux-weight", "--aux-weight",
     "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
     "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--sample-prompt",
+    "--eval-every", "--resume", "--on-collapse", "--sample-prompt",
 ]  # fmt: skip
 
 
@@ -70,6 +77,7 @@ def test_every_preset_says_how_it_is_trained() -> None:
 def test_settled_options_are_complete_and_options_given_win(preset: str) -> None:
     settled = settle(Options(preset=preset, steps=7, run="r"))
     optional = {"force_collapse", "sample_prompt", "router_noise", "capacity_factor", "drop_policy"}
+    optional |= {"config", "parallel", "resume"}
     assert {k for k, v in settled.to_dict().items() if v is None} == optional
     assert settled.steps == 7
     assert settled.lr == RUN_DEFAULTS[preset].lr
@@ -94,58 +102,13 @@ def test_default_run_name_says_preset_and_time() -> None:
     assert re.fullmatch(r"tiny-\d{4}-\d\d-\d\d-\d{6}", settle(Options()).run)
 
 
-def test_the_text_that_comes_with_python_is_there_and_the_same_every_time() -> None:
-    text = load_text("python-docs")
-    assert len(text) > 100_000
-    assert text == load_text("python-docs")
-
-
-def test_held_out_text_is_never_trained_on() -> None:
-    corpus = Corpus.from_text("".join(chr(0x4E00 + i) for i in range(1000)), seq_len=16)
-    assert len(corpus.training) == 900
-    assert not set(corpus.training.tolist()) & set(corpus.held_out.tolist())
-    batches = TrainingBatches(corpus.training, 64, 17, seed=0)
-    drawn = torch.cat([batches.draw(torch.device("cpu")) for _ in range(50)])
-    assert drawn.max() == corpus.training.max(), "the last token can be reached"
-    assert drawn.min() == 0
-
-
-def test_batches_are_windows_of_the_text() -> None:
-    rows = TrainingBatches(torch.arange(200), 3, 9, seed=0).draw(torch.device("cpu"))
-    assert rows.shape == (3, 9)
-    assert (rows.diff() == 1).all()
-
-
-def test_held_out_targets_are_inputs_one_token_later() -> None:
-    tokens = torch.arange(200)
-    for inputs, targets in held_out_batches(tokens, 2, 8, most=3):
-        assert torch.equal(targets, inputs + 1)
-
-
-def test_held_out_batches_do_not_overlap_and_never_exceed_the_text() -> None:
-    for length in (9, 17, 200, 1000):
-        batches = held_out_batches(torch.arange(length), 2, 8, most=3)
-        inputs = torch.cat([b[0] for b in batches]).flatten()
-        assert len(inputs.unique()) == len(inputs)
-        assert 1 <= len(batches) <= 3
-
-
-def test_batches_depend_on_the_seed_alone() -> None:
-    tokens = torch.arange(500)
-    first = TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu"))
-    torch.rand(10)
-    assert torch.equal(TrainingBatches(tokens, 4, 8, seed=1).draw(torch.device("cpu")), first)
-    other = TrainingBatches(tokens, 4, 8, seed=2).draw(torch.device("cpu"))
-    assert not torch.equal(other, first)
-
-
 def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> None:
     fields = {"hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8}
     model = LanguageModel(ModelConfig.preset("tiny", vocab_size=50, **fields)).train()
-    batches = held_out_batches(torch.arange(50), 2, 8, most=2)
+    batches = held_out_batches(Tokens(torch.arange(50), torch.tensor([0])), 2, 8, most=2)
     expected = evaluate(model, batches, torch.device("cpu"), torch.float32)
-    logits_BSV = torch.cat([model.eval()(inputs).logits_BSV for inputs, _ in batches])
-    targets_BS = torch.cat([targets for _, targets in batches])
+    logits_BSV = torch.cat([model.eval()(b.tokens_BN[:, :-1]).logits_BSV for b in batches])
+    targets_BS = torch.cat([b.tokens_BN[:, 1:] for b in batches])
     loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
     assert expected == pytest.approx(loss.item(), rel=1e-5)
 
@@ -174,6 +137,17 @@ def test_only_matrices_decay() -> None:
     assert kept["weight_decay"] == 0
 
 
+def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_alone() -> None:
+    def drawn(seed: int, step: int, rank: int) -> tuple[float, float]:
+        seed_step(seed, step, rank)
+        return torch.rand(()).item(), random.random()
+
+    first = drawn(0, 1, 0)
+    torch.rand(100)
+    assert drawn(0, 1, 0) == first
+    assert len({first, drawn(1, 1, 0), drawn(0, 2, 0), drawn(0, 1, 1)}) == 4
+
+
 def test_auto_takes_bf16_exactly_where_the_hardware_has_it() -> None:
     device = choose_device("auto")
     expected = torch.bfloat16 if has_native_bf16(device) else torch.float32
@@ -188,14 +162,15 @@ def show(progress: Progress) -> str:
     with console:
         console.step(progress)
         console.say("[bold]not markup[/bold]")
-        console.summary(progress, "finished")
+        console.summary(progress, "finished", "healthy")
     return console._rich.file.getvalue()
 
 
 def test_console_names_the_worst_layer_and_interprets_nothing() -> None:
     progress = Progress(step=1, loss=2.5, tokens_per_s=1234.4, collapse_index=[0.91, 0.42])
+    progress.entropy, progress.memory_bytes = [1.5, 0.75], 2**30
     text = show(progress)
-    assert "step 1/10  loss 2.500  1,234 tok/s  worst c 0.42 L2" in text
+    assert "step 1/10  loss 2.500  1,234 tok/s  1.0 GiB  worst L2 c 0.42  H 0.75" in text
     assert "[bold]not markup[/bold]" in text
     assert "L1 0.91  L2 0.42" in text
     assert "\x1b" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from microscope_tui.cli import main as microscope
@@ -37,7 +37,8 @@ def test_a_run_from_the_shell_writes_log_and_checkpoints_and_exits_0(
     assert output == "", "standard output is data, and a training run has none"
     assert "watch it: moe-microscope" in narration
     assert "finished at step 12/12" in narration
-    assert "balance c per layer" in narration
+    assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d", narration)
+    assert re.search(r"verdict +healthy", narration)
 
     head, *rest = read_log("r")
     assert head["kind"] == "run"
@@ -84,7 +85,7 @@ def test_loss_curve_is_the_recorded_one(
     """A change that should change no number must not change these; bf16 stays within 0.02 too."""
     assert train("--run=r", "--steps=60", "--eval-every=60", "--lr=5e-3") == 0
     losses = [record["loss"] for record in steps(read_log("r"))][:30:6]
-    assert losses == pytest.approx([3.196, 2.724, 2.188, 1.736, 1.320], abs=0.03)
+    assert losses == pytest.approx([3.207, 2.718, 2.176, 1.691, 1.404], abs=0.03)
 
 
 def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
@@ -223,8 +224,8 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
     read_log: Callable[[str], Log],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = torch.nn.utils.get_total_norm
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda grads: real(grads) * math.nan)
+    real = trainer.gradient_squares
+    monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)
     assert train("--run=r", "--steps=30") == 1
     assert "not finite in 20 steps in a row (the last is step 20)" in capsys.readouterr().err
     log = read_log("r")

@@ -39,8 +39,13 @@ WRONG = [
         ["--preset=large"],
         "--preset large is not known: choose one of tiny, small, shakespeare, deepseek-v3.",
     ),
-    (["--data=/no/such/file"], "--data /no/such/file does not exist: name a UTF-8 text file"),
-    (["--data=."], "--data . is a folder"),
+    (["--data=/no/such/file"], "--data '/no/such/file' is neither python-docs nor tinyshakespeare"),
+    (["--tokenizer=words"], "--tokenizer"),
+    (["--resume=auto"], "--resume auto goes on with --run NAME: say which."),
+    (["--resume=/no/such/run"], "--resume /no/such/run: there is no checkpoint"),
+    (["--config=/no/such.toml"], "--config /no/such.toml is not a file"),
+    (["--parallel=ddp"], "--parallel ddp needs several processes: start it as torchrun"),
+    (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),
     (["--lr=0"], "--lr 0.0 is out of range"),
     (["--seed=-1"], "--seed -1 is out of range"),
@@ -50,7 +55,7 @@ WRONG = [
     (["--run=.."], "--run '..' cannot name a folder"),
     (["--model.n_group=3"], "not divisible by n_group=3"),
     (["--model.bogus=3"], "Unknown option"),
-    (["--model.vocab_size=5"], "--model.vocab_size 5 is less than the 24 characters"),
+    (["--model.vocab_size=5"], "--model.vocab_size 5 is less than the 24 tokens"),
     (["--force-collapse=x"], "is not LAYER@STEP: write for example 1@"),
     (["--force-collapse=0@1"], "layer 0 has no router: choose one of 1, 2."),
     (["--force-collapse=1@9", "--steps=8"], "step 9 is not in this run: choose 1 to 8."),
@@ -92,7 +97,9 @@ def test_an_existing_run_is_refused(
 ) -> None:
     (tmp_path / kind / "r").mkdir(parents=True)
     assert train("--run=r", "--steps=1") == 64
-    assert "exists already: choose another name" in capsys.readouterr().err
+    assert (
+        "exists already: go on with it (--resume auto), choose another" in capsys.readouterr().err
+    )
 
 
 def test_a_file_that_is_not_text_is_refused(
@@ -109,7 +116,9 @@ def test_a_text_that_is_too_short_is_refused(
 ) -> None:
     (tmp_path / "short").write_text("ab" * (length // 2), "utf-8")
     assert train(f"--data={tmp_path / 'short'}") == 64
-    assert f"--data has {length} characters and --seq-len is 32" in capsys.readouterr().err
+    assert (
+        "holds no text" if length == 0 else f"--data has {length} tokens, of which"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

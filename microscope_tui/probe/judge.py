@@ -1,0 +1,211 @@
+"""The diagnosis of the run that is being trained, beside the training and step by step.
+
+It judges what a reader of the log will judge: every line goes through the reader's own code, so
+numbers are the rounded ones that stand there, and counts exist only where the line has them.
+Hence the same steps give the same alerts at the same step, and ``check`` agrees afterwards. Its
+state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from microscope_tui.diagnosis import saved
+from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.episodes import Finding, group
+from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.diagnosis.saved import BadState
+from microscope_tui.diagnosis.signals import BiasSource, CountSource
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+
+STATE_VERSION = 1
+MOST_LINES = 5
+"""Findings that a closing summary names; the rest is for ``check``."""
+_WORDS = {Severity.WARN: "WARNING", Severity.CRITICAL: "CRITICAL", Severity.ERROR: "NO VERDICT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Trouble of one rule that began or grew worse at a step, in one or more routers."""
+
+    step: int
+    rule: str
+    severity: str
+    """``info``, ``warn``, ``crit`` or ``error`` (a fault of the measurement)."""
+    layers: tuple[str, ...]
+    """Names of the routers in forward order; empty where it is the run's trouble."""
+    onset: int
+    """First step of the evidence."""
+    verdict: str
+    why: str
+    next: str
+
+    @property
+    def is_collapse(self) -> bool:
+        """A router has collapsed, beyond a warning."""
+        return self.rule == "COLLAPSE" and self.severity == "crit"
+
+
+class _Saved(msgspec.Struct):
+    version: int
+    run: RunRecord
+    since: int
+    diagnosis: bytes
+
+
+class RunJudge:
+    """Judges one run while it is written."""
+
+    def __init__(self, header: bytes, state: bytes | None = None) -> None:
+        """Judge from the first step on, or go on from ``state`` where a checkpoint kept it.
+
+        Args:
+            header: the line of the run record.
+            state: what ``save`` gave after the step before the one that is recorded next.
+
+        Raises:
+            BadState: ``state`` is damaged, of another version or of another model.
+            ValueError: the header is no run record.
+        """
+        self._reader = RunReader("run")
+        run = next(iter(self._reader.feed(header)), None)
+        if not isinstance(run, RunRecord):
+            reasons = "; ".join(self._reader.defects.first)
+            raise ValueError(f"the header cannot be judged ({reasons}): mend the run record")
+        self._settings = _settings(run)
+        self.since = max(1, run.resumed_at_step or 1)
+        """First step that was judged; later than 1 where a resumed run came without its state."""
+        if state is None:
+            self._diagnosis = Diagnosis(run)
+            if self.since > 1:
+                self._diagnosis.restart(self.since)
+        else:
+            self._diagnosis, self.since = _go_on(run, state)
+
+    def observe(self, line: bytes, counts: CountSource, biases: BiasSource) -> list[Alert]:
+        """Judge one step; return what began or grew worse with it.
+
+        Args:
+            line: the step's line, with or without its matrices.
+            counts: the counts of a router as they are read from the line; ``None`` if not there.
+            biases: the same for its selection bias.
+        """
+        diagnosis, alerts = self._diagnosis, list[Alert]()
+        for entry in self._reader.feed(line):
+            if not isinstance(entry, StepEntry):
+                continue
+            step = entry.record.step
+            if step == diagnosis.last_step:
+                continue  # a repeated step: for readers the first one stands
+            # No summary is missing in our own lines: nothing to derive from the counts.
+            if diagnosis.observe(entry.record, counts, biases):
+                alerts += self._alerts(step)
+        return alerts
+
+    def observe_event(self, event: EventRecord) -> None:
+        """Remember checkpoints: the advice names one to go back to."""
+        self._diagnosis.observe_event(event)
+
+    def save(self) -> bytes:
+        """The state after the last step, for a checkpoint; alerts are not kept in it."""
+        diagnosis = saved.save(self._diagnosis)
+        return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
+
+    def findings(self) -> list[Finding]:
+        """All trouble so far, grouped over routers: active before over, worst first."""
+        return self._diagnosis.findings()
+
+    def verdict(self) -> str:
+        """The run in one line a finding, the gravest word first; ``healthy`` without any."""
+        diagnosis = self._diagnosis
+        if not diagnosis.last_step:
+            return "NO VERDICT: no step was judged"
+        if all(router.num_experts <= router.top_k for router in diagnosis.run.routers):
+            return "NO VERDICT: no router has more experts than a token chooses"
+        since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
+        found = [f for f in self.findings() if f.severity > Severity.INFO]
+        if not found:
+            return f"healthy{since}"
+        word = overall(found)
+        found.sort(key=lambda finding: _word(finding) != word)
+        lines = [
+            f"{_word(finding)} {finding.rule}: "
+            f"{advise(finding, diagnosis.run, diagnosis.checkpoints).verdict}"
+            for finding in found[:MOST_LINES]
+        ]
+        lines[0] += since
+        if len(found) > MOST_LINES:
+            lines.append(f"and {len(found) - MOST_LINES} more")
+        return "\n".join(lines)
+
+    def _alerts(self, step: int) -> list[Alert]:
+        # Every episode, not only those that the engine names: one may have made another worse.
+        news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
+        return [self._alert(step, finding) for finding in group(news)]
+
+    def _alert(self, step: int, finding: Finding) -> Alert:
+        advice = advise(finding, self._diagnosis.run, self._diagnosis.checkpoints)
+        return Alert(
+            step=step,
+            rule=finding.rule,
+            severity=finding.severity.label,
+            layers=finding.layers,
+            onset=finding.onset,
+            verdict=advice.verdict,
+            why=advice.why,
+            next=advice.next,
+        )
+
+
+def overall(findings: Sequence[Finding]) -> str:
+    """The word that ``check`` has for a run with these findings.
+
+    A fault of the meter forbids a verdict while it lasts, except where something critical was
+    found in a router whose meter is sound; once it is over it is a warning.
+    """
+    episodes = [episode for finding in findings for episode in finding.episodes]
+    broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}
+    critical = [e for e in episodes if e.severity is Severity.CRITICAL]
+    if any(WHOLE_RUN not in broken and e.router_index not in broken for e in critical):
+        return "CRITICAL"
+    if broken:
+        return "NO VERDICT"
+    return "WARNING" if any(e.severity >= Severity.WARN for e in episodes) else "healthy"
+
+
+def _word(finding: Finding) -> str:
+    is_over = finding.severity is Severity.ERROR and not finding.active
+    return "WARNING" if is_over else _WORDS[finding.severity]
+
+
+def _settings(run: RunRecord) -> RunRecord:
+    """All of a header that a resumed run has in common with the one before."""
+    return replace(run, run="", time=None, resumed_at_step=None)
+
+
+def _go_on(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
+    """The judgement of ``state``, and since when it judges, to go on under the header ``run``."""
+    try:
+        kept = msgspec.msgpack.decode(state, type=_Saved)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadState(f"no state of a judgement: {error}") from None
+    if kept.version != STATE_VERSION:
+        raise BadState(f"the state has version {kept.version}, this is {STATE_VERSION}")
+    if kept.run.routers != run.routers:
+        raise BadState(
+            f"the state is of {len(kept.run.routers)} other routers than the {len(run.routers)} "
+            "of this run"
+        )
+    diagnosis = saved.restore(kept.diagnosis, kept.run)
+    first = run.resumed_at_step
+    if first is not None and first <= diagnosis.last_step:
+        diagnosis.restart(first)  # the state is of a later step than the weights
+    if first is not None and first > 1 and first - 1 not in diagnosis.checkpoints:
+        # The state is part of that checkpoint, and so older than the event that tells of it.
+        diagnosis.observe_event(EventRecord("checkpoint", step=first - 1))
+    if _settings(run) != kept.run:
+        diagnosis.go_on(run)
+    return diagnosis, kept.since

@@ -1,0 +1,201 @@
+"""Sequences in an order that one number describes: how many have been drawn.
+
+The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
+and takes every window once, in an order that seed and epoch decide. So the n-th sequence is known
+from the text, the sequence length, the seed and n: not from the number of ranks, micro-batches or
+rows in a batch, and not from where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_model.training.corpus import Tokens
+
+IGNORED = -100
+"""The target that ``cross_entropy`` leaves out unless told otherwise."""
+
+
+class Batch(NamedTuple):
+    """Rows of tokens: a sequence of S, and the 1 + ahead tokens behind it that it predicts."""
+
+    tokens_BN: Tensor
+    """``(B, S + 1 + ahead)``, int64."""
+    starts_BN: Tensor
+    """The same shape, bool: a document begins at this token."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``; a copy from pinned memory is not waited for."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+    def targets(self, ahead: int, length: int) -> Tensor:
+        """``(B, length)``: the tokens ``ahead`` places on, where 1 is the next token.
+
+        -100 where a document begins on the way there: nobody can know what comes after an end.
+        """
+        places = [slice(place, place + length) for place in range(1, ahead + 1)]
+        beyond_BS = torch.stack([self.starts_BN[:, place] for place in places]).any(0)
+        return self.tokens_BN[:, places[-1]].masked_fill(beyond_BS, IGNORED)
+
+
+class StepBatches(NamedTuple):
+    """What one rank computes in an optimizer step, and what all ranks together predict."""
+
+    micro_batches: list[Batch]
+    """As many as gradients are accumulated over."""
+    num_targets: tuple[int, ...]
+    """For 1, 2, … tokens ahead: targets other than -100 in the whole step, all ranks and
+    micro-batches together."""
+
+
+class TrainingBatches:
+    """Batches without end; between any two, ``drawn`` is all there is to remember."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        batch_size: int,
+        grad_accum: int = 1,
+        seq_len: int,
+        ahead: int = 0,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin: bool = False,
+    ) -> None:
+        """Draw for one of several ranks, which all must be given the same but for ``rank``.
+
+        Args:
+            tokens: To learn from.
+            batch_size: Sequences in a micro-batch of one rank.
+            grad_accum: Micro-batches in a step.
+            seq_len: Tokens in a sequence.
+            ahead: Tokens to predict beyond the next one.
+            seed: Of the order; the global generators are neither read nor moved.
+            rank: Which rank this is, from 0 on.
+            world_size: How many there are.
+            pin: Put batches where a GPU can fetch them by itself.
+
+        Raises:
+            ValueError: If a sequence and what it predicts are longer than ``tokens``.
+        """
+        if len(tokens) < seq_len + 1 + ahead:
+            raise ValueError(
+                f"{len(tokens)} tokens are less than a sequence of {seq_len} and the {1 + ahead} "
+                "behind it: use more, or shorter sequences."
+            )
+        self.drawn = 0
+        """Sequences drawn so far by all ranks together; set it to go on from there."""
+        self._tokens = tokens
+        self._batch_size, self._grad_accum = batch_size, grad_accum
+        self._seq_len, self._ahead, self._seed = seq_len, ahead, seed
+        self._rank, self._world_size, self._pin = rank, world_size, pin
+        self._windows = len(tokens) // seq_len
+        self._hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
+        self._order = (-1, torch.empty(0))
+
+    @property
+    def epoch(self) -> float:
+        """How often the text has been read: 0.5 is half of it once."""
+        return self.drawn / self._windows
+
+    def draw(self) -> StepBatches:
+        """The next step's batches of this rank; every rank moves on by the whole step."""
+        B, in_a_round = self._batch_size, self._batch_size * self._world_size
+        first_N = self._firsts(self.drawn, self._grad_accum * in_a_round)
+        self.drawn += len(first_N)
+        length = self._seq_len + 1 + self._ahead
+        micro_batches = [
+            _rows(self._tokens, first_N[at : at + B], length, self._pin)
+            for at in range(self._rank * B, len(first_N), in_a_round)
+        ]
+        hidden = (part.count(first_N, self._seq_len) for part in self._hidden)
+        all_targets = len(first_N) * self._seq_len
+        return StepBatches(micro_batches, tuple(all_targets - some for some in hidden))
+
+    def _firsts(self, sequence: int, many: int) -> Tensor:
+        """The first tokens of ``many`` sequences from the ``sequence``-th on, int64."""
+        parts = []
+        while many > 0:
+            epoch, place = divmod(sequence, self._windows)
+            part = self._firsts_of(epoch)[place : place + many]
+            parts.append(part)
+            sequence, many = sequence + len(part), many - len(part)
+        return torch.cat(parts)
+
+    def _firsts_of(self, epoch: int) -> Tensor:
+        """The first tokens of every sequence of ``epoch``, ``(windows,)``."""
+        if self._order[0] != epoch:
+            # Hashed: neighbouring seeds and epochs share nothing.
+            mixed = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+            offset = torch.randint(self._seq_len, (), generator=generator)
+            window_N = torch.randperm(self._windows, generator=generator)
+            self._order = (epoch, (offset + window_N * self._seq_len) % len(self._tokens))
+        return self._order[1]
+
+
+class HiddenTargets:
+    """How many tokens cannot be predicted: those with a document start too close behind.
+
+    The last ``places`` tokens of a document, so that counting takes its length and nothing else.
+    """
+
+    def __init__(self, tokens: Tokens, places: int) -> None:
+        """For targets ``places`` tokens ahead."""
+        ends_D = torch.cat((tokens.starts[1:], torch.tensor([len(tokens)])))
+        hidden_D = (ends_D - tokens.starts).clamp(max=places)
+        self._starts_D = tokens.starts
+        self._from_D = ends_D - hidden_D
+        self._before_D = hidden_D.cumsum(0) - hidden_D
+        self._tokens = len(tokens)
+
+    def count(self, first_N: Tensor, length: int) -> int:
+        """How many there are in the windows of ``length`` that begin at ``first_N``, on a ring."""
+        end_N = first_N + length
+        over_N = end_N > self._tokens
+        counted = self._below(end_N.where(~over_N, end_N - self._tokens)) - self._below(first_N)
+        all_of_them = self._below(torch.tensor([self._tokens]))
+        return int((counted + over_N * all_of_them).sum())
+
+    def _below(self, token_N: Tensor) -> Tensor:
+        document_N = torch.searchsorted(self._starts_D, token_N, right=True) - 1
+        here_N = (token_N - self._from_D[document_N]).clamp(min=0)
+        return self._before_D[document_N] + here_N
+
+
+def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
+    """The same sequences every time: up to ``most`` batches, spread evenly and without overlap.
+
+    Raises:
+        ValueError: If ``tokens`` hold no sequence and one token more.
+    """
+    windows = (len(tokens) - 1) // seq_len
+    if windows < 1:
+        raise ValueError(
+            f"{len(tokens)} tokens are less than a sequence of {seq_len} and one more: use more, "
+            "or shorter sequences."
+        )
+    rows = min(windows, most * batch_size)
+    first_N = torch.arange(rows) * (windows * seq_len // rows)
+    return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]
+
+
+def _rows(tokens: Tokens, first_B: Tensor, length: int, pin: bool = False) -> Batch:
+    """Windows of ``length`` tokens; one that reaches the end goes on at the beginning."""
+    place_BN = (first_B[:, None] + torch.arange(length)) % len(tokens)
+    document_BN = torch.searchsorted(tokens.starts, place_BN, right=True) - 1
+    starts_BN = tokens.starts[document_BN] == place_BN
+    tokens_BN = torch.empty_like(place_BN)
+    for row_N, first in zip(tokens_BN, first_B.tolist(), strict=True):
+        # Slices, because indexing narrow unsigned numbers is not known everywhere.
+        part_N = tokens.ids[first : first + length]
+        row_N[: len(part_N)] = part_N
+        row_N[len(part_N) :] = tokens.ids[: length - len(part_N)]
+    batch = Batch(tokens_BN, starts_BN)
+    return Batch(*(part.pin_memory() for part in batch)) if pin else batch

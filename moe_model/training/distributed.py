@@ -1,0 +1,195 @@
+"""Processes that train one model together: who is who, what they tell each other, how one is lost.
+
+All ranks do the same steps in the same order, and decide alike because they decide from the same
+numbers. So there is little to tell: a sum once a step, some bytes of rank 0 at the start. Whatever
+goes between ranks is tensors; nothing is pickled here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_model.command import UsageError
+
+TIMEOUT_S = 600.0
+"""How long a rank waits for the others before it gives them up, in seconds."""
+_CPU = torch.device("cpu")
+
+
+class RankLostError(RuntimeError):
+    """Another process of the training died or hangs; says what failed and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of one training, seen from one of them; as it is, a process on its own."""
+
+    rank: int = 0
+    """Which process this is, from 0."""
+    size: int = 1
+    """How many there are on all machines."""
+    local_rank: int = 0
+    """Which process of this machine this is: which GPU it takes."""
+    device: torch.device = _CPU
+    """Where this process computes; on a machine with several GPUs, its own."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the log, narrates and decides."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all ranks, the same bits on each of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank: all get the same answer."""
+        if self.size == 1:
+            return here
+        votes = torch.tensor(int(here), device=self.device)
+        self.sum(votes)
+        return bool(votes)
+
+    def barrier(self) -> None:
+        """Return once every rank has come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 goes through the block before the others: it downloads, they find the file."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    def broadcast(self, payload: bytes) -> bytes:
+        """What rank 0 passes in; what the others pass in is ignored."""
+        if self.size == 1:
+            return payload
+        length = torch.tensor(len(payload), device=self.device)
+        dist.broadcast(length, src=0)
+        contents = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.is_main and payload:
+            contents.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        dist.broadcast(contents, src=0)
+        return bytes(contents.tolist())
+
+    def broadcast_text(self, text: str) -> str:
+        """See :meth:`broadcast`."""
+        return self.broadcast(text.encode("utf-8")).decode("utf-8")
+
+
+def launched() -> bool:
+    """Whether something started this process as one of several: torchrun, or a recipe that sets
+    the same environment variables."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+    """Meet the other ranks, and part from them at the end: gloo on a CPU, NCCL on GPUs.
+
+    A process that was started by hand is a world of its own, without any connection. An error must
+    leave through here: after one, NCCL could wait for ever for the ranks that are gone, and so its
+    connections are left to the end of the process.
+
+    Args:
+        device: ``cpu``, or ``cuda``, of which every process of a machine takes another one.
+        timeout_s: A rank that waits longer than this for another one ends.
+
+    Raises:
+        UsageError: If the environment describes no world, or a machine has too few GPUs.
+        RankLostError: If the others do not come.
+    """
+    if not launched():
+        yield World(device=device)
+        return
+    rank, size, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    cuda = device.type == "cuda"
+    if cuda:
+        device = _own_gpu(local_rank)
+    backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
+    try:
+        with lost_ranks():
+            dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+    except ValueError as error:
+        raise UsageError(
+            f"RANK={rank} and WORLD_SIZE={size} are set, but the ranks cannot meet ({error}): "
+            "start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."
+        ) from error
+    ended_well = False
+    try:
+        yield World(rank, size, local_rank, device)
+        ended_well = True
+    finally:
+        if ended_well or not cuda:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Name the error that torch raises when another rank died or hangs, and no other one.
+
+    Raises:
+        RankLostError: In place of what a collective raised that found nobody at the other end.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _from_the_wire(error):
+            raise
+        who = "this rank"
+        if dist.is_initialized():
+            who = f"rank {dist.get_rank()} of {dist.get_world_size()}"
+        raise RankLostError(
+            f"{who}: another rank no longer answers ({_first_line(error)}): look at its output "
+            "above, or at its log; start again with --resume auto."
+        ) from error
+
+
+def _from_the_wire(error: RuntimeError) -> bool:
+    """Whether a connection broke or stayed silent; gloo raises a plain ``RuntimeError`` for it.
+
+    What gloo enforces about sizes is a fault of this program, wherever it finds it.
+    """
+    text = str(error)
+    gloo = "gloo/transport" in text or "gloo/rendezvous" in text
+    return isinstance(error, dist.DistError) or (gloo and "enforce fail" not in text)
+
+
+def _first_line(error: RuntimeError) -> str:
+    """The message without the place in torch's sources that it begins with, and its advice."""
+    line = str(error).strip().partition("\n")[0]
+    if line.startswith("["):
+        line = line.partition("] ")[2] or line
+    return line.partition(". This is typically")[0]
+
+
+def _own_gpu(local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UsageError(
+            f"LOCAL_RANK={local_rank} and this process sees {gpus} GPUs: start at most as many "
+            "processes on a machine (--nproc-per-node), set LOCAL_RANK=0 where each sees its own "
+            "alone, or train with --device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text!r} is no number: start with torchrun, or correct it.")
+    return int(text)

@@ -1,0 +1,66 @@
+"""Where options come from that are not on the command line: a TOML file, and a checkpoint.
+
+In this order: command line, ``--config FILE.toml``, the run that ``--resume`` goes on with, the
+preset. So a run that is continued keeps everything that nobody changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict, Toml
+
+from moe_model.command import UsageError
+from moe_model.store import CheckpointError, read_plain_description
+from moe_model.training.resume import candidates
+
+_BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")
+_NOT_INHERITED = ("resume", "config")
+
+
+def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give every argument that has no value the one of the file or of the checkpoint.
+
+    cyclopts calls this between reading the command line and converting it.
+
+    Raises:
+        UsageError: If the file is missing or not TOML.
+        CycloptsError: If it holds an option that is not known, or a value that does not fit.
+    """
+    path = _given(arguments, "--config")
+    if path is not None:
+        if not Path(path).is_file():
+            raise UsageError(f"--config {path} is not a file: name a TOML file of options.")
+        Toml(path)(app, commands, arguments)
+    resume = _given(arguments, "--resume")
+    if resume is None:
+        return
+    folder = Path(_given(arguments, "--checkpoint-dir") or "checkpoints")
+    for candidate in candidates(resume, _given(arguments, "--run"), folder):
+        try:
+            saved = read_plain_description(candidate).get("options", {})
+            inherited = _inherited(saved, _given(arguments, "--balance"))
+        except (CheckpointError, AttributeError):
+            continue  # whoever loads it says what is wrong with it
+        Dict(inherited, allow_unknown=True, source=str(candidate))(app, commands, arguments)
+        return
+
+
+def _given(arguments: ArgumentCollection, name: str) -> str | None:
+    argument, _, _ = arguments.match(name)
+    return argument.tokens[0].value if argument.tokens else None
+
+
+def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
+    """Of the options of a checkpoint those that were set; not what another balance method rules."""
+    left_out = list(_NOT_INHERITED)
+    if balance is not None and balance != saved.get("balance"):
+        left_out += _BELONGS_TO_BALANCE
+    return {
+        name: value
+        for name, value in saved.items()
+        if name not in left_out and value is not None and value is not False
+    }

@@ -1,0 +1,170 @@
+"""Going on: which checkpoint, is it sound, and how its state comes back.
+
+A run that goes on is the run that never stopped: same weights, moments, bias, data position and
+loss scale, and every random number is a function of seed and step (``machine.seed_step``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from moe_model.command import UsageError, say
+from moe_model.config import ModelConfig
+from moe_model.store import (
+    DESCRIPTION,
+    TRAINING_STATE,
+    Checkpoint,
+    CheckpointError,
+    read_checkpoint,
+    read_plain_description,
+)
+from moe_model.training.checkpoint import LATEST, LINKS
+from moe_model.training.optimizer import restore_optimizer
+from moe_model.training.progress import Progress
+
+if TYPE_CHECKING:
+    from moe_model.training.options import Options
+    from moe_model.training.setup import Run
+
+AUTO = "auto"
+_MAY_CHANGE = {
+    "capacity_factor", "drop_policy", "router_jitter_noise", "max_position_embeddings",
+    "rope_scaling", "routed_scaling_factor", "num_experts_per_tok", "initializer_range",
+}  # fmt: skip
+"""Fields of a model that its weights do not depend on."""
+
+
+def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
+    """The checkpoints from which ``--resume`` may go on, the newest first.
+
+    Args:
+        resume: ``auto``, the folder of a run, or one checkpoint. Of ``latest`` all are candidates
+            that could stand in for it.
+        run: Name of the run, for ``auto``.
+        checkpoint_dir: Where its folder is.
+    """
+    folder = Path(resume)
+    if resume == AUTO:
+        folder = checkpoint_dir / (run or "")
+    elif folder.name == LATEST and folder.is_symlink():
+        folder = folder.parent
+    elif (folder / DESCRIPTION).is_file():
+        return [folder]
+    links = [folder / name for name in LINKS if (folder / name).is_dir()]
+    return sorted(links, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> float:
+    try:
+        step = read_plain_description(checkpoint).get("step")
+    except CheckpointError:
+        return float("inf")  # first, so that somebody says what is wrong with it
+    return step if isinstance(step, int) else float("inf")
+
+
+def find_checkpoint(options: Options) -> Checkpoint | None:
+    """The newest sound checkpoint for ``--resume``; none without, or where ``auto`` starts afresh.
+
+    Raises:
+        UsageError: If ``--resume`` names nothing.
+        CheckpointError: If all that is there is damaged.
+    """
+    if options.resume is None:
+        return None
+    found = candidates(options.resume, options.run, options.checkpoint_dir)
+    if not found and options.resume != AUTO:
+        raise UsageError(
+            f"--resume {options.resume}: there is no checkpoint: name one, such as "
+            f"{options.checkpoint_dir}/RUN, or leave it out."
+        )
+    for place, path in enumerate(found):
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            if place + 1 == len(found):
+                raise
+            say(f"train.py: {path} is not sound, trying {found[place + 1]}: {error}")
+    return None
+
+
+def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """``UsageError`` where the options ask for a model that the weights do not fit."""
+    asked, saved = config.to_dict(), checkpoint.config.to_dict()
+    for field, value in asked.items():
+        if value != saved[field] and field not in _MAY_CHANGE:
+            raise UsageError(
+                f"--model.{field} {value}: the weights in {checkpoint.folder} are of a model with "
+                f"{saved[field]}: leave it out, or start without --resume."
+            )
+
+
+def refuse_other_preset_or_tokenizer(options: Options, checkpoint: Checkpoint) -> None:
+    """``UsageError`` where the command line contradicts the run that goes on."""
+    saved = checkpoint.description.get("options")
+    for name in ("preset", "tokenizer"):
+        value = getattr(options, name)
+        if isinstance(saved, dict) and saved.get(name, value) != value:
+            raise UsageError(
+                f"--{name} {value}: the checkpoint {checkpoint.folder} is of --{name} "
+                f"{saved[name]}: leave it out, or start without --resume."
+            )
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What a checkpoint says beside tensors: all that :func:`restore` needs."""
+    progress = run.progress
+    known = progress.validation_loss is not None and math.isfinite(progress.validation_loss)
+    return {
+        "options": run.options.to_dict(),
+        "validation_loss": progress.validation_loss if known else None,
+        "progress": progress.to_dict(),
+        "data": {"order": _data_order(run), "sequences": run.batches.drawn},
+        "loss_scale": run.scaler.state_dict(),
+        "world_size": run.world.size,
+    }
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Let ``run``, which has the weights of ``checkpoint``, go on where that was written.
+
+    Raises:
+        CheckpointError: If its state is not that of this model.
+    """
+    path = checkpoint.folder / TRAINING_STATE
+    if not path.exists():
+        say(
+            f"train.py: {checkpoint.folder} has weights only (an imported model): training starts "
+            "from them at step 1."
+        )
+        return
+    try:
+        restore_optimizer(run.model, run.optimizer, load_file(path))
+        said = checkpoint.description
+        progress = Progress.from_dict(said["progress"], checkpoint.step)
+        drawn, order = int(said["data"]["sequences"]), said["data"]["order"]
+        if run.scaler.is_enabled() and said["loss_scale"]:
+            run.scaler.load_state_dict(said["loss_scale"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
+        ) from error
+    for field in dataclasses.fields(progress):
+        setattr(run.progress, field.name, getattr(progress, field.name))
+    if order == _data_order(run):
+        run.batches.drawn = drawn
+    else:
+        say(
+            "train.py: text, --seq-len or --seed are not those of the checkpoint: the text is read "
+            "from its beginning."
+        )
+
+
+def _data_order(run: Run) -> list[str | int]:
+    """What decides, with the tokenizer, which sequence is the n-th."""
+    return [run.corpus.digest, run.options.seq_len, run.options.seed]

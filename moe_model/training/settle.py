@@ -1,0 +1,153 @@
+"""Options as a person gives them become options that describe a run completely.
+
+What was left out takes the preset's value, or that of the checkpoint that is continued
+(``earlier.py``); every range is checked, and values that contradict each other are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+
+from moe_model.command import UsageError
+from moe_model.config import PRESETS, ModelConfig
+from moe_model.training.distributed import World, launched
+from moe_model.training.options import (
+    AUX_WEIGHT,
+    MTP_WEIGHT,
+    RUN_DEFAULTS,
+    SEQ_AUX_WEIGHT,
+    Options,
+    flag_name,
+)
+from moe_model.training.resume import AUTO
+
+ALONE = World()
+
+
+def settle(options: Options, world: World = ALONE) -> Options:
+    """The same options with the preset's values filled in and every range checked.
+
+    Args:
+        options: As they were given.
+        world: The processes that train together; they agree on the name of the run.
+
+    Raises:
+        UsageError: For a value out of range, or values that contradict.
+    """
+    if options.preset not in RUN_DEFAULTS:
+        raise UsageError(
+            f"--preset {options.preset} is not known: choose one of {', '.join(PRESETS)}."
+        )
+    defaults = dataclasses.asdict(RUN_DEFAULTS[options.preset])
+    defaults["seq_len"] = (
+        options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
+    )
+    defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
+    defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
+    depths = options.model.num_nextn_predict_layers
+    if depths is None:
+        depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
+    defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
+    if options.resume == AUTO and options.run is None:
+        raise UsageError("--resume auto goes on with --run NAME: say which.")
+    name = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
+    defaults["run"] = world.broadcast_text(name)  # their clocks may differ
+    if options.parallel is None and world.size > 1:
+        options = dataclasses.replace(options, parallel="ddp")
+    if options.balance != "bias":
+        defaults["bias_update_rate"] = 0.0
+    missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
+    settled = dataclasses.replace(options, **missing)
+    _check_ranges(settled)
+    _check_balance(settled)
+    _check_mtp(settled, depths)
+    _check_run_name(settled.run)
+    _check_parallel(settled)
+    return settled
+
+
+def _check_ranges(options: Options) -> None:
+    whole = ("steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every")
+    for name in (*whole, "counts_every"):
+        if getattr(options, name) < 1:
+            raise UsageError(
+                f"{flag_name(name)} {getattr(options, name)} is too few: choose 1 or more."
+            )
+    if not 0 < options.lr < float("inf"):
+        raise UsageError(f"--lr {options.lr} is out of range: choose above 0, such as 1e-3.")
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1.")
+    for name in ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise UsageError(
+                f"{flag_name(name)} {getattr(options, name)} is out of range: choose 0 or more."
+            )
+
+
+def _check_balance(options: Options) -> None:
+    belongs_to: dict[str, tuple[str, ...]] = {
+        "bias_update_rate": ("bias",),
+        "aux_weight": ("aux",),
+        "seq_aux_weight": ("bias", "aux"),
+    }
+    for name, methods in belongs_to.items():
+        if getattr(options, name) and options.balance not in methods:
+            raise UsageError(
+                f"{flag_name(name)} {getattr(options, name)} does nothing with --balance "
+                f"{options.balance}: leave it out, or choose --balance {' or '.join(methods)}."
+            )
+
+
+def _check_mtp(options: Options, depths: int) -> None:
+    if options.mtp_weight and not (options.mtp or depths):
+        raise UsageError(
+            f"--mtp-weight {options.mtp_weight} does nothing without --mtp: add it, or leave the "
+            "weight out."
+        )
+
+
+def _check_parallel(options: Options) -> None:
+    if options.parallel is not None and not launched():
+        raise UsageError(
+            f"--parallel {options.parallel} needs several processes: start it as torchrun "
+            "--nproc-per-node N train.py …, or leave it out."
+        )
+    if options.parallel == "fsdp" and options.dtype == "fp16":
+        raise UsageError(
+            "--parallel fsdp with --dtype fp16: a rank cannot see where the gradients of another "
+            "overflow: use --dtype bf16, or --parallel ddp."
+        )
+
+
+def _check_run_name(run: str) -> None:
+    if run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", run):
+        raise UsageError(
+            f"--run {run!r} cannot name a folder: use letters, digits, '-', '_' and '.' only."
+        )
+
+
+def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[int, int]:
+    """Index of the router and first step of ``--force-collapse LAYER@STEP``.
+
+    Raises:
+        UsageError: If it does not read so, the layer has no router, or the step never comes.
+    """
+    match = re.fullmatch(r"(\d+)@(\d+)", text)
+    if match is None:
+        raise UsageError(
+            f"--force-collapse {text!r} is not LAYER@STEP: write for example "
+            f"{config.router_depths[0]}@{max(1, steps // 2)}."
+        )
+    layer, step = int(match[1]), int(match[2])
+    if layer not in config.router_depths:
+        layers = ", ".join(map(str, config.router_depths))
+        raise UsageError(
+            f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
+        )
+    if not 1 <= step <= steps:
+        raise UsageError(
+            f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
+        )
+    return config.router_depths.index(layer), step

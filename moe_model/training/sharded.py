@@ -1,0 +1,143 @@
+"""Tensors that are spread over ranks, on disk: every rank writes its share, any number reads them.
+
+``torch.distributed.checkpoint`` works out who writes and who reads which rows. Its usual files are
+pickled; those of its Hugging Face storage are safetensors, one a rank, which say in their header
+where in the whole tensor their rows belong. Only that storage is used here, both ways. (While they
+plan a save, ranks send each other pickles, as torch sends objects; none reaches a disk.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from moe_model.fresh_folder import force_to_disk
+from moe_model.store import CheckpointError
+
+_SHARDS = "shard-*.safetensors"
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether :func:`save_shards` wrote to ``folder``."""
+    return any(folder.glob(_SHARDS))
+
+
+def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` to ``folder``, an empty one, from all ranks; they are on disk at the end.
+
+    All ranks must call this with the same names. Of a DTensor each writes its rows, a plain tensor
+    is the same on all and written once. Without a process group this process writes everything.
+
+    Raises:
+        OSError: On every rank, if one of them could not write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    alone = not dist.is_initialized()
+    try:
+        with _alone_on_purpose():
+            save(dict(tensors), storage_writer=writer, no_dist=alone)
+    except CheckpointException as error:
+        raise OSError(f"{folder} cannot be written: {_causes(error)}") from error
+    force_to_disk(folder)
+
+
+def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the tensors of ``into``, plain ones or DTensors, with what ``folder`` has by that name.
+
+    Every rank reads what it needs, by itself. What ``into`` does not ask for is not read.
+
+    Raises:
+        CheckpointError: If a name, a part of a tensor or a file is missing or of another kind.
+    """
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        found = reader.read_metadata().state_dict_metadata
+        for name, tensor in into.items():
+            _refuse_other(folder, name, tensor, found.get(name))
+        with _alone_on_purpose(), torch.no_grad():
+            load(dict(into), storage_reader=reader, no_dist=True)
+    except CheckpointError:
+        raise
+    except (CheckpointException, Exception) as error:  # whatever a damaged file makes of its reader
+        causes = _causes(error) if isinstance(error, CheckpointException) else repr(error)
+        raise CheckpointError(
+            f"{folder} cannot be read ({causes}): use another checkpoint."
+        ) from error
+
+
+def _refuse_other(folder: Path, name: str, tensor: Tensor, found: object) -> None:
+    """``CheckpointError`` where ``found`` is not all of ``tensor``.
+
+    The reader itself would leave rows that no file has as they are, and convert numbers.
+    """
+    what = "nothing"
+    if isinstance(found, TensorStorageMetadata):
+        there = sum(chunk.sizes.numel() for chunk in found.chunks)
+        complete = there == tensor.numel() and found.size == tensor.shape
+        if complete and found.properties.dtype == tensor.dtype:
+            return
+        what = f"{there} elements of {tuple(found.size)} in {found.properties.dtype}"
+    raise CheckpointError(
+        f"{folder} has {what} for {name}, which is {tuple(tensor.shape)} in {tensor.dtype}: a "
+        "shard is missing, or it is of another model; use another checkpoint."
+    )
+
+
+def _causes(error: CheckpointException) -> str:
+    return "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in error.failures.items())
+
+
+@contextmanager
+def _alone_on_purpose() -> Iterator[None]:
+    """Without the remark that a process which works by itself may not have meant to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+@torch.no_grad()
+def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """All that AdamW remembers, as ``optimizer.<parameter name>.<step|exp_avg|exp_avg_sq>``.
+
+    The tensors themselves: what is written into them is what AdamW goes on with. Where it made no
+    step yet they are made here, as its first step would make them.
+
+    Raises:
+        ValueError: If a parameter is not one of the optimizer's.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                on_device = group["fused"] or group["capturable"]
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device if on_device else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+    named = dict(model.named_parameters())
+    strange = [name for name, parameter in named.items() if parameter not in optimizer.state]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} parameters, such as {strange[0]}, are not the optimizer's: make it "
+            "after parallelize()."
+        )
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in named.items()
+        for key, value in optimizer.state[parameter].items()
+    }

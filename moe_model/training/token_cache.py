@@ -1,0 +1,187 @@
+"""Token ids on disk, mapped into memory: text is encoded once, and ids may outgrow the memory.
+
+``KEY.ids`` holds the ids as they lie in memory, ``KEY.json`` beside it what they must be. The key
+is the SHA-256 of text and tokenizer, so nothing here is ever out of date; and nothing is believed
+before every byte of it agrees with its description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import mmap
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_model.command import say
+from moe_model.fresh_folder import force_to_disk
+from moe_model.pretrained_tokenizer import PretrainedTokenizer
+from moe_model.tokenizer import Tokenizer
+
+FORMAT = "moe-microscope tokens"
+FORMAT_VERSION = 1
+"""Rises with what a file means, and with how documents become ids: it is part of the key."""
+
+DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
+_CHUNK = 1 << 22
+_DAY_S = 24 * 3600.0
+
+
+class DamagedError(ValueError):
+    """A file of the cache is not what its name promises; says why."""
+
+
+def dtype_name(vocabulary: int) -> str:
+    """The smallest of ``DTYPES`` that holds every id below ``vocabulary``."""
+    return "uint16" if vocabulary <= 1 << 16 else "int32"
+
+
+def cache_key(digest: str, tokenizer: Tokenizer) -> str:
+    """SHA-256, in hexadecimal, of all that decides the ids.
+
+    Args:
+        digest: Of the documents.
+        tokenizer: Its description, its files, and the library that runs them.
+    """
+    known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
+    known["files"] = {
+        name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files.items()
+    }
+    if isinstance(tokenizer, PretrainedTokenizer):
+        known["library"] = importlib.metadata.version("tokenizers")
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def kept_tokens(
+    folder: Path, key: str, vocabulary: int, encode: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The ids and document starts of ``key``, from ``folder``, or from ``encode`` and then kept.
+
+    Files that are damaged are made again. Where nothing can be written, the ids stay in memory, and
+    a line says so.
+    """
+    try:
+        return read_tokens(folder, key, vocabulary)
+    except DamagedError as error:
+        say(f"{folder / key}.ids is damaged ({error}): it is made again.")
+    except OSError:  # not there yet; where it is worse than that, writing says so
+        pass
+    ids, starts = encode()
+    if not len(ids):
+        return ids, starts
+    try:
+        write_tokens(folder, key, vocabulary, ids, starts)
+        return read_tokens(folder, key, vocabulary)
+    except (OSError, DamagedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        say(f"{folder} cannot keep token ids ({reason}): they stay in memory for this run.")
+    return ids, starts
+
+
+def read_tokens(folder: Path, key: str, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Ids ``(tokens,)``, mapped and read-only, and document starts ``(documents,)``, int64.
+
+    Raises:
+        FileNotFoundError: If nothing is kept under ``key``.
+        OSError: If it cannot be read.
+        DamagedError: If it is cut short, changed, or of another key.
+    """
+    name = dtype_name(vocabulary)
+    said = _read_description(folder / f"{key}.json", {"key": key, "dtype": name})
+    ids = _map(folder / f"{key}.ids", DTYPES[name], said["tokens"])
+    found = hashlib.sha256()
+    for chunk in torch.split(ids, _CHUNK):
+        found.update(chunk.numpy().data)
+        low, high = (int(value) for value in chunk.to(torch.int64).aminmax())
+        if low < 0 or high >= vocabulary:
+            raise DamagedError(f"an id of {low or high} is not below the vocabulary {vocabulary}")
+    if found.hexdigest() != said["sha256"]:
+        raise DamagedError("its SHA-256 is another")
+    return ids, torch.tensor(said["starts"], dtype=torch.int64)
+
+
+def write_tokens(folder: Path, key: str, vocabulary: int, ids: Tensor, starts: Tensor) -> None:
+    """Keep ``ids``, at least one, under ``key``; ``OSError`` if it cannot be written.
+
+    Whoever reads meanwhile, or writes the same, sees complete files. The description comes last:
+    without it there is nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(folder)
+    content = ids.numpy().data
+    description = {
+        "format": FORMAT,
+        "key": key,
+        "dtype": dtype_name(vocabulary),
+        "tokens": len(ids),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "starts": starts.tolist(),
+    }
+    _replace(folder / f"{key}.ids", content)
+    _replace(folder / f"{key}.json", memoryview(json.dumps(description).encode()))
+
+
+def _read_description(path: Path, expected: dict[str, str]) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name} is not JSON") from error
+    expected = {"format": FORMAT, **expected}
+    if not isinstance(said, dict) or any(said.get(name) != v for name, v in expected.items()):
+        raise DamagedError(f"{path.name} describes something else")
+    tokens, starts = said.get("tokens"), said.get("starts")
+    if type(tokens) is not int or not isinstance(starts, list) or not starts:
+        raise DamagedError(f"{path.name} lacks the number of tokens, or the documents")
+    bounds = [*starts, tokens]
+    if any(type(n) is not int for n in bounds) or starts[0] != 0 or not _rises(bounds):
+        raise DamagedError(f"{path.name} has documents that are out of order")
+    return said
+
+
+def _rises(numbers: list[int]) -> bool:
+    return all(first < second for first, second in itertools.pairwise(numbers))
+
+
+def _map(path: Path, dtype: torch.dtype, tokens: int) -> Tensor:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != tokens * dtype.itemsize:
+            raise DamagedError(f"it has {size} bytes instead of {tokens * dtype.itemsize}")
+        # Not torch.from_file: its mapping could be written, and Linux refuses one of those that is
+        # larger than the memory.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody should
+        return torch.frombuffer(mapped, dtype=dtype)
+
+
+def _replace(path: Path, content: memoryview) -> None:
+    # A name of its own: ranks that start together all write.
+    descriptor, name = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        force_to_disk(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """What was being written by processes that were killed."""
+    for path in folder.glob(".*.partial"):
+        if path.stat().st_mtime < time.time() - _DAY_S:
+            path.unlink(missing_ok=True)

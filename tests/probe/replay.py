@@ -1,0 +1,97 @@
+"""A synthetic run handed to a recorder step by step, and what a reader of its file finds."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import lines
+from microscope_tui.watch.run_watch import RunWatch
+
+Record = dict[str, Any]
+EVEN, COLLAPSED = [512, 500, 520, 516, 510, 514, 512, 512], [2048, 2048, 0, 0, 0, 0, 0, 0]
+HEADER = {
+    "run": "r",
+    "planned_steps": 400,
+    "profile": "pretrain",
+    "model": {"layers": [1, 2, 3, 4], "num_experts": 8, "top_k": 2},
+    "balance": {"method": "bias", "bias_update_rate": 0.001},
+}
+_WRITTEN_BY_ITSELF = ("kind", "time", "event")
+
+
+def step(number: int, rows: Sequence[list[int]], **changes: Any) -> dict[str, Any]:
+    """A step of 2,048 tokens, as a recorder takes it."""
+    known = {"loss": 2.0, "tokens": 2048, "tokens_per_expert": list(rows)}
+    return {"kind": "step", "step": number, **known, **changes}
+
+
+def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 200) -> list[Any]:
+    """Steps of four routers; from ``at`` on those in ``layers`` are collapsed."""
+    return [
+        step(n, [COLLAPSED if n >= at and depth in layers else EVEN for depth in (1, 2, 3, 4)])
+        for n in range(first, last + 1)
+    ]
+
+
+@lru_cache(maxsize=16)
+def records_of(scenario: str, routers: int, steps: int) -> tuple[Record, ...]:
+    """The header, steps and checkpoints of a scenario."""
+    told = lines(scenario, Shape(routers=routers, steps=steps), 0)[1]
+    found = [json.loads(line) for line in told]
+    return tuple(r for r in found if r.get("event") != "end")
+
+
+def open_recorder(folder: Path, header: Record, **changes: Any) -> RunRecorder:
+    """A recorder of a run with this header; by default every line is written at once."""
+    keys = ("run", "planned_steps", "profile", "model", "balance")
+    fields = {key: header[key] for key in keys} | {"background": False}
+    return RunRecorder(folder / "run", **(fields | changes))
+
+
+def replay(recorder: RunRecorder, records: Iterable[Record]) -> Iterator[Alert]:
+    """Record it all; yields what the recorder alarms about."""
+    for record in records:
+        fields = {key: value for key, value in record.items() if key not in _WRITTEN_BY_ITSELF}
+        if record["kind"] == "step":
+            recorder.record_step(**_numbers(fields))
+            yield from recorder.alerts()
+        elif record["kind"] == "event":
+            recorder.record_event(event=record["event"], **fields)
+
+
+def watch(folder: Path) -> RunWatch:
+    """The log as the microscope reads it, completely."""
+    read = RunWatch(RunFile("run", folder / "run" / "metrics.jsonl", 0.0))
+    read.read_all()
+    return read
+
+
+def events(folder: Path) -> list[Record]:
+    """All lines of a log but the run records."""
+    lines = (folder / "run" / "metrics.jsonl").read_bytes().splitlines()
+    return [record for line in lines if (record := json.loads(line))["kind"] != "run"]
+
+
+def told_by(diagnosis: Diagnosis) -> set[tuple[Any, ...]]:
+    """(step, rule, severity, router, onset) of every step at which an episode began or worsened."""
+    return {
+        (grade.step, e.rule, grade.severity.label, e.router.name if e.router else None, e.onset)
+        for e in diagnosis.episodes
+        for grade in e.grades
+    }
+
+
+def _numbers(value: Any) -> Any:
+    """What JSON had to name, as the number that a trainer would hand over."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) else value

@@ -1,0 +1,219 @@
+"""From documents to two parts of token ids; the oracle of the ids is the tokenizer itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_model.command import UsageError
+from moe_model.tokenizer import CharTokenizer
+from moe_model.training import corpus as corpus_module
+from moe_model.training.corpus import Corpus, Tokens, documents_digest, encode_documents
+from moe_model.training.sources import Document
+from moe_model.training.tokenizing import make_tokenizer, train_byte_pairs
+
+texts = st.text(st.characters(codec="utf-8"))
+BYTE_PAIRS = train_byte_pairs([Document("a", "the router and the experts " * 20)], 280)
+
+
+class Words:
+    """Ids are numbers in the text, and 9 ends it: what a tokenizer may do, and what it must not."""
+
+    end: int | None = 9
+    files: Mapping[str, bytes] = {}
+
+    def __init__(self, size: int = 10) -> None:
+        self.size = size
+        self.calls = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def encode(self, text: str) -> Tensor:
+        self.calls += 1
+        return torch.tensor([int(word) for word in text.split()], dtype=torch.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "words"}
+
+
+def documents_of(*given_texts: str) -> list[Document]:
+    return [Document(str(number), text) for number, text in enumerate(given_texts)]
+
+
+def documents_in(tokens: Tokens) -> list[list[int]]:
+    bounds = [*tokens.starts.tolist(), len(tokens)]
+    ids = tokens.ids.tolist()
+    return [ids[a:b] for a, b in pairwise(bounds)]
+
+
+def test_each_document_ends_once() -> None:
+    ids, starts = encode_documents(documents_of("1 2", "3 9", "9", "4"), Words())
+    assert documents_in(Tokens(ids, starts)) == [[1, 2, 9], [3, 9], [9], [4, 9]]
+
+
+def test_a_document_without_tokens_is_none() -> None:
+    ids, starts = encode_documents(documents_of("  ", "1", " ", "2", ""), Words())
+    assert documents_in(Tokens(ids, starts)) == [[1, 9], [2, 9]]
+
+
+@given(st.lists(texts.filter(bool), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_documents_decode_back_exactly(given_texts: list[str]) -> None:
+    documents = documents_of(*given_texts)
+    for tokenizer in (make_tokenizer("char", documents), BYTE_PAIRS):
+        found = documents_in(Tokens(*encode_documents(documents, tokenizer)))
+        assert [tokenizer.decode(ids) for ids in found] == given_texts
+
+
+def test_long_documents_of_characters_are_the_same_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    documents = documents_of("abcabca", "b", "abc")
+    whole = encode_documents(documents, CharTokenizer("abc"))
+    monkeypatch.setattr(corpus_module, "_PIECE", 3)
+    pieces = encode_documents(documents, CharTokenizer("abc"))
+    assert whole[0].tolist() == pieces[0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 2]
+    assert whole[1].tolist() == pieces[1].tolist() == [0, 7, 8]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(65_536, torch.uint16), (65_537, torch.int32)])
+def test_ids_are_as_narrow_as_the_vocabulary_allows(size: int, dtype: torch.dtype) -> None:
+    ids, _ = encode_documents(documents_of("1 65535"), Words(size))
+    assert ids.dtype == dtype
+    assert ids.tolist() == [1, 65535, 9]
+
+
+def test_an_id_beyond_the_vocabulary_never_becomes_another_token() -> None:
+    with pytest.raises(UsageError, match="gives id 65540 but has 10 tokens"):
+        encode_documents(documents_of("1 65540"), Words())
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_named() -> None:
+    with pytest.raises(UsageError, match=r"--data 1: characters 'x' do not occur"):
+        encode_documents(documents_of("ab", "ax"), CharTokenizer("ab"))
+
+
+def test_the_last_tenth_is_held_out_in_one_piece() -> None:
+    documents = documents_of("a" * 45, "b" * 43, "c" * 8, "d" * 10)
+    corpus = Corpus.build(documents, CharTokenizer("abcd"), 3, 0, cache=None)
+    assert len(corpus.held_out) == 10
+    assert corpus.tokenizer.decode(corpus.training.ids.tolist()) == "a" * 45 + "b" * 43 + "c" * 8
+    assert corpus.training.starts.tolist() == [0, 45, 88]
+    assert corpus.held_out.starts.tolist() == [0]  # a document that begins just there
+    cut = Corpus.build([*documents[:3], Document("d", "d" * 5)], CharTokenizer("abcd"), 3, 0)
+    assert corpus.tokenizer.decode(cut.held_out.ids.tolist()) == "c" * 5 + "d" * 5
+    assert cut.held_out.starts.tolist() == [0, 5]  # the rest of one, and one
+
+
+@given(st.integers(1, 40), st.integers(0, 3), st.lists(st.integers(1, 90), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_every_token_is_in_one_part_or_there_is_too_little(
+    seq_len: int, ahead: int, lengths: list[int]
+) -> None:
+    documents = documents_of(*("ab"[i % 2] * length for i, length in enumerate(lengths)))
+    total, least = sum(lengths), 10 * (seq_len + 1 + ahead)
+    if total < least:
+        said = f"--data has {total} tokens, .* --seq-len is {seq_len}: give at least {least} tokens"
+        with pytest.raises(UsageError, match=said):
+            Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
+        return
+    corpus = Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
+    both = torch.cat([corpus.training.ids, corpus.held_out.ids])
+    assert corpus.tokenizer.decode(both.tolist()) == "".join(d.text for d in documents)
+    starts = set(corpus.training.starts.tolist())
+    starts |= set((corpus.held_out.starts + len(corpus.training)).tolist())
+    assert starts - {len(corpus.training)} <= {sum(lengths[:i]) for i in range(len(lengths))}
+
+
+def test_no_text_at_all_is_too_little() -> None:
+    with pytest.raises(UsageError, match="--data has 0 tokens"):
+        Corpus.build([], CharTokenizer("a"), 8, 0, cache=None)
+
+
+def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
+    digests = {
+        documents_digest(documents)
+        for documents in (
+            documents_of("ab", "c"),
+            documents_of("a", "bc"),
+            documents_of("abc"),
+            documents_of("c", "ab"),
+            documents_of("abc", ""),
+        )
+    }
+    assert len(digests) == 5
+    assert documents_digest([Document("x", "abc")]) == documents_digest([Document("y", "abc")])
+    assert re.fullmatch("[0-9a-f]{64}", digests.pop())
+
+
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
+    """Documents that count as long, although they are not."""
+    monkeypatch.setattr(corpus_module, "KEPT_FROM", 100)
+    return documents_of("1 2 3 " * 40, "4 " * 40)
+
+
+def test_a_long_text_is_encoded_once(long: list[Document], tmp_path: Path) -> None:
+    first = Corpus.build(long, Words(), 4, 0, tmp_path)
+    again = Words()
+    second = Corpus.build(long, again, 4, 0, tmp_path)
+    assert again.calls == 0
+    for a, b in ((first.training, second.training), (first.held_out, second.held_out)):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert torch.equal(a.starts, b.starts)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_token_ids_are_kept_in_the_users_cache(
+    long: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Corpus.build(long, Words(), 4, 0)
+    assert len(list((tmp_path / "moe-microscope" / "tokens").iterdir())) == 2
+
+
+def test_another_text_or_other_documents_are_encoded_anew(
+    long: list[Document], tmp_path: Path
+) -> None:
+    Corpus.build(long, Words(), 4, 0, tmp_path)
+    joined = [Document("all", "".join(document.text for document in long))]
+    for documents in (joined, long[::-1]):
+        tokenizer = Words()
+        Corpus.build(documents, tokenizer, 4, 0, tmp_path)
+        assert tokenizer.calls > 0
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [lambda: CharTokenizer("1234 "), lambda: Words()], ids=["characters", "short"]
+)
+def test_what_is_encoded_at_once_is_not_kept(
+    tokenizer: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tokenizer()
+    if isinstance(built, CharTokenizer):
+        monkeypatch.setattr(corpus_module, "KEPT_FROM", 100)
+    Corpus.build(documents_of("1 2 3 " * 100), built, 4, 0, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_work_is_announced(
+    long: list[Document], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode_documents(long, Words())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(corpus_module, "LONG_TEXT", 100)
+    encode_documents(long, Words())
+    assert re.fullmatch(r"encoding 0 million characters \.\.\.\n", capsys.readouterr().err)

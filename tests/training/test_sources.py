@@ -1,0 +1,203 @@
+"""What --data names: files and folders as they lie on a disk, and one download from a local server.
+
+The server counts what it is asked for; nothing here leaves this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from moe_model.command import UsageError
+from moe_model.text import python_docs
+from moe_model.training import sources
+from moe_model.training.sources import Document, load_documents, user_cache
+
+PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
+    return root
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request with ``content`` and counts them."""
+
+    content = PLAY
+    asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Stands for the host of Tiny Shakespeare."""
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("NO_PROXY", "*")
+        url = f"http://127.0.0.1:{server.server_port}/input.txt"
+        monkeypatch.setattr(sources, "SHAKESPEARE_URL", url)
+        monkeypatch.setattr(sources, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_the_documentation_of_python_is_one_document() -> None:
+    assert load_documents("python-docs") == [Document("python-docs", python_docs("--data"))]
+
+
+def test_a_file_is_one_document(tmp_path: Path) -> None:
+    path = write(tmp_path, {"one.txt": "héllo\nworld"}) / "one.txt"
+    assert load_documents(str(path)) == [Document(str(path), "héllo\nworld")]
+
+
+def test_a_folder_is_one_document_per_file_by_relative_path(tmp_path: Path) -> None:
+    names = ["b.txt", "a/z.md", "a/b/c", "a.txt", "B", "a-b/x", "é"]
+    documents = load_documents(str(write(tmp_path, {name: f"in {name}" for name in names})))
+    assert documents == [Document(name, f"in {name}") for name in sorted(names)]
+
+
+def test_hidden_and_empty_files_are_no_documents(tmp_path: Path) -> None:
+    hidden = {".git/config": "x", "a/.hidden": "x", ".x": "x", "a/.b/c.txt": "x"}
+    write(tmp_path, {**hidden, "a/seen": "yes", "empty": ""})
+    assert load_documents(str(tmp_path)) == [Document("a/seen", "yes")]
+
+
+def test_a_hidden_folder_is_read_when_it_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / ".data", {"a": "text"})
+    assert load_documents(str(folder)) == [Document("a", "text")]
+
+
+def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", {"a/file": "one"})
+    elsewhere = write(tmp_path / "elsewhere", {"other": "two", "alone": "three"})
+    (folder / "a" / "back").symlink_to(folder)
+    (folder / "b").symlink_to(elsewhere)
+    (folder / "c").symlink_to(elsewhere)
+    (folder / "d").symlink_to(elsewhere / "alone")
+    names = [document.name for document in load_documents(str(folder))]
+    assert names == ["a/file", "b/alone", "b/other", "d"]
+
+
+def test_what_is_no_file_is_passed_by(tmp_path: Path) -> None:
+    os.mkfifo(write(tmp_path, {"a": "text"}) / "pipe")
+    assert len(load_documents(str(tmp_path))) == 1
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "text"})
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "picture.png").write_bytes(b"ok\x89PNG")
+    with pytest.raises(
+        UsageError, match=r"picture\.png is not UTF-8 .*byte 2 is 0x89.*move it out"
+    ):
+        load_documents(str(tmp_path))
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
+    (write(tmp_path, {"a": "text"}) / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="gone does not exist"):
+        load_documents(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "file", ".hidden"])
+def test_nothing_to_read_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "data", {name or "empty": "" if name != ".hidden" else "text"})
+    where = tmp_path / "data" / (name if name == "file" else "")
+    with pytest.raises(UsageError, match="holds no text"):
+        load_documents(str(where))
+
+
+@pytest.mark.parametrize("name", ["no-such-thing", "", "python_docs", "file/below"])
+def test_an_unknown_name_lists_what_is_possible(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, {"file": "text"}))
+    with pytest.raises(UsageError, match=r"python-docs nor tinyshakespeare, and no file or folder"):
+        load_documents(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "loop"], ids=["long", "NUL", "loop"])
+def test_a_name_that_cannot_be_looked_up_is_a_usage_error(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_documents(name)
+
+
+def test_the_cache_is_where_the_desktop_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "moe-microscope"
+
+
+def test_shakespeare_is_fetched_once(tmp_path: Path, server: Server) -> None:
+    for _ in range(2):
+        documents = load_documents("tinyshakespeare", tmp_path / "cache")
+        assert documents == [Document("tinyshakespeare", PLAY.decode())]
+    assert server.asked == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_shakespeare_goes_to_the_users_cache_and_nowhere_else(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_documents("tinyshakespeare")
+    assert (tmp_path / "moe-microscope" / "tinyshakespeare.txt").read_bytes() == PLAY
+
+
+def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: Server) -> None:
+    write(tmp_path, {"tinyshakespeare.txt": "To be, or"})
+    assert load_documents("tinyshakespeare", tmp_path)[0].text == PLAY.decode()
+    assert server.asked == 1
+
+
+def test_another_text_than_shakespeare_is_refused(tmp_path: Path, server: Server) -> None:
+    server.content = b"<html>Log in to the hotel network</html>"
+    with pytest.raises(UsageError, match=r"SHA-256 differs.*fetch http.*give that file to --data"):
+        load_documents("tinyshakespeare", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_there_is_a_way_out(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
+    with pytest.raises(UsageError, match=r"ConnectionError.*fetch http.*give that file to --data"):
+        load_documents("tinyshakespeare", tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_costs_one_line(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = write(tmp_path, {"file": ""}) / "file" / "cache"
+    assert load_documents("tinyshakespeare", cache)[0].text == PLAY.decode()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{cache} cannot be written (Not a directory): what is fetched will not be kept."
