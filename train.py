@@ -106,25 +106,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         router = model.routers[run.forced_collapse[0]]
         router.forced_experts = tuple(range(model.config.num_experts_per_tok))
 
-    model.readings.reset()
     weights = weights_at(step, options)
-    sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
-    drawn = run.batches.draw()
-    num_passes = world.size * len(drawn.micro_batches)
-    for place, on_host in enumerate(drawn.micro_batches, 1):
-        batch = on_host.to(run.device)
-        inputs_BS = batch.tokens_BN[:, : options.seq_len]
-        next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
-        with synchronised(run.forward, place == len(drawn.micro_batches)):
-            with mixed_precision(run.device, run.dtype):
-                output = run.forward(inputs_BS, next_ids=next_ids)
-            shares = loss_shares(output, batch, list(weights), drawn, num_passes)
-            total = shares[0]
-            for weight, share in zip(weights.values(), shares[1:], strict=True):
-                total = total + weight * share.sum()
-            # Ranks average their gradients; the shares want to be added up.
-            run.scaler.scale(total * world.size).backward()
-        sums += torch.stack([share.detach().double().mean() for share in shares])
+    sums = forward_and_backward(run, weights)
 
     # All that the step is judged by, in one sum over ranks and one copy to the host, before
     # anything changes.
@@ -160,6 +143,30 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     }
 
 
+def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
+    """Gradients of one step; this rank's share of the loss, then of each in ``weights``, fp64."""
+    model, world = run.model, run.world
+    model.readings.reset()
+    sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
+    drawn = run.batches.draw()
+    num_passes = world.size * len(drawn.micro_batches)
+    for place, on_host in enumerate(drawn.micro_batches, 1):
+        batch = on_host.to(run.device)
+        inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
+        next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
+        with synchronised(run.forward, place == len(drawn.micro_batches)):
+            with mixed_precision(run.device, run.dtype):
+                output = run.forward(inputs_BS, next_ids=next_ids)
+            shares = loss_shares(output, batch, list(weights), drawn, num_passes)
+            total = shares[0]
+            for weight, share in zip(weights.values(), shares[1:], strict=True):
+                total = total + weight * share.sum()
+            # Ranks average their gradients; the shares want to be added up.
+            run.scaler.scale(total * world.size).backward()
+        sums += torch.stack([share.detach().double().mean() for share in shares])
+    return sums
+
+
 def train_run(run: Run, stop: StopRequest) -> int:
     """From the first step to the exit code."""
     options, progress = run.options, run.progress
@@ -174,9 +181,10 @@ def train_run(run: Run, stop: StopRequest) -> int:
         checkpoints = Checkpoints(options.checkpoint_dir / options.run)
         with console:
             introduce(run, console)
-            reason = loop(run, stop, log, console, checkpoints)
+            ended = loop(run, stop, log, console, checkpoints)
             if progress.saved_step != progress.step:
-                save(LATEST, run, checkpoints, log)
+                save(LATEST, run, checkpoints, log, or_fail=True)
+            reason = ended
     finally:
         log.end(progress.step, reason)
     conclude(run, console, reason, log.verdict())
@@ -243,13 +251,25 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
         save(BEST, run, checkpoints, log)
 
 
-def save(name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
-    """Write a checkpoint, and force the log to disk with it: both tell the same story."""
+def save(
+    name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog, *, or_fail: bool = False
+) -> None:
+    """Write a checkpoint, and force the log to disk with it: both tell the same story.
+
+    A disk that is full costs a checkpoint, not the run: only the last one must succeed.
+    """
     log.sync()  # before as well: a checkpoint is never ahead of its log
+    step = run.progress.step
+    try:
+        path = save_checkpoint(name, run, checkpoints, log.judgement())
+    except OSError as error:
+        if or_fail:
+            raise
+        say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
+        return
     if name == LATEST:
-        run.progress.saved_step = run.progress.step
-    path = save_checkpoint(name, run, checkpoints, log.judgement())
-    log.event(run.progress.step, "checkpoint", {"name": name, "path": str(path)})
+        run.progress.saved_step = step
+    log.event(step, "checkpoint", {"name": name, "path": str(path)})
     log.sync()
 
 

@@ -52,10 +52,9 @@ def main() -> None:
         print(machine())
         rows = len(records(folder / "whole"))
         print(f"{asked.steps} steps in {asked.dtype} without a kill: {seconds:.1f} s, {rows} rows")
-        print(
-            "| kill | at row | then after | rows logged | resumed at step | rows compared | identical |"
-        )
-        print("|---|---|---|---|---|---|---|")
+        heads = ["kill", "at row", "then after", "rows logged", "resumed at step", "rows compared"]
+        print("| " + " | ".join([*heads, "identical"]) + " |")
+        print("|---" * 7 + "|")
         failures = 0
         for kill in range(1, asked.kills + 1):
             row, pause_s = moment.randrange(2, rows - 5), moment.uniform(0, 0.05)

@@ -5,8 +5,8 @@
 First ``RunRecorder`` alone on invented healthy steps: time on the training thread, and processor
 time of the writing thread too. Then real training steps of a preset in one process, five with and
 five without the log in turn, so that a slow moment of the machine counts for both. A step varies
-by more than the log costs: the first table is the exact one, the second says that nothing is
-hidden in it.
+by more than the log costs: the calls timed by themselves are the exact number, the difference
+says that nothing is hidden elsewhere (the writing thread takes a core while others compute).
 """
 
 import argparse
@@ -24,6 +24,7 @@ from benchmarks.machine import machine
 from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.probe.unfailing import UnfailingLog
 from microscope_tui.scenarios.synthetic import draw_counts
+from moe_model.training.distributed import World
 from moe_model.training.options import Options
 from moe_model.training.settle import settle
 from moe_model.training.setup import prepare
@@ -32,7 +33,10 @@ from train import optimizer_step
 SIZES = ((5, 8, 2), (7, 16, 4), (58, 256, 8))
 """Routers, experts and choices per token: of the presets tiny, small and deepseek-v3."""
 TOKENS = 8192
-READINGS = tuple("entropy mean_entropy z_loss max_logit grad_norm selected_mass margin".split())
+READINGS = (
+    *("entropy", "mean_entropy", "z_loss", "max_logit", "grad_norm", "selected_mass"),
+    "margin",
+)
 TURN, WARM_UP_STEPS = 5, 5
 RESAMPLES = 2000
 PAUSE_S = 0.02
@@ -89,8 +93,8 @@ def alone(folder: Path, size: tuple[int, int, int], steps: int, **changes: Any) 
     return [1e3 * statistics.median(times), 1e3 * usual[-1], 1e3 * processor / steps]
 
 
-def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], list[float]]:
-    """Mean seconds a step of every turn: with the log, without."""
+def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], ...]:
+    """Seconds a step: of every turn with the log, of those without, of the calls by themselves."""
     steps = WARM_UP_STEPS + 2 * TURN * pairs
     options = settle(
         Options(
@@ -101,11 +105,11 @@ def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], list[f
             checkpoint_dir=folder / "checkpoints",
         )
     )
-    run = prepare(options)
+    run = prepare(options, World())
     config = run.model.config
     sizes = (len(config.router_depths), config.n_routed_experts, config.num_experts_per_tok)
     log = UnfailingLog(recorder(folder / "log", *sizes), fail)
-    step = 0
+    step, calls = 0, list[float]()
 
     def turn(recorded: bool, length: int) -> float:
         nonlocal step
@@ -114,8 +118,10 @@ def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], list[f
             step += 1
             record = optimizer_step(run, step)
             if recorded:
+                called = time.perf_counter()
                 log.step(record)
                 log.alerts()
+                calls.append(time.perf_counter() - called)
         return (time.perf_counter() - started) / length
 
     turn(True, WARM_UP_STEPS)
@@ -124,7 +130,7 @@ def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], list[f
         for recorded in (True, False) if pair % 2 else (False, True):
             times[recorded].append(turn(recorded, TURN))
     log.end(step, "finished")
-    return times[True], times[False]
+    return times[True], times[False], calls[WARM_UP_STEPS:]
 
 
 def fail(message: str) -> None:
@@ -158,18 +164,21 @@ def main() -> int:
             plain = alone(Path(folder, f"{at}-plain"), size, steps, judge=False)
             print(
                 f"| {size[0]} × {size[1]} | {judged[0]:.3f} ms | {judged[1]:.3f} ms | "
-                f"{plain[0]:.3f} ms | {judged[2]:.3f} ms |"
+                f"{plain[0]:.3f} ms | {judged[2]:.3f} ms |",
+                flush=True,
             )
         if asked.pairs < 2:
             return 0
-        logged, bare = in_pairs(Path(folder), asked.preset, asked.pairs)
+        logged, bare, calls = in_pairs(Path(folder), asked.preset, asked.pairs)
     median = statistics.median
     costs = [1e3 * (a - b) for a, b in zip(logged, bare, strict=True)]
     low, high = spread(costs, median)
     step_ms = 1e3 * median(bare)
+    call_ms = 1e3 * median(calls)
     print(f"\n| {asked.preset}, {asked.pairs} pairs of {TURN} steps | per step |\n|---|---|")
     print(f"| with the log | {1e3 * median(logged):.2f} ms |")
     print(f"| without | {step_ms:.2f} ms |")
+    print(f"| the calls of the log, median | {call_ms:.3f} ms, {call_ms / step_ms:.2%} of a step |")
     print(
         f"| difference within a pair, median | {median(costs):+.2f} ms "
         f"({low:+.2f} to {high:+.2f}) |"

@@ -165,14 +165,35 @@ class RouterReadings:
                 f"{L} routers were counted and {len(routers)} are asked for: give the model "
                 "next_ids in every training pass, so that multi-token prediction runs."
             )
+        parts = [*(v.detach() for v in scalars), *self._parts(routers, grad_norm_L)]
+        flat = torch.cat([part.reshape(-1).to(torch.float64) for part in parts]).tolist()
+        values, flat = flat[: len(scalars)], flat[len(scalars) :]
+        counts, flat = _rows(flat[: L * E], E), flat[L * E :]
+        bias, rest = _rows(flat[: L * E], E), _rows(flat[L * E :], L)
+        tokens, dropped = rest[:2]
+        router: dict[str, list[float | None]] = {
+            name: [*row] for name, row in zip(_SUMMARIES, rest[2:], strict=True)
+        }
+        # Infinite where the groups leave no expert to compare with: no value, not a number.
+        router["margin"] = [None if v == float("inf") else v for v in router["margin"]]
+        if routers[0].config.capacity_factor is not None:
+            K = routers[0].config.num_experts_per_tok
+            router["drop_rate"] = [d / max(1, t * K) for d, t in zip(dropped, tokens, strict=True)]
+        if len(set(tokens)) > 1:  # padding, of which multi-token prediction sees more
+            router["tokens"] = [*tokens]
+        return RouterReport(
+            int(max(tokens)), [[int(n) for n in row] for row in counts], bias, router, values
+        )
+
+    def _parts(self, routers: Sequence[Router], grad_norm_L: Tensor | None) -> list[Tensor]:
+        """Counts and bias ``(L, E)``, tokens, dropped, then everything in ``_SUMMARIES``."""
         tokens_L = self._tokens_L.clamp(min=1)
         mean_LE = self._probability_LE / tokens_L[:, None]
         if grad_norm_L is None:
             gradients = [r.weight.grad for r in routers]
-            norms = [tokens_L.new_zeros(()) if g is None else g.float().norm() for g in gradients]
+            norms = [mean_LE.new_zeros(()) if g is None else g.float().norm() for g in gradients]
             grad_norm_L = torch.stack(norms)
-        parts = [
-            *(value.detach() for value in scalars),
+        return [
             self.counts_LE,
             torch.stack([r.expert_bias for r in routers]),
             self._tokens_L,
@@ -182,30 +203,12 @@ class RouterReadings:
             self._max_logit_L,
             grad_norm_L,
         ]
-        flat = torch.cat([part.reshape(-1).to(torch.float64) for part in parts]).tolist()
-        values, flat = flat[: len(scalars)], flat[len(scalars) :]
-        counts, flat = _rows(flat[: L * E], E), flat[L * E :]
-        bias, rest = _rows(flat[: L * E], E), _rows(flat[L * E :], L)
-        tokens, dropped, entropy, z_loss, selected_mass, margin, *rest = rest
-        mean_entropy, max_logit, grad_norm = rest
-        router: dict[str, list[float | None]] = {
-            "entropy": [*entropy],
-            "mean_entropy": [*mean_entropy],
-            "z_loss": [*z_loss],
-            "max_logit": [*max_logit],
-            "selected_mass": [*selected_mass],
-            # Infinite where the groups leave no expert to compare with: no value, not a number.
-            "margin": [None if value == float("inf") else value for value in margin],
-            "grad_norm": [*grad_norm],
-        }
-        if routers[0].config.capacity_factor is not None:
-            K = routers[0].config.num_experts_per_tok
-            router["drop_rate"] = [d / max(1, t * K) for d, t in zip(dropped, tokens, strict=True)]
-        if len(set(tokens)) > 1:  # padding, of which multi-token prediction sees more
-            router["tokens"] = [*tokens]
-        return RouterReport(
-            int(max(tokens)), [[int(n) for n in row] for row in counts], bias, router, values
-        )
+
+
+_SUMMARIES = (
+    "entropy", "z_loss", "selected_mass", "margin", "mean_entropy", "max_logit", "grad_norm",
+)  # fmt: skip
+"""In the order in which they are computed."""
 
 
 def _rows(flat: list[float], width: int) -> list[list[float]]:

@@ -1,7 +1,5 @@
 """The diagnosis of a run beside the truth about it."""
 
-# ruff: noqa: N806  # letters after the underscore are shapes
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ logits and the experts it chose; ``RunRecorder`` writes them down. ``--switch`` 
 language reference) first and on code (sources of the standard library) from the middle on.
 """
 
-# ruff: noqa: N803, N806  # letters after the underscore are shapes
-
 import argparse
 import sysconfig
 from pathlib import Path
@@ -21,13 +19,15 @@ from torch import Tensor, nn
 
 from microscope_tui.probe.recorder import RunRecorder
 from moe_model.tokenizer import CharTokenizer
-from moe_model.training.data import PYTHON_DOCS, TrainingBatches, load_text
+from moe_model.training.batches import TrainingBatches
+from moe_model.training.corpus import Tokens
 from moe_model.training.optimizer import (
     CLIP_NORM,
     learning_rate_at,
     make_optimizer,
     set_learning_rate,
 )
+from moe_model.training.sources import PYTHON_DOCS, load_documents
 
 LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 
@@ -49,10 +49,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--switch", action="store_true", help="to code in the middle")
     options = parser.parse_args()
-    prose, code = load_text(PYTHON_DOCS), sources()
+    (documents,), code = load_documents(PYTHON_DOCS), sources()
+    prose = documents.text
     tokenizer = CharTokenizer.from_text(prose + code)
     batches = [
-        TrainingBatches(tokenizer.encode(text), BATCH, SEQUENCE + 1, options.seed)
+        TrainingBatches(
+            Tokens(tokenizer.encode(text), torch.tensor([0])),
+            batch_size=BATCH,
+            seq_len=SEQUENCE,
+            seed=options.seed,
+        )
         for text in (prose, code)
     ]
     torch.manual_seed(options.seed)
@@ -138,8 +144,8 @@ def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Na
         rate = learning_rate_at(step, options.steps, options.lr)
         set_learning_rate(optimizer, rate)
         second = options.switch and step > options.steps // 2
-        tokens_BN = batches[second].draw(torch.device("cpu"))
-        inputs_BS, targets_BS = tokens_BN[:, :-1], tokens_BN[:, 1:]
+        (batch,), _ = batches[second].draw()
+        inputs_BS, targets_BS = batch.tokens_BN[:, :-1], batch.targets(1, SEQUENCE)
         output = model(input_ids=inputs_BS)
         loss = F.cross_entropy(output.logits.flatten(0, 1), targets_BS.flatten())
         aux = per_layer_aux(output.router_logits, options) if options.per_layer else output.aux_loss

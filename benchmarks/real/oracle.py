@@ -4,8 +4,6 @@ The load is judged in ``oracle_load.py``; here are gradients, logits, the bias a
 ERODING is a forecast and has no truth at its own step: it is judged by what came of it.
 """
 
-# ruff: noqa: N806  # letters after the underscore are shapes
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Brute force on the counts of every step: what is true of the load, whatever anybody says."""
 
-# ruff: noqa: N803, N806  # letters after the underscore are shapes
-
 import math
 
 import numpy as np

@@ -13,8 +13,11 @@ from pathlib import Path
 import torch
 
 from microscope_tui.probe.recorder import RunRecorder
-from moe_model.training.options import ModelOverrides, Options, settle
-from moe_model.training.setup import Run, describe, prepare
+from moe_model.training.describe import describe
+from moe_model.training.distributed import World
+from moe_model.training.options import ModelOverrides, Options
+from moe_model.training.settle import settle
+from moe_model.training.setup import Run, prepare
 from train import optimizer_step
 
 SHAPE = ModelOverrides(
@@ -51,7 +54,7 @@ def main() -> None:
         )
     )
     middle = asked.steps // 2
-    first, second = prepare(options), prepare(options)
+    first, second = prepare(options, World()), prepare(options, World())
     train(first, 1, middle, "stopped")
     asked.scratch.mkdir(parents=True, exist_ok=True)
     saved = asked.scratch / f"{asked.run}.pt"
@@ -59,7 +62,7 @@ def main() -> None:
         {
             "model": first.model.state_dict(),
             "optimizer": first.optimizer.state_dict(),
-            "batches": first.batches.generator.get_state(),
+            "batches": torch.tensor(first.batches.drawn),
         },
         saved,
     )
@@ -72,7 +75,7 @@ def load_without_bias(run: Run, saved: Path) -> None:
     state = torch.load(saved)
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.batches.generator.set_state(state["batches"])
+    run.batches.drawn = int(state["batches"])
     for router in run.model.routers:
         router.expert_bias.zero_()
 
@@ -81,8 +84,7 @@ def train(run: Run, first: int, last: int, reason: str) -> None:
     """Steps ``first`` to ``last``; a run that does not begin at 1 says that it is resumed."""
     recorder = RunRecorder(
         run.options.log_dir / run.options.run,
-        resumed_at_step=first if first > 1 else None,
-        **describe(run),
+        **{**describe(run), "resumed_at_step": first if first > 1 else None},
     )
     for step in range(first, last + 1):
         recorder.record_step(**optimizer_step(run, step))

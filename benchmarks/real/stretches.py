@@ -1,7 +1,5 @@
 """Flags over steps become stretches of trouble; every limit has a grey zone around it."""
 
-# ruff: noqa: N803, N806  # letters after the underscore are shapes
-
 import math
 import warnings
 from dataclasses import dataclass

@@ -168,3 +168,19 @@ def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
 
 def _rank(rule: str) -> int:
     return CAUSES_FIRST.index(rule) if rule in CAUSES_FIRST else len(CAUSES_FIRST)
+
+
+def overall(findings: Iterable[Finding]) -> Severity:
+    """What a run with these findings amounts to: INFO is healthy, ERROR forbids a verdict.
+
+    A fault of the meter does that while it lasts, except where something critical was found in a
+    router whose meter is sound; once it is over it is a warning.
+    """
+    episodes = [episode for finding in findings for episode in finding.episodes]
+    broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}
+    critical = [e for e in episodes if e.severity is Severity.CRITICAL]
+    if any(WHOLE_RUN not in broken and e.router_index not in broken for e in critical):
+        return Severity.CRITICAL
+    if broken:
+        return Severity.ERROR
+    return Severity.WARN if any(e.severity >= Severity.WARN for e in episodes) else Severity.INFO

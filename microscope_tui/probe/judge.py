@@ -6,16 +6,16 @@ Hence the same steps give the same alerts at the same step, and ``check`` agrees
 state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
 from microscope_tui.diagnosis import saved
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Finding, group
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.diagnosis.episodes import Finding, group, overall
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.diagnosis.signals import BiasSource, CountSource
 from microscope_tui.runlog.reader import RunReader, StepEntry
@@ -47,6 +47,16 @@ class Alert:
     def is_collapse(self) -> bool:
         """A router has collapsed, beyond a warning."""
         return self.rule == "COLLAPSE" and self.severity == "crit"
+
+    def as_values(self) -> dict[str, Any]:
+        """The ``values`` of its event in the log; why and what next are for the reader to say."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "layers": list(self.layers),
+            "onset": self.onset,
+            "verdict": self.verdict,
+        }
 
 
 class _Saved(msgspec.Struct):
@@ -129,7 +139,7 @@ class RunJudge:
         found = [f for f in self.findings() if f.severity > Severity.INFO]
         if not found:
             return f"healthy{since}"
-        word = overall(found)
+        word = _WORDS[overall(found)]
         found.sort(key=lambda finding: _word(finding) != word)
         lines = [
             f"{_word(finding)} {finding.rule}: "
@@ -158,22 +168,6 @@ class RunJudge:
             why=advice.why,
             next=advice.next,
         )
-
-
-def overall(findings: Sequence[Finding]) -> str:
-    """The word that ``check`` has for a run with these findings.
-
-    A fault of the meter forbids a verdict while it lasts, except where something critical was
-    found in a router whose meter is sound; once it is over it is a warning.
-    """
-    episodes = [episode for finding in findings for episode in finding.episodes]
-    broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}
-    critical = [e for e in episodes if e.severity is Severity.CRITICAL]
-    if any(WHOLE_RUN not in broken and e.router_index not in broken for e in critical):
-        return "CRITICAL"
-    if broken:
-        return "NO VERDICT"
-    return "WARNING" if any(e.severity >= Severity.WARN for e in episodes) else "healthy"
 
 
 def _word(finding: Finding) -> str:

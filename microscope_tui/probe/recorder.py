@@ -91,22 +91,13 @@ class RunRecorder:
         log = RunLogWriter(run_dir / LOG_NAME)
         self._log = log
         self._background = BackgroundLog(log, finish=self._finish) if background else None
-        head: dict[str, Any] = {
-            "kind": "run",
-            "format_version": FORMAT_VERSION,
-            "run": run,
-            "time": time.time(),
-            "planned_steps": planned_steps,
-            "resumed_at_step": resumed_at_step,
-            "profile": profile,
-            "model": model,
-            "balance": balance,
-            "source": {"writer": writer, "counts": "exact"},
-            "world_size": world_size,
-            "expert_parallel_size": 1,
-            "config": config or {},
-            "versions": versions or {},
-        }
+        head: dict[str, Any] = {"kind": "run", "format_version": FORMAT_VERSION, "run": run}
+        head |= {"time": time.time(), "planned_steps": planned_steps}
+        head |= {"resumed_at_step": resumed_at_step, "profile": profile}
+        head |= {"model": model, "balance": balance}
+        head |= {"source": {"writer": writer, "counts": "exact"}}
+        head |= {"world_size": world_size, "expert_parallel_size": 1}
+        head |= {"config": config or {}, "versions": versions or {}}
         head = plain(head)
         self._write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
@@ -158,13 +149,13 @@ class RunRecorder:
         head["router"] = {
             name: [rounded(v) for v in row] for name, row in {**readings, **told}.items()
         }
-        if in_full:
-            # The matrices come last: a reader of a long history never has to look at them.
-            self._write({**head, "expert_bias": biases, "tokens_per_expert": counts})
-            self._judge_step(head, counts, biases)
-        else:
-            self._write(head)
-            self._judge_step(head, [], [])
+        # Judged first: with nothing to write yet, no other thread asks for the interpreter.
+        alerts = self._judge_step(head, counts if in_full else [], biases)
+        # The matrices come last: a reader of a long history never has to look at them.
+        matrices = {"expert_bias": biases, "tokens_per_expert": counts} if in_full else {}
+        self._write(head | matrices)
+        for event in alerts:
+            self._write(event)
         sizes = zip(told["effective_experts"], self._num_experts, self._top_k, strict=True)
         return [measures.collapse_index(value, e, k) for value, e, k in sizes]
 
@@ -241,8 +232,8 @@ class RunRecorder:
         head: Mapping[str, Any],
         counts: Sequence["array[int]"],
         biases: Sequence["array[float]"],
-    ) -> None:
-        """Judge the step, and write what it alarms about right after its line."""
+    ) -> list[Mapping[str, Any]]:
+        """Judge the step; what it alarms about, to be written right after its line."""
 
         def counted(index: int) -> list[int] | None:
             return counts[index].tolist() if counts else None
@@ -251,13 +242,10 @@ class RunRecorder:
             return read_biases(biases[index]) if biases else None
 
         # The matrices are judged as they will be read, without writing them out for it.
-        new = self._ask(lambda judge: judge.observe(encode_record(head), counted, biased))
-        for alert in new or ():
-            self._alerts.append(alert)
-            values = {name: getattr(alert, name) for name in ("rule", "severity", "layers")}
-            values |= {"onset": alert.onset, "verdict": alert.verdict}
-            event = {"kind": "event", "step": alert.step, "time": head["time"], "event": "alert"}
-            self._write(plain({**event, "values": values}))
+        new = self._ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
+        self._alerts += new
+        when = {"kind": "event", "step": head["step"], "time": head["time"], "event": "alert"}
+        return [{**when, "values": alert.as_values()} for alert in new]
 
     def _ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
         """The judge's answer. One that fails is asked no more; a warning says so."""

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.diagnosis.episodes import Episode, Finding, group, overall
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
+_CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
 _MOST_NAMED = 3
 
 
@@ -99,21 +100,11 @@ def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Findin
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
-    """The exit code that these findings amount to.
-
-    A fault of the meter forbids a verdict while it lasts, except where something critical was
-    found in a router whose meter is sound; once it is over it is a warning.
-    """
-    episodes = [episode for finding in findings for episode in finding.episodes]
-    broken = {e.router_index for e in episodes if e.severity is Severity.ERROR and e.active}
-    critical = [e for e in episodes if e.severity is Severity.CRITICAL]
-    if any(WHOLE_RUN not in broken and e.router_index not in broken for e in critical):
-        return CRITICAL
-    if broken:
-        return NO_VERDICT
-    if any(e.severity >= Severity.WARN for e in episodes):
-        return WARNING if fail_on == "warn" else HEALTHY
-    return HEALTHY
+    """The exit code that these findings amount to."""
+    worst = overall(findings)
+    if worst is Severity.WARN and fail_on != "warn":
+        return HEALTHY
+    return _CODES.get(worst, HEALTHY)
 
 
 def worst_code(codes: Sequence[int]) -> int:

@@ -36,7 +36,7 @@ class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        """Make ``folder`` where it is not there yet."""
+        """Make ``folder`` where it is not there yet; ``OSError`` where that cannot be."""
         self.folder = folder
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,7 @@ class Checkpoints:
         """
         target = self._written.get(step)
         if target is None or not target.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             target = self._free_name(step)
             with fresh_folder(target) as partial:
                 write_tensors(partial / WEIGHTS, _on_cpu(weights))

@@ -121,8 +121,13 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         device = _own_gpu(local_rank)
     backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
-        with lost_ranks():
-            dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+    except dist.DistError as error:
+        where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
+        raise RankLostError(
+            f"rank {rank} of {size}: the ranks do not meet at {' '.join(where)} "
+            f"({_first_line(error)}): start all of them, where rank 0 can be reached by that name."
+        ) from error
     except ValueError as error:
         raise UsageError(
             f"RANK={rank} and WORLD_SIZE={size} are set, but the ranks cannot meet ({error}): "

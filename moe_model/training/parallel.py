@@ -43,7 +43,8 @@ def parallelize(
     rows. A process that nobody launched needs none of this, whatever ``kind`` says.
 
     Args:
-        model: On ``world.device``, of the same shape on every rank.
+        model: Of the same shape on every rank. It ends up on ``world.device``, with ``fsdp`` layer
+            by layer: coming from the CPU, it need never be whole there.
         kind: ``ddp`` needs memory for all of the model on every rank, ``fsdp`` talks more.
         world: Who takes part.
 
@@ -56,12 +57,15 @@ def parallelize(
             "add --parallel ddp, or --parallel fsdp for a model too large for one of them."
         )
     if kind is None or not dist.is_initialized():
-        return model
+        return model.to(world.device)
     if kind == "ddp":
         own_gpu = [world.device] if world.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
+        whole_model = model.to(world.device)
+        return DistributedDataParallel(whole_model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
     for tensor in model.state_dict().values():
-        dist.broadcast(tensor, src=0)
+        on_device = tensor.to(world.device)
+        dist.broadcast(on_device, src=0)
+        tensor.copy_(on_device)
     for layer in (*model.layers, *model.mtp):
         fully_shard(layer)
     fully_shard(model)

@@ -57,7 +57,8 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
     elif (folder / DESCRIPTION).is_file():
         return [folder]
     links = [folder / name for name in LINKS if (folder / name).is_dir()]
-    return sorted(links, key=_step, reverse=True)
+    different = {link.resolve(): link for link in reversed(links)}  # latest is often best as well
+    return sorted(reversed(different.values()), key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> float:

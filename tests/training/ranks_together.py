@@ -1,0 +1,227 @@
+"""What ranks see that train together: ``python -m tests.training.ranks_together CLAIM FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_model.readings import RouterReadings
+from moe_model.router import Routing
+from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
+from moe_model.training.optimizer import make_optimizer
+from moe_model.training.parallel import (
+    parallelize,
+    square_norms,
+    synchronised,
+    whole,
+    whole_weights,
+)
+from tests.training.worlds import (
+    CPU,
+    Work,
+    all_sequences,
+    distance,
+    loss_of,
+    make_model,
+    train_step,
+    world_of,
+)
+
+KINDS = {
+    1: ["fsdp"],
+    2: ["ddp", "fsdp", "ddp recompute", "fsdp recompute tied"],
+    3: ["ddp", "fsdp"],
+}
+
+
+def gradients(world: World, folder: Path) -> dict[str, Any]:
+    """Each kind against a single process that reads all sequences."""
+    return {kind: one_kind(world, *kind.split()) for kind in KINDS[world.size]}
+
+
+def one_kind(world: World, kind: Any, *more: str) -> dict[str, Any]:
+    alone, model = (make_model(tied="tied" in more) for _ in range(2))
+    optimizer = make_optimizer(alone, 1e-2)
+    expected, expected_norm = train_step(alone, alone, optimizer, World())
+    if world.rank:
+        model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
+    model.recompute = "recompute" in more
+    forward = parallelize(model, kind, world)
+    found, norm = train_step(model, forward, make_optimizer(model, 1e-2), world)
+    weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    return {
+        "same_names": found.keys() == expected.keys(),
+        "error": max(distance(found[name], expected[name]) for name in expected),
+        "norm": [norm, expected_norm],
+        "weight_error": max(distance(weights[n], t) for n, t in alone.state_dict().items()),
+        "counts": model.readings.counts_LE.tolist(),
+        "expected_counts": alone.readings.counts_LE.tolist(),
+        "bias": [router.expert_bias.tolist() for router in model.routers],
+        "expected_bias": [router.expert_bias.tolist() for router in alone.routers],
+        "weights": {name: tensor.tolist() for name, tensor in weights.items()},
+    }
+
+
+def buffers(world: World, folder: Path) -> dict[str, Any]:
+    """A bias that differs between ranks, which it never should, is left alone; evaluation too."""
+    seen: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        model = make_model()
+        forward = parallelize(model, kind, world)
+        parameters = dict(model.named_parameters())
+        for router in model.routers:
+            router.expert_bias.fill_(float(world.rank))
+        with synchronised(forward, last=True):
+            loss_of(forward, all_sequences()[:2]).backward()
+        model.eval()
+        with torch.no_grad():
+            loss_of(forward, all_sequences()[:2])
+        same = all(parameters[name] is p for name, p in model.named_parameters())
+        kept = whole_weights(model, world)
+        seen[kind] = {
+            "bias": [router.expert_bias.tolist() for router in model.routers],
+            "bias_dtype": str(model.routers[0].expert_bias.dtype),
+            "same_parameters": same,
+            "whole_weights": {name: list(tensor.shape) for name, tensor in kept.items()},
+        }
+    return seen
+
+
+LAYERS, EXPERTS, TOKENS = 2, 5, 6
+
+
+def routings_of(rank: int) -> list[Routing]:
+    generator = torch.Generator().manual_seed(rank)
+    found = []
+    for _ in range(LAYERS):
+        logits_TE = torch.randn(TOKENS, EXPERTS, generator=generator) * (1 + rank)
+        scores_TE = logits_TE.sigmoid()
+        weights_TK, ids_TK = scores_TE.topk(2)
+        kept_TK = torch.rand(TOKENS, 2, generator=generator) > 0.3
+        margin_T = torch.rand(TOKENS, generator=generator)
+        found.append(Routing(logits_TE, scores_TE, ids_TK, weights_TK, margin_T, kept_TK))
+    return found
+
+
+def sums(world: World, folder: Path) -> dict[str, Any]:
+    """The readings of all ranks in one collective."""
+    readings, together = RouterReadings(), RouterReadings()
+    for rank in range(world.size):
+        together.add(routings_of(rank))
+    readings.add(routings_of(world.rank))
+    readings.counts_LE[0, 0] += 2**52 // world.size
+    together.counts_LE[0, 0] += 2**52 // world.size * world.size
+    collectives = []
+    sum_before = World.sum
+    World.sum = lambda self, tensor: (collectives.append(1), sum_before(self, tensor))[1]  # type: ignore[method-assign]
+    extra = torch.tensor([0.5, float(world.rank == 1)], dtype=torch.float64)
+    summed = readings.all_reduce(world, extra)
+    World.sum = sum_before  # type: ignore[method-assign]
+    routers = make_model().routers[:LAYERS]
+    report, expected = readings.report(routers), together.report(routers)
+    return {
+        "collectives": len(collectives),
+        "extra": summed.tolist(),
+        "counts": readings.counts_LE.tolist(),
+        "expected_counts": together.counts_LE.tolist(),
+        "tokens": [report.tokens, expected.tokens],
+        "router": report.router,
+        "expected_router": expected.router,
+        "text": world.broadcast_text("räume " * 3 if world.is_main else "not this"),
+        "empty": world.broadcast_text("" if world.is_main else "not this"),
+        "any": [world.any(world.rank == 1), world.any(False)],
+    }
+
+
+def early(world: World, folder: Path) -> dict[str, Any]:
+    """What a rank's gradient is after a micro-batch that is not the last."""
+    seen = {}
+    for kind in ("ddp", "fsdp"):
+        model = make_model()
+        forward = parallelize(model, kind, world)
+        with synchronised(forward, last=False):
+            loss_of(forward, all_sequences()[world.rank :: world.size]).backward()
+        gradient = model.norm.weight.grad
+        seen[kind] = None if gradient is None else gradient.tolist()
+    return seen
+
+
+def one_norm(world: World, folder: Path) -> dict[str, Any]:
+    """What ranks add to a squared norm, shared or whole on each."""
+    seen = {}
+    for kind in ("ddp", "fsdp"):
+        model = make_model()
+        forward = parallelize(model, kind, world)
+        with synchronised(forward, last=True):
+            loss_of(forward, all_sequences()).backward()
+        squares = square_norms([None, *(router.weight.grad for router in model.routers)], world)
+        world.sum(squares)
+        norms = [whole(router.weight.grad).norm().item() for router in model.routers]
+        seen[kind] = {"found": squares.sqrt().tolist(), "expected": [0.0, *norms]}
+    return seen
+
+
+def lost(how: str) -> Work:
+    """Rank 1 is gone in the middle of the second step; the others say so."""
+
+    def work(world: World, folder: Path) -> dict[str, Any]:
+        model = make_model()
+        forward = parallelize(model, "fsdp" if how == "killed-fsdp" else "ddp", world)
+        started = time.monotonic()
+        try:
+            with lost_ranks():
+                for step in range(3):
+                    loss = loss_of(forward, all_sequences())
+                    if world.rank == 1 and step == 1:
+                        _leave(how)
+                    started = time.monotonic()
+                    loss.backward()
+        except RankLostError as error:
+            return {"error": str(error), "seconds": time.monotonic() - started}
+        return {"error": "", "seconds": time.monotonic() - started}
+
+    work.__name__ = f"lost-{how}"
+    return work
+
+
+def alone_of_two(rank: int, folder: Path) -> None:
+    """One rank of a world of two, whose other rank is never started."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", WORLD_SIZE="2", RANK=str(rank))
+    error = ""
+    try:
+        with join_world(CPU, 1.0):
+            pass
+    except RankLostError as lost_error:
+        error = str(lost_error)
+    (folder / f"alone-2-{rank}.json").write_text(json.dumps({"error": error}), "utf-8")
+
+
+def _leave(how: str) -> None:
+    if how == "hung":
+        time.sleep(4)
+        os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    claim, folder = sys.argv[1], Path(sys.argv[2])
+    if claim == "gradients":
+        for size in KINDS:
+            world_of(size, gradients, folder)
+    elif claim == "small":
+        for work in (sums, one_norm, early, buffers):
+            world_of(2, work, folder)
+        world_of(3, sums, folder)
+    elif claim == "lost":
+        world_of(2, lost("killed-ddp"), folder)
+        world_of(3, lost("killed-fsdp"), folder)
+        world_of(2, lost("hung"), folder, timeout_s=2)
+        alone_of_two(1, folder)

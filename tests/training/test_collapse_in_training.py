@@ -1,0 +1,77 @@
+"""The trainer notices its own collapse, and does what it was told to do then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.cli import main as microscope
+from moe_model.store import read_checkpoint
+from tests.training.story import Log
+
+Train = Callable[..., int]
+COLLAPSE = ("--run=r", "--steps=90", "--force-collapse=2@5", "--save-every=1000", "--lr=1e-3")
+
+
+def alerts(log: Log) -> Log:
+    return [record for record in log if record.get("event") == "alert"]
+
+
+def test_stop_saves_writes_the_verdict_and_exits_with_3(
+    train: Train,
+    read_log: Callable[[str], Log],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(*COLLAPSE, "--on-collapse=stop") == 3
+    narration = capsys.readouterr().err
+    assert "CRIT" in narration
+    assert "Router collapse in L2 since step 5" in narration
+    assert "verdict    CRITICAL COLLAPSE" in narration
+    log = read_log("r")
+    (alert,) = alerts(log)
+    stopped_at = log[-1]["step"]
+    assert alert["step"] == stopped_at < 90
+    assert alert["values"] == alert["values"] | {"severity": "crit", "layers": ["L2"], "onset": 5}
+    assert (log[-1]["event"], log[-1]["reason"]) == ("end", "collapse")
+    assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == stopped_at
+    with pytest.raises(SystemExit) as ended:
+        microscope(["check", str(tmp_path / "logs" / "r")])
+    assert ended.value.code == 2, "check sees what the trainer saw"
+
+
+def test_a_stopped_run_can_be_resumed_and_is_not_stopped_for_the_same_trouble_again(
+    train: Train, read_log: Callable[[str], Log]
+) -> None:
+    assert train(*COLLAPSE, "--on-collapse=stop") == 3
+    assert train("--run=r", "--resume=auto", "--on-collapse=stop") == 0
+    assert len(alerts(read_log("r"))) == 1
+    assert read_log("r")[-1]["step"] == 90
+
+
+def test_checkpoint_keeps_the_state_of_that_moment_and_goes_on(
+    train: Train, read_log: Callable[[str], Log], tmp_path: Path
+) -> None:
+    assert train(*COLLAPSE, "--on-collapse=checkpoint") == 0
+    log = read_log("r")
+    (alert,) = alerts(log)
+    assert read_checkpoint(tmp_path / "ck" / "r" / "collapse").step == alert["step"]
+    assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == 90
+
+
+def test_log_says_so_and_goes_on(
+    train: Train, read_log: Callable[[str], Log], tmp_path: Path
+) -> None:
+    assert train(*COLLAPSE) == 0
+    assert len(alerts(read_log("r"))) == 1
+    assert not (tmp_path / "ck" / "r" / "collapse").exists()
+
+
+def test_a_healthy_run_raises_no_alert_and_is_not_stopped(
+    train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run=r", "--steps=90", "--on-collapse=stop") == 0
+    assert not alerts(read_log("r"))
+    assert "verdict    healthy" in capsys.readouterr().err
