@@ -5,7 +5,7 @@
     python train.py --run first --resume auto              # go on, bit for bit
     python train.py --balance none                         # watch experts starve
     python train.py --force-collapse 3@100 --on-collapse stop
-    torchrun --nproc-per-node 2 train.py                   # the same batches, two processes
+    torchrun --nproc-per-node 2 -- train.py                # twice the batch, in two processes
 
 Read from top to bottom: one optimizer step, the loop around it, what happens now and then, the end.
 Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 the command line asks for something
@@ -39,7 +39,7 @@ from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
 from moe_model.training.console import Console
 from moe_model.training.describe import describe, dtype_name, layer_names
-from moe_model.training.distributed import RankLostError, join_world, lost_ranks
+from moe_model.training.distributed import RankLostError, is_first, join_world, lost_ranks
 from moe_model.training.evaluation import evaluate
 from moe_model.training.gradients import gradient_squares
 from moe_model.training.losses import loss_shares, weights_at
@@ -77,21 +77,21 @@ app = App(
 @app.default
 def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008  # frozen
     """Train a small DeepSeek-V3 whose routers the microscope can watch."""
-    with StopRequest() as stop, join_world(choose_device(options.device)) as world:
-        try:
-            with lost_ranks():
-                options = settle(options, world)
-                return train_run(prepare(options, world), stop)
-        except UsageError:
-            if world.is_main:
-                raise
-            return USAGE  # said once, by the first rank
-        except (
-            OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
-        ) as error:  # fmt: skip
-            say(f"train.py: {options.run} failed: {error}")
-        except KeyboardInterrupt:
-            say(f"train.py: {options.run} was interrupted without saving.")
+    try:
+        device = choose_device(options.device)
+        with StopRequest() as stop, join_world(device) as world, lost_ranks():
+            options = settle(options, world)
+            return train_run(prepare(options, world), stop)
+    except UsageError:
+        if is_first():
+            raise
+        return USAGE  # said once, by the first rank
+    except (
+        OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
+    ) as error:  # fmt: skip
+        say(f"train.py: {options.run} failed: {error}")
+    except KeyboardInterrupt:
+        say(f"train.py: {options.run} was interrupted without saving.")
     return FAILED
 
 
@@ -188,6 +188,7 @@ def train_run(run: Run, stop: StopRequest) -> int:
     finally:
         log.end(progress.step, reason)
     conclude(run, console, reason, log.verdict())
+    run.world.barrier()  # torchrun ends the others as soon as one is gone
     return EXIT_CODES[reason]
 
 
@@ -259,13 +260,15 @@ def save(
     A disk that is full costs a checkpoint, not the run: only the last one must succeed.
     """
     log.sync()  # before as well: a checkpoint is never ahead of its log
-    step = run.progress.step
+    step, problem = run.progress.step, None
     try:
         path = save_checkpoint(name, run, checkpoints, log.judgement())
     except OSError as error:
         if or_fail:
             raise
+        problem = error
         say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
+    if run.world.any(problem is not None):
         return
     if name == LATEST:
         run.progress.saved_step = step
@@ -283,7 +286,7 @@ def conclude(run: Run, console: Console, reason: str, verdict: str) -> None:
         console.places(**{"go on": f"train.py --run {options.run} --resume auto"})
         return
     try:
-        text = sample(run, run.model)
+        text = sample(run)
     except ValueError as error:
         console.say(f"no sample: {error}")
     else:

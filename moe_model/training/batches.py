@@ -170,7 +170,7 @@ class HiddenTargets:
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
-    """The same sequences every time: up to ``most`` batches, spread evenly and without overlap.
+    """The same sequences every time: up to ``most``, spread evenly and without overlap.
 
     Raises:
         ValueError: If ``tokens`` hold no sequence and one token more.
@@ -181,7 +181,7 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
             f"{len(tokens)} tokens are less than a sequence of {seq_len} and one more: use more, "
             "or shorter sequences."
         )
-    rows = min(windows, most * batch_size)
+    rows = min(windows, most)
     first_N = torch.arange(rows) * (windows * seq_len // rows)
     return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]
 

@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from moe_model.config import ModelConfig
-from moe_model.fresh_folder import force_to_disk, fresh_folder, write_tensors
-from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
-from moe_model.tokenizer import Tokenizer
+from moe_model.fresh_folder import force_to_disk, fresh_folder
 
 LATEST = "latest"
 PREVIOUS = "previous"
@@ -41,31 +35,15 @@ class Checkpoints:
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(
-        self,
-        name: str,
-        *,
-        step: int,
-        config: ModelConfig,
-        weights: Mapping[str, Tensor],
-        training_state: Mapping[str, Tensor],
-        tokenizer: Tokenizer,
-        judgement: bytes | None,
-        facts: Mapping[str, Any],
-    ) -> Path:
-        """Write the state after ``step`` and let ``name`` (latest, best …) point to it.
+    def save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` fill the folder of ``step`` and ``name`` (latest, best …) point to it.
 
         Two names for one step share its files. What was latest becomes previous.
 
         Args:
             name: ``LATEST``, ``BEST`` or ``COLLAPSE``.
             step: Optimizer steps completed.
-            config: Shape of the model.
-            weights: Its state dict, biases included.
-            training_state: What the optimizer remembers, by name.
-            tokenizer: Saved as well, so that a checkpoint alone can generate text.
-            judgement: What the diagnosis remembers.
-            facts: More entries of ``checkpoint.json``, ready for JSON.
+            write: Fills the folder that it is given; not called where this step was saved already.
 
         Raises:
             OSError: If the disk is full or the folder is gone; the links still hold what they held.
@@ -75,14 +53,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             target = self._free_name(step)
             with fresh_folder(target) as partial:
-                write_tensors(partial / WEIGHTS, _on_cpu(weights))
-                write_tensors(partial / TRAINING_STATE, _on_cpu(training_state))
-                for file, contents in tokenizer.files.items():
-                    (partial / file).write_bytes(contents)
-                if judgement is not None:
-                    (partial / JUDGEMENT).write_bytes(judgement)
-                plain = tokenizer.to_dict()
-                write_description(partial, config, step, tokenizer=plain, **facts)
+                write(partial)
             self._written = {step: target}
         if name == LATEST:
             self._keep_previous(target)
@@ -121,7 +92,3 @@ class Checkpoints:
                 shutil.rmtree(doomed)
         for left in self.folder.glob(".step-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

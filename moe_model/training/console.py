@@ -20,6 +20,8 @@ from rich.text import Text
 from moe_model.training.progress import Progress
 
 _PLAIN_INTERVAL_S = 10.0
+_BAR_CELLS = 34
+"""Steps, a bar worth looking at, and the time that is left."""
 _SEVERITY_STYLES = {"crit": "bold white on red", "error": "bold magenta", "warn": "bold yellow"}
 
 
@@ -105,7 +107,7 @@ class Console:
         style = _SEVERITY_STYLES.get(alert.severity)
         if style is not None:
             label = Text(f" {alert.severity.upper()} ", style=style)
-            line = f" step {alert.step}  {alert.rule}: {alert.verdict} {alert.next}"
+            line = f" step {alert.step}  {alert.rule}: {alert.verdict}. {alert.next}"
             self._rich.print(label + Text(line), soft_wrap=True)
 
     def summary(self, progress: Progress, ended: str, verdict: str) -> None:
@@ -120,8 +122,8 @@ class Console:
             "verdict": verdict,
         }
         for name, value in facts.items():
-            if value:
-                self.say(f"  {name:<11}{value}")
+            for place, line in enumerate(value.splitlines()):
+                self.say(f"  {'' if place else name:<11}{line}")
 
     def places(self, **places: object) -> None:
         """Where things are."""
@@ -141,25 +143,28 @@ class Console:
         return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
     def _numbers(self, progress: Progress) -> str:
+        """As much as fits beside the bar, the least important left out first."""
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
         parts.append(f"{progress.tokens_per_s:,.0f} tok/s")
-        parts.append(f"{progress.memory_bytes / 2**30:.1f} GiB")
-        known = [
-            (c, name, place)
-            for place, (c, name) in enumerate(
-                zip(progress.collapse_index, self._layer_names, strict=True)
-            )
-            if c is not None
-        ]
-        if known:
-            worst, name, place = min(known)
-            entropy = progress.entropy[place] if progress.entropy else None
-            parts.append(f"worst {name} c {worst:.2f}")
-            if entropy is not None:
-                parts.append(f"H {entropy:.2f}")
+        worst, entropy = self._worst(progress)
+        optional = [worst, entropy, f"{progress.memory_bytes / 2**30:.1f} GiB"]
+        room = self._rich.width - _BAR_CELLS if self._rich.is_terminal else 1000
+        for part in optional:
+            if part and len("  ".join([*parts, part])) <= room:
+                parts.append(part)
         return "  ".join(parts)
+
+    def _worst(self, progress: Progress) -> tuple[str, str]:
+        """Balance and entropy of the layer that is least balanced; empty where nothing is known."""
+        known = [(c, place) for place, c in enumerate(progress.collapse_index) if c is not None]
+        if not known:
+            return "", ""
+        c, place = min(known)
+        entropy = progress.entropy[place] if progress.entropy else None
+        text = "" if entropy is None else f"H {entropy:.2f}"
+        return f"worst {self._layer_names[place]} c {c:.2f}", text
 
 
 def _validation(progress: Progress) -> str:

@@ -96,6 +96,11 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all, also where they could not meet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Meet the other ranks, and part from them at the end: gloo on a CPU, NCCL on GPUs.

@@ -64,16 +64,16 @@ def loss_scale(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def refuse_too_large(config: ModelConfig, device: torch.device) -> None:
+def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) -> None:
     """``UsageError`` where weights, gradients and optimizer alone exceed the memory of ``device``.
 
-    16 bytes a parameter: weight, gradient and two moments in fp32.
+    16 bytes a parameter: weight, gradient and two moments in fp32; ``parts`` ranks share them.
     """
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = 16 * config.parameters()
+    needed = 16 * config.parameters() // parts
     if needed > memory:
         main = config.parameters(multi_token_prediction=False)
         raise UsageError(

@@ -8,15 +8,12 @@ parameter, and so never gets here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 WEIGHT_DECAY = 0.1
 CLIP_NORM = 1.0
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of every parameter."""
 FINAL_SHARE = 0.1
 """Where the cosine ends, as a share of the peak learning rate."""
 
@@ -44,36 +41,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Use ``learning_rate`` for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that the optimizer remembers, as ``optimizer.<parameter name>.<moment>``."""
-    return {
-        f"optimizer.{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Give the optimizer what :func:`optimizer_tensors` returned.
-
-    Raises:
-        ValueError: If a parameter has no moments in ``tensors``, or some of another shape.
-    """
-    for name, parameter in model.named_parameters():
-        moments = {}
-        for key in MOMENTS:
-            value = tensors.get(f"optimizer.{name}.{key}")
-            shape = () if key == "step" else parameter.shape
-            if value is None or value.shape != shape:
-                found = None if value is None else tuple(value.shape)
-                raise ValueError(
-                    f"optimizer.{name}.{key} is {found} and not {tuple(shape)}: the checkpoint is "
-                    "of another model."
-                )
-            # As AdamW keeps them: the step of a fused optimizer lives on the device as well.
-            moments[key] = value.to(parameter.device, copy=True)
-        optimizer.state[parameter] = moments

@@ -18,7 +18,8 @@ from moe_model.store import CheckpointError, read_plain_description
 from moe_model.training.resume import candidates
 
 _BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")
-_NOT_INHERITED = ("resume", "config")
+_NOT_INHERITED = ("resume", "config", "parallel")
+"""What belongs to a start, not to the run: processes are as many as were started now."""
 
 
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -11,9 +11,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from moe_model.command import UsageError, say
 from moe_model.config import ModelConfig
 from moe_model.store import (
@@ -25,8 +22,8 @@ from moe_model.store import (
     read_plain_description,
 )
 from moe_model.training.checkpoint import LATEST, LINKS
-from moe_model.training.optimizer import restore_optimizer
 from moe_model.training.progress import Progress
+from moe_model.training.sharded import is_sharded, load_shards, optimizer_state
 
 if TYPE_CHECKING:
     from moe_model.training.options import Options
@@ -117,6 +114,12 @@ def refuse_other_preset_or_tokenizer(options: Options, checkpoint: Checkpoint) -
             )
 
 
+def has_training_state(checkpoint: Checkpoint) -> bool:
+    """Whether there is more than weights: those of an imported model come alone."""
+    folder = checkpoint.folder
+    return (folder / TRAINING_STATE).exists() or is_sharded(folder)
+
+
 def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint says beside tensors: all that :func:`restore` needs."""
     progress = run.progress
@@ -127,7 +130,7 @@ def facts(run: Run) -> dict[str, Any]:
         "progress": progress.to_dict(),
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
-        "world_size": run.world.size,
+        "sequences_per_step": _sequences_per_step(run),
     }
 
 
@@ -137,26 +140,28 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If its state is not that of this model.
     """
-    path = checkpoint.folder / TRAINING_STATE
-    if not path.exists():
+    if not has_training_state(checkpoint):
         say(
             f"train.py: {checkpoint.folder} has weights only (an imported model): training starts "
             "from them at step 1."
         )
         return
     try:
-        restore_optimizer(run.model, run.optimizer, load_file(path))
+        load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
         said = checkpoint.description
         progress = Progress.from_dict(said["progress"], checkpoint.step)
         drawn, order = int(said["data"]["sequences"]), said["data"]["order"]
         if run.scaler.is_enabled() and said["loss_scale"]:
             run.scaler.load_state_dict(said["loss_scale"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
         ) from error
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
+    before, now = said.get("sequences_per_step"), _sequences_per_step(run)
+    if before != now:
+        say(f"train.py: a step has {now} sequences from here on, {before} before.")
     if order == _data_order(run):
         run.batches.drawn = drawn
     else:
@@ -164,6 +169,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             "train.py: text, --seq-len or --seed are not those of the checkpoint: the text is read "
             "from its beginning."
         )
+
+
+def _sequences_per_step(run: Run) -> int:
+    return run.world.size * run.options.grad_accum * run.options.batch_size
 
 
 def _data_order(run: Run) -> list[str | int]:

@@ -1,28 +1,70 @@
-"""From a run to a checkpoint on disk."""
+"""From a run to a checkpoint on disk, whoever of several processes holds which part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from moe_model.training.checkpoint import Checkpoints
-from moe_model.training.optimizer import optimizer_tensors
+from torch import Tensor
+
+from moe_model.fresh_folder import write_tensors
+from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
+from moe_model.training.checkpoint import JUDGEMENT, Checkpoints
+from moe_model.training.parallel import whole_weights
 from moe_model.training.resume import facts
 from moe_model.training.setup import Run
+from moe_model.training.sharded import optimizer_state, save_shards
 
 
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> Path:
     """Write all that ``run`` needs to go on, as ``name``; the path of the link.
 
+    All ranks call this. The first one writes; of a sharded optimizer each writes its own part, and
+    only the weights are put together, so that whatever reads a checkpoint can read this one.
+
     Raises:
-        OSError: If it cannot be written; what was there before still holds.
+        OSError: If it cannot be written, on the ranks that noticed; what was there still holds.
     """
-    return checkpoints.save(
-        name,
-        step=run.progress.step,
-        config=run.model.config,
-        weights=run.model.state_dict(),
-        training_state=optimizer_tensors(run.model, run.optimizer),
-        tokenizer=run.corpus.tokenizer,
-        judgement=judgement,
-        facts=facts(run),
+    weights = whole_weights(run.model, run.world)
+    state = optimizer_state(run.model, run.optimizer)
+    sharded = run.options.parallel == "fsdp"
+    if not run.world.is_main:
+        if sharded and (folder := run.world.broadcast_text("")):
+            save_shards(Path(folder), state)
+        return checkpoints.folder / name
+
+    told = False
+
+    def write(folder: Path) -> None:
+        nonlocal told
+        if sharded:
+            told = True
+            run.world.broadcast_text(str(folder))
+            save_shards(folder, state)
+        else:
+            write_tensors(folder / TRAINING_STATE, _on_cpu(state))
+        _write_the_rest(folder, run, weights, judgement)
+
+    try:
+        return checkpoints.save(name, run.progress.step, write)
+    finally:
+        if sharded and not told:  # the others wait to hear where, or that there is nothing to do
+            run.world.broadcast_text("")
+
+
+def _write_the_rest(
+    folder: Path, run: Run, weights: Mapping[str, Tensor], judgement: bytes | None
+) -> None:
+    tokenizer = run.corpus.tokenizer
+    write_tensors(folder / WEIGHTS, _on_cpu(weights))
+    for file, contents in tokenizer.files.items():
+        (folder / file).write_bytes(contents)
+    if judgement is not None:
+        (folder / JUDGEMENT).write_bytes(judgement)
+    write_description(
+        folder, run.model.config, run.progress.step, tokenizer=tokenizer.to_dict(), **facts(run)
     )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

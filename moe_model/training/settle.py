@@ -112,12 +112,12 @@ def _check_parallel(options: Options) -> None:
     if options.parallel is not None and not launched():
         raise UsageError(
             f"--parallel {options.parallel} needs several processes: start it as torchrun "
-            "--nproc-per-node N train.py …, or leave it out."
+            "--nproc-per-node N -- train.py …, or leave it out."
         )
-    if options.parallel == "fsdp" and options.dtype == "fp16":
+    if options.parallel == "ddp" and options.mtp and not options.mtp_weight:
         raise UsageError(
-            "--parallel fsdp with --dtype fp16: a rank cannot see where the gradients of another "
-            "overflow: use --dtype bf16, or --parallel ddp."
+            "--parallel ddp with --mtp and --mtp-weight 0.0: ddp waits for gradients that nothing "
+            "asks for: leave --mtp out, or give it a weight."
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel, ModelOutput
-from moe_model.store import TRAINING_STATE, Checkpoint
+from moe_model.store import Checkpoint
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
 from moe_model.training.corpus import Corpus
@@ -27,6 +27,7 @@ from moe_model.training.progress import Progress
 from moe_model.training.resume import (
     AUTO,
     find_checkpoint,
+    has_training_state,
     refuse_other_model,
     refuse_other_preset_or_tokenizer,
     restore,
@@ -35,7 +36,7 @@ from moe_model.training.settle import parse_forced_collapse
 from moe_model.training.sources import load_documents
 from moe_model.training.tokenizing import make_tokenizer
 
-EVALUATION_BATCHES = 16
+EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
 
 
@@ -57,7 +58,7 @@ class Run:
     model: LanguageModel
     forward: Callable[..., ModelOutput]
     """The model as it is called: over all ranks where there are several."""
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     batches: TrainingBatches
     held_out: Sequence[Batch]
@@ -89,7 +90,7 @@ def prepare(options: Options, world: World) -> Run:
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
         checkpoint.load_weights(model)
-    model.to(device).train()
+    model.train()
     model.recompute = options.activation_checkpointing
     if options.compile:
         for layer in (*model.layers, *model.mtp):
@@ -119,7 +120,7 @@ def prepare(options: Options, world: World) -> Run:
             pin=device.type == "cuda",
         ),
         held_out=held_out_batches(
-            corpus.held_out, options.batch_size, options.seq_len, EVALUATION_BATCHES
+            corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
         ),
         progress=Progress(collapse_index=[None] * len(model.routers)),
         **_past(checkpoint, goes_on),
@@ -144,14 +145,14 @@ def _read_data(
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
             refuse_other_model(config, checkpoint)
-        refuse_too_large(config, world.device)
+        refuse_too_large(config, world.device, world.size if options.parallel == "fsdp" else 1)
         ahead = config.num_nextn_predict_layers
         return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
 
 
 def _past(checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
     """What the log is told of the time before: nothing where it begins here."""
-    if checkpoint is None or not (checkpoint.folder / TRAINING_STATE).exists():
+    if checkpoint is None or not has_training_state(checkpoint):
         return {"resumed_at_step": 1 if goes_on else None, "judgement": None}
     judgement = checkpoint.folder / JUDGEMENT
     return {

@@ -1,7 +1,7 @@
 """Stopping on request: Ctrl-C, SIGTERM and a lost terminal finish the step and save.
 
 Batch systems send SIGTERM some seconds before they pull the plug; a step and a checkpoint fit in.
-A terminal that closes sends SIGHUP, often more than once.
+Only Ctrl-C is obeyed a second time: it leaves at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """While entered, the first signal sets :attr:`requested`; a second one interrupts at once."""
+    """While entered, a signal sets :attr:`requested`; Ctrl-C after that interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -36,12 +36,13 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            if number == signal.SIGHUP:
+            # A terminal that closes sends more than one, torchrun what the scheduler sent already.
+            if number != signal.SIGINT:
                 return
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name
-        line = f"\n{name}: finishing this step, then saving; once more gives up.\n"
+        line = f"\n{name}: finishing this step, then saving; Ctrl-C now gives up.\n"
         # Not through sys.stderr: the signal may have come in the middle of a write to it.
         with contextlib.suppress(OSError):
             os.write(2, line.encode())

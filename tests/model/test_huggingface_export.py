@@ -21,10 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 
 from moe_model.config import YarnScaling
+from moe_model.fresh_folder import write_tensors
 from moe_model.huggingface.command import load_pretrained, save_pretrained
 from moe_model.huggingface.config import HuggingFaceError
 from moe_model.model import LanguageModel
-from moe_model.store import read_checkpoint
+from moe_model.store import read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.model.published import (
@@ -72,16 +73,14 @@ def _make(make_model: Make) -> Make:
 
 def checkpoint(model: LanguageModel, run: Path, tokenizer: CharTokenizer) -> Path:
     """A run as the trainer leaves it."""
-    Checkpoints(run).save(
-        LATEST,
-        step=3,
-        config=model.config,
-        weights=model.state_dict(),
-        training_state={},
-        tokenizer=tokenizer,
-        judgement=None,
-        facts={},
-    )
+
+    def write(folder: Path) -> None:
+        write_tensors(folder / "model.safetensors", model.state_dict())
+        for name, contents in tokenizer.files.items():
+            (folder / name).write_bytes(contents)
+        write_description(folder, model.config, 3, tokenizer=tokenizer.to_dict())
+
+    Checkpoints(run).save(LATEST, 3, write)
     return run
 
 

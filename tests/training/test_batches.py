@@ -183,8 +183,8 @@ def test_a_batch_moves_as_a_whole() -> None:
 
 def test_held_out_batches_are_spread_and_the_same_every_time() -> None:
     tokens = tokens_of([150, 251])
-    batches = held_out_batches(tokens, batch_size=2, seq_len=10, most=3)
-    again = held_out_batches(tokens, batch_size=2, seq_len=10, most=3)
+    batches = held_out_batches(tokens, batch_size=2, seq_len=10, most=6)
+    again = held_out_batches(tokens, batch_size=2, seq_len=10, most=6)
     assert all(torch.equal(a.tokens_BN, b.tokens_BN) for a, b in zip(batches, again, strict=True))
     assert [batch.tokens_BN.shape for batch in batches] == [(2, 11)] * 3
     firsts = torch.cat([batch.tokens_BN[:, 0] for batch in batches])
@@ -202,7 +202,7 @@ def test_held_out_sequences_do_not_overlap(size: int, length: int, batch: int, m
         return
     batches = held_out_batches(tokens, batch, length, most)
     inputs = torch.cat([part.tokens_BN[:, :-1].flatten() for part in batches])
-    assert len(inputs) == len(inputs.unique()) == min((size - 1) // length, most * batch) * length
+    assert len(inputs) == len(inputs.unique()) == min((size - 1) // length, most) * length
 
 
 def test_too_few_tokens_for_a_sequence_are_refused() -> None:

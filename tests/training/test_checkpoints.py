@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from safetensors.torch import load_file
 
 from moe_model import fresh_folder as fresh_folder_module
 from moe_model.config import ModelConfig
+from moe_model.fresh_folder import write_tensors
 from moe_model.model import LanguageModel
-from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.store import CheckpointError, read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training import checkpoint as checkpoint_module
 from moe_model.training.checkpoint import BEST, LATEST, PREVIOUS, Checkpoints
-from moe_model.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from moe_model.training.optimizer import make_optimizer
+from moe_model.training.sharded import load_shards, optimizer_state
 
 Save = Callable[..., Path]
 
@@ -42,18 +45,22 @@ def save(model: LanguageModel, tmp_path: Path) -> Save:
     optimizer.step()
 
     def run(step: int, name: str = LATEST) -> Path:
-        return checkpoints.save(
-            name,
-            step=step,
-            config=model.config,
-            weights=model.state_dict(),
-            training_state=optimizer_tensors(model, optimizer),
-            tokenizer=CharTokenizer("abcd"),
-            judgement=b"judged",
-            facts={"validation_loss": None},
-        )
+        def write(folder: Path) -> None:
+            write_state(folder, step, model, optimizer)
+
+        return checkpoints.save(name, step, write)
 
     return run
+
+
+def write_state(
+    folder: Path, step: int, model: LanguageModel, optimizer: torch.optim.AdamW
+) -> None:
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_tensors(folder / "training.safetensors", optimizer_state(model, optimizer))
+    (folder / "judgement.msgpack").write_bytes(b"judged")
+    tokenizer = CharTokenizer("abcd").to_dict()
+    write_description(folder, model.config, step, tokenizer=tokenizer, validation_loss=None)
 
 
 def test_what_is_read_is_what_was_saved(save: Save, model: LanguageModel) -> None:
@@ -69,18 +76,20 @@ def test_what_is_read_is_what_was_saved(save: Save, model: LanguageModel) -> Non
 def test_an_optimizer_that_goes_on_is_the_one_that_was_saved(
     save: Save, model: LanguageModel
 ) -> None:
-    state = load_file(read_checkpoint(save(3)).folder / "training.safetensors")
+    folder = read_checkpoint(save(3)).folder
+    state = load_file(folder / "training.safetensors")
     names = {name for name, _ in model.named_parameters()}
     assert set(state) == {
         f"optimizer.{n}.{k}" for n in names for k in ("step", "exp_avg", "exp_avg_sq")
     }
     other = make_optimizer(model, 1e-3)
-    restore_optimizer(model, other, state)
-    restored = optimizer_tensors(model, other)
+    load_shards(folder, optimizer_state(model, other))
+    restored = optimizer_state(model, other)
     assert all(torch.equal(restored[name], value) for name, value in state.items())
     del state["optimizer.norm.weight.exp_avg"]
-    with pytest.raises(ValueError, match=r"optimizer\.norm\.weight\.exp_avg is None and not"):
-        restore_optimizer(model, other, state)
+    write_tensors(folder / "training.safetensors", state)
+    with pytest.raises(CheckpointError, match=r"nothing for optimizer\.norm\.weight\.exp_avg"):
+        load_shards(folder, optimizer_state(model, other))
 
 
 def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
@@ -102,9 +111,7 @@ def test_a_step_of_a_former_future_is_not_taken_for_the_one_saved_now(
     with torch.no_grad():
         model.norm.weight += 1
     now = Checkpoints(tmp_path / "r")
-    facts = {"step": 2, "config": model.config, "weights": model.state_dict()}
-    facts |= {"training_state": {}, "tokenizer": CharTokenizer("abcd"), "judgement": None}
-    now.save(LATEST, **facts, facts={})
+    now.save(LATEST, 2, lambda folder: write_state(folder, 2, model, make_optimizer(model, 1e-3)))
     latest = read_checkpoint(tmp_path / "r")
     assert latest.folder != before
     assert torch.equal(latest.load_model().norm.weight, model.norm.weight)
@@ -131,7 +138,7 @@ def test_failing_at_any_moment_keeps_a_loadable_latest(
 
     with monkeypatch.context() as patch:
         for owner, name in [
-            (checkpoint_module, "write_tensors"),
+            (sys.modules[__name__], "write_tensors"),
             (checkpoint_module, "force_to_disk"),
             (fresh_folder_module, "force_to_disk"),
             (Path, "rename"),

@@ -170,7 +170,7 @@ def test_console_names_the_worst_layer_and_interprets_nothing() -> None:
     progress = Progress(step=1, loss=2.5, tokens_per_s=1234.4, collapse_index=[0.91, 0.42])
     progress.entropy, progress.memory_bytes = [1.5, 0.75], 2**30
     text = show(progress)
-    assert "step 1/10  loss 2.500  1,234 tok/s  1.0 GiB  worst L2 c 0.42  H 0.75" in text
+    assert "step 1/10  loss 2.500  1,234 tok/s  worst L2 c 0.42  H 0.75  1.0 GiB" in text
     assert "[bold]not markup[/bold]" in text
     assert "L1 0.91  L2 0.42" in text
     assert "\x1b" not in text

@@ -190,9 +190,9 @@ def test_the_log_is_never_behind_its_checkpoint(
     seen = []
     real = trainer.Checkpoints.save
 
-    def save(self: Any, name: str, *, step: int, **state: Any) -> Path:
+    def save(self: Any, name: str, step: int, write: Any) -> Path:
         seen.append((name, step, read_log("r")[-1]["step"]))
-        return real(self, name, step=step, **state)
+        return real(self, name, step, write)
 
     monkeypatch.setattr(trainer.Checkpoints, "save", save)
     assert train("--run=r", "--steps=9", "--save-every=2", "--eval-every=3") == 0
