@@ -53,7 +53,8 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             save(dict(tensors), storage_writer=writer, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{folder} cannot be written: {_causes(error)}") from error
-    force_to_disk(folder)
+    if alone or dist.get_rank() == 0:  # which may rename it next: the others leave it alone
+        force_to_disk(folder)
 
 
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,184 @@
+"""Whole runs of several processes: the same run as one process with the whole batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_model.store import read_checkpoint
+from tests.training.conftest import ROOT
+from tests.training.story import Log, from_step, story
+
+ReadLog = Callable[[str], Log]
+Ranks = list[subprocess.Popen[str]]
+
+STEPS = 50
+
+
+@pytest.fixture
+def start_ranks(arguments: Callable[..., list[str]]) -> Callable[..., Ranks]:
+    """Start the trainer as so many processes, as ``srun`` does: without anything around them."""
+
+    def run(size: int, *more: str) -> Ranks:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+        return [
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments(*more)],
+                env={**os.environ, "OMP_NUM_THREADS": "1", **place,
+                     "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]  # fmt: skip
+
+    return run
+
+
+def end(ranks: Ranks, timeout: float = 120) -> tuple[list[int], list[str]]:
+    """Exit codes and what each rank said."""
+    said = [rank.communicate(timeout=timeout)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
+
+
+def wait_for(path: Path, ranks: Ranks) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert all(rank.poll() is None for rank in ranks), end(ranks)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def steps(log: Log) -> Log:
+    return [record for record in story(log) if record["kind"] == "step"]
+
+
+def assert_same_run(one: Log, other: Log) -> None:
+    """Losses to 1e-5, counts and biases to the bit: the log has those of all ranks together."""
+    assert len(steps(one)) == len(steps(other)) == STEPS
+    for expected, found in zip(steps(one), steps(other), strict=True):
+        for exact in ("tokens", "tokens_per_expert", "expert_bias"):
+            assert found[exact] == expected[exact]
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        for name, row in expected["router"].items():
+            assert found["router"][name] == pytest.approx(row, rel=2e-4, abs=1e-5), name
+    evaluations = [
+        [record["values"]["loss"] for record in story(log) if record.get("event") == "eval"]
+        for log in (one, other)
+    ]
+    assert evaluations[0] == pytest.approx(evaluations[1], abs=1e-5)
+
+
+COMMON = (f"--steps={STEPS}", "--eval-every=20", "--save-every=20", "--mtp", "--z-loss-weight=1e-3")
+
+
+@pytest.fixture
+def folder_of_files(tmp_path: Path) -> str:
+    """Documents of all lengths, so that ranks have different numbers of targets."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for n in range(60):
+        (folder / f"{n}.txt").write_text(f"file {n} of {n * n % 97}.\n" * (1 + n % 7), "utf-8")
+    return f"--data={folder}"
+
+
+def test_however_a_step_is_cut_it_is_the_same_step(
+    train: Callable[..., int],
+    start_ranks: Callable[..., Ranks],
+    read_log: ReadLog,
+    folder_of_files: str,
+) -> None:
+    together = [
+        start_ranks(2, f"--run={kind}", f"--parallel={kind}", folder_of_files, *COMMON)
+        for kind in ("ddp", "fsdp")
+    ]
+    assert train("--run=one", "--batch-size=8", folder_of_files, *COMMON) == 0
+    assert train("--run=accumulated", "--grad-accum=2", folder_of_files, *COMMON) == 0
+    for ranks in together:
+        codes, said = end(ranks)
+        assert codes == [0, 0], said
+        assert said[1] == "", "the first rank speaks for all"
+    for run in ("ddp", "fsdp", "accumulated"):
+        assert_same_run(read_log("one"), read_log(run))
+    assert read_log("ddp")[0]["world_size"] == 2
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on(
+    start_ranks: Callable[..., Ranks], train: Callable[..., int], read_log: ReadLog, tmp_path: Path
+) -> None:
+    endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
+    ranks = start_ranks(2, "--run=r", "--parallel=fsdp", *endless)
+    wait_for(tmp_path / "logs" / "r" / "metrics.jsonl", ranks)
+    time.sleep(0.5)
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, said = end(ranks)
+    assert codes == [75, 75], said
+    log = read_log("r")
+    assert log[-1]["reason"] == "signal"
+    saved = read_checkpoint(tmp_path / "ck" / "r")
+    assert saved.step == log[-1]["step"]
+    assert saved.load_model(), "a sharded run leaves whole weights"
+
+    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 5}", "--save-every=2")
+    assert train(*more, "--batch-size=8") == 0
+    rows = steps(read_log("r"))
+    assert [row["step"] for row in rows] == list(range(saved.step + 1, saved.step + 6))
+    more = ("--run=r", "--resume=auto", f"--steps={saved.step + 8}", "--batch-size=4")
+    codes, said = end(start_ranks(2, *more, "--parallel=ddp"))
+    assert codes == [0, 0], said
+    assert len(steps(read_log("r"))) == 3
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_several_ranks_resume_bit_for_bit(
+    kind: str, start_ranks: Callable[..., Ranks], read_log: ReadLog, tmp_path: Path
+) -> None:
+    flags = ("--steps=30", "--save-every=2", "--eval-every=5", f"--parallel={kind}")
+    whole = start_ranks(2, "--run=whole", *flags)
+    killed = start_ranks(2, "--run=killed", *flags)
+    wait_for(tmp_path / "ck" / "killed" / "previous", killed)
+    killed[1].kill()
+    codes, said = end(killed)
+    assert codes[0] == 1
+    assert "rank 0 of 2: another rank no longer answers" in said[0]
+    assert "start again with --resume auto" in said[0]
+    assert "Traceback" not in said[0]
+    assert end(whole)[0] == [0, 0]
+    codes, said = end(start_ranks(2, "--run=killed", "--resume=auto", *flags))
+    assert codes == [0, 0], said
+    rows = story(read_log("killed"))
+    first = rows[0]["step"]
+    assert first > 1
+    assert from_step(rows, 0) == from_step(story(read_log("whole")), first)
+
+
+def test_a_usage_error_is_said_once_and_ends_all_ranks_with_64(
+    start_ranks: Callable[..., Ranks],
+) -> None:
+    codes, said = end(start_ranks(2, "--steps=0"))
+    assert codes == [64, 64]
+    assert "--steps 0 is too few" in said[0]
+    assert said[1] == ""
+
+
+def test_a_collapse_stops_all_ranks_with_3(
+    start_ranks: Callable[..., Ranks], read_log: ReadLog
+) -> None:
+    flags = ("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
+    codes, said = end(start_ranks(2, *flags))
+    assert codes == [3, 3], said
+    assert read_log("r")[-1]["reason"] == "collapse"
