@@ -1,11 +1,11 @@
 """Train a small DeepSeek-V3 and write the log that the microscope watches.
 
-    python train.py                                        # minutes on two CPU cores, no download
-    python train.py --preset tiny --steps 300 --run first
-    python train.py --run first --resume auto              # go on, bit for bit
-    python train.py --balance none                         # watch experts starve
+    python train.py                               # minutes, no download
+    python train.py --steps 300 --run first
+    python train.py --run first --resume auto     # go on, bit for bit
+    python train.py --balance none                # watch experts starve
     python train.py --force-collapse 3@100 --on-collapse stop
-    torchrun --nproc-per-node 2 -- train.py                # twice the batch, in two processes
+    torchrun --nproc-per-node 2 -- train.py       # two processes, twice the batch
 
 Read from top to bottom: one optimizer step, the loop around it, what happens now and then, the end.
 Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 the command line asks for something
@@ -66,9 +66,11 @@ ENDINGS = {
     "collapse": "stopped on a collapse",
 }
 
+SUMMARY, EXAMPLES = __doc__.split("\n\n")[:2]
 app = App(
     name="train.py",
-    help="Train a small DeepSeek-V3 whose routers the microscope can watch.",
+    help=SUMMARY,
+    help_epilogue=EXAMPLES,
     version_flags=[],
     config=read_option_sources,
 )

@@ -23,6 +23,8 @@ _BALANCE = Group("Balance", sort_key=3)
 _OUTPUT = Group("Output", sort_key=4)
 _MODEL = Group("Model fields (default: the preset's)", sort_key=5)
 
+_SWITCH = Parameter(group=_TRAINING, negative=(), show_default=False)
+
 _PRESET: Any = None
 """Stands for the preset's value until it is settled."""
 
@@ -90,7 +92,7 @@ class Options:
     """Sequences in one forward pass (default: the preset's)."""
     seq_len: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Tokens in a sequence (default: the model's max_position_embeddings)."""
-    mtp: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    mtp: Annotated[bool, _SWITCH] = False
     """Predict one more token ahead (multi-token prediction), as DeepSeek-V3 does."""
     mtp_weight: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Weight of that loss; a third of it for the last third of the run (default: 0.3)."""
@@ -105,9 +107,9 @@ class Options:
     dtype: Annotated[DtypeName, Parameter(group=_TRAINING)] = "auto"
     """Number format of matrix products; auto takes bf16 where the hardware has it, on older GPUs
     fp16 (with a loss scale that finds itself)."""
-    compile: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    compile: Annotated[bool, _SWITCH] = False
     """Compile every layer with torch.compile: slower to start, faster steps."""
-    activation_checkpointing: Annotated[bool, Parameter(group=_TRAINING, negative=())] = False
+    activation_checkpointing: Annotated[bool, _SWITCH] = False
     """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
     """How the processes of a torchrun share the work: ddp (the default there) keeps the whole
@@ -139,7 +141,7 @@ class Options:
     counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
     """Log the counts and biases of all experts at step 1 and every N steps, else summaries only."""
     checkpoint_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("checkpoints")
-    """Checkpoints go to CHECKPOINT_DIR/RUN/latest and best."""
+    """Checkpoints go to CHECKPOINT_DIR/RUN/latest, previous and best."""
     save_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
     eval_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
