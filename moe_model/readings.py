@@ -33,6 +33,10 @@ class RouterReport:
     """What came along in the same copy."""
 
 
+_MOST_AT_ONCE = 2**24
+"""Router logits that are looked at together: 64 MB in fp32, and some copies of that."""
+
+
 class Ranks(Protocol):
     """The processes that train one model together, as far as counting needs to know them."""
 
@@ -70,24 +74,31 @@ class RouterReadings:
             valids: For each of them False where a token is padding, which is left out of
                 everything; none at all where no token is.
         """
+        if not self._started:
+            self._start(len(routings), routings[0].scores_TE)
+        # All routers at once are the fastest where they are small, and gigabytes where not.
+        at_once = max(1, _MOST_AT_ONCE // routings[0].scores_TE.numel())
+        real = [valid for valid in valids if valid is not None]
+        for first in range(0, len(routings), at_once):
+            some = slice(first, first + at_once)
+            self._add(some, routings[some], real[some])
+
+    def _add(self, some: slice, routings: Sequence[Routing], valids: Sequence[Tensor]) -> None:
         logits_LTE = torch.stack([r.logits_TE for r in routings])
         scores_LTE = torch.stack([r.scores_TE for r in routings])
         ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
         margin_LT = torch.stack([r.margin_T for r in routings])
         kept_LTK = torch.stack([r.kept_TK for r in routings])
         weight_LT = torch.ones_like(margin_LT, dtype=torch.int64)
-        real = [valid_BS.flatten() for valid_BS in valids if valid_BS is not None]
-        if real:
-            weight_LT = torch.stack(real).to(torch.int64)
+        if valids:
+            weight_LT = torch.stack([valid_BS.flatten() for valid_BS in valids]).to(torch.int64)
             logits_LTE = logits_LTE.masked_fill(weight_LT[..., None] == 0, 0.0)
             margin_LT = margin_LT.masked_fill(weight_LT == 0, 0.0)
         real_LT = weight_LT.to(torch.float32)
-        if not self._started:
-            self._start(scores_LTE)
-        self._tokens_L += weight_LT.sum(dim=-1)
+        self._tokens_L[some] += weight_LT.sum(dim=-1)
         pairs_LTK = weight_LT[..., None].expand(ids_LTK.shape)
-        self.counts_LE.scatter_add_(1, ids_LTK.flatten(1), pairs_LTK.flatten(1))
-        self._dropped_L += (pairs_LTK * ~kept_LTK).sum(dim=(1, 2))
+        self.counts_LE[some].scatter_add_(1, ids_LTK.flatten(1), pairs_LTK.flatten(1))
+        self._dropped_L[some] += (pairs_LTK * ~kept_LTK).sum(dim=(1, 2))
 
         probability_LTE = scores_LTE / scores_LTE.sum(dim=-1, keepdim=True)
         entropy_LT = torch.special.entr(probability_LTE).sum(dim=-1)
@@ -95,20 +106,20 @@ class RouterReadings:
         z_LT = logits_LTE.logsumexp(dim=-1).square()
         # A sum and no matrix product: under autocast that would be rounded to bf16.
         sums_4LT = torch.stack((entropy_LT, z_LT, selected_LT, margin_LT)) * real_LT
-        self._sums_4L += sums_4LT.sum(dim=-1)
-        self._probability_LE += (probability_LTE * real_LT[..., None]).sum(dim=1)
+        self._sums_4L[:, some] += sums_4LT.sum(dim=-1)
+        self._probability_LE[some] += (probability_LTE * real_LT[..., None]).sum(dim=1)
         peaks_L = logits_LTE.abs().amax(dim=(1, 2))
-        torch.maximum(self._max_logit_L, peaks_L, out=self._max_logit_L)
+        self._max_logit_L[some] = torch.maximum(self._max_logit_L[some], peaks_L)
 
-    def _start(self, scores_LTE: Tensor) -> None:
-        L, _, E = scores_LTE.shape
+    def _start(self, routers: int, scores_TE: Tensor) -> None:
+        L, E = routers, scores_TE.shape[-1]
         self._started = True
-        self._tokens_L = scores_LTE.new_zeros(L, dtype=torch.int64)
-        self._dropped_L = scores_LTE.new_zeros(L, dtype=torch.int64)
-        self.counts_LE = scores_LTE.new_zeros((L, E), dtype=torch.int64)
-        self._probability_LE = scores_LTE.new_zeros((L, E))
-        self._sums_4L = scores_LTE.new_zeros((4, L))
-        self._max_logit_L = scores_LTE.new_zeros(L)
+        self._tokens_L = scores_TE.new_zeros(L, dtype=torch.int64)
+        self._dropped_L = scores_TE.new_zeros(L, dtype=torch.int64)
+        self.counts_LE = scores_TE.new_zeros((L, E), dtype=torch.int64)
+        self._probability_LE = scores_TE.new_zeros((L, E))
+        self._sums_4L = scores_TE.new_zeros((4, L))
+        self._max_logit_L = scores_TE.new_zeros(L)
 
     @torch.no_grad()
     def all_reduce(self, ranks: Ranks, extra: Tensor) -> Tensor:

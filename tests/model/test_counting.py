@@ -128,6 +128,26 @@ def test_readings_are_what_their_definitions_say(make_model: MakeModel, ids_BS: 
         assert read == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_readings_are_the_same_however_many_routers_are_looked_at_together(
+    padded: bool, make_model: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large models are read router by router, so that no stack of all their logits is made."""
+    model = make_model(num_nextn_predict_layers=1).train()
+    valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
+    valid_BS[0, -5:] = False
+    reports = []
+    for most in (2**24, 1):
+        monkeypatch.setattr("moe_model.readings._MOST_AT_ONCE", most)
+        model.readings.reset()
+        model(ids_BS, valid_BS if padded else None, next_ids=ids_BS.roll(-1, 1))
+        reports.append(model.readings.report(model.routers))
+    assert reports[0].tokens_per_expert == reports[1].tokens_per_expert
+    assert reports[0].router.keys() == reports[1].router.keys()
+    for name, row in reports[0].router.items():
+        assert row == pytest.approx(reports[1].router[name], rel=1e-6), name
+
+
 def test_readings_are_not_rounded_by_autocast(make_model: MakeModel, ids_BS: Tensor) -> None:
     model = make_model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
