@@ -36,12 +36,14 @@ from moe_model.command import (
     say,
 )
 from moe_model.store import CheckpointError
+from moe_model.training.agreement import agree, option_facts
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
 from moe_model.training.console import Console
-from moe_model.training.describe import describe, dtype_name, layer_names
-from moe_model.training.distributed import RankLostError, is_first, join_world, lost_ranks
+from moe_model.training.describe import describe, introduction, layer_names, places
+from moe_model.training.distributed import RankLostError, is_first, join_world, lost_ranks, own_rank
 from moe_model.training.evaluation import evaluate
 from moe_model.training.gradients import gradient_squares
+from moe_model.training.lock import only_training
 from moe_model.training.losses import loss_shares, weights_at
 from moe_model.training.machine import choose_device, memory_bytes, mixed_precision, seed_step
 from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learning_rate
@@ -55,15 +57,10 @@ from moe_model.training.settle import settle
 from moe_model.training.setup import Run, prepare
 from moe_model.training.stopping import StopRequest
 
-EXIT_CODES = {
-    "finished": FINISHED,
-    "signal": STOPPED_BY_SIGNAL,
-    "collapse": STOPPED_ON_COLLAPSE,
-}
 ENDINGS = {
-    "finished": "finished",
-    "signal": "stopped by a signal",
-    "collapse": "stopped on a collapse",
+    "finished": (FINISHED, "finished"),
+    "signal": (STOPPED_BY_SIGNAL, "stopped by a signal"),
+    "collapse": (STOPPED_ON_COLLAPSE, "stopped on a collapse"),
 }
 
 SUMMARY, EXAMPLES = __doc__.split("\n\n")[:2]
@@ -82,12 +79,15 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     try:
         device = choose_device(options.device)
         with StopRequest() as stop, join_world(device) as world, lost_ranks():
-            options = settle(options, world)
+            with world.together():
+                options = settle(options, world)
+            agree(world, option_facts(options))
             return train_run(prepare(options, world), stop)
-    except UsageError:
+    except UsageError as error:
         if is_first():
             raise
-        return USAGE  # said once, by the first rank
+        say(f"train.py: {own_rank()}: {error}")  # the first rank may not know
+        return USAGE
     except (
         OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
@@ -173,16 +173,29 @@ def train_run(run: Run, stop: StopRequest) -> int:
     """From the first step to the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
-        say(f"train.py: {options.run} has all its {options.steps} steps: raise --steps to go on.")
+        if run.world.is_main:
+            say(f"train.py: {options.run} has all its {options.steps} steps: raise --steps.")
         return FINISHED
+    folder = options.checkpoint_dir / options.run
+    with only_training(folder, run.world):
+        checkpoints = Checkpoints(folder, run.goes_on_from)
+        return train_alone(run, stop, checkpoints)
+
+
+def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
+    """The loop, and what is before and after it."""
+    options, progress = run.options, run.progress
     log = open_log(run)
     names = layer_names(run.model.config)
     console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
     reason = "failed"
     try:
-        checkpoints = Checkpoints(options.checkpoint_dir / options.run)
         with console:
-            introduce(run, console)
+            for line in introduction(run):
+                console.say(line)
+            if run.goes_on_from is not None and not run.is_newest:
+                # A fork, or a step further back: from now on it is what this run goes on from.
+                save(LATEST, run, checkpoints, log, or_fail=True)
             ended = loop(run, stop, log, console, checkpoints)
             if progress.saved_step != progress.step:
                 save(LATEST, run, checkpoints, log, or_fail=True)
@@ -191,7 +204,7 @@ def train_run(run: Run, stop: StopRequest) -> int:
         log.end(progress.step, reason)
     conclude(run, console, reason, log.verdict())
     run.world.barrier()  # torchrun ends the others as soon as one is gone
-    return EXIT_CODES[reason]
+    return ENDINGS[reason][0]
 
 
 def loop(
@@ -199,6 +212,8 @@ def loop(
 ) -> str:
     """Step after step, until all are done or there is a reason to stop, which it returns."""
     options, progress, world = run.options, run.progress, run.world
+    if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
+        return "collapse"  # it was before this start, and nobody said --on-collapse log
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
@@ -226,19 +241,6 @@ def open_log(run: Run) -> TrainingLog:
         return SilentLog()
     recorder = RunRecorder(run.options.log_dir / run.options.run, **describe(run))
     return UnfailingLog(recorder, say=lambda line: say(f"train.py: {line}"))
-
-
-def introduce(run: Run, console: Console) -> None:
-    """What is about to run, and how to watch it."""
-    config, options, world = run.model.config, run.options, run.world
-    over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
-    console.say(
-        f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
-        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
-    )
-    if run.progress.step:
-        console.say(f"goes on after step {run.progress.step}")
-    console.say(f"watch it: moe-microscope {options.log_dir / options.run}")
 
 
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
@@ -280,12 +282,9 @@ def save(
 
 def conclude(run: Run, console: Console, reason: str, verdict: str) -> None:
     """The last numbers, where things are, and a sample unless the run should be over."""
-    options = run.options
-    console.summary(run.progress, ENDINGS[reason], verdict)
-    checkpoints = options.checkpoint_dir / options.run
-    console.places(checkpoint=checkpoints / LATEST, log=options.log_dir / options.run)
+    console.summary(run.progress, ENDINGS[reason][1], verdict)
+    console.places(places(run, reason))
     if reason != "finished":
-        console.places(**{"go on": f"train.py --run {options.run} --resume auto"})
         return
     try:
         text = sample(run)

@@ -135,8 +135,13 @@ def rows_from_the_resume(folder: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def last_checkpoint(folder: Path) -> dict[str, bytes]:
+    """Every file; of the description not how often the run was started, nor its own checksum."""
     latest = (folder / "checkpoints" / "r" / "latest").resolve()
-    return {path.name: path.read_bytes() for path in sorted(latest.iterdir())}
+    files = {path.name: path.read_bytes() for path in sorted(latest.iterdir())}
+    description = json.loads(files["checkpoint.json"])
+    for key in ("life", "sha256"):
+        description.pop(key, None)
+    return {**files, "checkpoint.json": json.dumps(description).encode()}
 
 
 if __name__ == "__main__":

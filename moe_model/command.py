@@ -5,10 +5,13 @@ cyclopts, like argparse, exits 2 on a usage error; here 2 is a verdict of ``moe-
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
+
+from moe_model.plain_text import plain_text
 
 FINISHED = 0
 FAILED = 1
@@ -38,10 +41,26 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
         say(f"{app.name[0]}: {error}")
         say(f"Try '{app.name[0]} --help'.")
         return USAGE
+    finally:
+        _drop_unsaid()
     return FINISHED if code is None else int(code)
 
 
 def say(line: str) -> None:
-    """One line of narration on standard error."""
-    sys.stderr.write(line.rstrip("\n") + "\n")
-    sys.stderr.flush()
+    """One line of narration on standard error, which may be closed, full or gone."""
+    if sys.stderr is None:
+        return
+    text = plain_text(line.rstrip("\n"))
+    # Nothing that is only told is worth ending a training for; a closed file is a ValueError.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _drop_unsaid() -> None:
+    """Let go of a standard error that takes nothing: Python's last flush would exit with 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = None

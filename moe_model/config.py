@@ -9,8 +9,11 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from moe_model.json_types import MOST, fields_of, shown
 
 ScoreFunction = Literal["sigmoid", "softmax"]
 DropPolicy = Literal["position", "weight"]
@@ -41,12 +44,12 @@ class YarnScaling:
     def __post_init__(self) -> None:
         least = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0}
         for name, low in {**least, "mscale_all_dim": 0, "beta_slow": 1e-3}.items():
-            if not low <= getattr(self, name) < float("inf"):
+            if not low <= getattr(self, name) < MOST:
                 raise ValueError(
                     f"rope_scaling.{name}={getattr(self, name)} is out of range: choose {low} or "
-                    "more."
+                    f"more, below {MOST}."
                 )
-        if not self.beta_slow < self.beta_fast < float("inf"):
+        if not self.beta_slow < self.beta_fast < MOST:
             raise ValueError(
                 f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
                 "choose for example 1 and 32."
@@ -132,19 +135,11 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The config that :meth:`to_dict` described; ``ValueError`` where fields do not fit."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        wrong = sorted(fields.keys() - known) + sorted(needed - fields.keys())
-        if wrong:
-            raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in a model config.")
-        scaling = fields.get("rope_scaling")
-        if isinstance(scaling, dict):
-            try:
-                fields = {**fields, "rope_scaling": YarnScaling(**scaling)}
-            except TypeError as error:
-                raise ValueError(f"rope_scaling={scaling}: {error}") from error
-        return cls(**fields)
+        """The config that :meth:`to_dict` described; ``ValueError`` where fields do not fit.
+
+        Each must be there, known, of its type and in its range, whoever wrote them.
+        """
+        return cls(**fields_of(cls, fields, "a model config"))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by name, ready for JSON."""
@@ -186,7 +181,7 @@ class ModelConfig:
         dense = 3 * D * self.intermediate_size
         expert = 3 * D * self.moe_intermediate_size
         moe = (routed_experts + self.n_shared_experts) * expert + self.n_routed_experts * D
-        num_moe = len(self.moe_layers)
+        num_moe = self.num_hidden_layers - self.first_k_dense_replace
         layers = self.num_hidden_layers * (attention + 2 * D)
         layers += (self.num_hidden_layers - num_moe) * dense + num_moe * moe
         # A depth of multi-token prediction: one layer with experts, three norms, one projection.
@@ -204,9 +199,9 @@ def _check_sizes(config: ModelConfig) -> None:
             continue
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
-            if not 0 < value < float("inf"):
+            if not 0 < value < math.inf:
                 raise ValueError(f"{field.name}={value} is not a positive number: choose one.")
-        elif not least <= value < float("inf"):
+        elif not least <= value < math.inf:
             raise ValueError(f"{field.name}={value} is out of range: choose {least} or more.")
     if config.rope_theta == 1:
         raise ValueError("rope_theta=1 turns everything alike: choose one such as 10000.")
@@ -227,15 +222,15 @@ def _check_experts(config: ModelConfig) -> None:
     E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
     if config.scoring_func not in ("sigmoid", "softmax"):
         raise ValueError(
-            f"scoring_func={config.scoring_func!r} is not known: choose sigmoid or softmax."
+            f"scoring_func={shown(config.scoring_func)} is not known: choose sigmoid or softmax."
         )
     if K > E:
         raise ValueError(
             f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
         )
     if E % groups:
-        divisors = [n for n in range(1, E + 1) if E % n == 0]
-        nearest = min(divisors, key=lambda n: abs(n - groups))
+        small = [n for n in range(1, math.isqrt(min(E, MOST)) + 1) if E % n == 0]
+        nearest = min((*small, *(E // n for n in small)), key=lambda n: (abs(n - groups), n))
         raise ValueError(
             f"n_routed_experts={E} is not divisible by n_group={groups}: choose {nearest} groups "
             f"or {-(-E // groups) * groups} experts."
@@ -264,13 +259,13 @@ def _check_capacity(config: ModelConfig) -> None:
             "1, such as 0.01."
         )
     factor = config.capacity_factor
-    if factor is not None and not 0 < factor < float("inf"):
+    if factor is not None and not 0 < factor < math.inf:
         raise ValueError(
             f"capacity_factor={factor} is no positive number: choose for example 1.25."
         )
     policy = config.drop_policy
     if policy not in ("position", "weight"):
-        raise ValueError(f"drop_policy={policy!r} is not known: choose position or weight.")
+        raise ValueError(f"drop_policy={shown(policy)} is not known: choose position or weight.")
 
 
 _COLUMNS = (

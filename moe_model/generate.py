@@ -21,6 +21,7 @@ from torch import Tensor
 from moe_model.command import FINISHED, UsageError, run_command, say
 from moe_model.decoder import Decoder, Drafter
 from moe_model.model import LanguageModel
+from moe_model.plain_text import plain_text
 from moe_model.store import CheckpointError, read_checkpoint
 from moe_model.tokenizer import Tokenizer
 
@@ -277,11 +278,12 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def put(text: str) -> None:
-    """Write to standard output at once; on a terminal without what could steer it."""
+    """Write to standard output at once; on a terminal without what could steer it.
+
+    Piped, the text is data and stays as it is.
+    """
     if sys.stdout.isatty():
-        text = "".join(
-            c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
-        )
+        text = plain_text(text, multi_line=True)
     sys.stdout.write(text)
     sys.stdout.flush()
 

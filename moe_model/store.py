@@ -5,21 +5,29 @@
 sampler remember, which an imported model does not have. A tokenizer that is more than a list of
 characters has files of its own. Nothing in it is executed when it is read: no pickle, whoever made
 the file.
+
+``checkpoint.json`` vouches for itself as well: its ``sha256`` is that of all its other entries as
+JSON in UTF-8 with sorted keys, no spaces and no escapes but those that JSON needs. So it may be
+laid out anew, but what it says cannot change unnoticed. One without (older, or made by hand) is
+read as it stands. None of this is a signature: every value is checked as if a stranger wrote it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from moe_model.config import ModelConfig
+from moe_model.json_types import count, shown
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
 from moe_model.tokenizer import CharTokenizer, Tokenizer
@@ -29,6 +37,13 @@ FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training.safetensors"
+MOST_BYTES = 16 * 2**20
+"""Of ``checkpoint.json``: its largest part by far is a vocabulary of characters."""
+
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
+)  # fmt: skip
+"""What reading may make of a file that anybody may have written."""
 
 
 class CheckpointError(ValueError):
@@ -96,6 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     description = _read_description(folder / DESCRIPTION)
     for name, expected in description["files"].items():
         _verify(folder / name, expected["bytes"], expected["sha256"])
+    _refuse_other_size(folder / WEIGHTS, description["model"])
     return Checkpoint(
         folder=folder,
         step=description["step"],
@@ -118,43 +134,74 @@ def read_plain_description(folder: Path) -> dict[str, Any]:
     """What ``checkpoint.json`` in ``folder`` says, without a look at the files it lists.
 
     Raises:
-        CheckpointError: If there is none, or it is of something else.
+        CheckpointError: If there is none, it was changed, or it is of something else.
     """
     path = folder / DESCRIPTION
     try:
         return _read_plain(path)
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} is not a description of a checkpoint ({error}).") from error
+    except _UNREADABLE as error:
+        raise _no_description(path, error) from error
+
+
+def _no_description(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a description of a checkpoint ({_reason(error)}): use another checkpoint."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{shown(error.args[0])} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _read_plain(path: Path) -> dict[str, Any]:
-    plain = json.loads(path.read_text("utf-8"))
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        raise ValueError(f"it is no file of up to {MOST_BYTES} bytes")
+    text = path.read_bytes().decode("utf-8")
+    plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ValueError(f"it does not say format={FORMAT!r}")
-    if plain["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version={plain['format_version']}, known is {FORMAT_VERSION}")
+    version = plain["format_version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"format_version={shown(version)}, known is {FORMAT_VERSION}")
+    digest = _digest(plain)
+    if plain.get("sha256", digest) != digest:
+        raise ValueError("it is damaged: what it says is not what was written")
+    count("step", plain["step"])
     return plain
+
+
+def _finite(number: str) -> float:
+    """``ValueError`` for what Python reads and JSON does not know: NaN, Infinity, 1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is not a finite number")
+    return value
+
+
+def _digest(description: dict[str, Any]) -> str:
+    rest = {name: value for name, value in description.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         plain = _read_plain(path)
-        if WEIGHTS not in plain["files"]:
+        files = plain["files"]
+        if not isinstance(files, dict) or WEIGHTS not in files:
             raise ValueError(f"it does not list {WEIGHTS}")
-        if any(Path(name).name != name for name in plain["files"]):
-            raise ValueError("it lists a file outside its own folder")
+        if any(Path(name).name != name or not name.isprintable() for name in files):
+            raise ValueError("it lists a file outside its own folder, or one that none can be")
         return {
-            "step": int(plain["step"]),
+            "step": plain["step"],
             "model": ModelConfig.from_dict(plain["model"]),
             "tokenizer": plain["tokenizer"],
-            "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in plain["files"].items()},
+            "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in files.items()},
             "plain": plain,
         }
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(
-            f"{path} is not a description of a checkpoint ({reason}): use another checkpoint."
-        ) from error
+    except _UNREADABLE as error:
+        raise _no_description(path, error) from error
 
 
 def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokenizer | None:
@@ -163,10 +210,13 @@ def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokeniz
     try:
         if description["kind"] == KIND:
             return PretrainedTokenizer.from_folder(description, folder)
+        if not isinstance(description.get("vocabulary", ""), str):
+            raise ValueError(f"vocabulary={shown(description['vocabulary'])}: it must be a text")
         return CharTokenizer.from_dict(description)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no tokenizer ({error}): use another checkpoint."
+            f"{folder / DESCRIPTION} describes no tokenizer ({_reason(error)}): use another "
+            "checkpoint."
         ) from error
 
 
@@ -187,19 +237,46 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
         **facts,
         "files": {path.name: file_facts(path) for path in sorted(folder.iterdir())},
     }
+    # Of what a reader will see: tuples are lists by then, and names texts.
+    description["sha256"] = _digest(json.loads(json.dumps(description)))
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
 
 
-def _verify(path: Path, size: int, digest: str) -> None:
+def _verify(path: Path, size: object, digest: object) -> None:
     try:
-        found = file_facts(path)
+        regular = stat.S_ISREG(path.stat().st_mode)  # a pipe or a device would never end
+        found = file_facts(path) if regular else None
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}): use another checkpoint."
         ) from error
+    if found is None:
+        raise CheckpointError(f"{path} is no regular file: use another checkpoint.")
     if found != {"bytes": size, "sha256": digest}:
         raise CheckpointError(
-            f"{path} is damaged ({found['bytes']} bytes, {size} were written, or other contents): "
-            "use another checkpoint, such as best or an older step."
+            f"{path} is damaged ({found['bytes']} bytes, {shown(size)} were written, or other "
+            "contents): use another checkpoint, such as best or an older step."
+        )
+
+
+def _refuse_other_size(path: Path, config: ModelConfig) -> None:
+    """``CheckpointError`` where the weights are not as many as those of ``config``.
+
+    Before a model is made: a description that is wrong could ask for one that no memory holds.
+    """
+    routers = config.num_hidden_layers - config.first_k_dense_replace
+    routers += config.num_nextn_predict_layers
+    expected = config.parameters() + routers * config.n_routed_experts  # each has an expert_bias
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): use another checkpoint."
+        ) from error
+    if found != expected:
+        raise CheckpointError(
+            f"{path} does not fit its own {DESCRIPTION} ({found} numbers, the model has "
+            f"{expected}): use another checkpoint."
         )

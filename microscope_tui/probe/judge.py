@@ -128,6 +128,17 @@ class RunJudge:
         """All trouble so far, grouped over routers: active before over, worst first."""
         return self._diagnosis.findings()
 
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the routers that are collapsed now, beyond a warning."""
+        routers = self._diagnosis.run.routers
+        return tuple(
+            routers[episode.router_index].name
+            for episode in self._diagnosis.episodes
+            if episode.rule == "COLLAPSE"
+            and episode.active
+            and episode.severity is Severity.CRITICAL
+        )
+
     def verdict(self) -> str:
         """The run in one line a finding, the gravest word first; ``healthy`` without any."""
         diagnosis = self._diagnosis

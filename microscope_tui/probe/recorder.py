@@ -180,6 +180,10 @@ class RunRecorder:
         """
         return self._ask(lambda judge: judge.save())
 
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the routers that are collapsed now: a resumed run may know it from before."""
+        return self._ask(lambda judge: judge.collapsed()) or ()
+
     def verdict(self) -> str:
         """One line a finding, or ``healthy``: what ``moe-microscope check`` would say by now."""
         verdict = self._ask(lambda judge: judge.verdict())

@@ -4,6 +4,7 @@ The recorder itself copes with bad disks; here ends whatever nobody thought of. 
 only help to train the same run have a ``SilentLog``, so that the loop asks no questions.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -44,6 +45,10 @@ class UnfailingLog:
         """The state of the judgement for a checkpoint; ``None`` where there is none."""
         return self._try(self._recorder.judgement)
 
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the routers that are collapsed now."""
+        return self._try(self._recorder.collapsed) or ()
+
     def verdict(self) -> str:
         """How the run stands, in one line or a few; empty where that cannot be told."""
         return self._try(self._recorder.verdict) or ""
@@ -60,10 +65,16 @@ class UnfailingLog:
         try:
             return call()
         except Exception as error:
-            if not self._warned:
-                self._say(f"the run log has a gap, training goes on: {error!r}")
-            self._warned = True
+            self._warn(error)
             return None
+
+    def _warn(self, error: Exception) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        # Where the warning fails too, nobody is left to be told: training goes on all the same.
+        with contextlib.suppress(Exception):
+            self._say(f"the run log has a gap, training goes on: {error!r}")
 
 
 class SilentLog:
@@ -83,6 +94,10 @@ class SilentLog:
     def judgement(self) -> bytes | None:
         """None."""
         return None
+
+    def collapsed(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def verdict(self) -> str:
         """Empty."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moe_model.json_types import count
 from moe_model.training.corpus import Tokens
 
 IGNORED = -100
@@ -89,15 +90,26 @@ class TrainingBatches:
                 f"{len(tokens)} tokens are less than a sequence of {seq_len} and the {1 + ahead} "
                 "behind it: use more, or shorter sequences."
             )
-        self.drawn = 0
-        """Sequences drawn so far by all ranks together; set it to go on from there."""
+        self._drawn = 0
         self._tokens = tokens
         self._batch_size, self._grad_accum = batch_size, grad_accum
         self._seq_len, self._ahead, self._seed = seq_len, ahead, seed
         self._rank, self._world_size, self._pin = rank, world_size, pin
         self._windows = len(tokens) // seq_len
         self._hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
-        self._order = (-1, torch.empty(0))
+        self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
+
+    @property
+    def drawn(self) -> int:
+        """Sequences drawn so far by all ranks together; set it to go on from there.
+
+        ``ValueError`` for what is no number of sequences: negative, not whole, beyond 2^63.
+        """
+        return self._drawn
+
+    @drawn.setter
+    def drawn(self, sequences: int) -> None:
+        self._drawn = count("drawn", sequences)
 
     @property
     def epoch(self) -> float:

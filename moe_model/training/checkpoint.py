@@ -9,6 +9,7 @@ Steps that no link points to are removed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ COLLAPSE = "collapse"
 """The state in which a router was found collapsed, with ``--on-collapse checkpoint``."""
 LINKS = (LATEST, PREVIOUS, BEST)
 """The names from which a run may go on."""
+_OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
 JUDGEMENT = "judgement.msgpack"
 """What the diagnosis remembers."""
 
@@ -29,9 +31,14 @@ JUDGEMENT = "judgement.msgpack"
 class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make ``folder`` where it is not there yet; ``OSError`` where that cannot be."""
+    def __init__(self, folder: Path, goes_on_from: Path | None = None) -> None:
+        """Make ``folder`` where it is not there yet; ``OSError`` where that cannot be.
+
+        ``goes_on_from`` is the checkpoint that was read; it becomes the previous one, whatever is
+        called latest: that may be damaged, or a future that was given up.
+        """
         self.folder = folder
+        self._before = goes_on_from
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -71,9 +78,13 @@ class Checkpoints:
         return target
 
     def _keep_previous(self, latest: Path) -> None:
-        before = self.folder / LATEST
-        if before.is_symlink() and before.readlink().name != latest.name:
-            self._point(PREVIOUS, before.readlink())
+        link = self.folder / LATEST
+        before, self._before = self._before, None
+        if before is None and link.is_symlink():
+            before = self.folder / link.readlink()
+        inside = before is not None and before.parent.resolve() == self.folder.resolve()
+        if before is not None and inside and before.name != latest.name and before.is_dir():
+            self._point(PREVIOUS, before)
 
     def _point(self, name: str, target: Path) -> None:
         aside = self.folder / f".{name}.partial"
@@ -86,7 +97,8 @@ class Checkpoints:
         links = [path for path in self.folder.iterdir() if path.is_symlink()]
         used = {path.readlink().name for path in links}
         for path in self.folder.glob("step-*"):
-            if path.name not in used:
+            own = _OWN_NAME.fullmatch(path.name) and path.is_dir()
+            if own and path.name not in used:
                 # First out of sight, then removed: a half-removed folder must not look complete.
                 doomed = path.rename(self.folder / f".{path.name}.removed")
                 shutil.rmtree(doomed)

@@ -6,10 +6,11 @@ The only place of the trainer that knows rich.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
@@ -17,6 +18,7 @@ from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.text import Text
 
+from moe_model.plain_text import plain_text
 from moe_model.training.progress import Progress
 
 _PLAIN_INTERVAL_S = 10.0
@@ -50,8 +52,9 @@ class Console:
         self._steps = steps
         self._first = first
         self._layer_names = layer_names
+        quiet = quiet or sys.stderr is None
         self._rich = RichConsole(
-            file=_Narration(sys.stderr),  # type: ignore[arg-type]  # all of TextIO that rich uses
+            file=_Narration(sys.stderr or io.StringIO()),  # type: ignore[arg-type]  # all of TextIO that rich uses
             highlight=False,
             markup=False,
             emoji=False,
@@ -66,7 +69,7 @@ class Console:
             console=self._rich,
             expand=True,
             transient=True,
-            disable=not self._rich.is_terminal,
+            disable=quiet or not self._rich.is_terminal,
         )
         self._task = self._bar.add_task("train", total=steps, completed=first - 1, numbers="")
         self._started = time.monotonic()
@@ -85,8 +88,8 @@ class Console:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """One line above the progress bar; nothing in it is interpreted."""
-        self._rich.print(Text(line), soft_wrap=True)
+        """One line above the progress bar; nobody interprets it, nor does the terminal."""
+        self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
     def step(self, progress: Progress) -> None:
         """Show a completed step: on the bar, or as a line every ten seconds and at both ends."""
@@ -108,7 +111,7 @@ class Console:
         if style is not None:
             label = Text(f" {alert.severity.upper()} ", style=style)
             line = f" step {alert.step}  {alert.rule}: {alert.verdict}. {alert.next}"
-            self._rich.print(label + Text(line), soft_wrap=True)
+            self._rich.print(label + Text(plain_text(line)), soft_wrap=True)
 
     def summary(self, progress: Progress, ended: str, verdict: str) -> None:
         """The last word: time, tokens, losses, how every router ended, what the diagnosis says."""
@@ -125,7 +128,7 @@ class Console:
             for place, line in enumerate(value.splitlines()):
                 self.say(f"  {'' if place else name:<11}{line}")
 
-    def places(self, **places: object) -> None:
+    def places(self, places: Mapping[str, str]) -> None:
         """Where things are."""
         for name, place in places.items():
             self.say(f"  {name:<11}{place}")
@@ -133,7 +136,8 @@ class Console:
     def sample(self, prompt: str, text: str) -> None:
         """What the model writes now."""
         self.say(f"sample after {prompt!r}:")
-        self._rich.print(Text(prompt, style="dim") + Text(text), soft_wrap=True)
+        before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
+        self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
 
     def _balance(self, progress: Progress) -> str:
         layers = [
@@ -143,28 +147,28 @@ class Console:
         return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
     def _numbers(self, progress: Progress) -> str:
-        """As much as fits beside the bar, the least important left out first."""
+        """As much as fits beside the bar; an entropy says nothing without its layer."""
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
         parts.append(f"{progress.tokens_per_s:,.0f} tok/s")
-        worst, entropy = self._worst(progress)
-        optional = [worst, entropy, f"{progress.memory_bytes / 2**30:.1f} GiB"]
         room = self._rich.width - _BAR_CELLS if self._rich.is_terminal else 1000
-        for part in optional:
-            if part and len("  ".join([*parts, part])) <= room:
+        for group in (self._worst(progress), [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
+            for part in group:
+                if len("  ".join([*parts, part])) > room:
+                    break  # the rest of the group speaks of this part
                 parts.append(part)
         return "  ".join(parts)
 
-    def _worst(self, progress: Progress) -> tuple[str, str]:
-        """Balance and entropy of the layer that is least balanced; empty where nothing is known."""
+    def _worst(self, progress: Progress) -> list[str]:
+        """Balance and entropy of the least balanced layer, as far as they are known."""
         known = [(c, place) for place, c in enumerate(progress.collapse_index) if c is not None]
         if not known:
-            return "", ""
+            return []
         c, place = min(known)
+        worst = f"worst {self._layer_names[place]} c {c:.2f}"
         entropy = progress.entropy[place] if progress.entropy else None
-        text = "" if entropy is None else f"H {entropy:.2f}"
-        return f"worst {self._layer_names[place]} c {c:.2f}", text
+        return [worst] if entropy is None else [worst, f"H {entropy:.2f}"]
 
 
 def _validation(progress: Progress) -> str:
@@ -175,18 +179,18 @@ def _validation(progress: Progress) -> str:
 
 
 class _Narration:
-    """Standard error that may go away: a closed terminal must not end a training."""
+    """Standard error that may be full, closed or gone: that must not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

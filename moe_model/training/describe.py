@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moe_model.config import ModelConfig
+from moe_model.training.checkpoint import LATEST, PREVIOUS
 from moe_model.training.machine import DTYPES
 
 if TYPE_CHECKING:
@@ -52,6 +53,36 @@ def describe(run: Run) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
+
+
+def introduction(run: Run) -> list[str]:
+    """What is about to run, and how to watch it."""
+    config, options, world = run.model.config, run.options, run.world
+    over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
+    lines = [
+        f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
+        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
+    ]
+    if run.goes_on_from is not None:
+        lines.append(f"goes on after step {run.progress.step} from {run.goes_on_from}")
+    return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
+
+
+def places(run: Run, reason: str) -> dict[str, str]:
+    """Where things are, and how to go on or back, by what they are called on the screen."""
+    options = run.options
+    checkpoints = options.checkpoint_dir / options.run
+    found = {
+        "checkpoint": str(checkpoints / LATEST),
+        "log": str(options.log_dir / options.run),
+    }
+    again = f"train.py --run {options.run} --resume"
+    if reason == "signal":
+        found["go on"] = f"{again} auto"
+    if reason == "collapse":
+        found["go back"] = f"{again} {checkpoints / PREVIOUS}, with another setting"
+        found["go on"] = f"{again} auto --on-collapse log"
+    return found
 
 
 def layer_names(config: ModelConfig) -> list[str]:

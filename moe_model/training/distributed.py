@@ -1,13 +1,14 @@
 """Processes that train one model together: who is who, what they tell each other, how one is lost.
 
 All ranks do the same steps in the same order, and decide alike because they decide from the same
-numbers. So there is little to tell: a sum once a step, some bytes of rank 0 at the start. Whatever
-goes between ranks is tensors; nothing is pickled here.
+numbers. So there is little to tell: a sum once a step, some bytes of rank 0 at the start, and what
+one of them finds wrong. Whatever goes between ranks is tensors; nothing is pickled here.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_model.command import UsageError
+from moe_model.command import FAILED, USAGE, UsageError
 
 TIMEOUT_S = 600.0
 """How long a rank waits for the others before it gives them up, in seconds."""
@@ -25,7 +26,7 @@ _CPU = torch.device("cpu")
 
 
 class RankLostError(RuntimeError):
-    """Another process of the training died or hangs; says what failed and what to do."""
+    """Another process of the training failed, died or hangs; says what failed and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +67,87 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others: it downloads, they find the file."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+        """Rank 0 goes through the block before the others: it downloads, they find the file.
 
-    def broadcast(self, payload: bytes) -> bytes:
-        """What rank 0 passes in; what the others pass in is ignored."""
+        A fault is one of all ranks, as in :meth:`together`; where rank 0 finds one, the others do
+        not enter the block.
+        """
+        if not self.is_main:
+            self.share_fault(None)
+        with self.together():
+            yield
+        if self.is_main:
+            self.share_fault(None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that no rank leaves well unless all do; see :meth:`share_fault`.
+
+        All ranks enter it. What they tell each other inside comes before anything that can fail.
+        """
+        fault = None
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RuntimeError) and _from_the_wire(error):
+                raise  # nobody is left to tell
+            fault = error
+        self.share_fault(fault)
+
+    def share_fault(self, fault: Exception | None) -> None:
+        """End all ranks where one found a fault; return where nobody did. All ranks ask.
+
+        One voice: rank 0 raises the fault, wherever it was found (of several that of the lowest
+        rank), the others end without a word. A rank that found another one, or one that rank 0
+        has only the words of, raises its own too.
+
+        Args:
+            fault: What this rank found.
+
+        Raises:
+            UsageError: On rank 0, if it is one, with the number of the rank that found it.
+            RankLostError: On rank 0, if it is anything else and another rank found it.
+            SystemExit: On the other ranks, with the code that rank 0 ends with.
+        """
+        if self.size == 1:
+            if fault is not None:
+                raise fault
+            return
+        votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        if fault is not None:
+            votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
+        self.sum(votes_R)
+        votes = votes_R.tolist()
+        if not any(votes):
+            return
+        first = next(rank for rank, vote in enumerate(votes) if vote)
+        is_usage = votes[first] == 2
+        words = "" if fault is None else str(fault) or type(fault).__name__
+        own = words.encode("utf-8", "backslashreplace")  # a path may hold bytes that are no text
+        said = self.broadcast(own, src=first)
+        if fault is not None and self.is_main:
+            raise fault
+        if self.is_main:
+            kind = UsageError if is_usage else RankLostError
+            raise kind(f"rank {first} of {self.size}: {said.decode('utf-8')}")
+        if fault is not None and (own != said or (first and not is_usage)):
+            raise fault
+        raise SystemExit(USAGE if is_usage else FAILED) from fault
+
+    def broadcast(self, payload: bytes, src: int = 0) -> bytes:
+        """What rank ``src`` passes in; what the others pass in is ignored."""
         if self.size == 1:
             return payload
         length = torch.tensor(len(payload), device=self.device)
-        dist.broadcast(length, src=0)
+        dist.broadcast(length, src=src)
         contents = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.is_main and payload:
+        if self.rank == src and payload:
             contents.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        dist.broadcast(contents, src=0)
+        dist.broadcast(contents, src=src)
         return bytes(contents.tolist())
 
     def broadcast_text(self, text: str) -> str:
-        """See :meth:`broadcast`."""
+        """What rank 0 passes in."""
         return self.broadcast(text.encode("utf-8")).decode("utf-8")
 
 
@@ -99,6 +160,11 @@ def launched() -> bool:
 def is_first() -> bool:
     """Whether this process speaks for all, also where they could not meet."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def own_rank() -> str:
+    """Which process this is, for a line of its own, also where the ranks could not meet."""
+    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
 @contextmanager
@@ -126,7 +192,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         device = _own_gpu(local_rank)
     backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+        with _ended_by_signals():
+            dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
@@ -145,6 +212,19 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     finally:
         if ended_well or not cuda:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """While ranks wait to meet, inside torch, no handler of Python runs; nothing is to be saved."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

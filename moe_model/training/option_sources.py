@@ -6,6 +6,7 @@ preset. So a run that is continued keeps everything that nobody changes.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
         if not Path(path).is_file():
             raise UsageError(f"--config {path} is not a file: name a TOML file of options.")
         Toml(path)(app, commands, arguments)
+    _refuse_broken_integers(arguments)
     resume = _given(arguments, "--resume")
     if resume is None:
         return
@@ -48,6 +50,16 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
             continue  # whoever loads it says what is wrong with it
         Dict(inherited, allow_unknown=True, source=str(candidate))(app, commands, arguments)
         return
+
+
+def _refuse_broken_integers(arguments: ArgumentCollection) -> None:
+    """cyclopts would round 1.5 steps to 2, without a word."""
+    for argument in arguments:
+        if argument.hint not in (int, int | None):
+            continue
+        for token in argument.tokens:
+            if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
+                raise UsageError(f"{argument.name} {token.value} is no whole number: choose one.")
 
 
 def _given(arguments: ArgumentCollection, name: str) -> str | None:

@@ -20,10 +20,13 @@ from moe_model.training.overrides import ModelOverrides
 _DATA = Group("Model and data", sort_key=1)
 _TRAINING = Group("Training", sort_key=2)
 _BALANCE = Group("Balance", sort_key=3)
-_OUTPUT = Group("Output", sort_key=4)
-_MODEL = Group("Model fields (default: the preset's)", sort_key=5)
+_RUN = Group("Run and checkpoints", sort_key=4)
+_OUTPUT = Group("Log and output", sort_key=5)
+_MODEL = Group("Model fields (default: the preset's)", sort_key=6)
 
 _SWITCH = Parameter(group=_TRAINING, negative=(), show_default=False)
+_SPEED = Parameter(group=_TRAINING, show_default=False)
+"""May be switched off again (``--no-compile``) when a run goes on."""
 
 _PRESET: Any = None
 """Stands for the preset's value until it is settled."""
@@ -107,9 +110,9 @@ class Options:
     dtype: Annotated[DtypeName, Parameter(group=_TRAINING)] = "auto"
     """Number format of matrix products; auto takes bf16 where the hardware has it, on older GPUs
     fp16 (with a loss scale that finds itself)."""
-    compile: Annotated[bool, _SWITCH] = False
+    compile: Annotated[bool, _SPEED] = False
     """Compile every layer with torch.compile: slower to start, faster steps."""
-    activation_checkpointing: Annotated[bool, _SWITCH] = False
+    activation_checkpointing: Annotated[bool, _SPEED] = False
     """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
     """How the processes of a torchrun share the work: ddp (the default there) keeps the whole
@@ -134,22 +137,22 @@ class Options:
     force_collapse: Annotated[str | None, Parameter(group=_BALANCE)] = None
     """LAYER@STEP: from that step on, send every token of that layer to the same experts."""
 
-    run: Annotated[str, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
+    run: Annotated[str, Parameter(group=_RUN, show_default=False)] = _PRESET
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("logs")
     """The run log goes to LOG_DIR/RUN."""
     counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
     """Log the counts and biases of all experts at step 1 and every N steps, else summaries only."""
-    checkpoint_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("checkpoints")
+    checkpoint_dir: Annotated[Path, Parameter(group=_RUN)] = Path("checkpoints")
     """Checkpoints go to CHECKPOINT_DIR/RUN/latest, previous and best."""
-    save_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
+    save_every: Annotated[int, Parameter(group=_RUN, show_default=False)] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
     eval_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
-    resume: Annotated[str | None, Parameter(group=_OUTPUT)] = None
+    resume: Annotated[str | None, Parameter(group=_RUN)] = None
     """Go on, bit for bit, from a checkpoint: auto takes the newest sound one of --run, or starts
     where there is none; or name one. What is not given is then as it was in that run."""
-    on_collapse: Annotated[OnCollapse, Parameter(group=_OUTPUT)] = "log"
+    on_collapse: Annotated[OnCollapse, Parameter(group=_RUN)] = "log"
     """When a router has collapsed: log says so, checkpoint also keeps the state of that moment,
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, Parameter(group=_OUTPUT, allow_leading_hyphen=True)] = None

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_model.json_types import count, number, shown
+
 GIVE_UP_AFTER = 20
 """Steps in a row without a finite gradient after which a run has failed."""
 
@@ -45,17 +47,21 @@ class Progress:
     @classmethod
     def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
         """Where the run was after ``step``; ``KeyError``, ``TypeError`` or ``ValueError``."""
-        known = saved["validation_loss"]
-        best = saved["best_loss"]
+        loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
+        indices = saved["collapse_index"]
+        if not isinstance(indices, list):
+            raise ValueError(f"collapse_index={shown(indices)}: it must be a list.")
         return cls(
             step=step,
             saved_step=step,
-            loss=math.nan if saved["loss"] is None else float(saved["loss"]),
-            validation_loss=None if known is None else float(known),
-            best_loss=math.inf if best is None else float(best),
-            bad_steps=int(saved["bad_steps"]),
-            tokens=int(saved["tokens"]),
-            collapse_index=list(saved["collapse_index"]),
+            loss=math.nan if loss is None else number("loss", loss),
+            validation_loss=None if known is None else number("validation_loss", known),
+            best_loss=math.inf if best is None else number("best_loss", best),
+            bad_steps=count("bad_steps", saved["bad_steps"]),
+            tokens=count("tokens", saved["tokens"]),
+            collapse_index=[
+                None if index is None else number("collapse_index", index, 1) for index in indices
+            ],
         )
 
     def to_dict(self) -> dict[str, Any]:

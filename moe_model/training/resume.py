@@ -26,6 +26,7 @@ from moe_model.training.progress import Progress
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state
 
 if TYPE_CHECKING:
+    from moe_model.training.distributed import World
     from moe_model.training.options import Options
     from moe_model.training.setup import Run
 
@@ -55,18 +56,21 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
         return [folder]
     links = [folder / name for name in LINKS if (folder / name).is_dir()]
     different = {link.resolve(): link for link in reversed(links)}  # latest is often best as well
-    return sorted(reversed(different.values()), key=_step, reverse=True)
+    return sorted(reversed(different.values()), key=_age, reverse=True)
 
 
-def _step(checkpoint: Path) -> float:
+def _age(checkpoint: Path) -> tuple[float, float]:
+    """Which life of the run wrote it, and after how many steps: a life may begin further back."""
     try:
-        step = read_plain_description(checkpoint).get("step")
+        plain = read_plain_description(checkpoint)
     except CheckpointError:
-        return float("inf")  # first, so that somebody says what is wrong with it
-    return step if isinstance(step, int) else float("inf")
+        return math.inf, math.inf  # first, so that somebody says what is wrong with it
+    life, step = plain.get("life", 1), plain.get("step")
+    numbers = isinstance(life, int) and isinstance(step, int)
+    return (life, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
 
 
-def find_checkpoint(options: Options) -> Checkpoint | None:
+def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     """The newest sound checkpoint for ``--resume``; none without, or where ``auto`` starts afresh.
 
     Raises:
@@ -75,7 +79,14 @@ def find_checkpoint(options: Options) -> Checkpoint | None:
     """
     if options.resume is None:
         return None
+    tell = say if world.is_main else _say_nothing
     found = candidates(options.resume, options.run, options.checkpoint_dir)
+    own = options.checkpoint_dir / options.run
+    for name in LINKS:
+        if (own / name).is_symlink() and not (own / name).exists():
+            tell(f"train.py: {own / name} points to a checkpoint that is gone.")
+    if not found and options.resume == AUTO and (options.log_dir / options.run).exists():
+        tell(f"train.py: no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(
             f"--resume {options.resume}: there is no checkpoint: name one, such as "
@@ -87,8 +98,18 @@ def find_checkpoint(options: Options) -> Checkpoint | None:
         except CheckpointError as error:
             if place + 1 == len(found):
                 raise
-            say(f"train.py: {path} is not sound, trying {found[place + 1]}: {error}")
+            tell(f"train.py: {path} is not sound, trying {found[place + 1]}: {error}")
     return None
+
+
+def _say_nothing(line: str) -> None:
+    """The first rank says it."""
+
+
+def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
+    """Whether ``--resume auto`` would take it: not so for a fork, nor for a step further back."""
+    newest = candidates(AUTO, options.run, options.checkpoint_dir)
+    return bool(newest) and newest[0].resolve() == checkpoint.folder
 
 
 def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -131,6 +152,7 @@ def facts(run: Run) -> dict[str, Any]:
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": _sequences_per_step(run),
+        "life": run.life,
     }
 
 
@@ -140,8 +162,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If its state is not that of this model.
     """
+    tell = say if run.world.is_main else _say_nothing
     if not has_training_state(checkpoint):
-        say(
+        tell(
             f"train.py: {checkpoint.folder} has weights only (an imported model): training starts "
             "from them at step 1."
         )
@@ -153,22 +176,33 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         drawn, order = int(said["data"]["sequences"]), said["data"]["order"]
         if run.scaler.is_enabled() and said["loss_scale"]:
             run.scaler.load_state_dict(said["loss_scale"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if drawn < 0:
+            raise ValueError(f"sequences={drawn}")
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
         ) from error
+    if not run.is_newest:
+        # Nothing of it is saved under the name of this run, or at the end of it.
+        progress.saved_step = None
+    if order != _data_order(run) or checkpoint.folder.parent != _own_folder(run).resolve():
+        progress.best_loss = math.inf  # of another text, or of another run
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
     before, now = said.get("sequences_per_step"), _sequences_per_step(run)
     if before != now:
-        say(f"train.py: a step has {now} sequences from here on, {before} before.")
+        tell(f"train.py: a step has {now} sequences from here on, {before!r} before.")
     if order == _data_order(run):
         run.batches.drawn = drawn
     else:
-        say(
+        tell(
             "train.py: text, --seq-len or --seed are not those of the checkpoint: the text is read "
             "from its beginning."
         )
+
+
+def _own_folder(run: Run) -> Path:
+    return run.options.checkpoint_dir / run.options.run
 
 
 def _sequences_per_step(run: Run) -> int:

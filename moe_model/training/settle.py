@@ -1,7 +1,7 @@
 """Options as a person gives them become options that describe a run completely.
 
 What was left out takes the preset's value, or that of the checkpoint that is continued
-(``earlier.py``); every range is checked, and values that contradict each other are refused.
+(``option_sources.py``); every range is checked, and values that contradict each other are refused.
 """
 
 from __future__ import annotations

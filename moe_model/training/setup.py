@@ -5,8 +5,10 @@ Whatever can be wrong with the options is found here, before a single file is wr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
+from moe_model.training.lock import LOCK
 from moe_model.training.machine import choose_dtype, loss_scale, refuse_too_large
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.options import Options
@@ -28,6 +31,7 @@ from moe_model.training.resume import (
     AUTO,
     find_checkpoint,
     has_training_state,
+    is_newest,
     refuse_other_model,
     refuse_other_preset_or_tokenizer,
     restore,
@@ -67,6 +71,12 @@ class Run:
     """First step that is written to a log with a past, or to one whose past is elsewhere."""
     judgement: bytes | None
     """What the diagnosis knew where the run was interrupted."""
+    goes_on_from: Path | None
+    """Folder of the checkpoint that was read."""
+    is_newest: bool
+    """That checkpoint is the newest of this very run: not so in a fork, or further back."""
+    life: int
+    """How often the run was started, this time included."""
 
 
 def prepare(options: Options, world: World) -> Run:
@@ -76,7 +86,7 @@ def prepare(options: Options, world: World) -> Run:
         UsageError: If the options ask for something that cannot be.
         CheckpointError: If the checkpoint to go on from is damaged.
     """
-    checkpoint = find_checkpoint(options)
+    checkpoint = find_checkpoint(options, world)
     goes_on = _refuse_existing(options, checkpoint)
     device = world.device
     dtype = choose_dtype(options.dtype, device)
@@ -123,7 +133,7 @@ def prepare(options: Options, world: World) -> Run:
             corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
         ),
         progress=Progress(collapse_index=[None] * len(model.routers)),
-        **_past(checkpoint, goes_on),
+        **_past(options, checkpoint, goes_on),
     )
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -150,15 +160,23 @@ def _read_data(
         return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
 
 
-def _past(checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
-    """What the log is told of the time before: nothing where it begins here."""
-    if checkpoint is None or not has_training_state(checkpoint):
-        return {"resumed_at_step": 1 if goes_on else None, "judgement": None}
-    judgement = checkpoint.folder / JUDGEMENT
-    return {
-        "resumed_at_step": checkpoint.step + 1,
-        "judgement": judgement.read_bytes() if judgement.exists() else None,
+def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
+    """What a run knows of the time before: nothing where it begins here."""
+    past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
+    past |= {"goes_on_from": None, "is_newest": False, "life": 1}
+    if checkpoint is None:
+        return past
+    life = checkpoint.description.get("life", 1)
+    past |= {
+        "goes_on_from": checkpoint.folder,
+        "is_newest": is_newest(checkpoint, options),
+        "life": life + 1 if isinstance(life, int) else 2,
     }
+    if has_training_state(checkpoint):
+        judgement = checkpoint.folder / JUDGEMENT
+        past["resumed_at_step"] = checkpoint.step + 1
+        past["judgement"] = judgement.read_bytes() if judgement.exists() else None
+    return past
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
@@ -172,7 +190,7 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
         )
     own = options.checkpoint_dir / options.run
-    folders = [f for f in (options.log_dir / options.run, own) if f.exists()]
+    folders = [f for f in (options.log_dir / options.run, own) if _holds_something(f)]
     in_place = checkpoint is not None and checkpoint.folder.parent == own.resolve()
     if folders and not in_place and options.resume != AUTO:
         # Two runs in one folder would make one log of two stories.
@@ -181,6 +199,13 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
             "choose another name, or remove it."
         )
     return bool(folders)
+
+
+def _holds_something(folder: Path) -> bool:
+    """A start that failed at once may have left a folder, and nothing in it to lose."""
+    if folder.is_dir():
+        return any(path.name != LOCK for path in folder.iterdir())
+    return os.path.lexists(folder)
 
 
 def _choose_prompt(options: Options, corpus: Corpus) -> str:

@@ -1,7 +1,8 @@
 """Stopping on request: Ctrl-C, SIGTERM and a lost terminal finish the step and save.
 
 Batch systems send SIGTERM some seconds before they pull the plug; a step and a checkpoint fit in.
-Only Ctrl-C is obeyed a second time: it leaves at once.
+Only Ctrl-C is obeyed a second time: it leaves at once. What was ignored from the start stays so, as
+nohup wants it of a lost terminal; only SIGTERM is always obeyed.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """While entered, a signal sets :attr:`requested`; Ctrl-C after that interrupts at once."""
+    """While entered, a signal sets :attr:`requested`; Ctrl-C after that interrupts at once.
+
+    SIGINT and SIGHUP are left alone where the process was started with them ignored.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        taken = [number for number in _SIGNALS if number == signal.SIGTERM or not _ignored(number)]
+        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
         return self
 
     def __exit__(
@@ -41,8 +47,14 @@ class StopRequest:
                 return
             raise KeyboardInterrupt
         self.requested = True
+        if sys.__stderr__ is None:
+            return  # closed from the start: by now 2 may be any file, such as the run log
         name = signal.Signals(number).name
-        line = f"\n{name}: finishing this step, then saving; Ctrl-C now gives up.\n"
+        line = f"\n{name}: stopping as soon as everything is saved; Ctrl-C now gives up.\n"
         # Not through sys.stderr: the signal may have come in the middle of a write to it.
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

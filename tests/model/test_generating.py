@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.generate import Sampler, generate, pick, pieces
+from moe_model.command import run_command
+from moe_model.fresh_folder import write_tensors
+from moe_model.generate import Sampler, app, generate, pick, pieces
 from moe_model.model import LanguageModel
+from moe_model.plain_text import REPLACEMENT
+from moe_model.store import WEIGHTS, write_description
 from moe_model.tokenizer import CharTokenizer
 
 
@@ -187,3 +194,39 @@ def test_unknown_characters_are_named() -> None:
 
 def test_ids_of_a_padded_head_do_not_crash_decoding() -> None:
     assert CharTokenizer("ab").decode([0, 1, 7]) == "ab\N{REPLACEMENT CHARACTER}"
+
+
+class Output(io.StringIO):
+    """Standard output, on a terminal or in a pipe."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
+def test_what_a_model_writes_steers_no_terminal_and_is_data_in_a_pipe(
+    is_terminal: bool,
+    make_model: Callable[..., LanguageModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that takes nothing but escape, after a prompt with every kind of control."""
+    model, tokenizer = make_model(), CharTokenizer("\x1b\n\t\r\x9b\u202e\xa0é]")
+    with torch.no_grad():
+        model.norm.weight.zero_()[0] = 1
+        model.lm_head.weight[:, 0] = 0
+    write_tensors(tmp_path / WEIGHTS, model.state_dict())
+    write_description(tmp_path, model.config, 3, tokenizer=tokenizer.to_dict())
+    output = Output(is_terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    prompt = "\xa0é\n\t\x1b]\r\x9b\u202e"
+    flags = ["--prompt", prompt, "--max-new-tokens=3", "--temperature=0"]
+    assert run_command(app, [str(tmp_path), *flags]) == 0
+    shown = (
+        f"\xa0é\n\t{REPLACEMENT}]{REPLACEMENT * 6}\n" if is_terminal else f"{prompt}\x1b\x1b\x1b\n"
+    )
+    assert output.getvalue() == shown

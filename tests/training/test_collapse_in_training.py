@@ -42,11 +42,16 @@ def test_stop_saves_writes_the_verdict_and_exits_with_3(
     assert ended.value.code == 2, "check sees what the trainer saw"
 
 
-def test_a_stopped_run_can_be_resumed_and_is_not_stopped_for_the_same_trouble_again(
-    train: Train, read_log: Callable[[str], Log]
+def test_a_stopped_run_goes_on_only_where_somebody_says_that_it_shall(
+    train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(*COLLAPSE, "--on-collapse=stop") == 3
-    assert train("--run=r", "--resume=auto", "--on-collapse=stop") == 0
+    step = read_log("r")[-1]["step"]
+    for _ in range(2):
+        assert train("--run=r", "--resume=auto") == 3, "a job that comes back must not train on"
+        assert read_log("r")[-1] == read_log("r")[-1] | {"step": step, "reason": "collapse"}
+    assert "--on-collapse log" in capsys.readouterr().err
+    assert train("--run=r", "--resume=auto", "--on-collapse=log") == 0
     assert len(alerts(read_log("r"))) == 1
     assert read_log("r")[-1]["step"] == 90
 

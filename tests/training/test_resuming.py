@@ -129,7 +129,11 @@ def test_a_damaged_latest_gives_way_to_previous_and_says_so(
     assert f"latest is not sound, trying {tmp_path / 'ck' / 'r' / 'previous'}" in narration
     assert "model.safetensors is damaged" in narration
     assert "goes on after step 4" in narration
-    assert story(read_log("r"))[0]["step"] == 5
+    rows = story(read_log("r"))
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 6]
+    links = {name: read_checkpoint(tmp_path / "ck" / "r" / name) for name in ("latest", "previous")}
+    assert links["latest"].step == 6
+    assert links["previous"].step == 4, "sound, and not the damaged one that was called latest"
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(
@@ -175,7 +179,7 @@ def test_a_run_that_is_complete_is_left_alone(
     assert train("--run=r", "--steps=2") == 0
     before = read_log("r")
     assert train("--run=r", "--steps=2", "--resume=auto") == 0
-    assert "has all its 2 steps: raise --steps to go on" in capsys.readouterr().err
+    assert "has all its 2 steps: raise --steps" in capsys.readouterr().err
     assert read_log("r") == before
 
 

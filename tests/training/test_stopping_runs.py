@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,9 @@ import pytest
 from safetensors.torch import load_file
 
 from moe_model.store import TRAINING_STATE, read_checkpoint
+from moe_model.training.stopping import StopRequest
 
+ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ("--run=r", "--steps=1000000", "--eval-every=7", "--save-every=1")
 
 
@@ -65,10 +70,101 @@ def test_a_signal_saves_ends_the_log_and_exits_75(
     process.send_signal(number)
     output, narration = process.communicate(timeout=60)
     assert process.returncode == 75, narration
-    assert f"{number.name}: finishing this step, then saving" in narration
+    assert f"{number.name}: stopping as soon as everything is saved; Ctrl-C now" in narration
     assert "Traceback" not in narration
     assert output == ""
     log = read_log("r")
     last_step = [r["step"] for r in log if r["kind"] == "step"][-1]
     assert log[-1] == log[-1] | {"event": "end", "reason": "signal", "step": last_step}
     assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == last_step
+
+
+NOHUP = ["nohup"]
+IN_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+"""As a shell without job control starts what ends in ``&``."""
+
+
+@pytest.mark.parametrize(
+    ("starter", "ignored"),
+    [(NOHUP, signal.SIGHUP), (IN_BACKGROUND, signal.SIGINT)],
+    ids=["HUP", "INT"],
+)
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(
+    starter: list[str], ignored: signal.Signals
+) -> None:
+    """And every other one is obeyed."""
+    program = (
+        "import json, os, signal, sys\n"
+        "from moe_model.training.stopping import StopRequest\n"
+        "def requested(number):\n"
+        "    with StopRequest() as stop:\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    return stop.requested\n"
+        "print(json.dumps({n.name: requested(n) for n in "
+        "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}))\n"
+        f"print(signal.getsignal(signal.{ignored.name}) is signal.SIG_IGN)"
+    )
+    done = subprocess.run(
+        [*starter, sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    obeyed, still_ignored = done.stdout.splitlines()
+    everything = dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), True)
+    assert json.loads(obeyed) == everything | {ignored.name: False}
+    assert still_ignored == "True"
+
+
+def test_a_batch_system_is_obeyed_even_where_sigterm_was_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_nohup_protects_a_run_from_its_terminal(
+    arguments: Callable[..., list[str]],
+    read_log: Callable[[str], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    process = subprocess.Popen(
+        [*NOHUP, sys.executable, str(ROOT / "train.py"), *arguments(*ENDLESS)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "ck" / "r" / "latest", process)
+    process.send_signal(signal.SIGHUP)
+    before = read_log("r")[-1]["step"]
+    deadline = time.monotonic() + 60
+    while read_log("r")[-1]["step"] <= before + 5:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, narration = process.communicate(timeout=60)
+    assert process.returncode == 75, narration
+    assert "SIGHUP" not in narration
+    assert read_log("r")[-1]["reason"] == "signal"
+
+
+def test_nothing_is_told_to_a_file_that_took_the_place_of_standard_error(tmp_path: Path) -> None:
+    """Closed from the start, its number goes to what is opened next: the log, a checkpoint."""
+    program = (
+        "import os, signal, sys\n"
+        "from moe_model.training.stopping import StopRequest\n"
+        "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(number, stop.requested)"
+    )
+    file = tmp_path / "metrics.jsonl"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", program, str(file)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "2 True\n"
+    assert file.read_bytes() == b""

@@ -96,6 +96,7 @@ def test_an_existing_run_is_refused(
     kind: str, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / kind / "r").mkdir(parents=True)
+    (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
     assert train("--run=r", "--steps=1") == 64
     assert (
         "exists already: go on with it (--resume auto), choose another" in capsys.readouterr().err

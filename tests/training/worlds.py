@@ -46,6 +46,11 @@ def seen_by(ranks: str, claim: str, folder: Path) -> Seen:
 
 def world_of(size: int, work: Work, folder: Path, timeout_s: float = 30.0) -> None:
     """Fork ``size`` ranks that do ``work``, and wait for them."""
+    fork_ranks(size, lambda rank: _one_rank(work, folder, rank, size, timeout_s))
+
+
+def fork_ranks(size: int, one_rank: Callable[[int], int]) -> list[int]:
+    """Fork ``size`` processes with the environment of ranks; the exit codes, in their order."""
     import_module("torch._dynamo")  # an optimizer imports it, which takes a second: once for all
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,21 +61,27 @@ def world_of(size: int, work: Work, folder: Path, timeout_s: float = 30.0) -> No
         child = os.fork()
         if child == 0:
             os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-            os._exit(_one_rank(work, folder, rank, size, timeout_s))
+            os._exit(_code_of(one_rank, rank))
         children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def _one_rank(work: Work, folder: Path, rank: int, size: int, timeout_s: float) -> int:
+def _code_of(one_rank: Callable[[int], int], rank: int) -> int:
+    """As the interpreter would have it: a forked child must not run on into its parent's code."""
     try:
-        with join_world(CPU, timeout_s) as world:
-            seen = work(world, folder)
-        name = f"{work.__name__}-{size}-{rank}.json"
-        (folder / name).write_text(json.dumps(seen), "utf-8")
+        return one_rank(rank)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
         return 1
+
+
+def _one_rank(work: Work, folder: Path, rank: int, size: int, timeout_s: float) -> int:
+    with join_world(CPU, timeout_s) as world:
+        seen = work(world, folder)
+    name = f"{work.__name__}-{size}-{rank}.json"
+    (folder / name).write_text(json.dumps(seen), "utf-8")
     return 0
 
 

@@ -1,0 +1,50 @@
+"""One process trains a run: two would write one log, and take away each other's checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from moe_model.command import UsageError, say
+from moe_model.training.distributed import World
+
+LOCK = ".lock"
+_NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextmanager
+def only_training(folder: Path, world: World) -> Iterator[None]:
+    """While entered, no other training goes on in ``folder``, which is made. All ranks ask.
+
+    The lock is of the system and not a file: it is gone with the process, however that ended. Where
+    a file system knows no locks, a line says so.
+
+    Raises:
+        UsageError: On all ranks, if another process trains there.
+        OSError: If the folder cannot be made.
+    """
+    with ExitStack() as stack:
+        taken = world.is_main and not _take(folder, stack)
+        if world.any(taken):
+            raise UsageError(
+                f"{folder}: another process is training this run: stop it first, or choose another "
+                "--run."
+            )
+        yield
+
+
+def _take(folder: Path, stack: ExitStack) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((folder / LOCK).open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+        say(f"train.py: {folder} is on a disk without locks: see to it that nobody else trains it.")
+    return True
