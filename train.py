@@ -79,9 +79,9 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     try:
         device = choose_device(options.device)
         with StopRequest() as stop, join_world(device) as world, lost_ranks():
+            agree(world, option_facts(options))
             with world.together():
                 options = settle(options, world)
-            agree(world, option_facts(options))
             return train_run(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
@@ -91,7 +91,7 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     except (
         OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
-        say(f"train.py: {options.run} failed: {error}")
+        say(f"train.py: {options.run or 'the run'} failed: {error}")
     except KeyboardInterrupt:
         say(f"train.py: {options.run} was interrupted without saving.")
     return FAILED

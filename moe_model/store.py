@@ -191,8 +191,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         files = plain["files"]
         if not isinstance(files, dict) or WEIGHTS not in files:
             raise ValueError(f"it does not list {WEIGHTS}")
-        if any(Path(name).name != name or not name.isprintable() for name in files):
-            raise ValueError("it lists a file outside its own folder, or one that none can be")
+        for name in files:
+            if Path(name).name != name or not name.isprintable() or len(name) > 255:
+                raise ValueError(f"it lists {shown(name)}: outside its own folder, or no file name")
         return {
             "step": plain["step"],
             "model": ModelConfig.from_dict(plain["model"]),

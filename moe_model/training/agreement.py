@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from moe_model.command import UsageError
+from moe_model.store import CheckpointError, read_plain_description
 from moe_model.training.options import Options, flag_name
+from moe_model.training.resume import candidates
 from moe_model.training.token_cache import cache_key
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAY_DIFFER = ("config", "device")
 """What a file of options says is in the others; on different devices the ranks do not even meet."""
+NOT_GIVEN = "not given"
 _FOLDERS = ("log_dir", "checkpoint_dir")
 
 
@@ -44,23 +47,35 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))
     with world.together():
         for name in {**of_first, **facts}:
-            here, there = facts.get(name, "not there"), of_first.get(name, "not there")
+            here, there = facts.get(name, NOT_GIVEN), of_first.get(name, NOT_GIVEN)
             if here != there:
                 raise UsageError(
-                    f"{name} is {here}, rank 0 has {there}: start all ranks with the same command, "
-                    "where they see the same files and software."
+                    f"{name} is {here}, on rank 0 it is {there}: start all ranks with the same "
+                    "command, where they see the same files and software."
                 )
 
 
 def option_facts(options: Options) -> dict[str, str]:
-    """Every settled option by its flag, folders as full paths; known before anything is read."""
+    """Every option by its flag, folders as full paths; ranks that give the same settle the same."""
     plain = options.to_dict()
     model = plain.pop("model")
     facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}
     facts |= {name: os.path.abspath(facts[name]) for name in _FOLDERS}
-    named = {flag_name(name): value for name, value in facts.items()}
+    # First what --resume finds: a checkpoint also gives the options that nobody else gave.
+    named = {"what --resume finds": _newest(options)}
+    named |= {flag_name(name): value for name, value in facts.items()}
     named |= {f"--model.{field}": value for field, value in model.items()}
-    return {flag: "not given" if v is None else str(v) for flag, v in named.items()}
+    return {flag: NOT_GIVEN if v is None else str(v) for flag, v in named.items()}
+
+
+def _newest(options: Options) -> str:
+    if options.resume is not None:
+        for checkpoint in candidates(options.resume, options.run, options.checkpoint_dir):
+            try:
+                return f"step {read_plain_description(checkpoint).get('step')}"
+            except CheckpointError:
+                return "damaged"  # whoever loads it says more
+    return "nothing"
 
 
 def start_facts(

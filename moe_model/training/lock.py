@@ -27,12 +27,12 @@ def only_training(folder: Path, world: World) -> Iterator[None]:
         OSError: If the folder cannot be made.
     """
     with ExitStack() as stack:
-        taken = world.is_main and not _take(folder, stack)
-        if world.any(taken):
-            raise UsageError(
-                f"{folder}: another process is training this run: stop it first, or choose another "
-                "--run."
-            )
+        with world.together():
+            if world.is_main and not _take(folder, stack):
+                raise UsageError(
+                    f"{folder}: another process is training this run: stop it first, or choose "
+                    "another --run."
+                )
         yield
 
 

@@ -17,6 +17,7 @@ from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel, ModelOutput
 from moe_model.store import Checkpoint
+from moe_model.training.agreement import agree, start_facts
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
 from moe_model.training.corpus import Corpus
@@ -86,20 +87,22 @@ def prepare(options: Options, world: World) -> Run:
         UsageError: If the options ask for something that cannot be.
         CheckpointError: If the checkpoint to go on from is damaged.
     """
-    checkpoint = find_checkpoint(options, world)
-    goes_on = _refuse_existing(options, checkpoint)
     device = world.device
-    dtype = choose_dtype(options.dtype, device)
+    with world.together():
+        checkpoint = find_checkpoint(options, world)
+        goes_on = _refuse_existing(options, checkpoint)
+        dtype = choose_dtype(options.dtype, device)
     config, corpus = _read_data(options, checkpoint, world)
-    forced_collapse = None
-    if options.force_collapse is not None:
-        forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
-    prompt = _choose_prompt(options, corpus)
-
-    model = LanguageModel(config)
-    model.init_weights(torch.Generator().manual_seed(options.seed))
-    if checkpoint is not None:
-        checkpoint.load_weights(model)
+    agree(world, start_facts(corpus, checkpoint, dtype))
+    with world.together():
+        forced_collapse = None
+        if options.force_collapse is not None:
+            forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
+        prompt = _choose_prompt(options, corpus)
+        model = LanguageModel(config)
+        model.init_weights(torch.Generator().manual_seed(options.seed))
+        if checkpoint is not None:
+            checkpoint.load_weights(model)
     model.train()
     model.recompute = options.activation_checkpointing
     if options.compile:
@@ -136,7 +139,8 @@ def prepare(options: Options, world: World) -> Run:
         **_past(options, checkpoint, goes_on),
     )
     if checkpoint is not None:
-        restore(run, checkpoint)
+        with world.together():
+            restore(run, checkpoint)
     return run
 
 

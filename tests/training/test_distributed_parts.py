@@ -6,6 +6,12 @@ they must have seen.
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -22,6 +28,7 @@ from moe_model.training.distributed import (
     lost_ranks,
 )
 from moe_model.training.parallel import parallelize
+from tests.training.conftest import ROOT
 from tests.training.worlds import CPU, Seen, make_model, seen_by
 
 Claim = Callable[[str], Seen]
@@ -240,3 +247,40 @@ def test_half_a_launcher_is_a_usage_error(
     assert launched()
     with pytest.raises(UsageError, match=said), join_world(CPU):
         pass
+
+
+WAITS = """
+from torch import device
+from moe_model.training.distributed import join_world
+from moe_model.training.stopping import StopRequest
+with StopRequest(), join_world(device("cpu")):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_rank_that_waits_for_the_others(number: signal.Signals) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **place, **world, "PYTHONPATH": str(ROOT)}
+    rank = subprocess.Popen([sys.executable, "-c", WAITS], env=env, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not listens(port):
+            assert rank.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.2)
+        rank.send_signal(number)
+        assert rank.wait(timeout=5) == -number
+    finally:
+        rank.kill()
+        rank.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -123,7 +123,7 @@ def test_nothing_that_the_console_shows_steers_the_terminal(
         console.say(HOSTILE)
         console.alert(ALERT)
         console.summary(PROGRESS, HOSTILE, f"{HOSTILE}\n{HOSTILE}")
-        console.places(log=Path(HOSTILE), **{HOSTILE: 1})
+        console.places({HOSTILE: HOSTILE})
         console.sample(HOSTILE, f"{HOSTILE}\n\tend")
     text = capsys.readouterr().err
     assert all(char in "\n\t" or char.isprintable() for char in text)
@@ -158,7 +158,7 @@ def test_what_cannot_be_told_ends_nothing(kind: str) -> None:
             console.step(PROGRESS)
             console.alert(ALERT)
             console.summary(PROGRESS, "finished", "healthy")
-            console.places(log="here")
+            console.places({"log": "here"})
             console.sample("the ", "end")
 
 
