@@ -99,15 +99,7 @@ def prepare(options: Options, world: World) -> Run:
         if options.force_collapse is not None:
             forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
         prompt = _choose_prompt(options, corpus)
-        model = LanguageModel(config)
-        model.init_weights(torch.Generator().manual_seed(options.seed))
-        if checkpoint is not None:
-            checkpoint.load_weights(model)
-    model.train()
-    model.recompute = options.activation_checkpointing
-    if options.compile:
-        for layer in (*model.layers, *model.mtp):
-            layer.compile()
+        model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world)
     run = Run(
         options=options,
@@ -142,6 +134,21 @@ def prepare(options: Options, world: World) -> Run:
         with world.together():
             restore(run, checkpoint)
     return run
+
+
+def _build_model(
+    options: Options, config: ModelConfig, checkpoint: Checkpoint | None
+) -> LanguageModel:
+    """New, or with the weights of ``checkpoint``; on the CPU."""
+    model = LanguageModel(config).train()
+    model.init_weights(torch.Generator().manual_seed(options.seed))
+    if checkpoint is not None:
+        checkpoint.load_weights(model)
+    model.recompute = options.activation_checkpointing
+    if options.compile:
+        for layer in (*model.layers, *model.mtp):
+            layer.compile()
+    return model
 
 
 def _read_data(
