@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,18 @@ from moe_model.training.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ("--run=r", "--steps=1000000", "--eval-every=7", "--save-every=1")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_ignored() -> Iterator[None]:
+    """Tests may run under nohup or in the background: what they start would inherit that."""
+    both = (signal.SIGINT, signal.SIGHUP)
+    ignored = [number for number in both if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)  # no program that is started inherits a handler
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
