@@ -7,9 +7,9 @@ characters has files of its own. Nothing in it is executed when it is read: no p
 the file.
 
 ``checkpoint.json`` vouches for itself as well: its ``sha256`` is that of all its other entries as
-JSON in UTF-8 with sorted keys, no spaces and no escapes but those that JSON needs. So it may be
-laid out anew, but what it says cannot change unnoticed. One without (older, or made by hand) is
-read as it stands. None of this is a signature: every value is checked as if a stranger wrote it.
+JSON in ASCII with sorted keys and no spaces. So it may be laid out anew, but what it says cannot
+change unnoticed. One without (older, or made by hand) is read as it stands. None of this is a
+signature: every value is checked as if a stranger wrote it.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def _finite(number: str) -> float:
 
 def _digest(description: dict[str, Any]) -> str:
     rest = {name: value for name, value in description.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -211,8 +211,9 @@ def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokeniz
     try:
         if description["kind"] == KIND:
             return PretrainedTokenizer.from_folder(description, folder)
-        if not isinstance(description.get("vocabulary", ""), str):
-            raise ValueError(f"vocabulary={shown(description['vocabulary'])}: it must be a text")
+        vocabulary = description.get("vocabulary", "")
+        if not isinstance(vocabulary, str) or any("\ud800" <= c <= "\udfff" for c in vocabulary):
+            raise ValueError(f"vocabulary={shown(vocabulary)}: it must be a text")
         return CharTokenizer.from_dict(description)
     except _UNREADABLE as error:
         raise CheckpointError(
@@ -241,7 +242,8 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
     # Of what a reader will see: tuples are lists by then, and names texts.
     description["sha256"] = _digest(json.loads(json.dumps(description)))
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
+    # A path that is no UTF-8 has lone surrogates, and this is how JSON writes those.
+    (folder / DESCRIPTION).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _verify(path: Path, size: object, digest: object) -> None:
