@@ -93,7 +93,7 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     ) as error:  # fmt: skip
         say(f"train.py: {options.run or 'the run'} failed: {error}")
     except KeyboardInterrupt:
-        say(f"train.py: {options.run} was interrupted without saving.")
+        say(f"train.py: {options.run or 'the run'} was interrupted without saving.")
     return FAILED
 
 
