@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_model.command import UsageError, say
 from moe_model.config import ModelConfig
+from moe_model.json_types import count, number
 from moe_model.store import (
     DESCRIPTION,
     TRAINING_STATE,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from moe_model.training.setup import Run
 
 AUTO = "auto"
+MOST_LOSS_SCALE = 2.0**127
+"""fp32 ends soon after."""
 _MAY_CHANGE = {
     "capacity_factor", "drop_policy", "router_jitter_noise", "max_position_embeddings",
     "rope_scaling", "routed_scaling_factor", "num_experts_per_tok", "initializer_range",
@@ -94,7 +98,10 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
         )
     for place, path in enumerate(found):
         try:
-            return read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
+            if has_training_state(checkpoint):
+                read_state(checkpoint)
+            return checkpoint
         except CheckpointError as error:
             if place + 1 == len(found):
                 raise
@@ -156,6 +163,41 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """What ``checkpoint.json`` says of a run, checked: it may come from a stranger."""
+
+    progress: Progress
+    drawn: int
+    order: list[Any]
+    loss_scale: dict[str, Any]
+    sequences_per_step: int
+
+
+def read_state(checkpoint: Checkpoint) -> SavedState:
+    """The state of the run in ``checkpoint``; ``CheckpointError`` where it is none."""
+    said = checkpoint.description
+    try:
+        data, scale = said["data"], said["loss_scale"]
+        for name in ("scale", "growth_factor", "backoff_factor"):
+            if scale and not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
+                raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
+        for name in ("growth_interval", "_growth_tracker"):
+            if scale:
+                count(f"loss_scale.{name}", scale[name])
+        return SavedState(
+            progress=Progress.from_dict(said["progress"], checkpoint.step),
+            drawn=count("data.sequences", data["sequences"]),
+            order=list(data["order"]),
+            loss_scale=dict(scale),
+            sequences_per_step=count("sequences_per_step", said["sequences_per_step"]),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
+        ) from error
+
+
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Let ``run``, which has the weights of ``checkpoint``, go on where that was written.
 
@@ -169,31 +211,29 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             "from them at step 1."
         )
         return
+    saved = read_state(checkpoint)
+    progress = saved.progress
     try:
         load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
-        said = checkpoint.description
-        progress = Progress.from_dict(said["progress"], checkpoint.step)
-        drawn, order = int(said["data"]["sequences"]), said["data"]["order"]
-        if run.scaler.is_enabled() and said["loss_scale"]:
-            run.scaler.load_state_dict(said["loss_scale"])
-        if drawn < 0:
-            raise ValueError(f"sequences={drawn}")
-    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
         ) from error
+    if run.scaler.is_enabled() and saved.loss_scale:
+        run.scaler.load_state_dict(saved.loss_scale)
     if not run.is_newest:
         # Nothing of it is saved under the name of this run, or at the end of it.
         progress.saved_step = None
+    order = saved.order
     if order != _data_order(run) or checkpoint.folder.parent != _own_folder(run).resolve():
         progress.best_loss = math.inf  # of another text, or of another run
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
-    before, now = said.get("sequences_per_step"), _sequences_per_step(run)
+    before, now = saved.sequences_per_step, _sequences_per_step(run)
     if before != now:
-        tell(f"train.py: a step has {now} sequences from here on, {before!r} before.")
+        tell(f"train.py: a step has {now} sequences from here on, {before} before.")
     if order == _data_order(run):
-        run.batches.drawn = drawn
+        run.batches.drawn = saved.drawn
     else:
         tell(
             "train.py: text, --seq-len or --seed are not those of the checkpoint: the text is read "

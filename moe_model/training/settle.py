@@ -24,6 +24,7 @@ from moe_model.training.options import (
 from moe_model.training.resume import AUTO
 
 ALONE = World()
+MOST_SEQUENCES = 2**20
 
 
 def settle(options: Options, world: World = ALONE) -> Options:
@@ -74,6 +75,12 @@ def _check_ranges(options: Options) -> None:
         if getattr(options, name) < 1:
             raise UsageError(
                 f"{flag_name(name)} {getattr(options, name)} is too few: choose 1 or more."
+            )
+    for name in ("batch_size", "grad_accum"):
+        if getattr(options, name) > MOST_SEQUENCES:
+            raise UsageError(
+                f"{flag_name(name)} {getattr(options, name)} is too many: choose {MOST_SEQUENCES} "
+                "at most."
             )
     if not 0 < options.lr < float("inf"):
         raise UsageError(f"--lr {options.lr} is out of range: choose above 0, such as 1e-3.")
