@@ -173,8 +173,7 @@ def train_run(run: Run, stop: StopRequest) -> int:
     """From the first step to the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
-        if run.world.is_main:
-            say(f"train.py: {options.run} has all its {options.steps} steps: raise --steps.")
+        run.world.say(f"{options.run} has all its {options.steps} steps: raise --steps.")
         return FINISHED
     folder = options.checkpoint_dir / options.run
     with only_training(folder, run.world):

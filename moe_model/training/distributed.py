@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_model.command import FAILED, USAGE, UsageError
+from moe_model.command import FAILED, USAGE, UsageError, say
 
 TIMEOUT_S = 600.0
 """How long a rank waits for the others before it gives them up, in seconds."""
@@ -46,6 +46,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the log, narrates and decides."""
         return self.rank == 0
+
+    def say(self, line: str) -> None:
+        """One line of narration, from the first rank alone: all of them would say it."""
+        if self.is_main:
+            say(f"train.py: {line}")
 
     def sum(self, tensor: Tensor) -> None:
         """Replace ``tensor`` by its sum over all ranks, the same bits on each of them."""
@@ -149,6 +154,10 @@ class World:
     def broadcast_text(self, text: str) -> str:
         """What rank 0 passes in."""
         return self.broadcast(text.encode("utf-8")).decode("utf-8")
+
+
+ALONE = World()
+"""A process that nobody launched as one of several, on the CPU."""
 
 
 def launched() -> bool:

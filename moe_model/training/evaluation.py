@@ -9,11 +9,9 @@ from torch import nn
 
 from moe_model.model import ModelOutput
 from moe_model.training.batches import Batch
-from moe_model.training.distributed import World
+from moe_model.training.distributed import ALONE, World
 from moe_model.training.losses import cross_entropy_share
 from moe_model.training.machine import mixed_precision
-
-ALONE = World()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ mean over the whole step. So a step means the same however it is cut into pieces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.model import ModelOutput
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import Options
-
-Measure = Callable[[ModelOutput, Batch], Tensor]
-"""From a forward pass and its tokens to the share of the loss, or of a mean: a scalar each."""
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion

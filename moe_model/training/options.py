@@ -111,7 +111,7 @@ class Options:
     """Number format of matrix products; auto takes bf16 where the hardware has it, on older GPUs
     fp16 (with a loss scale that finds itself)."""
     compile: Annotated[bool, _SPEED] = False
-    """Compile every layer with torch.compile: slower to start, faster steps."""
+    """Compile every layer with torch.compile; that takes minutes at the start."""
     activation_checkpointing: Annotated[bool, _SPEED] = False
     """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None

@@ -119,21 +119,6 @@ def _square_norm(tensor: Tensor) -> Tensor:
     return norm.double().square()
 
 
-def total_grad_norm(model: nn.Module, world: World) -> Tensor:
-    """Norm of all gradients together, fp64, the same bits on every rank: one collective."""
-    square = square_norms((p.grad for p in model.parameters()), world).sum()
-    world.sum(square)
-    return square.sqrt()
-
-
-def clip_gradients(model: nn.Module, most: float, norm: Tensor) -> None:
-    """Scale all gradients, whose norm is ``norm``, down to ``most`` where it is more.
-
-    No collective: every rank scales what it holds by the same factor.
-    """
-    torch.nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """All of ``tensor``: of a DTensor every rank gets the whole, and all of them must ask."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_model.command import UsageError, say
+from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.json_types import count, number
 from moe_model.store import (
@@ -83,14 +83,13 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     """
     if options.resume is None:
         return None
-    tell = say if world.is_main else _say_nothing
     found = candidates(options.resume, options.run, options.checkpoint_dir)
     own = options.checkpoint_dir / options.run
     for name in LINKS:
         if (own / name).is_symlink() and not (own / name).exists():
-            tell(f"train.py: {own / name} points to a checkpoint that is gone.")
+            world.say(f"{own / name} points to a checkpoint that is gone.")
     if not found and options.resume == AUTO and (options.log_dir / options.run).exists():
-        tell(f"train.py: no checkpoint in {own}: {options.run} starts at step 1.")
+        world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(
             f"--resume {options.resume}: there is no checkpoint: name one, such as "
@@ -105,12 +104,8 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
         except CheckpointError as error:
             if place + 1 == len(found):
                 raise
-            tell(f"train.py: {path} is not sound, trying {found[place + 1]}: {error}")
+            world.say(f"{path} is not sound, trying {found[place + 1]}: {error}")
     return None
-
-
-def _say_nothing(line: str) -> None:
-    """The first rank says it."""
 
 
 def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
@@ -150,12 +145,9 @@ def has_training_state(checkpoint: Checkpoint) -> bool:
 
 def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint says beside tensors: all that :func:`restore` needs."""
-    progress = run.progress
-    known = progress.validation_loss is not None and math.isfinite(progress.validation_loss)
     return {
         "options": run.options.to_dict(),
-        "validation_loss": progress.validation_loss if known else None,
-        "progress": progress.to_dict(),
+        "progress": run.progress.to_dict(),
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": _sequences_per_step(run),
@@ -204,10 +196,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If its state is not that of this model.
     """
-    tell = say if run.world.is_main else _say_nothing
     if not has_training_state(checkpoint):
-        tell(
-            f"train.py: {checkpoint.folder} has weights only (an imported model): training starts "
+        run.world.say(
+            f"{checkpoint.folder} has weights only (an imported model): training starts "
             "from them at step 1."
         )
         return
@@ -231,12 +222,12 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         setattr(run.progress, field.name, getattr(progress, field.name))
     before, now = saved.sequences_per_step, _sequences_per_step(run)
     if before != now:
-        tell(f"train.py: a step has {now} sequences from here on, {before} before.")
+        run.world.say(f"a step has {now} sequences from here on, {before} before.")
     if order == _data_order(run):
         run.batches.drawn = saved.drawn
     else:
-        tell(
-            "train.py: text, --seq-len or --seed are not those of the checkpoint: the text is read "
+        run.world.say(
+            "text, --seq-len or --seed are not those of the checkpoint: the text is read "
             "from its beginning."
         )
 

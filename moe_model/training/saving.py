@@ -25,12 +25,12 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     Raises:
         OSError: If it cannot be written, on the ranks that noticed; what was there still holds.
     """
-    weights = whole_weights(run.model, run.world)
     state = optimizer_state(run.model, run.optimizer)
     sharded = run.options.parallel == "fsdp"
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
             save_shards(Path(folder), state)
+            whole_weights(run.model, run.world)
         return checkpoints.folder / name
 
     told = False
@@ -43,7 +43,8 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
             save_shards(folder, state)
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
-        _write_the_rest(folder, run, weights, judgement)
+        write_tensors(folder / WEIGHTS, _on_cpu(whole_weights(run.model, run.world)))
+        _write_the_rest(folder, run, judgement)
 
     try:
         return checkpoints.save(name, run.progress.step, write)
@@ -52,11 +53,8 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
             run.world.broadcast_text("")
 
 
-def _write_the_rest(
-    folder: Path, run: Run, weights: Mapping[str, Tensor], judgement: bytes | None
-) -> None:
+def _write_the_rest(folder: Path, run: Run, judgement: bytes | None) -> None:
     tokenizer = run.corpus.tokenizer
-    write_tensors(folder / WEIGHTS, _on_cpu(weights))
     for file, contents in tokenizer.files.items():
         (folder / file).write_bytes(contents)
     if judgement is not None:

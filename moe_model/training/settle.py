@@ -12,7 +12,7 @@ import time
 
 from moe_model.command import UsageError
 from moe_model.config import PRESETS, ModelConfig
-from moe_model.training.distributed import World, launched
+from moe_model.training.distributed import ALONE, World, launched
 from moe_model.training.options import (
     AUX_WEIGHT,
     MTP_WEIGHT,
@@ -23,7 +23,6 @@ from moe_model.training.options import (
 )
 from moe_model.training.resume import AUTO
 
-ALONE = World()
 MOST_SEQUENCES = 2**20
 
 

@@ -1,8 +1,12 @@
-"""What two logs of the same run must have in common, and what may differ."""
+"""What two logs of the same run must have in common, and what may happen to a run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 Log = list[dict[str, Any]]
 
@@ -27,3 +31,26 @@ def from_step(log: Log, first: int) -> Log:
         for record in log
         if record["step"] >= first
     ]
+
+
+class KilledError(BaseException):
+    """Stands for a process that is gone: nothing may catch it."""
+
+
+def before_step(
+    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]
+) -> None:
+    """Let something happen to a run just before it makes ``step``."""
+
+    def stepping(run: Any, at: int) -> Any:
+        if at == step:
+            happens()
+        return real(run, at)
+
+    real = trainer.optimizer_step
+    monkeypatch.setattr(trainer, "optimizer_step", stepping)
+
+
+def die() -> None:
+    """As SIGKILL, in a run of this process."""
+    raise KilledError

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from moe_model.store import read_checkpoint
-from tests.training.story import Log
+from tests.training.story import Log, before_step
 
 Train = Callable[..., int]
 
@@ -80,13 +80,7 @@ def test_a_log_folder_that_is_deleted_is_made_again(
     read_log: Callable[[str], Log],
     tmp_path: Path,
 ) -> None:
-    def step(run: Any, at: int) -> Any:
-        if at == 5:
-            shutil.rmtree(tmp_path / "logs")
-        return real(run, at)
-
-    real = trainer.optimizer_step
-    monkeypatch.setattr(trainer, "optimizer_step", step)
+    before_step(trainer, monkeypatch, 5, lambda: shutil.rmtree(tmp_path / "logs"))
     assert train("--run=r", "--steps=40") == 0
     log = read_log("r")
     assert log[0]["kind"] == "run", "the header comes first there as well"
@@ -96,13 +90,7 @@ def test_a_log_folder_that_is_deleted_is_made_again(
 def test_a_checkpoint_folder_that_is_deleted_is_made_again(
     trainer: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def step(run: Any, at: int) -> Any:
-        if at == 5:
-            shutil.rmtree(tmp_path / "ck")
-        return real(run, at)
-
-    real = trainer.optimizer_step
-    monkeypatch.setattr(trainer, "optimizer_step", step)
+    before_step(trainer, monkeypatch, 5, lambda: shutil.rmtree(tmp_path / "ck"))
     assert train("--run=r", "--steps=8", "--save-every=3", "--eval-every=100") == 0
     assert read_checkpoint(tmp_path / "ck" / "r").step == 8
 

@@ -12,24 +12,10 @@ from types import ModuleType
 import pytest
 
 from moe_model.store import read_checkpoint
-from tests.training.story import Log, story
+from tests.training.story import KilledError, Log, before_step, die, story
 
 Train = Callable[..., int]
 ReadLog = Callable[[str], Log]
-
-
-class KilledError(BaseException):
-    """Stands for a process that is gone."""
-
-
-def kill_in_step(trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    def dying(run: object, at: int) -> object:
-        if at == step:
-            raise KilledError
-        return real(run, at)
-
-    real = trainer.optimizer_step
-    monkeypatch.setattr(trainer, "optimizer_step", dying)
 
 
 def trained(log: Log) -> list[int]:
@@ -45,7 +31,7 @@ def test_a_fork_that_dies_before_its_first_save_still_is_that_fork(
 ) -> None:
     assert train("--run=r", "--steps=4") == 0
     with monkeypatch.context() as patch:
-        kill_in_step(trainer, patch, 5)
+        before_step(trainer, patch, 5, die)
         with pytest.raises(KilledError):
             train("--run=fork", f"--resume={tmp_path / 'ck' / 'r'}", "--steps=6")
     assert train("--run=fork", "--resume=auto", "--steps=6") == 0
@@ -62,14 +48,14 @@ def test_who_goes_back_is_not_thrown_into_the_abandoned_future_again(
     assert train("--run=r", "--steps=20", "--save-every=5", "--eval-every=20") == 0
     back = f"--resume={tmp_path / 'ck' / 'r' / 'previous'}"
     with monkeypatch.context() as patch:
-        kill_in_step(trainer, patch, 17)
+        before_step(trainer, patch, 17, die)
         with pytest.raises(KilledError):
             train("--run=r", back, "--steps=30", "--save-every=500", "--eval-every=500")
     assert read_checkpoint(tmp_path / "ck" / "r").step == 15
     assert read_checkpoint(tmp_path / "ck" / "r" / "best").step == 20, "it is not thrown away yet"
     for resume in ("auto", str(tmp_path / "ck" / "r" / "latest")):
         with monkeypatch.context() as patch:
-            kill_in_step(trainer, patch, 18)
+            before_step(trainer, patch, 18, die)
             with pytest.raises(KilledError):
                 train("--run=r", f"--resume={resume}", "--steps=30", "--save-every=500")
         assert trained(read_log("r")) == [16, 17], resume

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moe_model.store import TRAINING_STATE, read_checkpoint
-from tests.training.story import Log, from_step, story
+from tests.training.story import KilledError, Log, before_step, die, from_step, story
 
 Train = Callable[..., int]
 ReadLog = Callable[[str], Log]
@@ -27,29 +27,22 @@ EVERYTHING = (
 """All that has a state or draws random numbers."""
 
 
-class KilledError(BaseException):
-    """Stands for a process that is gone: nothing may catch it."""
-
-
 def killed_at(
     trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int, where: str
 ) -> Callable[[], None]:
     """Let the trainer die in ``step``: before it, or in the middle of writing its checkpoint."""
 
-    def dying(run: Any, at: int) -> Any:
-        if where == "step" and at == step:
-            raise KilledError
-        return real_step(run, at)
-
     def dying_save(name: str, run: Any, *rest: Any) -> Any:
-        if where == "save" and run.progress.step == step:
+        if run.progress.step == step:
             (rest[0].folder / f".step-{step:08d}.partial").mkdir()
-            raise KilledError
+            die()
         return real_save(name, run, *rest)
 
-    real_step, real_save = trainer.optimizer_step, trainer.save_checkpoint
-    monkeypatch.setattr(trainer, "optimizer_step", dying)
-    monkeypatch.setattr(trainer, "save_checkpoint", dying_save)
+    real_save = trainer.save_checkpoint
+    if where == "step":
+        before_step(trainer, monkeypatch, step, die)
+    else:
+        monkeypatch.setattr(trainer, "save_checkpoint", dying_save)
     return monkeypatch.undo
 
 

@@ -296,6 +296,5 @@ def test_description_of_a_checkpoint_is_plain_json(
 ) -> None:
     assert train("--run=r", "--steps=2") == 0
     plain = json.loads((tmp_path / "ck" / "r" / "latest" / "checkpoint.json").read_text("utf-8"))
-    assert plain["step"] == 2
-    assert plain["options"]["steps"] == 2
+    assert plain["step"] == plain["options"]["steps"] == 2
     assert plain["tokenizer"]["kind"] == "char"

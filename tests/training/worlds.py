@@ -25,7 +25,8 @@ from moe_model.balance import update_expert_bias
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel
 from moe_model.training.distributed import World, join_world
-from moe_model.training.parallel import clip_gradients, synchronised, total_grad_norm, whole
+from moe_model.training.gradients import gradient_squares
+from moe_model.training.parallel import synchronised, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -128,9 +129,8 @@ def train_step(
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    norm = total_grad_norm(model, world)
-    model.readings.all_reduce(world, torch.zeros(1, dtype=torch.float64))
-    clip_gradients(model, 0.1, norm)
+    norm = model.readings.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
     optimizer.step()
     optimizer.zero_grad()
     update_expert_bias(model.routers, model.readings.counts_LE, 0.01)
