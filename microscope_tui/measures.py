@@ -10,7 +10,12 @@ fair share. Every function returns ``None`` where the measure has no value (no t
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+ALWAYS_CHOSEN = 0.95
+"""An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
+COLLAPSED_TOO = 0.15
+"""Where the others are this collapsed, such an expert is one of the k that took over."""
 STARVED_SHARE = 0.1
 """An expert with less than this multiple of the mean count is starved (in the step or window)."""
 
@@ -45,6 +50,66 @@ def collapse_index(effective: float | None, num_experts: int, top_k: int) -> flo
     if effective is None or not math.isfinite(effective) or num_experts <= top_k:
         return None
     return min(1.0, max(0.0, (effective - top_k) / (num_experts - top_k)))
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How even a router is, without the experts that (nearly) every token chooses."""
+
+    collapse_index: float | None
+    effective: float | None
+    """Effective experts among those that are judged."""
+    num_experts: int
+    """Experts that are judged."""
+    without: tuple[int, ...] = ()
+    """Experts that are left out."""
+
+
+def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
+    """The collapse index of a router from its counts, as every part of the microscope judges it.
+
+    With top-k routing one expert may be chosen by every token while the other choices are even:
+    a shared expert in fact (OLMoE has one), and no collapse. At most ``max(1, k // 4)`` experts
+    that 95 % of the tokens choose are left out, and the rest is judged with k less their number.
+    With k = 1, or where the rest is collapsed too, none is: it is the collapse itself.
+    """
+    always = ALWAYS_CHOSEN * sum(tokens_per_expert) / max(1, top_k)
+    if top_k > 1 and 0 < always <= max(tokens_per_expert):
+        hot = [e for e, count in enumerate(tokens_per_expert) if count >= always]
+        hot = sorted(hot, key=lambda e: -tokens_per_expert[e])[: max(1, top_k // 4)]
+        rest = [count for e, count in enumerate(tokens_per_expert) if e not in hot]
+        effective = effective_experts(rest)
+        index = collapse_index(effective, len(rest), top_k - len(hot))
+        if index is not None and index >= COLLAPSED_TOO:
+            return Balance(index, effective, len(rest), tuple(sorted(hot)))
+    effective, experts = effective_experts(tokens_per_expert), len(tokens_per_expert)
+    return Balance(collapse_index(effective, experts, top_k), effective, experts)
+
+
+def always_chosen(max_load: float | None, num_experts: int, top_k: int) -> bool:
+    """Whether the busiest expert is one that ``balance`` leaves out."""
+    return top_k > 1 and max_load is not None and max_load * top_k >= ALWAYS_CHOSEN * num_experts
+
+
+def balance_of_summary(
+    effective: float | None, max_load: float | None, num_experts: int, top_k: int
+) -> float | None:
+    """The collapse index as ``balance`` gives it, from two summaries of a step.
+
+    They suffice to leave out one expert, and do not say which: with s its share of all
+    assignments, ``H = h(s) + (1 − s) H_rest`` where h is the entropy of (s, 1 − s). Where more
+    may be left out (k ≥ 8), each holds so small a share that c hardly differs.
+    """
+    plain = collapse_index(effective, num_experts, top_k)
+    if plain is None or max_load is None or not always_chosen(max_load, num_experts, top_k):
+        return plain
+    share = max_load / num_experts
+    if effective is None or effective < 1 or not 0 < share < 1:
+        return plain
+    split = share * math.log(share) + (1 - share) * math.log1p(-share)
+    rest = max(0.0, (math.log(effective) + split) / (1 - share))
+    index = collapse_index(math.exp(min(rest, 700.0)), num_experts - 1, top_k - 1)
+    return index if index is not None and index >= COLLAPSED_TOO else plain
 
 
 def max_load(tokens_per_expert: Sequence[int]) -> float | None:

@@ -77,11 +77,11 @@ def write_log(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def open_log() -> Callable[[Path], RunWatch]:
-    """Read a log completely."""
+def open_log() -> Callable[..., RunWatch]:
+    """Read a log completely; further arguments are those of the watch."""
 
-    def read(path: Path) -> RunWatch:
-        watch = RunWatch(RunFile(path.parent.name, path, 0.0))
+    def read(path: Path, **how: Any) -> RunWatch:
+        watch = RunWatch(RunFile(path.parent.name, path, 0.0), **how)
         watch.read_all()
         return watch
 

@@ -79,3 +79,86 @@ def test_the_quadrant_asks_for_the_load_first_and_then_for_confidence(
     c: float | None, information: float | None, lift: float | None, word: str | None
 ) -> None:
     assert measures.quadrant(c, information, lift) == word
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k"), [(8, 2), (32, 2), (64, 2), (128, 2), (256, 2), (64, 4), (64, 8)]
+)
+def test_an_expert_that_every_token_chooses_is_left_out_of_the_balance(
+    experts: int, top_k: int
+) -> None:
+    others = (top_k - 1) * 1000
+    counts = [others] * experts
+    counts[5] = 1000 * (experts - 1)  # all tokens; the other choices are exactly even
+    found = measures.balance(counts, top_k)
+    assert found.without == (5,)
+    assert found.collapse_index == pytest.approx(1.0)
+    assert found.num_experts == experts - 1
+    plain = measures.collapse_index(measures.effective_experts(counts), experts, top_k)
+    assert plain is not None
+    assert plain < 0.95
+
+
+def test_with_one_choice_the_expert_that_every_token_chooses_is_the_collapse() -> None:
+    found = measures.balance([1000, 0, 0, 0, 0, 0, 0, 0], 1)
+    assert (found.without, found.collapse_index) == ((), 0.0)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 8), (256, 16)])
+def test_where_the_others_are_collapsed_too_nothing_is_left_out(experts: int, top_k: int) -> None:
+    found = measures.balance([1000] * top_k + [0] * (experts - top_k), top_k)
+    assert (found.without, found.num_experts) == ((), experts)
+    assert found.effective == pytest.approx(top_k)
+    assert found.collapse_index == pytest.approx(0.0, abs=1e-9)
+
+
+def test_94_percent_of_the_tokens_are_not_every_token() -> None:
+    tokens, experts = 100_000, 32
+    rest, more = divmod(2 * tokens - 94_000, experts - 1)
+    counts = [94_000, *(rest + (e < more) for e in range(experts - 1))]
+    assert measures.balance(counts, 2).without == ()
+
+
+@st.composite
+def routed(draw: st.DrawFn) -> tuple[list[int], int]:
+    """Counts that routing to k different experts can produce, with one expert near 95 %."""
+    top_k = draw(st.integers(2, 7))
+    experts = draw(st.integers(top_k + 2, 64))
+    tokens = draw(st.integers(200, 10_000))
+    counts = [draw(st.integers(round(0.9 * tokens), tokens))]
+    left = top_k * tokens - counts[0]
+    for others in range(experts - 1, 0, -1):
+        least = max(0, left - (others - 1) * tokens)
+        most = min(tokens, left)
+        counts.append(draw(st.integers(least, most)) if others > 1 else left)
+        left -= counts[-1]
+    return counts, top_k
+
+
+@given(routed())
+def test_leaving_an_expert_out_never_makes_a_router_look_more_collapsed(
+    case: tuple[list[int], int],
+) -> None:
+    counts, top_k = case
+    plain = measures.collapse_index(measures.effective_experts(counts), len(counts), top_k)
+    index = measures.balance(counts, top_k).collapse_index
+    assert plain is not None
+    assert index is not None
+    assert index >= plain - 0.02
+
+
+@given(routed())
+def test_two_summaries_give_the_same_balance_as_the_counts(case: tuple[list[int], int]) -> None:
+    counts, top_k = case
+    found = measures.balance_of_summary(
+        measures.effective_experts(counts), measures.max_load(counts), len(counts), top_k
+    )
+    assert found == pytest.approx(measures.balance(counts, top_k).collapse_index, abs=1e-6)
+
+
+@given(st.floats(allow_nan=True), st.floats(allow_nan=True), st.integers(0, 9), st.integers(0, 9))
+def test_summaries_from_a_stranger_give_a_share_or_nothing(
+    effective: float, max_load: float, num_experts: int, top_k: int
+) -> None:
+    found = measures.balance_of_summary(effective, max_load, num_experts, top_k)
+    assert found is None or 0 <= found <= 1

@@ -12,6 +12,7 @@ from microscope_tui.diagnosis.balancing import go_back
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import EXACT, Severity
+from microscope_tui.diagnosis.rules.base import number
 from microscope_tui.runlog.records import RunRecord
 
 _ROLL_BACK = ("COLLAPSE", "LOGITS")
@@ -40,12 +41,14 @@ def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) ->
     since = f"since step {finding.onset:,}"
     if not finding.active:
         ended = max(e.recovered_at or e.last for e in finding.episodes)
-        since = f"from step {finding.onset:,} to {ended:,}, recovered"
+        since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
     why, remedy = rule.why(worst, run), rule.remedy(worst, run)
     if finding.active and _is_damage(finding.rule, run):
         remedy = f"{remedy} and {go_back(finding.onset, checkpoints)}"
-    if not finding.active and finding.severity > Severity.INFO:
+    if not finding.active and worst.led_to:
+        remedy = f"see the alert it led to, {RULES[worst.led_to].subject.lower()}"
+    elif not finding.active and finding.severity > Severity.INFO:
         remedy = f"Nothing now; if it returns: {remedy}"
     known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
     verdict = rule.subject if finding.rule != "LINT" else f"{rule.subject}: {worst.facts['cause']}"
@@ -57,6 +60,16 @@ def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) ->
         next=remedy[0].upper() + remedy[1:] + ".",
         short=f"{where_first} {since.replace(' step', '')}: {_first(why)}",
     )
+
+
+def _how_it_ended(finding: Finding) -> str:
+    worst = finding.worst
+    if worst.led_to:
+        return f"then {RULES[worst.led_to].subject.lower()}"
+    lasted = (worst.recovered_at or worst.last) - worst.onset
+    if finding.rule == "COLLAPSE" and lasted <= (number(worst, "shock_steps") or 0):
+        return f"recovered after {lasted:,} steps: a shock"
+    return "recovered"
 
 
 def _is_damage(rule: str, run: RunRecord) -> bool:

@@ -5,7 +5,7 @@ on the per-router summaries and asks for the count matrices of a step only where
 suspicious.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from microscope_tui.diagnosis.catalogue import CATALOGUE
@@ -24,6 +24,9 @@ _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 ANYTHING = Criteria()
 Routers = frozenset[int] | set[int]
+Muted = Mapping[int, Severity]
+"""Routers of which a rule is silent, unless it has something worse to report."""
+_GAPS = 8
 
 
 class Diagnosis:
@@ -39,9 +42,13 @@ class Diagnosis:
         self.ledger = Ledger(context)
         self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
+        self.gaps: list[int] = []
+        """Steps between the last lines; the smallest is what the log is spaced by."""
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
         self._unmeasured: Routers = frozenset()
+        self.restarted = False
+        """No step was seen since the run went back."""
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
 
     @property
@@ -61,16 +68,13 @@ class Diagnosis:
         """
         if record.step <= self.last_step:
             self.restart(record.step)
+        self._space(record.step - self.last_step)
         self.last_step = record.step
         view = StepView(record, self.run.routers, counts, biases)
         changed: list[Episode] = []
-        muted: Routers = frozenset()
-        self._unmeasured = muted
+        self._unmeasured = frozenset()
         for rule in self.rules:
-            silent = muted
-            for name in rule.muted_by:
-                if self.tracks.get(name):
-                    silent = silent | self._troubled(name)
+            silent = self._silent(rule)
             for index, reading in rule.events(view):
                 if index not in silent:
                     changed.append(self.ledger.open(rule.name, index, record.step, reading))
@@ -80,8 +84,44 @@ class Diagnosis:
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
             if rule.name == "METER":
-                muted = self._unmeasured = self._muted_by(rule.name)
-        return changed
+                self._unmeasured = self._muted_by(rule.name)
+        return changed + list(self._end_warnings(changed))
+
+    def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
+        """What was warned of has happened."""
+        for episode in changed:
+            if episode.severity < Severity.CRITICAL or not episode.active:
+                continue
+            for rule in self.rules:
+                if episode.rule in rule.ends_in:
+                    yield from self.ledger.lead_to(rule.name, episode, self.last_step)
+                    self.tracks[rule.name].pop(episode.router_index, None)
+
+    def _space(self, gap: int) -> None:
+        if self.restarted or not self.last_step:
+            self.restarted = False
+            return  # where a run restarts tells nothing of its lines
+        self.gaps.append(gap)
+        del self.gaps[:-_GAPS]
+        self.adapt()
+
+    def adapt(self) -> None:
+        """Persistence is meant in steps: of a sparse log fewer lines are asked for."""
+        spacing = min(self.gaps, default=1)
+        for rule in self.rules:
+            if rule.spacing != spacing:
+                rule.space(spacing)
+                for track in self.tracks[rule.name].values():
+                    track.ask(rule.window, rule.needed, rule.leave)
+
+    def _silent(self, rule: Rule) -> Muted:
+        """Where others are at work that say it already, and how bad it is by them."""
+        silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
+        for name in rule.muted_by:
+            if self.tracks.get(name):
+                for index, severity in self._troubled(name).items():
+                    silent[index] = max(severity, silent.get(index, severity))
+        return silent
 
     def observe_event(self, event: EventRecord) -> None:
         """Remember checkpoints: the advice names one to roll back to."""
@@ -94,6 +134,7 @@ class Diagnosis:
         """The run goes on from ``step`` again: what was said about later steps no longer holds."""
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
+        self.restarted = True
         grace = step - 1 + AFTER_RESTART_STEPS
         # A run that is pre-empted all the time would never be judged: not after every restart.
         if step <= self.warm_until + AFTER_RESTART_STEPS:
@@ -151,20 +192,18 @@ class Diagnosis:
             if rule.name not in self._criteria.ignore and (context.trains or not rule.trains_only):
                 yield rule
 
-    def _take(
-        self, rule: Rule, readings: Readings, step: int, silent: Routers
-    ) -> Iterator[Episode]:
+    def _take(self, rule: Rule, readings: Readings, step: int, silent: Muted) -> Iterator[Episode]:
         tracks = self.tracks[rule.name]
         if not readings and not tracks:
             return
         for index in [index for index in tracks if index not in readings]:
-            yield from self._evaluate(rule, index, step, _CLEAR, index in silent)
+            yield from self._evaluate(rule, index, step, _CLEAR, silent.get(index))
         for index, reading in readings.items():
             if reading is not None:
-                yield from self._evaluate(rule, index, step, reading, index in silent)
+                yield from self._evaluate(rule, index, step, reading, silent.get(index))
 
     def _evaluate(
-        self, rule: Rule, index: int, step: int, reading: Reading, silent: bool
+        self, rule: Rule, index: int, step: int, reading: Reading, said: Severity | None
     ) -> Iterator[Episode]:
         tracks = self.tracks[rule.name]
         track = tracks.get(index)
@@ -179,28 +218,33 @@ class Diagnosis:
                 yield from self.ledger.update(episode, step, reading, track)
         elif track.idle:
             del tracks[index]
-        elif not silent and (severity := self._alarm(rule, track, step, reading)) is not None:
+        elif (severity := self._alarm(rule, track, step, reading)) is not None and (
+            said is None or severity > said  # of two the worse is reported
+        ):
             yield self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _alarm(self, rule: Rule, track: Track, step: int, reading: Reading) -> Severity | None:
         if reading.certain or reading.severity is None:
             return reading.severity  # an alarm is never raised on a step that is well
-        if step <= self.warm_until and not rule.in_warm_up:
+        if step <= self.warm_until and not (rule.in_warm_up or reading.settled):
             return None
         return track.severity
 
-    def _troubled(self, name: str) -> set[int]:
-        """Routers in which this rule has an episode, or evidence for one."""
-        return {
-            index
-            for index, track in self.tracks[name].items()
-            if track.pending or self.ledger.running(name, index) is not None
-        }
+    def _troubled(self, name: str) -> dict[int, Severity]:
+        """Routers in which this rule has an episode, or evidence for one, and how bad it is."""
+        found: dict[int, Severity] = {}
+        for index, track in self.tracks[name].items():
+            episode, pending = self.ledger.running(name, index), track.pending
+            if episode is not None:
+                found[index] = max(episode.severity, pending or episode.severity)
+            elif pending is not None:
+                found[index] = pending
+        return found
 
     def _muted_by(self, name: str) -> Routers:
         if not self.tracks[name]:
             return frozenset()
-        muted = self._troubled(name)
+        muted = frozenset(self._troubled(name))
         return self._everyone if WHOLE_RUN in muted else muted
 
 

@@ -51,6 +51,8 @@ class Episode:
     worst_at: int = 0
     """Step at which the value was reached."""
     recovered_at: int | None = None
+    led_to: str = ""
+    """The rule whose critical episode this one ended in, where it did not recover."""
     recurrence: int = 0
     """How many earlier episodes of this rule this router had."""
     grades: list[Grade] = field(default_factory=list)
@@ -72,7 +74,7 @@ class Episode:
         """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
         self.last = min(self.last, step - 1)
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at = None  # it recovered in a future that no longer is
+            self.recovered_at, self.led_to = None, ""  # that future no longer is
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
@@ -94,6 +96,7 @@ class Episode:
             confidence=known.confidence,
             last=min(self.last, step),
             recovered_at=self.recovered_at if over else None,
+            led_to=self.led_to if over else "",
             grades=then,
         )
 

@@ -50,7 +50,7 @@ class Ledger:
         onset = self._onset(rule, index, step, reading, track)
         before = self._latest(key) if track is not None else None
         if before is not None and onset <= (before.recovered_at or 0) + COOLDOWN_STEPS:
-            before.recovered_at, self._running[key] = None, before
+            before.recovered_at, before.led_to, self._running[key] = None, "", before
             before.last = step
             self._take_numbers(before, step, reading)
             before.severity = max(before.severity, severity)
@@ -130,6 +130,14 @@ class Ledger:
             self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
             if episode.active and episode.rule not in _STANDING:
                 self._running[key] = episode
+
+    def lead_to(self, rule: str, outcome: Episode, step: int) -> Iterator[Episode]:
+        """What ``rule`` warned of has happened: its episode in that router ends."""
+        warning = self._running.pop((rule, outcome.router_index), None)
+        if warning is not None:
+            warning.led_to = outcome.rule
+            _end(warning, step)
+            yield warning
 
     def end_others(self, rules: Container[str], step: int) -> None:
         """Nothing speaks for the other rules any more: what they had open ends."""

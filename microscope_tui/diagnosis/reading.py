@@ -45,6 +45,8 @@ class Reading:
     limit: float = 0.0
     certain: bool = False
     """Evidence enough by itself: no persistence is asked, and no warm-up excuses it."""
+    settled: bool = False
+    """The router was well before: no warm-up excuses it, but persistence is still asked."""
     facts: Facts = field(default_factory=dict)
     """The numbers that the text needs."""
     confidence: str = EXACT

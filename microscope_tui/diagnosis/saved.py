@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class BadState(ValueError):
@@ -23,6 +23,8 @@ class _Saved(msgspec.Struct):
     version: int
     routers: tuple[RouterInfo, ...]
     last_step: int
+    gaps: list[int]
+    restarted: bool
     warm_until: int
     checkpoints: list[int]
     episodes: list[Episode]
@@ -38,6 +40,8 @@ def save(diagnosis: Diagnosis) -> bytes:
             version=STATE_VERSION,
             routers=diagnosis.run.routers,
             last_step=diagnosis.last_step,
+            gaps=diagnosis.gaps,
+            restarted=diagnosis.restarted,
             warm_until=diagnosis.warm_until,
             checkpoints=diagnosis.checkpoints,
             episodes=diagnosis.episodes,
@@ -72,6 +76,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
         raise BadState(f"no state of a judgement: {error}") from None
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
     diagnosis.checkpoints = saved.checkpoints
+    diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
     # What is left out now was never judged: nobody would say when it is over.
     judged = {rule.name for rule in diagnosis.rules}
     diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
@@ -79,4 +84,5 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     for rule in diagnosis.rules:
         tracks, running = diagnosis.tracks[rule.name], diagnosis.ledger.running_of(rule.name)
         diagnosis.keep_looking(rule, [e for e in running if e.router_index not in tracks])
+    diagnosis.adapt()
     return diagnosis

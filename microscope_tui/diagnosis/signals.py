@@ -6,6 +6,7 @@ routers, so that a healthy run costs next to nothing however many layers it has.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.reading import WHOLE_RUN
@@ -71,6 +72,7 @@ class StepView:
         self._counts: dict[int, list[int] | None] = {}
         self._signals: dict[str, Signal | None] = {}
         self._collapse_index: Signal | None = None
+        self._plain_index: Signal | None = None
 
     def signal(self, name: str) -> Signal | None:
         """A per-router summary by its name in the format; ``None`` where it is not logged."""
@@ -82,18 +84,34 @@ class StepView:
 
     @property
     def collapse_index(self) -> Signal | None:
-        """c of every router in this step alone; NaN where E ≤ k."""
+        """c of every router in this step alone; NaN where E ≤ k.
+
+        Without an expert that every token chooses, where the maximal load shows that there is one.
+        """
         if self._collapse_index is None:
-            effective = self.signal("effective_experts")
+            effective, loads = self.signal("effective_experts"), self.signal("max_load")
             if effective is None:
                 return None
+            known = loads.values if loads is not None else repeat(None)
             self._collapse_index = Signal(
                 [
-                    measures.collapse_index(value, router.num_experts, router.top_k)
-                    for value, router in zip(effective.values, self._routers, strict=True)
+                    measures.balance_of_summary(value, load, router.num_experts, router.top_k)
+                    for value, load, router in zip(
+                        effective.values, known, self._routers, strict=False
+                    )
                 ]
             )
         return self._collapse_index
+
+    @property
+    def plain_index(self) -> Signal | None:
+        """The collapse index of every router with all of its experts."""
+        if self._plain_index is None and (effective := self.signal("effective_experts")):
+            pairs = zip(effective.values, self._routers, strict=True)
+            self._plain_index = Signal(
+                [measures.collapse_index(value, r.num_experts, r.top_k) for value, r in pairs]
+            )
+        return self._plain_index
 
     @property
     def tokens(self) -> float | None:

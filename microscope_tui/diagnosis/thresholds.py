@@ -18,6 +18,10 @@ COOLDOWN_STEPS = 100
 """Trouble that returns so soon after its recovery never was over."""
 ENTER_SHARE = 0.9
 """An alarm needs this share of the last evaluations over its limit."""
+LEAST_LINES = 5
+"""Persistence is meant in steps: a log with a line for every tenth step needs a tenth of the
+lines, but never fewer than these. A shock of 24 steps reaches five lines only if they are less
+than seven steps apart, and then more are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,16 @@ class CollapseLimits:
     evidence: int = 50
     """λ of the summed window below which noise alone lowers c; the window widens up to 200."""
     max_window: int = 200
+    even: float = 0.8
+    """A layer that was at least so even …"""
+    even_steps: int = 50
+    """… for so many steps has settled: the warm-up does not excuse its fall. Routers that are
+    uneven at the start need about 40 steps to even out."""
+    relative_fall: float = 0.3
+    """In a fine-tuning, and against a baseline, a warning needs a c that lost this share of its
+    reference. Of one healthy model, data of one kind lie within 0.42 … 0.85."""
+    reference_steps: int = 50
+    """Lines whose median is the reference of a fine-tuning without a baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,8 @@ class ErodingLimits:
     """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
     ``noise`` times its own scatter."""
     noise: float = 4.0
+    level: float = 0.7
+    """… and be below this: experts that part from an equal start settle at 0.75 and above."""
     steady: float = 0.5
     """No sixth of the window holds more of the fall than this: a step is no slide."""
     persistence: int = 3

@@ -29,7 +29,7 @@ class Track(msgspec.Struct):
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
         """Take in one evaluation; ``clear`` means inside the limit by its margin."""
         recent = self.recent
-        if len(recent) >= self.window:
+        while len(recent) >= self.window:
             self.over -= recent[0][1] > 0
             del recent[0]
         recent.append((step, int(severity or 0)))
@@ -45,10 +45,16 @@ class Track(msgspec.Struct):
         elif self.since is None and severity is not None:
             self.since = self._first_evidence()
 
+    def ask(self, window: int, needed: int, leave: int) -> None:
+        """From now on ask for so many evaluations."""
+        self.window, self.needed, self.leave = window, needed, leave
+
     @property
-    def pending(self) -> bool:
-        """Evidence is building up."""
-        return self.since is not None
+    def pending(self) -> Severity | None:
+        """The worst of the evidence that is building up."""
+        if self.since is None:
+            return None
+        return Severity(max(severity for _, severity in self.recent))
 
     @property
     def idle(self) -> bool:

@@ -60,6 +60,32 @@ class Trail(msgspec.Struct):
         return [v for row in self.rows[first:last] if (v := row[router]) == v]
 
 
+class FirstValues(msgspec.Struct):
+    """Values of all routers in the first ``size`` lines of a run: what it started with.
+
+    A resume keeps them, or damage would become the new normal.
+    """
+
+    size: int
+    steps: list[int] = []
+    rows: list[list[float]] = []
+
+    def add(self, step: int, values: Sequence[float]) -> None:
+        """Take in one line, while there is room."""
+        if len(self.rows) < self.size:
+            self.steps.append(step)
+            self.rows.append(list(values))
+
+    def forget_from(self, step: int) -> None:
+        """The run continues from ``step`` again."""
+        kept = sum(at < step for at in self.steps)
+        del self.steps[kept:], self.rows[kept:]
+
+    def usual(self, router: int) -> float:
+        """The median of one router; NaN before the first value."""
+        return median([v for row in self.rows if (v := row[router]) == v])
+
+
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
     """How many steps give an expert ``evidence`` expected assignments, between two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most

@@ -156,8 +156,8 @@ class RunRecorder:
         self._write(head | matrices)
         for event in alerts:
             self._write(event)
-        sizes = zip(told["effective_experts"], self._num_experts, self._top_k, strict=True)
-        return [measures.collapse_index(value, e, k) for value, e, k in sizes]
+        pairs = zip(counts, self._top_k, strict=True)
+        return [measures.balance(row, top_k).collapse_index for row, top_k in pairs]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""

@@ -191,7 +191,8 @@ def _numbers(
     effective = value_at(record.effective_experts, index)
     balance = None
     if router is not None:
-        balance = measures.collapse_index(effective, router.num_experts, router.top_k)
+        load = value_at(record.max_load, index)
+        balance = measures.balance_of_summary(effective, load, router.num_experts, router.top_k)
     name = shortened(layer.router.name, layout.label - 5)
     severity = layer.severity
     line: Line = [

@@ -62,6 +62,8 @@ def _balance(layer: LayerView, view: RunView) -> list[str]:
     if layer.collapse_index is None:
         return [of_all] if known else []
     balance = f"balance c {words.index(layer.collapse_index)}"
+    if left_out := words.without(layer.without):
+        balance += f" {left_out}"
     return [f"{balance} ({of_all}, top-{layer.router.top_k:,})" if known else balance]
 
 

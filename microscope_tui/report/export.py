@@ -101,7 +101,7 @@ def effective_experts(layer: LayerView, view: RunView) -> float | None:
     return value_at(view.record.router.effective_experts, layer.index) if view.record else None
 
 
-def _layer(layer: LayerView, view: RunView) -> dict[str, _Cell]:
+def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
     router = layer.router
     return {
         "router": layer.index,
@@ -110,6 +110,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, _Cell]:
         "num_experts": router.num_experts,
         "top_k": router.top_k,
         "collapse_index": layer.collapse_index,
+        "without_experts": None if layer.without is None else list(layer.without),
         "effective_experts": effective_experts(layer, view),
         "entropy": layer.entropy,
         "mean_entropy": layer.mean_entropy,

@@ -18,7 +18,7 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
             "balance c",
             [Curve(steps, layer.balance_history, edge="low")],
             now=layer.collapse_index,
-            note="1 is even",
+            note=words.without(layer.without) or "1 is even",
             top=1.0,
             limits=[(limits.warn, "warn"), (limits.critical, "crit")],
             spell=words.index,

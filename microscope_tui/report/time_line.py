@@ -54,6 +54,9 @@ def notes(
     """
     columns = layout.columns
     right = list(layout.hidden)  # what matters most first: the last ones give way
+    if marked := [layer for layer in view.layers if layer.without != ()]:
+        more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
+        right.append(f"* {marked[0].router.name} {words.without(marked[0].without)}{more}")
     if view.defects:
         right.append(f"{view.defects:,} bad line{'s' if view.defects > 1 else ''}")
     if view.progress < 1.0:

@@ -59,6 +59,16 @@ def age(seconds: float | None) -> str:
     return f"{math.floor(seconds / 86400)} d"
 
 
+def without(experts: Sequence[int] | None) -> str:
+    """``without expert 17``: which experts a balance leaves out; empty where it is all of them."""
+    if experts is None:
+        return "without its busiest expert"
+    if not experts:
+        return ""
+    noun = "expert" if len(experts) == 1 else "experts"
+    return f"without {noun} {listed([str(expert) for expert in experts], 6)}"
+
+
 def bytes_of(size: int) -> str:
     """``128 MB``, ``6.1 GB``: powers of 1,024."""
     for unit, factor in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):

@@ -127,12 +127,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Ref
         starved.append(measures.starved_experts(totals) / len(totals))
         dead.append(frozenset(e for e, total in enumerate(totals) if total == 0))
         violation.append(median([(measures.max_load(row) or 1.0) - 1.0 for row in rows]))
-        found = (
-            measures.collapse_index(
-                measures.effective_experts(row), router.num_experts, router.top_k
-            )
-            for row in rows
-        )
+        found = (measures.balance(row, router.top_k).collapse_index for row in rows)
         known = [value for value in found if value is not None]
         collapse.append(median(known) if known else None)
     return Reference(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))

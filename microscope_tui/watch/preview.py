@@ -8,7 +8,7 @@ from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.watch.history import Row
 from microscope_tui.watch.scan import Scan
-from microscope_tui.watch.summaries import complete_summary, new_history, row_of
+from microscope_tui.watch.summaries import complete_summary, new_history, row_maker
 
 _SAMPLES = 240
 
@@ -29,6 +29,7 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     picture.run, picture.latest, picture.end = run, samples[-1], found.end
     picture.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
     picture.history = new_history(run, memory_bytes)
+    row_of = row_maker(run.routers)
     for entry in samples:
         complete_summary(entry)
         picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from microscope_tui.runlog.reader import Entry, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord, seconds_between
 from microscope_tui.watch.history import History, Row
-from microscope_tui.watch.summaries import complete_summary, new_history, row_of
+from microscope_tui.watch.summaries import complete_summary, new_history, row_maker
 
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 """The steps of a row below a limit, from the file; none where the log cannot be read again."""
@@ -38,6 +38,7 @@ class Scan:
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
         """Seconds between the last records."""
+        self._row_of = row_maker(())
         self._reread = reread
         self._memory_bytes = memory_bytes
 
@@ -74,6 +75,7 @@ class Scan:
             self.latest = self.with_counts = None  # another model from here on
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
+            self._row_of = row_maker(run.routers)
         elif run.resumed_at_step is not None:
             # Without a step to resume at, the steps themselves say whether they go backwards.
             self._restart(max(1, min(run.resumed_at_step, self.history.last_step + 1)), before)
@@ -94,7 +96,7 @@ class Scan:
             self.with_counts = entry
         elif self.with_counts is not None and self.with_counts.record.step >= step:
             self.with_counts = None  # counted in a future that no longer holds
-        history.add(step, row_of(entry), entry.offset, entry.record.time)
+        history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _time_step(self, before: StepEntry | None, entry: StepEntry) -> None:
         duration = seconds_between(before.record if before else None, entry.record)
@@ -109,7 +111,7 @@ class Scan:
         if torn is not None:
             for entry in self._reread(torn, run, step):
                 complete_summary(entry)
-                history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
+                history.add(entry.record.step, self._row_of(entry), entry.offset, entry.record.time)
             history.close_row()
         history.last_step = step - 1
         kept = [e for e in self.evaluations if e.step is None or e.step < step]

@@ -1,10 +1,12 @@
 """From the summaries of one step to the curves of the history, and to curves as they are shown."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from microscope_tui import measures
+from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RunRecord, Values
+from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, Values
 from microscope_tui.watch.curve import NAN, Column
 from microscope_tui.watch.history import History, rows_within
 
@@ -29,20 +31,46 @@ def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> H
     return History(widths, capacity, stride)
 
 
-def row_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
-    """What the history keeps of one step."""
-    record, nothing = entry.record, (None,) * entry.routers
-    summary = record.router
-    return {
-        "loss": (record.loss,),
-        "learning_rate": (record.learning_rate,),
-        "grad_norm": (record.grad_norm,),
-        "effective_experts": summary.effective_experts or nothing,
-        "entropy": summary.entropy or nothing,
-        "mean_entropy": summary.mean_entropy or nothing,
-        "drop_rate": summary.drop_rate or nothing,
-        "max_load": summary.max_load or nothing,
-    }
+Row = Mapping[str, Sequence[float | None]]
+
+
+def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], Row]:
+    """What the history keeps of one step of these routers, as a function of the step."""
+    # Below this load no expert of any router is chosen by every token: the usual case.
+    sizes = [(r.num_experts, r.top_k) for r in routers]
+    least = min((measures.ALWAYS_CHOSEN * e / k for e, k in sizes if k > 1), default=math.inf)
+
+    def row_of(entry: StepEntry) -> Row:
+        record, nothing = entry.record, (None,) * entry.routers
+        summary = record.router
+        effective, loads = summary.effective_experts, summary.max_load
+        if effective and loads and (None in loads or max(loads) >= least):  # type: ignore[type-var, operator]
+            effective = _as_judged(summary, sizes)
+        return {
+            "loss": (record.loss,),
+            "learning_rate": (record.learning_rate,),
+            "grad_norm": (record.grad_norm,),
+            "effective_experts": effective or nothing,
+            "entropy": summary.entropy or nothing,
+            "mean_entropy": summary.mean_entropy or nothing,
+            "drop_rate": summary.drop_rate or nothing,
+            "max_load": loads or nothing,
+        }
+
+    return row_of
+
+
+def _as_judged(summary: RouterSummary, sizes: Sequence[tuple[int, int]]) -> Values:
+    """Effective experts that give the balance without an expert that every token chooses."""
+    values: Values = []
+    for index, (experts, top_k) in enumerate(sizes):
+        effective = value_at(summary.effective_experts, index)
+        load = value_at(summary.max_load, index)
+        if measures.always_chosen(load, experts, top_k):
+            c = measures.balance_of_summary(effective, load, experts, top_k)
+            effective = None if c is None else top_k + c * (experts - top_k)
+        values.append(effective)
+    return values
 
 
 def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Column]:

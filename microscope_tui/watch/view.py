@@ -32,6 +32,11 @@ class LayerView:
     """Multiples of the fair share, one per expert."""
     bias: Sequence[float] | None
     collapse_index: float | None
+    without: tuple[int, ...] | None
+    """Experts that every token chooses; the collapse index is that of the others.
+
+    ``None``: there is one, and only counts would tell which.
+    """
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
@@ -220,11 +225,12 @@ def _layers(
                 worst = severities.get(episode.router_index, episode.severity)
                 severities[episode.router_index] = max(worst, episode.severity)
     matrices = with_counts.matrices() if with_counts else None
+    counted_now = with_counts is not None and with_counts.record.step == latest.record.step
     summary = latest.record.router
     layers = []
     for index, router in enumerate(run.routers):
         counts = matrices.tokens_per_expert[index] if matrices else None
-        effective = value_at(summary.effective_experts, index)
+        c, without = _balance(latest, index, router, counts if counted_now else None)
 
         def curve(name: str, index: int = index) -> Sequence[Column]:
             if only is not None and index not in only:
@@ -238,13 +244,14 @@ def _layers(
                 counts=counts,
                 load=measures.load(counts) if counts else None,
                 bias=matrices.expert_bias[index] if matrices else None,
-                collapse_index=measures.collapse_index(effective, router.num_experts, router.top_k),
+                collapse_index=c,
+                without=without,
                 entropy=value_at(summary.entropy, index),
                 mean_entropy=value_at(summary.mean_entropy, index),
                 drop_rate=value_at(summary.drop_rate, index),
                 max_load=value_at(summary.max_load, index),
                 severity=severities.get(index),
-                quadrant=_quadrant(latest, index, router, effective),
+                quadrant=_quadrant(latest, index, router, c),
                 balance_history=balance(
                     curve("effective_experts"), router.num_experts, router.top_k
                 ),
@@ -257,13 +264,28 @@ def _layers(
     return layers
 
 
+def _balance(
+    latest: StepEntry, index: int, router: RouterInfo, counts: Sequence[int] | None
+) -> tuple[float | None, tuple[int, ...] | None]:
+    """The collapse index of a router, and the experts it leaves out."""
+    summary, (experts, top_k) = latest.record.router, (router.num_experts, router.top_k)
+    load = value_at(summary.max_load, index)
+    counted = counts is not None and len(counts) == experts
+    if counts is not None and counted and measures.always_chosen(load, experts, top_k):
+        found = measures.balance(counts, top_k)
+        return found.collapse_index, found.without
+    effective = value_at(summary.effective_experts, index)
+    c = measures.balance_of_summary(effective, load, experts, top_k)
+    return c, () if c == measures.collapse_index(effective, experts, top_k) else None
+
+
 def _quadrant(
-    latest: StepEntry, index: int, router: RouterInfo, effective: float | None
+    latest: StepEntry, index: int, router: RouterInfo, collapse_index: float | None
 ) -> str | None:
     summary = latest.record.router
     mass = value_at(summary.selected_mass, index)
     return measures.quadrant(
-        measures.collapse_index(effective, router.num_experts, router.top_k),
+        collapse_index,
         measures.relative_mutual_information(
             value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
         ),

@@ -57,6 +57,6 @@ def test_the_counters_agree_with_the_window(text: str) -> None:
     evidence = feed(text)
     window = text[-10:]
     over = sum(char in "Cw" for char in window)
-    assert evidence.pending == (evidence.since is not None)
+    assert (evidence.pending is not None) == (evidence.since is not None)
     assert evidence.over == over
     assert (evidence.severity is not None) == (over >= 9)

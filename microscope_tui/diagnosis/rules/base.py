@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.thresholds import ENTER_SHARE
+from microscope_tui.diagnosis.thresholds import ENTER_SHARE, LEAST_LINES
 from microscope_tui.runlog.records import RunRecord
 
 
@@ -42,10 +42,16 @@ class Rule(ABC):
     muted_by: ClassVar[tuple[str, ...]] = ()
     """Rules that come before and say it already, where they are at work in the same router."""
 
+    ends_in: ClassVar[tuple[str, ...]] = ()
+    """Rules that it warns of: a critical episode of theirs in the same router ends its own."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.routers = context.run.routers
         self.window, self.needed, self.leave = 25, 23, 50
+        self.spacing = 1
+        """Steps from one line of the log to the next."""
+        self._persistence: tuple[int, int] | None = None
         self.memory: msgspec.Struct = Nothing()
         self.set_up()
         self.start()
@@ -61,10 +67,21 @@ class Rule(ABC):
         self.context = context
         self.set_up()
 
-    def persist(self, evaluations: int, leave: int | None = None) -> None:
-        """Ask for 90 % of so many evaluations, and for ``leave`` (twice as many) to end."""
-        self.window, self.needed = evaluations, max(1, math.ceil(ENTER_SHARE * evaluations))
-        self.leave = 2 * evaluations if leave is None else leave
+    def persist(self, steps: int, leave: int | None = None) -> None:
+        """Ask for 90 % of the lines of so many steps, and for ``leave`` (twice as many) to end."""
+        self._persistence = steps, 2 * steps if leave is None else leave
+        self.window, self.leave = self.lines(steps), self.lines(self._persistence[1])
+        self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
+
+    def lines(self, steps: int) -> int:
+        """How many lines of this log stand for so many steps; at least five, if there are."""
+        return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
+
+    def space(self, spacing: int) -> None:
+        """Lines of the log are ``spacing`` steps apart from now on."""
+        self.spacing = spacing
+        if self._persistence is not None:
+            self.persist(*self._persistence)
 
     def read(self, view: StepView) -> Readings | None:
         """Evaluate one step. ``None``: no evaluation (no value, window not full)."""
@@ -108,7 +125,11 @@ def number(episode: Episode, name: str) -> float | None:
 
 def experts_of(episode: Episode) -> str:
     """The experts of an episode: ``3, 17 and 4 more``."""
-    ids = episode.facts.get("experts", ())
+    return listed(episode.facts.get("experts", ()))
+
+
+def listed(ids: object) -> str:
+    """Expert numbers as text; empty where there are none."""
     if not isinstance(ids, tuple) or not ids:
         return ""
     shown = ", ".join(str(e) for e in ids[:6])

@@ -5,11 +5,19 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, graded
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
-from microscope_tui.diagnosis.signals import StepView, value_at
-from microscope_tui.diagnosis.windows import SummedCounts, Trail, median, window_steps
+from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
+from microscope_tui.diagnosis.signals import Signal, StepView, value_at
+from microscope_tui.diagnosis.windows import (
+    FirstValues,
+    SummedCounts,
+    Trail,
+    median,
+    window_steps,
+)
 from microscope_tui.runlog.records import RunRecord
+
+_MARGIN = 1.3  # of a limit without a limit of its own for recovery
 
 
 class Suspect(msgspec.Struct):
@@ -26,8 +34,14 @@ class Suspect(msgspec.Struct):
 class Memory(msgspec.Struct):
     """The suspects, and what was usual before."""
 
+    first: FirstValues
+    """c of the first steps: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Suspect] = {}
     usual: Trail = msgspec.field(default_factory=lambda: Trail(every=2, size=32))
+    uneven_at: list[int] = []
+    """Per router the last step at which it was not even."""
+    settled: set[int] = set()
+    """Routers that have been even for a while."""
 
 
 class Collapse(Rule):
@@ -37,7 +51,9 @@ class Collapse(Rule):
     subject = "Router collapse"
     means = (
         "The router sends (nearly) every token to the same k experts: the layer has become a "
-        "small dense one, and the loss need not show it."
+        "small dense one, and the loss need not show it. In a fine-tuning the change counts, "
+        "against --baseline or the first steps; c below the critical limit is always reported. "
+        "An expert that 95 % of the tokens choose is left out, it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
 
@@ -46,21 +62,29 @@ class Collapse(Rule):
         self.persist(self.limits.window)
 
     def start(self) -> None:
-        self.memory: Memory = Memory()
+        first = FirstValues(self.limits.reference_steps, [], [])
+        self.memory: Memory = Memory(first, uneven_at=[0] * len(self.routers))
 
     def restart(self, step: int) -> None:
-        self.memory.suspects.clear()
-        self.memory.usual.forget_from(step)
+        memory = self.memory
+        memory.suspects.clear()
+        memory.usual.forget_from(step)
+        memory.first.forget_from(step)
+        # The bias may be lost: as at the start, a router has to settle first.
+        memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
 
     def read(self, view: StepView) -> Readings | None:
         signal, memory = view.collapse_index, self.memory
         if signal is None:
             return None
+        if self.context.relative:
+            memory.first.add(view.step, signal.values)
         leave = self.limits.leave
         if signal.known and signal.low > leave and not memory.suspects:
-            self._remember(view)
+            self._remember(view, signal)
             return {}
         found: dict[int, Reading | None] = {}
+        self._settle(view.step, signal)
         for index, value in enumerate(signal.values):
             suspect = memory.suspects.get(index)
             if value != value:
@@ -73,83 +97,169 @@ class Collapse(Rule):
                 else:
                     found[index] = self._look_closer(view, index, value, suspect)
         if not found:
-            self._remember(view)
+            self._remember(view, signal)
         return found
 
-    def _remember(self, view: StepView) -> None:
+    def _remember(self, view: StepView, signal: Signal) -> None:
+        self._settle(view.step, signal)
         effective = view.signal("effective_experts")
         if effective is not None:
             self.memory.usual.add(view.step, effective.values)
 
+    def _settle(self, step: int, signal: Signal) -> None:
+        """Note who stops being even after a long time of it."""
+        memory, limits = self.memory, self.limits
+        if signal.known and signal.low >= limits.even:
+            return
+        for index, value in enumerate(signal.values):
+            if not value >= limits.even:
+                if step - memory.uneven_at[index] > limits.even_steps:
+                    memory.settled.add(index)
+                memory.uneven_at[index] = step
+
     def _look_closer(self, view: StepView, index: int, value: float, suspect: Suspect) -> Reading:
         limits, router = self.limits, self.routers[index]
-        if value > limits.leave:
+        reference = self._reference(index)
+        if self._is_clear(value, reference):
             suspect.low_since = None
-        elif suspect.low_since is None and value < limits.warn:
+        elif suspect.low_since is None and self._severity(value, reference) is not None:
             suspect.low_since = view.step
-        effective = value_at(view.record.router.effective_experts, index) or 0.0
-        facts: dict[str, Fact] = {}
-        confidence = EXACT
+        facts: dict[str, Fact] = {"effective": self._effective_now(view, index)}
+        confidence, enough = EXACT, True
         counts = view.full_counts(index)
         if counts is None:
             confidence = PER_STEP
+            if view.signal("max_load") is None and router.top_k > 1:
+                facts["unseen"] = "hot expert"
         else:
-            effective = self._sum(counts, suspect, router.top_k, facts)
-            value = measures.collapse_index(effective, router.num_experts, router.top_k) or 0.0
-        facts["effective"] = effective
+            value, enough = self._sum(counts, suspect, router.top_k, facts)
         usual = median(self.memory.usual.column(index))
         if usual == usual:  # the median is not moved by a slide that ends in the collapse
             facts["usual"] = usual
+        if reference is not None:
+            facts["reference"] = reference
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
+        facts["shock_steps"] = self.context.limits.SHOCK.within
         low_for = view.step - (suspect.low_since or view.step)
-        if value > limits.leave and low_for > limits.window:
+        clear = self._is_clear(value, reference)
+        if clear and low_for > limits.window:
             suspect.low_since = None  # low step by step and even in the sum: a swing
         # A sum still holds the past: alone it says nothing about this step.
-        severity = graded(-value, -limits.warn, -limits.critical) if not suspect.calm else None
+        judged = enough and not suspect.calm
         return Reading(
-            severity=severity,
-            clear=value > limits.leave,
+            severity=self._severity(value, reference) if judged else None,
+            clear=clear,
             value=value,
-            limit=limits.critical if value < limits.critical else limits.warn,
-            certain=self._is_urgent(suspect, value),
+            limit=self._limit(value, reference),
+            certain=self._is_urgent(suspect, value, reference),
+            settled=index in self.memory.settled,
             facts=facts,
             confidence=confidence,
             since=suspect.low_since,
         )
 
+    def _reference(self, index: int) -> float | None:
+        """c that is usual for this router, where a change is what counts."""
+        context = self.context
+        known = context.baseline.collapse_index[index] if context.baseline is not None else None
+        if known is not None and context.relative:
+            return known
+        if context.profile != "finetune":
+            return None  # an evaluation has no course against which it could change
+        first = self.memory.first
+        # A run that starts out collapsed is no reference for itself.
+        usual = first.usual(index) if len(first.rows) >= first.size else 0.0
+        return usual if usual >= self.limits.critical else None
+
+    def _severity(self, value: float, reference: float | None) -> Severity | None:
+        limits = self.limits
+        fell = reference is None or value < (1.0 - limits.relative_fall) * reference
+        if value < limits.critical:
+            return Severity.CRITICAL if fell else Severity.WARN
+        return Severity.WARN if value < limits.warn and fell else None
+
+    def _limit(self, value: float, reference: float | None) -> float:
+        limits = self.limits
+        if value < limits.critical:
+            return limits.critical
+        relative = limits.warn if reference is None else (1.0 - limits.relative_fall) * reference
+        return min(limits.warn, relative)
+
+    def _is_clear(self, value: float, reference: float | None) -> bool:
+        limits = self.limits
+        if value > limits.leave or reference is None:
+            return value > limits.leave
+        back = (1.0 - limits.relative_fall / _MARGIN) * reference
+        return value >= back and value > _MARGIN * limits.critical
+
+    def _effective_now(self, view: StepView, index: int) -> float:
+        return value_at(view.record.router.effective_experts, index) or 0.0
+
     def _sum(
         self, counts: list[int], suspect: Suspect, top_k: int, facts: dict[str, Fact]
-    ) -> float:
-        limits = self.limits
+    ) -> tuple[float, bool]:
+        """c of the summed counts, and whether they are enough to judge by."""
+        limits, expected = self.limits, sum(counts) / len(counts)
         if suspect.summed is None:
-            expected = sum(counts) / len(counts)
-            steps = window_steps(expected, limits.evidence, limits.window, limits.max_window)
+            steps = window_steps(
+                expected, limits.evidence, self.lines(limits.window), limits.max_window
+            )
             suspect.summed = SummedCounts(steps, [], [])
-        suspect.summed.add(counts)
-        totals = suspect.summed.totals
-        busiest = sorted(range(len(totals)), key=lambda e: -totals[e])[:top_k]
+        summed = suspect.summed
+        summed.add(counts)
+        totals = summed.totals
+        evidence = sum(totals) / len(totals)
+        found = measures.balance(totals, top_k)
+        facts["effective"], facts["judged"] = found.effective or 0.0, found.num_experts
+        left = [e for e in range(len(totals)) if e not in found.without]
+        busiest = sorted(left, key=lambda e: -totals[e])[: top_k - len(found.without)]
         facts["experts"] = tuple(sorted(busiest))
-        facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals))
-        return measures.effective_experts(totals) or 0.0
+        facts["share"] = sum(totals[e] for e in busiest) / max(1, sum(totals[e] for e in left))
+        if found.without:
+            facts["without"] = found.without
+        if evidence >= limits.evidence:
+            facts["idle"] = tuple(e for e in left if totals[e] == 0)
+        enough = evidence >= limits.evidence or len(summed) >= summed.window
+        return found.collapse_index or 0.0, enough
 
-    def _is_urgent(self, suspect: Suspect, value: float) -> bool:
-        suspect.urgent.append(int(not suspect.calm and value < self.limits.urgent))
-        del suspect.urgent[: -self.limits.urgent_steps]
-        return sum(suspect.urgent) >= 0.9 * self.limits.urgent_steps
+    def _is_urgent(self, suspect: Suspect, value: float, reference: float | None) -> bool:
+        low = value < self.limits.urgent and (self._severity(value, reference) is Severity.CRITICAL)
+        suspect.urgent.append(int(not suspect.calm and low))
+        steps = self.lines(self.limits.urgent_steps)
+        del suspect.urgent[:-steps]
+        return sum(suspect.urgent) >= 0.9 * steps
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         effective, usual = number(worst, "effective"), number(worst, "usual")
-        why = f"{effective or 0:.1f} of {size_of(worst)} experts effective"
+        of_all = number(worst, "judged") or size_of(worst)
+        why = f"{effective or 0:.1f} of {of_all:.0f} experts effective"
         if usual is not None and usual > (effective or 0):
             why += f" ({usual:.1f} before)"
-        share, top_k = number(worst, "share"), worst.router.top_k if worst.router else 1
+        if (reference := number(worst, "reference")) is not None:
+            why += f"; c {worst.value:.2f}, {reference:.2f} in the reference"
+        if without := listed(worst.facts.get("without", ())):
+            why += f", without {without}, which every token chooses"
+        share, busiest = number(worst, "share"), worst.facts.get("experts", ())
         if share is not None:
-            noun, verb = ("experts", "take") if top_k > 1 else ("expert", "takes")
+            several = isinstance(busiest, tuple) and len(busiest) > 1
+            noun, verb = ("experts", "take") if several else ("expert", "takes")
             why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the load"
+        idle = worst.facts.get("idle", ())
+        if idle and isinstance(idle, tuple):
+            verb = "receives" if len(idle) == 1 else "receive"
+            why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
+        if worst.facts.get("unseen"):
+            why += (
+                ". Without counts or max_load, an expert that every token chooses cannot be told "
+                "from a collapse"
+            )
         if worst.facts.get("blind"):
             why += ". Counts only: a confident collapse and an undecided one look the same here"
+        age, shock_steps = worst.last - worst.onset, number(worst, "shock_steps") or 0
+        if worst.active and age < shock_steps:
+            why += f". It is {age + 1} steps old: a shock that passes looks the same so far"
         return f"{why}. The loss need not show it"
 
     @staticmethod

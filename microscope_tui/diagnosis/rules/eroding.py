@@ -32,11 +32,12 @@ class Eroding(Rule):
     subject = "Eroding balance"
     means = "The load of a layer becomes steadily more uneven. Now is the cheap moment to act."
     formula = (
-        "c falls (Mann–Kendall p < 0.001 over 60 or 200 logged steps), has fallen by more than its "
-        "noise, and reaches the limit of COLLAPSE within 500 steps"
+        "c is below 0.7 and falls (Mann–Kendall p < 0.001 over 60 or 200 logged steps), by more "
+        "than its noise, and reaches the limit of COLLAPSE within 500 steps"
     )
     trains_only = True
     muted_by = ("COLLAPSE",)
+    ends_in = ("COLLAPSE",)
 
     def set_up(self) -> None:
         self.limits = self.context.limits.ERODING
@@ -100,6 +101,7 @@ class Eroding(Rule):
             steady = _largest_drop(values) < limits.steady * fallen
             if (
                 z < -limits.z
+                and now < limits.level
                 and now + slope * limits.ahead < floor
                 and fallen > max(limits.fall * values[0], noise)
                 and steady

@@ -2,7 +2,7 @@
 
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RunRecord
 
@@ -47,13 +47,25 @@ class HotExpert(Rule):
                     clear=not balanced,  # what it is now, COLLAPSE tells
                     value=min(1.0, share),
                     limit=self.limits.share,
-                    facts={"c": collapse.values[index]},
+                    facts={
+                        "c": collapse.values[index],
+                        "experts": self._who(view, index) if hot else (),
+                    },
                 )
         return found
 
+    def _who(self, view: StepView, index: int) -> tuple[int, ...]:
+        """The expert, where the line has counts."""
+        counts = view.full_counts(index)
+        return (max(range(len(counts)), key=counts.__getitem__),) if counts else ()
+
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
-        return f"one expert is chosen by up to {worst.value:.0%} of the tokens while c is sound"
+        who = f"expert {experts_of(worst)}" if experts_of(worst) else "one expert"
+        return (
+            f"{who} is chosen by up to {worst.value:.0%} of the tokens while the others share the "
+            f"rest: c {number(worst, 'c') or 0:.2f}"
+        )
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
