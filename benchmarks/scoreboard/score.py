@@ -131,7 +131,7 @@ def _outcome(wanted: Expected, said: Sequence[Episode], steps: int, routers: int
     if wanted.rule == "COLLAPSE" and wanted.severity == "crit":
         critical = [g.step for e in right for g in e.grades if g.severity >= Severity.CRITICAL]
         outcome.critical_delay = min(critical, default=steps) - wanted.onset
-    lasting = {e.router_index for e in right if e.active}
+    lasting = {e.router_index for e in right if e.active or e.led_to}
     outcome.ended_early = wanted.until is None and not lasting.issuperset(found)
     return outcome
 

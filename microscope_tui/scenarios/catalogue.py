@@ -4,7 +4,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from microscope_tui.scenarios import collapsing, configured, control, healthy, metering
+from microscope_tui.scenarios import (
+    collapsing,
+    configured,
+    control,
+    healthy,
+    metering,
+    mistakable,
+)
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
 
@@ -31,6 +38,10 @@ def _any(shape: Shape) -> bool:
 
 def _several_choices(shape: Shape) -> bool:
     return _any(shape) and shape.top_k > 1
+
+
+def _is_wide(shape: Shape) -> bool:
+    return _any(shape) and shape.num_experts >= 8
 
 
 def _can_lose_experts(shape: Shape) -> bool:
@@ -99,6 +110,23 @@ _ALL = (
         _has_many_routers,
     ),
     Scenario("lint-gpt-oss-aux", "a huge balancing loss left on", configured.gpt_oss_aux, _any),
+    Scenario(
+        "even-but-one",
+        "every token chooses the same expert, the rest is even",
+        mistakable.even_but_one,
+        _several_choices,
+        600,
+    ),
+    Scenario("dead-groups", "most experts die", mistakable.dead_groups, _can_lose_experts, 900),
+    Scenario(
+        "narrow-steady", "a steadily uneven fine-tuning", mistakable.narrow_and_steady, _is_wide
+    ),
+    Scenario(
+        "finetune-collapse", "a fine-tuning collapses", mistakable.finetune_collapse, _is_wide
+    ),
+    Scenario("parting", "experts part and settle", mistakable.parting, _any, 900),
+    Scenario("long-plan", "a fall in a long warm-up", mistakable.long_plan, _any, 480),
+    Scenario("sparse-log", "a collapse in every fiftieth step", mistakable.sparse, _any, 120),
 )
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

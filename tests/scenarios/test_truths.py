@@ -8,6 +8,7 @@ import pytest
 
 from microscope_tui import measures
 from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.mistakable import APART
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.truth import Expected, Truth
 from microscope_tui.scenarios.write import lines
@@ -25,6 +26,7 @@ COLLAPSING = ["slow-collapse", "collapse-unconfident", "early-collapse", "collap
 COLLAPSING += ["from-top1", "divergence", "lr-restarts"]
 HARD_NEGATIVES = ["specialised", "soft", "warm-up", "small-batch", "domain-bursts", "shock"]
 HARD_NEGATIVES += ["narrow-finetune", "hot-expert", "upcycled", "resume-bias-reset"]
+HARD_NEGATIVES += ["even-but-one", "narrow-steady", "parting"]
 WARNINGS = {"COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD", "DROPS", "LOGITS", "GRADSPIKE"}
 RULES = WARNINGS | {
     "METER",
@@ -90,7 +92,8 @@ def test_the_truth_names_what_exists(name: str, seed: int) -> None:
         assert expected.severity in SEVERITIES
         assert set(expected.routers) <= set(range(SMALL.routers))
         assert set(expected.experts) <= set(range(SMALL.num_experts))
-        assert 1 <= expected.onset < (expected.until or SMALL.steps)
+        last = SMALL.steps * (APART if name == "sparse-log" else 1)
+        assert 1 <= expected.onset < (expected.until or last)
         if truth.hard_negative:
             assert expected.severity == "info"
 
@@ -250,3 +253,30 @@ def test_each_lint_has_a_header_of_its_own() -> None:
     assert headers["narrow-finetune"]["profile"] == "finetune"
     assert headers["from-shares"]["source"]["counts"] == "shares"
     assert headers["from-top1"]["source"]["counts"] == "top1"
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+def test_without_the_expert_that_every_token_chooses_the_load_is_even(top_k: int) -> None:
+    shape = Shape(routers=6, num_experts=32, top_k=top_k, tokens=2048, steps=120)
+    truth, _, steps = drawn("even-but-one", shape)
+    found = one(truth, "HOT_EXPERT")
+    for router, row in enumerate(steps[-1]["tokens_per_expert"]):
+        balance_now = measures.balance(row, top_k)
+        assert balance_now.without == (found.experts if router in found.routers else ())
+        assert (balance_now.collapse_index or 0) > 0.95
+
+
+def test_more_than_half_of_the_experts_of_a_dead_group_receive_nothing() -> None:
+    truth, _, steps = drawn("dead-groups")
+    found = one(truth, "DEAD")
+    row = steps[-1]["tokens_per_expert"][found.routers[0]]
+    assert tuple(e for e, count in enumerate(row) if count == 0) == found.experts
+    assert len(found.experts) > SMALL.num_experts / 2
+
+
+def test_narrow_data_are_as_uneven_at_the_end_as_at_the_start() -> None:
+    _, header, steps = drawn("narrow-steady")
+    assert header["profile"] == "finetune"
+    first, last = balance(steps[0], header), balance(steps[-1], header)
+    assert min(first) < 0.35
+    assert all(abs(a - b) < 0.08 for a, b in zip(first, last, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
@@ -71,9 +72,9 @@ class Eroding(Rule):
         del memory.steps[: -self.limits.long], memory.blocks[: -self.limits.long]
         if len(memory.blocks) < self.limits.short:
             return None
-        return self._trends()
+        return self._trends(view)
 
-    def _trends(self) -> Readings:
+    def _trends(self, view: StepView) -> Readings:
         found: dict[int, Reading | None] = {}
         blocks, short = self.memory.blocks, self.limits.short
         now, then, first = blocks[-1], blocks[-short], blocks[0]
@@ -82,12 +83,25 @@ class Eroding(Rule):
                 found[index] = None
             # Nothing has fallen by enough, in the short or the long window: the usual case.
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
-                found[index] = self._judge([row[index] for row in blocks])
+                level = self.limits.level * self._ceiling(view, index)
+                found[index] = self._judge([row[index] for row in blocks], level)
             elif value < self.leave_at:
                 found[index] = Reading(severity=None)  # it fell as far as it could: no recovery
         return found
 
-    def _judge(self, series: list[float]) -> Reading:
+    def _ceiling(self, view: StepView, index: int) -> float:
+        """c that a perfectly even router shows in a step: few tokens make it uneven by chance.
+
+        Counts of N assignments lose (E − 1) ÷ 2N of their entropy (Miller 1955).
+        """
+        router, tokens = self.routers[index], view.tokens_of(index)
+        if tokens is None:
+            return 1.0
+        lost = (router.num_experts - 1) / (2 * tokens * max(1, router.top_k))
+        effective = router.num_experts * math.exp(-lost)
+        return measures.collapse_index(effective, router.num_experts, router.top_k) or 1.0
+
+    def _judge(self, series: list[float], level: float) -> Reading:
         limits = self.limits
         floor = self.context.limits.COLLAPSE.warn
         for length in (limits.short, limits.long):
@@ -101,7 +115,7 @@ class Eroding(Rule):
             steady = _largest_drop(values) < limits.steady * fallen
             if (
                 z < -limits.z
-                and now < limits.level
+                and now < level
                 and now + slope * limits.ahead < floor
                 and fallen > max(limits.fall * values[0], noise)
                 and steady
