@@ -56,7 +56,7 @@ def notes(
     right = list(layout.hidden)  # what matters most first: the last ones give way
     if marked := [layer for layer in view.layers if layer.without != ()]:
         more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
-        right.append(f"* {marked[0].router.name} {words.without(marked[0].without)}{more}")
+        right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
     if view.defects:
         right.append(f"{view.defects:,} bad line{'s' if view.defects > 1 else ''}")
     if view.progress < 1.0:
