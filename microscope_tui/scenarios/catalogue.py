@@ -4,7 +4,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from microscope_tui.scenarios import collapsing, configured, control, healthy, metering
+from microscope_tui.scenarios import (
+    borderline,
+    collapsing,
+    configured,
+    control,
+    healthy,
+    metering,
+    rhythms,
+)
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
 
@@ -35,6 +43,14 @@ def _several_choices(shape: Shape) -> bool:
 
 def _can_lose_experts(shape: Shape) -> bool:
     return _any(shape) and shape.num_experts >= 8 and shape.fair_count >= _ENOUGH
+
+
+def _takes_turns(shape: Shape) -> bool:
+    return shape.num_experts >= 3 * shape.top_k
+
+
+def _can_starve(shape: Shape) -> bool:
+    return _any(shape) and shape.num_experts >= 8 and shape.fair_count >= _STEADY
 
 
 def _fills_ranks(shape: Shape) -> bool:
@@ -99,6 +115,36 @@ _ALL = (
         _has_many_routers,
     ),
     Scenario("lint-gpt-oss-aux", "a huge balancing loss left on", configured.gpt_oss_aux, _any),
+    # What changes from step to step, and what stays close to a limit.
+    Scenario(
+        "data-in-blocks",
+        "a quarter of the experts rests, another one every 30 to 40 steps",
+        rhythms.data_in_blocks,
+        _can_lose_experts,
+    ),
+    Scenario("rotation", "three groups or more take turns", rhythms.rotation, _takes_turns),
+    Scenario("bias-odd-period", "the load swings in three steps", rhythms.odd_period, _any),
+    Scenario("slow-swing", "a swing too slow to be told", rhythms.slow_swing, _any),
+    Scenario(
+        "alternating-tokens",
+        "steps of one and of two times the tokens",
+        rhythms.alternating_tokens,
+        _any,
+    ),
+    Scenario(
+        "impossible-counts",
+        "an expert has more pairs than tokens",
+        borderline.impossible_counts,
+        _several_choices,
+    ),
+    Scenario("fine-grained", "many small experts specialise", borderline.fine_grained, _any),
+    Scenario(
+        "hovering-finetune",
+        "experts at a tenth of their share",
+        borderline.hovering,
+        _can_lose_experts,
+    ),
+    Scenario("starving-finetune", "experts starve", borderline.starving, _can_starve),
 )
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
