@@ -28,6 +28,7 @@ RELATIONS: tuple[tuple[str, str, str], ...] = (
     ("ERODING", "long <= 400", "a look takes too long: it compares every point with every other"),
     ("ERODING", "fall < 1", f"{_NEVER}: it is the share of c that is lost"),
     ("DEAD", "min_window <= max_window", _SILENT_CUT),
+    ("DEAD", "warn_steps <= critical_steps", "it would be critical before it is a warning"),
     ("DEAD", "critical_share <= 1", "nothing would be critical: it is a share of the experts"),
     ("STARVED", "window <= 200", f"{_SILENT_CUT}: no more steps are summed"),
     ("STARVED", "share <= 1", f"{_NEVER}: it is a share of the experts"),

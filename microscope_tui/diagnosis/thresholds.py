@@ -63,7 +63,11 @@ class ErodingLimits:
 
 @dataclass(frozen=True, slots=True)
 class DeadLimits:
-    """Zero assignments where at least ``evidence`` were expected, in three disjoint windows."""
+    """Zero assignments where at least ``evidence`` were expected, in three disjoint windows.
+
+    Data that comes in blocks of 30 to 40 steps lets a quarter of the experts rest for as long, and
+    a shock may last 50 steps: twice as long for a warning, four times for a critical alarm.
+    """
 
     evidence: float = 56.0
     """λ of one window. Tokens of one sequence are correlated (overdispersion about 4), so that
@@ -71,6 +75,10 @@ class DeadLimits:
     min_window: int = 8
     max_window: int = 200
     windows: int = 3
+    warn_steps: int = 100
+    """Least difference of step numbers between the first window without tokens and the alarm …"""
+    critical_steps: int = 200
+    """… and for a critical one."""
     critical_share: float = 0.2
     """Above this share of all experts the capacity that is paid for is gone."""
 

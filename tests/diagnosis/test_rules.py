@@ -10,6 +10,7 @@ import pytest
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.scenarios.synthetic import draw_counts, inclusion_shares
+from tests.diagnosis.conftest import without_expert
 
 Make = Callable[..., dict[str, Any]]
 Rows = Callable[[int], list[list[int]]]
@@ -126,10 +127,52 @@ def test_dead_experts_are_named_and_collapse_is_not(judge: Any, balanced: Any) -
             row[3] = row[6] = 0
         return row
 
-    episode = only([one for one in judge(two_dead) if one.rule != "OVERLOAD"])
+    episode = only([one for one in judge(two_dead, steps=450) if one.rule != "OVERLOAD"])
     assert (episode.rule, episode.severity) == ("DEAD", Severity.CRITICAL)
     assert episode.facts["experts"] == (3, 6)
     assert 195 <= episode.onset <= 215
+
+
+def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200(
+    judge: Any, balanced: Any
+) -> None:
+    def resting(last: int) -> Callable[[int], list[int]]:
+        without = without_expert(without_expert(balanced(), 3), 6)
+        return lambda n: without if 200 <= n <= last else balanced()
+
+    for last in (240, 290):
+        assert [e for e in judge(resting(last)) if e.rule in ("DEAD", "STARVED")] == []
+    (found,) = [e for e in judge(resting(390)) if e.rule == "DEAD"]
+    assert (found.severity, found.active) == (Severity.WARN, True)
+    assert 200 <= found.onset < 208
+    assert found.onset + 100 <= found.alarm < found.onset + 108
+    (found,) = [e for e in judge(resting(499), steps=500) if e.rule == "DEAD"]
+    assert [(g.severity, (g.step - found.onset) // 100) for g in found.grades] == [
+        (Severity.WARN, 1),
+        (Severity.CRITICAL, 2),
+    ]
+
+
+def test_the_age_of_dead_experts_is_a_difference_of_step_numbers(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any
+) -> None:
+    rows = [balanced(), without_expert(without_expert(balanced(), 3), 6), balanced()]
+    records = [make_header(), *(make_step(10 * n, rows, 2048) for n in range(1, 60))]
+    (found,) = [e for e in loud(open_log(write_log(records))) if e.rule == "DEAD"]
+    assert (found.onset, found.alarm, found.severity) == (10, 240, Severity.CRITICAL)
+
+
+def test_other_experts_that_rest_keep_no_episode_of_dead_ones_open(
+    judge: Any, balanced: Any
+) -> None:
+    def course(n: int) -> list[int]:
+        if n >= 350:
+            return without_expert(balanced(), 1 + n // 40 % 7)
+        return without_expert(balanced(), 3) if n >= 200 else balanced()
+
+    (found,) = [e for e in judge(course, steps=600) if e.rule == "DEAD"]
+    assert (found.severity, found.facts["experts"]) == (Severity.WARN, (3,))
+    assert 350 <= (found.recovered_at or 0) <= 370
 
 
 def test_an_expert_that_is_empty_now_and_then_is_not_dead(judge: Any, balanced: Any) -> None:
