@@ -215,6 +215,83 @@ def test_counts_that_are_twice_what_they_should_be_are_a_meter_fault_not_a_disea
     assert episode.facts["cause"] == "multiple"
 
 
+IMPOSSIBLE = [3900, 100, 16, 16, 16, 16, 16, 16]  # of 2,048 tokens that choose two experts each
+
+
+@pytest.mark.parametrize("onset", [5, 240])
+def test_more_pairs_of_an_expert_than_tokens_are_a_meter_fault_and_no_collapse(
+    judge: Any, balanced: Any, onset: int
+) -> None:
+    sick = lambda n: IMPOSSIBLE if n >= onset else balanced()  # noqa: E731
+    episode = only(judge(sick, steps=onset + 80))
+    assert (episode.rule, episode.severity) == ("METER", Severity.ERROR)
+    assert (episode.facts["cause"], episode.facts["experts"]) == ("above", (0,))
+    assert (episode.router.name, episode.onset) == ("L2", onset)
+    assert episode.alarm <= onset + 3
+
+
+@pytest.mark.parametrize("summary", ["effective_experts", "max_load"])
+def test_summaries_that_no_two_choices_can_give_are_a_meter_fault(
+    write_log: Any,
+    open_log: Any,
+    make_header: Make,
+    make_step: Make,
+    balanced: Any,
+    summary: str,
+) -> None:
+    records = [make_header(source={"counts": "none"})]
+    for n in range(1, 400):
+        sick = IMPOSSIBLE if 200 <= n < 300 else balanced()
+        record = make_step(n, [balanced(), sick, balanced()], 2048)
+        del record["tokens_per_expert"]
+        if summary == "max_load" and 200 <= n < 300:
+            record["router"]["effective_experts"][1] = 2.4
+        records.append(record)
+    watch = open_log(write_log(records))
+    (episode,) = [e for e in watch.diagnosis.episodes if e.rule == "METER"]
+    cause = {"effective_experts": "effective", "max_load": "load"}[summary]
+    assert (episode.facts["cause"], episode.onset, episode.recovered_at) == (cause, 200, 300)
+    assert [e for e in loud(watch) if e.rule == "COLLAPSE" and e.alarm < 303] == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "fault"),
+    [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
+)
+def test_what_is_impossible_depends_on_what_the_counts_are(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, counts: str, fault: bool
+) -> None:
+    first_choices = [1500, 300, 60, 60, 40, 40, 24, 24]  # 1.9 of 8 effective, none above tokens
+    records = [make_header(source={"counts": counts})]
+    for n in range(1, 200):
+        record = make_step(n, [first_choices] * 3, 2048)
+        if counts in ("exact", "none"):
+            del record["tokens_per_expert"]
+        records.append(record)
+    rules = {e.rule for e in open_log(write_log(records)).diagnosis.episodes}
+    assert ("METER" in rules) == fault
+    assert ("COLLAPSE" in rules) != fault
+
+
+@pytest.mark.parametrize("counts", ["exact", "top1", "local_rank"])
+def test_no_source_has_more_pairs_of_an_expert_than_tokens(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, counts: str
+) -> None:
+    rows = [[2100, 1500, 100, 96, 90, 80, 70, 60]] * 3
+    records = [make_header(source={"counts": counts})]
+    records += [make_step(n, rows, 2048) for n in range(1, 60)]
+    (found,) = {e.facts["cause"] for e in loud(open_log(write_log(records)))}
+    assert found == "above"
+
+
+def test_a_collapse_on_exactly_k_experts_is_possible(judge: Any, balanced: Any) -> None:
+    def rounded(n: int) -> dict[str, Any]:  # a writer that rounds what it sums up
+        return {"effective_experts": [7.9, 1.99, 7.9], "max_load": [1.05, 4.01, 1.05]}
+
+    episode = only(judge(lambda n: COLLAPSED, steps=200, router=rounded))
+    assert episode.rule == "COLLAPSE"
+
+
 def test_equal_counts_are_a_forced_balance(judge: Any) -> None:
     episode = only(judge(lambda n: [512] * 8, steps=300))
     assert (episode.rule, episode.facts["cause"]) == ("METER", "forced")
