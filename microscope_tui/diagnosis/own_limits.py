@@ -57,6 +57,8 @@ RELATIONS: tuple[tuple[str, str, str], ...] = (
     ("OSCILLATION", "every <= most", _SILENT_CUT),
     ("OSCILLATION", "experts_share < 1", f"{_NEVER}: it is a share of the experts"),
     ("OSCILLATION", "agreement <= 1", f"{_NEVER}: it is a correlation"),
+    ("OSCILLATION", "recurrence <= 1", f"{_NEVER}: it is a correlation"),
+    ("OSCILLATION", "usual_step <= 1", "chance alone would be a swing: it is a share of the sum"),
     ("BIAS_RUNAWAY", "3 <= points", "there would be no straight line to see"),
     ("BIAS_RUNAWAY", "straightness < 1", f"{_NEVER}: it is an R²"),
     ("BIAS_RUNAWAY", "rate <= 1", f"{_NEVER}: 1 is as fast as a bias can grow"),
