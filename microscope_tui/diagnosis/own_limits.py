@@ -33,6 +33,7 @@ RELATIONS: tuple[tuple[str, str, str], ...] = (
     ("STARVED", "window <= 200", f"{_SILENT_CUT}: no more steps are summed"),
     ("STARVED", "share <= 1", f"{_NEVER}: it is a share of the experts"),
     ("STARVED", "over_reference <= 1", f"{_NEVER}: it is a share of the experts"),
+    ("STARVED", "enter <= 0.1", "an episode would end inside its own limit"),
     ("HOT_EXPERT", "leave <= share", "an episode would end inside its own limit"),
     ("HOT_EXPERT", "share <= 1", f"{_NEVER}: it is a share of the tokens"),
     ("OVERLOAD", "1 < rank_ratio", f"{_NEVER_ENDS}: the busiest rank has at least the mean"),

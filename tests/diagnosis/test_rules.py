@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.episodes import Episode, group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.scenarios.synthetic import draw_counts, inclusion_shares
 from tests.diagnosis.conftest import without_expert
@@ -412,3 +413,80 @@ def test_an_ignored_meter_mutes_nothing(
     file = RunFile("run", write_log([make_header(), *steps]), 0.0)
     assert judge_file(file).exit_code == 3
     assert judge_file(file, Demand(criteria=Criteria(frozenset({"METER"})))).exit_code == 2
+
+
+@pytest.mark.parametrize("profile", ["finetune", "eval"])
+@pytest.mark.parametrize("with_counts", [True, False])
+def test_an_expert_that_hovers_at_a_tenth_of_its_share_does_not_starve(
+    write_log: Any,
+    open_log: Any,
+    make_header: Make,
+    make_step: Make,
+    balanced: Any,
+    profile: str,
+    with_counts: bool,
+) -> None:
+    records = [make_header(profile=profile)]
+    for n in range(1, 600):
+        few = 60 if n < 60 else 51 + (-12 if n // 70 % 2 else 12)  # of a fair share of 512
+        row = balanced()
+        row[6], row[7] = row[6] + row[7] - few, few
+        record = make_step(n, [balanced(), row, balanced()], 2048)
+        if not with_counts:
+            del record["tokens_per_expert"]
+        records.append(record)
+    assert loud(open_log(write_log(records))) == []
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_an_expert_that_loses_its_share_in_a_fine_tuning_starves_until_it_is_back_above_a_tenth(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any, every: int
+) -> None:
+    def few(n: int) -> int:
+        return 512 if n < 200 else 10 if n < 700 else 40 if n < 1400 else 200
+
+    records = [make_header(profile="finetune")]
+    for n in range(1, 2200):
+        row = balanced()
+        row[6], row[7] = row[6] + row[7] - few(n), few(n)
+        record = make_step(n, [balanced(), row, balanced()], 2048)
+        if n % every:
+            del record["tokens_per_expert"]
+        records.append(record)
+    (found,) = loud(open_log(write_log(records)))
+    assert (found.rule, found.severity, found.recurrence) == ("STARVED", Severity.WARN, 0)
+    assert 200 <= found.onset <= 200 + 30 * every
+    assert 1400 <= (found.recovered_at or 0) <= 1400 + 30 * every
+
+
+def test_a_busy_expert_is_information_unless_something_waits_for_it(
+    write_log: Any, open_log: Any, make_header: Make, make_step: Make
+) -> None:
+    def even(n: int) -> list[int]:
+        return [256 + (3 * n + 5 * e) % 7 - 3 for e in range(63)] + [0]
+
+    def row(n: int) -> list[int]:
+        counts = even(n)
+        if n >= 250:
+            counts = [count * 14 // 15 for count in counts]
+        counts[63] = 2048 * 8 - sum(counts)
+        return counts
+
+    model = {"num_experts": 64, "top_k": 8, "layers": [1], "layer_names": ["L1"]}
+    told = {}
+    for name, header in {
+        "neither": make_header(model=model),
+        "capacity": make_header(model=model | {"capacity_factor": 1.25}),
+        "ranks": make_header(model=model, expert_parallel_size=8),
+    }.items():
+        records = [header, *(make_step(n, [row(n)], 2048) for n in range(1, 400))]
+        watch = open_log(write_log(records))
+        (found,) = [e for e in watch.diagnosis.episodes if e.rule == "OVERLOAD"]
+        told[name] = (found.severity, advise(group([found])[0], watch.diagnosis.run).next)
+    assert {name: severity for name, (severity, _) in told.items()} == {
+        "neither": Severity.INFO,
+        "capacity": Severity.WARN,
+        "ranks": Severity.WARN,
+    }
+    assert told["neither"][1].startswith("Nothing, while neither a capacity nor")
+    assert told["capacity"][1].startswith("Mind memory and step time")
