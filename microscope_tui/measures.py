@@ -125,9 +125,9 @@ def dead_experts(tokens_per_expert: Sequence[int]) -> int:
     return sum(1 for count in tokens_per_expert if count == 0)
 
 
-def starved_experts(tokens_per_expert: Sequence[int]) -> int:
-    """Number of experts below ``STARVED_SHARE`` of the mean count (dead ones included)."""
-    limit = STARVED_SHARE * sum(tokens_per_expert) / max(1, len(tokens_per_expert))
+def starved_experts(tokens_per_expert: Sequence[int], share: float = STARVED_SHARE) -> int:
+    """Number of experts below this share of the mean count (dead ones included)."""
+    limit = share * sum(tokens_per_expert) / max(1, len(tokens_per_expert))
     return sum(1 for count in tokens_per_expert if count < limit)
 
 

@@ -224,6 +224,8 @@ class Diagnosis:
             yield self.ledger.open(rule.name, index, step, reading, severity, track)
 
     def _alarm(self, rule: Rule, track: Track, step: int, reading: Reading) -> Severity | None:
+        if reading.held:
+            return None
         if reading.certain or reading.severity is None:
             return reading.severity  # an alarm is never raised on a step that is well
         if step <= self.warm_until and not (rule.in_warm_up or reading.settled):

@@ -85,11 +85,11 @@ class Ledger:
         self, episode: Episode, step: int, reading: Reading, track: Track
     ) -> Iterator[Episode]:
         """Take in one more evaluation of an open episode; yields it if it changed."""
-        if reading.severity is not None:
+        if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
         severity = reading.severity if reading.certain else track.severity
-        if severity is not None and severity > episode.severity:
+        if severity is not None and not reading.held and severity > episode.severity:
             episode.severity = severity
             episode.grade(step)
             yield episode

@@ -43,6 +43,9 @@ class Reading:
     """Inside the limits by the margin that recovery needs."""
     value: float = 0.0
     limit: float = 0.0
+    held: bool = False
+    """Evidence too young for an alarm: it mutes other rules, but opens no episode and keeps none
+    open."""
     certain: bool = False
     """Evidence enough by itself: no persistence is asked, and no warm-up excuses it."""
     settled: bool = False

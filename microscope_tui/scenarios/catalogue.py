@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from microscope_tui.scenarios import (
+    borderline,
     collapsing,
     configured,
     control,
     healthy,
     metering,
     mistakable,
+    rhythms,
 )
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
@@ -46,6 +48,14 @@ def _is_wide(shape: Shape) -> bool:
 
 def _can_lose_experts(shape: Shape) -> bool:
     return _any(shape) and shape.num_experts >= 8 and shape.fair_count >= _ENOUGH
+
+
+def _takes_turns(shape: Shape) -> bool:
+    return shape.num_experts >= 3 * shape.top_k
+
+
+def _can_starve(shape: Shape) -> bool:
+    return _any(shape) and shape.num_experts >= 8 and shape.fair_count >= _STEADY
 
 
 def _fills_ranks(shape: Shape) -> bool:
@@ -127,6 +137,36 @@ _ALL = (
     Scenario("parting", "experts part and settle", mistakable.parting, _any, 900),
     Scenario("long-plan", "a fall in a long warm-up", mistakable.long_plan, _any, 480),
     Scenario("sparse-log", "a collapse in every fiftieth step", mistakable.sparse, _any, 120),
+    # What changes from step to step, and what stays close to a limit.
+    Scenario(
+        "data-in-blocks",
+        "a quarter of the experts rests, another one every 30 to 40 steps",
+        rhythms.data_in_blocks,
+        _can_lose_experts,
+    ),
+    Scenario("rotation", "three groups or more take turns", rhythms.rotation, _takes_turns),
+    Scenario("bias-odd-period", "the load swings in three steps", rhythms.odd_period, _any),
+    Scenario("slow-swing", "a swing too slow to be told", rhythms.slow_swing, _any),
+    Scenario(
+        "alternating-tokens",
+        "steps of one and of two times the tokens",
+        rhythms.alternating_tokens,
+        _any,
+    ),
+    Scenario(
+        "impossible-counts",
+        "an expert has more pairs than tokens",
+        borderline.impossible_counts,
+        _several_choices,
+    ),
+    Scenario("fine-grained", "many small experts specialise", borderline.fine_grained, _any),
+    Scenario(
+        "hovering-finetune",
+        "experts at a tenth of their share",
+        borderline.hovering,
+        _can_lose_experts,
+    ),
+    Scenario("starving-finetune", "experts starve", borderline.starving, _can_starve),
 )
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -32,7 +32,7 @@ def test_dead_experts_are_found_in_the_steps_that_have_counts(
     found = of(judge(records), "DEAD")
     assert (found.router_index, found.facts["experts"], found.active) == (1, (3,), True)
     assert 190 <= found.onset <= 200 + 16 * every
-    assert found.alarm <= 210 + 40 * every
+    assert 300 <= found.alarm <= 310 + 40 * every
 
 
 @pytest.mark.parametrize("every", [2, 10])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ SHAPES = [
     SHORT,
 ]
 # Where the meter is at fault, or the format has another sum for it.
-SUM_DIFFERS = {"double-counting", "padding", "from-shares"}
+SUM_DIFFERS = {"double-counting", "padding", "from-shares", "impossible-counts"}
 COLLAPSING = ["slow-collapse", "collapse-unconfident", "early-collapse", "collapse", "from-shares"]
 COLLAPSING += ["from-top1", "divergence", "lr-restarts"]
 HARD_NEGATIVES = ["specialised", "soft", "warm-up", "small-batch", "domain-bursts", "shock"]
 HARD_NEGATIVES += ["narrow-finetune", "hot-expert", "upcycled", "resume-bias-reset"]
 HARD_NEGATIVES += ["even-but-one", "narrow-steady", "parting"]
+HARD_NEGATIVES += ["data-in-blocks", "slow-swing", "alternating-tokens", "fine-grained"]
+HARD_NEGATIVES += ["hovering-finetune"]
 WARNINGS = {"COLLAPSE", "ERODING", "DEAD", "STARVED", "OVERLOAD", "DROPS", "LOGITS", "GRADSPIKE"}
 RULES = WARNINGS | {
     "METER",
@@ -74,7 +77,7 @@ def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape:
     for record in steps:
         pairs = zip(record["router"]["entropy"], record["router"]["mean_entropy"], strict=True)
         assert all(a <= b + 1e-9 for a, b in pairs if isinstance(a, float))
-        for row in record["tokens_per_expert"]:
+        for row in record.get("tokens_per_expert", []):
             if row is None or name in SUM_DIFFERS:
                 continue
             assert sum(row) == record["tokens"] * header["model"]["top_k"]
@@ -200,6 +203,68 @@ def test_an_oscillation_alternates_around_an_even_load(name: str, period: int) -
             later = counts[period // 2 :]
             opposed = [(a - mean) * (b - mean) < 0 for a, b in zip(counts, later, strict=False)]
             assert sum(opposed) > 0.6 * len(opposed)
+
+
+def test_in_a_rotation_most_experts_rest_in_every_step_and_none_in_the_sum() -> None:
+    truth, _, steps = drawn("rotation")
+    found = one(truth, "OSCILLATION")
+    window = steps[found.onset : found.onset + 96]
+    for router in found.routers:
+        rows = [record["tokens_per_expert"][router] for record in window]
+        summed = [sum(column) for column in zip(*rows, strict=True)]
+        even = measures.effective_experts(summed) or 0
+        assert even > 0.6 * SMALL.num_experts
+        assert sum((measures.effective_experts(row) or 0) < 0.8 * even for row in rows) > 80
+
+
+def test_no_block_of_data_leaves_the_same_experts_out_for_long() -> None:
+    _, _, steps = drawn("data-in-blocks")
+    for router in range(SMALL.routers):
+        rows = [record["tokens_per_expert"][router] for record in steps]
+        assert all(row.count(0) >= SMALL.num_experts // 4 for row in rows)
+        for column in zip(*rows, strict=True):
+            runs = "".join("0" if n == 0 else "1" for n in column).split("1")
+            assert max(map(len, runs)) <= 40
+
+
+def test_alternating_tokens_change_no_share() -> None:
+    _, _, steps = drawn("alternating-tokens")
+    tokens = {record["tokens"] for record in steps}
+    assert max(tokens) >= 2 * min(tokens)
+    for router in range(SMALL.routers):
+        most = [
+            fmean(r["router"]["max_load"][router] for r in steps if r["tokens"] == number)
+            for number in tokens
+        ]
+        assert max(most) < 1.05 * min(most)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_impossible_counts_sum_to_tokens_times_k_and_exceed_the_tokens(seed: int) -> None:
+    truth, header, steps = drawn("impossible-counts", seed=seed)
+    sick = one(truth, "METER").routers
+    with_counts = header["source"]["counts"] == "exact"
+    for router, load in enumerate(steps[-1]["router"]["max_load"]):
+        assert (load > SMALL.num_experts / SMALL.top_k) == (router in sick)
+        if with_counts:
+            row = steps[-1]["tokens_per_expert"][router]
+            assert sum(row) == steps[-1]["tokens"] * SMALL.top_k
+            assert (max(row) > steps[-1]["tokens"]) == (router in sick)
+        else:
+            assert "tokens_per_expert" not in steps[-1]
+
+
+def test_an_eighth_of_the_experts_hovers_at_a_tenth_or_falls_to_next_to_nothing() -> None:
+    wide = Shape(routers=3, num_experts=64, top_k=8, tokens=4096, steps=600)
+    for name, low, high in [("hovering-finetune", 0.05, 0.16), ("starving-finetune", 0.005, 0.035)]:
+        _, _, steps = drawn(name, wide)
+        shares = []
+        for router in range(wide.routers):
+            rows = [record["tokens_per_expert"][router] for record in steps[-50:]]
+            summed = [sum(column) for column in zip(*rows, strict=True)]
+            shares += [n * wide.num_experts / sum(summed) for n in summed]
+        few = sorted(shares)[: wide.num_experts // 8]
+        assert low < few[0] <= few[-1] < high
 
 
 def test_a_bias_that_loses_grows_evenly_while_the_others_stay() -> None:

@@ -1,4 +1,4 @@
-"""DEAD: the same experts receive nothing in three windows in which they should have."""
+"""DEAD: the same experts receive nothing for 100 steps in which they should have."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,8 @@ class Memory(msgspec.Struct):
     alive: set[int] = set()
     dead: dict[int, dict[int, int]] = {}
     """Router → expert → first step of the windows in which it was dead."""
+    windows: dict[int, dict[int, int]] = {}
+    """Router → expert → how many windows in a row."""
     started_dead: dict[int, list[int]] = {}
     """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
     started: int = 0
@@ -41,12 +43,16 @@ class Dead(Rule):
         "Experts receive no token at all, window after window. They are paid for in memory and "
         "learn nothing. On narrow data this may be no loss: compare before you act."
     )
-    formula = "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row"
+    formula = (
+        "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row and for "
+        "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
+    )
     muted_by = ("COLLAPSE",)
 
     def set_up(self) -> None:
         self.limits = self.context.limits.DEAD
-        self.needed = self.leave = self.window = self.limits.windows
+        self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
+        self.leave = self.limits.windows
 
     def start(self) -> None:
         self.memory: Memory = Memory()
@@ -62,6 +68,7 @@ class Dead(Rule):
             kept = {expert: since for expert, since in dead.items() if since < step}
             if kept:
                 self.memory.dead[index] = kept
+                self.memory.windows[index] = before.windows.get(index, {})
 
     def read(self, view: StepView) -> Readings | None:
         dead, tokens, memory = view.signal("dead_experts"), view.tokens, self.memory
@@ -106,33 +113,46 @@ class Dead(Rule):
             totals = memory.totals.get(index)
             if index in memory.alive:
                 memory.dead.pop(index, None)
+                memory.windows.pop(index, None)
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
             else:
-                self._judge(index, totals, found)
+                self._judge(index, step, totals, found)
         memory.started = memory.started or step
         memory.steps, memory.first = 0, 0
         memory.rows, memory.totals, memory.alive = {}, {}, set()
         return found
 
-    def _judge(self, index: int, totals: list[int], found: dict[int, Reading | None]) -> None:
-        memory, first = self.memory, self.memory.first
-        before = memory.dead.get(index, {})
-        dead = {e: before.get(e, first) for e, total in enumerate(totals) if total == 0}
+    def _judge(
+        self, index: int, step: int, totals: list[int], found: dict[int, Reading | None]
+    ) -> None:
+        memory, limits = self.memory, self.limits
+        before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
+        dead = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
         for expert in self._excused(index, dead):
             del dead[expert]
-        memory.dead[index] = dead
+        windows = {e: seen.get(e, 0) + 1 for e in dead}
+        memory.dead[index], memory.windows[index] = dead, windows
         lasting = {e: since for e, since in dead.items() if e in before}
-        shown = lasting if before else dead  # other experts than before are no evidence
-        if not shown:
+        young = lasting if before else dead  # other experts than before are no evidence
+        if not young:
             return
-        share = len(shown) / max(1, len(totals))
-        critical = share > self.limits.critical_share and not self.context.relative
+        old = {
+            e: since
+            for e, since in lasting.items()
+            if windows[e] >= limits.windows and step - since >= limits.warn_steps
+        }
+        gone = sum(step - since >= limits.critical_steps for since in old.values())
+        experts = max(1, len(totals))
+        critical = gone > limits.critical_share * experts and not self.context.relative
+        if not old:
+            found[index] = Reading(Severity.WARN, clear=True, held=True, since=min(young.values()))
+            return
         found[index] = Reading(
             severity=Severity.CRITICAL if critical else Severity.WARN,
-            value=float(len(shown)),
-            facts={"experts": tuple(sorted(shown)), "share": share},
-            since=min(shown.values()),
+            value=float(len(old)),
+            facts={"experts": tuple(sorted(old)), "share": len(old) / experts},
+            since=min(old.values()),
         )
 
     def _excused(self, index: int, dead: dict[int, int]) -> list[int]:

@@ -1,8 +1,9 @@
 """METER: check the meter before the patient. Faults of the measurement imitate disease.
 
 Counts that do not sum to tokens × k, counts that are a multiple of it (hooks that fire again in
-recomputed activations), counts that are equal to ±1 (a forced-balance debug flag), summaries that
-their own counts belie, and NaN, whose argmax is expert 0. While the meter of a router is faulty,
+recomputed activations), more pairs of one expert than there are tokens, fewer effective experts
+than k, counts that are equal to ±1 (a forced-balance debug flag), summaries that their own counts
+belie, and NaN, whose argmax is expert 0. While the meter of a router is faulty,
 no other rule speaks about it.
 """
 
@@ -14,9 +15,16 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Facts, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RunRecord
+
+_PAIRS = ("exact", "top1", "local_rank")
+"""Sources whose counts are pairs, at most one of an expert and a token."""
+_ALL_CHOICES = ("exact", "shares", "none")
+"""Sources that hold every choice of the tokens they count: first choices may all be one expert's,
+and so may be the pairs on the experts of one rank."""
+_OF_SUMMARIES = ("non-finite", "effective", "load")
 
 
 class Memory(msgspec.Struct):
@@ -28,7 +36,7 @@ class Memory(msgspec.Struct):
     miscounted: dict[int, int] = {}
     """Router → steps for which its counts are still looked at because they were wrong."""
     not_finite: dict[int, int] = {}
-    """The same for readings that were NaN; the whole run may be among them."""
+    """The same for readings that were NaN or impossible; the whole run may be among them."""
     had_entropy: bool = False
 
 
@@ -42,8 +50,8 @@ class Meter(Rule):
         "Every other rule keeps silent about these layers."
     )
     formula = (
-        "counts ≠ tokens × k, a multiple of it, all equal to ±1, unlike their own summary, or NaN; "
-        "3 of 10 looks"
+        "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
+        "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
     )
     in_warm_up = True
 
@@ -52,6 +60,17 @@ class Meter(Rule):
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
         self.exact = self.context.run.counts == "exact"
+        slack = 1.0 + self.limits.summary_error
+        whole = self.context.run.counts in _ALL_CHOICES
+        self.bounds = [
+            (r.top_k / slack, slack * r.num_experts / r.top_k)
+            if whole and r.num_experts > r.top_k > 0
+            else (0.0, math.inf)
+            for r in self.routers
+        ]
+        """Least effective experts and highest load of a router whose tokens choose k experts."""
+        self.least = max((least for least, _ in self.bounds), default=0.0)
+        self.most = min((most for _, most in self.bounds), default=math.inf)
 
     def start(self) -> None:
         self.memory: Memory = Memory(self.limits.first_steps)
@@ -61,8 +80,8 @@ class Meter(Rule):
 
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
         # Wrong counts are found, or not, in the looks at the first steps.
-        not_finite = [e for e in episodes if e.facts.get("cause") == "non-finite"]
-        for episode in not_finite:
+        summaries = [e for e in episodes if e.facts.get("cause") in _OF_SUMMARIES]
+        for episode in summaries:
             self.memory.not_finite[episode.router_index] = self.limits.window
 
     def read(self, view: StepView) -> Readings | None:
@@ -72,7 +91,8 @@ class Meter(Rule):
             for index, name in (view.non_finite() or self._vanished(view)).items()
         }
         memory.had_entropy = memory.had_entropy or view.record.router.entropy is not None
-        memory.not_finite |= dict.fromkeys(found, limits.window)
+        impossible = self._impossible(view)
+        memory.not_finite |= dict.fromkeys([*found, *impossible], limits.window)
         memory.wait = max(0, memory.wait - 1)
         due = memory.wait == 0 and view.has_counts
         if due:
@@ -83,9 +103,26 @@ class Meter(Rule):
             return None
         for index in range(len(self.routers)):
             if index not in found:
-                self._look(view, index, due, found)
+                self._look(view, index, due or index in impossible, found)
+                if index in impossible and found.get(index) is None:
+                    found[index] = impossible[index]
         _count_down(memory.miscounted)
         _count_down(memory.not_finite)
+        return found
+
+    def _impossible(self, view: StepView) -> dict[int, Reading]:
+        """Routers whose summaries no k choices a token can give. Checked at every step."""
+        effective, loads = view.signal("effective_experts"), view.signal("max_load")
+        few = effective is not None and effective.low < self.least
+        much = loads is not None and loads.high > self.most
+        found: dict[int, Reading] = {}
+        for index, (least, most) in enumerate(self.bounds) if few or much else ():
+            router = self.routers[index]
+            if effective is not None and (said := effective.values[index]) < least:
+                found[index] = _fault(cause="effective", total=said, expected=router.top_k)
+            elif loads is not None and (said := loads.values[index]) > most:
+                fair = router.num_experts / router.top_k
+                found[index] = _fault(cause="load", total=said, expected=fair)
         return found
 
     def _look(
@@ -113,6 +150,14 @@ class Meter(Rule):
                 doubled = expected > 0 and total % expected == 0 and total > 0
                 cause = "multiple" if doubled else "sum"
                 return {"cause": cause, "total": total, "expected": expected}
+        if tokens is not None and self.context.run.counts in _PAIRS and max(counts) >= tokens + 1:
+            most = counts.index(max(counts))
+            return {
+                "cause": "above",
+                "total": counts[most],
+                "expected": tokens,
+                "experts": (most,),
+            }
         forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k
         if forced and _luck(counts) < self.limits.luck:
             return {"cause": "forced", "total": total, "expected": total}
@@ -157,6 +202,21 @@ class Meter(Rule):
                 return f"counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})"
             case "sum":
                 return f"counts sum to {total:,.0f}, tokens × k is {expected:,.0f}"
+            case "above":
+                return (
+                    f"expert {experts_of(worst)} has {total:,.0f} pairs of {expected:,.0f} tokens, "
+                    "and a token chooses an expert once"
+                )
+            case "effective":
+                return (
+                    f"effective_experts is {total:.2f}, and tokens that choose {expected:.0f} "
+                    f"experts each use at least {expected:.0f}"
+                )
+            case "load":
+                return (
+                    f"max_load is {total:.2f}, and an expert that every token chooses has "
+                    f"{expected:.2f} times its fair share"
+                )
             case "width":
                 return f"{total:.0f} counts in a row, the header says {expected:.0f} experts"
             case "summary":
@@ -183,6 +243,11 @@ class Meter(Rule):
                 return (
                     "count real tokens only (no padding), all k choices, over all ranks and "
                     "micro-batches"
+                )
+            case "above" | "effective" | "load":
+                return (
+                    "count all k choices of a token, each expert once; where only the first choice "
+                    'is known, write top_k 1 and "counts": "top1" in the header'
                 )
             case "width":
                 return "write one count per expert, or correct num_experts in the header"

@@ -1,15 +1,18 @@
-"""OSCILLATION: the load swings to and fro with a period, driven by a bias that overshoots."""
+"""OSCILLATION: the load swings with a period, driven by a bias that overshoots."""
 
+import math
 from collections.abc import Sequence
-from operator import mul
+from statistics import median
 
 import msgspec
 
+from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import KNOBS, weaker_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.swings import recurring, swinging, to_and_fro
 from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RunRecord
 
@@ -48,13 +51,15 @@ class Oscillation(Rule):
     name = "OSCILLATION"
     subject = "Oscillating load"
     means = (
-        "Experts are flooded and starved in turn: summed over some steps all is even, but every "
-        "single step is not. The bias update overshoots."
+        "Experts are flooded and starved in turn, two halves or many groups of them: summed over "
+        "some steps all is even, but every single step is not. The bias update overshoots."
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
-        "themselves one period (2 … 32 steps) later and disagree after half; in 2 × 64 steps; "
-        "cannot be seen where counts are not logged at every step"
+        "themselves one period (2 … 32 steps) later and disagree after half of it, or in between "
+        "where the sum of the steps is even and a usual step is not; in 2 × 64 steps; slower "
+        "swings look like data in blocks and cannot be seen, nor any swing where counts are not "
+        "logged at every step"
     )
     trains_only = True
 
@@ -140,7 +145,7 @@ class Oscillation(Rule):
         memory.in_a_row = _IN_A_ROW
         began: dict[int, int] = {}
         for index, rows in memory.rows.items():
-            period, share = self._swing(rows)
+            period, share = self._swing(index, rows)
             if period:
                 began[index] = memory.swinging.get(index) or self._began(index)
                 found[index] = Reading(
@@ -172,29 +177,26 @@ class Oscillation(Rule):
         at = _change(column)
         return min(self.memory.first, past.steps[at]) if at is not None else self.memory.first
 
-    def _swing(self, rows: list[list[int]]) -> tuple[int, float]:
+    def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float]:
         """Period of the common swing, 0 where there is none, and the share of experts in it."""
-        steps, experts = len(rows), len(rows[0])
-        fair = sum(map(sum, rows)) / steps / experts
-        masks = []
-        least = (self.limits.amplitude * fair) ** 2
-        for column in zip(*rows, strict=True):
-            mean = sum(column) / steps
-            if sum(map(mul, column, column)) / steps - mean * mean > least:
-                masks.append(sum((n > mean) << step for step, n in enumerate(column)))
-        if len(masks) <= self.limits.experts_share * experts:
+        limits, experts = self.limits, len(rows[0])
+        masks = swinging(rows, limits.amplitude)
+        if len(masks) <= limits.experts_share * experts:
             return 0, 0.0
-        agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
-        limit = self.limits.agreement
-        swings = {
-            period: agreement[period]
-            for period in range(2, len(agreement))
-            if agreement[period] >= limit and _opposite(agreement, period) <= -limit
-        }
-        if not swings:
-            return 0, 0.0
-        clear = max(swings.values()) - 0.05  # twice the period agrees as well
-        return min(p for p, value in swings.items() if value >= clear), len(masks) / experts
+        period = to_and_fro(masks, len(rows), limits.agreement)
+        if not period and self._even_in_the_sum_alone(index, rows):
+            period = recurring(masks, len(rows), limits.recurrence)
+        return (period, len(masks) / experts) if period else (0, 0.0)
+
+    def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
+        """Most single steps are more uneven than the sum of all, and than chance makes them."""
+        summed = [sum(column) for column in zip(*rows, strict=True)]
+        even, experts = measures.effective_experts(summed) or 0.0, len(summed)
+        c = measures.collapse_index(even, experts, self.routers[index].top_k) or 0.0
+        chance = math.exp(-self.limits.overdispersion * experts * len(rows) / (2 * sum(summed)))
+        usual = median(measures.effective_experts(row) or 0.0 for row in rows)
+        sound = c >= self.context.limits.COLLAPSE.warn  # below it COLLAPSE is the one to speak
+        return sound and usual < self.limits.usual_step * chance * even
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
@@ -229,16 +231,3 @@ def _change(values: Sequence[float]) -> int | None:
         if fall > 0 and gain > best:
             best, found = gain, at
     return found if best > 0.4 * squares else None
-
-
-def _opposite(agreement: Sequence[float], period: int) -> float:
-    """Agreement after half a period; of two nearest lags the lower one."""
-    return min(agreement[period // 2], agreement[(period + 1) // 2])
-
-
-def _agreement(masks: list[int], steps: int, lag: int) -> float:
-    """Mean correlation of signs with themselves ``lag`` steps later: −1 … 1."""
-    pairs = steps - lag
-    keep = (1 << pairs) - 1
-    differing = sum(((mask ^ (mask >> lag)) & keep).bit_count() for mask in masks)
-    return 1.0 - 2.0 * differing / (pairs * len(masks))

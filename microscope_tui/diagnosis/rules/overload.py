@@ -28,17 +28,19 @@ class Memory(msgspec.Struct):
 
 
 class Overload(Rule):
-    """A matter of speed and memory: the slowest expert makes everybody wait."""
+    """A matter of speed and memory, where a capacity or ranks make experts wait for each other."""
 
     name = "OVERLOAD"
     subject = "Overload"
     means = (
         "The busiest expert, or the busiest expert-parallel rank, has far more to do than the "
-        "mean: the step waits for it, and it may run out of memory."
+        "mean. With a capacity its tokens are dropped, with expert parallelism the step waits for "
+        "it; otherwise this is information: experts that specialise reach 4 to 9 times the mean."
     )
     formula = (
         "MaxVio above 3 × the median of the first steps after the warm-up (and above its noise), "
-        "or the busiest rank above 1.5 × the mean rank, for 25 steps"
+        "or the busiest rank above 1.5 × the mean rank, for 25 steps; a warning only with a "
+        "capacity_factor or an expert_parallel_size above 1"
     )
     muted_by = ("COLLAPSE",)
 
@@ -46,6 +48,9 @@ class Overload(Rule):
         self.limits = self.context.limits.OVERLOAD
         self.persist(self.limits.persistence)
         size = self.context.run.expert_parallel_size
+        bounded = _is_bounded(self.context.run)
+        self.severity = Severity.WARN if bounded else Severity.INFO
+        """Of a busy expert."""
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
     def start(self) -> None:
@@ -110,7 +115,7 @@ class Overload(Rule):
             limit = max(self.limits.ratio * reference, self.limits.least, self._noise(view, index))
             if load - 1.0 > limit / 1.3 and not _is_over(found.get(index)):
                 found[index] = Reading(
-                    severity=Severity.WARN if load - 1.0 > limit else None,
+                    severity=self.severity if load - 1.0 > limit else None,
                     value=load,
                     limit=1.0 + limit,
                     facts={"usual": 1.0 + reference},
@@ -170,7 +175,17 @@ class Overload(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "rank":
             return "place busy and idle experts on the same rank; single experts are not to blame"
-        return "mind memory and step time: set a capacity, or look what data this expert attracts"
+        if not _is_bounded(run):
+            return (
+                "nothing, while neither a capacity nor expert parallelism is configured: experts "
+                "that specialise are uneven"
+            )
+        return "mind memory and step time, and look what data this expert attracts"
+
+
+def _is_bounded(run: RunRecord) -> bool:
+    """A busy expert costs more than its own time: others wait, or tokens are dropped."""
+    return bool(run.capacity_factor) or run.expert_parallel_size > 1
 
 
 def _is_over(reading: Reading | None) -> bool:

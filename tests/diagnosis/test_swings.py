@@ -1,0 +1,115 @@
+"""Swings of the load: what recurs is found with its period, what only changes is not."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.rules.oscillation import Oscillation
+from microscope_tui.diagnosis.swings import recurring, swinging, to_and_fro
+from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.scenarios.synthetic import draw_counts, jittered
+from tests.diagnosis.conftest import of
+
+Make = Callable[..., Any]
+STEPS = 64
+
+
+def rotating(step: int, experts: int, groups: int, hold: int = 1) -> list[int]:
+    """One group after the other gets everything, ``hold`` steps each."""
+    up = step // hold % groups
+    each = experts // groups
+    share = 4096 // each
+    return [share if e % groups == up else 0 for e in range(experts)]
+
+
+def looked_at(rows: Sequence[list[int]], top_k: int) -> tuple[int, float]:
+    """What one look of the rule finds."""
+    router = RouterInfo("L1", 1, len(rows[0]), top_k)
+    return Oscillation(Context(RunRecord("r", (router,))))._swing(0, list(rows))
+
+
+@pytest.mark.parametrize(
+    ("experts", "groups", "hold", "top_k"),
+    [(12, 3, 1, 2), (12, 3, 5, 2), (8, 4, 1, 2), (64, 5, 3, 8), (64, 8, 4, 8), (256, 7, 1, 8)],
+)
+def test_groups_that_take_turns_swing_with_their_period(
+    experts: int, groups: int, hold: int, top_k: int
+) -> None:
+    rows = [rotating(n, experts, groups, hold) for n in range(STEPS)]
+    assert looked_at(rows, top_k)[0] == groups * hold
+
+
+@pytest.mark.parametrize(("period", "found"), [(3, 3), (5, 5), (7, 7), (2.5, 5), (3.5, 3)])
+def test_a_smooth_swing_of_any_period_is_found(period: float, found: int) -> None:
+    rng = random.Random(0)
+    rows = []
+    for step in range(STEPS):
+        turns = [step / period + e / 3 for e in range(12)]
+        weights = [math.exp(0.9 * math.cos(2 * math.pi * turn)) for turn in turns]
+        rows.append(draw_counts(jittered(weights, 60.0, rng), 1024, 2, rng))
+    assert looked_at(rows, 2)[0] == found
+
+
+def test_three_groups_never_disagree_enough_to_swing_to_and_fro() -> None:
+    masks = swinging([rotating(n, 12, 3) for n in range(STEPS)], 0.2)
+    assert to_and_fro(masks, STEPS, 0.35) == 0
+    assert recurring(masks, STEPS, 0.5) == 3
+
+
+@pytest.mark.parametrize("rhythm", [(1, 2), (1, 1, 2), (1, 4), (3, 1, 2, 1, 1)])
+def test_tokens_that_alternate_are_no_swing_of_the_load(
+    judge: Make, make_header: Make, make_step: Make, balanced: Make, rhythm: tuple[int, ...]
+) -> None:
+    records = [make_header()]
+    uneven = [900, 800, 600, 500, 400, 350, 300, 246]
+    for n in range(1, 500):
+        times = rhythm[n % len(rhythm)]
+        rows = [[times * count for count in row] for row in (balanced(), uneven, balanced())]
+        records.append(make_step(n, rows, 2048 * times))
+    assert [e for e in judge(records).episodes if e.rule == "OSCILLATION"] == []
+
+
+def test_eight_of_twelve_experts_without_tokens_in_every_step_are_reported(
+    judge: Make, make_header: Make, make_step: Make
+) -> None:
+    model = {"num_experts": 12, "top_k": 2, "layers": [1], "layer_names": ["L1"]}
+    records = [make_header(model=model)]
+    records += [make_step(n, [rotating(n, 12, 3)], 2048) for n in range(1, 400)]
+    found = of(judge(records), "OSCILLATION")
+    assert (found.facts["period"], found.active) == (3.0, True)
+    assert found.alarm <= 101 + 2 * STEPS + 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(4, 1), (8, 2), (12, 2), (64, 8)]))
+def test_data_in_blocks_is_no_swing(seed: int, shape: tuple[int, int]) -> None:
+    rng, (experts, top_k) = random.Random(seed), shape
+    quarters = [e * 4 // experts for e in range(experts)]
+    rows: list[list[int]] = []
+    kind = 0
+    while len(rows) < STEPS:
+        kind = (kind + rng.randint(1, 3)) % 4
+        weights = [1e-9 if quarter == kind else 1.0 for quarter in quarters]
+        for _ in range(rng.randint(30, 40)):
+            rows.append(draw_counts(jittered(weights, 120.0, rng), 1024, top_k, rng))
+    start = rng.randrange(len(rows) - STEPS + 1)
+    assert looked_at(rows[start : start + STEPS], top_k)[0] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(4, 1), (8, 2), (64, 8)]), st.floats(0.0, 0.98))
+def test_loads_that_wander_are_no_swing(seed: int, shape: tuple[int, int], memory: float) -> None:
+    rng, (experts, top_k) = random.Random(seed), shape
+    logs = [rng.gauss(0, 0.5) for _ in range(experts)]
+    rows = []
+    for _ in range(STEPS):
+        news = math.sqrt(1 - memory * memory) * 0.5
+        logs = [memory * log + news * rng.gauss(0, 1) for log in logs]
+        rows.append(draw_counts([math.exp(log) for log in logs], 1024, top_k, rng))
+    assert looked_at(rows, top_k)[0] == 0
