@@ -63,6 +63,7 @@ class Diagnosis:
             self.restart(record.step)
         self.last_step = record.step
         view = StepView(record, self.run.routers, counts, biases)
+        self.ledger.see(view)
         changed: list[Episode] = []
         muted: Routers = frozenset()
         self._unmeasured = muted

@@ -27,6 +27,18 @@ class Grade:
     confidence: str = EXACT
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How an open episode stands at its latest evaluation; its other numbers are the worst."""
+
+    step: int
+    value: float
+    limit: float = 0.0
+    facts: dict[str, Fact] = field(default_factory=dict)
+    inside: bool = False
+    """Within the limits again, but not for long enough to count as recovered."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Episode:
     """One stretch of trouble of one rule in one router, or in the run as a whole."""
@@ -50,6 +62,8 @@ class Episode:
     confidence: str = EXACT
     worst_at: int = 0
     """Step at which the value was reached."""
+    now: Present | None = None
+    """The latest evaluation; ``None`` where nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
     recurrence: int = 0
     """How many earlier episodes of this rule this router had."""
@@ -71,6 +85,7 @@ class Episode:
     def forget_from(self, step: int) -> None:
         """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
         self.last = min(self.last, step - 1)
+        self.now = None  # the next evaluation tells
         if self.recovered_at is not None and self.recovered_at >= step:
             self.recovered_at = None  # it recovered in a future that no longer is
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
@@ -93,6 +108,7 @@ class Episode:
             facts=known.facts,
             confidence=known.confidence,
             last=min(self.last, step),
+            now=self.now if self.now is not None and self.now.step <= step else None,
             recovered_at=self.recovered_at if over else None,
             grades=then,
         )

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from microscope_tui.diagnosis import saved
-from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Finding, group, overall
 from microscope_tui.diagnosis.reading import Severity
@@ -153,8 +153,7 @@ class RunJudge:
         word = _WORDS[overall(found)]
         found.sort(key=lambda finding: _word(finding) != word)
         lines = [
-            f"{_word(finding)} {finding.rule}: "
-            f"{advise(finding, diagnosis.run, diagnosis.checkpoints).verdict}"
+            f"{_word(finding)} {finding.rule}: {self._advise(finding).verdict}"
             for finding in found[:MOST_LINES]
         ]
         lines[0] += since
@@ -167,8 +166,12 @@ class RunJudge:
         news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
         return [self._alert(step, finding) for finding in group(news)]
 
+    def _advise(self, finding: Finding) -> Advice:
+        judged = self._diagnosis
+        return advise(finding, judged.run, judged.checkpoints, judged.episodes)
+
     def _alert(self, step: int, finding: Finding) -> Alert:
-        advice = advise(finding, self._diagnosis.run, self._diagnosis.checkpoints)
+        advice = self._advise(finding)
         return Alert(
             step=step,
             rule=finding.rule,

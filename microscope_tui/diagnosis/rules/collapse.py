@@ -159,4 +159,4 @@ class Collapse(Rule):
                 "evaluate on other data too, and see whether the router's bias was loaded with its "
                 "weights; if it is so everywhere, the model was trained into it"
             )
-        return stronger_balance(run)
+        return stronger_balance(run, worst)

@@ -41,7 +41,7 @@ class Drops(Rule):
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
-        return f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
+        return f"{worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
@@ -51,4 +51,4 @@ class Drops(Rule):
             if factor
             else "raise the capacity factor"
         )
-        return f"{raise_it} or go dropless, and look which expert overflows"
+        return f"{raise_it} or go dropless, and find out which expert overflows"

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from microscope_tui.diagnosis.divergence import calm_down
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -124,13 +125,7 @@ class Logits(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        weight = run.balance.get("z_loss_weight")
-        z_loss = (
-            f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
-            if isinstance(weight, int | float) and 0 < weight < 1
-            else "add a z-loss of 1e-3"
-        )
-        return f"compute the router in fp32, {z_loss}, lower the learning rate"
+        return calm_down(run)
 
 
 def _graver(one: Reading | None, other: Reading) -> Reading:

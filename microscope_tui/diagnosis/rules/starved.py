@@ -131,4 +131,4 @@ class Starved(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile != "pretrain":
             return "look whether the data became narrower; on narrow data a long tail is normal"
-        return f"{stronger_balance(run)}; on narrow data a long tail is normal"
+        return f"{stronger_balance(run, worst)}; on narrow data a long tail is normal"
