@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.runlog.records import RunRecord
 
 _ROLL_BACK = ("COLLAPSE", "LOGITS")
-_CHANGED = 0.25
+_CHANGED = 0.5
 """Now differs from the worst by more than this share of the way from the limit to the worst."""
 
 
@@ -93,7 +93,7 @@ def _why(finding: Finding, run: RunRecord) -> tuple[str, str]:
 def _has_changed(worst: Episode) -> bool:
     """An open episode stands otherwise than at its worst, by more than noise."""
     now = worst.now
-    if now is None or not worst.active:
+    if now is None or not worst.active or worst.severity is Severity.INFO:
         return False
     if worst.rule == "DEAD" and now.facts.get("experts") != worst.facts.get("experts"):
         return True

@@ -13,7 +13,7 @@ from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.runlog.records import RunRecord
 
 _SIGNS = ("GRADSPIKE", "LOGITS")
-_FOLLOW = ("COLLAPSE", "ERODING", "DEAD", "STARVED")
+_FOLLOW = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
 _GAP = 50
 """Steps between the last evidence of a sign and the onset of what follows it. An onset that is
 dated back may also lie this much before the first sign."""

@@ -187,13 +187,17 @@ class Ledger:
         episode.confidence = self._words(reading)
 
     def _take_present(self, episode: Episode, step: int, reading: Reading) -> None:
-        """How it stands now, the worst or not."""
+        """How it stands now, the worst or not; without a number nothing is known of it."""
+        inside = reading.severity is None and reading.clear
+        if reading.severity is None and not inside and not reading.facts:
+            episode.now = None
+            return
         episode.now = Present(
             step=step,
             value=reading.value,
             limit=reading.limit,
             facts=_plain(reading.facts),
-            inside=reading.severity is None and reading.clear,
+            inside=inside,
         )
 
     def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:

@@ -162,8 +162,7 @@ class Dead(Rule):
                 "not make them useless"
             )
         return (
-            f"{stronger_balance(run, worst)}, then either re-initialise the router rows of these "
-            f"experts or {BACK}"
+            f"{stronger_balance(run, worst)}, then either re-initialise their router rows or {BACK}"
         )
 
 

@@ -117,7 +117,7 @@ class Logits(Rule):
     def why(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "range":
             logit, most = number(worst, "logit") or 0, number(worst, "most") or 0
-            return f"a router logit reached {logit:.0f} in bf16 (limit {most:.0f})"
+            return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})"
         return (
             f"the z-loss is {worst.value:,.1f} times its median of the last 200 logged steps "
             f"({number(worst, 'z') or 0:.3g} against {number(worst, 'usual') or 0:.3g})"

@@ -123,7 +123,10 @@ class Starved(Rule):
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
-        text = f"{worst.value:.0%} of {size_of(worst)} experts get less than a tenth of their share"
+        size, share = size_of(worst), worst.value
+        text = (
+            f"{share * size:.0f} of {size} experts ({share:.0%}) get below a tenth of their share"
+        )
         reference = number(worst, "reference")
         return text if reference is None else f"{text} ({reference:.0%} in the reference)"
 
