@@ -244,6 +244,13 @@ class LintLimits:
     """… for so many steps: a loss that is summed up layer by layer only passes through k."""
     aux_weight: float = 0.5
     """gpt-oss ships with 0.9, made for its own training; public recipes fine-tune at 1e-5."""
+    sign_uneven: float = 0.85
+    """c below which the change of the bias is held against the load …"""
+    sign_changes: int = 100
+    """… for so many changes; a critically collapsed router needs a third of them …"""
+    sign_agreement: float = 0.9
+    """… and so much of the load agrees with the change: 1 if every busy expert gains bias, −1 if
+    every one loses it, as it should."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from microscope_tui.scenarios import collapsing, configured, control, healthy, metering
+from microscope_tui.scenarios import backwards, collapsing, configured, control, healthy, metering
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
 
@@ -98,6 +98,7 @@ _ALL = (
         configured.pooled_aux_loss,
         _has_many_routers,
     ),
+    Scenario("bias-wrong-sign", "busy experts gain bias", backwards.bias_wrong_sign, _any),
     Scenario("lint-gpt-oss-aux", "a huge balancing loss left on", configured.gpt_oss_aux, _any),
 )
 
