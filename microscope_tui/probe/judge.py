@@ -13,6 +13,7 @@ import msgspec
 
 from microscope_tui.diagnosis import saved
 from microscope_tui.diagnosis.advice import Advice, advise
+from microscope_tui.diagnosis.circumstances import circumstances
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Finding, group, overall
 from microscope_tui.diagnosis.reading import Severity
@@ -138,6 +139,16 @@ class RunJudge:
             and episode.active
             and episode.severity is Severity.CRITICAL
         )
+
+    def collapse_onset(self) -> int | None:
+        """The step to go back before: where the trouble behind the collapses of now began."""
+        episodes = self._diagnosis.episodes
+        found = [
+            circumstances(finding, episodes).onset
+            for finding in group(e for e in episodes if e.active and e.rule == "COLLAPSE")
+            if finding.severity is Severity.CRITICAL
+        ]
+        return min(found, default=None)
 
     def verdict(self) -> str:
         """The run in one line a finding, the gravest word first; ``healthy`` without any."""
