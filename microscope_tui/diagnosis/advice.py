@@ -83,7 +83,7 @@ def _why(finding: Finding, run: RunRecord) -> tuple[str, str]:
     else:
         facts = {name: fact for name, fact in worst.now.facts.items() if name != "usual"}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
-        now = words(present, run).split(". ")[0]
+        now = words(present, run).split(". ")[0].removeprefix("up to ")
     return (
         f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
         f"now {_first(now)}",
@@ -113,7 +113,8 @@ def _remedy(
     elif around.wrong_sign and rule in SCALED_RULES:
         remedy = right_sign()
         if goes_back:
-            remedy = f"{remedy}; {back}"
+            zero = ", with expert_bias set to zero" if back.startswith("go back") else ""
+            remedy = f"{remedy}; then {back}{zero}"
     elif around.uneven and rule == "DROPS":
         remedy = (
             f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "

@@ -38,8 +38,8 @@ def weaker_balance(run: RunRecord) -> str:
 def right_sign() -> str:
     """What to do where the bias update feeds the busy experts."""
     return (
-        "turn the sign of the bias update around, so that busy experts lose bias and idle ones "
-        "gain it, and set expert_bias to zero; a higher rate makes this worse"
+        "turn the sign of the bias update around: busy experts must lose bias and idle ones gain "
+        "it (a higher rate makes it worse)"
     )
 
 

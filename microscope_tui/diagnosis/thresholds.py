@@ -234,7 +234,7 @@ class MeterLimits:
 
 @dataclass(frozen=True, slots=True)
 class LintLimits:
-    """Settings that are known to spoil a run, read from its header."""
+    """Settings that are known to spoil a run, read from its header or seen in its steps."""
 
     floor: float = 0.05
     """An auxiliary loss within this share of its floor k says that all is even …"""

@@ -10,6 +10,8 @@ from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Episode, group
 from microscope_tui.diagnosis.saved import restore, save
+from microscope_tui.report.alert_detail import unfolded
+from microscope_tui.report.alert_list import Entry, Standing
 from microscope_tui.report.check_json import finding_json
 from tests.diagnosis.conftest import COLLAPSED, of
 
@@ -54,6 +56,13 @@ def test_json_keeps_the_worst_and_gains_the_present(relieved: Diagnosis) -> None
     assert data["now"]["step"] == 600
     assert data["now"]["value"] == pytest.approx(0.4, abs=0.02)
     assert data["now"]["experts"] == [0, 1]
+
+
+def test_the_unfolded_alert_names_both_values(relieved: Diagnosis) -> None:
+    (finding,) = [f for f in relieved.findings() if f.rule == "COLLAPSE"]
+    entry = Entry(finding, told(relieved, "COLLAPSE"), Standing.ACTIVE, "key", seen=False)
+    text = "\n".join("".join(span.text for span in line) for line in unfolded(entry, 80, 30))
+    assert "0 < 0.15, the worst in L2; 0.402 now" in text
 
 
 def test_at_an_earlier_step_the_present_of_the_end_is_not_told(relieved: Diagnosis) -> None:

@@ -41,7 +41,7 @@ class Drops(Rule):
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
-        return f"{worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
+        return f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:

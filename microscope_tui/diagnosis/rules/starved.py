@@ -124,8 +124,10 @@ class Starved(Rule):
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         size, share = size_of(worst), worst.value
+        starved = round(share * size)
         text = (
-            f"{share * size:.0f} of {size} experts ({share:.0%}) get below a tenth of their share"
+            f"{starved} of {size} experts ({share:.0%}) {'gets' if starved == 1 else 'get'} less "
+            "than a tenth of the fair share"
         )
         reference = number(worst, "reference")
         return text if reference is None else f"{text} ({reference:.0%} in the reference)"
