@@ -1,6 +1,7 @@
 """A bias update with the wrong sign is found; one that is only slow, late, averaged or too fast
 is not. The router here is a real one in small: what the bias does to the load is simulated."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,6 +120,29 @@ def test_the_right_sign_is_not_blamed_however_it_is_applied(
 ) -> None:
     for seed in range(2):
         assert wrong_at(Routers(**settings, seed=seed), counts_every=counts_every) is None
+
+
+def swinging(step: int, period: float, lag: int = 0) -> Line:
+    """A load that goes round, and the bias that follows it with the right sign, ``lag`` late."""
+    turns = [2 * math.pi * (step / period + e / E) for e in range(E)]
+    fair = TOKENS * K / E
+    counts = [round(fair * (1 + 0.95 * math.cos(turn))) for turn in turns]
+    late = 2 * math.pi * lag / period
+    return [counts] * ROUTERS, [[-0.05 * math.sin(turn - late) for turn in turns]] * ROUTERS
+
+
+@pytest.mark.parametrize(
+    ("period", "lag", "counts_every"),
+    [(10.3, 0, 10), (21.0, 0, 20), (2.05, 0, 2), (6.0, 3, 1), (24.0, 0, 20), (48.0, 12, 1)],
+)
+def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
+    period: float, lag: int, counts_every: int
+) -> None:
+    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    for step in range(counts_every, 400 * counts_every, counts_every):
+        sign.observe(view(step, swinging(step, period, lag)), memory)
+    assert memory.outcomes, "it was tried"
+    assert memory.wrong_at is None
 
 
 def test_after_it_was_corrected_and_resumed_it_ends() -> None:
