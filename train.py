@@ -201,7 +201,7 @@ def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
             reason = ended
     finally:
         log.end(progress.step, reason)
-    conclude(run, console, reason, log.verdict())
+    conclude(run, console, reason, log)
     run.world.barrier()  # torchrun ends the others as soon as one is gone
     return ENDINGS[reason][0]
 
@@ -279,10 +279,10 @@ def save(
     log.sync()
 
 
-def conclude(run: Run, console: Console, reason: str, verdict: str) -> None:
+def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
     """The last numbers, where things are, and a sample unless the run should be over."""
-    console.summary(run.progress, ENDINGS[reason][1], verdict)
-    console.places(places(run, reason))
+    console.summary(run.progress, ENDINGS[reason][1], log.verdict())
+    console.places(places(run, reason, log.collapse_onset()))
     if reason != "finished":
         return
     try:

@@ -52,6 +52,9 @@ def collapse_index(effective: float | None, num_experts: int, top_k: int) -> flo
     return min(1.0, max(0.0, (effective - top_k) / (num_experts - top_k)))
 
 
+_ROUNDING = 1e-3  # of counts that are scaled shares
+
+
 @dataclass(frozen=True, slots=True)
 class Balance:
     """How even a router is, without the experts that (nearly) every token chooses."""
@@ -74,7 +77,7 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
     With k = 1, or where the rest is collapsed too, none is: it is the collapse itself.
     """
     always = ALWAYS_CHOSEN * sum(tokens_per_expert) / max(1, top_k)
-    if top_k > 1 and 0 < always <= max(tokens_per_expert):
+    if always_chosen(max_load(tokens_per_expert), len(tokens_per_expert), top_k):
         hot = [e for e, count in enumerate(tokens_per_expert) if count >= always]
         hot = sorted(hot, key=lambda e: -tokens_per_expert[e])[: max(1, top_k // 4)]
         rest = [count for e, count in enumerate(tokens_per_expert) if e not in hot]
@@ -87,8 +90,13 @@ def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
 
 
 def always_chosen(max_load: float | None, num_experts: int, top_k: int) -> bool:
-    """Whether the busiest expert is one that ``balance`` leaves out."""
-    return top_k > 1 and max_load is not None and max_load * top_k >= ALWAYS_CHOSEN * num_experts
+    """Whether the busiest expert may be one that ``balance`` leaves out.
+
+    More than all tokens choose no expert: then these are not the counts of k choices.
+    """
+    if top_k < 2 or max_load is None or not num_experts:
+        return False
+    return ALWAYS_CHOSEN <= max_load * top_k / num_experts <= 1.0 + _ROUNDING
 
 
 def balance_of_summary(

@@ -165,7 +165,11 @@ def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(ids_V[torch.multinomial(probability_V, 1, generator=generator)])
 
 
-app = App(name="moe_model.generate", help="Continue a text with a trained model.", version_flags=[])
+app = App(
+    name="python -m moe_model.generate",
+    help="Continue a text with a trained model.",
+    version_flags=[],
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: what was written so far is good."""

@@ -39,7 +39,9 @@ def show_one(case: Case) -> None:
 
 def _print_finding(finding: Finding, judged: Judged) -> None:
     assert judged.diagnosis is not None
-    advice = advise(finding, judged.diagnosis.run, judged.diagnosis.checkpoints)
+    advice = advise(
+        finding, judged.diagnosis.run, judged.diagnosis.checkpoints, judged.diagnosis.episodes
+    )
     print(f"\n  {finding.rule} {finding.severity.label}: {advice.verdict}")
     print(f"    {advice.why}")
     for e in finding.episodes[:_MOST_EPISODES]:

@@ -5,17 +5,21 @@ reads the run's header and names the user's own settings. Nobody is ever told to
 because it is cold.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.balancing import go_back
+from microscope_tui.diagnosis.balancing import BACK, SCALED_RULES, go_back, right_sign
 from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.circumstances import Circumstances, circumstances
+from microscope_tui.diagnosis.divergence import calm_down
+from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.diagnosis.rules.base import number
 from microscope_tui.runlog.records import RunRecord
 
 _ROLL_BACK = ("COLLAPSE", "LOGITS")
+_CHANGED = 0.5
+"""Now differs from the worst by more than this share of the way from the limit to the worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,37 +32,41 @@ class Advice:
     short: str
 
 
-def advise(finding: Finding, run: RunRecord, checkpoints: Sequence[int] = ()) -> Advice:
+def advise(
+    finding: Finding,
+    run: RunRecord,
+    checkpoints: Sequence[int] = (),
+    beside: Iterable[Episode] = (),
+) -> Advice:
     """Say what ``finding`` means for ``run``.
 
     Args:
         finding: grouped episodes.
         run: the header; its balancing method decides the advice.
         checkpoints: steps with a checkpoint, to name one from before the onset.
+        beside: all episodes of the run; one trouble may be part of another.
     """
     worst, rule = finding.worst, RULES[finding.rule]
+    around = circumstances(finding, tuple(beside) or finding.episodes)
     where = f" in {_layers(finding.layers)}" if finding.layers else ""
     since = f"since step {finding.onset:,}"
     if not finding.active:
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
-    why, remedy = rule.why(worst, run), rule.remedy(worst, run)
-    if finding.active and _is_damage(finding.rule, run):
-        remedy = f"{remedy} and {go_back(finding.onset, checkpoints)}"
-    if not finding.active and worst.led_to:
-        remedy = f"see the alert it led to, {RULES[worst.led_to].subject.lower()}"
-    elif not finding.active and finding.severity > Severity.INFO:
-        remedy = f"Nothing now; if it returns: {remedy}"
+    why, gist = _why(finding, run)
+    if around.divergence is not None and around.divergence.first_sign.rule != finding.rule:
+        sign = around.divergence.first_sign
+        why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
+    remedy = _remedy(finding, run, around, checkpoints)
     known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
     verdict = rule.subject if finding.rule != "LINT" else f"{rule.subject}: {worst.facts['cause']}"
     where_first = f"{_layers(finding.layers)} {verdict.lower()}" if where else verdict
-    whose = f"In {worst.router.name}: " if len(finding.layers) > 1 and worst.router else ""
     return Advice(
         verdict=f"{verdict}{where} {since}{again}",
-        why=f"{whose}{why}.{known}",
+        why=f"{why}{known}",
         next=remedy[0].upper() + remedy[1:] + ".",
-        short=f"{where_first} {since.replace(' step', '')}: {_first(why)}",
+        short=f"{where_first} {since.replace(' step', '')}: {gist}",
     )
 
 
@@ -70,6 +78,70 @@ def _how_it_ended(finding: Finding) -> str:
     if finding.rule == "COLLAPSE" and lasted <= (number(worst, "shock_steps") or 0):
         return f"recovered after {lasted:,} steps: a shock"
     return "recovered"
+
+
+def _why(finding: Finding, run: RunRecord) -> tuple[str, str]:
+    """The numbers as sentences, and the gist of them; apart where now is not the worst."""
+    worst, words = finding.worst, RULES[finding.rule].why
+    whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
+    text = words(worst, run)
+    if not _has_changed(worst):
+        return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
+    assert worst.now is not None
+    at_worst = f"{whose}, at worst" if whose else "At worst"
+    if worst.now.inside:
+        now = "within the limits"
+    else:
+        facts = {name: fact for name, fact in worst.now.facts.items() if name != "usual"}
+        present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
+        now = words(present, run).split(". ")[0].removeprefix("up to ")
+    return (
+        f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
+        f"now {_first(now)}",
+    )
+
+
+def _has_changed(worst: Episode) -> bool:
+    """An open episode stands otherwise than at its worst, by more than noise."""
+    now = worst.now
+    if now is None or not worst.active or worst.severity is Severity.INFO:
+        return False
+    if worst.rule == "DEAD" and now.facts.get("experts") != worst.facts.get("experts"):
+        return True
+    reach = abs(worst.value - worst.limit)
+    return now.inside or abs(now.value - worst.value) > _CHANGED * reach
+
+
+def _remedy(
+    finding: Finding, run: RunRecord, around: Circumstances, checkpoints: Sequence[int]
+) -> str:
+    rule, back = finding.rule, go_back(around.onset, checkpoints)
+    goes_back = finding.active and _is_damage(rule, run)
+    if around.divergence is not None:
+        remedy = calm_down(run)
+        if finding.active:
+            remedy = f"{remedy}; {back}"
+    elif around.wrong_sign and rule in SCALED_RULES:
+        remedy = right_sign()
+        if goes_back:
+            zero = ", with expert_bias set to zero" if back.startswith("go back") else ""
+            remedy = f"{remedy}; then {back}{zero}"
+    elif around.uneven and rule == "DROPS":
+        remedy = (
+            f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "
+            "experts that take everything"
+        )
+    else:
+        remedy = RULES[rule].remedy(finding.worst, run)
+        if BACK in remedy and finding.active:
+            remedy = remedy.replace(BACK, back)
+        elif goes_back:
+            remedy = f"{remedy} and {back}"
+    if not finding.active and (then := finding.worst.led_to):
+        return f"see the alert it led to, {RULES[then].subject.lower()}"
+    if not finding.active and finding.severity > Severity.INFO:
+        remedy = f"Nothing now; if it returns: {remedy}"
+    return remedy
 
 
 def _is_damage(rule: str, run: RunRecord) -> bool:

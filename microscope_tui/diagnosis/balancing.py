@@ -1,21 +1,86 @@
 """The run's own knobs of load balancing, by the names its header gives them."""
 
+import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
+from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.runlog.records import RunRecord
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Methods of balancing whose strength the header tells."""
+SCALED_RULES = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
+"""Rules that advise stronger balancing: their episodes keep the scale of the scores as facts."""
+SCALES = ("margin", "max_logit")
+"""Those facts, by the names that the log gives the signals."""
+BACK = "go back to a checkpoint from before"
+"""In the words of a rule; ``go_back`` names the step of one finding instead."""
+_BRIDGED_IN = 100
+"""An update rate is on the scale of the scores if so many updates bridge their margin: two
+experts, one rising and one falling, then change places in half as many."""
+_OF_LOGITS = 0.05
+"""In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
 
-def stronger_balance(run: RunRecord) -> str:
-    """Which knob to turn up, from what to what."""
+def stronger_balance(run: RunRecord, episode: Episode | None = None) -> str:
+    """Which knob to turn up, from what to what; ``episode`` knows the scale of the scores."""
+    value = run.balance.get("bias_update_rate")
+    if run.balance.get("method") == "bias" and _is_positive(value):
+        return _faster(run, value, episode)
     return _turned(run, 3.0, "raise", "strengthen the load balancing")
 
 
 def weaker_balance(run: RunRecord) -> str:
     """Which knob to turn down, from what to what."""
     return _turned(run, 0.5, "lower", "weaken the load balancing")
+
+
+def right_sign() -> str:
+    """What to do where the bias update feeds the busy experts."""
+    return (
+        "turn the sign of the bias update around: busy experts must lose bias and idle ones gain "
+        "it (a higher rate makes it worse)"
+    )
+
+
+def go_back(onset: int, checkpoints: Sequence[int]) -> str:
+    """Back to before the onset; the log says what was saved, not what is still on disk."""
+    saved = max((step for step in checkpoints if step < onset), default=None)
+    if onset <= 1:
+        return "start again"
+    if saved == 0:
+        return f"start again (no other checkpoint is from before step {onset:,})"
+    known = (
+        f"a checkpoint was written at {saved:,}" if saved else "the log has no checkpoint that old"
+    )
+    return f"go back to before step {onset:,}" + (f" ({known})" if checkpoints else "")
+
+
+def _faster(run: RunRecord, rate: float, episode: Episode | None) -> str:
+    """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
+    change = f"raise bias_update_rate from {rate:g} to"
+    plain = 3.0 * rate
+    facts = episode.facts if episode is not None else {}
+    margin, largest = (facts.get(name) for name in SCALES)
+    if _is_positive(margin):
+        wanted = _one_digit(margin / _BRIDGED_IN)
+        if wanted <= plain:
+            return f"{change} {plain:g}"
+        return (
+            f"{change} {wanted:g} (the chosen scores lead by {margin:.2g}; at {rate:g} a bias "
+            f"needs {margin / rate:,.0f} steps to make up for that)"
+        )
+    if run.score_function != "softmax":
+        return f"{change} {plain:g}"
+    wanted = _OF_LOGITS
+    if _is_positive(largest):
+        wanted = _one_digit(largest / (2 * _BRIDGED_IN))
+    if wanted <= plain:
+        return f"{change} {plain:g}"
+    return (
+        f"{change} {wanted:g} if the bias is added to logits, to {plain:g} if to probabilities "
+        "(a bias on softmax logits needs far more than one on sigmoid scores)"
+    )
 
 
 def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
@@ -28,13 +93,15 @@ def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
     value = run.balance.get(knob)
     if value == 0 and factor > 1:
         return f"set {knob} above zero"
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if not _is_positive(value):
         return f"{verb} {knob}"
     return f"{verb} {knob} from {value:g} to {factor * value:g}"
 
 
-def go_back(onset: int, checkpoints: Sequence[int]) -> str:
-    """Back to before the onset; the log says what was saved, not what is still on disk."""
-    sound = [step for step in checkpoints if step < onset]
-    saved = f" (a checkpoint was written at {max(sound):,})" if sound else ""
-    return f"go back to before step {onset:,}{saved}"
+def _is_positive(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _one_digit(value: float) -> float:
+    """A rate is a rough number: one significant digit."""
+    return float(f"{value:.0e}")

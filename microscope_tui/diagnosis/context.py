@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits, warm_up
+from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
+from microscope_tui.diagnosis.timing import warm_up
 from microscope_tui.runlog.records import RunRecord
 
 PROFILES = ("pretrain", "finetune", "eval")

@@ -16,7 +16,7 @@ from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import BiasSource, CountSource, StepView
-from microscope_tui.diagnosis.thresholds import AFTER_RESTART_STEPS
+from microscope_tui.diagnosis.timing import AFTER_RESTART_STEPS
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.runlog.records import EventRecord, RunRecord, StepRecord
 
@@ -71,6 +71,7 @@ class Diagnosis:
         self._space(record.step - self.last_step)
         self.last_step = record.step
         view = StepView(record, self.run.routers, counts, biases)
+        self.ledger.see(view)
         changed: list[Episode] = []
         self._unmeasured = frozenset()
         for rule in self.rules:

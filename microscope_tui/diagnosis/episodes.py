@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
-from microscope_tui.diagnosis.thresholds import GROUP_STEPS
+from microscope_tui.diagnosis.timing import GROUP_STEPS
 from microscope_tui.runlog.records import RouterInfo
 
 CAUSES_FIRST = (
@@ -25,6 +25,18 @@ class Grade:
     limit: float = 0.0
     facts: dict[str, Fact] = field(default_factory=dict)
     confidence: str = EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How an open episode stands at its latest evaluation; its other numbers are the worst."""
+
+    step: int
+    value: float
+    limit: float = 0.0
+    facts: dict[str, Fact] = field(default_factory=dict)
+    inside: bool = False
+    """Within the limits again, but not for long enough to count as recovered."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +62,8 @@ class Episode:
     confidence: str = EXACT
     worst_at: int = 0
     """Step at which the value was reached."""
+    now: Present | None = None
+    """The latest evaluation; ``None`` where nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
     led_to: str = ""
     """The rule whose critical episode this one ended in, where it did not recover."""
@@ -73,6 +87,7 @@ class Episode:
     def forget_from(self, step: int) -> None:
         """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
         self.last = min(self.last, step - 1)
+        self.now = None  # the next evaluation tells
         if self.recovered_at is not None and self.recovered_at >= step:
             self.recovered_at, self.led_to = None, ""  # that future no longer is
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
@@ -95,6 +110,7 @@ class Episode:
             facts=known.facts,
             confidence=known.confidence,
             last=min(self.last, step),
+            now=self.now if self.now is not None and self.now.step <= step else None,
             recovered_at=self.recovered_at if over else None,
             led_to=self.led_to if over else "",
             grades=then,

@@ -2,17 +2,24 @@
 
 from collections.abc import Container, Iterator, Mapping
 
+from microscope_tui.diagnosis.balancing import SCALED_RULES, SCALES
 from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.episodes import Episode, Present
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Facts, Reading, Severity
-from microscope_tui.diagnosis.thresholds import COOLDOWN_STEPS
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.timing import COOLDOWN_STEPS
 from microscope_tui.diagnosis.tracks import Track
+from microscope_tui.diagnosis.windows import Trail, median
 
 MOST_EPISODES = 20
 """Of one rule in one router; a run that flickers for years must not fill the memory."""
 _ANNOUNCED_BY = {"LOGITS": "GRADSPIKE", "COLLAPSE": "GRADSPIKE"}
 _LOW_IS_BAD = ("COLLAPSE", "ERODING", "SHOCK")
 _STANDING = ("LINT",)
+_USUAL = ("COLLAPSE",)
+"""Rules whose text compares the effective experts with what was usual before the onset."""
+_RECENT = 16
+"""Kept values, of 128 steps, whose median is what was usual."""
 
 
 class Ledger:
@@ -23,6 +30,15 @@ class Ledger:
         self.episodes: list[Episode] = []
         self._running: dict[tuple[str, int], Episode] = {}
         self._opened: dict[tuple[str, int], int] = {}
+        self.past = Trail(every=8, size=160)
+        """Effective experts of every eighth step, to tell what was usual before an onset."""
+        self._view: StepView | None = None
+
+    def see(self, view: StepView) -> None:
+        """Take in the step at hand, before its evaluations."""
+        self._view = view
+        if (effective := view.signal("effective_experts")) is not None:
+            self.past.add(view.step, effective.values)
 
     def running(self, rule: str, index: int) -> Episode | None:
         """The open episode of a rule in a router."""
@@ -53,6 +69,7 @@ class Ledger:
             before.recovered_at, before.led_to, self._running[key] = None, "", before
             before.last = step
             self._take_numbers(before, step, reading)
+            self._take_present(before, step, reading)
             before.severity = max(before.severity, severity)
             before.grade(step)
             return before
@@ -66,7 +83,7 @@ class Ledger:
             last=step if reading.until is None else max(onset, reading.until - 1),
             value=reading.value,
             limit=reading.limit,
-            facts=_plain(reading.facts),
+            facts=self._facts(rule, index, onset, reading),
             confidence=self._words(reading),
             worst_at=step,
             recovered_at=reading.until,
@@ -77,6 +94,7 @@ class Ledger:
         self.episodes.append(episode)
         if track is not None:
             self._running[key] = episode
+            self._take_present(episode, step, reading)
         self._forget_surplus(key)
         self._announce(episode)
         return episode
@@ -88,13 +106,14 @@ class Ledger:
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
+        self._take_present(episode, step, reading)
         severity = reading.severity if reading.certain else track.severity
         if severity is not None and not reading.held and severity > episode.severity:
             episode.severity = severity
             episode.grade(step)
             yield episode
         elif (cleared_at := track.cleared_at) is not None:
-            episode.recovered_at = cleared_at
+            episode.recovered_at, episode.now = cleared_at, None
             del self._running[episode.rule, episode.router_index]
             yield episode
 
@@ -119,6 +138,7 @@ class Ledger:
         self.episodes = [episode for episode in self.episodes if episode.alarm < step]
         for episode in self.episodes:
             episode.forget_from(step)
+        self.past.forget_from(step)
         self.resume()
         return [e for e in withdrawn if e.rule not in _STANDING and e.recovered_at != e.alarm]
 
@@ -168,7 +188,37 @@ class Ledger:
         if reading.value != episode.value:
             episode.worst_at = step
         episode.value, episode.limit = reading.value, reading.limit
-        episode.facts, episode.confidence = _plain(reading.facts), self._words(reading)
+        usual = episode.facts.get("usual") if episode.rule in _USUAL else None
+        episode.facts = self._facts(episode.rule, episode.router_index, episode.onset, reading)
+        if usual is not None:
+            episode.facts["usual"] = usual  # as it was before the onset, whatever came since
+        episode.confidence = self._words(reading)
+
+    def _take_present(self, episode: Episode, step: int, reading: Reading) -> None:
+        """How it stands now, the worst or not; without a number nothing is known of it."""
+        inside = reading.severity is None and reading.clear
+        if reading.severity is None and not inside and not reading.facts:
+            episode.now = None
+            return
+        episode.now = Present(
+            step=step,
+            value=reading.value,
+            limit=reading.limit,
+            facts=_plain(reading.facts),
+            inside=inside,
+        )
+
+    def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:
+        """The facts of a reading, with what the rule itself does not know."""
+        facts = _plain(reading.facts)
+        if rule in SCALED_RULES and self._view is not None:
+            for name in SCALES:
+                signal = self._view.signal(name)
+                if signal is not None and signal.values[index] == signal.values[index]:
+                    facts[name] = float(signal.values[index])
+        if rule in _USUAL and (usual := self.past.before(onset, index)[-_RECENT:]):
+            facts["usual"] = median(usual)
+        return facts
 
     def _announce(self, episode: Episode) -> None:
         """A gradient spike that a divergence follows was its first sign."""
@@ -206,7 +256,7 @@ def _excess(value: float, limit: float) -> float:
 
 
 def _end(episode: Episode, step: int) -> None:
-    episode.recovered_at = step
+    episode.recovered_at, episode.now = step, None
     episode.last = max(episode.last, step - 1)
 
 

@@ -71,6 +71,7 @@ RELATIONS: tuple[tuple[str, str, str], ...] = (
     ("SHOCK", "back <= drop", "a dip would be over as it begins"),
     ("SHOCK", "least_steps <= within", _NEVER),
     ("LINT", "floor <= 1", "every auxiliary loss would be at its floor: it is a share of it"),
+    ("LINT", "sign_agreement <= 1", f"{_NEVER}: it is 1 at most"),
     ("LINT", "uneven <= 1", "every layer would be uneven: it is a share of the experts"),
 )
 """Rule, what has to hold between its limits, and what would be the case otherwise."""

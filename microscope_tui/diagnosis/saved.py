@@ -10,6 +10,7 @@ from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.tracks import Track
+from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
 STATE_VERSION = 3
@@ -30,6 +31,8 @@ class _Saved(msgspec.Struct):
     episodes: list[Episode]
     tracks: dict[str, dict[int, Track]]
     memories: dict[str, bytes]
+    past: Trail | None = None
+    """Missing in the states of older versions."""
 
 
 def save(diagnosis: Diagnosis) -> bytes:
@@ -46,6 +49,7 @@ def save(diagnosis: Diagnosis) -> bytes:
             checkpoints=diagnosis.checkpoints,
             episodes=diagnosis.episodes,
             tracks=diagnosis.tracks,
+            past=diagnosis.ledger.past,
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
         )
     )
@@ -77,6 +81,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
     diagnosis.checkpoints = saved.checkpoints
     diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
+    diagnosis.ledger.past = saved.past or diagnosis.ledger.past
     # What is left out now was never judged: nobody would say when it is over.
     judged = {rule.name for rule in diagnosis.rules}
     diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]

@@ -7,22 +7,6 @@ the config file (``[rules.NAME]``); what was changed is said in every verdict.
 
 from dataclasses import dataclass, field
 
-WARM_UP_STEPS = 100
-WARM_UP_SHARE = 0.02
-WARM_UP_MAX = 500
-AFTER_RESTART_STEPS = 100
-"""A resumed run may have lost the bias of its routers: as long as a warm-up."""
-GROUP_STEPS = 100
-"""The same trouble starting within so many steps in several layers is one finding."""
-COOLDOWN_STEPS = 100
-"""Trouble that returns so soon after its recovery never was over."""
-ENTER_SHARE = 0.9
-"""An alarm needs this share of the last evaluations over its limit."""
-LEAST_LINES = 5
-"""Persistence is meant in steps: a log with a line for every tenth step needs a tenth of the
-lines, but never fewer than these. A shock of 24 steps reaches five lines only if they are less
-than seven steps apart, and then more are asked for."""
-
 
 @dataclass(frozen=True, slots=True)
 class CollapseLimits:
@@ -276,7 +260,7 @@ class MeterLimits:
 
 @dataclass(frozen=True, slots=True)
 class LintLimits:
-    """Settings that are known to spoil a run, read from its header."""
+    """Settings that are known to spoil a run, read from its header or seen in its steps."""
 
     floor: float = 0.05
     """An auxiliary loss within this share of its floor k says that all is even …"""
@@ -286,6 +270,13 @@ class LintLimits:
     """… for so many steps: a loss that is summed up layer by layer only passes through k."""
     aux_weight: float = 0.5
     """gpt-oss ships with 0.9, made for its own training; public recipes fine-tune at 1e-5."""
+    sign_uneven: float = 0.85
+    """c below which the change of the bias is held against the load …"""
+    sign_changes: int = 100
+    """… for so many changes; a critically collapsed router needs a third of them …"""
+    sign_agreement: float = 0.9
+    """… and so much of the load agrees with the change: 1 if every busy expert gains bias, −1 if
+    every one loses it, as it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +301,3 @@ class Limits:
 
 
 DEFAULTS = Limits()
-
-
-def warm_up(planned_steps: int | None) -> int:
-    """Steps in which routers of healthy runs are still uneven: 100, or 2 % of a long run."""
-    return max(WARM_UP_STEPS, int(min(WARM_UP_SHARE * (planned_steps or 0), WARM_UP_MAX)))

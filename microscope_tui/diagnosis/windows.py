@@ -1,6 +1,7 @@
 """Windows over the past that can be saved: plain structs of plain lists."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
@@ -58,6 +59,10 @@ class Trail(msgspec.Struct):
     def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
         """The kept values of one router, oldest first, without those that are no number."""
         return [v for row in self.rows[first:last] if (v := row[router]) == v]
+
+    def before(self, step: int, router: int) -> list[float]:
+        """The kept values of one router from before ``step``, oldest first."""
+        return self.column(router, 0, bisect_left(self.steps, step))
 
 
 class FirstValues(msgspec.Struct):

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from microscope_tui.diagnosis import saved
-from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.advice import Advice, advise
+from microscope_tui.diagnosis.circumstances import circumstances
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Finding, group, overall
 from microscope_tui.diagnosis.reading import Severity
@@ -139,6 +140,16 @@ class RunJudge:
             and episode.severity is Severity.CRITICAL
         )
 
+    def collapse_onset(self) -> int | None:
+        """The step to go back before: where the trouble behind the collapses of now began."""
+        episodes = self._diagnosis.episodes
+        found = [
+            circumstances(finding, episodes).onset
+            for finding in group(e for e in episodes if e.active and e.rule == "COLLAPSE")
+            if finding.severity is Severity.CRITICAL
+        ]
+        return min(found, default=None)
+
     def verdict(self) -> str:
         """The run in one line a finding, the gravest word first; ``healthy`` without any."""
         diagnosis = self._diagnosis
@@ -153,8 +164,7 @@ class RunJudge:
         word = _WORDS[overall(found)]
         found.sort(key=lambda finding: _word(finding) != word)
         lines = [
-            f"{_word(finding)} {finding.rule}: "
-            f"{advise(finding, diagnosis.run, diagnosis.checkpoints).verdict}"
+            f"{_word(finding)} {finding.rule}: {self._advise(finding).verdict}"
             for finding in found[:MOST_LINES]
         ]
         lines[0] += since
@@ -167,8 +177,12 @@ class RunJudge:
         news = [e for e in self._diagnosis.episodes if e.grades and e.grades[-1].step == step]
         return [self._alert(step, finding) for finding in group(news)]
 
+    def _advise(self, finding: Finding) -> Advice:
+        judged = self._diagnosis
+        return advise(finding, judged.run, judged.checkpoints, judged.episodes)
+
     def _alert(self, step: int, finding: Finding) -> Alert:
-        advice = advise(finding, self._diagnosis.run, self._diagnosis.checkpoints)
+        advice = self._advise(finding)
         return Alert(
             step=step,
             rule=finding.rule,

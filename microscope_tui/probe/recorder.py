@@ -184,6 +184,10 @@ class RunRecorder:
         """Names of the routers that are collapsed now: a resumed run may know it from before."""
         return self._ask(lambda judge: judge.collapsed()) or ()
 
+    def collapse_onset(self) -> int | None:
+        """The step to go back before; ``None`` where no router is collapsed now."""
+        return self._ask(lambda judge: judge.collapse_onset())
+
     def verdict(self) -> str:
         """One line a finding, or ``healthy``: what ``moe-microscope check`` would say by now."""
         verdict = self._ask(lambda judge: judge.verdict())

@@ -49,6 +49,10 @@ class UnfailingLog:
         """Names of the routers that are collapsed now."""
         return self._try(self._recorder.collapsed) or ()
 
+    def collapse_onset(self) -> int | None:
+        """The step to go back before, where routers are collapsed now."""
+        return self._try(self._recorder.collapse_onset)
+
     def verdict(self) -> str:
         """How the run stands, in one line or a few; empty where that cannot be told."""
         return self._try(self._recorder.verdict) or ""
@@ -98,6 +102,10 @@ class SilentLog:
     def collapsed(self) -> tuple[str, ...]:
         """None."""
         return ()
+
+    def collapse_onset(self) -> int | None:
+        """None."""
+        return None
 
     def verdict(self) -> str:
         """Empty."""

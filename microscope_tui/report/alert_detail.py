@@ -86,7 +86,8 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
     facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]
     if worst.limit:
         where = f" in {worst.router.name}" if worst.router is not None else ""
-        facts.append(("value", f"{value_text(finding)}, the worst{where}"))
+        now = f"; {worst.now.value:.3g} now" if worst.now is not None and worst.now.facts else ""
+        facts.append(("value", f"{value_text(finding)}, the worst{where}{now}"))
     experts = worst.facts.get("experts", ())
     if isinstance(experts, tuple) and experts:
         more = f" and {len(experts) - _MOST_EXPERTS} more" if len(experts) > _MOST_EXPERTS else ""

@@ -95,7 +95,9 @@ def judge(
 def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Finding, Advice]]:
     """These episodes as findings, each with its words; what is only information comes last."""
     run = replace(diagnosis.run, profile=diagnosis.profile)  # judged so, so advised so
-    found = [(f, advise(f, run, diagnosis.checkpoints)) for f in group(episodes)]
+    found = [
+        (f, advise(f, run, diagnosis.checkpoints, diagnosis.episodes)) for f in group(episodes)
+    ]
     return sorted(found, key=lambda pair: pair[0].severity is Severity.INFO)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.reading import Facts
 from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import Judgement
 from microscope_tui.runlog.discover import RunFile
@@ -50,18 +51,19 @@ def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
     """A finding and its words."""
     worst = finding.worst
-    experts = worst.facts.get("experts", ())
     return {
         "rule": finding.rule,
         "severity": finding.severity.label,
         "layers": list(finding.layers),
-        "experts": list(experts) if isinstance(experts, tuple) else [],
+        "experts": _experts(worst.facts),
         "onset": finding.onset,
         "alarm": min(episode.alarm for episode in finding.episodes),
         "last": finding.last,
         "state": "active" if finding.active else "recovered",
         "value": _number(worst.value),
         "limit": _number(worst.limit),
+        "worst_at": worst.worst_at,
+        "now": _present(worst),
         "confidence": worst.confidence,
         "recurrence": worst.recurrence,
         "evidence": {"window": [finding.onset, finding.last]},
@@ -74,6 +76,22 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
         "why": advice.why,
         "next": advice.next,
     }
+
+
+def _present(worst: Episode) -> dict[str, Any] | None:
+    """How the worst layer stands at its latest evaluation."""
+    if worst.now is None:
+        return None
+    return {
+        "step": worst.now.step,
+        "value": None if worst.now.inside and not worst.now.facts else _number(worst.now.value),
+        "experts": _experts(worst.now.facts),
+    }
+
+
+def _experts(facts: Facts) -> list[int]:
+    experts = facts.get("experts", ())
+    return list(experts) if isinstance(experts, tuple) else []
 
 
 def _number(value: float) -> float | None:

@@ -9,13 +9,8 @@ from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.context import PROFILES
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.thresholds import (
-    DEFAULTS,
-    WARM_UP_MAX,
-    WARM_UP_SHARE,
-    WARM_UP_STEPS,
-    Limits,
-)
+from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
+from microscope_tui.diagnosis.timing import WARM_UP_MAX, WARM_UP_SHARE, WARM_UP_STEPS
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
 SCHEMA_VERSION = 1

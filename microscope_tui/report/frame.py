@@ -4,7 +4,8 @@ import math
 from collections.abc import Container, Sequence
 
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.thresholds import DEFAULTS, warm_up
+from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis.timing import warm_up
 from microscope_tui.report import words
 from microscope_tui.report.alert_keys import key_of
 from microscope_tui.report.glyphs import Glyphs, spark

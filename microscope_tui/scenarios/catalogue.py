@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from microscope_tui.scenarios import (
+    backwards,
     borderline,
     collapsing,
     configured,
@@ -119,6 +120,7 @@ _ALL = (
         configured.pooled_aux_loss,
         _has_many_routers,
     ),
+    Scenario("bias-wrong-sign", "busy experts gain bias", backwards.bias_wrong_sign, _any),
     Scenario("lint-gpt-oss-aux", "a huge balancing loss left on", configured.gpt_oss_aux, _any),
     Scenario(
         "even-but-one",

@@ -3,12 +3,12 @@
 Screens, snapshots and the JSON report draw from the same view, so that they cannot disagree.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Finding, group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.runlog.reader import StepEntry
@@ -194,12 +194,12 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     diagnosis = watch.diagnosis
     if diagnosis is None:
         return []
-    episodes: Iterable[Episode] = diagnosis.episodes
+    episodes = diagnosis.episodes
     if until is not None:
-        episodes = (e.as_of(until) for e in episodes if e.onset <= until)
+        episodes = [e.as_of(until) for e in episodes if e.onset <= until]
     found = []
     for finding in group(episodes):
-        advice = advise(finding, diagnosis.run, diagnosis.checkpoints)
+        advice = advise(finding, diagnosis.run, diagnosis.checkpoints, episodes)
         if until is not None and finding.worst.alarm > until:  # in hindsight it had begun
             whose = f"(numbers of its alarm, step {finding.worst.alarm:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")

@@ -103,7 +103,7 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 
 
 app = App(
-    name="moe_model.huggingface",
+    name="python -m moe_model.huggingface",
     help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
     version_flags=[],
 )

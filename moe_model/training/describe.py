@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import platform
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moe_model.config import ModelConfig
-from moe_model.training.checkpoint import LATEST, PREVIOUS
+from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.machine import DTYPES
+from moe_model.training.options import Options
+from moe_model.training.resume import newest_before
 
 if TYPE_CHECKING:
     from moe_model.training.setup import Run
@@ -68,21 +72,49 @@ def introduction(run: Run) -> list[str]:
     return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
 
 
-def places(run: Run, reason: str) -> dict[str, str]:
-    """Where things are, and how to go on or back, by what they are called on the screen."""
+def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
+    """Where things are, and how to go on or back, by what they are called on the screen.
+
+    Every command can be pasted into a shell as it stands.
+
+    Args:
+        onset: first step of the collapse, where there is one: to go back before it.
+    """
     options = run.options
     checkpoints = options.checkpoint_dir / options.run
     found = {
         "checkpoint": str(checkpoints / LATEST),
         "log": str(options.log_dir / options.run),
     }
-    again = f"train.py --run {options.run} --resume"
     if reason == "signal":
-        found["go on"] = f"{again} auto"
+        found["go on"] = _again(run, "auto")
     if reason == "collapse":
-        found["go back"] = f"{again} {checkpoints / PREVIOUS}, with another setting"
-        found["go on"] = f"{again} auto --on-collapse log"
+        found["go back"] = _back(run, checkpoints, onset or run.progress.step)
+        found["go on"] = f"{_again(run, 'auto')} --on-collapse log"
+    if reason == "finished":
+        best = shlex.quote(str(checkpoints / (BEST if (checkpoints / BEST).exists() else LATEST)))
+        found["try it"] = f"python -m moe_model.generate {best}"
     return found
+
+
+def _back(run: Run, checkpoints: Path, onset: int) -> str:
+    sound = newest_before(checkpoints, onset)
+    if sound is None:
+        return f"no checkpoint is from before step {onset}: start again, with another setting"
+    path, step = sound
+    return f"{_again(run, str(path))}  # step {step}; add the setting that you change"
+
+
+def _again(run: Run, resume: str) -> str:
+    """The command line that takes the run up again; omitted options keep their values."""
+    options, size = run.options, run.world.size
+    start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
+    words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
+    for name in ("log_dir", "checkpoint_dir"):
+        folder = getattr(options, name)
+        if folder != getattr(Options(), name):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(folder))}")
+    return " ".join(words)
 
 
 def layer_names(config: ModelConfig) -> list[str]:

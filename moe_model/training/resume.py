@@ -6,6 +6,7 @@ loss scale, and every random number is a function of seed and step (``machine.se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -72,6 +73,20 @@ def _age(checkpoint: Path) -> tuple[float, float]:
     life, step = plain.get("life", 1), plain.get("step")
     numbers = isinstance(life, int) and isinstance(step, int)
     return (life, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
+
+
+def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
+    """The newest checkpoint in ``folder`` that is older than ``step``, and its own step."""
+    found = []
+    for link in LINKS:
+        with contextlib.suppress(CheckpointError):  # gone or damaged: not one to go back to
+            at = read_plain_description(folder / link).get("step")
+            if isinstance(at, int) and 0 < at < step:
+                found.append((at, link))
+    if not found:
+        return None
+    at, link = max(found, key=lambda pair: (pair[0], -LINKS.index(pair[1])))
+    return folder / link, at
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:

@@ -28,7 +28,7 @@ from moe_model.upcycle.text import windows_of
 
 _SHAPE = Shape()
 app = App(
-    name="moe_model.upcycle",
+    name="python -m moe_model.upcycle",
     help="Turn a Llama into a Mixture of Experts with latent attention.",
     version_flags=[],
 )

@@ -106,7 +106,8 @@ def test_of_several_layers_the_numbers_say_whose_they_are() -> None:
 
 def test_without_a_checkpoint_before_the_onset_none_is_named() -> None:
     advice = advise(Finding((episode(),)), run(), [12000])
-    assert advice.next.endswith("go back to before step 11,960.")
+    assert advice.next.endswith("before step 11,960 (the log has no checkpoint that old).")
+    assert advise(Finding((episode(),)), run()).next.endswith("go back to before step 11,960.")
 
 
 def test_the_same_trouble_in_several_layers_is_one_finding_that_names_them() -> None:

@@ -58,7 +58,7 @@ def test_the_json_report_follows_its_schema(microscope: Run, scenario: Any) -> N
     assert set(finding) == {
         *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),
         *("value", "limit", "confidence", "verdict", "why", "next"),
-        *("recurrence", "evidence", "grades", "short"),
+        *("recurrence", "evidence", "grades", "short", "worst_at", "now"),
     }
     assert (run["exit_code"], run["state"], finding["rule"]) == (2, "finished", "COLLAPSE")
     assert (finding["severity"], finding["layers"]) == ("crit", ["L3"])

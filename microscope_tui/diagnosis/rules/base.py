@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.thresholds import ENTER_SHARE, LEAST_LINES
+from microscope_tui.diagnosis.timing import ENTER_SHARE, LEAST_LINES
 from microscope_tui.runlog.records import RunRecord
 
 

@@ -101,12 +101,10 @@ class BiasRunaway(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        rate = run.balance.get("bias_update_rate")
-        further = f", up to {10 * rate:g}" if isinstance(rate, int | float) and rate > 0 else ""
-        return (
-            f"{stronger_balance(run)}, and on while the bias still grows in a straight line"
-            f"{further}; a bias on softmax logits needs far more than one on sigmoid scores"
-        )
+        words = f"{stronger_balance(run, worst)}, and further while it still grows like this"
+        if run.score_function in ("sigmoid", "softmax"):
+            return words
+        return f"{words}; a bias on softmax logits needs far more than one on sigmoid scores"
 
 
 def _line(steps: list[int], values: list[float]) -> tuple[float, float]:

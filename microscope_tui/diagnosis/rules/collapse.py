@@ -8,13 +8,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
 from microscope_tui.diagnosis.signals import Signal, StepView, value_at
-from microscope_tui.diagnosis.windows import (
-    FirstValues,
-    SummedCounts,
-    Trail,
-    median,
-    window_steps,
-)
+from microscope_tui.diagnosis.windows import FirstValues, SummedCounts, window_steps
 from microscope_tui.runlog.records import RunRecord
 
 _MARGIN = 1.3  # of a limit without a limit of its own for recovery
@@ -32,12 +26,11 @@ class Suspect(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and what was usual before."""
+    """The suspects, and who was even before."""
 
     first: FirstValues
     """c of the first steps: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Suspect] = {}
-    usual: Trail = msgspec.field(default_factory=lambda: Trail(every=2, size=32))
     uneven_at: list[int] = []
     """Per router the last step at which it was not even."""
     settled: set[int] = set()
@@ -68,7 +61,6 @@ class Collapse(Rule):
     def restart(self, step: int) -> None:
         memory = self.memory
         memory.suspects.clear()
-        memory.usual.forget_from(step)
         memory.first.forget_from(step)
         # The bias may be lost: as at the start, a router has to settle first.
         memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
@@ -79,12 +71,11 @@ class Collapse(Rule):
             return None
         if self.context.relative:
             memory.first.add(view.step, signal.values)
+        self._settle(view.step, signal)
         leave = self.limits.leave
         if signal.known and signal.low > leave and not memory.suspects:
-            self._remember(view, signal)
             return {}
         found: dict[int, Reading | None] = {}
-        self._settle(view.step, signal)
         for index, value in enumerate(signal.values):
             suspect = memory.suspects.get(index)
             if value != value:
@@ -96,15 +87,7 @@ class Collapse(Rule):
                     del memory.suspects[index]
                 else:
                     found[index] = self._look_closer(view, index, value, suspect)
-        if not found:
-            self._remember(view, signal)
         return found
-
-    def _remember(self, view: StepView, signal: Signal) -> None:
-        self._settle(view.step, signal)
-        effective = view.signal("effective_experts")
-        if effective is not None:
-            self.memory.usual.add(view.step, effective.values)
 
     def _settle(self, step: int, signal: Signal) -> None:
         """Note who stops being even after a long time of it."""
@@ -133,9 +116,6 @@ class Collapse(Rule):
                 facts["unseen"] = "hot expert"
         else:
             value, enough = self._sum(counts, suspect, router.top_k, facts)
-        usual = median(self.memory.usual.column(index))
-        if usual == usual:  # the median is not moved by a slide that ends in the collapse
-            facts["usual"] = usual
         if reference is not None:
             facts["reference"] = reference
         if view.signal("entropy") is None:
@@ -235,11 +215,12 @@ class Collapse(Rule):
         effective, usual = number(worst, "effective"), number(worst, "usual")
         of_all = number(worst, "judged") or size_of(worst)
         why = f"{effective or 0:.1f} of {of_all:.0f} experts effective"
-        if usual is not None and usual > (effective or 0):
+        without = listed(worst.facts.get("without", ()))
+        if usual is not None and usual > (effective or 0) and not without:
             why += f" ({usual:.1f} before)"
         if (reference := number(worst, "reference")) is not None:
             why += f"; c {worst.value:.2f}, {reference:.2f} in the reference"
-        if without := listed(worst.facts.get("without", ())):
+        if without:
             why += f", without {without}, which every token chooses"
         share, busiest = number(worst, "share"), worst.facts.get("experts", ())
         if share is not None:
@@ -269,4 +250,4 @@ class Collapse(Rule):
                 "evaluate on other data too, and see whether the router's bias was loaded with its "
                 "weights; if it is so everywhere, the model was trained into it"
             )
-        return stronger_balance(run)
+        return stronger_balance(run, worst)

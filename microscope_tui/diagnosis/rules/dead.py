@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import stronger_balance
+from microscope_tui.diagnosis.balancing import BACK, stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, size_of
@@ -171,7 +171,7 @@ class Dead(Rule):
     def why(worst: Episode, run: RunRecord) -> str:
         return (
             f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
-            f"nothing in three windows in a row, up to step {worst.last:,}"
+            "nothing in three windows in a row"
         )
 
     @staticmethod
@@ -181,7 +181,9 @@ class Dead(Rule):
                 "compare with the model before this training; keep the experts: few tokens do "
                 "not make them useless"
             )
-        return f"{stronger_balance(run)}, or re-initialise their router rows"
+        return (
+            f"{stronger_balance(run, worst)}, then either re-initialise their router rows or {BACK}"
+        )
 
 
 def _summed(before: list[int], counts: list[int]) -> list[int]:

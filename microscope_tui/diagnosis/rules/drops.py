@@ -51,4 +51,4 @@ class Drops(Rule):
             if factor
             else "raise the capacity factor"
         )
-        return f"{raise_it} or go dropless, and look which expert overflows"
+        return f"{raise_it} or go dropless, and find out which expert overflows"

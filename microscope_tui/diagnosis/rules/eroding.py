@@ -142,13 +142,14 @@ class Eroding(Rule):
     def why(worst: Episode, run: RunRecord) -> str:
         left = number(worst, "left") or 0
         return (
-            f"c fell from {number(worst, 'from') or 0:.2f} to {worst.value:.2f} and reaches "
-            f"{worst.limit:.2f} in about {left:,.0f} steps"
+            f"c fell from {number(worst, 'from') or 0:.2f} to {worst.value:.2f} and "
+            f"{'reaches' if worst.active else 'would have reached'} {worst.limit:.2f} in about "
+            f"{left:,.0f} {'step' if round(left) == 1 else 'steps'}"
         )
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        return f"{stronger_balance(run)} now, while it is cheap"
+        return stronger_balance(run, worst) + (" now, while it is cheap" if worst.active else "")
 
 
 def _trend(steps: Sequence[int], values: Sequence[float]) -> tuple[float, float]:

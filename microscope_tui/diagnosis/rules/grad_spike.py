@@ -60,7 +60,7 @@ class GradSpike(Rule):
             return None
         finite = math.isfinite(norm)
         if not finite or memory.lately:
-            memory.lately.append(0 if finite else view.step)
+            memory.lately.append(0 if finite else max(1, view.step))
             del memory.lately[: -self.limits.persistence]
             if not any(memory.lately):
                 memory.lately = []
@@ -118,7 +118,7 @@ class GradSpike(Rule):
                 f"{number(worst, 'of') or 0:.0f} steps: they teach nothing, or spoil the weights"
             )
         return (
-            f"the gradient norm reached {number(worst, 'norm') or 0:.3g}, "
+            f"a gradient norm of {number(worst, 'norm') or 0:.3g}, "
             f"{worst.value:,.0f} times its median of the last 200 logged steps"
         )
 

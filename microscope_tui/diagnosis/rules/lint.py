@@ -1,9 +1,13 @@
 """LINT: settings that are known to spoil a run, told at the first step under each header."""
 
+import sys
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from microscope_tui.diagnosis.balancing import right_sign
+from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
+from microscope_tui.diagnosis.circumstances import WRONG_SIGN
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
@@ -32,6 +36,11 @@ _TEXTS = {
         "gpt-oss ships with an auxiliary weight of 0.9, made for its own training",
         "fine-tune with router_aux_loss_coef 1e-5 or so",
     ),
+    WRONG_SIGN: (
+        "the bias of busy experts rises and that of idle ones falls, step after step: the update "
+        "has the wrong sign",
+        right_sign(),
+    ),
     "few tokens": (
         "an expert can expect less than one token a step: single steps say nothing",
         "log sums over more steps, or read the trend only",
@@ -42,6 +51,7 @@ _TEXTS = {
     ),
 }
 _INFO = ("few tokens", "one rank")
+_FROM_STEPS = ("aux pooled", WRONG_SIGN)
 _OF_TRANSFORMERS = "output_router_logits"
 
 
@@ -55,43 +65,57 @@ class Memory(msgspec.Struct):
     """Steps in a row."""
     pooled_at: int | None = None
     """Step from which on it counts as pooled."""
+    sign: SignMemory = msgspec.field(default_factory=SignMemory)
 
 
 class Lint(Rule):
-    """Reads the header; one setting shows only in the steps."""
+    """Reads the header; two settings show only in the steps."""
 
     name = "LINT"
     subject = "A setting to check"
     means = "A setting of the run is known to cost it its routers, whatever the load shows so far."
-    formula = "from the header: " + "; ".join(_TEXTS)
+    formula = (
+        f"from the header: {'; '.join(cause for cause in _TEXTS if cause not in _FROM_STEPS)}; "
+        f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
+    )
     in_warm_up = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.LINT
+        self.sign = BiasSign(self.context)
 
     def start(self) -> None:
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         at = self.memory.pooled_at
-        self.memory = Memory(pooled_at=at if at is not None and at < step else None)
+        self.memory = Memory(
+            pooled_at=at if at is not None and at < step else None,
+            sign=again(self.memory.sign, step),
+        )
 
     def change(self, context: Context) -> None:
         super().change(context)
         self.memory.looked = False
         if not self._may_pool():
             self.memory.pooled_for, self.memory.pooled_at = 0, None
+        self.memory.sign = again(self.memory.sign, sys.maxsize) if self.sign.moves else SignMemory()
 
     def standing(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
         pooled = memory.pooled_at is None and bool(view.record.losses) and self._pools_now(view)
-        if memory.looked and not pooled:
+        turned = self.sign.observe(view, memory.sign)
+        if memory.looked and not pooled and not turned:
             return None
         if pooled:
             memory.pooled_at = view.step
         if not memory.looked:
             memory.looked, memory.causes = True, list(self._settings(view))
-        causes = [*memory.causes, *(["aux pooled"] if memory.pooled_at is not None else [])]
+        causes = list(memory.causes)
+        if memory.pooled_at is not None:
+            causes.append("aux pooled")
+        if memory.sign.wrong_at is not None:
+            causes.append(WRONG_SIGN)
         return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
 
     def _settings(self, view: StepView) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from microscope_tui.diagnosis.divergence import calm_down
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -116,7 +117,7 @@ class Logits(Rule):
     def why(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "range":
             logit, most = number(worst, "logit") or 0, number(worst, "most") or 0
-            return f"a router logit reached {logit:.0f} in bf16 (limit {most:.0f})"
+            return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})"
         return (
             f"the z-loss is {worst.value:,.1f} times its median of the last 200 logged steps "
             f"({number(worst, 'z') or 0:.3g} against {number(worst, 'usual') or 0:.3g})"
@@ -124,13 +125,7 @@ class Logits(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        weight = run.balance.get("z_loss_weight")
-        z_loss = (
-            f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
-            if isinstance(weight, int | float) and 0 < weight < 1
-            else "add a z-loss of 1e-3"
-        )
-        return f"compute the router in fp32, {z_loss}, lower the learning rate"
+        return calm_down(run)
 
 
 def _graver(one: Reading | None, other: Reading) -> Reading:

@@ -213,6 +213,11 @@ class Oscillation(Rule):
                 "no balancing is on that could overshoot: look what alternates in the data, or "
                 "whether counts and tokens are of the same micro-batches"
             )
+        if method == "aux":
+            return (
+                "find out what alternates in the data or the micro-batches; if nothing does, "
+                f"{weaker_balance(run)}"
+            )
         weaker = f"{weaker_balance(run)}, or average the load over more steps before each update"
         if method not in KNOBS:
             return f"if a balancing acts on these layers, {weaker}; if none does, look at the data"

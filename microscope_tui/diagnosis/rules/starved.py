@@ -135,7 +135,12 @@ class Starved(Rule):
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
-        text = f"{worst.value:.0%} of {size_of(worst)} experts get less than a tenth of their share"
+        size, share = size_of(worst), worst.value
+        starved = round(share * size)
+        text = (
+            f"{starved} of {size} experts ({share:.0%}) {'gets' if starved == 1 else 'get'} less "
+            "than a tenth of the fair share"
+        )
         reference = number(worst, "reference")
         return text if reference is None else f"{text} ({reference:.0%} in the reference)"
 
@@ -143,4 +148,4 @@ class Starved(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile != "pretrain":
             return "look whether the data became narrower; on narrow data a long tail is normal"
-        return f"{stronger_balance(run)}; on narrow data a long tail is normal"
+        return f"{stronger_balance(run, worst)}; on narrow data a long tail is normal"

@@ -1,0 +1,73 @@
+"""What else is wrong in the run, as far as it changes the advice of one finding."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from microscope_tui.diagnosis.divergence import Divergence, divergences
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.reading import Severity
+
+WRONG_SIGN = "wrong bias sign"
+"""Cause of the LINT finding of a bias update that feeds the busy experts."""
+_STARVING = ("ERODING", "COLLAPSE", "DEAD")
+_GAP = 50
+"""Steps between the end of one trouble of a router and the onset of the next that it led to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """The surroundings of one finding."""
+
+    onset: int
+    """The earliest onset of the chain of troubles that the finding is part of."""
+    divergence: Divergence | None = None
+    """The explosion that the finding is part of."""
+    wrong_sign: bool = False
+    """The bias update has the wrong sign."""
+    uneven: str = ""
+    """COLLAPSE or ERODING, where one of the finding's layers has it at the same time."""
+
+
+def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
+    """What the other episodes of the run mean for ``finding``."""
+    others = list(beside)
+    mine = {(e.rule, e.router_index, e.onset) for e in finding.episodes}
+    for divergence in divergences(others):
+        if mine & {(e.rule, e.router_index, e.onset) for e in divergence.episodes}:
+            return Circumstances(min(divergence.onset, finding.onset), divergence)
+    return Circumstances(
+        onset=min(_chain_onset(episode, others) for episode in finding.episodes),
+        wrong_sign=any(
+            e.rule == "LINT" and e.active and e.facts.get("cause") == WRONG_SIGN for e in others
+        ),
+        uneven=next(
+            (e.rule for rule in ("COLLAPSE", "ERODING") for e in others if e.rule == rule
+             and e.severity >= Severity.WARN and _overlaps(e, finding.episodes)),
+            "",
+        ),
+    )  # fmt: skip
+
+
+def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
+    """The onset of the first trouble of this router that led to this one without a pause."""
+    onset = episode.onset
+    if episode.rule not in _STARVING:
+        return onset
+    before = [
+        e for e in others
+        if e.rule in _STARVING and e.router_index == episode.router_index
+        and e.severity >= Severity.WARN
+    ]  # fmt: skip
+    for earlier in sorted(before, key=lambda e: -e.onset):
+        if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
+            onset = earlier.onset
+    return onset
+
+
+def _overlaps(trouble: Episode, episodes: Sequence[Episode]) -> bool:
+    return any(
+        trouble.router_index == e.router_index
+        and trouble.onset <= e.last
+        and (trouble.recovered_at is None or trouble.recovered_at > e.onset)
+        for e in episodes
+    )

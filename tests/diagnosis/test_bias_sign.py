@@ -1,0 +1,178 @@
+"""A bias update with the wrong sign is found; one that is only slow, late, averaged or too fast
+is not. The router here is a real one in small: what the bias does to the load is simulated."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
+from microscope_tui.diagnosis.circumstances import WRONG_SIGN
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
+from microscope_tui.scenarios.synthetic import draw_counts
+
+E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
+ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))
+HEADER = RunRecord("r", ROUTER, balance={"method": "bias", "bias_update_rate": 0.001})
+Line = tuple[list[list[int]], list[list[float]]]
+
+
+class Routers:
+    """Routers whose bias is updated from their load."""
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        seed: int = 0,
+        every: int = 1,
+        memory: float = 0.0,
+        proportional: bool = False,
+        logged_after: bool = False,
+        spread: float = 0.05,
+    ) -> None:
+        self.rng, self.rate, self.spread = random.Random(seed), rate, spread
+        self.every, self.memory, self.proportional = every, memory, proportional
+        self.logged_after, self.step = logged_after, 0
+        self.skill = [[self.rng.gauss(0, 0.7) for _ in range(E)] for _ in ROUTER]
+        self.bias = [[0.0] * E for _ in ROUTER]
+        self.mean = [[0.0] * E for _ in ROUTER]
+
+    def __next__(self) -> Line:
+        self.step += 1
+        counts, routed_with = [], [list(row) for row in self.bias]
+        for skill, bias, mean in zip(self.skill, self.bias, self.mean, strict=True):
+            logs = [
+                max(-9.0, min(9.0, s + b / self.spread)) for s, b in zip(skill, bias, strict=True)
+            ]
+            row = draw_counts([2.718**x for x in logs], TOKENS, K, self.rng)
+            counts.append(row)
+            for e, n in enumerate(row):
+                over = n * E / (TOKENS * K) - 1
+                mean[e] = self.memory * mean[e] + (1 - self.memory) * over
+                if self.step % self.every == 0:
+                    size = mean[e] if self.proportional else (mean[e] > 0) - (mean[e] < 0)
+                    bias[e] -= self.rate * size
+        return counts, [list(row) for row in self.bias] if self.logged_after else routed_with
+
+    def __iter__(self) -> Iterator[Line]:
+        return self
+
+
+def view(step: int, line: Line, *, with_counts: bool = True) -> StepView:
+    counts, biases = line
+    effective = [measures.effective_experts(row) for row in counts]
+    record = StepRecord(step, tokens=TOKENS, router=RouterSummary(effective_experts=effective))
+    source: Callable[[int], Any] = lambda i: counts[i] if with_counts else None  # noqa: E731
+    bias: Callable[[int], Any] = lambda i: biases[i] if with_counts else None  # noqa: E731
+    return StepView(record, ROUTER, source, bias)
+
+
+def wrong_at(routers: Routers, steps: int = 1500, counts_every: int = 1) -> int | None:
+    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    for step in range(1, steps + 1):
+        shown = step % counts_every == 0
+        sign.observe(view(step, next(routers), with_counts=shown), memory)
+    return memory.wrong_at
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "changes", [{}, {"logged_after": True}, {"memory": 0.9}, {"proportional": True}, {"every": 4}]
+)
+def test_a_bias_that_feeds_the_busy_experts_is_found(changes: Any, seed: int) -> None:
+    found = wrong_at(Routers(-0.001, seed=seed, **changes))
+    assert found is not None
+    assert found <= 130 * changes.get("every", 1)
+
+
+def test_it_is_found_where_only_some_lines_have_counts() -> None:
+    assert wrong_at(Routers(-0.001), counts_every=10) is not None
+
+
+RIGHT: list[dict[str, Any]] = [
+    {"rate": 0.001},
+    {"rate": 0.001, "logged_after": True},
+    {"rate": 0.0},
+    {"rate": 0.05},
+    {"rate": 0.05, "logged_after": True},
+    {"rate": 0.01, "memory": 0.98},
+    {"rate": 0.02, "memory": 0.95},
+    {"rate": 0.002, "memory": 0.99},
+    {"rate": 0.01, "proportional": True},
+    {"rate": 0.1, "proportional": True, "logged_after": True},
+    {"rate": 0.02, "every": 10, "memory": 0.9},
+    {"rate": 0.1, "every": 7},
+]
+
+
+@pytest.mark.parametrize("counts_every", [1, 5, 20])
+@pytest.mark.parametrize("settings", RIGHT)
+def test_the_right_sign_is_not_blamed_however_it_is_applied(
+    settings: dict[str, Any], counts_every: int
+) -> None:
+    for seed in range(2):
+        assert wrong_at(Routers(**settings, seed=seed), counts_every=counts_every) is None
+
+
+def swinging(step: int, period: float, lag: int = 0) -> Line:
+    """A load that goes round, and the bias that follows it with the right sign, ``lag`` late."""
+    turns = [2 * math.pi * (step / period + e / E) for e in range(E)]
+    fair = TOKENS * K / E
+    counts = [round(fair * (1 + 0.95 * math.cos(turn))) for turn in turns]
+    late = 2 * math.pi * lag / period
+    return [counts] * ROUTERS, [[-0.05 * math.sin(turn - late) for turn in turns]] * ROUTERS
+
+
+@pytest.mark.parametrize(
+    ("period", "lag", "counts_every"),
+    [(10.3, 0, 10), (21.0, 0, 20), (2.05, 0, 2), (6.0, 3, 1), (24.0, 0, 20), (48.0, 12, 1)],
+)
+def test_a_swing_that_looks_reversed_in_few_lines_is_not_a_wrong_sign(
+    period: float, lag: int, counts_every: int
+) -> None:
+    sign, memory = BiasSign(Context(HEADER)), SignMemory()
+    for step in range(counts_every, 400 * counts_every, counts_every):
+        sign.observe(view(step, swinging(step, period, lag)), memory)
+    assert memory.outcomes, "it was tried"
+    assert memory.wrong_at is None
+
+
+def test_after_it_was_corrected_and_resumed_it_ends() -> None:
+    sign, memory, routers = BiasSign(Context(HEADER)), SignMemory(), Routers(-0.001)
+    for step in range(1, 201):
+        sign.observe(view(step, next(routers)), memory)
+    assert memory.wrong_at is not None
+    memory, routers.rate = again(memory, 201), 0.001
+    assert memory.wrong_at is not None
+    for step in range(201, 260):
+        sign.observe(view(step, next(routers)), memory)
+    assert memory.wrong_at is None
+
+
+@pytest.mark.parametrize("method", ["aux", "none"])
+def test_a_bias_that_no_update_moves_is_not_tried(method: str) -> None:
+    header = RunRecord("r", ROUTER, balance={"method": method})
+    assert not BiasSign(Context(header)).moves
+    assert not BiasSign(Context(HEADER, profile="eval")).moves
+
+
+def test_every_advice_of_such_a_run_says_to_turn_the_sign(scenario: Any, open_log: Any) -> None:
+    diagnosis: Diagnosis = open_log(
+        scenario("bias-wrong-sign", routers=3, steps=400) / "metrics.jsonl"
+    ).diagnosis
+    said = {
+        f.rule: advise(f, diagnosis.run, diagnosis.checkpoints, diagnosis.episodes).next
+        for f in diagnosis.findings()
+    }
+    assert {"LINT", "COLLAPSE"} <= set(said)
+    assert {e.facts["cause"] for e in diagnosis.episodes if e.rule == "LINT"} == {WRONG_SIGN}
+    assert not any("raise bias_update_rate" in words.lower() for words in said.values())
+    assert "Turn the sign of the bias update around" in said["COLLAPSE"]
