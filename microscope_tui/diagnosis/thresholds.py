@@ -28,11 +28,9 @@ class CollapseLimits:
     even: float = 0.8
     """A layer that was at least so even …"""
     even_steps: int = 50
-    """… for so many steps has settled: the warm-up does not excuse its fall. Routers that are
-    uneven at the start need about 40 steps to even out."""
+    """… for so many steps has settled: the warm-up does not excuse its fall."""
     relative_fall: float = 0.3
-    """In a fine-tuning, and against a baseline, a warning needs a c that lost this share of its
-    reference. Of one healthy model, data of one kind lie within 0.42 … 0.85."""
+    """A warning in a fine-tuning needs a c that lost this share of its reference."""
     reference_steps: int = 50
     """Lines whose median is the reference of a fine-tuning without a baseline."""
 

@@ -76,11 +76,11 @@ def test_experts_that_came_back_are_not_listed_as_without_tokens(
 ) -> None:
     def sick(n: int) -> list[int]:
         row = balanced()
-        for expert in (3, 6) if 200 <= n < 301 else (3,) if n >= 301 else ():
+        for expert in (3, 6) if 200 <= n < 451 else (3,) if n >= 451 else ():
             row[0], row[expert] = row[0] + row[expert], 0
         return row
 
-    said = told(judge([make_header(), *steps(1, 600, sick)]), "DEAD")
+    said = told(judge([make_header(), *steps(1, 800, sick)]), "DEAD")
     worst, _, now = said.why.partition(" Now ")
     assert "2 of 8 experts (3, 6) received nothing" in worst
     assert "1 of 8 experts (3) received nothing" in now
