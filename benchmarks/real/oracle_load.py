@@ -37,11 +37,15 @@ def collapse(log: ArrayLog, zone: Zone, limit: float = 0.35) -> Stretches:
 
 
 def dead(log: ArrayLog, zone: Zone) -> Stretches:
-    """The same expert at zero through three windows of eight steps and 56 expected tokens."""
+    """The same expert at zero for 100 steps and three windows of 8 steps, 56 expected tokens."""
     fair = log.tokens.mean() * log.top_k / log.num_experts
     window = max(8, math.ceil(56 / fair))
     # Windows lie on a raster: only four in a row contain three for sure.
-    needed = {Zone.CERTAIN: 4 * window, Zone.NOMINAL: 3 * window, Zone.POSSIBLE: 3 * window - 1}
+    needed = {
+        Zone.CERTAIN: max(4 * window, 100 + 2 * window),
+        Zone.NOMINAL: max(3 * window, 100),
+        Zone.POSSIBLE: max(3 * window - 1, 100),
+    }
     found: Stretches = {}
     for index, name in enumerate(log.names):
         for zero_S in (log.counts_SLE[:, index] == 0).T:
@@ -59,8 +63,13 @@ def starved(log: ArrayLog, zone: Zone) -> Stretches:
 
 
 def overload(log: ArrayLog, zone: Zone) -> Stretches:
-    """MaxVio above three times its median of the first 100 judged steps, and above 1, 25 steps."""
-    if len(log.steps) <= 2 * WARM_UP:
+    """MaxVio above three times its median of the first 100 judged steps, and above 1, 25 steps.
+
+    Information, and no warning, where neither a capacity nor ranks make others wait for an expert.
+    """
+    ranks = int(log.header.get("expert_parallel_size") or 1)
+    bounded = ranks > 1 or log.header["model"].get("capacity_factor")
+    if not bounded or len(log.steps) <= 2 * WARM_UP:
         return {}
     loads_SLE = log.counts_SLE / log.counts_SLE.mean(-1, keepdims=True)
     violation_SL = loads_SLE.max(-1) - 1
@@ -86,13 +95,25 @@ def oscillation(log: ArrayLog, zone: Zone) -> Stretches:
 
 
 def _swings(loads_SE: np.ndarray, zone: Zone) -> bool:
-    """The mean autocorrelation of the loads that move has a peak, and its opposite at half."""
+    """The mean autocorrelation of the loads that move has a peak, and its opposite at half.
+
+    Or, where the sum of the steps is even and most of them are not, a peak that comes again.
+    """
     moving = loads_SE.std(0) > zone.above(SWING_SIGMA)
     if moving.mean() <= zone.above(SWING_SHARE):
         return False
     x_SE = loads_SE[:, moving] - loads_SE[:, moving].mean(0)
-    correlation = [1.0] + [_correlation(x_SE[:-lag], x_SE[lag:]) for lag in range(1, 33)]
+    correlation = [1.0] + [_correlation(x_SE[:-lag], x_SE[lag:]) for lag in range(1, 49)]
     least = SWING_AGREEMENT[zone]
+    back = least + 0.15
+    uneven = np.median((loads_SE**2).mean(-1)) > 1.1 * (loads_SE.mean(0) ** 2).mean()
+    if uneven and any(
+        correlation[period] >= back
+        and correlation[period] - min(correlation[1:period]) >= back
+        and (period > 24 or correlation[2 * period] >= back)
+        for period in range(2, 33)
+    ):
+        return True
     return any(
         correlation[period] >= least
         and min(correlation[period // 2], correlation[(period + 1) // 2]) <= -least
@@ -106,12 +127,12 @@ def _correlation(a_SE: np.ndarray, b_SE: np.ndarray) -> float:
 
 
 def meter(log: ArrayLog, zone: Zone) -> Stretches:
-    """Counts that are not tokens × k or all equal, or a loss that is no number, for 3 steps."""
+    """Counts ≠ tokens × k, above the tokens or all equal, or a loss that is not finite: 3 steps."""
     expected_S = log.tokens * log.top_k
     found: Stretches = {}
     for index, name in enumerate(log.names):
         counts_SE = log.counts_SLE[:, index]
-        wrong_S = counts_SE.sum(-1) != expected_S
+        wrong_S = (counts_SE.sum(-1) != expected_S) | (counts_SE.max(-1) > log.tokens)
         equal_S = (np.ptp(counts_SE, axis=-1) <= 1) & (expected_S >= 50 * log.num_experts)
         if stretches := lasting(log.steps, wrong_S | equal_S, zone.steps(3)):
             found[name] = stretches

@@ -10,6 +10,7 @@ from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.thresholds import GradientLimits, Limits
 from microscope_tui.report.check import told
+from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]
@@ -137,3 +138,9 @@ def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers
     found = of(judge(records), "OVERLOAD")
     assert "cause" not in found.facts
     assert (found.value, found.limit) == (pytest.approx(3.98, abs=0.01), 3.5)
+
+
+def test_an_infinite_norm_before_the_first_step_is_no_error() -> None:
+    run = RunRecord("r", (RouterInfo("L1", 1, 8, 2),))
+    diagnosis = Diagnosis(run)
+    assert diagnosis.observe(StepRecord(0, grad_norm=float("inf")), lambda index: None) == []

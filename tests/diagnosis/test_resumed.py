@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from microscope_tui.diagnosis.criteria import Criteria
@@ -196,3 +197,17 @@ def test_what_is_ignored_from_a_restore_on_is_no_longer_told(
     assert [episode.rule for episode in diagnosis.episodes] == ["COLLAPSE"]
     ignoring = Criteria(ignore=frozenset({"COLLAPSE"}))
     assert restore(save(diagnosis), diagnosis.run, ignoring).episodes == []
+
+
+def test_a_state_from_before_the_age_of_dead_experts_was_kept_is_restored(
+    judge: Make, steps: Make, make_header: Make, balanced: Make
+) -> None:
+    dying = lambda n: without_expert(balanced(), 3) if n >= 200 else balanced()  # noqa: E731
+    diagnosis = judge([make_header(), *steps(1, 250, dying)])
+    state = msgspec.msgpack.decode(save(diagnosis))
+    memory = msgspec.msgpack.decode(state["memories"]["DEAD"], strict=False)
+    assert memory.pop("windows")
+    state["memories"]["DEAD"] = msgspec.msgpack.encode(memory)
+    restored = restore(msgspec.msgpack.encode(state), diagnosis.run)
+    known = next(rule for rule in restored.rules if rule.name == "DEAD").memory
+    assert (known.dead[1], known.windows) == ({3: memory["dead"][1][3]}, {})

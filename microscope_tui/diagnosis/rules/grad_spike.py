@@ -107,7 +107,7 @@ class GradSpike(Rule):
             limit=float(limits.not_finite),
             certain=warm and often,
             facts={"cause": "non-finite", "of": limits.persistence},
-            since=steps[0],
+            since=steps[0] if steps else None,
         )
 
     @staticmethod
