@@ -1,8 +1,7 @@
 """Every limit of the diagnosis in one table, each with its evidence.
 
-c is the collapse index of ``measures.py`` (1 even, 0 collapsed on k experts). λ is the number of
-assignments an expert can expect in a window, ``tokens × k ÷ E``. A rule's limits may be set in
-the config file (``[rules.NAME]``); what was changed is said in every verdict.
+c is the collapse index of ``measures.py``. λ is the number of assignments an expert can expect in
+a window, ``tokens × k ÷ E``. The config file may change them (``[rules.NAME]``).
 """
 
 from dataclasses import dataclass, field
@@ -30,9 +29,9 @@ class CollapseLimits:
     even_steps: int = 50
     """… for so many steps has settled: the warm-up does not excuse its fall."""
     relative_fall: float = 0.3
-    """A warning in a fine-tuning needs a c that lost this share of its reference."""
+    """A warning in a fine-tuning needs a c that lost this share of its reference: the baseline, …"""
     reference_steps: int = 50
-    """Lines whose median is the reference of a fine-tuning without a baseline."""
+    """… or the median of so many first lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,8 @@ class StarvedLimits:
     over_reference: float = 0.10
     """In a fine-tuning or an evaluation only this much more than the reference counts …"""
     enter: float = 0.05
-    """… of experts below this share of the mean; an episode ends above a tenth. One of 8 experts
-    that hovers at a tenth is 12 % of them, and was an episode five times in 1,500 steps."""
+    """… of experts below this share of the mean; an episode ends above a tenth. Without it, one
+    of 8 experts that hovers at a tenth was an episode five times in 1,500 steps."""
     window: int = 25
     evidence: int = 50
     persistence: int = 50
