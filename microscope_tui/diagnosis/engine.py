@@ -41,6 +41,8 @@ class Diagnosis:
         self.last_step = 0
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
+        self.judged_since: int | None = None
+        """First step past the warm-up; see ``standing.warm_up_left``."""
         self._unmeasured: Routers = frozenset()
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
 
@@ -62,6 +64,8 @@ class Diagnosis:
         if record.step <= self.last_step:
             self.restart(record.step)
         self.last_step = record.step
+        if self.judged_since is None and record.step > self.warm_until:
+            self.judged_since = record.step
         view = StepView(record, self.run.routers, counts, biases)
         changed: list[Episode] = []
         muted: Routers = frozenset()
@@ -99,6 +103,8 @@ class Diagnosis:
         if step <= self.warm_until + AFTER_RESTART_STEPS:
             grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
         self.warm_until = grace
+        if self.judged_since is not None and self.judged_since >= step:
+            self.judged_since = None
         withdrawn = self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)

@@ -28,6 +28,7 @@ class _Saved(msgspec.Struct):
     episodes: list[Episode]
     tracks: dict[str, dict[int, Track]]
     memories: dict[str, bytes]
+    judged_since: int | None = None
 
 
 def save(diagnosis: Diagnosis) -> bytes:
@@ -43,6 +44,7 @@ def save(diagnosis: Diagnosis) -> bytes:
             episodes=diagnosis.episodes,
             tracks=diagnosis.tracks,
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
+            judged_since=diagnosis.judged_since,
         )
     )
 
@@ -71,6 +73,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadState(f"no state of a judgement: {error}") from None
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
+    diagnosis.judged_since = saved.judged_since
     diagnosis.checkpoints = saved.checkpoints
     # What is left out now was never judged: nobody would say when it is over.
     judged = {rule.name for rule in diagnosis.rules}

@@ -55,6 +55,7 @@ def view_json(view: RunView) -> str:
         "step": view.step,
         "counts_step": view.counts_step,
         "state": view.state,
+        "judged": view.no_verdict is None,
         "judged_step": view.judged_step,
         **_scalars(view.record),
         "layers": [

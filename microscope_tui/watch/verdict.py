@@ -1,0 +1,68 @@
+"""What can be said of a run that was read: why there is no verdict, and what may become one.
+
+``check``, the screens and the list of runs ask the same questions, and so give the same answers.
+"""
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
+from microscope_tui.watch.run_watch import RunWatch
+
+_OF_THE_HEADER = ("LINT",)
+"""Rules that find something without any measurement."""
+
+
+def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:
+    """Why there is no verdict on the run, in words; ``None`` where there is one.
+
+    Args:
+        step: as it was at this step; by default at the last one.
+    """
+    if (problem := _hopeless(watch)) is not None:
+        return problem
+    until = waits_until(watch, step)
+    return None if until is None else not_judged_yet(until)
+
+
+def waits_until(watch: RunWatch, step: int | None = None) -> int | None:
+    """The step until which the run is not judged, where nothing else is in the way."""
+    if watch.diagnosis is None or _hopeless(watch) is not None:
+        return None
+    return warm_up_left(watch.diagnosis, step)
+
+
+def evidence(watch: RunWatch) -> str:
+    """``L3 at .00 for 36 steps, gathering evidence``; empty where no evidence is building up."""
+    if watch.diagnosis is None or watch.latest is None or watch.run is None:
+        return ""
+    effective = watch.latest.record.router.effective_experts
+    balance = [
+        measures.collapse_index(value_at(effective, index), router.num_experts, router.top_k)
+        for index, router in enumerate(watch.run.routers)
+    ]
+    return gathering(pending(watch.diagnosis), balance)
+
+
+def _hopeless(watch: RunWatch) -> str | None:
+    """What is in the way of a verdict however many steps like these come."""
+    if watch.error:
+        return watch.error
+    if watch.diagnosis is None or watch.latest is None:
+        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
+        return f"no steps in the log yet{first}"
+    found = {episode.rule for episode in watch.diagnosis.episodes}
+    if found.issubset(_OF_THE_HEADER) and not _measured(watch):
+        return "no load of any router was measured: log tokens_per_expert or effective_experts"
+    return None
+
+
+def _measured(watch: RunWatch) -> bool:
+    """At least one router has a balance, in the last step or somewhere in the history."""
+    if watch.history is None or watch.run is None or watch.latest is None:
+        return False
+    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
+    last = watch.latest.record.router.effective_experts
+    if any(value_at(last, i) is not None for i in indices):
+        return True  # the usual case, and this is asked at every look
+    columns = (c for i in indices for c in watch.history.columns("effective_experts", i, 1))
+    return any(column.low == column.low for column in columns)
