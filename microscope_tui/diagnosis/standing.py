@@ -92,4 +92,3 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
     else:
         what = f"{first.subject.lower()} in {first.router.name}{more}"
     return f"{what} for {first.steps:,} step{'s' if first.steps > 1 else ''}, gathering evidence"
-

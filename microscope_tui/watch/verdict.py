@@ -3,13 +3,62 @@
 ``check``, the screens and the list of runs ask the same questions, and so give the same answers.
 """
 
+from typing import Annotated
+
+import msgspec
+
 from microscope_tui import measures
+from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
 from microscope_tui.watch.run_watch import RunWatch
 
 _OF_THE_HEADER = ("LINT",)
 """Rules that find something without any measurement."""
+_MOST_TROUBLES = 20
+_Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """A finding of at least a warning, as a list of runs shows it."""
+
+    rule: str
+    severity: Severity
+    layers: tuple[str, ...]
+    onset: _Step
+    active: bool
+    """Not recovered at the last step."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How a run stands, in few words: what can be kept of a run that is over."""
+
+    troubles: tuple[Trouble, ...]
+    """Active before recovered, worst first."""
+    no_verdict: str | None
+    """Why there is no verdict, where there is none."""
+    evidence: str
+    """Evidence that may become an alert, in words; mostly empty."""
+    last_step: _Step
+    planned_steps: _Step | None
+    """Of the newest run record."""
+
+
+def verdict_on(watch: RunWatch) -> Verdict:
+    """The verdict by now."""
+    with watch.lock:
+        found = watch.diagnosis.findings() if watch.diagnosis is not None else []
+        return Verdict(
+            troubles=tuple(
+                Trouble(f.rule, f.severity, f.layers, f.onset, f.active)
+                for f in found
+                if f.severity > Severity.INFO
+            )[:_MOST_TROUBLES],
+            no_verdict=why_no_verdict(watch),
+            evidence=evidence(watch),
+            last_step=watch.latest.record.step if watch.latest is not None else 0,
+            planned_steps=watch.run.planned_steps if watch.run is not None else None,
+        )
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:

@@ -119,9 +119,7 @@ def test_layers_that_fall_together_are_one_sentence(
 
 
 def test_other_evidence_goes_by_its_name(judge: Make, steps: Make, make_header: Make) -> None:
-    exploding = steps(
-        1, 304, router=lambda n: {"z_loss": [1.0, 1.0 if n <= 300 else 5.0, 1.0]}
-    )
+    exploding = steps(1, 304, router=lambda n: {"z_loss": [1.0, 1.0 if n <= 300 else 5.0, 1.0]})
     (found,) = pending(judge([make_header(), *exploding]))
     told = gathering([found], [0.9] * 3)
     assert told == "exploding router logits in L2 for 4 steps, gathering evidence"

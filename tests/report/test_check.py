@@ -108,9 +108,7 @@ def test_an_evaluation_has_no_warm_up(microscope: Run, scenario: Any) -> None:
     assert microscope("check", folder, "--profile", "eval").returncode == 0
 
 
-def test_the_smallest_documented_log_is_not_called_healthy(
-    microscope: Run, tmp_path: Path
-) -> None:
+def test_the_smallest_documented_log_is_not_called_healthy(microscope: Run, tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "run-log.md").read_text()
     log = tmp_path / "mine" / "metrics.jsonl"
     log.parent.mkdir()

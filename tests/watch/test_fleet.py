@@ -16,7 +16,8 @@ from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
 from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
 from microscope_tui.watch import fleet as fleet_module
-from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet, RunCard
+from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
+from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.view import view_of
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
