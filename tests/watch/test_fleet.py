@@ -139,7 +139,7 @@ def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None
     assert len(followed) == MOST_FOLLOWED
 
 
-def test_a_run_that_ends_makes_room_for_another(tmp_path: Path) -> None:
+def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
     fleet = Fleet(tmp_path)
     settle(fleet)
@@ -148,7 +148,7 @@ def test_a_run_that_ends_makes_room_for_another(tmp_path: Path) -> None:
         file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
     settle(fleet)
     card = cards(fleet)["run"]
-    assert (card.state, card.findings) == ("finished", None)
+    assert (card.state, card.findings) == ("finished", [])
 
 
 def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:
