@@ -90,8 +90,9 @@ class RunsScreen(PromptActions, PinActions):
             run_list.run_line(card, layout, glyphs, chosen=at == self._at)
             for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
-        if not self._cards and self._count:
-            lines.append(pad([Span("   no run matches", "dim")], columns))
+        if not self._cards:
+            why = "no run matches" if self._count else "no runs yet: a new one appears by itself"
+            lines.append(pad([Span(f"   {why}", "dim")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.query_one("#runs", Rows).show(lines)
         self.draw_last_line()
