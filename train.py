@@ -226,7 +226,7 @@ def loop(
             validate(run, checkpoints, log)
         if last or progress.step % options.save_every == 0:
             save(LATEST, run, checkpoints, log)
-        console.step(progress)
+        console.step(progress, log.evidence(progress.collapse_index))
         if options.on_collapse != "log" and world.any(any(a.is_collapse for a in alerts)):
             if options.on_collapse == "stop":
                 return "collapse"

@@ -18,7 +18,7 @@ from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.steady import SteadyLevels
 from microscope_tui.report.svg import stand_alone
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.fleet import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *SCREENS, "help")
 _PATIENCE_S = 600.0
@@ -82,6 +82,8 @@ async def draw(
 
 async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Picture:
     await _read(app)
+    if wanted.screen == "runs":
+        await _judge(app)
     await _choose(app, wanted)
     app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
     if wanted.screen == "help":
@@ -112,6 +114,14 @@ async def _read(app: Microscope) -> None:
             return
         await asyncio.sleep(_LOOK_S)
     raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
+
+
+async def _judge(app: Microscope) -> None:
+    """Until all runs that are over are judged, or it takes too long."""
+    for _ in range(round(JUDGING_S / _LOOK_S)):
+        if not app.session.fleet.is_judging:
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _choose(app: Microscope, wanted: Wanted) -> None:

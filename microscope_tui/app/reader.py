@@ -16,6 +16,7 @@ from microscope_tui.watch.run_watch import RunWatch
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # the screen has the lock and the processor in between
 _HUSH_S = 0.05
+_AFTER_A_KEY_S = 0.3  # a key that is held repeats sooner: runs that are over can wait
 _IDLE_S = 0.25
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
@@ -35,7 +36,7 @@ class Reader:
         self._may_leave = may_leave
         self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
         self._wanted: SimpleQueue[RunFile] = SimpleQueue()
-        self._quiet_until = 0.0
+        self._quiet_until = self._judging_from = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
@@ -52,6 +53,11 @@ class Reader:
     def hush(self) -> None:
         """Something is about to be drawn: stand back until it is."""
         self._quiet_until = time.monotonic() + _HUSH_S
+
+    def key_pressed(self) -> None:
+        """Somebody is at the keys: what is only done in the background pauses."""
+        self.hush()
+        self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
     def choose(self, file: RunFile) -> None:
         """Open a run and stay there; done with the next turn."""
@@ -113,10 +119,26 @@ class Reader:
         """Until something happens, or it is time to poll; true if an event woke us."""
         waits = _PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1
         for _ in range(waits):
-            if self.events.wait(_IDLE_S):
+            if self._rest(time.monotonic() + _IDLE_S):
                 return True
             if self._stop.is_set() or not self._wanted.empty():
                 return False
+        return False
+
+    def _rest(self, until: float) -> bool:
+        """Judge runs that are over for half of the time until then; true if an event came."""
+        while (now := time.monotonic()) < until and not self._stop.is_set():
+            if not self._wanted.empty():
+                return False
+            undisturbed = max(self._judging_from, self._quiet_until)
+            if undisturbed > now:
+                pause = min(undisturbed, until) - now
+            elif self.fleet.judge_finished():
+                pause = time.monotonic() - now  # as long as it worked
+            else:
+                pause = until - now
+            if self.events.wait(pause):
+                return True
         return False
 
     def _doubt_events(self) -> None:

@@ -9,17 +9,17 @@ import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_state_path
-
-from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.state_folder import (
+    read_small,
+    remove_oldest,
+    state_folder,
+    write_whole,
+)
 
 _VERSION = 1
 _MOST_BYTES = 64 << 10
@@ -54,7 +54,7 @@ def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
     """
     try:
         folder = os.path.realpath(logs)
-        stored = json.loads(_content(_file_of(folder, state_dir)))
+        stored = json.loads(read_small(_file_of(folder, state_dir), _MOST_BYTES))
     except (OSError, ValueError, RecursionError):  # no file, no JSON, or no state folder at all
         return SavedView()
     if not isinstance(stored, dict) or stored.get("version") != _VERSION:
@@ -73,34 +73,21 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
     try:
         folder = os.path.realpath(logs)
         path = _file_of(folder, state_dir)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _replace(path, _encoded(folder, view))
+        write_whole(path, _encoded(folder, view))
     except (OSError, ValueError) as error:
-        where = safe_text(state_dir or _state_dir(), _MOST_CHARS)
+        where = safe_text(state_dir or state_folder(), _MOST_CHARS)
         why = getattr(error, "strerror", None) or error
         return safe_text(
             f"the view is not kept: {where}: {why}; make it writable, or set XDG_STATE_HOME",
             2 * _MOST_CHARS,
         )
-    _remove_oldest(path)
+    remove_oldest(path.parent, _OUR_FILE, _MOST_FILES, kept=path.name)
     return None
-
-
-def _state_dir() -> Path:
-    return user_state_path("moe-microscope", appauthor=False)
 
 
 def _file_of(folder: str, state_dir: Path | None) -> Path:
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return (state_dir or _state_dir()) / "views" / f"{name}.json"
-
-
-def _content(path: Path) -> bytes:
-    with os.fdopen(open_regular_file(path), "rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ValueError(f"more than {_MOST_BYTES:,} bytes")
-    return data
+    return (state_dir or state_folder()) / "views" / f"{name}.json"
 
 
 def _view_of(stored: dict[str, Any]) -> SavedView:
@@ -133,32 +120,3 @@ def _encoded(folder: str, view: SavedView) -> bytes:
         if len(data) <= _MOST_BYTES or not view.seen:
             return data
         view = replace(view, seen=view.seen[len(view.seen) // 2 + 1 :])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write ``path`` at once as a whole; readable by its owner alone, as ``mkstemp`` makes it."""
-    file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(file, "wb") as whole:
-            whole.write(data)
-        os.replace(name, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _remove_oldest(kept: Path) -> None:
-    """Of our files beside ``kept`` the newest stay; what cannot be removed is tried again later."""
-    with suppress(OSError):
-        for _, path in sorted(_files_beside(kept), reverse=True)[_MOST_FILES - 1 :]:
-            os.unlink(path)
-
-
-def _files_beside(kept: Path) -> Iterator[tuple[int, str]]:
-    """Time of change and path of every other file that a save has left."""
-    with os.scandir(kept.parent) as entries:
-        for entry in entries:
-            ours = _OUR_FILE.fullmatch(entry.name) and entry.name != kept.name
-            if ours and entry.is_file(follow_symlinks=False):
-                yield entry.stat(follow_symlinks=False).st_mtime_ns, entry.path

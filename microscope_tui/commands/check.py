@@ -57,7 +57,7 @@ def check(path: Path, /, options: Options = _DEFAULTS) -> int:
         print_data(json.dumps(as_json(judgements), indent=2, ensure_ascii=False))
     else:
         print_data("\n".join(as_text(judgement) for judgement in judgements))
-    return worst_code([judgement.exit_code for judgement in judgements])
+    return worst_code(judgements)
 
 
 def _demand(options: Options, baseline: Baseline | None) -> Demand:

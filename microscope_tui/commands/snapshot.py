@@ -3,13 +3,14 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.config import user_criteria
+from microscope_tui.commands.config import read_config, user_criteria
 from microscope_tui.console import (
     PIPE,
     USAGE,
@@ -29,9 +30,11 @@ from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.fleet import Fleet, RunCard
+from microscope_tui.watch.fleet import JUDGING_S, Fleet
 from microscope_tui.watch.moment import Pin, pin_at
+from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.verdict_cache import VerdictCache
 from microscope_tui.watch.view import view_of
 
 _SMALLEST = (20, 5)
@@ -134,13 +137,21 @@ def _fleet(path: Path) -> Fleet:
     runs = runs_at(path, known=known)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    return Fleet(path, known=known, criteria=user_criteria())
+    user = read_config()
+    kept = VerdictCache(user.criteria, keeps=False) if user.view.remember else None
+    return Fleet(path, known=known, criteria=user.criteria, kept=kept)
 
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
-    """All runs; the live ones are judged."""
+    """All runs; the live ones are judged, and those that are over as far as there is time."""
     fleet.search(now=True)
     while fleet.turn():
+        pass
+    fleet.search(now=True)  # it follows the live ones only now
+    while fleet.turn():
+        pass
+    until = time.monotonic() + JUDGING_S
+    while time.monotonic() < until and fleet.judge_finished():
         pass
     return fleet.cards()
 

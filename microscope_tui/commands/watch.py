@@ -28,6 +28,7 @@ from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import take_over_stdin
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.verdict_cache import VerdictCache
 
 
 def watch_with(path: Path, limit: int, user: UserConfig) -> int:
@@ -49,7 +50,8 @@ def watch_with(path: Path, limit: int, user: UserConfig) -> int:
         return _print(read(runs[0], criteria, limit), user)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    return _open(Fleet(path, limit, known, criteria), user)
+    kept = VerdictCache(criteria) if user.view.remember else None
+    return _open(Fleet(path, limit, known, criteria, kept), user)
 
 
 def _watch_pipe(limit: int, user: UserConfig) -> int:

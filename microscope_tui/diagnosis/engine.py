@@ -46,6 +46,8 @@ class Diagnosis:
         """Steps between the last lines; the smallest is what the log is spaced by."""
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
+        self.judged_since: int | None = None
+        """First step past the warm-up; see ``standing.warm_up_left``."""
         self._unmeasured: Routers = frozenset()
         self.restarted = False
         """No step was seen since the run went back."""
@@ -70,6 +72,8 @@ class Diagnosis:
             self.restart(record.step)
         self._space(record.step - self.last_step)
         self.last_step = record.step
+        if self.judged_since is None and record.step > self.warm_until:
+            self.judged_since = record.step
         view = StepView(record, self.run.routers, counts, biases)
         self.ledger.see(view)
         changed: list[Episode] = []
@@ -141,6 +145,8 @@ class Diagnosis:
         if step <= self.warm_until + AFTER_RESTART_STEPS:
             grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
         self.warm_until = grace
+        if self.judged_since is not None and self.judged_since >= step:
+            self.judged_since = None
         withdrawn = self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)

@@ -33,6 +33,7 @@ class _Saved(msgspec.Struct):
     memories: dict[str, bytes]
     past: Trail | None = None
     """Missing in the states of older versions."""
+    judged_since: int | None = None
 
 
 def save(diagnosis: Diagnosis) -> bytes:
@@ -51,6 +52,7 @@ def save(diagnosis: Diagnosis) -> bytes:
             tracks=diagnosis.tracks,
             past=diagnosis.ledger.past,
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
+            judged_since=diagnosis.judged_since,
         )
     )
 
@@ -79,6 +81,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadState(f"no state of a judgement: {error}") from None
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
+    diagnosis.judged_since = saved.judged_since
     diagnosis.checkpoints = saved.checkpoints
     diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
     diagnosis.ledger.past = saved.past or diagnosis.ledger.past

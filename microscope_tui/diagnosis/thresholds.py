@@ -29,9 +29,9 @@ class CollapseLimits:
     even_steps: int = 50
     """… for so many steps has settled: the warm-up does not excuse its fall."""
     relative_fall: float = 0.3
-    """A warning in a fine-tuning needs a c that lost this share of its reference: the baseline, …"""
+    """A warning in a fine-tuning needs a c that lost this share of its reference (baseline, …"""
     reference_steps: int = 50
-    """… or the median of so many first lines."""
+    """… or the median of so many first lines)."""
 
 
 @dataclass(frozen=True, slots=True)

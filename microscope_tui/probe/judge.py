@@ -6,6 +6,7 @@ Hence the same steps give the same alerts at the same step, and ``check`` agrees
 state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from microscope_tui.diagnosis.episodes import Finding, group, overall
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.diagnosis.signals import BiasSource, CountSource
+from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
 
@@ -150,8 +152,19 @@ class RunJudge:
         ]
         return min(found, default=None)
 
+    def evidence(self, balance: Sequence[float | None]) -> str:
+        """Evidence that may become an alert, in words; empty without any.
+
+        Args:
+            balance: the collapse index of every router now.
+        """
+        return gathering(pending(self._diagnosis), balance)
+
     def verdict(self) -> str:
-        """The run in one line a finding, the gravest word first; ``healthy`` without any."""
+        """The run in one line a finding, the gravest word first; ``healthy`` without any.
+
+        A run in its warm-up without a finding is not judged yet.
+        """
         diagnosis = self._diagnosis
         if not diagnosis.last_step:
             return "NO VERDICT: no step was judged"
@@ -159,6 +172,8 @@ class RunJudge:
             return "NO VERDICT: no router has more experts than a token chooses"
         since = f" (judged from step {self.since:,} on)" if self.since > 1 else ""
         found = [f for f in self.findings() if f.severity > Severity.INFO]
+        if (until := warm_up_left(diagnosis)) is not None:
+            return f"{not_judged_yet(until)}{since}"
         if not found:
             return f"healthy{since}"
         word = _WORDS[overall(found)]

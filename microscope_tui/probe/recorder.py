@@ -188,8 +188,12 @@ class RunRecorder:
         """The step to go back before; ``None`` where no router is collapsed now."""
         return self._ask(lambda judge: judge.collapse_onset())
 
+    def evidence(self, balance: Sequence[float | None]) -> str:
+        """Evidence that may become an alert, given what ``record_step`` returned; mostly empty."""
+        return self._ask(lambda judge: judge.evidence(balance)) or ""
+
     def verdict(self) -> str:
-        """One line a finding, or ``healthy``: what ``moe-microscope check`` would say by now."""
+        """A line a finding, ``healthy`` or ``not judged yet``: as ``check`` would say by now."""
         verdict = self._ask(lambda judge: judge.verdict())
         return verdict or "NO VERDICT: the run was not judged while it trained"
 

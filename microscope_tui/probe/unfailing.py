@@ -6,7 +6,7 @@ only help to train the same run have a ``SilentLog``, so that the loop asks no q
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from microscope_tui.probe.judge import Alert
@@ -52,6 +52,10 @@ class UnfailingLog:
     def collapse_onset(self) -> int | None:
         """The step to go back before, where routers are collapsed now."""
         return self._try(self._recorder.collapse_onset)
+
+    def evidence(self, balance: Sequence[float | None]) -> str:
+        """Evidence that may become an alert, in words; empty without any."""
+        return self._try(lambda: self._recorder.evidence(balance)) or ""
 
     def verdict(self) -> str:
         """How the run stands, in one line or a few; empty where that cannot be told."""
@@ -106,6 +110,10 @@ class SilentLog:
     def collapse_onset(self) -> int | None:
         """None."""
         return None
+
+    def evidence(self, balance: Sequence[float | None]) -> str:
+        """Empty."""
+        return ""
 
     def verdict(self) -> str:
         """Empty."""

@@ -55,10 +55,10 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
         ("course", "logits, gradients and biases are steady, nothing swings"),
     )
     lines: list[Line] = [frame.verdict(view, width, 1)[0], []]
-    lines.append([Span("  no alerts: this is what healthy means, in every layer", "dim")])
+    lines.append([Span("  no alerts; a healthy run is like this in every layer", "dim")])
     for word, text in means:
         lines += [[Span("  "), *line] for line in _labelled(word, text, width - 4, "value")]
-    judged = f"up to step {view.judged_step:,}"
+    judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: what is behind it is not known yet"
     lines += [

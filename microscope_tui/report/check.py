@@ -1,9 +1,9 @@
 """``moe-microscope check``: judge runs without a terminal. The exit code is an API.
 
-0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, or a meter fault that
-forbids a verdict. It is the worst severity of any episode that began in range, recovered or not:
-who was asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound. How a
-judgement is written down is in ``check_text.py`` and ``check_json.py``.
+0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
+fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
+or not: who was asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound.
+How a judgement is written down is in ``check_text.py`` and ``check_json.py``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from microscope_tui.report.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.verdict import evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
@@ -51,8 +52,15 @@ class Judgement:
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
     """Why there is no verdict, where there is none."""
+    waits_until: int | None
+    """The step until which the run is not judged, where that is why there is no verdict."""
     notes: Sequence[str]
     """What the verdict could not take into account, and what it was told to."""
+
+    @property
+    def judged(self) -> bool:
+        """There is a verdict, or a fault of the meter forbids one."""
+        return self.problem is None
 
 
 def judge(
@@ -69,15 +77,10 @@ def judge(
         watch = RunWatch(file, demand.criteria, patient=True)
         watch.read_all()
     state, _ = watch.state()
-    diagnosis, problem = watch.diagnosis, watch.error
+    diagnosis, problem = watch.diagnosis, why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
-    if problem is None and (diagnosis is None or watch.latest is None):
-        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
-        problem = f"no steps in the log yet{first}"
-    elif diagnosis is not None:
+    if diagnosis is not None:
         findings = told(diagnosis, [e for e in diagnosis.episodes if e.onset >= demand.since_step])
-    if problem is None and all(f.rule == "LINT" for f, _ in findings) and not _measured(watch):
-        problem = "no load of any router was measured: log tokens_per_expert or effective_experts"
     code = NO_VERDICT if problem else exit_code([f for f, _ in findings], demand.fail_on)
     return Judgement(
         run=file.name,
@@ -88,6 +91,7 @@ def judge(
         exit_code=code,
         findings=findings,
         problem=problem,
+        waits_until=waits_until(watch),
         notes=[*_notes_on_the_log(watch), *_notes_on_the_demand(demand, watch)],
     )
 
@@ -109,18 +113,15 @@ def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
     return _CODES.get(worst, HEALTHY)
 
 
-def worst_code(codes: Sequence[int]) -> int:
-    """Of several runs: critical before no verdict before warning before healthy."""
-    return max(codes, key=[HEALTHY, WARNING, NO_VERDICT, CRITICAL].index, default=NO_VERDICT)
+def worst_code(judgements: Sequence[Judgement]) -> int:
+    """Of several runs: critical, no verdict, a warning, not judged yet, healthy, in this order."""
+    return max(judgements, key=_rank).exit_code if judgements else NO_VERDICT
 
 
-def _measured(watch: RunWatch) -> bool:
-    """At least one router has a balance somewhere in the history."""
-    if watch.history is None or watch.run is None:
-        return False
-    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
-    columns = [c for i in indices for c in watch.history.columns("effective_experts", i, 1)]
-    return any(column.low == column.low for column in columns)
+def _rank(judgement: Judgement) -> int:
+    if judgement.waits_until is not None:  # it has no finding: a warning matters more
+        return 1
+    return {HEALTHY: 0, WARNING: 2, NO_VERDICT: 3, CRITICAL: 4}[judgement.exit_code]
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
@@ -141,6 +142,8 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     if watch.run is not None and watch.run.counts != "exact":
         yield f"the counts are {watch.run.counts!r}, not exact"
     if watch.diagnosis is not None:
+        if building_up := evidence(watch):
+            yield building_up
         for rule, reason in watch.diagnosis.blind_spots().items():
             yield f"{rule} is not observable in this log: {reason}"
 

@@ -24,6 +24,7 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
                 "run": judgement.run,
                 "path": judgement.path,
                 "state": judgement.state,
+                "judged": judgement.judged,
                 "last_step": judgement.last_step,
                 "profile": judgement.profile or None,
                 "exit_code": judgement.exit_code,

@@ -15,8 +15,10 @@ def as_text(judgement: Judgement) -> str:
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
         word = "warnings, forgiven by --fail-on crit,"
+    if judgement.waits_until is not None:
+        word = f"{judgement.problem},"
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
-    if judgement.problem:
+    if judgement.problem and judgement.waits_until is None:
         lines.append(f"  {judgement.path}: {judgement.problem}")
     for finding, advice in judgement.findings:
         lines += [f"  {line}" for line in _finding(finding, advice)]

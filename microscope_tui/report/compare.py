@@ -6,7 +6,6 @@ Numbers say how uneven a layer is; the rank correlation says whether the same ex
 import math
 from dataclasses import dataclass
 
-from microscope_tui import measures
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.report import words
 from microscope_tui.report.glyphs import Glyphs
@@ -15,6 +14,7 @@ from microscope_tui.report.ranks import rank_correlation
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, shortened
 from microscope_tui.runlog.records import RouterInfo
 from microscope_tui.watch.reference import Reference
+from microscope_tui.watch.summaries import balance_now
 from microscope_tui.watch.view import LayerView, RunView
 
 _GAP = 2
@@ -188,11 +188,9 @@ def _numbers(
     """Everything of a layer that stands left of its heatmap."""
     record, index = reference.record.router, layer.index
     router = router_in(reference, layer)
-    effective = value_at(record.effective_experts, index)
     balance = None
     if router is not None:
-        load = value_at(record.max_load, index)
-        balance = measures.balance_of_summary(effective, load, router.num_experts, router.top_k)
+        balance, _ = balance_now(record, index, router)
     name = shortened(layer.router.name, layout.label - 5)
     severity = layer.severity
     line: Line = [

@@ -17,7 +17,7 @@ from microscope_tui.report.check_json import finding_json
 from microscope_tui.runlog.records import StepRecord
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.writer import encode_record
-from microscope_tui.watch.fleet import RunCard
+from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.view import LayerView, RunView
 
 SCHEMA_VERSION = 1
@@ -55,6 +55,7 @@ def view_json(view: RunView) -> str:
         "step": view.step,
         "counts_step": view.counts_step,
         "state": view.state,
+        "judged": view.no_verdict is None,
         "judged_step": view.judged_step,
         **_scalars(view.record),
         "layers": [
@@ -72,7 +73,11 @@ def view_json(view: RunView) -> str:
 
 
 def runs_json(cards: Sequence[RunCard]) -> str:
-    """The list of runs as one line of JSON. ``findings`` is null for a run that was not judged."""
+    """The list of runs as one line of JSON.
+
+    ``findings`` are the active ones, and null for a run that nothing is known of so far; ``judged``
+    is false without a verdict, and ``no_verdict`` says why where that is known.
+    """
     runs = [
         {
             "run": card.file.name,
@@ -84,11 +89,18 @@ def runs_json(cards: Sequence[RunCard]) -> str:
             "loss": card.loss,
             "end_reason": card.end_reason,
             "error": card.error,
+            "judged": card.verdict is not None and card.verdict.no_verdict is None,
+            "no_verdict": card.verdict.no_verdict if card.verdict is not None else None,
+            "evidence": (card.verdict.evidence or None) if card.verdict is not None else None,
             "findings": None
             if card.findings is None
             else [
                 {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
                 for f in card.findings
+            ],
+            "recovered": [
+                {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
+                for f in card.recovered
             ],
         }
         for card in cards

@@ -4,8 +4,8 @@ import math
 from collections.abc import Container, Sequence
 
 from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.standing import gathering
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.diagnosis.timing import warm_up
 from microscope_tui.report import words
 from microscope_tui.report.alert_keys import key_of
 from microscope_tui.report.glyphs import Glyphs, spark
@@ -19,6 +19,7 @@ from microscope_tui.report.spans import (
     Span,
     crop,
     line_width,
+    merged,
     pad,
     plain,
     shortened,
@@ -204,20 +205,28 @@ def _all_well(view: RunView) -> Line:
         return [Span("no steps yet", "dim")]
     if view.judged < 1.0:
         return _not_judged_yet(view)
+    evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
+    suspects = {found.router_index for found in view.pending}
+    well = sum(layer.index not in suspects for layer in view.layers)
     worst = view.layers[worst_first(view)[0]]
-    noun = "layer" if len(view.layers) == 1 else "layers"
-    ready = warm_up(view.run.planned_steps if view.run else None)
-    text = f"{len(view.layers)} {noun} healthy"
-    if view.step <= ready:  # imbalance is normal now, and only a total collapse is said
-        text = f"warming up until step {ready:,}"
+    lowest = ""
     if worst.collapse_index is not None:
-        text += f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
-    if view.notes:
-        text += f"; note: {view.notes[0][1].short.split(':')[0]}"
+        lowest = f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
+    noun = "layer" if well == 1 else "layers"
+    if view.no_verdict:
+        line = [Span(view.no_verdict + (", " if evidence else lowest), "dim")]
+        line.append(Span(evidence, "warn"))
+    elif evidence:
+        other = "other " if well < len(view.layers) else ""
+        rest = f"; {well} {other}{noun} healthy" if well else ""
+        line = [Span(evidence, "warn"), Span(rest, "dim")]
+    else:
+        line = [Span(f"{well} {noun} healthy{lowest}", "dim")]
+    text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
     over = sum(1 for f, _ in view.findings if not f.active and f.severity > Severity.INFO)
     if over:
         text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"
-    return [Span(text, "dim")]
+    return merged(span for span in [*line, Span(text, "dim")] if span.text)
 
 
 def _dropless(view: RunView) -> bool:

@@ -20,7 +20,8 @@ from microscope_tui.report.spans import (
     shortened,
     width_of,
 )
-from microscope_tui.watch.fleet import RunCard
+from microscope_tui.watch.run_card import RunCard
+from microscope_tui.watch.verdict import Verdict
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
 _ENOUGH = 200
@@ -142,10 +143,36 @@ def _verdict(card: RunCard, room: int) -> Line:
         return line
     if card.end_reason == "collapse":
         return [Span("stopped on collapse", "crit")]
-    if card.findings is None and not card.state:
-        return []
-    if card.findings is None:
-        return [Span("not judged", "faint")]
-    if card.judged < 1.0:
+    if card.verdict is None:
+        return _unknown(card)
+    if not card.queued and 0.0 < card.judged < 1.0:
         return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
-    return [Span("healthy", "ok" if card.state in LIVE else "dim")]
+    return _calm(card, card.verdict, room)
+
+
+def _unknown(card: RunCard) -> Line:
+    """How far the diagnosis is where it says nothing so far."""
+    if not card.state:
+        return []
+    if card.judged > 0.0:
+        return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
+    if card.queued:
+        return [Span("to be judged", "faint")]
+    return [Span("no steps yet" if card.state == "waiting" else "not judged", "faint")]
+
+
+def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
+    """No alert is active: whether that is a verdict, and what was or may come."""
+    if verdict.no_verdict:
+        short, bracket, rest = verdict.no_verdict.partition(" (")
+        if verdict.evidence:
+            return [Span(f"{short}, ", "dim"), Span(verdict.evidence, "warn")]
+        whole = width_of(verdict.no_verdict) <= room or not short.startswith("not judged")
+        return [Span(f"{short}{bracket}{rest}" if whole else short, "dim")]
+    if verdict.evidence:
+        return [Span(verdict.evidence, "warn")]
+    line = [Span("healthy", "ok" if card.state in LIVE else "dim")]
+    if card.recovered:
+        was = card.recovered[0]
+        line.append(Span(f", {was.severity.letter} {was.rule} recovered", "dim"))
+    return line

@@ -2,11 +2,17 @@
 
 A list of a thousand runs must not read a thousand logs: two short reads a run say its name, its
 plan, its last step and how it ended.
+
+The plan is that of the newest run record. A resumed run has one in the middle of its log: where
+the last step is beyond the plan at hand, it is looked for in the last 4 MB; a plan that cannot be
+right is left out.
 """
 
+import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
@@ -23,6 +29,18 @@ from microscope_tui.runlog.records import (
 _HEAD_BYTES = 1 << 13
 _TAIL_BYTES = 1 << 13
 _MOST_BYTES = 1 << 22
+_FINGERPRINT_BYTES = 256
+
+
+class Identity(NamedTuple):
+    """One state of one file: what was found out about it holds as long as this stays the same."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    head: str
+    """Fingerprint of the first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +55,66 @@ class Glance:
     end: EventRecord | None = None
     """The event that ended the run, if nothing came after it."""
     error: str | None = None
+    identity: Identity | None = None
+    """What was looked at; ``None`` where it cannot be read."""
 
 
 def glance(path: Path) -> Glance:
     """Look at both ends of the log at ``path``; never raises because of what stands there."""
-    if path.suffix in ARCHIVE_SUFFIXES:
-        return Glance()  # its end cannot be seen without unpacking all of it
     try:
         file = open_regular_file(path)
     except OSError as error:
         return Glance(error=error.strerror or str(error))
     try:
-        size = os.fstat(file).st_size
+        identity = _identity(file)
+        if path.suffix in ARCHIVE_SUFFIXES:
+            return Glance(identity=identity)  # its end is not known before all of it was unpacked
         run = _header(file)
-        steps, end, resumed = _last(file, size)
+        steps, end, resumed = _last(file, identity.size)
         steps.sort(key=lambda step: step.step)
         last = steps[-1] if steps else None
-        return Glance(resumed or run, last, _step_time(steps), end)
+        run = _with_sound_plan(resumed or run, last, file, identity.size)
+        return Glance(run, last, _step_time(steps), end, identity=identity)
     except UnknownFormat as error:
         return Glance(error=str(error))
     except OSError as error:
         return Glance(error=error.strerror or str(error))
     finally:
         os.close(file)
+
+
+def identity_of(path: Path) -> Identity:
+    """The present state of the file at ``path``.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        return _identity(file)
+    finally:
+        os.close(file)
+
+
+def _identity(file: int) -> Identity:
+    status = os.fstat(file)
+    head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, head)
+
+
+def _with_sound_plan(
+    run: RunRecord | None, last: StepRecord | None, file: int, size: int
+) -> RunRecord | None:
+    """``run``, or the newest run record of the log where the last step is beyond its plan."""
+    if run is None or last is None or last.step <= (run.planned_steps or last.step):
+        return run
+    start = max(0, size - _MOST_BYTES)
+    lines = os.pread(file, size - start, start).split(b"\n")
+    headers = (_record(line) for line in reversed(lines) if b'"run"' in line)
+    run = next((record for record in headers if isinstance(record, RunRecord)), run)
+    return (
+        run if last.step <= (run.planned_steps or last.step) else replace(run, planned_steps=None)
+    )
 
 
 def _header(file: int) -> RunRecord | None:

@@ -1,66 +1,38 @@
 """All runs below a path: which there are, how each is doing, and which of them are followed.
 
 One run is open; the other live ones are followed and judged beside it, each in its turn. The rest
-cost a ``stat`` now and then, and two short reads when they changed.
+cost a ``stat`` now and then, and two short reads when they changed; those that are over are judged
+when there is time, newest first.
 """
 
 import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.diagnosis.episodes import Finding
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
-from microscope_tui.runlog.glance import Glance, glance
+from microscope_tui.runlog.glance import glance
+from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
+from microscope_tui.watch.run_card import RunCard, Seen, card_of
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import ENDED, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, ENDED, age_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
+from microscope_tui.watch.verdict import verdict_on
+from microscope_tui.watch.verdict_cache import VerdictCache
 
 MOST_FOLLOWED = 8
 """Live runs that are judged beside the open one."""
+JUDGING_S = 5.0
+"""How long a picture of the list waits for runs that are over to be judged."""
 _RESCAN_S = 2.0
 _RESCAN_SHARE = 0.02  # of one core: a search that takes long is made less often
 _MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
 _GLANCES_A_TURN = 64
-
-
-@dataclass(frozen=True, slots=True)
-class RunCard:
-    """One run in the list."""
-
-    file: RunFile
-    state: str
-    age_s: float | None
-    step: int
-    planned_steps: int | None
-    loss: float | None
-    findings: Sequence[Finding] | None
-    """Active alerts; ``None`` where the run is not followed."""
-    judged: float
-    """Share of the log that the diagnosis has seen."""
-    error: str | None
-    open: bool
-    end_reason: str | None = None
-    """Why the run ended, where its log says so."""
-    pinned: bool = False
-    """The open run is compared with it."""
-    selected: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a glance showed, and when the file was seen to change (``None``: not yet)."""
-
-    file: RunFile
-    ends: Glance
-    changed_at: float | None
 
 
 class Fleet:
@@ -72,6 +44,7 @@ class Fleet:
         memory_bytes: int = DEFAULT_MEMORY,
         known: KnownLogs | None = None,
         criteria: Criteria = ANYTHING,
+        kept: VerdictCache | None = None,
     ) -> None:
         """Look for the runs below ``root``.
 
@@ -80,6 +53,7 @@ class Fleet:
             memory_bytes: bound of the history of the open run.
             known: what a search of the same folder found a moment ago.
             criteria: by what every run is judged.
+            kept: verdicts of earlier sittings by the same criteria, and where new ones go.
         """
         self.root = root
         self.lock = threading.Lock()
@@ -97,7 +71,8 @@ class Fleet:
         self.solo = False
         """Only these are to be listed."""
         self._beside: dict[Path, RunWatch] = {}
-        self._glances: dict[Path, _Seen] = {}
+        self._glances: dict[Path, Seen] = {}
+        self._finished = FinishedRuns(criteria, kept)
         self._known = known or KnownLogs()
         self._criteria = criteria
         self._memory_bytes = memory_bytes
@@ -125,6 +100,7 @@ class Fleet:
             self.runs = runs
             for gone in self._glances.keys() - {run.path for run in runs}:
                 del self._glances[gone]
+        self._finished.forget_others({run.path for run in runs})
         self._choose_beside()
         return changed
 
@@ -137,6 +113,7 @@ class Fleet:
         """Follow ``file`` in full; the first picture of its history is there on return."""
         watch = RunWatch(file, self._criteria, memory_bytes=self._memory_bytes)
         watch.open_overview()
+        self._keep_verdict(self.open)
         with self.lock:
             self.open = watch
             self._beside.pop(file.path, None)
@@ -168,9 +145,44 @@ class Fleet:
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
             found, known = glance(run.path), run.path in self._glances
+            if found.identity is not None and found.error is None:
+                self._finished.recall(run.path, found.identity)
             with self.lock:
-                self._glances[run.path] = _Seen(run, found, time.monotonic() if known else None)
+                self._glances[run.path] = Seen(run, found, time.monotonic() if known else None)
         return bool(stale)
+
+    def judge_finished(self) -> bool:
+        """Judge a run that is over for a few milliseconds; false where none is left to judge."""
+        if not self._finished.is_at_work:
+            wanted = next((run for run in self.runs if self._is_queued(run)), None)
+            identity = self._glances[wanted.path].ends.identity if wanted is not None else None
+            if wanted is None or identity is None:
+                return False
+            self._finished.begin(wanted, identity)
+        self._finished.work_on()
+        return True
+
+    @property
+    def is_judging(self) -> bool:
+        """There are runs that are over and not judged yet."""
+        runs = () if self.piped else self.runs
+        return any(self._is_stale(run) or self._is_queued(run) for run in runs)
+
+    def _is_queued(self, run: RunFile) -> bool:
+        """It is over, and not judged in the state it is in."""
+        seen = self._glances.get(run.path)
+        if seen is None or not seen.may_be_judged or self._followed(run.path) is not None:
+            return False
+        return self._finished.is_wanted(run.path, seen.ends.identity)
+
+    def _keep_verdict(self, watch: RunWatch | None) -> None:
+        """A run that was followed to its end need not be judged again."""
+        seen = self._glances.get(watch.path) if watch is not None else None
+        if watch is None or seen is None or (identity := seen.ends.identity) is None:
+            return
+        at_end = watch.complete and not watch.unread and watch.error is None
+        if at_end and (*watch.file.inode, watch.source.size) == identity[:3]:
+            self._finished.keep(watch.path, identity, verdict_on(watch))
 
     def cards(self, now: float | None = None) -> list[RunCard]:
         """Every run as it was at the last look, newest first."""
@@ -182,51 +194,15 @@ class Fleet:
         return [self._card(run, glances.get(run.path), followed.get(run.path), now) for run in runs]
 
     def _card(
-        self,
-        run: RunFile,
-        seen: "_Seen | None",
-        watch: RunWatch | None,
-        now: float | None,
+        self, run: RunFile, seen: Seen | None, watch: RunWatch | None, now: float | None
     ) -> RunCard:
-        found = seen.ends if seen else Glance()
-        last, end, plan = found.last, found.end, found.run
-        age = age_of(run.modified, now, seen.changed_at if seen else None)
-        state = state_of(
-            age,
-            deleted=False,
-            has_steps=last is not None,
-            end=end,
-            step_times_s=[found.step_time_s] if found.step_time_s else [],
-        )
-        if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
-            state = "archived"  # its end is not known before all of it was unpacked
-        findings = None
-        error = found.error or (watch.error if watch else None)
-        if watch is not None:
-            with watch.lock:
-                if watch.diagnosis is not None:
-                    found_now = watch.diagnosis.findings()
-                    findings = [f for f in found_now if f.active and f.severity > Severity.INFO]
-                if watch.latest is not None and (watch.complete or last is None):
-                    # It knows more than a glance, and the header says the same.
-                    last, end, plan = watch.latest.record, watch.shown.end, watch.run
-                    state, age = watch.state(now)
-        if error and last is None:
-            state = "error"
-        elif seen is None and watch is None:
-            state = ""  # nobody has looked yet
-        return RunCard(
-            file=run,
-            state=state,
-            age_s=age,
-            step=last.step if last else 0,
-            planned_steps=plan.planned_steps if plan else None,
-            loss=last.loss if last else None,
-            findings=findings,
-            judged=watch.judged if watch is not None else 0.0,
-            error=error,
+        identity = seen.ends.identity if seen is not None else None
+        verdict = self._finished.verdict(run.path, identity)
+        return replace(
+            card_of(run, seen, watch, verdict, now),
+            judged=watch.judged if watch is not None else self._finished.progress(run.path),
+            queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
-            end_reason=end.reason if end else None,
             pinned=self.pinned is not None and self.pinned.file.path == run.path,
             selected=run.path in self.selected,
         )
@@ -255,7 +231,7 @@ class Fleet:
             if opened or seen is None or seen.ends.end is not None or seen.ends.last is None:
                 continue
             age = age_of(run.modified, changed_at=seen.changed_at)
-            if age is not None and age < 600 and len(live) < MOST_FOLLOWED:
+            if age is not None and age < CRASHED_S and len(live) < MOST_FOLLOWED:
                 live.append(run)
         memory = self._memory_bytes // _MEMORY_BESIDE
         chosen = {
@@ -263,6 +239,9 @@ class Fleet:
             or RunWatch(run, self._criteria, memory_bytes=memory)
             for run in live
         }
+        for path, watch in self._beside.items():
+            if path not in chosen:
+                self._keep_verdict(watch)
         with self.lock:
             self._beside = chosen
 

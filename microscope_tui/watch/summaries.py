@@ -73,6 +73,27 @@ def _as_judged(summary: RouterSummary, sizes: Sequence[tuple[int, int]]) -> Valu
     return values
 
 
+def balance_now(
+    summary: RouterSummary, index: int, router: RouterInfo, counts: Sequence[int] | None = None
+) -> tuple[float | None, tuple[int, ...] | None]:
+    """The collapse index of a router in one step, and the experts it leaves out.
+
+    The experts are ``None`` where one is left out and only counts would tell which.
+
+    Args:
+        counts: of the same step, where they are at hand.
+    """
+    experts, top_k = router.num_experts, router.top_k
+    load = value_at(summary.max_load, index)
+    counted = counts is not None and len(counts) == experts
+    if counts is not None and counted and measures.always_chosen(load, experts, top_k):
+        found = measures.balance(counts, top_k)
+        return found.collapse_index, found.without
+    effective = value_at(summary.effective_experts, index)
+    c = measures.balance_of_summary(effective, load, experts, top_k)
+    return c, () if c == measures.collapse_index(effective, experts, top_k) else None
+
+
 def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Column]:
     """Curves of effective experts as curves of the collapse index c."""
 

@@ -11,6 +11,7 @@ from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.episodes import Finding, group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.diagnosis.standing import Pending, pending
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column
@@ -18,7 +19,8 @@ from microscope_tui.watch.curves import Curves, Window
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.summaries import balance
+from microscope_tui.watch.summaries import balance, balance_now
+from microscope_tui.watch.verdict import why_no_verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class RunView:
     """Share of the log that the diagnosis has seen."""
     judged_step: int
     """The latest step that the diagnosis has seen."""
+    no_verdict: str | None
+    """Why the run is not judged at the shown step, in words; ``None`` where it is."""
+    pending: Sequence[Pending]
+    """Evidence that is building up now; none at a step of the past, where findings tell."""
     memory_limit: int | None
     """Bytes of memory, where a bound on them makes the history coarser than it could be."""
     defects: int
@@ -151,7 +157,7 @@ def _view(
         at = None  # the log was replaced by another one: that moment is gone
     latest = at.latest if at else watch.latest
     with_counts = at.with_counts if at else watch.shown.with_counts
-    findings = _findings(watch, at.step if at else None)
+    findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
     state, age = watch.state()
     newest = watch.latest.record.step if watch.latest else 0
     window = window or Window(1, max(1, newest))
@@ -182,7 +188,9 @@ def _view(
         ),
         progress=1.0 if watch.complete else watch.progress,
         judged=watch.judged,
-        judged_step=watch.diagnosis.last_step if watch.diagnosis else 0,
+        judged_step=diagnosis.last_step if diagnosis else 0,
+        no_verdict=why_no_verdict(watch, at.step if at else None),
+        pending=pending(diagnosis) if diagnosis and at is None else (),
         memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
         defects=watch.defects.count,
         first_defects=tuple(watch.defects.first),
@@ -230,7 +238,7 @@ def _layers(
     layers = []
     for index, router in enumerate(run.routers):
         counts = matrices.tokens_per_expert[index] if matrices else None
-        c, without = _balance(latest, index, router, counts if counted_now else None)
+        c, without = balance_now(summary, index, router, counts if counted_now else None)
 
         def curve(name: str, index: int = index) -> Sequence[Column]:
             if only is not None and index not in only:
@@ -262,21 +270,6 @@ def _layers(
             )
         )
     return layers
-
-
-def _balance(
-    latest: StepEntry, index: int, router: RouterInfo, counts: Sequence[int] | None
-) -> tuple[float | None, tuple[int, ...] | None]:
-    """The collapse index of a router, and the experts it leaves out."""
-    summary, (experts, top_k) = latest.record.router, (router.num_experts, router.top_k)
-    load = value_at(summary.max_load, index)
-    counted = counts is not None and len(counts) == experts
-    if counts is not None and counted and measures.always_chosen(load, experts, top_k):
-        found = measures.balance(counts, top_k)
-        return found.collapse_index, found.without
-    effective = value_at(summary.effective_experts, index)
-    c = measures.balance_of_summary(effective, load, experts, top_k)
-    return c, () if c == measures.collapse_index(effective, experts, top_k) else None
 
 
 def _quadrant(

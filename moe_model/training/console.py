@@ -91,9 +91,13 @@ class Console:
         """One line above the progress bar; nobody interprets it, nor does the terminal."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
-    def step(self, progress: Progress) -> None:
-        """Show a completed step: on the bar, or as a line every ten seconds and at both ends."""
-        numbers = self._numbers(progress)
+    def step(self, progress: Progress, evidence: str = "") -> None:
+        """Show a completed step: on the bar, or as a line every ten seconds and at both ends.
+
+        Args:
+            evidence: what may become an alert, in words; instead of the worst layer where it fits.
+        """
+        numbers = self._numbers(progress, evidence)
         if self._rich.is_terminal:
             self._bar.update(self._task, completed=progress.step, numbers=numbers)
             return
@@ -146,14 +150,17 @@ class Console:
         ]
         return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
-    def _numbers(self, progress: Progress) -> str:
+    def _numbers(self, progress: Progress, evidence: str) -> str:
         """As much as fits beside the bar; an entropy says nothing without its layer."""
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
         parts.append(f"{progress.tokens_per_s:,.0f} tok/s")
         room = self._rich.width - _BAR_CELLS if self._rich.is_terminal else 1000
-        for group in (self._worst(progress), [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
+        worst = self._worst(progress)
+        if evidence and len("  ".join([*parts, evidence])) <= room:
+            worst = [plain_text(evidence)]
+        for group in (worst, [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
             for part in group:
                 if len("  ".join([*parts, part])) > room:
                     break  # the rest of the group speaks of this part

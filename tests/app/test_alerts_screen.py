@@ -193,11 +193,11 @@ async def test_what_is_copied_is_the_chosen_alert(
 async def test_without_an_alert_every_key_is_harmless_and_healthy_is_explained(
     scenario: Callable[..., Path], until: Until, seen: Seen, glyphs: Glyphs
 ) -> None:
-    log = scenario("healthy", routers=3, steps=60)
+    log = scenario("healthy", routers=3, steps=160)
     async with Microscope(Fleet(log), glyphs).run_test(size=(80, 24)) as pilot:
         app = await opened(pilot, until)
         assert "c stays above 0.35" in seen(pilot, "#alert-list")
-        assert "up to step 60" in seen(pilot, "#alert-list")
+        assert "up to step 160" in seen(pilot, "#alert-list")
         assert "none" in seen(pilot, "#alerts-title")
         await pilot.press("up", "down", "home", "end", "enter", "A", "n", "N")
         assert isinstance(app.screen, AlertsScreen)

@@ -163,6 +163,18 @@ async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(
         assert chosen_in(seen(pilot, "#runs")) == "old"
 
 
+async def test_an_empty_list_says_that_runs_appear_by_themselves(
+    make_run: Make, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: isinstance(pilot.app.screen, WaitingScreen), "waiting")
+        await pilot.press("r")
+        await until(pilot, lambda: "no runs yet" in seen(pilot, "#runs"), "the empty list")
+        make_run("arrived", 1)
+        await until(pilot, lambda: "arrived" in seen(pilot, "#runs"), "the new run")
+        assert "no runs yet" not in seen(pilot, "#runs")
+
+
 async def test_new_runs_appear_in_the_list_and_the_chosen_line_stays_on_its_run(
     make_run: Make, tmp_path: Path, until: Until, seen: Seen
 ) -> None:

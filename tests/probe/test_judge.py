@@ -53,6 +53,20 @@ def test_a_forced_collapse_is_one_critical_alert_and_stands_right_after_its_step
     }
 
 
+def test_in_the_warm_up_the_verdict_is_not_healthy(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, HEADER)
+    list(replay(recorder, collapsing(1, 30, at=1)))
+    assert recorder.verdict() == "not judged yet (warm-up until step 100)"
+    list(replay(recorder, collapsing(31, 110, at=999)))
+    assert recorder.verdict() == "healthy"
+
+
+def test_before_an_alarm_the_evidence_can_be_asked_for(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, HEADER)
+    list(replay(recorder, collapsing(1, 212)))
+    assert recorder.evidence([0.9, 0.9, 0.0, 0.9]) == "L3 at .00 for 13 steps, gathering evidence"
+
+
 def test_layers_that_fall_together_are_one_alert(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path, HEADER)
     alerts = list(replay(recorder, collapsing(1, 300, layers=(4, 1, 3))))

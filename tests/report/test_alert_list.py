@@ -155,12 +155,12 @@ def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
 def test_without_alerts_it_says_what_healthy_means_and_how_far_the_diagnosis_is(
     scenario: Callable[..., Path], open_log: Any
 ) -> None:
-    watch = open_log(scenario("healthy", routers=3, steps=60) / "metrics.jsonl")
+    watch = open_log(scenario("healthy", routers=3, steps=160) / "metrics.jsonl")
     lines = alert_detail.no_alerts(view_of(watch), 80)
     text = "\n".join(map(plain, lines))
     assert {line_width(line) for line in lines} == {80}
     assert "c stays above 0.35" in text
-    assert "up to step 60" in text
+    assert "up to step 160" in text
     assert plain(alert_list.title_line([], 80, "")) == " alerts   none"
 
 

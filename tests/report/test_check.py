@@ -52,8 +52,8 @@ def test_the_json_report_follows_its_schema(microscope: Run, scenario: Any) -> N
     (finding,) = run["findings"]
     assert report["schema_version"] == 1
     assert set(run) == {
-        *("run", "path", "state", "last_step", "profile", "exit_code", "problem", "notes"),
-        "findings",
+        *("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem"),
+        *("notes", "findings"),
     }
     assert set(finding) == {
         *("rule", "severity", "layers", "experts", "onset", "alarm", "last", "state"),
@@ -81,6 +81,54 @@ def test_the_documented_report_has_the_keys_of_a_real_one(microscope: Run, scena
     assert list(shown_run["findings"][0]) == list(real_run["findings"][0])
     for key in (*real, *real_run, *real_run["findings"][0]):
         assert f"`{key}`" in text
+
+
+@pytest.mark.parametrize("options", [[], ["--fail-on", "crit"], ["--profile", "finetune"]])
+def test_in_the_warm_up_there_is_no_verdict_and_nothing_is_called_healthy(
+    microscope: Run, scenario: Any, options: list[str]
+) -> None:
+    folder = scenario("healthy", routers=3, steps=60)
+    done = microscope("check", folder, *options)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.startswith(
+        "healthy-0: not judged yet (warm-up until step 100), at step 60 (finished)"
+    )
+    (run,) = json.loads(microscope("check", folder, *options, "--json").stdout)["runs"]
+    assert (run["judged"], run["exit_code"]) == (False, 3)
+    assert run["problem"] == "not judged yet (warm-up until step 100)"
+    for screen in ("main", "runs"):
+        shown = microscope("snapshot", folder, "--screen", screen, "--size", "140x40").stdout
+        assert "not judged yet (warm-up until step 100)" in shown
+    view = json.loads(microscope("snapshot", folder, "--format", "json").stdout)
+    assert view["judged"] is False
+
+
+def test_an_evaluation_has_no_warm_up(microscope: Run, scenario: Any) -> None:
+    folder = scenario("healthy", routers=3, steps=60)
+    assert microscope("check", folder, "--profile", "eval").returncode == 0
+
+
+def test_the_smallest_documented_log_is_not_called_healthy(microscope: Run, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "run-log.md").read_text()
+    log = tmp_path / "mine" / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text(text.split("```jsonl\n")[1].split("```")[0])
+    for arguments in (["check"], ["snapshot"], ["snapshot", "--screen", "runs"]):
+        done = microscope(*arguments, tmp_path)
+        assert "not judged yet" in done.stdout
+        assert "L2 at .00 for 1 step, gathering evidence" in done.stdout
+        assert "healthy" not in done.stdout
+    assert microscope("check", tmp_path).returncode == 3
+
+
+def test_with_all_a_run_in_its_warm_up_ranks_below_a_warning(
+    microscope: Run, scenario: Any
+) -> None:
+    folder = scenario("healthy", routers=3, steps=60).parent
+    scenario("healthy", seed=1, routers=3, steps=150)
+    assert microscope("check", folder, "--all").returncode == 3
+    scenario("lint-no-balance", routers=3, steps=150)
+    assert microscope("check", folder, "--all").returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from microscope_tui.diagnosis.episodes import Episode, group
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.report.check import exit_code, worst_code
+from microscope_tui.report.check import Judgement, exit_code, worst_code
 from microscope_tui.runlog.records import RouterInfo
 
 INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR
@@ -87,8 +87,23 @@ def test_fail_on_crit_forgives_warnings_only() -> None:
     assert exit_code(group([episode(0, ERROR)]), "crit") == 3
 
 
+def judgement(code: int | str) -> Judgement:
+    """One with this exit code; ``waits`` for a run that is only not judged yet."""
+    waits = 100 if code == "waits" else None
+    number = 3 if waits else int(code)
+    problem = "some reason" if number == 3 else None
+    return Judgement("r", "p", "live", 9, "pretrain", number, [], problem, waits, [])
+
+
 @pytest.mark.parametrize(
-    ("codes", "worst"), [([], 3), ([0], 0), ([0, 1], 1), ([1, 3], 3), ([3, 2, 0], 2)]
+    ("codes", "worst"),
+    [
+        *(([], 3), ([0], 0), ([0, 1], 1), ([1, 3], 3), ([3, 2, 0], 2)),
+        *((["waits"], 3), ([0, "waits"], 3), (["waits", 1], 1), ([1, "waits", 0], 1)),
+        *((["waits", 2], 2), ([1, "waits", 3], 3)),
+    ],
 )
-def test_the_worst_of_several_runs(codes: list[int], worst: int) -> None:
-    assert worst_code(codes) == worst
+def test_the_worst_of_several_runs_and_not_judged_yet_is_less_than_a_warning(
+    codes: list[int | str], worst: int
+) -> None:
+    assert worst_code([judgement(code) for code in codes]) == worst

@@ -57,6 +57,18 @@ def test_an_older_finding_that_is_over_is_not_named(one_collapse: Any) -> None:
     assert not [note for note in later.notes if "still active" in note]
 
 
+def test_evidence_that_is_building_up_is_noted(one_collapse: Any) -> None:
+    judgement = judged(one_collapse(range(200, 999), steps=212))
+    assert (judgement.exit_code, judgement.findings) == (0, [])
+    assert list(judgement.notes) == ["L2 at .00 for 13 steps, gathering evidence"]
+
+
+def test_a_log_without_a_measured_load_is_not_judged(write_log: Any, make_header: Any) -> None:
+    steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 200)]
+    judgement = judged(write_log([make_header(), *steps]))
+    assert (judgement.exit_code, judgement.judged, judgement.waits_until) == (3, False, None)
+
+
 def test_a_range_behind_the_newest_step_is_said(one_collapse: Any) -> None:
     (note,) = judged(one_collapse(range(0), steps=50), since_step=999).notes
     assert note == "only findings that began at step 999 or later; the newest step is 50"

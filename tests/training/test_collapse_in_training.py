@@ -77,6 +77,6 @@ def test_log_says_so_and_goes_on(
 def test_a_healthy_run_raises_no_alert_and_is_not_stopped(
     train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--run=r", "--steps=90", "--on-collapse=stop") == 0
+    assert train("--run=r", "--steps=110", "--on-collapse=stop") == 0
     assert not alerts(read_log("r"))
     assert "verdict    healthy" in capsys.readouterr().err

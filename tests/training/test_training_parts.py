@@ -153,11 +153,11 @@ def test_auto_takes_bf16_exactly_where_the_hardware_has_it() -> None:
     assert memory_bytes(device) > 10_000_000
 
 
-def show(progress: Progress) -> str:
+def show(progress: Progress, evidence: str = "") -> str:
     console = Console(10, ["L1", "L2"])
     console._rich.file = io.StringIO()
     with console:
-        console.step(progress)
+        console.step(progress, evidence)
         console.say("[bold]not markup[/bold]")
         console.summary(progress, "finished", "healthy")
     return console._rich.file.getvalue()
@@ -171,6 +171,12 @@ def test_console_names_the_worst_layer_and_interprets_nothing() -> None:
     assert "[bold]not markup[/bold]" in text
     assert "L1 0.91  L2 0.42" in text
     assert "\x1b" not in text
+
+
+def test_evidence_takes_the_place_of_the_worst_layer() -> None:
+    text = show(Progress(step=1, loss=2.5, collapse_index=[0.9, 0.0]), "L2 at .00 for 36 steps")
+    assert "step 1/10  loss 2.500  0 tok/s  L2 at .00 for 36 steps  0.0 GiB" in text
+    assert "worst" not in text
 
 
 def test_console_can_do_without_a_collapse_index() -> None:

@@ -38,7 +38,7 @@ def test_a_run_from_the_shell_writes_log_and_checkpoints_and_exits_0(
     assert "watch it: moe-microscope" in narration
     assert "finished at step 12/12" in narration
     assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d", narration)
-    assert re.search(r"verdict +healthy", narration)
+    assert re.search(r"verdict +not judged yet \(warm-up until step 100\)\n", narration)
 
     head, *rest = read_log("r")
     assert head["kind"] == "run"

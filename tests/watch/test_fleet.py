@@ -16,7 +16,8 @@ from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
 from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
 from microscope_tui.watch import fleet as fleet_module
-from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet, RunCard
+from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
+from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.view import view_of
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
@@ -138,7 +139,7 @@ def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None
     assert len(followed) == MOST_FOLLOWED
 
 
-def test_a_run_that_ends_makes_room_for_another(tmp_path: Path) -> None:
+def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
     fleet = Fleet(tmp_path)
     settle(fleet)
@@ -147,7 +148,7 @@ def test_a_run_that_ends_makes_room_for_another(tmp_path: Path) -> None:
         file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
     settle(fleet)
     card = cards(fleet)["run"]
-    assert (card.state, card.findings) == ("finished", None)
+    assert (card.state, card.findings) == ("finished", [])
 
 
 def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:

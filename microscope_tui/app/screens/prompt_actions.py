@@ -30,7 +30,7 @@ class PromptActions(OutActions):
 
     async def on_key(self, event: events.Key) -> None:
         """Keys go to the prompt while it is open, in the order in which they came."""
-        self.session.reader.hush()
+        self.session.reader.key_pressed()
         if self.has_said:
             self.tell(None)
         if self.prompt.open:

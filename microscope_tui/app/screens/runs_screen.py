@@ -27,7 +27,7 @@ from microscope_tui.report.spans import (
     spread,
 )
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.fleet import RunCard
+from microscope_tui.watch.run_card import RunCard
 
 _FRAME_LINES = 4
 _PATIENCE_S = 1.0
@@ -90,8 +90,9 @@ class RunsScreen(PromptActions, PinActions):
             run_list.run_line(card, layout, glyphs, chosen=at == self._at)
             for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
-        if not self._cards and self._count:
-            lines.append(pad([Span("   no run matches", "dim")], columns))
+        if not self._cards:
+            why = "no run matches" if self._count else "no runs yet: a new one appears by itself"
+            lines.append(pad([Span(f"   {why}", "dim")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.query_one("#runs", Rows).show(lines)
         self.draw_last_line()
@@ -101,12 +102,16 @@ class RunsScreen(PromptActions, PinActions):
         live = sum(card.state in run_list.LIVE for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
+        was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
+        queued = sum(card.queued for card in cards)
         of_all = f" of {self._count:,}" if len(cards) < self._count else ""
         left: Line = [
             Span(f" {len(cards):,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
             *self._asked_for(),
             Span(f"   {live:,} live", "ok" if live else "dim"),
             Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
+            Span(f"   {was_sick:,} recovered" if was_sick else "", "dim"),
+            Span(f"   {queued:,} to judge" if queued else "", "dim"),
         ]
         part = f"{self._first + 1:,} to {self._first + room:,}" if len(cards) > room else ""
         right = [text for text in (part, layout.hidden, self.session.how_it_watches()) if text]

@@ -1,0 +1,104 @@
+"""Runs that are over, judged one at a time in the background; what was found out is remembered.
+
+Only one thread may call ``work_on`` and ``recall``; verdicts may be asked for by any. One run is
+read at a time, a few milliseconds a call, with a small history: a folder of large logs takes long
+and never much memory.
+"""
+
+from pathlib import Path
+
+from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.glance import Identity, identity_of
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.verdict import Verdict, verdict_on
+from microscope_tui.watch.verdict_cache import VerdictCache
+
+_MEMORY_BYTES = 1 << 20
+_SLICE_BYTES = 1 << 18
+
+
+class FinishedRuns:
+    """The verdicts on runs that are over."""
+
+    def __init__(self, criteria: Criteria, cache: VerdictCache | None = None) -> None:
+        self._criteria = criteria
+        self._cache = cache
+        self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
+        self._moving: dict[Path, Identity] = {}
+        """Changed while they were judged: not tried again in the state that was seen."""
+        self._at_work: tuple[RunWatch, Identity] | None = None
+
+    def verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
+        """The verdict on the log at ``path`` in this state, as far as there is one."""
+        known = self._verdicts.get(path)
+        return known[1] if known is not None and known[0] == identity else None
+
+    def progress(self, path: Path) -> float:
+        """Share of the log at ``path`` that has been judged, where it is the one in work."""
+        at_work = self._at_work
+        return at_work[0].judged if at_work is not None and at_work[0].path == path else 0.0
+
+    def is_wanted(self, path: Path, identity: Identity | None) -> bool:
+        """It can be judged, and was not in this state."""
+        if identity is None or self._moving.get(path) == identity:
+            return False
+        return self.verdict(path, identity) is None
+
+    def recall(self, path: Path, identity: Identity) -> None:
+        """Take over a kept verdict, where there is one."""
+        kept = self._cache.load(identity) if self._cache is not None else None
+        if kept is not None:
+            self._verdicts[path] = identity, kept
+
+    def keep(self, path: Path, identity: Identity, verdict: Verdict) -> None:
+        """Remember the verdict on a log in this state."""
+        self._verdicts[path] = identity, verdict
+        if self._cache is not None:
+            self._cache.keep(identity, verdict)
+
+    def forget_others(self, paths: set[Path]) -> None:
+        """Of runs that are gone nothing stays."""
+        for known in (self._verdicts, self._moving):
+            for gone in known.keys() - paths:
+                del known[gone]
+        if self._at_work is not None and self._at_work[0].path not in paths:
+            self._at_work = None
+
+    @property
+    def is_at_work(self) -> bool:
+        """A run is being judged."""
+        return self._at_work is not None
+
+    def begin(self, run: RunFile, identity: Identity) -> None:
+        """Judge ``run`` next, which is in this state."""
+        watch = RunWatch(run, self._criteria, patient=True, memory_bytes=_MEMORY_BYTES)
+        self._at_work = watch, identity
+
+    def work_on(self) -> None:
+        """Judge on for a few milliseconds."""
+        if self._at_work is None:
+            return
+        watch, identity = self._at_work
+        try:
+            watch.advance(_SLICE_BYTES)
+            if watch.unread:
+                return
+            self._conclude(watch, identity)
+        except Exception as error:  # one strange log must not end the reading of all others
+            problem = safe_text(f"cannot be judged: {error!r}", 200)
+            self._verdicts[watch.path] = identity, Verdict((), problem, "", 0, None)
+        self._at_work = None
+
+    def _conclude(self, watch: RunWatch, identity: Identity) -> None:
+        try:
+            now = None if watch.source.deleted else identity_of(watch.path)
+        except OSError:
+            now = None
+        if watch.error:  # it may be readable tomorrow
+            self._verdicts[watch.path] = identity, verdict_on(watch)
+        elif now == identity:
+            self.keep(watch.path, identity, verdict_on(watch))
+        else:
+            self._moving[watch.path] = identity

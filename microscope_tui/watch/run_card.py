@@ -1,0 +1,120 @@
+"""One run in the list: what a glance at its log showed, and what is known from following it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.glance import Glance
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import CRASHED_S, age_of, state_of
+from microscope_tui.watch.verdict import Trouble, Verdict, verdict_on
+
+
+@dataclass(frozen=True, slots=True)
+class RunCard:
+    """One run in the list."""
+
+    file: RunFile
+    state: str
+    age_s: float | None
+    step: int
+    planned_steps: int | None
+    loss: float | None
+    verdict: Verdict | None
+    """How it stands; ``None`` where that is not known so far."""
+    error: str | None
+    end_reason: str | None = None
+    """Why the run ended, where its log says so."""
+    judged: float = 0.0
+    """Share of the log that the diagnosis has seen."""
+    queued: bool = False
+    """It will be judged in the background."""
+    open: bool = False
+    pinned: bool = False
+    """The open run is compared with it."""
+    selected: bool = False
+
+    @property
+    def findings(self) -> Sequence[Trouble] | None:
+        """Active alerts, worst first; ``None`` where the run is not judged."""
+        return None if self.verdict is None else [t for t in self.verdict.troubles if t.active]
+
+    @property
+    def recovered(self) -> Sequence[Trouble]:
+        """Alerts that are over."""
+        return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a glance showed, and when the file was seen to change (``None``: not yet)."""
+
+    file: RunFile
+    ends: Glance
+    changed_at: float | None
+
+    @property
+    def may_be_judged(self) -> bool:
+        """It can be read, and nothing more is expected to come."""
+        if self.ends.error or self.ends.identity is None:
+            return False
+        if self.file.path.suffix in ARCHIVE_SUFFIXES:
+            return True
+        age = age_of(self.file.modified, changed_at=self.changed_at)
+        over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
+        return over and self.ends.last is not None
+
+
+def card_of(
+    run: RunFile,
+    seen: Seen | None,
+    watch: RunWatch | None,
+    verdict: Verdict | None,
+    now: float | None,
+) -> RunCard:
+    """The card of ``run``.
+
+    Args:
+        seen: the last glance at it.
+        watch: the run where it is followed.
+        verdict: what is known of it where it is not.
+        now: the time, in Unix seconds; by default that of the clock.
+    """
+    found = seen.ends if seen else Glance()
+    last, end, plan = found.last, found.end, found.run
+    age = age_of(run.modified, now, seen.changed_at if seen else None)
+    state = state_of(
+        age,
+        deleted=False,
+        has_steps=last is not None,
+        end=end,
+        step_times_s=[found.step_time_s] if found.step_time_s else [],
+    )
+    if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
+        state = "archived"  # its end is not known before all of it was unpacked
+    if verdict is not None and plan is not None and verdict.last_step:
+        plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest
+    error = found.error or (watch.error if watch else None)
+    if watch is not None:
+        with watch.lock:
+            verdict = verdict_on(watch) if watch.diagnosis is not None else None
+            if watch.latest is not None and (watch.complete or last is None):
+                # It knows more than a glance, and the header says the same.
+                last, end, plan = watch.latest.record, watch.shown.end, watch.run
+                state, age = watch.state(now)
+    if error and last is None:
+        state = "error"
+    elif seen is None and watch is None:
+        state = ""  # nobody has looked yet
+    return RunCard(
+        file=run,
+        state=state,
+        age_s=age,
+        step=last.step if last else verdict.last_step if verdict else 0,
+        planned_steps=plan.planned_steps if plan else None,
+        loss=last.loss if last else None,
+        verdict=verdict,
+        error=error,
+        end_reason=end.reason if end else None,
+    )

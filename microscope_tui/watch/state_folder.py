@@ -1,0 +1,84 @@
+"""The user's state folder: small files that make the next sitting nicer, and may be lost any time.
+
+On Linux ``~/.local/state/moe-microscope``. A file is written at once as a whole and readable by its
+owner alone; what is read from it is as untrusted as a log.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+from microscope_tui.runlog.follow import open_regular_file
+
+
+def state_folder() -> Path:
+    """Where it is."""
+    return user_state_path("moe-microscope", appauthor=False)
+
+
+def read_small(path: Path, most_bytes: int) -> bytes:
+    """The content of ``path``.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is larger than ``most_bytes``.
+    """
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes:,} bytes")
+    return data
+
+
+def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None:
+    """Write ``path`` at once as a whole, and its folder where there is none.
+
+    Args:
+        modified_ns: the time of change that it gets, by default now.
+
+    Raises:
+        OSError: it cannot be written; what stood there before still does.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(file, "wb") as whole:
+            whole.write(data)
+        if modified_ns is not None:
+            os.utime(name, ns=(modified_ns, modified_ns))
+        os.replace(name, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def remove_oldest(folder: Path, ours: re.Pattern[str], most: int, kept: str = "") -> None:
+    """Of our files in ``folder`` the newest ``most`` stay.
+
+    What cannot be removed is tried again the next time.
+
+    Args:
+        ours: what the names of our files are like.
+        kept: a file that stays, however old it is.
+    """
+    with suppress(OSError):
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if ours.fullmatch(entry.name)]
+        if len(found) <= most:
+            return
+        others = (entry for entry in found if entry.name != kept)
+        for _, path in sorted(_ages(others), reverse=True)[most - bool(kept) :]:
+            os.unlink(path)
+
+
+def _ages(entries: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[int, str]]:
+    """Time of change and path of every regular file."""
+    for entry in entries:
+        if entry.is_file(follow_symlinks=False):
+            yield entry.stat(follow_symlinks=False).st_mtime_ns, entry.path

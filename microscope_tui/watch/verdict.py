@@ -1,0 +1,115 @@
+"""What can be said of a run that was read: why there is no verdict, and what may become one.
+
+``check``, the screens and the list of runs ask the same questions, and so give the same answers.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.summaries import balance_now
+
+_OF_THE_HEADER = ("LINT",)
+"""Rules that find something without any measurement."""
+_MOST_TROUBLES = 20
+_Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """A finding of at least a warning, as a list of runs shows it."""
+
+    rule: str
+    severity: Severity
+    layers: tuple[str, ...]
+    onset: _Step
+    active: bool
+    """Not recovered at the last step."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How a run stands, in few words: what can be kept of a run that is over."""
+
+    troubles: tuple[Trouble, ...]
+    """Active before recovered, worst first."""
+    no_verdict: str | None
+    """Why there is no verdict, where there is none."""
+    evidence: str
+    """Evidence that may become an alert, in words; mostly empty."""
+    last_step: _Step
+    planned_steps: _Step | None
+    """Of the newest run record."""
+
+
+def verdict_on(watch: RunWatch) -> Verdict:
+    """The verdict by now."""
+    with watch.lock:
+        found = watch.diagnosis.findings() if watch.diagnosis is not None else []
+        return Verdict(
+            troubles=tuple(
+                Trouble(f.rule, f.severity, f.layers, f.onset, f.active)
+                for f in found
+                if f.severity > Severity.INFO
+            )[:_MOST_TROUBLES],
+            no_verdict=why_no_verdict(watch),
+            evidence=evidence(watch),
+            last_step=watch.latest.record.step if watch.latest is not None else 0,
+            planned_steps=watch.run.planned_steps if watch.run is not None else None,
+        )
+
+
+def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:
+    """Why there is no verdict on the run, in words; ``None`` where there is one.
+
+    Args:
+        step: as it was at this step; by default at the last one.
+    """
+    if (problem := _hopeless(watch)) is not None:
+        return problem
+    until = waits_until(watch, step)
+    return None if until is None else not_judged_yet(until)
+
+
+def waits_until(watch: RunWatch, step: int | None = None) -> int | None:
+    """The step until which the run is not judged, where nothing else is in the way."""
+    if watch.diagnosis is None or _hopeless(watch) is not None:
+        return None
+    return warm_up_left(watch.diagnosis, step)
+
+
+def evidence(watch: RunWatch) -> str:
+    """``L3 at .00 for 36 steps, gathering evidence``; empty where no evidence is building up."""
+    if watch.diagnosis is None or watch.latest is None or watch.run is None:
+        return ""
+    summary = watch.latest.record.router
+    routers = enumerate(watch.run.routers)
+    balance = [balance_now(summary, index, router)[0] for index, router in routers]
+    return gathering(pending(watch.diagnosis), balance)
+
+
+def _hopeless(watch: RunWatch) -> str | None:
+    """What is in the way of a verdict however many steps like these come."""
+    if watch.error:
+        return watch.error
+    if watch.diagnosis is None or watch.latest is None:
+        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
+        return f"no steps in the log yet{first}"
+    found = {episode.rule for episode in watch.diagnosis.episodes}
+    if found.issubset(_OF_THE_HEADER) and not _measured(watch):
+        return "no load of any router was measured: log tokens_per_expert or effective_experts"
+    return None
+
+
+def _measured(watch: RunWatch) -> bool:
+    """At least one router has a balance, in the last step or somewhere in the history."""
+    if watch.history is None or watch.run is None or watch.latest is None:
+        return False
+    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
+    last = watch.latest.record.router.effective_experts
+    if any(value_at(last, i) is not None for i in indices):
+        return True  # the usual case, and this is asked at every look
+    columns = (c for i in indices for c in watch.history.columns("effective_experts", i, 1))
+    return any(column.low == column.low for column in columns)

@@ -1,0 +1,95 @@
+"""What is judged in the background takes half of a core at most, and nothing from the keys."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.preferences import Preferences
+from microscope_tui.app.reader import Reader
+from microscope_tui.diagnosis.engine import ANYTHING
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.verdict_cache import VerdictCache
+from tests.watch.test_fleet import write
+
+SLICE_S = 0.01
+
+
+class Clock:
+    """A fleet with runs to judge, and waits that pass at once, by one clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, slices: int = 10**9) -> None:
+        self.now, self.worked, self.pauses, self.slices = 100.0, 0.0, list[float](), slices
+        fleet = Fleet(folder)
+        monkeypatch.setattr(fleet, "judge_finished", self.judge)
+        self.reader = Reader(fleet, lambda: True)
+        monkeypatch.setattr(self.reader.events, "wait", self.wait)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def judge(self) -> bool:
+        if self.slices <= 0:
+            return False
+        self.slices -= 1
+        self.now += SLICE_S
+        self.worked += SLICE_S
+        return True
+
+    def wait(self, timeout_s: float) -> bool:
+        self.pauses.append(timeout_s)
+        self.now += timeout_s
+        return False
+
+
+def test_after_every_slice_it_rests_as_long_as_it_worked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(monkeypatch, tmp_path)
+    clock.reader._rest(clock.now + 1.0)
+    assert clock.worked == pytest.approx(sum(clock.pauses))
+    assert clock.worked == pytest.approx(0.5, abs=2 * SLICE_S)
+
+
+def test_while_keys_are_pressed_nothing_is_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(monkeypatch, tmp_path)
+    for _ in range(20):
+        clock.reader.key_pressed()
+        clock.reader._rest(clock.now + 0.25)
+    assert clock.worked == 0.0
+    clock.reader._rest(clock.now + 0.25)
+    assert clock.worked > 0.0
+
+
+def test_with_nothing_left_to_judge_it_waits_as_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock = Clock(monkeypatch, tmp_path, slices=0)
+    clock.reader._rest(clock.now + 0.25)
+    assert clock.pauses == pytest.approx([0.25])
+
+
+async def test_the_list_of_a_sitting_gets_all_its_verdicts_and_the_next_one_has_them(
+    tmp_path: Path, until: Callable[..., Any], seen: Callable[..., str]
+) -> None:
+    write(tmp_path / "logs", "open", 1000, steps=150)
+    for at in range(3):
+        write(tmp_path / "logs", f"sick{at}", 3600 + at, steps=600, collapse=(1, 200))
+    write(tmp_path / "logs", "young", 9000, steps=60)
+
+    def app() -> Microscope:
+        kept = VerdictCache(ANYTHING, tmp_path / "state")
+        return Microscope(Fleet(tmp_path / "logs", kept=kept), preferences=Preferences())
+
+    async with app().run_test(size=(120, 20)) as pilot:
+        await until(pilot, lambda: pilot.app.session.has_run, "a step")  # type: ignore[attr-defined]
+        await pilot.press("r")
+        await until(pilot, lambda: "3 with alerts" in seen(pilot, "#runs"), "the verdicts")
+        await until(pilot, lambda: "not judged yet (warm-up" in seen(pilot, "#runs"), "the last")
+        assert "to judge" not in seen(pilot, "#runs").split("\n")[0]
+        await pilot.press("slash", *"collapse", "enter")
+        assert "3 of 5 runs   /collapse" in seen(pilot, "#runs")
+    assert len(list((tmp_path / "state").iterdir())) == 4  # the open one is judged when it opens

@@ -1,0 +1,74 @@
+"""Who keeps verdicts, and who never looks at them."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.cli import main
+from microscope_tui.commands import watch as watch_command
+from microscope_tui.commands.config import UserConfig, ViewConfig
+from microscope_tui.diagnosis.engine import ANYTHING
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.runlog.glance import identity_of
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.verdict import Trouble, Verdict
+from microscope_tui.watch.verdict_cache import VerdictCache
+from tests.watch.test_finished_runs import judge_all
+
+FALSE = Verdict((Trouble("COLLAPSE", Severity.CRITICAL, ("L1",), 9, True),), None, "", 150, 150)
+
+
+@pytest.fixture
+def log(scenario: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A healthy run that ended an hour ago; a false verdict on it is kept in the state folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path: Path = scenario("healthy", routers=3, steps=150) / "metrics.jsonl"
+    then = time.time() - 3600
+    os.utime(path, (then, then))
+    VerdictCache(ANYTHING).keep(identity_of(path), FALSE)
+    return path
+
+
+def run(*arguments: object) -> object:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def test_check_never_reads_a_kept_verdict_and_writes_none(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((tmp_path / "state").rglob("*"))
+    assert run("check", log.parent, "--all") == 0
+    assert "healthy at step 150" in capsys.readouterr().out
+    assert sorted((tmp_path / "state").rglob("*")) == before
+
+
+def test_a_snapshot_of_the_list_reads_them_and_writes_none(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((tmp_path / "state").rglob("*"))
+    assert run("snapshot", log.parent, "--screen", "runs", "--format", "json") == 0
+    assert '"rule":"COLLAPSE"' in capsys.readouterr().out
+    assert sorted((tmp_path / "state").rglob("*")) == before
+
+
+@pytest.mark.parametrize("remember", [True, False])
+def test_with_remember_false_the_viewer_keeps_no_verdict(
+    log: Path, tmp_path: Path, remember: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Fleet] = []
+    monkeypatch.setattr(watch_command, "_open", lambda fleet, user: (opened.append(fleet), 0)[1])
+    for stream in (sys.stderr, sys.stdin):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    os.utime(log, (1e9, 1e9))  # another state than the kept one
+    user = UserConfig(path=tmp_path / "config.toml", view=ViewConfig(remember=remember))
+    assert watch_command.watch_with(log.parent, 1 << 24, user) == 0
+    before = len(list((tmp_path / "state").rglob("*.json")))
+    judge_all(opened[0])
+    after = len(list((tmp_path / "state").rglob("*.json")))
+    assert after - before == int(remember)

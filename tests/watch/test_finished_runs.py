@@ -1,0 +1,284 @@
+"""Runs that are over get their verdict in the background, whatever happens to their logs."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.report.run_list import card_text
+from microscope_tui.runlog.glance import glance
+from microscope_tui.watch import finished_runs
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.run_card import RunCard
+from microscope_tui.watch.verdict_cache import VerdictCache
+from tests.watch.test_fleet import cards, settle, write
+
+Make = Callable[..., Any]
+STEP = b'{"kind":"step","step":21,"tokens":512}\n'
+
+
+def judge_all(fleet: Fleet) -> None:
+    settle(fleet)
+    while fleet.judge_finished():
+        pass
+
+
+def verdict_of(card: RunCard) -> str:
+    return card_text(card).removeprefix(f"{card.file.name} {card.state} ")
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> None:
+    write(tmp_path, "sick", 3600, steps=600, collapse=(1, 200))
+    write(tmp_path, "crashed", 7200, steps=150, finished=False)
+    write(tmp_path, "young", 9000, steps=60)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    order: list[str] = []
+    assert {card.file.name for card in fleet.cards() if card.queued} == {"sick", "crashed", "young"}
+    while fleet.judge_finished():
+        order += [c.file.name for c in fleet.cards() if c.verdict and c.file.name not in order]
+    assert order == ["sick", "crashed", "young"]
+    found = cards(fleet)
+    assert verdict_of(found["sick"]).startswith("C COLLAPSE L4 since ")
+    assert verdict_of(found["crashed"]) == "healthy"
+    assert verdict_of(found["young"]) == "not judged yet (warm-up until step 100)"
+    assert not fleet.is_judging
+
+
+def test_the_verdict_is_that_of_check(tmp_path: Path, scenario: Make) -> None:
+    from microscope_tui.report.check import judge
+
+    for name in ("collapse", "divergence", "shock", "nan", "lint-no-balance"):
+        scenario(name, routers=3, steps=450)
+    fleet = Fleet(tmp_path)
+    for log in tmp_path.glob("*/*.jsonl"):
+        age(log, 4000)
+    judge_all(fleet)
+    for card in fleet.cards():
+        known = [(t.rule, t.severity, t.onset, t.active) for t in card.verdict.troubles]  # type: ignore[union-attr]
+        told = [
+            (f.rule, f.severity, f.onset, f.active)
+            for f, _ in judge(card.file).findings
+            if f.severity > 1
+        ]
+        assert sorted(known) == sorted(told)
+
+
+def test_an_alert_that_recovered_is_named_beside_healthy(
+    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
+) -> None:
+    sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+    steps = [
+        make_step(n, [balanced(), sick if 150 <= n < 220 else balanced(), balanced()], 2048)
+        for n in range(1, 500)
+    ]
+    age(write_log([make_header(), *steps]), 4000)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    (card,) = fleet.cards()
+    assert card.findings == []
+    assert verdict_of(card) == "healthy, C COLLAPSE recovered"
+
+
+def test_live_runs_beyond_the_followed_ones_are_left_alone(tmp_path: Path) -> None:
+    for at in range(10):
+        write(tmp_path, f"run{at}", finished=False)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    assert [card.queued for card in fleet.cards()] == [False] * 10
+    assert sorted(verdict_of(c) for c in fleet.cards() if c.verdict is None) == ["not judged"] * 2
+
+
+def test_an_archive_is_judged_too(tmp_path: Path) -> None:
+    import gzip
+
+    path = write(tmp_path, "packed", 3600, steps=600, collapse=(1, 200))
+    path.with_name("metrics.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    (card,) = fleet.cards()
+    assert verdict_of(card).startswith("C COLLAPSE L4 since ")
+    assert card.step == 600
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        lambda path: path.write_bytes(path.read_bytes() + STEP),
+        lambda path: path.chmod(0) or path.rename(path.with_name("other.jsonl")),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["deleted", "emptied", "truncated", "grown", "renamed", "folder"],
+)
+def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
+    tmp_path: Path, damage: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finished_runs, "_SLICE_BYTES", 4096)
+    first = write(tmp_path, "first", 3600, steps=400)
+    write(tmp_path, "second", 7200, steps=400)
+    fleet = Fleet(tmp_path, kept=VerdictCache(fleet_criteria(), tmp_path / "state"))
+    settle(fleet)
+    for _ in range(5):
+        assert fleet.judge_finished()
+    damage(first)
+    turns = 0
+    while fleet.judge_finished():
+        turns += 1
+        assert turns < 5000
+    assert verdict_of(cards(fleet)["second"]) == "healthy"
+    assert len(list((tmp_path / "state").iterdir())) == 1  # nothing is kept of the changed one
+
+
+def fleet_criteria() -> Any:
+    from microscope_tui.diagnosis.engine import ANYTHING
+
+    return ANYTHING
+
+
+def test_a_run_that_goes_on_after_its_verdict_is_not_shown_with_the_old_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "run", 3600, steps=150)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    assert verdict_of(cards(fleet)["run"]) == "healthy"
+    with path.open("ab") as file:
+        file.write(STEP.replace(b"21", b"151"))
+    age(path, 3000)
+    settle(fleet)
+    verdict = cards(fleet)["run"].verdict  # it was seen to change, so it is followed
+    assert verdict is not None
+    assert verdict.last_step == 151
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"kind":"run","format_version":7,"model":{"layers":[]}}\n', "format_version is 7"),
+        (
+            b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":8,"top_k":2}}\n'
+            b'{"kind":"step","step":1,"loss":2.0}\n',
+            "no load of any router was measured",
+        ),
+        (b'{"kind":"run","format_version":1,"model":{"layers":[1]}}\n\0\0\xff\n', "no steps yet"),
+    ],
+)
+def test_a_log_that_cannot_be_judged_says_why(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    age(path, 4000)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    (card,) = fleet.cards()
+    assert words in verdict_of(card)
+
+
+def test_a_fault_in_the_judging_is_said_in_the_row_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "first", 3600, steps=150)
+    write(tmp_path, "second", 7200, steps=150)
+    real = finished_runs.verdict_on
+
+    def failing(watch: Any) -> Any:
+        if watch.file.name == "first":
+            raise ZeroDivisionError("\x1b[31mboom")
+        return real(watch)
+
+    monkeypatch.setattr(finished_runs, "verdict_on", failing)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    found = cards(fleet)
+    assert verdict_of(found["first"]).startswith("cannot be judged: ZeroDivisionError")
+    assert "\x1b" not in verdict_of(found["first"])
+    assert verdict_of(found["second"]) == "healthy"
+
+
+def test_a_run_that_was_followed_to_its_end_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "run", finished=False, steps=150)
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    with path.open("ab") as file:
+        file.write(b'{"kind":"event","event":"end","step":150,"reason":"finished"}\n')
+    settle(fleet)
+    assert verdict_of(cards(fleet)["run"]) == "healthy"
+    assert not fleet.judge_finished()
+
+
+def test_a_resumed_run_shows_the_plan_of_its_newest_run_record(
+    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
+) -> None:
+    rows = [balanced(), balanced(), balanced()]
+    records = [make_header(planned_steps=12), *(make_step(n, rows, 2048) for n in range(1, 13))]
+    again = make_header(planned_steps=200, resumed_at_step=13)
+    path = write_log([*records, again, *(make_step(n, rows, 2048) for n in range(13, 161))])
+    age(path, 4000)
+    found = glance(path).run
+    assert found is not None
+    assert found.planned_steps == 200
+    fleet = Fleet(tmp_path)
+    settle(fleet)
+    (card,) = fleet.cards()
+    assert (card.step, card.planned_steps) == (160, 200)
+
+
+def test_a_plan_that_cannot_be_right_is_left_out(
+    write_log: Make, make_header: Make, make_step: Make, balanced: Make
+) -> None:
+    rows = [balanced(), balanced(), balanced()]
+    path = write_log(
+        [make_header(planned_steps=12), *(make_step(n, rows, 2048) for n in range(1, 41))]
+    )
+    found = glance(path).run
+    assert found is not None
+    assert found.planned_steps is None
+
+
+def test_a_smaller_plan_after_a_resume_is_known_once_the_run_is_judged(
+    tmp_path: Path, write_log: Make, make_header: Make, make_step: Make, balanced: Make
+) -> None:
+    rows = [balanced(), balanced(), balanced()]
+    records = [make_header(planned_steps=900), *(make_step(n, rows, 2048) for n in range(1, 13))]
+    again = make_header(planned_steps=300, resumed_at_step=13)
+    age(write_log([*records, again, *(make_step(n, rows, 2048) for n in range(13, 161))]), 4000)
+    fleet = Fleet(tmp_path)
+    judge_all(fleet)
+    (card,) = fleet.cards()
+    assert card.planned_steps == 300
+
+
+def test_the_look_for_a_run_record_is_bounded(
+    tmp_path: Path, make_header: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microscope_tui.runlog.glance._MOST_BYTES", 1 << 16)
+    path = tmp_path / "long.jsonl"
+    head = json.dumps(make_header(planned_steps=12)).encode()
+    again = json.dumps(make_header(planned_steps=9999, resumed_at_step=13)).encode()
+    lines = [b'{"kind":"step","step":%d,"tokens":2048}' % n for n in range(1, 9000)]
+    path.write_bytes(b"\n".join([head, *lines[:12], again, *lines[12:]]) + b"\n")
+    real, read = os.pread, []
+
+    def counting(file: int, length: int, offset: int) -> bytes:
+        data = real(file, length, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr("microscope_tui.runlog.glance.os.pread", counting)
+    found = glance(path).run
+    assert found is not None
+    assert found.planned_steps is None  # out of reach: no plan rather than a wrong one
+    assert sum(read) < path.stat().st_size / 2
