@@ -200,7 +200,8 @@ class Collapse(Rule):
             facts["without"] = found.without
         if evidence >= limits.evidence:
             facts["idle"] = tuple(e for e in left if totals[e] == 0)
-        enough = evidence >= limits.evidence or len(summed) >= summed.window
+        # Of few lines each must count: thirty lines of any size are enough by themselves.
+        enough = self.window >= limits.window or evidence >= limits.evidence
         return found.collapse_index or 0.0, enough
 
     def _is_urgent(self, suspect: Suspect, value: float, reference: float | None) -> bool:
