@@ -26,6 +26,8 @@ USAGE = 64
 PIPE = Path("-")
 """The path that means the standard input."""
 PIPE_NAME = "standard input"
+DEFAULT_PATH = Path("logs")
+"""Where the trainer writes its runs; every command looks there unless it is given a path."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

@@ -13,12 +13,12 @@ from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.table import COMMANDS
-from microscope_tui.console import USAGE, fail, memory_bytes
+from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes
 from microscope_tui.runlog.safe_text import safe_text
 
 
 def watch(
-    path: Path = Path("logs"),
+    path: Path = DEFAULT_PATH,
     /,
     *,
     memory: str = "",
@@ -75,6 +75,8 @@ def _budget(text: str) -> int | None:
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
+    # An empty text or a flag that is off tells a reader nothing.
+    default_parameter=Parameter(show_default=lambda value: value if value else None),
     version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
 )

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.config import user_criteria
 from microscope_tui.console import (
+    DEFAULT_PATH,
     PIPE,
     USAGE,
     fail,
@@ -38,7 +39,7 @@ _SMALLEST = (20, 5)
 
 
 def snapshot(
-    path: Path,
+    path: Path = DEFAULT_PATH,
     /,
     *,
     screen: Literal[
