@@ -44,12 +44,16 @@ def ribbon_width(columns: int) -> int:
 
 
 def notes(
-    view: RunView, layout: Layout, glyphs: Glyphs, watching: str = "", cursor: str = ""
+    view: RunView,
+    layout: Layout,
+    glyphs: Glyphs,
+    watching: Sequence[str] = (),
+    cursor: str = "",
 ) -> Line:
     """Under the ribbon: what happened where, and what is not shown.
 
     Args:
-        watching: how changes of the log are noticed.
+        watching: how changes of the log are noticed, and what that limits.
         cursor: what the cursor is on; stands here instead of the ticks.
     """
     columns = layout.columns
@@ -62,8 +66,7 @@ def notes(
         right.append(f"diagnosis at {view.judged:.0%}")
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
-    if watching:
-        right.append(watching)
+    right.extend(watching)
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))
