@@ -222,6 +222,7 @@ HELP = [
     Binding("down,j", "scroll(1)", "down", id="help.down"),
     Binding("pageup", "scroll(-10)", "ten lines up", id="help.page_up"),
     Binding("pagedown,space", "scroll(10)", "ten lines down", id="help.page_down"),
+    Binding("w", "words", "what the words mean", id="help.words"),
 ]
 
 

@@ -46,7 +46,7 @@ class Layout:
     @property
     def hidden(self) -> str:
         """What was left out for want of room, in words."""
-        parts = (("entropy", self.entropy), ("max load", self.max_load), ("ranks", self.ranks))
+        parts = (("entropy", self.entropy), ("max load", self.max_load), ("order", self.ranks))
         left_out = [word for word, width in parts if not width]
         return f"no room for {', '.join(left_out)}" if left_out else ""
 
@@ -114,12 +114,12 @@ def heads(layout: Layout) -> Line:
         ("balance c", layout.balance),
         ("entropy H", layout.entropy),
         ("max load", layout.max_load),
-        ("rank corr." if layout.ranks >= _RANKS_IN_FULL else "ranks", layout.ranks),
+        ("same order" if layout.ranks >= _RANKS_IN_FULL else "order", layout.ranks),
     )
     line = pad([Span("  layer", "dim")], layout.label)
     for text, width in parts:
         if width:
-            align = "right" if "rank" in text else "left"
+            align = "right" if "order" in text else "left"
             line += [Span(" " * _GAP), *pad([Span(text, "dim")], width, align)]
     line.append(Span(" " * _GAP))
     per, room = layout.experts_per_cell, layout.columns - line_width(line)
