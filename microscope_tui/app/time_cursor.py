@@ -62,8 +62,10 @@ class TimeCursor:
         self.speed = 0
 
     def toggle_follow(self) -> None:
-        """Hold the present moment, or return to the live run."""
-        self.speed = 0
+        """Hold the present moment, or return to the live run; a film stops where it is."""
+        if self.speed:
+            self.speed = 0
+            return
         watch = self._watch()
         if self.pin is not None:
             self.pin = None
@@ -178,10 +180,10 @@ class TimeCursor:
             self.speed = 0
         return problem
 
-    def next_speed(self) -> None:
-        """Off, 1, 4, 16 columns a second, and off again."""
+    def next_speed(self) -> int:
+        """The speed after this one: off, 1, 4, 16 columns a second, and off again."""
         speeds = (0, *SPEEDS)
-        self.speed = speeds[(speeds.index(self.speed) + 1) % len(speeds)]
+        return speeds[(speeds.index(self.speed) + 1) % len(speeds)]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:
         if isinstance(moment, str):

@@ -96,6 +96,7 @@ def snapshot(
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
+    say(f"written: {output}")
     return 0
 
 

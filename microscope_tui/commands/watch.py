@@ -90,6 +90,8 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     )
     microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     microscope.run(mouse=False)
+    for path in microscope.session.written:  # what the screen reported is gone with it
+        say(f"written: {path}")
     if microscope.problem:
         say(microscope.problem)
     code = microscope.return_code or 0

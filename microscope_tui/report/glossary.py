@@ -75,7 +75,7 @@ _ALERT_LIST: Words = (
     ("confidence", "where the numbers come from: exact counts, or summaries only"),
 )
 _TIME: Words = (
-    ("PAUSED, PLAYING", "one step is held; the run is played back"),
+    ("PAUSED, PLAYING 4x", "one step is held; the run is played back, 4 columns a second"),
     ("step 0 ▁▄▇", "the whole run in one line: ▁ healthy, ▄ warning, ▇ critical, ╎ restart"),
     ("restart, evaluation", "the run was resumed at this step; the model was evaluated after it"),
     ("1 column = 8 steps", "steps that one column of the line stands for"),

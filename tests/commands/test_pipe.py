@@ -260,3 +260,26 @@ def test_a_pipe_that_ended_without_a_step_is_not_waited_on(play: Play, writer: s
     )
     assert code == 0
     assert ("the first: line 1: not JSON" in screens[0]) == (writer != "true")
+
+
+def test_files_written_on_the_screens_are_named_again_after_quitting(
+    play: Play, collapsed: Path, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    _, code = play(
+        f"cd {tmp_path}; $MICROSCOPE {collapsed}; echo $? > {said}",
+        ("wait", "450 finished"),
+        ("press", "w"),
+        ("wait", "written: collapse-0-450-main.csv in /"),
+        ("press", "q"),
+        ("wait", f"moe-microscope: written: {tmp_path}/collapse-0-450-main.csv"[:99]),
+        ("end", ""),
+    )
+    assert code == 0
+    assert (tmp_path / "collapse-0-450-main.csv").exists()
+
+
+def test_a_snapshot_in_a_file_is_named(microscope: Run, collapsed: Path, tmp_path: Path) -> None:
+    done = microscope("snapshot", collapsed, "-o", tmp_path / "shot.txt")
+    assert done.stdout == ""
+    assert done.stderr == f"moe-microscope: written: {tmp_path / 'shot.txt'}\n"
