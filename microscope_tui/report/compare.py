@@ -20,7 +20,7 @@ from microscope_tui.watch.view import LayerView, RunView
 _GAP = 2
 _NUMBER, _CHANGE, _ARROW, _RANKS, _RANKS_IN_FULL = 4, 5, 3, 5, 10
 _WIDE = 110
-_MAX_CELL, _MAX_HEIGHT = 6, 4
+_MAX_CELL, _MAX_HEIGHT = 16, 8
 _LEAST_HEAT = 24
 _SLIGHT, _MUCH = 0.05, 0.20  # of the collapse index
 _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
