@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from microscope_tui.commands.table import COMMANDS
-from microscope_tui.console import PIPE, fail, memory_bytes
+from microscope_tui.console import DEFAULT_PATH, PIPE, fail, memory_bytes, spool_bytes
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.runlog.discover import NoRuns
 
@@ -36,8 +36,8 @@ def _run(tokens: Sequence[str]) -> int | None:
         from microscope_tui.commands.config import read_config
         from microscope_tui.commands.watch import watch_with
 
-        path = Path(tokens[0]) if tokens else Path("logs")
-        return watch_with(path, memory_bytes(""), read_config(None))
+        path = Path(tokens[0]) if tokens else DEFAULT_PATH
+        return watch_with(path, memory_bytes(""), read_config(None), spool_bytes(""))
     from microscope_tui.commands.parser import run
 
     return run(tokens)

@@ -19,6 +19,7 @@ from microscope_tui.report.words import bytes_of
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.spool import MOST_BYTES, Spool
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
@@ -26,10 +27,12 @@ USAGE = 64
 PIPE = Path("-")
 """The path that means the standard input."""
 PIPE_NAME = "standard input"
+DEFAULT_PATH = Path("logs")
+"""Where the trainer writes its runs; every command looks there unless it is given a path."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_LEAST_MEMORY = 1 << 20
+_LEAST_SIZE = 1 << 20
 
 
 def runs_at(
@@ -95,22 +98,35 @@ def read_pipe(
 
 
 def piped(
-    descriptor: int = 0, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
+    descriptor: int = 0,
+    criteria: Criteria = ANYTHING,
+    memory: int = DEFAULT_MEMORY,
+    spool: int = 0,
 ) -> tuple[RunWatch, PipedLog]:
-    """A run that arrives at ``descriptor``."""
-    pipe = PipedLog(descriptor, PIPE_NAME)
-    file = RunFile(PIPE_NAME, Path(PIPE_NAME), 0.0)
+    """A run that arrives at ``descriptor``; ``spool``: bytes of it that are kept on disk."""
+    pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
+    file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory), pipe
 
 
 def memory_bytes(text: str) -> int:
     """``128MB``, ``2G`` or a number of bytes; a usage error for anything else."""
-    if not text:
-        return DEFAULT_MEMORY
-    size = size_of(text)
-    if size is None or size < _LEAST_MEMORY:
+    size = size_of(text) if text else DEFAULT_MEMORY
+    if size is None or size < _LEAST_SIZE:
         fail(
             f"--memory {safe_text(text, 20)!r}: write a size from 1MB up, for example 128MB", USAGE
+        )
+    return size
+
+
+def spool_bytes(text: str) -> int:
+    """The same for ``--spool``, where 0 means none."""
+    size = size_of(text) if text else MOST_BYTES
+    if size is None or 0 < size < _LEAST_SIZE:
+        fail(
+            f"--spool {safe_text(text, 20)!r}: write a size from 1MB up, for example 500MB, "
+            "or 0 for none",
+            USAGE,
         )
     return size
 

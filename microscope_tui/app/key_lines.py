@@ -56,6 +56,20 @@ def key_line(
     return pad([Span(first.text[1:]), *rest], width)
 
 
+def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
+    """The line of keys while the run is played back: how fast, and how to stop it."""
+    line = [Span(f" playing {speed} column{'s' if speed > 1 else ''} a second", "accent")]
+    does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
+    for binding in bindings:
+        if binding.id in does:
+            key = shown_key(binding.key.split(",")[0])
+            line += [
+                Span(f"   {_plain(key, glyphs)}", "accent"),
+                Span(f" {does[binding.id]}", "dim"),
+            ]
+    return line
+
+
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
     """Every binding with all its keys, in sections, in two columns where there is room."""
     sections: dict[str, list[Line]] = {}

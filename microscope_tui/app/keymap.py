@@ -10,8 +10,10 @@ What stands left is the id of a binding, which ``moe-microscope keys`` prints; r
 that it has from now on. An id that several screens share is changed on all of them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Any
 
 from textual.binding import Binding
@@ -27,11 +29,26 @@ _QUIT = "app.quit"
 _ALWAYS_QUIT = frozenset({"ctrl+c", "ctrl+q"})
 _MODIFIERS = frozenset({"alt", "ctrl", "hyper", "meta", "shift", "super"})
 _NAMED = frozenset(key.value for key in Keys if key.value.isalnum()) - {"return"}
+_MOVING = ("up", "down", "left", "right", "home", "end", "insert", "delete", "pageup", "pagedown")
 # Most terminals send tab, enter, backspace and escape for the first four; for the others they
 # disagree what to send.
 _NOT_SENT = frozenset(
     {"ctrl+i", "ctrl+m", "ctrl+h", "ctrl+left_square_bracket", "ctrl+at", "ctrl+space"}
 )
+_EVERYWHERE = frozenset(
+    # What Textual knows by a sequence of its own, and what xterm sends for a key with modifiers.
+    [key.value for key in Keys]
+    + [
+        "+".join([*modifiers, key])
+        for count in (1, 2, 3)
+        for modifiers in combinations(("alt", "ctrl", "shift"), count)
+        for key in (*_MOVING, *(f"f{number}" for number in range(1, 13)))
+    ]
+)
+"""Names with modifiers that any terminal sends; others need the keyboard protocol of kitty."""
+# Digits with ctrl; f3 with modifiers, which is a cursor report; alt+b and alt+f, which are read as
+# ctrl+left and ctrl+right; and the second dozen of function keys.
+_RARE = re.compile(r"\+\d$|\+f3$|^alt\+[bf]$|f(1[3-9]|2\d)$")
 _SHOWN = {
     "up": "↑",
     "down": "↓",
@@ -95,17 +112,19 @@ def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Keymap) -> list[
 def remapped(bindings: Iterable[Binding], keymap: Keymap) -> list[Binding]:
     """The same bindings with the keys of ``keymap``, the first of them shown.
 
-    Where a display speaks for two bindings (``[ ]``) and the other one lost that key, it shrinks.
+    A display that speaks for two bindings (``[ ]``) shows the first key of each.
     """
     bindings = list(bindings)
     given = {one.id: keys for one in bindings if one.id and (keys := keymap.get(one.id))}
-    lost = {shown_key(key) for one in bindings if one.id in given for key in one.key.split(",")}
+    owners = {shown_key(key): one for one in bindings for key in one.key.split(",")}
     after = []
     for one in bindings:
-        keys, display = given.get(one.id or "", one.key), one.key_display
-        own = [shown_key(key) for key in keys.split(",")]
-        if one.id in given or (display and display not in own and lost & {*display}):
-            one = one.with_key(keys, own[0])
+        keys, display = given.get(one.id or "", one.key), one.key_display or ""
+        parts = [display] if display in owners else [part for part in display if part in owners]
+        own = [given.get(owners[part].id or "", "").split(",")[0] for part in parts]
+        now = [shown_key(key) if key else part for part, key in zip(parts, own, strict=True)]
+        if one.id in given or now != parts:
+            one = one.with_key(keys, " ".join(now) or shown_key(keys.split(",")[0]))
         after.append(one)
     return after
 
@@ -156,6 +175,11 @@ def _keys(name: str, value: object) -> str:
                 f'{what}: no terminal sends a key "{safe_text(written, 30)}"; write a character '
                 f"(j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
             )
+        if not _comes_from_any_terminal(key):
+            raise BadKey(
+                f"{what}: most terminals, and tmux, do not send {safe_text(key, 40)}; "
+                "write another key"
+            )
         if key in _ALWAYS_QUIT:
             raise BadKey(f"{what}: {key} always quits; write another key")
         keys.append(key)
@@ -167,6 +191,8 @@ def _named(written: str) -> str | None:
     if len(written) == 1:
         return _name_of(written)
     *modifiers, key = written.lower().split("+")
+    if modifiers == ["alt"] and written[-1].isupper():
+        modifiers.append("shift")  # the capital of alt+j is a key of its own
     if key not in _NAMED:
         if modifiers == ["shift"]:  # a capital is a key of its own
             return None
@@ -177,6 +203,16 @@ def _named(written: str) -> str | None:
         key = named
     name = "+".join([*sorted(set(modifiers)), key])
     return name if set(modifiers) <= _MODIFIERS and name not in _NOT_SENT else None
+
+
+def _comes_from_any_terminal(key: str) -> bool:
+    """``key`` is a character, a named key, or known with its modifiers to every terminal."""
+    if _RARE.search(key):
+        return False
+    if "+" not in key or key in _EVERYWHERE:
+        return True
+    *modifiers, name = key.split("+")
+    return modifiers in (["alt"], ["alt", "shift"]) and len(name) == 1 and name.isalnum()
 
 
 def _name_of(character: str) -> str | None:

@@ -58,7 +58,14 @@ TIME = [
         ":",
         first_of="go to",
     ),
-    _key("f,space", "toggle_follow", "pause, or live again", "time.follow", "f", first_of="pause"),
+    _key(
+        "f,space",
+        "toggle_follow",
+        "pause, or live again; stops a film",
+        "time.follow",
+        "f",
+        first_of="pause",
+    ),
     _key("P", "play", "play: 1, 4, 16 columns a second", "time.play"),
     _key("plus,equals_sign", "zoom(0.5)", "see half as much time", "time.zoom_in"),
     _key("minus", "zoom(2)", "see twice as much time", "time.zoom_out"),
@@ -222,6 +229,7 @@ HELP = [
     Binding("down,j", "scroll(1)", "down", id="help.down"),
     Binding("pageup", "scroll(-10)", "ten lines up", id="help.page_up"),
     Binding("pagedown,space", "scroll(10)", "ten lines down", id="help.page_down"),
+    Binding("w", "words", "what the words mean", id="help.words"),
 ]
 
 

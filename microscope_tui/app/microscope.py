@@ -141,11 +141,12 @@ class Microscope(App[None]):
             await self.push_screen(wanted(self.session))
 
     def action_help(self) -> None:
-        """Show the keys of the present screen."""
+        """Show the keys and words of the present screen."""
         if isinstance(self.screen, HelpScreen):
             return
         bindings = bindings_of(self.screen, self.session.keymap)
-        self.push_screen(HelpScreen(bindings, self.session.glyphs))
+        behind = type(self.screen).__name__.removesuffix("Screen").lower()
+        self.push_screen(HelpScreen(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
         """Paint everything again, after another program wrote over the screen."""

@@ -59,6 +59,8 @@ class Session:
         """The chosen expert of the chosen layer."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
+        self.written: list[Path] = []
+        """Files that were exported in this sitting."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0

@@ -6,9 +6,10 @@ screen shows it. The window is the stretch that curves and ribbon cover.
 
 from collections.abc import Callable
 
+from microscope_tui.report.words import bytes_of
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.curves import Window
-from microscope_tui.watch.moment import Pin, pin, pin_at
+from microscope_tui.watch.moment import Pin, kept_steps, pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 
 SPEEDS = (1, 4, 16)
@@ -61,8 +62,10 @@ class TimeCursor:
         self.speed = 0
 
     def toggle_follow(self) -> None:
-        """Hold the present moment, or return to the live run."""
-        self.speed = 0
+        """Hold the present moment, or return to the live run; a film stops where it is."""
+        if self.speed:
+            self.speed = 0
+            return
         watch = self._watch()
         if self.pin is not None:
             self.pin = None
@@ -109,12 +112,12 @@ class TimeCursor:
         watch = self._watch()
         if watch is None or watch.latest is None:
             return "no step yet"
-        if watch.can_seek:
+        if kept_steps(watch) is not None:
             return None
+        if isinstance(watch.source, PipedLog):
+            return self.past_of_pipe() or "a pipe has no way back without a spool (--spool)"
         if watch.source.seekable:
             return "steps were written again here: wait until all is read"
-        if isinstance(watch.source, PipedLog):
-            return "a pipe has no way back: open the log itself"
         return "a packed log has no way back: unpack it"
 
     def step_by(self, by: int) -> str | None:
@@ -143,7 +146,30 @@ class TimeCursor:
 
         Reads from the disk: not for the thread that draws.
         """
-        return self._look_at(self._moment(step))
+        return self._look_at(self._moment(step)) or self._why_not_all(step)
+
+    def _why_not_all(self, step: int) -> str | None:
+        """Why the nearest step of a pipe is shown instead of ``step``; ``None`` where it is not."""
+        watch = self._watch()
+        if self.following or watch is None or not isinstance(watch.source, PipedLog):
+            return None
+        kept, limits = kept_steps(watch), self.past_of_pipe()
+        outside = kept is not None and not kept[0] <= step <= kept[1]
+        return limits if outside and step >= 1 else None
+
+    def past_of_pipe(self) -> str | None:
+        """From or up to which step the past of a pipe is kept; ``None`` where all of it is."""
+        watch = self._watch()
+        spool = watch.source.spool if watch and isinstance(watch.source, PipedLog) else None
+        if watch is None or spool is None or not (spool.start or spool.problem):
+            return None
+        kept = kept_steps(watch)
+        if kept is None:
+            return f"no time travel: {spool.problem or 'nothing is kept yet'}"
+        (first, last), size = kept, bytes_of(spool.limit)
+        if spool.problem:
+            return f"time travel from step {first:,} to {last:,}: {spool.problem}"
+        return f"time travel from step {first:,}: the spool is full (--spool {size})"
 
     def play_on(self, columns: float, ribbon: int) -> str | None:
         """Play ``columns`` of a ribbon of ``ribbon`` columns; ends at the newest step."""
@@ -154,10 +180,10 @@ class TimeCursor:
             self.speed = 0
         return problem
 
-    def next_speed(self) -> None:
-        """Off, 1, 4, 16 columns a second, and off again."""
+    def next_speed(self) -> int:
+        """The speed after this one: off, 1, 4, 16 columns a second, and off again."""
         speeds = (0, *SPEEDS)
-        self.speed = speeds[(speeds.index(self.speed) + 1) % len(speeds)]
+        return speeds[(speeds.index(self.speed) + 1) % len(speeds)]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:
         if isinstance(moment, str):

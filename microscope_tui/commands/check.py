@@ -9,6 +9,7 @@ from microscope_tui.commands.config import limits_of
 from microscope_tui.commands.follow import follow
 from microscope_tui.commands.options import Options
 from microscope_tui.console import (
+    DEFAULT_PATH,
     PIPE,
     PIPE_NAME,
     USAGE,
@@ -30,7 +31,7 @@ from microscope_tui.watch.run_watch import RunWatch
 _DEFAULTS = Options()
 
 
-def check(path: Path, /, options: Options = _DEFAULTS) -> int:
+def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
     """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict.
 
     Parameters

@@ -20,7 +20,7 @@ from platformdirs import user_state_path
 
 from microscope_tui.commands.ask_terminal import synchronised_output
 from microscope_tui.commands.config import default_config
-from microscope_tui.console import PIPE, print_data
+from microscope_tui.console import DEFAULT_PATH, PIPE, print_data
 from microscope_tui.report.doctor import Facts, Files, as_json, as_text
 from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.terminal import Multiplexer, Terminal, colours_of
@@ -34,7 +34,7 @@ _PATH_SHOWN = 200
 
 
 def doctor(
-    path: Path = Path("logs"),
+    path: Path = DEFAULT_PATH,
     /,
     *,
     as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,

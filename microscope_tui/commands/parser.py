@@ -13,15 +13,16 @@ from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.table import COMMANDS
-from microscope_tui.console import USAGE, fail, memory_bytes
+from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes, spool_bytes
 from microscope_tui.runlog.safe_text import safe_text
 
 
 def watch(
-    path: Path = Path("logs"),
+    path: Path = DEFAULT_PATH,
     /,
     *,
     memory: str = "",
+    spool: str = "",
     budget: str = "",
     color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
     glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
@@ -37,6 +38,9 @@ def watch(
         empty is waited on.
     memory
         Bound of the memory for the history, for example 64MB; 128MB by default.
+    spool
+        Of a log from the standard input, how much is kept on disk (in TMPDIR, in a file without a
+        name), so that you can go back in time: 1GB by default, 0 for none.
     budget
         Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
         often and in fewer colours rather than more.
@@ -49,7 +53,7 @@ def watch(
     config
         The config file, instead of the user's own.
     """
-    limit, user = memory_bytes(memory), read_config(config)
+    limit, kept, user = memory_bytes(memory), spool_bytes(spool), read_config(config)
     view = user.view
     view = replace(
         view,
@@ -60,7 +64,7 @@ def watch(
     )
     from microscope_tui.commands.watch import watch_with
 
-    return watch_with(path, limit, replace(user, view=view))
+    return watch_with(path, limit, replace(user, view=view), kept)
 
 
 def _budget(text: str) -> int | None:
@@ -75,6 +79,8 @@ def _budget(text: str) -> int | None:
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
+    # An empty text or a flag that is off tells a reader nothing.
+    default_parameter=Parameter(show_default=lambda value: value if value else None),
     version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
 )

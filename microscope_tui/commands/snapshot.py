@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.config import read_config, user_criteria
 from microscope_tui.console import (
+    DEFAULT_PATH,
     PIPE,
     USAGE,
     fail,
@@ -41,7 +42,7 @@ _SMALLEST = (20, 5)
 
 
 def snapshot(
-    path: Path,
+    path: Path = DEFAULT_PATH,
     /,
     *,
     screen: Literal[
@@ -98,6 +99,7 @@ def snapshot(
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
+    say(f"written: {output}")
     return 0
 
 

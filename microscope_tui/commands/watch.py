@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from microscope_tui.commands.config import UserConfig, keymap_from
+from microscope_tui.commands.upstream import dismiss_writers
 from microscope_tui.console import (
     PIPE,
     USAGE,
@@ -31,17 +32,18 @@ from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.verdict_cache import VerdictCache
 
 
-def watch_with(path: Path, limit: int, user: UserConfig) -> int:
+def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
     """Open the microscope on ``path`` as the user wants it.
 
     Args:
         path: A folder of runs, one run folder, one log, or a pipe.
         limit: Bytes that the history may take.
         user: What the config file and the options say.
+        spool: Bytes of a pipe that may be kept on disk.
     """
     criteria = user.criteria
     if path == PIPE:
-        return _watch_pipe(limit, user)
+        return _watch_pipe(limit, user, spool)
     known = KnownLogs()
     runs = runs_at(path, may_be_empty=True, known=known)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
@@ -54,7 +56,7 @@ def watch_with(path: Path, limit: int, user: UserConfig) -> int:
     return _open(Fleet(path, limit, known, criteria, kept), user)
 
 
-def _watch_pipe(limit: int, user: UserConfig) -> int:
+def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
     criteria = user.criteria
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
@@ -63,7 +65,16 @@ def _watch_pipe(limit: int, user: UserConfig) -> int:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
-    return _open(Fleet.of_one(piped(descriptor, criteria, limit)[0]), user)
+    try:
+        watched, _ = piped(descriptor, criteria, limit, spool)
+    except OSError as error:
+        reason = error.strerror or error
+        say(f"no file for the past of the pipe: {reason}; name a folder in TMPDIR, or --spool 0")
+        watched, _ = piped(descriptor, criteria, limit)
+    code = _open(Fleet.of_one(watched), user)
+    for writer in dismiss_writers(descriptor):
+        say(f"{writer} still writes to this pipe and ends with its next line; Ctrl-C ends it now")
+    return code
 
 
 def _open(fleet: Fleet, user: UserConfig) -> int:
@@ -81,6 +92,8 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     )
     microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     microscope.run(mouse=False)
+    for path in microscope.session.written:  # what the screen reported is gone with it
+        say(f"written: {path}")
     if microscope.problem:
         say(microscope.problem)
     code = microscope.return_code or 0

@@ -3,6 +3,9 @@
 import time as clock
 from enum import StrEnum
 
+DAYS_FROM_S = 2 * 86400.0
+"""A clock axis that is longer is labelled with days."""
+
 
 class Axis(StrEnum):
     """The unit of the time axis. Columns always hold equal numbers of logged steps."""
@@ -26,6 +29,16 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
         except (ValueError, OverflowError, OSError):
             return f"{step:,}"  # no time that a calendar has
     return f"{step:,}"
+
+
+def shorter_labels(label: str) -> list[str]:
+    """``label`` and what may stand for it where there is little room, the longest first."""
+    labels = [label]
+    if ":" in label:  # 24 Nov 22:41:33
+        labels += [label.split(" ")[-1], label.split(" ")[-1][:5]]
+    elif " " in label:  # 10h 05m
+        labels.append(label.split(" ")[0])
+    return labels
 
 
 def duration(seconds: float) -> str:

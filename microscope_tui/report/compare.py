@@ -20,7 +20,7 @@ from microscope_tui.watch.view import LayerView, RunView
 _GAP = 2
 _NUMBER, _CHANGE, _ARROW, _RANKS, _RANKS_IN_FULL = 4, 5, 3, 5, 10
 _WIDE = 110
-_MAX_CELL, _MAX_HEIGHT = 6, 4
+_MAX_CELL, _MAX_HEIGHT = 16, 8
 _LEAST_HEAT = 24
 _SLIGHT, _MUCH = 0.05, 0.20  # of the collapse index
 _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
@@ -46,7 +46,7 @@ class Layout:
     @property
     def hidden(self) -> str:
         """What was left out for want of room, in words."""
-        parts = (("entropy", self.entropy), ("max load", self.max_load), ("ranks", self.ranks))
+        parts = (("entropy", self.entropy), ("max load", self.max_load), ("order", self.ranks))
         left_out = [word for word, width in parts if not width]
         return f"no room for {', '.join(left_out)}" if left_out else ""
 
@@ -114,12 +114,12 @@ def heads(layout: Layout) -> Line:
         ("balance c", layout.balance),
         ("entropy H", layout.entropy),
         ("max load", layout.max_load),
-        ("rank corr." if layout.ranks >= _RANKS_IN_FULL else "ranks", layout.ranks),
+        ("same order" if layout.ranks >= _RANKS_IN_FULL else "order", layout.ranks),
     )
     line = pad([Span("  layer", "dim")], layout.label)
     for text, width in parts:
         if width:
-            align = "right" if "rank" in text else "left"
+            align = "right" if "order" in text else "left"
             line += [Span(" " * _GAP), *pad([Span(text, "dim")], width, align)]
     line.append(Span(" " * _GAP))
     per, room = layout.experts_per_cell, layout.columns - line_width(line)

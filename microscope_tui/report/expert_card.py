@@ -36,8 +36,8 @@ def condition(load: float) -> str:
     return "fair" if level == 0 else "under" if level < 0 else "over" if level < _HOT else "hot"
 
 
-def rank_of(values: Sequence[float], expert: int) -> int:
-    """1 for the busiest; equal ones share the better rank, but dead ones are last."""
+def place_of(values: Sequence[float], expert: int) -> int:
+    """1 for the busiest; equal ones share the better place, but dead ones are last."""
     own = values[expert]
     return 1 + sum(value > own for value in values) if own > 0 else len(values)
 
@@ -57,7 +57,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
 def facts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
 ) -> list[Line]:
-    """Its load, share, rank and bias at the shown step, in two lines."""
+    """Its load, share, place and bias at the shown step, in two lines."""
     load, counts = layer.load, layer.counts
     if not load or not counts or expert >= len(load):
         why = "no counts in the log" if view.counts_step is None else "no counts in this layer"
@@ -72,8 +72,8 @@ def facts(
         *_since(view, layer, expert, series, what),
     ]
     second = [
-        Span("  rank ", "dim"),
-        Span(f"{rank_of(load, expert)}"),
+        Span("  place ", "dim"),
+        Span(f"{place_of(load, expert)}"),
         Span(f" of {len(load)}   ", "dim"),
         Span(f"{counts[expert] / max(1.0, tokens):.1%}"),
         Span(f" of {round(tokens):,} tokens", "dim"),
@@ -91,10 +91,10 @@ def facts(
 def expert_charts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
-    """Load, bias and rank over the sampled steps. ``nothing``: why there are none."""
+    """Load, bias and place over the sampled steps. ``nothing``: why there are none."""
     experts, steps = layer.router.num_experts, series.steps
     loads = [_flat(load[expert]) for load in series.loads]
-    ranks = [_flat(float(experts + 1 - rank_of(load, expert))) for load in series.loads]
+    places = [_flat(float(experts + 1 - place_of(load, expert))) for load in series.loads]
     biases = [_flat(bias[expert] if bias is not None else NAN) for bias in series.biases]
     now = layer.load[expert] if layer.load and expert < len(layer.load) else None
     charts = {
@@ -116,10 +116,10 @@ def expert_charts(
             spell=_signed,
             nothing=nothing,
         )
-    charts["rank"] = Chart(
-        "rank",
-        [Curve(steps, ranks)],
-        float(rank_of(layer.load, expert)) if layer.load and now is not None else None,
+    charts["place"] = Chart(
+        "place",
+        [Curve(steps, places)],
+        float(place_of(layer.load, expert)) if layer.load and now is not None else None,
         f"of {experts}, 1 is the busiest",
         bottom=1.0,
         top=float(experts),

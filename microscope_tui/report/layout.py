@@ -1,7 +1,7 @@
 """How a table of routers fits into a window: what gets which width, and what is left out.
 
-The load is the instrument and gets the room it can use (up to six cells an expert); the curves
-share the rest. What does not fit is named, never silently dropped.
+The load is the instrument and gets the room it can use (six cells an expert, more on a wide
+screen); the curves share the rest. What does not fit is named, never silently dropped.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from microscope_tui.watch.view import RunView
 
 MIN_COLUMNS, MIN_ROWS = 40, 10
-_MAX_CELL = 6
+_MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
-_MAX_SPARK = 30
+_MAX_SPARK, _LONG_SPARK = 72, 48
+"""Cells grow beyond six only while the curves beside them are long."""
 _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
@@ -112,9 +113,10 @@ def fit(
 
 def _share(room: int, experts: int) -> tuple[int, int, int]:
     """Share ``room`` between load and two curves: cells an expert, experts a cell, curve width."""
-    for cell in range(_MAX_CELL, 0, -1):
+    for cell in range(_WIDE_CELL, 0, -1):
         spark = (room - experts * cell) // 2 - 1
-        if spark >= (_GOOD_SPARK if cell > 1 else _MIN_SPARK):
+        least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
+        if spark >= least:
             return cell, 1, min(_MAX_SPARK, spark)
     with_curves = room - 2 * (_MIN_SPARK + 1)
     if with_curves >= 16:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from microscope_tui.report import words
-from microscope_tui.report.axis import Axis, axis_label
+from microscope_tui.report.axis import DAYS_FROM_S, Axis, axis_label, shorter_labels
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.layout import Layout
 from microscope_tui.report.spans import (
@@ -34,8 +34,11 @@ def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis =
         cells[at] = Span("|" if ascii_only else "┃", "accent")
     line = [Span(_start(view, axis), "dim"), *merged(cells)]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
-    end = Span("▏", "accent" if view.cursor is None else "faint")
-    return pad([*line, end, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
+    line.append(Span("▏", "accent" if view.cursor is None else "faint"))
+    room = columns - line_width(line) - 2
+    ends = [(n, s) for s in (shown, shown.split(", ")[0]) for n in shorter_labels(now)]
+    now, shown = next(((n, s) for n, s in ends if width_of(n + s) < room), ends[-1])
+    return pad([*line, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
 
 
 def ribbon_width(columns: int) -> int:
@@ -44,12 +47,16 @@ def ribbon_width(columns: int) -> int:
 
 
 def notes(
-    view: RunView, layout: Layout, glyphs: Glyphs, watching: str = "", cursor: str = ""
+    view: RunView,
+    layout: Layout,
+    glyphs: Glyphs,
+    watching: Sequence[str] = (),
+    cursor: str = "",
 ) -> Line:
     """Under the ribbon: what happened where, and what is not shown.
 
     Args:
-        watching: how changes of the log are noticed.
+        watching: how changes of the log are noticed, and what that limits.
         cursor: what the cursor is on; stands here instead of the ticks.
     """
     columns = layout.columns
@@ -65,8 +72,7 @@ def notes(
         right.append(f"diagnosis at {view.judged:.0%}")
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
-    if watching:
-        right.append(watching)
+    right.extend(watching)
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))
@@ -130,8 +136,12 @@ def _start(view: RunView, axis: Axis) -> str:
         first = view.window.first
         text = "step 0" if first == 1 else words.short_number(first)
     else:
+        known = [time for time in view.times if time is not None]
         time = view.times[0] if view.times else None
-        text = axis_label(axis, view.window.first, time, _began(view)).split(" ")[-1]
+        labels = shorter_labels(axis_label(axis, view.window.first, time, _began(view)))
+        if axis is Axis.CLOCK and known and known[-1] - known[0] > DAYS_FROM_S:
+            labels = [labels[0].rsplit(" ", 1)[0]]  # the day says more
+        text = next((label for label in labels if len(label) <= _LEFT - 2), labels[-1])
     return f" {text[: _LEFT - 2]:<{_LEFT - 2}} "
 
 

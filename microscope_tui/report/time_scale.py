@@ -8,14 +8,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from microscope_tui.report.axis import Axis, axis_label
+from microscope_tui.report.axis import DAYS_FROM_S, Axis, axis_label
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span
 from microscope_tui.watch.curves import Window
 from microscope_tui.watch.view import RunView
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
 _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
-_DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class TimeScale:
             return text
         known = [t for t in self.times if t is not None]
         day, clock = text.rsplit(" ", 1)
-        return day if max(known) - min(known) > 2 * _DAY_S else clock
+        return day if max(known) - min(known) > DAYS_FROM_S else clock
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:

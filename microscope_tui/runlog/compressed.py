@@ -39,6 +39,10 @@ class CompressedLog:
         self._inode: tuple[int, int] | None = None
         self._start()
 
+    def kept(self) -> tuple[int, int]:
+        """Nothing: an archive is read from front to back."""
+        return 0, 0
+
     def relocate(self, path: Path) -> None:
         """Go on under another name: the file was renamed. Another file there starts again."""
         self.path = path

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import msgspec
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
 """A file that did not change for so long is taken to be at rest."""
+EVERYTHING = (0, sys.maxsize)
 _FINGERPRINT_BYTES = 256
 _SCAN_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -98,7 +100,11 @@ class Source(Protocol):
     exhausted: bool
     """Nothing whole is left of what was there at the last look."""
     seekable: bool
-    """``path`` can be read at any offset: samples of it stand for the whole."""
+    """``path`` can be read at any offset that is ``kept``."""
+
+    def kept(self) -> tuple[int, int]:
+        """The bytes that can be read again, from … to; ``EVERYTHING`` for all that there are."""
+        ...
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """What is new, about ``max_bytes`` of it; never waits for a writer.
@@ -132,6 +138,10 @@ class LogFollower:
         self._version: tuple[int, int] | None = None  # size and time of the last change
         self._version_since = 0.0
         self._fruitless: object = None  # the look that found nothing but a long torn line
+
+    def kept(self) -> tuple[int, int]:
+        """See ``Source``."""
+        return EVERYTHING
 
     def relocate(self, path: Path) -> None:
         """Go on under another name: the file was renamed. Another file there starts again."""

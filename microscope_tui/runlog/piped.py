@@ -1,7 +1,8 @@
 """A log that arrives through a pipe: ``ssh host tail -n +1 -F … | moe-microscope -``.
 
 A thread does the waiting, ``read`` only takes what has arrived. The room for what waits is
-bounded: when it is full the thread stops reading, and the writer at the other end waits.
+bounded: when it is full the thread stops reading, and the writer at the other end waits. With a
+spool everything is kept on disk first, so that steps that were shown can be read again.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 from microscope_tui.runlog.follow import Chunk
+from microscope_tui.runlog.spool import Spool
 
 CAPACITY_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 16
@@ -19,16 +21,23 @@ _PIECE_BYTES = 1 << 16
 class PipedLog:
     """What arrives at a descriptor, in whole lines; ``size`` counts what has arrived so far."""
 
-    def __init__(self, descriptor: int, name: str, capacity: int = CAPACITY_BYTES) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        capacity: int = CAPACITY_BYTES,
+        spool: Spool | None = None,
+    ) -> None:
         """``name`` is what the screen shows where the path of a file would stand."""
-        self.path = Path(name)
+        self.path = Path(name) if spool is None else spool.path
         self.offset = 0
         self.size = 0
         self.modified: float | None = None
         self.changed_at: float | None = None
         self.deleted = False
         self.exhausted = False
-        self.seekable = False
+        self.seekable = spool is not None
+        self.spool = spool
         self.ended = False
         """The writer closed its end, and everything that it wrote was handed out."""
         self._descriptor = descriptor
@@ -39,6 +48,10 @@ class PipedLog:
         self._error: OSError | None = None
         self._inside_line = False  # the start of the next line was handed out
         threading.Thread(target=self._receive, name="piped log", daemon=True).start()
+
+    def kept(self) -> tuple[int, int]:
+        """The bytes that the spool holds."""
+        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
@@ -74,6 +87,8 @@ class PipedLog:
         error: OSError | None = None
         try:
             while piece := self._next_piece():
+                if self.spool is not None:
+                    self.spool.keep(piece)
                 with self._changed:
                     self._waiting += piece
                     self.size += len(piece)

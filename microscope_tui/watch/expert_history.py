@@ -12,6 +12,7 @@ from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
 from microscope_tui.runlog.seek import read_at
 from microscope_tui.watch.curves import Window
+from microscope_tui.watch.moment import kept_steps
 from microscope_tui.watch.run_watch import RunWatch
 
 _SLACK_BYTES = 1024  # lines of one run differ by a few digits
@@ -76,10 +77,11 @@ def samples(
 
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
     """Evenly spaced rows of the history, each up to the next one or to where it restarted."""
-    history = watch.history
-    if history is None or not watch.can_seek or count < 1:
+    history, kept = watch.history, kept_steps(watch)
+    if history is None or kept is None or count < 1:
         return []
     first, last = window or (1, history.last_step)
+    first, last = max(first, kept[0]), min(last, kept[1])
     rows = history.rows(first, last)
     chosen = sorted(
         {rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)} if rows else ()

@@ -81,7 +81,7 @@ class Fleet:
     @classmethod
     def of_one(cls, watch: RunWatch) -> "Fleet":
         """A single run that comes from no folder: a pipe."""
-        fleet = cls(watch.path)
+        fleet = cls(Path(watch.file.name))
         fleet.open, fleet.runs, fleet.piped = watch, [watch.file], True
         return fleet
 
@@ -191,6 +191,7 @@ class Fleet:
             followed = dict(self._beside)
             if self.open is not None:
                 followed[self.open.path] = self.open
+                runs = [self.open.file] if self.piped else runs  # its header came with the log
         return [self._card(run, glances.get(run.path), followed.get(run.path), now) for run in runs]
 
     def _card(

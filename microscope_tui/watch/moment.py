@@ -1,5 +1,6 @@
 """A moment of a run to look at: the present one, or any step of the past found in the file."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from microscope_tui.runlog.reader import StepEntry
@@ -34,8 +35,27 @@ def pin(watch: RunWatch) -> Pin | None:
         )
 
 
+def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
+    """The first and the last step that can be read again; ``None`` where there is none.
+
+    Less than the whole history where a pipe is spooled: the oldest steps gave way to newer ones, or
+    there was no room for the newest. A row that is kept in part counts as lost.
+    """
+    with watch.lock:
+        history, (start, end) = watch.history, watch.source.kept()
+        if history is None or not watch.can_seek:
+            return None
+        first, behind = (bisect_left(history.offsets, at) for at in (start, end))
+        if first >= behind:
+            return None
+        if behind == len(history):
+            return history.steps[first], history.last_step
+        last = history.steps[behind - 1] - 1
+        return (history.steps[first], last) if last >= history.steps[first] else None
+
+
 def pin_at(watch: RunWatch, step: int) -> Pin | None:
-    """The last logged step at or before ``step``, or the first one there is.
+    """The last logged step at or before ``step``; the nearest one that can be read again.
 
     ``None`` where it cannot be found now: the log is no plain file, is still being read and has
     restarts in it, or changed under us.
@@ -45,12 +65,14 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
+        kept = kept_steps(watch)
         if history is not None and len(history):
-            step = max(step, history.steps[0])
+            step = max(step, kept[0] if kept is not None else history.steps[0])
         if latest is not None and step >= latest.record.step:
             return pin(watch)
-        if history is None or not len(history) or not watch.can_seek:
+        if history is None or kept is None:
             return None
+        step = min(step, kept[1])
     entry = _find(watch, history, step)
     if entry is None:
         return None
@@ -77,7 +99,8 @@ def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepE
     with watch.lock:
         run, sampled, size = watch.run, watch.sampled, watch.source.size
         at = history.index_of(entry.record.step)
-        rows = [history.row(row) for row in range(at, max(-1, at - _MOST_ROWS_BACK), -1)]
+        first = bisect_left(history.offsets, watch.source.kept()[0])
+        rows = [history.row(row) for row in range(at, max(first - 1, at - _MOST_ROWS_BACK), -1)]
     if run is None:
         return None
     for row in rows:

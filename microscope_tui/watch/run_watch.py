@@ -16,6 +16,7 @@ from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.runlog.compressed import open_log
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.follow import Source
+from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.reader import Defects, Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
 from microscope_tui.watch.history import MAX_ROWS, History, Row
@@ -235,6 +236,8 @@ class RunWatch:
         self.scan.take(entry)
         if self._judge.along:
             self._judge.take(entry)
+        if isinstance(entry, RunRecord) and isinstance(self.source, PipedLog):
+            self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder to name it by
 
     def _finish_scan(self) -> bool:
         """True when the whole file has been read for the first time."""

@@ -32,7 +32,7 @@ def series(app: Microscope) -> Any:
     return app.screen._series
 
 
-async def test_the_card_tells_load_rank_share_and_where_else_it_is_dead(
+async def test_the_card_tells_load_place_share_and_where_else_it_is_dead(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
@@ -49,7 +49,7 @@ async def test_the_card_tells_load_rank_share_and_where_else_it_is_dead(
         assert [p.id for p in app.screen.query("#charts Rows") if p.size.height > 2] == [
             "chart-load",
             "chart-bias",
-            "chart-rank",
+            "chart-place",
         ]
 
 

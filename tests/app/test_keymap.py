@@ -7,9 +7,11 @@ from unicodedata import normalize
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._xterm_parser import XTermParser
 from textual.binding import Binding
 from textual.events import Key
+from textual.keys import Keys
 
 from microscope_tui.app import keys
 from microscope_tui.app.keymap import (
@@ -157,17 +159,65 @@ def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
     changed = {new.id: new for old, new in zip(before, after, strict=True) if new != old}
     assert list(changed) == ["layer.page_up", "time.back"]
     back, page_up = changed["time.back"], changed["layer.page_up"]
-    assert (back.key, back.key_display) == ("b,left", "b")
+    assert (back.key, back.key_display) == ("b,left", "b ]")
     assert (page_up.key, page_up.key_display) == ("pageup,u", "page up")
     original = next(b for b in before if b.id == "time.back")
     assert replace(back, key=original.key, key_display=original.key_display) == original
 
 
-def test_a_display_for_two_bindings_does_not_promise_a_key_that_went_away() -> None:
-    after = remapped(SCREENS["main"], keymap('time.on = "n"'))
-    shown = {one.id: (one.key, one.key_display) for one in after if one.show}
-    assert shown["time.back"] == ("left_square_bracket", "[")
-    assert shown["layer.previous"] == ("up,k", "↑↓")
+@pytest.mark.parametrize(
+    ("text", "pair", "layers"),
+    [
+        ('time.on = "n"', "[ n", "↑↓"),
+        ('time.back = "b"\ntime.on = "n,right_square_bracket"', "b n", "↑↓"),
+        ('layer.next = "pagedown"', "[ ]", "↑ page down"),
+    ],
+)
+def test_a_display_for_two_bindings_shows_the_keys_of_both(
+    text: str, pair: str, layers: str
+) -> None:
+    after = remapped(keys.MAIN, keymap(text))
+    shown = {one.id: one.key_display for one in after if one.show}
+    assert (shown["time.back"], shown["layer.previous"]) == (pair, layers)
+    assert shown["layer.open"] == "⏎"
+    assert shown["screen.runs"] == "r"
+
+
+def test_every_key_that_is_accepted_comes_out_of_textuals_parser_in_any_terminal() -> None:
+    """No sequence of the kitty protocol (``CSI … u``) is among those that are parsed here."""
+    moving = ["1A", "1B", "1C", "1D", "1H", "1F", "2~", "3~", "5~", "6~"]
+    moving += ["1P", "1Q", "1R", "1S", "15~", "17~", "18~", "19~", "20~", "21~", "23~", "24~"]
+    sequences = [sequence for sequence in ANSI_SEQUENCES_KEYS if not sequence.endswith("u")]
+    sequences += [f"\x1b[{m[:-1]};{number}{m[-1]}" for m in moving for number in range(1, 9)]
+    sequences += [f"\x1b{chr(code)}" for code in range(0x30, 0x7B) if chr(code).isalnum()]
+    sequences += [chr(code) for code in range(0x20, 0x7F)]
+    sent = set()
+    for sequence in sequences:
+        parser = XTermParser()
+        events = [*parser.feed(sequence), *parser.feed("")]
+        sent |= {event.key for event in events if isinstance(event, Key)}
+    modifiers = ["", "alt", "ctrl", "shift", "hyper", "meta", "super"]
+    pairs = [f"{a}+{b}+" for a in modifiers[1:] for b in modifiers[1:] if a < b]
+    names = [*(k.value for k in Keys), *map(chr, range(0x21, 0x7F)), "alt+J"]
+    accepted: set[str] = set()
+    before = [f"{modifier}+" if modifier else "" for modifier in modifiers] + pairs
+    for key in (f"{modifier}{name}" for modifier in before for name in names):
+        try:
+            mine = keymap_of({"x": key}, {"main": [Binding("f1", "x", id="x")]})
+        except BadKey:
+            continue
+        accepted |= set(mine["x"].split(","))
+    assert accepted - sent == set()
+    assert len(accepted) > 200
+
+
+@pytest.mark.parametrize("key", ["hyper+j", "super+f5", "ctrl+comma", "shift+enter", "ctrl+tab"])
+def test_a_key_that_few_terminals_send_is_refused(key: str) -> None:
+    assert f"most terminals, and tmux, do not send {key}" in refusal(f'layer.next = "{key}"')
+
+
+def test_a_capital_with_alt_is_the_key_that_is_pressed() -> None:
+    assert keymap('layer.next = "alt+J"') == {"layer.next": "alt+shift+j"}
 
 
 def test_names_of_keys_are_shown_as_people_know_them() -> None:

@@ -62,6 +62,9 @@ async def test_a_view_is_written_here_and_never_over_another_one(
             await pilot.press(key)
             await until(pilot, lambda n=number: len(list(here.iterdir())) == n, "written")
             await until(pilot, lambda: "written: " in seen(pilot, "#keys"), "said")
+            name = f"collapse-0-450-main{'-2' * (number == 2)}.{suffix}"
+            await until(pilot, lambda n=name: f"{n} in /" in seen(pilot, "#keys"), "its path")
+        assert [path.parent for path in pilot.app.session.written] == [here, here]  # type: ignore[attr-defined]
         first, second = sorted(here.iterdir(), key=lambda path: len(path.name))
         assert first.name == f"collapse-0-450-main.{suffix}"
         assert second.name == f"collapse-0-450-main-2.{suffix}"

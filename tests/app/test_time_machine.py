@@ -87,15 +87,23 @@ async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
         app = await ready(pilot, until, seen)
-        await pilot.press("P", "P", "P")
+        await pilot.press("P")
+        assert "playing 1 column a second   f stop   P 4 a second" in seen(pilot, "#keys")
+        await pilot.press("P", "P")
         assert app.session.time.speed == 16
+        assert "playing 16 columns a second   f stop" in seen(pilot, "#keys")
         assert app.session.time.shown_step < 450
-        await until(pilot, lambda: "PLAYING" in seen(pilot, "#ribbon"), "playing")
+        await until(pilot, lambda: "PLAYING 16x" in seen(pilot, "#ribbon"), "playing")
         first = app.session.time.shown_step
         await until(pilot, lambda: app.session.time.shown_step > first, "it moves")
         await pilot.press("P")
         assert app.session.time.speed == 0
         assert "PAUSED" in seen(pilot, "#ribbon")
+        await pilot.press("P")
+        await pilot.press("space")
+        assert app.session.time.speed == 0
+        assert "PAUSED" in seen(pilot, "#ribbon")
+        assert "f live" in seen(pilot, "#keys")
         await pilot.press("P", "P", "P")
         await until(pilot, lambda: app.session.time.following, "the end of the film")
         assert app.session.time.speed == 0

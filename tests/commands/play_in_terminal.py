@@ -11,6 +11,7 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import termios
@@ -31,6 +32,7 @@ class Screen:
         self._stream = pyte.ByteStream(self._screen)
         self.pid, self._file = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, a shell does not
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             dropped = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM")
             kept = {name: value for name, value in os.environ.items() if name not in dropped}

@@ -39,9 +39,9 @@ def test_the_condition_of_an_expert_follows_its_load(load: float, words: str) ->
     assert expert_card.condition(load) == words
 
 
-def test_ranks_count_from_the_busiest_and_the_dead_are_last() -> None:
+def test_places_count_from_the_busiest_and_the_dead_are_last() -> None:
     load = [1.0, 3.0, 1.0, 0.0, 0.0]
-    assert [expert_card.rank_of(load, e) for e in range(5)] == [2, 1, 2, 5, 5]
+    assert [expert_card.place_of(load, e) for e in range(5)] == [2, 1, 2, 5, 5]
 
 
 def test_the_most_remarkable_expert_is_the_one_farthest_from_fair() -> None:
@@ -57,7 +57,7 @@ def test_a_dead_expert_is_named_with_the_onset_of_its_finding(dead: RunWatch) ->
     assert isinstance(expert, int)
     first, second = expert_card.facts(view, layer, expert, NOTHING, 90)
     assert f"dead since step {episode.onset:,}" in plain(first)
-    assert f"rank {expert_card.rank_of(layer.load or (), expert)} of 32" in plain(second)
+    assert f"place {expert_card.place_of(layer.load or (), expert)} of 32" in plain(second)
     assert "W DEAD" in plain(expert_card.title(view, layer, expert, "", 90))
     assert f"DEAD since {finding.onset:,}" in plain(
         expert_card.findings_line(view, layer, expert, 90)
@@ -148,15 +148,15 @@ def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() 
     assert "none beyond chance" in plain(expert_card.comoving_line(frozen, 0, 80))
 
 
-def test_the_charts_of_an_expert_hold_its_exact_loads_ranks_and_biases(dead: RunWatch) -> None:
+def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: RunWatch) -> None:
     view, found = view_of(dead), samples(dead, 3, 12)
     charts = expert_card.expert_charts(view, view.layers[3], 5, LoadSeries(found), "")
-    load, rank, bias = (charts[name].curves[0] for name in ("load", "rank", "bias"))
+    load, place, bias = (charts[name].curves[0] for name in ("load", "place", "bias"))
     assert list(load.steps) == [sample.step for sample in found]
     for at, sample in enumerate(found):
         loads = measures.load(sample.counts)
         assert loads is not None
         assert sample.bias is not None
         assert load.values[at] == loads[5]
-        assert 33 - rank.values[at] == expert_card.rank_of(loads, 5)
+        assert 33 - place.values[at] == expert_card.place_of(loads, 5)
         assert bias.values[at] == sample.bias[5]

@@ -92,14 +92,16 @@ class BaseScreen(Screen[None]):
     def draw_last_line(self) -> None:
         """The keys, what there is to say, or the prompt while it is open."""
         session, glyphs, width = self.session, self.session.glyphs, self.size.width
-        said, role = self._said
+        (said, role), time = self._said, session.time
         if self.prompt.open:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
         elif said:
             line = [Span(f" {said}", role)]
+        elif time.speed:
+            line = key_lines.film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
-            paused = not session.time.following
+            paused = not time.following
             line = key_lines.key_line(self.bindings_shown, glyphs, width, paused=paused)
         self.query_one("#keys", Rows).show([pad(line, width)])
 
@@ -130,7 +132,7 @@ class BaseScreen(Screen[None]):
             ended = self.session.pipe_ended and view.state not in ENDED
             return "pipe ended" if ended else view.state
         behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
-        return f"{'PLAYING' if time.speed else 'PAUSED'}{behind}"
+        return f"{f'PLAYING {time.speed}x' if time.speed else 'PAUSED'}{behind}"
 
     @property
     def room(self) -> Size:

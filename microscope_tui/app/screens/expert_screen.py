@@ -81,7 +81,7 @@ class ExpertScreen(ChartActions):
         with Vertical(id="charts"):
             yield Rows(glyphs, id="chart-load")
             yield Rows(glyphs, id="chart-bias")
-            yield Rows(glyphs, id="chart-rank")
+            yield Rows(glyphs, id="chart-place")
         yield Rows(glyphs, id="more")
         yield Rows(glyphs, id="ribbon")
         yield Rows(glyphs, id="keys")

@@ -1,6 +1,7 @@
-"""Help, generated from the bindings, and the reading of the main screen in a few lines."""
+"""Help: the keys, generated from the bindings, and the words of the screen behind it."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -9,6 +10,7 @@ from textual.screen import ModalScreen
 
 from microscope_tui.app import key_lines, keys
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report.glossary import GLOSSARY
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.report.wrap import wrap
@@ -16,23 +18,25 @@ from microscope_tui.report.wrap import wrap
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
     "load: grey is fair, amber to white overloaded, blue starving, × dead",
-    "balance c: 1 is even, 0 collapsed on k experts; entropy cannot tell",
-    "C critical, W warning, I note, M the measurement itself is at fault",
 )
-_WIDEST = 112
+_WORDS = 27
+"""Cells of the column of words."""
+_WIDE, _WIDEST = 56, 112
 _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
 class HelpScreen(ModalScreen[None]):
-    """Lists exactly the bindings of the screen that it was opened from; scrolls if it must."""
+    """Lists exactly the bindings and words of the screen that it was opened from; scrolls."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.HELP]
 
-    def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs) -> None:
+    def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs, screen: str = "") -> None:
+        """``screen``: the name of the screen behind, by which its words are found."""
         super().__init__()
         self._bindings_shown = bindings
+        self._words = GLOSSARY.get(screen, ())
         self._glyphs = glyphs
-        self._at = 0
+        self._at = self._words_at = 0
 
     def compose(self) -> ComposeResult:
         yield Rows(self._glyphs, id="help")
@@ -47,7 +51,13 @@ class HelpScreen(ModalScreen[None]):
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
         self._at = max(0, min(self._at, len(lines) - room))
         below = len(lines) - room - self._at
-        title: Line = [Span("  Keys", "title"), Span("     esc", "accent"), Span(" close", "dim")]
+        title: Line = [
+            Span("  Help", "title"),
+            Span("     esc", "accent"),
+            Span(" close", "dim"),
+        ]
+        if self._words and width >= _WIDE:
+            title += [Span("   w", "accent"), Span(" words", "dim")]
         if below or self._at:
             arrows = "up/down" if self._glyphs is Glyphs.ASCII else "↑↓"
             more = f" {below} more" if below else " scroll"
@@ -59,10 +69,23 @@ class HelpScreen(ModalScreen[None]):
 
     def _lines(self, width: int) -> list[Line]:
         lines = key_lines.help_lines(self._bindings_shown, self._glyphs, width)
-        lines += [[], [Span("  Reading the screen", "title")]]
-        for text in _READING:
+        self._words_at = len(lines) + 1
+        if self._words:
+            lines += [[], [Span("  Reading the screen", "title")]]
+        for text in _READING if self._words else ():
             lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 2)]
+        column = min(_WORDS, width // 3)
+        for words, means in self._words:
+            names = wrap(words, column - 2)
+            texts = wrap(means, width - column - 2)
+            for name, text in zip_longest(names, texts, fillvalue=""):
+                lines.append([Span(f"  {name:<{column}}", "value"), Span(text, "dim")])
         return lines
+
+    def action_words(self) -> None:
+        """Show what the words of the screen mean."""
+        self._at = self._words_at
+        self.redraw()
 
     def action_scroll(self, by: int) -> None:
         """Show what is further up or down."""

@@ -144,7 +144,8 @@ class MainScreen(LookActions):
         if layout.numbered:
             heads.append(frame.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
-        watching = " · ".join([session.how_it_watches(), *self._net(view)])
+        past = (session.time.past_of_pipe() or "").split(":")[0]
+        watching = [*filter(None, [past]), session.how_it_watches(), *self._net(view)]
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"

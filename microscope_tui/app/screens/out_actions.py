@@ -6,6 +6,7 @@ from pathlib import Path
 from microscope_tui.app.screens.base_screen import BaseScreen
 from microscope_tui.report import copying, export
 from microscope_tui.report.new_file import free_name, write_new
+from microscope_tui.report.spans import shortened
 
 
 class OutActions(BaseScreen):
@@ -27,9 +28,15 @@ class OutActions(BaseScreen):
             path = await asyncio.to_thread(_write, f"{view.name}-{view.step}-{name}", what, text)
         except OSError as error:
             reason = error.strerror or error
-            self.tell(f"cannot be written here: {reason}; start me in another folder")
+            self.tell(
+                f"cannot write here: {reason}; start moe-microscope in a folder you can write to"
+            )
         else:
-            self.tell(f"written: {path}", "ok")
+            self.session.written.append(path)
+            said = f"written: {path.name} in "
+            self.tell(
+                said + shortened(str(path.parent), max(8, self.size.width - len(said) - 2)), "ok"
+            )
 
     def copy(self, what: str) -> None:
         """Hand a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""

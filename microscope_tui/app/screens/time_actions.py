@@ -34,10 +34,10 @@ class TimeActions(BaseScreen):
             return
         if time.following:
             await asyncio.to_thread(time.go_to, time.window.first if time.window else 1)
-        time.next_speed()
+        time.speed = time.next_speed()
         if self._player is None:
             self._player = self.set_interval(_TICK_S, self._play_on)
-        self.tell(f"{time.speed} columns a second" if time.speed else None, "accent")
+        self.tell(None)
         await self.redraw()
 
     async def _play_on(self) -> None:

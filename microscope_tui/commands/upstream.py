@@ -1,0 +1,63 @@
+"""The programs that write to our pipe learn that nobody reads any more.
+
+A shell takes its terminal back only when every program of a pipeline has ended, and ``tail -F``
+may wait hours for its next line. So each of them gets now what its next write would bring anyway:
+SIGPIPE. A program that ignores the signal (``ssh``, a trainer in Python) is left alone and named.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from microscope_tui.runlog.safe_text import safe_text
+
+_PROCESSES = Path("/proc")
+_WRITABLE = 0o200  # of the link that stands for a descriptor
+
+
+def dismiss_writers(descriptor: int) -> list[str]:
+    """End what writes to the pipe at ``descriptor`` in our own pipeline; names of what stays.
+
+    Without ``/proc`` nothing is done: the writers end with their next line.
+    """
+    staying = []
+    for process in _writers(descriptor):
+        with suppress(OSError):  # it ended meanwhile, or belongs to another user
+            if _ignores_the_signal(process):
+                name = safe_text((process / "comm").read_text(errors="replace").strip(), 40)
+                staying.append(f"{name} (process {process.name})")
+            else:
+                os.kill(int(process.name), signal.SIGPIPE)
+    return staying
+
+
+def _writers(descriptor: int) -> Iterator[Path]:
+    """Processes of our group that hold the pipe open for writing, by their folders."""
+    try:
+        pipe = os.readlink(f"/proc/self/fd/{descriptor}")
+        processes = sorted(_PROCESSES.iterdir())
+    except OSError:
+        return
+    if not pipe.startswith("pipe:"):
+        return
+    for process in processes:
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            with suppress(OSError):
+                if os.getpgid(int(process.name)) == os.getpgrp() and _writes(process, pipe):
+                    yield process
+
+
+def _writes(process: Path, pipe: str) -> bool:
+    return any(
+        os.readlink(link) == pipe and os.lstat(link).st_mode & _WRITABLE
+        for link in (process / "fd").iterdir()
+    )
+
+
+def _ignores_the_signal(process: Path) -> bool:
+    for line in (process / "status").read_text(errors="replace").splitlines():
+        if line.startswith("SigIgn:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGPIPE - 1) & 1)
+    return True  # unknown: leave it alone
