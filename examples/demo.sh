@@ -30,21 +30,21 @@ await_trainer() {
   while trainer_runs; do wait "$trainer"; done   # a signal ends `wait` early
   wait "$trainer"
   trainer_code=$?
-  trainer=''
 }
 
 stop_trainer() {
-  say "stopping the trainer, writing a checkpoint (Ctrl-C: without one)"
   stopped=yes
   # A checkpoint is put in place by one rename: killed, the trainer leaves the one before.
   trap 'trainer_runs && kill -KILL "$trainer"' INT
   kill -TERM "$trainer"
+  say "stopping the trainer, writing a checkpoint (Ctrl-C: without one)"
 }
 
 finish() {
   local code=$?
   trap '' HUP INT TERM PIPE
   trap - EXIT
+  trainer=${!:-}                       # a signal may come before it has a name
   [ "$code" -gt 128 ] && stopped=yes   # a terminal that closes tells the trainer too
   [ -n "$session" ] && tmux kill-session -t "=$session" 2>/dev/null
   [ -n "$modes" ] && stty "$modes" 2>/dev/null
@@ -80,8 +80,8 @@ fi
 
 modes=$(stty -g)
 say "$run: starting the trainer; its output goes to $console"
-say "at step 60 the router of L3 is collapsed on purpose: the verdict follows within a minute"
 "${train[@]}" >"$console" 2>&1 </dev/null & trainer=$!
+say "at step 60 the router of L3 is collapsed on purpose: the verdict follows within a minute"
 while [ ! -s "$log" ]; do
   trainer_runs || exit 0   # `finish` reports why
   sleep 0.2
@@ -93,7 +93,7 @@ if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
   tmux new-session -s "$session" bash -c \
     '"$@" || read -r -p "the microscope failed; Enter closes this" _; tmux kill-session -t "=$0"' \
     "$session" "${watch[@]}" \; split-window -d -v -b -l 25% tail -n +1 -f "$console" && exit 0
-  session=''
+  [ -t 0 ] || exit 129   # the terminal was closed
   say "tmux cannot open a session here: the microscope alone"
 fi
 "${watch[@]}"
