@@ -79,7 +79,7 @@ if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
 fi
 
 modes=$(stty -g)
-say "$run: starting the trainer; its output goes to $console"
+say "starting the trainer: $console has its output"
 "${train[@]}" >"$console" 2>&1 </dev/null & trainer=$!
 say "at step 60 the router of L3 is collapsed on purpose: the verdict follows within a minute"
 while [ ! -s "$log" ]; do

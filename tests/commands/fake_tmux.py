@@ -1,4 +1,4 @@
-"""As much of tmux as the demo asks for: a session of two panes, the second one in the background."""
+"""As much of tmux as the demo asks for: a session of two panes, the second in the background."""
 
 import os
 import signal

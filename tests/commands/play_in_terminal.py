@@ -2,8 +2,8 @@
 
 Standard input: ``{"command", "acts", "columns", "rows"}``; an act is ``["wait", TEXT]`` until it
 stands on the screen, ``["gone", TEXT]`` until it does not, ``["press", KEYS]``, ``["see", ""]`` to
-remember the screen, ``["hang up", ""]`` to close the terminal, or ``["end", ""]`` to wait for the end
-of the command.
+remember the screen, ``["hang up", ""]`` to close the terminal, or ``["end", ""]`` to wait for the
+end of the command.
 Standard output: ``{"screens": [...], "exit_code": N}``.
 """
 

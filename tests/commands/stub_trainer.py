@@ -1,4 +1,4 @@
-"""Takes the place of ``train.py`` in tests of the demo: writes a short log, obeys signals as it does.
+"""Replaces ``train.py`` in tests of the demo: writes a short log, obeys signals as it does.
 
 ``STUB`` in the environment says what happens: ``fails`` exits 1 at once, ``dies`` exits 1 after its
 last step, ``slow`` never writes a log, ``deaf`` needs SIGKILL. What it was called with, its process
