@@ -5,11 +5,15 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP_FLAGS ?=
 BIN := .venv/bin
+SAY_WHAT_IS_INSTALLED = printf '%s\n' \
+	"Installing into .venv: torch, transformers and what else the trainer and the microscope need." \
+	"On Linux about 5.6 GB with the CUDA build of torch, which is the default; about 1.2 GB with a" \
+	"CPU-only one: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
 .PHONY: help demo test check format bench screenshots clean
 
 help:
-	@echo "make demo         train a small MoE on text that ships with Python and watch it"
+	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         every check and every test (what CI runs)"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
@@ -20,12 +24,15 @@ help:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11+ with venv found; install one (on Debian: python3-venv) or pass PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# pip shows its progress: this takes minutes the first time.
 .venv/.train: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -e '.[train]'
+	@$(SAY_WHAT_IS_INSTALLED)
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[train]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -e '.[dev]'
+	@$(SAY_WHAT_IS_INSTALLED)
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
 	@touch $@ .venv/.train
 
 demo: .venv/.train

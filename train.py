@@ -19,8 +19,13 @@ import sys
 import time
 from typing import Annotated, Any
 
+from moe_model.training.help import answer_without_torch, new_app
+
+if __name__ == "__main__":
+    answer_without_torch(__doc__)  # --help and --version need not wait for it
+
 import torch
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
@@ -63,14 +68,7 @@ ENDINGS = {
     "collapse": (STOPPED_ON_COLLAPSE, "stopped on a collapse"),
 }
 
-SUMMARY, EXAMPLES = __doc__.split("\n\n")[:2]
-app = App(
-    name="train.py",
-    help=SUMMARY,
-    help_epilogue=EXAMPLES,
-    version_flags=[],
-    config=read_option_sources,
-)
+app = new_app(__doc__, config=read_option_sources)
 
 
 @app.default
@@ -78,7 +76,8 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     """Train a small DeepSeek-V3 whose routers the microscope can watch."""
     try:
         device = choose_device(options.device)
-        with StopRequest() as stop, join_world(device) as world, lost_ranks():
+        stop = StopRequest(to_the_end=__name__ == "__main__")
+        with stop, join_world(device) as world, lost_ranks():
             agree(world, option_facts(options))
             with world.together():
                 options = settle(options, world)

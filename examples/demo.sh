@@ -1,36 +1,99 @@
 #!/usr/bin/env bash
-# Train the tiny preset and watch it: side by side in tmux where tmux is there, else the trainer in
-# the background and the microscope in front. Without a terminal: a short run, then a snapshot.
-set -euo pipefail
+# Train the tiny preset, collapse its layer L3 on purpose, and watch it: the microscope in front, the
+# trainer in the background (in tmux its output is above). Without a terminal: a short run, a snapshot.
+#
+# Every way out passes through `finish`, which stops the trainer. It gets SIGTERM: bash starts what
+# ends in `&` with SIGINT ignored.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-run="demo-$(date +%Y-%m-%d-%H%M%S)"
-train=(.venv/bin/python train.py --preset tiny --run "$run")
+
+collapse=(--force-collapse 3@60)   # the routers are even by step 50; the verdict comes by step 112
+stamp="demo-$(date +%Y-%m-%d-%H%M%S)"
+run=$stamp
+mkdir -p logs
+for ((n = 2; ; n++)); do           # the folder claims the name: a second demo takes another one
+  mkdir "logs/$run" 2>/dev/null && break
+  [ -d "logs/$run" ] || { echo "demo: logs/ cannot be written in $PWD" >&2; exit 1; }
+  run="$stamp-$n"
+done
+log="logs/$run/metrics.jsonl"
+console="logs/$run.console.txt"
+train=(.venv/bin/python train.py --preset tiny --run "$run" "${collapse[@]}")
 watch=(.venv/bin/moe-microscope "logs/$run")
+trainer='' session='' modes='' trainer_code=0 stopped=no
 
-if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
-  echo "no terminal: training 60 steps, then printing a snapshot" >&2
-  "${train[@]}" --steps 60 --eval-every 30
-  .venv/bin/moe-microscope snapshot "logs/$run"
-  exit 0
-fi
+say() { echo "$*" >&2; }
 
-farewell() {
-  echo "watch it again:  .venv/bin/moe-microscope logs/$run"
-  echo "let it write:    .venv/bin/python -m moe_model.generate checkpoints/$run"
+trainer_runs() { [ -n "$trainer" ] && kill -0 "$trainer" 2>/dev/null; }
+
+await_trainer() {
+  while trainer_runs; do wait "$trainer"; done   # a signal ends `wait` early
+  wait "$trainer"
+  trainer_code=$?
 }
 
-if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
-  # Leaving the microscope stops the trainer as Ctrl-C would, and waits for its checkpoint.
-  tmux new-session -s "$run" "${train[*]}; tmux wait-for -S $run; echo 'the run has ended'; read -r _" \; \
-    split-window -v -l 75% "while [ ! -d logs/$run ]; do sleep 0.2; done; ${watch[*]}; \
-      tmux send-keys -t $run:0.0 C-c; tmux wait-for $run; tmux kill-session -t $run"
-  farewell
-  exit 0
+stop_trainer() {
+  stopped=yes
+  # A checkpoint is put in place by one rename: killed, the trainer leaves the one before.
+  trap 'trainer_runs && kill -KILL "$trainer"' INT
+  kill -TERM "$trainer"
+  say "stopping the trainer, writing a checkpoint (Ctrl-C: without one)"
+}
+
+finish() {
+  local code=$?
+  trap '' HUP INT TERM PIPE
+  trap - EXIT
+  trainer=${!:-}                       # a signal may come before it has a name
+  [ "$code" -gt 128 ] && stopped=yes   # a terminal that closes tells the trainer too
+  [ -n "$session" ] && tmux kill-session -t "=$session" 2>/dev/null
+  [ -n "$modes" ] && stty "$modes" 2>/dev/null
+  trainer_runs && stop_trainer
+  [ -n "$trainer" ] && await_trainer
+  trap '' INT
+  if [ "$stopped" = no ] && [ "$trainer_code" != 0 ]; then
+    code=$trainer_code
+    say "demo: the trainer failed with exit code $code"
+    [ -s "$console" ] && tail -n 15 "$console" >&2
+  fi
+  rmdir "logs/$run" 2>/dev/null        # claimed for a run that never began
+  if [ -e "$log" ]; then
+    say "watch it again:  .venv/bin/moe-microscope logs/$run"
+    [ -e "checkpoints/$run/latest" ] &&
+      say "let it write:    .venv/bin/python -m moe_model.generate checkpoints/$run"
+  fi
+  exit "$code"
+}
+
+trap finish EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
+  say "no terminal: training 150 steps (about a minute on two cores), then printing a snapshot"
+  "${train[@]}" --steps 150 --eval-every 150 & trainer=$!
+  await_trainer
+  [ "$trainer_code" = 0 ] && .venv/bin/moe-microscope snapshot "logs/$run"
+  exit
 fi
 
-console="logs/$run.console.txt"
-"${train[@]}" >"$console" 2>&1 &
-trainer=$!
-trap 'kill -INT $trainer 2>/dev/null || true; wait $trainer 2>/dev/null || true; tail -n 3 "$console"; farewell' EXIT
-while [ ! -d "logs/$run" ] && kill -0 $trainer 2>/dev/null; do sleep 0.2; done
+modes=$(stty -g)
+say "starting the trainer: $console has its output"
+"${train[@]}" >"$console" 2>&1 </dev/null & trainer=$!
+say "at step 60 the router of L3 is collapsed on purpose: the verdict follows within a minute"
+while [ ! -s "$log" ]; do
+  trainer_runs || exit 0   # `finish` reports why
+  sleep 0.2
+done
+
+if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
+  session=$run
+  # Each command is a list of words, so that it does not matter which shell the user has.
+  tmux new-session -s "$session" bash -c \
+    '"$@" || read -r -p "the microscope failed; Enter closes this" _; tmux kill-session -t "=$0"' \
+    "$session" "${watch[@]}" \; split-window -d -v -b -l 25% tail -n +1 -f "$console" && exit 0
+  [ -t 0 ] || exit 129   # the terminal was closed
+  say "tmux cannot open a session here: the microscope alone"
+fi
 "${watch[@]}"

@@ -20,6 +20,16 @@ USAGE = 64
 STOPPED_BY_SIGNAL = 75
 
 
+def version() -> str:
+    """The installed version; a checkout that was never installed has none."""
+    from importlib import metadata  # only who asks waits for it
+
+    try:
+        return metadata.version("moe-microscope")
+    except metadata.PackageNotFoundError:
+        return "unknown: not installed"
+
+
 class UsageError(ValueError):
     """The command line asks for something that cannot be: what, the values, what to do."""
 

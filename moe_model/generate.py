@@ -18,7 +18,7 @@ import torch
 from cyclopts import App, Parameter
 from torch import Tensor
 
-from moe_model.command import FINISHED, UsageError, run_command, say
+from moe_model.command import FINISHED, UsageError, run_command, say, version
 from moe_model.decoder import Decoder, Drafter
 from moe_model.model import LanguageModel
 from moe_model.plain_text import plain_text
@@ -168,7 +168,7 @@ def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
 app = App(
     name="python -m moe_model.generate",
     help="Continue a text with a trained model.",
-    version_flags=[],
+    version=version,
 )
 
 INTERRUPTED = 130

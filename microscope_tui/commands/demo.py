@@ -1,5 +1,6 @@
 """``moe-microscope demo``: a synthetic run with known truth, and the microscope on it."""
 
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.watch import watch_with
-from microscope_tui.console import USAGE, fail, memory_bytes
+from microscope_tui.console import USAGE, fail, memory_bytes, say
 from microscope_tui.runlog.records import LOG_NAME
 from microscope_tui.scenarios.catalogue import SCENARIOS
 from microscope_tui.scenarios.live import writing
@@ -43,6 +44,9 @@ def demo(
         folder = logs / scenario
         if (folder / LOG_NAME).exists():
             fail(f"{folder}: holds a run already; choose another -o, or remove it", USAGE)
+        if live and not (sys.stderr.isatty() and sys.stdin.isatty()):
+            say("no terminal here to watch a live run in: it is written at once")
+            live = False
         if live:
             with writing(folder, scenario, seed):
                 return _show(logs)

@@ -8,6 +8,7 @@ alarms about does not depend on the disk; encoding the matrices and writing wait
 """
 
 import logging
+import os
 import time
 from array import array
 from collections import deque
@@ -46,7 +47,7 @@ class RunRecorder:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: str | os.PathLike[str],
         *,
         run: str,
         planned_steps: int | None,
@@ -88,7 +89,7 @@ class RunRecorder:
         self._num_experts = per_router(plain(model["num_experts"]), len(self._depths))
         self._top_k = per_router(plain(model["top_k"]), len(self._depths))
         self._counts_every = counts_every
-        log = RunLogWriter(run_dir / LOG_NAME)
+        log = RunLogWriter(Path(run_dir) / LOG_NAME)
         self._log = log
         self._background = BackgroundLog(log, finish=self._finish) if background else None
         head: dict[str, Any] = {"kind": "run", "format_version": FORMAT_VERSION, "run": run}

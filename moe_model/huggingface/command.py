@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from cyclopts import App
 
-from moe_model.command import FAILED, FINISHED, UsageError, say
+from moe_model.command import FAILED, FINISHED, UsageError, say, version
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
@@ -105,7 +105,7 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 app = App(
     name="python -m moe_model.huggingface",
     help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
-    version_flags=[],
+    version=version,
 )
 
 

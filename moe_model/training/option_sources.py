@@ -32,6 +32,8 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
         UsageError: If the file is missing or not TOML.
         CycloptsError: If it holds an option that is not known, or a value that does not fit.
     """
+    if commands:
+        return  # --help-all takes no options
     path = _given(arguments, "--config")
     if path is not None:
         if not Path(path).is_file():

@@ -22,8 +22,16 @@ class StopRequest:
     SIGINT and SIGHUP are left alone where the process was started with them ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, to_the_end: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            to_the_end: The process ends with the block, and its exit code is known by then: from
+                there on SIGTERM and SIGHUP are ignored. torchrun sends SIGTERM to every rank as
+                soon as the first has ended; without this the slower ones would report 143.
+        """
         self.requested = False
+        self._to_the_end = to_the_end
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -38,6 +46,9 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
+            if self._to_the_end and number != signal.SIGINT:
+                # Not a handler of ours: Python takes those away while it shuts down.
+                handler = signal.SIG_IGN
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from moe_model.command import FAILED, FINISHED, UsageError, say
+from moe_model.command import FAILED, FINISHED, UsageError, say, version
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import HuggingFaceError
 from moe_model.huggingface.read import read_tokenizer
@@ -30,7 +30,7 @@ _SHAPE = Shape()
 app = App(
     name="python -m moe_model.upcycle",
     help="Turn a Llama into a Mixture of Experts with latent attention.",
-    version_flags=[],
+    version=version,
 )
 
 

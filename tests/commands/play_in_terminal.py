@@ -2,7 +2,8 @@
 
 Standard input: ``{"command", "acts", "columns", "rows"}``; an act is ``["wait", TEXT]`` until it
 stands on the screen, ``["gone", TEXT]`` until it does not, ``["press", KEYS]``, ``["see", ""]`` to
-remember the screen, or ``["end", ""]`` to wait for the end of the command.
+remember the screen, ``["hang up", ""]`` to close the terminal, or ``["end", ""]`` to wait for the
+end of the command.
 Standard output: ``{"screens": [...], "exit_code": N}``.
 """
 
@@ -28,6 +29,7 @@ class Screen:
 
     def __init__(self, command: str, columns: int, rows: int) -> None:
         self.exit_code: int | None = None
+        self._closed = False
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self.pid, self._file = pty.fork()
@@ -45,6 +47,9 @@ class Screen:
 
     def read(self) -> None:
         """Take in what has come, or wait a little for it."""
+        if self._closed:
+            time.sleep(0.05)
+            return
         if not select.select([self._file], [], [], 0.05)[0]:
             return
         with suppress(OSError):
@@ -53,6 +58,10 @@ class Screen:
 
     def press(self, keys: str) -> None:
         os.write(self._file, keys.encode())
+
+    def hang_up(self) -> None:
+        os.close(self._file)
+        self._closed = True
 
     def ended(self) -> bool:
         if self.exit_code is None:
@@ -70,7 +79,7 @@ def main() -> None:
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             if (
-                act in ("press", "see")
+                act in ("press", "see", "hang up")
                 or (act == "wait" and text in screen.text)
                 or (act == "gone" and text not in screen.text)
                 or (act == "end" and screen.ended())
@@ -81,6 +90,8 @@ def main() -> None:
             sys.exit(f"{act} {text!r} never came about; the screen:\n{screen.text}")
         if act == "press":
             screen.press(text)
+        elif act == "hang up":
+            screen.hang_up()
         elif act == "see":
             screens.append(screen.text)
     if not screen.ended():

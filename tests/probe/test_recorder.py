@@ -64,6 +64,15 @@ def test_what_is_recorded_is_what_is_read(recorder: RunRecorder, tmp_path: Path)
     assert (end.event, end.reason) == ("end", "finished")
 
 
+def test_the_folder_of_a_run_may_be_a_string(tmp_path: Path) -> None:
+    recorder = RunRecorder(
+        str(tmp_path / "run"), run="run", planned_steps=10, model=MODEL, balance={}
+    )
+    record(recorder)
+    recorder.close(step=1, reason="finished")
+    assert [line["kind"] for line in lines(tmp_path)] == ["run", "step", "event"]
+
+
 def test_the_collapse_index_of_every_router_is_returned(recorder: RunRecorder) -> None:
     assert record(recorder) == [pytest.approx(1.0), pytest.approx(0.0)]
 

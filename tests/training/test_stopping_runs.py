@@ -163,6 +163,23 @@ def test_nohup_protects_a_run_from_its_terminal(
     assert read_log("r")[-1]["reason"] == "signal"
 
 
+def test_a_signal_while_the_process_shuts_down_does_not_change_the_exit_code(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    """As torchrun sends one to every rank as soon as the first has ended."""
+    process = start("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("stopped on a collapse"):
+            break
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    said = process.communicate()[1]
+    assert process.returncode == 3, said
+    assert "Traceback" not in said
+
+
 def test_nothing_is_told_to_a_file_that_took_the_place_of_standard_error(tmp_path: Path) -> None:
     """Closed from the start, its number goes to what is opened next: the log, a checkpoint."""
     program = (

@@ -179,6 +179,11 @@ def test_a_collapse_stops_all_ranks_with_3(
     start_ranks: Callable[..., Ranks], read_log: ReadLog
 ) -> None:
     flags = ("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
-    codes, said = end(start_ranks(2, *flags))
+    ranks = start_ranks(2, *flags)
+    while all(rank.poll() is None for rank in ranks):
+        time.sleep(0.001)
+    for rank in ranks:  # as torchrun does as soon as the first rank has ended
+        rank.terminate()
+    codes, said = end(ranks)
     assert codes == [3, 3], said
     assert read_log("r")[-1]["reason"] == "collapse"

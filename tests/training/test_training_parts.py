@@ -57,10 +57,12 @@ def test_the_command_line_is_frozen(trainer: ModuleType) -> None:
     assert sorted(offered) == sorted([*FLAGS, *(f"--model.{name}" for name in fields)])
 
 
-def test_every_flag_has_help(trainer: ModuleType) -> None:
-    wide = RichConsole(width=300, file=io.StringIO())
-    trainer.app(["--help"], console=wide, result_action="return_value")
-    text = wide.file.getvalue()
+def test_every_flag_has_help(
+    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert trainer.run_command(trainer.app, ["--help-all"]) == 0
+    text = capsys.readouterr().out
     described = re.findall(r"(--[\w.-]+)(?: --[\w.-]+)?(?: [A-Z]+)? +[A-Z]", text)
     fields = [f"--model.{name}" for name in model_fields()]
     assert set(described) >= {*FLAGS, *fields}

@@ -1,0 +1,141 @@
+"""What ``train.py`` answers without training: ``--help``, ``--help-all``, ``--version``, no torch.
+
+All of it before torch is loaded, which takes seconds. ``--help`` shows the options that most runs
+need and a table of the presets; ``--help-all`` shows every option.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Group, Parameter
+from cyclopts.help import DefaultFormatter
+
+from moe_model.command import FAILED, run_command, say, version
+from moe_model.config import PRESETS, ModelConfig
+from moe_model.training.options import RUN_DEFAULTS, Options
+
+if TYPE_CHECKING:
+    from cyclopts.help import HelpPanel
+    from rich.console import Console, ConsoleOptions
+
+COMMON = {
+    "--preset", "--data", "--steps", "--batch-size", "--lr", "--seed", "--device", "--balance",
+    "--bias-update-rate", "--force-collapse", "--run", "--resume", "--on-collapse", "--log-dir",
+    "--checkpoint-dir", "--config", "--help", "--help-all", "--version",
+}  # fmt: skip
+NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
+"""Packages of ``moe-microscope[train]`` without which no run begins."""
+
+MEASURED_MINUTES = {"tiny": 5.1}
+"""By ``python -m benchmarks.first_light --full``, see docs/experiments.md."""
+BYTES_PER_PARAMETER = 16
+"""While it trains: weight, gradient and two moments in fp32."""
+SAVED_BYTES_PER_PARAMETER = 12
+"""In a checkpoint: without the gradient."""
+_VOCABULARY = {"char": 100, "bpe": 8192}
+"""Tokens of a typical text: with characters they hardly change the size of the model."""
+
+
+class _CommonOptions(DefaultFormatter):
+    """Leaves out of a panel what only ``--help-all`` shows."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        entries = [entry for entry in panel.entries if COMMON & set(entry.names)]
+        if entries:
+            super().__call__(console, options, panel.copy(entries=entries))
+
+
+def new_app(doc: str, **settings: Any) -> App:
+    """The command line of ``train.py``, without its command.
+
+    Args:
+        doc: The module's docstring: what it does, then examples.
+        settings: More for :class:`cyclopts.App`.
+    """
+    summary, examples = doc.split("\n\n")[:2]
+    settings = {"help_formatter": _CommonOptions(), **settings}
+    app = App(
+        name="train.py",
+        help=summary,
+        help_epilogue=f"{_presets()}\n\n{examples}",
+        version=version,
+        usage="Usage: train.py [OPTIONS]",
+        group_commands=Group("Help", sort_key=0),
+        **settings,
+    )
+
+    def help_all() -> None:
+        """Display every option, and every field of the model."""
+        everything = new_app(doc, help_formatter=None)
+        everything.default(app.default_command)
+        everything.help_print([])
+
+    app.command(help_all, name="--help-all")
+    return app
+
+
+def answer_without_torch(doc: str) -> None:
+    """End the process here if it only asks for help, or lacks what training needs."""
+    app = new_app(doc)
+
+    @app.default
+    def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> None:  # noqa: B008  # frozen
+        pass
+
+    if {"--help", "-h", "--help-all", "--version"} & set(sys.argv[1:]):
+        sys.exit(run_command(app, None))
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        say(
+            f"train.py: needs pip install '.[train]': {', '.join(missing)} cannot be imported by "
+            f"{sys.executable}"
+        )
+        sys.exit(FAILED)
+
+
+def _presets() -> str:
+    """A table of the presets, indented as a block of code."""
+    rows = [("--preset", "parameters", "active", "steps", "minutes", "checkpoint")]
+    for name, defaults in RUN_DEFAULTS.items():
+        fields = {"vocab_size": _VOCABULARY[defaults.tokenizer], **PRESETS[name]}
+        config = ModelConfig.from_dict(fields)
+        size = config.parameters()
+        main = _count(config.parameters(multi_token_prediction=False))
+        row = (name, main, _count(config.active_parameters()), f"{defaults.steps:,}")
+        if BYTES_PER_PARAMETER * size > _memory():
+            needed = _bytes(BYTES_PER_PARAMETER * size)
+            rows.append((*row, "-", f"needs {needed} of memory"))
+        else:
+            minutes = MEASURED_MINUTES.get(name, "-")
+            rows.append((*row, str(minutes), _bytes(SAVED_BYTES_PER_PARAMETER * size)))
+    lines = [
+        f"{name:<12}{parameters:>11}{active:>9}{steps:>9}{minutes:>9}  {checkpoint}"
+        for name, parameters, active, steps, minutes, checkpoint in rows
+    ]
+    lines += [
+        "",
+        "active: what one token meets. checkpoint: one of latest, previous and best.",
+        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.first_light",
+        "--full; - was not measured.",
+    ]
+    return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+def _memory() -> int:
+    """Bytes of the machine; those of a GPU would need torch to be known."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.0f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1e6:.0f} MB"

@@ -1,0 +1,118 @@
+"""What the command lines say of themselves, and how soon: without torch, with true numbers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.commands.table import COMMANDS
+from moe_model.command import version
+from moe_model.config import PRESETS, ModelConfig
+from moe_model.training import help as help_module
+from moe_model.training.options import RUN_DEFAULTS
+from tests.training.conftest import ROOT
+
+BLOCKED = (
+    "import sys, runpy\n"
+    "sys.modules['torch'] = None\n"
+    "sys.argv = ['train.py', *sys.argv[1:]]\n"
+    "runpy.run_path('train.py', run_name='__main__')"
+)
+MICROSCOPE = ["-m", "microscope_tui.cli"]
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    return python("-c", BLOCKED, *words)
+
+
+def rows() -> dict[str, list[str]]:
+    """The table of presets as ``--help`` shows it, by preset."""
+    found = re.findall(r"^ +(\S+) +(.*?) *$", without_torch("--help").stdout, re.MULTILINE)
+    return {name: re.split("  +", rest) for name, rest in found if name in PRESETS}
+
+
+def test_a_viewer_without_torch_is_told_what_to_install() -> None:
+    done = without_torch("--steps", "1")
+    assert done.returncode == 1
+    assert "needs pip install '.[train]'" in done.stderr
+    assert "torch" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
+    short, long = (without_torch(flag) for flag in ("--help", "--help-all"))
+    assert (short.returncode, long.returncode) == (0, 0), short.stderr + long.stderr
+    for flag in help_module.COMMON:
+        assert re.search(rf"{flag}\b", short.stdout), flag
+    for flag in ("--router-noise", "--model.hidden_size", "--grad-accum"):
+        assert flag not in short.stdout
+        assert flag in long.stdout
+    assert len(short.stdout.splitlines()) < len(long.stdout.splitlines()) / 2
+
+
+def test_the_table_of_presets_is_true() -> None:
+    table = rows()
+    assert set(table) == set(PRESETS)
+    assert table["tiny"] == ["4.7 M", "2.4 M", "1,500", "5.1", "57 MB"]
+    for name, (_, _, steps, minutes, _) in table.items():
+        assert steps == f"{RUN_DEFAULTS[name].steps:,}"
+        assert (minutes == "-") == (name != "tiny"), "nothing else was measured"
+    assert table["deepseek-v3"][:2] == ["671 B", "38 B"], "as published"
+
+
+def test_a_preset_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.preset("small", vocab_size=8192)
+    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters() - 1)
+    assert re.search("small .* needs 1.3 GB of memory", help_module._presets())
+    monkeypatch.setattr(help_module, "_memory", lambda: 16 * config.parameters())
+    assert re.search("small .* 967 MB", help_module._presets())
+
+
+def test_a_checkpoint_has_the_size_that_the_table_says(
+    train: Callable[..., int], tmp_path: Path
+) -> None:
+    assert train("--run=r", "--steps=1") == 0
+    files = [path.stat().st_size for path in (tmp_path / "ck/r/latest").glob("*.safetensors")]
+    weights = (tmp_path / "ck/r/latest/model.safetensors").stat().st_size
+    assert sum(files) == pytest.approx(weights * help_module.SAVED_BYTES_PER_PARAMETER / 4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py"],
+        *(["-m", f"moe_model.{name}"] for name in ("generate", "huggingface", "upcycle")),
+        ["-m", "moe_model.huggingface", "import"],
+        ["-m", "moe_model.huggingface", "export"],
+        MICROSCOPE,
+        *([*MICROSCOPE, name] for name in COMMANDS),
+    ],
+    ids=" ".join,
+)
+def test_every_command_line_tells_its_version(command: list[str]) -> None:
+    done = python(*command, "--version")
+    assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_help_tells_of_an_empty_default(command: str) -> None:
+    done = python(*MICROSCOPE, *command.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert '[default: ""]' not in text
+    assert "[default: False]" not in text
+    if command == "demo":
+        assert "[default: collapse]" in text
+        assert "[default: 0]" in text
