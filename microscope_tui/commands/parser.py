@@ -76,11 +76,6 @@ def _budget(text: str) -> int | None:
         fail(f"--{error}", USAGE)
 
 
-def _worth_showing(default: object) -> str | None:
-    """The default as help shows it: an empty one and a switch that is off say nothing."""
-    return None if default is False or default in ("", ()) else str(default)
-
-
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
@@ -88,7 +83,6 @@ app = App(
     default_parameter=Parameter(show_default=lambda value: value if value else None),
     version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
-    default_parameter=Parameter(show_default=_worth_showing),
 )
 app.default(watch)
 for name, (place, help_) in COMMANDS.items():
