@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.scenarios.synthetic import draw_counts, inclusion_shares
-from tests.diagnosis.conftest import without_expert
 
 Make = Callable[..., dict[str, Any]]
 Rows = Callable[[int], list[list[int]]]
@@ -134,48 +132,6 @@ def test_dead_experts_are_named_and_collapse_is_not(judge: Any, balanced: Any) -
     assert 195 <= episode.onset <= 215
 
 
-def test_dead_experts_are_a_warning_after_100_steps_and_critical_after_200(
-    judge: Any, balanced: Any
-) -> None:
-    def resting(last: int) -> Callable[[int], list[int]]:
-        without = without_expert(without_expert(balanced(), 3), 6)
-        return lambda n: without if 200 <= n <= last else balanced()
-
-    for last in (240, 290):
-        assert [e for e in judge(resting(last)) if e.rule in ("DEAD", "STARVED")] == []
-    (found,) = [e for e in judge(resting(390)) if e.rule == "DEAD"]
-    assert (found.severity, found.active) == (Severity.WARN, True)
-    assert 200 <= found.onset < 208
-    assert found.onset + 100 <= found.alarm < found.onset + 108
-    (found,) = [e for e in judge(resting(499), steps=500) if e.rule == "DEAD"]
-    assert [(g.severity, (g.step - found.onset) // 100) for g in found.grades] == [
-        (Severity.WARN, 1),
-        (Severity.CRITICAL, 2),
-    ]
-
-
-def test_the_age_of_dead_experts_is_a_difference_of_step_numbers(
-    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any
-) -> None:
-    rows = [balanced(), without_expert(without_expert(balanced(), 3), 6), balanced()]
-    records = [make_header(), *(make_step(10 * n, rows, 2048) for n in range(1, 60))]
-    (found,) = [e for e in loud(open_log(write_log(records))) if e.rule == "DEAD"]
-    assert (found.onset, found.alarm, found.severity) == (10, 240, Severity.CRITICAL)
-
-
-def test_other_experts_that_rest_keep_no_episode_of_dead_ones_open(
-    judge: Any, balanced: Any
-) -> None:
-    def course(n: int) -> list[int]:
-        if n >= 350:
-            return without_expert(balanced(), 1 + n // 40 % 7)
-        return without_expert(balanced(), 3) if n >= 200 else balanced()
-
-    (found,) = [e for e in judge(course, steps=600) if e.rule == "DEAD"]
-    assert (found.severity, found.facts["experts"]) == (Severity.WARN, (3,))
-    assert 350 <= (found.recovered_at or 0) <= 370
-
-
 def test_an_expert_that_is_empty_now_and_then_is_not_dead(judge: Any, balanced: Any) -> None:
     def flicker(n: int) -> list[int]:
         row = balanced()
@@ -214,83 +170,6 @@ def test_counts_that_are_twice_what_they_should_be_are_a_meter_fault_not_a_disea
     episode = only(judge(lambda n: [2 * count for count in COLLAPSED], steps=300))
     assert (episode.rule, episode.severity) == ("METER", Severity.ERROR)
     assert episode.facts["cause"] == "multiple"
-
-
-IMPOSSIBLE = [3900, 100, 16, 16, 16, 16, 16, 16]  # of 2,048 tokens that choose two experts each
-
-
-@pytest.mark.parametrize("onset", [5, 240])
-def test_more_pairs_of_an_expert_than_tokens_are_a_meter_fault_and_no_collapse(
-    judge: Any, balanced: Any, onset: int
-) -> None:
-    sick = lambda n: IMPOSSIBLE if n >= onset else balanced()  # noqa: E731
-    episode = only(judge(sick, steps=onset + 80))
-    assert (episode.rule, episode.severity) == ("METER", Severity.ERROR)
-    assert (episode.facts["cause"], episode.facts["experts"]) == ("above", (0,))
-    assert (episode.router.name, episode.onset) == ("L2", onset)
-    assert episode.alarm <= onset + 3
-
-
-@pytest.mark.parametrize("summary", ["effective_experts", "max_load"])
-def test_summaries_that_no_two_choices_can_give_are_a_meter_fault(
-    write_log: Any,
-    open_log: Any,
-    make_header: Make,
-    make_step: Make,
-    balanced: Any,
-    summary: str,
-) -> None:
-    records = [make_header(source={"counts": "none"})]
-    for n in range(1, 400):
-        sick = IMPOSSIBLE if 200 <= n < 300 else balanced()
-        record = make_step(n, [balanced(), sick, balanced()], 2048)
-        del record["tokens_per_expert"]
-        if summary == "max_load" and 200 <= n < 300:
-            record["router"]["effective_experts"][1] = 2.4
-        records.append(record)
-    watch = open_log(write_log(records))
-    (episode,) = [e for e in watch.diagnosis.episodes if e.rule == "METER"]
-    cause = {"effective_experts": "effective", "max_load": "load"}[summary]
-    assert (episode.facts["cause"], episode.onset, episode.recovered_at) == (cause, 200, 300)
-    assert [e for e in loud(watch) if e.rule == "COLLAPSE" and e.alarm < 303] == []
-
-
-@pytest.mark.parametrize(
-    ("counts", "fault"),
-    [("exact", True), ("shares", True), ("none", True), ("top1", False), ("local_rank", False)],
-)
-def test_what_is_impossible_depends_on_what_the_counts_are(
-    write_log: Any, open_log: Any, make_header: Make, make_step: Make, counts: str, fault: bool
-) -> None:
-    first_choices = [1500, 300, 60, 60, 40, 40, 24, 24]  # 1.9 of 8 effective, none above tokens
-    records = [make_header(source={"counts": counts})]
-    for n in range(1, 200):
-        record = make_step(n, [first_choices] * 3, 2048)
-        if counts in ("exact", "none"):
-            del record["tokens_per_expert"]
-        records.append(record)
-    rules = {e.rule for e in open_log(write_log(records)).diagnosis.episodes}
-    assert ("METER" in rules) == fault
-    assert ("COLLAPSE" in rules) != fault
-
-
-@pytest.mark.parametrize("counts", ["exact", "top1", "local_rank"])
-def test_no_source_has_more_pairs_of_an_expert_than_tokens(
-    write_log: Any, open_log: Any, make_header: Make, make_step: Make, counts: str
-) -> None:
-    rows = [[2100, 1500, 100, 96, 90, 80, 70, 60]] * 3
-    records = [make_header(source={"counts": counts})]
-    records += [make_step(n, rows, 2048) for n in range(1, 60)]
-    (found,) = {e.facts["cause"] for e in loud(open_log(write_log(records)))}
-    assert found == "above"
-
-
-def test_a_collapse_on_exactly_k_experts_is_possible(judge: Any, balanced: Any) -> None:
-    def rounded(n: int) -> dict[str, Any]:  # a writer that rounds what it sums up
-        return {"effective_experts": [7.9, 1.99, 7.9], "max_load": [1.05, 4.01, 1.05]}
-
-    episode = only(judge(lambda n: COLLAPSED, steps=200, router=rounded))
-    assert episode.rule == "COLLAPSE"
 
 
 def test_equal_counts_are_a_forced_balance(judge: Any) -> None:
@@ -413,80 +292,3 @@ def test_an_ignored_meter_mutes_nothing(
     file = RunFile("run", write_log([make_header(), *steps]), 0.0)
     assert judge_file(file).exit_code == 3
     assert judge_file(file, Demand(criteria=Criteria(frozenset({"METER"})))).exit_code == 2
-
-
-@pytest.mark.parametrize("profile", ["finetune", "eval"])
-@pytest.mark.parametrize("with_counts", [True, False])
-def test_an_expert_that_hovers_at_a_tenth_of_its_share_does_not_starve(
-    write_log: Any,
-    open_log: Any,
-    make_header: Make,
-    make_step: Make,
-    balanced: Any,
-    profile: str,
-    with_counts: bool,
-) -> None:
-    records = [make_header(profile=profile)]
-    for n in range(1, 600):
-        few = 60 if n < 60 else 51 + (-12 if n // 70 % 2 else 12)  # of a fair share of 512
-        row = balanced()
-        row[6], row[7] = row[6] + row[7] - few, few
-        record = make_step(n, [balanced(), row, balanced()], 2048)
-        if not with_counts:
-            del record["tokens_per_expert"]
-        records.append(record)
-    assert loud(open_log(write_log(records))) == []
-
-
-@pytest.mark.parametrize("every", [1, 10])
-def test_an_expert_that_loses_its_share_in_a_fine_tuning_starves_until_it_is_back_above_a_tenth(
-    write_log: Any, open_log: Any, make_header: Make, make_step: Make, balanced: Any, every: int
-) -> None:
-    def few(n: int) -> int:
-        return 512 if n < 200 else 10 if n < 700 else 40 if n < 1400 else 200
-
-    records = [make_header(profile="finetune")]
-    for n in range(1, 2200):
-        row = balanced()
-        row[6], row[7] = row[6] + row[7] - few(n), few(n)
-        record = make_step(n, [balanced(), row, balanced()], 2048)
-        if n % every:
-            del record["tokens_per_expert"]
-        records.append(record)
-    (found,) = loud(open_log(write_log(records)))
-    assert (found.rule, found.severity, found.recurrence) == ("STARVED", Severity.WARN, 0)
-    assert 200 <= found.onset <= 200 + 30 * every
-    assert 1400 <= (found.recovered_at or 0) <= 1400 + 30 * every
-
-
-def test_a_busy_expert_is_information_unless_something_waits_for_it(
-    write_log: Any, open_log: Any, make_header: Make, make_step: Make
-) -> None:
-    def even(n: int) -> list[int]:
-        return [256 + (3 * n + 5 * e) % 7 - 3 for e in range(63)] + [0]
-
-    def row(n: int) -> list[int]:
-        counts = even(n)
-        if n >= 250:
-            counts = [count * 14 // 15 for count in counts]
-        counts[63] = 2048 * 8 - sum(counts)
-        return counts
-
-    model = {"num_experts": 64, "top_k": 8, "layers": [1], "layer_names": ["L1"]}
-    told = {}
-    for name, header in {
-        "neither": make_header(model=model),
-        "capacity": make_header(model=model | {"capacity_factor": 1.25}),
-        "ranks": make_header(model=model, expert_parallel_size=8),
-    }.items():
-        records = [header, *(make_step(n, [row(n)], 2048) for n in range(1, 400))]
-        watch = open_log(write_log(records))
-        (found,) = [e for e in watch.diagnosis.episodes if e.rule == "OVERLOAD"]
-        told[name] = (found.severity, advise(group([found])[0], watch.diagnosis.run).next)
-    assert {name: severity for name, (severity, _) in told.items()} == {
-        "neither": Severity.INFO,
-        "capacity": Severity.WARN,
-        "ranks": Severity.WARN,
-    }
-    assert told["neither"][1].startswith("Nothing, while neither a capacity nor")
-    assert told["capacity"][1].startswith("Mind memory and step time")

@@ -56,10 +56,10 @@ class Oscillation(Rule):
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
-        "themselves one period (2 … 32 steps) later and disagree after half of it, or in between "
-        "where the sum of the steps is even and a usual step is not; in 2 × 64 steps; slower "
-        "swings look like data in blocks and cannot be seen, nor any swing where counts are not "
-        "logged at every step"
+        "themselves one period (2 … 32 steps) later and disagree after half of it; or, where the "
+        "sum of the steps is even and most single steps are not, at any time in between. Two looks "
+        "of 64 steps. Not observable: slower swings, which look like data in blocks, and any swing "
+        "where counts are not logged at every step"
     )
     trains_only = True
 
