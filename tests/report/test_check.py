@@ -167,7 +167,7 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["check"], ["check", ".", "--fail-on", "never"], ["check", ".", "--wrong"]),
+        *(["check", ".", "."], ["check", ".", "--fail-on", "never"], ["check", ".", "--wrong"]),
         *(["demo", "--seed", "x"], ["demo", "--scenario", "nonsense"], ["a", "b", "c"]),
         *(["snapshot", ".", "--size", "wide"], ["check", ".", "--since-step", "-1"]),
         *(["check", ".", "--notify-command", "true"], ["check", ".", "--follow", "--all"]),
