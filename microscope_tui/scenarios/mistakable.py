@@ -124,7 +124,7 @@ def sparse(shape: Shape, rng: random.Random) -> Run:
     """A collapse in a log with a line for every fiftieth step."""
     sick = some_routers(shape, 0.3, rng)
     line = around(0.4 * shape.steps, rng)
-    popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(line, 1))
+    popularity = pulled(constant(shape, 0.2, rng), hot_experts(shape, sick, rng), growing(line, 1))
     found = fallen(popularity, sick, shape, line)
     found = replace(found, onset=found.onset * APART, tolerance=25 * APART)
 
