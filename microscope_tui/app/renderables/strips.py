@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 
 from rich.segment import Segment
+from rich.style import Style
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.palettes import Palette
 from microscope_tui.report.spans import Line, Span, width_of
+
+CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
+"""What fills calm cells in 16 colours, where no grey between black and white can be relied on."""
 
 
 def to_strip(
@@ -17,18 +21,21 @@ def to_strip(
     glyphs: Glyphs,
     palette: Palette = Palette.DIVERGING,
 ) -> Strip:
-    """One line as a strip. Neighbours of one role are merged: every segment costs bytes."""
+    """One line as a strip. Neighbours of one style are merged: every segment costs bytes."""
     segments: list[Segment] = []
-    role_before: str | None = None
+    before: Style | None = None
     for text, role in line:
         if not text:
             continue
+        style = style_of(role, color_system, palette)
+        if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
+            text = text.replace(" ", CALM_MARKS[role])
         text = spelled(text, glyphs)
-        if role == role_before:
-            segments[-1] = Segment(segments[-1].text + text, segments[-1].style)
+        if style == before:
+            segments[-1] = Segment(segments[-1].text + text, style)
         else:
-            segments.append(Segment(text, style_of(role, color_system, palette)))
-            role_before = role
+            segments.append(Segment(text, style))
+            before = style
     return Strip(segments)
 
 

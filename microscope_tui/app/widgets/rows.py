@@ -4,8 +4,10 @@ Textual re-sends a dirty span from the left edge of its widget, so what changes 
 be a widget of its own, and a wide heatmap is split into ``Tiles``. Never one region per cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from textual.app import App
 from textual.containers import Horizontal
 from textual.geometry import Region
 from textual.strip import Strip
@@ -29,6 +31,8 @@ class Rows(Widget):
         super().__init__(id=id, classes=classes)
         self._glyphs = glyphs
         self._strips: list[Strip] = []
+        self._lines: Sequence[Line] = ()
+        self._palette = Palette.DIVERGING
 
     @property
     def texts(self) -> list[str]:
@@ -37,11 +41,8 @@ class Rows(Widget):
 
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
         """Replace the content."""
-        system = self.app.console.color_system
-        self.show_strips([to_strip(line, system, self._glyphs, palette) for line in lines])
-
-    def show_strips(self, strips: list[Strip]) -> None:
-        """Replace the content by lines that are drawn already."""
+        self._lines, self._palette = lines, palette
+        strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
         count = max(len(before), len(strips))
         width = self.size.width
@@ -52,6 +53,14 @@ class Rows(Widget):
         ]
         if changed:
             self.refresh(*changed)
+
+    def recolour(self, system: str | None) -> None:
+        """Draw the same lines for a terminal of this colour system."""
+        self._strips = self._drawn(system)
+        self.refresh()
+
+    def _drawn(self, system: str | None) -> list[Strip]:
+        return [to_strip(line, system, self._glyphs, self._palette) for line in self._lines]
 
     def render_line(self, y: int) -> Strip:
         """The line as it was shown, filled to the width of the widget."""
@@ -86,3 +95,19 @@ class Tiles(Horizontal):
         """Replace the content of all tiles."""
         for part, (start, end) in zip(self.query(Rows), tiles(self._width, TILE), strict=False):
             part.show([cut(line, start, end) for line in lines], palette)
+
+
+@contextmanager
+def in_truecolor(app: App[None]) -> Iterator[None]:
+    """All rows in truecolor, whatever the terminal can show: for a picture of the screen."""
+    system = app.console.color_system
+    rows = [part for screen in app.screen_stack for part in screen.query(Rows)]
+    if system == "truecolor":
+        rows = []
+    for part in rows:
+        part.recolour("truecolor")
+    try:
+        yield
+    finally:
+        for part in rows:
+            part.recolour(system)
