@@ -12,8 +12,8 @@ from microscope_tui.console import size_of
 from microscope_tui.report.terminal import is_remote
 from microscope_tui.runlog.safe_text import safe_text
 
-INTERVALS_S = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between two redraws, by notch."""
+INTERVALS_S = (0.5, 1.0, 2.0, 3.8)
+"""Seconds between two redraws, by notch; with what a redraw takes four at the most."""
 COARSE_FROM = 2
 """The notch from which heat levels are coarser."""
 LEAST_BUDGET = 100
@@ -36,6 +36,7 @@ class Pace:
         self.budget = budget
         self._notch = 0 if budget is None else _FIRST_NOTCH
         self._shown = 0.0
+        self._began = math.inf
         self._decided = self._slowed = self._recovered = -math.inf
         self._calm_since: float | None = None
         self._patience_s = _PATIENCE_S
@@ -59,8 +60,9 @@ class Pace:
             return False
         self._decided = now
         self._show(rate)
-        if self.budget is None:
-            return False
+        self._began = min(self._began, now)
+        if self.budget is None or now - self._began < WINDOW_S:
+            return False  # the first picture is no measure of what follows
         if rate > self.budget:
             self._calm_since = None
             return self._slow_down(rate, self.budget, now)

@@ -1,6 +1,7 @@
 """Spans become strips: the form in which Textual paints a line."""
 
 from collections.abc import Iterable
+from functools import cache
 
 from rich.segment import Segment
 from rich.style import Style
@@ -13,6 +14,11 @@ from microscope_tui.report.spans import Line, Span, width_of
 
 CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
 """What fills calm cells in 16 colours, where no grey between black and white can be relied on."""
+
+
+@cache
+def _ground_of(style: Style) -> Style:
+    return Style(bgcolor=style.bgcolor)
 
 
 def to_strip(
@@ -28,6 +34,8 @@ def to_strip(
         if not text:
             continue
         style = style_of(role, color_system, palette)
+        if text.isspace() and style.bgcolor is not None and not style.reverse:
+            style = _ground_of(style)  # without ink: half of the bytes of a heatmap
         if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
             text = text.replace(" ", CALM_MARKS[role])
         text = spelled(text, glyphs)

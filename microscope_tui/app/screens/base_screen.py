@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 from textual.binding import Binding
@@ -34,14 +34,30 @@ class BaseScreen(Screen[None]):
         self.prompt = Prompt()
         self._shown: tuple[object, ...] = ()
         self._said: tuple[str, str] = ("", "")
+        self._unsent = ExitStack()  # what is painted while the screen is new
+        self._new = True
 
     async def on_mount(self) -> None:
-        # Before the first layout: every paint of the whole screen that is saved is 25 KB.
+        # Textual paints a new screen three times: laid out, resumed, and laid out again without
+        # the toasts that it might have shown. Only what stands in the end is sent.
+        self._unsent.enter_context(self.app.batch_update())
+        # Before the first layout: every paint of the whole screen that is saved is 50 KB.
         await self.redraw()
         self._look_again()
 
     async def on_screen_resume(self) -> None:
         await self.redraw()
+        self.call_later(self.call_later, self._send)  # behind the events of the first layout
+
+    def on_unmount(self) -> None:
+        self._unsent.close()  # or nothing would ever be sent again
+
+    def _send(self) -> None:
+        """Send the new screen, once."""
+        if self._new:
+            self._new = False
+            self._unsent.close()
+            self.refresh(layout=True)
 
     async def on_resize(self) -> None:
         await self.redraw()

@@ -22,6 +22,18 @@ from microscope_tui.report.spans import Line
 TILE = 16
 
 
+def changed_width(before: Strip, after: Strip) -> int:
+    """Cells from the left up to the last one that differs: what follows need not be sent."""
+    width = max(before.cell_length, after.cell_length)
+    if before.cell_length != after.cell_length:
+        return width
+    for old, new in zip(reversed(list(before)), reversed(list(after)), strict=False):
+        if old != new:
+            break
+        width -= new.cell_length
+    return width
+
+
 class Rows(Widget):
     """Shows lines; an unchanged line costs nothing."""
 
@@ -46,10 +58,11 @@ class Rows(Widget):
         before, self._strips = self._strips, strips
         count = max(len(before), len(strips))
         width = self.size.width
+        known = min(len(before), len(strips))
         changed = [
-            Region(0, y, width, 1)
+            Region(0, y, changed_width(before[y], strips[y]) if y < known else width, 1)
             for y in range(count)
-            if y >= len(before) or y >= len(strips) or before[y] != strips[y]
+            if y >= known or before[y] != strips[y]
         ]
         if changed:
             self.refresh(*changed)
