@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.beside import writing
@@ -94,7 +95,7 @@ def followed(
             raise RuntimeError(f"it does not follow the run:\n{sitting.text}")
     rates = rates_of(samples)
     late = [at for at, _ in steps if at >= OPENING_S]
-    between = [after - before for before, after in zip(late, late[1:], strict=False)]
+    between = [after - before for before, after in pairwise(late)]
     opening = max(sent for at, sent in samples if at <= OPENING_S)
     return Sent(opening, max(rates), statistics.median(rates), (min(between), max(between)))
 

@@ -5,8 +5,8 @@
 
 The load of every expert is drawn anew at every step, with this coefficient of variation (chance
 included), around its own mean: the fair share, or with ``--spread`` one of a log-normal
-distribution, as in a run whose experts differ. Writes ``--history`` steps at once, says ``ready``, and
-then ``--rate`` steps a second until it is terminated.
+distribution, as in a run whose experts differ. Writes ``--history`` steps at once, prints
+``ready``, and then writes ``--rate`` steps a second until it is terminated.
 """
 
 import argparse

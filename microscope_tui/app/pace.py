@@ -21,7 +21,6 @@ REMOTE_BUDGET = 10_000
 """Bytes a second where the line may be thin and nothing else was asked for."""
 UNLIMITED = 0
 """A budget that was asked for by name: none at all."""
-_FIRST_NOTCH = 1
 _DECIDE_S = 1.0
 _PATIENCE_S, _MOST_PATIENCE_S = 20.0, 320.0
 _HELD_S = 60.0  # a recovery that lasts so long was right
@@ -34,9 +33,8 @@ class Pace:
     def __init__(self, budget: int | None = None) -> None:
         """``budget``: bytes a second that may be sent to the terminal; ``None`` for any number."""
         self.budget = budget
-        self._notch = 0 if budget is None else _FIRST_NOTCH
+        self._notch = 0
         self._shown = 0.0
-        self._began = math.inf
         self._decided = self._slowed = self._recovered = -math.inf
         self._calm_since: float | None = None
         self._patience_s = _PATIENCE_S
@@ -60,9 +58,8 @@ class Pace:
             return False
         self._decided = now
         self._show(rate)
-        self._began = min(self._began, now)
-        if self.budget is None or now - self._began < WINDOW_S:
-            return False  # the first picture is no measure of what follows
+        if self.budget is None:
+            return False
         if rate > self.budget:
             self._calm_since = None
             return self._slow_down(rate, self.budget, now)

@@ -109,9 +109,7 @@ def verdict(
     ]
 
 
-def column_heads(
-    view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: int = 1
-) -> Line:
+def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: int = 1) -> Line:
     """The names of the columns, with what one cell of the heatmap stands for.
 
     ``steps``: over how many of them the loads are means.
@@ -119,7 +117,10 @@ def column_heads(
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
     full = heat_title(heat.look, heat.terms, experts, per_cell, steps)
-    short = [full.split(",")[0].removesuffix(" per expert"), "load" if per_cell == 1 else f"{per_cell}/cell"]
+    short = [
+        full.split(",")[0].removesuffix(" per expert"),
+        "load" if per_cell == 1 else f"{per_cell}/cell",
+    ]
     if is_mean(heat.look, steps):  # a mean must never look like a step
         what = short[0]
         short = [f"{what}, mean of {steps} steps", f"mean of {steps} steps", f"mean of {steps}"]

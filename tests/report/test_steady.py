@@ -87,6 +87,7 @@ def test_a_load_that_only_rises_or_falls_passes_through(
 @given(st.sampled_from(FINE), st.sampled_from(FINE))
 def test_a_jump_over_a_whole_level_is_seen_at_once(before: int, after: int) -> None:
     assume(abs(FINE.index(before) - FINE.index(after)) > 1)
+    assume(not (is_calm(before) and abs(after) == 3))  # the band is held as a whole
     steady = SteadyLevels()
     steady.levels("L1", [2 ** (before / 4)])
     assert steady.levels("L1", [2 ** (after / 4)]) == [after]

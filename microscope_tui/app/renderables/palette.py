@@ -100,8 +100,8 @@ def style_of(
 ) -> Style:
     """The style of a role (see ``report.spans``) on a terminal of this colour system.
 
-    ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at all, and
-    ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
+    ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
+    all, and ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
     """
     family, _, level = role.partition(":")
     if family == "heat":

@@ -34,7 +34,10 @@ def colour_samples(glyphs: Glyphs) -> list[str]:
         Segment(" ", Style(bgcolor=Color.from_rgb(*ramps.between(stops, at / (_WIDTH - 1)))))
         for at in range(_WIDTH)
     ]
-    loads = ["heat:dead", *(f"heat:{level}" for level in (*range(-16, -2), -1, 0, 1, *range(3, 17)))]
+    loads = [
+        "heat:dead",
+        *(f"heat:{level}" for level in (*range(-16, -2), -1, 0, 1, *range(3, 17))),
+    ]
     return [
         _line("truecolor", smooth, "truecolor") + "  smooth",
         _line("256", _ramp("256"), "256") + "  steps",

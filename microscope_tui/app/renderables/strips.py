@@ -26,18 +26,24 @@ def to_strip(
     color_system: str | None,
     glyphs: Glyphs,
     palette: Palette = Palette.DIVERGING,
+    *,
+    plain_cells: bool = False,
 ) -> Strip:
-    """One line as a strip. Neighbours of one style are merged: every segment costs bytes."""
+    """One line as a strip. Neighbours of one style are merged: every segment costs bytes.
+
+    ``plain_cells``: cells are characters (NO_COLOR), which must be read on greys of no kind.
+    """
     segments: list[Segment] = []
     before: Style | None = None
     for text, role in line:
         if not text:
             continue
-        style = style_of(role, color_system, palette)
-        if text.isspace() and style.bgcolor is not None and not style.reverse:
-            style = _ground_of(style)  # without ink: half of the bytes of a heatmap
+        cell = plain_cells and role.startswith(("heat:", "seq:"))
+        style = style_of(role, None if cell else color_system, palette)
         if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
             text = text.replace(" ", CALM_MARKS[role])
+        if text.isspace() and style.bgcolor is not None and not style.reverse:
+            style = _ground_of(style)  # without ink: half of the bytes of a heatmap
         text = spelled(text, glyphs)
         if style == before:
             segments[-1] = Segment(segments[-1].text + text, style)

@@ -73,7 +73,11 @@ class Rows(Widget):
         self.refresh()
 
     def _drawn(self, system: str | None) -> list[Strip]:
-        return [to_strip(line, system, self._glyphs, self._palette) for line in self._lines]
+        plain = self.app.no_color
+        return [
+            to_strip(line, system, self._glyphs, self._palette, plain_cells=plain)
+            for line in self._lines
+        ]
 
     def render_line(self, y: int) -> Strip:
         """The line as it was shown, filled to the width of the widget."""
