@@ -17,7 +17,7 @@ from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import frame, time_line, words
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
-from microscope_tui.report.spans import Span, pad
+from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
@@ -157,6 +157,12 @@ class BaseScreen(Screen[None]):
         """Columns of the ribbon on this screen."""
         return time_line.ribbon_width(self.room.width)
 
+    def ribbon(self, view: RunView) -> Line:
+        """The time ribbon of this screen."""
+        session = self.session
+        columns, moment = self.room.width, self.moment(view)
+        return time_line.ribbon(view, columns, session.glyphs, moment, session.axis)
+
     def draw_small(self, view: RunView) -> bool:
         """In a window that is too small for the screen, say what there is room for."""
         columns, rows = self.room
@@ -170,8 +176,7 @@ class BaseScreen(Screen[None]):
         """What every screen of a run has: the header, the ribbon, the last line."""
         session, columns = self.session, self.room.width
         self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
-        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
+        self.query_one("#ribbon", Rows).show([self.ribbon(view)])
         self.draw_last_line()
 
     def put_in_clipboard(self, text: str, said: str) -> None:
