@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import bandwidth
 from benchmarks.machine import machine
 from benchmarks.sittings import (
     COLOURS_256,
@@ -39,6 +40,8 @@ MOST_CPU = 0.05
 MOST_MOVE_MS, MOST_STEP_MS = 50.0, 100.0
 CALM, NOISY = 0.15, 0.5
 """Coefficients of variation of the loads: a healthy run, and a very uneasy one."""
+UNEVEN_CV, UNEVEN_SPREAD = 0.075, 0.35
+"""A run whose experts differ by much more than they tremble."""
 LONG_AGO = 1_000_000_000
 
 
@@ -129,6 +132,17 @@ def followed(folder: Path, plan: Plan) -> Iterator[Result]:
                 yield Result(f"sent, {said}", sent)
             share = f"{cost.cpu:.2%}"
             yield Result(f"CPU, {said}", share, f"≤ {MOST_CPU:.0%}", cost.cpu <= MOST_CPU)
+    for name, colours in bandwidth.COLOURS.items():
+        log = folder / f"uneven-{name}" / LOG_NAME
+        sent_ = bandwidth.followed(log, UNEVEN_CV, UNEVEN_SPREAD, colours, 2 * plan.seconds)
+        said = f"experts that differ, over SSH, {name}"
+        met = sent_.most <= MOST_SENT
+        limit = f"≤ {MOST_SENT / 1000:.0f} kB/s"
+        yield Result(f"most sent in 10 s, {said}", f"{sent_.most / 1000:.1f} kB/s", limit, met)
+        slowest = sent_.refreshes[1]
+        yield Result(
+            f"longest without a refresh, {said}", f"{slowest:.1f} s", "≤ 4 s", slowest <= 4
+        )
 
 
 def finished_log(folder: Path, plan: Plan) -> Path:

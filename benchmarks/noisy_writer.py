@@ -1,12 +1,12 @@
 """A training whose loads are as noisy as one likes, appended to a run log at a steady pace.
 
-    python -m benchmarks.noisy_writer LOG [--cv 0.15] [--rate 1] [--history 200]
+    python -m benchmarks.noisy_writer LOG [--cv 0.15] [--spread 0] [--rate 1] [--history 200]
         [--routers 58 --experts 256]
 
-The load of every expert is drawn anew at every step, around the fair share, with this coefficient
-of variation (chance included): nothing of one step returns in the next, so there is no harder case
-for a screen that sends only what changed. Writes ``--history`` steps at once, says ``ready``, and
-then ``--rate`` steps a second until it is terminated.
+The load of every expert is drawn anew at every step, with this coefficient of variation (chance
+included), around its own mean: the fair share, or with ``--spread`` one of a log-normal
+distribution, as in a run whose experts differ. Writes ``--history`` steps at once, prints
+``ready``, and then writes ``--rate`` steps a second until it is terminated.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> None:
     )
     parser.add_argument("log", type=Path)
     parser.add_argument("--cv", type=float, default=0.15)
+    parser.add_argument("--spread", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--history", type=int, default=200)
     parser.add_argument("--routers", type=int, default=58)
@@ -41,7 +42,7 @@ def main() -> None:
         routers=options.routers, num_experts=options.experts, top_k=options.top_k, tokens=16384
     )
     options.log.parent.mkdir(parents=True, exist_ok=True)
-    lines = noisy_lines(shape, options.cv, 1.0 / options.rate)
+    lines = noisy_lines(shape, options.cv, 1.0 / options.rate, options.spread)
     with options.log.open("ab", buffering=0) as file:
         for _ in range(1 + options.history):
             file.write(next(lines))
@@ -55,7 +56,9 @@ def main() -> None:
                 file.write(line)
 
 
-def noisy_lines(shape: Shape, cv: float, step_time_s: float) -> Iterator[bytes]:
+def noisy_lines(
+    shape: Shape, cv: float, step_time_s: float, spread: float = 0.0
+) -> Iterator[bytes]:
     """The run record, and then a step a line, for ever; whoever takes it decides when."""
     yield next(
         bulk_lines(
@@ -69,15 +72,18 @@ def noisy_lines(shape: Shape, cv: float, step_time_s: float) -> Iterator[bytes]:
         )
     )
     rng = random.Random(0)
-    even = [1.0] * shape.num_experts
+    popular = [
+        [rng.lognormvariate(0.0, spread) for _ in range(shape.num_experts)]
+        for _ in range(shape.routers)
+    ]
     by_chance = (1 - shape.fair_count / shape.tokens) / shape.fair_count
     concentration = 1.0 / max(1e-6, cv**2 - by_chance)
     step = 0
     while True:
         step += 1
         rows = [
-            draw_counts(jittered(even, concentration, rng), shape.tokens, shape.top_k, rng)
-            for _ in range(shape.routers)
+            draw_counts(jittered(weights, concentration, rng), shape.tokens, shape.top_k, rng)
+            for weights in popular
         ]
         yield encode_record(_step(shape, step, step_time_s, rows, rng))
 

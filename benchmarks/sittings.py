@@ -7,7 +7,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class Sitting(Terminal):
         columns: int = COLUMNS,
         rows: int = ROWS,
         environment: Mapping[str, str] = TRUECOLOR,
+        options: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "microscope_tui.cli", str(log)]
+        command = [sys.executable, "-m", "microscope_tui.cli", str(log), *options]
         super().__init__(command, columns=columns, rows=rows, environment=environment)
 
     def wait_until_at_rest(self, timeout: float = 120.0) -> None:
@@ -90,10 +91,10 @@ def following(log: Path, cv: float, colours: Mapping[str, str], seconds: float) 
     with training, Sitting(log.parent, environment=colours) as sitting:
         sitting.wait_until(lambda text: bool(re.search(_STEP, text)))
         sitting.read(SETTLING_S)
-        before, at, sent, step = sitting.usage(), sitting.age, sitting.sent, _shown(sitting)
+        before, at, sent, step = sitting.usage(), sitting.age, sitting.sent, shown_step(sitting)
         sitting.read(seconds)
         after, lasted = sitting.usage(), sitting.age - at
-        if not sitting.open or _shown(sitting) - step < 0.8 * seconds:
+        if not sitting.open or shown_step(sitting) - step < 0.8 * seconds:
             raise RuntimeError(f"it does not follow the run:\n{sitting.text}")
         return Following((sitting.sent - sent) / lasted, (after.cpu_s - before.cpu_s) / lasted)
 
@@ -152,7 +153,8 @@ def _lines(sitting: Sitting) -> list[str]:
     ]
 
 
-def _shown(sitting: Sitting) -> int:
+def shown_step(sitting: Sitting) -> int:
+    """The step on the screen, 0 before there is one."""
     found = re.search(_STEP, sitting.text)
     return int(found[1].replace(",", "")) if found else 0
 

@@ -49,6 +49,9 @@ class Microscope(App[None]):
     .part {{ margin-left: 2; }}
     .roomy #verdict {{ height: 3; margin: 1 0; }}
     .roomy #ribbon {{ margin-top: 1; }}
+    #legend {{ height: 1; display: none; }}
+    MainScreen.roomy #legend {{ display: block; }}
+    MainScreen.roomy #ribbon {{ margin-top: 0; }}
     MainScreen #notes {{ display: none; }}
     MainScreen.noted #notes {{ display: block; }}
     #charts {{ height: 1fr; overflow: hidden; }}

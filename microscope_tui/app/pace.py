@@ -5,16 +5,22 @@ only swing to and fro is waited for longer each time it fails.
 """
 
 import math
+from collections.abc import Mapping
 
 from microscope_tui.app.traffic import WINDOW_S
 from microscope_tui.console import size_of
+from microscope_tui.report.terminal import is_remote
 from microscope_tui.runlog.safe_text import safe_text
 
-INTERVALS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between two redraws, by notch."""
+INTERVALS_S = (0.5, 1.0, 2.0, 3.8)
+"""Seconds between two redraws, by notch; with what a redraw takes four at the most."""
 COARSE_FROM = 2
 """The notch from which heat levels are coarser."""
 LEAST_BUDGET = 100
+REMOTE_BUDGET = 10_000
+"""Bytes a second where the line may be thin and nothing else was asked for."""
+UNLIMITED = 0
+"""A budget that was asked for by name: none at all."""
 _DECIDE_S = 1.0
 _PATIENCE_S, _MOST_PATIENCE_S = 20.0, 320.0
 _HELD_S = 60.0  # a recovery that lasts so long was right
@@ -100,20 +106,34 @@ class Pace:
 
 
 def budget_of(text: str) -> int | None:
-    """``10k``, ``10kB/s`` or a number of bytes a second; ``None`` for no text, as for no budget.
+    """``10k``, ``10kB/s`` or a number of bytes a second; ``UNLIMITED`` for ``none``.
+
+    ``None`` for no text: then the environment decides, see ``budget_for``.
 
     Raises:
         ValueError: anything else; the message says what to write.
     """
     if not text.strip():
         return None
+    if text.strip().lower() == "none":
+        return UNLIMITED
     size = size_of(text.strip().removesuffix("/s"))
     if size is None or size < LEAST_BUDGET:
         raise ValueError(
             f"budget {safe_text(text, 20)!r}: write bytes a second from {LEAST_BUDGET} up, "
-            "for example 10k"
+            "for example 10k, or none"
         )
     return size
+
+
+def budget_for(asked: int | None, environment: Mapping[str, str]) -> int | None:
+    """What may be sent a second; ``None`` for any number.
+
+    Over SSH and in tmux or screen there is a budget unless one was asked for, or none.
+    """
+    if asked is not None:
+        return asked or None
+    return REMOTE_BUDGET if is_remote(environment) else None
 
 
 def _kilobytes(rate: float) -> str:

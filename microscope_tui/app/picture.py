@@ -14,7 +14,7 @@ from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.screens.base_screen import BaseScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES
-from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.app.widgets.rows import Rows, in_truecolor
 from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.steady import SteadyLevels
 from microscope_tui.report.svg import stand_alone
@@ -98,7 +98,8 @@ async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Pictu
         while screen.busy:
             await asyncio.sleep(_LOOK_S)
         await pilot.pause()
-    return Picture(_text(app), stand_alone(app.export_screenshot(title="", simplify=True)))
+    with in_truecolor(app):
+        return Picture(_text(app), stand_alone(app.export_screenshot(title="", simplify=True)))
 
 
 async def _read(app: Microscope) -> None:

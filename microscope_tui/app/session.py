@@ -12,7 +12,7 @@ from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.app.traffic import Traffic
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.axis import Axis
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.glyphs import Glyphs, shade_level
 from microscope_tui.report.look import Look
 from microscope_tui.report.pattern import Pattern
 from microscope_tui.report.steady import SteadyLevels
@@ -20,6 +20,7 @@ from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.moment import Pin
+from microscope_tui.watch.recent import Recent, recent_of
 from microscope_tui.watch.reference import Reference, reference_of
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
@@ -152,9 +153,23 @@ class Session:
         known, self._rung = self._rung, critical
         return known is not None and bool(critical - known)
 
-    def levels(self, key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
-        """Heat levels that stand still while a load only trembles."""
-        return self.steady.levels((self.watch, key), ratios, self.pace.coarse)
+    def levels(
+        self, key: Hashable, ratios: Sequence[float], noise: float = 0.0
+    ) -> Sequence[int | None]:
+        """Heat levels that stand still while a load only trembles; of a paused step exact ones."""
+        if self.paused:
+            return [shade_level(ratio) for ratio in ratios]
+        return self.steady.levels((self.watch, key), ratios, self.pace.coarse, noise)
+
+    @property
+    def paused(self) -> bool:
+        """One step is looked at, and nothing moves."""
+        return not self.time.following and not self.time.speed
+
+    def recent(self) -> Recent:
+        """The steps whose mean load is shown: none while a moment is pinned, for it is exact."""
+        watch = self.watch
+        return recent_of(watch) if watch is not None and self.time.following else Recent()
 
     def choose(self, file: RunFile) -> None:
         """Open a run and stay there; the reader thread does it with its next turn."""

@@ -57,7 +57,7 @@ class ViewConfig:
     bell: bool = False
     """Ring the terminal's bell for a critical alert."""
     budget: int | None = None
-    """Bytes a second that may go to the terminal; ``None`` for any number."""
+    """Bytes a second that may go to the terminal, 0 for any number; by default by where we run."""
     remember: bool = True
     """Keep the view of every folder from one sitting to the next."""
 

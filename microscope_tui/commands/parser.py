@@ -43,7 +43,8 @@ def watch(
         name), so that you can go back in time: 1GB by default, 0 for none.
     budget
         Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
-        often and in fewer colours rather than more.
+        often (every 4 s at the least) and in fewer colours rather than more. By default 10,000
+        over SSH and in tmux or screen; ``none`` lifts it.
     color
         How many colours the terminal can show; ``never`` also obeys NO_COLOR.
     glyphs
@@ -60,7 +61,7 @@ def watch(
         color=color or view.color,
         glyphs=glyphs or view.glyphs,
         bell=bell or view.bell,
-        budget=_budget(budget) or view.budget,
+        budget=view.budget if (asked := _budget(budget)) is None else asked,
     )
     from microscope_tui.commands.watch import watch_with
 

@@ -25,11 +25,14 @@ from microscope_tui.console import (
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.palettes import Palette
+from microscope_tui.report.terminal import colours_of, in_multiplexer
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import take_over_stdin
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.verdict_cache import VerdictCache
+
+_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
 def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
@@ -81,11 +84,12 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     view = user.view
     _prepare_terminal(view.color)
     from microscope_tui.app.microscope import Microscope
+    from microscope_tui.app.pace import budget_for
     from microscope_tui.app.preferences import Preferences
 
     preferences = Preferences(
         palette=Palette(view.palette),
-        budget=view.budget,
+        budget=budget_for(view.budget, os.environ),
         bell=view.bell,
         remember=view.remember,
         keymap=keymap_from(user),
@@ -115,5 +119,7 @@ def _prepare_terminal(color: str) -> None:
     if color == "never":
         os.environ["NO_COLOR"] = "1"
     elif color != "auto":
-        systems = {"truecolor": "truecolor", "256": "256", "16": "standard"}
-        os.environ["TEXTUAL_COLOR_SYSTEM"] = systems[color]
+        os.environ["TEXTUAL_COLOR_SYSTEM"] = _SYSTEMS[color]
+    elif in_multiplexer(os.environ):  # Textual would take TERM=screen for 16 colours
+        system = colours_of(os.environ).system
+        os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", _SYSTEMS[system or "256"])

@@ -6,6 +6,8 @@ The chart in focus is always among those shown; what finds no room is named.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from microscope_tui.report.chart import GUTTER
+
 TWO_STACKS_FROM = 72
 _GAP = 2
 _LEAST = 5  # a title, three lines, and one below
@@ -49,10 +51,21 @@ def arranged(
     stacks = [stack for stack in stacks if stack]
     if columns < TWO_STACKS_FROM and len(stacks) > 1:
         stacks = [_by_turns(stacks)]
-    width = (columns - _GAP * (len(stacks) - 1)) // max(1, len(stacks))
+    width = _stack_width(columns, len(stacks))
     placed = [_stacked(stack, names, focus, width, rows) for stack in stacks]
     shown = {chart.name for stack in placed for chart in stack}
     return ChartLayout(placed, [name for name in names if name not in shown])
+
+
+def plot_area(columns: int, stacks: int = 1) -> tuple[int, int]:
+    """Where the time axis of the charts in the last of ``stacks`` begins, and how wide it is."""
+    stacks = stacks if columns >= TWO_STACKS_FROM else 1
+    width = _stack_width(columns, stacks)
+    return (stacks - 1) * (width + _GAP) + GUTTER, max(1, width - GUTTER)
+
+
+def _stack_width(columns: int, stacks: int) -> int:
+    return (columns - _GAP * (stacks - 1)) // max(1, stacks)
 
 
 def _by_turns(stacks: Sequence[Sequence[str]]) -> Sequence[str]:

@@ -9,7 +9,7 @@ from microscope_tui.diagnosis.thresholds import DEFAULTS
 from microscope_tui.report import words
 from microscope_tui.report.alert_keys import key_of
 from microscope_tui.report.glyphs import Glyphs, spark
-from microscope_tui.report.heat import Heat, heat_title
+from microscope_tui.report.heat import Heat, heat_title, is_mean
 from microscope_tui.report.layer_row import curve_width
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
 from microscope_tui.report.look import Measure, Order
@@ -111,15 +111,22 @@ def verdict(
     ]
 
 
-def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT) -> Line:
-    """The names of the columns, with what one cell of the heatmap stands for."""
+def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: int = 1) -> Line:
+    """The names of the columns, with what one cell of the heatmap stands for.
+
+    ``steps``: over how many of them the loads are means.
+    """
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
-    load = heat_title(heat.look, heat.terms, experts, per_cell)
-    if len(load) > layout.heat:
-        load = load.split(",")[0].removesuffix(" per expert")
-    if len(load) > layout.heat:
-        load = "load" if per_cell == 1 else f"{per_cell}/cell"
+    full = heat_title(heat.look, heat.terms, experts, per_cell, steps)
+    short = [
+        full.split(",")[0].removesuffix(" per expert"),
+        "load" if per_cell == 1 else f"{per_cell}/cell",
+    ]
+    if is_mean(heat.look, steps):  # a mean must never look like a step
+        what = short[0]
+        short = [f"{what}, mean of {steps} steps", f"mean of {steps} steps", f"mean of {steps}"]
+    load = next((text for text in [full, *short] if len(text) <= layout.heat), short[-1])
     curve = curve_width(layout)
     wide = curve >= 12
     dropped = "dropless" if _dropless(view) else "dropped"

@@ -25,8 +25,11 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+FAIR_WITHIN = 0.06
+"""Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
     {"▶": ">", "●": "*", "▌": "|", "▏": "|", "╎": "|", "·": ".", "…": "~", "×": "x", "▴": "^"}
+    | {"░": ".", "▒": ":"}
 )
 
 
@@ -51,6 +54,17 @@ def load_level(load: float | None) -> int | None:
     return max(-16, min(16, round(4 * octaves)))
 
 
+def shade_level(load: float) -> int | None:
+    """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share."""
+    level = load_level(load)
+    return level or (level if level is None else _shade(load))
+
+
+def is_calm(level: int | None) -> bool:
+    """A level in the calm band, whatever its shade."""
+    return level is not None and abs(level) <= 1
+
+
 def load_glyph(level: int | None) -> str:
     """One ASCII character per load: ``x`` dead, ``-`` starving, ``.`` fair, ``+`` over, ``#`` hot.
 
@@ -58,9 +72,9 @@ def load_glyph(level: int | None) -> str:
     """
     if level is None:
         return "x"
-    if level < 0:
+    if level < -1:
         return "-"
-    return "." if level == 0 else "+" if level < 6 else "#"
+    return "." if level <= 1 else "+" if level < 6 else "#"
 
 
 def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
@@ -120,6 +134,11 @@ def _merge(columns: Sequence[Column]) -> Column:
         return columns[0]
     mean = sum(column.mean for column in measured) / len(measured)
     return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
+
+
+def _shade(load: float) -> int:
+    octaves = math.log2(load)
+    return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
 
 
 def _deviation(load: float) -> float:

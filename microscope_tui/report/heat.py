@@ -6,10 +6,11 @@ cell the most remarkable one is shown, never the mean.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from microscope_tui.report.glyphs import bin_loads, load_glyph, load_level
+from microscope_tui.report.glyphs import load_glyph, load_level, shade_level
 from microscope_tui.report.look import Look, Measure, Order
 from microscope_tui.report.spans import Line, Span, merged
 from microscope_tui.runlog.records import RunRecord
@@ -19,12 +20,14 @@ from microscope_tui.watch.view import LayerView
 Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
 """From ratios to quarter octaves; the key says which cells they are, for one that remembers."""
 
+_Value = TypeVar("_Value")
 _RATIOS = {Measure.LOAD, Measure.BIAS, Measure.RANKS, Measure.DIFFERENCE}
 _RAMP = " .:-=+*#%@"
-_TOP = 15
+_TOP, _MOST = 15, 17
 _ASSUMED_RANKS = 8
 _HOT = 6
-_FULL_BIAS = 0.25  # a quarter of the range of sigmoid scores has the strongest colour
+FULL_BIAS = 0.25
+"""The strongest colour: a quarter of the range of sigmoid scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +136,22 @@ def heat_line(
         marked: this line of the row carries the marks × and ▴.
         chosen: position of the value that the cursor is on.
     """
-    binned, per_cell = _binned(values, columns, ratios=heat.look.measure in _RATIOS)
+    per_cell = -(-len(values) // max(1, columns))
     if heat.look.measure in _RATIOS:
-        remembered = heat.levels or _levels
-        shown: Sequence[int | None] = remembered((key, columns), binned)
+        # First the levels, then the most remarkable of a cell: two experts that are equally far
+        # from fair, one above and one below, would change places with every step.
+        levels = (heat.levels or _levels)(key, values)
         if heat.look.measure is Measure.BIAS:
-            shown = [-16 if level is None else level for level in shown]
+            levels = [-16 if level is None else level for level in levels]
+        shown = [max(group, key=_remarkable) for group in _grouped(levels, per_cell)]
         cells = [
             Span(_mark(v, cell, marked, heat.colour), "heat:dead" if v is None else f"heat:{v}")
             for v in shown
         ]
     else:
         log = heat.look.measure is Measure.LOG_SHARE
-        steps = [sequential_level(value, log=log) for value in binned]
+        highest = [max(group) for group in _grouped(values, per_cell)]
+        steps = [sequential_level(value, log=log) for value in highest]
         cells = [Span(_ramp(v, cell, heat.colour), f"seq:{v}") for v in steps]
     if chosen is not None and marked and chosen // per_cell < len(cells):
         at = chosen // per_cell
@@ -162,15 +168,32 @@ def sequential_level(share: float, *, log: bool) -> int:
     return min(_TOP, int(16 * share))
 
 
-def heat_title(look: Look, terms: Terms, experts: int, per_cell: int) -> str:
-    """What the heatmap shows, for the head of its column."""
+def ramp_glyph(level: int) -> str:
+    """What stands for a share of level 0 … 15 where there are no colours."""
+    return _RAMP[level * len(_RAMP) // (_TOP + 1)]
+
+
+def is_mean(look: Look, steps: int) -> bool:
+    """The cells are means over several steps: all but the bias, which is a state."""
+    return steps > 1 and look.measure is not Measure.BIAS
+
+
+def heat_title(look: Look, terms: Terms, experts: int, per_cell: int, steps: int = 1) -> str:
+    """What the heatmap shows, for the head of its column; the most important part first.
+
+    ``steps``: over how many of them the loads are means.
+    """
+    if is_mean(look, steps):
+        what, _, more = heat_title(look, terms, experts, per_cell).partition(",")
+        mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
+        return f"{mean},{more}" if more else mean
     if look.measure is Measure.RANKS:
         return f"load per rank, {terms.ranks} ranks" + (" assumed" if terms.ranks_assumed else "")
     what = {
         Measure.LOAD: "load per expert",
         Measure.SHARE: "share of tokens per expert",
         Measure.LOG_SHARE: "share of tokens, log scale",
-        Measure.BIAS: f"bias, mean of its layer ±{_FULL_BIAS:g}",
+        Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
         Measure.OVERFLOW: "share of tokens over capacity",
         Measure.DIFFERENCE: "load against the reference",
     }[look.measure]
@@ -204,21 +227,21 @@ def _bias_ratios(bias: Sequence[float]) -> list[float]:
     mean = sum(bias) / len(bias)
     if not math.isfinite(mean):
         return [1.0] * len(bias)
-    return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / _FULL_BIAS)) for b in bias]
+    return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / FULL_BIAS)) for b in bias]
 
 
 def _levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
-    return [load_level(ratio) for ratio in ratios]
+    return [shade_level(ratio) for ratio in ratios]
 
 
-def _binned(values: Sequence[float], columns: int, *, ratios: bool) -> tuple[list[float], int]:
-    """The values of the cells, and how many values each stands for."""
-    size = -(-len(values) // max(1, columns))
-    if size <= 1:
-        return list(values), 1
-    if ratios:
-        return bin_loads(values, columns), size
-    return [max(values[at : at + size]) for at in range(0, len(values), size)], size
+def _remarkable(level: int | None) -> int:
+    """The farther from fair the more; a dead expert most of all."""
+    return _MOST if level is None else abs(level)
+
+
+def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
+    """The values of each cell."""
+    return (values[at : at + size] for at in range(0, len(values), max(1, size)))
 
 
 def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
@@ -231,5 +254,5 @@ def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
 def _ramp(level: int, cell: int, colour: bool) -> str:
     if colour:
         return " " * cell
-    glyph = _RAMP[level * len(_RAMP) // (_TOP + 1)]
+    glyph = ramp_glyph(level)
     return glyph * cell if cell == 1 else glyph * (cell - 1) + " "

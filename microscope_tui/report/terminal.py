@@ -1,7 +1,8 @@
 """What a terminal can show, as far as its environment tells: facts, and what follows from them.
 
 The rules are those of Rich and Textual, which draw; a test holds them against each other. They
-stand here as well because neither says why.
+are here as well because neither says why, and because of one exception: tmux and GNU screen show
+256 colours even where TERM promises 16, so the screens use them.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from microscope_tui.runlog.safe_text import safe_text
 ROOMY_ROWS = 30
 _COLOURLESS = ("dumb", "unknown")
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "standard": "16", "windows": "16"}
+_IN_MULTIPLEXER = ("screen", "tmux")
 _BY_TERM = {"kitty": "256", "256color": "256", "16color": "16"}
 _SHOWN = 60
 
@@ -72,8 +74,23 @@ class Terminal:
         return "RGB" in self.multiplexer.features
 
 
+def in_multiplexer(environment: Mapping[str, str]) -> bool:
+    """In tmux or GNU screen, here or on the machine from which somebody came over SSH."""
+    term = environment.get("TERM", "").strip().lower()
+    inside = environment.get("TMUX") or environment.get("STY")
+    return bool(inside) or term.split("-")[0].split(".")[0] in _IN_MULTIPLEXER
+
+
+def is_remote(environment: Mapping[str, str]) -> bool:
+    """Bytes to the terminal may be dear: over SSH, or in tmux or screen, which may be attached so.
+
+    Both outlive connections: their environment does not say who looks on now.
+    """
+    return bool(environment.get("SSH_CONNECTION")) or in_multiplexer(environment)
+
+
 def colours_of(environment: Mapping[str, str]) -> Colours:
-    """What Rich and Textual will make of TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
+    """How many colours the screens use, by TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
     forced = environment.get("TEXTUAL_COLOR_SYSTEM", "auto")
     term = environment.get("TERM", "").strip().lower()
     shown = safe_text(term, _SHOWN)
@@ -93,6 +110,8 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
     _, _, ending = term.rpartition("-")
     if ending in _BY_TERM:
         return Colours(_BY_TERM[ending], f"TERM={shown}, and COLORTERM is not truecolor")
+    if in_multiplexer(environment):
+        return Colours("256", f"TERM={shown} in tmux or screen, which show 256 colours")
     return Colours("16", f"TERM={shown} names no more, and COLORTERM is not truecolor")
 
 

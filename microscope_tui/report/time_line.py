@@ -26,12 +26,7 @@ _LEFT = 8  # cells before the first column, of the ribbon and of the notes
 
 def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis = Axis.STEP) -> Line:
     """The window as one line: calm, troubled, sick; the cursor where the shown step is."""
-    ascii_only = glyphs is Glyphs.ASCII
-    marks = list(view.ribbon)[: ribbon_width(columns)]
-    cells = [_cell(mark, ascii_only) for mark in marks]
-    at = column_of(view.step, view.window, len(cells)) if cells else None
-    if view.cursor is not None and at is not None:
-        cells[at] = Span("|" if ascii_only else "┃", "accent")
+    cells = _cells(view, ribbon_width(columns), glyphs)
     line = [Span(_start(view, axis), "dim"), *merged(cells)]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
     line.append(Span("▏", "accent" if view.cursor is None else "faint"))
@@ -39,6 +34,28 @@ def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis =
     ends = [(n, s) for s in (shown, shown.split(", ")[0]) for n in shorter_labels(now)]
     now, shown = next(((n, s) for n, s in ends if width_of(n + s) < room), ends[-1])
     return pad([*line, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
+
+
+def aligned_ribbon(
+    view: RunView, columns: int, glyphs: Glyphs, plot: tuple[int, int], axis: Axis = Axis.STEP
+) -> Line:
+    """The ribbon right below a chart, column by column the same steps.
+
+    ``plot``: where the time axis of the chart begins, and how wide it is.
+    """
+    left, width = plot
+    cells = _cells(view, width, glyphs)
+    start = pad([Span(_start(view, axis).strip(), "dim"), Span(" ")], left, "right")
+    return pad([*start, *merged(cells)], columns)
+
+
+def _cells(view: RunView, width: int, glyphs: Glyphs) -> list[Span]:
+    ascii_only = glyphs is Glyphs.ASCII
+    cells = [_cell(mark, ascii_only) for mark in view.ribbon[:width]]
+    at = column_of(view.step, view.window, len(cells)) if cells else None
+    if view.cursor is not None and at is not None:
+        cells[at] = Span("|" if ascii_only else "┃", "accent")
+    return cells
 
 
 def ribbon_width(columns: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from microscope_tui.report.axis import DAYS_FROM_S, Axis, axis_label
 from microscope_tui.report.spans import ROLE_OF_SEVERITY, Line, Span
 from microscope_tui.watch.curves import Window
+from microscope_tui.watch.ribbon import column_of
 from microscope_tui.watch.view import RunView
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
@@ -42,16 +43,16 @@ class TimeScale:
 
     def column_of(self, step: float, width: int) -> int | None:
         """The cell of ``width`` in which a step stands; ``None`` outside of the window."""
-        first, last = self.limits
-        if not first <= step <= last:
-            return None
-        return min(width - 1, int((step - first) / (last - first) * width))
+        return column_of(math.floor(step), self.window, width)
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Both ends, never the same."""
+    def middles(self, dots: int) -> tuple[float, float]:
+        """The steps in the middle of the first and of the last of ``dots`` equal stretches.
+
+        A chart that puts these two on its outermost dots has the columns of ``column_of``.
+        """
         first, last = self.window
-        return (float(first), float(last)) if last > first else (first - 0.5, first + 0.5)
+        half = (last - first + 1) / dots / 2
+        return first + half, last + 1 - half
 
     def tick_line(self, width: int) -> Line:
         """Labels below their columns, as many as fit."""

@@ -7,7 +7,7 @@ from microscope_tui.runlog.overview import sample
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.watch.history import Row
-from microscope_tui.watch.scan import Scan
+from microscope_tui.watch.scan import MEAN_OF, Scan
 from microscope_tui.watch.summaries import complete_summary, new_history, row_maker
 
 _SAMPLES = 240
@@ -28,6 +28,7 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     picture = Scan(_never, memory_bytes)
     picture.run, picture.latest, picture.end = run, samples[-1], found.end
     picture.with_counts = next((e for e in reversed(samples) if e.has_counts), None)
+    picture.recent.extend(e for e in samples[-MEAN_OF:] if e.has_counts)
     picture.history = new_history(run, memory_bytes)
     row_of = row_maker(run.routers)
     for entry in samples:

@@ -14,6 +14,8 @@ from microscope_tui.runlog.records import EventRecord, RunRecord, seconds_betwee
 from microscope_tui.watch.history import History, Row
 from microscope_tui.watch.summaries import complete_summary, new_history, row_maker
 
+MEAN_OF = 8
+"""Steps whose counts are kept, for a mean."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 """The steps of a row below a limit, from the file; none where the log cannot be read again."""
 
@@ -30,6 +32,8 @@ class Scan:
         self.latest: StepEntry | None = None
         self.with_counts: StepEntry | None = None
         """The latest step whose line holds counts."""
+        self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
+        """The last steps whose lines hold counts."""
         self.end: EventRecord | None = None
         self.lost_records = 0
         """Records that the writer says it could not write."""
@@ -73,6 +77,7 @@ class Scan:
         before, self.run, self.end = self.run, run, None
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
+            self.recent.clear()
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
             self._row_of = row_maker(run.routers)
@@ -94,6 +99,7 @@ class Scan:
         self.latest = entry
         if entry.has_counts:
             self.with_counts = entry
+            self.recent.append(entry)
         elif self.with_counts is not None and self.with_counts.record.step >= step:
             self.with_counts = None  # counted in a future that no longer holds
         history.add(step, self._row_of(entry), entry.offset, entry.record.time)

@@ -82,9 +82,9 @@ def test_a_gap_stays_open() -> None:
     lines = drawn(chart(values, bottom=None), TimeScale(Window(1, 10), None))
     columns = columns_of(lines, "value")
     width = 60 - GUTTER
-    assert columns & set(range(2 * width // 9))
-    assert columns & set(range(6 * width // 9 + 1, width))
-    assert not columns & set(range(2 * width // 9 + 2, 6 * width // 9 - 1))
+    assert columns & set(range(2 * width // 10))
+    assert columns & set(range(6 * width // 10 + 1, width))
+    assert not columns & set(range(2 * width // 10 + 2, 6 * width // 10 - 1))
 
 
 def test_points_stand_at_their_real_steps_however_unevenly_they_were_logged() -> None:

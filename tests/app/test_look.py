@@ -33,10 +33,10 @@ async def test_v_shows_load_bias_overflow_and_ranks(
             heads.append(re.split("  +", seen(pilot, "#heads").split("layer ", 1)[1])[0])
             await pilot.press("v")
         assert heads == [
-            "load per expert, 0 to 7",
+            "load, mean of 8 steps, 0 to 7",
             "bias, mean of its layer ±0.25",
-            "share of tokens over capacity",
-            "load per rank, 8 ranks assumed",
+            "share of tokens over capacity, mean of 8 steps",
+            "load per rank, mean of 8 steps, 8 ranks assumed",
         ]
         assert app.session.look.measure is Measure.LOAD
 
@@ -46,7 +46,7 @@ async def test_y_shows_shares_and_s_sorts_and_c_paints(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await ready(pilot, until, seen)
-        await pilot.press("y")
+        await pilot.press("f", "y")  # of one step: in a mean few experts are dead
         assert "share of tokens per expert" in seen(pilot, "#heads")
         await pilot.press("y", "y", "s")
         assert app.session.look.order is Order.LOAD
@@ -87,7 +87,7 @@ async def test_b_compares_with_the_step_it_was_pressed_at(
         assert "▴" in seen(pilot, "#load")
         assert app.session.time.following
         await pilot.press("b")
-        assert "load per expert" in seen(pilot, "#heads")
+        assert "load, mean of 8 steps" in seen(pilot, "#heads")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ async def test_the_load_is_drawn_in_tiles_that_add_up(scenario: Any, experts: in
     folder = scenario("collapse", routers=3, num_experts=experts, steps=300)
     async with Microscope(Fleet(folder)).run_test(size=(140, 40)) as pilot:
         app = await settled(pilot)
+        await pilot.press("f")  # one step: in a mean few experts are dead
         lines = text_of(app, "#load").split("\n")
         assert len({len(line) for line in lines}) == 1
         assert "×" in text_of(app, "#load")

@@ -16,7 +16,8 @@ from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.report.time_scale import EVALUATION, RESTART, TimeScale
 
-_MARKERS = {Glyphs.BRAILLE: "braille", Glyphs.BLOCK: "hd", Glyphs.ASCII: "*"}
+_MARKERS = {Glyphs.BRAILLE: ("braille", 2), Glyphs.BLOCK: ("hd", 2), Glyphs.ASCII: ("*", 1)}
+"""What plotext draws with, and its dots in the width of a cell."""
 _SGR = re.compile(r"\x1b\[(?:38;5;(\d+)|[\d;]*)m")
 _GLYPHS = {
     Glyphs.BRAILLE: {"limit": "┈", "cursor": "│", "point": "●", "onset": "┊", RESTART: "╎"},
@@ -98,7 +99,9 @@ def _curves(
     for curve in chart.curves:
         values = smoothed(curve.values, smoothing) if smoothing else curve.values
         add(curve.steps, values, curve.role)
-    text = _canvas(size, _MARKERS[glyphs], time.limits, ends, tuple(segments))
+    marker, dots = _MARKERS[glyphs]
+    across = time.middles(dots * size[0])
+    text = _canvas(size, marker, across, ends, tuple(segments))
     return _cells(text, size, roles)
 
 
@@ -110,14 +113,14 @@ def _segments(
     ends: tuple[float, float],
 ) -> list[Segment]:
     """A series cut at its gaps, within the scale and the window."""
-    (first, last), (bottom, top) = time.limits, ends
+    (first, last), (bottom, top) = time.window, ends
     inside = slice(max(0, bisect_right(steps, first) - 1), bisect_right(steps, last))
     points = list(zip(steps, values, strict=False))[inside]
     out: list[Segment] = []
     for known, run in groupby(points, key=lambda point: point[1] == point[1]):
         if known:
             own = list(run)
-            xs = tuple(min(last, max(first, float(step))) for step, _ in own)
+            xs = tuple(float(min(last, max(first, step))) for step, _ in own)
             out.append((xs, tuple(min(top, max(bottom, value)) for _, value in own), series))
     return out
 

@@ -11,6 +11,7 @@ from rich.style import Style
 
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.ramps import RGB
+from microscope_tui.report.glyphs import is_calm
 from microscope_tui.report.palettes import Palette
 
 GROUND = "#0f1419"
@@ -99,8 +100,8 @@ def style_of(
 ) -> Style:
     """The style of a role (see ``report.spans``) on a terminal of this colour system.
 
-    ``heat:N`` is a load of N quarter octaves (−16 … 16, 0 is calm), ``heat:dead`` none at all, and
-    ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
+    ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
+    all, and ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
     """
     family, _, level = role.partition(":")
     if family == "heat":
@@ -128,7 +129,7 @@ def _word(role: str, color_system: str | None) -> Style:
 
 def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
     if color_system is None:
-        return Style(reverse=level > 0 or None, underline=level < 0 or None)
+        return Style(reverse=level > 1 or None, underline=level < -1 or None)
     if palette is not Palette.DIVERGING:
         room = _FAIR if level < 0 else 1.0 - _FAIR
         return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette)
@@ -138,6 +139,8 @@ def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
     if color_system == "256":
         index = ramps.up_to(ramps.DIVERGING_LOAD_256, level)
         return Style(color="color(233)", bgcolor=f"color({index})")
+    if is_calm(level):  # a pattern in ink, see ``strips``: themes make bright black what they like
+        return Style(color=_sixteen("white"), bgcolor=_sixteen("black"))
     name = ramps.up_to(ramps.DIVERGING_LOAD_16, level)
     return Style(color=_sixteen("black"), bgcolor=_sixteen(name))
 

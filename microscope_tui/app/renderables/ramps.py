@@ -15,13 +15,16 @@ RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]
 _Entry = TypeVar("_Entry")
 
-# log2(load) → colour: blue starves, the ground is fair, amber to near white overloads.
+# log2(load) → colour: blue starves, three near greys are fair, amber to near white overloads.
 DIVERGING_LOAD: Stops = (
     (-4.0, "#162e54"),
     (-1.6, "#224a7c"),
     (-0.75, "#242e3a"),
-    (-0.7, "#242a32"),
-    (0.65, "#282b30"),
+    (-0.7, "#20262c"),
+    (-0.25, "#20262c"),
+    (0.0, "#282c31"),
+    (0.25, "#303438"),
+    (0.65, "#303438"),
     (0.72, "#34302c"),
     (1.5, "#b27a2e"),
     (2.6, "#e96c3c"),
@@ -29,10 +32,10 @@ DIVERGING_LOAD: Stops = (
 )
 # Upper limit of the level → colour.
 DIVERGING_LOAD_256 = (
-    *((-11, 17), (-4, 24), (-3, 236), (0, 235), (3, 237)),
+    *((-11, 17), (-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
     *((5, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
 )
-DIVERGING_LOAD_16 = ((-1, "blue"), (0, "black"), (5, "yellow"), (16, "bright_red"))
+DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (5, "yellow"), (16, "bright_red"))
 
 
 def _evenly(*colours: str) -> Stops:

@@ -15,8 +15,10 @@ from textual.strip import Strip
 
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.report.glyphs import Glyphs, spelled
+from microscope_tui.app.renderables.strips import to_strip
+from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.palettes import Palette
+from microscope_tui.report.spans import Span
 
 _WIDTH = 48
 _STEPS = 16
@@ -32,7 +34,10 @@ def colour_samples(glyphs: Glyphs) -> list[str]:
         Segment(" ", Style(bgcolor=Color.from_rgb(*ramps.between(stops, at / (_WIDTH - 1)))))
         for at in range(_WIDTH)
     ]
-    loads = ["heat:dead", *(f"heat:{level}" for level in (*range(-16, -2), 0, *range(3, 17)))]
+    loads = [
+        "heat:dead",
+        *(f"heat:{level}" for level in (*range(-16, -2), -1, 0, 1, *range(3, 17))),
+    ]
     return [
         _line("truecolor", smooth, "truecolor") + "  smooth",
         _line("256", _ramp("256"), "256") + "  steps",
@@ -65,8 +70,8 @@ def _cells(roles: Sequence[str], system: str, glyphs: Glyphs) -> list[Segment]:
     for role in roles:
         level = role.removeprefix("heat:")
         mark = "×" if level == "dead" else "▴" if int(level) >= 6 else " "
-        cells.append(Segment(spelled(f"{mark} ", glyphs), style_of(role, system)))
-    return cells
+        cells.append(Span(f"{mark} ", role))
+    return list(to_strip(cells, system, glyphs))
 
 
 def _line(

@@ -1,8 +1,10 @@
 """Spans become strips: the form in which Textual paints a line."""
 
 from collections.abc import Iterable
+from functools import cache
 
 from rich.segment import Segment
+from rich.style import Style
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
@@ -10,25 +12,44 @@ from microscope_tui.report.glyphs import Glyphs, spelled
 from microscope_tui.report.palettes import Palette
 from microscope_tui.report.spans import Line, Span, width_of
 
+CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
+"""What fills calm cells in 16 colours, where no grey between black and white can be relied on."""
+
+
+@cache
+def _ground_of(style: Style) -> Style:
+    return Style(bgcolor=style.bgcolor)
+
 
 def to_strip(
     line: Iterable[Span],
     color_system: str | None,
     glyphs: Glyphs,
     palette: Palette = Palette.DIVERGING,
+    *,
+    plain_cells: bool = False,
 ) -> Strip:
-    """One line as a strip. Neighbours of one role are merged: every segment costs bytes."""
+    """One line as a strip. Neighbours of one style are merged: every segment costs bytes.
+
+    ``plain_cells``: cells are characters (NO_COLOR), which must be read on greys of no kind.
+    """
     segments: list[Segment] = []
-    role_before: str | None = None
+    before: Style | None = None
     for text, role in line:
         if not text:
             continue
+        cell = plain_cells and role.startswith(("heat:", "seq:"))
+        style = style_of(role, None if cell else color_system, palette)
+        if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
+            text = text.replace(" ", CALM_MARKS[role])
+        if text.isspace() and style.bgcolor is not None and not style.reverse:
+            style = _ground_of(style)  # without ink: half of the bytes of a heatmap
         text = spelled(text, glyphs)
-        if role == role_before:
-            segments[-1] = Segment(segments[-1].text + text, segments[-1].style)
+        if style == before:
+            segments[-1] = Segment(segments[-1].text + text, style)
         else:
-            segments.append(Segment(text, style_of(role, color_system, palette)))
-            role_before = role
+            segments.append(Segment(text, style))
+            before = style
     return Strip(segments)
 
 

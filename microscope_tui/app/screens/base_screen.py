@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 from textual.binding import Binding
@@ -17,7 +17,7 @@ from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report import frame, time_line, words
 from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
-from microscope_tui.report.spans import Span, pad
+from microscope_tui.report.spans import Line, Span, pad
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
@@ -34,14 +34,30 @@ class BaseScreen(Screen[None]):
         self.prompt = Prompt()
         self._shown: tuple[object, ...] = ()
         self._said: tuple[str, str] = ("", "")
+        self._unsent = ExitStack()  # what is painted while the screen is new
+        self._new = True
 
     async def on_mount(self) -> None:
-        # Before the first layout: every paint of the whole screen that is saved is 25 KB.
+        # Textual paints a new screen three times: laid out, resumed, and laid out again without
+        # the toasts that it might have shown. Only what stands in the end is sent.
+        self._unsent.enter_context(self.app.batch_update())
+        # Before the first layout: every paint of the whole screen that is saved is 50 KB.
         await self.redraw()
         self._look_again()
 
     async def on_screen_resume(self) -> None:
         await self.redraw()
+        self.call_later(self.call_later, self._send)  # behind the events of the first layout
+
+    def on_unmount(self) -> None:
+        self._unsent.close()  # or nothing would ever be sent again
+
+    def _send(self) -> None:
+        """Send the new screen, once."""
+        if self._new:
+            self._new = False
+            self._unsent.close()
+            self.refresh(layout=True)
 
     async def on_resize(self) -> None:
         await self.redraw()
@@ -143,6 +159,12 @@ class BaseScreen(Screen[None]):
         """Columns of the ribbon on this screen."""
         return time_line.ribbon_width(self.room.width)
 
+    def ribbon(self, view: RunView) -> Line:
+        """The time ribbon of this screen."""
+        session = self.session
+        columns, moment = self.room.width, self.moment(view)
+        return time_line.ribbon(view, columns, session.glyphs, moment, session.axis)
+
     def draw_small(self, view: RunView) -> bool:
         """In a window that is too small for the screen, say what there is room for."""
         columns, rows = self.room
@@ -156,8 +178,7 @@ class BaseScreen(Screen[None]):
         """What every screen of a run has: the header, the ribbon, the last line."""
         session, columns = self.session, self.room.width
         self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
-        ribbon = time_line.ribbon(view, columns, session.glyphs, self.moment(view), session.axis)
-        self.query_one("#ribbon", Rows).show([ribbon])
+        self.query_one("#ribbon", Rows).show([self.ribbon(view)])
         self.draw_last_line()
 
     def put_in_clipboard(self, text: str, said: str) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from microscope_tui.app.renderables.charts import figure
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import words
+from microscope_tui.report import time_line, words
 from microscope_tui.report.chart import SMOOTHINGS, Chart
-from microscope_tui.report.chart_layout import ChartLayout, Placed
+from microscope_tui.report.chart_layout import ChartLayout, Placed, plot_area
 from microscope_tui.report.spans import Line, Span, pad, shortened
 from microscope_tui.report.time_scale import TimeScale
+from microscope_tui.watch.view import RunView
 
 RIBBON_FROM_ROWS = 16
 ROOMY_FROM_ROWS = 30
@@ -54,6 +55,19 @@ class ChartActions(RunScreen):
         said = f"exponential mean, {words.index(weight)} on what came before" if weight else "off"
         self.tell(f"smoothing: {said}", "accent")
         await self.redraw()
+
+    def plot_area(self) -> tuple[int, int]:
+        """Where the time axis of the charts begins, and how wide it is."""
+        return plot_area(self.room.width - 1)
+
+    def ribbon_columns(self) -> int:
+        return self.plot_area()[1]
+
+    def ribbon(self, view: RunView) -> Line:
+        session = self.session
+        return time_line.aligned_ribbon(
+            view, self.room.width, session.glyphs, self.plot_area(), session.axis
+        )
 
     def show_part(self, selector: str, lines: Sequence[Line]) -> None:
         """Lines in a part of the screen that is as high as they are."""

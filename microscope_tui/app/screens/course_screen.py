@@ -21,6 +21,7 @@ from microscope_tui.app.screens.chart_actions import (
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.chart_layout import arranged
 from microscope_tui.report.course_charts import course_charts, loss_answer
+from microscope_tui.report.spans import Span
 from microscope_tui.report.time_scale import time_scale
 from microscope_tui.watch.router_health import RouterHealth, router_health
 from microscope_tui.watch.view import RunView
@@ -61,7 +62,9 @@ class CourseScreen(ChartActions):
             return
         roomy, with_ribbon = rows >= ROOMY_FROM_ROWS, rows >= RIBBON_FROM_ROWS
         self.set_class(roomy, "roomy")
-        self.query_one("#answer", Rows).show([loss_answer(view, columns, session.selected)])
+        moment = "" if session.time.following else f"{self.moment(view)} "
+        answer = loss_answer(view, columns - len(moment), session.selected)
+        self.query_one("#answer", Rows).show([[*answer, Span(moment, "accent")]])
         self._draw_charts(view, points, rows - 3 - with_ribbon - 3 * roomy)
         self.query_one("#ribbon").set_class(not with_ribbon, "gone")
         self.draw_frame(view)

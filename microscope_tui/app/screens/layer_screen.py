@@ -18,7 +18,7 @@ from microscope_tui.app.screens.chart_actions import (
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.report.chart import Chart
-from microscope_tui.report.chart_layout import Placed, arranged
+from microscope_tui.report.chart_layout import Placed, arranged, plot_area
 from microscope_tui.report.evidence import evidence
 from microscope_tui.report.expert_bars import bias_bars, load_bars
 from microscope_tui.report.expert_card import most_remarkable
@@ -57,6 +57,9 @@ class LayerScreen(ChartActions):
 
     def chart_names(self) -> Sequence[str]:
         return [name for stack in self._names for name in stack]
+
+    def plot_area(self) -> tuple[int, int]:
+        return plot_area(self.room.width - 1, 1 if self.enlarged else 2)
 
     async def redraw(self) -> None:
         session, (columns, rows) = self.session, self.room

@@ -1,6 +1,8 @@
 """The main screen: a row is a layer, and everything about that layer stands on its row."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -15,7 +17,9 @@ from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.report.heat import Heat, terms_of
 from microscope_tui.report.layers import expert_line, matching
 from microscope_tui.report.layout import Layout, first_visible, fit
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.report.legend import has_legend, legend
+from microscope_tui.report.look import Measure
+from microscope_tui.report.spans import Line, Span, pad, plain
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
@@ -42,6 +46,7 @@ class MainScreen(LookActions):
             yield Rows(glyphs, id="balance", classes="part")
             yield Rows(glyphs, id="entropy", classes="part")
             yield Rows(glyphs, id="drop", classes="part")
+        yield Rows(glyphs, id="legend")
         yield Rows(glyphs, id="ribbon")
         yield Rows(glyphs, id="notes")
         yield Rows(glyphs, id="keys")
@@ -138,9 +143,13 @@ class MainScreen(LookActions):
         session = self.session
         lines = 3 if layout.roomy else 2
         verdict = frame.verdict(view, layout.columns, lines, session.seen)
-        self.query_one("#verdict", Rows).show(verdict)
         heat = self._heat(view)
-        heads = [frame.column_heads(view, layout, heat)]
+        samples = self._legend(view, layout, heat)
+        if not layout.roomy and not plain(verdict[-1]):
+            verdict[-1] = samples  # no line of its own: it gives way to a verdict
+        self.query_one("#verdict", Rows).show(verdict, session.look.palette)
+        self.query_one("#legend", Rows).show([samples], session.look.palette)
+        heads = [frame.column_heads(view, layout, heat, session.recent().steps)]
         if layout.numbered:
             heads.append(frame.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
@@ -162,11 +171,17 @@ class MainScreen(LookActions):
     def _heat(self, view: RunView) -> Heat:
         session = self.session
         terms = terms_of(view.run, session.reference)
-        return Heat(session.look, terms, not self.app.no_color, session.levels)
+        return Heat(session.look, terms, not self.app.no_color)
+
+    def _legend(self, view: RunView, layout: Layout, heat: Heat) -> Line:
+        """What the colours of the cells mean, where there are cells."""
+        room = layout.columns - layout.label
+        if not has_legend(heat, view.layers):
+            return pad([], layout.columns)
+        return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]
 
     def _draw_table(self, view: RunView, layout: Layout) -> None:
         session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
-        heat = self._heat(view)
         visible = [view.layers[index] for index in self._visible(layout)]
         self._draw_labels(view, layout)
         parts: dict[str, list[Line]] = {
@@ -177,9 +192,13 @@ class MainScreen(LookActions):
         for selector, lines in parts.items():
             self.query_one(selector, Rows).show(lines)
         chosen = {session.selected: session.expert}
-        loads = _flat(
-            layer_row.load(layer, layout, heat, chosen.get(layer.index)) for layer in visible
-        )
+        loads, recent, heat = [], session.recent(), self._heat(view)
+        for layer in visible:
+            mean, noise = recent.of(layer)
+            if heat.look.measure is Measure.BIAS:
+                noise = 0.0  # a state of the router, not of a step
+            steady = replace(heat, levels=partial(session.levels, noise=noise))
+            loads += layer_row.load(mean, layout, steady, chosen.get(layer.index))
         if not visible:
             loads = [pad([Span("no layer matches", "dim")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)

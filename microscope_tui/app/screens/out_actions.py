@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from microscope_tui.app.screens.base_screen import BaseScreen
+from microscope_tui.app.widgets.rows import in_truecolor
 from microscope_tui.report import copying, export
 from microscope_tui.report.new_file import free_name, write_new
 from microscope_tui.report.spans import shortened
@@ -22,7 +23,8 @@ class OutActions(BaseScreen):
             if what == "svg":
                 from microscope_tui.report.svg import stand_alone  # the first picture can wait less
 
-                text = stand_alone(self.app.export_screenshot(simplify=True))
+                with in_truecolor(self.app):
+                    text = stand_alone(self.app.export_screenshot(simplify=True))
             else:
                 text = export.view_csv(view) if what == "csv" else export.view_json(view)
             path = await asyncio.to_thread(_write, f"{view.name}-{view.step}-{name}", what, text)

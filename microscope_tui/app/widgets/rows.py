@@ -4,8 +4,10 @@ Textual re-sends a dirty span from the left edge of its widget, so what changes 
 be a widget of its own, and a wide heatmap is split into ``Tiles``. Never one region per cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from textual.app import App
 from textual.containers import Horizontal
 from textual.geometry import Region
 from textual.strip import Strip
@@ -20,6 +22,18 @@ from microscope_tui.report.spans import Line
 TILE = 16
 
 
+def changed_width(before: Strip, after: Strip) -> int:
+    """Cells from the left up to the last one that differs: what follows need not be sent."""
+    width = max(before.cell_length, after.cell_length)
+    if before.cell_length != after.cell_length:
+        return width
+    for old, new in zip(reversed(list(before)), reversed(list(after)), strict=False):
+        if old != new:
+            break
+        width -= new.cell_length
+    return width
+
+
 class Rows(Widget):
     """Shows lines; an unchanged line costs nothing."""
 
@@ -29,6 +43,8 @@ class Rows(Widget):
         super().__init__(id=id, classes=classes)
         self._glyphs = glyphs
         self._strips: list[Strip] = []
+        self._lines: Sequence[Line] = ()
+        self._palette = Palette.DIVERGING
 
     @property
     def texts(self) -> list[str]:
@@ -37,21 +53,31 @@ class Rows(Widget):
 
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
         """Replace the content."""
-        system = self.app.console.color_system
-        self.show_strips([to_strip(line, system, self._glyphs, palette) for line in lines])
-
-    def show_strips(self, strips: list[Strip]) -> None:
-        """Replace the content by lines that are drawn already."""
+        self._lines, self._palette = lines, palette
+        strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
         count = max(len(before), len(strips))
         width = self.size.width
+        known = min(len(before), len(strips))
         changed = [
-            Region(0, y, width, 1)
+            Region(0, y, changed_width(before[y], strips[y]) if y < known else width, 1)
             for y in range(count)
-            if y >= len(before) or y >= len(strips) or before[y] != strips[y]
+            if y >= known or before[y] != strips[y]
         ]
         if changed:
             self.refresh(*changed)
+
+    def recolour(self, system: str | None) -> None:
+        """Draw the same lines for a terminal of this colour system."""
+        self._strips = self._drawn(system)
+        self.refresh()
+
+    def _drawn(self, system: str | None) -> list[Strip]:
+        plain = self.app.no_color
+        return [
+            to_strip(line, system, self._glyphs, self._palette, plain_cells=plain)
+            for line in self._lines
+        ]
 
     def render_line(self, y: int) -> Strip:
         """The line as it was shown, filled to the width of the widget."""
@@ -86,3 +112,19 @@ class Tiles(Horizontal):
         """Replace the content of all tiles."""
         for part, (start, end) in zip(self.query(Rows), tiles(self._width, TILE), strict=False):
             part.show([cut(line, start, end) for line in lines], palette)
+
+
+@contextmanager
+def in_truecolor(app: App[None]) -> Iterator[None]:
+    """All rows in truecolor, whatever the terminal can show: for a picture of the screen."""
+    system = app.console.color_system
+    rows = [part for screen in app.screen_stack for part in screen.query(Rows)]
+    if system == "truecolor":
+        rows = []
+    for part in rows:
+        part.recolour("truecolor")
+    try:
+        yield
+    finally:
+        for part in rows:
+            part.recolour(system)

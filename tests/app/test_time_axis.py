@@ -1,0 +1,94 @@
+"""The ribbon and the charts of a screen have one time axis, column by column."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.renderables.charts import figure
+from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.report.chart import GUTTER, Chart, Curve
+from microscope_tui.report.chart_layout import arranged, plot_area
+from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.report.spans import plain
+from microscope_tui.report.time_scale import TimeScale
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.curves import Window
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.ribbon import column_of
+from tests.app.sitting import Until, judged
+
+WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(
+    lambda pair: Window(pair[0], pair[0] + pair[1])
+)
+CURSORS = {Glyphs.BRAILLE: "│", Glyphs.BLOCK: "│", Glyphs.ASCII: "|"}
+
+
+@given(WINDOWS, st.integers(8, 200), st.data(), st.sampled_from(Glyphs))
+def test_a_chart_draws_a_step_in_the_column_that_the_ribbon_has_for_it(
+    window: Window, columns: int, data: Any, glyphs: Glyphs
+) -> None:
+    step = data.draw(st.integers(window.first, window.last))
+    value = Column(0.5, 0.5, 0.5)
+    chart = Chart("c", [Curve([step], [value])], 0.5, top=1.0)
+    for cursor in (None, step):
+        time = TimeScale(window, cursor)
+        lines = figure(chart, time, (columns + GUTTER, 6), glyphs, step=step, ticks=False)
+        drawn = {
+            at
+            for line in lines[1:]
+            for at, char in enumerate(plain(line).ljust(columns + GUTTER)[GUTTER:])
+            if char != " "
+        }
+        assert drawn == {column_of(step, window, columns)}
+
+
+@given(WINDOWS, st.integers(1, 200), st.data())
+def test_the_dots_of_a_chart_are_in_the_columns_of_the_ribbon(
+    window: Window, columns: int, data: Any
+) -> None:
+    step = data.draw(st.integers(window.first, window.last))
+    first, last = TimeScale(window, None).middles(2 * columns)
+    share = (step - first) / (last - first)
+    dot = int(round(0.5 + (2 * columns - 1) * share, 8) // 1)  # as plotext does it
+    assert min(dot // 2, columns - 1) == column_of(step, window, columns)
+
+
+@given(st.integers(40, 400), st.booleans())
+def test_the_plot_area_is_where_the_charts_over_time_stand(columns: int, enlarged: bool) -> None:
+    stacks = [["load"], ["balance", "entropy"]]
+    layout = arranged(stacks, "balance", (columns, 40), enlarged=enlarged)
+    left, width = plot_area(columns, 1 if enlarged else 2)
+    before = sum(stack[0].width + 2 for stack in layout.stacks[:-1])
+    assert (left, width) == (before + GUTTER, layout.stacks[-1][0].width - GUTTER)
+
+
+@pytest.mark.parametrize("size", [(71, 24), (80, 24), (120, 40), (133, 35), (200, 60)])
+@pytest.mark.parametrize("name", ["layer", "expert", "course"])
+async def test_the_cursor_of_the_ribbon_stands_below_that_of_the_charts(
+    collapsed: Path, until: Until, size: tuple[int, int], name: str
+) -> None:
+    async with Microscope(Fleet(collapsed)).run_test(size=size) as pilot:
+        app = await judged(pilot, until)
+        await app.action_go(name)
+        for step in (1, 137, 272, 449):
+            app.session.time.go_to(step)
+            await app.screen.redraw()  # type: ignore[attr-defined]
+            await pilot.pause()
+            ribbon = app.screen.query_one("#ribbon", Rows)
+            column = ribbon.region.x + ribbon.texts[0].index("┃")
+            charts = [
+                part for part in app.screen.query("#charts Rows").results(Rows) if part.display
+            ]
+            over_time = 0
+            for part in charts:
+                at = column - part.region.x
+                body = part.texts[1:-1]
+                if not 0 <= at < part.size.width or (part.id == "chart-load" and name == "layer"):
+                    continue
+                crossed = [text for text in body if text[at : at + 1] == "│"]
+                over_time += bool(crossed)
+            assert over_time, (step, column)
