@@ -5,8 +5,9 @@
 Opening a run of 10 layers × 8 experts × 10,000 steps; then, with 58 layers × 256 experts at
 140 × 50: bytes a second to the terminal and the share of one core while a training adds a record
 a second (counted from ten seconds after the start), bytes while nothing changes, key press to
-paint, and 50 changes of the window's size. Exits with 1 if a target is missed. ``--quick`` takes
-a minute and a half instead of seven: less of everything, and calm loads only.
+paint, and 50 changes of the window's size; and what a run whose experts differ sends over SSH, as
+``benchmarks.bandwidth`` measures it. Exits with 1 if a target is missed. ``--quick`` takes three
+minutes instead of fourteen: less of everything, and calm loads only.
 """
 
 import argparse
