@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.real.stretches import collapse_index as brute_force
 from microscope_tui import measures
 
 COUNTS = st.lists(st.integers(0, 10**6), min_size=2, max_size=64).filter(any)
@@ -120,9 +121,9 @@ def test_94_percent_of_the_tokens_are_not_every_token() -> None:
 
 
 @st.composite
-def routed(draw: st.DrawFn) -> tuple[list[int], int]:
+def routed(draw: st.DrawFn, most_choices: int = 7) -> tuple[list[int], int]:
     """Counts that routing to k different experts can produce, with one expert near 95 %."""
-    top_k = draw(st.integers(2, 7))
+    top_k = draw(st.integers(2, most_choices))
     experts = draw(st.integers(top_k + 2, 64))
     tokens = draw(st.integers(200, 10_000))
     counts = [draw(st.integers(round(0.9 * tokens), tokens))]
@@ -154,6 +155,13 @@ def test_two_summaries_give_the_same_balance_as_the_counts(case: tuple[list[int]
         measures.effective_experts(counts), measures.max_load(counts), len(counts), top_k
     )
     assert found == pytest.approx(measures.balance(counts, top_k).collapse_index, abs=1e-6)
+
+
+@given(routed(most_choices=16))
+def test_the_balance_is_that_of_brute_force(case: tuple[list[int], int]) -> None:
+    counts, top_k = case
+    expected = float(np.clip(brute_force(np.array(counts), top_k), 0, 1))
+    assert measures.balance(counts, top_k).collapse_index == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.floats(allow_nan=True), st.floats(allow_nan=True), st.integers(0, 9), st.integers(0, 9))

@@ -95,7 +95,24 @@ def summed(counts_SLE: np.ndarray, window: int) -> np.ndarray:
 
 
 def collapse_index(counts: np.ndarray, top_k: int) -> np.ndarray:
-    """``(exp(H) − k) / (E − k)`` over the last axis."""
-    share = counts / counts.sum(-1, keepdims=True)
+    """``(exp(H) − k) / (E − k)`` over the last axis.
+
+    Experts that 95 % of the tokens choose are left out, at most max(1, k ÷ 4) of them, unless the
+    others are collapsed too.
+    """
+    span = counts.shape[-1] - top_k
+    plain = (_effective(counts) - top_k) / span
+    if top_k < 2:
+        return plain
+    order = np.argsort(-counts, axis=-1, kind="stable")
+    busiest = np.zeros(counts.shape, bool)
+    np.put_along_axis(busiest, order[..., : max(1, top_k // 4)], True, axis=-1)
+    left_out = busiest & (counts >= 0.95 * counts.sum(-1, keepdims=True) / top_k)
+    rest = (_effective(np.where(left_out, 0, counts)) - (top_k - left_out.sum(-1))) / span
+    return np.where(left_out.any(-1) & (rest >= 0.15), rest, plain)
+
+
+def _effective(counts: np.ndarray) -> np.ndarray:
+    share = counts / np.maximum(1, counts.sum(-1, keepdims=True))
     logs = np.log(np.where(share > 0, share, 1.0))
-    return (np.exp(-(share * logs).sum(-1)) - top_k) / (counts.shape[-1] - top_k)
+    return np.exp(-(share * logs).sum(-1))
