@@ -81,7 +81,9 @@ app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
     # An empty text or a flag that is off tells a reader nothing.
-    default_parameter=Parameter(show_default=lambda value: value if value else None),
+    default_parameter=Parameter(
+        show_default=lambda value: None if value is False or value in ("", ()) else value
+    ),
     version=lambda: metadata.version("moe-microscope"),
     result_action="return_value",
 )

@@ -254,6 +254,7 @@ def test_a_pipe_that_ended_without_a_step_is_not_waited_on(play: Play, writer: s
     screens, code = play(
         f"{writer} | $MICROSCOPE -",
         ("wait", "the standard input has ended without a step"),
+        ("wait", "q quit"),
         ("see", ""),
         ("press", "q"),
         ("end", ""),
