@@ -87,6 +87,8 @@ async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Pictu
     await _choose(app, wanted)
     app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
     if wanted.screen == "help":
+        if isinstance(app.screen, BaseScreen):  # it shows around the help
+            await app.screen.redraw()
         app.action_help()
     elif wanted.screen != "main":
         await app.action_go(wanted.screen)
