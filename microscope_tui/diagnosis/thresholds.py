@@ -38,7 +38,7 @@ class CollapseLimits:
     relative_fall: float = 0.3
     """A warning in a fine-tuning needs a c that lost this share of its reference (baseline, …"""
     reference_steps: int = 50
-    """… or the median of so many first lines)."""
+    """… or the median of the lines of so many first steps, five at least)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,9 @@ class FirstValues(msgspec.Struct):
         kept = sum(at < step for at in self.steps)
         del self.steps[kept:], self.rows[kept:]
 
-    def usual(self, router: int) -> float:
-        """The median of one router; NaN before the first value."""
-        return median([v for row in self.rows if (v := row[router]) == v])
+    def usual(self, router: int, lines: int) -> float:
+        """The median of one router in the first ``lines``; NaN before the first value."""
+        return median([v for row in self.rows[:lines] if (v := row[router]) == v])
 
 
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:

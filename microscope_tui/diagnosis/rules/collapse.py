@@ -33,6 +33,8 @@ class Memory(msgspec.Struct):
     suspects: dict[int, Suspect] = {}
     uneven_at: list[int] = []
     """Per router the last step at which it was not even."""
+    seen_at: int = 0
+    """The latest line: of sparse logs nobody knows how it was in between."""
     settled: set[int] = set()
     """Routers that have been even for a while."""
 
@@ -64,6 +66,7 @@ class Collapse(Rule):
         memory.first.forget_from(step)
         # The bias may be lost: as at the start, a router has to settle first.
         memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
+        memory.seen_at = step - 1
 
     def read(self, view: StepView) -> Readings | None:
         signal, memory = view.collapse_index, self.memory
@@ -92,18 +95,19 @@ class Collapse(Rule):
     def _settle(self, step: int, signal: Signal) -> None:
         """Note who stops being even after a long time of it."""
         memory, limits = self.memory, self.limits
+        before, memory.seen_at = memory.seen_at, step
         if signal.known and signal.low >= limits.even:
             return
         for index, value in enumerate(signal.values):
             if not value >= limits.even:
-                if step - memory.uneven_at[index] > limits.even_steps:
+                if before - memory.uneven_at[index] >= limits.even_steps:
                     memory.settled.add(index)
                 memory.uneven_at[index] = step
 
     def _look_closer(self, view: StepView, index: int, value: float, suspect: Suspect) -> Reading:
         limits, router = self.limits, self.routers[index]
         reference = self._reference(index)
-        if self._is_clear(value, reference):
+        if self._is_clear(value, reference) or self._is_usual(value, reference):
             suspect.low_since = None
         elif suspect.low_since is None and self._severity(value, reference) is not None:
             suspect.low_since = view.step
@@ -147,9 +151,9 @@ class Collapse(Rule):
             return known
         if context.profile != "finetune":
             return None  # an evaluation has no course against which it could change
-        first = self.memory.first
+        first, lines = self.memory.first, self.lines(self.limits.reference_steps)
         # A run that starts out collapsed is no reference for itself.
-        usual = first.usual(index) if len(first.rows) >= first.size else 0.0
+        usual = first.usual(index, lines) if len(first.rows) >= lines else 0.0
         return usual if usual >= self.limits.critical else None
 
     def _severity(self, value: float, reference: float | None) -> Severity | None:
@@ -172,6 +176,12 @@ class Collapse(Rule):
             return value > limits.leave
         back = (1.0 - limits.relative_fall / _MARGIN) * reference
         return value >= back and value > _MARGIN * limits.critical
+
+    def _is_usual(self, value: float, reference: float | None) -> bool:
+        """As low as it has been all along: nothing began here."""
+        if reference is None or self._severity(value, reference) is not None:
+            return False
+        return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference
 
     def _effective_now(self, view: StepView, index: int) -> float:
         return value_at(view.record.router.effective_experts, index) or 0.0
