@@ -219,6 +219,7 @@ class Diagnosis:
                 return
             track = tracks[index] = _new_track(rule)
         track.observe(step, reading.severity, reading.clear)
+        track.dated = reading.since
         episode = self.ledger.running(rule.name, index)
         if episode is not None:
             if index not in self._unmeasured:  # what is told already goes on, whoever else speaks

@@ -62,13 +62,13 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
     found: dict[int, Pending] = {}
     for rule in sorted(diagnosis.rules, key=lambda rule: CAUSES_FIRST.index(rule.name)):
         for index, track in diagnosis.tracks[rule.name].items():
-            if index in alerted or index in found or track.since is None:
+            if index in alerted or index in found or track.began is None:
                 continue
             if (track.pending or Severity.INFO) < Severity.WARN:
                 continue
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
-            steps = max(1, diagnosis.last_step - track.since + 1)
-            found[index] = Pending(rule.name, rule.subject, index, router, track.since, steps)
+            steps = max(1, diagnosis.last_step - track.began + 1)
+            found[index] = Pending(rule.name, rule.subject, index, router, track.began, steps)
     return sorted(found.values(), key=lambda p: (CAUSES_FIRST.index(p.rule), p.since))
 
 

@@ -25,6 +25,8 @@ class Track(msgspec.Struct):
     clear_since: int | None = None
     since: int | None = None
     """First step of the evidence that is building up; ``None`` while most is inside."""
+    dated: int | None = None
+    """Where the rule itself dates the trouble of the last evaluation to."""
 
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
         """Take in one evaluation; ``clear`` means inside the limit by its margin."""
@@ -48,6 +50,13 @@ class Track(msgspec.Struct):
     def ask(self, window: int, needed: int, leave: int) -> None:
         """From now on ask for so many evaluations."""
         self.window, self.needed, self.leave = window, needed, leave
+
+    @property
+    def began(self) -> int | None:
+        """First step of what is building up, by the evidence or, where it is earlier, by the rule."""
+        if self.since is None or self.dated is None:
+            return self.since
+        return min(self.since, self.dated)
 
     @property
     def pending(self) -> Severity | None:

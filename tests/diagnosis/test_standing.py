@@ -97,6 +97,19 @@ def test_between_a_collapse_and_its_alarm_the_evidence_is_named(
     assert told == "L2 at .00 for 13 steps, gathering evidence"
 
 
+def test_the_stretch_is_as_long_as_the_layer_was_low_whatever_the_sum_still_holds(
+    judge: Make, steps: Make, make_header: Make
+) -> None:
+    def counts(step: int) -> list[int]:
+        if step <= 12:  # uneven at the start: its counts are summed from the first step on
+            return [1500, 1500, 500, 296, 100, 100, 50, 50]
+        return COLLAPSED if step >= 40 else EVEN
+
+    diagnosis = judge([make_header(), *steps(1, 62, counts)])
+    (found,) = pending(diagnosis)
+    assert (found.rule, found.since, found.steps) == ("COLLAPSE", 40, 23)
+
+
 def test_once_the_alarm_is_raised_no_evidence_is_pending_in_that_router(
     judge: Make, steps: Make, make_header: Make
 ) -> None:
