@@ -17,6 +17,8 @@ from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.diagnosis.rules.base import number
 from microscope_tui.runlog.records import RunRecord
 
+_FED_BY_BALANCE = ("BIAS_RUNAWAY", "STARVED", "ERODING")
+"""Rules that ask for stronger balancing, which is what makes a load swing."""
 _ROLL_BACK = ("COLLAPSE", "LOGITS")
 _CHANGED = 0.5
 """Now differs from the worst by more than this share of the way from the limit to the worst."""
@@ -54,7 +56,7 @@ def advise(
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
-    why, gist = _why(finding, run)
+    why, gist = _why(finding, run, around)
     if around.divergence is not None and around.divergence.first_sign.rule != finding.rule:
         sign = around.divergence.first_sign
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
@@ -71,20 +73,29 @@ def advise(
 
 
 def _how_it_ended(finding: Finding) -> str:
-    worst = finding.worst
-    if worst.led_to:
-        return f"then {RULES[worst.led_to].subject.lower()}"
-    lasted = (worst.recovered_at or worst.last) - worst.onset
-    if finding.rule == "COLLAPSE" and lasted <= (number(worst, "shock_steps") or 0):
-        return f"recovered after {lasted:,} steps: a shock"
+    led = [e for e in finding.episodes if e.led_to]
+    if led:
+        then = f"then {RULES[led[0].led_to].subject.lower()}"
+        if len(led) == len(finding.episodes):
+            return then
+        return f"{then} in {_layers(Finding(tuple(led)).layers)}, recovered elsewhere"
+    longest = max((e.recovered_at or e.last) - e.onset for e in finding.episodes)
+    if finding.rule == "COLLAPSE" and longest <= (number(finding.worst, "shock_steps") or 0):
+        ended = max(e.recovered_at or e.last for e in finding.episodes)
+        if ended - finding.onset > longest:
+            return f"each recovered within {longest:,} steps: a shock"
+        return f"recovered after {longest:,} steps: a shock"
     return "recovered"
 
 
-def _why(finding: Finding, run: RunRecord) -> tuple[str, str]:
+def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, str]:
     """The numbers as sentences, and the gist of them; apart where now is not the worst."""
     worst, words = finding.worst, RULES[finding.rule].why
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text = words(worst, run)
+    if finding.rule == "ERODING" and worst.active and around.collapsed:
+        high = number(worst, "from") or 0
+        text = f"c fell from {high:.2f} to {worst.limit:.2f} and below, see COLLAPSE"
     if not _has_changed(worst):
         return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
     assert worst.now is not None
@@ -131,13 +142,18 @@ def _remedy(
             f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "
             "experts that take everything"
         )
+    elif around.swings and rule in _FED_BY_BALANCE and run.balance.get("method") != "none":
+        remedy = "stop the swing first (see OSCILLATION): stronger balancing would feed it"
     else:
         remedy = RULES[rule].remedy(finding.worst, run)
         if BACK in remedy and finding.active:
             remedy = remedy.replace(BACK, back)
         elif goes_back:
             remedy = f"{remedy} and {back}"
-    if not finding.active and (then := finding.worst.led_to):
+    then = next((e.led_to for e in finding.episodes if e.led_to), "")
+    if finding.rule == "ERODING" and around.collapsed:
+        then = "COLLAPSE"
+    if then:
         return f"see the alert it led to, {RULES[then].subject.lower()}"
     if not finding.active and finding.severity > Severity.INFO:
         remedy = f"Nothing now; if it returns: {remedy}"

@@ -13,7 +13,7 @@ SCALED_RULES = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
 """Rules that advise stronger balancing: their episodes keep the scale of the scores as facts."""
 SCALES = ("margin", "max_logit")
 """Those facts, by the names that the log gives the signals."""
-BACK = "go back to a checkpoint from before"
+BACK = "go back to an earlier checkpoint"
 """In the words of a rule; ``go_back`` names the step of one finding instead."""
 _BRIDGED_IN = 100
 """An update rate is on the scale of the scores if so many updates bridge their margin: two
@@ -38,7 +38,7 @@ def weaker_balance(run: RunRecord) -> str:
 def right_sign() -> str:
     """What to do where the bias update feeds the busy experts."""
     return (
-        "turn the sign of the bias update around: busy experts must lose bias and idle ones gain "
+        "flip the sign of the bias update: busy experts must lose bias and idle ones gain "
         "it (a higher rate makes it worse)"
     )
 

@@ -26,15 +26,22 @@ class Circumstances:
     """The bias update has the wrong sign."""
     uneven: str = ""
     """COLLAPSE or ERODING, where one of the finding's layers has it at the same time."""
+    collapsed: bool = False
+    """The layer that the numbers are of is below the limit of COLLAPSE now."""
+    swings: bool = False
+    """The load of one of the finding's layers oscillates now."""
 
 
 def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
     """What the other episodes of the run mean for ``finding``."""
     others = list(beside)
     mine = {(e.rule, e.router_index, e.onset) for e in finding.episodes}
+    now = [e for e in others if e.active and e.severity >= Severity.WARN]
+    collapsed = any(e.rule == "COLLAPSE" and _overlaps(e, [finding.worst]) for e in now)
     for divergence in divergences(others):
         if mine & {(e.rule, e.router_index, e.onset) for e in divergence.episodes}:
-            return Circumstances(min(divergence.onset, finding.onset), divergence)
+            onset = min(divergence.onset, finding.onset)
+            return Circumstances(onset, divergence, collapsed=collapsed)
     return Circumstances(
         onset=min(_chain_onset(episode, others) for episode in finding.episodes),
         wrong_sign=any(
@@ -45,6 +52,8 @@ def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
              and e.severity >= Severity.WARN and _overlaps(e, finding.episodes)),
             "",
         ),
+        collapsed=collapsed,
+        swings=any(e.rule == "OSCILLATION" and _overlaps(e, finding.episodes) for e in now),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class OscillationLimits:
     """Sign updates of a bias that are too large swing the load with a period of 2 to 32 steps.
 
-    A slower swing is not told from data that comes in blocks of 30 to 40 steps.
+    A slower swing cannot be told apart from data that comes in blocks of 30 to 40 steps.
     """
 
     window: int = 64

@@ -196,7 +196,7 @@ class Ledger:
 
     def _take_present(self, episode: Episode, step: int, reading: Reading) -> None:
         """How it stands now, the worst or not; without a number nothing is known of it."""
-        inside = reading.severity is None and reading.clear
+        inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
             episode.now = None
             return

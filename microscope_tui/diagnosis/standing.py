@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
+from microscope_tui.diagnosis.thresholds import DEFAULTS
 from microscope_tui.runlog.records import RouterInfo
+
+_EVEN_ENOUGH = DEFAULTS.COLLAPSE.leave
+"""A balance that does not look like evidence of a collapse, though most steps before did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,11 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
     c = balance[first.router_index] if 0 <= first.router_index < len(balance) else None
     if first.router is None:
         what = first.subject.lower()
+    elif first.rule == "COLLAPSE" and c is not None and c >= _EVEN_ENOUGH:
+        return (
+            f"{first.router.name}{more} uneven in most of the last {first.steps:,} steps, "
+            "gathering evidence"
+        )
     elif first.rule == "COLLAPSE" and c is not None:
         what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
     else:

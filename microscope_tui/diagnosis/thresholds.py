@@ -67,7 +67,7 @@ class ErodingLimits:
 
 @dataclass(frozen=True, slots=True)
 class DeadLimits:
-    """Zero assignments where at least ``evidence`` were expected, in three disjoint windows.
+    """Zero assignments where at least 56 were expected, in three disjoint windows.
 
     Data that comes in blocks of 30 to 40 steps lets a quarter of the experts rest for as long, and
     a shock may last 50 steps: twice as long for a warning, four times for a critical alarm.

@@ -132,7 +132,8 @@ def _silenced_by(name: str) -> list[str]:
     if name != "METER":
         reasons.append("METER in the same layer or in the run as a whole")
     if rule.muted_by:
-        reasons.append(f"{' or '.join(rule.muted_by)} in the same layer")
+        names = " or ".join(rule.muted_by)
+        reasons.append(f"{names} in the same layer, unless this is worse")
     if not rule.in_warm_up:
         reasons.append(
             f"the warm-up: {WARM_UP_STEPS} steps, or {WARM_UP_SHARE:.0%} of a long run up to "

@@ -175,4 +175,4 @@ def test_every_advice_of_such_a_run_says_to_turn_the_sign(scenario: Any, open_lo
     assert {"LINT", "COLLAPSE"} <= set(said)
     assert {e.facts["cause"] for e in diagnosis.episodes if e.rule == "LINT"} == {WRONG_SIGN}
     assert not any("raise bias_update_rate" in words.lower() for words in said.values())
-    assert "Turn the sign of the bias update around" in said["COLLAPSE"]
+    assert "Flip the sign of the bias update" in said["COLLAPSE"]

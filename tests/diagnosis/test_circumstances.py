@@ -104,6 +104,77 @@ def test_going_back_names_what_there_is(onset: int, saved: list[int], words: str
     assert advise(Finding((episode("COLLAPSE", onset),)), RUN, saved).next.endswith(words)
 
 
+SHOCKED = {"shock_steps": 50.0, "effective": 2.0}
+
+
+def collapses(*ends: int, **changes: Any) -> Finding:
+    """Layers that collapse at step 910, and when each recovers."""
+    return Finding(
+        tuple(
+            episode("COLLAPSE", 910, index, recovered_at=end, facts=SHOCKED, **changes)
+            for index, end in enumerate(ends)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        (collapses(945), "in L1 from step 910 to 945, recovered after 35 steps: a shock"),
+        (collapses(945, 950), "from step 910 to 950, recovered after 40 steps: a shock"),
+        (collapses(945, 990), "in L1, L2 from step 910 to 990, recovered"),
+    ],
+)
+def test_layers_are_a_shock_together_only_if_each_of_them_is(finding: Finding, words: str) -> None:
+    assert advise(finding, RUN).verdict.endswith(words)
+
+
+def test_layers_that_fall_one_after_the_other_are_a_shock_each() -> None:
+    later = collapses(940).episodes[0]
+    first = episode("COLLAPSE", 850, 3, recovered_at=885, facts=SHOCKED)
+    words = advise(Finding((first, later)), RUN).verdict
+    assert words.endswith("from step 850 to 940, each recovered within 35 steps: a shock")
+
+
+def test_what_led_to_a_collapse_in_some_layers_only_says_in_which() -> None:
+    facts = {"from": 0.9, "left": 30.0}
+    known: dict[str, Any] = {"severity": Severity.WARN, "facts": facts, "recovered_at": 1000}
+    slides = [
+        episode("ERODING", 900, 0, led_to="COLLAPSE", **known),
+        episode("ERODING", 900, 2, led_to="COLLAPSE", **known),
+    ]
+    assert advise(Finding(tuple(slides)), RUN).verdict.endswith("to 1,000, then router collapse")
+    slides.insert(0, episode("ERODING", 900, 1, **known))
+    advice = advise(Finding(tuple(slides)), RUN)
+    assert advice.verdict.endswith("to 1,000, then router collapse in L1, L3, recovered elsewhere")
+    assert advice.next == "See the alert it led to, router collapse."
+
+
+def test_a_slide_that_reached_the_limit_does_not_announce_that_it_will() -> None:
+    facts = {"from": 0.46, "left": 1.0}
+    slide = episode(
+        "ERODING", 900, severity=Severity.WARN, facts=facts, value=0.355, limit=0.35, last=1000
+    )
+    collapse = episode("COLLAPSE", 990, severity=Severity.WARN, value=0.32, limit=0.35)
+    said = advice_of([slide, collapse])["ERODING"]
+    assert said.why == "c fell from 0.46 to 0.35 and below, see COLLAPSE."
+    assert "while it is cheap" not in said.next
+    elsewhere = advice_of([slide, episode("COLLAPSE", 990, 4)])["ERODING"]
+    assert "reaches 0.35 in about 1 step" in elsewhere.why
+
+
+@pytest.mark.parametrize("rule", ["BIAS_RUNAWAY", "STARVED", "ERODING"])
+def test_a_rate_that_makes_the_load_swing_is_not_raised(rule: str) -> None:
+    known: dict[str, Any] = {"severity": Severity.WARN, "facts": {}}
+    swing, sick = episode("OSCILLATION", 880, **known), episode(rule, 900, **known)
+    words = advice_of([swing, sick])[rule].next
+    assert words == "Stop the swing first (see OSCILLATION): stronger balancing would feed it."
+    elsewhere = advice_of([sick, episode("OSCILLATION", 880, 4, **known)])[rule].next
+    over = advice_of([sick, episode("OSCILLATION", 700, recovered_at=800, **known)])[rule].next
+    assert elsewhere.startswith("Raise bias_update_rate from 0.001")
+    assert over == elsewhere
+
+
 @pytest.mark.parametrize("active", [True, False])
 def test_a_slide_is_cheap_to_stop_only_while_it_lasts(active: bool) -> None:
     facts = {"from": 0.9, "left": 30.0}

@@ -142,4 +142,4 @@ def test_a_busy_expert_is_information_unless_something_waits_for_it(
         "ranks": Severity.WARN,
     }
     assert told["neither"][1].startswith("Nothing, while neither a capacity nor")
-    assert told["capacity"][1].startswith("Mind memory and step time")
+    assert told["capacity"][1].startswith("Watch memory and step time")

@@ -13,7 +13,7 @@ from microscope_tui.diagnosis.saved import restore, save
 from microscope_tui.report.alert_detail import unfolded
 from microscope_tui.report.alert_list import Entry, Standing
 from microscope_tui.report.check_json import finding_json
-from tests.diagnosis.conftest import COLLAPSED, of
+from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 
 Make = Callable[..., Any]
 HALF_WAY = [1400, 1400, 616, 400, 200, 60, 10, 10]
@@ -84,6 +84,20 @@ def test_experts_that_came_back_are_not_listed_as_without_tokens(
     worst, _, now = said.why.partition(" Now ")
     assert "2 of 8 experts (3, 6) received nothing" in worst
     assert "1 of 8 experts (3) received nothing" in now
+
+
+def test_other_experts_that_rest_now_are_no_number_of_the_dead_ones(
+    judge: Make, steps: Make, make_header: Make, balanced: Make
+) -> None:
+    def sick(n: int) -> list[int]:
+        row = without_expert(balanced(), 3 if n < 450 else 1)
+        return without_expert(row, 6) if n < 450 else row
+
+    said = told(judge([make_header(), *steps(1, 199), *steps(200, 468, sick)]), "DEAD")
+    assert "2 of 8 experts (3, 6) received nothing" in said.why
+    assert "nothing for at least 2" in said.why  # steps: since 200, at least to 440
+    assert "0 of 8" not in said.why
+    assert said.why.endswith("Now (step 464): within the limits.")
 
 
 def test_a_recovered_finding_has_no_present(

@@ -1,4 +1,4 @@
-"""Logs with a line for every tenth step and fewer: what is meant in steps, and who was even when."""
+"""Logs with a line for every tenth step and fewer: what is meant in steps still is."""
 
 import random
 from collections.abc import Callable

@@ -8,7 +8,8 @@ import pytest
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.diagnosis.standing import gathering, pending, warm_up_left
+from microscope_tui.diagnosis.standing import Pending, gathering, pending, warm_up_left
+from microscope_tui.runlog.records import RouterInfo
 from tests.diagnosis.conftest import COLLAPSED, of
 
 Make = Callable[..., Any]
@@ -129,6 +130,12 @@ def test_layers_that_fall_together_are_one_sentence(
     found = pending(judge([make_header(), *records]))
     told = gathering(found, [0.0, 0.0, 0.0])
     assert told == "L1 at .00 and 2 more layers for 11 steps, gathering evidence"
+
+
+def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_balance_of_now() -> None:
+    found = [Pending("COLLAPSE", "Router collapse", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
+    told = gathering(found, [0.9, 0.97, 0.9])
+    assert told == "L2 uneven in most of the last 43 steps, gathering evidence"
 
 
 def test_other_evidence_goes_by_its_name(judge: Make, steps: Make, make_header: Make) -> None:

@@ -232,12 +232,14 @@ class Collapse(Rule):
         if (reference := number(worst, "reference")) is not None:
             why += f"; c {worst.value:.2f}, {reference:.2f} in the reference"
         if without:
-            why += f", without {without}, which every token chooses"
+            noun = "experts" if without.count(" ") else "expert"
+            why += f", without {noun} {without}, which nearly every token chooses"
         share, busiest = number(worst, "share"), worst.facts.get("experts", ())
         if share is not None:
             several = isinstance(busiest, tuple) and len(busiest) > 1
             noun, verb = ("experts", "take") if several else ("expert", "takes")
-            why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the load"
+            what = "rest" if without else "load"
+            why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the {what}"
         idle = worst.facts.get("idle", ())
         if idle and isinstance(idle, tuple):
             verb = "receives" if len(idle) == 1 else "receive"

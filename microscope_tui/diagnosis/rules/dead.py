@@ -7,7 +7,7 @@ import msgspec
 from microscope_tui.diagnosis.balancing import BACK, stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, size_of
+from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import window_steps
 from microscope_tui.runlog.records import RunRecord
@@ -151,7 +151,11 @@ class Dead(Rule):
         found[index] = Reading(
             severity=Severity.CRITICAL if critical else Severity.WARN,
             value=float(len(old)),
-            facts={"experts": tuple(sorted(old)), "share": len(old) / experts},
+            facts={
+                "experts": tuple(sorted(old)),
+                "share": len(old) / experts,
+                "steps": step - max(old.values()) + 1,
+            },
             since=min(old.values()),
         )
 
@@ -169,9 +173,10 @@ class Dead(Rule):
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
+        steps = number(worst, "steps") or worst.last - worst.onset + 1
         return (
             f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
-            "nothing in three windows in a row"
+            f"nothing for at least {steps:,.0f} steps"
         )
 
     @staticmethod

@@ -73,7 +73,7 @@ class Lint(Rule):
 
     name = "LINT"
     subject = "A setting to check"
-    means = "A setting of the run is known to cost it its routers, whatever the load shows so far."
+    means = "A setting that is known to damage routers, whatever the load shows so far."
     formula = (
         f"from the header: {'; '.join(cause for cause in _TEXTS if cause not in _FROM_STEPS)}; "
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"

@@ -46,7 +46,7 @@ class Meter(Rule):
     name = "METER"
     subject = "Meter fault"
     means = (
-        "What was logged is no measurement of the routing: mend the counting first, then judge. "
+        "What was logged does not measure the routing: fix the counting first, then judge. "
         "Every other rule keeps silent about these layers."
     )
     formula = (

@@ -210,7 +210,7 @@ class Oscillation(Rule):
         method = run.balance.get("method")
         if method == "none":
             return (
-                "no balancing is on that could overshoot: look what alternates in the data, or "
+                "no balancing is on that could overshoot: check what alternates in the data, or "
                 "whether counts and tokens are of the same micro-batches"
             )
         if method == "aux":

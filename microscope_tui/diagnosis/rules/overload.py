@@ -180,7 +180,7 @@ class Overload(Rule):
                 "nothing, while neither a capacity nor expert parallelism is configured: experts "
                 "that specialise are uneven"
             )
-        return "mind memory and step time, and look what data this expert attracts"
+        return "watch memory and step time, and check which data this expert attracts"
 
 
 def _is_bounded(run: RunRecord) -> bool:

@@ -147,5 +147,5 @@ class Starved(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile != "pretrain":
-            return "look whether the data became narrower; on narrow data a long tail is normal"
+            return "check whether the data became narrower; on narrow data a long tail is normal"
         return f"{stronger_balance(run, worst)}; on narrow data a long tail is normal"
