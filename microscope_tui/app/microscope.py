@@ -47,10 +47,11 @@ class Microscope(App[None]):
     #evidence {{ height: 1; }}
     #table {{ overflow: hidden; }}
     .part {{ margin-left: 2; }}
+    .full #verdict {{ height: 3; }}
     .roomy #verdict {{ height: 3; margin: 1 0; }}
     .roomy #ribbon {{ margin-top: 1; }}
     #legend {{ height: 1; display: none; }}
-    MainScreen.roomy #legend {{ display: block; }}
+    MainScreen.legend #legend {{ display: block; }}
     MainScreen.roomy #ribbon {{ margin-top: 0; }}
     MainScreen #notes {{ display: none; }}
     MainScreen.noted #notes {{ display: block; }}

@@ -53,7 +53,7 @@ class Track(msgspec.Struct):
 
     @property
     def began(self) -> int | None:
-        """First step of what is building up, by the evidence or, where it is earlier, by the rule."""
+        """First step of what builds up, by the evidence or, where earlier, by the rule."""
         if self.since is None or self.dated is None:
             return self.since
         return min(self.since, self.dated)

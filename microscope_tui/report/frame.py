@@ -26,6 +26,7 @@ from microscope_tui.report.spans import (
     spread,
     width_of,
 )
+from microscope_tui.report.wrap import wrap
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import RunView
 
@@ -72,11 +73,18 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
 
 
 def verdict(
-    view: RunView, width: int, lines: int, seen: Container[str] = frozenset()
+    view: RunView,
+    width: int,
+    lines: int,
+    seen: Container[str] = frozenset(),
+    *,
+    compact: bool = False,
 ) -> list[Line]:
-    """What is wrong in three lines (or ``lines`` < 3: one), or that nothing is.
+    """What is wrong in ``lines`` lines, or that nothing is.
 
-    ``seen``: keys of alerts that were acknowledged; the worst of the others stands here.
+    Args:
+        seen: keys of alerts that were acknowledged; the worst of the others stands here.
+        compact: what and what next, as few lines have room for; otherwise also why.
     """
     unseen = [pair for pair in view.alerts if key_of(view.name, pair[0]) not in seen]
     worst = unseen[0] if unseen else view.worst
@@ -94,13 +102,9 @@ def verdict(
     said = "  ".join(part for part in (count, known if len(unseen) < active else "") if part)
     more = [Span(f"{said} ", "dim")] if said else []
     edge = [Span(" "), Span("▌", role)]
-    if lines < 3:
-        short = f" {advice.short}"
-        rows = [[Span(" "), badge, Span(short)], [Span("  next ", "dim"), Span(advice.next)]]
-        return [
-            pad(spread(crop(row, width), more if at == 0 else [], width), width)
-            for at, row in enumerate(rows[:lines])
-        ]
+    if compact or lines < 3:
+        first = spread(crop([Span(" "), badge, Span(f" {advice.short}")], width), more, width)
+        return [pad(first, width), *_next(advice.next, width, lines - 1)]
     return [
         pad(
             spread([*edge, Span(" "), badge, Span(f" {advice.verdict}", "title")], more, width),
@@ -108,6 +112,20 @@ def verdict(
         ),
         pad([*edge, Span("  why   ", "dim"), Span(advice.why)], width),
         pad([*edge, Span("  next  ", "dim"), Span(advice.next)], width),
+    ]
+
+
+def _next(text: str, width: int, lines: int) -> list[Line]:
+    """What to do, cut between words: half a step number would be another step."""
+    head = "  next "
+    rows = wrap(text, width - len(head))
+    if len(rows) > lines:
+        rows = [*rows[: lines - 1], *wrap(" ".join(rows[lines - 1 :]), width - len(head) - 2)]
+        rows[lines - 1] += " …"
+    rows = [*rows[:lines], *[""] * (lines - len(rows))]
+    return [
+        pad([Span(" " * len(head) if at else head, "dim"), Span(row)], width)
+        for at, row in enumerate(rows)
     ]
 
 
@@ -125,7 +143,8 @@ def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: 
     ]
     if is_mean(heat.look, steps):  # a mean must never look like a step
         what = short[0]
-        short = [f"{what}, mean of {steps} steps", f"mean of {steps} steps", f"mean of {steps}"]
+        mean = f"mean of {steps}"
+        short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
     load = next((text for text in [full, *short] if len(text) <= layout.heat), short[-1])
     curve = curve_width(layout)
     wide = curve >= 12
@@ -228,7 +247,7 @@ def _all_well(view: RunView) -> Line:
         rest = f"; {well} {other}{noun} healthy" if well else ""
         line = [Span(evidence, "warn"), Span(rest, "dim")]
     else:
-        line = [Span(f"{well} {noun} healthy{lowest}", "dim")]
+        line = [Span(f"{well} {noun} healthy", "ok"), Span(lowest, "dim")]
     text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
     over = sum(1 for f, _ in view.findings if not f.active and f.severity > Severity.INFO)
     if over:

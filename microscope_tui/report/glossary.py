@@ -61,7 +61,8 @@ _ALERTS: Words = (
     ("onset, alarm", "first step of the evidence; step at which it was enough to report"),
     ("active, recovered, later", "still so; over; begins after the step shown"),
     ("seen", "you marked it with A"),
-    ("warming up", "the first steps, in which uneven experts are normal: not judged"),
+    ("not judged yet, warm-up", "the first steps, in which uneven experts are normal"),
+    ("gathering evidence", "something is wrong, for too few steps so far for an alert"),
     ("healthy", "judged, and nothing found"),
 )
 _ALERT_LIST: Words = (
@@ -109,7 +110,7 @@ _COMPARE: Words = (
 _RUNS: Words = (
     ("age", "time since the log last grew"),
     ("verdict", "the worst active alert of the run"),
-    ("not judged", "finished long ago and not opened: enter reads and judges it"),
+    ("to be judged, not judged", "runs that are over are judged one by one, newest first"),
     ("diagnosis at", "share of the log that is judged"),
     ("archived", "a packed log (.gz, .zst): its end is known once it is open"),
     ("error", "the log cannot be read"),

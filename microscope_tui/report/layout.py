@@ -45,6 +45,10 @@ class Layout:
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool
     """A line of notes under the ribbon; where it is narrow only if there is something to say."""
+    legend: bool
+    """A line of its own for the legend; without one it gives way to a verdict."""
+    verdict_lines: int
+    """Three where there is room, or two."""
     numbered: bool
     """A line with the numbers of the experts above their cells."""
     hidden: tuple[str, ...]
@@ -85,6 +89,9 @@ def fit(
         noted = bool(say or body < layers or not spark or view.defects or view.memory_limit)
         body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
+    free = 0 if roomy else max(0, body - layers * height)  # lines that no layer would use
+    legend, verdict_lines = roomy or free >= 1, 3 if roomy or free >= 2 else 2
+    body -= min(free, 2)
     hidden = []
     if (more := layers - max(1, body // height)) > 0:
         hidden.append(f"{more} more layer{'s' if more > 1 else ''}")
@@ -106,6 +113,8 @@ def fit(
         table_rows=body,
         roomy=roomy,
         noted=noted,
+        legend=legend,
+        verdict_lines=verdict_lines,
         numbered=numbered,
         hidden=tuple(hidden),
     )

@@ -17,7 +17,7 @@ Sample = tuple[Sequence[int | None], str]
 
 _RATIOS: Sequence[Sample] = (
     *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),
-    *(((4,), "2"), ((8,), "4"), ((14,), "11 x")),
+    *(((4,), "2"), ((8,), "4"), ((14,), "11 x fair")),
 )
 _SHARES: Sequence[Sample] = (
     ((0,), "0"),
@@ -57,7 +57,8 @@ def _samples(measure: Measure) -> Sequence[Sample]:
                 *(((4,), f"+{quarter:.2g}"), ((8,), f"+{half:.2g}"), ((16,), f"+{full:g}")),
             )
         case Measure.DIFFERENCE:
-            return [(levels, "same" if text == "fair" else text) for levels, text in _RATIOS]
+            same = {"fair": "same", "11 x fair": "11 x"}
+            return [(levels, same.get(text, text)) for levels, text in _RATIOS]
         case Measure.SHARE | Measure.OVERFLOW:
             return _SHARES
         case Measure.LOG_SHARE:

@@ -17,6 +17,7 @@ from microscope_tui.app.picture import Wanted, draw
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.widgets.rows import Rows, Tiles
 from microscope_tui.report.look import Measure
+from microscope_tui.report.steady import SteadyLevels
 from microscope_tui.watch.fleet import Fleet
 from tests.app.sitting import Seen, Until, judged
 
@@ -26,10 +27,10 @@ BUDGET = 10_000
 
 
 def healthy_cells(screen: Any) -> list[Any]:
-    """The cells of the first layer as pyte drew them."""
+    """The cells of all experts of the first layer as pyte drew them."""
     row = next(y for y, line in enumerate(screen.screen.display) if " L1 " in line[:8])
     left = screen.screen.display[row].index(" L1 ") + 8
-    return [screen.screen.buffer[row][x] for x in range(left, left + 16)]
+    return [screen.screen.buffer[row][x] for x in range(left, left + 40)]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
         async with app.run_test(size=(120, 40)) as pilot:
             await judged(pilot, until)
             await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
+            app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
+            assert isinstance(app.screen, MainScreen)
+            await app.screen.redraw()
             cells = app.screen.query_one(Tiles).query(Rows)
             before = [list(part._strips) for part in cells]
             await pilot.press("S")
@@ -168,8 +172,20 @@ async def test_the_legend_fits_or_gives_way(
         app = await judged(pilot, until)
         await pilot.press(*keys)
         await pilot.pause()
-        where = "#legend" if size[1] >= 30 else "#verdict"
+        where = "#legend" if app.screen.has_class("legend") else "#verdict"
         text = seen(pilot, where).splitlines()[-1]
         assert len(text) <= size[0]
         if size[0] >= 80 and app.session.look.measure is not Measure.OVERFLOW:  # has no capacity
             assert re.search(r"fair|mean|same|100 %", text), app.session.look
+
+
+async def test_a_small_window_with_room_to_spare_shows_the_advice_and_the_legend(
+    scenario: Any, until: Until, seen: Seen
+) -> None:
+    run = scenario("collapse", routers=10, steps=600)
+    async with Microscope(Fleet(run)).run_test(size=(80, 24)) as pilot:
+        await judged(pilot, until)
+        await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "the verdict")
+        advice = " ".join(seen(pilot, "#verdict").split())
+        assert re.search(r"go back to before step \d+ \(.*\)\.$", advice)
+        assert "fair" in seen(pilot, "#legend")

@@ -20,7 +20,7 @@ from microscope_tui.report.glyphs import (
 from microscope_tui.report.heat import Heat
 from microscope_tui.report.layout import MIN_COLUMNS, first_visible, fit
 from microscope_tui.report.snapshot import snapshot_text
-from microscope_tui.report.spans import Span, crop, line_width, pad, width_of
+from microscope_tui.report.spans import Span, crop, line_width, pad, plain, width_of
 from microscope_tui.report.time_line import ribbon_width
 from microscope_tui.report.wrap import wrap
 from microscope_tui.watch.curve import Column
@@ -152,7 +152,9 @@ def test_every_line_of_the_table_fits_every_window(
             assert [line_width(line) for line in lines] == [width] * layout.row_height
         assert sum(width for _, width in parts) + 6 <= columns
     assert line_width(frame.header(view, columns, glyphs)) == columns
-    assert all(line_width(line) == columns for line in frame.verdict(view, columns, 3))
+    for lines, compact in [(3, False), (3, True), (2, True), (1, True)]:
+        verdict = frame.verdict(view, columns, lines, compact=compact)
+        assert [line_width(line) for line in verdict] == [columns] * lines
     assert line_width(frame.column_heads(view, layout)) <= columns
     text = snapshot_text(watch, columns, 24, glyphs)
     assert all(width_of(line) <= columns for line in text.split("\n"))
@@ -170,3 +172,18 @@ def test_what_does_not_fit_is_named(scenario: Any, open_log: Any) -> None:
 def test_the_chosen_layer_is_always_visible(selected: int, first: int, visible: int) -> None:
     shown = first_visible(visible, selected, first, 41)
     assert shown <= selected < shown + visible
+
+
+@pytest.mark.parametrize("columns", range(MIN_COLUMNS, 120, 7))
+@pytest.mark.parametrize("lines", [2, 3])
+def test_advice_is_cut_between_words(
+    scenario: Any, open_log: Any, columns: int, lines: int
+) -> None:
+    folder = scenario("collapse", routers=10, steps=600)
+    view = view_of(open_log(folder / "metrics.jsonl"))
+    shown = frame.verdict(view, columns, lines, compact=True)[1:]
+    words = " ".join(plain(line) for line in shown).split()[1:]
+    whole = view.worst[1].next.split() if view.worst else []
+    cut = words.pop() == "…" if words[-1] == "…" else False
+    assert words == whole[: len(words)]
+    assert cut or words == whole

@@ -114,8 +114,11 @@ def test_every_state_badge_and_condition() -> None:
     assert set(frame.STATE_ROLES) <= ended
     for screen in GLOSSARY:
         assert not unexplained(screen, *ended)
-    assert not unexplained("runs", "archived", "error", "not judged", "healthy", "solo", "selected")
-    assert not unexplained("main", *frame._BADGES.values(), "healthy", "warming up", "seen")
+    assert not unexplained(
+        "runs", "archived", "error", "to be judged, not judged", "healthy", "solo", "selected"
+    )
+    assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
+    assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
     assert not unexplained("alerts", *Standing, *alert_list._WORDS.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
     conditions = {condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}

@@ -66,6 +66,8 @@ class MainScreen(LookActions):
         layout = self._layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
         self.set_class(layout.roomy, "roomy")
         self.set_class(layout.noted, "noted")
+        self.set_class(layout.legend, "legend")
+        self.set_class(layout.verdict_lines == 3, "full")
         if self.draw_small(probe):
             self._drawn = None
             return
@@ -141,12 +143,12 @@ class MainScreen(LookActions):
     def _draw_around(self, view: RunView, layout: Layout) -> None:
         """All but the table."""
         session = self.session
-        lines = 3 if layout.roomy else 2
-        verdict = frame.verdict(view, layout.columns, lines, session.seen)
+        lines, compact = layout.verdict_lines, not layout.roomy
+        verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
         heat = self._heat(view)
         samples = self._legend(view, layout, heat)
-        if not layout.roomy and not plain(verdict[-1]):
-            verdict[-1] = samples  # no line of its own: it gives way to a verdict
+        if not layout.legend and not plain(verdict[-1]):
+            verdict[-1] = samples
         self.query_one("#verdict", Rows).show(verdict, session.look.palette)
         self.query_one("#legend", Rows).show([samples], session.look.palette)
         heads = [frame.column_heads(view, layout, heat, session.recent().steps)]
