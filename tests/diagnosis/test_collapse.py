@@ -361,3 +361,13 @@ def test_experts_that_part_from_an_equal_start_and_settle_are_not_eroding(
 
     watch = run_of(counts, 16, 2, 700)
     assert [e for e in watch.diagnosis.episodes if e.severity > Severity.INFO] == []
+
+
+def test_a_runaway_bias_is_dated_to_where_the_load_became_uneven(
+    scenario: Make, open_log: Make
+) -> None:
+    watch = open_log(scenario("collapse", 1, steps=600) / "metrics.jsonl")
+    collapse = of(watch.diagnosis, "COLLAPSE")
+    found = [e for e in watch.diagnosis.episodes if e.rule == "BIAS_RUNAWAY"]
+    assert all(abs(e.onset - collapse.onset) <= 30 for e in found)
+    assert found

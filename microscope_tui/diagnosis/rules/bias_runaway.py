@@ -88,9 +88,19 @@ class BiasRunaway(Rule):
                     value=spreads[-1],
                     limit=spreads[0],
                     facts={"slope": slope, "c": after},
-                    since=memory.steps[0],
+                    since=self._since(index),
                 )
         return found
+
+    def _since(self, index: int) -> int:
+        """The first point from which on the load stayed uneven: before, the bias had its effect."""
+        uneven = self.memory.steps[-1]
+        rows = zip(self.memory.steps, self.memory.indices, strict=True)
+        for step, indices in reversed(list(rows)):
+            if indices[index] >= self.limits.collapse_index:
+                break
+            uneven = step
+        return uneven
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
