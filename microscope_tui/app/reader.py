@@ -55,7 +55,7 @@ class Reader:
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:
-        """Somebody is at the keys: what is only done in the background pauses."""
+        """The user is typing: background work pauses."""
         self.hush()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 

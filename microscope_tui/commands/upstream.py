@@ -1,4 +1,4 @@
-"""The programs that write to our pipe learn that nobody reads any more.
+"""End the programs that write to our pipe: nothing reads it any more.
 
 A shell takes its terminal back only when every program of a pipeline has ended, and ``tail -F``
 may wait hours for its next line. So each of them gets now what its next write would bring anyway:
@@ -14,7 +14,7 @@ from pathlib import Path
 from microscope_tui.runlog.safe_text import safe_text
 
 _PROCESSES = Path("/proc")
-_WRITABLE = 0o200  # of the link that stands for a descriptor
+_WRITABLE = 0o200  # of the link that represents a descriptor
 
 
 def dismiss_writers(descriptor: int) -> list[str]:

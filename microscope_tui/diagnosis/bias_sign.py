@@ -3,7 +3,7 @@
 A router whose load is uneven is tried: from line to line the change of every expert's bias is held
 against its load. Writers log the bias that a step was routed with or the one after its update, so
 the change must agree with the load at both of its ends: where the load swings, it disagrees with
-one of them. A bias that moves to and fro is no evidence either, however it agrees: counts that are
+one of them. A bias that moves back and forth is not evidence either, however it agrees: counts that are
 logged now and then can show a swing in reverse. Each router is tried once per start of a run.
 """
 
@@ -115,7 +115,7 @@ class BiasSign:
         return True
 
     def _outcome(self, trial: Trial, c: float) -> int | None:
-        """What the trial has shown; ``None`` while it goes on."""
+        """What the trial has shown; ``None`` while it is running."""
         changes, limits = trial.changes, self._limits
         low, high = sorted(
             a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
@@ -146,7 +146,7 @@ class BiasSign:
 
 
 def again(memory: SignMemory, step: int) -> SignMemory:
-    """The memory of a run that goes on from ``step``: what was corrected shows in new trials."""
+    """The memory of a run that resumes at ``step``: new trials show whether the sign was corrected."""
     at = memory.wrong_at
     return SignMemory(wrong_at=at if at is not None and at < step else None)
 

@@ -53,7 +53,7 @@ def divergences(episodes: Iterable[Episode]) -> list[Divergence]:
     for signs in clusters:
         followed = [e for e in serious if e.rule in _FOLLOW and _follows(e, signs)]
         rules = {e.rule for e in [*signs, *followed]}
-        if rules & {"LOGITS", "COLLAPSE"}:  # a spike of the gradient alone is no divergence
+        if rules & {"LOGITS", "COLLAPSE"}:  # a gradient spike alone is not a divergence
             found.append(Divergence(tuple(sorted([*signs, *followed], key=lambda e: e.onset))))
     return found
 

@@ -32,7 +32,7 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
 
 
 def shorter_labels(label: str) -> list[str]:
-    """``label`` and what may stand for it where there is little room, the longest first."""
+    """``label`` and shorter forms of it for narrow screens, the longest first."""
     labels = [label]
     if ":" in label:  # 24 Nov 22:41:33
         labels += [label.split(" ")[-1], label.split(" ")[-1][:5]]

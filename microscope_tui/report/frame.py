@@ -130,7 +130,7 @@ def _next(text: str, width: int, lines: int) -> list[Line]:
 
 
 def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: int = 1) -> Line:
-    """The names of the columns, with what one cell of the heatmap stands for.
+    """The names of the columns, with what one cell of the heatmap shows.
 
     ``steps``: over how many of them the loads are means.
     """

@@ -169,7 +169,7 @@ def sequential_level(share: float, *, log: bool) -> int:
 
 
 def ramp_glyph(level: int) -> str:
-    """What stands for a share of level 0 … 15 where there are no colours."""
+    """Characters for a share of level 0 … 15 where there are no colours."""
     return _RAMP[level * len(_RAMP) // (_TOP + 1)]
 
 

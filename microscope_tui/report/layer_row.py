@@ -62,7 +62,7 @@ def balance(
     """Collapse index c and its history on the fixed scale 0 … 1."""
     role = _role(layer.severity) if layer.severity else "value"
     number = Span(words.index(layer.collapse_index), role)
-    if layer.without != ():  # the legend of the mark stands in the line of the layer
+    if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", role)
     return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
 

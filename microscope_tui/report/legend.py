@@ -13,7 +13,7 @@ from microscope_tui.report.spans import Line, Span, line_width, pad
 from microscope_tui.watch.view import LayerView
 
 Sample = tuple[Sequence[int | None], str]
-"""The levels of neighbouring cells, and what they stand for."""
+"""The levels of neighbouring cells, and their meaning."""
 
 _RATIOS: Sequence[Sample] = (
     *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),

@@ -75,7 +75,7 @@ class Terminal:
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
-    """In tmux or GNU screen, here or on the machine from which somebody came over SSH."""
+    """In tmux or GNU screen, here or on the machine that the SSH session came from."""
     term = environment.get("TERM", "").strip().lower()
     inside = environment.get("TMUX") or environment.get("STY")
     return bool(inside) or term.split("-")[0].split(".")[0] in _IN_MULTIPLEXER

@@ -64,7 +64,7 @@ class Spool:
                 piece = os.pread(self._file, min(_COPY_BYTES, self.end - at), at)
                 _write_at(fresh.fileno(), piece, at)
                 at += len(piece)
-            self.start = start  # first: nobody may look for a step in the hole
+            self.start = start  # first: a reader must not look for a step in the hole
             os.dup2(fresh.fileno(), self._file, inheritable=False)
 
 

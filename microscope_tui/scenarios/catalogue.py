@@ -125,7 +125,7 @@ _ALL = (
     Scenario(
         "even-but-one",
         "every token chooses the same expert, the rest is even",
-        mistakable.even_but_one,
+        healthy.even_but_one,
         _several_choices,
         600,
     ),

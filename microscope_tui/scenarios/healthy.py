@@ -117,10 +117,19 @@ def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
 
 def hot_expert(shape: Shape, rng: random.Random) -> Run:
     """One expert is chosen by nearly every token beside others: a shared expert in fact."""
+    return _hot(shape, rng, 0.2, math.log(40))
+
+
+def even_but_one(shape: Shape, rng: random.Random) -> Run:
+    """Every token chooses the same expert of a router, and the other choices are even."""
+    return _hot(shape, rng, 0.02, 12.0)
+
+
+def _hot(shape: Shape, rng: random.Random, sigma: float, pull: float) -> Run:
     sick = some_routers(shape, 1 / shape.routers, rng)
     hot = rng.randrange(shape.num_experts)
-    base = constant(shape, 0.2, rng)
-    popularity = pulled(base, {router: (hot,) for router in sick}, lambda step: math.log(40))
+    base = constant(shape, sigma, rng)
+    popularity = pulled(base, {router: (hot,) for router in sick}, lambda step: pull)
     found = Expected(
         rule="HOT_EXPERT", routers=sick, severity="info", experts=(hot,), tolerance=150
     )

@@ -1,4 +1,4 @@
-"""Runs that are easily mistaken: hot experts, dead groups, narrow data, long plans, sparse logs."""
+"""Runs that are easily mistaken: dead groups, narrow data, long plans, sparse logs."""
 
 import math
 import random
@@ -23,21 +23,6 @@ from microscope_tui.scenarios.truth import Expected, Truth
 LONG_PLAN = 100_000
 APART = 50
 """Steps between two lines of a sparse log."""
-
-
-def even_but_one(shape: Shape, rng: random.Random) -> Run:
-    """Every token chooses the same expert of a router, and the other choices are even."""
-    sick = some_routers(shape, 1 / shape.routers, rng)
-    hot = rng.randrange(shape.num_experts)
-    popularity = pulled(constant(shape, 0.02, rng), {r: (hot,) for r in sick}, lambda step: 12.0)
-    found = Expected(
-        rule="HOT_EXPERT", routers=sick, severity="info", experts=(hot,), tolerance=150
-    )
-    return Run(
-        shape=shape,
-        truth=Truth(expected=(found,), hard_negative=True),
-        steps=steps(shape, rng, Course(popularity=popularity)),
-    )
 
 
 def dead_groups(shape: Shape, rng: random.Random) -> Run:

@@ -106,7 +106,7 @@ def card_of(
     if error and last is None:
         state = "error"
     elif seen is None and watch is None:
-        state = ""  # nobody has looked yet
+        state = ""  # not looked at yet
     return RunCard(
         file=run,
         state=state,

@@ -87,10 +87,10 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
         "log": str(options.log_dir / options.run),
     }
     if reason == "signal":
-        found["go on"] = _again(run, "auto")
+        found["resume"] = _again(run, "auto")
     if reason == "collapse":
         found["go back"] = _back(run, checkpoints, onset or run.progress.step)
-        found["go on"] = f"{_again(run, 'auto')} --on-collapse log"
+        found["resume"] = f"{_again(run, 'auto')} --on-collapse log"
     if reason == "finished":
         best = shlex.quote(str(checkpoints / (BEST if (checkpoints / BEST).exists() else LATEST)))
         found["try it"] = f"python -m moe_model.generate {best}"

@@ -22,7 +22,7 @@ from microscope_tui.app.picture import SCREEN_NAMES, Wanted, draw
 from microscope_tui.report.glyphs import Glyphs
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch import fleet, run_watch
+from microscope_tui.watch import fleet, run_card, run_watch
 from microscope_tui.watch.fleet import Fleet
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -155,7 +155,7 @@ async def test_a_screen_looks_as_it_did(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if case.colours == "mono-ascii":
         monkeypatch.setenv("NO_COLOR", "1")
-    for module in (fleet, run_watch):
+    for module in (fleet, run_card, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_: 300.0)
     monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE

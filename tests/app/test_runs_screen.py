@@ -250,6 +250,7 @@ async def test_every_width_shows_state_age_verdict_and_a_sign_where_something_is
     make_run("a-\u202e\x1b[31m[bold]-b", 9_002, end="finished")
     async with Microscope(Fleet(tmp_path), glyphs).run_test(size=size) as pilot:
         await listed(pilot, until, seen, 3)
+        await until(pilot, lambda: "to judge" not in seen(pilot, "#runs"), "all judged")
         text = seen(pilot, "#runs")
         assert {len(line) for line in text.split("\n")} == {size[0]}
         assert all("finished     2 h" in line for line in lines_of(text))

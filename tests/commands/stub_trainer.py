@@ -2,7 +2,7 @@
 
 ``STUB`` in the environment says what happens: ``fails`` exits 1 at once, ``dies`` exits 1 after its
 last step, ``slow`` never writes a log, ``deaf`` needs SIGKILL. What it was called with, its process
-id and how it ended stand in ``stub-RUN.json``, ``stub-RUN.pid`` and ``stub-RUN.end``.
+id and how it ended are in ``stub-RUN.json``, ``stub-RUN.pid`` and ``stub-RUN.end``.
 """
 
 import json

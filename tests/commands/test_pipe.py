@@ -172,7 +172,7 @@ def test_quitting_ends_a_pipe_that_never_closes_and_leaves_nothing(
         ("end", ""),
     )
     with pytest.raises(ProcessLookupError):
-        os.killpg(int(group.read_text()), 0)  # nobody is left of the pipeline
+        os.killpg(int(group.read_text()), 0)  # no process of the pipeline is left
     assert list(kept.iterdir()) == []
     assert code == 0
 

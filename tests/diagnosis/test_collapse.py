@@ -269,7 +269,7 @@ def test_a_restart_in_a_sparse_log_does_not_ask_for_more_lines(
 
 # A fine-tuning.
 
-NARROW = [0.85, 0.82, 0.12, 0.08, 0.05, 0.04, 0.02, 0.02]  # c about 0.27, nobody at 95 %
+NARROW = [0.85, 0.82, 0.12, 0.08, 0.05, 0.04, 0.02, 0.02]  # c about 0.27, no expert at 95 %
 NARROWER = [0.94, 0.93, 0.03, 0.03, 0.02, 0.02, 0.02, 0.01]  # c about 0.12
 
 

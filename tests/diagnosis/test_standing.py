@@ -1,4 +1,4 @@
-"""Not judged is not healthy, and evidence that is building up is no health either."""
+"""Not judged is not healthy, and evidence that is building up is not health either."""
 
 from collections.abc import Callable
 from typing import Any

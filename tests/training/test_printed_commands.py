@@ -48,7 +48,7 @@ def test_where_every_checkpoint_is_inside_the_collapse_none_is_named(
     assert printed(narration, "go back") == (
         "no checkpoint is from before step 5: start again, with another setting"
     )
-    assert words(printed(narration, "go on"))[-2:] == ["--on-collapse", "log"]
+    assert words(printed(narration, "resume"))[-2:] == ["--on-collapse", "log"]
 
 
 def test_a_finished_run_says_how_to_try_it(

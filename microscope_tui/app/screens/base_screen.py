@@ -39,7 +39,7 @@ class BaseScreen(Screen[None]):
 
     async def on_mount(self) -> None:
         # Textual paints a new screen three times: laid out, resumed, and laid out again without
-        # the toasts that it might have shown. Only what stands in the end is sent.
+        # the toasts that it might have shown. Only the final state is sent.
         self._unsent.enter_context(self.app.batch_update())
         # Before the first layout: every paint of the whole screen that is saved is 50 KB.
         await self.redraw()

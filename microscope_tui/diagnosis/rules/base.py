@@ -74,7 +74,7 @@ class Rule(ABC):
         self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
 
     def lines(self, steps: int) -> int:
-        """How many lines of this log stand for so many steps; at least five, if there are."""
+        """How many lines of this log cover so many steps; at least five, if there are as many."""
         return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
 
     def space(self, spacing: int) -> None:

@@ -34,7 +34,7 @@ class Memory(msgspec.Struct):
     uneven_at: list[int] = []
     """Per router the last step at which it was not even."""
     seen_at: int = 0
-    """The latest line: of sparse logs nobody knows how it was in between."""
+    """The latest line: a sparse log does not show what happened in between."""
     settled: set[int] = set()
     """Routers that have been even for a while."""
 
@@ -152,7 +152,7 @@ class Collapse(Rule):
         if context.profile != "finetune":
             return None  # an evaluation has no course against which it could change
         first, lines = self.memory.first, self.lines(self.limits.reference_steps)
-        # A run that starts out collapsed is no reference for itself.
+        # A run that starts out collapsed cannot be its own reference.
         usual = first.usual(index, lines) if len(first.rows) >= lines else 0.0
         return usual if usual >= self.limits.critical else None
 

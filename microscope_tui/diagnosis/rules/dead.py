@@ -134,7 +134,7 @@ class Dead(Rule):
         windows = {e: seen.get(e, 0) + 1 for e in dead}
         memory.dead[index], memory.windows[index] = dead, windows
         lasting = {e: since for e, since in dead.items() if e in before}
-        young = lasting if before else dead  # other experts than before are no evidence
+        young = lasting if before else dead  # evidence needs the same experts as before
         if not young:
             return
         old = {

@@ -47,7 +47,7 @@ class Shock(Rule):
         self.memory.usual.forget_from(step)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
-        # With all experts: an expert about 95 % would let the judged index jump to and fro.
+        # With all experts: an expert at about 95 % would make the judged index jump.
         signal, memory = view.plain_index, self.memory
         if signal is None or view.step <= self.context.warm_up:
             return ()
