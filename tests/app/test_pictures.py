@@ -156,7 +156,7 @@ async def test_a_screen_looks_as_it_did(
     if case.colours == "mono-ascii":
         monkeypatch.setenv("NO_COLOR", "1")
     for module in (fleet, run_card, run_watch):
-        monkeypatch.setattr(module, "age_of", lambda *_: 300.0)
+        monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
     monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
     columns, rows = case.size
