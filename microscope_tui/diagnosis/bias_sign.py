@@ -3,8 +3,9 @@
 A router whose load is uneven is tried: from line to line the change of every expert's bias is held
 against its load. Writers log the bias that a step was routed with or the one after its update, so
 the change must agree with the load at both of its ends: where the load swings, it disagrees with
-one of them. A bias that moves back and forth is not evidence either, however it agrees: counts that are
-logged now and then can show a swing in reverse. Each router is tried once per start of a run.
+one of them. A bias that moves back and forth is not evidence either, however it agrees: counts
+that are logged now and then can show a swing in reverse. Each router is tried once per start of a
+run.
 """
 
 from collections.abc import Sequence
@@ -146,7 +147,7 @@ class BiasSign:
 
 
 def again(memory: SignMemory, step: int) -> SignMemory:
-    """The memory of a run that resumes at ``step``: new trials show whether the sign was corrected."""
+    """The memory of a run that resumes at ``step``: new trials show whether the sign is right."""
     at = memory.wrong_at
     return SignMemory(wrong_at=at if at is not None and at < step else None)
 

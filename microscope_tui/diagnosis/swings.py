@@ -1,7 +1,8 @@
 """Whether loads swing: per expert the sign of its deviation is one bit a step.
 
 A shift and a count of bits correlate an expert with itself some steps later, so that a look at 64
-steps of 256 experts costs a few milliseconds. Loads are shares: a step with more tokens is not a swing.
+steps of 256 experts costs a few milliseconds. Loads are shares: a step with more tokens is not a
+swing.
 """
 
 from collections.abc import Sequence
