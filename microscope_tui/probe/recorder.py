@@ -28,7 +28,12 @@ from microscope_tui.probe.plain import (
     read_biases,
     rounded,
 )
-from microscope_tui.runlog.background import SYNC_TIMEOUT_S, BackgroundLog, without_matrices
+from microscope_tui.runlog.background import (
+    MEANS,
+    SYNC_TIMEOUT_S,
+    BackgroundLog,
+    without_matrices,
+)
 from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME, EventRecord
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
 
@@ -108,12 +113,15 @@ class RunRecorder:
         self,
         *,
         step: int,
-        loss: float,
+        loss: float | None,
         tokens: int,
-        tokens_per_expert: Sequence[Sequence[int]],
+        tokens_per_expert: Sequence[Sequence[int] | None],
         expert_bias: Sequence[Sequence[float]] | None = None,
+        mean_weight: Sequence[Sequence[float | None]] | None = None,
+        mean_output_norm: Sequence[Sequence[float | None]] | None = None,
         router: Mapping[str, Sequence[float | None]] | None = None,
         losses: Mapping[str, float] | None = None,
+        incomplete: str | None = None,
         **scalars: float | None,
     ) -> list[float | None]:
         """Write one step and return the collapse index of every router.
@@ -122,12 +130,16 @@ class RunRecorder:
 
         Args:
             step: optimizer steps completed, this one included; the first is 1.
-            loss: next-token cross-entropy in nats, mean over the global batch.
+            loss: next-token cross-entropy in nats, mean over the global batch; ``None`` if unknown.
             tokens: real tokens of the global batch.
-            tokens_per_expert: selected (token, expert) pairs, one row per router.
+            tokens_per_expert: selected (token, expert) pairs, one row per router; ``None`` for a
+                router that was not counted.
             expert_bias: uncentred selection bias, one row per router.
+            mean_weight: mean weight of every expert over the tokens that chose it.
+            mean_output_norm: the same of the norm of its unweighted output.
             router: further per-router summaries by their name in the format (``entropy`` …).
             losses: other loss terms, unweighted.
+            incomplete: what the line lacks, where it does not hold all of the step.
             scalars: ``learning_rate``, ``grad_norm``, ``tokens_per_s``, ``step_time_s``,
                 ``memory_bytes`` …
 
@@ -143,22 +155,32 @@ class RunRecorder:
         readings = {
             name: plain(self._one_per_router(name, row)) for name, row in (router or {}).items()
         }
-        told = measures.summarise(counts)
+        told = _summaries(counts)
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
+        head |= {} if incomplete is None else {"incomplete": incomplete}
         head["router"] = {
             name: [rounded(v) for v in row] for name, row in {**readings, **told}.items()
         }
         # Judged first: with nothing to write yet, no other thread asks for the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
         # The matrices come last: a reader of a long history never has to look at them.
-        matrices = {"expert_bias": biases, "tokens_per_expert": counts} if in_full else {}
+        matrices: dict[str, Any] = {}
+        if in_full:
+            means = {"mean_weight": mean_weight, "mean_output_norm": mean_output_norm}
+            for name, rows in means.items():
+                if rows is not None:
+                    matrices[name] = self._matrix(name, rows, list)
+            matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         self._write(head | matrices)
         for event in alerts:
             self._write(event)
         pairs = zip(counts, self._top_k, strict=True)
-        return [measures.balance(row, top_k).collapse_index for row, top_k in pairs]
+        return [
+            None if row is None else measures.balance(row, top_k).collapse_index
+            for row, top_k in pairs
+        ]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
@@ -225,8 +247,13 @@ class RunRecorder:
         if not matrices or "tokens_per_expert" not in record:
             return without_matrices(record, False)
         biases = [encoded_biases(row) for row in record["expert_bias"]]
-        rows = [row.tolist() for row in record["tokens_per_expert"]]
-        return {**record, "expert_bias": biases, "tokens_per_expert": rows}
+        rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
+        means = {
+            name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
+            for name in MEANS
+            if name in record
+        }
+        return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
         try:
@@ -243,13 +270,14 @@ class RunRecorder:
     def _judge_step(
         self,
         head: Mapping[str, Any],
-        counts: Sequence["array[int]"],
+        counts: Sequence["array[int] | None"],
         biases: Sequence["array[float]"],
     ) -> list[Mapping[str, Any]]:
         """Judge the step; what it alarms about, to be written right after its line."""
 
         def counted(index: int) -> list[int] | None:
-            return counts[index].tolist() if counts else None
+            row = counts[index] if counts else None
+            return None if row is None else row.tolist()
 
         def biased(index: int) -> list[float] | None:
             return read_biases(biases[index]) if biases else None
@@ -285,11 +313,26 @@ class RunRecorder:
 
     def _matrix(self, name: str, rows: Any, convert: Callable[[Any], "array[Any]"]) -> list[Any]:
         """A compact copy of one row per router, so that the caller may reuse its own."""
-        matrix = [convert(row) for row in self._one_per_router(name, rows)]
+        matrix = [
+            None if row is None and convert is counts_row else convert(row)
+            for row in self._one_per_router(name, rows)
+        ]
         for row, depth, experts in zip(matrix, self._depths, self._num_experts, strict=True):
-            if len(row) != experts and (row or convert is counts_row):
+            if row is not None and len(row) != experts and (row or convert is counts_row):
                 raise ValueError(
                     f"{name} has {len(row)} entries for the router in layer {depth}, which has "
                     f"{experts} experts: hand over one per expert"
                 )
         return matrix
+
+
+def _summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | None]]:
+    """What follows from the counts; no value for a router that was not counted."""
+    known = measures.summarise([row for row in counts if row is not None])
+    if all(row is not None for row in counts):
+        return known
+    rest = {name: iter(values) for name, values in known.items()}
+    return {
+        name: [None if row is None else next(values) for row in counts]
+        for name, values in rest.items()
+    }

@@ -30,7 +30,8 @@ from microscope_tui.runlog.writer import RunLogWriter
 _logger = logging.getLogger("moe_microscope.runlog")
 
 Record = Mapping[str, Any]
-MATRICES = ("expert_bias", "tokens_per_expert")
+MEANS = ("mean_weight", "mean_output_norm")
+MATRICES = (*MEANS, "expert_bias", "tokens_per_expert")
 
 MAX_RECORDS = 4096
 """Steps of a small model (6 kB in memory) that wait: minutes of a disk that hangs, in 27 MB."""

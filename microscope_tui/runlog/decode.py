@@ -36,7 +36,12 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _step_decoder = msgspec.json.Decoder(StepRecord)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
-_MATRIX_KEYS = (b'"expert_bias":', b'"tokens_per_expert":')
+_MATRIX_KEYS = (
+    b'"mean_weight":',
+    b'"mean_output_norm":',
+    b'"expert_bias":',
+    b'"tokens_per_expert":',
+)
 
 
 def decode_line(line: bytes) -> Record | None:
@@ -73,10 +78,10 @@ def decode_line(line: bytes) -> Record | None:
 
 
 def _without_matrices(line: bytes) -> bytes:
-    """The line up to its matrices, where nothing but the two of them stands at its end.
+    """The line up to its matrices, where nothing but those four stand at its end.
 
     A few searches for single bytes tell so at many GB/s, without looking at a number: the quotes
-    of the two keys are the only ones there, and no hole of NULs. The line as it is else.
+    of their keys are the only ones there, and no hole of NULs. The line as it is else.
     """
     found = sorted((at, key) for key in _MATRIX_KEYS if (at := line.find(key)) >= 0)
     if not found or not line.endswith(b"]}"):

@@ -40,6 +40,8 @@ class RouterSummary(msgspec.Struct, gc=False):
     selected_mass: Values | None = None
     margin: Values | None = None
     tokens: Values | None = None
+    unrouted: Values | None = None
+    """Pairs that chose a skip or identity slot instead of a real expert."""
 
 
 class StepRecord(msgspec.Struct, gc=False):

@@ -116,7 +116,10 @@ class Meter(Rule):
         few = effective is not None and effective.low < self.least
         much = loads is not None and loads.high > self.most
         found: dict[int, Reading] = {}
+        elsewhere = view.record.router.unrouted or ()
         for index, (least, most) in enumerate(self.bounds) if few or much else ():
+            if any(elsewhere[index : index + 1]):
+                continue  # tokens that chose fewer than k real experts
             router = self.routers[index]
             if effective is not None and (said := effective.values[index]) < least:
                 found[index] = _fault(cause="effective", total=said, expected=router.top_k)
@@ -145,6 +148,8 @@ class Meter(Rule):
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
         tokens = view.tokens_of(index)
         if self.exact and tokens is not None:
+            elsewhere = view.record.router.unrouted or ()
+            total += round(next(iter(elsewhere[index : index + 1]), 0) or 0)
             expected = round(tokens * router.top_k)
             if total != expected:
                 doubled = expected > 0 and total % expected == 0 and total > 0

@@ -58,7 +58,8 @@ def check_counts(
             known.append(None)
             continue
         here = own[index] if index < len(own) and own[index] is not None else tokens
-        _check_sum(problems, index, row, layout, here)
+        elsewhere = summaries.get("unrouted", [])[index : index + 1]
+        _check_sum(problems, index, row, layout, here, int(next(iter(elsewhere), 0) or 0))
         derivable = layout.counts in ("exact", "top1", "shares") and any(row)
         known.append(_derived(row) if derivable else None)
     return known
@@ -87,6 +88,20 @@ def check_bias(problems: Problems, value: Any, layout: Layout) -> None:
                 )
                 break
             number(problems, f"{key}[{expert}]", bias, _BIAS, "expert_bias")
+
+
+def check_means(problems: Problems, name: str, value: Any, layout: Layout) -> None:
+    """Check ``mean_weight`` and ``mean_output_norm``: null for an expert that nothing chose."""
+    for index, row in enumerate(per_router(problems, name, value, layout.routers) or ()):
+        key = f"{name}[{index}]"
+        if row is None or row == []:
+            continue
+        if not isinstance(row, list):
+            problems.error(f"type {name}", f"{key} is {shown(row)}, expected a list of means")
+        elif _check_width(problems, key, row, layout.experts(index), "write [] where not measured"):
+            for expert, mean in enumerate(row):
+                if mean is not None:
+                    number(problems, f"{key}[{expert}]", mean, _BIAS, name)
 
 
 def _is_row(problems: Problems, index: int, row: Any, layout: Layout) -> bool:
@@ -128,9 +143,15 @@ def _check_width(
 
 
 def _check_sum(
-    problems: Problems, index: int, row: list[int], layout: Layout, tokens: float | None
+    problems: Problems,
+    index: int,
+    row: list[int],
+    layout: Layout,
+    tokens: float | None,
+    unrouted: int,
 ) -> None:
-    key, total = f"tokens_per_expert[{index}]", sum(row)
+    key, total = f"tokens_per_expert[{index}]", sum(row) + unrouted
+    named = f"{key} + router.unrouted[{index}]" if unrouted else key
     if layout.counts == "shares":
         if total != SUM_OF_SHARES:
             problems.error(
@@ -153,7 +174,7 @@ def _check_sum(
     elif total != expected:
         problems.error(
             "sum",
-            f"{key} sums to {total}, expected tokens x top_k = {expected}: "
+            f"{named} sums to {total}, expected tokens x top_k = {expected}: "
             + _advice(total, expected),
         )
     if max(row) > tokens:

@@ -8,7 +8,7 @@ what is derived from counts can be derived again.
 import math
 from typing import Any
 
-from microscope_tui.runlog.validation.counts import Counts, check_bias, check_counts
+from microscope_tui.runlog.validation.counts import Counts, check_bias, check_counts, check_means
 from microscope_tui.runlog.validation.fields import (
     COUNT,
     SHARE,
@@ -54,11 +54,15 @@ _ROUTER_NUMBERS = {
     "selected_mass": Number("a share in [0, 1]", 0, 1 + _DERIVED_SLACK, non_finite=True),
     "margin": Number("a number of at least 0", -_ZERO_SLACK, non_finite=True),
     "tokens": COUNT,
+    "unrouted": COUNT,
 }
 _OF_EXPERTS = ("effective_experts", "max_load", "dead_experts", "starved_experts")
 _ROUTER_KEYS = frozenset(_ROUTER_NUMBERS)
-_MATRICES = ("expert_bias", "tokens_per_expert")
-_STEP_KEYS = frozenset({"kind", "step", "losses", "router", *_MATRICES, *_STEP_NUMBERS})
+_MEANS = ("mean_weight", "mean_output_norm")
+_MATRICES = (*_MEANS, "expert_bias", "tokens_per_expert")
+_STEP_KEYS = frozenset(
+    {"kind", "step", "losses", "router", "incomplete", *_MATRICES, *_STEP_NUMBERS}
+)
 
 Summaries = dict[str, list[float | None]]
 
@@ -78,6 +82,9 @@ def check_step(problems: Problems, record: dict[str, Any], layout: Layout) -> bo
     summaries = _summaries(problems, router, layout)
     _check_entropies(problems, summaries, layout)
     _check_ranges(problems, summaries, layout)
+    text(problems, "incomplete", record.get("incomplete"))
+    for name in _MEANS:
+        check_means(problems, name, record.get(name), layout)
     check_bias(problems, record.get("expert_bias"), layout)
     counts = check_counts(
         problems, record.get("tokens_per_expert"), layout, numbers["tokens"], summaries

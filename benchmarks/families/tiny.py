@@ -1,0 +1,172 @@
+"""Every MoE family of the installed transformers as a model of a few thousand parameters.
+
+The default configuration of a family, with its sizes replaced by small ones. What a family needs
+beyond that is one entry in ``OWN``.
+"""
+
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+VOCABULARY = 97
+PAD = 1
+LAYERS = 4
+
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input"), 97),
+    **dict.fromkeys(("hidden_size", "d_model", "text_hidden_size", "embed_dim"), 32),
+    **dict.fromkeys(
+        (
+            "intermediate_size", "moe_intermediate_size", "d_ff", "ffn_hidden_size",
+            "expert_ffn_hidden_size", "intermediate_size_mlp", "shared_expert_intermediate_size",
+            "share_expert_dim", "dense_intermediate_size", "moe_shared_expert_intermediate_size",
+            "shared_intermediate_size", "shared_experts_intermediate_size", "moe_hidden_size",
+            "encoder_ffn_dim", "decoder_ffn_dim", "mlp_dim",
+        ),
+        24,
+    ),
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers", "decoder_layers"),
+        LAYERS,
+    ),
+    "num_decoder_layers": LAYERS,
+    **dict.fromkeys(
+        (
+            "num_attention_heads", "num_heads", "n_heads", "encoder_attention_heads",
+            "decoder_attention_heads", "swa_num_attention_heads", "num_sliding_attention_heads",
+            "linear_num_heads", "linear_num_value_heads", "mamba_n_heads", "mamba_num_heads",
+            "index_n_heads",
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            "num_key_value_heads", "swa_num_key_value_heads", "kv_n_heads", "linear_num_key_heads",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        (
+            "head_dim", "d_kv", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim",
+            "swa_head_dim", "linear_head_dim", "linear_key_head_dim", "linear_value_head_dim",
+            "index_head_dim", "mamba_d_head", "mamba_head_dim", "kv_lora_rank", "q_lora_rank",
+            "o_lora_rank", "mamba_d_state", "ssm_state_size", "mamba_dt_rank", "router_hidden_size",
+            "d_rel", "gated_norm_rank", "loop_gate_rank", "hc_lowrank",
+        ),
+        8,
+    ),
+    "qk_head_dim": 16,
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k",
+            "top_k_experts",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1
+    ),
+    **dict.fromkeys(("n_group", "num_expert_group"), 2),
+    **dict.fromkeys(("topk_group",), 1),
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_chunk_size"), 16),
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size", "block_size"), 8),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id", "eod_token_id"), 2),
+    "pad_token_id": PAD,
+    "decoder_start_token_id": PAD,
+    "zero_expert_num": 4,
+    "max_position_embeddings": 128,
+    "layerdrop": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+}  # fmt: skip
+
+OWN: dict[str, dict[str, Any]] = {
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
+    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 24]}},
+    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
+    "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
+    "zaya": {"num_experts_per_tok": 1},
+    "nemotron_h": {"layers_block_type": ["full_attention", "moe", "mamba", "moe"]},
+}
+CLASSES: dict[str, tuple[str, str]] = {
+    "qwen3_omni_moe": (
+        "qwen3_omni_moe_thinker",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+    ),
+}
+"""Model type of the configuration and model class, where the automatic ones do not fit."""
+
+
+@cache
+def families() -> list[str]:
+    """Names of all families that record router logits, as their folders are called."""
+    models = Path(transformers.__file__).parent / "models"
+    recorder = re.compile(r'"router_logits"\s*:\s*OutputRecorder')
+    return sorted(
+        path.parent.name
+        for path in models.glob("*/modeling_*.py")
+        if recorder.search(path.read_text(encoding="utf-8"))
+    )
+
+
+def build(family: str, **changes: Any) -> torch.nn.Module:
+    """A tiny model of the family in training mode, seeded."""
+    torch.manual_seed(0)
+    model_type, class_name = CLASSES.get(family) or _automatic(family)
+    config = _shrunk(CONFIG_MAPPING[model_type], OWN.get(family, {}) | changes)
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    model: torch.nn.Module = getattr(module, class_name)(config)
+    _randomise(model)
+    return model.train()
+
+
+def _automatic(family: str) -> tuple[str, str]:
+    tables = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_MAPPING_NAMES,
+    )
+    for model_type in (f"{family}_text", family, family.replace("_", "-")):
+        for table in tables:
+            if model_type in CONFIG_MAPPING_NAMES and model_type in table:
+                return model_type, str(table[model_type])
+    raise KeyError(f"no automatic class for {family}: add it to CLASSES")
+
+
+def _shrunk(kind: type, changes: dict[str, Any]) -> Any:
+    """The configuration with small sizes, those of its parts too."""
+    default = kind()
+    sizes = {name: SIZES[name] for name in default.to_dict() if name in SIZES}
+    if "kv_lora_rank" in sizes:  # latent attention: a key for every query
+        sizes["num_key_value_heads"] = 4
+    for name, part in getattr(kind, "sub_configs", {}).items():
+        inner = getattr(default, name, None)
+        if inner is not None and isinstance(inner, transformers.PretrainedConfig):
+            own = changes.get(name, {})
+            sizes[name] = _shrunk(type(inner), own).to_dict()
+    return kind(**(sizes | {k: v for k, v in changes.items() if not isinstance(v, dict)}))
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module) -> None:
+    """Random routers, so that no choice is a tie, and biases that matter."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dim() >= 1 and tensor.numel() > 1:
+            if re.search(r"(gate|router|classifier)[^.]*\.(weight|proj\.weight|layer\.weight)$", name):
+                tensor.normal_(std=0.5)
+            elif re.search(r"(correction_bias|expert_bias|balancing_biases)$", name):
+                tensor.normal_(std=0.1)

@@ -1,0 +1,248 @@
+"""The families of transformers whose routing is not in the arguments of their experts, and what
+router scores mean in the others.
+
+Everything is recognised by the name of a class, so that transformers is never imported for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microscope_tui.probe.adapter import Choice
+from microscope_tui.probe.sites import Scores, Site
+
+
+def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
+    """The site at ``module`` if its family has a reader of its own."""
+    kind = type(module).__name__
+    make = _OWN.get(kind)
+    if make is None or not type(module).__module__.startswith("transformers."):
+        return None
+    made: Site = make(path, module, parent)
+    return made
+
+
+def _switch(path: str, module: Any, parent: nn.Module) -> Site:
+    """Its one-hot choice is zero where the capacity dropped a token: the argmax is the demand."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        kept_BSE, _, logits_BSE = output
+        ids_TK = logits_BSE.argmax(dim=-1).reshape(-1, 1)
+        kept_TK = kept_BSE.sum(dim=-1).reshape(-1, 1) > 0
+        return Choice(ids_TK, logits_TE=logits_BSE.flatten(0, -2), kept_TK=kept_TK)
+
+    made = _at_router(path, module, parent, read, module.num_experts, 1, "softmax")
+    made.drops = True
+    return made
+
+
+def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
+    """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
+    library): counted is what the logits choose."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_TE = output[2]
+        return Choice(logits_TE.topk(2, dim=-1).indices, logits_TE=logits_TE)
+
+    return _at_router(path, module, parent, read, module.num_experts, 2, "softmax")
+
+
+def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
+    """Hands on a sorted order of tokens, no ids; its logits are the selection scores."""
+    top_k = int(module.top_k)
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_TE = output[4]
+        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
+
+    return _at_router(path, module, parent, read, module.num_experts, top_k, "softmax")
+
+
+def _llama4(path: str, module: Any, parent: nn.Module) -> Site:
+    """Its experts see every token, weighted by zero where it did not choose them."""
+    top_k = int(module.top_k)
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_TE = output[1]
+        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
+
+    return _at_router(path, module, parent, read, module.num_experts, top_k, "sigmoid")
+
+
+def _doge(path: str, module: Any, parent: nn.Module) -> Site:
+    """Product keys: an expert is a pair of half-keys, and the best pairs are chosen."""
+    keys, top_k = int(module.num_keys), int(module.top_k)
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_2TN = output[1]
+        (x_TN, y_TN), (i_TN, j_TN) = logits_2TN.topk(keys, dim=-1)
+        scores_TE = (x_TN.unsqueeze(-1) + y_TN.unsqueeze(-2)).flatten(1)
+        pairs_TE = (i_TN.unsqueeze(-1) * keys + j_TN.unsqueeze(-2)).flatten(1)
+        chosen_TK = scores_TE.topk(top_k, dim=-1).indices
+        # In the order of the experts, as all logits are.
+        logits_TE = torch.zeros_like(scores_TE).scatter(1, pairs_TE, scores_TE)
+        return Choice(pairs_TE.gather(1, chosen_TK), logits_TE=logits_TE)
+
+    made = _at_router(path, module, parent, read, keys * keys, top_k, "softmax")
+    made.router, made.block = module.router_gate, module
+    return made
+
+
+def _ernie_experts(path: str, module: Any, parent: nn.Module) -> Site:
+    """Text and vision have experts of their own, each called with its own tokens only, and the
+    vision ones only where the batch has images. The layer around both knows which are which."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        _, ids_TK, weights_TK = args[:3]
+        return Choice(ids_TK, weights_TK)
+
+    made = _at_router(path, module, parent, read, module.num_experts, 0, "softmax")
+    made.before, made.experts, made.router, made.scores = True, module, router_in(parent), None
+    made.top_k = int(parent.top_k)  # type: ignore[arg-type]
+    return made
+
+
+def ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
+    """Tell the two sites of every layer of ernie4_5_vl_moe which tokens they will see."""
+    for layer in model.modules():
+        if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
+            continue
+        kinds: list[Tensor | None] = [None]
+
+        def overhear(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
+            given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
+            kinds[0] = None if given is None else given.bool()
+
+        def text(kinds: list[Any] = kinds) -> Tensor | None:
+            return None if kinds[0] is None else ~kinds[0]
+
+        def vision(kinds: list[Any] = kinds) -> Tensor | None:
+            return kinds[0]
+
+        for site in sites:
+            if site.block is layer.text_moe:
+                site.own_rows, site.asides = text, [(layer, overhear)]
+            if site.block is layer.vision_moe:
+                site.own_rows, site.optional = vision, True
+
+
+def _zaya(path: str, module: Any, parent: nn.Module) -> Site:
+    """A token that skips its layer is handed on as expert 0 with weight 0."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        _, ids_TK, weights_TK = args[:3]
+        return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
+
+    return Site(
+        path=path,
+        module=module,
+        read=read,
+        before=True,
+        num_experts=int(module.num_experts),
+        top_k=1,
+        router=router_in(parent),
+        block=parent,
+        experts=module,
+    )
+
+
+_OWN: dict[str, Any] = {
+    "SwitchTransformersTop1Router": _switch,
+    "NllbMoeTop2Router": _nllb,
+    "JetMoeTopKGating": _jetmoe,
+    "Llama4Router": _llama4,
+    "DogeCDMoE": _doge,
+    "ZayaExperts": _zaya,
+    "Ernie4_5_VLMoeMoeExperts": _ernie_experts,
+}
+
+
+def _at_router(
+    path: str, module: nn.Module, parent: nn.Module, read: Any, experts: int, top_k: int, kind: str
+) -> Site:
+    return Site(
+        path=path,
+        module=module,
+        read=read,
+        before=False,
+        num_experts=int(experts),
+        top_k=top_k,
+        scores=Scores(module, None, kind),
+        router=module,
+        block=parent,
+    )
+
+
+_PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")
+_ROUTERS = ("Router", "Gate", "Gating", "Route")
+
+
+def router_in(block: nn.Module) -> nn.Module | None:
+    """The router beside the experts in ``block``: what is called so, or is of a class called so."""
+    for name in ("gate", "router"):
+        module = getattr(block, name, None)
+        if isinstance(module, nn.Module) and type(module).__name__.endswith(_ROUTERS):
+            return module
+    for module in block.children():
+        if type(module).__name__.endswith(_ROUTERS):
+            return module
+    return None
+
+
+def limits_groups(router: nn.Module | None, block: nn.Module) -> bool:
+    """Only some groups of experts may be chosen from."""
+    for module in (router, block):
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("n_group", "num_expert_group", "n_groups", "num_expert_groups"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int) and value > 1:
+                    return True
+    return False
+
+
+def scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
+    """Where the logits of a site are, as the model itself declares what it can record."""
+    router = site.router
+    if router is None:
+        return None
+    for module in modules.values():
+        recorders = getattr(module, "_can_record_outputs", None)
+        recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
+        for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
+            if one is not None and isinstance(router, one.target_class):
+                return Scores(router, int(one.index), score_kind(router, site.block))
+    return None
+
+
+def score_kind(router: nn.Module, block: nn.Module | None) -> str | None:
+    """What turns logits of this router into probabilities; ``None`` where it is not known."""
+    kind = type(router).__name__
+    if kind in _PROBABILITIES:
+        return "probabilities"
+    for holder in (router, block, getattr(router, "config", None), getattr(block, "config", None)):
+        for name in ("scoring_func", "score_func", "score_function", "scoring_func_name"):
+            value = getattr(holder, name, None)
+            if value in ("softmax", "sigmoid"):
+                return str(value)
+    return _KINDS.get(kind)
+
+
+_KINDS: dict[str, str] = {}
+
+
+def bias_of(site: Site) -> Tensor | None:
+    """The selection bias of a site as it is now, ``[E]``."""
+    places = [site.router, site.block, getattr(site.router, "moe_statics", None)]
+    places.append(getattr(site.block, "moe_statics", None))
+    for holder in filter(None, places):
+        for name in _BIASES:
+            bias = getattr(holder, name, None)
+            if isinstance(bias, Tensor) and bias.numel() >= site.num_experts:
+                return bias.detach().reshape(-1)[: site.num_experts]
+    return None
+
+
+_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases", "expert_biases")

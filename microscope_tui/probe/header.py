@@ -1,0 +1,83 @@
+"""What the log says about a model before its first step, from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from microscope_tui.probe.stepsums import Layout
+
+def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
+    """Arguments of ``RunRecorder`` that follow from the model."""
+    sites = [layout.sites[row.place] for row in layout.rows]
+    top_k = [layout.top_k[row.place] for row in layout.rows]
+    config = text_config(model)
+    kinds = [site.scores.kind if site.scores else None for site in sites]
+    kinds = ["softmax" if kind == "probabilities" else kind or "unknown" for kind in kinds]
+    return {
+        "model": {
+            "name": getattr(config, "model_type", None) or type(model).__name__,
+            "layers": [site.depth for site in sites],
+            "layer_names": [row.name for row in layout.rows],
+            "num_experts": _one([site.num_experts for site in sites]),
+            "top_k": _one(top_k),
+            "num_shared_experts": _first(config, ("n_shared_experts", "num_shared_experts")),
+            "score_function": _one(kinds),
+            "norm_top_k": _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob")),
+            "capacity_factor": None,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        "balance": balance(model, config),
+        "config": {"dtype": _dtype(model), "micro_batches": passes},
+        "versions": {"torch": str(torch.__version__)} | _transformers(model),
+    }
+
+
+def profile(model: nn.Module) -> str:
+    """``finetune`` where the weights were loaded, or only some of them are trained."""
+    loaded = bool(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return "finetune" if loaded or frozen else "pretrain"
+
+
+def text_config(model: nn.Module) -> Any:
+    """The part of the configuration that describes the language model; ``None`` without any."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        return config.get_text_config()
+    return config
+
+
+def balance(model: nn.Module, config: Any) -> dict[str, Any]:
+    """How the routers are kept even, as far as the configuration tells."""
+    weight = _first(config, ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha"))
+    asked = getattr(config, "output_router_logits", None)
+    if weight is None:
+        return {}
+    told: dict[str, Any] = {"method": "aux", "aux_weight": weight}
+    return told if asked is None else told | {"output_router_logits": bool(asked)}
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Any:
+    return next((v for name in names if (v := getattr(config, name, None)) is not None), None)
+
+
+def _one(values: list[Any]) -> Any:
+    """One value where all routers share it, else the list."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _dtype(model: nn.Module) -> str:
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return names.get(kind, str(kind))
+
+
+def _transformers(model: nn.Module) -> dict[str, str]:
+    if not type(model).__module__.startswith("transformers."):
+        return {}
+    import transformers
+
+    return {"transformers": transformers.__version__}

@@ -1,0 +1,307 @@
+"""The probe: it watches the routers of a model while someone else trains it, and writes the log.
+
+It counts in the hooks of ``watching.py``, and turns a step into a line here: one sum over ranks,
+one copy to the host, one record. After ``attach`` nothing raises; a process whose probe has failed
+still takes part in every sum, and the lines say that they are incomplete.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microscope_tui.probe.families import bias_of
+from microscope_tui.probe.gradients import grad_squares
+from microscope_tui.probe.header import describe, profile
+from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.machine import memory_bytes
+from microscope_tui.probe.ranks import Ranks
+from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.probe.sites import Site
+from microscope_tui.probe.stepline import step_record
+from microscope_tui.probe.stepsums import EXTRA, Layout
+from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
+from microscope_tui.probe.watching import Watch
+
+_logger = logging.getLogger("moe_microscope.probe")
+
+
+class Probe:
+    """What ``attach`` returns: call ``step`` after every optimizer step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: list[Site],
+        ranks: Ranks,
+        *,
+        run_folder: Path,
+        mode: str,
+        every: int,
+        saliency: bool,
+        start_step: int,
+        resumed: bool,
+        judgement: bytes | None,
+        on_alert: Callable[[Alert], Any] | None,
+        planned_steps: int | None = None,
+    ) -> None:
+        self.sites, self.ranks = sites, ranks
+        self.planned_steps = planned_steps
+        self.stops = False
+        """The training should end: rank 0 asked for it, and all ranks have heard of it."""
+        self._model, self._folder, self._mode, self._every = model, run_folder, mode, every
+        self._watch = Watch(model, sites, mode, saliency)
+        self._saliency, self._judgement, self._on_alert = saliency, judgement, on_alert
+        self._step, self._resumed = start_step - 1, resumed
+        self._layout: Layout | None = None
+        self._log: TrainingLog | None = None
+        self._squares: Tensor | None = None
+        self._wants_stop = False
+        self._said: set[str] = set()
+        self._tick = time.perf_counter()
+        self._next()
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps completed."""
+        return self._step
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the step under way is counted and logged."""
+        return self._watch.on
+
+    def step(
+        self,
+        loss: Any = None,
+        *,
+        losses: Mapping[str, Any] | None = None,
+        step: int | None = None,
+        **scalars: Any,
+    ) -> None:
+        """Log the optimizer step that has just been completed. Every rank calls it, every step.
+
+        Args:
+            loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
+            losses: Other terms, unweighted, by name.
+            step: Its number, where it is not the next one.
+            scalars: Whatever else is worth a place in the line: ``learning_rate``, ``grad_norm``.
+        """
+        self._step = self._step + 1 if step is None else int(step)
+        due, self._watch.on = self._watch.on, False
+        if due:
+            self._record(loss, losses, scalars)
+        self._next()
+
+    def read_gradients(self) -> None:
+        """Take the norm of the routers' gradients now, for a trainer that clears them before
+        ``step`` is called."""
+        if self._watch.on:
+            self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
+
+    def request_stop(self) -> None:
+        """Rank 0 asks for the end of the training: ``stops`` is true on all ranks after the next
+        logged step."""
+        self._wants_stop = True
+
+    def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
+        if self._log is not None:
+            self._log.event(self._step if step is None else step, event, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, so that a resumed run is judged as if never stopped."""
+        judgement = self._judgement if self._log is None else self._log.judgement()
+        if self._log is not None:
+            self._log.sync()
+        return {"step": self._step, "judgement": judgement}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``; before the first step.
+
+        Raises:
+            RuntimeError: steps have been logged already.
+        """
+        if self._log is not None:
+            raise RuntimeError("load_state_dict after steps were logged: call it after attach")
+        self._step, self._judgement = int(state["step"]), state.get("judgement")
+        self._resumed = self._resumed or self._step > 0
+        self._next()
+
+    def detach(self, reason: str = "finished") -> None:
+        """Take the probe off the model, which is then as it was, and close the log.
+
+        Args:
+            reason: How the run ended: ``finished``, ``stopped``, ``collapse`` or ``failed``.
+        """
+        self._watch.detach()
+        _open_folders.discard(self._folder)
+        if self._log is not None:
+            self._log.end(self._step, reason)
+            self._log = None
+
+    def verdict(self) -> str:
+        """How the run stands so far, in one line or a few; empty where it cannot be told."""
+        return "" if self._log is None else self._log.verdict()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach("finished" if kind is None else "failed")
+
+    def _next(self) -> None:
+        self._squares = None
+        self._watch.reset(on=(self._step + 1) % self._every == 0)
+
+    def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
+        """One line. The sums over ranks happen whatever else goes wrong."""
+        watch, ranks = self._watch, self.ranks
+        if self._layout is None:
+            self._layout = Layout.agreed(self.sites, watch.tallies, ranks)
+        layout = self._layout
+        speaks = ranks.counts and not watch.problem
+        vector = self._try(lambda: self._vector(layout, loss, speaks))
+        if vector is None:
+            extra = torch.zeros(len(EXTRA), dtype=torch.float64)
+            extra[0] = 1.0
+            nothing = torch.zeros(len(layout.rows), dtype=torch.float64)
+            vector = layout.vector({}, extra, nothing, ranks, False)
+        vector = ranks.sum(vector)
+        told = self._try(lambda: self._told(layout, vector))
+        if told is None:
+            return
+        self.stops = self.stops or told.extra["stop"] > 0
+        if ranks.rank:
+            self._log = self._log or SilentLog()
+            return
+        record = self._try(
+            lambda: step_record(
+                told, layout, self._step, self._saliency, losses, scalars, self._timing(told)
+            )
+        )
+        if record is not None:
+            self._complain(told, layout)
+            self._write(layout, record)
+
+    def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
+        watch = self._watch
+        devices = [t.counts_E2.device for t in watch.tallies.values()]
+        device = devices[0] if devices else torch.device("cpu")
+        losses, auxes = watch.losses(loss, device)
+        extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
+        extra[0] = float(bool(watch.problem))
+        extra[1] = float(watch.passes if speaks else 0)
+        extra[2] = float(self._wants_stop)
+        extra[3:5] = losses if speaks else 0.0
+        extra[5:7] = auxes if speaks else 0.0
+        squares = self._squares
+        if squares is None:
+            squares = grad_squares(self.sites, self.ranks)
+        index = torch.tensor([row.place for row in layout.rows])
+        squares_L = squares.to(device)[index.to(device)]
+        return layout.vector(watch.tallies, extra, squares_L, self.ranks, speaks)
+
+    def _told(self, layout: Layout, vector: Tensor) -> Any:
+        """The numbers of the step: the one copy to the host."""
+        biases = [bias_of(self.sites[row.place]) for row in layout.rows]
+        flat = [vector] + [b.to(vector.device, torch.float64) for b in biases if b is not None]
+        numbers = torch.cat(flat).tolist()
+        rest, rows = numbers[len(vector) :], []
+        for bias in biases:
+            size = 0 if bias is None else len(bias)
+            rows.append(rest[:size])
+            rest = rest[size:]
+        return layout.read(numbers[: len(vector)], rows, self.ranks.size)
+
+    def _timing(self, told: Any) -> dict[str, float | None]:
+        now = time.perf_counter()
+        seconds, self._tick = (now - self._tick) / self._every, now
+        tokens = max(told.tokens, default=0)
+        return {
+            "tokens_per_s": tokens / seconds if seconds > 0 else None,
+            "step_time_s": seconds,
+            "memory_bytes": memory_bytes(),
+        }
+
+    def _write(self, layout: Layout, record: dict[str, Any]) -> None:
+        if self._log is None:
+            self._log = self._try(lambda: UnfailingLog(self._open(layout))) or SilentLog()
+        self._log.step(record)
+        for alert in self._log.alerts():
+            say = _logger.info if alert.severity == "info" else _logger.warning
+            say("step %d: %s: %s. %s", alert.step, alert.rule, alert.verdict, alert.next)
+            if self._on_alert is not None:
+                try:
+                    self._on_alert(alert)
+                except Exception:
+                    _logger.exception("on_alert raised; training continues")
+        if self._wants_stop and self.ranks.size == 1:
+            self.stops = True
+
+    def _open(self, layout: Layout) -> RunRecorder:
+        return RunRecorder(
+            self._folder,
+            run=self._folder.name,
+            planned_steps=self.planned_steps,
+            resumed_at_step=self._step if self._resumed else None,
+            profile="eval" if self._mode == "eval" else profile(self._model),
+            writer="microscope_tui.probe",
+            world_size=self.ranks.size,
+            judgement=self._judgement,
+            **describe(self._model, layout, self._watch.passes),
+        )
+
+    def _complain(self, told: Any, layout: Layout) -> None:
+        if told.extra["passes"] == 0:
+            self._say_once(
+                f"step {self._step}: no forward pass was counted; call the model that was given to "
+                f"attach, in {'training' if self._mode == 'train' else 'evaluation'} mode"
+            )
+        if self._watch.outside:
+            self._say_once(
+                "routers run outside the forward of the model that was given to attach, and are "
+                "not counted: attach to the module that the training calls"
+            )
+
+    def _say_once(self, what: str) -> None:
+        if what.partition(":")[2][:30] not in self._said:
+            self._said.add(what.partition(":")[2][:30])
+            _logger.warning("%s: %s", self._folder, what)
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            with torch.no_grad():
+                return call()
+        except Exception as error:  # whatever it is, the training matters more
+            self._watch.fail(error)
+            return None
+
+
+_open_folders: set[Path] = set()
+"""Run folders that a probe of this process writes to."""
+
+
+def claim(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: a probe of this process writes to that folder already.
+    """
+    if folder in _open_folders:
+        raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
+    _open_folders.add(folder)
+
+
+__all__ = ["Probe", "claim"]

@@ -1,0 +1,78 @@
+"""The processes that train together: one sum over all of them for every logged step.
+
+Ranks that see the same tokens (tensor-parallel siblings) take part with zeros, so that nothing is
+counted twice; so does a rank whose probe has failed, and no other rank ever waits for it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
+"""Names of mesh dimensions along which every rank sees the same tokens."""
+
+
+class Ranks:
+    """All processes of the training; one alone where there is no process group."""
+
+    def __init__(self, model: nn.Module) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size() if together else 1
+        self.rank = dist.get_rank() if together else 0
+        self.counts = not _is_sibling(model)
+        """Whether what this rank sees is counted: not what the rank before it sees too."""
+        self._device = torch.device("cpu")
+        if together and "nccl" in str(dist.get_backend()):
+            self._device = torch.device("cuda", torch.cuda.current_device())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM) if self.size > 1 else values
+
+    def max(self, values: Tensor) -> Tensor:
+        """The maximum over all ranks, entry by entry."""
+        return self._reduced(values, dist.ReduceOp.MAX) if self.size > 1 else values
+
+    def _reduced(self, values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+        values = values.to(self._device).contiguous()
+        dist.all_reduce(values, op=how)
+        return values
+
+    def same(self, number: int) -> int:
+        """``number`` as rank 0 has it."""
+        told = torch.tensor([number if self.rank == 0 else 0], dtype=torch.int64)
+        return int(self.max(told)[0]) if self.size > 1 else number
+
+    def raise_alike(self, problem: Exception | None) -> None:
+        """Return if no rank has a problem; else raise on all of them.
+
+        Raises:
+            ValueError: another rank has a problem that this one has not.
+        """
+        if self.size == 1:
+            if problem is not None:
+                raise problem
+            return
+        told: list[str | None] = [None] * self.size
+        dist.all_gather_object(told, None if problem is None else f"{problem}")
+        if problem is not None:
+            raise problem
+        for rank, text in enumerate(told):
+            if text is not None:
+                raise ValueError(f"attach failed on rank {rank}: {text}")
+
+
+def _is_sibling(model: nn.Module) -> bool:
+    """Another rank, which counts, sees the same tokens as this one."""
+    for parameter in model.parameters():
+        mesh = getattr(parameter, "device_mesh", None)
+        names = getattr(mesh, "mesh_dim_names", None) or ()
+        if mesh is not None:
+            for dimension, name in enumerate(names):
+                if name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
+                    return True
+    return False
+
+

@@ -1,0 +1,147 @@
+"""Where routers are: one ``Site`` for every router module of a model, and what it is called.
+
+A router is named by the depth that its module path holds, never by its position: in a model whose
+first three layers are dense the first router is ``L3``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from microscope_tui.probe.adapter import Choice
+
+MAX_NAME = 12
+
+_STACKS = {
+    "encoder": "enc",
+    "decoder": "dec",
+    "mtp": "mtp",
+    "mtp_layers": "mtp",
+    "mtp_modules": "mtp",
+    "vision": "vis",
+    "visual": "vis",
+    "image": "vis",
+    "audio": "aud",
+    "talker": "talk",
+    "code": "code",
+}
+"""Words in a module path and the stack of layers that they name."""
+_WITHIN = {"self_attn": "attn", "self_attention": "attn", "text_moe": "text", "vision_moe": "vis"}
+_NO_TEXT = ("vis", "aud")
+"""Stacks that see patches or frames: the attention mask of the text is not theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How to read what a router scored: its module, its output, and what the numbers are."""
+
+    module: nn.Module
+    index: int | None
+    """Of the logits in the module's output; ``None`` where the output is the logits."""
+    kind: str | None
+    """``softmax`` or ``sigmoid``: what turns the logits into probabilities; ``probabilities``
+    where they are some already; ``None`` where that is not known."""
+
+
+@dataclass(slots=True)
+class Site:
+    """One router of the model."""
+
+    path: str
+    """Of the module that is watched, in the model."""
+    module: nn.Module
+    read: Callable[[nn.Module, tuple[Any, ...], Any], Choice]
+    """Makes a choice of one call: ``read(module, args, output)``; the output is ``None`` where
+    it is called before the module runs."""
+    before: bool
+    """Read when the module is entered: its arguments say all."""
+    num_experts: int
+    top_k: int
+    depth: int = 0
+    stack: str = ""
+    name: str = ""
+    scores: Scores | None = None
+    router: nn.Module | None = None
+    """Holds the router's weight and, mostly, its selection bias."""
+    block: nn.Module | None = None
+    """Holds the router and its experts."""
+    experts: nn.Module | None = None
+    """Takes ``(hidden, ids, weights)``: can be asked for the output of single experts."""
+    groups: bool = False
+    """Chooses among groups of experts first, so that the next best expert may be out of reach."""
+    sees_text: bool = True
+    """Its tokens are those of the batch, in their order."""
+    drops: bool = False
+    """A capacity may drop what was chosen."""
+    optional: bool = False
+    """Not every pass has tokens for it."""
+    own_rows: Callable[[], Tensor | None] | None = None
+    """Bool over the tokens of the batch: which of them this call sees; ``None`` for all."""
+    asides: list[tuple[nn.Module, Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]]] = (
+        field(default_factory=list)
+    )
+    """Modules whose calls are overheard for ``own_rows``: called with their arguments."""
+
+
+def place(sites: list[Site], model: nn.Module) -> list[Site]:
+    """Depth, stack and name of every site, from its path; sorted in forward order."""
+    for position, site in enumerate(sites):
+        parts = site.path.split(".")
+        at = _depth_at(parts, model)
+        site.depth = position if at is None else int(parts[at])
+        number = getattr(site.module, "layer_number", None)  # Megatron: true under pipelines too
+        if isinstance(number, int) and number >= 1:
+            site.depth = number - 1
+        site.stack = next(filter(None, map(_stack, parts[:at])), "")
+        site.sees_text = site.stack not in _NO_TEXT
+        site.optional = site.optional or not site.sees_text
+    stacks = {site.stack for site in sites}
+    for site in sites:
+        if len(stacks) == 1 or (site.stack == "dec" and "enc" not in stacks):
+            site.stack = ""  # a decoder without an encoder is the model
+    ordered = sorted(sites, key=_forward_order)
+    _name(ordered)
+    return ordered
+
+
+def _stack(part: str) -> str:
+    words = (part, *part.split("_"))
+    return next((_STACKS[word] for word in words if word in _STACKS), "")
+
+
+def _depth_at(parts: list[str], model: nn.Module) -> int | None:
+    """Index of the part that is the layer's number: in the outermost list of several modules."""
+    first, module = None, model
+    for at, part in enumerate(parts):
+        if part.isdigit():
+            first = at if first is None else first
+            if len(list(module.children())) > 1:
+                return at
+        module = getattr(module, part)
+    return first
+
+
+def _within(site: Site) -> str:
+    return next((_WITHIN[p] for p in reversed(site.path.split(".")) if p in _WITHIN), "")
+
+
+def _forward_order(site: Site) -> tuple[int, str, int, bool]:
+    first = {"vis": 0, "aud": 1, "enc": 2, "": 3, "dec": 3}.get(site.stack, 4)
+    return first, site.stack, site.depth, _within(site) != "attn"
+
+
+def _name(sites: list[Site]) -> None:
+    names = [f"{s.stack}.{s.depth}" if s.stack else f"L{s.depth}" for s in sites]
+    alone = Counter(names)
+    for index, site in enumerate(sites):
+        if alone[names[index]] > 1 and _within(site):
+            names[index] += f".{_within(site)}"
+    repeated, seen = Counter(names), Counter[str]()
+    for site, name in zip(sites, names, strict=True):
+        seen[name] += 1
+        site.name = (name if repeated[name] == 1 else f"{name}.{seen[name]}")[:MAX_NAME]

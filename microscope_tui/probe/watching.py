@@ -1,0 +1,265 @@
+"""The hooks of the probe, and the sums that they fill while a model runs forward.
+
+What counts is decided once, where the whole model's forward begins: in training mode and with
+gradients enabled. Routers that run outside such a pass (activation checkpointing runs them again
+in the backward pass; a reference model is run without gradients) are not counted.
+
+A hook never waits for the device and never raises: the first failure ends the watching, with one
+warning.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microscope_tui.probe.adapter import Choice
+from microscope_tui.probe.batch import Batch, argument_names
+from microscope_tui.probe.families import bias_of
+from microscope_tui.probe.sites import Site
+from microscope_tui.probe.tally import Tally
+
+_logger = logging.getLogger("moe_microscope.probe")
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What is left of a hook in a copy of the model."""
+
+
+class _Hook:
+    """A hook that belongs to one model: in a copy or a pickle of it there is none."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _nothing_again, ()
+
+
+def _nothing_again() -> Any:
+    return _nothing
+
+
+class Watch:
+    """Watches the routers of one model between two logged steps."""
+
+    def __init__(self, model: nn.Module, sites: list[Site], mode: str, saliency: bool) -> None:
+        self.sites, self.problem = sites, ""
+        self.on = False
+        """Whether the step under way is one to be counted."""
+        self.passes = 0
+        """Forward passes of the step that count."""
+        self.outputs: list[Any] = []
+        """What they returned of losses: ``(loss, aux)``."""
+        self.outside = 0
+        """Calls of routers with gradients outside a pass of the whole model."""
+        self.tallies: dict[tuple[int, int, torch.device], Tally] = {}
+        """By the place of the site, the number of the pass through it, and where it ran."""
+        self._model, self._training = model, mode == "train"
+        self._saliency = saliency
+        self._names = argument_names(model)
+        self._pad_id = _pad_id(model)
+        self._batch: Batch | None = None
+        self._inside = 0
+        self._rows: defaultdict[int, int] = defaultdict(int)
+        self._logits: dict[int, Tensor] = {}
+        self._slots: dict[int, tuple[Tensor, tuple[Any, ...], Tally]] = {}
+        self._handles: list[Any] = []
+        self._install()
+
+    def reset(self, on: bool) -> None:
+        """Forget the step; count the next one if it is ``on``."""
+        self.on, self.passes, self.outside = on, 0, 0
+        self.tallies, self.outputs = {}, []
+
+    def losses(self, loss: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``(sum, number)`` of the losses of the step, and of its auxiliary terms."""
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
+        if loss is not None:
+            loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+            sums[0] = torch.stack((loss.double().mean().to(device), sums.new_ones(())))
+        return sums[0], sums[1]
+
+    def detach(self) -> None:
+        """Take the hooks off: the model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def fail(self, error: Exception) -> None:
+        """Warn once; from now on nothing is watched."""
+        if not self.problem:
+            self.problem = f"{type(error).__name__}: {error}"
+            _logger.warning(
+                "the probe stops counting on this process, training continues: %s", self.problem
+            )
+        self._batch = None
+
+    def _install(self) -> None:
+        model = self._model
+        self._hook(model.register_forward_pre_hook, self._enter, with_kwargs=True)
+        self._hook(model.register_forward_hook, self._leave, always_call=True)
+        for place, site in enumerate(self.sites):
+            if site.scores is not None and site.scores.index is not None:
+                take = self._for(place, self._take_logits)
+                self._hook(site.scores.module.register_forward_hook, take, prepend=True)
+            for module, overhear in site.asides:
+                self._hook(module.register_forward_pre_hook, overhear, with_kwargs=True)
+            if site.before:
+                see = self._for(place, self._see_arguments)
+                self._hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
+            else:
+                see = self._for(place, self._see_output)
+                self._hook(site.module.register_forward_hook, see, prepend=True)
+            if self._saliency and site.experts is not None:
+                ask = self._for(place, self._ask_experts)
+                self._hook(site.experts.register_forward_hook, ask, prepend=True)
+
+    def _hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
+        self._handles.append(register(_Hook(call), **options))
+
+    def _for(self, place: int, call: Callable[..., None]) -> Callable[..., None]:
+        def hook(*args: Any) -> None:
+            if self._batch is None:
+                self.outside += self.on and torch.is_grad_enabled() and not _in_backward()
+                return
+            try:
+                with torch.no_grad():
+                    call(place, *args)
+            except Exception as error:  # whatever it is, the training matters more
+                self.fail(error)
+
+        return hook
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside += 1
+        if self._inside > 1 or not self.on or self.problem or not self._pass_counts():
+            return
+        self._rows.clear()
+        self._logits.clear()
+        self._batch = Batch(dict(zip(self._names, args, strict=False)) | kwargs, self._pad_id)
+        self.passes += 1
+
+    def _pass_counts(self) -> bool:
+        if not self._training:
+            return not self._model.training
+        if not self._model.training or not torch.is_grad_enabled():
+            return False
+        return not _in_backward() or _reentrant_checkpoint()
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside = max(0, self._inside - 1)
+        if self._inside == 0 and self._batch is not None:
+            self._batch = None
+            loss, aux = _loss_of(output, "loss"), _loss_of(output, "aux_loss")
+            if loss is not None:
+                self.outputs.append((loss, aux))
+
+    def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+        scores = self.sites[place].scores
+        assert scores is not None and scores.index is not None
+        logits = output[scores.index] if isinstance(output, tuple | list) else output
+        self._logits[place] = logits.reshape(-1, logits.shape[-1])
+
+    def _see_arguments(
+        self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if kwargs:
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            args = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
+        self._see(place, self.sites[place].read(module, args, None), args)
+
+    def _see_output(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+        self._see(place, self.sites[place].read(module, args, output), args)
+
+    def _see(self, place: int, choice: Choice, args: tuple[Any, ...]) -> None:
+        site, ids = self.sites[place], choice.ids_TK
+        rows = ids.numel() // ids.shape[-1]
+        number, real_T = self._real(place, rows, choice)
+        tally = self._tally((place, number, ids.device))
+        slots_TK = tally.add(choice, real_T)
+        logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
+        kind = site.scores.kind if site.scores is not None else None
+        if logits is not None and kind is not None and len(logits) == rows:
+            tally.add_scores(logits, kind, slots_TK, bias_of(site), not site.groups)
+        if self._saliency and choice.weights_TK is not None:
+            tally.add_weights(choice.weights_TK, slots_TK)
+            self._slots[place] = slots_TK, args, tally
+
+    def _tally(self, key: tuple[int, int, torch.device]) -> Tally:
+        tally = self.tallies.get(key)
+        if tally is None:
+            with torch.inference_mode(False):  # evaluated in it, read outside of it
+                tally = self.tallies[key] = Tally(self.sites[key[0]].num_experts, key[2])
+        return tally
+
+    def _real(self, place: int, rows: int, choice: Choice) -> tuple[int, Tensor | None]:
+        """Which pass through the site this is, and which of its rows are real tokens."""
+        batch, site = self._batch, self.sites[place]
+        assert batch is not None
+        if choice.real_T is not None or not site.sees_text:
+            return 0, choice.real_T
+        of_batch, real_N = batch.rows(site.stack), batch.real(site.stack)
+        if site.own_rows is not None and (own_N := site.own_rows()) is not None:
+            # Without waiting for the device: how many rows there are is known from the call.
+            at_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
+            return 0, None if real_N is None else real_N[at_T]
+        before, self._rows[place] = self._rows[place], self._rows[place] + rows
+        if of_batch is None:
+            return before // rows, None
+        if before % of_batch + rows > of_batch:
+            raise ValueError(
+                f"{site.name} ({site.path}) is called with {rows} rows and the batch has "
+                f"{of_batch} tokens: it is not known which of them these are"
+            )
+        start = before % of_batch  # a layer may take its tokens in pieces
+        return before // of_batch, None if real_N is None else real_N[start : start + rows]
+
+    def _ask_experts(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+        """The norm of what every chosen expert returns, before it is weighted."""
+        slots_TK, args, tally = self._slots.pop(place)
+        hidden_TD, ids_TK, weights_TK = args[:3]
+        ones_T1 = torch.ones_like(weights_TK[:, :1])
+        norms = [
+            module.forward(hidden_TD, ids_TK[:, k : k + 1], ones_T1).float().norm(dim=-1)
+            for k in range(ids_TK.shape[-1])
+        ]
+        tally.add_norms(torch.stack(norms, dim=-1), slots_TK)
+
+
+def _pad_id(model: nn.Module) -> int | None:
+    value = getattr(getattr(model, "config", None), "pad_token_id", None)
+    return value if isinstance(value, int) else None
+
+
+def _in_backward() -> bool:
+    task = getattr(torch._C, "_current_graph_task_id", None)  # private: may be gone one day
+    return task is not None and task() != -1
+
+
+def _reentrant_checkpoint() -> bool:
+    """The whole model is checkpointed in the way that runs it without gradients first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith("checkpoint.py"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _loss_of(output: Any, name: str) -> Tensor | None:
+    value = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+    return value.detach() if isinstance(value, Tensor) else None
