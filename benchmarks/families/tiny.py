@@ -90,22 +90,45 @@ SIZES: dict[str, Any] = {
     "decoder_layerdrop": 0.0,
 }  # fmt: skip
 
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 3}},
+    "unlimited_ocr": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 3}},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
-    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 24]}},
-    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "moe_intermediate_size": [24, 24],
+            "head_dim": 16,
+            "rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]},
+        }
+    },
+    "glm4v_moe": {
+        "text_config": {"head_dim": 32, "rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
+    },
+    "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
+    "hy_v4_vl": {"text_config": {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}}},
     "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
+    "mistral4": {"num_key_value_heads": 4, "head_dim": 16},
+    "nemotron_h": {
+        "layers_block_type": ["full_attention", "moe", "mamba", "moe"], "n_groups": 2,
+    },
+    "qwen3_omni_moe": {"vision_start_token_id": 90},
+    "qwen4_exp": {
+        "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    "switch_transformers": {"decoder_start_token_id": PAD, "num_sparse_encoder_layers": 2,
+                            "num_sparse_decoder_layers": 2},
     "zaya": {"num_experts_per_tok": 1},
-    "nemotron_h": {"layers_block_type": ["full_attention", "moe", "mamba", "moe"]},
-}
+}  # fmt: skip
 CLASSES: dict[str, tuple[str, str]] = {
     "qwen3_omni_moe": (
         "qwen3_omni_moe_thinker",
         "Qwen3OmniMoeThinkerForConditionalGeneration",
     ),
+    "dots3_note": ("dots3_note_text", "Dots3NoteForCausalLM"),
 }
 """Model type of the configuration and model class, where the automatic ones do not fit."""
 
@@ -141,7 +164,7 @@ def _automatic(family: str) -> tuple[str, str]:
         modeling_auto.MODEL_MAPPING_NAMES,
     )
     for model_type in (f"{family}_text", family, family.replace("_", "-")):
-        for table in tables:
+        for table in tables[:1] if model_type.endswith("_text") else tables:
             if model_type in CONFIG_MAPPING_NAMES and model_type in table:
                 return model_type, str(table[model_type])
     raise KeyError(f"no automatic class for {family}: add it to CLASSES")
@@ -153,12 +176,13 @@ def _shrunk(kind: type, changes: dict[str, Any]) -> Any:
     sizes = {name: SIZES[name] for name in default.to_dict() if name in SIZES}
     if "kv_lora_rank" in sizes:  # latent attention: a key for every query
         sizes["num_key_value_heads"] = 4
-    for name, part in getattr(kind, "sub_configs", {}).items():
+    parts = set(getattr(kind, "sub_configs", {}))
+    for name in parts:
         inner = getattr(default, name, None)
         if inner is not None and isinstance(inner, transformers.PretrainedConfig):
             own = changes.get(name, {})
             sizes[name] = _shrunk(type(inner), own).to_dict()
-    return kind(**(sizes | {k: v for k, v in changes.items() if not isinstance(v, dict)}))
+    return kind(**(sizes | {k: v for k, v in changes.items() if k not in parts}))
 
 
 @torch.no_grad()

@@ -177,6 +177,22 @@ def _at_router(
 
 
 _PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")
+_SIGMOID = frozenset(
+    "afmoe axk1 axk2 bailing_hybrid beam deepseek_v3 deepseek_v32 dots1 dots3_note exaone_moe flint "
+    "glm4_moe glm4_moe_lite glm4v_moe glm5_next glm_moe_dsa hy_v3 hy_v4 hy_v4_vl inkling inkling2 "
+    "inkling2_loop kimi_linear kolibri1 laguna lfm2_moe llama4 mimo_v2_flash minimax_m2 "
+    "minimax_m3_vl muse_spark nemotron_h solar_open step3p7".split()
+)
+_SOFTMAX = frozenset(
+    "aria dbrx deepseek_ocr2 deepseek_v2 doge ernie4_5_moe ernie4_5_vl_moe flex_olmo gpt_oss "
+    "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe jamba jetmoe "
+    "lara_mini longcat_flash mellum minimax mistral4 mistral_large4 mixtral nllb_moe olmoe "
+    "openai_privacy_filter phimoe qwen2_moe qwen3_5_moe qwen3_moe qwen3_next qwen3_omni_moe "
+    "qwen3_vl_moe qwen4_exp switch_transformers unlimited_ocr zaya".split()
+)
+"""Families by what turns their logits into probabilities; in the others the configuration says."""
+_NOT_PLAIN = ("kolibri1", "phimoe")
+"""Choose by the biased logits, and by sampling: not the best of the biased scores."""
 _ROUTERS = ("Router", "Gate", "Gating", "Route")
 
 
@@ -192,45 +208,55 @@ def router_in(block: nn.Module) -> nn.Module | None:
     return None
 
 
-def limits_groups(router: nn.Module | None, block: nn.Module) -> bool:
-    """Only some groups of experts may be chosen from."""
+def plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
+    """Chosen are the k best of the biased scores, so that the next best was a candidate too."""
+    if router is not None and _family(router) in _NOT_PLAIN:
+        return False
     for module in (router, block):
         for holder in (module, getattr(module, "config", None)):
-            for name in ("n_group", "num_expert_group", "n_groups", "num_expert_groups"):
+            for name in ("n_group", "num_expert_group"):
                 value = getattr(holder, name, None)
                 if isinstance(value, int) and value > 1:
-                    return True
-    return False
+                    return False
+    return True
 
 
 def scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
     """Where the logits of a site are, as the model itself declares what it can record."""
-    router = site.router
+    router, config = site.router, getattr(model, "config", None)
     if router is None:
         return None
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
     for module in modules.values():
         recorders = getattr(module, "_can_record_outputs", None)
         recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
         for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
             if one is not None and isinstance(router, one.target_class):
-                return Scores(router, int(one.index), score_kind(router, site.block))
+                return Scores(router, int(one.index), score_kind(router, site.block, config))
     return None
 
 
-def score_kind(router: nn.Module, block: nn.Module | None) -> str | None:
+def score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) -> str | None:
     """What turns logits of this router into probabilities; ``None`` where it is not known."""
     kind = type(router).__name__
     if kind in _PROBABILITIES:
         return "probabilities"
-    for holder in (router, block, getattr(router, "config", None), getattr(block, "config", None)):
-        for name in ("scoring_func", "score_func", "score_function", "scoring_func_name"):
+    home = _family(router)
+    if home in _SIGMOID or home in _SOFTMAX:
+        return "sigmoid" if home in _SIGMOID else "softmax"
+    for holder in (router, block, config):
+        for name in ("scoring_func", "expert_selection_fn", "score_function"):
             value = getattr(holder, name, None)
-            if value in ("softmax", "sigmoid"):
+            if value in ("softmax", "sigmoid", "sqrtsoftplus"):
                 return str(value)
-    return _KINDS.get(kind)
+    return None
 
 
-_KINDS: dict[str, str] = {}
+def _family(module: nn.Module) -> str:
+    """The folder of transformers that a class comes from; empty for one from elsewhere."""
+    parts = type(module).__module__.split(".")
+    return parts[2] if parts[:2] == ["transformers", "models"] else ""
 
 
 def bias_of(site: Site) -> Tensor | None:

@@ -118,7 +118,7 @@ def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | Non
         router=router,
         block=parent,
         experts=None if split else module,
-        groups=families.limits_groups(router, parent),
+        plain_choice=families.plain_choice(router, parent),
     )
 
 

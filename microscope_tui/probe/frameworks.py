@@ -51,7 +51,7 @@ def _moe_model(path: str, module: Any, parent: nn.Module) -> Site:
     config = module.config
     made = _site(path, module, parent, read, config.n_routed_experts, config.num_experts_per_tok)
     made.scores = Scores(module, None, config.scoring_func)
-    made.groups = config.n_group > 1
+    made.plain_choice = config.n_group == 1
     made.drops = config.capacity_factor is not None
     return made
 

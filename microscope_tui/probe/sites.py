@@ -44,7 +44,7 @@ class Scores:
     index: int | None
     """Of the logits in the module's output; ``None`` where the output is the logits."""
     kind: str | None
-    """``softmax`` or ``sigmoid``: what turns the logits into probabilities; ``probabilities``
+    """``softmax``, ``sigmoid``, ``sqrtsoftplus``: what turns the logits into scores; ``probabilities``
     where they are some already; ``None`` where that is not known."""
 
 
@@ -72,8 +72,8 @@ class Site:
     """Holds the router and its experts."""
     experts: nn.Module | None = None
     """Takes ``(hidden, ids, weights)``: can be asked for the output of single experts."""
-    groups: bool = False
-    """Chooses among groups of experts first, so that the next best expert may be out of reach."""
+    plain_choice: bool = True
+    """Chosen are the k best of the biased scores, so that a margin means something."""
     sees_text: bool = True
     """Its tokens are those of the batch, in their order."""
     drops: bool = False

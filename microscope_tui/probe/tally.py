@@ -7,7 +7,7 @@ real expert lands in a slot of its own.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microscope_tui.probe.adapter import Choice
 
@@ -108,6 +108,8 @@ class Tally:
 def _scores(logits_TE: Tensor, kind: str) -> Tensor:
     if kind == "probabilities":
         return logits_TE
+    if kind == "sqrtsoftplus":
+        return nn.functional.softplus(logits_TE).sqrt()
     return logits_TE.sigmoid() if kind == "sigmoid" else logits_TE.softmax(dim=-1)
 
 

@@ -194,7 +194,7 @@ class Watch:
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         kind = site.scores.kind if site.scores is not None else None
         if logits is not None and kind is not None and len(logits) == rows:
-            tally.add_scores(logits, kind, slots_TK, bias_of(site), not site.groups)
+            tally.add_scores(logits, kind, slots_TK, bias_of(site), site.plain_choice)
         if self._saliency and choice.weights_TK is not None:
             tally.add_weights(choice.weights_TK, slots_TK)
             self._slots[place] = slots_TK, args, tally
