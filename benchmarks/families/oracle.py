@@ -28,7 +28,8 @@ class Oracle:
     def _record(self, block: str, module: nn.Module, read: Callable[[Any, Any], Tensor]) -> None:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self.recording:
-                ids_TK = read(module, output).detach()
+                with torch.no_grad():  # recomputed activations must save the same tensors
+                    ids_TK = read(module, output)
                 self.calls.setdefault(block, []).append(ids_TK.reshape(-1, ids_TK.shape[-1]).tolist())
 
         module.register_forward_hook(hook)

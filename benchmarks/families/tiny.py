@@ -95,6 +95,12 @@ OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 3}},
     "unlimited_ocr": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 3}},
+    "doge": {"is_moe": True, "num_experts": 16},
+    "gemma4": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2},
+    "muse_spark": {
+        "audio_config": {"out_hidden_size": 32},
+        "vision_config": {"out_hidden_size": 32},
+    },
     "dots1": {"n_shared_experts": 1},
     "ernie4_5_vl_moe": {
         "text_config": {
@@ -105,6 +111,10 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "glm4v_moe": {
         "text_config": {"head_dim": 32, "rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}
+    },
+    "inkling2_loop": {
+        "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3, "loop_num_passes": 2,
     },
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
