@@ -32,6 +32,11 @@ class Batch:
         self._real: dict[str, Tensor | None] = {}
         self._rows: dict[str, int | None] = {}
 
+    @property
+    def divides_loss(self) -> bool:
+        """The model divides its loss by the tokens of the whole step, not of this batch."""
+        return self._given.get("num_items_in_batch") is not None
+
     def rows(self, stack: str) -> int | None:
         """Tokens that a router of the stack sees, padding included; ``None`` if not known."""
         if stack not in self._rows:

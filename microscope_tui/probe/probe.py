@@ -21,6 +21,7 @@ from microscope_tui.probe.families import bias_of
 from microscope_tui.probe.gradients import grad_squares
 from microscope_tui.probe.header import describe, profile
 from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.machine import memory_bytes
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder
@@ -105,6 +106,14 @@ class Probe:
         ``step`` is called."""
         if self._watch.on:
             self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
+
+    def watches_losses(self, across_ranks: bool = True) -> None:
+        """Take the loss from the outputs of the model, where ``step`` is called without one.
+
+        Args:
+            across_ranks: As of ``StepLosses``.
+        """
+        self._watch.losses = StepLosses(self._model, self.ranks.counting, across_ranks)
 
     def request_stop(self) -> None:
         """Rank 0 asks for the end of the training: ``stops`` is true on all ranks after the next
@@ -200,13 +209,15 @@ class Probe:
         watch = self._watch
         devices = [t.counts_E2.device for t in watch.tallies.values()]
         device = devices[0] if devices else torch.device("cpu")
-        losses, auxes = watch.losses(loss, device)
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(watch.problem))
         extra[1] = float(watch.passes if speaks else 0)
         extra[2] = float(self._wants_stop)
-        extra[3:5] = losses if speaks else 0.0
-        extra[5:7] = auxes if speaks else 0.0
+        if speaks and watch.losses is not None:
+            extra[3:7] = watch.losses.read(device)
+        if speaks and loss is not None:
+            loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+            extra[3], extra[4] = loss.double().mean(), 1.0
         squares = self._squares
         if squares is None:
             squares = grad_squares(self.sites, self.ranks)
@@ -268,7 +279,8 @@ class Probe:
         if told.extra["passes"] == 0:
             self._say_once(
                 f"step {self._step}: no forward pass was counted; call the model that was given to "
-                f"attach, in {'training' if self._mode == 'train' else 'evaluation'} mode"
+                f"attach, in {'training' if self._mode == 'train' else 'evaluation'} mode; what was "
+                "compiled and has run before attach, or is replayed as a CUDA graph, is not seen"
             )
         if self._watch.outside:
             self._say_once(

@@ -26,6 +26,8 @@ class Ranks:
         self._device = torch.device("cpu")
         if together and "nccl" in str(dist.get_backend()):
             self._device = torch.device("cuda", torch.cuda.current_device())
+        self.counting = round(float(self.sum(torch.tensor(float(self.counts)))))
+        """Ranks that count."""
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all ranks."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from microscope_tui.probe.adapter import Choice
 from microscope_tui.probe.batch import Batch, argument_names
 from microscope_tui.probe.families import bias_of
+from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.tally import Tally
 
@@ -62,8 +63,8 @@ class Watch:
         """Whether the step under way is one to be counted."""
         self.passes = 0
         """Forward passes of the step that count."""
-        self.outputs: list[Any] = []
-        """What they returned of losses: ``(loss, aux)``."""
+        self.losses: StepLosses | None = None
+        """Asks the outputs of the model for its losses."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.tallies: dict[tuple[int, int, torch.device], Tally] = {}
@@ -83,15 +84,9 @@ class Watch:
     def reset(self, on: bool) -> None:
         """Forget the step; count the next one if it is ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
-        self.tallies, self.outputs = {}, []
-
-    def losses(self, loss: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``(sum, number)`` of the losses of the step, and of its auxiliary terms."""
-        sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
-        if loss is not None:
-            loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-            sums[0] = torch.stack((loss.double().mean().to(device), sums.new_ones(())))
-        return sums[0], sums[1]
+        self.tallies = {}
+        if self.losses is not None:
+            self.losses.reset()
 
     def detach(self) -> None:
         """Take the hooks off: the model is as it was."""
@@ -163,10 +158,9 @@ class Watch:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
-            self._batch = None
-            loss, aux = _loss_of(output, "loss"), _loss_of(output, "aux_loss")
-            if loss is not None:
-                self.outputs.append((loss, aux))
+            batch, self._batch = self._batch, None
+            if self.losses is not None:
+                self.losses.add(output, batch.divides_loss)
 
     def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         scores = self.sites[place].scores
@@ -246,6 +240,8 @@ def _pad_id(model: nn.Module) -> int | None:
 
 
 def _in_backward() -> bool:
+    if torch.compiler.is_compiling():
+        return False  # what is compiled is the forward; and asking would break its graph
     task = getattr(torch._C, "_current_graph_task_id", None)  # private: may be gone one day
     return task is not None and task() != -1
 
@@ -258,8 +254,3 @@ def _reentrant_checkpoint() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def _loss_of(output: Any, name: str) -> Tensor | None:
-    value = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
-    return value.detach() if isinstance(value, Tensor) else None

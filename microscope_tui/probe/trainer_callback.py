@@ -1,0 +1,150 @@
+"""The probe as a callback of the Hugging Face Trainer, and of everything built on it (TRL).
+
+    Trainer(model, ..., callbacks=[MicroscopeCallback("logs")])
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from microscope_tui.probe.adapter import Adapter
+from microscope_tui.probe.attaching import attach
+from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.probe import Probe
+
+_logger = logging.getLogger("moe_microscope.probe")
+
+
+class MicroscopeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Writes ``logs/<run>/metrics.jsonl`` while the Trainer trains.
+
+    Its state is part of the Trainer's checkpoints: a resumed run is judged as if never stopped.
+    """
+
+    def __init__(
+        self,
+        logs: str | os.PathLike[str] = "logs",
+        run: str | None = None,
+        *,
+        every: int = 1,
+        routers: Mapping[str, Adapter] | None = None,
+        saliency: bool = False,
+        on_alert: Callable[[Alert], Any] | None = None,
+        on_collapse: str = "log",
+    ) -> None:
+        """
+        Args:
+            run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
+            on_collapse: ``stop`` ends the training on all ranks at the next logged step.
+            every, routers, saliency, on_alert: As of ``attach``.
+
+        Raises:
+            ValueError: ``on_collapse`` is something else.
+        """
+        if on_collapse not in ("log", "stop"):
+            raise ValueError(f"on_collapse is {on_collapse!r}: choose 'log' or 'stop'")
+        self._logs, self._run, self._every = Path(logs), run, every
+        self._routers, self._saliency, self._on_alert = routers, saliency, on_alert
+        self._stop_on_collapse = on_collapse == "stop"
+        self._learning_rate: float | None = None
+        self._new_alerts = 0
+        self.kept: str | None = None
+        """The judgement in a checkpoint, base64."""
+        self.probe: Probe | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Attach to the model; a Trainer that resumes knows its step already."""
+        if self.probe is not None:
+            self.probe.detach("stopped")
+        kept = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if isinstance(kept, list):
+            kept = kept[0] if kept else None
+        text = kept["attributes"].get("kept") if isinstance(kept, dict) else self.kept
+        run = self._run or args.run_name or Path(args.output_dir).name or "run"
+        self.probe = attach(
+            kw["model"],
+            self._logs / run,
+            every=self._every,
+            routers=self._routers,
+            saliency=self._saliency,
+            start_step=state.global_step + 1,
+            judgement=base64.b64decode(text) if text and state.global_step else None,
+            on_alert=self._alarm,
+            planned_steps=state.max_steps,
+        )
+        self.probe.watches_losses(across_ranks=bool(args.average_tokens_across_devices))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """The gradients are there now, and gone at the end of the step."""
+        if self.probe is not None:
+            self.probe.read_gradients()
+        optimizer = kw.get("optimizer")
+        groups = getattr(optimizer, "param_groups", None)
+        rate = groups[0].get("lr") if groups else None
+        self._learning_rate = float(rate) if isinstance(rate, int | float) else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> Any:
+        """Write the line."""
+        if self.probe is None:
+            return control
+        self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
+        if self.probe.stops:
+            control.should_training_stop = True
+        return control
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
+    ) -> None:
+        """Tell the Trainer's log of new alerts."""
+        if logs is not None and self._new_alerts:
+            logs["moe_alerts"], self._new_alerts = self._new_alerts, 0
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
+    ) -> None:
+        """An event with the loss."""
+        loss = (metrics or {}).get("eval_loss")
+        if self.probe is not None and loss is not None:
+            self.probe.event("eval", {"loss": loss}, state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """An event, so that advice can name the checkpoint."""
+        if self.probe is not None:
+            self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Close the log and take the hooks off."""
+        if self.probe is not None:
+            if verdict := self.probe.verdict():
+                _logger.info("%s", verdict)
+            finished = state.global_step >= state.max_steps
+            reason = "collapse" if self.probe.stops else "finished" if finished else "stopped"
+            self.probe.detach(reason)
+            self.probe = None
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer keeps in ``trainer_state.json``."""
+        if self.probe is not None:
+            judgement = self.probe.state_dict()["judgement"]
+            self.kept = None if judgement is None else base64.b64encode(judgement).decode()
+        settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
+        settings |= {
+            "saliency": self._saliency,
+            "on_collapse": "stop" if self._stop_on_collapse else "log",
+        }
+        return {"args": settings, "attributes": {"kept": self.kept}}
+
+    def _alarm(self, alert: Alert) -> None:
+        self._new_alerts += alert.severity != "info"
+        if alert.is_collapse and self._stop_on_collapse and self.probe is not None:
+            self.probe.request_stop()
+        if self._on_alert is not None:
+            self._on_alert(alert)
