@@ -1,1 +1,1 @@
-"""Every Mixture-of-Experts family of the installed transformers, built tiny, with random weights."""
+"""Every MoE family of the installed transformers: built tiny, trained for a step, counted."""

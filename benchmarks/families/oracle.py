@@ -30,7 +30,9 @@ class Oracle:
             if self.recording:
                 with torch.no_grad():  # recomputed activations must save the same tensors
                     ids_TK = read(module, output)
-                self.calls.setdefault(block, []).append(ids_TK.reshape(-1, ids_TK.shape[-1]).tolist())
+                self.calls.setdefault(block, []).append(
+                    ids_TK.reshape(-1, ids_TK.shape[-1]).tolist()
+                )
 
         module.register_forward_hook(hook)
 
@@ -39,7 +41,14 @@ def _is_router(family: str, module: nn.Module) -> bool:
     name = type(module).__name__
     if family == "doge":
         return name == "DogeCDMoE"
-    kinds = ("TopKRouter", "TopkRouter", "Top1Router", "Top2Router", "HashRouter", "TokenChoiceRouter")
+    kinds = (
+        "TopKRouter",
+        "TopkRouter",
+        "Top1Router",
+        "Top2Router",
+        "HashRouter",
+        "TokenChoiceRouter",
+    )
     kinds += ("MoEV1Gate", "TopKGating", "Llama4Router", "DbrxRouter", "ZayaRouter", "TextRouter")
     return name.endswith(kinds)
 
@@ -68,7 +77,6 @@ def _llama4(module: Any, output: Any) -> Tensor:
 def _zaya(module: Any, output: Any) -> Tensor:
     best_T = (output[0].double().softmax(-1) + module.balancing_biases.double()).argmax(-1)
     return best_T.masked_fill(best_T == module.num_experts, -1).unsqueeze(-1)
-
 
 
 def _doge(module: Any, output: Any) -> Tensor:

@@ -33,10 +33,12 @@ SIZES: dict[str, Any] = {
         24,
     ),
     **dict.fromkeys(
-        ("num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers", "decoder_layers"),
+        (
+            "num_hidden_layers", "num_layers", "n_layers", "depth", "encoder_layers",
+            "decoder_layers", "num_decoder_layers",
+        ),
         LAYERS,
     ),
-    "num_decoder_layers": LAYERS,
     **dict.fromkeys(
         (
             "num_attention_heads", "num_heads", "n_heads", "encoder_attention_heads",
@@ -200,7 +202,9 @@ def _randomise(model: torch.nn.Module) -> None:
     """Random routers, so that no choice is a tie, and biases that matter."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.dim() >= 1 and tensor.numel() > 1:
-            if re.search(r"(gate|router|classifier)[^.]*\.(weight|proj\.weight|layer\.weight)$", name):
+            if re.search(
+                r"(gate|router|classifier)[^.]*\.(weight|proj\.weight|layer\.weight)$", name
+            ):
                 tensor.normal_(std=0.5)
             elif re.search(r"(correction_bias|expert_bias|balancing_biases)$", name):
                 tensor.normal_(std=0.1)

@@ -1,4 +1,4 @@
-"""One family, trained for a step in one way, with what the probe logged and what really happened."""
+"""One family, trained for a step in one way, with what the probe logged and what happened."""
 
 import json
 from dataclasses import dataclass, field
@@ -43,7 +43,9 @@ class Outcome:
         """In which the two differ."""
         names = self.run["model"]["layer_names"]
         rows = dict(zip(names, self.line.get("tokens_per_expert", []), strict=False))
-        found = [f"logged {list(rows)}, expected {list(self.counts)}"] * (set(rows) != set(self.counts))
+        found = [f"logged {list(rows)}, expected {list(self.counts)}"] * (
+            set(rows) != set(self.counts)
+        )
         if "incomplete" in self.line:
             found.append(f"incomplete: {self.line['incomplete']}")
         router, top_k = self.line["router"], self.run["model"]["top_k"]

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from microscope_tui.probe.adapter import Adapter
-from microscope_tui.probe.earlier import last_logged_step
+from microscope_tui.probe.earlier import claim, last_logged_step, release
 from microscope_tui.probe.finding import find_sites
 from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.probe import Probe, claim
+from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.ranks import Ranks
+from microscope_tui.probe.sites import Site
 from microscope_tui.runlog.records import LOG_NAME
 
 _logger = logging.getLogger("moe_microscope.probe")
@@ -57,42 +58,49 @@ def attach(
         ValueError: no MoE layer is found, or an argument cannot be right; on every rank alike.
         OSError: the folder cannot be written.
     """
-    folder, ranks = Path(run_folder).resolve(), Ranks(model)
-    problem: Exception | None = None
+    inner, ranks, folder = _unwrapped(model), Ranks(model), Path(run_folder).resolve()
+    problem, sites, first, resumed = None, [], 1, False
     try:
-        _check(mode, every, start_step)
-        sites = find_sites(_unwrapped(model), routers)
-        resumed = ranks.rank == 0 and (folder / LOG_NAME).exists()
-        first = start_step or 1
-        if resumed and (last := last_logged_step(folder / LOG_NAME, sites)):
-            first = start_step or last + 1
-            if start_step is None:
-                _logger.warning("%s has %d steps: continuing with step %d", folder, last, first)
+        _check(inner, mode, every, start_step)
+        sites = find_sites(inner, routers)
         if ranks.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / LOG_NAME, "ab"):
-                claim(folder)
+            first, resumed = _open(folder, sites, start_step)
     except Exception as error:
         problem = error
     ranks.raise_alike(problem)
-    first = ranks.same(first)
-    return Probe(
-        _unwrapped(model),
-        sites,
-        ranks,
-        run_folder=folder,
-        mode=mode,
-        every=every,
-        saliency=saliency,
-        start_step=first,
-        resumed=resumed or first > 1,
-        judgement=judgement,
-        on_alert=on_alert,
-        planned_steps=planned_steps,
+    probe = Probe(
+        inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
+    probe.begin(ranks.same(first), resumed, judgement, planned_steps)
+    return probe
 
 
-def _check(mode: str, every: int, start_step: int | None) -> None:
+def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
+    """The first step of this run, and whether the folder holds a log already."""
+    log = folder / LOG_NAME
+    last = last_logged_step(log, sites) if log.exists() else 0
+    resumed = log.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    try:
+        with log.open("ab"):
+            pass
+    except OSError:
+        release(folder)
+        raise
+    if last and start_step is None:
+        _logger.warning("%s has %d steps: continuing with step %d", folder, last, last + 1)
+    return start_step or last + 1, resumed
+
+
+def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:
+    if type(model).__module__.startswith("transformers."):
+        import transformers
+
+        if int(transformers.__version__.partition(".")[0]) < 5:
+            raise ValueError(
+                f"transformers {transformers.__version__} is too old for the probe: install 5.0"
+            )
     if mode not in ("train", "eval"):
         raise ValueError(f"mode is {mode!r}: choose 'train' or 'eval'")
     if every < 1:
@@ -101,7 +109,7 @@ def _check(mode: str, every: int, start_step: int | None) -> None:
         raise ValueError(f"start_step is {start_step}: the first step is 1")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: Any) -> nn.Module:
     """The module whose forward has the arguments: inside DDP, ``torch.compile`` and PEFT."""
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -110,5 +118,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if inner is None and hasattr(model, "get_base_model"):
             inner = model.get_base_model()
         if not isinstance(inner, nn.Module) or inner is model:
-            return model
+            unwrapped: nn.Module = model
+            return unwrapped
         model = inner

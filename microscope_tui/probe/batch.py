@@ -1,7 +1,7 @@
 """Which rows of a router are real tokens: read from what the model was called with.
 
-All of it stays on the device. Where a batch comes with an attention mask, the mask decides; a packed
-batch has none, and there the cumulative lengths or the position ids say where it ends.
+All of it stays on the device. Where a batch comes with an attention mask, the mask decides; a
+packed batch has none, and there the cumulative lengths or position ids say where it ends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Batch:
         return self._real[stack]
 
     def _shape(self, stack: str) -> tuple[int, int] | None:
-        names = ("decoder_input_ids", "labels", "decoder_inputs_embeds")
+        names: tuple[str, ...] = ("decoder_input_ids", "labels", "decoder_inputs_embeds")
         if stack != "dec":
             names = ("input_ids", "inputs_embeds", "input", "tokens", "idx", "x")
         for name in names:

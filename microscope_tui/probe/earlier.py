@@ -32,3 +32,23 @@ def last_logged_step(log: Path, sites: Sequence[Site]) -> int:
 def _shown(routers: list[tuple[str, int]]) -> str:
     shown = ", ".join(f"{name}×{experts}" for name, experts in routers[:6])
     return f"{len(routers)} routers: {shown}{' …' if len(routers) > 6 else ''}"
+
+
+_claimed: set[Path] = set()
+"""Run folders that a probe of this process writes to."""
+
+
+def claim(folder: Path) -> None:
+    """Keep other probes of this process out of a run folder.
+
+    Raises:
+        ValueError: one writes to it already.
+    """
+    if folder in _claimed:
+        raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
+    _claimed.add(folder)
+
+
+def release(folder: Path) -> None:
+    """Let other probes write to the folder again."""
+    _claimed.discard(folder)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.adapter import Choice
-from microscope_tui.probe.sites import Scores, Site
+from microscope_tui.probe.sites import Choice, Scores, Site
 
 
 def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
@@ -110,7 +109,7 @@ def ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
     for layer in model.modules():
         if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
             continue
-        kinds: list[Tensor | None] = [None]
+        kinds: list[Any] = [None]
 
         def overhear(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
             given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
@@ -120,7 +119,8 @@ def ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
             return None if kinds[0] is None else ~kinds[0]
 
         def vision(kinds: list[Any] = kinds) -> Tensor | None:
-            return kinds[0]
+            seen: Tensor | None = kinds[0]
+            return seen
 
         for site in sites:
             if site.block is layer.text_moe:
@@ -177,19 +177,22 @@ def _at_router(
 
 
 _PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")
-_SIGMOID = frozenset(
-    "afmoe axk1 axk2 bailing_hybrid beam deepseek_v3 deepseek_v32 dots1 dots3_note exaone_moe flint "
-    "glm4_moe glm4_moe_lite glm4v_moe glm5_next glm_moe_dsa hy_v3 hy_v4 hy_v4_vl inkling inkling2 "
-    "inkling2_loop kimi_linear kolibri1 laguna lfm2_moe llama4 mimo_v2_flash minimax_m2 "
-    "minimax_m3_vl muse_spark nemotron_h solar_open step3p7".split()
-)
-_SOFTMAX = frozenset(
-    "aria dbrx deepseek_ocr2 deepseek_v2 doge ernie4_5_moe ernie4_5_vl_moe flex_olmo gpt_oss "
-    "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe jamba jetmoe "
-    "lara_mini longcat_flash mellum minimax mistral4 mistral_large4 mixtral nllb_moe olmoe "
-    "openai_privacy_filter phimoe qwen2_moe qwen3_5_moe qwen3_moe qwen3_next qwen3_omni_moe "
-    "qwen3_vl_moe qwen4_exp switch_transformers unlimited_ocr zaya".split()
-)
+_SIGMOID = frozenset({
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1",
+    "dots3_note", "exaone_moe", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next",
+    "glm_moe_dsa", "hy_v3", "hy_v4", "hy_v4_vl", "inkling", "inkling2", "inkling2_loop",
+    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "llama4", "mimo_v2_flash", "minimax_m2",
+    "minimax_m3_vl", "muse_spark", "nemotron_h", "solar_open", "step3p7",
+})  # fmt: skip
+_SOFTMAX = frozenset({
+    "aria", "dbrx", "deepseek_ocr2", "deepseek_v2", "doge", "ernie4_5_moe", "ernie4_5_vl_moe",
+    "flex_olmo", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid",
+    "granitemoeshared", "hunyuan_v1_moe", "jamba", "jetmoe", "lara_mini", "longcat_flash",
+    "mellum", "minimax", "mistral4", "mistral_large4", "mixtral", "nllb_moe", "olmoe",
+    "openai_privacy_filter", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp", "switch_transformers", "unlimited_ocr",
+    "zaya",
+})  # fmt: skip
 """Families by what turns their logits into probabilities; in the others the configuration says."""
 _NOT_PLAIN = ("kolibri1", "phimoe")
 """Choose by the biased logits, and by sampling: not the best of the biased scores."""
@@ -223,11 +226,9 @@ def plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
 
 def scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
     """Where the logits of a site are, as the model itself declares what it can record."""
-    router, config = site.router, getattr(model, "config", None)
+    router, config = site.router, text_config(model)
     if router is None:
         return None
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
     for module in modules.values():
         recorders = getattr(module, "_can_record_outputs", None)
         recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
@@ -251,6 +252,12 @@ def score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) -
             if value in ("softmax", "sigmoid", "sqrtsoftplus"):
                 return str(value)
     return None
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the language model; ``None`` without any."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _family(module: nn.Module) -> str:

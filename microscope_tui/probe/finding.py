@@ -2,8 +2,8 @@
 
 In nearly all of transformers the module that holds the experts is called with the hidden states,
 the chosen ids and their weights, in this order and whatever the router does to choose them (bias,
-groups, hashing, sampling): its arguments are the truth. What is different has a reader of its own in
-``families.py`` (transformers) or ``frameworks.py`` (other training code).
+groups, hashing, sampling): its arguments are the truth. What is different has a reader of its own
+in ``families.py`` (transformers) or ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from microscope_tui.probe import families, frameworks
-from microscope_tui.probe.adapter import Adapter, Choice
-from microscope_tui.probe.sites import Scores, Site, place
+from microscope_tui.probe.adapter import Adapter
+from microscope_tui.probe.sites import Choice, Scores, Site, place
 
 _IDS = ("top_k_index", "router_indices", "topk_ids", "expert_indices")
 _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights")

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from microscope_tui.probe.adapter import Choice
-from microscope_tui.probe.sites import Scores, Site
+from microscope_tui.probe.sites import Choice, Scores, Site
 
 
 def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
@@ -82,7 +81,7 @@ def _deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
     """Its gate gives dispatch masks after the drop; what was chosen is the top k of its logits."""
     top_k = int(module.k)
 
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+    def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         weight = module.wg.weight.float()
         logits_TE = nn.functional.linear(args[0].reshape(-1, weight.shape[-1]).float(), weight)
         return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def grad_squares(sites: Sequence[Site], ranks: Ranks) -> Tensor:
 def _square(router: nn.Module | None, ranks: Ranks) -> Tensor | None:
     total: Tensor | None = None
     for parameter in router.parameters() if router is not None else ():
-        grad = parameter.grad
+        grad: Any = parameter.grad
         if grad is None or parameter.dim() < 2:
             continue
         copies = ranks.size

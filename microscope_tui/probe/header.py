@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from microscope_tui.probe import families
 from microscope_tui.probe.stepsums import Layout
+
 
 def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
     """Arguments of ``RunRecorder`` that follow from the model."""
     sites = [layout.sites[row.place] for row in layout.rows]
     top_k = [layout.top_k[row.place] for row in layout.rows]
-    config = text_config(model)
+    config = families.text_config(model)
     kinds = [site.scores.kind if site.scores else None for site in sites]
     kinds = ["softmax" if kind == "probabilities" else kind or "unknown" for kind in kinds]
     return {
@@ -40,14 +42,6 @@ def profile(model: nn.Module) -> str:
     loaded = bool(getattr(getattr(model, "config", None), "_name_or_path", ""))
     frozen = any(not p.requires_grad for p in model.parameters())
     return "finetune" if loaded or frozen else "pretrain"
-
-
-def text_config(model: nn.Module) -> Any:
-    """The part of the configuration that describes the language model; ``None`` without any."""
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        return config.get_text_config()
-    return config
 
 
 def balance(model: nn.Module, config: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscope_tui.probe.complaints import complain
+from microscope_tui.probe.earlier import release
 from microscope_tui.probe.families import bias_of
 from microscope_tui.probe.gradients import grad_squares
 from microscope_tui.probe.header import describe, profile
@@ -42,30 +44,37 @@ class Probe:
         model: nn.Module,
         sites: list[Site],
         ranks: Ranks,
+        folder: Path,
         *,
-        run_folder: Path,
         mode: str,
         every: int,
         saliency: bool,
-        start_step: int,
-        resumed: bool,
-        judgement: bytes | None,
         on_alert: Callable[[Alert], Any] | None,
-        planned_steps: int | None = None,
     ) -> None:
         self.sites, self.ranks = sites, ranks
-        self.planned_steps = planned_steps
         self.stops = False
         """The training should end: rank 0 asked for it, and all ranks have heard of it."""
-        self._model, self._folder, self._mode, self._every = model, run_folder, mode, every
-        self._watch = Watch(model, sites, mode, saliency)
-        self._saliency, self._judgement, self._on_alert = saliency, judgement, on_alert
-        self._step, self._resumed = start_step - 1, resumed
+        self._model, self._folder, self._mode, self._every = model, folder, mode, every
+        self._saliency, self._on_alert = saliency, on_alert
         self._layout: Layout | None = None
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._wants_stop = False
         self._said: set[str] = set()
+        self._watch = Watch(model, sites, mode, saliency)
+        self.begin(1, False, None, None)
+
+    def begin(
+        self, step: int, resumed: bool, judgement: bytes | None, planned_steps: int | None
+    ) -> None:
+        """Make ``step`` the next one, before any is logged.
+
+        Args:
+            resumed: The log, or the run before it, has earlier steps.
+            judgement: What was thought of them.
+        """
+        self._step, self._resumed = step - 1, resumed or step > 1
+        self._judgement, self._planned_steps = judgement, planned_steps
         self._tick = time.perf_counter()
         self._next()
 
@@ -140,9 +149,8 @@ class Probe:
         """
         if self._log is not None:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
-        self._step, self._judgement = int(state["step"]), state.get("judgement")
-        self._resumed = self._resumed or self._step > 0
-        self._next()
+        step, resumed = int(state["step"]) + 1, self._resumed
+        self.begin(step, resumed, state.get("judgement"), self._planned_steps)
 
     def detach(self, reason: str = "finished") -> None:
         """Take the probe off the model, which is then as it was, and close the log.
@@ -151,7 +159,7 @@ class Probe:
             reason: How the run ended: ``finished``, ``stopped``, ``collapse`` or ``failed``.
         """
         self._watch.detach()
-        _open_folders.discard(self._folder)
+        release(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
@@ -202,7 +210,7 @@ class Probe:
             )
         )
         if record is not None:
-            self._complain(told, layout)
+            complain(told, self._watch, self._mode, self._step, self._said)
             self._write(layout, record)
 
     def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
@@ -266,7 +274,7 @@ class Probe:
         return RunRecorder(
             self._folder,
             run=self._folder.name,
-            planned_steps=self.planned_steps,
+            planned_steps=self._planned_steps,
             resumed_at_step=self._step if self._resumed else None,
             profile="eval" if self._mode == "eval" else profile(self._model),
             writer="microscope_tui.probe",
@@ -275,24 +283,6 @@ class Probe:
             **describe(self._model, layout, self._watch.passes),
         )
 
-    def _complain(self, told: Any, layout: Layout) -> None:
-        if told.extra["passes"] == 0:
-            self._say_once(
-                f"step {self._step}: no forward pass was counted; call the model that was given to "
-                f"attach, in {'training' if self._mode == 'train' else 'evaluation'} mode; what was "
-                "compiled and has run before attach, or is replayed as a CUDA graph, is not seen"
-            )
-        if self._watch.outside:
-            self._say_once(
-                "routers run outside the forward of the model that was given to attach, and are "
-                "not counted: attach to the module that the training calls"
-            )
-
-    def _say_once(self, what: str) -> None:
-        if what.partition(":")[2][:30] not in self._said:
-            self._said.add(what.partition(":")[2][:30])
-            _logger.warning("%s: %s", self._folder, what)
-
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
             with torch.no_grad():
@@ -300,20 +290,3 @@ class Probe:
         except Exception as error:  # whatever it is, the training matters more
             self._watch.fail(error)
             return None
-
-
-_open_folders: set[Path] = set()
-"""Run folders that a probe of this process writes to."""
-
-
-def claim(folder: Path) -> None:
-    """
-    Raises:
-        ValueError: a probe of this process writes to that folder already.
-    """
-    if folder in _open_folders:
-        raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
-    _open_folders.add(folder)
-
-
-__all__ = ["Probe", "claim"]

@@ -76,5 +76,3 @@ def _is_sibling(model: nn.Module) -> bool:
                 if name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
                     return True
     return False
-
-

@@ -16,17 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from microscope_tui import measures
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.plain import (
+    balances,
     bias_row,
     counts_row,
     encoded_biases,
+    encoded_means,
+    matrix,
+    one_per_router,
     per_router,
     plain,
     read_biases,
     rounded,
+    summaries,
 )
 from microscope_tui.runlog.background import (
     MEANS,
@@ -132,11 +136,9 @@ class RunRecorder:
             step: optimizer steps completed, this one included; the first is 1.
             loss: next-token cross-entropy in nats, mean over the global batch; ``None`` if unknown.
             tokens: real tokens of the global batch.
-            tokens_per_expert: selected (token, expert) pairs, one row per router; ``None`` for a
-                router that was not counted.
+            tokens_per_expert: selected (token, expert) pairs, a row per router; ``None``: not counted.
             expert_bias: uncentred selection bias, one row per router.
-            mean_weight: mean weight of every expert over the tokens that chose it.
-            mean_output_norm: the same of the norm of its unweighted output.
+            mean_weight: of every expert over its tokens; so is ``mean_output_norm``, unweighted.
             router: further per-router summaries by their name in the format (``entropy`` …).
             losses: other loss terms, unweighted.
             incomplete: what the line lacks, where it does not hold all of the step.
@@ -153,9 +155,10 @@ class RunRecorder:
         if in_full and expert_bias is not None:
             biases = self._matrix("expert_bias", expert_bias, bias_row)
         readings = {
-            name: plain(self._one_per_router(name, row)) for name, row in (router or {}).items()
+            name: plain(one_per_router(name, row, self._depths))
+            for name, row in (router or {}).items()
         }
-        told = _summaries(counts)
+        told = summaries(counts)
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
@@ -168,19 +171,14 @@ class RunRecorder:
         # The matrices come last: a reader of a long history never has to look at them.
         matrices: dict[str, Any] = {}
         if in_full:
-            means = {"mean_weight": mean_weight, "mean_output_norm": mean_output_norm}
-            for name, rows in means.items():
+            for name, rows in zip(MEANS, (mean_weight, mean_output_norm), strict=True):
                 if rows is not None:
                     matrices[name] = self._matrix(name, rows, list)
             matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         self._write(head | matrices)
         for event in alerts:
             self._write(event)
-        pairs = zip(counts, self._top_k, strict=True)
-        return [
-            None if row is None else measures.balance(row, top_k).collapse_index
-            for row, top_k in pairs
-        ]
+        return balances(counts, self._top_k)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
@@ -248,11 +246,7 @@ class RunRecorder:
             return without_matrices(record, False)
         biases = [encoded_biases(row) for row in record["expert_bias"]]
         rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
-        means = {
-            name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
-            for name in MEANS
-            if name in record
-        }
+        means = {name: encoded_means(record[name]) for name in MEANS if name in record}
         return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
@@ -302,37 +296,5 @@ class RunRecorder:
     def _warn(self, what: str) -> None:
         _logger.warning("%s: %s; training goes on", self._log.path, what)
 
-    def _one_per_router(self, name: str, values: Any) -> list[Any]:
-        values = values.tolist() if hasattr(values, "tolist") else values
-        if len(values) != len(self._depths):
-            raise ValueError(
-                f"{name} has {len(values)} entries and the model has {len(self._depths)} routers "
-                f"(in layers {self._depths}): hand over one per router, in forward order"
-            )
-        return list(values)
-
-    def _matrix(self, name: str, rows: Any, convert: Callable[[Any], "array[Any]"]) -> list[Any]:
-        """A compact copy of one row per router, so that the caller may reuse its own."""
-        matrix = [
-            None if row is None and convert is counts_row else convert(row)
-            for row in self._one_per_router(name, rows)
-        ]
-        for row, depth, experts in zip(matrix, self._depths, self._num_experts, strict=True):
-            if row is not None and len(row) != experts and (row or convert is counts_row):
-                raise ValueError(
-                    f"{name} has {len(row)} entries for the router in layer {depth}, which has "
-                    f"{experts} experts: hand over one per expert"
-                )
-        return matrix
-
-
-def _summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | None]]:
-    """What follows from the counts; no value for a router that was not counted."""
-    known = measures.summarise([row for row in counts if row is not None])
-    if all(row is not None for row in counts):
-        return known
-    rest = {name: iter(values) for name, values in known.items()}
-    return {
-        name: [None if row is None else next(values) for row in counts]
-        for name, values in rest.items()
-    }
+    def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
+        return matrix(name, rows, convert, self._depths, self._num_experts)

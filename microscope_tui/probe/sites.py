@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from microscope_tui.probe.adapter import Choice
-
+Overhear = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 MAX_NAME = 12
 
 _STACKS = {
@@ -36,6 +35,22 @@ _NO_TEXT = ("vis", "aud")
 """Stacks that see patches or frames: the attention mask of the text is not theirs."""
 
 
+class Choice(NamedTuple):
+    """What one call of a router decided about T tokens."""
+
+    ids_TK: Tensor
+    """Expert ids; whatever is no real expert (−1, a skip slot, an identity expert) counts as
+    unrouted."""
+    weights_TK: Tensor | None = None
+    """What the outputs of the chosen experts are multiplied with."""
+    logits_TE: Tensor | None = None
+    """What the router scored, see ``Scores``."""
+    kept_TK: Tensor | None = None
+    """False where a capacity dropped the pair."""
+    real_T: Tensor | None = None
+    """False for padding, where the call does not see the tokens of the batch in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """How to read what a router scored: its module, its output, and what the numbers are."""
@@ -44,8 +59,8 @@ class Scores:
     index: int | None
     """Of the logits in the module's output; ``None`` where the output is the logits."""
     kind: str | None
-    """``softmax``, ``sigmoid``, ``sqrtsoftplus``: what turns the logits into scores; ``probabilities``
-    where they are some already; ``None`` where that is not known."""
+    """``softmax``, ``sigmoid`` or ``sqrtsoftplus``: what turns the logits into scores;
+    ``probabilities`` where they are some already; ``None`` where that is not known."""
 
 
 @dataclass(slots=True)
@@ -82,9 +97,7 @@ class Site:
     """Not every pass has tokens for it."""
     own_rows: Callable[[], Tensor | None] | None = None
     """Bool over the tokens of the batch: which of them this call sees; ``None`` for all."""
-    asides: list[tuple[nn.Module, Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]]] = (
-        field(default_factory=list)
-    )
+    asides: list[tuple[nn.Module, Overhear]] = field(default_factory=list)
     """Modules whose calls are overheard for ``own_rows``: called with their arguments."""
 
 

@@ -11,10 +11,10 @@ from microscope_tui.probe.plain import plain
 from microscope_tui.probe.stepsums import Layout, StepSums
 
 _logger = logging.getLogger("moe_microscope.probe")
-_OWN_KEYS = frozenset(
-    ("kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses")
-    + ("mean_weight", "mean_output_norm", "incomplete", "loss")
-)
+_OWN_KEYS = frozenset({
+    "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
+    "mean_weight", "mean_output_norm", "incomplete", "loss",
+})  # fmt: skip
 
 
 def step_record(
@@ -66,17 +66,19 @@ def _summaries(told: StepSums, layout: Layout, tokens: int) -> dict[str, list[fl
         "mean_entropy": list(told.mean_entropy),
         "z_loss": [None if kind[i] == "probabilities" else mean("z_loss", i) for i in rows],
         "max_logit": [
-            told.max_logit[i]
-            if told.sums[i]["scored"] and kind[i] != "probabilities"
-            else None
+            told.max_logit[i] if told.sums[i]["scored"] and kind[i] != "probabilities" else None
             for i in rows
         ],
         "selected_mass": [mean("selected_mass", i) for i in rows],
         "margin": [_positive(mean("margin", i)) for i in rows],
-        "grad_norm": [None if math.isnan(s or 0.0) else math.sqrt(s or 0) for s in told.grad_squares],
+        "grad_norm": [
+            None if math.isnan(s or 0.0) else math.sqrt(s or 0) for s in told.grad_squares
+        ],
     }
     if any(site.drops for site in layout.sites):
-        pairs = [n * layout.top_k[row.place] for n, row in zip(told.tokens, layout.rows, strict=True)]
+        pairs = [
+            n * layout.top_k[row.place] for n, row in zip(told.tokens, layout.rows, strict=True)
+        ]
         found["drop_rate"] = [
             _mean(told.sums[i]["dropped"], pairs[i])
             if layout.sites[layout.rows[i].place].drops

@@ -75,7 +75,12 @@ class Layout:
         return cls(sites, told[: len(sites)], told[len(sites) :])
 
     def vector(
-        self, tallies: dict[Any, Tally], extra: Tensor, squares_L: Tensor, ranks: Ranks, speaks: bool
+        self,
+        tallies: dict[Any, Tally],
+        extra: Tensor,
+        squares_L: Tensor,
+        ranks: Ranks,
+        speaks: bool,
     ) -> Tensor:
         """This rank's share of the step, fp64; nothing in it waits for the device."""
         device = extra.device

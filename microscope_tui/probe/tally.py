@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.adapter import Choice
+from microscope_tui.probe.sites import Choice
 
 SUMS = ("entropy", "z_loss", "selected_mass", "margin", "scored", "dropped")
 """Sums over real tokens, in fp64; ``scored`` is how many had logits."""
@@ -95,7 +95,12 @@ class Tally:
 
     def flat(self) -> Tensor:
         """Everything that is summed over ranks, in fp64: a count is exact up to 9·10^15."""
-        parts = (self.counts_E2[:-1], self.tokens[None], self.sums_N, self.probability_E)
+        parts: tuple[Tensor, ...] = (
+            self.counts_E2[:-1],
+            self.tokens[None],
+            self.sums_N,
+            self.probability_E,
+        )
         parts += (self.weight_E, self.norm_E)
         return torch.cat([part.to(torch.float64) for part in parts])
 

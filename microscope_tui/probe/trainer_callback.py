@@ -1,6 +1,6 @@
 """The probe as a callback of the Hugging Face Trainer, and of everything built on it (TRL).
 
-    Trainer(model, ..., callbacks=[MicroscopeCallback("logs")])
+Trainer(model, ..., callbacks=[MicroscopeCallback("logs")])
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from microscope_tui.probe.probe import Probe
 _logger = logging.getLogger("moe_microscope.probe")
 
 
-class MicroscopeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class MicroscopeCallback(TrainerCallback, ExportableState):
     """Writes ``logs/<run>/metrics.jsonl`` while the Trainer trains.
 
     Its state is part of the Trainer's checkpoints: a resumed run is judged as if never stopped.

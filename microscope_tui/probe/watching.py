@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.adapter import Choice
 from microscope_tui.probe.batch import Batch, argument_names
 from microscope_tui.probe.families import bias_of
 from microscope_tui.probe.losses import StepLosses
-from microscope_tui.probe.sites import Site
+from microscope_tui.probe.sites import Choice, Site
 from microscope_tui.probe.tally import Tally
 
 _logger = logging.getLogger("moe_microscope.probe")
@@ -164,7 +163,8 @@ class Watch:
 
     def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         scores = self.sites[place].scores
-        assert scores is not None and scores.index is not None
+        assert scores is not None
+        assert scores.index is not None
         logits = output[scores.index] if isinstance(output, tuple | list) else output
         self._logits[place] = logits.reshape(-1, logits.shape[-1])
 
@@ -250,7 +250,9 @@ def _reentrant_checkpoint() -> bool:
     """The whole model is checkpointed in the way that runs it without gradients first."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith("checkpoint.py"):
+        if frame.f_code.co_name == "backward" and frame.f_code.co_filename.endswith(
+            "checkpoint.py"
+        ):
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

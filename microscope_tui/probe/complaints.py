@@ -1,0 +1,46 @@
+"""What the probe warns about while it works: once each, and never by raising."""
+
+from __future__ import annotations
+
+import logging
+
+from microscope_tui.probe.stepsums import StepSums
+from microscope_tui.probe.watching import Watch
+
+_logger = logging.getLogger("moe_microscope.probe")
+
+
+def complain(told: StepSums, watch: Watch, mode: str, step: int, said: set[str]) -> None:
+    """Warn about what the step lacks.
+
+    Args:
+        said: What was warned about before.
+    """
+    if not told.extra["passes"] and not told.extra["failed"]:
+        _once(
+            said,
+            "no pass",
+            f"step {step}: no forward pass was counted; call the model that was given to attach, "
+            f"in {'training' if mode == 'train' else 'evaluation'} mode; a model that was compiled "
+            "and run before attach, or is replayed as a CUDA graph, is not seen",
+        )
+    elif not any(told.tokens):
+        _once(
+            said,
+            "no router",
+            f"step {step}: the model ran and no router was seen; a kernel that replaces the whole "
+            "MoE layer, or code compiled before attach, hides them",
+        )
+    if watch.outside:
+        _once(
+            said,
+            "outside",
+            "routers run outside the forward of the model that was given to attach, and are not "
+            "counted: attach to the module that the training calls",
+        )
+
+
+def _once(said: set[str], what: str, text: str) -> None:
+    if what not in said:
+        said.add(what)
+        _logger.warning("%s", text)
