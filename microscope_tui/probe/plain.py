@@ -71,7 +71,7 @@ def rounded(value: float | None, digits: int = 5) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
-def summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | None]]:
+def _summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | None]]:
     """What follows from the counts; no value for a router that was not counted."""
     known = measures.summarise([row for row in counts if row is not None])
     if all(row is not None for row in counts):
@@ -81,6 +81,15 @@ def summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | N
         name: [None if row is None else next(values) for row in counts]
         for name, values in rest.items()
     }
+
+
+def router_object(
+    readings: Mapping[str, Any], counts: Sequence["array[int] | None"], depths: Sequence[int]
+) -> dict[str, list[float | None]]:
+    """The line's ``router``: what the trainer read, and what follows from the counts."""
+    read = {name: plain(one_per_router(name, row, depths)) for name, row in readings.items()}
+    told = {**read, **_summaries(counts)}
+    return {name: [rounded(value) for value in row] for name, row in told.items()}
 
 
 def balances(counts: Sequence["array[int] | None"], top_k: Sequence[int]) -> list[float | None]:

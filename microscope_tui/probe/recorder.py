@@ -25,12 +25,11 @@ from microscope_tui.probe.plain import (
     encoded_biases,
     encoded_means,
     matrix,
-    one_per_router,
     per_router,
     plain,
     read_biases,
     rounded,
-    summaries,
+    router_object,
 )
 from microscope_tui.runlog.background import (
     MEANS,
@@ -136,7 +135,7 @@ class RunRecorder:
             step: optimizer steps completed, this one included; the first is 1.
             loss: next-token cross-entropy in nats, mean over the global batch; ``None`` if unknown.
             tokens: real tokens of the global batch.
-            tokens_per_expert: selected (token, expert) pairs, a row per router; ``None``: not counted.
+            tokens_per_expert: selected pairs, a row per router; ``None`` where it was not counted.
             expert_bias: uncentred selection bias, one row per router.
             mean_weight: of every expert over its tokens; so is ``mean_output_norm``, unweighted.
             router: further per-router summaries by their name in the format (``entropy`` …).
@@ -154,28 +153,22 @@ class RunRecorder:
         biases: list[array[float]] = []
         if in_full and expert_bias is not None:
             biases = self._matrix("expert_bias", expert_bias, bias_row)
-        readings = {
-            name: plain(one_per_router(name, row, self._depths))
-            for name, row in (router or {}).items()
-        }
-        told = summaries(counts)
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
         head |= {} if incomplete is None else {"incomplete": incomplete}
-        head["router"] = {
-            name: [rounded(v) for v in row] for name, row in {**readings, **told}.items()
-        }
+        head["router"] = router_object(router or {}, counts, self._depths)
         # Judged first: with nothing to write yet, no other thread asks for the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
         # The matrices come last: a reader of a long history never has to look at them.
-        matrices: dict[str, Any] = {}
+        means = zip(MEANS, (mean_weight, mean_output_norm), strict=True)
+        matrices = {
+            name: self._matrix(name, rows, list) for name, rows in means if rows is not None
+        }
+        matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
         if in_full:
-            for name, rows in zip(MEANS, (mean_weight, mean_output_norm), strict=True):
-                if rows is not None:
-                    matrices[name] = self._matrix(name, rows, list)
-            matrices |= {"expert_bias": biases, "tokens_per_expert": counts}
-        self._write(head | matrices)
+            head |= matrices
+        self._write(head)
         for event in alerts:
             self._write(event)
         return balances(counts, self._top_k)
