@@ -29,6 +29,18 @@ class Way:
     """``eager`` or ``grouped_mm``; none for the default."""
 
 
+WAYS = {
+    "right": Way(),
+    "left": Way(padding="left"),
+    "reentrant": Way(padding="left", checkpointing="reentrant"),
+    "non-reentrant": Way(checkpointing="non-reentrant"),
+    "two micro-batches": Way(padding="left", accumulation=2),
+    "eager": Way(experts="eager"),
+    "grouped_mm": Way(experts="grouped_mm"),
+}
+"""What is tried with every family."""
+
+
 @dataclass
 class Outcome:
     """What the log says beside what the oracle counted, by the name of the router."""
@@ -75,7 +87,7 @@ def attempt(family: str, way: Way, folder: Path, **changes: Any) -> Outcome:
             model.enable_input_require_grads()
     oracle = Oracle(family, model)
     reals: list[dict[str, list[bool]]] = []
-    with attach(model, folder) as probe:
+    with attach(model, folder, saliency=True) as probe:
         for micro in range(way.accumulation):
             inputs, real = batch(family, model, way.padding, micro)
             reals.append(real)
@@ -85,7 +97,8 @@ def attempt(family: str, way: Way, folder: Path, **changes: Any) -> Outcome:
             loss_of(output).backward()
         probe.step()
         sites = probe.sites
-    run, line = (json.loads(text) for text in (folder / "metrics.jsonl").open().readlines()[:2])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    run, line = json.loads(lines[0]), json.loads(lines[1])
     outcome = Outcome(line, run)
     for site in sites:
         block = site.path if family == "doge" else site.path.rpartition(".")[0]

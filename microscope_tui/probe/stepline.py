@@ -101,9 +101,10 @@ def _mean(total: float, number: float) -> float | None:
 
 
 def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
+    """Means over the pairs of every expert; ``[]`` for a router where they were not measured."""
     return [
-        [_mean(total, n) for total, n in zip(*pair, strict=True)]
-        for pair in zip(sums, counts, strict=True)
+        [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
+        for row, pairs in zip(sums, counts, strict=True)
     ]
 
 

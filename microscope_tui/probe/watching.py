@@ -224,13 +224,20 @@ class Watch:
 
     def _ask_experts(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         """The norm of what every chosen expert returns, before it is weighted."""
+        if self.sites[place].experts is None:
+            return
         slots_TK, args, tally = self._slots.pop(place)
         hidden_TD, ids_TK, weights_TK = args[:3]
         ones_T1 = torch.ones_like(weights_TK[:, :1])
-        norms = [
-            module.forward(hidden_TD, ids_TK[:, k : k + 1], ones_T1).float().norm(dim=-1)
-            for k in range(ids_TK.shape[-1])
-        ]
+        try:
+            norms = [
+                module.forward(hidden_TD, ids_TK[:, k : k + 1], ones_T1).float().norm(dim=-1)
+                for k in range(ids_TK.shape[-1])
+            ]
+        except Exception as error:  # some cannot take a single choice: only the norms are lost
+            self.sites[place].experts = None
+            _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
+            return
         tally.add_norms(torch.stack(norms, dim=-1), slots_TK)
 
 
