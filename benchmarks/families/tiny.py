@@ -201,6 +201,8 @@ def _shrunk(kind: type, changes: dict[str, Any]) -> Any:
 def _randomise(model: torch.nn.Module) -> None:
     """Random routers, so that no choice is a tie, and biases that matter."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("tid2eid"):  # fresh ones send every token to expert 0, twice
+            tensor.copy_(torch.rand(len(tensor), 8).argsort(-1)[:, : tensor.shape[1]])
         if tensor.is_floating_point() and tensor.dim() >= 1 and tensor.numel() > 1:
             if re.search(
                 r"(gate|router|classifier)[^.]*\.(weight|proj\.weight|layer\.weight)$", name

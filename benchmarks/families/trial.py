@@ -82,7 +82,7 @@ def attempt(family: str, way: Way, folder: Path, **changes: Any) -> Outcome:
         model.set_experts_implementation(way.experts)
     if way.checkpointing is not None:
         reentrant = way.checkpointing == "reentrant"
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:
             model.enable_input_require_grads()
     oracle = Oracle(family, model)

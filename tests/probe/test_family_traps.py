@@ -58,9 +58,16 @@ def test_hash_routed_layers_of_deepseek_v4_keep_their_place(tmp_path: Path) -> N
     assert outcome.run["model"]["layers"] == [0, 1, 2, 3]  # router_logits has fewer
     entropy = outcome.line["router"]["entropy"]
     assert 0 < [value is None for value in entropy].count(True) < LAYERS
-    fresh = next(i for i, value in enumerate(entropy) if value is None)
-    # A fresh hash table names expert 0 twice for every token: a fault of the model, and shown.
-    assert outcome.line["tokens_per_expert"][fresh][0] == 2 * outcome.line["tokens"]
+
+
+def test_a_fresh_hash_table_of_deepseek_v4_is_logged_as_it_routes(tmp_path: Path) -> None:
+    model = build("deepseek_v4")
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):
+            table.zero_()
+    line = one_step(model, tmp_path, **batch("deepseek_v4", model, "left", 0)[0])
+    # Expert 0 twice for every token: a fault of the model, and shown.
+    assert line["tokens_per_expert"][0] == [2 * line["tokens"]] + [0] * 7
 
 
 def test_both_routers_of_a_layer_of_jetmoe_are_kept_apart_attention_first(tmp_path: Path) -> None:
