@@ -55,7 +55,10 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self._routers, self._saliency, self._on_alert = routers, saliency, on_alert
         self._stop_on_collapse = on_collapse == "stop"
         self._learning_rate: float | None = None
-        self._new_alerts = 0
+        self._news: list[Alert] = []
+        """Alerts since the Trainer logged last."""
+        self._told = 0
+        """How many of them are in its history."""
         self.kept: str | None = None
         """The judgement in a checkpoint, base64."""
         self.probe: Probe | None = None
@@ -96,6 +99,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if self.probe is None:
             return control
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
+        # What reporters see depends on the order of callbacks; the history is the Trainer's own.
+        for alert in self._news[self._told :]:
+            said = f"{alert.rule}: {alert.verdict}"
+            state.log_history.append({"moe_alert": said, "epoch": state.epoch, "step": alert.step})
+        self._told = len(self._news)
         if self.probe.stops:
             control.should_training_stop = True
         return control
@@ -103,9 +111,10 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
     ) -> None:
-        """Tell the Trainer's log of new alerts."""
-        if logs is not None and self._new_alerts:
-            logs["moe_alerts"], self._new_alerts = self._new_alerts, 0
+        """Add the number of new alerts to what the callbacks after this one report."""
+        if logs is not None and self._news:
+            logs["moe_alerts"] = len(self._news)
+        self._news, self._told = [], 0
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
@@ -143,7 +152,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         return {"args": settings, "attributes": {"kept": self.kept}}
 
     def _alarm(self, alert: Alert) -> None:
-        self._new_alerts += alert.severity != "info"
+        if alert.severity != "info":
+            self._news.append(alert)
         if alert.is_collapse and self._stop_on_collapse and self.probe is not None:
             self.probe.request_stop()
         if self._on_alert is not None:

@@ -225,7 +225,9 @@ def test_a_copy_of_the_model_is_not_watched(tmp_path: Path) -> None:
 
 
 def test_a_model_without_moe_layers_says_what_was_looked_at(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no MoE layer found in Sequential.*Linear \(0\).*routers="):
+    with pytest.raises(
+        ValueError, match=r"no MoE layer found in Sequential.*Linear \(0\).*routers="
+    ):
         attach(nn.Sequential(nn.Linear(2, 2)), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
