@@ -300,10 +300,15 @@ def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
     tmp_path: Path,
 ) -> None:
     model = Model()
-    with pytest.raises(ZeroDivisionError), attach(model, tmp_path, routers=ROUTERS) as probe:
-        model(tokens())
-        probe.step()
-        raise ZeroDivisionError
+
+    def train() -> None:
+        with attach(model, tmp_path, routers=ROUTERS) as probe:
+            model(tokens())
+            probe.step()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
     assert records(tmp_path, "event")[-1]["reason"] == "failed"
     assert hooks(model) == 0
 

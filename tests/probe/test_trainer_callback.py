@@ -144,7 +144,7 @@ def test_a_collapse_is_reported_in_its_layer_and_stops_where_asked(
     trained.train()
     folder = tmp_path / "logs" / "out"
     alerts = [e["values"] for e in records(folder, "event") if e["event"] == "alert"]
-    assert [a["layers"] for a in alerts if a["rule"] == "COLLAPSE"][0] == ["L2"]
+    assert next(a["layers"] for a in alerts if a["rule"] == "COLLAPSE") == ["L2"]
     end = records(folder, "event")[-1]
     assert end["reason"] == ("collapse" if what == "stop" else "finished")
     assert (trained.state.global_step < 125) == (what == "stop")

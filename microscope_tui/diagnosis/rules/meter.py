@@ -116,9 +116,8 @@ class Meter(Rule):
         few = effective is not None and effective.low < self.least
         much = loads is not None and loads.high > self.most
         found: dict[int, Reading] = {}
-        elsewhere = view.record.router.unrouted or ()
         for index, (least, most) in enumerate(self.bounds) if few or much else ():
-            if any(elsewhere[index : index + 1]):
+            if _unrouted(view, index):
                 continue  # tokens that chose fewer than k real experts
             router = self.routers[index]
             if effective is not None and (said := effective.values[index]) < least:
@@ -148,8 +147,7 @@ class Meter(Rule):
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
         tokens = view.tokens_of(index)
         if self.exact and tokens is not None:
-            elsewhere = view.record.router.unrouted or ()
-            total += round(next(iter(elsewhere[index : index + 1]), 0) or 0)
+            total += _unrouted(view, index)
             expected = round(tokens * router.top_k)
             if total != expected:
                 doubled = expected > 0 and total % expected == 0 and total > 0
@@ -264,6 +262,12 @@ class Meter(Rule):
 
 def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
     return Reading(severity=Severity.ERROR, value=1.0, facts=facts)
+
+
+def _unrouted(view: StepView, index: int) -> int:
+    """Pairs of a router that chose no real expert."""
+    pairs = next(iter((view.record.router.unrouted or [])[index : index + 1]), None)
+    return 0 if pairs is None or not 0 <= pairs < math.inf else round(pairs)
 
 
 def _luck(counts: list[int]) -> float:
