@@ -50,7 +50,7 @@ def main() -> None:
             num_key_value_heads=2,
             num_local_experts=8,
             num_experts_per_tok=2,
-            initializer_range=0.1,
+            initializer_range=0.2,
             output_router_logits=True,  # without it transformers adds no auxiliary loss
             router_aux_loss_coef=0.02,
         )

@@ -19,7 +19,9 @@ BATCH, LENGTH = 8, 64
 
 def main() -> None:
     """Train, and say what to open."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     given = parser.parse_args()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from microscope_tui.probe import families
+from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepsums import Layout
+
+_ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
+"""Families that do without being told to."""
 
 
 def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
@@ -27,11 +33,11 @@ def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
             "top_k": _one(top_k),
             "num_shared_experts": _first(config, ("n_shared_experts", "num_shared_experts")),
             "score_function": _one(kinds),
-            "norm_top_k": _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob")),
+            "norm_top_k": _normalises(config),
             "capacity_factor": None,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": balance(model, config),
+        "balance": balance(model, config, layout.sites),
         "config": {"dtype": _dtype(model), "micro_batches": passes},
         "versions": {"torch": str(torch.__version__)} | _transformers(model),
     }
@@ -44,14 +50,47 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-def balance(model: nn.Module, config: Any) -> dict[str, Any]:
-    """How the routers are kept even, as far as the configuration tells."""
+def _normalises(config: Any) -> Any:
+    """Whether the weights of the chosen experts are made to sum to one; ``None`` if not known."""
+    told = _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob"))
+    always = getattr(config, "model_type", None) in _ALWAYS_NORMALISE
+    return True if told is None and always else told
+
+
+def balance(model: nn.Module, config: Any, sites: Sequence[Site] = ()) -> dict[str, Any]:
+    """How the routers are kept even, as far as the model and its configuration tell."""
     weight = _first(config, ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha"))
     asked = getattr(config, "output_router_logits", None)
-    if weight is None:
-        return {}
-    told: dict[str, Any] = {"method": "aux", "aux_weight": weight}
-    return told if asked is None else told | {"output_router_logits": bool(asked)}
+    home = _home(model)
+    adds_loss = home is None or hasattr(home, "load_balancing_loss_func")
+    told: dict[str, Any] = {}
+    if weight is not None and adds_loss:
+        told = {"method": "aux", "aux_weight": weight}
+        if asked is not None:
+            told["output_router_logits"] = bool(asked)
+        if home is not None and asked and len(sites) > 1:
+            told["pools_layers"] = True
+    elif any(families.bias_of(site) is not None for site in sites):
+        told = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
+    elif home is not None:
+        told = {"method": "none"}
+    if frozen := sum(map(_is_frozen, sites)):
+        told["frozen_routers"] = frozen
+    return told
+
+
+def _home(model: nn.Module) -> Any:
+    """The file of transformers that the model is written in; FSDP2 makes a class of its own."""
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith("transformers.models."):
+            return sys.modules[kind.__module__]
+    return None
+
+
+def _is_frozen(site: Site) -> bool:
+    """Nothing trains the router: it was excluded, or an adapter like LoRA leaves it out."""
+    weights = [p for p in site.router.parameters() if p.dim() >= 2] if site.router else []
+    return bool(weights) and not any(p.requires_grad for p in weights)
 
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:

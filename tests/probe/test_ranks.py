@@ -8,7 +8,7 @@ import pytest
 
 from tests.probe.layers import records
 
-SCRIPT = '''
+SCRIPT = """
 import sys, json, pathlib, torch, torch.distributed as dist
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
@@ -54,7 +54,7 @@ with attach(model, folder / "run") as probe:
         probe.step(loss=output.loss)
 (folder / f"seen{rank}.json").write_text(json.dumps(steps))
 dist.destroy_process_group()
-'''
+"""
 
 
 def train_on_two(kind: str, broken: str, folder: Path) -> list[str]:
@@ -78,9 +78,7 @@ def seen(folder: Path, rank: int) -> list[list[list[int]]]:
 
 
 def added(one: list[list[int]], two: list[list[int]]) -> list[list[int]]:
-    return [
-        [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(one, two, strict=True)
-    ]
+    return [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(one, two, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

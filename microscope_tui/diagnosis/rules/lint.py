@@ -36,6 +36,19 @@ _TEXTS = {
         "gpt-oss ships with an auxiliary weight of 0.9, made for its own training",
         "fine-tune with router_aux_loss_coef 1e-5 or so",
     ),
+    "layers pooled": (
+        "transformers computes one auxiliary loss over all layers: layers that are uneven in "
+        "different ways cancel out",
+        "watch each layer by itself, or add an auxiliary loss per layer",
+    ),
+    "bias not updated": (
+        "the routers have a selection bias, and transformers never updates it",
+        "update it after every step, if your training code does not do so already",
+    ),
+    "router frozen": (
+        "at least one router is not trained: it was frozen, or LoRA leaves it out",
+        "nothing, if that is meant; else add the router to what is trained",
+    ),
     WRONG_SIGN: (
         "the bias of busy experts rises and that of idle ones falls, step after step: the update "
         "has the wrong sign",
@@ -50,7 +63,7 @@ _TEXTS = {
         "sum tokens_per_expert over all ranks before it is written",
     ),
 }
-_INFO = ("few tokens", "one rank")
+_INFO = ("few tokens", "one rank", "layers pooled", "bias not updated", "router frozen")
 _FROM_STEPS = ("aux pooled", WRONG_SIGN)
 _OF_TRANSFORMERS = "output_router_logits"
 
@@ -130,6 +143,12 @@ class Lint(Rule):
             yield "no balancing"
         if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0:
             yield "aux not applied"
+        if balance.get("pools_layers"):
+            yield "layers pooled"
+        if balance.get("updates_bias") == 0:
+            yield "bias not updated"
+        if balance.get("frozen_routers"):
+            yield "router frozen"
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
             yield "aux too strong"
