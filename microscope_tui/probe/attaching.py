@@ -67,7 +67,12 @@ def attach(
             first, resumed = _open(folder, sites, start_step)
     except Exception as error:
         problem = error
-    ranks.raise_alike(problem)
+    try:
+        ranks.raise_alike(problem)
+    except Exception:
+        if problem is None:  # another rank's: this one has claimed the folder
+            release(folder)
+        raise
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )

@@ -54,7 +54,7 @@ class Batch:
     def _shape(self, stack: str) -> tuple[int, int] | None:
         names: tuple[str, ...] = ("decoder_input_ids", "labels", "decoder_inputs_embeds")
         if stack != "dec":
-            names = ("input_ids", "inputs_embeds", "input", "tokens", "idx", "x")
+            names = ("input_ids", "inputs_embeds", "input", "tokens", "idx", "x", "ids_BS")
         for name in names:
             value = self._given.get(name)
             if isinstance(value, Tensor) and value.dim() >= 1:
@@ -62,7 +62,7 @@ class Batch:
         return None
 
     def _mask(self) -> Tensor | None:
-        mask = self._given.get("attention_mask")
+        mask = self._given.get("attention_mask", self._given.get("valid_BS"))
         shape = self._shape("")
         real = None if mask is None else _from_mask(mask, None if shape is None else shape[1])
         return self._packed(shape) if real is None else real
