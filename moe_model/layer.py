@@ -62,9 +62,7 @@ class DecoderLayer(nn.Module):
 
         One flat tuple of tensors is what every kind of activation checkpointing can hand back.
         """
-        x_BSD = x_BSD + self.self_attn(
-            self.input_layernorm(x_BSD), rotary, remember, visible_BSN
-        )
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
             y_BSD, routing = self.mlp(y_BSD, valid_BS)

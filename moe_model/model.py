@@ -84,9 +84,7 @@ class LanguageModel(nn.Module):
         routings, valids = [], []
         for depth, layer in enumerate(self.layers):
             remember = _remember(cache, depth)
-            x_BSD, *routing = self._through(
-                layer, x_BSD, rotary, valid_BS, remember, visible_BSN
-            )
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
                 valids.append(valid_BS)

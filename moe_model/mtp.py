@@ -53,9 +53,7 @@ class PredictionDepth(nn.Module):
             visible_BSN: See :func:`~moe_model.attention.visible_tokens`.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        x_BSD, *routing = self.layer(
-            self.eh_proj(both), rotary, valid_BS, remember, visible_BSN
-        )
+        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
         return (self.norm(x_BSD), *routing)
 
 

@@ -69,9 +69,7 @@ def theirs_padded(
 
 
 @torch.no_grad()
-def test_padded_logits_equal_theirs(
-    model: LanguageModel, ids_BS: Tensor, valid_BS: Tensor
-) -> None:
+def test_padded_logits_equal_theirs(model: LanguageModel, ids_BS: Tensor, valid_BS: Tensor) -> None:
     expected = theirs_padded(peer(model).eval(), ids_BS, valid_BS)[valid_BS]
     assert expected.abs().mean() > 0.3, "logits too small to tell anything"
     ours = model(ids_BS, valid_BS).logits_BSV
