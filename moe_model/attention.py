@@ -76,7 +76,7 @@ class MultiHeadLatentAttention(nn.Module):
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
-            if visible_BSN is None:
+            if visible_BSN is None and tokens > 1:
                 visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
             cheaper = past > 0 and absorbing_is_cheaper(config, tokens)
             attend = self._absorbed if cheaper else self._over_the_past
@@ -111,7 +111,9 @@ class MultiHeadLatentAttention(nn.Module):
         q_BHSd = queries_with_position(q_BSHd, rotary)
         return causal_attention(q_BHSd, k_BHSd, v_BHSv, softmax_scale(self.config)).transpose(1, 2)
 
-    def _over_the_past(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
+    def _over_the_past(
+        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
+    ) -> Tensor:
         """Expand all N latents; the S queries are the last of the N tokens."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
@@ -125,7 +127,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=visible_BSN.unsqueeze(1),
+            attn_mask=None if visible_BSN is None else visible_BSN.unsqueeze(1),
             scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
@@ -136,7 +138,7 @@ class MultiHeadLatentAttention(nn.Module):
         width = self.config.qk_nope_head_dim + self.config.v_head_dim
         return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
 
-    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor) -> Tensor:
+    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
         """Score the latents themselves, with queries brought into their space."""
         config, R = self.config, self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
@@ -148,7 +150,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_latent = torch.einsum("bshn,hnr->bshr", q_nope, up_key_HnR)
         q_BSHW = torch.cat((q_latent, q_rope.to(q_latent.dtype)), dim=-1)
         scores_BSHN = torch.einsum("bshw,bnw->bshn", q_BSHW, entries_BNW) * softmax_scale(config)
-        scores_BSHN = scores_BSHN.masked_fill(~visible_BSN.unsqueeze(2), float("-inf"))
+        if visible_BSN is not None:
+            scores_BSHN = scores_BSHN.masked_fill(~visible_BSN.unsqueeze(2), float("-inf"))
         share_BSHN = scores_BSHN.float().softmax(dim=-1).to(entries_BNW.dtype)
         context_BSHR = torch.einsum("bshn,bnr->bshr", share_BSHN, entries_BNW[..., :R])
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
