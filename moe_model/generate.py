@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from cyclopts import App, Parameter
@@ -72,25 +72,9 @@ def main(
         draft: Guess one token ahead: the same text in fewer passes. Needs a model trained with
             --mtp, and one prompt.
     """
-    try:
-        rules.check()
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
     place = choose_device(device)
-    single: dict[str, Any] = {"draft": draft}
-    if place.type == "cpu":
-        single["weights"] = torch.float16 if weights == "fp16" else torch.float32
-    if weights == "fp16" and (len(prompt) > 1 or place.type != "cpu"):
-        raise UsageError(
-            f"--weights fp16 is for one prompt on a CPU, not for {len(prompt)} on {place.type}: "
-            "use fp32."
-        )
-    if draft and len(prompt) > 1:
-        raise UsageError(f"--draft is for one prompt, not for {len(prompt)}: leave it out.")
+    _refuse_out_of_range(rules, max_new_tokens, seed)
+    _refuse_for_several(len(prompt), place, half=weights == "fp16", draft=draft)
     try:
         found = read_checkpoint(checkpoint)
         prompts = encode(found.tokenizer, prompt, chat)
@@ -107,10 +91,34 @@ def main(
         batch = BatchSampler(model, prompts, **options)
         return _write(_several(batch, found.tokenizer, before), batch)
     try:
-        sampler = Sampler(model, prompts[0], **options, **single)
+        half = torch.float16 if weights == "fp16" else None
+        sampler = Sampler(model, prompts[0], **options, weights=half, draft=draft)
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error
     return _write(_one(sampler, found.tokenizer, before[0]), sampler)
+
+
+def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
+    """``UsageError`` for a number that is out of its range."""
+    try:
+        rules.check()
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
+
+
+def _refuse_for_several(prompts: int, place: torch.device, *, half: bool, draft: bool) -> None:
+    """``UsageError`` for what only a :class:`Sampler` of one prompt can do."""
+    if half and (prompts > 1 or place.type != "cpu"):
+        raise UsageError(
+            f"--weights fp16 is for one prompt on a CPU, not for {prompts} on {place.type}: "
+            "use fp32."
+        )
+    if draft and prompts > 1:
+        raise UsageError(f"--draft is for one prompt, not for {prompts}: leave it out.")
 
 
 def encode(tokenizer: Tokenizer, prompts: Sequence[str], chat: bool) -> list[Tensor]:
