@@ -40,6 +40,7 @@ from moe_model.command import (
     run_command,
     say,
 )
+from moe_model.device import choose_device
 from moe_model.store import CheckpointError
 from moe_model.training.agreement import agree, option_facts
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
@@ -50,7 +51,7 @@ from moe_model.training.evaluation import evaluate
 from moe_model.training.gradients import gradient_squares
 from moe_model.training.lock import only_training
 from moe_model.training.losses import loss_shares, weights_at
-from moe_model.training.machine import choose_device, memory_bytes, mixed_precision, seed_step
+from moe_model.training.machine import memory_bytes, mixed_precision, seed_step
 from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learning_rate
 from moe_model.training.option_sources import read_option_sources
 from moe_model.training.options import Options

@@ -48,7 +48,11 @@ class MultiHeadLatentAttention(nn.Module):
         self.o_proj = nn.Linear(H * config.v_head_dim, D, bias=False)
 
     def forward(
-        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], remember: Remember | None = None
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> Tensor:
         """Attend from every position to itself and the past; returns ``(B, S, D)``.
 
@@ -56,22 +60,27 @@ class MultiHeadLatentAttention(nn.Module):
             x_BSD: The normed stream.
             rotary: Angles of these S positions.
             remember: Puts these tokens behind the past in a cache and returns both.
+            visible_BSN: See :func:`visible_tokens`; the whole past if none.
         """
         config, tokens = self.config, x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
-        if remember is not None:
+        if remember is not None or visible_BSN is not None:
             k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
-            entries_BNW = remember(torch.cat((latent_BSR, k_turned), dim=-1)).to(x_BSD.dtype)
+            entries_BNW = torch.cat((latent_BSR, k_turned), dim=-1)
+            if remember is not None:
+                entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
-        if past == 0:
+        if past == 0 and visible_BSN is None:
             out_BSHv = self._materialised(q_BSHd, latent_BSR, k_rope, rotary)
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
-            cheaper = absorbing_is_cheaper(config, tokens)
+            if visible_BSN is None and tokens > 1:
+                visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
+            cheaper = past > 0 and absorbing_is_cheaper(config, tokens)
             attend = self._absorbed if cheaper else self._over_the_past
-            out_BSHv = attend(q_BSHd, entries_BNW)
+            out_BSHv = attend(q_BSHd, entries_BNW, visible_BSN)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
@@ -102,8 +111,10 @@ class MultiHeadLatentAttention(nn.Module):
         q_BHSd = queries_with_position(q_BSHd, rotary)
         return causal_attention(q_BHSd, k_BHSd, v_BHSv, softmax_scale(self.config)).transpose(1, 2)
 
-    def _over_the_past(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
-        """Expand all N latents of the cache; the S queries are the last of the N tokens."""
+    def _over_the_past(
+        self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
+    ) -> Tensor:
+        """Expand all N latents; the S queries are the last of the N tokens."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),
@@ -116,7 +127,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_BSHd.transpose(1, 2),
             k_BNHd.transpose(1, 2),
             v_BNHv.transpose(1, 2),
-            attn_mask=causal_mask(q_BSHd.shape[1], k_BNHd.shape[1], q_BSHd.device),
+            attn_mask=None if visible_BSN is None else visible_BSN.unsqueeze(1),
             scale=softmax_scale(self.config),
         )
         return out_BHSv.transpose(1, 2)
@@ -127,7 +138,7 @@ class MultiHeadLatentAttention(nn.Module):
         width = self.config.qk_nope_head_dim + self.config.v_head_dim
         return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
 
-    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
+    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
         """Score the latents themselves, with queries brought into their space."""
         config, R = self.config, self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
@@ -139,10 +150,8 @@ class MultiHeadLatentAttention(nn.Module):
         q_latent = torch.einsum("bshn,hnr->bshr", q_nope, up_key_HnR)
         q_BSHW = torch.cat((q_latent, q_rope.to(q_latent.dtype)), dim=-1)
         scores_BSHN = torch.einsum("bshw,bnw->bshn", q_BSHW, entries_BNW) * softmax_scale(config)
-        queries, tokens = scores_BSHN.shape[1], scores_BSHN.shape[-1]
-        if queries > 1:
-            mask_S1N = causal_mask(queries, tokens, scores_BSHN.device).unsqueeze(1)
-            scores_BSHN = scores_BSHN.masked_fill(~mask_S1N, float("-inf"))
+        if visible_BSN is not None:
+            scores_BSHN = scores_BSHN.masked_fill(~visible_BSN.unsqueeze(2), float("-inf"))
         share_BSHN = scores_BSHN.float().softmax(dim=-1).to(entries_BNW.dtype)
         context_BSHR = torch.einsum("bshn,bnr->bshr", share_BSHN, entries_BNW[..., :R])
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
@@ -162,3 +171,19 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     """True where one of the last ``queries`` tokens may look: ``(S, N)``."""
     allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
     return allowed_SN.tril(tokens - queries)
+
+
+def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
+    """True where one of the last ``queries`` tokens may look: ``(B, S, N)``.
+
+    At real tokens up to its own place, and at itself: a padded query that saw nothing would become
+    NaN, and a NaN times the weight 0 is NaN for everybody.
+
+    Args:
+        valid_BN: False for padding.
+        queries: The S last of the N tokens.
+    """
+    tokens = valid_BN.shape[1]
+    causal_SN = causal_mask(queries, tokens, valid_BN.device)
+    itself_SN = causal_SN.triu(tokens - queries)
+    return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)

@@ -44,6 +44,8 @@ class LatentCache:
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
         self.used = 0
+        self.valid_BN: Tensor | None = None
+        """False where a sequence has padding; none at all as long as no sequence had any."""
 
     def __len__(self) -> int:
         """Tokens there is room for."""
@@ -66,12 +68,41 @@ class LatentCache:
         Raises:
             ValueError: If there is no room; the message says how much there is.
         """
-        end = self.used + entries_BSW.shape[1]
-        if end > len(self):
-            raise ValueError(
-                f"the cache holds {len(self)} tokens, {self.used} of them used, and "
-                f"{entries_BSW.shape[1]} more do not fit: make a longer cache, or forget some."
-            )
+        end = self._end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
+
+    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
+        """Which of the S new tokens are real, all if none is given; the mask of all so far.
+
+        Returns:
+            ``(B, used + S)``, a view; none where there is no padding at all.
+
+        Raises:
+            ValueError: As :meth:`append`.
+        """
+        end = self._end_of(tokens)
+        if self.valid_BN is None:
+            if valid_BS is None:
+                return None
+            shape, device = self.entries_LBNW.shape[1:3], self.entries_LBNW.device
+            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=device)
+        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
+        return self.valid_BN[:, :end]
+
+    def keep(self, sequences: list[int]) -> None:
+        """Forget all other sequences, and free what they took."""
+        self.entries_LBNW = self.entries_LBNW[:, sequences]
+        if self.valid_BN is not None:
+            self.valid_BN = self.valid_BN[sequences]
+
+    def _end_of(self, tokens: int) -> int:
+        """Where ``tokens`` more end."""
+        end = self.used + tokens
+        if end > len(self):
+            raise ValueError(
+                f"the cache holds {len(self)} tokens, {self.used} of them used, and "
+                f"{tokens} more do not fit: make a longer cache, or forget some."
+            )
+        return end

@@ -56,12 +56,13 @@ class DecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         valid_BS: Tensor | None = None,
         remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The stream, followed by the fields of a ``Routing`` where this layer has a router.
 
         One flat tuple of tensors is what every kind of activation checkpointing can hand back.
         """
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember)
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
             y_BSD, routing = self.mlp(y_BSD, valid_BS)

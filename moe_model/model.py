@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from moe_model.attention import Remember
+from moe_model.attention import Remember, visible_tokens
 from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
 from moe_model.layer import DecoderLayer
 from moe_model.mtp import PredictionDepth, valid_ahead
 from moe_model.norm import RMSNorm
 from moe_model.readings import RouterReadings
-from moe_model.rotary import rotary_table
+from moe_model.rotary import rotary_table, rotary_table_at
 from moe_model.router import Router, Routing
 
 
@@ -71,21 +71,20 @@ class LanguageModel(nn.Module):
 
         Args:
             ids_BS: Token ids, int64.
-            valid_BS: False for padding, which is then left out of the router readings and takes no
-                capacity. The causal mask alone keeps padding on the right from changing what comes
-                before it.
+            valid_BS: False for padding, anywhere in a row. No token looks at it, positions count
+                real tokens only, and routers neither count it nor give it capacity. What the
+                model computes for padding itself means nothing. None if there is none.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if it is given.
-            cache: What came before; these tokens are put behind it.
+            cache: What came before, padding included; these tokens are put behind it.
         """
-        start = 0 if cache is None else cache.used
         length = ids_BS.shape[1]
-        rotary = rotary_table(self.config, start, length, ids_BS.device)
+        rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
         x_BSD = self.embed_tokens(ids_BS)
         routings, valids = [], []
         for depth, layer in enumerate(self.layers):
             remember = _remember(cache, depth)
-            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember)
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
                 valids.append(valid_BS)
@@ -97,9 +96,11 @@ class LanguageModel(nn.Module):
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
-            valids.append(None if valid_BS is None else valid_ahead(valid_BS, depth + 1))
+            ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
+            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
+            valids.append(ahead_BS)
             ahead_BSD, *routing = self._through(
-                predict, ahead_BSD, embedding_BSD, rotary, valids[-1]
+                predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )
             routings.append(Routing(*routing))
             ahead_logits.append(self.head(ahead_BSD))
@@ -108,6 +109,21 @@ class LanguageModel(nn.Module):
         if self.training and torch.is_grad_enabled():
             self.readings.add(routings, valids)
         return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
+
+    def _places(
+        self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Rotation of these tokens, and what they may look at where there is padding.
+
+        A real token is at the place it has among the real ones, as in ``generate`` of transformers.
+        """
+        length = ids_BS.shape[1]
+        valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
+        if valid_BN is None:
+            start = 0 if cache is None else cache.used
+            return rotary_table(self.config, start, length, ids_BS.device), None
+        position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.

@@ -40,6 +40,7 @@ class PredictionDepth(nn.Module):
         rotary: tuple[Tensor, Tensor],
         valid_BS: Tensor | None = None,
         remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The hidden state of this depth after its norm, and the fields of a ``Routing``.
 
@@ -49,9 +50,10 @@ class PredictionDepth(nn.Module):
             rotary: Angles of the positions i; attention only sees differences of positions.
             valid_BS: See :func:`valid_ahead`.
             remember: Cache of this depth.
+            visible_BSN: See :func:`~moe_model.attention.visible_tokens`.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember)
+        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
         return (self.norm(x_BSD), *routing)
 
 

@@ -23,7 +23,8 @@ KIND = "huggingface"
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
 """What belongs to a tokenizer; only the first must be there."""
 MOST_BYTES = 256 * 2**20
 
@@ -65,10 +66,38 @@ class PretrainedTokenizer:
         """One more than the highest id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, int64, with the special tokens that the tokenizer puts around."""
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that makes a prompt of a chat, if there is one."""
+        if (content := self.files.get(CHAT_TEMPLATE)) is not None:
+            return content.decode("utf-8", errors="replace")
+        found = self._settings.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The text of each special token that has a role, such as ``bos_token``."""
+        texts = {}
+        for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+            said = self._settings.get(f"{name}_token")
+            token = said.get("content") if isinstance(said, dict) else said
+            if isinstance(token, str):
+                texts[f"{name}_token"] = token
+        return texts
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Tensor:
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer puts around.
+
+        Args:
+            text: May contain special tokens.
+            add_special_tokens: False for a text that a chat template wrote, with its own.
+        """
         try:
-            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return torch.tensor(ids, dtype=torch.int64)
         except Exception as error:  # the library has no class of its own
             raise ValueError(f"the tokenizer cannot read this text ({error}).") from error
 

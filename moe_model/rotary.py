@@ -29,6 +29,13 @@ def rotary_table(
 
     Positions are whole numbers up to 2^24, so that fp32 holds them exactly.
     """
+    position_S = torch.arange(start, start + positions, dtype=torch.float32, device=device)
+    return rotary_table_at(config, position_S)
+
+
+def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for any positions ``(S,)`` or ``(B, S)``: one more dimension, fp32."""
+    device = position.device
     even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
     frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
     amplitude = 1.0
@@ -36,8 +43,7 @@ def rotary_table(
         frequency = _stretched(frequency, config, yarn)
         numerator = mscale(yarn.factor, yarn.mscale)
         amplitude = numerator / mscale(yarn.factor, yarn.mscale_all_dim)
-    position = torch.arange(start, start + positions, dtype=torch.float32, device=device)
-    angles = torch.outer(position, frequency)
+    angles = position.float().unsqueeze(-1) * frequency
     return angles.cos() * amplitude, angles.sin() * amplitude
 
 
@@ -52,7 +58,7 @@ def softmax_scale(config: ModelConfig) -> float:
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
-    cos, sin = (part[:, None, :] for part in table)
+    cos, sin = (part.unsqueeze(-2) for part in table)
     real, imaginary = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).type_as(x)

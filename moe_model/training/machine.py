@@ -18,15 +18,6 @@ from moe_model.config import ModelConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes the GPU where there is one; ``UsageError`` for a GPU that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this torch finds no usable GPU: use --device cpu.")
-    return torch.device(name)
-
-
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` takes bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.
 

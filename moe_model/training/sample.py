@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_model.generate import generate
 from moe_model.model import LanguageModel
+from moe_model.sampling import generate
 from moe_model.training.parallel import whole_weights
 
 if TYPE_CHECKING:

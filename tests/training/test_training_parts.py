@@ -14,13 +14,13 @@ from rich.console import Console as RichConsole
 
 from moe_model.command import UsageError
 from moe_model.config import PRESETS, ModelConfig, YarnScaling
+from moe_model.device import choose_device
 from moe_model.model import LanguageModel
 from moe_model.training.batches import held_out_batches
 from moe_model.training.console import Console
 from moe_model.training.corpus import Tokens
 from moe_model.training.evaluation import evaluate
 from moe_model.training.machine import (
-    choose_device,
     choose_dtype,
     has_native_bf16,
     memory_bytes,
