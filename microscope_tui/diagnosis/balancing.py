@@ -1,4 +1,4 @@
-"""The run's own knobs of load balancing, by the names its header gives them."""
+"""What to change in this run: its own knobs of balancing, by the names its header gives them."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,9 @@ from microscope_tui.runlog.records import RunRecord
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Methods of balancing whose strength the header tells."""
-SCALED_RULES = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
-"""Rules that advise stronger balancing: their episodes keep the scale of the scores as facts."""
 SCALES = ("margin", "max_logit")
-"""Those facts, by the names that the log gives the signals."""
+"""The scale of the scores, by the names that the log gives the signals: facts of the episodes of
+rules that advise stronger balancing."""
 BACK = "go back to an earlier checkpoint"
 """In the words of a rule; ``go_back`` names the step of one finding instead."""
 _BRIDGED_IN = 100
@@ -40,6 +39,19 @@ def right_sign() -> str:
     return (
         "flip the sign of the bias update: busy experts must lose bias and idle ones gain "
         "it (a higher rate makes it worse)"
+    )
+
+
+def calm_down(run: RunRecord) -> str:
+    """What to change so that gradients and logits stay finite and small."""
+    weight = run.balance.get("z_loss_weight")
+    z_loss = (
+        f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
+        if isinstance(weight, int | float) and 0 < weight < 1
+        else "add a z-loss of 1e-3"
+    )
+    return (
+        f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
     )
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.divergence import Divergence, divergences
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.rules.lint import WRONG_SIGN
 
-WRONG_SIGN = "wrong bias sign"
-"""Cause of the LINT finding of a bias update that feeds the busy experts."""
-_STARVING = ("ERODING", "COLLAPSE", "DEAD")
 _GAP = 50
 """Steps between the end of one trouble of a router and the onset of the next that it led to."""
 
@@ -60,17 +59,20 @@ def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
 def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
     """The onset of the first trouble of this router that led to this one without a pause."""
     onset = episode.onset
-    if episode.rule not in _STARVING:
+    if not _starves(episode):
         return onset
     before = [
         e for e in others
-        if e.rule in _STARVING and e.router_index == episode.router_index
-        and e.severity >= Severity.WARN
+        if _starves(e) and e.router_index == episode.router_index and e.severity >= Severity.WARN
     ]  # fmt: skip
     for earlier in sorted(before, key=lambda e: -e.onset):
         if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
             onset = earlier.onset
     return onset
+
+
+def _starves(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "starvation"
 
 
 def _overlaps(trouble: Episode, episodes: Sequence[Episode]) -> bool:

@@ -1,6 +1,19 @@
-"""Limits of the rules about the balancing, the log and the settings; ``thresholds.py`` has all."""
+"""Limits of the rules about the balancing, the log, the settings, the logits and the gradient.
+
+``thresholds.py`` has the table of all.
+"""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from microscope_tui.diagnosis.relations import (
+    CRITICAL_FIRST,
+    ENDS_INSIDE,
+    NEVER,
+    NEVER_ENDS,
+    SILENT_CUT,
+    Relations,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,16 @@ class OscillationLimits:
     better than in between. Irregular blocks of 5 to 15 steps reach 0.35 in 2 of 150 runs."""
     checks: int = 2
 
+    relations: ClassVar[Relations] = (
+        ("4 <= window", f"{NEVER}: the shortest swing takes two steps, twice"),
+        ("window <= 1000", "too much is held: the counts of so many steps"),
+        ("every <= most", SILENT_CUT),
+        ("experts_share < 1", f"{NEVER}: it is a share of the experts"),
+        ("agreement <= 1", f"{NEVER}: it is a correlation"),
+        ("recurrence <= 1", f"{NEVER}: it is a correlation"),
+        ("usual_step <= 1", "chance alone would be a swing: it is a share of the sum"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class BiasRunawayLimits:
@@ -46,6 +69,13 @@ class BiasRunawayLimits:
     """c rises less than this meanwhile."""
     persistence: int = 4
 
+    relations: ClassVar[Relations] = (
+        ("3 <= points", "there would be no straight line to see"),
+        ("straightness < 1", f"{NEVER}: it is an R²"),
+        ("rate <= 1", f"{NEVER}: 1 is as fast as a bias can grow"),
+        ("collapse_index <= 1", "nothing is even enough: c is 1 at most"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class MeterLimits:
@@ -61,6 +91,12 @@ class MeterLimits:
     """Chance, in one step, that independent choices give counts that are all equal to ±1."""
     summary_error: float = 0.02
     """The summary of a line may differ by so much from what its own counts say."""
+
+    relations: ClassVar[Relations] = (
+        ("needed <= window", NEVER),
+        ("luck <= 1", "all counts would be forced ones: it is a chance"),
+        ("summary_error <= 1", "no summary would be wrong: it is a share of the value"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +118,57 @@ class LintLimits:
     sign_agreement: float = 0.9
     """… and so much of the load agrees with the change: 1 if every busy expert gains bias, −1 if
     every one loses it, as it should."""
+
+    relations: ClassVar[Relations] = (
+        ("floor <= 1", "every auxiliary loss would be at its floor: it is a share of it"),
+        ("sign_agreement <= 1", f"{NEVER}: it is 1 at most"),
+        ("uneven <= 1", "every layer would be uneven: it is a share of the experts"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogitLimits:
+    """Ratios to the median of the steps t − 220 … t − 20: robust to slow growth."""
+
+    warn: float = 3.0
+    critical: float = 10.0
+    leave: float = 1.5
+    least: float = 1.0
+    """A z-loss below this is no explosion, whatever it was before."""
+    max_logit: float = 64.0
+    """In bf16 neighbouring logits of this size are 0.25 apart and more."""
+    persistence: int = 10
+
+    relations: ClassVar[Relations] = (
+        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
+        ("leave <= warn", ENDS_INSIDE),
+        ("warn <= critical", CRITICAL_FIRST),
+        ("0 < max_logit", "every logit would be too large"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GradientLimits:
+    """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
+
+    ratio: float = 10.0
+    raised: float = 2.0
+    """From here on it is out of its usual range: where an episode is dated back to."""
+    once: float = 50.0
+    """So much that a single step tells."""
+    not_finite: int = 3
+    """So many NaN or infinite norms within ``persistence`` steps: the loss scaling of fp16 skips a
+    single step now and then, and searches its scale in the first ones."""
+    leave: float = 3.0
+    followed: int = 50
+    """LOGITS or COLLAPSE within so many steps after it makes it critical."""
+    persistence: int = 10
+
+    relations: ClassVar[Relations] = (
+        ("not_finite <= persistence", "norms that are no number could never tell"),
+        ("1 <= raised", "every episode would be dated back to the start"),
+        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
+        ("raised <= ratio", "an episode would be dated to after its alarm"),
+        ("leave <= ratio", ENDS_INSIDE),
+        ("ratio <= once", "a single step would tell before many do"),
+    )

@@ -8,10 +8,11 @@ suspicious.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from microscope_tui.diagnosis.catalogue import CATALOGUE
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule
@@ -88,8 +89,8 @@ class Diagnosis:
             readings = rule.read(view)
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
-            if rule.name == "METER":
-                self._unmeasured = self._muted_by(rule.name)
+            if rule.mutes_all:
+                self._unmeasured |= self._muted_by(rule.name)
         return changed + list(self._end_warnings(changed))
 
     def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
@@ -195,7 +196,7 @@ class Diagnosis:
         return group(self.episodes)
 
     def _wanted(self, context: Context) -> Iterator[type[Rule]]:
-        for rule in CATALOGUE:
+        for rule in RULES.values():
             if rule.name not in self._criteria.ignore and (context.trains or not rule.trains_only):
                 yield rule
 

@@ -1,17 +1,11 @@
 """An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
-from microscope_tui.diagnosis.timing import GROUP_STEPS
 from microscope_tui.runlog.records import RouterInfo
 
-CAUSES_FIRST = (
-    *("METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION", "BIAS_RUNAWAY"),
-    *("DROPS", "STARVED", "OVERLOAD", "UNIFORM", "LINT", "HOT_EXPERT", "SHOCK"),
-)
-"""Of equally severe findings the cause stands first: a collapse also drops tokens."""
 _MOST_GRADES = 50
 
 
@@ -158,35 +152,6 @@ class Finding:
         """Names of the routers, in forward order; empty where it is the run's trouble."""
         ordered = sorted(self.episodes, key=lambda episode: episode.router_index)
         return tuple(dict.fromkeys(e.router.name for e in ordered if e.router is not None))
-
-
-def group(episodes: Iterable[Episode]) -> list[Finding]:
-    """Episodes of one rule whose onsets lie close together become one finding, worst first."""
-    groups: list[list[Episode]] = []
-    for episode in sorted(episodes, key=lambda e: (e.rule, not e.active, e.onset, e.router_index)):
-        if groups and _belongs(episode, groups[-1]):
-            groups[-1].append(episode)
-        else:
-            groups.append([episode])
-    findings = [
-        Finding(tuple(sorted(members, key=lambda e: (-e.severity, e.onset, e.router_index))))
-        for members in groups
-    ]
-    return sorted(findings, key=lambda f: (not f.active, -f.severity, _rank(f.rule), f.onset))
-
-
-def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
-    first = members[0]  # not the last one: a chain of onsets would have no end
-    return (
-        (first.rule, first.active) == (episode.rule, episode.active)
-        and first.facts.get("cause") == episode.facts.get("cause")
-        and episode.onset - first.onset <= GROUP_STEPS
-        and episode.router is not None
-    )
-
-
-def _rank(rule: str) -> int:
-    return CAUSES_FIRST.index(rule) if rule in CAUSES_FIRST else len(CAUSES_FIRST)
 
 
 def overall(findings: Iterable[Finding]) -> Severity:

@@ -2,7 +2,8 @@
 
 from collections.abc import Container, Iterator, Mapping
 
-from microscope_tui.diagnosis.balancing import SCALED_RULES, SCALES
+from microscope_tui.diagnosis.balancing import SCALES
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode, Present
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Facts, Reading, Severity
@@ -13,11 +14,6 @@ from microscope_tui.diagnosis.windows import Trail, median
 
 MOST_EPISODES = 20
 """Of one rule in one router; a run that flickers for years must not fill the memory."""
-_ANNOUNCED_BY = {"LOGITS": "GRADSPIKE", "COLLAPSE": "GRADSPIKE"}
-_LOW_IS_BAD = ("COLLAPSE", "ERODING", "SHOCK")
-_STANDING = ("LINT",)
-_USUAL = ("COLLAPSE",)
-"""Rules whose text compares the effective experts with what was usual before the onset."""
 _RECENT = 16
 """Kept values, of 128 steps, whose median is what was usual."""
 
@@ -140,7 +136,7 @@ class Ledger:
             episode.forget_from(step)
         self.past.forget_from(step)
         self.resume()
-        return [e for e in withdrawn if e.rule not in _STANDING and e.recovered_at != e.alarm]
+        return [e for e in withdrawn if _is_evaluated(e) and e.recovered_at != e.alarm]
 
     def resume(self) -> None:
         """Find out again which episodes are open."""
@@ -148,7 +144,7 @@ class Ledger:
         for episode in self.episodes:
             key = (episode.rule, episode.router_index)
             self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
-            if episode.active and episode.rule not in _STANDING:
+            if episode.active and _is_evaluated(episode):
                 self._running[key] = episode
 
     def lead_to(self, rule: str, outcome: Episode, step: int) -> Iterator[Episode]:
@@ -177,8 +173,8 @@ class Ledger:
         self, rule: str, index: int, step: int, reading: Reading, track: Track | None
     ) -> int:
         known = [step, reading.since, track.since if track is not None else None]
-        if rule == "COLLAPSE" and (eroding := self.running("ERODING", index)) is not None:
-            known.append(eroding.onset)  # the slide began there
+        warnings = [self.running(name, index) for name, r in RULES.items() if rule in r.ends_in]
+        known += [warning.onset for warning in warnings if warning is not None]  # began there
         return min(at for at in known if at is not None)
 
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
@@ -188,7 +184,7 @@ class Ledger:
         if reading.value != episode.value:
             episode.worst_at = step
         episode.value, episode.limit = reading.value, reading.limit
-        usual = episode.facts.get("usual") if episode.rule in _USUAL else None
+        usual = episode.facts.get("usual") if RULES[episode.rule].tells_usual else None
         episode.facts = self._facts(episode.rule, episode.router_index, episode.onset, reading)
         if usual is not None:
             episode.facts["usual"] = usual  # as it was before the onset, whatever came since
@@ -211,21 +207,24 @@ class Ledger:
     def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:
         """The facts of a reading, with what the rule itself does not know."""
         facts = _plain(reading.facts)
-        if rule in SCALED_RULES and self._view is not None:
+        if RULES[rule].wants_balance and self._view is not None:
             for name in SCALES:
                 signal = self._view.signal(name)
                 if signal is not None and signal.values[index] == signal.values[index]:
                     facts[name] = float(signal.values[index])
-        if rule in _USUAL and (usual := self.past.before(onset, index)[-_RECENT:]):
+        if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
             facts["usual"] = median(usual)
         return facts
 
     def _announce(self, episode: Episode) -> None:
-        """A gradient spike that a divergence follows was its first sign."""
-        first_sign = self.running(_ANNOUNCED_BY.get(episode.rule, ""), WHOLE_RUN)
+        """What announces a rule, and is soon followed by it, was its first sign."""
+        first_sign = self.running(RULES[episode.rule].announced_by, WHOLE_RUN)
         if first_sign is None or episode.severity < Severity.WARN:
             return
-        soon = episode.alarm - first_sign.last <= self.context.limits.GRADSPIKE.followed
+        soon = (
+            episode.alarm - first_sign.last
+            <= getattr(self.context.limits, first_sign.rule).followed
+        )
         if soon and first_sign.severity < Severity.CRITICAL:
             first_sign.severity = Severity.CRITICAL
             first_sign.grade(episode.alarm)
@@ -246,9 +245,14 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     if reading.facts.get("cause") != episode.facts.get("cause"):
         new = (reading.severity or 0, _excess(reading.value, reading.limit))
         return new >= (episode.severity, _excess(episode.value, episode.limit))
-    if episode.rule in _LOW_IS_BAD:
+    if RULES[episode.rule].low_is_bad:
         return reading.value <= episode.value
     return reading.value >= episode.value
+
+
+def _is_evaluated(episode: Episode) -> bool:
+    """Evaluations update it and end it, not the causes of ``standing``."""
+    return not RULES[episode.rule].judges_settings
 
 
 def _excess(value: float, limit: float) -> float:

@@ -7,8 +7,8 @@ of runs and the trainer. A run without findings is healthy only once it is judge
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.diagnosis.thresholds import DEFAULTS
 from microscope_tui.runlog.records import RouterInfo
@@ -64,7 +64,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
         e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
     }
     found: dict[int, Pending] = {}
-    for rule in sorted(diagnosis.rules, key=lambda rule: CAUSES_FIRST.index(rule.name)):
+    for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
         for index, track in diagnosis.tracks[rule.name].items():
             if index in alerted or index in found or track.began is None:
                 continue
@@ -73,7 +73,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
             steps = max(1, diagnosis.last_step - track.began + 1)
             found[index] = Pending(rule.name, rule.subject, index, router, track.began, steps)
-    return sorted(found.values(), key=lambda p: (CAUSES_FIRST.index(p.rule), p.since))
+    return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
 
 
 def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:

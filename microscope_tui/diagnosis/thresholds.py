@@ -1,16 +1,28 @@
 """Every limit of the diagnosis in one table, each with its evidence.
 
 c is the collapse index of ``measures.py``. λ is the number of assignments an expert can expect in
-a window, ``tokens × k ÷ E``. The config file may change them (``[rules.NAME]``).
+a window, ``tokens × k ÷ E``. The config file may change them (``[rules.NAME]``): ``relations`` says
+what has to hold between those of a rule, and what would be the case otherwise.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from microscope_tui.diagnosis.control_limits import (
     BiasRunawayLimits,
+    GradientLimits,
     LintLimits,
+    LogitLimits,
     MeterLimits,
     OscillationLimits,
+)
+from microscope_tui.diagnosis.relations import (
+    CRITICAL_FIRST,
+    ENDS_INSIDE,
+    NEVER,
+    NEVER_ENDS,
+    SILENT_CUT,
+    Relations,
 )
 
 
@@ -40,6 +52,17 @@ class CollapseLimits:
     reference_steps: int = 50
     """… or the median of the lines of so many first steps, five at least)."""
 
+    relations: ClassVar[Relations] = (
+        ("critical <= warn", CRITICAL_FIRST),
+        ("urgent <= warn", "it would be urgent before it is a warning"),
+        ("warn <= leave", ENDS_INSIDE),
+        ("leave < 1", f"{NEVER_ENDS}: c is 1 at most"),
+        ("window <= max_window", SILENT_CUT),
+        ("max_window <= 1000", "too much is held: the counts of so many steps"),
+        ("even <= 1", "no layer would ever have settled: c is 1 at most"),
+        ("relative_fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class ErodingLimits:
@@ -64,6 +87,14 @@ class ErodingLimits:
     """No sixth of the window holds more of the fall than this: a step is no slide."""
     persistence: int = 3
 
+    relations: ClassVar[Relations] = (
+        ("8 <= short", f"{NEVER}: fewer points are no trend"),
+        ("short < long", NEVER),
+        ("long <= 400", "a look takes too long: it compares every point with every other"),
+        ("level <= 1", "every slide would be deep enough: c is 1 at most"),
+        ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLimits:
@@ -86,6 +117,12 @@ class DeadLimits:
     critical_share: float = 0.2
     """Above this share of all experts the capacity that is paid for is gone."""
 
+    relations: ClassVar[Relations] = (
+        ("min_window <= max_window", SILENT_CUT),
+        ("warn_steps <= critical_steps", CRITICAL_FIRST),
+        ("critical_share <= 1", "nothing would be critical: it is a share of the experts"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class StarvedLimits:
@@ -101,6 +138,13 @@ class StarvedLimits:
     evidence: int = 50
     persistence: int = 50
 
+    relations: ClassVar[Relations] = (
+        ("window <= 200", f"{SILENT_CUT}: no more steps are summed"),
+        ("share <= 1", f"{NEVER}: it is a share of the experts"),
+        ("over_reference <= 1", f"{NEVER}: it is a share of the experts"),
+        ("enter <= 0.1", ENDS_INSIDE),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class HotExpertLimits:
@@ -110,6 +154,11 @@ class HotExpertLimits:
     """Of the tokens, in the busiest expert."""
     leave: float = 0.7
     persistence: int = 25
+
+    relations: ClassVar[Relations] = (
+        ("leave <= share", ENDS_INSIDE),
+        ("share <= 1", f"{NEVER}: it is a share of the tokens"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +181,10 @@ class OverloadLimits:
     """Counts of every fourth step are summed over eight of them."""
     persistence: int = 25
 
+    relations: ClassVar[Relations] = (
+        ("1 < rank_ratio", f"{NEVER_ENDS}: the busiest rank has at least the mean"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class DropLimits:
@@ -141,37 +194,11 @@ class DropLimits:
     critical: float = 0.20
     persistence: int = 25
 
-
-@dataclass(frozen=True, slots=True)
-class LogitLimits:
-    """Ratios to the median of the steps t − 220 … t − 20: robust to slow growth."""
-
-    warn: float = 3.0
-    critical: float = 10.0
-    leave: float = 1.5
-    least: float = 1.0
-    """A z-loss below this is no explosion, whatever it was before."""
-    max_logit: float = 64.0
-    """In bf16 neighbouring logits of this size are 0.25 apart and more."""
-    persistence: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class GradientLimits:
-    """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
-
-    ratio: float = 10.0
-    raised: float = 2.0
-    """From here on it is out of its usual range: where an episode is dated back to."""
-    once: float = 50.0
-    """So much that a single step tells."""
-    not_finite: int = 3
-    """So many NaN or infinite norms within ``persistence`` steps: the loss scaling of fp16 skips a
-    single step now and then, and searches its scale in the first ones."""
-    leave: float = 3.0
-    followed: int = 50
-    """LOGITS or COLLAPSE within so many steps after it makes it critical."""
-    persistence: int = 10
+    relations: ClassVar[Relations] = (
+        ("0 < warn", f"{NEVER_ENDS}: it ends below half of this"),
+        ("warn <= critical", CRITICAL_FIRST),
+        ("critical <= 1", "nothing would be critical: it is a share of the assignments"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +218,12 @@ class UniformLimits:
     balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
     persistence: int = 100
 
+    relations: ClassVar[Relations] = (
+        ("entropy_share <= 1", f"{NEVER}: it is a share of ln E"),
+        ("after_share <= 1", f"{NEVER}: it is a share of the planned steps"),
+        ("gradient <= learning", "a router that learns would learn nothing"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class ShockLimits:
@@ -201,26 +234,32 @@ class ShockLimits:
     within: int = 50
     least_steps: int = 2
 
+    relations: ClassVar[Relations] = (
+        ("drop < 1", f"{NEVER}: c is 1 at most"),
+        ("back <= drop", "a dip would be over as it begins"),
+        ("least_steps <= within", NEVER),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of all rules."""
+    """The limits of all rules, in the order in which the rules look at a step."""
 
     METER: MeterLimits = field(default_factory=MeterLimits)
+    LINT: LintLimits = field(default_factory=LintLimits)
+    GRADSPIKE: GradientLimits = field(default_factory=GradientLimits)
+    LOGITS: LogitLimits = field(default_factory=LogitLimits)
     COLLAPSE: CollapseLimits = field(default_factory=CollapseLimits)
+    SHOCK: ShockLimits = field(default_factory=ShockLimits)
     ERODING: ErodingLimits = field(default_factory=ErodingLimits)
     DEAD: DeadLimits = field(default_factory=DeadLimits)
     STARVED: StarvedLimits = field(default_factory=StarvedLimits)
     HOT_EXPERT: HotExpertLimits = field(default_factory=HotExpertLimits)
     OVERLOAD: OverloadLimits = field(default_factory=OverloadLimits)
     DROPS: DropLimits = field(default_factory=DropLimits)
-    LOGITS: LogitLimits = field(default_factory=LogitLimits)
-    GRADSPIKE: GradientLimits = field(default_factory=GradientLimits)
     UNIFORM: UniformLimits = field(default_factory=UniformLimits)
     OSCILLATION: OscillationLimits = field(default_factory=OscillationLimits)
     BIAS_RUNAWAY: BiasRunawayLimits = field(default_factory=BiasRunawayLimits)
-    SHOCK: ShockLimits = field(default_factory=ShockLimits)
-    LINT: LintLimits = field(default_factory=LintLimits)
 
 
 DEFAULTS = Limits()

@@ -16,7 +16,8 @@ from microscope_tui.diagnosis import saved
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.circumstances import circumstances
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Finding, group, overall
+from microscope_tui.diagnosis.episodes import Finding, overall
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.diagnosis.signals import BiasSource, CountSource

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, Finding, group, overall
+from microscope_tui.diagnosis.episodes import Episode, Finding, overall
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.report.words import listed
 from microscope_tui.runlog.discover import RunFile

@@ -16,8 +16,6 @@ from microscope_tui.runlog.records import RouterInfo, RunRecord
 SCHEMA_VERSION = 1
 _WIDTH = 96
 _LINE = 86
-_BY_CAUSE = ("METER", "LINT")
-"""Rules whose advice depends on what exactly is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +127,9 @@ def as_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
 
 def _silenced_by(name: str) -> list[str]:
     rule, reasons = RULES[name], []
-    if name != "METER":
-        reasons.append("METER in the same layer or in the run as a whole")
+    if not rule.mutes_all:
+        muting = " or ".join(other.name for other in RULES.values() if other.mutes_all)
+        reasons.append(f"{muting} in the same layer or in the run as a whole")
     if rule.muted_by:
         names = " or ".join(rule.muted_by)
         reasons.append(f"{names} in the same layer, unless this is worse")
@@ -148,7 +147,7 @@ def _profiles(one: Explanation) -> list[str]:
 
 def _typical_remedy(name: str) -> str | None:
     """What the rule advises in a small run that balances by bias."""
-    if name in _BY_CAUSE:
+    if RULES[name].remedy_by_cause:
         return None
     router = RouterInfo("L1", 1, 64, 8)
     balance = {"method": "bias", "bias_update_rate": 0.001}

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import msgspec
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance_now
 
-_OF_THE_HEADER = ("LINT",)
-"""Rules that find something without any measurement."""
 _MOST_TROUBLES = 20
 _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
@@ -98,7 +97,7 @@ def _hopeless(watch: RunWatch) -> str | None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         return f"no steps in the log yet{first}"
     found = {episode.rule for episode in watch.diagnosis.episodes}
-    if found.issubset(_OF_THE_HEADER) and not _measured(watch):
+    if all(RULES[rule].judges_settings for rule in found) and not _measured(watch):
         return "no load of any router was measured: log tokens_per_expert or effective_experts"
     return None
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Finding, group
+from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import Pending, pending

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 

@@ -8,7 +8,8 @@ import pytest
 
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.saved import restore, save
 from microscope_tui.report.alert_detail import unfolded
 from microscope_tui.report.alert_list import Entry, Standing

@@ -1,7 +1,8 @@
 """What a rule is: a name, how long its evidence must last, a look at each step, and its words.
 
-To add one: a file here with a class like the others, and a row in ``catalogue.py``. What a rule
-keeps between steps stands in its ``memory``, a msgspec struct, so that a judgement can be saved
+To add one: a file here with a class like the others, and its row of limits in ``thresholds.py``.
+Whatever other parts of the diagnosis must know of a rule is one of its class variables. What it
+keeps between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved
 in the middle of a run; what follows from the header is set up apart from it, since a resumed run
 may have another one. Persistence, warm-up, muting and episodes are the engine's.
 """
@@ -9,7 +10,7 @@ may have another one. Persistence, warm-up, muting and episodes are the engine's
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -35,15 +36,38 @@ class Rule(ABC):
     """What it says about a run, in a sentence or two."""
     formula: ClassVar[str]
     """When it fires."""
+    cause_rank: ClassVar[int]
+    """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
+    low_is_bad: ClassVar[bool] = False
+    """Its worst value is the lowest: that of an index with a lower limit."""
     in_warm_up: ClassVar[bool] = False
     """It speaks during the warm-up too."""
     trains_only: ClassVar[bool] = False
     """It says nothing about an evaluation."""
+    judges_settings: ClassVar[bool] = False
+    """It needs no measurement: what it finds are the causes that ``standing`` gives."""
     muted_by: ClassVar[tuple[str, ...]] = ()
     """Rules that come before and say it already, where they are at work in the same router."""
-
+    mutes_all: ClassVar[bool] = False
+    """Where it finds something, in a router or in the whole run, no other rule says anything."""
+    announced_by: ClassVar[str] = ""
+    """The rule whose episode of the whole run becomes critical if this one speaks within its limit
+    ``followed``."""
     ends_in: ClassVar[tuple[str, ...]] = ()
-    """Rules that it warns of: a critical episode of theirs in the same router ends its own."""
+    """Rules that it warns of: a critical episode of theirs in the same router ends its own, and an
+    episode of theirs is dated back to the onset of its own."""
+    family: ClassVar[Literal["", "starvation", "divergence"]] = ""
+    """Starvation: one of them leads to the next in the same router. Divergence: the signs of an
+    explosion, which a fall of the load follows."""
+    wants_balance: ClassVar[bool] = False
+    """It advises stronger balancing, which depends on the scale of the scores and is no help after
+    a divergence or while the load swings."""
+    rolls_back_in: ClassVar[tuple[str, ...]] = ()
+    """Profiles in which only an earlier checkpoint undoes what it finds."""
+    remedy_by_cause: ClassVar[bool] = False
+    """Its advice depends on what exactly is wrong: there is no typical one."""
+    tells_usual: ClassVar[bool] = False
+    """Its text compares the effective experts with what was usual before the onset."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -33,6 +33,8 @@ class BiasRunaway(Rule):
         "the fastest rate or more while c stays below 0.8 and does not rise"
     )
     trains_only = True
+    cause_rank = 80
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.BIAS_RUNAWAY

@@ -51,6 +51,13 @@ class Collapse(Rule):
         "An expert that 95 % of the tokens choose is left out, it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
+    cause_rank = 20
+    low_is_bad = True
+    family = "starvation"
+    wants_balance = True
+    announced_by = "GRADSPIKE"
+    rolls_back_in = ("pretrain", "finetune")
+    tells_usual = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.COLLAPSE

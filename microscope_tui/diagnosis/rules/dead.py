@@ -48,6 +48,10 @@ class Dead(Rule):
         "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
     )
     muted_by = ("COLLAPSE",)
+    cause_rank = 50
+    family = "starvation"
+    wants_balance = True
+    rolls_back_in = ("pretrain",)  # on narrow data it is no damage
 
     def set_up(self) -> None:
         self.limits = self.context.limits.DEAD

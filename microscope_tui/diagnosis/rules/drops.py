@@ -14,6 +14,7 @@ class Drops(Rule):
     subject = "Dropped tokens"
     means = "Experts are full: a part of the tokens skips the layer, in training only."
     formula = "drop_rate above its limit in 90 % of 25 steps"
+    cause_rank = 90
 
     def set_up(self) -> None:
         self.limits = self.context.limits.DROPS

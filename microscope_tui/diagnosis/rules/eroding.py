@@ -39,6 +39,10 @@ class Eroding(Rule):
     trains_only = True
     muted_by = ("COLLAPSE",)
     ends_in = ("COLLAPSE",)
+    cause_rank = 60
+    low_is_bad = True
+    family = "starvation"
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.ERODING

@@ -39,6 +39,8 @@ class GradSpike(Rule):
         "infinite in 3 (critical: 9) of 10 steps"
     )
     trains_only = True
+    cause_rank = 40
+    family = "divergence"
 
     def set_up(self) -> None:
         self.limits = self.context.limits.GRADSPIKE

@@ -18,6 +18,7 @@ class HotExpert(Rule):
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)
+    cause_rank = 140
 
     def set_up(self) -> None:
         self.limits = self.context.limits.HOT_EXPERT

@@ -7,7 +7,6 @@ import msgspec
 
 from microscope_tui.diagnosis.balancing import right_sign
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
-from microscope_tui.diagnosis.circumstances import WRONG_SIGN
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
@@ -15,6 +14,8 @@ from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RunRecord
 
+WRONG_SIGN = "wrong bias sign"
+"""Cause of the finding of a bias update that feeds the busy experts."""
 _TEXTS = {
     "top-1 normalised": (
         "with top_k 1 the normalised weight is always 1, so the loss sends the router no gradient",
@@ -79,6 +80,9 @@ class Lint(Rule):
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
     )
     in_warm_up = True
+    cause_rank = 130
+    judges_settings = True
+    remedy_by_cause = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.LINT

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from microscope_tui.diagnosis.divergence import calm_down
+from microscope_tui.diagnosis.balancing import calm_down
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -38,6 +38,10 @@ class Logits(Rule):
         "or a logit above 64 in bf16"
     )
     trains_only = True
+    cause_rank = 30
+    family = "divergence"
+    announced_by = "GRADSPIKE"
+    rolls_back_in = ("pretrain", "finetune")
 
     def set_up(self) -> None:
         self.limits = self.context.limits.LOGITS

@@ -54,6 +54,9 @@ class Meter(Rule):
         "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
     )
     in_warm_up = True
+    cause_rank = 10
+    mutes_all = True
+    remedy_by_cause = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.METER

@@ -62,6 +62,7 @@ class Oscillation(Rule):
         "where counts are not logged at every step"
     )
     trains_only = True
+    cause_rank = 70
 
     def set_up(self) -> None:
         self.limits = self.context.limits.OSCILLATION

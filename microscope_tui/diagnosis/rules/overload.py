@@ -43,6 +43,7 @@ class Overload(Rule):
         "capacity_factor or an expert_parallel_size above 1"
     )
     muted_by = ("COLLAPSE",)
+    cause_rank = 110
 
     def set_up(self) -> None:
         self.limits = self.context.limits.OVERLOAD

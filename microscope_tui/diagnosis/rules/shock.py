@@ -35,6 +35,8 @@ class Shock(Rule):
     subject = "A routing shock"
     means = "The load of a layer fell onto few experts for some steps and recovered by itself."
     formula = "c falls by more than 0.25 below its median and returns within 50 steps"
+    cause_rank = 150
+    low_is_bad = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.SHOCK

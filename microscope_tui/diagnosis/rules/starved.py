@@ -43,6 +43,8 @@ class Starved(Rule):
         "start an episode"
     )
     muted_by = ("COLLAPSE", "DEAD")
+    cause_rank = 100
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.STARVED

@@ -32,6 +32,7 @@ class Uniform(Rule):
     )
     trains_only = True
     muted_by = ("COLLAPSE",)
+    cause_rank = 120
 
     def set_up(self) -> None:
         self.limits = self.context.limits.UNIFORM

@@ -1,0 +1,11 @@
+"""What has to hold between the limits of a rule, and words for what would be the case otherwise."""
+
+Relations = tuple[tuple[str, str], ...]
+"""``low < high`` or ``low <= high``, each side the name of a limit or a number; and what a user is
+told who breaks it, after "or"."""
+
+NEVER = "it could never speak"
+NEVER_ENDS = "what it reports would never end"
+SILENT_CUT = "it would be cut without a word"
+ENDS_INSIDE = "an episode would end inside its own limit"
+CRITICAL_FIRST = "it would be critical before it is a warning"
