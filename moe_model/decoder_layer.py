@@ -110,7 +110,7 @@ class PreparedLayer:
         self.first = Linear(torch.cat(parts), dtype)
         self.first_bias: Tensor | None = None
         if (bias := attention.first_bias()) is not None:
-            query_bias, latent, key = bias.detach().float().split([len(query), R, rope])
+            query_bias, latent, key = torch.split(bias.detach().float(), [len(query), R, rope])
             self.first_bias = torch.cat((query_bias, key, latent))
             self.out_bias = attention.o_proj.bias.detach().float()
         self.widths = [len(query), rope, R]
