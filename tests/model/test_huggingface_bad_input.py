@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from moe_model.huggingface.command import load_pretrained
 from moe_model.huggingface.config import HuggingFaceError
-from tests.model.published import LLAMA3, change_config, change_tensors, command, their_model
+from tests.model.published import change_config, change_tensors, command, their_model
 
 EXPERT = "model.layers.1.mlp.experts.15.up_proj.weight"
 
@@ -91,8 +91,6 @@ def test_a_wrong_tensor_is_named(
         ),
         ({"architectures": None, "model_type": "llama"}, "model_type='llama'"),
         ({"attention_bias": True}, "layers.0.self_attn.kv_a_proj_with_mqa.bias (24,) is missing"),
-        ({"nobody": "x" * 2**20}, "it has more than 1048576 characters"),
-        ({"nobody": float("inf")}, "Out of range float values are not JSON compliant"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"moe_layer_freq": 2}, "moe_layer_freq=2"),
         ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
@@ -126,18 +124,6 @@ def test_a_wrong_tensor_is_named(
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
             "rope_type='linear' is not supported: only default, yarn and llama3 are",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1}},
-            "high_freq_factor is missing: it must be a number",
-        ),
-        (
-            {"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0}},
-            "rope_scaling.low_freq_factor=4.0 is not below high_freq_factor=4.0",
-        ),
-        (
-            {"rope_parameters": LLAMA3 | {"mscale_all_dim": 1.0}},
-            "rope mscale_all_dim=1.0 is not supported with rope_type='llama3'",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 4}},

@@ -179,8 +179,16 @@ REFUSED = [
     ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse"]}, "'sparse' for all others"),
     ("glm4_moe_lite", {"mlp_layer_types": 3}, "mlp_layer_types=3 is not supported"),
     ("glm4_moe_lite", {"first_k_dense_replace": 2}, "first_k_dense_replace=2 contradicts"),
+    ("deepseek_v3", {"nobody": "x" * 2**20}, "it has more than 1048576 characters"),
+    ("deepseek_v3", {"nobody": float("inf")}, "Out of range float values are not JSON compliant"),
+    ("deepseek_v3", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}},
+     "high_freq_factor is missing: it must be a number"),
+    ("deepseek_v3", {"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0}},
+     "rope_scaling.low_freq_factor=4.0 is not below high_freq_factor=4.0"),
+    ("deepseek_v3", {"rope_parameters": LLAMA3 | {"mscale_all_dim": 1.0}},
+     "rope mscale_all_dim=1.0 is not supported with rope_type='llama3'"),
     ("glm4_moe_lite", {"scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "fields", "message"), REFUSED)
