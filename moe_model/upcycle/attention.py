@@ -36,6 +36,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model.attention import MultiHeadLatentAttention
@@ -84,23 +85,20 @@ def convert_attention(
         mixes: Of the heads' keys, for each rotary pair.
     """
     config, heads = ours.config, _heads(layer)
-    d = layer.self_attn.head_dim
-    stretch = config.rope_scaling
-    assert not isinstance(stretch, YarnScaling), "a Llama has none"
-    frequency_j = _frequencies(layer.self_attn.config.rope_parameters["rope_theta"], stretch, d)
+    d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
+    frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
     # Half of a token's weight is for being there, half for the attention it gets: large models
     # send most of it to the first token.
     weight_N = (1 + readings.attention_N) / 2
     # Queries and keys have one more column, their bias, which the input meets with a one.
-    ones_N1 = torch.ones(len(inputs_ND), 1, dtype=torch.float64)
-    with_one_NE = torch.cat((inputs_ND, ones_N1), dim=1)
+    with_one_NE = F.pad(inputs_ND, (0, 1), value=1.0)
     seen_EE = covariance(with_one_NE, torch.ones_like(weight_N))
     attended_EE, attended_DD = (covariance(x, weight_N) for x in (with_one_NE, inputs_ND))
 
     # The new pair i turns like the old pair i // mixes, or a little slower.
     pair_i = torch.arange(config.qk_rope_head_dim // 2) // mixes
-    ours_i = _frequencies(config.rope_theta, stretch, config.qk_rope_head_dim)
+    ours_i = _frequencies(config.rope_theta, config.rope_scaling, config.qk_rope_head_dim)
     slower_i = frequency_j[pair_i] - ours_i
     slip_Hi = _mean_turn(slower_i, readings.distance_HS)
     shared = _share_rotary_key(heads, pair_i, slip_Hi, attended_EE)
@@ -127,22 +125,25 @@ def convert_attention(
     wanted_MD, eps = torch.cat(expanded), ours.kv_a_layernorm.eps
     expand_MR = expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
     scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
-    _fill_queries(ours, torch.cat(queries) * scale)
-    ours.kv_a_proj_with_mqa.weight.copy_(torch.cat((view_RD, shared.key_rE[:, :-1])))
-    ours.kv_a_layernorm.weight.fill_(1.0)
+    down_XE = torch.cat((F.pad(view_RD, (0, 1)), shared.key_rE))
+    _fill(ours, torch.cat(queries) * scale, down_XE, heads.bias_D)
     ours.kv_b_proj.weight.copy_(expand_MR)
     ours.o_proj.weight.copy_(torch.cat(outs).T)
-    if config.attention_bias:
-        ours.kv_a_proj_with_mqa.bias.zero_()[config.kv_lora_rank :] = shared.key_rE[:, -1]
-        ours.o_proj.bias.copy_(heads.bias_D)
     return Kept(shared.kept, kept)
 
 
-def _fill_queries(ours: MultiHeadLatentAttention, query_XE: Tensor) -> None:
-    """The last column is the bias; where there is one, the latent is the stream and a one."""
+def _fill(
+    ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
+) -> None:
+    """What reads the stream, and biases: queries see a latent that is the stream and a one, which
+    carries theirs."""
+    ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
+    ours.kv_a_layernorm.weight.fill_(1.0)
     if not ours.config.attention_bias:
         ours.q_proj.weight.copy_(query_XE[:, :-1])
         return
+    ours.kv_a_proj_with_mqa.bias.copy_(down_XE[:, -1])
+    ours.o_proj.bias.copy_(out_bias_D)
     ours.q_a_proj.weight.zero_().fill_diagonal_(1.0)
     ours.q_a_proj.bias.zero_()[-1] = 1.0
     ours.q_a_layernorm.weight.fill_(1.0)
@@ -222,8 +223,9 @@ def _share_rotary_key(
     )
 
 
-def _frequencies(theta: float, scaling: Llama3Scaling | None, dims: int) -> Tensor:
+def _frequencies(theta: float, scaling: YarnScaling | Llama3Scaling | None, dims: int) -> Tensor:
     """Radians a token, of every pair of ``dims`` rotary dimensions."""
+    assert not isinstance(scaling, YarnScaling), "refused when the source was read"
     frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
     return frequency_j if scaling is None else slowed_as_in_llama3(frequency_j, scaling)
 
