@@ -37,15 +37,17 @@ class MultiHeadLatentAttention(nn.Module):
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(D, H * config.qk_head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(D, config.q_lora_rank, bias=False)
+            self.q_a_proj = nn.Linear(D, config.q_lora_rank, bias=config.attention_bias)
             # The norms of the two latents use 1e-6 whatever rms_norm_eps says: so were the
             # published weights trained.
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=1e-6)
             self.q_b_proj = nn.Linear(config.q_lora_rank, H * config.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(D, R + config.qk_rope_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            D, R + config.qk_rope_head_dim, bias=config.attention_bias
+        )
         self.kv_a_layernorm = RMSNorm(R, eps=1e-6)
         self.kv_b_proj = nn.Linear(R, H * (config.qk_nope_head_dim + config.v_head_dim), bias=False)
-        self.o_proj = nn.Linear(H * config.v_head_dim, D, bias=False)
+        self.o_proj = nn.Linear(H * config.v_head_dim, D, bias=config.attention_bias)
 
     def forward(
         self,
@@ -91,8 +93,9 @@ class MultiHeadLatentAttention(nn.Module):
         query = self.q_a_proj if low_rank else self.q_proj
         # One product instead of two: copying the weights together costs less than reading x twice.
         weights = (query.weight.to(dtype), self.kv_a_proj_with_mqa.weight.to(dtype))
+        bias = self.first_bias()
         q, latent_BSR, k_rope = torch.split(
-            F.linear(x_BSD, torch.cat(weights)),
+            F.linear(x_BSD, torch.cat(weights), None if bias is None else bias.to(dtype)),
             [len(query.weight), config.kv_lora_rank, config.qk_rope_head_dim],
             dim=-1,
         )
@@ -100,6 +103,17 @@ class MultiHeadLatentAttention(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(q))
         q_BSHd = q.view(*x_BSD.shape[:2], config.num_attention_heads, config.qk_head_dim)
         return q_BSHd, self.kv_a_layernorm(latent_BSR), k_rope
+
+    def first_bias(self) -> Tensor | None:
+        """Of the first product: zero for a full query, which has none."""
+        key_value_bias = self.kv_a_proj_with_mqa.bias
+        if not self.config.attention_bias:
+            return None
+        if self.config.q_lora_rank is None:
+            query_bias = key_value_bias.new_zeros(len(self.q_proj.weight))
+        else:
+            query_bias = self.q_a_proj.bias
+        return torch.cat((query_bias, key_value_bias))
 
     def _materialised(
         self, q_BSHd: Tensor, latent_BSR: Tensor, k_rope: Tensor, rotary: tuple[Tensor, Tensor]

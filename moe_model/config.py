@@ -11,49 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moe_model.json_types import MOST, fields_of, shown
+from moe_model.rope_scaling import Llama3Scaling as Llama3Scaling
+from moe_model.rope_scaling import YarnScaling as YarnScaling
 
 ScoreFunction = Literal["sigmoid", "softmax"]
 DropPolicy = Literal["position", "weight"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class YarnScaling:
-    """YaRN (Peng et al., 2023): positions beyond those the model was trained on.
-
-    Named as in the ``rope_scaling`` of a published ``config.json``. Where it is given it is in
-    force, at every length, as in transformers; DeepSeek's own code switches it on only where
-    ``max_seq_len`` exceeds ``original_max_position_embeddings``.
-    """
-
-    factor: float
-    """How many times longer than the original context."""
-    original_max_position_embeddings: int
-    """Context of the model before it was stretched, in tokens."""
-    beta_fast: float = 32.0
-    """Dimensions that turn more often than this within the original context stay as they are."""
-    beta_slow: float = 1.0
-    """Dimensions that turn less often than this are slowed down by the whole factor."""
-    mscale: float = 1.0
-    """Strength of the correction of the rotated parts, above the line."""
-    mscale_all_dim: float = 1.0
-    """Strength of the correction of the whole softmax; below the line in the other. 0: none."""
-
-    def __post_init__(self) -> None:
-        least = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0}
-        for name, low in {**least, "mscale_all_dim": 0, "beta_slow": 1e-3}.items():
-            if not low <= getattr(self, name) < MOST:
-                raise ValueError(
-                    f"rope_scaling.{name}={getattr(self, name)} is out of range: choose {low} or "
-                    f"more, below {MOST}."
-                )
-        if not self.beta_slow < self.beta_fast < MOST:
-            raise ValueError(
-                f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
-                "choose for example 1 and 32."
-            )
+TopkMethod = Literal["noaux_tc", "greedy", "group_limited_greedy"]
+ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +51,9 @@ class ModelConfig:
     """Groups a token may choose its experts from."""
     scoring_func: ScoreFunction = "sigmoid"
     """How router logits become scores: sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Mixtral)."""
+    topk_method: TopkMethod = "noaux_tc"
+    """How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group is as good as its two
+    best; without a bias (DeepSeek-V2): greedy, or group_limited_greedy, a group's best counts."""
     norm_topk_prob: bool = True
     """Divide the chosen scores by their sum, so that the weights of a token add up to one."""
     routed_scaling_factor: float = 1.0
@@ -100,10 +70,12 @@ class ModelConfig:
     """Query and key dimensions per head with position; all heads share the key's."""
     v_head_dim: int
     """Value dimensions per head."""
+    attention_bias: bool = False
+    """Whether the projections from and to the stream have biases, those of a full query aside."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
-    rope_scaling: YarnScaling | None = None
-    """Stretches the context (YaRN); none for plain rotary positions."""
+    rope_scaling: YarnScaling | Llama3Scaling | None = None
+    """Stretches the context (YaRN, or as Llama 3.1 does); none for plain rotary positions."""
     max_position_embeddings: int
     """Longest sequence the model is trained on and reads back while generating, in tokens."""
     rms_norm_eps: float = 1e-6
@@ -120,6 +92,9 @@ class ModelConfig:
     """While training, an expert takes at most this times its fair share; none drops nothing."""
     drop_policy: DropPolicy = "position"
     """Who is dropped beyond the capacity: the last of the batch, or the smallest weights."""
+
+    model_type: ModelType = "deepseek_v3"
+    """Which of transformers' models an export becomes: that which was imported."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -178,6 +153,8 @@ class ModelConfig:
         key_value = D * (self.kv_lora_rank + self.qk_rope_head_dim)
         key_value += self.kv_lora_rank * (1 + H * (self.qk_nope_head_dim + self.v_head_dim))
         attention = query + key_value + H * self.v_head_dim * D
+        if self.attention_bias:
+            attention += (self.q_lora_rank or 0) + self.kv_lora_rank + self.qk_rope_head_dim + D
         dense = 3 * D * self.intermediate_size
         expert = 3 * D * self.moe_intermediate_size
         moe = (routed_experts + self.n_shared_experts) * expert + self.n_routed_experts * D
@@ -224,6 +201,22 @@ def _check_experts(config: ModelConfig) -> None:
         raise ValueError(
             f"scoring_func={shown(config.scoring_func)} is not known: choose sigmoid or softmax."
         )
+    methods = get_args(TopkMethod)
+    if config.topk_method not in methods:
+        raise ValueError(
+            f"topk_method={shown(config.topk_method)} is not known: choose one of "
+            f"{', '.join(methods)}."
+        )
+    if config.model_type not in get_args(ModelType):
+        raise ValueError(
+            f"model_type={shown(config.model_type)} is not known: choose one of "
+            f"{', '.join(get_args(ModelType))}."
+        )
+    if config.topk_method == "greedy" and groups > 1:
+        raise ValueError(
+            f"topk_method='greedy' knows no groups, but n_group={groups}: choose "
+            "group_limited_greedy, or 1 group."
+        )
     if K > E:
         raise ValueError(
             f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
@@ -239,7 +232,7 @@ def _check_experts(config: ModelConfig) -> None:
         raise ValueError(
             f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."
         )
-    if groups > 1 and E // groups < 2:
+    if config.topk_method == "noaux_tc" and groups > 1 and E // groups < 2:
         raise ValueError(
             f"n_routed_experts={E} in n_group={groups} groups leaves {E // groups} expert a group, "
             f"and a group is judged by its best two: choose at most {E // 2} groups."

@@ -90,6 +90,7 @@ class PreparedLayer:
     def _prepare_attention(self, layer: DecoderLayer) -> None:
         attention, config, dtype = layer.self_attn, self.config, self.dtype
         heads, R, nope = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
+        rope = config.qk_rope_head_dim
         norm_D = layer.input_layernorm.weight.detach().float()
         key_value = attention.kv_a_proj_with_mqa.weight.detach().float() * norm_D
         # [latent | rotary key], and of the queries [all without position | all rotary], so that
@@ -107,7 +108,12 @@ class PreparedLayer:
             query = attention.q_a_proj.weight.detach().float() * norm_D
             parts = [query, *latent_and_key]
         self.first = Linear(torch.cat(parts), dtype)
-        self.widths = [len(query), config.qk_rope_head_dim, R]
+        self.first_bias: Tensor | None = None
+        if (bias := attention.first_bias()) is not None:
+            query_bias, latent, key = torch.split(bias.detach().float(), [len(query), R, rope])
+            self.first_bias = torch.cat((query_bias, key, latent))
+            self.out_bias = attention.o_proj.bias.detach().float()
+        self.widths = [len(query), rope, R]
         self.latent_norm = attention.kv_a_layernorm.weight.detach().float()
         up_HxR = attention.kv_b_proj.weight.detach().float().view(heads, -1, R)
         self.up_key_HnR = up_HxR[:, :nope].contiguous()
@@ -140,6 +146,8 @@ class PreparedLayer:
         config, tokens = self.config, len(unit_SD)
         heads, R, rope = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
         first = self.first(unit_SD.to(self.dtype)).float()
+        if self.first_bias is not None:
+            first += self.first_bias
         query, key_Sr, latent_SR = first.split_with_sizes(self.widths, dim=-1)
         if self.query_up is not None:
             query = self.query_up(unit(query, 1e-6).to(self.dtype)).float()
@@ -157,7 +165,8 @@ class PreparedLayer:
         query_HSW = torch.cat((query_HSR, turned[:, :heads].transpose(0, 1)), dim=-1)
         context_HSR = _look_back(query_HSW, entries_NW, start, R)
         value_HSv = torch.bmm(context_HSR, self.up_value_HRv)
-        return self.out(value_HSv.transpose(0, 1).reshape(tokens, -1).to(self.dtype))
+        out_SD = self.out(value_HSv.transpose(0, 1).reshape(tokens, -1).to(self.dtype))
+        return out_SD if self.first_bias is None else out_SD + self.out_bias
 
     def _choose(self, router: Router, unit_SD: Tensor) -> list[tuple[list[int], list[float]]]:
         """Experts and weights of every token, as the router chooses them."""

@@ -29,7 +29,7 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
 
     Args:
         cls: Whose annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or
-            one of these ``| None``.
+            one of these ``| None``, or several dataclasses ``| None``.
         found: What was read, whatever it is.
         what: Its name in a message.
 
@@ -73,11 +73,19 @@ def _plain(name: object) -> str:
     return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
+def _meant(value: object, kinds: list[Any]) -> Any:
+    """Of several dataclasses the one with all fields that ``value`` has; else the first."""
+    names = set(value) if isinstance(value, dict) else set()
+    fitting = [k for k in kinds[1:] if names <= {field.name for field in dataclasses.fields(k)}]
+    return fitting[0] if fitting else kinds[0]
+
+
 def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    optional = isinstance(annotation, types.UnionType)
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
+    optional = type(None) in kinds
     if optional and value is None:
         return None
-    kind = typing.get_args(annotation)[0] if optional else annotation
+    kind = _meant(value, [k for k in kinds if k is not type(None)]) if kinds else annotation
     if typing.get_origin(kind) is Literal:
         kind = str  # which texts there are, the dataclass knows
     if kind not in _KINDS:

@@ -161,15 +161,15 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal with ``initializer_range`` for every matrix, ones for every norm.
+        """Normal with ``initializer_range`` for every matrix, ones for every norm, no biases.
 
         The router too: all-zero logits would tie, and ties send every token to the same experts.
         """
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=self.config.initializer_range, generator=generator)
             else:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for router in self.routers:
             router.expert_bias.zero_()
 

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from moe_model.config import ModelConfig, YarnScaling
+from moe_model.config import Llama3Scaling, ModelConfig, YarnScaling
 
 
 def rotary_table(
@@ -39,10 +39,13 @@ def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tens
     even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
     frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
     amplitude = 1.0
-    if (yarn := config.rope_scaling) is not None:
-        frequency = _stretched(frequency, config, yarn)
-        numerator = mscale(yarn.factor, yarn.mscale)
-        amplitude = numerator / mscale(yarn.factor, yarn.mscale_all_dim)
+    scaling = config.rope_scaling
+    if isinstance(scaling, YarnScaling):
+        frequency = _stretched(frequency, config, scaling)
+        numerator = mscale(scaling.factor, scaling.mscale)
+        amplitude = numerator / mscale(scaling.factor, scaling.mscale_all_dim)
+    elif scaling is not None:
+        frequency = slowed_as_in_llama3(frequency, scaling)
     angles = position.float().unsqueeze(-1) * frequency
     return angles.cos() * amplitude, angles.sin() * amplitude
 
@@ -50,8 +53,7 @@ def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tens
 def softmax_scale(config: ModelConfig) -> float:
     """What attention scores are multiplied with: ``qk_head_dim^-0.5``, under YaRN times m²."""
     scale: float = config.qk_head_dim**-0.5
-    if config.rope_scaling is not None:
-        yarn = config.rope_scaling
+    if isinstance(yarn := config.rope_scaling, YarnScaling):
         scale *= mscale(yarn.factor, yarn.mscale_all_dim) ** 2
     return scale
 
@@ -67,6 +69,17 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def mscale(factor: float, strength: float) -> float:
     """YaRN's correction m for a stretch by ``factor``."""
     return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
+
+
+def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Kept, divided by the factor, or between the two, by the turns in the original context.
+
+    What becomes of a pair depends on its own frequency alone.
+    """
+    turns = frequency * (scaling.original_max_position_embeddings / (2 * math.pi))
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency / scaling.factor * (1 - kept) + frequency * kept
 
 
 def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:

@@ -127,14 +127,16 @@ class Router(nn.Module):
     def _limit_to_groups(self, choice_TE: Tensor) -> Tensor:
         """Set the choice scores outside the ``topk_group`` best groups to minus infinity.
 
-        A group is as good as the sum of its two best experts, bias included. Not zero but minus
-        infinity: with negative biases a zero would win against every expert that is allowed.
+        A group is as good as the sum of its two best experts, bias included; in DeepSeek-V2 as its
+        best. Not zero but minus infinity: with negative biases a zero would win against every
+        expert that is allowed.
         """
         groups = self.config.n_group
         if groups == 1:
             return choice_TE
         choice_TGe = choice_TE.view(len(choice_TE), groups, -1)
-        group_scores_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)
+        judges = 2 if self.config.topk_method == "noaux_tc" else 1
+        group_scores_TG = choice_TGe.topk(judges, dim=-1).values.sum(dim=-1)
         best_TG = group_scores_TG.topk(self.config.topk_group, dim=-1).indices
         dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(-1, best_TG, False)
         return choice_TGe.masked_fill(dropped_TG.unsqueeze(-1), float("-inf")).flatten(-2)

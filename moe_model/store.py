@@ -75,6 +75,20 @@ class Checkpoint:
             )
         return self.tokenizer_if_any
 
+    @property
+    def published(self) -> dict[str, Any] | None:
+        """The ``config.json`` that the model was imported with; none where it was not.
+
+        ``CheckpointError`` where it is no object.
+        """
+        found = self.description.get("published")
+        if not isinstance(found, dict | None):
+            raise CheckpointError(
+                f"{self.folder / DESCRIPTION} says published={shown(found)}: it must be an object, "
+                "use another checkpoint."
+            )
+        return found
+
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
         """The model in evaluation mode; ``CheckpointError`` where weights and config disagree."""
         with torch.device("meta"):

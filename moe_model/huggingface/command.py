@@ -1,4 +1,4 @@
-"""Models to and from Hugging Face's ``DeepseekV3ForCausalLM``, tokenizer included.
+"""Models to and from Hugging Face: DeepSeek-V3, DeepSeek-V2 and GLM-4.7-Flash, tokenizer included.
 
     python -m moe_model.huggingface import DOWNLOADED CHECKPOINT
     python -m moe_model.huggingface export checkpoints/RUN/best PUBLISHED
@@ -9,10 +9,10 @@ published folder is run; what is written is complete, or not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from cyclopts import App
@@ -86,13 +86,14 @@ def _publish(
     folder: Path,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
     special_ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
     if isinstance(tokenizer, PretrainedTokenizer):
         special_ids = tokenizer.special_ids
-    write_config(folder, model.config, dtype, special_ids)
+    write_config(folder, model.config, dtype, special_ids, imported)
     _write_tokenizer(tokenizer, folder)
     write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
 
@@ -104,7 +105,7 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 
 app = App(
     name="python -m moe_model.huggingface",
-    help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
+    help="Models to and from Hugging Face: DeepSeek-V3, DeepSeek-V2 and GLM-4.7-Flash.",
     version=version,
 )
 
@@ -114,7 +115,8 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
     """Make a checkpoint of a published model.
 
     Args:
-        src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM.
+        src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM,
+            DeepseekV2ForCausalLM or Glm4MoeLiteForCausalLM.
         dst: Checkpoint folder to make.
         dtype: Of the weights in the checkpoint.
     """
@@ -124,7 +126,8 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
             write_tensors(fresh / WEIGHTS, model.state_dict())
             _write_tokenizer(tokenizer, fresh)
             plain = None if tokenizer is None else tokenizer.to_dict()
-            write_description(fresh, model.config, step=0, tokenizer=plain)
+            fields = read_config(inside(src, CONFIG)).fields
+            write_description(fresh, model.config, step=0, tokenizer=plain, published=fields)
         if tokenizer is None:
             say(f"{src} has no {TOKENIZER}: {dst} cannot generate text.")
         say(f"{dst}: {_counted(model.config)}")
@@ -134,7 +137,7 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
 
 @app.command
 def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
-    """Publish a checkpoint as a folder that transformers loads.
+    """Publish a checkpoint as a folder that transformers loads, of the model type it came from.
 
     Args:
         src: Checkpoint folder such as checkpoints/RUN/best, or a run: its latest.
@@ -144,8 +147,9 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
     with _said_in_one_line(dst):
         with fresh_folder(dst) as fresh:
             found = read_checkpoint(src)
-            _publish(found.load_model(), found.tokenizer_if_any, fresh, DTYPES[dtype])
-        if found.tokenizer_if_any is None:
+            model, tokenizer = found.load_model(), found.tokenizer_if_any
+            _publish(model, tokenizer, fresh, DTYPES[dtype], imported=found.published)
+        if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")
         if found.config.router_jitter_noise or found.config.capacity_factor is not None:
             say("router_jitter_noise, capacity_factor and drop_policy are for training: left out.")

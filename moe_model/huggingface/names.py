@@ -43,7 +43,9 @@ def published_name(name: str, config: ModelConfig) -> str:
 
 
 def parts(name: str, config: ModelConfig) -> Iterator[Part]:
-    """What our tensor ``name`` consists of in a file."""
+    """What our tensor ``name`` consists of in a file: nothing for a bias that chooses nothing."""
+    if name.endswith(".router.expert_bias") and config.topk_method != "noaux_tc":
+        return
     published = published_name(name, config)
     experts, of_experts, matrix = published.partition(".mlp.experts.")
     width = config.moe_intermediate_size
@@ -88,10 +90,10 @@ def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
     """
     if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
         heads_HdX = weight.view(config.num_attention_heads, config.qk_head_dim, -1)
-    elif name.endswith(".kv_a_proj_with_mqa.weight"):
-        heads_HdX = weight.unsqueeze(0)
+    elif ".kv_a_proj_with_mqa." in name:  # its bias too
+        heads_HdX = weight.view(1, len(weight), -1)
     else:
         return
     rotary_HrX = heads_HdX[:, -config.qk_rope_head_dim :]
-    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, weight.shape[-1])
+    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, rotary_HrX.shape[-1])
     rotary_HrX.copy_(halves_H2rX.transpose(1, 2).reshape(rotary_HrX.shape))

@@ -43,8 +43,11 @@ def read_weights(
         with torch.no_grad():
             state = model.state_dict()
             for name in now_and_then(state, "read", "tensors"):
-                for part in _parts(name, source, config):
+                found = list(_parts(name, source, config))
+                for part in found:
                     state[name][part.place].copy_(source.read(part.name))
+                if not found:  # the bias of a router that has none
+                    state[name].zero_()
                 if not published.interleaved:
                     interleave(name, state[name], config)
     return model.eval()
@@ -54,9 +57,11 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     """The tokenizer of a published folder, none where there is no ``tokenizer.json``.
 
     Raises:
-        HuggingFaceError: If it is damaged, or has more ids than the model has rows.
+        HuggingFaceError: If it is damaged, has more ids than the model has rows, or is a vocabulary
+            of tiktoken alone.
     """
     if not (folder / TOKENIZER).exists():
+        _refuse_tiktoken(folder)
         return None
     try:
         names = [name for name in FILES if (folder / name).exists()]
@@ -74,6 +79,18 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
             f"vocab_size={vocab_size}: use the tokenizer of this model."
         )
     return tokenizer
+
+
+def _refuse_tiktoken(folder: Path) -> None:
+    """Such a vocabulary lists byte strings by rank. How a text is split before they are looked up,
+    a regular expression, is in the Python code beside it, and that is not run."""
+    for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
+        raise HuggingFaceError(
+            f"{path} is a vocabulary of tiktoken without the pattern that splits a text first: "
+            "that is in the code of its publisher, which is not run. Take the pattern from there, "
+            "make a tokenizer.json with transformers' TikTokenConverter(vocab_file, pattern) and "
+            "put it beside the file; or take the file away to import the weights alone."
+        )
 
 
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
@@ -109,8 +126,8 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
 
 def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
     """A file may also hold the experts stacked, as transformers 5 has them in memory."""
-    stacked = published_name(name, config)
-    return [Part(stacked, ())] if stacked in source.names() else parts(name, config)
+    apart, stacked = list(parts(name, config)), published_name(name, config)
+    return [Part(stacked, ())] if apart and stacked in source.names() else apart
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:

@@ -7,7 +7,7 @@ prediction as the layers behind the last one, shards of a few gigabytes with an 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import write_tensors
-from moe_model.huggingface.config import CONFIG, published_fields
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, kept_fields, published_fields
 from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
 from moe_model.huggingface.names import Part, parts, stays_fp32
 
@@ -26,7 +26,11 @@ DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def write_config(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, special_ids: dict[str, int | None]
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    special_ids: dict[str, int | None],
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``config.json``, and ``generation_config.json`` where a token ends a text.
 
@@ -36,9 +40,14 @@ def write_config(
         dtype: Of the weights.
         special_ids: ``bos_token_id`` and ``eos_token_id``. Left out they would be 0 and 1, which
             are characters like any other here.
+        imported: Fields of the ``config.json`` it came from; those are kept that say nothing else
+            about the model than ``config`` does.
     """
     name = DTYPE_NAMES[dtype]
-    fields = published_fields(config) | {"pad_token_id": None} | special_ids
+    before = kept_fields(imported or {})
+    ids = {"pad_token_id": None, **special_ids}
+    ids |= {id_: before[id_] for id_ in ids if before.get(id_) is not None}
+    fields = {"use_cache": True, **before, **published_fields(config), **ids}
     # Up to 4.55 transformers read torch_dtype.
     _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
     if special_ids["eos_token_id"] is not None:
@@ -60,7 +69,11 @@ def write_weights(
         state: Its state dict.
         dtype: Of the weights in the files.
         shard_bytes: Begin another file before one becomes larger; a larger tensor has its own.
+
+    Raises:
+        HuggingFaceError: If a tensor that matters has no place in such files.
     """
+    _refuse_to_lose(state, config)
     shards = list(_shards(config, state, dtype, shard_bytes))
     place: dict[str, str] = {}
     names = [WEIGHTS]
@@ -79,6 +92,15 @@ def write_weights(
         size = sum(_size(state, *piece, dtype) for shard in shards for piece in shard)
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(place.items()))}
         _write_json(folder / INDEX, index)
+
+
+def _refuse_to_lose(state: dict[str, Tensor], config: ModelConfig) -> None:
+    for name, tensor in state.items():
+        if tensor.any() and not any(parts(name, config)):
+            raise HuggingFaceError(
+                f"{name} is not zero, and a {config.model_type} has no such tensor: it cannot be "
+                "exported. Train it with --balance aux."
+            )
 
 
 Piece = tuple[str, Part]

@@ -174,6 +174,11 @@ class Options:
             config = ModelConfig.from_dict({**fields, **self._model_fields()})
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
+        if config.topk_method != "noaux_tc" and self.bias_update_rate:
+            raise UsageError(
+                f"--bias-update-rate {self.bias_update_rate}: a router with topk_method="
+                f"{config.topk_method} chooses without a bias: add --balance aux."
+            )
         if config.vocab_size < vocabulary:
             raise UsageError(
                 f"--model.vocab_size {config.vocab_size} is less than the {vocabulary} tokens of "

@@ -167,6 +167,7 @@ def facts(run: Run) -> dict[str, Any]:
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": _sequences_per_step(run),
         "life": run.life,
+        "published": run.published,
     }
 
 

@@ -78,6 +78,8 @@ class Run:
     """That checkpoint is the newest of this very run: not so in a fork, or further back."""
     life: int
     """How often the run was started, this time included."""
+    published: dict[str, Any] | None
+    """The ``config.json`` that the model was once imported with, kept for its export."""
 
 
 def prepare(options: Options, world: World) -> Run:
@@ -174,7 +176,7 @@ def _read_data(
 def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
     """What a run knows of the time before: nothing where it begins here."""
     past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
-    past |= {"goes_on_from": None, "is_newest": False, "life": 1}
+    past |= {"goes_on_from": None, "is_newest": False, "life": 1, "published": None}
     if checkpoint is None:
         return past
     life = checkpoint.description.get("life", 1)
@@ -182,6 +184,7 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
         "goes_on_from": checkpoint.folder,
         "is_newest": is_newest(checkpoint, options),
         "life": life + 1 if isinstance(life, int) else 2,
+        "published": checkpoint.published,
     }
     if has_training_state(checkpoint):
         judgement = checkpoint.folder / JUDGEMENT

@@ -49,7 +49,8 @@ def main(
     """Turn a Llama into a Mixture of Experts with latent attention.
 
     Args:
-        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM.
+        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM,
+            MistralForCausalLM or Qwen2ForCausalLM.
         dst: Folder to make, such as checkpoints/NAME/latest.
         noise: Makes the routed experts differ: its standard deviation, as a share of that of the
             weights; 0 leaves them equal.

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from moe_model.command import UsageError, say
-from moe_model.config import ModelConfig
+from moe_model.config import Llama3Scaling, ModelConfig
 from moe_model.layer import DecoderLayer, MixtureOfExperts
 from moe_model.model import LanguageModel
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
-from moe_model.upcycle.llama import LayerReadings, mean_loss, observe
+from moe_model.upcycle.llama import LayerReadings, has_biases, mean_loss, observe
 from moe_model.upcycle.text import Windows
 
 _DERIVED: Any = None
@@ -62,7 +62,7 @@ def settle(shape: Shape, source: Any) -> Shape:
 
     Args:
         shape: What is asked for.
-        source: transformers' ``LlamaConfig``.
+        source: transformers' ``LlamaConfig``, or that of one like it.
 
     Raises:
         UsageError: If the source cannot fill it.
@@ -94,18 +94,24 @@ def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
     """The config of the new model, for a settled ``shape``; ``UsageError`` if there is none."""
     fields = dataclasses.asdict(shape)
     mixes, rope = fields.pop("rotary_mixes"), shape.qk_rope_head_dim
-    theta = source.rope_parameters["rope_theta"]
+    rope_parameters = source.rope_parameters
     for name in (
         "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
         "num_attention_heads", "max_position_embeddings", "rms_norm_eps", "initializer_range",
         "tie_word_embeddings",
     ):  # fmt: skip
         fields[name] = getattr(source, name)
+    if rope_parameters["rope_type"] == "llama3":
+        names = (field.name for field in dataclasses.fields(Llama3Scaling))
+        fields["rope_scaling"] = Llama3Scaling(**{name: rope_parameters[name] for name in names})
+    if has_biases(source):
+        # Queries have a bias only by way of a latent: one that holds the stream and a one.
+        fields |= {"attention_bias": True, "q_lora_rank": source.hidden_size + 1}
     width = expert_width(source.intermediate_size, max(shape.n_shared_experts, 0))
     try:
         return ModelConfig(
             moe_intermediate_size=width,
-            rope_theta=rotary_base(theta, source.head_dim, rope, mixes),
+            rope_theta=rotary_base(rope_parameters["rope_theta"], source.head_dim, rope, mixes),
             **fields,
         )
     except ValueError as error:

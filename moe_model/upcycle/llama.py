@@ -19,8 +19,9 @@ from torch import Tensor
 
 from moe_model.command import UsageError
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-"""Same names, same arithmetic, as long as Mistral's window is switched off."""
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+"""Same names, same arithmetic, as long as windows are switched off; Qwen2 has biases besides."""
+_NORMED = ("Qwen3ForCausalLM",)
 _BATCH = 8
 
 
@@ -70,6 +71,8 @@ def read_llama(folder: Path) -> Any:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "head_dim", None) is None:
+            config.head_dim = config.hidden_size // config.num_attention_heads  # as its layers do
         _refuse_what_differs(config, folder)
         llama, report = kind.from_pretrained(
             folder,
@@ -108,6 +111,15 @@ def _architecture(folder: Path) -> str:
         ) from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is no model config ({error}): use another copy.") from error
+    if name in _NORMED:
+        raise UsageError(
+            f"{path} is of architecture {name}, which divides every query and key of a head by its "
+            "own length (q_norm, k_norm) before it is turned. Latent attention cannot: its rotary "
+            "key is a linear function of the normed stream, and a length that differs from token "
+            "to token, as it does wherever head_dim is less than hidden_size, is none; and the one "
+            "norm of its queries is shared by all heads. Choose a checkpoint of "
+            f"{' or '.join(ARCHITECTURES)}."
+        )
     if name not in ARCHITECTURES:
         raise UsageError(
             f"{path} is of architecture {name}, which is not a Llama: choose a checkpoint of "
@@ -124,10 +136,9 @@ def _refuse_what_differs(config: Any, folder: Path) -> None:
     rope = config.rope_parameters
     window = getattr(config, "sliding_window", None)
     reasons = {
-        "attention_bias=true": getattr(config, "attention_bias", False),
         "mlp_bias=true": getattr(config, "mlp_bias", False),
         f"hidden_act={config.hidden_act}": config.hidden_act != "silu",
-        f"rope_type={rope['rope_type']}": rope["rope_type"] != "default",
+        f"rope_type={rope['rope_type']}": rope["rope_type"] not in ("default", "llama3"),
         f"partial_rotary_factor={rope.get('partial_rotary_factor')}": (
             rope.get("partial_rotary_factor") not in (None, 1.0)
         ),
@@ -141,6 +152,11 @@ def _refuse_what_differs(config: Any, folder: Path) -> None:
             f"{folder / 'config.json'} has {', '.join(wrong)}, which the new architecture cannot "
             "express: choose a Llama without."
         )
+
+
+def has_biases(config: Any) -> bool:
+    """Whether projections of attention have biases: Qwen2's always, Llama's where it says so."""
+    return config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False))
 
 
 @torch.no_grad()

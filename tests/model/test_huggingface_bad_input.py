@@ -85,9 +85,12 @@ def test_a_wrong_tensor_is_named(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": ["DeepseekV2ForCausalLM"]}, "only DeepseekV3ForCausalLM can be"),
+        (
+            {"architectures": ["KimiLinearForCausalLM"]},
+            "only DeepseekV3ForCausalLM, DeepseekV2ForCausalLM and Glm4MoeLiteForCausalLM can be",
+        ),
         ({"architectures": None, "model_type": "llama"}, "model_type='llama'"),
-        ({"attention_bias": True}, "attention_bias=True is not supported: only False is"),
+        ({"attention_bias": True}, "layers.0.self_attn.kv_a_proj_with_mqa.bias (24,) is missing"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"moe_layer_freq": 2}, "moe_layer_freq=2"),
         ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
@@ -119,8 +122,8 @@ def test_a_wrong_tensor_is_named(
         ({"rope_scaling": [4]}, "rope_scaling=[4] is neither an object nor null"),
         ({"rope_theta": 9.0}, "rope_theta=10000.0 contradicts rope_theta=9.0"),
         (
-            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-            "rope_type='llama3' is not supported",
+            {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            "rope_type='linear' is not supported: only default, yarn and llama3 are",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 4}},

@@ -228,17 +228,31 @@ def test_an_imported_model_is_trained_from_its_weights(
     keep = {"format", "format_version", "step", "model", "tokenizer"}
     files = {"model.safetensors": description["files"]["model.safetensors"]}
     description = {k: v for k, v in description.items() if k in keep} | {"files": files}
+    description["published"] = {"aux_loss_alpha": 0.001}
     (theirs / "checkpoint.json").write_text(json.dumps(description), "utf-8")
 
     assert train("--run=new", f"--resume={theirs}", "--steps=3", "--lr=1e-9") == 0
     assert "has weights only (an imported model)" in capsys.readouterr().err
     rows = [row for row in read_log("new") if row["kind"] == "step"]
     assert [row["step"] for row in rows] == [1, 2, 3]
+    assert read_checkpoint(tmp_path / "ck" / "new").published == {"aux_loss_alpha": 0.001}
     ours, before = (
         read_checkpoint(path).load_model().state_dict()
         for path in (tmp_path / "ck" / "new", theirs)
     )
     torch.testing.assert_close(ours["embed_tokens.weight"], before["embed_tokens.weight"])
+
+
+def test_routers_without_a_bias_are_not_given_one(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in DeepSeek-V2: what it would learn could not be exported."""
+    softmax = ("--model.topk_method=greedy", "--model.scoring_func=softmax", "--steps=2")
+    assert train("--run=r", *softmax) == 64
+    assert "topk_method=greedy chooses without a bias: add --balance aux" in capsys.readouterr().err
+    assert train("--run=r", *softmax, "--balance=aux") == 0
+    model = read_checkpoint(tmp_path / "ck" / "r").load_model()
+    assert not any(router.expert_bias.any() for router in model.routers)
 
 
 def test_options_can_stand_in_a_file_and_the_command_line_wins(
