@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +48,7 @@ class Sampler:
         seed: int = 0,
         weights: torch.dtype | None = None,
         draft: bool = False,
-        stop_at: int | None = None,
+        stop_at: Collection[int] = (),
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -61,7 +61,7 @@ class Sampler:
             seed: Of a generator of its own, so that sampling never disturbs training.
             weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
             draft: Guess ahead; ``ValueError`` where the model cannot.
-            stop_at: The token that ends a text; it is not given.
+            stop_at: The tokens that end a text; they are not given.
         """
         if not len(prompt_S):
             raise ValueError("prompt has 0 tokens: give at least one.")
@@ -86,7 +86,7 @@ class Sampler:
             self._start_over(self._context)  # iterated again, it goes on where it stopped
             while self._left > 0:
                 for token in self._until_full():
-                    if token == self._stop_at:
+                    if token in self._stop_at:
                         return
                     self.given += 1
                     yield token
@@ -229,7 +229,7 @@ def main(
             seed=seed,
             weights=WEIGHTS[weights],
             draft=draft,
-            stop_at=found.tokenizer.end,
+            stop_at=found.stop_ids,
         )
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error

@@ -226,7 +226,6 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
     alone = config.n_routed_experts // config.n_group < 2
     for impossible, said in (
         (config.scoring_func != "sigmoid", f"scoring_func={config.scoring_func!r}: it has sigmoid"),
-        (not config.n_shared_experts, "n_shared_experts=0: it has at least one"),
         (alone, f"n_routed_experts={config.n_routed_experts}: it has at least two a group"),
     ):
         if impossible:

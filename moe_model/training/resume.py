@@ -162,6 +162,7 @@ def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint says beside tensors: all that :func:`restore` needs."""
     return {
         "options": run.options.to_dict(),
+        "stop_ids": list(run.stop_ids),
         "progress": run.progress.to_dict(),
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),

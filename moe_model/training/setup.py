@@ -17,6 +17,7 @@ from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel, ModelOutput
 from moe_model.store import Checkpoint
+from moe_model.tokenizer import stop_ids_of
 from moe_model.training.agreement import agree, start_facts
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
@@ -58,6 +59,8 @@ class Run:
     corpus: Corpus
     prompt: str
     """What the sample at the end continues."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end it."""
     forced_collapse: tuple[int, int] | None
     """Router that is collapsed on purpose, and the first step of it."""
     model: LanguageModel
@@ -108,6 +111,7 @@ def prepare(options: Options, world: World) -> Run:
         dtype=dtype,
         corpus=corpus,
         prompt=prompt,
+        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
