@@ -127,7 +127,7 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
                 raise HuggingFaceError(f"{copy} differs from {original}, whose copy it must be.")
             wanted.add(copy)
     wanted |= {scale for name in wanted if (scale := source.scale_of(name)) is not None}
-    # transformers writes shared experts even where there are none: matrices without a single weight.
+    # transformers writes shared experts where there are none: matrices without a single weight.
     extra = [
         name
         for name in source.names() - wanted

@@ -100,7 +100,8 @@ def prepare(options: Options, world: World) -> Run:
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
-            forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
+            depths = config.router_depths if options.mtp_weight else config.moe_layers
+            forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world)
@@ -147,12 +148,25 @@ def _build_model(
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
-        checkpoint.load_weights(model)
+        _load_weights(model, checkpoint)
+    if not options.mtp_weight:
+        model.freeze_ahead()
     model.recompute = options.activation_checkpointing
     if options.compile:
         for layer in (*model.layers, *model.mtp):
             layer.compile()
     return model
+
+
+def _load_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Of multi-token prediction, which may have other depths here, those that both have."""
+    if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
+        checkpoint.load_weights(model)
+        return
+    weights = model.state_dict()
+    saved = checkpoint.load_model().state_dict()
+    weights |= {name: tensor for name, tensor in saved.items() if name in weights}
+    model.load_state_dict(weights)
 
 
 def _read_data(
@@ -187,7 +201,7 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
         "is_newest": is_newest(checkpoint, options),
         "life": life + 1 if isinstance(life, int) else 2,
     }
-    if has_training_state(checkpoint):
+    if has_training_state(checkpoint.folder):
         judgement = checkpoint.folder / JUDGEMENT
         past["resumed_at_step"] = checkpoint.step + 1
         past["judgement"] = judgement.read_bytes() if judgement.exists() else None
