@@ -14,11 +14,16 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from cyclopts import App, Parameter
+
+from moe_model.command import FINISHED, UsageError, need_packages, run_command, say, version
+
+if __name__ == "__main__":
+    need_packages("python -m moe_model.generate")
+
+import torch
 from torch import Tensor
 
-from moe_model.command import FINISHED, UsageError, run_command, say, version
 from moe_model.decoder import Decoder, Drafter
 from moe_model.model import LanguageModel
 from moe_model.plain_text import plain_text
@@ -211,8 +216,7 @@ def main(
         raise UsageError(f"--top-p {top_p} is out of range: choose above 0, up to 1.")
     try:
         found = read_checkpoint(checkpoint)
-        prompt_S = found.tokenizer.encode(prompt)
-        model = found.load_model()
+        prompt_S, model = found.tokenizer.encode(prompt), found.load_model()
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     except ValueError as error:
