@@ -155,7 +155,7 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
     for place, on_host in enumerate(drawn.micro_batches, 1):
         batch = on_host.to(run.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
-        next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
+        next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids)
@@ -185,7 +185,7 @@ def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
     """The loop, and what is before and after it."""
     options, progress = run.options, run.progress
     log = open_log(run)
-    names = layer_names(run.model.config)
+    names = layer_names(run.model)
     console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
     reason = "failed"
     try:

@@ -7,7 +7,7 @@ of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class BatchSampler:
         *,
         max_new_tokens: int,
         seed: int = 0,
-        stop_at: int | None = None,
+        stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
         """Prepare; nothing is read yet.
@@ -38,7 +38,7 @@ class BatchSampler:
             prompts: Each at least one token id, int64; of more than the context, the last count.
             max_new_tokens: How many tokens to sample for each.
             seed: Of the generator of every text: the same text as alone.
-            stop_at: The token that ends a text; it is not given.
+            stop_at: The tokens that end a text; they are not given.
             rules: Fields of :class:`~moe_model.sampling.SamplingRules`.
         """
         if not all(len(prompt_S) for prompt_S in prompts):
@@ -79,7 +79,7 @@ class BatchSampler:
             logits_BV = self._read(texts, cache).cpu()
             for text, logits_V in zip(texts, logits_BV, strict=True):
                 token = self._rules.pick(logits_V, text.ids, text.generator)
-                text.ended = token == self._stop_at
+                text.ended = token in self._stop_at
                 if not text.ended:
                     text.ids.append(token)
                     text.given += 1

@@ -6,6 +6,7 @@ cyclopts, like argparse, exits 2 on a usage error; here 2 is a verdict of ``moe-
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ FAILED = 1
 STOPPED_ON_COLLAPSE = 3
 USAGE = 64
 STOPPED_BY_SIGNAL = 75
+NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
+"""Packages of ``moe-microscope[train]`` without which there is no model."""
 
 
 def version() -> str:
@@ -32,6 +35,19 @@ def version() -> str:
 
 class UsageError(ValueError):
     """The command line asks for something that cannot be: what, the values, what to do."""
+
+
+def need_packages(
+    program: str, *more: str, install: str = "moe-microscope[train]", code: int = USAGE
+) -> None:
+    """End the process with one line where ``NEEDED`` packages, or ``more``, are not installed."""
+    missing = [name for name in (*NEEDED, *more) if importlib.util.find_spec(name) is None]
+    if missing:
+        say(
+            f"{program}: needs pip install '{install}': {', '.join(missing)} cannot be imported by "
+            f"{sys.executable}"
+        )
+        sys.exit(code)
 
 
 def run_command(app: App, arguments: Sequence[str] | None) -> int:

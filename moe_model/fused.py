@@ -173,7 +173,10 @@ def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     """Interleaved pairs times complex numbers, in the precision of the latter."""
-    pairs = x.to(turn.real.dtype).contiguous().view(*x.shape[:-1], x.shape[-1] // 2, 2)
+    # A copy in any case: a single token counts as contiguous wherever it begins, and a complex
+    # number must begin at an even place.
+    rows = x.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)
+    pairs = rows.view(*x.shape[:-1], x.shape[-1] // 2, 2)
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
 
 

@@ -16,13 +16,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from cyclopts import App, Parameter
+
+from moe_model.command import FINISHED, UsageError, need_packages, run_command, say, version
+
+if __name__ == "__main__":
+    need_packages("python -m moe_model.generate")
+
+import torch
 from torch import Tensor
 
 from moe_model.batch_sampling import BatchSampler
 from moe_model.chat import encode_chats
-from moe_model.command import FINISHED, UsageError, run_command, say, version
 from moe_model.device import DeviceName, choose_device
 from moe_model.plain_text import plain_text
 from moe_model.sampling import Sampler, SamplingRules
@@ -84,7 +89,7 @@ def main(
     options = dataclasses.asdict(rules) | {
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "stop_at": found.tokenizer.end,
+        "stop_at": found.stop_ids,
     }
     before = [""] * len(prompt) if chat else prompt
     if len(prompts) > 1:

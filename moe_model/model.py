@@ -53,6 +53,7 @@ class LanguageModel(nn.Module):
         self.mtp = nn.ModuleList(
             PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
         )
+        self._ahead_is_frozen = False
         self.readings = RouterReadings()
         self.recompute = False
         """While training, keep what enters a layer and compute the rest again in the backward pass
@@ -150,14 +151,27 @@ class LanguageModel(nn.Module):
 
     @property
     def routers(self) -> list[Router]:
-        """Every router, in forward order."""
+        """Every router that is trained, in forward order."""
         routers = [module for module in self.modules() if isinstance(module, Router)]
         if len(routers) != len(self.config.router_depths):
             raise RuntimeError(
                 f"{len(routers)} routers found, {len(self.config.router_depths)} expected: a layer "
                 "was wrapped in a way that hides its router."
             )
-        return routers
+        return routers[: len(routers) - len(self.mtp) * self._ahead_is_frozen]
+
+    @property
+    def router_depths(self) -> tuple[int, ...]:
+        """The depth of each of the :attr:`routers`."""
+        return self.config.router_depths[: len(self.routers)]
+
+    def freeze_ahead(self) -> None:
+        """Leave multi-token prediction as it is from now on: no gradients, no :attr:`routers`.
+
+        A forward pass must then not be asked for it: nothing counts what those routers decide.
+        """
+        self.mtp.requires_grad_(False)
+        self._ahead_is_frozen = True
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

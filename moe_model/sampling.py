@@ -6,7 +6,7 @@ top k, top p, min p. The past is kept in a latent cache as long as prompt and an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class Sampler:
         seed: int = 0,
         weights: torch.dtype | None = None,
         draft: bool = False,
-        stop_at: int | None = None,
+        stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
         """Prepare; nothing is read yet.
@@ -121,7 +121,7 @@ class Sampler:
             seed: Of a generator of its own, so that sampling never disturbs training.
             weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
             draft: Guess ahead; ``ValueError`` where the model cannot.
-            stop_at: The token that ends a text; it is not given.
+            stop_at: The tokens that end a text; they are not given.
             rules: Fields of :class:`SamplingRules`.
         """
         if not len(prompt_S):
@@ -150,7 +150,7 @@ class Sampler:
             self._start_over(self._context)  # iterated again, it goes on where it stopped
             while self._left > 0:
                 for token in self._until_full():
-                    if token == self._stop_at:
+                    if token in self._stop_at:
                         return
                     self.given += 1
                     yield token

@@ -30,7 +30,7 @@ from moe_model.config import ModelConfig
 from moe_model.json_types import count, shown
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
 FORMAT = "moe-microscope checkpoint"
 FORMAT_VERSION = 1
@@ -62,6 +62,8 @@ class Checkpoint:
     """Shape of the model."""
     tokenizer_if_any: Tokenizer | None
     """How text becomes tokens; none where a model was imported without."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end a text: those that the model names, and the tokenizer's own."""
     description: dict[str, Any]
     """Everything in ``checkpoint.json``."""
 
@@ -126,11 +128,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, expected in description["files"].items():
         _verify(folder / name, expected["bytes"], expected["sha256"])
     _refuse_other_size(folder / WEIGHTS, description["model"])
+    tokenizer = _read_tokenizer(description["tokenizer"], folder, description["model"].vocab_size)
     return Checkpoint(
         folder=folder,
         step=description["step"],
         config=description["model"],
-        tokenizer_if_any=_read_tokenizer(description["tokenizer"], folder),
+        tokenizer_if_any=tokenizer,
+        stop_ids=stop_ids_of(tokenizer, description["stop_ids"]),
         description=description["plain"],
     )
 
@@ -208,9 +212,14 @@ def _read_description(path: Path) -> dict[str, Any]:
         for name in files:
             if Path(name).name != name or not name.isprintable() or len(name) > 255:
                 raise ValueError(f"it lists {shown(name)}: outside its own folder, or no file name")
+        config = ModelConfig.from_dict(plain["model"])
+        ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
+        if max(ends, default=0) >= config.vocab_size:
+            raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
         return {
             "step": plain["step"],
-            "model": ModelConfig.from_dict(plain["model"]),
+            "model": config,
+            "stop_ids": ends,
             "tokenizer": plain["tokenizer"],
             "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in files.items()},
             "plain": plain,
@@ -219,20 +228,24 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise _no_description(path, error) from error
 
 
-def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokenizer | None:
+def _read_tokenizer(
+    description: dict[str, Any] | None, folder: Path, vocab_size: int
+) -> Tokenizer | None:
     if description is None:
         return None
+    tokenizer: Tokenizer
     try:
         if description["kind"] == KIND:
-            return PretrainedTokenizer.from_folder(description, folder)
-        vocabulary = description.get("vocabulary", "")
-        if not isinstance(vocabulary, str) or any("\ud800" <= c <= "\udfff" for c in vocabulary):
-            raise ValueError(f"vocabulary={shown(vocabulary)}: it must be a text")
-        return CharTokenizer.from_dict(description)
+            tokenizer = PretrainedTokenizer.from_folder(description, folder)
+        else:
+            tokenizer = CharTokenizer.from_dict(description)
+        if len(tokenizer) > vocab_size:
+            raise ValueError(f"one of {len(tokenizer)} tokens for vocab_size={vocab_size}")
+        return tokenizer
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no tokenizer ({_reason(error)}): use another "
-            "checkpoint."
+            f"{folder / DESCRIPTION} describes no tokenizer of its model ({_reason(error)}): use "
+            "another checkpoint."
         ) from error
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from moe_model.json_types import shown
+
 
 class Tokenizer(Protocol):
     """What training, generating and checkpoints ask of a tokenizer."""
@@ -33,6 +35,12 @@ class Tokenizer(Protocol):
         """Files of its own that a checkpoint keeps beside the weights, contents by name."""
 
 
+def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tuple[int, ...]:
+    """The tokens that end a text, each once: ``others``, which a model names, and its own."""
+    end = None if tokenizer is None else tokenizer.end
+    return tuple(dict.fromkeys((*others, *(() if end is None else (end,)))))
+
+
 class CharTokenizer:
     """Every distinct character of the training text is a token, in code point order."""
 
@@ -55,12 +63,15 @@ class CharTokenizer:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> CharTokenizer:
-        """The tokenizer that :meth:`to_dict` described."""
+        """The tokenizer that :meth:`to_dict` described; ``ValueError`` where it is none."""
         if description.get("kind") != "char":
             raise ValueError(
                 f"tokenizer kind={description.get('kind')!r} is not known: it is 'char'."
             )
-        return cls(description["vocabulary"])
+        vocabulary = description["vocabulary"]
+        if not isinstance(vocabulary, str) or any("\ud800" <= c <= "\udfff" for c in vocabulary):
+            raise ValueError(f"vocabulary={shown(vocabulary)}: it must be a text")
+        return cls(vocabulary)
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, ready for JSON."""

@@ -9,7 +9,7 @@ published folder is run; what is written is complete, or not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,12 @@ from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.files import inside
 from moe_model.huggingface.read import read_tokenizer, read_weights
+from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.huggingface.write import SHARD_BYTES, write_config, write_weights
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
 from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]
@@ -60,6 +61,7 @@ def save_pretrained(
     tokenizer: Tokenizer | None,
     folder: Path,
     *,
+    stop_ids: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -69,6 +71,7 @@ def save_pretrained(
         model: On any device.
         tokenizer: None leaves its files out.
         folder: Must not exist yet.
+        stop_ids: Tokens that end a text, beside the one that the tokenizer names.
         dtype: Of the weights, fp32 or bf16; routers and their bias stay fp32.
         shard_bytes: Size at which another file begins.
 
@@ -77,12 +80,13 @@ def save_pretrained(
         OSError: If ``folder`` exists or cannot be written.
     """
     with fresh_folder(folder) as fresh:
-        _publish(model, tokenizer, fresh, dtype, shard_bytes)
+        _publish(model, tokenizer, stop_ids, fresh, dtype, shard_bytes)
 
 
 def _publish(
     model: LanguageModel,
     tokenizer: Tokenizer | None,
+    stop_ids: Sequence[int],
     folder: Path,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
@@ -90,10 +94,11 @@ def _publish(
 ) -> None:
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
-    special_ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    begin = None
     if isinstance(tokenizer, PretrainedTokenizer):
-        special_ids = tokenizer.special_ids
-    write_config(folder, model.config, dtype, special_ids, imported)
+        begin = tokenizer.special_ids["bos_token_id"]
+    ends = stop_ids_of(tokenizer, stop_ids)
+    write_config(folder, model.config, dtype, begin, ends, imported)
     _write_tokenizer(tokenizer, folder)
     write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
 
@@ -127,7 +132,10 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
             _write_tokenizer(tokenizer, fresh)
             plain = None if tokenizer is None else tokenizer.to_dict()
             fields = read_config(inside(src, CONFIG)).fields
-            write_description(fresh, model.config, step=0, tokenizer=plain, published=fields)
+            ends = read_stop_ids(src, model.config.vocab_size)
+            write_description(
+                fresh, model.config, step=0, tokenizer=plain, published=fields, stop_ids=ends
+            )
         if tokenizer is None:
             say(f"{src} has no {TOKENIZER}: {dst} cannot generate text.")
         say(f"{dst}: {_counted(model.config)}")
@@ -148,7 +156,14 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         with fresh_folder(dst) as fresh:
             found = read_checkpoint(src)
             model, tokenizer = found.load_model(), found.tokenizer_if_any
-            _publish(model, tokenizer, fresh, DTYPES[dtype], imported=found.published)
+            _publish(
+                model,
+                tokenizer,
+                found.stop_ids,
+                fresh,
+                DTYPES[dtype],
+                imported=found.published,
+            )
         if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")
         if found.config.router_jitter_noise or found.config.capacity_factor is not None:

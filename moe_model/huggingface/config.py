@@ -146,7 +146,6 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
     ]
     for impossible, said in (
         (bool(other), "".join(other[:1])),
-        (not config.n_shared_experts, "n_shared_experts=0: it has at least one"),
         (alone, f"n_routed_experts={config.n_routed_experts}: it has at least two a group"),
     ):
         if impossible:

@@ -7,7 +7,7 @@ prediction as the layers behind the last one, shards of a few gigabytes with an 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from moe_model.fresh_folder import write_tensors
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, kept_fields, published_fields
 from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
 from moe_model.huggingface.names import Part, parts, stays_fp32
+from moe_model.huggingface.stop_tokens import GENERATION_CONFIG
 
-GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -29,7 +29,8 @@ def write_config(
     folder: Path,
     config: ModelConfig,
     dtype: torch.dtype,
-    special_ids: dict[str, int | None],
+    begin: int | None,
+    ends: Sequence[int],
     imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``config.json``, and ``generation_config.json`` where a token ends a text.
@@ -38,19 +39,22 @@ def write_config(
         folder: Where.
         config: Of the model; ``HuggingFaceError`` if transformers' class cannot be it.
         dtype: Of the weights.
-        special_ids: ``bos_token_id`` and ``eos_token_id``. Left out they would be 0 and 1, which
-            are characters like any other here.
+        begin: ``bos_token_id``. Left out it would be 0, which is a character like any other here.
+        ends: ``eos_token_id``, a list where there are several. Left out it would be 1.
         imported: Fields of the ``config.json`` it came from; those are kept that say nothing else
             about the model than ``config`` does.
     """
-    name = DTYPE_NAMES[dtype]
+    eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    special_ids = {"bos_token_id": begin, "eos_token_id": eos}
     before = kept_fields(imported or {})
     ids = {"pad_token_id": None, **special_ids}
-    ids |= {id_: before[id_] for id_ in ids if before.get(id_) is not None}
+    ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
     fields = {"use_cache": True, **before, **published_fields(config), **ids}
     # Up to 4.55 transformers read torch_dtype.
-    _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
-    if special_ids["eos_token_id"] is not None:
+    _write_json(
+        folder / CONFIG, fields | dict.fromkeys(("dtype", "torch_dtype"), DTYPE_NAMES[dtype])
+    )
+    if ends:
         _write_json(folder / GENERATION_CONFIG, special_ids)
 
 
@@ -74,6 +78,7 @@ def write_weights(
         HuggingFaceError: If a tensor that matters has no place in such files.
     """
     _refuse_to_lose(state, config)
+    state = state | _empty_shared_experts(config, state)
     shards = list(_shards(config, state, dtype, shard_bytes))
     place: dict[str, str] = {}
     names = [WEIGHTS]
@@ -101,6 +106,20 @@ def _refuse_to_lose(state: dict[str, Tensor], config: ModelConfig) -> None:
                 f"{name} is not zero, and a {config.model_type} has no such tensor: it cannot be "
                 "exported. Train it with --balance aux."
             )
+
+
+def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers looks for where a model has none: matrices without a single weight."""
+    if config.n_shared_experts:
+        return {}
+    router, D = "router.weight", config.hidden_size
+    sizes = {"gate_proj": (0, D), "up_proj": (0, D), "down_proj": (D, 0)}
+    return {
+        f"{name.removesuffix(router)}shared_experts.{matrix}.weight": torch.empty(size)
+        for name in state
+        if name.endswith(f".mlp.{router}")
+        for matrix, size in sizes.items()
+    }
 
 
 Piece = tuple[str, Part]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel
 from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options
@@ -27,12 +27,13 @@ def describe(run: Run) -> dict[str, Any]:
         "planned_steps": options.steps,
         "resumed_at_step": run.resumed_at_step,
         "judgement": run.judgement,
+        "profile": options.profile,
         "world_size": run.world.size,
         "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",
-            "layers": list(config.router_depths),
-            "layer_names": layer_names(config),
+            "layers": list(run.model.router_depths),
+            "layer_names": layer_names(run.model),
             "num_experts": config.n_routed_experts,
             "top_k": config.num_experts_per_tok,
             "num_shared_experts": config.n_shared_experts,
@@ -69,6 +70,13 @@ def introduction(run: Run) -> list[str]:
     ]
     if run.goes_on_from is not None:
         lines.append(f"goes on after step {run.progress.step} from {run.goes_on_from}")
+    if config.num_experts_per_tok == 1 and config.norm_topk_prob:
+        lines.append(
+            "warning: one expert a token with normalised weights: every weight is "
+            f"{config.routed_scaling_factor:g} whatever the router thinks, so the language loss "
+            "does not train it: add --model.no-norm_topk_prob, or choose "
+            "--model.num_experts_per_tok 2"
+        )
     return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
 
 
@@ -117,11 +125,11 @@ def _again(run: Run, resume: str) -> str:
     return " ".join(words)
 
 
-def layer_names(config: ModelConfig) -> list[str]:
-    """What the routers are called on a screen."""
-    layers = config.num_hidden_layers
+def layer_names(model: LanguageModel) -> list[str]:
+    """What the routers that are trained are called on a screen."""
+    layers = model.config.num_hidden_layers
     return [
-        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in config.router_depths
+        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in model.router_depths
     ]
 
 

@@ -6,7 +6,6 @@ need and a table of the presets; ``--help-all`` shows every option.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter
 
-from moe_model.command import FAILED, run_command, say, version
+from moe_model.command import FAILED, need_packages, run_command, version
 from moe_model.config import PRESETS, ModelConfig
 from moe_model.training.options import RUN_DEFAULTS, Options
 
@@ -27,8 +26,6 @@ COMMON = {
     "--bias-update-rate", "--force-collapse", "--run", "--resume", "--on-collapse", "--log-dir",
     "--checkpoint-dir", "--config", "--help", "--help-all", "--version",
 }  # fmt: skip
-NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
-"""Packages of ``moe-microscope[train]`` without which no run begins."""
 
 MEASURED_MINUTES = {"tiny": 5.1}
 """By ``python -m benchmarks.first_light --full``, see docs/experiments.md."""
@@ -88,13 +85,7 @@ def answer_without_torch(doc: str) -> None:
 
     if {"--help", "-h", "--help-all", "--version"} & set(sys.argv[1:]):
         sys.exit(run_command(app, None))
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        say(
-            f"train.py: needs pip install '.[train]': {', '.join(missing)} cannot be imported by "
-            f"{sys.executable}"
-        )
-        sys.exit(FAILED)
+    need_packages("train.py", install=".[train]", code=FAILED)
 
 
 def _presets() -> str:

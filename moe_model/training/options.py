@@ -33,6 +33,7 @@ _PRESET: Any = None
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 OnCollapse = Literal["log", "checkpoint", "stop"]
+Profile = Literal["pretrain", "finetune"]
 
 AUX_WEIGHT = 1e-2
 SEQ_AUX_WEIGHT = 1e-4
@@ -102,7 +103,8 @@ class Options:
     grad_accum: Annotated[int, Parameter(group=_TRAINING)] = 1
     """Forward passes in one optimizer step."""
     lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
-    """Peak learning rate, after warm-up and before the cosine (default: the preset's)."""
+    """Peak learning rate, after warm-up and before the cosine (default: the preset's, a tenth of it
+    where an imported or upcycled model is the start)."""
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"
@@ -141,6 +143,9 @@ class Options:
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("logs")
     """The run log goes to LOG_DIR/RUN."""
+    profile: Annotated[Profile | None, Parameter(group=_OUTPUT, show_default=False)] = None
+    """How the log is judged (default: finetune where an imported model is the start, else pretrain;
+    a run that goes on from another keeps that one's)."""
     counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
     """Log the counts and biases of all experts at step 1 and every N steps, else summaries only."""
     checkpoint_dir: Annotated[Path, Parameter(group=_RUN)] = Path("checkpoints")

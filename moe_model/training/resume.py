@@ -113,13 +113,40 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     for place, path in enumerate(found):
         try:
             checkpoint = read_checkpoint(path)
-            if has_training_state(checkpoint):
+            if has_training_state(checkpoint.folder):
                 read_state(checkpoint)
             return checkpoint
         except CheckpointError as error:
             if place + 1 == len(found):
                 raise
             world.say(f"{path} is not sound, trying {found[place + 1]}: {error}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What ``--resume`` finds, as far as the defaults of a run depend on it."""
+
+    depths: int
+    """Of multi-token prediction in the model."""
+    weights_only: bool
+    """It was imported or upcycled and has not been trained here yet."""
+    upcycled: bool
+    """Its routers are as new as those of a model that begins here."""
+
+
+def find_start(options: Options) -> Start | None:
+    """The start that ``--resume`` asks for; none where there is nothing, or nothing sound."""
+    found = []
+    if options.resume is not None:
+        found = candidates(options.resume, options.run, options.checkpoint_dir)
+    for path in found:
+        try:
+            plain = read_plain_description(path)
+            depths = ModelConfig.from_dict(plain["model"]).num_nextn_predict_layers
+        except (ValueError, KeyError, OverflowError):
+            continue  # whoever loads it says what is wrong with it
+        return Start(depths, not has_training_state(path), "upcycled" in plain)
     return None
 
 
@@ -130,10 +157,16 @@ def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
 
 
 def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """``UsageError`` where the options ask for a model that the weights do not fit."""
+    """``UsageError`` where the options ask for a model that the weights do not fit.
+
+    Before its first step here a model may lose depths of multi-token prediction, or get new ones.
+    """
+    may_change = _MAY_CHANGE
+    if not has_training_state(checkpoint.folder):
+        may_change = _MAY_CHANGE | {"num_nextn_predict_layers"}
     asked, saved = config.to_dict(), checkpoint.config.to_dict()
     for field, value in asked.items():
-        if value != saved[field] and field not in _MAY_CHANGE:
+        if value != saved[field] and field not in may_change:
             raise UsageError(
                 f"--model.{field} {value}: the weights in {checkpoint.folder} are of a model with "
                 f"{saved[field]}: leave it out, or start without --resume."
@@ -152,9 +185,8 @@ def refuse_other_preset_or_tokenizer(options: Options, checkpoint: Checkpoint) -
             )
 
 
-def has_training_state(checkpoint: Checkpoint) -> bool:
-    """Whether there is more than weights: those of an imported model come alone."""
-    folder = checkpoint.folder
+def has_training_state(folder: Path) -> bool:
+    """Whether a checkpoint has more than weights: those of an imported model come alone."""
     return (folder / TRAINING_STATE).exists() or is_sharded(folder)
 
 
@@ -162,6 +194,7 @@ def facts(run: Run) -> dict[str, Any]:
     """What a checkpoint says beside tensors: all that :func:`restore` needs."""
     return {
         "options": run.options.to_dict(),
+        "stop_ids": list(run.stop_ids),
         "progress": run.progress.to_dict(),
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
@@ -212,10 +245,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: If its state is not that of this model.
     """
-    if not has_training_state(checkpoint):
+    if not has_training_state(checkpoint.folder):
         run.world.say(
-            f"{checkpoint.folder} has weights only (an imported model): training starts "
-            "from them at step 1."
+            f"{checkpoint.folder} has weights only (an imported or upcycled model): training "
+            "starts from them at step 1."
         )
         return
     saved = read_state(checkpoint)
@@ -234,6 +267,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     order = saved.order
     if order != _data_order(run) or checkpoint.folder.parent != _own_folder(run).resolve():
         progress.best_loss = math.inf  # of another text, or of another run
+    # Multi-token prediction, whose routers are the last, may be trained now and not before.
+    routers = len(run.model.routers)
+    progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
     before, now = saved.sequences_per_step, _sequences_per_step(run)

@@ -31,5 +31,11 @@ def sample(run: Run) -> str:
         return ""
     tokenizer = run.corpus.tokenizer
     prompt_S = tokenizer.encode(run.prompt)
-    ids = generate(model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=run.options.seed)
+    ids = generate(
+        model,
+        prompt_S,
+        max_new_tokens=SAMPLE_TOKENS,
+        seed=run.options.seed,
+        stop_at=run.stop_ids,
+    )
     return tokenizer.decode(ids)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 
 from moe_model.command import UsageError
-from moe_model.config import PRESETS, ModelConfig
+from moe_model.config import PRESETS
 from moe_model.training.distributed import ALONE, World, launched
 from moe_model.training.options import (
     AUX_WEIGHT,
@@ -21,9 +22,12 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
-from moe_model.training.resume import AUTO
+from moe_model.training.resume import AUTO, find_start
 
 MOST_SEQUENCES = 2**20
+SLOWER = 10
+"""What the preset's learning rate is divided by where trained weights are the start: the rate at
+which a new model learns would first make them forget."""
 
 
 def settle(options: Options, world: World = ALONE) -> Options:
@@ -46,8 +50,21 @@ def settle(options: Options, world: World = ALONE) -> Options:
     )
     defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
     defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
+    start = find_start(options)
+    defaults["profile"] = "pretrain"
+    if start is not None and start.weights_only:
+        # The diagnosis measures a fine-tuning by its beginning; upcycled routers are new.
+        defaults["profile"] = "pretrain" if start.upcycled else "finetune"
+        defaults["lr"] = float(f"{defaults['lr'] / SLOWER:.12g}")
+        if options.lr is None:
+            world.say(
+                f"--resume {options.resume} has weights only: --lr is {defaults['lr']:g}, a tenth "
+                "of the preset's, because none was given."
+            )
     depths = options.model.num_nextn_predict_layers
-    if depths is None:
+    if depths is None and start is not None:
+        depths = start.depths
+    elif depths is None:
         depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
     defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
@@ -120,11 +137,6 @@ def _check_parallel(options: Options) -> None:
             f"--parallel {options.parallel} needs several processes: start it as torchrun "
             "--nproc-per-node N -- train.py …, or leave it out."
         )
-    if options.parallel == "ddp" and options.mtp and not options.mtp_weight:
-        raise UsageError(
-            "--parallel ddp with --mtp and --mtp-weight 0.0: ddp waits for gradients that nothing "
-            "asks for: leave --mtp out, or give it a weight."
-        )
 
 
 def _check_run_name(run: str) -> None:
@@ -134,8 +146,13 @@ def _check_run_name(run: str) -> None:
         )
 
 
-def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[int, int]:
+def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
     """Index of the router and first step of ``--force-collapse LAYER@STEP``.
+
+    Args:
+        text: As it was given.
+        depths: Of the routers that are trained.
+        steps: Of the run.
 
     Raises:
         UsageError: If it does not read so, the layer has no router, or the step never comes.
@@ -144,11 +161,11 @@ def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[i
     if match is None:
         raise UsageError(
             f"--force-collapse {text!r} is not LAYER@STEP: write for example "
-            f"{config.router_depths[0]}@{max(1, steps // 2)}."
+            f"{depths[0]}@{max(1, steps // 2)}."
         )
     layer, step = int(match[1]), int(match[2])
-    if layer not in config.router_depths:
-        layers = ", ".join(map(str, config.router_depths))
+    if layer not in depths:
+        layers = ", ".join(map(str, depths))
         raise UsageError(
             f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
         )
@@ -156,4 +173,4 @@ def parse_forced_collapse(text: str, config: ModelConfig, steps: int) -> tuple[i
         raise UsageError(
             f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
         )
-    return config.router_depths.index(layer), step
+    return depths.index(layer), step

@@ -17,6 +17,7 @@ from moe_model.command import UsageError
 from moe_model.config import ModelConfig
 from moe_model.model import LanguageModel, ModelOutput
 from moe_model.store import Checkpoint
+from moe_model.tokenizer import stop_ids_of
 from moe_model.training.agreement import agree, start_facts
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
@@ -58,6 +59,8 @@ class Run:
     corpus: Corpus
     prompt: str
     """What the sample at the end continues."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end it."""
     forced_collapse: tuple[int, int] | None
     """Router that is collapsed on purpose, and the first step of it."""
     model: LanguageModel
@@ -99,7 +102,8 @@ def prepare(options: Options, world: World) -> Run:
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
-            forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
+            depths = config.router_depths if options.mtp_weight else config.moe_layers
+            forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world)
@@ -110,6 +114,7 @@ def prepare(options: Options, world: World) -> Run:
         dtype=dtype,
         corpus=corpus,
         prompt=prompt,
+        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
@@ -145,12 +150,25 @@ def _build_model(
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
-        checkpoint.load_weights(model)
+        _load_weights(model, checkpoint)
+    if not options.mtp_weight:
+        model.freeze_ahead()
     model.recompute = options.activation_checkpointing
     if options.compile:
         for layer in (*model.layers, *model.mtp):
             layer.compile()
     return model
+
+
+def _load_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Of multi-token prediction, which may have other depths here, those that both have."""
+    if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
+        checkpoint.load_weights(model)
+        return
+    weights = model.state_dict()
+    saved = checkpoint.load_model().state_dict()
+    weights |= {name: tensor for name, tensor in saved.items() if name in weights}
+    model.load_state_dict(weights)
 
 
 def _read_data(
@@ -186,7 +204,7 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
         "life": life + 1 if isinstance(life, int) else 2,
         "published": checkpoint.published,
     }
-    if has_training_state(checkpoint):
+    if has_training_state(checkpoint.folder):
         judgement = checkpoint.folder / JUDGEMENT
         past["resumed_at_step"] = checkpoint.step + 1
         past["judgement"] = judgement.read_bytes() if judgement.exists() else None

@@ -19,6 +19,7 @@ from moe_model.command import FAILED, FINISHED, UsageError, say, version
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import HuggingFaceError
 from moe_model.huggingface.read import read_tokenizer
+from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
 from moe_model.store import WEIGHTS, write_description
 from moe_model.text import python_docs, read_text
@@ -66,7 +67,7 @@ def main(
     if os.path.lexists(dst):
         raise UsageError(f"{dst} exists: choose another name, or remove it first.")
     llama = read_llama(src)
-    tokenizer = _read_tokenizer(src, llama.config.vocab_size)
+    tokenizer, stop_ids = _read_tokenizer(src, llama.config.vocab_size)
     shape = settle(shape, llama.config)
     words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
@@ -75,7 +76,8 @@ def main(
     upcycled = upcycle(llama, shape, windows, noise, seed)
     _tell(upcycled, llama.config, parameters, noise)
     try:
-        _write(upcycled, tokenizer, dst, {"source": src.name, "noise": noise, "seed": seed})
+        facts = {"source": src.name, "noise": noise, "seed": seed}
+        _write(upcycled, tokenizer, stop_ids, dst, facts)
     except OSError as error:
         say(f"{dst} cannot be written ({error}): nothing was.")
         return FAILED
@@ -83,14 +85,16 @@ def main(
     return FINISHED
 
 
-def _read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer:
+def _read_tokenizer(folder: Path, vocab_size: int) -> tuple[PretrainedTokenizer, list[int]]:
+    """How the source reads a text, and the tokens that end one."""
     try:
         tokenizer = read_tokenizer(folder, vocab_size)
+        stop_ids = read_stop_ids(folder, vocab_size)
     except HuggingFaceError as error:
         raise UsageError(str(error)) from error
     if tokenizer is None:
         raise UsageError(f"{folder} has no {TOKENIZER}: the text cannot be read without it.")
-    return tokenizer
+    return tokenizer, stop_ids
 
 
 def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
@@ -116,7 +120,11 @@ def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> Non
 
 
 def _write(
-    upcycled: Upcycled, tokenizer: PretrainedTokenizer, dst: Path, facts: dict[str, Any]
+    upcycled: Upcycled,
+    tokenizer: PretrainedTokenizer,
+    stop_ids: list[int],
+    dst: Path,
+    facts: dict[str, Any],
 ) -> None:
     losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
     with fresh_folder(dst) as folder:
@@ -128,5 +136,6 @@ def _write(
             upcycled.model.config,
             step=0,
             tokenizer=tokenizer.to_dict(),
+            stop_ids=stop_ids,
             upcycled={**facts, "losses": losses},
         )

@@ -25,6 +25,27 @@ def test_a_future_token_does_not_change_past_logits(
     assert not torch.allclose(before[:, 15:], after[:, 15:], atol=1e-3)
 
 
+@pytest.mark.parametrize("rope", [2, 8])
+@pytest.mark.parametrize("ranks", [(15, None), (16, 5), (15, 5)])
+def test_a_single_token_is_read_wherever_its_rotary_part_begins(
+    ranks: tuple[int, int | None],
+    rope: int,
+    make_model: Callable[..., LanguageModel],
+    ids_BS: Tensor,
+) -> None:
+    """With an odd rank of a latent it begins at an odd place, where no complex number may."""
+    fields = {"kv_lora_rank": ranks[0], "q_lora_rank": ranks[1], "qk_nope_head_dim": 7}
+    model = make_model(**fields, qk_rope_head_dim=rope)
+    expected, found = model(ids_BS[:1]).logits_BSV[:, :1], model(ids_BS[:1, :1]).logits_BSV
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    gradients = []
+    for logits in (expected, found):
+        model.zero_grad()
+        logits.square().mean().backward()
+        gradients.append(model.layers[0].self_attn.kv_a_proj_with_mqa.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+
+
 def test_order_of_the_past_matters(
     make_model: Callable[..., LanguageModel], ids_BS: Tensor
 ) -> None:

@@ -232,7 +232,7 @@ def test_an_imported_model_is_trained_from_its_weights(
     (theirs / "checkpoint.json").write_text(json.dumps(description), "utf-8")
 
     assert train("--run=new", f"--resume={theirs}", "--steps=3", "--lr=1e-9") == 0
-    assert "has weights only (an imported model)" in capsys.readouterr().err
+    assert "has weights only (an imported or upcycled model)" in capsys.readouterr().err
     rows = [row for row in read_log("new") if row["kind"] == "step"]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert read_checkpoint(tmp_path / "ck" / "new").published == {"aux_loss_alpha": 0.001}

@@ -41,7 +41,7 @@ FLAGS = [
     "--seq-aux-weight", "--aux-weight",
     "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
     "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--resume", "--on-collapse", "--sample-prompt",
+    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--profile",
 ]  # fmt: skip
 
 
