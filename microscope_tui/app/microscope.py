@@ -25,7 +25,7 @@ from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
 from microscope_tui.app.theme import THEME
 from microscope_tui.app.traffic import counting
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 SCREENS = ("alerts", "compare", "course", "expert", "layer", "runs")

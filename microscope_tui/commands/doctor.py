@@ -21,8 +21,8 @@ from platformdirs import user_state_path
 from microscope_tui.commands.ask_terminal import synchronised_output
 from microscope_tui.commands.config import default_config
 from microscope_tui.console import DEFAULT_PATH, PIPE, print_data
+from microscope_tui.lines.glyphs import glyphs_for
 from microscope_tui.report.doctor import Facts, Files, as_json, as_text
-from microscope_tui.report.locale import glyphs_for
 from microscope_tui.report.terminal import Multiplexer, Terminal, colours_of
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.file_events import FileEvents

@@ -19,10 +19,10 @@ from microscope_tui.commands.options import Options
 from microscope_tui.commands.patience import Patience
 from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert, Alerts
 from microscope_tui.report.check import NO_VERDICT, Demand, judge
 from microscope_tui.report.check_json import alert_json, as_json
 from microscope_tui.report.check_text import alert_text, as_text
+from microscope_tui.report.news import Alert, Alerts
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.run_watch import RunWatch

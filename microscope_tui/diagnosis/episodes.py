@@ -203,3 +203,9 @@ def overall(findings: Iterable[Finding]) -> Severity:
     if broken:
         return Severity.ERROR
     return Severity.WARN if any(e.severity >= Severity.WARN for e in episodes) else Severity.INFO
+
+
+def key_of(run: str, finding: Finding) -> str:
+    """The same for the same trouble of the same run, also when more layers join it."""
+    worst = min(finding.episodes, key=lambda episode: (episode.onset, episode.router_index))
+    return f"{run} {finding.rule} {worst.router_index} {worst.onset}"

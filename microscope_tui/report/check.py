@@ -14,7 +14,7 @@ from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode, Finding, group, overall
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.words import listed
+from microscope_tui.lines.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch

@@ -7,8 +7,8 @@ from typing import Any
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import Facts
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import Judgement
+from microscope_tui.report.news import Alert
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 

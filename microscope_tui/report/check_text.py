@@ -3,8 +3,8 @@
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import HEALTHY, Judgement
+from microscope_tui.report.news import Alert
 
 _WORDS = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import wrap
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
-from microscope_tui.report.wrap import wrap
 
 SCHEMA_VERSION = 1
 _LABEL, _WIDTH = 12, 74

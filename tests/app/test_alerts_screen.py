@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.alerts_screen import AlertsScreen
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 from tests.app.sitting import Seen, Until, judged
 

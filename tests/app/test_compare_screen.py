@@ -15,7 +15,7 @@ from microscope_tui.app.screens.compare_screen import CompareScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 from tests.app.sitting import Seen, Until, judged
 

@@ -6,8 +6,8 @@ from microscope_tui.app.renderables import frame_cost
 from microscope_tui.app.renderables.frame_cost import costs
 from microscope_tui.app.renderables.samples import colour_samples, glyph_samples
 from microscope_tui.app.widgets.rows import TILE
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import fit
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import fit
 from microscope_tui.watch.view import view_of
 
 

@@ -8,8 +8,7 @@ import pytest
 from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
-from microscope_tui.report.look import Measure, Order
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Measure, Order, Palette
 from microscope_tui.watch.fleet import Fleet
 from tests.app.sitting import Seen, Until
 

@@ -12,7 +12,7 @@ from textual.filter import ANSIToTruecolor
 from microscope_tui.app.renderables import palette
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness
 
 SYSTEMS = {

@@ -15,7 +15,7 @@ from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 Until = Callable[..., Awaitable[None]]

@@ -83,7 +83,7 @@ async def test_a_folder_that_cannot_be_written_is_said(
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("microscope_tui.app.screens.out_actions.write_new", refused)
+    monkeypatch.setattr("microscope_tui.app.actions.out_actions.write_new", refused)
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         await ready(pilot, until, seen)
         await pilot.press("w")

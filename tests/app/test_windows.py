@@ -13,9 +13,9 @@ from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.glossary import GLOSSARY
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import plain
+from microscope_tui.lines.glossary import GLOSSARY
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import plain
 from microscope_tui.watch.fleet import Fleet
 
 Until = Callable[..., Awaitable[None]]

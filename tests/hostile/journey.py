@@ -20,14 +20,14 @@ from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.pages.run_list import fit_list, run_heads, run_line
+from microscope_tui.lines.spans import plain as text_of
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report import format_check
 from microscope_tui.report.check import Demand, judge
 from microscope_tui.report.check_json import as_json
 from microscope_tui.report.check_text import as_text
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.run_list import fit_list, run_heads, run_line
-from microscope_tui.report.snapshot import snapshot_text
-from microscope_tui.report.spans import plain as text_of
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.reader import RunReader, StepEntry

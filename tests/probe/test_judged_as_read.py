@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import exit_code, judge
 from microscope_tui.report.check_text import as_text
 from microscope_tui.report.format_check import as_text as format_report
 from microscope_tui.report.format_check import check_format
-from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import RunFile, find_runs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.reader import RunReader, StepEntry

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import fit
 from microscope_tui.report.doctor import Cost, Facts, Files, as_json, as_text, recommended
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import fit
 from microscope_tui.report.terminal import (
     ROOMY_ROWS,
     Multiplexer,

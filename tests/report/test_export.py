@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microscope_tui.app.new_file import free_name, write_new
 from microscope_tui.report.check import judge
 from microscope_tui.report.check_json import as_json
 from microscope_tui.report.export import (
@@ -21,7 +22,6 @@ from microscope_tui.report.export import (
     view_csv,
     view_json,
 )
-from microscope_tui.report.new_file import free_name, write_new
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.scenarios.shape import Shape

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import judge
 from microscope_tui.report.check_json import as_json
 from microscope_tui.report.check_text import as_text
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.watch.moment import pin
 from microscope_tui.watch.run_watch import RunWatch

@@ -13,10 +13,10 @@ from typing import Literal
 from rich.console import Console
 
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, line_width
+from microscope_tui.lines.table.heat import Heat, heat_line
 from microscope_tui.report.doctor import Cost
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.heat import Heat, heat_line
-from microscope_tui.report.spans import Line, line_width
 
 EXPERTS, PER_CELL, COLUMNS, LINES, TILE = 256, 3, 86, 39, 16
 """Of the 58 layers 39 are seen at a time, three experts a cell."""

@@ -11,8 +11,8 @@ from rich.style import Style
 
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.ramps import RGB
-from microscope_tui.report.glyphs import is_calm
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.glyphs import is_calm
+from microscope_tui.lines.look import Palette
 
 GROUND = "#0f1419"
 TEXT = "#d5d9e0"

@@ -9,7 +9,7 @@ stripes. Few steps are few repaints, too.
 from collections.abc import Sequence
 from typing import TypeVar
 
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 
 RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]

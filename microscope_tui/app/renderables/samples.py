@@ -16,9 +16,9 @@ from textual.strip import Strip
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import to_strip
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Span
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Span
 
 _WIDTH = 48
 _STEPS = 16

@@ -8,13 +8,13 @@ from textual.binding import BindingType
 from textual.containers import Container
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.prompt_actions import PromptActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import alert_detail, alert_list
-from microscope_tui.report.alert_list import Entry
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines.pages.alert_list import Entry
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import Line, Span, pad
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import RunView, view_of
 

@@ -7,14 +7,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import compare, moments
-from microscope_tui.report.heat import Heat, Terms
-from microscope_tui.report.layers import matching
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.look import Look, Measure
-from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines.pages import compare, moments
+from microscope_tui.lines.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.table.heat import Heat, Terms
+from microscope_tui.lines.table.layers import matching
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.moment import Pin, pin, pin_at
 from microscope_tui.watch.reference import Reference, aligned, reference_of

@@ -14,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.chart_actions import (
+from microscope_tui.app.actions.chart_actions import (
     MOST_POINTS,
     RIBBON_FROM_ROWS,
     ROOMY_FROM_ROWS,
@@ -22,11 +22,11 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import expert_card
-from microscope_tui.report.chart_layout import arranged
-from microscope_tui.report.load_series import LoadSeries
-from microscope_tui.report.spans import Line
-from microscope_tui.report.time_scale import time_scale
+from microscope_tui.lines.charts.chart_layout import arranged
+from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines.pages.load_series import LoadSeries
+from microscope_tui.lines.spans import Line
 from microscope_tui.watch.curves import Window
 from microscope_tui.watch.expert_history import samples
 from microscope_tui.watch.run_watch import RunWatch

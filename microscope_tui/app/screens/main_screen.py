@@ -10,16 +10,16 @@ from textual.binding import BindingType
 from textual.containers import Horizontal
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.report import frame, layer_row, time_line
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.heat import Heat, terms_of
-from microscope_tui.report.layers import expert_line, matching
-from microscope_tui.report.layout import Layout, first_visible, fit
-from microscope_tui.report.legend import has_legend, legend
-from microscope_tui.report.look import Measure
-from microscope_tui.report.spans import Line, Span, pad, plain
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Measure
+from microscope_tui.lines.spans import Line, Span, pad, plain
+from microscope_tui.lines.table import frame, layer_row, time_line
+from microscope_tui.lines.table.heat import Heat, terms_of
+from microscope_tui.lines.table.layers import expert_line, matching
+from microscope_tui.lines.table.layout import Layout, first_visible, fit
+from microscope_tui.lines.table.legend import has_legend, legend
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView

@@ -9,15 +9,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
+from microscope_tui.app.actions.pin_actions import PinActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.prompt import Kind
-from microscope_tui.app.screens.pin_actions import PinActions
-from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report import run_list
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import (
+from microscope_tui.lines.pages import run_list
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
@@ -26,6 +25,7 @@ from microscope_tui.report.spans import (
     pad,
     spread,
 )
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_card import RunCard
 
