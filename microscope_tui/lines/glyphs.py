@@ -41,6 +41,10 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+CALM_FROM, CALM_TO = -0.7, 0.65
+"""The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
+HOT_LEVEL = 6
+"""Quarter octaves from which a load is hot: 2.8 times the fair share."""
 FAIR_WITHIN = 0.06
 """Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
@@ -65,7 +69,7 @@ def load_level(load: float | None) -> int | None:
     if load is None or not load > 0:
         return None
     octaves = math.log2(load)
-    if -0.7 <= octaves <= 0.65:
+    if CALM_FROM <= octaves <= CALM_TO:
         return 0
     return max(-16, min(16, round(4 * octaves)))
 
@@ -90,7 +94,12 @@ def load_glyph(level: int | None) -> str:
         return "x"
     if level < -1:
         return "-"
-    return "." if level <= 1 else "+" if level < 6 else "#"
+    return "." if level <= 1 else "+" if level < HOT_LEVEL else "#"
+
+
+def load_mark(level: int | None) -> str:
+    """What stands in a coloured cell: ``×`` dead, ``▴`` hot, a blank otherwise."""
+    return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 
 def bin_loads(loads: Sequence[float], columns: int) -> list[float]:

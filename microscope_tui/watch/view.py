@@ -19,6 +19,7 @@ from microscope_tui.watch.curves import Curves, Window
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.summaries import balance, balance_now
 from microscope_tui.watch.verdict import why_no_verdict
 
@@ -61,7 +62,7 @@ class RunView:
 
     name: str
     run: RunRecord | None
-    state: str
+    state: RunState
     age_s: float | None
     record: StepRecord | None
     """The shown step."""

@@ -21,7 +21,7 @@ from microscope_tui.lines.pages.alert_list import Standing, entries_of, fit_aler
 from microscope_tui.lines.pages.expert_card import condition, expert_charts
 from microscope_tui.lines.pages.load_series import LoadSeries
 from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.spans import plain
+from microscope_tui.lines.spans import WORD_OF_SEVERITY, plain
 from microscope_tui.lines.table import frame
 from microscope_tui.lines.table.heat import Heat, Terms, terms_of
 from microscope_tui.lines.table.layout import fit
@@ -111,7 +111,8 @@ def test_every_column_of_a_comparison(watch: RunWatch, view: RunView, columns: i
 
 
 def test_every_state_badge_and_condition() -> None:
-    ended = {*state.ENDED, "live", "slow", "stale", "waiting"}
+    listed_only = {state.RunState.ARCHIVED, state.RunState.ERROR, state.RunState.UNKNOWN}
+    ended = set(state.RunState) - listed_only
     assert set(frame.STATE_ROLES) <= ended
     for screen in GLOSSARY:
         assert not unexplained(screen, *ended)
@@ -120,7 +121,7 @@ def test_every_state_badge_and_condition() -> None:
     )
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
-    assert not unexplained("alerts", *Standing, *alert_list._WORDS.values())
+    assert not unexplained("alerts", *Standing, *WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
     conditions = {condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
     assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}

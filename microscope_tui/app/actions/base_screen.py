@@ -20,7 +20,6 @@ from microscope_tui.lines.spans import Line, Span, pad
 from microscope_tui.lines.table import frame, time_line
 from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
 
@@ -146,7 +145,7 @@ class BaseScreen(Screen[None]):
         """Where on the time axis we are, in a word or two."""
         time = self.session.time
         if time.following:
-            ended = self.session.pipe_ended and view.state not in ENDED
+            ended = self.session.pipe_ended and not view.state.ended
             return "pipe ended" if ended else view.state
         behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
         return f"{f'PLAYING {time.speed}x' if time.speed else 'PAUSED'}{behind}"

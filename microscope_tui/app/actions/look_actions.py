@@ -70,13 +70,6 @@ class LookActions(RunScreen, PinActions):
             self.tell("compared with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
-    async def action_match(self, by: int) -> None:
-        """The next layer that the filter shows."""
-        if not self.session.filter.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
-
     async def action_clear(self) -> None:
         """Away with the filter and the cursor."""
         self.session.filter, self.session.expert = Pattern.parse(""), None

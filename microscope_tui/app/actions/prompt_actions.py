@@ -66,6 +66,17 @@ class PromptActions(OutActions):
         self.session.filter = pattern
         await self.redraw()
 
+    async def action_move(self, by: int) -> None:
+        """Choose another layer, alert or run."""
+        raise TypeError(f"{type(self).__name__} has nothing to move among")
+
+    async def action_match(self, by: int) -> None:
+        """The next layer, alert or run that the filter shows."""
+        if not self.filter_text():
+            self.tell("no filter: / sets one", "dim")
+            return
+        await self.action_move(by)
+
     async def _type(self, key: str, character: str | None) -> None:
         kind = self.prompt.kind
         entered = self.prompt.take(key, character)

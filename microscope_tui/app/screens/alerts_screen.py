@@ -163,13 +163,6 @@ class AlertsScreen(PromptActions):
             self._chosen = self._entries[self._at].id
             await self.redraw()
 
-    async def action_match(self, by: int) -> None:
-        """The next alert that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
-
     async def action_acknowledge(self) -> None:
         """Mark the chosen alert as seen, or as not seen."""
         entry = self._entry

@@ -21,7 +21,6 @@ from microscope_tui.lines.table.layers import expert_line, matching
 from microscope_tui.lines.table.layout import Layout, first_visible, fit
 from microscope_tui.lines.table.legend import has_legend, legend
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
 
@@ -167,7 +166,7 @@ class MainScreen(LookActions):
 
     def _net(self, view: RunView) -> list[str]:
         """What the screen costs; of a run that has ended it would stand still and be wrong."""
-        counted = self.session.traffic.total and view.state not in ENDED
+        counted = self.session.traffic.total and not view.state.ended
         return [self.session.pace.words()] if counted else []
 
     def _heat(self, view: RunView) -> Heat:

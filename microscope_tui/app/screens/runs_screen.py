@@ -99,7 +99,7 @@ class RunsScreen(PromptActions, PinActions):
 
     def _title(self, layout: run_list.ListLayout, room: int) -> Line:
         cards = self._cards
-        live = sum(card.state in run_list.LIVE for card in cards)
+        live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
         was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
@@ -153,13 +153,6 @@ class RunsScreen(PromptActions, PinActions):
     async def action_page(self, direction: int) -> None:
         """Move by a screenful."""
         await self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
-
-    async def action_match(self, by: int) -> None:
-        """The next run that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
 
     async def action_select(self) -> None:
         """Pick the chosen run, or let it go."""

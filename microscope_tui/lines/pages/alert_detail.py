@@ -9,7 +9,7 @@ from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import EXACT
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.lines.pages.alert_list import Entry, Standing, grades_of, value_text
+from microscope_tui.lines.pages.alert_list import Entry, Standing, value_text
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, wrap
 from microscope_tui.lines.table import frame
 from microscope_tui.watch.view import LayerView, RunView
@@ -95,7 +95,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
         facts.append(("experts", ", ".join(map(str, experts[:_MOST_EXPERTS])) + more))
     if len(finding.layers) > 1:
         facts.append(("layers", ", ".join(finding.layers)))
-    if len(grades := grades_of(finding)) > 1:
+    if len(grades := finding.worst.course()) > 1:
         said = [f"{severity.label} from {step:,} ({value:.3g})" for step, severity, value in grades]
         facts.append(("grades", ", ".join(said)))
     again = worst.recurrence

@@ -15,6 +15,7 @@ from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
+    WORD_OF_SEVERITY,
     Line,
     Span,
     line_width,
@@ -23,7 +24,7 @@ from microscope_tui.lines.spans import (
     spread,
     width_of,
 )
-from microscope_tui.watch.ribbon import column_of
+from microscope_tui.watch.ribbon import worst_of_columns
 from microscope_tui.watch.view import RunView
 
 BESIDE_FROM = 100
@@ -33,12 +34,6 @@ _LEAST_LAYERS, _LEAST_DETAIL = 8, 44
 _NARROW, _MOST_RULE = 56, 11
 """Below so many columns letters stand for words, and long names of rules are cut."""
 _GAP = "  "
-_WORDS = {
-    Severity.INFO: "note",
-    Severity.WARN: "warning",
-    Severity.CRITICAL: "critical",
-    Severity.ERROR: "error",
-}
 
 
 class Standing(StrEnum):
@@ -71,7 +66,7 @@ class Entry:
     def text(self) -> str:
         """What a filter looks at."""
         finding = self.finding
-        word = _WORDS[finding.severity]
+        word = WORD_OF_SEVERITY[finding.severity]
         return " ".join([finding.rule, word, self.standing, *finding.layers])
 
 
@@ -214,7 +209,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int, glyphs: Glyphs)
             role = ROLE_OF_SEVERITY[mark]
         before = mark
         line.append(Span(text, role))
-    since, severity = grades_of(entry.finding)[-1][:2]
+    since, severity, _ = entry.finding.worst.course()[-1]
     said = f"  {severity.label} from {since:,}"
     if entry.standing is Standing.LATER:
         said = "  later than the shown step"
@@ -225,29 +220,8 @@ def track(entry: Entry, view: RunView, columns: int, cells: int, glyphs: Glyphs)
 
 def severities(entry: Entry, view: RunView, count: int) -> list[Severity | None]:
     """How bad it was in each of ``count`` equal stretches of the window: the worst of each."""
-    marks: list[Severity | None] = [None] * count
-    first, last = view.window
     newest = view.newest_step if entry.standing is Standing.LATER else view.step
-    for episode in entry.finding.episodes:
-        over, grades = episode.recovered_at, grades_of(Finding((episode,)))
-        end = newest if over is None else max(episode.onset, over - 1)
-        ends = [*(since - 1 for since, _, _ in grades[1:]), end]
-        for (since, severity, _), until in zip(grades, ends, strict=True):
-            since, until = max(since, first), min(until, last)
-            if since > until:
-                continue
-            a, b = (column_of(step, view.window, count) or 0 for step in (since, until))
-            for at in range(a, b + 1):
-                marks[at] = max(marks[at] or severity, severity)
-    return marks
-
-
-def grades_of(finding: Finding) -> list[tuple[int, Severity, float]]:
-    """Step, severity and value of every grade of its worst layer, the first from the onset on."""
-    worst = finding.worst
-    grades = [(grade.step, grade.severity, grade.value) for grade in worst.grades[1:]]
-    first = worst.grades[0] if worst.grades else worst
-    return [(worst.onset, first.severity, first.value), *grades]
+    return worst_of_columns(entry.finding.episodes, view.window, count, newest)
 
 
 def value_text(finding: Finding) -> str:

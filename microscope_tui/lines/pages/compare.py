@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, Glyphs
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, shortened
 from microscope_tui.lines.table.heat import Heat, heat_line, values_of
 from microscope_tui.measures import rank_correlation
@@ -24,7 +24,6 @@ _MAX_CELL, _MAX_HEIGHT = 16, 8
 _LEAST_HEAT = 24
 _SLIGHT, _MUCH = 0.05, 0.20  # of the collapse index
 _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
-_CALM = (0.62, 1.57)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +164,8 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
         return f"{name}: {why}"
     now = layer.load
     ratios = {e: (now[e] / then[e] if then[e] else math.inf) for e in range(len(now)) if now[e]}
-    up = sorted((e for e in ratios if ratios[e] > _CALM[1]), key=lambda e: -now[e])
-    down = sorted((e for e in ratios if ratios[e] < _CALM[0]), key=lambda e: ratios[e])
+    up = sorted((e for e in ratios if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
+    down = sorted((e for e in ratios if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
     dead = [e for e in range(len(now)) if not now[e] and then[e]]
     said = []
     if up:

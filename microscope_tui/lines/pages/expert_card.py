@@ -7,13 +7,12 @@ from microscope_tui import measures
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.lines import words
 from microscope_tui.lines.charts.chart import Chart, Curve
-from microscope_tui.lines.glyphs import bin_loads, load_glyph, load_level
+from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
 from microscope_tui.watch.curve import NAN, Column
 from microscope_tui.watch.view import LayerView, RunView
 
-_HOT = 6
 _LABEL = 14
 _WIDEST_CELL = 3
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
@@ -33,7 +32,9 @@ def condition(load: float) -> str:
     if load < measures.STARVED_SHARE:
         return "starving"
     level = load_level(load) or 0
-    return "fair" if level == 0 else "under" if level < 0 else "over" if level < _HOT else "hot"
+    if level <= 0:
+        return "fair" if level == 0 else "under"
+    return "over" if level < HOT_LEVEL else "hot"
 
 
 def place_of(values: Sequence[float], expert: int) -> int:
@@ -234,7 +235,7 @@ def _cell(load: float | None, colour: bool) -> tuple[str, str]:
     role = "heat:dead" if level is None else f"heat:{level}"
     if not colour:
         return (load_glyph(level), role)
-    return ("×" if level is None else "▴" if level >= _HOT else " ", role)
+    return (load_mark(level), role)
 
 
 def _flat(value: float) -> Column:

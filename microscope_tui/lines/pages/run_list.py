@@ -21,15 +21,14 @@ from microscope_tui.lines.spans import (
 )
 from microscope_tui.lines.table.frame import STATE_ROLES
 from microscope_tui.watch.run_card import RunCard
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.verdict import Verdict
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
 _ENOUGH = 200
 """Cells of a verdict that a filter looks at."""
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
-LIVE = ("live", "slow")
-"""States of a run that goes on."""
-_ASIDE = ("finished", "archived", "waiting")
+_ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States that are nobody's trouble: not coloured here, where the living ones are to stand out."""
 
 
@@ -84,9 +83,9 @@ def run_heads(layout: ListLayout) -> Line:
 def run_line(card: RunCard, layout: ListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
     """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
-    bright = "value" if card.state in LIVE or card.open or card.findings or chosen else "dim"
+    bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
     cursor = ">" if glyphs is Glyphs.ASCII else "▶"
-    mark = "●" if card.state in LIVE else "·"
+    mark = "●" if card.state.live else "·"
     picked = " " if not card.selected else "+" if glyphs is Glyphs.ASCII else "✓"
     left = [
         Span(picked, "accent"),
@@ -158,7 +157,7 @@ def _unknown(card: RunCard) -> Line:
         return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
     if card.queued:
         return [Span("to be judged", "faint")]
-    return [Span("no steps yet" if card.state == "waiting" else "not judged", "faint")]
+    return [Span("no steps yet" if card.state is RunState.WAITING else "not judged", "faint")]
 
 
 def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
@@ -171,7 +170,7 @@ def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
         return [Span(f"{short}{bracket}{rest}" if whole else short, "dim")]
     if verdict.evidence:
         return [Span(verdict.evidence, "warn")]
-    line = [Span("healthy", "ok" if card.state in LIVE else "dim")]
+    line = [Span("healthy", "ok" if card.state.live else "dim")]
     if card.recovered:
         was = card.recovered[0]
         line.append(Span(f", {was.severity.letter} {was.rule} recovered", "dim"))

@@ -28,17 +28,18 @@ from microscope_tui.lines.table.heat import Heat, heat_title, is_mean
 from microscope_tui.lines.table.layer_row import curve_width
 from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
 from microscope_tui.watch.curve import Column
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.view import RunView
 
 STATE_ROLES = {
-    "live": "ok",
-    "finished": "ok",
-    "slow": "warn",
-    "stale": "warn",
-    "stopped": "warn",
-    "crashed?": "crit",
-    "failed": "crit",
-    "deleted": "crit",
+    RunState.LIVE: "ok",
+    RunState.FINISHED: "ok",
+    RunState.SLOW: "warn",
+    RunState.STALE: "warn",
+    RunState.STOPPED: "warn",
+    RunState.CRASHED: "crit",
+    RunState.FAILED: "crit",
+    RunState.DELETED: "crit",
 }
 PLAIN_HEAT = Heat()
 _LEAST_NAME = 12
@@ -173,7 +174,7 @@ def expert_numbers(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT) -> Li
 def _state(view: RunView) -> Line:
     role = STATE_ROLES.get(view.state, "dim")
     shown = f"{view.state} {words.age(view.age_s)}".rstrip()
-    if view.state in ("finished", "stopped", "failed", "deleted") and view.age_s is not None:
+    if view.state.ended and view.state != RunState.CRASHED and view.age_s is not None:
         shown = f"{view.state} {words.age(view.age_s)} ago"
     return [Span("● ", role), Span(shown, role)]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from microscope_tui.lines.glyphs import load_glyph, load_level, shade_level
+from microscope_tui.lines.glyphs import load_glyph, load_level, load_mark, shade_level
 from microscope_tui.lines.look import Look, Measure, Order
 from microscope_tui.lines.spans import Line, Span, merged
 from microscope_tui.runlog.records import RunRecord
@@ -25,7 +25,6 @@ _RATIOS = {Measure.LOAD, Measure.BIAS, Measure.RANKS, Measure.DIFFERENCE}
 _RAMP = " .:-=+*#%@"
 _TOP, _MOST = 15, 17
 _ASSUMED_RANKS = 8
-_HOT = 6
 FULL_BIAS = 0.25
 """The strongest colour: a quarter of the range of sigmoid scores."""
 
@@ -247,8 +246,7 @@ def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
 def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
     if not colour:
         return load_glyph(level) * cell if cell == 1 else load_glyph(level) * (cell - 1) + " "
-    mark = "×" if level is None else "▴" if level >= _HOT else " "
-    return (mark if marked else " ").center(cell)
+    return (load_mark(level) if marked else " ").center(cell)
 
 
 def _ramp(level: int, cell: int, colour: bool) -> str:

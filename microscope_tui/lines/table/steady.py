@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from microscope_tui.lines.glyphs import FAIR_WITHIN
+from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, FAIR_WITHIN
 
 HYSTERESIS = 0.125
 """Octaves beyond its edge to which a level is kept: half of a level."""
@@ -26,7 +26,6 @@ MOST_HYSTERESIS = 0.5
 """Octaves: noise that is larger is shown."""
 MOST_KEYS = 1024
 
-_CALM_FROM, _CALM_TO = -0.7, 0.65  # octaves
 _NOISE_STEP = 1 / 16  # octaves; a scale is worked out for each
 _TOP = 16  # quarter octaves
 _FINE, _COARSE = 1, 4  # quarter octaves a level
@@ -96,13 +95,13 @@ def _scale(coarse: bool, held: float) -> _Scale:
     """The scale with at least ``held`` octaves of hysteresis at every edge."""
     step = _COARSE if coarse else _FINE
     above = list(range(step, _TOP + 1, step))
-    while (above[0] + step / 2) / 4 <= _CALM_TO:  # it lies within the calm band
+    while (above[0] + step / 2) / 4 <= CALM_TO:  # it lies within the calm band
         above.pop(0)
     shades = [0] if coarse else [-1, 0, 1]
     levels = [*(-level for level in reversed(above)), *shades, *above]
     between = [(low + high) / 8 for low, high in pairwise(above)]
     within = [] if coarse else [-FAIR_WITHIN, FAIR_WITHIN]
-    edges = [*(-edge for edge in reversed(between)), _CALM_FROM, *within, _CALM_TO, *between]
+    edges = [*(-edge for edge in reversed(between)), CALM_FROM, *within, CALM_TO, *between]
     below, over = _reaches(levels, shades, held)
     highest = [2.0**edge for edge in edges]
     for lowest in (shades[0], 0):  # both ends are in: of the band, and of the fair share in it
