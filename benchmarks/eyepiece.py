@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import bandwidth
+from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine
 from benchmarks.sittings import (
     COLOURS_256,
@@ -31,7 +32,6 @@ from benchmarks.sittings import (
     silence,
 )
 from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.scenarios.bulk import write_bulk
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 

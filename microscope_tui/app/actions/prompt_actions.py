@@ -54,7 +54,7 @@ class PromptActions(OutActions):
             examples = f"1 to {newest:,}, 50%, -100, 14:30, -2h"
             return examples, self.session.time.why_no_past()
         if self.prompt.kind == "filter":
-            return "text, !text, /regex/", Pattern.parse(self.prompt.typed).error or None
+            return "text, !text, L1*", Pattern.parse(self.prompt.typed).error or None
         return "", None
 
     def filter_text(self) -> str:

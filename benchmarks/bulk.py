@@ -14,10 +14,10 @@ from typing import Unpack
 
 import msgspec
 
+from benchmarks.bulk_plan import BulkOptions, BulkPlan
 from microscope_tui import measures
 from microscope_tui.runlog.records import FORMAT_VERSION
 from microscope_tui.runlog.writer import encode_record
-from microscope_tui.scenarios.bulk_plan import BulkOptions, BulkPlan
 from microscope_tui.scenarios.synthetic import draw_counts
 
 CHECKPOINT_EVERY = 1_000
