@@ -22,7 +22,7 @@ from microscope_tui.commands.ask_terminal import synchronised_output
 from microscope_tui.commands.config import default_config
 from microscope_tui.console import DEFAULT_PATH, PIPE, print_data
 from microscope_tui.lines.glyphs import glyphs_for
-from microscope_tui.report.doctor import Facts, Files, as_json, as_text
+from microscope_tui.report.doctor import Facts, Files, doctor_json, doctor_text
 from microscope_tui.report.terminal import Multiplexer, Terminal, colours_of
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.file_events import FileEvents
@@ -52,9 +52,9 @@ def doctor(
 
     facts = Facts(_versions(), _terminal(os.environ), _files(path), costs())
     if as_json_:
-        print_data(json.dumps(as_json(facts), indent=2, ensure_ascii=False))
+        print_data(json.dumps(doctor_json(facts), indent=2, ensure_ascii=False))
     else:
-        print_data(as_text(facts, _samples(facts.terminal)))
+        print_data(doctor_text(facts, _samples(facts.terminal)))
     return 0
 
 

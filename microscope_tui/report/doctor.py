@@ -56,7 +56,7 @@ class Facts:
     """By number of colours."""
 
 
-def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
+def doctor_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     """The report; ``samples`` are lines that only a terminal may get."""
     programs = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     blocks = [
@@ -76,7 +76,7 @@ def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def as_json(facts: Facts) -> dict[str, Any]:
+def doctor_json(facts: Facts) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,

@@ -20,7 +20,7 @@ _Key = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
+class News:
     """One piece of news."""
 
     event: Event
@@ -38,7 +38,7 @@ class Alerts:
         self._since_step = since_step
         self._known: dict[_Key, tuple[Severity, bool]] | None = None
 
-    def news(self, diagnosis: Diagnosis | None) -> Sequence[Alert]:
+    def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:
         """What happened since the last look; an episode over by then comes as ``opened`` only."""
         changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
         known: dict[_Key, tuple[Severity, bool]] = {}
@@ -53,7 +53,7 @@ class Alerts:
         if diagnosis is None:
             return ()
         return [
-            Alert(event, diagnosis.last_step, finding, advice)
+            News(event, diagnosis.last_step, finding, advice)
             for event, episodes in changed.items()
             for finding, advice in told(diagnosis, episodes)
         ]

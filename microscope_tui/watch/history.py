@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Curve
+from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Series
 
 MAX_ROWS = 8192
 MIN_ROWS = 256
@@ -62,7 +62,7 @@ class History:
         self.restarts: list[int] = []
         self.capacity = capacity
         self.stride = stride
-        self._curves = {name: [Curve() for _ in range(width)] for name, width in widths.items()}
+        self._curves = {name: [Series() for _ in range(width)] for name, width in widths.items()}
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row

@@ -6,7 +6,7 @@ import pytest
 
 from microscope_tui.lines.spans import plain
 from microscope_tui.lines.table import frame
-from microscope_tui.lines.table.layout import Layout, fit
+from microscope_tui.lines.table.layout import TableLayout, fit
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
@@ -24,7 +24,7 @@ def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return view_of(watch)
 
 
-def used(layout: Layout) -> int:
+def used(layout: TableLayout) -> int:
     """Cells of a row of the table, from the names to the dropped share."""
     return (
         layout.label
@@ -45,7 +45,7 @@ def test_a_row_uses_its_width_and_no_more(view: RunView, columns: int) -> None:
 
 
 def test_with_more_columns_curves_shrink_only_where_the_load_grows(view: RunView) -> None:
-    before: Layout | None = None
+    before: TableLayout | None = None
     for columns in range(72, 261):
         layout = fit(view, columns, 60)
         if before is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.check_text import alert_text
+from microscope_tui.report.check_text import news_text
 from microscope_tui.report.news import Alerts
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
@@ -70,7 +70,7 @@ def test_what_came_and_went_between_two_looks_is_told_as_over() -> None:
     judged.episodes = [episode(2, recovered_at=200)]
     (alert,) = alerts.news(judged)  # type: ignore[arg-type]
     assert (alert.event, alert.finding.active) == ("opened", False)
-    assert "recovered" in alert_text(alert)
+    assert "recovered" in news_text(alert)
 
 
 def test_what_a_restart_took_back_is_news_when_it_returns() -> None:
@@ -103,6 +103,6 @@ def test_an_alert_is_a_block_and_a_recovery_a_line(
     alerts.news(judged)  # type: ignore[arg-type]
     judged.episodes = [episode(0, **change)]
     (alert,) = alerts.news(judged)  # type: ignore[arg-type]
-    text = alert_text(alert).splitlines()
+    text = news_text(alert).splitlines()
     assert text[0].startswith(first_line)
     assert len(text) == lines

@@ -93,7 +93,9 @@ class CompareScreen(LookActions):
         self.query_one("#pairs", Rows).show(lines, session.look.palette)
         self._draw_moved(view, reference, layout)
 
-    def _draw_moved(self, view: RunView, reference: Reference, layout: compare.Layout) -> None:
+    def _draw_moved(
+        self, view: RunView, reference: Reference, layout: compare.CompareLayout
+    ) -> None:
         """What moved in the chosen layer, and what is not shown."""
         session, columns = self.session, layout.columns
         moved = ""

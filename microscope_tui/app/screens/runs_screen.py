@@ -42,7 +42,7 @@ class RunsScreen(PromptActions, PinActions):
     _first = 0
     _count = 0
     _cards: Sequence[RunCard] = ()
-    _layout_of_list: run_list.ListLayout | None = None
+    _layout_of_list: run_list.RunListLayout | None = None
     _pattern = Pattern.parse("")
 
     def compose(self) -> ComposeResult:
@@ -97,7 +97,7 @@ class RunsScreen(PromptActions, PinActions):
         self.query_one("#runs", Rows).show(lines)
         self.draw_last_line()
 
-    def _title(self, layout: run_list.ListLayout, room: int) -> Line:
+    def _title(self, layout: run_list.RunListLayout, room: int) -> Line:
         cards = self._cards
         live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]

@@ -71,7 +71,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class ListLayout:
+class AlertListLayout:
     """Widths in cells; 0 for a column that is left out."""
 
     columns: int
@@ -123,7 +123,7 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
     return pad(spread(line, [Span(f"{said} ", "faint")], width), width)
 
 
-def fit_alerts(entries: Sequence[Entry], width: int) -> ListLayout:
+def fit_alerts(entries: Sequence[Entry], width: int) -> AlertListLayout:
     """What gets which width; the value goes first, then the names of the layers shrink."""
     narrow = width < _NARROW
     rule = max([4, *(len(entry.finding.rule) for entry in entries)])
@@ -138,7 +138,7 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> ListLayout:
     if room - value - len(_GAP) < min(names, _LEAST_LAYERS):
         value = 0
     left = room - (value + len(_GAP) if value else 0)
-    return ListLayout(width, severity, rule, max(1, min(names, left)), onset, end, value)
+    return AlertListLayout(width, severity, rule, max(1, min(names, left)), onset, end, value)
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
@@ -150,7 +150,7 @@ def list_width(entries: Sequence[Entry], columns: int) -> int:
     return min(wanted, most, columns - _LEAST_DETAIL)
 
 
-def heads(layout: ListLayout) -> Line:
+def heads(layout: AlertListLayout) -> Line:
     """The names of the columns."""
     value = [Span(_GAP), *pad([Span("value", "dim")], layout.value, "right")]
     return pad(
@@ -168,7 +168,7 @@ def heads(layout: ListLayout) -> Line:
     )
 
 
-def entry_line(entry: Entry, layout: ListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
+def entry_line(entry: Entry, layout: AlertListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
     """One alert."""
     finding, standing = entry.finding, entry.standing
     role = ROLE_OF_SEVERITY[finding.severity] if standing is Standing.ACTIVE else "dim"

@@ -27,7 +27,7 @@ _MORE, _FAR_MORE = 1.25, 2.0  # times the largest load
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CompareLayout:
     """Widths in cells; 0 for a column that is left out."""
 
     columns: int
@@ -76,7 +76,9 @@ def only_in_reference(view: RunView, reference: Reference) -> str:
     return f"only in A: {words.listed(names)}" if names else ""
 
 
-def fit_compare(view: RunView, reference: Reference, columns: int, rows: int, shown: int) -> Layout:
+def fit_compare(
+    view: RunView, reference: Reference, columns: int, rows: int, shown: int
+) -> CompareLayout:
     """What gets which width and height; entropy goes first, then the largest load, then ranks."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, 2 + names + 3), columns // 3)
@@ -101,13 +103,13 @@ def fit_compare(view: RunView, reference: Reference, columns: int, rows: int, sh
     cells = -(-experts // per_cell)
     height = max(1, min(_MAX_HEIGHT, rows // max(1, shown)))
     cell = min(_MAX_CELL, max(1, room // cells))
-    return Layout(
+    return CompareLayout(
         *(columns, label, wide, entropy, max_load, ranks, cells * cell, cell, per_cell, height),
         visible_layers=max(1, rows // height),
     )
 
 
-def heads(layout: Layout) -> Line:
+def heads(layout: CompareLayout) -> Line:
     """The names of the columns."""
     parts = (
         ("balance c", layout.balance),
@@ -132,7 +134,7 @@ def heads(layout: Layout) -> Line:
 def layer_lines(
     layer: LayerView,
     reference: Reference,
-    layout: Layout,
+    layout: CompareLayout,
     heat: Heat,
     glyphs: Glyphs,
     *,
@@ -182,7 +184,7 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 
 
 def _numbers(
-    layer: LayerView, reference: Reference, layout: Layout, glyphs: Glyphs, chosen: bool
+    layer: LayerView, reference: Reference, layout: CompareLayout, glyphs: Glyphs, chosen: bool
 ) -> Line:
     """Everything of a layer that stands left of its heatmap."""
     record, index = reference.record.router, layer.index

@@ -33,7 +33,7 @@ _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
-class ListLayout:
+class RunListLayout:
     """Widths in cells; 0 for a column that is left out."""
 
     columns: int
@@ -48,7 +48,7 @@ class ListLayout:
         return f"no room for {' and '.join(left_out)}" if left_out else ""
 
 
-def fit_list(cards: Sequence[RunCard], columns: int) -> ListLayout:
+def fit_list(cards: Sequence[RunCard], columns: int) -> RunListLayout:
     """What gets which width: the columns of what there is, the name what is left."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
@@ -61,10 +61,10 @@ def fit_list(cards: Sequence[RunCard], columns: int) -> ListLayout:
             break
     # The verdict is what the list is read for; the longest name may have what it leaves.
     name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, columns // 3)))
-    return ListLayout(columns, max(8, name), step_, loss_)
+    return RunListLayout(columns, max(8, name), step_, loss_)
 
 
-def run_heads(layout: ListLayout) -> Line:
+def run_heads(layout: RunListLayout) -> Line:
     """The names of the columns."""
     return pad(
         [
@@ -80,7 +80,7 @@ def run_heads(layout: ListLayout) -> Line:
     )
 
 
-def run_line(card: RunCard, layout: ListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
+def run_line(card: RunCard, layout: RunListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
     """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
     bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"

@@ -26,7 +26,7 @@ from microscope_tui.lines.spans import (
 )
 from microscope_tui.lines.table.heat import Heat, heat_title, is_mean
 from microscope_tui.lines.table.layer_row import curve_width
-from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, Layout, worst_first
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, TableLayout, worst_first
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.state import RunState
 from microscope_tui.watch.view import RunView
@@ -130,7 +130,9 @@ def _next(text: str, width: int, lines: int) -> list[Line]:
     ]
 
 
-def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: int = 1) -> Line:
+def column_heads(
+    view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT, steps: int = 1
+) -> Line:
     """The names of the columns, with what one cell of the heatmap shows.
 
     ``steps``: over how many of them the loads are means.
@@ -162,7 +164,7 @@ def column_heads(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT, steps: 
     ]
 
 
-def expert_numbers(view: RunView, layout: Layout, heat: Heat = PLAIN_HEAT) -> Line:
+def expert_numbers(view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT) -> Line:
     """The number of every expert above its cells, where they stand by number."""
     if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
         return pad([], layout.columns)

@@ -13,7 +13,7 @@ from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.look import Measure
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad
 from microscope_tui.lines.table.heat import Heat, heat_line, order_of, values_of, why_nothing
-from microscope_tui.lines.table.layout import Layout
+from microscope_tui.lines.table.layout import TableLayout
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import LayerView
 
@@ -21,7 +21,7 @@ FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar: half of everything lost is as bad as it needs to look."""
 
 
-def label(layer: LayerView, layout: Layout, selected: bool) -> list[Line]:
+def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
     """Cursor, name and alert letter."""
     severity = layer.severity
     name_role = "value" if selected or severity else "dim"
@@ -35,7 +35,9 @@ def label(layer: LayerView, layout: Layout, selected: bool) -> list[Line]:
     return _tall(line, layout.label, layout.row_height)
 
 
-def load(layer: LayerView, layout: Layout, heat: Heat, chosen: int | None = None) -> list[Line]:
+def load(
+    layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
+) -> list[Line]:
     """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
     why = why_nothing(layer, heat.look, heat.terms)
     if why:
@@ -57,7 +59,7 @@ def load(layer: LayerView, layout: Layout, heat: Heat, chosen: int | None = None
 
 
 def balance(
-    layer: LayerView, layout: Layout, glyphs: Glyphs, cursor: float | None = None
+    layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Collapse index c and its history on the fixed scale 0 … 1."""
     role = _role(layer.severity) if layer.severity else "value"
@@ -68,7 +70,7 @@ def balance(
 
 
 def entropy(
-    layer: LayerView, layout: Layout, glyphs: Glyphs, cursor: float | None = None
+    layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
     top = math.log(max(2, layer.router.num_experts))
@@ -76,7 +78,7 @@ def entropy(
     return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
 
 
-def drop(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """Share of dropped assignments: a bar where there is room, and the number."""
     rate = layer.drop_rate
     role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
@@ -89,7 +91,7 @@ def drop(layer: LayerView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     return _tall(line, layout.drop, layout.row_height)
 
 
-def curve_width(layout: Layout) -> int:
+def curve_width(layout: TableLayout) -> int:
     """Width of the balance and of the entropy column."""
     return 4 + (layout.spark + 1 if layout.spark else 0)
 
@@ -98,7 +100,7 @@ def _number_and_curve(
     number: Span,
     history: Sequence[Column],
     top: float,
-    layout: Layout,
+    layout: TableLayout,
     glyphs: Glyphs,
     cursor: float | None,
 ) -> list[Line]:

@@ -21,7 +21,7 @@ _NOTED_FROM_ROWS = 14
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TableLayout:
     """Widths in cells, heights in lines."""
 
     columns: int
@@ -62,7 +62,7 @@ class Layout:
 
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
-) -> Layout:
+) -> TableLayout:
     """Lay out ``view`` in ``columns`` × ``rows`` cells.
 
     Args:
@@ -99,7 +99,7 @@ def fit(
         hidden.append("no room for curves")
     if per_cell > 1:
         hidden.append(f"{per_cell} experts a cell")
-    return Layout(
+    return TableLayout(
         columns=columns,
         rows=rows,
         label=label,

@@ -4,7 +4,7 @@ from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.spans import Line, Span, crop, plain
 from microscope_tui.lines.table import frame, layer_row, time_line
 from microscope_tui.lines.table.heat import Heat
-from microscope_tui.lines.table.layout import Layout, fit, worst_first
+from microscope_tui.lines.table.layout import TableLayout, fit, worst_first
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
@@ -36,7 +36,7 @@ def snapshot_text(
     return "\n".join(spelled(plain(line), glyphs) for line in lines)
 
 
-def _table(view: RunView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def _table(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The layers that fit: all of them, else the worst, in forward order."""
     shown = sorted(worst_first(view)[: layout.visible_layers])
     worst = worst_first(view)[:1]

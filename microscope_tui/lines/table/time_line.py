@@ -16,7 +16,7 @@ from microscope_tui.lines.spans import (
     spread,
     width_of,
 )
-from microscope_tui.lines.table.layout import Layout
+from microscope_tui.lines.table.layout import TableLayout
 from microscope_tui.watch.ribbon import Mark, column_of
 from microscope_tui.watch.view import RunView
 
@@ -65,7 +65,7 @@ def ribbon_width(columns: int) -> int:
 
 def notes(
     view: RunView,
-    layout: Layout,
+    layout: TableLayout,
     glyphs: Glyphs,
     watching: Sequence[str] = (),
     cursor: str = "",
