@@ -4,10 +4,10 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
@@ -28,8 +28,16 @@ from microscope_tui.app.traffic import counting
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
-SCREENS = ("alerts", "compare", "course", "expert", "layer", "runs")
-"""Screens that stand on top of the main one, by the names that ``action_go`` takes."""
+_FOLDER = "microscope_tui.app.screens"
+SCREENS = {
+    "alerts": f"{_FOLDER}.alerts_screen:AlertsScreen",
+    "compare": f"{_FOLDER}.compare_screen:CompareScreen",
+    "course": f"{_FOLDER}.course_screen:CourseScreen",
+    "expert": f"{_FOLDER}.expert_screen:ExpertScreen",
+    "layer": f"{_FOLDER}.layer_screen:LayerScreen",
+    "runs": f"{_FOLDER}.runs_screen:RunsScreen",
+}
+"""Screens on top of the main one, by the names that ``action_go`` takes: imported when opened."""
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
@@ -42,36 +50,12 @@ class Microscope(App[None]):
     Screen, ModalScreen {{ background: {GROUND}; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
     Tiles {{ overflow: hidden; }}
-    #header, #heads, #ribbon, #notes, #keys, #layer-title {{ height: 1; }}
-    #verdict {{ height: 2; }}
-    #evidence {{ height: 1; }}
-    #table {{ overflow: hidden; }}
-    .part {{ margin-left: 2; }}
-    .full #verdict {{ height: 3; }}
-    .roomy #verdict {{ height: 3; margin: 1 0; }}
-    .roomy #ribbon {{ margin-top: 1; }}
-    #legend {{ height: 1; display: none; }}
-    MainScreen.legend #legend {{ display: block; }}
-    MainScreen.roomy #ribbon {{ margin-top: 0; }}
-    MainScreen #notes {{ display: none; }}
-    MainScreen.noted #notes {{ display: block; }}
-    #charts {{ height: 1fr; overflow: hidden; }}
-    .stack {{ width: auto; height: auto; margin-right: 2; }}
-    .single #charts {{ layout: vertical; }}
-    #facts {{ height: 2; }}
-    #answer, #hidden {{ height: 1; }}
-    .roomy #layer-title, .roomy #answer, .roomy #charts, .roomy #more {{ margin-top: 1; }}
-    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
-    #runs {{ height: 1fr; }}
-    #alerts-title, #track, #compare-heads, #moved {{ height: 1; }}
-    #alerts {{ height: 1fr; layout: vertical; }}
-    .beside #alerts {{ layout: horizontal; }}
-    .airy #alerts {{ margin: 1 0; }}
+    #header, #ribbon, #keys {{ height: 1; }}
     .gone, .small > * {{ display: none; }}
-    MainScreen.small #notes {{ display: none; }}
     .small > #header {{ display: block; height: 1fr; }}
-    #help {{ border: round #3a424d; background: {GROUND}; }}
+    {MainScreen.CSS}
     """
+    """What all screens share; and the default screen, whose own CSS Textual does not load."""
     TITLE = "MoE Microscope"
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
@@ -135,7 +119,7 @@ class Microscope(App[None]):
 
     async def action_go(self, name: str) -> None:
         """Show a screen by its name, or the main one again; what was opened before is closed."""
-        wanted = screen_named(name) if name in SCREENS else None
+        wanted = resolve_name(SCREENS[name]) if name in SCREENS else None
         if isinstance(self.screen, HelpScreen | WaitingScreen) and name != "runs":
             return
         again = wanted is not None and type(self.screen) is wanted
@@ -155,10 +139,3 @@ class Microscope(App[None]):
     def action_repaint(self) -> None:
         """Paint everything again, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
-
-
-def screen_named(name: str) -> Callable[[Session], Screen[None]]:
-    """The class of a screen; imported when it is opened, not before the first picture."""
-    module = import_module(f"microscope_tui.app.screens.{name}_screen")
-    found: Callable[[Session], Screen[None]] = getattr(module, f"{name.capitalize()}Screen")
-    return found

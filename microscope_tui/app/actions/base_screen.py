@@ -26,6 +26,7 @@ from microscope_tui.watch.view import RunView
 class BaseScreen(Screen[None]):
     """Redraws when the session has something new; an unchanged session costs nothing."""
 
+    SCOPED_CSS = False  # a scope would not reach the classes of the screen itself
     AUTO_FOCUS: ClassVar[str | None] = None
 
     def __init__(self, session: Session) -> None:

@@ -21,6 +21,11 @@ MOST_POINTS = 240
 class ChartActions(RunScreen):
     """Keeps the focus by the name of a chart: which charts there are may change with the run."""
 
+    CSS = """
+    #charts { height: 1fr; overflow: hidden; }
+    .single #charts { layout: vertical; }
+    ChartActions.roomy #ribbon, .roomy #charts { margin-top: 1; }
+    """
     focus_name = ""
     enlarged = False
 

@@ -28,6 +28,12 @@ _GAP = 3
 class AlertsScreen(PromptActions):
     """A list of alerts and the chosen one of them, unfolded."""
 
+    CSS = """
+    #alerts-title, #track { height: 1; }
+    #alerts { height: 1fr; layout: vertical; }
+    .beside #alerts { layout: horizontal; }
+    .airy #alerts { margin: 1 0; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.ALERT_LIST]
 
     _pattern = Pattern.parse("")

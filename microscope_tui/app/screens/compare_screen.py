@@ -29,6 +29,9 @@ _EARLY = 0.1
 class CompareScreen(LookActions):
     """What changed in every layer from A to B."""
 
+    CSS = """
+    #compare-heads, #moved { height: 1; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
 
     _own: Reference | None = None

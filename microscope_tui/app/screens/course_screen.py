@@ -33,6 +33,11 @@ _NOTHING = RouterHealth((), ())
 class CourseScreen(ChartActions):
     """Charts on one time axis, labelled once, at the bottom."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #answer, #hidden {{ height: 1; }}
+    .roomy #answer {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COURSE]
 
     _names: Sequence[str] = ()

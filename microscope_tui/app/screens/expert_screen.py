@@ -63,6 +63,12 @@ class _Wanted:
 class ExpertScreen(ChartActions):
     """Left and right go to the neighbours of the expert."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #layer-title {{ height: 1; }}
+    #facts {{ height: 2; }}
+    .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.EXPERT]
 
     def __init__(self, session: Session) -> None:

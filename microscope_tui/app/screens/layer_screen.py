@@ -33,6 +33,12 @@ _EVIDENCE_SHARE = 4  # of the lines of the screen, one in so many
 class LayerScreen(ChartActions):
     """Experts now on the left, the layer over time on the right; up and down go to neighbours."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #layer-title, #evidence, #hidden {{ height: 1; }}
+    .stack {{ width: auto; height: auto; margin-right: 2; }}
+    .roomy #layer-title {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER]
 
     _names: Sequence[Sequence[str]] = ()

@@ -27,6 +27,19 @@ from microscope_tui.watch.view import RunView
 class MainScreen(LookActions):
     """Header, verdict, the table of layers, the time ribbon, the keys."""
 
+    CSS = """
+    #heads, #notes, #legend { height: 1; }
+    #verdict { height: 2; }
+    #table { overflow: hidden; }
+    .part { margin-left: 2; }
+    MainScreen.full #verdict { height: 3; }
+    MainScreen.roomy #verdict { height: 3; margin: 1 0; }
+    MainScreen #legend { display: none; }
+    MainScreen.legend #legend { display: block; }
+    MainScreen #notes { display: none; }
+    MainScreen.noted #notes { display: block; }
+    MainScreen.small #notes { display: none; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN]
 
     _layout: TableLayout | None = None
