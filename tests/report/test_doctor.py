@@ -11,7 +11,7 @@ from rich.console import Console
 
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.table.layout import fit
-from microscope_tui.report.doctor import Cost, Facts, Files, doctor_json, doctor_text, recommended
+from microscope_tui.report.doctor import Cost, Facts, doctor_json, doctor_text, recommended
 from microscope_tui.report.terminal import (
     ROOMY_ROWS,
     Multiplexer,
@@ -38,7 +38,6 @@ GOOD = Facts(
         multiplexer=None,
         ssh=False,
     ),
-    files=Files("logs", "events", "", "/home/me/config.toml", False, "/home/me/views"),
     costs={"truecolor": Cost(60_000, 2_000, 9_000)},
 )
 TMUX = Multiplexer("tmux", "tmux 3.4", "xterm-kitty", ("bpaste", "RGB", "title"))
@@ -142,12 +141,6 @@ def test_every_hindrance_has_its_advice(changes: dict[str, Any], word: str) -> N
     assert word in advice
 
 
-def test_a_kernel_without_watches_left_gets_the_setting_that_helps() -> None:
-    files = replace(GOOD.files, mode="polling", reason="inotify watch limit reached")
-    (advice,) = recommended(replace(GOOD, files=files))
-    assert "fs.inotify.max_user_watches" in advice
-
-
 def test_over_ssh_the_profile_to_change_is_the_one_of_this_machine() -> None:
     colours = colours_of({"TERM": "xterm-256color"})
     local, remote = (recommended(facts_of(colours=colours, ssh=ssh))[0] for ssh in (False, True))
@@ -166,7 +159,7 @@ def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: An
 def test_data_say_the_same_as_the_text() -> None:
     facts = facts_of(multiplexer=TMUX, ssh=True)
     data = doctor_json(facts)
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert data["truecolor_passes"] is True
     assert data["recommended"] == recommended(facts)
     assert data["terminal"]["size"] == (120, 40)
