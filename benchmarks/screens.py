@@ -1,6 +1,6 @@
 """What the screen costs and how fast it answers, in a real terminal, against its targets.
 
-    python -m benchmarks.eyepiece [--quick]
+    python -m benchmarks.screens [--quick]
 
 Opening a run of 10 layers × 8 experts × 10,000 steps; then, with 58 layers × 256 experts at
 140 × 50: bytes a second to the terminal and the share of one core while a training adds a record

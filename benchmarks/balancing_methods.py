@@ -1,6 +1,6 @@
 """The classic experiment, redone: ten layers on TinyShakespeare, balanced in five ways.
 
-    python -m benchmarks.classic --data tinyshakespeare [--seeds 3] [--steps 1000] [--only bias ...]
+    python -m benchmarks.balancing_methods --data tinyshakespeare [--seeds 3] [--steps 1000] [--only bias ...]
 
 An older MoE-Microscope is known for a run whose loss looked perfect while eight of ten layers had
 collapsed on single experts. Its bias was added to the *logits* before a softmax, went into the
@@ -82,7 +82,7 @@ def one_run(method: str, seed: int, asked: argparse.Namespace, folder: Path) -> 
     name = f"{method.replace(' ', '-').replace('+', 'and')}-{seed}"
     log = folder / "logs" / name / "metrics.jsonl"
     if not (log.exists() and '"reason":"finished"' in log.read_text("utf-8")[-300:]):
-        module = "benchmarks.classic_router" if method == "as it was" else "train"
+        module = "benchmarks.older_router" if method == "as it was" else "train"
         command = [
             sys.executable, "-m", module, f"--run={name}", "--resume=auto", f"--seed={seed}",
             f"--steps={asked.steps}", f"--eval-every={asked.steps // 10}", f"--data={asked.data}",

@@ -1,6 +1,6 @@
 """The whole chain with known truth: train, collapse on purpose, let ``check`` say what it sees.
 
-    python -m benchmarks.first_light [--steps 300] [--full]
+    python -m benchmarks.forced_collapse [--steps 300] [--full]
 
 Trains the tiny preset healthily and with ``--force-collapse 3@100``, and prints what the run logs
 and ``moe-microscope check`` say. ``--full`` adds the preset's own number of steps.
