@@ -1,6 +1,6 @@
 """The classic experiment, redone: ten layers on TinyShakespeare, balanced in five ways.
 
-    python -m benchmarks.balancing_methods --data tinyshakespeare [--seeds 3] [--steps 1000] [--only bias ...]
+    python -m benchmarks.balancing_methods --data tinyshakespeare [--seeds 3] [--only bias ...]
 
 An older MoE-Microscope is known for a run whose loss looked perfect while eight of ten layers had
 collapsed on single experts. Its bias was added to the *logits* before a softmax, went into the

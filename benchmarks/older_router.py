@@ -1,8 +1,8 @@
 """``train.py`` with the router of an older MoE-Microscope, to see what was wrong with it.
 
-Used by ``benchmarks.balancing_methods``. Three faults at once: the bias is added to the logits before the
-softmax, so that it is part of the weights and has to grow as fast as the logits do; the weights are
-those biased probabilities; and the bias moves inside every forward pass, at rate 1e-3.
+Used by ``benchmarks.balancing_methods``. Three faults at once: the bias is added to the logits
+before the softmax, so that it is part of the weights and has to grow as fast as the logits do; the
+weights are those biased probabilities; and the bias moves inside every forward pass, at rate 1e-3.
 """
 
 import sys

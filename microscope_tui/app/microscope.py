@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pkgutil import resolve_name
@@ -13,17 +13,16 @@ from typing import ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.theme import Theme
 
-from microscope_tui.app.commands_shown import commands_of
-from microscope_tui.app.keymap import bindings_of
+from microscope_tui.app.keymap import bindings_of, shown_key
 from microscope_tui.app.memory import recall, remember
 from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.renderables.palette import GROUND
+from microscope_tui.app.renderables import palette
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
-from microscope_tui.app.theme import THEME
 from microscope_tui.app.traffic import counting
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
@@ -41,13 +40,28 @@ SCREENS = {
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
+_THEME = Theme(
+    name="microscope",
+    primary=palette.ACCENT,
+    secondary=palette.CURVE,
+    accent=palette.ACCENT,
+    foreground=palette.TEXT,
+    background=palette.GROUND,
+    surface="#151b22",
+    panel="#1b2430",
+    success=palette.OK,
+    warning=palette.WARN,
+    error=palette.CRITICAL,
+    dark=True,
+)
+"""The colours of what Textual draws by itself (the command palette)."""
 
 
 class Microscope(App[None]):
     """MoE Microscope on one path."""
 
     CSS = f"""
-    Screen, ModalScreen {{ background: {GROUND}; overflow: hidden; }}
+    Screen, ModalScreen {{ background: {palette.GROUND}; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
     Tiles {{ overflow: hidden; }}
     #header, #ribbon, #keys {{ height: 1; }}
@@ -73,8 +87,8 @@ class Microscope(App[None]):
             recall(self.session)
         super().__init__(driver_class=counting(self.get_driver_class(), self.session.traffic))
         self.set_keymap(preferences.keymap)
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        self.register_theme(_THEME)
+        self.theme = _THEME.name
         sys.setswitchinterval(_SWITCH_S)
         self.session.reader.start()  # reads while Textual still sets up the terminal
 
@@ -139,3 +153,18 @@ class Microscope(App[None]):
     def action_repaint(self) -> None:
         """Paint everything again, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
+
+
+def commands_of(
+    app: App[None], screen: Screen[object], bindings: Sequence[Binding]
+) -> Iterable[SystemCommand]:
+    """The command palette: one command per binding of the screen, with its keys as the help."""
+    for binding in bindings:
+        if binding.id == "app.palette":
+            continue
+        keys = "  ".join(shown_key(key) for key in binding.key.split(","))
+        text = binding.tooltip or binding.description
+        known = binding.description in ("", text) or binding.description in text
+        title = text if known else f"{binding.description}: {text}"
+        namespace = app if binding.action.startswith("app.") else screen
+        yield SystemCommand(title, keys, partial(app.run_action, binding.action, namespace))

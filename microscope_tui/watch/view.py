@@ -15,7 +15,7 @@ from microscope_tui.diagnosis.standing import Pending, pending
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch

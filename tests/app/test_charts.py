@@ -12,7 +12,7 @@ from microscope_tui.lines.charts.time_scale import EVALUATION, ONSET, RESTART, T
 from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.spans import Line, line_width, plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 
 VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
 

@@ -16,8 +16,8 @@ from microscope_tui.lines.charts.time_scale import TimeScale
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
 from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.ribbon import column_of
 from tests.app.sitting import Until, judged
 

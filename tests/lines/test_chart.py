@@ -15,7 +15,7 @@ from microscope_tui.lines.charts.time_scale import TimeScale
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import line_width, plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 
 FINITE = st.floats(-1e6, 1e6)
 VALUES = st.lists(st.one_of(FINITE, st.just(math.nan)), max_size=60)

@@ -8,7 +8,7 @@ import pytest
 
 from microscope_tui.lines.charts.course_charts import course_charts, loss_answer
 from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.router_health import router_health
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of

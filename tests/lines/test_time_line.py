@@ -12,7 +12,7 @@ from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import plain
 from microscope_tui.lines.table.time_line import ribbon
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 

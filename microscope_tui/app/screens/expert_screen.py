@@ -27,8 +27,8 @@ from microscope_tui.lines.charts.time_scale import time_scale
 from microscope_tui.lines.pages import expert_card
 from microscope_tui.lines.pages.load_series import LoadSeries
 from microscope_tui.lines.spans import Line
-from microscope_tui.watch.curves import Window
 from microscope_tui.watch.expert_history import samples
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import LayerView, RunView
 
