@@ -85,7 +85,7 @@ async def test_b_compares_with_the_step_it_was_pressed_at(
     [
         ("L4", ["L4"]),
         ("!L4", ["L1", "L2", "L3", "L5"]),
-        ("/L[12]/", ["L1", "L2"]),
+        ("?4", ["L4"]),
         ("collapse", ["L4"]),
         ("nothing", []),
     ],
@@ -96,7 +96,7 @@ async def test_a_filter_shows_what_matches_while_it_is_typed(
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
         await read_until(pilot, until, seen, "#label", "L5")
         await until(pilot, lambda: "C" in seen(pilot, "#label"), "judged")
-        await pilot.press("slash", *["slash" if c == "/" else c for c in typed])
+        await pilot.press("slash", *typed)
 
         def shown() -> list[str]:
             return [w for w in seen(pilot, "#label").split() if w.startswith("L")]
