@@ -143,6 +143,7 @@ async def test_own_keys_work_and_are_shown(collapsed: Path, until: Until, seen: 
 
 def test_the_copy_is_osc_52_in_a_real_terminal(terminal: Any, collapsed: Path) -> None:
     screen = terminal(collapsed)
+    screen.wait_for("450 finished")
     screen.wait_for("CRITICAL")
     screen.press("a")
     screen.wait_for("▶ L4")
