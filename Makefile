@@ -56,7 +56,7 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.open_log
 	$(BIN)/python -m benchmarks.many_runs
 	$(BIN)/python -m benchmarks.following
-	$(BIN)/python -m benchmarks.eyepiece --quick
+	$(BIN)/python -m benchmarks.screens --quick
 
 screenshots: .venv/.dev
 	$(BIN)/python docs/draw_screenshots.py

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING
+from microscope_tui.lines.words import bytes_of
 from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.words import bytes_of
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text

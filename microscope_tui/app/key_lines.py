@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from textual.binding import Binding
 
 from microscope_tui.app.keymap import shown_key
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, line_width, pad
-from microscope_tui.report.wrap import wrap
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, line_width, pad, wrap
 
 _SECTIONS = {
     "layer": "Layers and experts",

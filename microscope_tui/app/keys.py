@@ -102,7 +102,7 @@ FILTER = [
     _key(
         "slash",
         "ask('filter')",
-        "filter: text, !text, /regex/",
+        "filter: text, !text, L1*",
         "filter.ask",
         "/",
         first_of="filter",

@@ -6,10 +6,9 @@ from typing import TypeVar
 
 from microscope_tui.app.saved_view import SavedView, load_view, save_view
 from microscope_tui.app.session import Session
-from microscope_tui.report.axis import Axis
-from microscope_tui.report.look import Look, Measure, Order
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.pattern import Pattern
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.look import Look, Measure, Order, Palette
+from microscope_tui.lines.pattern import Pattern
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _NEEDS_REFERENCE = Measure.DIFFERENCE

@@ -4,74 +4,72 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.theme import Theme
 
-from microscope_tui.app.commands_shown import commands_of
-from microscope_tui.app.keymap import bindings_of
+from microscope_tui.app.keymap import bindings_of, shown_key
 from microscope_tui.app.memory import recall, remember
 from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.renderables.palette import GROUND
+from microscope_tui.app.renderables import palette
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
-from microscope_tui.app.theme import THEME
 from microscope_tui.app.traffic import counting
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
-SCREENS = ("alerts", "compare", "course", "expert", "layer", "runs")
-"""Screens that stand on top of the main one, by the names that ``action_go`` takes."""
+_FOLDER = "microscope_tui.app.screens"
+SCREENS = {
+    "alerts": f"{_FOLDER}.alerts_screen:AlertsScreen",
+    "compare": f"{_FOLDER}.compare_screen:CompareScreen",
+    "course": f"{_FOLDER}.course_screen:CourseScreen",
+    "expert": f"{_FOLDER}.expert_screen:ExpertScreen",
+    "layer": f"{_FOLDER}.layer_screen:LayerScreen",
+    "runs": f"{_FOLDER}.runs_screen:RunsScreen",
+}
+"""Screens on top of the main one, by the names that ``action_go`` takes: imported when opened."""
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
+_THEME = Theme(
+    name="microscope",
+    primary=palette.ACCENT,
+    secondary=palette.CURVE,
+    accent=palette.ACCENT,
+    foreground=palette.TEXT,
+    background=palette.GROUND,
+    surface="#151b22",
+    panel="#1b2430",
+    success=palette.OK,
+    warning=palette.WARN,
+    error=palette.CRITICAL,
+    dark=True,
+)
+"""The colours of what Textual draws by itself (the command palette)."""
 
 
 class Microscope(App[None]):
     """MoE Microscope on one path."""
 
     CSS = f"""
-    Screen, ModalScreen {{ background: {GROUND}; overflow: hidden; }}
+    Screen, ModalScreen {{ background: {palette.GROUND}; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
     Tiles {{ overflow: hidden; }}
-    #header, #heads, #ribbon, #notes, #keys, #layer-title {{ height: 1; }}
-    #verdict {{ height: 2; }}
-    #evidence {{ height: 1; }}
-    #table {{ overflow: hidden; }}
-    .part {{ margin-left: 2; }}
-    .full #verdict {{ height: 3; }}
-    .roomy #verdict {{ height: 3; margin: 1 0; }}
-    .roomy #ribbon {{ margin-top: 1; }}
-    #legend {{ height: 1; display: none; }}
-    MainScreen.legend #legend {{ display: block; }}
-    MainScreen.roomy #ribbon {{ margin-top: 0; }}
-    MainScreen #notes {{ display: none; }}
-    MainScreen.noted #notes {{ display: block; }}
-    #charts {{ height: 1fr; overflow: hidden; }}
-    .stack {{ width: auto; height: auto; margin-right: 2; }}
-    .single #charts {{ layout: vertical; }}
-    #facts {{ height: 2; }}
-    #answer, #hidden {{ height: 1; }}
-    .roomy #layer-title, .roomy #answer, .roomy #charts, .roomy #more {{ margin-top: 1; }}
-    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
-    #runs {{ height: 1fr; }}
-    #alerts-title, #track, #compare-heads, #moved {{ height: 1; }}
-    #alerts {{ height: 1fr; layout: vertical; }}
-    .beside #alerts {{ layout: horizontal; }}
-    .airy #alerts {{ margin: 1 0; }}
+    #header, #ribbon, #keys {{ height: 1; }}
     .gone, .small > * {{ display: none; }}
-    MainScreen.small #notes {{ display: none; }}
     .small > #header {{ display: block; height: 1fr; }}
-    #help {{ border: round #3a424d; background: {GROUND}; }}
+    {MainScreen.CSS}
     """
+    """What all screens share; and the default screen, whose own CSS Textual does not load."""
     TITLE = "MoE Microscope"
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
@@ -89,8 +87,8 @@ class Microscope(App[None]):
             recall(self.session)
         super().__init__(driver_class=counting(self.get_driver_class(), self.session.traffic))
         self.set_keymap(preferences.keymap)
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        self.register_theme(_THEME)
+        self.theme = _THEME.name
         sys.setswitchinterval(_SWITCH_S)
         self.session.reader.start()  # reads while Textual still sets up the terminal
 
@@ -135,7 +133,7 @@ class Microscope(App[None]):
 
     async def action_go(self, name: str) -> None:
         """Show a screen by its name, or the main one again; what was opened before is closed."""
-        wanted = screen_named(name) if name in SCREENS else None
+        wanted = resolve_name(SCREENS[name]) if name in SCREENS else None
         if isinstance(self.screen, HelpScreen | WaitingScreen) and name != "runs":
             return
         again = wanted is not None and type(self.screen) is wanted
@@ -157,8 +155,16 @@ class Microscope(App[None]):
         self.screen.refresh(layout=True)
 
 
-def screen_named(name: str) -> Callable[[Session], Screen[None]]:
-    """The class of a screen; imported when it is opened, not before the first picture."""
-    module = import_module(f"microscope_tui.app.screens.{name}_screen")
-    found: Callable[[Session], Screen[None]] = getattr(module, f"{name.capitalize()}Screen")
-    return found
+def commands_of(
+    app: App[None], screen: Screen[object], bindings: Sequence[Binding]
+) -> Iterable[SystemCommand]:
+    """The command palette: one command per binding of the screen, with its keys as the help."""
+    for binding in bindings:
+        if binding.id == "app.palette":
+            continue
+        keys = "  ".join(shown_key(key) for key in binding.key.split(","))
+        text = binding.tooltip or binding.description
+        known = binding.description in ("", text) or binding.description in text
+        title = text if known else f"{binding.description}: {text}"
+        namespace = app if binding.action.startswith("app.") else screen
+        yield SystemCommand(title, keys, partial(app.run_action, binding.action, namespace))

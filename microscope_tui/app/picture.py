@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from textual.pilot import Pilot
 from textual.widget import Widget
 
+from microscope_tui.app.actions.base_screen import BaseScreen
 from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.screens.base_screen import BaseScreen
+from microscope_tui.app.renderables.svg import stand_alone
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES
 from microscope_tui.app.widgets.rows import Rows, in_truecolor
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.steady import SteadyLevels
-from microscope_tui.report.svg import stand_alone
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.table.steady import SteadyLevels
 from microscope_tui.watch.fleet import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *SCREENS, "help")

@@ -5,8 +5,8 @@ Not a screen of its own: keys that are typed or pasted fast would still reach th
 
 from typing import Literal
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span
 
 Kind = Literal["", "place", "filter", "copy"]
 

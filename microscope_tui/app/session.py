@@ -11,11 +11,11 @@ from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.app.traffic import Traffic
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.axis import Axis
-from microscope_tui.report.glyphs import Glyphs, shade_level
-from microscope_tui.report.look import Look
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.steady import SteadyLevels
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.glyphs import Glyphs, shade_level
+from microscope_tui.lines.look import Look
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.table.steady import SteadyLevels
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.fleet import Fleet

@@ -6,9 +6,9 @@ screen shows it. The window is the stretch that curves and ribbon cover.
 
 from collections.abc import Callable
 
-from microscope_tui.report.words import bytes_of
+from microscope_tui.lines.words import bytes_of
 from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import Pin, kept_steps, pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 

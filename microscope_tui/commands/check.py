@@ -22,8 +22,8 @@ from microscope_tui.console import (
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report import format_check
 from microscope_tui.report.check import NO_VERDICT, Demand, judge, worst_code
-from microscope_tui.report.check_json import as_json
-from microscope_tui.report.check_text import as_text
+from microscope_tui.report.check_json import verdict_json
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.runlog.discover import NoRuns, find_logs, find_runs
 from microscope_tui.watch.baseline import AgainstBaseline, BadBaseline, Baseline, read_baseline
 from microscope_tui.watch.run_watch import RunWatch
@@ -55,9 +55,9 @@ def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
         _compare(watch, baseline)
     judgements = [judge(watch.file, demand, watch=watch) for watch in watches]
     if options.as_json:
-        print_data(json.dumps(as_json(judgements), indent=2, ensure_ascii=False))
+        print_data(json.dumps(verdict_json(judgements), indent=2, ensure_ascii=False))
     else:
-        print_data("\n".join(as_text(judgement) for judgement in judgements))
+        print_data("\n".join(verdict_text(judgement) for judgement in judgements))
     return worst_code(judgements)
 
 
@@ -113,11 +113,11 @@ def _check_format(path: Path, options: Options) -> int:
             fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
         reports = [format_check.check_format(one) for one in (logs if options.every else logs[:1])]
     if options.as_json:
-        found = [format_check.as_json(report) for report in reports]
+        found = [format_check.format_json(report) for report in reports]
         shown = found if options.every else found[0]
         print_data(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        print_data("\n".join(format_check.as_text(report) for report in reports))
+        print_data("\n".join(format_check.format_text(report) for report in reports))
     return max(format_check.exit_code(report) for report in reports)
 
 

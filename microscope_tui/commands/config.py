@@ -30,7 +30,7 @@ from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 from microscope_tui.runlog.safe_text import safe_text
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import limits_of
 from microscope_tui.console import USAGE, fail, print_data
 from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.report.explain import as_json, as_list, as_text, explained
+from microscope_tui.report.explain import as_list, explained, rule_text, rules_json
 from microscope_tui.runlog.safe_text import safe_text
 
 
@@ -36,7 +36,7 @@ def explain(
     limits, _ = limits_of(config)
     found = [explained(name, limits) for name in ([rule.upper()] if rule else RULES)]
     if as_json_:
-        print_data(json.dumps(as_json(found), indent=2, ensure_ascii=False))
+        print_data(json.dumps(rules_json(found), indent=2, ensure_ascii=False))
     else:
-        print_data(as_text(found[0]) if rule else as_list(found))
+        print_data(rule_text(found[0]) if rule else as_list(found))
     return 0

@@ -19,10 +19,10 @@ from microscope_tui.commands.options import Options
 from microscope_tui.commands.patience import Patience
 from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert, Alerts
 from microscope_tui.report.check import NO_VERDICT, Demand, judge
-from microscope_tui.report.check_json import alert_json, as_json
-from microscope_tui.report.check_text import alert_text, as_text
+from microscope_tui.report.check_json import news_json, verdict_json
+from microscope_tui.report.check_text import news_text, verdict_text
+from microscope_tui.report.news import Alerts, News
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.run_watch import RunWatch
@@ -58,9 +58,9 @@ def follow(
         remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
         judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
         if options.as_json:
-            print_data(json.dumps(as_json([judgement]), ensure_ascii=False))
+            print_data(json.dumps(verdict_json([judgement]), ensure_ascii=False))
         else:
-            print_data(as_text(judgement))
+            print_data(verdict_text(judgement))
     if notifier is not None:
         notifier.finish()
     return judgement.exit_code
@@ -119,14 +119,14 @@ class _Follower:
         if self._notifier is not None:
             self._notifier.look()
 
-    def _tell_one(self, alert: Alert) -> None:
+    def _tell_one(self, alert: News) -> None:
         serious = alert.finding.severity >= Severity.WARN
         if self._as_json:
-            print_data(json.dumps(alert_json(self._watch.file, alert), ensure_ascii=False))
+            print_data(json.dumps(news_json(self._watch.file, alert), ensure_ascii=False))
         elif serious:
-            print_data(alert_text(alert))
+            print_data(news_text(alert))
         if self._notifier is not None and serious and alert.event != "recovered":
-            self._notifier.send(alert_json(self._watch.file, alert))
+            self._notifier.send(news_json(self._watch.file, alert))
 
     def _is_over(self) -> bool:
         watch = self._watch

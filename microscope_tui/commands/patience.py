@@ -11,8 +11,9 @@ from collections.abc import Callable
 from microscope_tui.console import say
 from microscope_tui.runlog.records import EventRecord
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 
-_ENDED = ("finished", "stopped", "failed", "crashed?")
+_HOW = {RunState.CRASHED: "has been silent for long", RunState.DELETED: "was deleted"}
 _FOR_GOOD = ("finished", "failed", "collapse")
 
 
@@ -39,7 +40,7 @@ class Patience:
             self._first = watch.generation, watch.source.size, watch.scan.end
             self._since = self._clock()
         state, _ = watch.state()
-        if state not in _ENDED:
+        if not state.ended:
             return False
         if self._went_on() or not self._may_go_on():
             return True
@@ -50,7 +51,7 @@ class Patience:
             return True
         if not self._said:
             self._said = True
-            how = "has been silent for long" if state == "crashed?" else "has stopped"
+            how = _HOW.get(state, "has stopped")
             say(
                 f"{watch.path}: {how}, waiting up to {left:,.0f} s for it to go on "
                 "(--wait 0 does not)"

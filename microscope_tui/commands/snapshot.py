@@ -23,11 +23,10 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
+from microscope_tui.lines.glyphs import Glyphs, glyphs_for
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.locale import glyphs_for
-from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text

@@ -22,9 +22,9 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
+from microscope_tui.lines.glyphs import glyphs_for
+from microscope_tui.lines.look import Palette
 from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.locale import glyphs_for
-from microscope_tui.report.palettes import Palette
 from microscope_tui.report.terminal import colours_of, in_multiplexer
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import take_over_stdin

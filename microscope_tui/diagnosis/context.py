@@ -10,7 +10,7 @@ PROFILES = ("pretrain", "finetune", "eval")
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class RouterBaseline:
     """How the routers were before: of the run's own first steps, or of a baseline run.
 
     One entry per router; ``None`` where nothing is known.
@@ -29,7 +29,7 @@ class Context:
     run: RunRecord
     profile: str = "pretrain"
     limits: Limits = DEFAULTS
-    baseline: Reference | None = None
+    baseline: RouterBaseline | None = None
 
     @property
     def warm_up(self) -> int:

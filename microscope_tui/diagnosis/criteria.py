@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis.context import PROFILES, Context, Reference
+from microscope_tui.diagnosis.context import PROFILES, Context, RouterBaseline
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 from microscope_tui.runlog.records import RunRecord
 
@@ -16,7 +16,7 @@ class Criteria:
     profile: str = ""
     """Empty: what the header says."""
     limits: Limits = DEFAULTS
-    baseline: Reference | None = None
+    baseline: RouterBaseline | None = None
 
     def context(self, run: RunRecord) -> Context:
         """What the rules may know of ``run``. A baseline of another model is left out."""

@@ -1,6 +1,6 @@
 """An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
@@ -70,6 +70,20 @@ class Episode:
     def active(self) -> bool:
         """Not recovered so far."""
         return self.recovered_at is None
+
+    def course(self) -> list[tuple[int, Severity, float]]:
+        """First step, severity and value of each grade: from its onset on it was like its alarm."""
+        first = self.grades[0] if self.grades else self
+        later = [(grade.step, grade.severity, grade.value) for grade in self.grades[1:]]
+        return [(self.onset, first.severity, first.value), *later]
+
+    def stretches(self, newest: int) -> Iterator[tuple[int, int, Severity]]:
+        """First step, last step and severity of each grade, up to ``newest`` while it is active."""
+        course, over = self.course(), self.recovered_at
+        end = newest if over is None else max(self.onset, over - 1)
+        ends = [*(since - 1 for since, _, _ in course[1:]), end]
+        for (since, severity, _), until in zip(course, ends, strict=True):
+            yield since, until, severity
 
     def grade(self, step: int) -> None:
         """Write down how it stands at ``step``."""
@@ -168,3 +182,9 @@ def overall(findings: Iterable[Finding]) -> Severity:
     if broken:
         return Severity.ERROR
     return Severity.WARN if any(e.severity >= Severity.WARN for e in episodes) else Severity.INFO
+
+
+def key_of(run: str, finding: Finding) -> str:
+    """The same for the same trouble of the same run, also when more layers join it."""
+    worst = min(finding.episodes, key=lambda episode: (episode.onset, episode.router_index))
+    return f"{run} {finding.rule} {worst.router_index} {worst.onset}"

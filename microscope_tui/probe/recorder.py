@@ -32,7 +32,7 @@ from microscope_tui.runlog.background import SYNC_TIMEOUT_S, BackgroundLog, with
 from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME, EventRecord
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 _MOST_ALERTS = 1000
 """Of those that nobody asked for, the newest."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.recorder import RunRecorder
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 

@@ -15,10 +15,11 @@ from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode, Finding, overall
 from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.words import listed
+from microscope_tui.lines.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.verdict import evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
@@ -132,7 +133,7 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
         yield f"{watch.defects.count:,} unreadable parts skipped: {first}"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
-    if state not in ("live", "slow", "finished", "waiting"):
+    if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"

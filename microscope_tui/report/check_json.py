@@ -7,15 +7,15 @@ from typing import Any
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import Facts
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import Judgement
+from microscope_tui.report.news import News
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 
 SCHEMA_VERSION = 1
 
 
-def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """The report on all runs that were judged."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -37,7 +37,7 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     }
 
 
-def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
+def news_json(file: RunFile, alert: News) -> dict[str, Any]:
     """A piece of news of a run that is followed: a finding, and what happened to it."""
     return {
         "schema_version": SCHEMA_VERSION,

@@ -3,13 +3,13 @@
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import HEALTHY, Judgement
+from microscope_tui.report.news import News
 
 _WORDS = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
 
 
-def as_text(judgement: Judgement) -> str:
+def verdict_text(judgement: Judgement) -> str:
     """The report on one run."""
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
@@ -26,7 +26,7 @@ def as_text(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
-def alert_text(alert: Alert) -> str:
+def news_text(alert: News) -> str:
     """A piece of news of a run that is followed."""
     first, *rest = _finding(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "

@@ -8,29 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import wrap
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
-from microscope_tui.report.wrap import wrap
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _LABEL, _WIDTH = 12, 74
 _FEATURES_SINCE = (3, 2)
 """The tmux that got ``terminal-features``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where things are looked for, and how changes are noticed."""
-
-    path: str
-    mode: str
-    """``events``, ``polling``, or empty where nothing can be watched."""
-    reason: str
-    """Why not ``events``."""
-    config: str
-    config_there: bool
-    views: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +37,17 @@ class Facts:
 
     versions: Mapping[str, str]
     terminal: Terminal
-    files: Files
     costs: Mapping[str, Cost]
-    """By number of colours."""
+    """In the colours of this terminal, by their name."""
 
 
-def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
+def doctor_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     """The report; ``samples`` are lines that only a terminal may get."""
     programs = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     blocks = [
         [programs],
         ["terminal", *_rows(_terminal(facts.terminal))],
         ["connection", *_rows(_connection(facts.terminal))],
-        ["files", *_rows(_files(facts.files))],
         ["bytes for a heatmap of 58 layers x 256 experts at 140x50", *_rows(_costs(facts.costs))],
     ]
     if samples:
@@ -76,7 +60,7 @@ def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def as_json(facts: Facts) -> dict[str, Any]:
+def doctor_json(facts: Facts) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -105,11 +89,6 @@ def recommended(facts: Facts) -> list[str]:
         advice.append(f"make the window at least {MIN_COLUMNS}x{MIN_ROWS}")
     if terminal.ssh:
         advice.append("connect with `ssh -C`: compressed, a screen is a fraction of its bytes")
-    if "inotify" in facts.files.reason:
-        advice.append(
-            "raise fs.inotify.max_user_watches and max_user_instances with sysctl, or open a "
-            "smaller folder; until then new steps are found by looking"
-        )
     return advice
 
 
@@ -189,17 +168,6 @@ def _connection(terminal: Terminal) -> list[tuple[str, str]]:
         passing += f" (terminal outside: {outside})"
         rows.insert(0, ("truecolor", f"passes through: {passing}"))
     return [(between.name, between.version or "did not say its version"), *rows]
-
-
-def _files(files: Files) -> list[tuple[str, str]]:
-    watched = "file events" if files.mode == "events" else files.reason
-    if files.mode == "polling":
-        watched = f"looking now and then ({files.reason})"
-    return [
-        ("logs", f"{files.path}: {watched}"),
-        ("config", f"{files.config}{'' if files.config_there else ' (not there)'}"),
-        ("saved views", files.views),
-    ]
 
 
 def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:

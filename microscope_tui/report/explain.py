@@ -74,7 +74,7 @@ def as_list(explanations: Sequence[Explanation]) -> str:
     )
 
 
-def as_text(one: Explanation) -> str:
+def rule_text(one: Explanation) -> str:
     """A rule in full."""
     shown = [
         f"{limit.name} = {limit.value:g}"
@@ -103,7 +103,7 @@ def as_text(one: Explanation) -> str:
     return "\n".join([*lines, *(f"{' ' * 12}{line}" for line in shown)])
 
 
-def as_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
+def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,

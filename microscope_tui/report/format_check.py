@@ -76,7 +76,7 @@ def exit_code(report: FormatReport) -> int:
     return HEALTHY if known and not report.count("error") else NO_VERDICT
 
 
-def as_text(report: FormatReport) -> str:
+def format_text(report: FormatReport) -> str:
     """One line a problem, then what was there and how much of it is wrong."""
     lines = [
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
@@ -94,7 +94,7 @@ def as_text(report: FormatReport) -> str:
     return "\n".join(lines)
 
 
-def as_json(report: FormatReport) -> dict[str, Any]:
+def format_json(report: FormatReport) -> dict[str, Any]:
     """The machine-readable report; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,

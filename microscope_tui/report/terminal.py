@@ -8,8 +8,8 @@ are here as well because neither says why, and because of one exception: tmux an
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.runlog.safe_text import safe_text
 
 ROOMY_ROWS = 30

@@ -27,7 +27,7 @@ from typing import Any
 
 from microscope_tui.runlog.writer import RunLogWriter
 
-_logger = logging.getLogger("moe_microscope.runlog")
+_logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 MATRICES = ("expert_bias", "tokens_per_expert")

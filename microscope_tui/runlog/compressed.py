@@ -25,17 +25,11 @@ class _Damaged(ValueError):
     """What follows in the archive cannot be unpacked."""
 
 
-class CompressedLog:
+class CompressedLog(Source):
     """The lines of a ``.jsonl.gz`` or ``.jsonl.zst``; ``offset`` and ``size`` in packed bytes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = False
+        super().__init__(path, seekable=False)
         self._inode: tuple[int, int] | None = None
         self._start()
 

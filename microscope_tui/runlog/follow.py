@@ -12,10 +12,10 @@ import os
 import stat
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -84,50 +84,47 @@ class Chunk:
     """The log was truncated or replaced: everything read before no longer stands in it."""
 
 
-class Source(Protocol):
+class Source(ABC):
     """An origin of log bytes: a file, a compressed file, a pipe."""
 
-    path: Path
-    """Where the bytes come from; a name to show where that is no file."""
-    offset: int
-    """How far it was read; in the same bytes as ``size``, so that their ratio is the progress."""
-    size: int
-    modified: float | None
-    """Time of the last change, by the clock of the file system; ``None`` while there is none."""
-    changed_at: float | None
-    """When we saw it change, by the monotonic clock; ``None`` before the first time."""
-    deleted: bool
-    exhausted: bool
-    """Nothing whole is left of what was there at the last look."""
-    seekable: bool
-    """``path`` can be read at any offset that is ``kept``."""
+    def __init__(self, path: Path, *, seekable: bool) -> None:
 
+        self.path = path
+        """Where the bytes come from; a name to show where that is no file."""
+        self.offset = 0
+        """How far it was read; in the same bytes as ``size``, so that their ratio is the progress.
+
+        Everything before it was handed out.
+        """
+        self.size = 0
+        self.modified: float | None = None
+        """Time of the last change, by the file system's clock; ``None`` while there is no file."""
+        self.changed_at: float | None = None
+        """When we saw it change, by the monotonic clock; ``None`` before the first time."""
+        self.deleted = False
+        self.exhausted = False
+        """Nothing whole is left of what was there at the last look."""
+        self.seekable = seekable
+        """``path`` can be read at any offset that is ``kept``."""
+
+    @abstractmethod
     def kept(self) -> tuple[int, int]:
         """The bytes that can be read again, from … to; ``EVERYTHING`` for all that there are."""
-        ...
 
+    @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """What is new, about ``max_bytes`` of it; never waits for a writer.
 
         Raises:
             OSError: it is there but cannot be read; a later read may succeed.
         """
-        ...
 
 
-class LogFollower:
+class LogFollower(Source):
     """Reads what was appended to ``path`` since the last look, up to the last whole line."""
 
     def __init__(self, path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self.path = path
-        self.offset = 0
-        """Everything before it was handed out; it stands at a line end (see ``read``)."""
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = True
+        super().__init__(path, seekable=True)
         self._max_line_bytes = max_line_bytes
         self._inode: tuple[int, int] | None = None
         # First and last bytes of what was handed out: while they stand where they stood, the

@@ -11,14 +11,14 @@ import threading
 import time
 from pathlib import Path
 
-from microscope_tui.runlog.follow import Chunk
+from microscope_tui.runlog.follow import Chunk, Source
 from microscope_tui.runlog.spool import Spool
 
 CAPACITY_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 16
 
 
-class PipedLog:
+class PipedLog(Source):
     """What arrives at a descriptor, in whole lines; ``size`` counts what has arrived so far."""
 
     def __init__(
@@ -29,14 +29,7 @@ class PipedLog:
         spool: Spool | None = None,
     ) -> None:
         """``name`` is what the screen shows where the path of a file would stand."""
-        self.path = Path(name) if spool is None else spool.path
-        self.offset = 0
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = spool is not None
+        super().__init__(Path(name) if spool is None else spool.path, seekable=spool is not None)
         self.spool = spool
         self.ended = False
         """The writer closed its end, and everything that it wrote was handed out."""

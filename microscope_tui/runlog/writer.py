@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-_logger = logging.getLogger("moe_microscope.runlog")
+_logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """After a failed write, steps are counted as lost for this long before the disk is asked again."""

@@ -1,7 +1,7 @@
 """A baseline: how the routers of another run were, for a run that is to be judged against it.
 
 A fine-tuning on narrow data starves experts that the model before it starved too. What matters
-is what changed, so the last steps of the other run are summed up as a ``Reference``.
+is what changed, so the last steps of the other run are summed up as a ``RouterBaseline``.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Context, Reference
+from microscope_tui.diagnosis.context import Context, RouterBaseline
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import median
@@ -51,7 +51,7 @@ class Baseline:
     first_step: int
     last_step: int
     steps: int
-    reference: Reference
+    reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
         """In words how the routers of ``run`` are others than the ones of the baseline."""
@@ -111,7 +111,7 @@ def _entries(file: RunFile) -> Iterator[Entry]:
         yield from reader.feed(chunk.data)
 
 
-def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Reference:
+def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> RouterBaseline:
     starved: list[float | None] = []
     dead: list[frozenset[int] | None] = []
     violation: list[float | None] = []
@@ -130,7 +130,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Ref
         found = (measures.balance(row, router.top_k).collapse_index for row in rows)
         known = [value for value in found if value is not None]
         collapse.append(median(known) if known else None)
-    return Reference(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
+    return RouterBaseline(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
 
 
 def _shape(routers: Sequence[RouterInfo]) -> str:

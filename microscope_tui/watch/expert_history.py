@@ -11,7 +11,7 @@ from pathlib import Path
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
 from microscope_tui.runlog.seek import read_at
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import kept_steps
 from microscope_tui.watch.run_watch import RunWatch
 

@@ -20,7 +20,7 @@ from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_card import RunCard, Seen, card_of
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, ENDED, age_of
+from microscope_tui.watch.state import CRASHED_S, age_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 from microscope_tui.watch.verdict import verdict_on
 from microscope_tui.watch.verdict_cache import VerdictCache
@@ -259,4 +259,4 @@ class Fleet:
         """A newer run may be opened unasked: nothing is lost by leaving the present one."""
         if self.open is None or self.open.latest is None:
             return True
-        return self.open.complete and following and self.open.state()[0] in ENDED
+        return self.open.complete and following and self.open.state()[0].ended

@@ -9,8 +9,9 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Curve
+from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Series
 
 MAX_ROWS = 8192
 MIN_ROWS = 256
@@ -62,7 +63,7 @@ class History:
         self.restarts: list[int] = []
         self.capacity = capacity
         self.stride = stride
-        self._curves = {name: [Curve() for _ in range(width)] for name, width in widths.items()}
+        self._curves = {name: [Series() for _ in range(width)] for name, width in widths.items()}
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
@@ -225,3 +226,44 @@ class History:
             for curve in curves:
                 return len(curve.coarse)
         return 0
+
+
+class Window(NamedTuple):
+    """A stretch of steps, both ends included."""
+
+    first: int
+    last: int
+
+
+class Curves:
+    """The history in a number of columns over a window."""
+
+    def __init__(self, history: History | None, columns: int, window: Window) -> None:
+        self._history, self._columns, self._window = history, columns, window
+        self.restarts: Sequence[int] = history.restarts if history else ()
+
+    def of(self, name: str, index: int = 0) -> Sequence[Column]:
+        """One series."""
+        if self._history is None:
+            return ()
+        first, last = self._window
+        return self._history.columns(name, index, self._columns, since=first, until=last)
+
+    def axis(self) -> Sequence[int]:
+        """The first step of every column."""
+        if self._history is None:
+            return ()
+        first, last = self._window
+        return self._history.axis(self._columns, since=first, until=last)
+
+    def times(self, steps: Sequence[int]) -> Sequence[float | None]:
+        """When these steps were written."""
+        return [self._history.time_of(step) for step in steps] if self._history else ()
+
+    def share_of(self, step: int) -> float | None:
+        """Where a step stands in the columns, 0 … 1."""
+        if self._history is None:
+            return None
+        rows = self._history.rows(*self._window)
+        before = self._history.index_of(step) + 1 - rows.start
+        return max(0.0, min(1.0, before / len(rows))) if rows else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.watch.curve import NAN, Column
-from microscope_tui.watch.curves import Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance
 

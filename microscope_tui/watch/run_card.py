@@ -7,7 +7,7 @@ from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.glance import Glance
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, verdict_on
 
 
@@ -16,7 +16,7 @@ class RunCard:
     """One run in the list."""
 
     file: RunFile
-    state: str
+    state: RunState
     age_s: float | None
     step: int
     planned_steps: int | None
@@ -92,7 +92,7 @@ def card_of(
         step_times_s=[found.step_time_s] if found.step_time_s else [],
     )
     if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
-        state = "archived"  # its end is not known before all of it was unpacked
+        state = RunState.ARCHIVED  # its end is not known before all of it was unpacked
     if verdict is not None and plan is not None and verdict.last_step:
         plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest
     error = found.error or (watch.error if watch else None)
@@ -104,9 +104,9 @@ def card_of(
                 last, end, plan = watch.latest.record, watch.shown.end, watch.run
                 state, age = watch.state(now)
     if error and last is None:
-        state = "error"
+        state = RunState.ERROR
     elif seen is None and watch is None:
-        state = ""  # not looked at yet
+        state = RunState.UNKNOWN  # not looked at yet
     return RunCard(
         file=run,
         state=state,

@@ -24,7 +24,7 @@ from microscope_tui.watch.judge import Judge
 from microscope_tui.watch.preview import preview
 from microscope_tui.watch.rows import steps_in
 from microscope_tui.watch.scan import RepeatedStep, Scan
-from microscope_tui.watch.state import age_of, state_of
+from microscope_tui.watch.state import RunState, age_of, state_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
 SLICE_BYTES = 1 << 20
@@ -205,7 +205,7 @@ class RunWatch:
         """The log was renamed: go on under the new name."""
         self.file, self.source.path = file, file.path
 
-    def state(self, now: float | None = None) -> tuple[str, float | None]:
+    def state(self, now: float | None = None) -> tuple[RunState, float | None]:
         """The state of the run in one word, and the age of its last sign of life in seconds."""
         with self.lock:
             age = age_of(self.source.modified, now, self.source.changed_at)

@@ -16,10 +16,11 @@ from microscope_tui.diagnosis.standing import Pending, pending
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.summaries import balance, balance_now
 from microscope_tui.watch.verdict import why_no_verdict
 
@@ -62,7 +63,7 @@ class RunView:
 
     name: str
     run: RunRecord | None
-    state: str
+    state: RunState
     age_s: float | None
     record: StepRecord | None
     """The shown step."""

@@ -28,7 +28,7 @@ COMMON = {
 }  # fmt: skip
 
 MEASURED_MINUTES = {"tiny": 5.1}
-"""By ``python -m benchmarks.first_light --full``, see docs/experiments.md."""
+"""By ``python -m benchmarks.forced_collapse --full``, see docs/experiments.md."""
 BYTES_PER_PARAMETER = 16
 """While it trains: weight, gradient and two moments in fp32."""
 SAVED_BYTES_PER_PARAMETER = 12
@@ -110,7 +110,7 @@ def _presets() -> str:
     lines += [
         "",
         "active: what one token meets. checkpoint: one of latest, previous and best.",
-        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.first_light",
+        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.forced_collapse",
         "--full; - was not measured.",
     ]
     return "\n".join(f"    {line}".rstrip() for line in lines)

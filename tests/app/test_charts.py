@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.app.renderables.charts import GUTTER, figure
-from microscope_tui.report.chart import Chart, Curve
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.spans import Line, line_width, plain
-from microscope_tui.report.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.lines.charts.chart import Chart, Curve
+from microscope_tui.lines.charts.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.spans import Line, line_width, plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 
 VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
 

@@ -3,21 +3,19 @@
 import gzip
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual import events
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, read
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 Log = Callable[..., Path]
 
 
@@ -30,18 +28,6 @@ def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
         return write_log([make_header(planned_steps=None), *records], name=name)  # type: ignore[no-any-return]
 
     return make
-
-
-async def read(pilot: Pilot[None], until: Until) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return watch is not None and watch.complete and isinstance(app.screen, MainScreen)
-
-    await until(pilot, ready, "the whole log")
-    return app
 
 
 def step_in(header: str) -> int:

@@ -21,7 +21,7 @@ from microscope_tui.commands.config import (
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis.own_limits import changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 
 Run = Callable[..., Any]
 

@@ -168,6 +168,28 @@ def test_a_log_that_was_replaced_is_another_one(
     assert run.is_over()
 
 
+def test_a_deleted_log_is_waited_for_and_then_over(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed = Followed(log, wait_s=60)
+    assert not followed.is_over()
+    log.unlink()
+    assert not followed.is_over()
+    assert "was deleted, waiting up to 60 s" in capsys.readouterr().err
+    assert not followed.is_over(after_s=59)
+    assert followed.is_over(after_s=2)
+    assert "in vain" in followed.patience.remarks[0]
+
+
+def test_a_log_that_is_deleted_while_it_is_followed_is_over(log: Path, step: Any) -> None:
+    followed = Followed(log)
+    assert not followed.is_over()
+    followed.append(step(21))
+    assert not followed.is_over()
+    log.unlink()
+    assert followed.is_over()
+
+
 def test_an_archive_is_written_no_more(log: Path) -> None:
     archive = log.with_name("metrics.jsonl.gz")
     archive.write_bytes(gzip.compress(log.read_bytes() + json.dumps(end("signal")).encode()))

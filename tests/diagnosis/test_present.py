@@ -11,8 +11,8 @@ from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.report.alert_detail import unfolded
-from microscope_tui.report.alert_list import Entry, Standing
+from microscope_tui.lines.pages.alert_detail import unfolded
+from microscope_tui.lines.pages.alert_list import Entry, Standing
 from microscope_tui.report.check_json import finding_json
 from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.report.run_list import card_text
+from microscope_tui.lines.pages.run_list import card_text
 from microscope_tui.runlog.glance import glance
 from microscope_tui.watch import finished_runs
 from microscope_tui.watch.fleet import Fleet

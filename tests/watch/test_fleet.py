@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
-from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
 from microscope_tui.watch import fleet as fleet_module
 from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
 from microscope_tui.watch.run_card import RunCard

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
-from microscope_tui.report.chart import GUTTER, Chart, smoothed, tick_text
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, pad
-from microscope_tui.report.time_scale import EVALUATION, RESTART, TimeScale
+from microscope_tui.lines.charts.chart import GUTTER, Chart, smoothed, tick_text
+from microscope_tui.lines.charts.time_scale import EVALUATION, RESTART, TimeScale
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, pad
 
 _MARKERS = {Glyphs.BRAILLE: ("braille", 2), Glyphs.BLOCK: ("hd", 2), Glyphs.ASCII: ("*", 1)}
 """What plotext draws with, and its dots in the width of a cell."""

@@ -13,14 +13,15 @@ from typing import Literal
 from rich.console import Console
 
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, line_width
+from microscope_tui.lines.table.heat import Heat, heat_line
 from microscope_tui.report.doctor import Cost
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.heat import Heat, heat_line
-from microscope_tui.report.spans import Line, line_width
 
 EXPERTS, PER_CELL, COLUMNS, LINES, TILE = 256, 3, 86, 39, 16
 """Of the 58 layers 39 are seen at a time, three experts a cell."""
-_SYSTEMS: dict[str, Literal["truecolor", "256", "standard"]] = {
+_System = Literal["truecolor", "256", "standard"]
+_SYSTEMS: dict[str, _System] = {
     "truecolor": "truecolor",
     "256": "256",
     "16": "standard",
@@ -31,8 +32,8 @@ _CHANGED = 0.01
 _SSH_LEVEL = 6
 
 
-def costs(seed: int = 0) -> dict[str, Cost]:
-    """The costs by number of colours."""
+def cost(system: str | None, seed: int = 0) -> Cost:
+    """The cost in these colours: ``truecolor``, ``256``, ``16``, or ``None`` without any."""
     rng = random.Random(seed)
     loads = [_loads(rng, layer) for layer in range(LINES)]
     before = [_line(layer, row) for layer, row in enumerate(loads)]
@@ -40,7 +41,7 @@ def costs(seed: int = 0) -> dict[str, Cost]:
         layer, column = divmod(cell, COLUMNS)
         loads[layer][column * PER_CELL] = rng.choice((0.25, 4.0))
     after = [_line(layer, row) for layer, row in enumerate(loads)]
-    return {name: _cost(before, after, name) for name in _SYSTEMS}
+    return _cost(before, after, _SYSTEMS.get(system or ""))
 
 
 def _loads(rng: random.Random, layer: int) -> list[float]:
@@ -53,8 +54,8 @@ def _line(layer: int, loads: Sequence[float]) -> Line:
     return heat_line(layer, loads, Heat(), COLUMNS, 1, marked=True)
 
 
-def _cost(before: Sequence[Line], after: Sequence[Line], system: str) -> Cost:
-    console = Console(file=io.StringIO(), color_system=_SYSTEMS[system], force_terminal=True)
+def _cost(before: Sequence[Line], after: Sequence[Line], system: _System | None) -> Cost:
+    console = Console(file=io.StringIO(), color_system=system, force_terminal=True)
     frame = "".join(_sent(y, 0, line, console) for y, line in enumerate(before)).encode()
     update = "".join(
         _sent(y, start, cut(new, start, end), console)

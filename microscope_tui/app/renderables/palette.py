@@ -11,8 +11,8 @@ from rich.style import Style
 
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.ramps import RGB
-from microscope_tui.report.glyphs import is_calm
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.glyphs import is_calm
+from microscope_tui.lines.look import Palette
 
 GROUND = "#0f1419"
 TEXT = "#d5d9e0"
@@ -23,7 +23,6 @@ WARN = "#e6b450"
 CRITICAL = "#f0715f"
 ACCENT = "#6cb6ff"
 CURVE = "#9aa5b1"
-CHOSEN = "#1b2430"
 
 _ROLES = {
     "": Style(color=TEXT),
@@ -36,18 +35,15 @@ _ROLES = {
     "ok": Style(color=OK),
     "warn": Style(color=WARN),
     "crit": Style(color=CRITICAL),
-    "onset": Style(color=CRITICAL, bold=True),
     "accent": Style(color=ACCENT),
     "badge-warn": Style(color=GROUND, bgcolor=WARN, bold=True),
     "badge-crit": Style(color=GROUND, bgcolor=CRITICAL, bold=True),
     "cursor": Style(color=GROUND, bgcolor=ACCENT),
-    "chosen": Style(color=TEXT, bgcolor=CHOSEN),
 }
-# Rich would take the ground for the chosen one, and a yellow that some eyes take for coral.
+# Rich would take a yellow that some eyes take for coral.
 _ROLES_256 = {
     "warn": Style(color="color(221)"),
     "badge-warn": Style(color=GROUND, bgcolor="color(221)", bold=True),
-    "chosen": Style(color=TEXT, bgcolor="color(235)"),
 }
 
 # The 16 colours are written as what Rich knows them by: a name would become the colour that
@@ -79,12 +75,10 @@ _ROLES_16 = {
     "ok": ("green", "black"),
     "warn": ("bright_yellow", "black"),
     "crit": ("bright_red", "black"),
-    "onset": ("bright_red", "black"),
     "accent": ("bright_cyan", "black"),
     "badge-warn": ("black", "bright_yellow"),
     "badge-crit": ("black", "bright_red"),
     "cursor": ("black", "bright_cyan"),
-    "chosen": ("bright_white", "bright_black"),
 }
 _REVERSED = ("badge-warn", "badge-crit", "cursor")
 _FAIR = 0.4
@@ -98,7 +92,7 @@ _DARK_BELOW = 0.16
 def style_of(
     role: str, color_system: str | None = "truecolor", palette: Palette = Palette.DIVERGING
 ) -> Style:
-    """The style of a role (see ``report.spans``) on a terminal of this colour system.
+    """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
     ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
     all, and ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
@@ -117,7 +111,7 @@ def _word(role: str, color_system: str | None) -> Style:
     style = _ROLES[role]
     if color_system is None:
         reverse = role in _REVERSED
-        bold = style.bold or role in ("crit", "chosen")
+        bold = style.bold or role == "crit"
         return Style(bold=bold or None, reverse=reverse or None)
     if color_system == "standard":
         ink, ground = _ROLES_16[role]

@@ -9,7 +9,8 @@ stripes. Few steps are few repaints, too.
 from collections.abc import Sequence
 from typing import TypeVar
 
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, HOT_LEVEL
+from microscope_tui.lines.look import Palette
 
 RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]
@@ -20,11 +21,11 @@ DIVERGING_LOAD: Stops = (
     (-4.0, "#162e54"),
     (-1.6, "#224a7c"),
     (-0.75, "#242e3a"),
-    (-0.7, "#20262c"),
+    (CALM_FROM, "#20262c"),
     (-0.25, "#20262c"),
     (0.0, "#282c31"),
     (0.25, "#303438"),
-    (0.65, "#303438"),
+    (CALM_TO, "#303438"),
     (0.72, "#34302c"),
     (1.5, "#b27a2e"),
     (2.6, "#e96c3c"),
@@ -33,9 +34,9 @@ DIVERGING_LOAD: Stops = (
 # Upper limit of the level → colour.
 DIVERGING_LOAD_256 = (
     *((-11, 17), (-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
-    *((5, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
+    *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
 )
-DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (5, "yellow"), (16, "bright_red"))
+DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red"))
 
 
 def _evenly(*colours: str) -> Stops:

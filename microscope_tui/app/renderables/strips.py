@@ -8,9 +8,9 @@ from rich.style import Style
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Line, Span, width_of
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Line, Span, width_of
 
 CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
 """What fills calm cells in 16 colours, where no grey between black and white can be relied on."""

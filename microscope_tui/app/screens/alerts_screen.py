@@ -8,13 +8,13 @@ from textual.binding import BindingType
 from textual.containers import Container
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.prompt_actions import PromptActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import alert_detail, alert_list
-from microscope_tui.report.alert_list import Entry
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines.pages.alert_list import Entry
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import Line, Span, pad
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import RunView, view_of
 
@@ -28,6 +28,12 @@ _GAP = 3
 class AlertsScreen(PromptActions):
     """A list of alerts and the chosen one of them, unfolded."""
 
+    CSS = """
+    #alerts-title, #track { height: 1; }
+    #alerts { height: 1fr; layout: vertical; }
+    .beside #alerts { layout: horizontal; }
+    .airy #alerts { margin: 1 0; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.ALERT_LIST]
 
     _pattern = Pattern.parse("")
@@ -162,13 +168,6 @@ class AlertsScreen(PromptActions):
             self._at = max(0, min(len(self._entries) - 1, self._at + by))
             self._chosen = self._entries[self._at].id
             await self.redraw()
-
-    async def action_match(self, by: int) -> None:
-        """The next alert that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
 
     async def action_acknowledge(self) -> None:
         """Mark the chosen alert as seen, or as not seen."""

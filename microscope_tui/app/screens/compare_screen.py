@@ -7,14 +7,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import compare, moments
-from microscope_tui.report.heat import Heat, Terms
-from microscope_tui.report.layers import matching
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.look import Look, Measure
-from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines.pages import compare, moments
+from microscope_tui.lines.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.table.heat import Heat, Terms
+from microscope_tui.lines.table.layers import matching
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.moment import Pin, pin, pin_at
 from microscope_tui.watch.reference import Reference, aligned, reference_of
@@ -29,6 +29,9 @@ _EARLY = 0.1
 class CompareScreen(LookActions):
     """What changed in every layer from A to B."""
 
+    CSS = """
+    #compare-heads, #moved { height: 1; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
 
     _own: Reference | None = None
@@ -93,7 +96,9 @@ class CompareScreen(LookActions):
         self.query_one("#pairs", Rows).show(lines, session.look.palette)
         self._draw_moved(view, reference, layout)
 
-    def _draw_moved(self, view: RunView, reference: Reference, layout: compare.Layout) -> None:
+    def _draw_moved(
+        self, view: RunView, reference: Reference, layout: compare.CompareLayout
+    ) -> None:
         """What moved in the chosen layer, and what is not shown."""
         session, columns = self.session, layout.columns
         moved = ""

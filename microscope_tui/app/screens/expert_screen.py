@@ -14,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.chart_actions import (
+from microscope_tui.app.actions.chart_actions import (
     MOST_POINTS,
     RIBBON_FROM_ROWS,
     ROOMY_FROM_ROWS,
@@ -22,13 +22,13 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import expert_card
-from microscope_tui.report.chart_layout import arranged
-from microscope_tui.report.load_series import LoadSeries
-from microscope_tui.report.spans import Line
-from microscope_tui.report.time_scale import time_scale
-from microscope_tui.watch.curves import Window
+from microscope_tui.lines.charts.chart_layout import arranged
+from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines.pages.load_series import LoadSeries
+from microscope_tui.lines.spans import Line
 from microscope_tui.watch.expert_history import samples
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import LayerView, RunView
 
@@ -63,6 +63,12 @@ class _Wanted:
 class ExpertScreen(ChartActions):
     """Left and right go to the neighbours of the expert."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #layer-title {{ height: 1; }}
+    #facts {{ height: 2; }}
+    .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.EXPERT]
 
     def __init__(self, session: Session) -> None:

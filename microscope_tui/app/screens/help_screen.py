@@ -9,11 +9,11 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from microscope_tui.app import key_lines, keys
+from microscope_tui.app.renderables.palette import FAINT, GROUND
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.glossary import GLOSSARY
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, pad
-from microscope_tui.report.wrap import wrap
+from microscope_tui.lines.glossary import GLOSSARY
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
@@ -28,6 +28,10 @@ _FRAME_LINES = 4  # the border, and the title with a blank line below it
 class HelpScreen(ModalScreen[None]):
     """Lists exactly the bindings and words of the screen that it was opened from; scrolls."""
 
+    CSS = f"""
+    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
+    #help {{ border: round {FAINT}; background: {GROUND}; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.HELP]
 
     def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs, screen: str = "") -> None:

@@ -9,15 +9,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
+from microscope_tui.app.actions.pin_actions import PinActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.prompt import Kind
-from microscope_tui.app.screens.pin_actions import PinActions
-from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report import run_list
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import (
+from microscope_tui.lines.pages import run_list
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
@@ -26,6 +25,7 @@ from microscope_tui.report.spans import (
     pad,
     spread,
 )
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_card import RunCard
 
@@ -42,7 +42,7 @@ class RunsScreen(PromptActions, PinActions):
     _first = 0
     _count = 0
     _cards: Sequence[RunCard] = ()
-    _layout_of_list: run_list.ListLayout | None = None
+    _layout_of_list: run_list.RunListLayout | None = None
     _pattern = Pattern.parse("")
 
     def compose(self) -> ComposeResult:
@@ -97,9 +97,9 @@ class RunsScreen(PromptActions, PinActions):
         self.query_one("#runs", Rows).show(lines)
         self.draw_last_line()
 
-    def _title(self, layout: run_list.ListLayout, room: int) -> Line:
+    def _title(self, layout: run_list.RunListLayout, room: int) -> Line:
         cards = self._cards
-        live = sum(card.state in run_list.LIVE for card in cards)
+        live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
         was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
@@ -153,13 +153,6 @@ class RunsScreen(PromptActions, PinActions):
     async def action_page(self, direction: int) -> None:
         """Move by a screenful."""
         await self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
-
-    async def action_match(self, by: int) -> None:
-        """The next run that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
 
     async def action_select(self) -> None:
         """Pick the chosen run, or let it go."""

@@ -9,8 +9,8 @@ from textual.screen import Screen
 from microscope_tui.app import keys
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import words
-from microscope_tui.report.spans import Line, Span, line_width, pad, shortened
+from microscope_tui.lines import words
+from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened
 from microscope_tui.runlog.safe_text import safe_text
 
 

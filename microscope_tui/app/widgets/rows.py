@@ -15,9 +15,9 @@ from textual.widget import Widget
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Line
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Line
 
 TILE = 16
 

@@ -66,7 +66,7 @@ _EVENT_KEYS = frozenset({"kind", "step", "time", "event", "reason", "values"})
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RunPromise:
     """What the run record promises about the steps after it; ``None`` where it does not say."""
 
     routers: int | None = None
@@ -85,7 +85,7 @@ class Layout:
         return self.top_k[index] if index < len(self.top_k) else None
 
 
-def check_run(problems: Problems, record: dict[str, Any]) -> Layout:
+def check_run(problems: Problems, record: dict[str, Any]) -> RunPromise:
     """Check a ``run`` record and return what it promises."""
     unknown_keys(problems, "", record, _RUN_KEYS)
     version = record.get("format_version")
@@ -115,7 +115,7 @@ def check_run(problems: Problems, record: dict[str, Any]) -> Layout:
             "type model",
             f"model is {shown(model)}, expected an object with layers, num_experts and top_k",
         )
-        return Layout(counts=counts, planned_steps=_whole(planned))
+        return RunPromise(counts=counts, planned_steps=_whole(planned))
     return _check_model(problems, model, counts, _whole(planned))
 
 
@@ -148,7 +148,7 @@ def _check_balance(problems: Problems, balance: dict[str, Any]) -> None:
 
 def _check_model(
     problems: Problems, model: dict[str, Any], counts: str, planned: int | None
-) -> Layout:
+) -> RunPromise:
     unknown_keys(problems, "model.", model, _MODEL_KEYS)
     text(problems, "model.name", model.get("name"))
     for key in ("num_shared_experts", "parameters", "active_parameters"):
@@ -181,7 +181,7 @@ def _check_model(
             'source.counts is "top1" but model.top_k is not 1: write top_k 1 where only the first '
             'choice is counted, or count all choices and write "exact"',
         )
-    return Layout(routers, experts, top_k, counts, capacity is not None, planned)
+    return RunPromise(routers, experts, top_k, counts, capacity is not None, planned)
 
 
 def _check_layers(problems: Problems, layers: Any) -> int | None:

@@ -21,7 +21,7 @@ from microscope_tui.runlog.validation.fields import (
     unknown_keys,
 )
 from microscope_tui.runlog.validation.problems import Problems
-from microscope_tui.runlog.validation.run import Layout
+from microscope_tui.runlog.validation.run import RunPromise
 
 _DERIVED_SLACK = 1e-3
 _ENTROPY_SLACK = 5e-3  # relative: bf16 has eight bits
@@ -63,7 +63,7 @@ _STEP_KEYS = frozenset({"kind", "step", "losses", "router", *_MATRICES, *_STEP_N
 Summaries = dict[str, list[float | None]]
 
 
-def check_step(problems: Problems, record: dict[str, Any], layout: Layout) -> bool:
+def check_step(problems: Problems, record: dict[str, Any], promise: RunPromise) -> bool:
     """Check everything of a step but its place in the run; true if it measures any load."""
     unknown_keys(problems, "", record, _STEP_KEYS)
     _check_key_order(problems, record)
@@ -75,16 +75,16 @@ def check_step(problems: Problems, record: dict[str, Any], layout: Layout) -> bo
         number(problems, "a value of losses", value, _STEP_NUMBERS["loss"])
     router = mapping(problems, "router", record.get("router"))
     unknown_keys(problems, "router.", router, _ROUTER_KEYS)
-    summaries = _summaries(problems, router, layout)
-    _check_entropies(problems, summaries, layout)
-    _check_ranges(problems, summaries, layout)
-    check_bias(problems, record.get("expert_bias"), layout)
+    summaries = _summaries(problems, router, promise)
+    _check_entropies(problems, summaries, promise)
+    _check_ranges(problems, summaries, promise)
+    check_bias(problems, record.get("expert_bias"), promise)
     counts = check_counts(
-        problems, record.get("tokens_per_expert"), layout, numbers["tokens"], summaries
+        problems, record.get("tokens_per_expert"), promise, numbers["tokens"], summaries
     )
     for index, known in enumerate(counts):
         if known is not None:
-            _compare(problems, summaries, index, known, layout.counts)
+            _compare(problems, summaries, index, known, promise.counts)
     return record.get("tokens_per_expert") is not None or "effective_experts" in summaries
 
 
@@ -105,18 +105,18 @@ def _check_key_order(problems: Problems, record: dict[str, Any]) -> None:
         )
 
 
-def _summaries(problems: Problems, router: dict[str, Any], layout: Layout) -> Summaries:
+def _summaries(problems: Problems, router: dict[str, Any], promise: RunPromise) -> Summaries:
     """The usable summaries by name."""
     summaries: Summaries = {}
     for name, rule in _ROUTER_NUMBERS.items():
         key = f"router.{name}"
-        values = per_router(problems, key, router.get(name), layout.routers)
+        values = per_router(problems, key, router.get(name), promise.routers)
         if values is not None:
             summaries[name] = [
                 None if value is None else number(problems, f"{key}[{i}]", value, rule, key)
                 for i, value in enumerate(values)
             ]
-    if layout.has_capacity is False and any(v is not None for v in summaries.get("drop_rate", ())):
+    if promise.has_capacity is False and any(v is not None for v in summaries.get("drop_rate", ())):
         problems.hint(
             "drop_rate",
             "router.drop_rate without model.capacity_factor: leave it out where nothing can be "
@@ -125,11 +125,11 @@ def _summaries(problems: Problems, router: dict[str, Any], layout: Layout) -> Su
     return summaries
 
 
-def _check_entropies(problems: Problems, summaries: Summaries, layout: Layout) -> None:
+def _check_entropies(problems: Problems, summaries: Summaries, promise: RunPromise) -> None:
     entropies, means = summaries.get("entropy", []), summaries.get("mean_entropy", [])
     for name, values in (("entropy", entropies), ("mean_entropy", means)):
         for index, value in enumerate(values):
-            experts = layout.experts(index)
+            experts = promise.experts(index)
             if value is None or experts is None:
                 continue
             limit = math.log(experts)
@@ -151,11 +151,11 @@ def _check_entropies(problems: Problems, summaries: Summaries, layout: Layout) -
             )
 
 
-def _check_ranges(problems: Problems, summaries: Summaries, layout: Layout) -> None:
+def _check_ranges(problems: Problems, summaries: Summaries, promise: RunPromise) -> None:
     """What counts experts, or is a multiple of the fair share, is at most E."""
     for name in _OF_EXPERTS:
         for index, value in enumerate(summaries.get(name, ())):
-            experts = layout.experts(index)
+            experts = promise.experts(index)
             if value is None or experts is None or value <= experts * (1 + _DERIVED_SLACK):
                 continue
             problems.error(

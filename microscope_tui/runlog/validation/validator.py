@@ -13,7 +13,7 @@ from microscope_tui.runlog.follow import MAX_LINE_BYTES
 from microscope_tui.runlog.records import FORMAT_VERSION
 from microscope_tui.runlog.validation.fields import POSITIVE, TIME, fits, number
 from microscope_tui.runlog.validation.problems import Problem, Problems, shown
-from microscope_tui.runlog.validation.run import Layout, check_event, check_run
+from microscope_tui.runlog.validation.run import RunPromise, check_event, check_run
 from microscope_tui.runlog.validation.steps import check_step
 from microscope_tui.runlog.validation.syntax import strict_object
 
@@ -41,7 +41,7 @@ class LogValidator:
         self.records: Counter[str] = Counter()
         """Records by kind; those of unknown kinds together as ``other``."""
         self.problems = Problems()
-        self._layout = Layout()
+        self._promise = RunPromise()
         self._seen_run = self._said_no_run = False
         self._last_step: int | None = None
         self._resumed: tuple[int, int] | None = None  # first step to come, line that says so
@@ -110,25 +110,25 @@ class LogValidator:
             self._ended_at = self.problems.line
 
     def _run(self, record: dict[str, Any]) -> None:
-        layout = check_run(self.problems, record)
+        promise = check_run(self.problems, record)
         first = record.get("resumed_at_step")
         if self._seen_run:
-            self._check_restart(record, layout)
+            self._check_restart(record, promise)
         if first is not None:
             self._last_step = None
             self._resumed = (first, self.problems.line) if fits(first, POSITIVE) else None
-        self._layout, self._seen_run = layout, True
+        self._promise, self._seen_run = promise, True
         self._last_time = self._ended_at = None
 
-    def _check_restart(self, record: dict[str, Any], layout: Layout) -> None:
+    def _check_restart(self, record: dict[str, Any], promise: RunPromise) -> None:
         if record.get("resumed_at_step") is None:
             self.problems.hint(
                 "no resumed_at_step",
                 "another run record without resumed_at_step: write the first step that will be "
                 "written again (checkpoint step + 1; 1 after a fresh start)",
             )
-        before = self._layout
-        shape = (layout.routers, layout.num_experts, layout.top_k)
+        before = self._promise
+        shape = (promise.routers, promise.num_experts, promise.top_k)
         if before.routers is not None and shape != (
             before.routers,
             before.num_experts,
@@ -156,10 +156,10 @@ class LogValidator:
                 f"a step after the end event of line {self._ended_at:,}: write a run record with "
                 "resumed_at_step before going on",
             )
-        self._measured |= check_step(self.problems, record, self._layout)
+        self._measured |= check_step(self.problems, record, self._promise)
 
     def _check_order(self, step: int) -> None:
-        problems, last, planned = self.problems, self._last_step, self._layout.planned_steps
+        problems, last, planned = self.problems, self._last_step, self._promise.planned_steps
         if self._resumed is not None and step < self._resumed[0]:
             problems.error(
                 "before resumed",
