@@ -191,6 +191,7 @@ def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
         with console:
             for line in introduction(run):
                 console.say(line)
+            run.world.barrier()  # the first rank has read a log with a past
             if run.goes_on_from is not None and not run.is_newest:
                 # A fork, or a step further back: from now on it is what this run goes on from.
                 save(LATEST, run, checkpoints, log, or_fail=True)
@@ -270,6 +271,7 @@ def save(
             raise
         problem = error
         say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
+    run.world.barrier()  # the first rank writes alone, however long its disk takes
     if run.world.any(problem is not None):
         return
     if name == LATEST:

@@ -57,6 +57,8 @@ class LanguageModel(nn.Module):
         self.recompute = False
         """While training, keep what enters a layer and compute the rest again in the backward pass
         (activation checkpointing)."""
+        self.sharded = False
+        """Every process holds a part of the weights: only a forward pass brings them together."""
         self.init_weights()
 
     def forward(

@@ -21,7 +21,9 @@ from torch import Tensor
 from moe_model.command import FAILED, USAGE, UsageError, say
 
 TIMEOUT_S = 600.0
-"""How long a rank waits for the others before it gives them up, in seconds."""
+"""How long a rank waits in a step for the others before it gives them up, in seconds."""
+_WITHOUT_LIMIT = timedelta(days=365)
+"""gloo wants a number; a rank that dies breaks its connections, which ends the others at once."""
 _CPU = torch.device("cpu")
 
 
@@ -41,6 +43,8 @@ class World:
     """Which process of this machine this is: which GPU it takes."""
     device: torch.device = _CPU
     """Where this process computes; on a machine with several GPUs, its own."""
+    patient: dist.ProcessGroup | None = None
+    """All ranks over gloo, for waiting without a limit; none where this process is alone."""
 
     @property
     def is_main(self) -> bool:
@@ -66,9 +70,12 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """Return once every rank has come this far."""
+        """Return once every rank has come this far, however long its own work takes.
+
+        A rank that dies ends the others at once. One that hangs cannot be told from one that works.
+        """
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -102,6 +109,9 @@ class World:
     def share_fault(self, fault: Exception | None) -> None:
         """End all ranks where one found a fault; return where nobody did. All ranks ask.
 
+        Ranks wait here without a limit: what one of them does alone (a download, byte pairs, a
+        checkpoint that is read) may take hours.
+
         One voice: rank 0 raises the fault, wherever it was found (of several that of the lowest
         rank), the others end without a word. A rank that found another one, or one that rank 0
         has only the words of, raises its own too.
@@ -118,6 +128,7 @@ class World:
             if fault is not None:
                 raise fault
             return
+        self.barrier()
         votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         if fault is not None:
             votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
@@ -186,7 +197,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
     Args:
         device: ``cpu``, or ``cuda``, of which every process of a machine takes another one.
-        timeout_s: A rank that waits longer than this for another one ends.
+        timeout_s: A rank that waits longer than this for another one ends; at
+            :meth:`World.barrier` it waits without a limit.
 
     Raises:
         UsageError: If the environment describes no world, or a machine has too few GPUs.
@@ -203,6 +215,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     try:
         with _ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+            patient = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
@@ -216,7 +229,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, local_rank, device)
+        yield World(rank, size, local_rank, device, patient)
         ended_well = True
     finally:
         if ended_well or not cuda:
