@@ -114,7 +114,8 @@ class LanguageModel(nn.Module):
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.
 
-        The choice of experts is kept, not made again: on a GPU a near-tie could fall otherwise.
+        The choice of experts is kept, not made again, and so is the order in which pairs are
+        dropped: on a GPU a near-tie could fall otherwise.
         """
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return layer(*inputs)
@@ -166,4 +167,7 @@ def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
     return lambda entries_BSW: cache.append(layer, entries_BSW)
 
 
-_KEEP_CHOICES = partial(create_selective_checkpoint_contexts, [torch.ops.aten.topk.default])
+_KEEP_CHOICES = partial(
+    create_selective_checkpoint_contexts,
+    [torch.ops.aten.topk.default, torch.ops.aten.sort.stable],
+)
