@@ -155,10 +155,12 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
         batch = on_host.to(run.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
+        depths = 0 if next_ids is None else len(model.mtp)
+        targets = [batch.targets(ahead, run.options.seq_len) for ahead in range(1, depths + 2)]
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
-                output = run.forward(inputs_BS, next_ids=next_ids)
-            shares = loss_shares(output, batch, list(weights), drawn, num_passes)
+                output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
+            shares = loss_shares(output, list(weights), drawn, num_passes)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()

@@ -125,7 +125,7 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     return len(x_PD) < _ENOUGH_ROWS * len(weights_EXX[0])
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _one_after_the_other(
     x_PD: Tensor, weight_P1: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
