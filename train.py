@@ -75,7 +75,7 @@ app = new_app(__doc__, config=read_option_sources)
 def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008  # frozen
     """Train a small DeepSeek-V3 whose routers the microscope can watch."""
     try:
-        device = choose_device(options.device)
+        device = choose_device(options.device, deterministic=options.deterministic)
         stop = StopRequest(to_the_end=__name__ == "__main__")
         with stop, join_world(device) as world, lost_ranks():
             agree(world, option_facts(options))
@@ -155,8 +155,7 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
         batch = on_host.to(run.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
-        depths = 0 if next_ids is None else len(model.mtp)
-        targets = [batch.targets(ahead, run.options.seq_len) for ahead in range(1, depths + 2)]
+        targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
