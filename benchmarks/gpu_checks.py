@@ -176,10 +176,10 @@ def losses_of(place: Place, run: str) -> list[float]:
 
 
 def resumed_bit_for_bit(place: Place) -> Result:
-    """Twelve steps at once, and six and six."""
-    straight = train(place, "straight", "--steps=12", "--save-every=6", "--deterministic")
+    """Six steps at once, and three and three."""
+    straight = train(place, "straight", "--steps=6", "--save-every=3", "--deterministic")
     previous = straight.parent / "previous"
-    again = train(place, "again", "--steps=12", f"--resume={previous}", "--deterministic")
+    again = train(place, "again", "--steps=6", f"--resume={previous}", "--deterministic")
     one, other = (load_file(path / "model.safetensors") for path in (straight, again))
     different = [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
     return not different, {"tensors": len(one), "different": len(different)}
@@ -187,8 +187,8 @@ def resumed_bit_for_bit(place: Place) -> Result:
 
 def sharded_on_one(place: Place) -> Result:
     """FSDP2 with one rank against no FSDP."""
-    train(place, "alone", "--steps=6")
-    train(place, "sharded", "--steps=6", "--parallel=fsdp", rank=True)
+    train(place, "alone", "--steps=3")
+    train(place, "sharded", "--steps=3", "--parallel=fsdp", rank=True)
     one, other = losses_of(place, "alone"), losses_of(place, "sharded")
     apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
     return apart < 1e-3, {"losses_apart": apart, "last_loss": other[-1]}
