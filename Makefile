@@ -10,7 +10,7 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux about 5.6 GB with the CUDA build of torch, which is the default; about 1.2 GB with a" \
 	"CPU-only one: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test check format bench screenshots clean
+.PHONY: help demo test check format bench gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
@@ -18,6 +18,7 @@ help:
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
 	@echo "make bench        what needs no training and no large disk; the rest is in docs/experiments.md"
+	@echo "make gpu-report   every check that needs a GPU; writes gpu-report.json (64: there is none)"
 	@echo "make screenshots  draw docs/screenshots from a real run"
 
 .venv/bin/python:
@@ -57,6 +58,10 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.many_runs
 	$(BIN)/python -m benchmarks.following
 	$(BIN)/python -m benchmarks.screens --quick
+
+# make itself ends with 2 where the module ends with 1 (a check failed) or 64 (no GPU).
+gpu-report: .venv/.train
+	$(BIN)/python -m benchmarks.gpu_report
 
 screenshots: .venv/.dev
 	$(BIN)/python docs/draw_screenshots.py

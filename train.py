@@ -40,15 +40,16 @@ from moe_model.command import (
     run_command,
     say,
 )
+from moe_model.description import CheckpointError
 from moe_model.device import choose_device
-from moe_model.store import CheckpointError
 from moe_model.training.agreement import agree, option_facts
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
 from moe_model.training.console import Console
 from moe_model.training.describe import describe, introduction, layer_names, places
-from moe_model.training.distributed import RankLostError, is_first, join_world, lost_ranks, own_rank
+from moe_model.training.distributed import RankLostError, join_world, lost_ranks
 from moe_model.training.evaluation import evaluate
 from moe_model.training.gradients import gradient_squares
+from moe_model.training.launch import is_first, own_rank
 from moe_model.training.lock import only_training
 from moe_model.training.losses import loss_shares, weights_at
 from moe_model.training.machine import memory_bytes, mixed_precision, seed_step
@@ -76,17 +77,17 @@ app = new_app(__doc__, config=read_option_sources)
 def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008  # frozen
     """Train a small DeepSeek-V3 whose routers the microscope can watch."""
     try:
-        device = choose_device(options.device)
+        device = choose_device(options.device, deterministic=options.deterministic)
         stop = StopRequest(to_the_end=__name__ == "__main__")
         with stop, join_world(device) as world, lost_ranks():
             agree(world, option_facts(options))
             with world.together():
                 options = settle(options, world)
-            return train_run(prepare(options, world), stop)
+            return run_training(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
             raise
-        say(f"train.py: {own_rank()}: {error}")  # the first rank may not know
+        say(f"train.py: {own_rank()}: {error}")  # rank 0 may not have seen this error
         return USAGE
     except (
         OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
@@ -156,10 +157,11 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
         batch = on_host.to(run.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
+        targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
-                output = run.forward(inputs_BS, next_ids=next_ids)
-            shares = loss_shares(output, batch, list(weights), drawn, num_passes)
+                output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
+            shares = loss_shares(output, list(weights), drawn, num_passes)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
@@ -169,8 +171,8 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
     return sums
 
 
-def train_run(run: Run, stop: StopRequest) -> int:
-    """From the first step to the exit code."""
+def run_training(run: Run, stop: StopRequest) -> int:
+    """Lock the run, open its log and train; returns the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
         run.world.say(f"{options.run} has all its {options.steps} steps: raise --steps.")
@@ -178,31 +180,26 @@ def train_run(run: Run, stop: StopRequest) -> int:
     folder = options.checkpoint_dir / options.run
     with only_training(folder, run.world):
         checkpoints = Checkpoints(folder, run.goes_on_from)
-        return train_alone(run, stop, checkpoints)
-
-
-def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
-    """The loop, and what is before and after it."""
-    options, progress = run.options, run.progress
-    log = open_log(run)
-    names = layer_names(run.model)
-    console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
-    reason = "failed"
-    try:
-        with console:
-            for line in introduction(run):
-                console.say(line)
-            if run.goes_on_from is not None and not run.is_newest:
-                # A fork, or a step further back: from now on it is what this run goes on from.
-                save(LATEST, run, checkpoints, log, or_fail=True)
-            ended = loop(run, stop, log, console, checkpoints)
-            if progress.saved_step != progress.step:
-                save(LATEST, run, checkpoints, log, or_fail=True)
-            reason = ended
-    finally:
-        log.end(progress.step, reason)
-    conclude(run, console, reason, log)
-    run.world.barrier()  # torchrun ends the others as soon as one is gone
+        log = open_log(run)
+        names = layer_names(run.model)
+        console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
+        reason = "failed"
+        try:
+            with console:
+                for line in introduction(run):
+                    console.say(line)
+                run.world.barrier()  # rank 0 has read a log with a past
+                if run.goes_on_from is not None and not run.is_newest:
+                    # A fork, or an earlier step: from now on the run resumes from here.
+                    save(LATEST, run, checkpoints, log, or_fail=True)
+                ended = loop(run, stop, log, console, checkpoints)
+                if progress.saved_step != progress.step:
+                    save(LATEST, run, checkpoints, log, or_fail=True)
+                reason = ended
+        finally:
+            log.end(progress.step, reason)
+        conclude(run, console, reason, log)
+        run.world.barrier()  # torchrun ends the others as soon as one has ended
     return ENDINGS[reason][0]
 
 
@@ -271,6 +268,7 @@ def save(
             raise
         problem = error
         say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
+    run.world.barrier()  # the first rank writes alone, however long its disk takes
     if run.world.any(problem is not None):
         return
     if name == LATEST:

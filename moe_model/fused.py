@@ -300,8 +300,6 @@ def experts_in_turn(
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
         down_EDF: Down of each expert.
     """
-    if torch.compiler.is_compiling():
-        return plain_experts_in_turn(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)
     y_PD: Tensor = _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
     return y_PD
 
@@ -368,7 +366,7 @@ class _ExpertsInTurn(torch.autograd.Function):
 
 
 def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """A SwiGLU for every token, some hundred tokens at a time, which stay in the cache.
+    """A SwiGLU for every token; on a CPU some hundred tokens at a time, which stay in the cache.
 
     Args:
         x_TD: Tokens.
@@ -420,8 +418,10 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of all tensors, :data:`ROWS_AT_A_TIME` at a time."""
-    return zip(*(torch.split(tensor, ROWS_AT_A_TIME) for tensor in tensors_TX), strict=True)
+    """The same rows of all tensors, :data:`ROWS_AT_A_TIME` at a time; on a GPU all at once."""
+    on_cpu = tensors_TX[0].device.type == "cpu"
+    rows = ROWS_AT_A_TIME if on_cpu else max(1, len(tensors_TX[0]))
+    return zip(*(torch.split(tensor, rows) for tensor in tensors_TX), strict=True)
 
 
 def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:

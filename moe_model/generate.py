@@ -28,10 +28,11 @@ from torch import Tensor
 
 from moe_model.batch_sampling import BatchSampler
 from moe_model.chat import encode_chats
+from moe_model.description import CheckpointError
 from moe_model.device import DeviceName, choose_device
 from moe_model.plain_text import plain_text
 from moe_model.sampling import Sampler, SamplingRules
-from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.store import read_checkpoint
 from moe_model.tokenizer import Tokenizer
 
 app = App(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from moe_model.attention import Remember, visible_tokens
 from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
+from moe_model.cross_entropy import summed_cross_entropy
 from moe_model.layer import DecoderLayer
 from moe_model.mtp import PredictionDepth, valid_ahead
 from moe_model.norm import RMSNorm
@@ -25,13 +27,16 @@ class ModelOutput(NamedTuple):
     """What a forward pass returns."""
 
     logits_BSV: Tensor
-    """Scores of the next token at every position."""
+    """Scores of the next token at every position; of none, ``(B, 0, V)``, where losses are asked
+    for in their place."""
     routings: tuple[Routing, ...]
     """What each router decided, in forward order, over the B·S tokens."""
     hidden_BSD: Tensor
     """What the head saw: the last hidden state after its norm."""
     ahead_logits: tuple[Tensor, ...]
     """Of each depth of multi-token prediction: scores of the token k + 1 places on, (B, S, V)."""
+    losses: tuple[Tensor, ...] = ()
+    """With targets: summed cross-entropy of the next token, then of each depth."""
 
 
 class LanguageModel(nn.Module):
@@ -58,6 +63,8 @@ class LanguageModel(nn.Module):
         self.recompute = False
         """While training, keep what enters a layer and compute the rest again in the backward pass
         (activation checkpointing)."""
+        self.sharded = False
+        """Every process holds a part of the weights: only a forward pass brings them together."""
         self.init_weights()
 
     def forward(
@@ -66,6 +73,7 @@ class LanguageModel(nn.Module):
         valid_BS: Tensor | None = None,
         *,
         next_ids: Tensor | None = None,
+        targets: Sequence[Tensor] = (),
         cache: LatentCache | None = None,
     ) -> ModelOutput:
         """Logits for every position.
@@ -77,6 +85,9 @@ class LanguageModel(nn.Module):
                 model computes for padding itself means nothing. None if there is none.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if it is given.
+            targets: What to predict at each position, ``(B, S)``, -100 for nothing: the next token,
+                then for each depth that runs. The losses come in place of the logits, which need
+                then never be there all at once.
             cache: What came before, padding included; these tokens are put behind it.
         """
         length = ids_BS.shape[1]
@@ -93,7 +104,7 @@ class LanguageModel(nn.Module):
         if cache is not None:
             cache.used += length
 
-        ahead_BSD, ahead_logits = hidden_BSD, []
+        ahead_BSD, seen = hidden_BSD, [hidden_BSD]
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
@@ -104,12 +115,26 @@ class LanguageModel(nn.Module):
                 predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )
             routings.append(Routing(*routing))
-            ahead_logits.append(self.head(ahead_BSD))
+            seen.append(ahead_BSD)
 
         # Evaluation and sampling must not move the bias, whichever way they are switched on.
         if self.training and torch.is_grad_enabled():
             self.readings.add(routings, valids)
-        return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
+        return self._output(seen, targets, tuple(routings))
+
+    def _output(
+        self, seen: Sequence[Tensor], targets: Sequence[Tensor], routings: tuple[Routing, ...]
+    ) -> ModelOutput:
+        """Losses where there are targets, else logits, of every hidden state in ``seen``."""
+        if not targets:
+            logits, *ahead_logits = [self.head(x_BSD) for x_BSD in seen]
+            return ModelOutput(logits, routings, seen[0], tuple(ahead_logits))
+        no_logits = self.head(seen[0][:, :0])
+        losses = [
+            summed_cross_entropy(x_BSD, self.head_weight, targets_BS)
+            for x_BSD, targets_BS in zip(seen, targets, strict=True)
+        ]
+        return ModelOutput(no_logits, routings, seen[0], (), tuple(losses))
 
     def _places(
         self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
@@ -129,7 +154,8 @@ class LanguageModel(nn.Module):
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.
 
-        The choice of experts is kept, not made again: on a GPU a near-tie could fall otherwise.
+        The choice of experts is kept, not made again, and so is the order in which pairs are
+        dropped: on a GPU a near-tie could fall otherwise.
         """
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return layer(*inputs)
@@ -194,4 +220,7 @@ def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
     return lambda entries_BSW: cache.append(layer, entries_BSW)
 
 
-_KEEP_CHOICES = partial(create_selective_checkpoint_contexts, [torch.ops.aten.topk.default])
+_KEEP_CHOICES = partial(
+    create_selective_checkpoint_contexts,
+    [torch.ops.aten.topk.default, torch.ops.aten.sort.stable],
+)

@@ -111,7 +111,8 @@ class Router(nn.Module):
         order_P = order_P[real_P[order_P].logical_not().argsort(stable=True)]
         order_P = order_P[ids_TK.flatten()[order_P].argsort(stable=True)]
         ids_P, real_P = ids_TK.flatten()[order_P], real_P[order_P]
-        pairs_E = torch.bincount(ids_P, minlength=config.n_routed_experts)
+        pairs_E = ids_P.new_zeros(config.n_routed_experts)  # bincount would make the host wait
+        pairs_E.scatter_add_(0, ids_P, torch.ones_like(ids_P))
         rank_P = torch.arange(pairs, device=ids_TK.device) - (pairs_E.cumsum(0) - pairs_E)[ids_P]
         assert config.capacity_factor is not None
         fair = real_P.sum().double() / config.n_routed_experts

@@ -126,7 +126,8 @@ class Sampler:
         """
         if not len(prompt_S):
             raise ValueError("prompt has 0 tokens: give at least one.")
-        if weights is None and model.embed_tokens.weight.device.type == "cpu":
+        on_cpu = model.embed_tokens.weight.device.type == "cpu"
+        if weights is None and on_cpu and not model.sharded:
             weights = torch.float32
         self.given = 0
         """Tokens given so far."""

@@ -5,11 +5,6 @@
 sampler remember, which an imported model does not have. A tokenizer that is more than a list of
 characters has files of its own. Nothing in it is executed when it is read: no pickle, whoever made
 the file.
-
-``checkpoint.json`` vouches for itself as well: its ``sha256`` is that of all its other entries as
-JSON in ASCII with sorted keys and no spaces. So it may be laid out anew, but what it says cannot
-change unnoticed. One without (older, or made by hand) is read as it stands. None of this is a
-signature: every value is checked as if a stranger wrote it.
 """
 
 from __future__ import annotations
@@ -27,27 +22,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from moe_model.config import ModelConfig
+from moe_model.description import (
+    DESCRIPTION,
+    FORMAT,
+    FORMAT_VERSION,
+    UNREADABLE,
+    CheckpointError,
+    digest_of,
+    no_description,
+    read_plain,
+    reason,
+)
 from moe_model.json_types import count, shown
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
 from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
-FORMAT = "moe-microscope checkpoint"
-FORMAT_VERSION = 1
-DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training.safetensors"
-MOST_BYTES = 16 * 2**20
-"""Of ``checkpoint.json``: its largest part by far is a vocabulary of characters."""
-
-_UNREADABLE = (
-    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
-)  # fmt: skip
-"""What reading may make of a file that anybody may have written."""
-
-
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or a damaged one; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,64 +140,9 @@ def file_facts(path: Path) -> dict[str, Any]:
         }
 
 
-def read_plain_description(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` in ``folder`` says, without a look at the files it lists.
-
-    Raises:
-        CheckpointError: If there is none, it was changed, or it is of something else.
-    """
-    path = folder / DESCRIPTION
-    try:
-        return _read_plain(path)
-    except _UNREADABLE as error:
-        raise _no_description(path, error) from error
-
-
-def _no_description(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a description of a checkpoint ({_reason(error)}): use another checkpoint."
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{shown(error.args[0])} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _read_plain(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-        raise ValueError(f"it is no file of up to {MOST_BYTES} bytes")
-    text = path.read_bytes().decode("utf-8")
-    plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError(f"it does not say format={FORMAT!r}")
-    version = plain["format_version"]
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"format_version={shown(version)}, known is {FORMAT_VERSION}")
-    digest = _digest(plain)
-    if plain.get("sha256", digest) != digest:
-        raise ValueError("it is damaged: what it says is not what was written")
-    count("step", plain["step"])
-    return plain
-
-
-def _finite(number: str) -> float:
-    """``ValueError`` for what Python reads and JSON does not know: NaN, Infinity, 1e999."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number[:20]} is not a finite number")
-    return value
-
-
-def _digest(description: dict[str, Any]) -> str:
-    rest = {name: value for name, value in description.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        plain = _read_plain(path)
+        plain = read_plain(path)
         files = plain["files"]
         if not isinstance(files, dict) or WEIGHTS not in files:
             raise ValueError(f"it does not list {WEIGHTS}")
@@ -224,8 +161,8 @@ def _read_description(path: Path) -> dict[str, Any]:
             "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in files.items()},
             "plain": plain,
         }
-    except _UNREADABLE as error:
-        raise _no_description(path, error) from error
+    except UNREADABLE as error:
+        raise no_description(path, error) from error
 
 
 def _read_tokenizer(
@@ -242,9 +179,9 @@ def _read_tokenizer(
         if len(tokenizer) > vocab_size:
             raise ValueError(f"one of {len(tokenizer)} tokens for vocab_size={vocab_size}")
         return tokenizer
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no tokenizer of its model ({_reason(error)}): use "
+            f"{folder / DESCRIPTION} describes no tokenizer of its model ({reason(error)}): use "
             "another checkpoint."
         ) from error
 
@@ -267,7 +204,7 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
         "files": {path.name: file_facts(path) for path in sorted(folder.iterdir())},
     }
     # Of what a reader will see: tuples are lists by then, and names texts.
-    description["sha256"] = _digest(json.loads(json.dumps(description)))
+    description["sha256"] = digest_of(json.loads(json.dumps(description)))
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
     # A path that is no UTF-8 has lone surrogates, and this is how JSON writes those.
     (folder / DESCRIPTION).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))

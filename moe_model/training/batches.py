@@ -42,6 +42,11 @@ class Batch(NamedTuple):
         beyond_BS = torch.stack([self.starts_BN[:, place] for place in places]).any(0)
         return self.tokens_BN[:, places[-1]].masked_fill(beyond_BS, IGNORED)
 
+    def all_targets(self, length: int, *, ahead: bool) -> list[Tensor]:
+        """:meth:`targets` of the next token, and ``ahead`` of every depth there are tokens for."""
+        most = self.tokens_BN.shape[1] - length if ahead else 1
+        return [self.targets(places, length) for places in range(1, most + 1)]
+
 
 class StepBatches(NamedTuple):
     """What one rank computes in an optimizer step, and what all ranks together predict."""

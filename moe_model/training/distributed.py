@@ -19,9 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_model.command import FAILED, USAGE, UsageError, say
+from moe_model.training.launch import launched, number_of, own_gpu
 
 TIMEOUT_S = 600.0
-"""How long a rank waits for the others before it gives them up, in seconds."""
+"""How long a rank waits in a step for the others before it gives them up, in seconds."""
+_WITHOUT_LIMIT = timedelta(days=365)
+"""gloo wants a number; a rank that dies breaks its connections, which ends the others at once."""
 _CPU = torch.device("cpu")
 
 
@@ -41,6 +44,8 @@ class World:
     """Which process of this machine this is: which GPU it takes."""
     device: torch.device = _CPU
     """Where this process computes; on a machine with several GPUs, its own."""
+    patient: dist.ProcessGroup | None = None
+    """All ranks over gloo, for waiting without a limit; none where this process is alone."""
 
     @property
     def is_main(self) -> bool:
@@ -66,9 +71,12 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """Return once every rank has come this far."""
+        """Return once every rank has come this far, however long its own work takes.
+
+        A rank that dies ends the others at once. One that hangs cannot be told from one that works.
+        """
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -102,6 +110,9 @@ class World:
     def share_fault(self, fault: Exception | None) -> None:
         """End all ranks where one found a fault; return where nobody did. All ranks ask.
 
+        Ranks wait here without a limit: what one of them does alone (a download, byte pairs, a
+        checkpoint that is read) may take hours.
+
         One voice: rank 0 raises the fault, wherever it was found (of several that of the lowest
         rank), the others end without a word. A rank that found another one, or one that rank 0
         has only the words of, raises its own too.
@@ -118,6 +129,7 @@ class World:
             if fault is not None:
                 raise fault
             return
+        self.barrier()
         votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         if fault is not None:
             votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
@@ -160,22 +172,6 @@ ALONE = World()
 """A process that nobody launched as one of several, on the CPU."""
 
 
-def launched() -> bool:
-    """Whether something started this process as one of several: torchrun, or a recipe that sets
-    the same environment variables."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all, also where they could not meet."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def own_rank() -> str:
-    """Which process this is, for a line of its own, also where the ranks could not meet."""
-    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
-
-
 @contextmanager
 def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Meet the other ranks, and part from them at the end: gloo on a CPU, NCCL on GPUs.
@@ -186,7 +182,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
     Args:
         device: ``cpu``, or ``cuda``, of which every process of a machine takes another one.
-        timeout_s: A rank that waits longer than this for another one ends.
+        timeout_s: A rank that waits longer than this for another one ends; at
+            :meth:`World.barrier` it waits without a limit.
 
     Raises:
         UsageError: If the environment describes no world, or a machine has too few GPUs.
@@ -195,14 +192,15 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     if not launched():
         yield World(device=device)
         return
-    rank, size, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = device.type == "cuda"
     if cuda:
-        device = _own_gpu(local_rank)
+        device = own_gpu(local_rank)
     backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
         with _ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+            patient = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
@@ -216,7 +214,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, local_rank, device)
+        yield World(rank, size, local_rank, device, patient)
         ended_well = True
     finally:
         if ended_well or not cuda:
@@ -273,22 +271,3 @@ def _first_line(error: RuntimeError) -> str:
     if line.startswith("["):
         line = line.partition("] ")[2] or line
     return line.partition(". This is typically")[0]
-
-
-def _own_gpu(local_rank: int) -> torch.device:
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
-        raise UsageError(
-            f"LOCAL_RANK={local_rank} and this process sees {gpus} GPUs: start at most as many "
-            "processes on a machine (--nproc-per-node), set LOCAL_RANK=0 where each sees its own "
-            "alone, or train with --device cpu."
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "0")
-    if not text.isdecimal():
-        raise UsageError(f"{name}={text!r} is no number: start with torchrun, or correct it.")
-    return int(text)

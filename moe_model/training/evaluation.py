@@ -10,7 +10,6 @@ from torch import nn
 from moe_model.model import ModelOutput
 from moe_model.training.batches import Batch
 from moe_model.training.distributed import ALONE, World
-from moe_model.training.losses import cross_entropy_share
 from moe_model.training.machine import mixed_precision
 
 
@@ -44,10 +43,11 @@ def evaluate(
         batch = batches[min(place, len(batches) - 1)].to(device)
         length = batch.tokens_BN.shape[1] - 1
         with mixed_precision(device, dtype):
-            output = forward(batch.tokens_BN[:, :length])
+            targets_BS = batch.targets(1, length)
+            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
         if place < len(batches):
-            sums[0] += cross_entropy_share(output.logits_BSV, batch, 1, 1)
-            sums[1] += (batch.targets(1, length) >= 0).sum()
+            sums[0] += output.losses[0]
+            sums[1] += (targets_BS >= 0).sum()
     model.train(was_training)
     world.sum(sums)
     return (sums[0] / sums[1]).item()

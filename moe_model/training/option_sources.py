@@ -15,7 +15,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
 from moe_model.command import UsageError
-from moe_model.store import CheckpointError, read_plain_description
+from moe_model.description import CheckpointError, read_plain_description
 from moe_model.training.resume import candidates
 
 _BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")

@@ -116,6 +116,9 @@ class Options:
     """Compile every layer with torch.compile; that takes minutes at the start."""
     activation_checkpointing: Annotated[bool, _SPEED] = False
     """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
+    deterministic: Annotated[bool, _SPEED] = False
+    """On a GPU, use only operations that give the same bits each time: slower, and resuming is bit
+    for bit there too."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
     """How the processes of a torchrun share the work: ddp (the default there) keeps the whole
     model in each, fsdp a part of it."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -66,9 +68,15 @@ def parallelize(
         on_device = tensor.to(world.device)
         dist.broadcast(on_device, src=0)
         tensor.copy_(on_device)
+    # Without a mesh torch takes the accelerator's, also where this process computes on the CPU.
+    mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in (*model.layers, *model.mtp):
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    for layer, following in pairwise(model.layers):
+        if isinstance(layer, FSDPModule) and isinstance(following, FSDPModule):
+            layer.set_modules_to_forward_prefetch([following])
+    fully_shard(model, mesh=mesh)
+    model.sharded = True
     model.register_forward_hook(_share_again)
     return model
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moe_model.model import LanguageModel
+import torch.distributed as dist
+
+from moe_model.model import ModelOutput
 from moe_model.sampling import generate
-from moe_model.training.parallel import whole_weights
 
 if TYPE_CHECKING:
     from moe_model.training.setup import Run
@@ -17,25 +18,32 @@ SAMPLE_TOKENS = 200
 def sample(run: Run) -> str:
     """How the model continues the prompt; all ranks ask, the first one gets the text.
 
+    A sharded model stays sharded: all ranks read every token together, and a layer is whole only
+    while it computes.
+
     Raises:
         ValueError: If it cannot be continued.
     """
-    model = run.model
-    if run.options.parallel == "fsdp":
-        weights = whole_weights(model, run.world)
-        if not run.world.is_main:
-            return ""
-        model = LanguageModel(model.config)
-        model.load_state_dict(weights)
-    elif not run.world.is_main:
+    sharded = run.options.parallel == "fsdp" and run.world.size > 1
+    if not (sharded or run.world.is_main):
         return ""
     tokenizer = run.corpus.tokenizer
     prompt_S = tokenizer.encode(run.prompt)
-    ids = generate(
-        model,
-        prompt_S,
-        max_new_tokens=SAMPLE_TOKENS,
-        seed=run.options.seed,
-        stop_at=run.stop_ids,
-    )
+    in_step = run.model.register_forward_hook(_logits_of_first) if sharded else None
+    try:
+        ids = generate(
+            run.model,
+            prompt_S,
+            max_new_tokens=SAMPLE_TOKENS,
+            seed=run.options.seed,
+            stop_at=run.stop_ids,
+        )
+    finally:
+        if in_step is not None:
+            in_step.remove()
     return tokenizer.decode(ids)
+
+
+def _logits_of_first(model: Any, inputs: Any, output: ModelOutput) -> None:
+    """All ranks pick their token from the same bits: with another one they would not stop alike."""
+    dist.broadcast(output.logits_BSV, src=0)

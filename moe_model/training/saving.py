@@ -29,7 +29,8 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     sharded = run.options.parallel == "fsdp"
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
-            save_shards(Path(folder), state)
+            save_shards(Path(folder), state, run.world.patient)
+            run.world.barrier()
             whole_weights(run.model, run.world)
         return checkpoints.folder / name
 
@@ -40,7 +41,8 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
         if sharded:
             told = True
             run.world.broadcast_text(str(folder))
-            save_shards(folder, state)
+            save_shards(folder, state, run.world.patient)
+            run.world.barrier()  # this rank forces the files to disk, the others are ahead
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
         write_tensors(folder / WEIGHTS, _on_cpu(whole_weights(run.model, run.world)))

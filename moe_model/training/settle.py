@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from moe_model.command import UsageError
 from moe_model.config import PRESETS
-from moe_model.training.distributed import ALONE, World, launched
+from moe_model.training.distributed import ALONE, World
+from moe_model.training.launch import launched
 from moe_model.training.options import (
     AUX_WEIGHT,
     MTP_WEIGHT,

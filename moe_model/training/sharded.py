@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import force_to_disk
-from moe_model.store import CheckpointError
 
 _SHARDS = "shard-*.safetensors"
 
@@ -36,11 +36,18 @@ def is_sharded(folder: Path) -> bool:
     return any(folder.glob(_SHARDS))
 
 
-def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_shards(
+    folder: Path, tensors: Mapping[str, Tensor], ranks: dist.ProcessGroup | None = None
+) -> None:
     """Write ``tensors`` to ``folder``, an empty one, from all ranks; they are on disk at the end.
 
     All ranks must call this with the same names. Of a DTensor each writes its rows, a plain tensor
     is the same on all and written once. Without a process group this process writes everything.
+
+    Args:
+        folder: Where to.
+        tensors: By name.
+        ranks: How they wait for each other's files; a slow disk may take longer than a step.
 
     Raises:
         OSError: On every rank, if one of them could not write.
@@ -50,7 +57,7 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     alone = not dist.is_initialized()
     try:
         with _alone_on_purpose():
-            save(dict(tensors), storage_writer=writer, no_dist=alone)
+            save(dict(tensors), storage_writer=writer, process_group=ranks, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{folder} cannot be written: {_causes(error)}") from error
     if alone or dist.get_rank() == 0:  # which may rename it next: the others leave it alone

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from moe_model import generate
 from moe_model.command import run_command
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import write_tensors
 from moe_model.generate import Sampler
 from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.pretrained_tokenizer import character_files
-from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
+from moe_model.store import WEIGHTS, read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 from tests.model.llamas import random_llama, story, upcycle
 from tests.model.llamas import save as save_llama

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from moe_model import fresh_folder as fresh_folder_module
 from moe_model.config import ModelConfig
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import write_tensors
 from moe_model.model import LanguageModel
-from moe_model.store import CheckpointError, read_checkpoint, write_description
+from moe_model.store import read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training import checkpoint as checkpoint_module
 from moe_model.training.checkpoint import BEST, LATEST, PREVIOUS, Checkpoints

@@ -36,7 +36,7 @@ FLAGS = [
     "--preset", "--data", "--tokenizer", "--config",
     "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
     "--device", "--dtype",
-    "--compile", "--activation-checkpointing", "--parallel",
+    "--compile", "--activation-checkpointing", "--deterministic", "--parallel",
     "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
     "--seq-aux-weight", "--aux-weight",
     "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
