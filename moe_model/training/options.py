@@ -32,6 +32,7 @@ _PRESET: Any = None
 """Stands for the preset's value until it is settled."""
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "muon"]
 OnCollapse = Literal["log", "checkpoint", "stop"]
 
 AUX_WEIGHT = 1e-2
@@ -103,6 +104,9 @@ class Options:
     """Forward passes in one optimizer step."""
     lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Peak learning rate, after warm-up and before the cosine (default: the preset's)."""
+    optimizer: Annotated[OptimizerName, Parameter(group=_TRAINING)] = "adamw"
+    """What moves the weights: adamw, or muon for the matrices of attention and of the dense layers
+    and adamw for the rest."""
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"

@@ -115,6 +115,11 @@ def _check_mtp(options: Options, depths: int) -> None:
 
 
 def _check_parallel(options: Options) -> None:
+    if options.parallel == "fsdp" and options.optimizer == "muon":
+        raise UsageError(
+            "--optimizer muon with --parallel fsdp: Muon needs whole matrices, and there each rank "
+            "has some of their rows: choose --optimizer adamw, or --parallel ddp."
+        )
     if options.parallel is not None and not launched():
         raise UsageError(
             f"--parallel {options.parallel} needs several processes: start it as torchrun "
