@@ -1,7 +1,7 @@
 """The optimizers that large language models are trained with, and their learning rate.
 
-AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2). Only
-matrices decay: a norm's gain has no reason to be small. The routers' bias is a buffer, not a
+AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2).
+Only matrices decay: a norm's gain has no reason to be small. The routers' bias is a buffer, not a
 parameter, and so never gets here.
 """
 
@@ -30,7 +30,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self._parts:
-            part.step()
+            part.step()  # type: ignore[no-untyped-call]  # torch
 
 
 def make_optimizer(

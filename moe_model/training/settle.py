@@ -17,7 +17,6 @@ from moe_model.training.options import (
     AUX_WEIGHT,
     MTP_WEIGHT,
     RUN_DEFAULTS,
-    SEQ_AUX_WEIGHT,
     Options,
     flag_name,
 )
@@ -44,7 +43,6 @@ def settle(options: Options, world: World = ALONE) -> Options:
     defaults["seq_len"] = (
         options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
     )
-    defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
     defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
     depths = options.model.num_nextn_predict_layers
     if depths is None:
@@ -57,7 +55,7 @@ def settle(options: Options, world: World = ALONE) -> Options:
     if options.parallel is None and world.size > 1:
         options = dataclasses.replace(options, parallel="ddp")
     if options.balance != "bias":
-        defaults["bias_update_rate"] = 0.0
+        defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     settled = dataclasses.replace(options, **missing)
     _check_ranges(settled)

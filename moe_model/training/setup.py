@@ -33,8 +33,8 @@ from moe_model.training.resume import (
     find_checkpoint,
     has_training_state,
     is_newest,
-    refuse_other_model,
     refuse_contradictions,
+    refuse_other_model,
     restore,
 )
 from moe_model.training.settle import parse_forced_collapse
