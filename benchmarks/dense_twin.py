@@ -1,8 +1,8 @@
 """Does the mixture pay? It and a dense Llama of equal active size, trained on equal tokens.
 
     python -m benchmarks.dense_twin --data tinyshakespeare --results twin.jsonl
-        [--preset tiny] [--steps 300 1500] [--seeds 3] [--rates 2e-3 3e-3 5e-3]
-        [--only mixture dense] [--change initializer_range=0.02 seq_aux_weight=0 ...]
+        [--preset tiny] [--steps 300 1500] [--seeds 3] [--rates 2e-3 3e-3]
+        [--only mixture dense] [--change initializer_range=0.02 seq_aux_weight=1e-4 ...]
 
 Both see the same batches in the same order, with the AdamW, warm-up, cosine and clipping of
 ``train.py``; the mixture also has its bias update and its sequence loss. The dense twin is
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 1500])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 3e-3, 5e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 3e-3])
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--change", nargs="+", type=name_and_value, default=[])
     parser.add_argument("--results", type=Path, required=True)
