@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHAPE = [
     "--preset=shakespeare", "--model.hidden_size=128", "--model.num_attention_heads=4",
     "--model.intermediate_size=384", "--model.moe_intermediate_size=96", "--model.kv_lora_rank=48",
-    "--model.max_position_embeddings=128", "--batch-size=8", "--lr=1e-3", "--device=cpu",
-    "--dtype=fp32",
+    "--model.max_position_embeddings=128", "--model.initializer_range=0.02", "--batch-size=8",
+    "--lr=1e-3", "--device=cpu", "--dtype=fp32",
 ]  # fmt: skip
 METHODS = {
     "none": ["--balance=none"],

@@ -266,21 +266,25 @@ _COLUMNS = (
     "num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
     "q_lora_rank", "kv_lora_rank",
     "n_shared_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "intermediate_size", "max_position_embeddings",
+    "intermediate_size", "max_position_embeddings", "initializer_range",
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
-    #               D  layers  heads nope rope v    ranks: q kv  experts: S E K F  dense context
+    #              D layers heads nope rope v  ranks: q kv  experts: S E K F dense context std
     name: dict(zip(_COLUMNS, row, strict=True))
     for name, row in {
-        "tiny":        (192, 6, 1,   4, 32, 32, 64,     None, 64,   1, 8, 2, 136,   512,   256),
-        "small":       (512, 8, 1,   8, 32, 32, 64,     256, 128,   1, 16, 4, 352, 1376,   512),
-        "shakespeare": (768, 10, 1, 12, 32, 32, 64,     None, 160,  1, 8, 2, 512,  1536,  1024),
-        "deepseek-v3": (7168, 61, 3, 128, 128, 64, 128, 1536, 512,  1, 256, 8, 2048, 18432, 4096),
+        "tiny":        (192, 6, 1, 4, 16, 48, 48, None, 96, 1, 8, 2, 136, 512, 256, 0.07),
+        "small":       (512, 8, 1, 8, 32, 32, 64, 256, 128, 1, 16, 4, 352, 1376, 512, 0.044),
+        "shakespeare": (768, 10, 1, 12, 32, 32, 64, None, 160, 1, 8, 2, 512, 1536, 1024, 0.036),
+        "deepseek-v3": (7168, 61, 3, 128, 128, 64, 128, 1536, 512, 1, 256, 8, 2048, 18432, 4096,
+                        0.02),
     }.items()
 }  # fmt: skip
-"""Every field of a model except ``vocab_size``, which the tokenizer decides."""
+"""Every field of a model except ``vocab_size``, which the tokenizer decides.
 
+Initial weights deviate by 1/√D where 0.02, made for widths D of thousands, would be too little."""
+
+PRESETS["tiny"] |= {"routed_scaling_factor": 1.5}
 PRESETS["deepseek-v3"] |= {
     "vocab_size": 129280, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5,
     "num_nextn_predict_layers": 1,

@@ -204,10 +204,15 @@ class LanguageModel(nn.Module):
         """Normal with ``initializer_range`` for every matrix, ones for every norm, no biases.
 
         The router too: all-zero logits would tie, and ties send every token to the same experts.
+        What expands a latent of rank R gets it times √(D/R): queries, keys and values then begin as
+        large as if they were projected from the stream itself.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=self.config.initializer_range, generator=generator)
+                std = self.config.initializer_range
+                if name.endswith(("q_b_proj.weight", "kv_b_proj.weight")):
+                    std *= (self.config.hidden_size / parameter.shape[1]) ** 0.5
+                parameter.normal_(std=std, generator=generator)
             else:
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for router in self.routers:

@@ -32,11 +32,11 @@ _PRESET: Any = None
 """Stands for the preset's value until it is settled."""
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "muon"]
 OnCollapse = Literal["log", "checkpoint", "stop"]
 Profile = Literal["pretrain", "finetune"]
 
 AUX_WEIGHT = 1e-2
-SEQ_AUX_WEIGHT = 1e-4
 MTP_WEIGHT = 0.3
 
 
@@ -50,16 +50,18 @@ class RunDefaults:
     batch_size: int
     lr: float
     bias_update_rate: float
+    seq_aux_weight: float
+    """With ``--balance bias``."""
     eval_every: int
     save_every: int
 
 
 RUN_DEFAULTS = {
-    #                          data              tokenizer steps batch lr bias  eval save
-    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 1e-3, 1e-2, 100,  500),
-    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 100,  500),
-    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 250, 1000),
-    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 250, 1000),
+    #                          data            tokenizer steps batch lr bias seq   eval save
+    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
+    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
+    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
+    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
 }  # fmt: skip
 """The bias rate of DeepSeek-V3 is 1e-3 over millions of steps; a short run needs ten times that to
 be balanced before it ends."""
@@ -105,6 +107,9 @@ class Options:
     lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Peak learning rate, after warm-up and before the cosine (default: the preset's, a tenth of it
     where an imported or upcycled model is the start)."""
+    optimizer: Annotated[OptimizerName, Parameter(group=_TRAINING)] = "adamw"
+    """What moves the weights: adamw, or muon for the matrices of attention and of the dense layers
+    and adamw for the rest."""
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"
@@ -128,7 +133,8 @@ class Options:
     bias_update_rate: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's)."""
     seq_aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
-    """Weight of the sequence-wise auxiliary loss (default: 1e-4 with --balance bias, else 0)."""
+    """Weight of the sequence-wise auxiliary loss (default: the preset's with --balance bias, else
+    0)."""
     aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
     z_loss_weight: Annotated[float, Parameter(group=_BALANCE)] = 0.0

@@ -167,10 +167,10 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
             )
 
 
-def refuse_other_preset_or_tokenizer(options: Options, checkpoint: Checkpoint) -> None:
+def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
     """``UsageError`` where the command line contradicts the run that goes on."""
     saved = checkpoint.description.get("options")
-    for name in ("preset", "tokenizer"):
+    for name in ("preset", "tokenizer", "optimizer"):
         value = getattr(options, name)
         if isinstance(saved, dict) and saved.get(name, value) != value:
             raise UsageError(

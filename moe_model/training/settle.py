@@ -19,7 +19,6 @@ from moe_model.training.options import (
     AUX_WEIGHT,
     MTP_WEIGHT,
     RUN_DEFAULTS,
-    SEQ_AUX_WEIGHT,
     Options,
     flag_name,
 )
@@ -49,7 +48,6 @@ def settle(options: Options, world: World = ALONE) -> Options:
     defaults["seq_len"] = (
         options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
     )
-    defaults["seq_aux_weight"] = SEQ_AUX_WEIGHT if options.balance == "bias" else 0.0
     defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
     start = find_start(options)
     defaults["profile"] = "pretrain"
@@ -75,7 +73,7 @@ def settle(options: Options, world: World = ALONE) -> Options:
     if options.parallel is None and world.size > 1:
         options = dataclasses.replace(options, parallel="ddp")
     if options.balance != "bias":
-        defaults["bias_update_rate"] = 0.0
+        defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     settled = dataclasses.replace(options, **missing)
     _check_ranges(settled)
@@ -133,6 +131,11 @@ def _check_mtp(options: Options, depths: int) -> None:
 
 
 def _check_parallel(options: Options) -> None:
+    if options.parallel == "fsdp" and options.optimizer == "muon":
+        raise UsageError(
+            "--optimizer muon with --parallel fsdp: Muon needs whole matrices, and there each rank "
+            "has some of their rows: choose --optimizer adamw, or --parallel ddp."
+        )
     if options.parallel is not None and not launched():
         raise UsageError(
             f"--parallel {options.parallel} needs several processes: start it as torchrun "

@@ -34,8 +34,8 @@ from moe_model.training.resume import (
     find_checkpoint,
     has_training_state,
     is_newest,
+    refuse_contradictions,
     refuse_other_model,
-    refuse_other_preset_or_tokenizer,
     restore,
 )
 from moe_model.training.settle import parse_forced_collapse
@@ -66,7 +66,7 @@ class Run:
     model: LanguageModel
     forward: Callable[..., ModelOutput]
     """The model as it is called: over all ranks where there are several."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batches: TrainingBatches
     held_out: Sequence[Batch]
@@ -118,7 +118,7 @@ def prepare(options: Options, world: World) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=make_optimizer(model, options.lr),
+        optimizer=make_optimizer(model, options.lr, options.optimizer),
         scaler=loss_scale(device, dtype),
         batches=TrainingBatches(
             corpus.training,
@@ -178,7 +178,7 @@ def _read_data(
     with world.main_first():  # one downloads and encodes, the others find it done
         documents = load_documents(options.data)
         if checkpoint is not None:
-            refuse_other_preset_or_tokenizer(options, checkpoint)
+            refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
             tokenizer = make_tokenizer(options.tokenizer, documents, options.model_vocabulary)

@@ -119,18 +119,22 @@ def _alone_on_purpose() -> Iterator[None]:
 
 
 @torch.no_grad()
-def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """All that AdamW remembers, as ``optimizer.<parameter name>.<step|exp_avg|exp_avg_sq>``.
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that the optimizer remembers, as ``optimizer.<parameter name>.<its name in torch>``.
 
-    The tensors themselves: what is written into them is what AdamW goes on with. Where it made no
-    step yet they are made here, as its first step would make them.
+    The tensors themselves: what is written into them is what the next step uses. Where no step was
+    made yet they are made here, as the first step would make them.
 
     Raises:
         ValueError: If a parameter is not one of the optimizer's.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimizer.state[parameter]:
+            if "momentum" in group:  # Muon
+                optimizer.state[parameter].setdefault(
+                    "momentum_buffer", torch.zeros_like(parameter)
+                )
+            elif not optimizer.state[parameter]:
                 on_device = group["fused"] or group["capturable"]
                 optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device if on_device else "cpu"),

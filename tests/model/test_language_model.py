@@ -94,6 +94,27 @@ def test_initial_weights_are_normal_and_the_router_is_not_zero(
     assert (model.norm.weight == 1).all()
 
 
+def test_what_a_latent_is_expanded_to_begins_as_large_as_a_projection_of_the_stream(
+    make_config: Callable[..., ModelConfig],
+) -> None:
+    model = LanguageModel(make_config(hidden_size=128, q_lora_rank=32, kv_lora_rank=16))
+    stream, generator = torch.randn(512, 128), torch.Generator().manual_seed(0)
+    model.init_weights(generator)
+    for layer in model.decoder_layers:
+        attention = layer.self_attn
+        direct = attention.q_a_proj(stream).std().item()
+        for expand, rank in ((attention.q_b_proj, 32), (attention.kv_b_proj, 16)):
+            expanded = expand(torch.randn(512, rank)).std().item()
+            assert expanded == pytest.approx(direct, rel=0.15)
+
+
+def test_presets_begin_with_weights_that_fit_their_width() -> None:
+    for name in ("tiny", "small", "shakespeare"):
+        config = ModelConfig.preset(name, vocab_size=100)
+        assert config.initializer_range * config.hidden_size**0.5 == pytest.approx(1, rel=0.05)
+    assert ModelConfig.preset("deepseek-v3").initializer_range == 0.02, "as published"
+
+
 def test_same_seed_same_weights_whatever_the_global_generator(
     make_config: Callable[..., ModelConfig],
 ) -> None:

@@ -34,7 +34,7 @@ from moe_model.training.settle import settle
 
 FLAGS = [
     "--preset", "--data", "--tokenizer", "--config",
-    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
+    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed", "--optimizer",
     "--device", "--dtype",
     "--compile", "--activation-checkpointing", "--deterministic", "--parallel",
     "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",

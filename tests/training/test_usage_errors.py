@@ -44,6 +44,8 @@ WRONG = [
     (["--resume=auto"], "--resume auto goes on with --run NAME: say which."),
     (["--resume=/no/such/run"], "--resume /no/such/run: there is no checkpoint"),
     (["--config=/no/such.toml"], "--config /no/such.toml is not a file"),
+    (["--optimizer=sgd"], "Invalid value"),
+    (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
     (["--parallel=ddp"], "--parallel ddp needs several processes: start it as torchrun"),
     (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),
