@@ -57,11 +57,11 @@ from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learni
 from moe_model.training.option_sources import read_option_sources
 from moe_model.training.options import Options
 from moe_model.training.parallel import synchronised
-from moe_model.training.progress import TrainingFailedError
+from moe_model.training.resolve import resolve
+from moe_model.training.run import Run, TrainingFailedError
 from moe_model.training.sample import sample
 from moe_model.training.saving import save_checkpoint
-from moe_model.training.settle import settle
-from moe_model.training.setup import Run, prepare
+from moe_model.training.setup import prepare
 from moe_model.training.stopping import StopRequest
 
 ENDINGS = {
@@ -82,7 +82,7 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
         with stop, join_world(device) as world, lost_ranks():
             agree(world, option_facts(options))
             with world.together():
-                options = settle(options, world)
+                options = resolve(options, world)
             return run_training(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
@@ -179,7 +179,7 @@ def run_training(run: Run, stop: StopRequest) -> int:
         return FINISHED
     folder = options.checkpoint_dir / options.run
     with only_training(folder, run.world):
-        checkpoints = Checkpoints(folder, run.goes_on_from)
+        checkpoints = Checkpoints(folder, run.resumed_from)
         log = open_log(run)
         names = layer_names(run.model)
         console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
@@ -189,7 +189,7 @@ def run_training(run: Run, stop: StopRequest) -> int:
                 for line in introduction(run):
                     console.say(line)
                 run.world.barrier()  # rank 0 has read a log with a past
-                if run.goes_on_from is not None and not run.is_newest:
+                if run.resumed_from is not None and not run.is_newest:
                     # A fork, or an earlier step: from now on the run resumes from here.
                     save(LATEST, run, checkpoints, log, or_fail=True)
                 ended = loop(run, stop, log, console, checkpoints)

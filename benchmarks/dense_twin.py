@@ -47,7 +47,7 @@ from moe_model.training.optimizer import (
     set_learning_rate,
 )
 from moe_model.training.options import Options
-from moe_model.training.settle import settle
+from moe_model.training.resolve import resolve
 from moe_model.training.setup import EVALUATION_SEQUENCES
 from moe_model.training.sources import load_documents
 from moe_model.training.tokenizing import make_tokenizer
@@ -129,7 +129,7 @@ class Results:
         changes = dict(asked.change)
         of_model = {name: value for name, value in changes.items() if name in fields}
         of_run = {name: value for name, value in changes.items() if name not in fields}
-        self.options = settle(
+        self.options = resolve(
             Options(preset=asked.preset, data=asked.data, device="cpu", run="twin", **of_run)
         )
         documents = load_documents(self.options.data)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from moe_model.cache import LatentCache
-from moe_model.decoder_layer import Linear, PreparedLayer, normed
 from moe_model.model import LanguageModel
 from moe_model.mtp import PredictionDepth
+from moe_model.prepared_layer import PreparedLayer, PreparedLinear, normed
 from moe_model.rotary import rotary_table
 
 FEW = 8
@@ -50,7 +50,7 @@ class Decoder:
         if weights is not None:
             layers = model.decoder_layers
             self._layers = [PreparedLayer(layer, weights) for layer in layers]
-            self._head = Linear(model.head_weight, weights)
+            self._head = PreparedLinear(model.head_weight, weights)
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ class Drafter:
             model.config, 1, len(decoder.cache), layers=1, dtype=like.dtype, device=like.device
         )
         if decoder.weights is not None:
-            self._combine = Linear(depth.eh_proj.weight, decoder.weights)
+            self._combine = PreparedLinear(depth.eh_proj.weight, decoder.weights)
             self._layer = PreparedLayer(depth.layer, decoder.weights)
 
     def forget_all(self) -> None:

@@ -15,7 +15,7 @@ from moe_model.attention import Remember, visible_tokens
 from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
 from moe_model.cross_entropy import summed_cross_entropy
-from moe_model.layer import DecoderLayer
+from moe_model.decoder_layer import DecoderLayer
 from moe_model.mtp import PredictionDepth, valid_ahead
 from moe_model.norm import RMSNorm
 from moe_model.readings import RouterReadings

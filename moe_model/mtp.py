@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_model.attention import Remember
 from moe_model.config import ModelConfig
-from moe_model.layer import DecoderLayer
+from moe_model.decoder_layer import DecoderLayer
 from moe_model.norm import RMSNorm
 
 

@@ -45,8 +45,8 @@ def rows_within(memory_bytes: int, curves: int) -> int:
 class History:
     """Named series over one axis of steps.
 
-    ``add`` is cheap and invisible until ``settle``: readers see only what has settled, so one
-    thread may add while another, under a lock that ``settle`` is called in too, draws.
+    ``add`` is cheap and invisible until ``commit``: readers see only what was committed, so one
+    thread may add while another, under a lock that ``commit`` is called in too, draws.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class History:
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
         self._in_row = stride  # steps in the last row, pending ones included
-        self._settled_in_row = 0
+        self._committed_in_row = 0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -100,9 +100,9 @@ class History:
         self._pending.append(values)
         self.last_step = step
         if len(self._pending) >= _BATCH:
-            self.settle()
+            self.commit()
 
-    def settle(self) -> bool:
+    def commit(self) -> bool:
         """Make what was added visible; true if there was anything."""
         if not self._pending:
             return False
@@ -111,10 +111,10 @@ class History:
             columns = zip(*(values[name] for values in self._pending), strict=True)
             for curve, column in zip(curves, columns, strict=True):
                 if older:
-                    curve.fold(column[:older], self._settled_in_row)
+                    curve.fold(column[:older], self._committed_in_row)
                 if older < len(column):
                     curve.extend(column[older:], self.stride)
-        self._settled_in_row = self._in_row
+        self._committed_in_row = self._in_row
         self.steps.extend(row.step for row in self._opened)
         self.offsets.extend(row.offset for row in self._opened)
         self.times.extend(row.time for row in self._opened)
@@ -132,7 +132,7 @@ class History:
         Returns the row that covered steps on both sides: it is dropped whole, and its steps
         before ``step`` are to be read again from the file and added.
         """
-        self.settle()
+        self.commit()
         rows = bisect_left(self.steps, step)
         upto = self.steps[rows] if rows < len(self.steps) else self.last_step + 1
         torn = None
@@ -150,7 +150,7 @@ class History:
 
     def close_row(self) -> None:
         """The next step opens a row of its own: what follows stands elsewhere in the file."""
-        self.settle()
+        self.commit()
         self._in_row = self.stride
 
     def halved(self) -> "History":

@@ -34,7 +34,7 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     for entry in samples:
         complete_summary(entry)
         picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
-    picture.settle()
+    picture.commit()
     return picture, found.monotonic
 
 

@@ -247,7 +247,7 @@ class RunWatch:
             return False  # what was not read of it may come back under another name
         with self.lock:
             self.complete, self._overview = True, None
-            self.scan.settle()
+            self.scan.commit()
             self.version += 1
         return True
 
@@ -277,7 +277,7 @@ class RunWatch:
             except UnknownFormat as error:
                 self.error, self.foreign = str(error), True
             if self._overview is None:  # else nobody sees it yet
-                self.version += self.scan.settle()
+                self.version += self.scan.commit()
         return more
 
     def _guarded(self, take: Callable[[Entry], None], entry: Entry) -> None:

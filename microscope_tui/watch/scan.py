@@ -60,15 +60,15 @@ class Scan:
             case EventRecord():
                 self._take_event(entry)
 
-    def settle(self) -> bool:
+    def commit(self) -> bool:
         """Make visible what was taken in; true if there was anything."""
-        return self.history is not None and self.history.settle()
+        return self.history is not None and self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
         """Halve a full history, mostly outside ``lock``: only the caller changes it."""
         if (history := self.history) is not None and history.full:
             with lock:
-                history.settle()
+                history.commit()
             halved = history.halved()
             with lock:
                 self.history = halved

@@ -56,7 +56,8 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
 
 
 def option_facts(options: Options) -> dict[str, str]:
-    """Every option by its flag, folders as full paths; ranks that give the same settle the same."""
+    """Every option by its flag, folders as full paths; the same on ranks that
+    were given the same."""
     plain = options.to_dict()
     model = plain.pop("model")
     facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}

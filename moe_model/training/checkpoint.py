@@ -31,14 +31,14 @@ JUDGEMENT = "judgement.msgpack"
 class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
-    def __init__(self, folder: Path, goes_on_from: Path | None = None) -> None:
+    def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
         """Make ``folder`` where it is not there yet; ``OSError`` where that cannot be.
 
-        ``goes_on_from`` is the checkpoint that was read; it becomes the previous one, whatever is
+        ``resumed_from`` is the checkpoint that was read; it becomes the previous one, whatever is
         called latest: that may be damaged, or a future that was given up.
         """
         self.folder = folder
-        self._before = goes_on_from
+        self._before = resumed_from
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -19,7 +19,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from moe_model.plain_text import plain_text
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 
 _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +14,7 @@ from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options
 from moe_model.training.resume import newest_before
-
-if TYPE_CHECKING:
-    from moe_model.training.setup import Run
+from moe_model.training.run import Run
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -68,8 +66,8 @@ def introduction(run: Run) -> list[str]:
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
         f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
     ]
-    if run.goes_on_from is not None:
-        lines.append(f"goes on after step {run.progress.step} from {run.goes_on_from}")
+    if run.resumed_from is not None:
+        lines.append(f"goes on after step {run.progress.step} from {run.resumed_from}")
     if config.num_experts_per_tok == 1 and config.norm_topk_prob:
         lines.append(
             "warning: one expert a token with normalised weights: every weight is "

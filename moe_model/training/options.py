@@ -1,7 +1,7 @@
 """Every option of a run, each once: command line, help and log header are derived from here.
 
-An option that is ``None`` takes the preset's value; ``settle.py`` fills those in, so that the
-settled options describe the run completely.
+An option that is ``None`` takes the preset's value; ``resolve.py`` fills those in, so that the
+resolved options describe the run completely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SPEED = Parameter(group=_TRAINING, show_default=False)
 """May be switched off again (``--no-compile``) when a run goes on."""
 
 _PRESET: Any = None
-"""Stands for the preset's value until it is settled."""
+"""Stands for the preset's value until it is resolved."""
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "muon"]

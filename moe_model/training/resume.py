@@ -19,13 +19,13 @@ from moe_model.description import DESCRIPTION, CheckpointError, read_plain_descr
 from moe_model.json_types import count, number
 from moe_model.store import TRAINING_STATE, Checkpoint, read_checkpoint
 from moe_model.training.checkpoint import LATEST, LINKS
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state
 
 if TYPE_CHECKING:
     from moe_model.training.distributed import World
     from moe_model.training.options import Options
-    from moe_model.training.setup import Run
+    from moe_model.training.run import Run
 
 AUTO = "auto"
 MOST_LOSS_SCALE = 2.0**127
@@ -59,14 +59,14 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
 
 
 def _age(checkpoint: Path) -> tuple[float, float]:
-    """Which life of the run wrote it, and after how many steps: a life may begin further back."""
+    """Which attempt of the run wrote it, and at which step: an attempt may begin further back."""
     try:
         plain = read_plain_description(checkpoint)
     except CheckpointError:
         return math.inf, math.inf  # first, so that somebody says what is wrong with it
-    life, step = plain.get("life", 1), plain.get("step")
-    numbers = isinstance(life, int) and isinstance(step, int)
-    return (life, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
+    attempt, step = plain.get("life", 1), plain.get("step")
+    numbers = isinstance(attempt, int) and isinstance(step, int)
+    return (attempt, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
@@ -193,7 +193,7 @@ def facts(run: Run) -> dict[str, Any]:
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": _sequences_per_step(run),
-        "life": run.life,
+        "life": run.attempt,
         "published": run.published,
     }
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
 from moe_model.model import ModelOutput
 from moe_model.sampling import generate
-
-if TYPE_CHECKING:
-    from moe_model.training.setup import Run
+from moe_model.training.run import Run
 
 SAMPLE_TOKENS = 200
 

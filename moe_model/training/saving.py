@@ -12,7 +12,7 @@ from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
 from moe_model.training.checkpoint import JUDGEMENT, Checkpoints
 from moe_model.training.parallel import whole_weights
 from moe_model.training.resume import facts
-from moe_model.training.setup import Run
+from moe_model.training.run import Run
 from moe_model.training.sharded import optimizer_state, save_shards
 
 

@@ -1,4 +1,4 @@
-"""From settled options to everything a run is made of, new or continued.
+"""From resolved options to everything a run is made of, new or continued.
 
 Whatever can be wrong with the options is found here, before a single file is written.
 """
@@ -6,8 +6,6 @@ Whatever can be wrong with the options is found here, before a single file is wr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ import torch
 
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel, ModelOutput
+from moe_model.model import LanguageModel
 from moe_model.store import Checkpoint
 from moe_model.tokenizer import stop_ids_of
 from moe_model.training.agreement import agree, start_facts
-from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
+from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
@@ -28,7 +26,7 @@ from moe_model.training.machine import choose_dtype, loss_scale, refuse_too_larg
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize
-from moe_model.training.progress import Progress
+from moe_model.training.resolve import parse_forced_collapse
 from moe_model.training.resume import (
     AUTO,
     find_checkpoint,
@@ -38,51 +36,12 @@ from moe_model.training.resume import (
     refuse_other_model,
     restore,
 )
-from moe_model.training.settle import parse_forced_collapse
+from moe_model.training.run import Progress, Run
 from moe_model.training.sources import load_documents
 from moe_model.training.tokenizing import make_tokenizer
 
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What a run is made of."""
-
-    options: Options
-    world: World
-    """The processes that train together; often one."""
-    device: torch.device
-    dtype: torch.dtype
-    """Number format of matrix products; weights are fp32."""
-    corpus: Corpus
-    prompt: str
-    """What the sample at the end continues."""
-    stop_ids: tuple[int, ...]
-    """The tokens that end it."""
-    forced_collapse: tuple[int, int] | None
-    """Router that is collapsed on purpose, and the first step of it."""
-    model: LanguageModel
-    forward: Callable[..., ModelOutput]
-    """The model as it is called: over all ranks where there are several."""
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    batches: TrainingBatches
-    held_out: Sequence[Batch]
-    progress: Progress
-    resumed_at_step: int | None
-    """First step that is written to a log with a past, or to one whose past is elsewhere."""
-    judgement: bytes | None
-    """What the diagnosis knew where the run was interrupted."""
-    goes_on_from: Path | None
-    """Folder of the checkpoint that was read."""
-    is_newest: bool
-    """That checkpoint is the newest of this very run: not so in a fork, or further back."""
-    life: int
-    """How often the run was started, this time included."""
-    published: dict[str, Any] | None
-    """The ``config.json`` that the model was once imported with, kept for its export."""
 
 
 def prepare(options: Options, world: World) -> Run:
@@ -194,14 +153,14 @@ def _read_data(
 def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
     """What a run knows of the time before: nothing where it begins here."""
     past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
-    past |= {"goes_on_from": None, "is_newest": False, "life": 1, "published": None}
+    past |= {"resumed_from": None, "is_newest": False, "attempt": 1, "published": None}
     if checkpoint is None:
         return past
-    life = checkpoint.description.get("life", 1)
+    attempt = checkpoint.description.get("life", 1)
     past |= {
-        "goes_on_from": checkpoint.folder,
+        "resumed_from": checkpoint.folder,
         "is_newest": is_newest(checkpoint, options),
-        "life": life + 1 if isinstance(life, int) else 2,
+        "attempt": attempt + 1 if isinstance(attempt, int) else 2,
         "published": checkpoint.published,
     }
     if has_training_state(checkpoint.folder):

@@ -23,7 +23,7 @@ from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
 from moe_model.store import WEIGHTS, write_description
 from moe_model.text import python_docs, read_text
-from moe_model.upcycle.conversion import Shape, Upcycled, settle, upcycle, upcycled_config
+from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama
 from moe_model.upcycle.text import windows_of
 
@@ -68,7 +68,7 @@ def main(
         raise UsageError(f"{dst} exists: choose another name, or remove it first.")
     llama = read_llama(src)
     tokenizer, stop_ids = _read_tokenizer(src, llama.config.vocab_size)
-    shape = settle(shape, llama.config)
+    shape = resolve(shape, llama.config)
     words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
     windows = windows_of(words, tokenizer, calibration_tokens, context)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_model.command import UsageError, say
 from moe_model.config import Llama3Scaling, ModelConfig
-from moe_model.layer import DecoderLayer, MixtureOfExperts
+from moe_model.decoder_layer import DecoderLayer, MixtureOfExperts
 from moe_model.model import LanguageModel
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
@@ -25,7 +25,7 @@ from moe_model.upcycle.llama import LayerReadings, has_biases, mean_loss, observ
 from moe_model.upcycle.text import Windows
 
 _DERIVED: Any = None
-"""Stands for what :func:`settle` derives from the source."""
+"""Stands for what :func:`resolve` derives from the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Shape:
     """Value dimensions per head (default: those of the source)."""
 
 
-def settle(shape: Shape, source: Any) -> Shape:
+def resolve(shape: Shape, source: Any) -> Shape:
     """``shape`` with nothing left open.
 
     The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
@@ -91,7 +91,7 @@ def settle(shape: Shape, source: Any) -> Shape:
 
 
 def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
-    """The config of the new model, for a settled ``shape``; ``UsageError`` if there is none."""
+    """The config of the new model, for a resolved ``shape``; ``UsageError`` if there is none."""
     fields = dataclasses.asdict(shape)
     mixes, rope = fields.pop("rotary_mixes"), shape.qk_rope_head_dim
     rope_parameters = source.rope_parameters

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_model.config import ModelConfig
-from moe_model.layer import MixtureOfExperts
+from moe_model.decoder_layer import MixtureOfExperts
 
 _MULTIPLE = 8
 """Expert widths are a multiple of this: 16 bytes in half precision, as grouped products want."""

@@ -20,7 +20,7 @@ from moe_model.attention import MultiHeadLatentAttention
 from moe_model.config import Llama3Scaling
 from moe_model.rotary import rotary_table, rotate, slowed_as_in_llama3, softmax_scale
 from moe_model.upcycle.attention import convert_attention, rotary_base
-from moe_model.upcycle.conversion import Shape, settle, upcycle, upcycled_config
+from moe_model.upcycle.conversion import Shape, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import observe
 from moe_model.upcycle.text import Windows
 from moe_model.upcycle.truncation import expansion, latent_view, shortened
@@ -37,8 +37,8 @@ def largest_difference(llama: Any, **shape: int | None) -> float:
     """Between the logits of ``llama`` and of the new model, without noise."""
     expected = llama(IDS_BS).logits
     assert expected.abs().mean() > 0.3, "logits too small to tell anything"
-    settled = settle(Shape(**shape), llama.config)
-    model = upcycle(llama, settled, Windows(IDS_BS, IDS_BS), noise=0, seed=0).model
+    resolved = resolve(Shape(**shape), llama.config)
+    model = upcycle(llama, resolved, Windows(IDS_BS, IDS_BS), noise=0, seed=0).model
     return float((model(IDS_BS).logits_BSV - expected).abs().max())
 
 
@@ -132,8 +132,8 @@ def test_as_many_mixes_as_key_value_heads_keep_all_of_the_fast_pairs() -> None:
     llama = random_llama(num_attention_heads=6, num_key_value_heads=3)
     kept = []
     for mixes in (1, 2, 3):
-        settled = settle(Shape(rotary_mixes=mixes), llama.config)
-        upcycled = upcycle(llama, settled, Windows(IDS_BS, IDS_BS), noise=0, seed=0)
+        resolved = resolve(Shape(rotary_mixes=mixes), llama.config)
+        upcycled = upcycle(llama, resolved, Windows(IDS_BS, IDS_BS), noise=0, seed=0)
         kept.append([layer.rotary for layer in upcycled.kept])
         llama = random_llama(num_attention_heads=6, num_key_value_heads=3)
     for one, two, three in zip(*kept, strict=True):
@@ -245,9 +245,9 @@ def test_scores_are_right_at_the_distance_where_heads_look(
     three_back = torch.zeros_like(seen.distance_HS)
     three_back[:, 3] = 1
     seen = dataclasses.replace(seen, distance_HS=three_back)
-    settled = settle(Shape(kv_lora_rank=48, qk_nope_head_dim=16, **shape), llama.config)
-    ours = MultiHeadLatentAttention(upcycled_config(llama.config, settled))
-    convert_attention(ours, layer, seen, settled.rotary_mixes)
+    resolved = resolve(Shape(kv_lora_rank=48, qk_nope_head_dim=16, **shape), llama.config)
+    ours = MultiHeadLatentAttention(upcycled_config(llama.config, resolved))
+    convert_attention(ours, layer, seen, resolved.rotary_mixes)
     x_BSD = seen.inputs_ND.view(*IDS_BS.shape, -1)
     expected, found = source_scores(layer, llama, x_BSD), our_scores(ours, x_BSD)
 

@@ -13,7 +13,7 @@ from benchmarks import dense_twin
 from moe_model.config import PRESETS, ModelConfig
 from moe_model.training.corpus import Corpus
 from moe_model.training.options import Options
-from moe_model.training.settle import settle
+from moe_model.training.resolve import resolve
 from moe_model.training.sources import load_documents
 from moe_model.training.tokenizing import make_tokenizer
 
@@ -32,7 +32,7 @@ def test_the_mixture_is_trained_as_by_the_trainer(
 ) -> None:
     assert train("--run=r", "--steps=20", "--eval-every=20", "--lr=3e-3", "--seed=1") == 0
     expected = next(r["values"]["loss"] for r in read_log("r") if r.get("event") == "eval")
-    options = settle(
+    options = resolve(
         Options(data=str(text_file), steps=20, lr=3e-3, seed=1, batch_size=4, seq_len=32,
                 dtype="fp32", run="r")
     )  # fmt: skip

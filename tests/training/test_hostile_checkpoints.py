@@ -20,7 +20,7 @@ from moe_model.description import MOST_BYTES, CheckpointError, read_plain_descri
 from moe_model.store import read_checkpoint
 from moe_model.training.batches import TrainingBatches
 from moe_model.training.corpus import Tokens
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 
 Train = Callable[..., int]
 Resume = Callable[..., tuple[int, list[str]]]

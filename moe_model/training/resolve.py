@@ -30,7 +30,7 @@ SLOWER = 10
 which a new model learns would first make them forget."""
 
 
-def settle(options: Options, world: World = ALONE) -> Options:
+def resolve(options: Options, world: World = ALONE) -> Options:
     """The same options with the preset's values filled in and every range checked.
 
     Args:
@@ -75,13 +75,13 @@ def settle(options: Options, world: World = ALONE) -> Options:
     if options.balance != "bias":
         defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
-    settled = dataclasses.replace(options, **missing)
-    _check_ranges(settled)
-    _check_balance(settled)
-    _check_mtp(settled, depths)
-    _check_run_name(settled.run)
-    _check_parallel(settled)
-    return settled
+    resolved = dataclasses.replace(options, **missing)
+    _check_ranges(resolved)
+    _check_balance(resolved)
+    _check_mtp(resolved, depths)
+    _check_run_name(resolved.run)
+    _check_parallel(resolved)
+    return resolved
 
 
 def _check_ranges(options: Options) -> None:

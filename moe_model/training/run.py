@@ -1,13 +1,21 @@
-"""Where a run is: the numbers of its last step, and when there is no point in going on."""
+"""A training run: what it is made of, and its progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from moe_model.json_types import count, number, shown
+from moe_model.model import LanguageModel, ModelOutput
+from moe_model.training.batches import Batch, TrainingBatches
+from moe_model.training.corpus import Corpus
+from moe_model.training.distributed import World
+from moe_model.training.options import Options
 
 GIVE_UP_AFTER = 20
 """Steps in a row without a finite gradient after which a run has failed."""
@@ -93,6 +101,45 @@ class Progress:
                 f"the gradient was not finite in {self.bad_steps} steps in a row (the last is step "
                 f"{self.step}): start again with a lower --lr."
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a run is made of."""
+
+    options: Options
+    world: World
+    """The processes that train together; often one."""
+    device: torch.device
+    dtype: torch.dtype
+    """Number format of matrix products; weights are fp32."""
+    corpus: Corpus
+    prompt: str
+    """What the sample at the end continues."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end it."""
+    forced_collapse: tuple[int, int] | None
+    """Router that is collapsed on purpose, and the first step of it."""
+    model: LanguageModel
+    forward: Callable[..., ModelOutput]
+    """The model as it is called: over all ranks where there are several."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    batches: TrainingBatches
+    held_out: Sequence[Batch]
+    progress: Progress
+    resumed_at_step: int | None
+    """First step that is written to a log with a past, or to one whose past is elsewhere."""
+    judgement: bytes | None
+    """What the diagnosis knew where the run was interrupted."""
+    resumed_from: Path | None
+    """Folder of the checkpoint that was read."""
+    is_newest: bool
+    """That checkpoint is the newest of this very run: not so in a fork, or further back."""
+    attempt: int
+    """How often the run was started, this time included."""
+    published: dict[str, Any] | None
+    """The ``config.json`` that the model was once imported with, kept for its export."""
 
 
 def _finite(value: float | None) -> float | None:
