@@ -32,7 +32,6 @@ class MainScreen(LookActions):
     #verdict { height: 2; }
     #table { overflow: hidden; }
     .part { margin-left: 2; }
-    MainScreen.full #verdict { height: 3; }
     MainScreen.roomy #verdict { height: 3; margin: 1 0; }
     MainScreen #legend { display: none; }
     MainScreen.legend #legend { display: block; }
@@ -79,7 +78,7 @@ class MainScreen(LookActions):
         self.set_class(layout.roomy, "roomy")
         self.set_class(layout.noted, "noted")
         self.set_class(layout.legend, "legend")
-        self.set_class(layout.verdict_lines == 3, "full")
+        self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):
             self._drawn = None
             return

@@ -106,28 +106,45 @@ def verdict(
     if compact or lines < 3:
         first = spread(crop([Span(" "), badge, Span(f" {advice.short}")], width), more, width)
         return [pad(first, width), *_next(advice.next, width, lines - 1)]
+    title = spread([*edge, Span(" "), badge, Span(f" {advice.verdict}", "title")], more, width)
+    next_lines = min(lines - 2, len(wrap(advice.next, width - _HEAD)))
+    rows = [
+        *_beside("why", advice.why, width, lines - 1 - next_lines, edge),
+        *_beside("next", advice.next, width, next_lines, edge),
+    ]
+    return [pad(title, width), *rows, *[pad([], width)] * (lines - 1 - len(rows))]
+
+
+_HEAD = 10
+"""Cells before the words of a verdict: the edge, and what they are."""
+
+
+def _beside(name: str, text: str, width: int, lines: int, edge: Line) -> list[Line]:
+    """``text`` beside its name, in at most ``lines`` lines."""
     return [
-        pad(
-            spread([*edge, Span(" "), badge, Span(f" {advice.verdict}", "title")], more, width),
-            width,
-        ),
-        pad([*edge, Span("  why   ", "dim"), Span(advice.why)], width),
-        pad([*edge, Span("  next  ", "dim"), Span(advice.next)], width),
+        pad([*edge, Span(f"  {'' if at else name:<6}", "dim"), Span(row)], width)
+        for at, row in enumerate(_cut(text, width - _HEAD, lines))
     ]
 
 
 def _next(text: str, width: int, lines: int) -> list[Line]:
     """What to do, cut between words: half a step number would be another step."""
     head = "  next "
-    rows = wrap(text, width - len(head))
-    if len(rows) > lines:
-        rows = [*rows[: lines - 1], *wrap(" ".join(rows[lines - 1 :]), width - len(head) - 2)]
-        rows[lines - 1] += " …"
-    rows = [*rows[:lines], *[""] * (lines - len(rows))]
+    rows = _cut(text, width - len(head), lines)
+    rows += [""] * (lines - len(rows))
     return [
         pad([Span(" " * len(head) if at else head, "dim"), Span(row)], width)
         for at, row in enumerate(rows)
     ]
+
+
+def _cut(text: str, width: int, lines: int) -> list[str]:
+    """``text`` in at most ``lines`` lines, cut between words."""
+    rows = wrap(text, width)
+    if len(rows) > lines:
+        rows = [*rows[: lines - 1], *wrap(" ".join(rows[lines - 1 :]), width - 2)]
+        rows[lines - 1] += " …"
+    return rows[:lines]
 
 
 def column_heads(

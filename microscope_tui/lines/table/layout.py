@@ -48,7 +48,7 @@ class TableLayout:
     legend: bool
     """A line of its own for the legend; without one it gives way to a verdict."""
     verdict_lines: int
-    """Three where there is room, or two."""
+    """Two; three where there is room; up to five where no layer uses the lines."""
     numbered: bool
     """A line with the numbers of the experts above their cells."""
     hidden: tuple[str, ...]
@@ -89,8 +89,12 @@ def fit(
         noted = bool(say or body < layers or not spark or view.defects or view.memory_limit)
         body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
-    free = 0 if roomy else max(0, body - layers * height)  # lines that no layer would use
-    legend, verdict_lines = roomy or free >= 1, 3 if roomy or free >= 2 else 2
+    free = max(0, body - layers * height)  # lines that no layer would use
+    if roomy:  # all of the words, where there are any
+        free = free if view.worst else 0
+        legend, verdict_lines = True, 3 + min(free, 2)
+    else:
+        legend, verdict_lines = free >= 1, 3 if free >= 2 else 2
     body -= min(free, 2)
     hidden = []
     if (more := layers - max(1, body // height)) > 0:

@@ -9,6 +9,9 @@ from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import RunView, view_of
 
+_ALL_WORDS = 9
+"""Lines that hold any verdict."""
+
 
 def snapshot_text(
     watch: RunWatch,
@@ -19,6 +22,7 @@ def snapshot_text(
 ) -> str:
     """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
     probe = view_of(watch, at=at)
+    all_words = not rows
     if not rows:  # as many as show every layer on one line: a tall table has more lines around it
         rows = len(probe.layers) + 6
         rows += 7 if rows >= 30 else 0
@@ -26,7 +30,8 @@ def snapshot_text(
     per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
     view = view_of(watch, max(1, layout.spark * per_cell), time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
-    lines += frame.verdict(view, columns, 3 if view.worst else 1)
+    verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
+    lines += [line for line in verdict if plain(line).strip()]
     lines.append(frame.column_heads(view, layout))
     lines += _table(view, layout, glyphs)
     lines.append(time_line.ribbon(view, columns, glyphs, view.state if at is None else "then"))
