@@ -10,8 +10,8 @@ transformers' Llama of the same width, layers, heads and initial standard deviat
 feed-forward is as wide as it takes to have at least as many weights as one token meets in the
 mixture, embedding and head left out. With the first seed and the fewest steps each tries every
 learning rate; the best one is used for everything else. The numbers are losses on the held-out text
-after the last step, in nats a token. ``--change`` sets a field of the mixture or an option of its
-training, for ablations.
+after the last step, in nats a token; ``--results`` also keeps the training loss. ``--change`` sets
+a field of the mixture or an option of its training, for ablations.
 
 Finished runs are kept in ``--results``, one line each: an interrupted benchmark goes on with those
 that are missing.
@@ -88,14 +88,15 @@ def build(name: str, config: ModelConfig, seed: int) -> LanguageModel | DenseTwi
     return model
 
 
-def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> float:
-    """Held-out loss after ``options.steps`` steps."""
+def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> tuple[float, float]:
+    """Held-out loss after ``options.steps`` steps, and mean training loss of their last tenth."""
     model = build(name, config, options.seed).train()
     optimizer = make_optimizer(model, options.lr)
     batches = TrainingBatches(
         corpus.training, batch_size=options.batch_size, seq_len=options.seq_len, seed=options.seed
     )
     dtype = choose_dtype(options.dtype, CPU)
+    learnt = []
     for step in range(1, options.steps + 1):
         seed_step(options.seed, step, 0)
         set_learning_rate(optimizer, learning_rate_at(step, options.steps, options.lr))
@@ -109,6 +110,7 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> f
         shares = loss_shares(output, batch, list(weights), drawn, 1)
         added = (w * s.sum() for w, s in zip(weights.values(), shares[1:], strict=True))
         sum(added, shares[0]).backward()
+        learnt.append(shares[0].item())
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -118,7 +120,7 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> f
     held_out = held_out_batches(
         corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
     )
-    return evaluate(model, held_out, CPU, dtype)
+    return evaluate(model, held_out, CPU, dtype), statistics.mean(learnt[-options.steps // 10 :])
 
 
 class Results:
@@ -149,13 +151,17 @@ class Results:
             if told.items() <= row.items():
                 return float(row["loss"])
         started = time.perf_counter()
-        row = {**told, "loss": train(name, options, self.config, self.corpus)}
+        held_out, training = train(name, options, self.config, self.corpus)
+        row = {**told, "loss": held_out, "training_loss": training}
         row["seconds"] = round(time.perf_counter() - started)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(row)
-        print(f"{name}, {steps} steps, seed {seed}, {rate}: {row['loss']:.4f}", flush=True)
-        return float(row["loss"])
+        print(
+            f"{name}, {steps} steps, seed {seed}, {rate}: {held_out:.4f} ({training:.4f})",
+            flush=True,
+        )
+        return held_out
 
     @property
     def _recipe(self) -> dict[str, Any]:

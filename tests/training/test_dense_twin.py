@@ -40,8 +40,10 @@ def test_the_mixture_is_trained_as_by_the_trainer(
     tokenizer = make_tokenizer("char", documents, None)
     config = ModelConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE)
     corpus = Corpus.build(documents, tokenizer, 32, 0, cache=None)
-    mixture = dense_twin.train("mixture", options, config, corpus)
-    assert mixture == pytest.approx(expected, rel=1e-5)
+    held_out, training = dense_twin.train("mixture", options, config, corpus)
+    last = [r["loss"] for r in read_log("r") if r["kind"] == "step"][-2:]
+    assert training == pytest.approx(sum(last) / 2, rel=1e-5)
+    assert held_out == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
@@ -59,9 +61,11 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is(
 ) -> None:
     trained = []
 
-    def one(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> float:
+    def one(
+        name: str, options: Options, config: ModelConfig, corpus: Corpus
+    ) -> tuple[float, float]:
         trained.append((name, options.steps, options.seed, options.lr))
-        return options.steps + options.lr * (1 if name == "dense" else -1)
+        return options.steps + options.lr * (1 if name == "dense" else -1), 0.0
 
     def run(*more: str) -> str:
         flags = [f"--data={text_file}", f"--results={tmp_path / 'twin.jsonl'}", "--seeds=2"]
