@@ -40,9 +40,9 @@ def runs_at(
 ) -> list[RunFile]:
     """The runs at ``path``; a missing path and a folder without runs are said and end here."""
     if not path.exists():
-        fail(f"{path}: no such file or folder; train something, or name another path", NO_VERDICT)
+        fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
-        fail(f"{path}: this folder may not be read by you; ask its owner", NO_VERDICT)
+        fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)
     runs = find_runs(path, known)
     unreadable = unreadable_logs(path)
     if unreadable and not runs:
@@ -57,7 +57,7 @@ def runs_at(
 def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
     """End here if there is no run."""
     if not runs:
-        fail(f"{path}: holds no run yet (no *.jsonl with records in it)", NO_VERDICT)
+        fail(f"{path}: contains no run yet (no *.jsonl with records)", NO_VERDICT)
 
 
 def fail_if_unreadable(run: RunFile) -> None:

@@ -17,7 +17,7 @@ _SECTIONS = {
     "look": "Cells",
     "chart": "Charts",
     "filter": "Filter",
-    "out": "Take out",
+    "out": "Copy and export",
     "screen": "Screens",
     "app": "Screens",
 }

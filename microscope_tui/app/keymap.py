@@ -87,10 +87,10 @@ def keymap_of(
                 f"{f'did you mean {near}? ' if near else ''}`moe-microscope keys` prints all"
             )
         if name in keymap:
-            raise BadKey(f"[keys] {name}: stands there twice, with and without quotes; remove one")
+            raise BadKey(f"[keys] {name}: is defined twice, with and without quotes; remove one")
         keymap[name] = _keys(name, value)
     if found := conflicts(screens, keymap):
-        raise BadKey(f"[keys] one key for two things: {'; '.join(found)}; give one another key")
+        raise BadKey(f"[keys] conflicting keys: {'; '.join(found)}; bind one to another key")
     return keymap
 
 
@@ -161,7 +161,7 @@ def _keys(name: str, value: object) -> str:
     """The keys of one binding by Textual's names, each once."""
     what = f"[keys] {name}"
     if not isinstance(value, str):
-        raise BadKey(f'{what} is {safe_text(repr(value), 40)}: write one text, like "j,down"')
+        raise BadKey(f'{what} is {safe_text(repr(value), 40)}: write a string, like "j,down"')
     if not value.strip():
         why = "would leave no key to quit" if name == _QUIT else "is empty"
         raise BadKey(f'{what} {why}: write at least one key, like "j" or "space"')
@@ -169,7 +169,7 @@ def _keys(name: str, value: object) -> str:
     for written in (part.strip() for part in value.split(",")):
         key = _named(written)
         if not written:
-            raise BadKey(f'{what} has a comma too many: the comma itself is written "comma"')
+            raise BadKey(f'{what} has an empty key between commas: write "comma" for the comma key')
         if key is None:
             raise BadKey(
                 f'{what}: no terminal sends a key "{safe_text(written, 30)}"; write a character '

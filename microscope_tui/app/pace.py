@@ -120,7 +120,7 @@ def budget_of(text: str) -> int | None:
     size = size_of(text.strip().removesuffix("/s"))
     if size is None or size < LEAST_BUDGET:
         raise ValueError(
-            f"budget {safe_text(text, 20)!r}: write bytes a second from {LEAST_BUDGET} up, "
+            f"budget {safe_text(text, 20)!r}: write bytes per second from {LEAST_BUDGET} up, "
             "for example 10k, or none"
         )
     return size

@@ -14,7 +14,7 @@ class Preferences:
     budget: int | None = None
     """Bytes a second that may go to the terminal; ``None`` for any number."""
     bell: bool = False
-    """Ring at a new critical alert."""
+    """Ring the bell at a new critical alert."""
     remember: bool = False
     """Keep the view of a folder of logs until the next sitting."""
     keymap: Mapping[str, str] = field(default_factory=dict)

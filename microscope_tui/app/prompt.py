@@ -54,7 +54,7 @@ class Prompt:
             choices: Line = [Span(_LABELS[self.kind], "accent")]
             for key, what in COPY_CHOICES.items():
                 choices += [Span(f"  {key}", "accent"), Span(f" {what}", "dim")]
-            return [*choices, Span("   esc", "accent"), Span(" nothing", "dim")]
+            return [*choices, Span("   esc", "accent"), Span(" cancel", "dim")]
         cursor = "_" if glyphs is Glyphs.ASCII else "▏"
         typed = [
             Span(_LABELS[self.kind], "accent"),

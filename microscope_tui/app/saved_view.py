@@ -78,7 +78,7 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
         where = safe_text(state_dir or state_folder(), _MOST_CHARS)
         why = getattr(error, "strerror", None) or error
         return safe_text(
-            f"the view is not kept: {where}: {why}; make it writable, or set XDG_STATE_HOME",
+            f"view settings are not saved: {where}: {why}; make it writable, or set XDG_STATE_HOME",
             2 * _MOST_CHARS,
         )
     remove_oldest(path.parent, _OUR_FILE, _MOST_FILES, kept=path.name)

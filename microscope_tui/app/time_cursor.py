@@ -115,10 +115,10 @@ class TimeCursor:
         if kept_steps(watch) is not None:
             return None
         if isinstance(watch.source, PipedLog):
-            return self.past_of_pipe() or "a pipe has no way back without a spool (--spool)"
+            return self.past_of_pipe() or "a pipe cannot be rewound without a spool (--spool)"
         if watch.source.seekable:
-            return "steps were written again here: wait until all is read"
-        return "a packed log has no way back: unpack it"
+            return "steps were rewritten here: wait until the log is read"
+        return "compressed logs cannot be rewound: decompress it first"
 
     def step_by(self, by: int) -> str | None:
         """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
@@ -165,7 +165,7 @@ class TimeCursor:
             return None
         kept = kept_steps(watch)
         if kept is None:
-            return f"no time travel: {spool.problem or 'nothing is kept yet'}"
+            return f"no time travel: {spool.problem or 'nothing is stored yet'}"
         (first, last), size = kept, bytes_of(spool.limit)
         if spool.problem:
             return f"time travel from step {first:,} to {last:,}: {spool.problem}"
@@ -203,4 +203,4 @@ class TimeCursor:
             found = pin_at(watch, step)
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
-        return found or "not to be found: the log is still being read, or changed just now"
+        return found or "not found: the log is still being read, or has just changed"

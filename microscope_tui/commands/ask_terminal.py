@@ -26,7 +26,7 @@ def synchronised_output(environment: Mapping[str, str]) -> str:
         return "not asked: no terminal"
     apple = environment.get("TERM_PROGRAM") == "Apple_Terminal"
     if apple or environment.get("TERM", "") in _WOULD_PRINT:
-        return "not asked: such a terminal prints the question"
+        return "not asked: this terminal would print the query"
     question, answer = sys.stdout.fileno(), sys.stdin.fileno()
     try:
         if os.tcgetpgrp(answer) != os.getpgrp():

@@ -37,7 +37,7 @@ def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
+        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
     """
     options.refuse_nonsense()
     if options.format_only:
@@ -80,10 +80,10 @@ def _demand(options: Options, baseline: Baseline | None) -> Demand:
 def _baseline(path: Path) -> Baseline:
     try:
         if not path.exists():
-            raise BadBaseline(f"{path}: no such file or folder; name a run or the folder of one")
+            raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
         runs = find_runs(path)
         if not runs:
-            raise BadBaseline(f"{path}: holds no run; name a run or the folder of one")
+            raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])
     except (BadBaseline, NoRuns) as error:
         fail(f"--baseline {error}", USAGE)
@@ -110,7 +110,7 @@ def _check_format(path: Path, options: Options) -> int:
         # A log whose head does not parse is no run for anybody else, and just the one to check.
         logs = find_logs(path)
         if not logs:
-            fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
+            fail(f"{path}: contains no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
         reports = [format_check.check_format(one) for one in (logs if options.every else logs[:1])]
     if options.as_json:
         found = [format_check.format_json(report) for report in reports]

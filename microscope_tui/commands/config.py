@@ -97,7 +97,7 @@ def read_config(config: Path | None = None) -> UserConfig:
     try:
         return _config_of(path, tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        fail(f"{path}: is no TOML: {error}; mend or remove it", USAGE)
+        fail(f"{path}: not valid TOML: {error}; fix or remove it", USAGE)
     except (BadLimit, _BadConfig) as error:
         _refuse(path, error)
 
@@ -150,9 +150,9 @@ def _text_of(path: Path, *, named: bool) -> str | None:
             return None
         fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
     except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; mend or remove it", USAGE)
+        fail(f"{path}: cannot be read: {error.strerror}; fix or remove it", USAGE)
     except UnicodeDecodeError as error:
-        fail(f"{path}: is no UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
+        fail(f"{path}: not UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
 
 
 def _refuse(path: Path, error: ValueError) -> NoReturn:
@@ -163,14 +163,14 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
             raise _BadConfig(f"{safe_text(name, 40)}: {_unknown_table(name)}")
-    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and the limits")))
+    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and its limits")))
     changes, where = changes_in(limits), safe_text(path, 200)
     return UserConfig(
         path=path,
         limits=limits,
         changes=(f"limits changed by {where}: {', '.join(changes)}",) if changes else (),
-        keys=_table(document, "keys", "[keys] and the keys"),
-        view=_view(_table(document, "view", "[view] and what is to be seen")),
+        keys=_table(document, "keys", "[keys] and your keys"),
+        view=_view(_table(document, "view", "[view] and your settings")),
     )
 
 
@@ -180,7 +180,7 @@ def _unknown_table(name: str) -> str:
     if name.upper() in rules:
         return f"no such table; write [rules.{name.upper()}]"
     if name in (entry.name for entry in fields(ViewConfig)):
-        return "stands outside of any table; write it below [view]"
+        return "is outside any table; move it below [view]"
     return f"no such table; {_near(name, _TABLES)}there are [rules.NAME], [keys], [view]"
 
 
@@ -192,7 +192,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 def _table(document: Mapping[str, object], name: str, what: str) -> dict[str, object]:
     table = document.get(name, {})
     if not isinstance(table, dict):
-        raise _BadConfig(f"{name}: is no table; write {what} below it")
+        raise _BadConfig(f"{name}: is not a table; write {what} below it")
     return table
 
 
@@ -202,7 +202,7 @@ def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
         if not isinstance(values, dict):
             shown = safe_text(name, 40)
             raise _BadConfig(
-                f"rules.{shown}: is no table; write [rules.{shown}] and limits below it"
+                f"rules.{shown}: is not a table; write [rules.{shown}] and limits below it"
             )
         rules[name] = values
     return rules

@@ -31,7 +31,7 @@ def doctor(
     *,
     as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """Say what this terminal can show, what a frame costs, and what would help.
+    """Report what this terminal can show, what a frame costs, and what would help.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ class _Follower:
             moved = self._read(stop)
             self._tell()
             if stop.asked:
-                going_on = "the following was ended from outside: the run may go on"
+                going_on = "interrupted; the run may still be in progress"
                 return (*self._demand.remarks, going_on)
             if self._is_over():
                 return (*self._demand.remarks, *self._patience.remarks)
@@ -108,7 +108,7 @@ class _Follower:
         if (watch.error or "") != self._error:
             self._error = watch.error or ""
             if self._error and not watch.foreign:
-                say(f"{watch.path}: {self._error}; looking again")
+                say(f"{watch.path}: {self._error}; retrying")
         self._compare(watch)
         return moved
 
@@ -154,7 +154,7 @@ def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
             said = True
         time.sleep(POLL_S)
         if stop.asked:
-            fail(f"{path}: no run came before the following was ended", NO_VERDICT)
+            fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
     return RunWatch(run, demand.criteria, patient=True)
 
 

@@ -49,7 +49,7 @@ class Notifier:
     def send(self, alert: Mapping[str, Any]) -> None:
         """Tell of ``alert`` as soon as there is room."""
         if len(self._waiting) >= _MOST_WAITING:
-            self._say("surplus", f"more than {_MOST_WAITING} alerts wait for it: some are left out")
+            self._say("surplus", f"more than {_MOST_WAITING} alerts are queued: some are dropped")
             return
         self._waiting.append(json.dumps(alert, ensure_ascii=False).encode() + b"\n")
         self.look()
@@ -73,7 +73,7 @@ class Notifier:
                 _end(running.process)
         if self._running or self._waiting:
             left = len(self._running) + len(self._waiting)
-            self._say("left", f"{left} alerts were not told within {within_s:.0f} s: left out")
+            self._say("left", f"{left} alerts not delivered within {within_s:.0f} s; dropped")
         self._running.clear()
         self._waiting.clear()
 
@@ -98,18 +98,18 @@ class Notifier:
         code = running.process.poll()
         if code is None and time.monotonic() >= running.until:
             _end(running.process)
-            self._say("timeout", f"ran for more than {self._timeout_s:.0f} s and was ended")
+            self._say("timeout", f"ran for more than {self._timeout_s:.0f} s and was killed")
             return True
         if code:
-            how = f"exited with {code}" if code > 0 else f"was ended by signal {-code}"
-            self._say("failed", f"{how}; alerts go on, try it by hand with a finding on its input")
+            how = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
+            self._say("failed", f"{how}; alerts continue, test it with a finding on its input")
         return code is not None
 
     def _say(self, kind: str, message: str) -> None:
         """Every kind of trouble is said once."""
         if kind not in self._said:
             self._said.add(kind)
-            say(f"--notify-command: {message} (said once)")
+            say(f"--notify-command: {message} (reported once)")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -47,7 +47,7 @@ class Patience:
         left = self._wait_s - (self._clock() - self._since)
         if left <= 0:
             if self._said:
-                self.remarks = (f"waited {self._wait_s:,.0f} s in vain for the run to go on",)
+                self.remarks = (f"waited {self._wait_s:,.0f} s; the run did not resume",)
             return True
         if not self._said:
             self._said = True

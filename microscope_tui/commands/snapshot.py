@@ -60,23 +60,23 @@ def snapshot(
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
+        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
     screen
-        Which one. The main screen as text has all layers on it, however many.
+        Which screen. The main screen as text lists all layers.
     format_
-        json is the view as data: the step, every layer, and the findings.
+        json prints the view as data: the step, every layer, and the findings.
     step
-        The moment to show: the last logged step at or before this one; the newest by default.
+        Show the last logged step at or before this one; the newest by default.
     layer
-        Name of the layer to choose; the worst one by default.
+        Name of the layer to select; the worst one by default.
     expert
-        Number of the expert to choose in it.
+        Number of the expert to select in that layer.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
         Characters for curves.
     output
-        Write to this file instead of the standard output.
+        Write to this file instead of standard output.
     """
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
     if output in (None, PIPE) and format_ == "text":
@@ -119,7 +119,7 @@ def _drawn(
 ) -> str:
     """The screen as the application draws it; ``what`` are the fields of ``Wanted``."""
     if path == PIPE:
-        fail("a pipe has no such picture: write it to a file first, or ask for text", USAGE)
+        fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(path)
     # The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
@@ -200,9 +200,9 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
         how = (
             "a pipe cannot be read twice"
             if isinstance(watched.source, PipedLog)
-            else ("a packed log is read from front to back: unpack it")
+            else ("compressed logs cannot be rewound: decompress it first")
         )
-        fail(f"--step {step}: cannot be found in {watched.path}; {how}", NO_VERDICT)
+        fail(f"--step {step}: not found in {watched.path}; {how}", NO_VERDICT)
     if found.step != step:
         newest = watched.latest.record.step
         why = f"the newest is {newest:,}" if step > newest else f"showing {found.step:,}"

@@ -72,11 +72,11 @@ def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
         watched, _ = piped(descriptor, criteria, limit, spool)
     except OSError as error:
         reason = error.strerror or error
-        say(f"no file for the past of the pipe: {reason}; name a folder in TMPDIR, or --spool 0")
+        say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
         watched, _ = piped(descriptor, criteria, limit)
     code = _open(Fleet.of_one(watched), user)
     for writer in dismiss_writers(descriptor):
-        say(f"{writer} still writes to this pipe and ends with its next line; Ctrl-C ends it now")
+        say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
     return code
 
 

@@ -57,7 +57,7 @@ def advise(
         sign = around.divergence.first_sign
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
     remedy = _remedy(finding, run, around, checkpoints)
-    known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
+    known = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
     verdict = rule.subject
     if rule.judges_settings:
         verdict = f"{verdict}: {worst.facts['cause']}"
@@ -137,11 +137,11 @@ def _remedy(
             remedy = f"{remedy}; then {back}{zero}"
     elif around.uneven and rule.name == "DROPS":
         remedy = (
-            f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "
+            f"fix the uneven load first (see {around.uneven}): more capacity would only feed the "
             "experts that take everything"
         )
     elif around.swings and _would_feed_a_swing(rule) and run.balance.get("method") != "none":
-        remedy = "stop the swing first (see OSCILLATION): stronger balancing would feed it"
+        remedy = "stop the swing first (see OSCILLATION): stronger balancing would amplify it"
     else:
         remedy = rule.remedy(finding.worst, run)
         if BACK in remedy and finding.active:

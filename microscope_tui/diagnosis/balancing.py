@@ -61,7 +61,7 @@ def go_back(onset: int, checkpoints: Sequence[int]) -> str:
     if onset <= 1:
         return "start again"
     if saved == 0:
-        return f"start again (no other checkpoint is from before step {onset:,})"
+        return f"start again (no checkpoint is older than step {onset:,})"
     known = (
         f"a checkpoint was written at {saved:,}" if saved else "the log has no checkpoint that old"
     )
@@ -100,7 +100,7 @@ def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
     knob = KNOBS.get(str(method))
     if knob is None:
         if method == "none" and factor > 1:
-            return "switch a balancing method on"
+            return "enable a balancing method"
         return f"{otherwise} and check that it acts on every layer" if factor > 1 else otherwise
     value = run.balance.get(knob)
     if value == 0 and factor > 1:

@@ -70,7 +70,7 @@ class BiasRunawayLimits:
     persistence: int = 4
 
     relations: ClassVar[Relations] = (
-        ("3 <= points", "there would be no straight line to see"),
+        ("3 <= points", "two points always form a line"),
         ("straightness < 1", f"{NEVER}: it is an R²"),
         ("rate <= 1", f"{NEVER}: 1 is as fast as a bias can grow"),
         ("collapse_index <= 1", "nothing is even enough: c is 1 at most"),
@@ -165,10 +165,10 @@ class GradientLimits:
     persistence: int = 10
 
     relations: ClassVar[Relations] = (
-        ("not_finite <= persistence", "norms that are no number could never tell"),
+        ("not_finite <= persistence", "norms that are NaN could never fire it"),
         ("1 <= raised", "every episode would be dated back to the start"),
         ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
         ("raised <= ratio", "an episode would be dated to after its alarm"),
         ("leave <= ratio", ENDS_INSIDE),
-        ("ratio <= once", "a single step would tell before many do"),
+        ("ratio <= once", "a single step would fire before many do"),
     )

@@ -35,7 +35,7 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
         if rule not in known:
             raise BadLimit(f"[rules.{name}]: no such rule; there are {', '.join(known)}")
         if rule in seen:
-            raise BadLimit(f"[rules.{name}]: {rule} stands there twice; make one table of both")
+            raise BadLimit(f"[rules.{name}]: {rule} is defined twice; merge the two tables")
         seen.add(rule)
         before = getattr(limits, rule)
         for key, value in values.items():

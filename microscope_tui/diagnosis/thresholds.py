@@ -91,7 +91,7 @@ class ErodingLimits:
         ("8 <= short", f"{NEVER}: fewer points are no trend"),
         ("short < long", NEVER),
         ("long <= 400", "a look takes too long: it compares every point with every other"),
-        ("level <= 1", "every slide would be deep enough: c is 1 at most"),
+        ("level <= 1", "every fall would be deep enough: c is 1 at most"),
         ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
     )
 

@@ -157,11 +157,11 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
     if criteria.profile:
         header = watch.run.profile if watch.run is not None else ""
-        said = f", the header says {header}" if header and header != criteria.profile else ""
+        said = f", the header has {header}" if header and header != criteria.profile else ""
         yield f"judged as {criteria.profile} (--profile{said})"
     elif watch.run is not None and diagnosis is not None and diagnosis.profile != watch.run.profile:
         yield (
-            f"judged as {diagnosis.profile}, the header says {watch.run.profile}; "
+            f"judged as {diagnosis.profile}, the header has {watch.run.profile}; "
             "--profile chooses another"
         )
     yield from demand.remarks

@@ -14,7 +14,7 @@ def verdict_text(judgement: Judgement) -> str:
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
-        word = "warnings, forgiven by --fail-on crit,"
+        word = "warnings, ignored by --fail-on crit,"
     if judgement.waits_until is not None:
         word = f"{judgement.problem},"
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]

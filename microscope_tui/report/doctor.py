@@ -79,12 +79,12 @@ def recommended(facts: Facts) -> list[str]:
     else:
         advice += _for_colours(terminal)
     if terminal.no_color:
-        advice.append("unset NO_COLOR if loads are to have colours instead of characters")
+        advice.append("unset NO_COLOR to show loads as colours instead of characters")
     if terminal.glyphs is Glyphs.ASCII and terminal.colours.system:
         advice.append("for finer curves use a UTF-8 locale, for example LANG=C.UTF-8")
     columns, rows = terminal.declared or terminal.size or (MIN_COLUMNS, MIN_ROWS)
     if terminal.size and terminal.declared not in (None, terminal.size):
-        advice.append("unset COLUMNS and LINES: they hide the true size of the window")
+        advice.append("unset COLUMNS and LINES: they override the real size of the window")
     elif columns < MIN_COLUMNS or rows < MIN_ROWS:
         advice.append(f"make the window at least {MIN_COLUMNS}x{MIN_ROWS}")
     if terminal.ssh:
@@ -119,7 +119,7 @@ def _for_tmux(tmux: Multiplexer, system: str | None, passes: bool | None) -> lis
         if old:
             line = f'set -ga terminal-overrides ",{outer}:Tc"'
         advice.append(
-            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and start tmux anew"
+            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and restart tmux"
             + ("; until then use --color 256" if system == "truecolor" else "")
         )
     if system != "truecolor":
@@ -141,7 +141,7 @@ def _terminal(terminal: Terminal) -> list[tuple[str, str]]:
     if terminal.size:
         size = [("size", "{}x{}".format(*terminal.size))]
         if terminal.declared not in (None, terminal.size):
-            size.append(("", "COLUMNS and LINES say {}x{}".format(*(terminal.declared or ()))))
+            size.append(("", "COLUMNS and LINES give {}x{}".format(*(terminal.declared or ()))))
         size.append(("layout", layout_of(*(terminal.declared or terminal.size))))
     locale = terminal.locale or "not set"
     no_color = "set: no colours, loads as characters" if terminal.no_color else "not set"
@@ -164,10 +164,10 @@ def _connection(terminal: Terminal) -> list[tuple[str, str]]:
     passes = terminal.truecolor_passes
     passing = {None: "not known", True: "yes", False: "no"}[passes]
     if between.name == "tmux":
-        outside = between.outer or "a terminal that it does not name"
+        outside = between.outer or "an unnamed terminal"
         passing += f" (terminal outside: {outside})"
         rows.insert(0, ("truecolor", f"passes through: {passing}"))
-    return [(between.name, between.version or "did not say its version"), *rows]
+    return [(between.name, between.version or "version unknown"), *rows]
 
 
 def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:

@@ -145,7 +145,7 @@ class _Check:
         problems = self.validator.problems
         for number, line in self._splitter.feed(b"\n"):
             whole = _is_whole(line)
-            what = "wait for it" if whole else "leave the torn line out until it is whole"
+            what = "wait for it" if whole else "skip the torn line until it is whole"
             problems.line = number
             problems.hint(
                 "no newline",

@@ -102,7 +102,7 @@ class BackgroundLog:
             self._log.write(record)  # says so, and writes nothing
             return
         if self._closing:
-            self._warn_once("a record that came after the log was closed is not written")
+            self._warn_once("a record arrived after the log was closed and is not written")
             return
         size = estimated_bytes(record)
         is_step = record.get("kind") == "step"
@@ -194,7 +194,7 @@ class BackgroundLog:
     def _warn_once(self, what: str, why: str = "") -> None:
         if what not in self._said:
             self._said.add(what)
-            _logger.warning("%s: %s%s; training goes on", self._log.path, what, why)
+            _logger.warning("%s: %s%s; training continues", self._log.path, what, why)
 
 
 def estimated_bytes(value: Any) -> int:

@@ -232,7 +232,7 @@ def _new_decoder(path: Path) -> _Gzip | _Zstd:
         return _Zstd()
     except ImportError:
         raise OSError(
-            "zstd archives need a package that is missing here: pip install backports.zstd"
+            "reading zstd needs a package: pip install backports.zstd"
         ) from None
 
 

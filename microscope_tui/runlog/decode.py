@@ -252,7 +252,7 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
 def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
     depths = model.get("layers")
     if not isinstance(depths, list) or len(depths) > _MAX_ROUTERS:
-        raise BadLine("model.layers is missing or no list: it names the depth of every router")
+        raise BadLine("model.layers is missing or not a list: it names the depth of every router")
     names = model.get("layer_names")
     names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
 

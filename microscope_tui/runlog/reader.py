@@ -152,7 +152,7 @@ class RunReader:
         if self.run is None:
             self.run = infer_run(line, self.name)
             if self.run is None:
-                raise BadLine("a step before any run record, and without counts to go by")
+                raise BadLine("a step before any run record, and without counts")
             yield self.run
         routers = len(self.run.routers)
         if record.tokens is not None and not 1 <= record.tokens < _MAX_TOKENS:

@@ -68,7 +68,7 @@ class RunLogWriter:
         A run record is not lost but owed: it is written before whatever can be written next.
         """
         if self.is_forked:
-            self._warn("belongs to the process before the fork, and is not written here")
+            self._warn("belongs to the parent process, a fork does not write to it")
             return False
         kind = record.get("kind")
         if kind == "step" and self._failing and self._clock() < self._retry_at:
@@ -170,7 +170,7 @@ class RunLogWriter:
         now = self._clock()
         if now >= self._warn_at:
             self._warn_at = now + QUIET_S
-            _logger.warning("%s: %s; training goes on", self.path, what)
+            _logger.warning("%s: %s; training continues", self.path, what)
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:

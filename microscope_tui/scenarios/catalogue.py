@@ -148,7 +148,7 @@ _ALL = (
     ),
     Scenario("rotation", "three groups or more take turns", rhythms.rotation, _takes_turns),
     Scenario("bias-odd-period", "the load swings in three steps", rhythms.odd_period, _any),
-    Scenario("slow-swing", "a swing too slow to be told", rhythms.slow_swing, _any),
+    Scenario("slow-swing", "a swing too slow to detect", rhythms.slow_swing, _any),
     Scenario(
         "alternating-tokens",
         "steps of one and of two times the tokens",

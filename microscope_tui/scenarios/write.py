@@ -69,7 +69,7 @@ def _built(scenario: str, shape: Shape | None, seed: int) -> Run:
     wanted = SCENARIOS[scenario]
     shape = shape or Shape(steps=wanted.steps)
     if not wanted.fits(shape):
-        raise ValueError(f"scenario {scenario!r} makes no sense with {shape}")
+        raise ValueError(f"scenario {scenario!r} does not fit {shape}")
     return wanted.build(shape, random.Random(seed))
 
 

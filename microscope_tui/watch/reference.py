@@ -69,7 +69,7 @@ def reference_in(watch: RunWatch, step: int) -> Reference:
     moment = pin_at(watch, step)
     if moment is None:
         raise NothingToCompare(
-            f"step {step:,} of {name} cannot be read: packed, or still being read"
+            f"step {step:,} of {name} cannot be read: compressed, or still being read"
         )
     return reference_of(name, moment, watch.run)
 
@@ -144,7 +144,7 @@ def _opened(file: RunFile, size: int) -> RunWatch:
     """A long log by samples of its steps, a short one in full."""
     watch = RunWatch(file, memory_bytes=_MEMORY)
     if not watch.source.seekable:
-        raise NothingToCompare(f"{file.name} is packed: unpack it to compare")
+        raise NothingToCompare(f"{file.name} is compressed: decompress it to compare")
     watch.open_overview()
     if watch.latest is None or not watch.can_seek:
         if size > _MOST_READ:

@@ -98,7 +98,7 @@ def _hopeless(watch: RunWatch) -> str | None:
         return f"no steps in the log yet{first}"
     found = {episode.rule for episode in watch.diagnosis.episodes}
     if all(RULES[rule].judges_settings for rule in found) and not _measured(watch):
-        return "no load of any router was measured: log tokens_per_expert or effective_experts"
+        return "the log has no router loads: log tokens_per_expert or effective_experts"
     return None
 
 

@@ -211,7 +211,7 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     for finding in group(episodes):
         advice = advise(finding, diagnosis.run, diagnosis.checkpoints, episodes)
         if until is not None and finding.worst.alarm > until:  # in hindsight it had begun
-            whose = f"(numbers of its alarm, step {finding.worst.alarm:,})"
+            whose = f"(numbers from its alarm, step {finding.worst.alarm:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")
         found.append((finding, advice))
     return found

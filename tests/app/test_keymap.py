@@ -33,7 +33,7 @@ MOVES = [
     Binding("down,j", "move(1)", "next layer", id="layer.next", show=False),
     Binding("pageup", "page(-1)", "one page up", id="layer.page_up", show=False),
     Binding("left_square_bracket", "step(-1)", "step", id="time.back", key_display="[ ]"),
-    Binding("right_square_bracket", "step(1)", "one step on", id="time.on", show=False),
+    Binding("right_square_bracket", "step(1)", "next logged step", id="time.on", show=False),
 ]
 SCREENS = {
     "main": [*MOVES, Binding("a", "next_alert", "alert", id="alert.next"), *QUIT],

@@ -73,8 +73,8 @@ def test_every_kind_of_place_is_understood(text: str, place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "nothing is no place: try 12k, 50%, -100, 14:30, -2h, first or last"),
-        ("abc", "abc is no place: try 12k"),
+        ("", "nothing is not a step or a time: try 12k, 50%, -100, 14:30, -2h, first or last"),
+        ("abc", "abc is not a step or a time: try 12k"),
         ("12,41", "12,41 is no place"),
         ("1e5", "is no place"),
         ("٣", "is no place"),
@@ -87,9 +87,9 @@ def test_every_kind_of_place_is_understood(text: str, place: Place) -> None:
         ("1.5", "1.5: a step is a whole number"),
         ("1.2345k", "1.2345k: a step is a whole number"),
         ("-5m", "-5m: write min for minutes, M for millions of steps"),
-        ("2h", "2h: write -2h for so long before the newest"),
+        ("2h", "2h: write -2h for a time before the newest"),
         ("+30min", "+30min: write -30min"),
-        ("24:00", "24:00: no time of day; the last one is 23:59:59"),
+        ("24:00", "24:00: not a time of day; the last one is 23:59:59"),
         ("7:60", "7:60: no time of day"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_time_is_the_latest_one_that_the_run_has(
 def test_a_time_of_day_that_the_run_does_not_have_is_said() -> None:
     times = {"first_s": at("2026-11-24 14:30:20"), "newest_s": at("2026-11-24 14:40")}
     for clock in (AtClock(time(14, 50)), AtClock(time(14, 30, 5), to_the_second=True)):
-        with pytest.raises(BadPlace, match="is not in this run: it has 14:30:20 to 14:40:00"):
+        with pytest.raises(BadPlace, match="is outside this run: 14:30:20 to 14:40:00"):
             place_to_time(clock, **times)
 
 

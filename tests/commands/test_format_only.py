@@ -112,4 +112,4 @@ def test_options_that_judge_a_run_do_not_go_with_it(
 ) -> None:
     done = microscope("check", sound, "--format-only", *option)
     assert done.returncode == 64
-    assert f"--format-only judges no run: leave {option[0]} out" in done.stderr
+    assert f"--format-only does not judge runs: remove {option[0]} out" in done.stderr

@@ -77,7 +77,7 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started(
     begun = time.monotonic()
     sent(f"(sleep 20; touch '{tmp_path}/late') & wait", {"a": 1}, timeout_s=0.2)
     assert time.monotonic() - begun < 10
-    assert any("ran for more than 0 s and was ended" in line for line in said(capfd))
+    assert any("ran for more than 0 s and was killed" in line for line in said(capfd))
 
 
 def test_a_command_that_does_not_read_its_input_holds_nobody_up(tmp_path: Path) -> None:

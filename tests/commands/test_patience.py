@@ -93,7 +93,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
     assert not run.is_over(after_s=599)
     assert not run.patience.remarks
     assert run.is_over(after_s=1)
-    assert run.patience.remarks == ("waited 600 s in vain for the run to go on",)
+    assert run.patience.remarks == ("waited 600 s; the run did not resume",)
     assert capsys.readouterr().err == ""
 
 

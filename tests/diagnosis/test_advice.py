@@ -52,7 +52,7 @@ def test_a_collapse_is_told_in_three_lines() -> None:
         ({"method": "bias", "bias_update_rate": 0.01}, "raise bias_update_rate from 0.01 to 0.03"),
         ({"method": "bias", "bias_update_rate": 0.0}, "set bias_update_rate above zero"),
         ({"method": "aux", "aux_weight": 0.002}, "raise aux_weight from 0.002 to 0.006"),
-        ({"method": "none"}, "switch a balancing method on"),
+        ({"method": "none"}, "enable a balancing method"),
         ({}, "strengthen the load balancing"),
     ],
 )

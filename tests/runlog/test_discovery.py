@@ -101,7 +101,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path) -> None:
     assert unreadable_logs(tmp_path) == []
     with pytest.raises(NoRuns, match="no regular file; pipe its content in and name `-`"):
         find_runs(tmp_path / "pipe.jsonl")
-    assert why_not_a_run(tmp_path / "pipe.jsonl") == "no regular file"
+    assert why_not_a_run(tmp_path / "pipe.jsonl") == "not a regular file"
 
 
 def test_loops_of_links_end_and_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class ChartActions(RunScreen):
         at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
         session.smoothing = SMOOTHINGS[at % len(SMOOTHINGS)]
         weight = session.smoothing
-        said = f"exponential mean, {words.index(weight)} on what came before" if weight else "off"
+        said = f"exponential moving average, {words.index(weight)}" if weight else "off"
         self.tell(f"smoothing: {said}", "accent")
         await self.redraw()
 
@@ -111,4 +111,4 @@ def hidden_line(hidden: Sequence[str], width: int) -> Line:
     """What found no room, and how to see it."""
     names = ", ".join(name.replace("-", " ") for name in hidden)
     text = shortened(f" not shown: {names}", max(0, width - 18))
-    return pad([Span(text, "faint"), Span("   tab", "accent"), Span(" goes there", "faint")], width)
+    return pad([Span(text, "faint"), Span("   tab", "accent"), Span(" shows them", "faint")], width)

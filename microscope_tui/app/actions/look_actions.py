@@ -67,7 +67,7 @@ class LookActions(RunScreen, PinActions):
             self.tell("no comparison", "accent")
         elif watch is not None:
             session.compare_with(session.time.pin or pin(watch))
-            self.tell("compared with this step: move in time, or open 5 compare", "accent")
+            self.tell("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
     async def action_clear(self) -> None:

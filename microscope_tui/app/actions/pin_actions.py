@@ -68,7 +68,7 @@ class PinActions(BaseScreen):
         """Compare with it no more."""
         self.session.fleet.pinned = None
         self.session.compare_with(None)
-        self.tell("no longer pinned", "accent")
+        self.tell("unpinned", "accent")
 
 
 def _moment(pinned: PinnedRun, step: int) -> Reference | str:

@@ -105,12 +105,12 @@ class PromptActions(OutActions):
             newest = time.newest_step
             problem = time.go_to(place_to_step(place, shown=time.shown_step, newest=newest))
             if problem is None and isinstance(place, AtStep) and place.step > newest:
-                return f"step {place.step:,} is not in the log: this is the newest, {newest:,}"
+                return f"step {place.step:,} is not in the log: showing the newest, {newest:,}"
             return problem
         history, latest = watch.history, watch.latest.record
         first = history.time_of(history.steps[0]) if len(history) else None
         if first is None or latest.time is None:
-            return "no times in this log: go to a step"
+            return "this log has no times: go to a step"
         wanted = place_to_time(place, first_s=first, newest_s=latest.time)
         ends = (history.steps[0], first), (latest.step, latest.time)
         return time.go_to(step_at_time(wanted, *ends, history.time_of))

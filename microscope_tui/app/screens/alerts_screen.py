@@ -1,4 +1,4 @@
-"""All alerts of the run: what is wrong, what was, and what the evidence is; enter goes there."""
+"""All alerts of the run: what is wrong, what was, and what the evidence is; enter moves there."""
 
 from collections.abc import Sequence
 from typing import ClassVar

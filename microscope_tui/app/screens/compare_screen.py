@@ -119,11 +119,11 @@ class CompareScreen(LookActions):
 
     def _draw_nothing(self, columns: int) -> None:
         """There is nothing to compare with: how to come by it."""
-        why = self._problem or self.pin_problem or "looking for a moment to compare with"
+        why = self._problem or self.pin_problem or "looking for a step to compare with"
         texts = [
             (why, "warn" if self._problem or self.pin_problem else "dim"),
-            ("b takes this step as A: go on from here, or wait for the run", "dim"),
-            ("r lists the runs, and p pins one of them as A, at the same step", "dim"),
+            ("b sets A to this step: then move in time, or wait for the run", "dim"),
+            ("r lists the runs, and p pins one as A, at the same step", "dim"),
         ]
         lines = [pad([Span(f"  {text}", role)], columns) for text, role in texts]
         self._show_top([pad([], columns), *lines])
@@ -140,14 +140,14 @@ class CompareScreen(LookActions):
         if self.session.reference is None:
             remark = self._why_own
         elif self.pinned is None:
-            remark = "taken with b"
+            remark = "set with b"
         elif self.pin_problem:
             return Span(self.pin_problem, "warn")
         else:
             behind = reference.step < view.step
             remark = "pinned, its last step before B" if behind else "pinned, at the same step"
         if (reference.run, reference.step) == (view.name, view.step):
-            return Span("the same moment as B", "warn")
+            return Span("the same step as B", "warn")
         return Span(remark, "dim")
 
     def _choose_once(self, view: RunView) -> None:

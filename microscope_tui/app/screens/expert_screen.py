@@ -168,7 +168,7 @@ class ExpertScreen(ChartActions):
         watch = self.session.watch
         problem = self.session.time.why_no_past()
         if watch is None or problem:
-            self._problem = f"its past cannot be read: {problem}" if problem else ""
+            self._problem = f"history cannot be read: {problem}" if problem else ""
             return
         count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))
         wanted = _Wanted(
@@ -185,7 +185,7 @@ class ExpertScreen(ChartActions):
         try:
             found = await asyncio.to_thread(_read_series, wanted, stop.is_set)
         except OSError as error:
-            problem, found = f"its past cannot be read: {error.strerror or error}", _NOTHING
+            problem, found = f"history cannot be read: {error.strerror or error}", _NOTHING
         finally:
             stop.set()  # also where this worker was cancelled: another one reads what is wanted now
         if self._asked is wanted:

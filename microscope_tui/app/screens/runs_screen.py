@@ -91,7 +91,7 @@ class RunsScreen(PromptActions, PinActions):
             for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
         if not self._cards:
-            why = "no run matches" if self._count else "no runs yet: a new one appears by itself"
+            why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
             lines.append(pad([Span(f"   {why}", "dim")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.query_one("#runs", Rows).show(lines)

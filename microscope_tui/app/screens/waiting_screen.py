@@ -52,9 +52,9 @@ class WaitingScreen(Screen[None]):
             first = watch.defects.first[0] if watch.defects.first else ""
             bad = [[Span(f"{watch.defects.count:,} unreadable, the first: {first}", "warn")]]
         if self.session.pipe_ended:
-            return [[Span("the standard input has ended without a step", "warn")], *bad]
+            return [[Span("standard input ended without a step", "warn")], *bad]
         if piped:
-            return [[Span("waiting for the first step on the standard input", "dim")], *bad]
+            return [[Span("waiting for the first step on standard input", "dim")], *bad]
         if watch is not None and not watch.complete:
             return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
         if watch is not None:

@@ -25,8 +25,8 @@ class BiasRunaway(Rule):
     name = "BIAS_RUNAWAY"
     subject = "Runaway bias"
     means = (
-        "The balancing pushes the same experts up and down step after step and changes nothing: "
-        "the router outgrows it. The update rate is too small for the scale of the scores."
+        "Bias updates push the same experts up and the same ones down, step after step, and the "
+        "load stays uneven. The update rate is too small for the scale of the scores."
     )
     formula = (
         "max − min of expert_bias grows in a straight line (R² > 0.98) over 500 steps at half "
@@ -113,7 +113,9 @@ class BiasRunaway(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        words = f"{stronger_balance(run, worst)}, and further while it still grows like this"
+        words = (
+            f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
+        )
         if run.score_function in ("sigmoid", "softmax"):
             return words
         return f"{words}; a bias on softmax logits needs far more than one on sigmoid scores"

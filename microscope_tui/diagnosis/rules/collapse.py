@@ -45,10 +45,10 @@ class Collapse(Rule):
     name = "COLLAPSE"
     subject = "Router collapse"
     means = (
-        "The router sends (nearly) every token to the same k experts: the layer has become a "
-        "small dense one, and the loss need not show it. In a fine-tuning the change counts, "
-        "against --baseline or the first steps; c below the critical limit is always reported. "
-        "An expert that 95 % of the tokens choose is left out, it acts as a shared expert."
+        "The router sends (nearly) every token to the same k experts: the layer acts as a small "
+        "dense layer, and the loss may not show it. In fine-tuning, c is compared with --baseline "
+        "or the first steps; c below the critical limit is always reported. An expert chosen by "
+        "95 % of the tokens is left out: it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
     cause_rank = 20
@@ -260,14 +260,14 @@ class Collapse(Rule):
             why += ". Counts only: a confident collapse and an undecided one look the same here"
         age, shock_steps = worst.last - worst.onset, number(worst, "shock_steps") or 0
         if worst.active and age < shock_steps:
-            why += f". It is {age + 1} steps old: a shock that passes looks the same so far"
-        return f"{why}. The loss need not show it"
+            why += f". It is {age + 1} steps old: a transient shock would look the same so far"
+        return f"{why}. The loss may not show it"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile == "eval":
             return (
-                "evaluate on other data too, and see whether the router's bias was loaded with its "
+                "evaluate on other data too, and check whether the router's bias was loaded with its "
                 "weights; if it is so everywhere, the model was trained into it"
             )
         return stronger_balance(run, worst)

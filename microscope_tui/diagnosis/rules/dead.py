@@ -40,8 +40,8 @@ class Dead(Rule):
     name = "DEAD"
     subject = "Dead experts"
     means = (
-        "Experts receive no token at all, window after window. They are paid for in memory and "
-        "learn nothing. On narrow data this may be no loss: compare before you act."
+        "Experts receive no tokens for several windows in a row. They take memory and learn "
+        "nothing. On narrow data this may be harmless: compare before you act."
     )
     formula = (
         "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row and for "
@@ -187,8 +187,8 @@ class Dead(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile != "pretrain":
             return (
-                "compare with the model before this training; keep the experts: few tokens do "
-                "not make them useless"
+                "compare with the model before this training; do not remove the experts: "
+                "other data may need them"
             )
         return (
             f"{stronger_balance(run, worst)}, then either re-initialise their router rows or {BACK}"

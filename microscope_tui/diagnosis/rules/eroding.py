@@ -31,7 +31,7 @@ class Eroding(Rule):
 
     name = "ERODING"
     subject = "Eroding balance"
-    means = "The load of a layer becomes steadily more uneven. Now is the cheap moment to act."
+    means = "The load of a layer becomes steadily more uneven. Acting early is cheap."
     formula = (
         "c is below 0.7 and falls (Mann–Kendall p < 0.001 over 60 or 200 logged steps), by more "
         "than its noise, and reaches the limit of COLLAPSE within 500 steps"

@@ -117,7 +117,7 @@ class GradSpike(Rule):
         if worst.facts.get("cause") == "non-finite":
             return (
                 f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
-                f"{number(worst, 'of') or 0:.0f} steps: they teach nothing, or spoil the weights"
+                f"{number(worst, 'of') or 0:.0f} steps: they are skipped, or corrupt the weights"
             )
         return (
             f"a gradient norm of {number(worst, 'norm') or 0:.3g}, "
@@ -129,6 +129,6 @@ class GradSpike(Rule):
         if worst.facts.get("cause") == "non-finite":
             return (
                 "go back to a checkpoint with finite values, then lower the learning rate; in fp16 "
-                "see whether the loss scale falls and falls"
+                "check whether the loss scale keeps falling"
             )
         return "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns"

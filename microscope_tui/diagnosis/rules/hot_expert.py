@@ -13,8 +13,8 @@ class HotExpert(Rule):
     name = "HOT_EXPERT"
     subject = "A hot expert"
     means = (
-        "One expert is among the choices of nearly every token while the rest shares the others "
-        "evenly: it acts as a shared expert. No collapse; good models have such experts."
+        "Nearly every token chooses the same expert, and the other experts share the rest evenly: "
+        "it acts as a shared expert. This is not a collapse: good models have such experts."
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)

@@ -43,7 +43,7 @@ _TEXTS = {
         right_sign(),
     ),
     "few tokens": (
-        "an expert can expect less than one token a step: single steps say nothing",
+        "an expert can expect less than one token a step: single steps show nothing",
         "log sums over more steps, or read the trend only",
     ),
     "one rank": (

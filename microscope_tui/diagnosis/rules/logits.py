@@ -30,8 +30,8 @@ class Logits(Rule):
     name = "LOGITS"
     subject = "Exploding router logits"
     means = (
-        "The logits of a router grow far beyond what they were. It comes before a divergence: the "
-        "softmax saturates, one expert wins everything, the gradient is lost or explodes."
+        "The logits of a router grow far beyond their usual size. This precedes a divergence: the "
+        "softmax saturates, one expert wins every token, the gradient vanishes or explodes."
     )
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "

@@ -46,8 +46,8 @@ class Meter(Rule):
     name = "METER"
     subject = "Meter fault"
     means = (
-        "What was logged does not measure the routing: fix the counting first, then judge. "
-        "Every other rule keeps silent about these layers."
+        "The logged numbers do not measure the routing: fix the counting first. "
+        "Meanwhile all other rules are suspended for these layers."
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
@@ -199,7 +199,7 @@ class Meter(Rule):
         match worst.facts.get("cause"):
             case "non-finite":
                 name = worst.facts.get("reading")
-                return f"the {name} is NaN or infinite; NaN also looks like every token on expert 0"
+                return f"the {name} is NaN or infinite; NaN can look like every token on expert 0"
             case "multiple":
                 times = total / expected
                 return f"counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})"
@@ -208,22 +208,22 @@ class Meter(Rule):
             case "above":
                 return (
                     f"expert {experts_of(worst)} has {total:,.0f} pairs of {expected:,.0f} tokens, "
-                    "and a token chooses an expert once"
+                    "but a token chooses an expert at most once"
                 )
             case "effective":
                 return (
-                    f"effective_experts is {total:.2f}, and tokens that choose {expected:.0f} "
-                    f"experts each use at least {expected:.0f}"
+                    f"effective_experts is {total:.2f}, but tokens that choose {expected:.0f} "
+                    f"experts use at least {expected:.0f}"
                 )
             case "load":
                 return (
-                    f"max_load is {total:.2f}, and an expert that every token chooses has "
+                    f"max_load is {total:.2f}, but an expert that every token chooses has "
                     f"{expected:.2f} times its fair share"
                 )
             case "width":
-                return f"{total:.0f} counts in a row, the header says {expected:.0f} experts"
+                return f"{total:.0f} counts in a row, the header has {expected:.0f} experts"
             case "summary":
-                return f"effective_experts says {total:.2f}, the counts beside it {expected:.2f}"
+                return f"effective_experts is {total:.2f}, its counts give {expected:.2f}"
             case _:
                 return "all experts have the same count to ±1, which no learned router produces"
 
@@ -257,7 +257,7 @@ class Meter(Rule):
             case "summary":
                 return "compute the summaries from the counts of the same step, over all ranks"
             case _:
-                return "switch the forced-balance debug flag off"
+                return "turn off the forced-balance debug flag"
 
 
 def _fault(**facts: float | str | tuple[int, ...]) -> Reading:

@@ -51,8 +51,8 @@ class Oscillation(Rule):
     name = "OSCILLATION"
     subject = "Oscillating load"
     means = (
-        "Experts are flooded and starved in turn, two halves or many groups of them: summed over "
-        "some steps all is even, but every single step is not. The bias update overshoots."
+        "Groups of experts are overloaded and starved in turn: the sum over some steps is even, "
+        "single steps are not. The bias update overshoots."
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
@@ -202,8 +202,8 @@ class Oscillation(Rule):
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         return (
-            f"{worst.value:.0%} of the experts are flooded and starved in turn, with a period of "
-            f"{number(worst, 'period') or 0:.0f} steps"
+            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
+            f"period of {number(worst, 'period') or 0:.0f} steps"
         )
 
     @staticmethod
@@ -211,17 +211,17 @@ class Oscillation(Rule):
         method = run.balance.get("method")
         if method == "none":
             return (
-                "no balancing is on that could overshoot: check what alternates in the data, or "
-                "whether counts and tokens are of the same micro-batches"
+                "no enabled balancing could overshoot: check whether the data alternates, and "
+                "whether counts and tokens cover the same micro-batches"
             )
         if method == "aux":
             return (
-                "find out what alternates in the data or the micro-batches; if nothing does, "
+                "check whether the data or the micro-batches alternate; if they do not, "
                 f"{weaker_balance(run)}"
             )
         weaker = f"{weaker_balance(run)}, or average the load over more steps before each update"
         if method not in KNOBS:
-            return f"if a balancing acts on these layers, {weaker}; if none does, look at the data"
+            return f"if these layers are balanced, {weaker}; if not, look at the data"
         return weaker
 
 

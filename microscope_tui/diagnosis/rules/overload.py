@@ -33,9 +33,9 @@ class Overload(Rule):
     name = "OVERLOAD"
     subject = "Overload"
     means = (
-        "The busiest expert, or the busiest expert-parallel rank, has far more to do than the "
-        "mean. With a capacity its tokens are dropped, with expert parallelism the step waits for "
-        "it; otherwise this is information: experts that specialise reach 4 to 9 times the mean."
+        "The busiest expert, or the busiest expert-parallel rank, gets far more tokens than the "
+        "mean. With a capacity they are dropped, with expert parallelism the step waits for them; "
+        "otherwise this is information: specialised experts reach 4 to 9 times the mean."
     )
     formula = (
         "MaxVio above 3 × the median of the first steps after the warm-up (and above its noise), "
@@ -175,7 +175,7 @@ class Overload(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "rank":
-            return "place busy and idle experts on the same rank; single experts are not to blame"
+            return "place busy and idle experts on the same rank; no single expert is the cause"
         if not _is_bounded(run):
             return (
                 "nothing, while neither a capacity nor expert parallelism is configured: experts "

@@ -94,4 +94,4 @@ class Shock(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        return "see whether the learning rate or the data changed at that step"
+        return "check whether the learning rate or the data changed at that step"

@@ -23,8 +23,8 @@ class Uniform(Rule):
     name = "UNIFORM"
     subject = "An unlearned router"
     means = (
-        "Every token gets nearly the same probability for every expert. If the router gets no "
-        "gradient it learned nothing; if it does, the routing is soft, which works too."
+        "Every token gets nearly the same probability for every expert. A router without a "
+        "gradient learns nothing; with one, its routing is soft, which also works."
     )
     formula = (
         "token entropy above 0.97 ln E after max(500, 30 % of the plan) steps, for 100 steps; a "
@@ -112,5 +112,5 @@ class Uniform(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
-            return "switch the normalisation of the single weight off: it is constant 1"
+            return "turn off the normalisation of the single weight: it is always 1"
         return "check that the router is not frozen and that the balancing is not too strong"

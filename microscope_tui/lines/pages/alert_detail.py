@@ -61,12 +61,12 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
         lines += [[Span("  "), *line] for line in _labelled(word, text, width - 4, "value")]
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
-        judged += f", {view.judged:.0%} of the log: what is behind it is not known yet"
+        judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     lines += [
         [],
         *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value")),
     ]
-    explain = "`moe-microscope explain` tells all rules and their limits"
+    explain = "`moe-microscope explain` lists all rules and their limits"
     lines += [[Span("  "), *line] for line in _labelled("rules", explain, width - 4, "dim")]
     return [pad(line, width) for line in lines]
 

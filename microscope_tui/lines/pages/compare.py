@@ -177,7 +177,7 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     if dead:
         said.append("without tokens now " + words.listed([str(e) for e in dead]))
     if not said:
-        return f"{name}: every expert carries what it carried"
+        return f"{name}: no expert changed its load"
     while len(said) > 1 and len(f"{name}: {'; '.join(said)}") > room:
         said.pop()
     return f"{name}: {'; '.join(said)}"

@@ -50,7 +50,7 @@ def check_counts(
         problems.hint(
             "no tokens",
             "tokens_per_expert without tokens: write the real tokens of the global batch, so that "
-            "it can be told whether the counts are complete",
+            "it can be checked whether the counts are complete",
         )
     known: list[Counts | None] = []
     for index, row in enumerate(rows):

@@ -110,7 +110,7 @@ def text(problems: Problems, key: str, value: Any) -> str | None:
             problems.error(
                 "unprintable",
                 f"{key} is {shown(value)} with the control character U+{ord(char):04X}: "
-                "write plain text, no screen will show it",
+                "write plain text, screens do not show it",
             )
     return value
 
@@ -165,7 +165,7 @@ def unknown_keys(
         if likely is not None:
             problems.hint(
                 f"misspelt {inside}{likely}",
-                f"{inside}{safe_text(key, 40)} is no key of the format and is ignored: "
+                f"{inside}{safe_text(key, 40)} is not a key of the format and is ignored: "
                 f"write {likely} if you mean that",
             )
 

@@ -93,7 +93,7 @@ def check_run(problems: Problems, record: dict[str, Any]) -> RunPromise:
         problems.error(
             "format_version",
             f"format_version is {shown(version)}, expected {FORMAT_VERSION}: "
-            "a reader refuses the whole log otherwise",
+            "readers refuse the whole log otherwise",
         )
     text(problems, "run", record.get("run"))
     number(problems, "time", record.get("time"), TIME)
@@ -133,7 +133,7 @@ def check_event(problems: Problems, record: dict[str, Any]) -> str:
     if name == "end" and reason not in END_REASONS:
         problems.hint(
             "reason",
-            f"reason is {shown(reason)}: the screen knows {', '.join(END_REASONS)}, "
+            f"reason is {shown(reason)}: the screen has words for {', '.join(END_REASONS)}, "
             "and says stopped for any other",
         )
     return name

@@ -94,7 +94,7 @@ def _check_key_order(problems: Problems, record: dict[str, Any]) -> None:
         problems.hint(
             "kind first",
             '"kind" is not the first key of the step: start the line with {"kind": "step" '
-            "so that a reader knows what it skips",
+            "so that readers can skip it",
         )
     present = [key for key in _MATRICES if key in record]
     if present and keys[-len(present) :] != present:
@@ -146,7 +146,7 @@ def _check_entropies(problems: Problems, summaries: Summaries, promise: RunPromi
             problems.error(
                 "entropy above mean_entropy",
                 f"router.mean_entropy[{index}] is {mean:g}, below router.entropy[{index}] = "
-                f"{entropy:g}, which cannot be: mean_entropy is the entropy of the mean "
+                f"{entropy:g}, which is impossible: mean_entropy is the entropy of the mean "
                 "probability, entropy the mean of the tokens' entropies",
             )
 

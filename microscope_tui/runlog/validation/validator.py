@@ -89,7 +89,7 @@ class LogValidator:
         elif kind not in _KINDS:
             self.problems.hint(
                 "unknown kind",
-                f"kind {shown(kind)} is none of {', '.join(_KINDS)}: readers ignore the record",
+                f"kind {shown(kind)} is not one of {', '.join(_KINDS)}: readers ignore the record",
             )
         else:
             self._known(kind, record)
@@ -137,7 +137,7 @@ class LogValidator:
             self.problems.hint(
                 "another model",
                 "layers, num_experts or top_k differ from the run record before: the diagnosis "
-                "starts anew here, write another model to a folder of its own",
+                "restarts here, write each model to its own folder",
             )
 
     def _step(self, record: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class LogValidator:
             self.problems.hint(
                 "after end",
                 f"a step after the end event of line {self._ended_at:,}: write a run record with "
-                "resumed_at_step before going on",
+                "resumed_at_step before continuing",
             )
         self._measured |= check_step(self.problems, record, self._promise)
 
