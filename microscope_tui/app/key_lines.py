@@ -1,4 +1,4 @@
-"""Bindings as lines: the keys in the last line of a screen, and all of them in the help."""
+"""Bindings as lines: the keys in the last line of a screen, and the help."""
 
 from collections.abc import Iterable
 
@@ -37,7 +37,8 @@ _ASCII_NAMES = {
 def key_line(
     bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
 ) -> Line:
-    """The line of keys at the bottom: the shown bindings, in their order.
+    """The line of keys at the bottom, with the shown bindings in their order.\n\nWhere the width is
+    short, bindings are left out; help and quit always stay.
 
     Where there is no room for all, some give way: help, which lists all, and quit stay.
     """

@@ -1,4 +1,4 @@
-"""The keys, once: bindings, the line of keys and the help screen are all made from these lists.
+"""All keys: bindings, the line of keys and the help are generated from these lists.
 
 Every binding has an id, by which the config file may give it other keys (see ``keymap.py``).
 """
@@ -176,9 +176,7 @@ ALERT_LIST = [
     _key("down,j", "move(1)", "next alert", "alert.down"),
     _key("home,g", "move(-9999)", "first alert", "alert.first"),
     _key("end,G", "move(9999)", "last alert", "alert.last"),
-    _key(
-        "enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"
-    ),
+    _key("enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"),
     _key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge", "A", first_of="seen"),
     *FILTER,
     *OUT,

@@ -28,7 +28,7 @@ _MINUTE_S = 60.0
 
 
 class BadPlace(ValueError):
-    """Typed text that is no place in this run; the message says what can be typed."""
+    """The typed text is not a place in this run; the message says what to type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The config file: limits, keys and looks that somebody wants otherwise.
+"""The config file: custom limits, keys and view settings.
 
 ```toml
 [rules.COLLAPSE]
@@ -11,9 +11,9 @@ layer.next = "n,down"
 palette = "cividis"
 ```
 
-It is ``config.toml`` in the user's configuration folder (on Linux ``~/.config/moe-microscope``),
-or what ``--config`` names. Everything that judges reads the same one, and ``check`` says what it
-changed. What nobody knows is an error: a typo that silently does nothing is worse.
+The file is ``config.toml`` in the user's configuration folder (on Linux
+``~/.config/moe-microscope``), or the one given by ``--config``. All commands read the same file,
+and ``check`` reports what it changed. Unknown names are errors: a typo must not be ignored.
 """
 
 import tomllib
@@ -44,12 +44,12 @@ _CHOICES = {
 
 
 class _BadConfig(ValueError):
-    """What the file says cannot be used; the message says where and what to write."""
+    """The file is invalid; the message says where and what to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewConfig:
-    """How the screens look and behave; the ``[view]`` table."""
+    """The ``[view]`` table: how the screens look and behave."""
 
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
@@ -57,36 +57,39 @@ class ViewConfig:
     bell: bool = False
     """Ring the terminal's bell for a critical alert."""
     budget: int | None = None
-    """Bytes a second that may go to the terminal, 0 for any number; by default by where we run."""
+    """Bytes per second to send to the terminal, 0 for unlimited; by default it depends on the
+    terminal.
+    """
     remember: bool = True
-    """Keep the view of every folder from one sitting to the next."""
+    """Save the view settings of each folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
-    """All that a config file says; the default of everything where there is none."""
+    """The content of a config file; the defaults without one."""
 
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()
-    """What is to be said with a verdict: the limits that are not the default ones."""
+    """The changed limits, in words, to report with a verdict."""
     keys: Mapping[str, object] = field(default_factory=dict)
-    """The ``[keys]`` table as it stands there: ``keymap_from`` checks it."""
+    """The ``[keys]`` table, unchecked; see ``keymap_from``."""
     view: ViewConfig = ViewConfig()
 
     @property
     def criteria(self) -> Criteria:
-        """By what the screens judge."""
+        """The criteria that the screens judge by."""
         return Criteria(limits=self.limits)
 
 
 def default_config() -> Path:
-    """Where the config file is looked for."""
+    """Default path of the config file."""
     return user_config_path("moe-microscope", appauthor=False) / "config.toml"
 
 
 def read_config(config: Path | None = None) -> UserConfig:
-    """What ``config`` says, or the default file if there is one.
+    """Read ``config``, or the default file if it exists.\n\nA missing ``config`` or an invalid file
+    is a usage error and exits.
 
     A file that is named and missing, or that says nonsense, is a usage error and ends here.
     """
@@ -103,18 +106,18 @@ def read_config(config: Path | None = None) -> UserConfig:
 
 
 def user_criteria() -> Criteria:
-    """The criteria of somebody who named none: the limits of their config file."""
+    """The default criteria: the limits of the user's config file."""
     return read_config().criteria
 
 
 def limits_of(config: Path | None) -> tuple[Limits, tuple[str, ...]]:
-    """The limits by ``config``, and what it changed: see ``read_config``."""
+    """The limits of ``config``, and what it changed; see ``read_config``."""
     found = read_config(config)
     return found.limits, found.changes
 
 
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
-    """The ``[keys]`` table, checked; keys that cannot be are a usage error and end here.
+    """The ``[keys]`` table, checked; invalid keys are a usage error and exit.
 
     It imports Textual, which reads its settings from the environment as it is imported: call it
     when the UI opens.
@@ -131,7 +134,7 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
 
 
 def changes_in(limits: Limits) -> list[str]:
-    """The limits that are not the default ones, in words."""
+    """The changed limits, in words."""
     changes = []
     for rule in fields(Limits):
         mine, default = getattr(limits, rule.name), getattr(DEFAULTS, rule.name)
@@ -142,7 +145,7 @@ def changes_in(limits: Limits) -> list[str]:
 
 
 def _text_of(path: Path, *, named: bool) -> str | None:
-    """The text of the file; ``None`` if there is none and nobody named it."""
+    """The text of the file; ``None`` if the default file does not exist."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -175,7 +178,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
 
 
 def _unknown_table(name: str) -> str:
-    """Where it belongs, if that can be guessed."""
+    """An error message that guesses where the name belongs."""
     rules = [entry.name for entry in fields(Limits)]
     if name.upper() in rules:
         return f"no such table; write [rules.{name.upper()}]"
@@ -227,7 +230,7 @@ def _view(table: Mapping[str, object]) -> ViewConfig:
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    # 256 is a number of colours, and who writes it as one means the same.
+    # color = 256 without quotes means the same.
     written = str(value) if type(value) is int else value
     if not isinstance(written, str) or written not in choices:
         near = _near(written, choices) if isinstance(written, str) else ""

@@ -1,4 +1,4 @@
-"""``moe-microscope demo``: a synthetic run with known truth, and the microscope on it."""
+"""``moe-microscope demo``: writes a synthetic run with known ground truth and opens it."""
 
 import sys
 import tempfile
@@ -58,7 +58,7 @@ def demo(
 
 
 def _show(logs: Path) -> int:
-    """A demonstration is looked at like anything else, but nothing of it is kept."""
+    """Open the run without saving view settings."""
     user = read_config()
     return watch_with(
         logs, memory_bytes(""), replace(user, view=replace(user.view, remember=False))

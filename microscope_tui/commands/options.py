@@ -1,4 +1,4 @@
-"""The options of ``check``, and which of them do not go together."""
+"""The options of ``check``, and which of them exclude each other."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.runlog.safe_text import safe_text
 
 WAIT_S = 600
-"""A job that is started again needs minutes until its run goes on."""
+"""A restarted job needs minutes until its run resumes."""
 
 
 @Parameter(name="*")
@@ -76,7 +76,7 @@ class Options:
         return frozenset(name.upper() for name in self.ignore)
 
     def refuse_nonsense(self) -> None:
-        """End here with a usage error if the options contradict each other."""
+        """Exit with a usage error if the options contradict each other."""
         for name in self.ignore:
             if name.upper() not in RULES:
                 known = ", ".join(RULES)
@@ -97,7 +97,7 @@ class Options:
             fail("--notify-command is empty: give a command for the shell", USAGE)
 
     def _judging(self) -> list[str]:
-        """The options given that are about the judgement of a run."""
+        """The given options that concern the judgement of a run."""
         given = {
             "--profile": self.profile,
             "--since-step": self.since_step,

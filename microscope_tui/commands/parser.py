@@ -1,4 +1,4 @@
-"""What the command line understands: every command with its options, read by cyclopts.
+"""The command line: every command with its options, parsed by cyclopts.
 
 A command is imported when it is called, not before: ``check`` does not wait for the screens.
 """
@@ -80,7 +80,7 @@ def _budget(text: str) -> int | None:
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
-    # An empty text or a flag that is off tells a reader nothing.
+    # Empty strings and flags that are off are not worth showing.
     default_parameter=Parameter(
         show_default=lambda value: None if value is False or value in ("", ()) else value
     ),
@@ -93,7 +93,7 @@ for name, (place, help_) in COMMANDS.items():
 
 
 def run(tokens: Sequence[str]) -> int | None:
-    """Call the command that ``tokens`` name; the exit code, or none for success."""
+    """Call the command; returns its exit code, or ``None`` for success."""
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:

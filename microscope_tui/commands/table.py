@@ -1,4 +1,4 @@
-"""The commands there are beside the plain call, which opens the screens."""
+"""The subcommands; the plain call opens the screens."""
 
 COMMANDS = {
     "check": (
@@ -11,4 +11,4 @@ COMMANDS = {
     "keys": ("keys:keys_command", "List the keys of every screen: id, keys, what they do."),
     "doctor": ("doctor:doctor", "Report what this terminal can show and what a screen costs."),
 }
-"""Name of each command → where it is, and what it does in a line."""
+"""Name of each command → its location and a one-line description."""

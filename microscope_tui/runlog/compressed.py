@@ -231,9 +231,7 @@ def _new_decoder(path: Path) -> _Gzip | _Zstd:
     try:
         return _Zstd()
     except ImportError:
-        raise OSError(
-            "reading zstd needs a package: pip install backports.zstd"
-        ) from None
+        raise OSError("reading zstd needs a package: pip install backports.zstd") from None
 
 
 def _mark(file: int, offset: int) -> bytes:

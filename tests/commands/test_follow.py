@@ -186,7 +186,7 @@ def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
         file.write(end_by_signal(450))
     code, out, err = follow(collapse.path, "--wait", "1").end()
     assert code == 2
-    assert f"{collapse.path}: has stopped, waiting up to 1 s for it to go on" in err
+    assert f"{collapse.path}: has stopped, waiting up to 1 s for it to resume" in err
     assert "CRITICAL at step 450 (stopped)" in out
     assert "note: waited 1 s; the run did not resume" in out
 

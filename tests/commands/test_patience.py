@@ -87,7 +87,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
     run.append(end(reason))
     assert not run.is_over()
     assert capsys.readouterr().err == (
-        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to go on "
+        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to resume "
         "(--wait 0 does not)\n"
     )
     assert not run.is_over(after_s=599)

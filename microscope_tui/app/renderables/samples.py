@@ -1,4 +1,5 @@
-"""Lines that show what a terminal really does with colours and characters, for a person to judge.
+"""Sample lines of colours and characters, to judge a terminal by eye.\n\nThey contain escape
+sequences: print them to a terminal only.
 
 They hold escape sequences: for a terminal only.
 """

@@ -1,4 +1,5 @@
-"""The course of the run: loss, routers, gradients and learning rate under each other on one axis.
+"""The course of the run: loss, routers, gradients and learning rate on one time axis.\n\nIt answers
+one question: did the loss react?
 
 It answers one question: did the loss notice?
 """
@@ -94,7 +95,7 @@ class CourseScreen(ChartActions):
         )
 
     def _health_of(self, view: RunView, points: int) -> RouterHealth:
-        """Drawn up again only where the history has changed: it walks over all layers."""
+        """Recomputed only when the history changes: it walks over all layers."""
         watch = self.session.watch
         if watch is None:
             return _NOTHING

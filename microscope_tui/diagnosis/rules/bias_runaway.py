@@ -113,9 +113,7 @@ class BiasRunaway(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        words = (
-            f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
-        )
+        words = f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
         if run.score_function in ("sigmoid", "softmax"):
             return words
         return f"{words}; a bias on softmax logits needs far more than one on sigmoid scores"

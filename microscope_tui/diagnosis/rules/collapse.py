@@ -267,7 +267,7 @@ class Collapse(Rule):
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile == "eval":
             return (
-                "evaluate on other data too, and check whether the router's bias was loaded with its "
-                "weights; if it is so everywhere, the model was trained into it"
+                "evaluate on other data too, and check that the router's bias was loaded with its "
+                "weights; if all data shows it, the collapse comes from training"
             )
         return stronger_balance(run, worst)

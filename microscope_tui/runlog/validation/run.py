@@ -134,7 +134,7 @@ def check_event(problems: Problems, record: dict[str, Any]) -> str:
         problems.hint(
             "reason",
             f"reason is {shown(reason)}: the screen has words for {', '.join(END_REASONS)}, "
-            "and says stopped for any other",
+            "and shows any other as stopped",
         )
     return name
 

@@ -101,7 +101,7 @@ def _check_key_order(problems: Problems, record: dict[str, Any]) -> None:
         problems.hint(
             "key order",
             f"{' and '.join(present)} must be the last keys of the line, in this order: "
-            "a reader skips what stands at the end, and is slow otherwise",
+            "readers skip the end of the line, and are slow otherwise",
         )
 
 
