@@ -1,7 +1,6 @@
-"""Texts to copy: a verdict, a layer in one line, a single number.\n\nPlain text for a chat or a
-ticket, readable without the screen, in the same words.
+"""Texts to copy: a verdict, a layer in one line, a single number.
 
-Made for a chat or a ticket: plain text that can be read without the screen, in the same words.
+Plain text for a chat or a ticket, readable without the screen, in the same words.
 """
 
 import math

@@ -37,10 +37,9 @@ _ASCII_NAMES = {
 def key_line(
     bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
 ) -> Line:
-    """The line of keys at the bottom, with the shown bindings in their order.\n\nWhere the width is
-    short, bindings are left out; help and quit always stay.
+    """The line of keys at the bottom, with the shown bindings in their order.
 
-    Where there is no room for all, some give way: help, which lists all, and quit stay.
+    Where the width is short, bindings are left out; help and quit always stay.
     """
     shown: dict[str, Line] = {}
     for binding in bindings:

@@ -1,7 +1,6 @@
-"""A picture of any screen, drawn by the application without a terminal.\n\nSnapshots, exports and
-tests show the same as a terminal.
+"""A picture of any screen, drawn by the application without a terminal.
 
-What is printed, exported and compared in tests is what somebody at a terminal sees.
+Snapshots, exports and tests show the same as a terminal.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
-"""A prompt in the last line of a screen: a step, a filter, what to copy.\n\nNot a screen of its
-own: keys that are typed fast would still reach the screen below.
+"""A prompt in the last line of a screen: a step, a filter, what to copy.
 
-Not a screen of its own: keys that are typed or pasted fast would still reach the one below.
+Not a screen of its own: keys that are typed fast would still reach the screen below.
 """
 
 from typing import Literal

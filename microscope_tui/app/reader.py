@@ -1,7 +1,6 @@
-"""The reader thread: finds runs and reads them; never touches a widget.\n\nIt increments version
-numbers; the screens poll them at their own pace.
+"""The reader thread: finds runs and reads them; never touches a widget.
 
-Versions grow, and the screens look at them at their own pace.
+It increments version numbers; the screens poll them at their own pace.
 """
 
 import threading

@@ -1,7 +1,6 @@
-"""Counts the bytes sent to the terminal, and their rate.\n\nAll output passes through the driver,
-which is where it is counted.
+"""Counts the bytes sent to the terminal, and their rate.
 
-The driver is the one place that everything passes on its way out, so that is where it is counted.
+All output passes through the driver, which is where it is counted.
 """
 
 import threading

@@ -88,10 +88,9 @@ def default_config() -> Path:
 
 
 def read_config(config: Path | None = None) -> UserConfig:
-    """Read ``config``, or the default file if it exists.\n\nA missing ``config`` or an invalid file
-    is a usage error and exits.
+    """Read ``config``, or the default file if it exists.
 
-    A file that is named and missing, or that says nonsense, is a usage error and ends here.
+    A missing ``config`` or an invalid file is a usage error and exits.
     """
     path = config or default_config()
     text = _text_of(path, named=config is not None)

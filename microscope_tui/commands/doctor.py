@@ -1,7 +1,6 @@
-"""``moe-microscope doctor``: what this terminal can do, and what a frame costs.\n\nIt measures and
-changes nothing. The report is made for users and for bug reports.
+"""``moe-microscope doctor``: what this terminal can do, and what a frame costs.
 
-It looks, asks and measures, and changes nothing. The report is for a person and for a bug report.
+It measures and changes nothing. The report is made for users and for bug reports.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""What has to hold between the limits of a rule, and words for what would be the case otherwise."""
+"""Required relations between the limits of a rule, and phrases for what breaks otherwise."""
 
 Relations = tuple[tuple[str, str], ...]
-"""``low < high`` or ``low <= high``, each side the name of a limit or a number; and what a user is
-told who breaks it, after "or"."""
+"""``low < high`` or ``low <= high``, each side the name of a limit or a number; and the consequence
+of breaking it, which the error message shows after "or".
+"""
 
 NEVER = "it could never fire"
 NEVER_ENDS = "its episodes would never end"

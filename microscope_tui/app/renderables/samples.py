@@ -1,7 +1,6 @@
-"""Sample lines of colours and characters, to judge a terminal by eye.\n\nThey contain escape
-sequences: print them to a terminal only.
+"""Sample lines of colours and characters, to judge a terminal by eye.
 
-They hold escape sequences: for a terminal only.
+They contain escape sequences: print them to a terminal only.
 """
 
 import io

@@ -1,7 +1,6 @@
-"""The course of the run: loss, routers, gradients and learning rate on one time axis.\n\nIt answers
-one question: did the loss react?
+"""The course of the run: loss, routers, gradients and learning rate on one time axis.
 
-It answers one question: did the loss notice?
+It answers one question: did the loss react?
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
-"""The card of one expert: its load now, its history, and where else it has alerts.\n\nA worker
-thread reads the history from the log; the previous one stays until then.
+"""The card of one expert: its load now, its history, and where else it has alerts.
 
-Its past is read from the log by a worker thread; what was read before stays until that is done.
+A worker thread reads the history from the log; the previous one stays until then.
 """
 
 import asyncio

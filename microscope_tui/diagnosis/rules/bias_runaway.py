@@ -1,4 +1,4 @@
-"""BIAS_RUNAWAY: the selection bias grows without end and the load does not follow."""
+"""BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
 import msgspec
 
@@ -20,7 +20,7 @@ class Memory(msgspec.Struct):
 
 
 class BiasRunaway(Rule):
-    """A bias that reached what it was for stops growing; one on another scale never does."""
+    """Detects a bias that keeps growing: an effective one stops."""
 
     name = "BIAS_RUNAWAY"
     subject = "Runaway bias"
@@ -46,7 +46,7 @@ class BiasRunaway(Rule):
     def read(self, view: StepView) -> Readings | None:
         memory, limits, indices = self.memory, self.limits, view.collapse_index
         if self.context.run.balance.get("method") != "bias":
-            return {}  # nothing pushes any more
+            return {}  # the bias no longer grows
         if indices is None:
             return None
         memory.due -= 1
@@ -95,7 +95,7 @@ class BiasRunaway(Rule):
         return found
 
     def _since(self, index: int) -> int:
-        """The first point from which on the load stayed uneven: before, the bias had its effect."""
+        """The first point from which the load stayed uneven."""
         uneven = self.memory.steps[-1]
         rows = zip(self.memory.steps, self.memory.indices, strict=True)
         for step, indices in reversed(list(rows)):

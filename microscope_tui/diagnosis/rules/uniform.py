@@ -1,4 +1,4 @@
-"""UNIFORM: the router gives every expert the same probability, and long should have learned."""
+"""UNIFORM: the router still gives every expert the same probability late in training."""
 
 import math
 
@@ -12,13 +12,13 @@ from microscope_tui.runlog.records import RunRecord
 
 
 class Memory(msgspec.Struct):
-    """Router → first step of the stretch in which it is uniform."""
+    """Router → first step since which it is uniform."""
 
     since: dict[int, int] = {}
 
 
 class Uniform(Rule):
-    """Perfect balance can be a disease too; soft but consistent routing is none."""
+    """Perfect balance can be a fault; soft but consistent routing is not."""
 
     name = "UNIFORM"
     subject = "An unlearned router"
@@ -87,7 +87,7 @@ class Uniform(Rule):
         return found
 
     def _gradient(self, view: StepView, index: int) -> float:
-        """Gradient norm of the router against the whole; NaN where it is not known."""
+        """Gradient norm of the router relative to the global one; NaN if unknown."""
         gradients, whole = view.signal("grad_norm"), view.record.grad_norm
         if gradients is None or whole is None or not 0 < whole < math.inf:
             return math.nan
