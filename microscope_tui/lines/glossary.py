@@ -1,4 +1,4 @@
-"""Every word that a screen shows without explaining it, with what it means: what ``?`` lists.
+"""The glossary: every unexplained word of the screens, listed by ``?``.
 
 A test collects the words that the screens can print and looks for each of them here.
 """
@@ -126,7 +126,7 @@ GLOSSARY = {
     "course": (*_CHARTS, *_LAYERS, *_ALERTS, *_HEADER, *_TIME),
     "runs": (*_RUNS, *_HEADER, *_ALERTS),
 }
-"""By the name of the screen; what the screen is about comes first."""
+"""By the name of the screen; its main terms first."""
 
 
 def explained(screen: str) -> set[str]:

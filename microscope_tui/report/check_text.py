@@ -1,4 +1,4 @@
-"""The judgement as text for a person: one line when all is well, three a finding otherwise."""
+"""The judgement as text: one line for a healthy run, three per finding otherwise."""
 
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
@@ -27,7 +27,7 @@ def verdict_text(judgement: Judgement) -> str:
 
 
 def news_text(alert: News) -> str:
-    """A piece of news of a run that is followed."""
+    """A piece of news of a followed run."""
     first, *rest = _finding(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":

@@ -1,6 +1,6 @@
-"""The doctor's report: what the microscope finds where it runs, and what would make it better.
+"""The doctor's report: the terminal and its environment, and what would improve them.
 
-Plain lines under short headings, or the same as data. The advice is derived from the facts alone.
+Plain lines under short headings, or the same as data. The advice depends on the facts only.
 """
 
 import re
@@ -16,7 +16,7 @@ from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
 SCHEMA_VERSION = 2
 _LABEL, _WIDTH = 12, 74
 _FEATURES_SINCE = (3, 2)
-"""The tmux that got ``terminal-features``."""
+"""The tmux version that introduced ``terminal-features``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class Cost:
     """Bytes that are sent to draw a heatmap."""
 
     frame: int
-    """All of it."""
+    """The full frame."""
     compressed: int
-    """The same as ``ssh -C`` would send it."""
+    """The full frame, compressed as by ``ssh -C``."""
     update: int
     """After one cell of a hundred has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was found."""
+    """All facts of the report."""
 
     versions: Mapping[str, str]
     terminal: Terminal
     costs: Mapping[str, Cost]
-    """In the colours of this terminal, by their name."""
+    """By the number of colours of this terminal."""
 
 
 def doctor_text(facts: Facts, samples: Sequence[str] = ()) -> str:
@@ -71,7 +71,7 @@ def doctor_json(facts: Facts) -> dict[str, Any]:
 
 
 def recommended(facts: Facts) -> list[str]:
-    """What to change, the most important first; empty where all is well."""
+    """What to change, most important first; empty if all is well."""
     terminal = facts.terminal
     advice = []
     if terminal.colours.remedy:
@@ -182,7 +182,7 @@ def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:
 
 
 def _item(advice: str) -> list[str]:
-    """In lines; what is to be copied stays in one."""
+    """Wrapped to lines; commands to copy stay on one line."""
     whole = re.sub("`[^`]+`", lambda found: found[0].replace(" ", "\0"), advice)
     first, *rest = (line.replace("\0", " ") for line in wrap(whole, _WIDTH))
     return [f"  - {first}", *(f"    {line}" for line in rest)]

@@ -1,4 +1,4 @@
-"""All scenarios by name: what each is, which shapes it makes sense for, how long it runs."""
+"""All scenarios by name: description, supported shapes, length."""
 
 import random
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from microscope_tui.scenarios import (
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
 
-_ENOUGH = 20  # tokens per expert and step that tell a fading expert from chance
+_ENOUGH = 20  # tokens per expert and step that distinguish a fading expert from chance
 _STEADY = 100  # tokens per expert and step at which no expert of a skewed rank stands out
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A kind of run with known truth."""
+    """A kind of run with known ground truth."""
 
     name: str
     summary: str
     build: Callable[[Shape, random.Random], Run]
     fits: Callable[[Shape], bool]
-    """Whether the scenario makes sense with such a shape."""
+    """Whether the scenario supports the shape."""
     steps: int = 1500
-    """How long it runs where nobody says otherwise."""
+    """Default number of steps."""
 
 
 def _any(shape: Shape) -> bool:

@@ -1,4 +1,4 @@
-"""Write a synthetic run, to disk or as lines, at once or at the pace of a training."""
+"""Writes a synthetic run, to disk or as lines, at once or at the pace of a training."""
 
 import random
 import time
@@ -20,7 +20,7 @@ _MERGED = ("model", "source")
 
 
 class UnknownScenario(ValueError):
-    """There is no scenario of this name; the message lists the ones there are."""
+    """Unknown scenario; the message lists the known ones."""
 
 
 def write_run(

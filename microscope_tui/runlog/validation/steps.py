@@ -1,8 +1,8 @@
-"""The ``step`` records: is every value possible, and do the parts of a step agree with each other?
+"""Validates ``step`` records: possible values, and parts that agree with each other.
 
 A trainer that counts twice, counts after the drop or computes a summary from another step writes
-perfectly good JSON. It is found here, because a row of counts has to sum to tokens × k and because
-what is derived from counts can be derived again.
+valid JSON. Such mistakes are found because a row of counts has to sum to tokens × k and because
+summaries can be recomputed from counts.
 """
 
 import math
@@ -176,7 +176,7 @@ def _check_ranges(problems: Problems, summaries: Summaries, promise: RunPromise)
 def _compare(
     problems: Problems, summaries: Summaries, index: int, counts: Counts, source: str | None
 ) -> None:
-    """Summaries that say something else than the counts of the same line."""
+    """Summaries that contradict the counts of the same line."""
     derived = {
         "effective_experts": (counts.effective_experts, "exp(entropy of the counts)"),
         "max_load": (counts.max_load, "max ÷ mean of the counts"),
