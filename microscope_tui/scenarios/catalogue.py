@@ -94,7 +94,7 @@ _ALL = (
     Scenario("from-top1", "a collapse read from first choices", collapsing.from_top1, _any),
     Scenario("bias-bang-bang", "the load jumps every step", control.bias_bang_bang, _any),
     Scenario("bias-limit-cycle", "the load swings slowly", control.bias_limit_cycle, _any),
-    Scenario("bias-runaway", "the bias grows in vain", control.bias_runaway, _any),
+    Scenario("bias-runaway", "the bias grows without effect", control.bias_runaway, _any),
     Scenario("overflow", "experts beyond their capacity", control.overflow, _any),
     Scenario("dead-gradient", "routers that learn nothing", control.dead_gradient, _any),
     Scenario("rank-skew", "one rank does most of the work", control.rank_skew, _fills_ranks),

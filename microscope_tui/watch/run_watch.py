@@ -46,12 +46,12 @@ class RunWatch:
         memory_bytes: int = DEFAULT_MEMORY,
         patient: bool = False,
     ) -> None:
-        """Watch ``file``, or another source of bytes that stands for it.
+        """Watch ``file``, or another source of its bytes.
 
         Args:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
-            patient: nobody looks on: one pass that judges along, however long the log.
+            patient: read and judge in one pass, however long the log.
         """
         self.file = file
         self.lock = threading.RLock()

@@ -239,7 +239,7 @@ async def test_a_packed_log_explains_how_to_come_by_a_reference(
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
         await judged(pilot, until)
         await pilot.press("5")
-        await until(pilot, lambda: "unpack it" in seen(pilot, "#moments"), "the reason")
+        await until(pilot, lambda: "decompress it" in seen(pilot, "#moments"), "the reason")
         assert "b takes this step as A" in seen(pilot, "#moments")
         await pilot.press("down", "up", "enter", "escape")
         await pilot.press("5", "b")

@@ -169,7 +169,7 @@ async def test_a_packed_log_says_that_it_cannot_and_what_to_do(
             assert "go to step" in seen(pilot, "#keys")
             await pilot.press("5", "enter")
             await until(pilot, lambda: "go to step" not in seen(pilot, "#keys"), "the answer")
-            assert "unpack it" in seen(pilot, "#keys")
+            assert "decompress it" in seen(pilot, "#keys")
         assert step_in(seen(pilot, "#header")) == 100
         assert isinstance(app.screen, MainScreen)
         await pilot.press("down")  # the next key brings the keys back

@@ -83,7 +83,7 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[rules.DROPS\n", "is no TOML: Expected ']'"),
+        ("[rules.DROPS\n", "not valid TOML: Expected ']'"),
         ("x = 1\n[rules.DROPS]\nwarn = = 2\n", "at line 3"),
         ("[rules.DROP]\nwarn = 1\n", "[rules.DROP]: no such rule; there are METER"),
         ("[rules.DROPS]\nwarm = 1\n", "warm: no such limit; there are warn, critical"),
@@ -110,8 +110,8 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("[view]\nglyphs = [1]\n", "[view] glyphs is [1]: choose one of auto, braille"),
         ("[view]\nbell = 1\n", "[view] bell is 1: write true or false"),
         ('[view]\nremember = "no"\n', "[view] remember is 'no': write true or false"),
-        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes a second from 100 up"),
-        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes a second from 100 up"),
+        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes per second from 100 up"),
+        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes per second from 100 up"),
         ("[view]\nbudget = true\n", '[view] budget is True: write bytes a second, like "10k"'),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_file_that_is_named_has_to_be_there(
     assert "no such file; name a TOML file with [rules.NAME] tables" in done.stderr
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    assert "is no UTF-8 text" in microscope("check", overflow, "--config", binary).stderr
+    assert "not UTF-8 text" in microscope("check", overflow, "--config", binary).stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

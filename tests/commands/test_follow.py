@@ -113,7 +113,7 @@ def test_a_path_that_cannot_come_is_not_waited_for(follow: Follow, tmp_path: Pat
     (tmp_path / "text").write_text("just a text\n")
     code, _, err = follow(tmp_path / "text").end()
     assert code == 3
-    assert "is no run log" in err
+    assert "is not a run log" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -175,7 +175,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_goes_on(
     code, out, _ = following.end()
     assert code == 2
     assert "CRITICAL at step 450 (stopped)" in out
-    assert "in vain" not in out
+    assert "did not resume" not in out
 
 
 def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(

@@ -178,7 +178,7 @@ def test_a_deleted_log_is_waited_for_and_then_over(
     assert "was deleted, waiting up to 60 s" in capsys.readouterr().err
     assert not followed.is_over(after_s=59)
     assert followed.is_over(after_s=2)
-    assert "in vain" in followed.patience.remarks[0]
+    assert "did not resume" in followed.patience.remarks[0]
 
 
 def test_a_log_that_is_deleted_while_it_is_followed_is_over(log: Path, step: Any) -> None:

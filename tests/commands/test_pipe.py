@@ -123,7 +123,7 @@ def test_a_pipe_that_goes_on_is_followed_and_its_end_is_said(play: Play, collaps
         ("wait", "pipe ended"),
         ("see", ""),
         ("press", "["),
-        ("wait", "a pipe has no way back without a spool"),
+        ("wait", "a pipe cannot be rewound without a spool"),
         ("press", "r"),
         ("wait", "the pipe has ended"),
         ("wait", "collapse-0  open"),
