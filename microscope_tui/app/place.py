@@ -230,4 +230,4 @@ def _moments(clock: time, until_s: float) -> Iterator[float]:
 
 def _bad(typed: str) -> BadPlace:
     tries = "12k, 50%, -100, 14:30, -2h, first or last"
-    return BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a step or a time: try {tries}")
+    return BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: try {tries}")

@@ -146,5 +146,5 @@ async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, s
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("colon", *"abc", "enter")
-        await until(pilot, lambda: "is not a step or a time" in seen(pilot, "#keys"), "said")
+        await until(pilot, lambda: "is not a place" in seen(pilot, "#keys"), "said")
         assert app.session.time.following

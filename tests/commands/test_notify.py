@@ -102,4 +102,4 @@ def test_a_flood_of_alerts_is_cut_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(notify, "_MOST_WAITING", 3)
     sent("sleep 0.3", *({"n": n} for n in range(9)), at_once=1)
-    assert len([line for line in said(capfd) if "more than 3 alerts wait" in line]) == 1
+    assert len([line for line in said(capfd) if "more than 3 alerts are queued" in line]) == 1

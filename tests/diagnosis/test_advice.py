@@ -81,9 +81,9 @@ def test_an_evaluation_is_not_told_to_train_otherwise(balance: Any) -> None:
     [
         ({"method": "bias", "bias_update_rate": 0.02}, "lower bias_update_rate from 0.02 to 0.01"),
         ({"method": "bias"}, "lower bias_update_rate, or average"),
-        ({"method": "none"}, "no balancing is on that could overshoot"),
-        ({"method": "quantile"}, "if a balancing acts on these layers, weaken"),
-        ({}, "if a balancing acts on these layers, weaken"),
+        ({"method": "none"}, "no enabled balancing could overshoot"),
+        ({"method": "quantile"}, "if these layers are balanced, weaken"),
+        ({}, "if these layers are balanced, weaken"),
     ],
 )
 def test_only_a_balancing_that_is_there_is_weakened(balance: Any, remedy: str) -> None:

@@ -180,7 +180,7 @@ class Dead(Rule):
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         return (
             f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
-            f"nothing for at least {steps:,.0f} steps"
+            f"no tokens for at least {steps:,.0f} steps"
         )
 
     @staticmethod
