@@ -1,8 +1,7 @@
 """``RunWatch``: one run, followed, remembered and judged.
 
-``advance`` reads from the disk without holding the lock and takes records in under it, a few
-milliseconds at a time, so that a reader thread never freezes a screen. The scan comes first; the
-diagnosis walks along with it where little is left to read, and comes later behind a long log.
+``advance`` reads without the lock and adds records under it, a few milliseconds at a time, so
+that a reader thread never freezes a screen. The diagnosis follows the scan, or catches up later.
 """
 
 import contextlib

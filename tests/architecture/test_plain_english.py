@@ -48,7 +48,8 @@ def test_user_visible_text_avoids_the_worst_patterns(path: Path) -> None:
 
 
 def test_docstrings_are_not_user_visible_and_messages_are() -> None:
-    source = 'def f() -> None:\n    """Nobody."""\n    x = 1\n    """Whoever."""\n    say(f"{x} goes on")\n'
+    docstrings = 'def f() -> None:\n    """Nobody."""\n    x = 1\n    """Whoever."""\n'
+    source = docstrings + '    say(f"{x} goes on")\n'
     assert [part for _, part in _strings(source)] == [" goes on"]
 
 
