@@ -1,7 +1,6 @@
 """``RunWatch``: one run, followed, remembered and judged.
 
-``advance`` reads without the lock and adds records under it, a few milliseconds at a time, so
-that a reader thread never freezes a screen. The diagnosis follows the scan, or catches up later.
+``advance`` holds the lock for a few milliseconds only, so that reading never freezes a screen.
 """
 
 import contextlib
