@@ -1,6 +1,6 @@
-"""What is copied out of a view: a verdict, a layer in one line, a single number.
+"""Texts to copy: a verdict, a layer in one line, a single number.
 
-Made for a chat or a ticket: plain text that can be read without the screen, in the same words.
+Plain text for a chat or a ticket, readable without the screen, in the same words.
 """
 
 import math
@@ -18,7 +18,7 @@ _MOST_CELLS = 1000  # of one line
 
 
 def verdict_text(view: RunView) -> str:
-    """What is worst, why, and what to do; in one line where nothing is wrong."""
+    """The worst finding, why, and what to do; one line where the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.state})"
     if view.error or view.worst is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
@@ -34,7 +34,7 @@ def verdict_text(view: RunView) -> str:
 
 
 def row_text(layer: LayerView, view: RunView) -> str:
-    """One layer in one line, with its worst alert; what has no value is left out."""
+    """One layer in one line, with its worst alert; missing values are left out."""
     parts = [*_balance(layer, view), *_entropy(layer)]
     if layer.max_load is not None:
         parts.append(f"max load {words.decimal(layer.max_load)}")
@@ -76,7 +76,7 @@ def _entropy(layer: LayerView) -> list[str]:
 
 
 def _alert(layer: LayerView, view: RunView) -> str:
-    """The worst active episode in this layer, or how far the diagnosis is."""
+    """The worst active episode in this layer, or how far the diagnosis has come."""
     active = [
         episode
         for finding, _ in view.findings  # worst first, causes before effects
@@ -90,7 +90,7 @@ def _alert(layer: LayerView, view: RunView) -> str:
 
 
 def _clean(*lines: str) -> str:
-    """The lines as one text that no terminal could obey, of at most ``MOST_BYTES``."""
+    """The lines as one text without control characters, at most ``MOST_BYTES``."""
     text = "\n".join(safe_text(line, _MOST_CELLS) for line in lines)
     data = text.encode()
     if len(data) <= MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Bindings as lines: the keys in the last line of a screen, and all of them in the help."""
+"""Bindings as lines: the keys in the last line of a screen, and the help."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ _SECTIONS = {
     "look": "Cells",
     "chart": "Charts",
     "filter": "Filter",
-    "out": "Take out",
+    "out": "Copy and export",
     "screen": "Screens",
     "app": "Screens",
 }
@@ -37,9 +37,9 @@ _ASCII_NAMES = {
 def key_line(
     bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
 ) -> Line:
-    """The line of keys at the bottom: the shown bindings, in their order.
+    """The line of keys at the bottom, with the shown bindings in their order.
 
-    Where there is no room for all, some give way: help, which lists all, and quit stay.
+    Where the width is short, bindings are left out; help and quit always stay.
     """
     shown: dict[str, Line] = {}
     for binding in bindings:

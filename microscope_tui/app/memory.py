@@ -1,4 +1,4 @@
-"""From a sitting to what is kept of it, and back: see ``saved_view`` for the file."""
+"""Saves a session's view settings and restores them; ``saved_view`` has the file."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -15,7 +15,7 @@ _NEEDS_REFERENCE = Measure.DIFFERENCE
 
 
 def recall(session: Session) -> None:
-    """Look at the folder as it was looked at before; what is not kept stays as it is."""
+    """Restore the saved view of the folder; missing settings keep their values."""
     kept, look = load_view(session.path), session.look
     session.look = Look(
         measure=_choice(Measure, kept.measure, look.measure),
@@ -32,7 +32,7 @@ def recall(session: Session) -> None:
 
 
 def remember(session: Session) -> str | None:
-    """Keep how the folder is looked at; says what is in the way."""
+    """Save the view of the folder; returns the problem, if any."""
     look, run = session.look, session.watch.run if session.watch is not None else None
     layer = run.routers[session.selected].name if run and run.routers else ""
     default = Look()
@@ -50,5 +50,5 @@ def remember(session: Session) -> str | None:
 
 
 def _choice(kind: type[_Choice], value: str, otherwise: _Choice) -> _Choice:
-    """The member of that name; names of another version count as none."""
+    """The member of that name; ``None`` for a name of another version."""
     return kind(value) if value in [member.value for member in kind] else otherwise

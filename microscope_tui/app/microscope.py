@@ -1,4 +1,4 @@
-"""The application: opens the session, shows the right screen, leaves the terminal as it was."""
+"""The application: opens the session, shows the screens, restores the terminal."""
 
 import asyncio
 import gc
@@ -69,7 +69,7 @@ class Microscope(App[None]):
     .small > #header {{ display: block; height: 1fr; }}
     {MainScreen.CSS}
     """
-    """What all screens share; and the default screen, whose own CSS Textual does not load."""
+    """CSS of all screens, and of the default screen, whose own CSS Textual does not load."""
     TITLE = "MoE Microscope"
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
@@ -81,7 +81,7 @@ class Microscope(App[None]):
         preferences: Preferences = NO_PREFERENCES,
     ) -> None:
         self.problem: str | None = None
-        """What could not be done at the end, in words."""
+        """What failed at exit."""
         self.session = Session(fleet, glyphs, preferences)
         if preferences.remember:
             recall(self.session)
@@ -90,10 +90,10 @@ class Microscope(App[None]):
         self.register_theme(_THEME)
         self.theme = _THEME.name
         sys.setswitchinterval(_SWITCH_S)
-        self.session.reader.start()  # reads while Textual still sets up the terminal
+        self.session.reader.start()  # starts reading while Textual sets up the terminal
 
     def get_default_screen(self) -> Screen[None]:
-        """The main screen; it stays below the others for the whole sitting."""
+        """The main screen; it stays below the others for the whole session."""
         return MainScreen(self.session)
 
     async def on_mount(self) -> None:
@@ -101,17 +101,17 @@ class Microscope(App[None]):
         if not self.session.has_run:
             await self.push_screen(WaitingScreen(self.session))
         self.set_interval(0.25, self._move_on)
-        # What is there by then stays for the whole sitting: no collection need walk over it.
+        # Objects made so far live as long as the process: garbage collection can skip them.
         self.set_timer(_FREEZE_S, gc.freeze)
-        # Without this a terminated microscope leaves the alternate screen on.
+        # Without this a terminated process leaves the alternate screen on.
         for signal_ in (signal.SIGTERM, signal.SIGHUP):
-            with suppress(ValueError, RuntimeError):  # not in the main thread: under test
+            with suppress(ValueError, RuntimeError):  # tests run outside the main thread
                 asyncio.get_running_loop().add_signal_handler(
                     signal_, partial(self.exit, return_code=128 + signal_)
                 )
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """What the command palette offers: exactly what the keys of the present screen do."""
+        """The commands of the palette: the bindings of the current screen."""
         return commands_of(self, screen, bindings_of(screen, self.session.keymap))
 
     def on_unmount(self) -> None:
@@ -120,8 +120,8 @@ class Microscope(App[None]):
         self.session.reader.stop()
 
     async def _move_on(self) -> None:
-        """From waiting to the run as soon as there is one, and back from a run without a step."""
-        if not self.screen_stack:  # on the way out
+        """Switch from the waiting screen to the run once it has a step, and back."""
+        if not self.screen_stack:  # exiting
             return
         if isinstance(self.screen, WaitingScreen):
             if self.session.has_run:
@@ -132,7 +132,7 @@ class Microscope(App[None]):
             await self.push_screen(WaitingScreen(self.session))
 
     async def action_go(self, name: str) -> None:
-        """Show a screen by its name, or the main one again; what was opened before is closed."""
+        """Show a screen by name, or return to the main one; screens above it close."""
         wanted = resolve_name(SCREENS[name]) if name in SCREENS else None
         if isinstance(self.screen, HelpScreen | WaitingScreen) and name != "runs":
             return
@@ -143,7 +143,7 @@ class Microscope(App[None]):
             await self.push_screen(wanted(self.session))
 
     def action_help(self) -> None:
-        """Show the keys and words of the present screen."""
+        """Show the keys and words of the current screen."""
         if isinstance(self.screen, HelpScreen):
             return
         bindings = bindings_of(self.screen, self.session.keymap)
@@ -151,7 +151,7 @@ class Microscope(App[None]):
         self.push_screen(HelpScreen(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
-        """Paint everything again, after another program wrote over the screen."""
+        """Repaint everything, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
 
 

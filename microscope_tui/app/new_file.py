@@ -1,4 +1,4 @@
-"""Files that somebody asked for: under a name that is free, and never over an older one."""
+"""Exported files: never overwrite an existing one."""
 
 import itertools
 import os
@@ -11,7 +11,7 @@ _UNNAMED = "view"
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """``stem.suffix`` in ``folder``, or the first of ``stem-2.suffix`` … that is not there yet.
+    """``stem.suffix`` in ``folder``, or the first unused of ``stem-2.suffix`` …
 
     Args:
         stem: may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept, and
@@ -30,7 +30,7 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet; what cannot be written whole is removed again.
+    """Write a new file; a partly written file is removed.
 
     Raises:
         OSError: it is there already, or cannot be written.

@@ -28,7 +28,7 @@ _MINUTE_S = 60.0
 
 
 class BadPlace(ValueError):
-    """Typed text that is no place in this run; the message says what can be typed."""
+    """The typed text is not a place in this run; the message says what to type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ def place_to_time(place: TimePlace, *, first_s: float, newest_s: float) -> float
                 return moment
         began, ended = (f"{datetime.fromtimestamp(at):%H:%M:%S}" for at in (first_s, newest_s))
     except (OverflowError, ValueError, OSError):
-        raise BadPlace("the times in this log are no clock times: go to a step") from None
-    raise BadPlace(f"{place.clock} is not in this run: it has {began} to {ended}")
+        raise BadPlace("this log has no clock times: go to a step") from None
+    raise BadPlace(f"{place.clock} is outside this run: {began} to {ended}")
 
 
 def step_at_time(
@@ -205,7 +205,7 @@ def _measured(typed: str, sign: str, number: Fraction, unit: str) -> Place:
     if sign != "-":
         before = safe_text(typed.lstrip("+"), _MOST_CHARACTERS)
         raise BadPlace(
-            f"{safe_text(typed, _MOST_CHARACTERS)}: write -{before} for so long before the newest"
+            f"{safe_text(typed, _MOST_CHARACTERS)}: write -{before} for a time before the newest"
         )
     return BeforeNewest(float(number) * _SECONDS[unit.lower()])
 
@@ -213,7 +213,7 @@ def _measured(typed: str, sign: str, number: Fraction, unit: str) -> Place:
 def _clock(typed: str, found: re.Match[str]) -> AtClock:
     hour, minute, second = (int(part) for part in found.groups(default="0"))
     if hour > 23 or minute > 59 or second > 59:
-        raise BadPlace(f"{typed}: no time of day; the last one is 23:59:59")
+        raise BadPlace(f"{typed}: not a time of day; the last one is 23:59:59")
     return AtClock(time(hour, minute, second), to_the_second=found[3] is not None)
 
 
@@ -230,4 +230,4 @@ def _moments(clock: time, until_s: float) -> Iterator[float]:
 
 def _bad(typed: str) -> BadPlace:
     tries = "12k, 50%, -100, 14:30, -2h, first or last"
-    return BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is no place: try {tries}")
+    return BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: try {tries}")

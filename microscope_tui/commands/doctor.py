@@ -1,6 +1,6 @@
 """``moe-microscope doctor``: what this terminal can do, and what a frame costs.
 
-It looks, asks and measures, and changes nothing. The report is for a person and for a bug report.
+It measures and changes nothing. The report is made for users and for bug reports.
 """
 
 import json
@@ -31,7 +31,7 @@ def doctor(
     *,
     as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """Say what this terminal can show, what a frame costs, and what would help.
+    """Report what this terminal can show, what a frame costs, and what would help.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def _terminal(environment: Mapping[str, str]) -> Terminal:
     return Terminal(
         term=safe_text(environment.get("TERM", ""), _SHOWN),
         colorterm=safe_text(environment.get("COLORTERM", ""), _SHOWN),
-        no_color="NO_COLOR" in environment,  # Textual obeys an empty one, too
+        no_color="NO_COLOR" in environment,  # Textual honours an empty one, too
         colours=colours_of(environment),
         encoding=(sys.stderr.encoding or "ascii").lower(),
         locale=safe_text(environment.get("LC_ALL") or environment.get("LANG") or "", _SHOWN),
@@ -78,7 +78,7 @@ def _terminal(environment: Mapping[str, str]) -> Terminal:
 
 
 def _size() -> tuple[int, int] | None:
-    """Of the terminal that the screens would be drawn on; they are drawn on standard error."""
+    """Size of the terminal on standard error, which the screens use."""
     for stream in (sys.stderr, sys.stdout, sys.stdin):
         if stream.isatty():
             columns, rows = os.get_terminal_size(stream.fileno())
@@ -87,7 +87,7 @@ def _size() -> tuple[int, int] | None:
 
 
 def multiplexer(environment: Mapping[str, str]) -> Multiplexer | None:
-    """tmux or GNU screen, if we run inside one; each is asked, and need not answer."""
+    """tmux or GNU screen, if running inside one, as far as it answers."""
     if environment.get("TMUX"):
         version = _said("tmux", "-V")
         client = _said("tmux", "display-message", "-p", "#{client_termname} #{client_termfeatures}")
@@ -108,13 +108,13 @@ def _said(*command: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    # GNU screen says its version with exit code 1.
+    # GNU screen prints its version with exit code 1.
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     return safe_text(lines[0].strip(), _ANSWER_SHOWN) if lines else ""
 
 
 def _samples(terminal: Terminal) -> list[str]:
-    """Only for a terminal that shows them: never an escape sequence into a pipe."""
+    """Samples for a terminal only: no escape sequences into a pipe."""
     if not sys.stdout.isatty() or terminal.colours.system is None:
         return []
     from microscope_tui.app.renderables.samples import colour_samples, glyph_samples

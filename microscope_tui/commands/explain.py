@@ -20,16 +20,16 @@ def explain(
     as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Path | None = None,
 ) -> int:
-    """List the rules, or say of one what it means, when it fires, by which limits, and what to do.
+    """List the rules, or explain one: what it means, when it fires, its limits, and the remedy.
 
     Parameters
     ----------
     rule
-        Name of a rule, in any case; every rule in a line without it.
+        Name of a rule, in any case; without it, list every rule.
     as_json_
         Print the same as JSON.
     config
-        Show the limits by this config file; by default your own, if there is one.
+        Config file whose limits to show; by default your own, if it exists.
     """
     if rule and rule.upper() not in RULES:
         fail(f"{safe_text(rule, 40)}: no such rule; there are {', '.join(RULES)}", USAGE)

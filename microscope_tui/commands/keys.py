@@ -1,4 +1,4 @@
-"""``moe-microscope keys``: every key of every screen, with the id that ``[keys]`` changes it by."""
+"""``moe-microscope keys``: every key of every screen, with the id for ``[keys]``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import default_config, keymap_from, read_config
 from microscope_tui.console import print_data, say
 
-if TYPE_CHECKING:  # the list is all that is needed of the UI, and only when it is asked for
+if TYPE_CHECKING:  # imported late: other commands do not need the UI
     from textual.binding import Binding
 
 SCHEMA_VERSION = 1
@@ -28,7 +28,7 @@ def keys_command(
     from microscope_tui.app import keys
     from microscope_tui.app.keymap import remapped
 
-    own = keymap_from(read_config())  # what cannot be is said, and ends here
+    own = keymap_from(read_config())  # invalid keys exit with a usage error
     screens = {name: remapped(bindings, own) for name, bindings in keys.screens().items()}
     if as_json_:
         print_data(json.dumps(keys_json(screens), indent=2, ensure_ascii=False))

@@ -1,8 +1,8 @@
-"""Verdict / Why / Next: the words, the same on screen, in ``check`` and in a trainer's console.
+"""Verdict / Why / Next: the texts shown on screen, by ``check`` and in a trainer's console.
 
-Verdict is what and since when, Why is the numbers, Next is what to do in this run: the advice
-reads the run's header and names the user's own settings. Nobody is ever told to prune an expert
-because it is cold.
+Verdict is what and since when, Why is the numbers, Next is the advice for this run: it reads the
+run's header and names the user's own settings. The advice is never to prune an expert because it is
+cold.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.runlog.records import RunRecord
 
 _CHANGED = 0.5
-"""Now differs from the worst by more than this share of the way from the limit to the worst."""
+"""The current value differs from the worst by more than this share of (worst − limit)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def advise(
     checkpoints: Sequence[int] = (),
     beside: Iterable[Episode] = (),
 ) -> Advice:
-    """Say what ``finding`` means for ``run``.
+    """Explain what ``finding`` means for ``run``.
 
     Args:
         finding: grouped episodes.
@@ -57,7 +57,7 @@ def advise(
         sign = around.divergence.first_sign
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
     remedy = _remedy(finding, run, around, checkpoints)
-    known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
+    known = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
     verdict = rule.subject
     if rule.judges_settings:
         verdict = f"{verdict}: {worst.facts['cause']}"
@@ -87,7 +87,7 @@ def _how_it_ended(finding: Finding) -> str:
 
 
 def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, str]:
-    """The numbers as sentences, and the gist of them; apart where now is not the worst."""
+    """The numbers as sentences, and a short form; worst and current values if they differ."""
     worst, words = finding.worst, RULES[finding.rule].why
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text = words(worst, run)
@@ -111,7 +111,7 @@ def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, 
 
 
 def _has_changed(worst: Episode) -> bool:
-    """An open episode stands otherwise than at its worst, by more than noise."""
+    """Whether an open episode differs from its worst by more than noise."""
     now = worst.now
     if now is None or not worst.active or worst.severity is Severity.INFO:
         return False
@@ -137,11 +137,11 @@ def _remedy(
             remedy = f"{remedy}; then {back}{zero}"
     elif around.uneven and rule.name == "DROPS":
         remedy = (
-            f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "
+            f"fix the uneven load first (see {around.uneven}): more capacity would only feed the "
             "experts that take everything"
         )
     elif around.swings and _would_feed_a_swing(rule) and run.balance.get("method") != "none":
-        remedy = "stop the swing first (see OSCILLATION): stronger balancing would feed it"
+        remedy = "stop the swing first (see OSCILLATION): stronger balancing would amplify it"
     else:
         remedy = rule.remedy(finding.worst, run)
         if BACK in remedy and finding.active:
@@ -159,12 +159,12 @@ def _remedy(
 
 
 def _would_feed_a_swing(rule: type[Rule]) -> bool:
-    """Stronger balancing is what makes a load swing; damage has to be undone all the same."""
+    """While the load swings, stronger balancing is no remedy; damage still has to be undone."""
     return rule.wants_balance and not rule.rolls_back_in
 
 
 def _first(text: str) -> str:
-    """The first statement of ``text``, for one narrow line."""
+    """The first statement of ``text``, for a narrow line."""
     return text.split("; ")[0].split(". ")[0].split(" (")[0].rstrip(".")
 
 

@@ -1,6 +1,6 @@
 """All rules: the classes of the files in ``rules/``, in the order of their rows in ``Limits``.
 
-In this order they look at a step: first the rule that mutes all others, then every rule after
+Rules evaluate a step in this order: first the rule that mutes all others, then every rule after
 those that mute it.
 """
 
@@ -14,7 +14,7 @@ from microscope_tui.diagnosis.thresholds import Limits
 
 
 def rules_in_files() -> dict[str, type[Rule]]:
-    """Every rule by its name, as the files come."""
+    """Every rule by its name, in the order of the files."""
     for file in iter_modules(rules.__path__, f"{rules.__name__}."):
         import_module(file.name)
     return {rule.name: rule for rule in Rule.__subclasses__()}

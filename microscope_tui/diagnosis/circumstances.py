@@ -1,4 +1,4 @@
-"""What else is wrong in the run, as far as it changes the advice of one finding."""
+"""Other trouble in the run, as far as it changes the advice on one finding."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.rules.lint import WRONG_SIGN
 
 _GAP = 50
-"""Steps between the end of one trouble of a router and the onset of the next that it led to."""
+"""Largest gap in steps between the end of one episode and the onset of the next that it led to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """The surroundings of one finding."""
+    """Related trouble of one finding."""
 
     onset: int
-    """The earliest onset of the chain of troubles that the finding is part of."""
+    """The earliest onset of the chain of episodes that the finding is part of."""
     divergence: Divergence | None = None
-    """The explosion that the finding is part of."""
+    """The divergence that the finding is part of."""
     wrong_sign: bool = False
     """The bias update has the wrong sign."""
     uneven: str = ""
-    """COLLAPSE or ERODING, where one of the finding's layers has it at the same time."""
+    """COLLAPSE or ERODING, if active at the same time in one of the finding's layers."""
     collapsed: bool = False
-    """The layer that the numbers are of is below the limit of COLLAPSE now."""
+    """The layer that the numbers come from is below the limit of COLLAPSE now."""
     swings: bool = False
     """The load of one of the finding's layers oscillates now."""
 
 
 def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
-    """What the other episodes of the run mean for ``finding``."""
+    """The circumstances of ``finding`` among the episodes of the run."""
     others = list(beside)
     mine = {(e.rule, e.router_index, e.onset) for e in finding.episodes}
     now = [e for e in others if e.active and e.severity >= Severity.WARN]
@@ -57,7 +57,7 @@ def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
 
 
 def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
-    """The onset of the first trouble of this router that led to this one without a pause."""
+    """The onset of the first episode of this router that led to this one without a gap."""
     onset = episode.onset
     if not _starves(episode):
         return onset

@@ -13,21 +13,22 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 
 _GAP = 50
-"""Steps between the last evidence of a sign and the onset of what follows it. An onset that is
-dated back may also lie this much before the first sign."""
+"""Largest gap in steps between the last evidence of a sign and the onset of what follows. An onset
+that is dated back may also precede the first sign by this much.
+"""
 _REACH = 500
-"""A sign that lasts longer than this does not explain what begins later."""
+"""A sign that lasts longer than this does not explain later onsets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """One explosion: its signs and what followed them, earliest onset first."""
+    """One divergence: its signs and what followed them, earliest onset first."""
 
     episodes: tuple[Episode, ...]
 
     @property
     def onset(self) -> int:
-        """Where it began: the step to go back before."""
+        """The onset: go back to before this step."""
         return self.episodes[0].onset
 
     @property
@@ -66,7 +67,7 @@ def _end(sign: Episode) -> int:
 
 
 def _follows(episode: Episode, signs: list[Episode]) -> bool:
-    """A lone spike of the gradient is a sign only where an alarm followed it at once."""
+    """A gradient spike alone is a sign only if an alarm followed it at once."""
     return any(
         signs[0].onset - _GAP <= episode.onset <= _end(sign)
         for sign in signs

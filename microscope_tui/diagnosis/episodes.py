@@ -1,4 +1,4 @@
-"""An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
+"""Episodes: an alarm starts at a step, in a router, and may end."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ _MOST_GRADES = 50
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """How bad an episode was from a step on, and the worst numbers until then."""
+    """Severity of an episode from a step on, with the worst numbers so far."""
 
     step: int
     severity: Severity
@@ -23,48 +23,48 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """How an open episode stands at its latest evaluation; its other numbers are the worst."""
+    """The latest evaluation of an open episode; its other numbers are the worst."""
 
     step: int
     value: float
     limit: float = 0.0
     facts: dict[str, Fact] = field(default_factory=dict)
     inside: bool = False
-    """Within the limits again, but not for long enough to count as recovered."""
+    """Within the limits, but not yet for long enough to count as recovered."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Episode:
-    """One stretch of trouble of one rule in one router, or in the run as a whole."""
+    """One alarm of one rule in one router, or in the run as a whole."""
 
     rule: str
     router_index: int = WHOLE_RUN
     router: RouterInfo | None = None
-    """``None`` where the trouble is the run's."""
+    """``None`` for the whole run."""
     severity: Severity
     """The worst so far."""
     onset: int
     """First step of the evidence, not the step of the alarm."""
     alarm: int
-    """Step at which the evidence was enough to speak."""
+    """Step at which the evidence was enough for an alarm."""
     last: int
     """Latest step with evidence."""
     value: float
-    """The worst value so far; limit, facts and confidence are those of the same reading."""
+    """The worst value so far; limit, facts and confidence are of the same reading."""
     limit: float
     facts: dict[str, Fact] = field(default_factory=dict)
     confidence: str = EXACT
     worst_at: int = 0
     """Step at which the value was reached."""
     now: Present | None = None
-    """The latest evaluation; ``None`` where nothing updates the episode, or it has recovered."""
+    """The latest evaluation; ``None`` if nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
     led_to: str = ""
-    """The rule whose critical episode this one ended in, where it did not recover."""
+    """The rule whose critical episode ended this one, if it did not recover."""
     recurrence: int = 0
-    """How many earlier episodes of this rule this router had."""
+    """Number of earlier episodes of this rule in this router."""
     grades: list[Grade] = field(default_factory=list)
-    """Severity over time: the alarm, and every step at which it became worse."""
+    """Severity over time: the alarm, and every step at which it rose."""
 
     @property
     def active(self) -> bool:
@@ -72,7 +72,7 @@ class Episode:
         return self.recovered_at is None
 
     def course(self) -> list[tuple[int, Severity, float]]:
-        """First step, severity and value of each grade: from its onset on it was like its alarm."""
+        """First step, severity and value of each grade; the first one starts at the onset."""
         first = self.grades[0] if self.grades else self
         later = [(grade.step, grade.severity, grade.value) for grade in self.grades[1:]]
         return [(self.onset, first.severity, first.value), *later]
@@ -86,18 +86,18 @@ class Episode:
             yield since, until, severity
 
     def grade(self, step: int) -> None:
-        """Write down how it stands at ``step``."""
+        """Record the severity at ``step``."""
         self.grades.append(
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
         del self.grades[1:-_MOST_GRADES]
 
     def forget_from(self, step: int) -> None:
-        """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
+        """The run resumes at ``step``, after the alarm: forget later steps."""
         self.last = min(self.last, step - 1)
         self.now = None  # the next evaluation tells
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at, self.led_to = None, ""  # that future no longer is
+            self.recovered_at, self.led_to = None, ""  # those steps no longer hold
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
@@ -106,7 +106,7 @@ class Episode:
             self.facts, self.confidence = worst.facts, worst.confidence
 
     def as_of(self, step: int) -> "Episode":
-        """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""
+        """The episode as of ``step``, in hindsight: it exists from its onset on."""
         then = [grade for grade in self.grades if grade.step <= step] or self.grades[:1]
         over = self.recovered_at is not None and self.recovered_at <= step
         known = then[-1] if then and self.worst_at > step else self
@@ -127,13 +127,13 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The same trouble in one or more routers, as a person reads it. Worst router first."""
+    """The same trouble in one or more routers, as reported. Worst router first."""
 
     episodes: tuple[Episode, ...]
 
     @property
     def worst(self) -> Episode:
-        """The episode that the numbers of the text are taken from."""
+        """The episode that the text takes its numbers from."""
         return self.episodes[0]
 
     @property
@@ -163,13 +163,13 @@ class Finding:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the routers, in forward order; empty where it is the run's trouble."""
+        """Names of the routers, in forward order; empty for the whole run."""
         ordered = sorted(self.episodes, key=lambda episode: episode.router_index)
         return tuple(dict.fromkeys(e.router.name for e in ordered if e.router is not None))
 
 
 def overall(findings: Iterable[Finding]) -> Severity:
-    """What a run with these findings amounts to: INFO is healthy, ERROR forbids a verdict.
+    """The overall severity of a run: INFO is healthy, ERROR forbids a verdict.
 
     A fault of the meter does that while it lasts, except where something critical was found in a
     router whose meter is sound; once it is over it is a warning.
@@ -185,6 +185,6 @@ def overall(findings: Iterable[Finding]) -> Severity:
 
 
 def key_of(run: str, finding: Finding) -> str:
-    """The same for the same trouble of the same run, also when more layers join it."""
+    """A stable key for the same trouble of the same run, also when more layers join it."""
     worst = min(finding.episodes, key=lambda episode: (episode.onset, episode.router_index))
     return f"{run} {finding.rule} {worst.router_index} {worst.onset}"

@@ -1,4 +1,4 @@
-"""The same trouble in several routers is one finding; findings come in the order of importance."""
+"""Groups episodes: the same trouble in several routers is one finding; most important first."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +25,7 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
 
 
 def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
-    first = members[0]  # not the last one: a chain of onsets would have no end
+    first = members[0]  # not the last one: chains of onsets could grow without end
     return (
         (first.rule, first.active) == (episode.rule, episode.active)
         and first.facts.get("cause") == episode.facts.get("cause")

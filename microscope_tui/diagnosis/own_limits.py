@@ -1,7 +1,7 @@
-"""Limits of one's own: the table of ``thresholds.py`` with some values replaced.
+"""Custom limits: the table of ``thresholds.py`` with some values replaced.
 
-Each value is checked by itself, and then against the others: what would switch a rule off
-without a word, or let it never end, is refused.
+Each value is checked by itself, and then against the others: values that would switch a rule off
+silently, or keep it from ending, are refused.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ RELATIONS: tuple[tuple[str, str, str], ...] = tuple(
     for row in fields(Limits)
     for relation, otherwise in getattr(DEFAULTS, row.name).relations
 )
-"""Rule, what has to hold between its limits, and what would be the case otherwise."""
+"""Rule, a required relation between its limits, and the consequence of breaking it."""
 
 
 class BadLimit(ValueError):
-    """A limit that does not exist or has no such value; the message says what to write."""
+    """An unknown limit or an invalid value; the message says what to write."""
 
 
 def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
@@ -35,7 +35,7 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
         if rule not in known:
             raise BadLimit(f"[rules.{name}]: no such rule; there are {', '.join(known)}")
         if rule in seen:
-            raise BadLimit(f"[rules.{name}]: {rule} stands there twice; make one table of both")
+            raise BadLimit(f"[rules.{name}]: {rule} is defined twice; merge the two tables")
         seen.add(rule)
         before = getattr(limits, rule)
         for key, value in values.items():

@@ -1,11 +1,12 @@
-"""What has to hold between the limits of a rule, and words for what would be the case otherwise."""
+"""Required relations between the limits of a rule, and phrases for what breaks otherwise."""
 
 Relations = tuple[tuple[str, str], ...]
-"""``low < high`` or ``low <= high``, each side the name of a limit or a number; and what a user is
-told who breaks it, after "or"."""
+"""``low < high`` or ``low <= high``, each side the name of a limit or a number; and the consequence
+of breaking it, which the error message shows after "or".
+"""
 
-NEVER = "it could never speak"
-NEVER_ENDS = "what it reports would never end"
-SILENT_CUT = "it would be cut without a word"
+NEVER = "it could never fire"
+NEVER_ENDS = "its episodes would never end"
+SILENT_CUT = "it would be truncated silently"
 ENDS_INSIDE = "an episode would end inside its own limit"
 CRITICAL_FIRST = "it would be critical before it is a warning"

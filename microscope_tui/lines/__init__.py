@@ -1,5 +1,5 @@
-"""What a screen shows, as lines of text with roles: the app colours them, snapshot prints them.
+"""Screen content as lines of text with roles: the app colours them, snapshot prints them.
 
 ``table`` is the main screen, ``charts`` are curves and bars over an axis, ``pages`` are the other
-screens and the list of runs. No terminal, no colour, no key is known here.
+screens and the list of runs. No terminals, colours or keys here.
 """

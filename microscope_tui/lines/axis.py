@@ -1,10 +1,10 @@
-"""What the time axis counts: steps, the time since the run began, or the clock."""
+"""Units of the time axis: steps, run time, or the clock."""
 
 import time as clock
 from enum import StrEnum
 
 DAYS_FROM_S = 2 * 86400.0
-"""A clock axis that is longer is labelled with days."""
+"""Longer clock axes are labelled with days."""
 
 
 class Axis(StrEnum):
@@ -16,7 +16,7 @@ class Axis(StrEnum):
 
 
 def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
-    """One place on the axis. Where no time was logged the step stands in for it.
+    """A label of the axis; the step if no time was logged.
 
     Args:
         time: when the step was written, Unix seconds; ``start`` when the run began.
@@ -27,7 +27,7 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
         try:
             return clock.strftime("%d %b %H:%M:%S", clock.localtime(time))
         except (ValueError, OverflowError, OSError):
-            return f"{step:,}"  # no time that a calendar has
+            return f"{step:,}"  # not a valid date
     return f"{step:,}"
 
 

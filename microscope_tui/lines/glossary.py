@@ -1,4 +1,4 @@
-"""Every word that a screen shows without explaining it, with what it means: what ``?`` lists.
+"""The glossary: every unexplained word of the screens, listed by ``?``.
 
 A test collects the words that the screens can print and looks for each of them here.
 """
@@ -66,7 +66,7 @@ _ALERTS: Words = (
     ("healthy", "judged, and nothing found"),
 )
 _ALERT_LIST: Words = (
-    ("rule", "the kind of trouble; `moe-microscope explain RULE` has all about it"),
+    ("rule", "the kind of trouble; `moe-microscope explain RULE` describes it in full"),
     ("severity", "how bad it is, by its worst moment"),
     ("crit, warn, info, error", "critical, warning, note; the measurement is at fault"),
     ("end", "the step of the recovery, or active"),
@@ -112,7 +112,7 @@ _RUNS: Words = (
     ("verdict", "the worst active alert of the run"),
     ("to be judged, not judged", "runs that are over are judged one by one, newest first"),
     ("diagnosis at", "share of the log that is judged"),
-    ("archived", "a packed log (.gz, .zst): its end is known once it is open"),
+    ("archived", "a compressed log (.gz, .zst): its end is known once it is open"),
     ("error", "the log cannot be read"),
     ("open, pinned, selected", "on the screens; compared with; picked with space"),
     ("solo", "only the selected runs are listed"),
@@ -126,7 +126,7 @@ GLOSSARY = {
     "course": (*_CHARTS, *_LAYERS, *_ALERTS, *_HEADER, *_TIME),
     "runs": (*_RUNS, *_HEADER, *_ALERTS),
 }
-"""By the name of the screen; what the screen is about comes first."""
+"""By the name of the screen; its main terms first."""
 
 
 def explained(screen: str) -> set[str]:

@@ -1,6 +1,6 @@
-"""Numbers as characters: loads, curves, bars. Pure functions; colour is somebody else's.
+"""Numbers as characters: loads, curves, bars. Pure functions without colour.
 
-Three alphabets: braille (two columns and four levels a cell), block (eight levels), ASCII. One
+Three alphabets: braille (two columns and four levels per cell), block (eight levels), ASCII. One
 choice for the whole picture, made once.
 """
 
@@ -14,7 +14,7 @@ from microscope_tui.watch.curve import Column
 
 
 class Glyphs(StrEnum):
-    """The characters that a terminal can be trusted with."""
+    """The characters that a terminal supports."""
 
     BRAILLE = "braille"
     BLOCK = "block"
@@ -22,10 +22,10 @@ class Glyphs(StrEnum):
 
 
 def glyphs_for(choice: str, stream: object) -> Glyphs:
-    """``auto`` means braille where encoding, locale and terminal can carry it."""
+    """``auto`` is braille if encoding, locale and terminal support it."""
     if choice != "auto":
         return Glyphs(choice)
-    # Python speaks UTF-8 in the C locale too, but whoever asks for C may have no more than ASCII.
+    # Python uses UTF-8 in the C locale too, but a terminal in that locale may be ASCII only.
     locale = os.environ.get("LC_ALL") or os.environ.get("LANG") or ""
     if locale in ("C", "POSIX"):
         return Glyphs.ASCII
@@ -54,7 +54,7 @@ _TO_ASCII = str.maketrans(
 
 
 def spelled(text: str, glyphs: Glyphs) -> str:
-    """``text`` in the chosen alphabet: the one place where ASCII is made of everything else."""
+    """``text`` in the chosen alphabet; the only conversion to ASCII."""
     if glyphs is not Glyphs.ASCII or text.isascii():
         return text
     return text.translate(_TO_ASCII).encode("ascii", "replace").decode("ascii")
@@ -98,14 +98,14 @@ def load_glyph(level: int | None) -> str:
 
 
 def load_mark(level: int | None) -> str:
-    """What stands in a coloured cell: ``×`` dead, ``▴`` hot, a blank otherwise."""
+    """The mark in a coloured cell: ``×`` dead, ``▴`` hot, else a blank."""
     return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 
 def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
     """At most ``columns`` loads: of several experts in a column, the one farthest from fair.
 
-    Never the mean: one dead expert of 256 must not be averaged away.
+    Never the mean: one dead expert of 256 must stay visible.
     """
     count = len(loads)
     if count <= columns:

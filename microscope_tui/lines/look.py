@@ -1,4 +1,4 @@
-"""How loads are looked at: what a cell measures, in which order experts stand, in which colours."""
+"""Display choices for loads: measure, order of the experts, colours."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -8,7 +8,7 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class Palette(StrEnum):
-    """Colours of the loads; ``diverging`` alone is calm at the fair share."""
+    """Colours of the loads; only ``diverging`` is calm at the fair share."""
 
     DIVERGING = "diverging"
     VIRIDIS = "viridis"
@@ -17,31 +17,31 @@ class Palette(StrEnum):
 
 
 class Measure(StrEnum):
-    """What a cell of the heatmap shows of an expert."""
+    """What a cell of the heatmap measures."""
 
     LOAD = "load"
     """Multiples of the fair share, on a log2 scale with a calm band around 1."""
     SHARE = "share"
     """Share of the tokens that chose the expert, linear."""
     LOG_SHARE = "log share"
-    """The same, an octave a level."""
+    """The same, one level per octave."""
     BIAS = "bias"
     """The expert's bias, as the distance from the mean of its layer."""
     OVERFLOW = "over capacity"
     """Share of the tokens that chose the expert and found it full."""
     RANKS = "load per rank"
-    """Load of the devices that the experts are spread over."""
+    """Load of the expert-parallel devices."""
     DIFFERENCE = "difference"
     """Load now as a multiple of the load at the reference."""
 
 
 class Order(StrEnum):
-    """In which order the experts of a layer stand."""
+    """Order of the experts in a layer."""
 
     ID = "id"
     LOAD = "load"
     GROUP = "group"
-    """Overloaded, fair, starving, dead; by number within each: it stands still while loads sway."""
+    """Overloaded, fair, starving, dead; by number within each: stable while loads fluctuate."""
 
 
 SCALES = (Measure.LOAD, Measure.SHARE, Measure.LOG_SHARE)
@@ -50,7 +50,7 @@ OVERLAYS = (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The choices of one sitting."""
+    """The display choices of a session."""
 
     measure: Measure = Measure.LOAD
     order: Order = Order.ID

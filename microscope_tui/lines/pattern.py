@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 MOST_CHARACTERS = 100
-"""A longer text is refused."""
+"""Longer texts are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Pattern:
     """A typed filter; an empty one matches everything, and so does one with an error."""
 
     text: str = ""
-    """As it was typed: not safe to show as it is."""
+    """The typed text; pass it through ``safe_text`` before showing it."""
     error: str = ""
-    """Why it does not filter, in few words; empty where it does."""
+    """Why the filter is invalid; empty if it is valid."""
     terms: tuple[_Term, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The filter that ``text`` means; a mistake in it is told by ``error``, never raised."""
+        """Parse ``text``; mistakes are in ``error``, never raised."""
         if len(text) > MOST_CHARACTERS:
             return cls(text, f"longer than {MOST_CHARACTERS} characters: shorten it")
         words = ((word.removeprefix("!"), word.startswith("!")) for word in text.casefold().split())

@@ -1,4 +1,4 @@
-"""Text with a role: what a line says, without deciding what it looks like.
+"""Text with roles, independent of its appearance.
 
 Roles: ``value`` ``dim`` ``faint`` ``ok`` ``warn`` ``crit`` ``accent`` ``brand``, the badges
 ``badge-warn`` ``badge-crit``, and ``heat:N`` for a load of N quarter octaves, ``heat:dead``.
@@ -37,7 +37,7 @@ WORD_OF_SEVERITY = {
 
 
 def merged(cells: Iterable[tuple[str, str]]) -> Line:
-    """Texts and roles as a line; neighbours of one role become one: every piece costs bytes."""
+    """Texts and roles as a line; neighbours of one role are merged: every span costs bytes."""
     line: Line = []
     for text, role in cells:
         if line and line[-1].role == role:
@@ -48,7 +48,7 @@ def merged(cells: Iterable[tuple[str, str]]) -> Line:
 
 
 def width_of(text: str) -> int:
-    """Terminal cells of a text that went through ``safe_text``."""
+    """Terminal cells of a text from ``safe_text``."""
     if text.isascii():
         return len(text)
     return sum(
@@ -63,7 +63,7 @@ def line_width(line: Iterable[Span]) -> int:
 
 
 def crop(line: Sequence[Span], width: int) -> Line:
-    """``line`` cut to ``width`` cells, ending in ``…`` where something was cut."""
+    """``line`` cut to ``width`` cells, ending in ``…`` if cut."""
     if line_width(line) <= width:
         return list(line)
     out: Line = []
@@ -120,7 +120,7 @@ def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
 
 
 def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
-    """``left`` and ``right`` at the two ends; ``right`` gives way where there is no room."""
+    """``left`` and ``right`` at the two ends; ``right`` is dropped if it does not fit."""
     room = width - line_width(left) - line_width(right)
     if room < 1:
         return pad(left, width)
@@ -128,7 +128,7 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
 
 
 def listed(parts: Sequence[str], room: int) -> str:
-    """``parts`` in one text of at most ``room`` cells; the last ones give way, so rank them."""
+    """``parts`` in one text of at most ``room`` cells; the last ones are dropped first."""
     text = "  ·  ".join(parts)
     while parts and width_of(text) > room:
         parts = parts[:-1]

@@ -1,1 +1,1 @@
-"""What a command prints: verdicts, news of a followed run, explanations, exports, the doctor."""
+"""Output of the commands: verdicts, news of a followed run, explanations, exports, the doctor."""

@@ -1,4 +1,4 @@
-"""The judgement as text for a person: one line when all is well, three a finding otherwise."""
+"""The judgement as text: one line for a healthy run, three per finding otherwise."""
 
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
@@ -14,7 +14,7 @@ def verdict_text(judgement: Judgement) -> str:
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
-        word = "warnings, forgiven by --fail-on crit,"
+        word = "warnings, ignored by --fail-on crit,"
     if judgement.waits_until is not None:
         word = f"{judgement.problem},"
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
@@ -27,7 +27,7 @@ def verdict_text(judgement: Judgement) -> str:
 
 
 def news_text(alert: News) -> str:
-    """A piece of news of a run that is followed."""
+    """A piece of news of a followed run."""
     first, *rest = _finding(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":

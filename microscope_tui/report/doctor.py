@@ -1,6 +1,6 @@
-"""The doctor's report: what the microscope finds where it runs, and what would make it better.
+"""The doctor's report: the terminal and its environment, and what would improve them.
 
-Plain lines under short headings, or the same as data. The advice is derived from the facts alone.
+Plain lines under short headings, or the same as data. The advice depends on the facts only.
 """
 
 import re
@@ -16,7 +16,7 @@ from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
 SCHEMA_VERSION = 2
 _LABEL, _WIDTH = 12, 74
 _FEATURES_SINCE = (3, 2)
-"""The tmux that got ``terminal-features``."""
+"""The tmux version that introduced ``terminal-features``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class Cost:
     """Bytes that are sent to draw a heatmap."""
 
     frame: int
-    """All of it."""
+    """The full frame."""
     compressed: int
-    """The same as ``ssh -C`` would send it."""
+    """The full frame, compressed as by ``ssh -C``."""
     update: int
     """After one cell of a hundred has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was found."""
+    """All facts of the report."""
 
     versions: Mapping[str, str]
     terminal: Terminal
     costs: Mapping[str, Cost]
-    """In the colours of this terminal, by their name."""
+    """By the number of colours of this terminal."""
 
 
 def doctor_text(facts: Facts, samples: Sequence[str] = ()) -> str:
@@ -71,7 +71,7 @@ def doctor_json(facts: Facts) -> dict[str, Any]:
 
 
 def recommended(facts: Facts) -> list[str]:
-    """What to change, the most important first; empty where all is well."""
+    """What to change, most important first; empty if all is well."""
     terminal = facts.terminal
     advice = []
     if terminal.colours.remedy:
@@ -79,12 +79,12 @@ def recommended(facts: Facts) -> list[str]:
     else:
         advice += _for_colours(terminal)
     if terminal.no_color:
-        advice.append("unset NO_COLOR if loads are to have colours instead of characters")
+        advice.append("unset NO_COLOR to show loads as colours instead of characters")
     if terminal.glyphs is Glyphs.ASCII and terminal.colours.system:
         advice.append("for finer curves use a UTF-8 locale, for example LANG=C.UTF-8")
     columns, rows = terminal.declared or terminal.size or (MIN_COLUMNS, MIN_ROWS)
     if terminal.size and terminal.declared not in (None, terminal.size):
-        advice.append("unset COLUMNS and LINES: they hide the true size of the window")
+        advice.append("unset COLUMNS and LINES: they override the real size of the window")
     elif columns < MIN_COLUMNS or rows < MIN_ROWS:
         advice.append(f"make the window at least {MIN_COLUMNS}x{MIN_ROWS}")
     if terminal.ssh:
@@ -119,7 +119,7 @@ def _for_tmux(tmux: Multiplexer, system: str | None, passes: bool | None) -> lis
         if old:
             line = f'set -ga terminal-overrides ",{outer}:Tc"'
         advice.append(
-            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and start tmux anew"
+            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and restart tmux"
             + ("; until then use --color 256" if system == "truecolor" else "")
         )
     if system != "truecolor":
@@ -141,7 +141,7 @@ def _terminal(terminal: Terminal) -> list[tuple[str, str]]:
     if terminal.size:
         size = [("size", "{}x{}".format(*terminal.size))]
         if terminal.declared not in (None, terminal.size):
-            size.append(("", "COLUMNS and LINES say {}x{}".format(*(terminal.declared or ()))))
+            size.append(("", "COLUMNS and LINES give {}x{}".format(*(terminal.declared or ()))))
         size.append(("layout", layout_of(*(terminal.declared or terminal.size))))
     locale = terminal.locale or "not set"
     no_color = "set: no colours, loads as characters" if terminal.no_color else "not set"
@@ -164,10 +164,10 @@ def _connection(terminal: Terminal) -> list[tuple[str, str]]:
     passes = terminal.truecolor_passes
     passing = {None: "not known", True: "yes", False: "no"}[passes]
     if between.name == "tmux":
-        outside = between.outer or "a terminal that it does not name"
+        outside = between.outer or "an unnamed terminal"
         passing += f" (terminal outside: {outside})"
         rows.insert(0, ("truecolor", f"passes through: {passing}"))
-    return [(between.name, between.version or "did not say its version"), *rows]
+    return [(between.name, between.version or "version unknown"), *rows]
 
 
 def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:
@@ -182,7 +182,7 @@ def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:
 
 
 def _item(advice: str) -> list[str]:
-    """In lines; what is to be copied stays in one."""
+    """Wrapped to lines; commands to copy stay on one line."""
     whole = re.sub("`[^`]+`", lambda found: found[0].replace(" ", "\0"), advice)
     first, *rest = (line.replace("\0", " ") for line in wrap(whole, _WIDTH))
     return [f"  - {first}", *(f"    {line}" for line in rest)]

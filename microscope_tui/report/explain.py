@@ -1,4 +1,4 @@
-"""What a rule is: what it means, when it fires, by which limits and why, and what silences it."""
+"""Explains a rule: its meaning, when it fires, its limits and their sources, and what mutes it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All there is to know of a rule."""
+    """Everything about a rule."""
 
     name: str
     subject: str
     means: str
     formula: str
     evidence: str
-    """Where the limits come from."""
+    """The source of the limits."""
     limits: Sequence[Limit]
     silenced_by: Sequence[str]
     silent_profiles: Sequence[str]
     next: str | None
-    """What to do in a typical run; ``None`` where that depends on the cause."""
+    """What to do in a typical run; ``None`` if it depends on the cause."""
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
@@ -65,7 +65,7 @@ def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
 
 
 def as_list(explanations: Sequence[Explanation]) -> str:
-    """One line a rule: name, subject, and the first thing that it means."""
+    """One line per rule: name, subject, and the first sentence of its meaning."""
     lines = (f"{one.subject}: {one.means.partition('. ')[0]}" for one in explanations)
     names = (one.name for one in explanations)
     return "\n".join(

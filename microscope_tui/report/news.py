@@ -1,8 +1,8 @@
-"""What is new in a run that is followed: findings that opened, grew worse or recovered.
+"""News of a followed run: findings that opened, grew worse or recovered.
 
-A look compares the episodes with those of the look before. What starts between two looks by the
-same rule is one piece of news, however many layers it is in. The first look tells what is going
-on, and nothing of what was over by then.
+Each check compares the episodes with those of the previous one. Episodes of one rule that start
+between two checks are one piece of news, however many layers they are in. The first check reports
+what is active, and nothing that was already over.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ class News:
 
     event: Event
     step: int
-    """The last step that was judged when it was noticed."""
+    """The last judged step at that time."""
     finding: Finding
     advice: Advice
 
 
 class Alerts:
-    """Remembers what was told. Hand it the diagnosis whenever everything new has been judged."""
+    """Tracks what was reported. Pass it the diagnosis after every judged batch."""
 
     def __init__(self, since_step: int = 0) -> None:
-        """``since_step``: findings that began earlier are no news."""
+        """``since_step``: earlier findings are not reported."""
         self._since_step = since_step
         self._known: dict[_Key, tuple[Severity, bool]] | None = None
 
     def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:
-        """What happened since the last look; an episode over by then comes as ``opened`` only."""
+        """Changes since the last check; an episode that is already over is ``opened`` only."""
         changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
         known: dict[_Key, tuple[Severity, bool]] = {}
         for episode in diagnosis.episodes if diagnosis is not None else ():
@@ -49,7 +49,7 @@ class Alerts:
             known[key] = (episode.severity, episode.active)
             if (event := self._event(key, episode)) is not None:
                 changed[event].append(episode)
-        self._known = known  # what a restart took back may come again, and is news then
+        self._known = known  # an episode withdrawn by a restart may return, and is reported again
         if diagnosis is None:
             return ()
         return [
@@ -59,7 +59,7 @@ class Alerts:
         ]
 
     def _event(self, key: _Key, episode: Episode) -> Event | None:
-        if self._known is None:  # the first look
+        if self._known is None:  # the first check
             return "opened" if episode.active else None
         before = self._known.get(key)
         if before is None:

@@ -19,7 +19,7 @@ _PIECE_BYTES = 1 << 16
 
 
 class PipedLog(Source):
-    """What arrives at a descriptor, in whole lines; ``size`` counts what has arrived so far."""
+    """Complete lines from a descriptor; ``size`` counts the bytes received so far."""
 
     def __init__(
         self,
@@ -28,18 +28,18 @@ class PipedLog(Source):
         capacity: int = CAPACITY_BYTES,
         spool: Spool | None = None,
     ) -> None:
-        """``name`` is what the screen shows where the path of a file would stand."""
+        """``name``: shown in place of a path."""
         super().__init__(Path(name) if spool is None else spool.path, seekable=spool is not None)
         self.spool = spool
         self.ended = False
-        """The writer closed its end, and everything that it wrote was handed out."""
+        """Whether the writer closed its end and everything was returned."""
         self._descriptor = descriptor
         self._capacity = capacity
         self._changed = threading.Condition()
         self._waiting = bytearray()
         self._closed = False  # nothing more will arrive
         self._error: OSError | None = None
-        self._inside_line = False  # the start of the next line was handed out
+        self._inside_line = False  # the start of the next line was returned
         threading.Thread(target=self._receive, name="piped log", daemon=True).start()
 
     def kept(self) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class PipedLog(Source):
         while True:
             try:
                 return os.read(self._descriptor, _PIECE_BYTES)
-            except BlockingIOError:  # the other end of a shared terminal or socket made it so
+            except BlockingIOError:  # set by the other end of a shared terminal or socket
                 select.select([self._descriptor], [], [])
 
 

@@ -1,7 +1,7 @@
-"""A baseline: how the routers of another run were, for a run that is to be judged against it.
+"""A baseline: the state of another run's routers, to judge a run against.
 
-A fine-tuning on narrow data starves experts that the model before it starved too. What matters
-is what changed, so the last steps of the other run are summed up as a ``RouterBaseline``.
+A fine-tuning on narrow data starves experts that the original model starved too. What matters is
+the change, so the last steps of the other run are summed up as a ``RouterBaseline``.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ MOST_STEPS = 200
 
 
 class BadBaseline(ValueError):
-    """A run that cannot serve as a baseline; the message says why and what to do."""
+    """The run cannot be a baseline; the message says why and what to do."""
 
 
 class AgainstBaseline(Criteria):
@@ -35,7 +35,7 @@ class AgainstBaseline(Criteria):
     __slots__ = ()
 
     def context(self, run: RunRecord) -> Context:
-        """What the rules may know of ``run``."""
+        """The context of ``run``."""
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
@@ -44,7 +44,7 @@ class AgainstBaseline(Criteria):
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What the routers of a run were like in its last steps."""
+    """State of the routers in the last steps of a run."""
 
     run: str
     routers: tuple[RouterInfo, ...]
@@ -54,7 +54,9 @@ class Baseline:
     reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
-        """In words how the routers of ``run`` are others than the ones of the baseline."""
+        """How the routers of ``run`` differ from those of the baseline, in words; ``None`` if they
+        match.
+        """
         mine, theirs = _shape(self.routers), _shape(run.routers)
         return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
 
@@ -107,7 +109,7 @@ def _entries(file: RunFile) -> Iterator[Entry]:
     while True:
         chunk = source.read()
         if chunk.restarted or (source.exhausted and not chunk.data):
-            return  # what was replaced while it was read counts as far as it came
+            return  # a log replaced while it was read counts up to there
         yield from reader.feed(chunk.data)
 
 

@@ -143,7 +143,7 @@ class Series:
         return Series(fine, coarse)
 
     def columns(self, cuts: Sequence[int]) -> list[Column]:
-        """One column between each two neighbours of ``cuts`` (row numbers, rising)."""
+        """One column between each two neighbours of ``cuts`` (increasing row numbers)."""
         return [self._column(a, b) for a, b in itertools.pairwise(cuts)]
 
     def _column(self, first: int, last: int) -> Column:

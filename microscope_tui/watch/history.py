@@ -23,21 +23,21 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where the steps of one row begin: step number and byte offset of the first record."""
+    """Start of one row: step number and byte offset of the first record."""
 
     step: int
     offset: int
     time: float = NAN
     after: int = _NEVER
-    """The first step behind it."""
+    """The first step after it."""
     end: int | None = None
     """Where the next row begins; ``None`` for the last."""
     restart: int | None = None
-    """The run restarted at this step: from there on, steps in the file may be superseded."""
+    """Step at which the run restarted: later steps in the file may be superseded."""
 
 
 def rows_within(memory_bytes: int, curves: int) -> int:
-    """How many rows of that many curves fit in ``memory_bytes``; within sensible bounds."""
+    """Number of rows of that many curves that fit in ``memory_bytes``, within bounds."""
     rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 24))
     return max(MIN_ROWS, min(MAX_ROWS, rows)) // (2 * COARSE) * (2 * COARSE)
 
@@ -75,7 +75,7 @@ class History:
 
     @property
     def full(self) -> bool:
-        """There are as many rows as may be: time for ``halved``."""
+        """Whether the number of rows has reached the capacity: call ``halved``."""
         return len(self.steps) >= self.capacity
 
     def add(
@@ -85,7 +85,7 @@ class History:
         offset: int = 0,
         time: float | None = None,
     ) -> None:
-        """Take in one step.
+        """Add one step.
 
         Raises:
             ValueError: ``step`` is not after the last one; call ``restart`` first.
@@ -103,7 +103,7 @@ class History:
             self.commit()
 
     def commit(self) -> bool:
-        """Make what was added visible; true if there was anything."""
+        """Make added steps visible; true if there were any."""
         if not self._pending:
             return False
         older = self._older if self._opened else len(self._pending)
@@ -149,7 +149,7 @@ class History:
         return torn
 
     def close_row(self) -> None:
-        """The next step opens a row of its own: what follows stands elsewhere in the file."""
+        """Start a new row at the next step: it is elsewhere in the file."""
         self.commit()
         self._in_row = self.stride
 
@@ -165,11 +165,11 @@ class History:
         return other
 
     def index_of(self, step: int) -> int:
-        """Number of the row that holds ``step``, or of the last one before it; 0 at least."""
+        """Index of the row with ``step``, or of the last one before it; at least 0."""
         return max(0, bisect_right(self.steps, step) - 1)
 
     def row(self, at: int) -> Row:
-        """Where the steps of row ``at`` stand."""
+        """Location of row ``at``."""
         after, end = self.last_step + 1, None
         if at + 1 < len(self.steps):
             after, end = self.steps[at + 1], self.offsets[at + 1]
@@ -178,7 +178,7 @@ class History:
         return Row(first, self.offsets[at], self.times[at], after, end, restart)
 
     def time_of(self, step: int) -> float | None:
-        """When the row that holds ``step`` began, Unix seconds; ``None`` where nobody wrote it."""
+        """Time of the row with ``step``, Unix seconds; ``None`` if not logged."""
         time = self.times[self.index_of(step)] if self.times else NAN
         return time if time == time else None
 
@@ -213,7 +213,7 @@ class History:
     def _cuts(count: int, rows: range) -> list[int]:
         count = min(count, len(rows))
         cuts = [rows.start + len(rows) * i // count for i in range(count + 1)] if count else [0]
-        if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: nobody sees the difference
+        if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: the difference is invisible
             cuts[1:-1] = [cut // COARSE * COARSE for cut in cuts[1:-1]]
         return cuts
 
@@ -229,7 +229,7 @@ class History:
 
 
 class Window(NamedTuple):
-    """A stretch of steps, both ends included."""
+    """A range of steps, both ends included."""
 
     first: int
     last: int
@@ -261,7 +261,7 @@ class Curves:
         return [self._history.time_of(step) for step in steps] if self._history else ()
 
     def share_of(self, step: int) -> float | None:
-        """Where a step stands in the columns, 0 … 1."""
+        """Position of a step in the columns, 0 … 1."""
         if self._history is None:
             return None
         rows = self._history.rows(*self._window)

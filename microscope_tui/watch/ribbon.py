@@ -1,7 +1,7 @@
-"""The time ribbon: a stretch of a run in columns, each as bad as its worst step.
+"""The time ribbon: a range of steps in columns, each with its worst severity.
 
-The maximum, never the mean: ten sick steps in a hundred thousand must be seen. It knows all that is
-known now, also of what comes after the shown step, or nobody could scrub to it.
+The maximum, never the mean: ten critical steps in a hundred thousand must be visible. It also shows
+what comes after the shown step, so that users can move there.
 """
 
 import math
@@ -19,13 +19,13 @@ class Mark:
 
     severity: Severity | None = None
     onset: bool = False
-    """A finding that is more than a note begins here."""
+    """A finding above a note begins here."""
     restart: bool = False
     evaluation: bool = False
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    """The marks of ``count`` equal stretches of the steps of ``window``."""
+    """The marks of ``count`` equal parts of ``window``."""
     marks = [Mark() for _ in range(count)]
     for step in watch.history.restarts if watch.history else ():
         if (at := column_of(step, window, count)) is not None:
@@ -58,7 +58,7 @@ def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
 def worst_of_columns(
     episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
 ) -> list[Severity | None]:
-    """The worst severity in each of ``count`` equal stretches of the steps of ``window``."""
+    """The worst severity in each of ``count`` equal parts of ``window``."""
     worst: list[Severity | None] = [None] * count
     for episode in episodes:
         for since, until, severity in episode.stretches(newest):

@@ -1,6 +1,6 @@
-"""The health of all routers in one curve each: the lowest balance and the highest load there is.
+"""Health of all routers in two curves: the lowest balance and the highest load.
 
-A run is as healthy as its worst layer: columns hold the worst of all routers, never their mean.
+A run is as healthy as its worst layer: columns have the worst of all routers, never their mean.
 """
 
 import math

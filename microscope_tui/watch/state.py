@@ -22,11 +22,11 @@ class RunState(StrEnum):
     CRASHED = "crashed?"
     DELETED = "deleted"
     ARCHIVED = "archived"
-    """A packed log: its end is known only after all of it was unpacked."""
+    """A compressed log: its end is known only after decompressing all of it."""
     ERROR = "error"
     """The log cannot be read."""
     UNKNOWN = ""
-    """Not looked at yet."""
+    """Not read yet."""
 
     @property
     def live(self) -> bool:
@@ -35,7 +35,7 @@ class RunState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Nothing more is expected."""
+        """Whether the run has ended."""
         return self in _ENDED
 
 
@@ -49,8 +49,8 @@ def age_of(
 ) -> float | None:
     """Seconds since the last change, never below zero.
 
-    A file server has a clock of its own: no file is older than the time (``changed_at``, by the
-    monotonic clock) since we saw it change.
+    File servers have their own clocks: a file is never reported older than the time since we saw it
+    change (``changed_at``, by the monotonic clock).
     """
     if modified is None:
         return None

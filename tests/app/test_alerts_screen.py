@@ -99,7 +99,7 @@ async def test_a_log_without_a_past_says_so_instead_of_going_to_the_onset(
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
         app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("enter")
-        await until(pilot, lambda: "unpack it" in seen(pilot, "#keys"), "the reason")
+        await until(pilot, lambda: "decompress it" in seen(pilot, "#keys"), "the reason")
         assert isinstance(app.screen, AlertsScreen)
         assert app.session.selected == 0
 

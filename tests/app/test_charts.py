@@ -144,6 +144,6 @@ def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
 
 def test_nothing_measured_is_said_with_the_reason() -> None:
     lines = drawn(
-        chart([math.nan], nothing="a pipe has no way back"), TimeScale(Window(1, 1), None)
+        chart([math.nan], nothing="a pipe cannot be rewound"), TimeScale(Window(1, 1), None)
     )
-    assert "a pipe has no way back" in plain(lines[1])
+    assert "a pipe cannot be rewound" in plain(lines[1])

@@ -106,13 +106,13 @@ async def test_b_takes_the_shown_step_as_a_and_time_moves_on_from_there(
         app = await compared(pilot, until, seen, "colon", *"50", "enter")
         await pilot.press("b")
         assert "A is step 50" in seen(pilot, "#keys")
-        assert "the same moment as B" in seen(pilot, "#moments")
+        assert "the same step as B" in seen(pilot, "#moments")
         await pilot.press("right_square_bracket")
         await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "51"], "the next step")
         assert moment(seen, pilot, "A") == ["run", "50"]
-        assert "taken with b" in seen(pilot, "#moments")
+        assert "set with b" in seen(pilot, "#moments")
         await pilot.press("right_curly_bracket")
-        await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "61"], "ten steps on")
+        await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "61"], "ten steps forward")
         await pilot.press("colon", *"150", "enter")
         await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "150"], "step 150")
         await pilot.press("f")
@@ -239,11 +239,11 @@ async def test_a_packed_log_explains_how_to_come_by_a_reference(
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
         await judged(pilot, until)
         await pilot.press("5")
-        await until(pilot, lambda: "unpack it" in seen(pilot, "#moments"), "the reason")
+        await until(pilot, lambda: "decompress it" in seen(pilot, "#moments"), "the reason")
         assert "b takes this step as A" in seen(pilot, "#moments")
         await pilot.press("down", "up", "enter", "escape")
         await pilot.press("5", "b")
-        await until(pilot, lambda: "the same moment as B" in seen(pilot, "#moments"), "A")
+        await until(pilot, lambda: "the same step as B" in seen(pilot, "#moments"), "A")
 
 
 @pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
@@ -271,7 +271,7 @@ async def test_a_run_of_a_single_step_is_compared_with_itself_and_says_so(
 ) -> None:
     async with Microscope(Fleet(make_run(steps=1))).run_test(size=(80, 24)) as pilot:
         await compared(pilot, until, seen)
-        assert "the same moment as B" in seen(pilot, "#moments")
+        assert "the same step as B" in seen(pilot, "#moments")
         await pilot.press("left_square_bracket", "right_square_bracket", "b", "P")
 
 

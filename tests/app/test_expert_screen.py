@@ -125,7 +125,9 @@ async def test_a_packed_log_says_why_there_is_no_past(
     log.unlink()
     async with Microscope(Fleet(packed)).run_test(size=(100, 30)) as pilot:
         await card(pilot, until, sampled=False)
-        assert "its past cannot be read: a packed log has no way back" in seen(pilot, "#chart-load")
+        assert "history cannot be read: compressed logs cannot be rewound" in seen(
+            pilot, "#chart-load"
+        )
         assert "too few samples to tell: 0 of 16" in seen(pilot, "#more")
         assert "dead" in seen(pilot, "#facts")
 

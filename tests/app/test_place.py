@@ -73,24 +73,24 @@ def test_every_kind_of_place_is_understood(text: str, place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "nothing is no place: try 12k, 50%, -100, 14:30, -2h, first or last"),
-        ("abc", "abc is no place: try 12k"),
-        ("12,41", "12,41 is no place"),
-        ("1e5", "is no place"),
-        ("٣", "is no place"),
-        ("--2", "is no place"),
-        ("-5w", "is no place"),
-        ("+50%", "is no place"),
-        ("9" * 40, "… is no place"),
-        ("\x1b[2J", "\N{REPLACEMENT CHARACTER}[2J is no place"),
+        ("", "nothing is not a place: try 12k, 50%, -100, 14:30, -2h, first or last"),
+        ("abc", "abc is not a place: try 12k"),
+        ("12,41", "12,41 is not a place"),
+        ("1e5", "is not a place"),
+        ("٣", "is not a place"),
+        ("--2", "is not a place"),
+        ("-5w", "is not a place"),
+        ("+50%", "is not a place"),
+        ("9" * 40, "… is not a place"),
+        ("\x1b[2J", "\N{REPLACEMENT CHARACTER}[2J is not a place"),
         ("120%", "120%: the run ends at 100%"),
         ("1.5", "1.5: a step is a whole number"),
         ("1.2345k", "1.2345k: a step is a whole number"),
         ("-5m", "-5m: write min for minutes, M for millions of steps"),
-        ("2h", "2h: write -2h for so long before the newest"),
+        ("2h", "2h: write -2h for a time before the newest"),
         ("+30min", "+30min: write -30min"),
-        ("24:00", "24:00: no time of day; the last one is 23:59:59"),
-        ("7:60", "7:60: no time of day"),
+        ("24:00", "24:00: not a time of day; the last one is 23:59:59"),
+        ("7:60", "7:60: not a time of day"),
     ],
 )
 def test_what_is_no_place_is_said_with_what_could_be_typed(text: str, words: str) -> None:
@@ -184,7 +184,7 @@ def test_a_time_is_the_latest_one_that_the_run_has(
 def test_a_time_of_day_that_the_run_does_not_have_is_said() -> None:
     times = {"first_s": at("2026-11-24 14:30:20"), "newest_s": at("2026-11-24 14:40")}
     for clock in (AtClock(time(14, 50)), AtClock(time(14, 30, 5), to_the_second=True)):
-        with pytest.raises(BadPlace, match="is not in this run: it has 14:30:20 to 14:40:00"):
+        with pytest.raises(BadPlace, match="is outside this run: 14:30:20 to 14:40:00"):
             place_to_time(clock, **times)
 
 

@@ -96,7 +96,7 @@ async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
         assert "PAUSED" in seen(pilot, "#ribbon")
         assert "f live" in seen(pilot, "#keys")
         await pilot.press("P", "P", "P")
-        await until(pilot, lambda: app.session.time.following, "the end of the film")
+        await until(pilot, lambda: app.session.time.following, "the end of the playback")
         assert app.session.time.speed == 0
 
 
@@ -146,5 +146,5 @@ async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, s
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("colon", *"abc", "enter")
-        await until(pilot, lambda: "is no place" in seen(pilot, "#keys"), "said")
+        await until(pilot, lambda: "is not a place" in seen(pilot, "#keys"), "said")
         assert app.session.time.following

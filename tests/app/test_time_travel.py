@@ -85,7 +85,7 @@ async def test_any_number_leads_to_the_nearest_step_there_is(
         await pilot.press("colon", *typed, "enter")
         await until(pilot, lambda: step_in(seen(pilot, "#header")) == shown, str(shown))
         assert app.session.time.following == (shown == 100)
-        beyond = "is not in the log: this is the newest, 100"
+        beyond = "is not in the log: showing the newest, 100"
         if int(typed) > 100:
             await until(pilot, lambda: beyond in seen(pilot, "#keys"), "why")
         else:
@@ -164,12 +164,12 @@ async def test_a_packed_log_says_that_it_cannot_and_what_to_do(
     async with Microscope(Fleet(packed)).run_test(size=(100, 30)) as pilot:
         app = await read(pilot, until)
         await pilot.press(key)
-        assert "a packed log has no way back: unpack it" in seen(pilot, "#keys")
+        assert "compressed logs cannot be rewound: decompress it first" in seen(pilot, "#keys")
         if key == "colon":
             assert "go to step" in seen(pilot, "#keys")
             await pilot.press("5", "enter")
             await until(pilot, lambda: "go to step" not in seen(pilot, "#keys"), "the answer")
-            assert "unpack it" in seen(pilot, "#keys")
+            assert "decompress it" in seen(pilot, "#keys")
         assert step_in(seen(pilot, "#header")) == 100
         assert isinstance(app.screen, MainScreen)
         await pilot.press("down")  # the next key brings the keys back

@@ -242,7 +242,7 @@ def test_a_pinned_run_that_cannot_be_read_says_why(make_log: Any, tmp_path: Path
         pinned.at(1)
     packed = tmp_path / "metrics.jsonl.gz"
     packed.write_bytes(b"\x1f\x8b")
-    with pytest.raises(NothingToCompare, match="unpack it"):
+    with pytest.raises(NothingToCompare, match="decompress it"):
         PinnedRun(RunFile("packed", packed, 0.0), NOT_FOLLOWED).at(1)
 
 

@@ -106,7 +106,7 @@ def test_a_header_to_complain_of_is_no_measurement(write_log: Any, make_header: 
     steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 50)]
     judgement = judged(write_log([make_header(balance={"method": "none"}), *steps]))
     assert judgement.exit_code == 3
-    assert "no load of any router was measured" in str(judgement.problem)
+    assert "the log has no router loads" in str(judgement.problem)
 
 
 def test_counts_that_were_doubled_for_a_while_leave_a_warning(
@@ -127,7 +127,7 @@ def test_another_profile_than_the_headers_is_said(scenario: Any) -> None:
     path = scenario("healthy", routers=3, steps=150) / "metrics.jsonl"
     judgement = judged(path, criteria=Criteria(profile="eval"))
     assert judgement.profile == "eval"
-    assert "judged as eval (--profile, the header says pretrain)" in judgement.notes
+    assert "judged as eval (--profile, the header has pretrain)" in judgement.notes
     assert judged(path).notes == []
 
 

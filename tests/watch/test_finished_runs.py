@@ -169,7 +169,7 @@ def test_a_run_that_goes_on_after_its_verdict_is_not_shown_with_the_old_one(tmp_
         (
             b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":8,"top_k":2}}\n'
             b'{"kind":"step","step":1,"loss":2.0}\n',
-            "no load of any router was measured",
+            "the log has no router loads",
         ),
         (b'{"kind":"run","format_version":1,"model":{"layers":[1]}}\n\0\0\xff\n', "no steps yet"),
     ],

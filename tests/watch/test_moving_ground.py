@@ -56,7 +56,7 @@ def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
     assert then.facts != last.facts
     begun = view_of(watch, at=pin_at(watch, last.onset))
     verdict = next(a.verdict for f, a in begun.alerts if f.rule == "COLLAPSE")
-    assert verdict.endswith(f"(numbers of its alarm, step {last.alarm:,})")
+    assert verdict.endswith(f"(numbers from its alarm, step {last.alarm:,})")
 
 
 def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(

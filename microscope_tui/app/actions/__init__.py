@@ -1,1 +1,1 @@
-"""What the keys do: one file for each kind of action, and what every screen has in common."""
+"""Actions of the keys, one file per kind, and the base class of all screens."""

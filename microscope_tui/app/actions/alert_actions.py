@@ -1,4 +1,4 @@
-"""The keys that go from alert to alert, on every screen that shows layers."""
+"""Keys that move between alerts, on every screen that shows layers."""
 
 from microscope_tui.app.actions.base_screen import BaseScreen
 from microscope_tui.diagnosis.episodes import key_of
@@ -6,7 +6,7 @@ from microscope_tui.watch.view import RunView
 
 
 class AlertActions(BaseScreen):
-    """Finds alerts, remembers which were seen, and goes to where they began."""
+    """Finds alerts, tracks which were seen, and jumps to their onsets."""
 
     async def action_next_alert(self) -> None:
         """Go to the next layer with an alert: unseen alerts first, then the worst."""
@@ -21,7 +21,7 @@ class AlertActions(BaseScreen):
         await self.redraw()
 
     def _sick(self, view: RunView) -> list[int]:
-        """Layers with active alerts, those of unseen findings first, each the worst first."""
+        """Layers with active alerts: unseen findings first, then by severity."""
         seen = self.session.seen
         findings = sorted(view.alerts, key=lambda pair: key_of(view.name, pair[0]) in seen)
         layers = [e.router_index for finding, _ in findings for e in finding.episodes if e.active]

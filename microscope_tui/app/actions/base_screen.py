@@ -1,4 +1,4 @@
-"""What the screens of a run have in common: the session, its tempo, and the last line."""
+"""Base of all screens: the session, the redraw interval, and the last line."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from microscope_tui.watch.view import RunView
 
 
 class BaseScreen(Screen[None]):
-    """Redraws when the session has something new; an unchanged session costs nothing."""
+    """Redraws when the session has changed; an unchanged session costs nothing."""
 
     SCOPED_CSS = False  # a scope would not reach the classes of the screen itself
     AUTO_FOCUS: ClassVar[str | None] = None
@@ -35,7 +35,7 @@ class BaseScreen(Screen[None]):
         self.prompt = Prompt()
         self._shown: tuple[object, ...] = ()
         self._said: tuple[str, str] = ("", "")
-        self._unsent = ExitStack()  # what is painted while the screen is new
+        self._unsent = ExitStack()  # paints of a new screen are held back
         self._new = True
 
     async def on_mount(self) -> None:
@@ -51,7 +51,7 @@ class BaseScreen(Screen[None]):
         self.call_later(self.call_later, self._send)  # behind the events of the first layout
 
     def on_unmount(self) -> None:
-        self._unsent.close()  # or nothing would ever be sent again
+        self._unsent.close()  # otherwise nothing would be sent again
 
     def _send(self) -> None:
         """Send the new screen, once."""
@@ -64,18 +64,18 @@ class BaseScreen(Screen[None]):
         await self.redraw()
 
     async def redraw(self) -> None:
-        """Draw everything from the present state of the session."""
+        """Draw everything from the current state of the session."""
         raise TypeError(f"{type(self).__name__} does not draw itself")
 
     async def redraw_if_current(self) -> None:
-        """After work in the background: a screen below another one is drawn when it comes back."""
+        """Redraw after background work; a screen below another one redraws when it comes back."""
         if self.is_current:
-            with suppress(NoMatches):  # on the way out the parts of a screen go before it does
+            with suppress(NoMatches):  # at exit the parts of a screen are removed before the screen
                 await self.redraw()
 
     @property
     def busy(self) -> bool:
-        """Something that will be on the screen is still being read."""
+        """Whether part of the screen is still being read."""
         return False
 
     def _look_again(self) -> None:
@@ -94,7 +94,7 @@ class BaseScreen(Screen[None]):
         self._look_again()
 
     def state_now(self) -> tuple[object, ...]:
-        """All that a redraw depends on and that changes by itself."""
+        """Everything that a redraw depends on and that changes without a key."""
         watch = self.session.watch
         if watch is None:
             return ()
@@ -103,11 +103,11 @@ class BaseScreen(Screen[None]):
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
-        """The bindings of this screen with the keys that they have in this sitting."""
+        """The bindings of this screen with the user's keys."""
         return bindings_of(self, self.session.keymap)
 
     def draw_last_line(self) -> None:
-        """The keys, what there is to say, or the prompt while it is open."""
+        """The last line: keys, a message, or the prompt while it is open."""
         session, glyphs, width = self.session, self.session.glyphs, self.size.width
         (said, role), time = self._said, session.time
         if self.prompt.open:
@@ -123,27 +123,27 @@ class BaseScreen(Screen[None]):
         self.query_one("#keys", Rows).show([pad(line, width)])
 
     def prompt_hint(self) -> tuple[str, str | None]:
-        """What may be entered, and why it cannot be."""
+        """The hint of the prompt, and why the input is invalid."""
         return "", None
 
     def tell(self, text: str | None, role: str = "warn") -> None:
-        """Why a key did nothing, or what it did: stands in the last line until the next key."""
+        """Show a message in the last line until the next key."""
         self._said = (safe_text(text, 300), role) if text else ("", "")
         if self.is_current:
             self.draw_last_line()
 
     @property
     def has_said(self) -> bool:
-        """Something was told and still stands there."""
+        """Whether a message is shown."""
         return bool(self._said[0])
 
     async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
-        """Do ``work`` off the thread that draws, tell what is in the way, and redraw."""
+        """Run ``work`` in a thread, show the problem that it returns, and redraw."""
         self.tell(await asyncio.to_thread(work, *arguments))
         await self.redraw()
 
     def moment(self, view: RunView) -> str:
-        """Where on the time axis we are, in a word or two."""
+        """The state of the time cursor, in a word or two."""
         time = self.session.time
         if time.following:
             ended = self.session.pipe_ended and not view.state.ended
@@ -153,7 +153,7 @@ class BaseScreen(Screen[None]):
 
     @property
     def room(self) -> Size:
-        """Cells of the screen; those of the terminal before it was laid out for the first time."""
+        """Size of the screen in cells; that of the terminal before the first layout."""
         return self.size or self.app.size
 
     def ribbon_columns(self) -> int:
@@ -167,7 +167,7 @@ class BaseScreen(Screen[None]):
         return time_line.ribbon(view, columns, session.glyphs, moment, session.axis)
 
     def draw_small(self, view: RunView) -> bool:
-        """In a window that is too small for the screen, say what there is room for."""
+        """In a window that is too small, show one line and the size that is needed."""
         columns, rows = self.room
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
@@ -176,14 +176,14 @@ class BaseScreen(Screen[None]):
         return small
 
     def draw_frame(self, view: RunView) -> None:
-        """What every screen of a run has: the header, the ribbon, the last line."""
+        """The parts that every screen of a run has: header, ribbon, last line."""
         session, columns = self.session, self.room.width
         self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
         self.query_one("#ribbon", Rows).show([self.ribbon(view)])
         self.draw_last_line()
 
     def put_in_clipboard(self, text: str, said: str) -> None:
-        """Through the terminal (OSC 52)."""
+        """Copy through the terminal (OSC 52)."""
         self.app.copy_to_clipboard(text)
         hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
         self.tell(f"copied: {said}{hint}", "ok")

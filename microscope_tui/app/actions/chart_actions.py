@@ -1,4 +1,4 @@
-"""The keys of charts: one is in focus, it can fill the screen, and curves can be smoothed."""
+"""Keys of charts: move the focus, enlarge, smooth."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ MOST_POINTS = 240
 
 
 class ChartActions(RunScreen):
-    """Keeps the focus by the name of a chart: which charts there are may change with the run."""
+    """Keeps the focus by chart name: the set of charts may change with the run."""
 
     CSS = """
     #charts { height: 1fr; overflow: hidden; }
@@ -30,17 +30,17 @@ class ChartActions(RunScreen):
     enlarged = False
 
     def chart_names(self) -> Sequence[str]:
-        """The charts that there are now, in the order in which tab goes through them."""
+        """The current charts, in the order of the tab key."""
         return ()
 
     @property
     def chart_in_focus(self) -> str:
-        """The chosen chart, or the first one."""
+        """The focused chart, or the first one."""
         names = self.chart_names()
         return self.focus_name if self.focus_name in names else next(iter(names), "")
 
     async def action_focus_chart(self, by: int) -> None:
-        """Choose another chart."""
+        """Focus another chart."""
         names = self.chart_names()
         if names:
             at = names.index(self.chart_in_focus) + by
@@ -48,22 +48,22 @@ class ChartActions(RunScreen):
             await self.redraw()
 
     async def action_enlarge(self) -> None:
-        """The chart in focus over the whole screen, or all of them again."""
+        """Enlarge the focused chart to the whole screen, or show all again."""
         self.enlarged = not self.enlarged
         await self.redraw()
 
     async def action_smooth(self) -> None:
-        """The next weight of the exponential mean."""
+        """Cycle through the weights of the exponential moving average."""
         session = self.session
         at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
         session.smoothing = SMOOTHINGS[at % len(SMOOTHINGS)]
         weight = session.smoothing
-        said = f"exponential mean, {words.index(weight)} on what came before" if weight else "off"
+        said = f"exponential moving average, {words.index(weight)}" if weight else "off"
         self.tell(f"smoothing: {said}", "accent")
         await self.redraw()
 
     def plot_area(self) -> tuple[int, int]:
-        """Where the time axis of the charts begins, and how wide it is."""
+        """Start and width of the time axis of the charts."""
         return plot_area(self.room.width - 1)
 
     def ribbon_columns(self) -> int:
@@ -76,14 +76,14 @@ class ChartActions(RunScreen):
         )
 
     def show_part(self, selector: str, lines: Sequence[Line]) -> None:
-        """Lines in a part of the screen that is as high as they are."""
+        """A block of lines that is as high as its content."""
         part = self.query_one(selector, Rows)
         part.set_class(not lines, "gone")
         part.styles.height = max(1, len(lines))
         part.show(lines)
 
     def draw_figure(self, chart: Chart, time: TimeScale, place: Placed, step: int) -> list[Line]:
-        """One chart over time in its place."""
+        """A chart over time."""
         return figure(
             chart,
             time,
@@ -96,7 +96,7 @@ class ChartActions(RunScreen):
         )
 
     def show_stacks(self, layout: ChartLayout, lines: Mapping[str, list[Line]]) -> None:
-        """Give every chart its room, and show it; those without room are not there."""
+        """Lay out and show the charts; those without room are hidden."""
         places = {chart.name: chart for stack in layout.stacks for chart in stack}
         self.set_class(len(layout.stacks) < 2, "single")
         for rows in self.query("#charts Rows").results(Rows):
@@ -108,7 +108,7 @@ class ChartActions(RunScreen):
 
 
 def hidden_line(hidden: Sequence[str], width: int) -> Line:
-    """What found no room, and how to see it."""
+    """Names of the hidden charts, and the key that shows them."""
     names = ", ".join(name.replace("-", " ") for name in hidden)
     text = shortened(f" not shown: {names}", max(0, width - 18))
-    return pad([Span(text, "faint"), Span("   tab", "accent"), Span(" goes there", "faint")], width)
+    return pad([Span(text, "faint"), Span("   tab", "accent"), Span(" shows them", "faint")], width)

@@ -16,7 +16,7 @@ class LookActions(RunScreen, PinActions):
     """Indices of the layers that the filter shows, as they were last drawn."""
 
     def position(self) -> int:
-        """Where the chosen layer stands among the shown ones; it becomes the nearest of them."""
+        """Position of the chosen layer among the shown ones, or that of the nearest shown layer."""
         shown, selected = self.layers_shown, self.session.selected
         if shown and selected not in shown:
             self.session.selected = min(shown, key=lambda index: abs(index - selected))
@@ -32,7 +32,7 @@ class LookActions(RunScreen, PinActions):
                 await self.select()
 
     async def action_look(self, what: str) -> None:
-        """The next overlay, scale, order or palette."""
+        """Cycle through overlays, scales, orders or palettes."""
         look = self.session.look
         self.session.look = {
             "overlay": look.next_overlay,
@@ -60,18 +60,18 @@ class LookActions(RunScreen, PinActions):
         await self.redraw()
 
     async def action_compare(self) -> None:
-        """Compare loads with the shown step from now on; again: no more."""
+        """Compare loads with the shown step; again: stop comparing."""
         session, watch = self.session, self.session.watch
         if session.reference is not None:
             session.compare_with(None)
             self.tell("no comparison", "accent")
         elif watch is not None:
             session.compare_with(session.time.pin or pin(watch))
-            self.tell("compared with this step: move in time, or open 5 compare", "accent")
+            self.tell("comparing with this step: move in time, or open 5 compare", "accent")
         await self.redraw()
 
     async def action_clear(self) -> None:
-        """Away with the filter and the cursor."""
+        """Clear the filter and the cursor."""
         self.session.filter, self.session.expert = Pattern.parse(""), None
         await self.redraw()
 

@@ -1,4 +1,4 @@
-"""The keys that take something out of the screen: copies, tables, pictures."""
+"""Keys that copy and export: text, tables, pictures."""
 
 import asyncio
 from pathlib import Path
@@ -12,10 +12,10 @@ from microscope_tui.report import export
 
 
 class OutActions(BaseScreen):
-    """Copies through the terminal (OSC 52), and writes into the folder that we were started in."""
+    """Copies through the terminal (OSC 52); writes files to the working directory."""
 
     async def action_write(self, what: str) -> None:
-        """Write the view as ``csv``, ``json`` or ``svg``, under a name that is free."""
+        """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
         view = self.session.view(1, 1)
         if view is None:
             return
@@ -23,7 +23,7 @@ class OutActions(BaseScreen):
         try:
             if what == "svg":
                 from microscope_tui.app.renderables.svg import (
-                    stand_alone,  # the first picture can wait less
+                    stand_alone,  # imported late: keeps the start fast
                 )
 
                 with in_truecolor(self.app):
@@ -44,7 +44,7 @@ class OutActions(BaseScreen):
             )
 
     def copy(self, what: str) -> None:
-        """Hand a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""
+        """Copy a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""
         session = self.session
         view = session.view(1, 1, range(0))
         if view is None or session.selected >= len(view.layers):
@@ -61,12 +61,12 @@ class OutActions(BaseScreen):
         self.put_in_clipboard(text, text.splitlines()[0])
 
     def name_of_screen(self) -> str:
-        """For file names."""
+        """The layer in file names."""
         return type(self).__name__.removesuffix("Screen").lower()
 
 
 def _write(stem: str, suffix: str, text: str) -> Path:
-    """Write into the present folder; off the thread that draws, for it may be a slow one."""
+    """Write to the working directory, in a thread: the disk may be slow."""
     path = free_name(Path.cwd(), stem, f".{suffix}")
     write_new(path, text)
     return path

@@ -1,4 +1,4 @@
-"""Keeps the pinned run at the step that is shown of the open one, on the screens that compare."""
+"""Keeps the pinned run at the step shown for the open one, on the screens that compare."""
 
 import asyncio
 
@@ -11,15 +11,15 @@ _DEBOUNCE_S = 0.1
 
 
 class PinActions(BaseScreen):
-    """Reads moments of the pinned run, off the thread that draws."""
+    """Reads steps of the pinned run in a thread."""
 
     pin_problem: str = ""
-    """Why the pinned run does not follow, in words."""
+    """Why the pinned run could not be moved to the shown step."""
     _wanted: tuple[object, ...] = ()
 
     @property
     def pinned(self) -> PinnedRun | None:
-        """The pinned run. Whoever took another reference since, or none, has let it go."""
+        """The pinned run; ``None`` once the reference was replaced or removed."""
         fleet, reference = self.session.fleet, self.session.reference
         name = fleet.pinned.file.name if fleet.pinned is not None else None
         if reference is None or reference.run != name:
@@ -27,7 +27,7 @@ class PinActions(BaseScreen):
         return fleet.pinned
 
     def follow_pinned(self) -> None:
-        """Bring the pinned run to the shown step if it is elsewhere, in a moment."""
+        """Move the pinned run to the shown step, after a short delay."""
         pinned, watch, step = self.pinned, self.session.watch, self.session.time.shown_step
         wanted = (pinned, watch, step)
         if pinned is not None and watch is not None and wanted != self._wanted:
@@ -53,7 +53,7 @@ class PinActions(BaseScreen):
         self.session.reference = aligned(found, run) if run is not None else found
 
     async def pin_run(self, file: RunFile) -> None:
-        """Compare the open run with ``file`` from now on, and tell what is in the way."""
+        """Compare the open run with ``file``; returns the problem, if any."""
         session, pinned = self.session, self.session.fleet.comparable(file)
         found = await asyncio.to_thread(_moment, pinned, session.time.shown_step)
         if isinstance(found, str):
@@ -65,14 +65,14 @@ class PinActions(BaseScreen):
         self.tell(f"pinned: {file.name} is A of 5 compare", "accent")
 
     def unpin_run(self) -> None:
-        """Compare with it no more."""
+        """Stop comparing with the pinned run."""
         self.session.fleet.pinned = None
         self.session.compare_with(None)
-        self.tell("no longer pinned", "accent")
+        self.tell("unpinned", "accent")
 
 
 def _moment(pinned: PinnedRun, step: int) -> Reference | str:
-    """The moment of the pinned run, or why there is none. Reads from the disk."""
+    """The step of the pinned run, or why there is none. Reads from the disk."""
     try:
         return pinned.at(step)
     except NothingToCompare as problem:

@@ -1,4 +1,4 @@
-"""The prompt in the last line: served key by key, before any binding is."""
+"""The prompt in the last line: receives keys before any binding does."""
 
 from textual import events
 
@@ -19,7 +19,7 @@ from microscope_tui.lines.pattern import Pattern
 
 
 class PromptActions(OutActions):
-    """Asks where to go, what to show and what to copy."""
+    """Prompts for a step, a filter, or what to copy."""
 
     async def action_ask(self, kind: Kind) -> None:
         """Open the prompt."""
@@ -29,7 +29,7 @@ class PromptActions(OutActions):
             self.draw_last_line()
 
     async def on_key(self, event: events.Key) -> None:
-        """Keys go to the prompt while it is open, in the order in which they came."""
+        """Send keys to the prompt while it is open, in order."""
         self.session.reader.key_pressed()
         if self.has_said:
             self.tell(None)
@@ -41,14 +41,14 @@ class PromptActions(OutActions):
             await self.action_ask(kind)
 
     async def on_paste(self, event: events.Paste) -> None:
-        """Text may be pasted into the prompt."""
+        """Paste text into the prompt."""
         if self.prompt.open:
             for character in event.text.strip():
                 if character.isprintable():
                     await self._type(character, character)
 
     def prompt_hint(self) -> tuple[str, str | None]:
-        """What may be entered, and why it cannot be."""
+        """The hint of the prompt, and why the input is invalid."""
         if self.prompt.kind == "place":
             newest = self.session.time.newest_step
             examples = f"1 to {newest:,}, 50%, -100, 14:30, -2h"
@@ -62,7 +62,7 @@ class PromptActions(OutActions):
         return self.session.filter.text
 
     async def set_filter(self, pattern: Pattern) -> None:
-        """Show what matches."""
+        """Apply the filter."""
         self.session.filter = pattern
         await self.redraw()
 
@@ -81,7 +81,7 @@ class PromptActions(OutActions):
         kind = self.prompt.kind
         entered = self.prompt.take(key, character)
         self.draw_last_line()
-        if kind == "filter":  # shown while it is typed; esc shows everything again
+        if kind == "filter":  # applied while typing; esc clears it
             gone = not self.prompt.open and entered is None
             await self.set_filter(Pattern.parse("" if gone else self.prompt.typed))
         elif kind == "copy" and entered:
@@ -90,7 +90,7 @@ class PromptActions(OutActions):
             await self.from_disk(self._go_to, entered)
 
     def _go_to(self, typed: str) -> str | None:
-        """Look at what was typed; says what is in the way. Reads from the disk."""
+        """Go to the typed place; returns the problem, if any. Reads from the disk."""
         try:
             return self._look_at(parse_place(typed))
         except BadPlace as error:
@@ -105,18 +105,18 @@ class PromptActions(OutActions):
             newest = time.newest_step
             problem = time.go_to(place_to_step(place, shown=time.shown_step, newest=newest))
             if problem is None and isinstance(place, AtStep) and place.step > newest:
-                return f"step {place.step:,} is not in the log: this is the newest, {newest:,}"
+                return f"step {place.step:,} is not in the log: showing the newest, {newest:,}"
             return problem
         history, latest = watch.history, watch.latest.record
         first = history.time_of(history.steps[0]) if len(history) else None
         if first is None or latest.time is None:
-            return "no times in this log: go to a step"
+            return "this log has no times: go to a step"
         wanted = place_to_time(place, first_s=first, newest_s=latest.time)
         ends = (history.steps[0], first), (latest.step, latest.time)
         return time.go_to(step_at_time(wanted, *ends, history.time_of))
 
     def _asked_by(self, key: str) -> Kind | None:
-        """What a key asks for: a burst of keys behind it belongs to the prompt already."""
+        """What a key prompts for: keys typed right after it belong to the prompt."""
         for binding in self.bindings_shown:
             if key in binding.key.split(",") and binding.action.startswith("ask("):
                 kind = binding.action[len("ask('") : -len("')")]

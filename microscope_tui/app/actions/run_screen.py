@@ -6,7 +6,7 @@ from microscope_tui.app.actions.time_actions import TimeActions
 
 
 class RunScreen(TimeActions, AlertActions, PromptActions):
-    """What main, layer, expert, compare and course have in common."""
+    """Base of the main, layer, expert, compare and course screens."""
 
     def layer_count(self) -> int:
         """Number of routers of the run."""

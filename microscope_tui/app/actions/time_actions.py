@@ -11,22 +11,22 @@ _TICK_S = 0.25
 
 
 class TimeActions(BaseScreen):
-    """Moves the shown step and the window."""
+    """Moves the shown step and zooms the window."""
 
     _player: Timer | None = None
 
     async def action_toggle_follow(self) -> None:
-        """Hold this moment, or go back to the live run."""
+        """Pause at the shown step, or follow the live run."""
         self.session.time.toggle_follow()
         await self.redraw()
 
     async def action_step(self, by: int) -> None:
-        """Look at an earlier or later step."""
+        """Show an earlier or later step."""
         self.session.time.speed = 0
         await self.from_disk(self.session.time.step_by, by)
 
     async def action_play(self) -> None:
-        """Play the run as a film, from the shown step or, at its end, from the first in view."""
+        """Play back the run from the shown step, or, at its end, from the first step in view."""
         time = self.session.time
         problem = time.why_no_past()
         if problem:
@@ -52,17 +52,17 @@ class TimeActions(BaseScreen):
         await self.redraw()
 
     async def action_zoom(self, by: float) -> None:
-        """See more or less of the run around the shown step."""
+        """Zoom the window around the shown step."""
         self.session.time.zoom(by)
         await self.redraw()
 
     async def action_show_all(self) -> None:
-        """See the whole run."""
+        """Show the whole run."""
         self.session.time.show_all()
         await self.redraw()
 
     async def action_next_axis(self) -> None:
-        """Count steps, the time of the run, or the clock."""
+        """Switch the time axis: steps, run time, clock."""
         axes = list(Axis)
         self.session.axis = axes[(axes.index(self.session.axis) + 1) % len(axes)]
         self.tell(f"time axis: {self.session.axis}", "accent")

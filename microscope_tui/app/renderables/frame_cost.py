@@ -1,7 +1,7 @@
-"""What a heatmap costs the line: the bytes of a full frame and of an update, counted as drawn.
+"""What a heatmap costs in bandwidth: bytes of a full frame and of an update.
 
-The table is made up: 58 layers of 256 experts with the noise of a healthy run, a few dead experts
-and one collapsed layer, as a window of 140 × 50 shows it.
+The table is synthetic: 58 layers of 256 experts with the noise of a healthy run, a few dead experts
+and one collapsed layer, in a window of 140 × 50.
 """
 
 import io
@@ -19,7 +19,7 @@ from microscope_tui.lines.table.heat import Heat, heat_line
 from microscope_tui.report.doctor import Cost
 
 EXPERTS, PER_CELL, COLUMNS, LINES, TILE = 256, 3, 86, 39, 16
-"""Of the 58 layers 39 are seen at a time, three experts a cell."""
+"""39 of the 58 layers are visible, three experts per cell."""
 _System = Literal["truecolor", "256", "standard"]
 _SYSTEMS: dict[str, _System] = {
     "truecolor": "truecolor",
@@ -33,7 +33,7 @@ _SSH_LEVEL = 6
 
 
 def cost(system: str | None, seed: int = 0) -> Cost:
-    """The cost in these colours: ``truecolor``, ``256``, ``16``, or ``None`` without any."""
+    """The cost with these colours: ``truecolor``, ``256``, ``16``, or ``None`` without any."""
     rng = random.Random(seed)
     loads = [_loads(rng, layer) for layer in range(LINES)]
     before = [_line(layer, row) for layer, row in enumerate(loads)]
@@ -67,6 +67,6 @@ def _cost(before: Sequence[Line], after: Sequence[Line], system: _System | None)
 
 
 def _sent(y: int, x: int, line: Line, console: Console) -> str:
-    """A line as Textual sends it: to where, then what."""
+    """A line as Textual sends it: position, then content."""
     strip = to_strip(line, console.color_system, Glyphs.BRAILLE)
     return f"\x1b[{y + 1};{x + 1}H{strip.render(console)}"

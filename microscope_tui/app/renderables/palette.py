@@ -1,7 +1,7 @@
-"""Colours of the roles. Healthy is calm, sick is loud; colour only where it means something.
+"""Colours of the roles. Healthy is calm, trouble stands out; colour only where it has a meaning.
 
-One table of styles for each kind of terminal: truecolor, 256 colours, 16 colours, and none, where
-reverse video and underlines say what they can. What must be seen never hangs on colour alone.
+One table of styles per kind of terminal: truecolor, 256 colours, 16 colours, and none, which uses
+reverse video and underlines. Nothing important depends on colour alone.
 """
 
 from functools import cache
@@ -40,7 +40,7 @@ _ROLES = {
     "badge-crit": Style(color=GROUND, bgcolor=CRITICAL, bold=True),
     "cursor": Style(color=GROUND, bgcolor=ACCENT),
 }
-# Rich would take a yellow that some eyes take for coral.
+# Rich would pick a yellow that some people confuse with coral.
 _ROLES_256 = {
     "warn": Style(color="color(221)"),
     "badge-warn": Style(color=GROUND, bgcolor="color(221)", bold=True),
@@ -82,7 +82,7 @@ _ROLES_16 = {
 }
 _REVERSED = ("badge-warn", "badge-crit", "cursor")
 _FAIR = 0.4
-"""Where the fair share stands on a ramp from dark to light: below its middle, to be calm."""
+"""Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
 _MOST_LOAD, _MOST = 16, 15
 _DARK_BELOW = 0.16
 """Luminance of a cell on which light ink is as easy to read as dark ink."""
@@ -133,14 +133,14 @@ def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
     if color_system == "256":
         index = ramps.up_to(ramps.DIVERGING_LOAD_256, level)
         return Style(color="color(233)", bgcolor=f"color({index})")
-    if is_calm(level):  # a pattern in ink, see ``strips``: themes make bright black what they like
+    if is_calm(level):  # a pattern, see ``strips``: themes redefine bright black
         return Style(color=_sixteen("white"), bgcolor=_sixteen("black"))
     name = ramps.up_to(ramps.DIVERGING_LOAD_16, level)
     return Style(color=_sixteen("black"), bgcolor=_sixteen(name))
 
 
 def _dead(color_system: str | None, palette: Palette) -> Style:
-    """Always with a ×: on the blue of starving experts the ground alone would not tell."""
+    """Always with a ×: next to blue for starving experts the background alone is not distinct."""
     if color_system is None:
         return Style(underline=True)
     diverging = palette is Palette.DIVERGING
@@ -155,7 +155,7 @@ def _dead(color_system: str | None, palette: Palette) -> Style:
 
 
 def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
-    """A share of the way from low to high, with ink that can be read on it."""
+    """A share of the way from low to high, with readable ink."""
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":

@@ -1,9 +1,8 @@
-"""The colours that a cell of a heatmap runs through, as tables: data, and how to look things up.
+"""Colour ramps of the heatmap as tables, and how to look them up.
 
-In truecolor a ramp has stops and is interpolated. For 256 and 16 colours it has a few steps, each
-the colour of the terminal's own table that is nearest in CIE Lab and keeps the ramp in order of
-lightness: left to a toolkit, which rounds red, green and blue for themselves, a calm band becomes
-stripes. Few steps are few repaints, too.
+In truecolor a ramp is interpolated between stops. For 256 and 16 colours it has a few steps, each
+the nearest terminal colour in CIE Lab that keeps the ramp ordered by lightness: rounding red, green
+and blue separately would turn a calm band into stripes. Fewer steps also mean fewer repaints.
 """
 
 from collections.abc import Sequence
@@ -62,7 +61,7 @@ TRUECOLOR: dict[Palette, Stops] = {
     ),
     Palette.GREY: _evenly("#333940", "#f0f3f7"),
 }
-# The fair share has a step of its own: the fourth of nine, the third of five.
+# The fair share has its own step: the fourth of nine, the third of five.
 INDEXED = {
     Palette.DIVERGING: (236, 94, 94, 130, 172, 209, 209, 216, 224),
     Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
@@ -98,7 +97,7 @@ def up_to(table: Sequence[tuple[int, _Entry]], level: int) -> _Entry:
 
 
 def step_of(table: Sequence[_Entry], share: float) -> _Entry:
-    """The entry at this share of the way; all are equally wide."""
+    """The entry at this share of the way; all entries have the same width."""
     return table[min(len(table) - 1, int(share * len(table)))]
 
 

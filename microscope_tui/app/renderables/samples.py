@@ -1,6 +1,6 @@
-"""Lines that show what a terminal really does with colours and characters, for a person to judge.
+"""Sample lines of colours and characters, to judge a terminal by eye.
 
-They hold escape sequences: for a terminal only.
+They contain escape sequences: print them to a terminal only.
 """
 
 import io

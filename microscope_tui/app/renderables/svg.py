@@ -1,8 +1,8 @@
-"""A screen as Rich draws it in SVG, made to stand alone: nothing to download, and small.
+"""A screen as Rich's SVG, made self-contained and small.
 
-The same screen always gives the same bytes, so that pictures can be compared and kept in git.
-Only markup is ever changed: in the text of a screen every quote is escaped, so that no pattern
-here that holds a quote can match in it.
+The same screen gives the same bytes, so that pictures can be compared and kept in git. Only markup
+is changed: screen text has its quotes escaped, so no pattern here that contains a quote can match
+it.
 """
 
 import re
@@ -32,11 +32,11 @@ _TOUCHING = 0.05  # Rich rounds to six digits
 
 
 def stand_alone(svg: str) -> str:
-    """The export without web fonts, its names by nothing but the content, and without ballast."""
+    """The export without web fonts, with deterministic names and without redundant markup."""
     head, ends, body = without_web_fonts(_NOT_XML.sub("\ufffd", svg)).partition(_STYLE_ENDS)
     head = re.sub(r"\n\s*(?=\n)", "", _NAME_IN_STYLE.sub(".moe-", head))
     body = _NAME.sub(r"\1moe-", body)
-    # A line has a clip of its own, all but the last: there Rich refers to one that it never wrote.
+    # Every line has its own clip except the last: Rich refers to one that it never wrote.
     body = _CLIPPED_TO_LINE.sub("", _LINE_CLIP.sub("", body))
     body = _BACKGROUNDS.sub(lambda found: _merged(found[0]), body)
     body = _TEXT.sub(_placed, body.replace("&#160;", "\N{NO-BREAK SPACE}"))
@@ -45,7 +45,7 @@ def stand_alone(svg: str) -> str:
 
 
 def without_web_fonts(svg: str) -> str:
-    """No download from a font server when somebody looks at the picture, and blanks kept."""
+    """No web fonts, and blanks preserved."""
     head, ends, body = svg.partition(_STYLE_ENDS)
     head = re.sub(r"@font-face\s*\{.*?\}", "", head, flags=re.S)
     head = re.sub(r"font-family: ?[^;}]*Fira[^;}]*", f"font-family: {FONTS}", head)
@@ -54,7 +54,7 @@ def without_web_fonts(svg: str) -> str:
 
 
 def _merged(backgrounds: str) -> str:
-    """Neighbours of one colour become one: most of a screen is its ground."""
+    """Merge neighbours of one colour: most of a screen is background."""
     merged: list[tuple[str, float, str, float, str]] = []
     for fill, x, y, width, height in _BACKGROUND.findall(backgrounds):
         left, size = float(x), float(width)

@@ -1,1 +1,1 @@
-"""The screens, one file each: what stands where, and what is shown there."""
+"""The screens, one file each."""

@@ -1,6 +1,6 @@
-"""The course of the run: loss, routers, gradients and learning rate under each other on one axis.
+"""The course of the run: loss, routers, gradients and learning rate on one time axis.
 
-It answers one question: did the loss notice?
+It answers one question: did the loss react?
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ class CourseScreen(ChartActions):
         )
 
     def _health_of(self, view: RunView, points: int) -> RouterHealth:
-        """Drawn up again only where the history has changed: it walks over all layers."""
+        """Recomputed only when the history changes: it walks over all layers."""
         watch = self.session.watch
         if watch is None:
             return _NOTHING

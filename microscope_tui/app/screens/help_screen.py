@@ -26,7 +26,7 @@ _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
 class HelpScreen(ModalScreen[None]):
-    """Lists exactly the bindings and words of the screen that it was opened from; scrolls."""
+    """Lists the bindings and words of the screen it was opened from; scrolls."""
 
     CSS = f"""
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
@@ -49,7 +49,7 @@ class HelpScreen(ModalScreen[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the part of the help that is scrolled to."""
+        """Draw the visible part of the help."""
         width = min(self.size.width, _WIDEST)
         lines = self._lines(width - 4)
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
@@ -87,12 +87,12 @@ class HelpScreen(ModalScreen[None]):
         return lines
 
     def action_words(self) -> None:
-        """Show what the words of the screen mean."""
+        """Show the glossary of the screen."""
         self._at = self._words_at
         self.redraw()
 
     def action_scroll(self, by: int) -> None:
-        """Show what is further up or down."""
+        """Scroll."""
         self._at += by
         self.redraw()
 

@@ -1,4 +1,4 @@
-"""One layer under high power: its verdict, the load of every expert now, its curves over time."""
+"""One layer: its verdict, the load of every expert now, its curves over time."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -27,11 +27,11 @@ from microscope_tui.lines.pages.expert_card import most_remarkable
 from microscope_tui.lines.spans import Line, Span, pad, spread
 from microscope_tui.watch.view import LayerView, RunView
 
-_EVIDENCE_SHARE = 4  # of the lines of the screen, one in so many
+_EVIDENCE_SHARE = 4  # share of the screen's lines
 
 
 class LayerScreen(ChartActions):
-    """Experts now on the left, the layer over time on the right; up and down go to neighbours."""
+    """Experts now on the left, the layer over time on the right; up and down change the layer."""
 
     CSS = f"""
     {ChartActions.CSS}

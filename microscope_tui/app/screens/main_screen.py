@@ -1,4 +1,4 @@
-"""The main screen: a row is a layer, and everything about that layer stands on its row."""
+"""The main screen: one row per layer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -86,7 +86,7 @@ class MainScreen(LookActions):
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
-            self._draw_around(self._view(layout, ()), layout)  # the table stays as it is
+            self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
             self._draw_labels(self._drawn, layout)
             return
         view = self._view(layout, self._visible(layout))
@@ -95,7 +95,7 @@ class MainScreen(LookActions):
         self._drawn, self._drawn_content = view, content
 
     async def select(self) -> None:
-        """Another layer: while it is in view, only the labels change."""
+        """Choose another layer: while it is in view, only the labels change."""
         view, layout = self._drawn, self._layout
         if view is None or layout is None or self.has_class("small"):
             await self.redraw()
@@ -109,7 +109,7 @@ class MainScreen(LookActions):
         self._draw_labels(view, layout)
 
     def _scrolled(self, layout: TableLayout) -> int:
-        """The first row to show, so that the chosen one is in view."""
+        """The first row to show, to keep the chosen one in view."""
         count = len(self.layers_shown)
         return first_visible(layout.visible_layers, self.position(), self._first, count)
 
@@ -117,7 +117,7 @@ class MainScreen(LookActions):
         return self.layers_shown[self._first : self._first + layout.visible_layers]
 
     def _content(self, view: RunView, layout: TableLayout) -> tuple[object, ...]:
-        """All that the table depends on: while it is the same, the table is."""
+        """Everything that the table depends on, as a cache key."""
         watch, session = self.session.watch, self.session
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
@@ -132,11 +132,11 @@ class MainScreen(LookActions):
         per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
         points = max(24, layout.spark * per_cell)
         view = self.session.view(points, self.ribbon_columns(), visible)
-        assert view is not None  # there was one a moment ago, and runs are never closed
+        assert view is not None  # runs are never closed
         return view
 
     async def _arrange(self, layout: TableLayout) -> None:
-        """Give every part its width; Textual lays out again only if one changed."""
+        """Set the width of every part; Textual lays out again only on a change."""
         await self.query_one(Tiles).fit(layout.heat)
         curve = layer_row.curve_width(layout)
         widths = {
@@ -152,7 +152,7 @@ class MainScreen(LookActions):
         self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
-        """All but the table."""
+        """Everything except the table."""
         session = self.session
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
@@ -177,7 +177,7 @@ class MainScreen(LookActions):
         self.draw_frame(view)
 
     def _net(self, view: RunView) -> list[str]:
-        """What the screen costs; of a run that has ended it would stand still and be wrong."""
+        """The bandwidth of the screen; hidden once the run has ended."""
         counted = self.session.traffic.total and not view.state.ended
         return [self.session.pace.words()] if counted else []
 

@@ -1,6 +1,6 @@
-"""One chart over time as data: its curves, its scale, and what its title says.
+"""One chart over time as data: curves, scale and title.
 
-It is made of numbers only; ``app/renderables/charts.py`` draws it.
+Numbers only; ``app/renderables/charts.py`` draws it.
 """
 
 import math
@@ -14,17 +14,17 @@ from microscope_tui.watch.curve import Column
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""
 SMOOTHINGS = (0.0, 0.6, 0.9)
-"""Weights of what came before, in the order in which a key goes through them."""
-_WILD = 20.0  # a spike of so many times the usual range would press the rest flat
+"""Smoothing weights, in the order of the key that cycles through them."""
+_WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
 _USUAL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One series of a chart. ``edge`` says which value of a column is drawn: what matters of it."""
+    """One series of a chart. ``edge`` is the value of a column that is drawn."""
 
     steps: Sequence[int]
-    """Where the columns stand."""
+    """Positions of the columns."""
     columns: Sequence[Column]
     role: str = "value"
     edge: str = "mean"
@@ -32,41 +32,41 @@ class Curve:
 
     @property
     def values(self) -> list[float]:
-        """One value a column; what is not finite is a gap."""
+        """One value per column; non-finite values are gaps."""
         values = [float(getattr(column, self.edge)) for column in self.columns]
         return [value if math.isfinite(value) else math.nan for value in values]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn over one time axis."""
+    """A chart over one time axis."""
 
     name: str
     curves: Sequence[Curve]
-    """The last one is the one that the title tells the value of."""
+    """The curves; the title shows the value of the last one."""
     now: float | None = None
     """The exact value at the shown step."""
     note: str = ""
     bottom: float | None = 0.0
-    """Lower end of the scale; ``None`` for what the curves need."""
+    """Lower end of the scale; ``None`` fits the curves."""
     top: float | None = None
     limits: Sequence[tuple[float, str]] = ()
-    """Levels that mean something, each with a role."""
+    """Reference levels, each with a role."""
     points: Sequence[tuple[int, float]] = ()
     """Single measurements: step and value."""
     spell: Callable[[float | None], str] = words.decimal
     ends: tuple[str, str] | None = None
-    """Labels of the lower and the upper end, where the numbers there are not the ones drawn."""
+    """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
-    """What to say where there is nothing to draw."""
+    """Text for an empty chart."""
 
     @property
     def measured(self) -> bool:
-        """There is something to draw."""
+        """Whether there is anything to draw."""
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
     def scale(self) -> tuple[float, float, float | None]:
-        """Both ends of the y axis, and the highest value where it lies beyond the upper one."""
+        """Both ends of the y axis, and the highest value if it lies beyond."""
         values = sorted(v for curve in self.curves for v in curve.values if v == v)
         values += [v for _, v in self.points if math.isfinite(v)]
         values.sort()
@@ -96,7 +96,7 @@ class Chart:
 
 
 def noted(line: Line, notes: Sequence[str], width: int) -> Line:
-    """``line`` with those of the notes behind it that fit, the most important first."""
+    """``line`` followed by the notes that fit, most important first."""
     line = list(line)
     for text in filter(None, notes):
         if line_width(line) + 3 + width_of(text) <= width:
@@ -105,7 +105,7 @@ def noted(line: Line, notes: Sequence[str], width: int) -> Line:
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """The exponential mean, ``weight`` on what came before; unbiased at its start, gaps stay."""
+    """Bias-corrected exponential moving average; gaps stay."""
     out, mean, known = [], 0.0, 0.0
     for value in values:
         if value != value:

@@ -1,6 +1,6 @@
-"""Which charts stand where: stacks of equal width, each as high as there is room for.
+"""Layout of charts: stacks of equal width, each as high as fits.
 
-The chart in focus is always among those shown; what finds no room is named.
+The focused chart is always shown; charts without room are named.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ TWO_STACKS_FROM = 72
 _GAP = 2
 _LEAST = 5  # a title, three lines, and one below
 _TIGHT = 4
-_ALL_FROM = 3.5  # lines a chart with which all are shown rather than some left out
+_ALL_FROM = 3.5  # minimum height of a chart before charts are left out
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One chart and its room."""
+    """One chart and its size."""
 
     name: str
     width: int
     height: int
     last: bool
-    """It ends its stack: labels of the axis stand below it."""
+    """Last of its stack: the axis labels are below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def arranged(
 
 
 def plot_area(columns: int, stacks: int = 1) -> tuple[int, int]:
-    """Where the time axis of the charts in the last of ``stacks`` begins, and how wide it is."""
+    """Start and width of the time axis of the charts in the last of ``stacks``."""
     stacks = stacks if columns >= TWO_STACKS_FROM else 1
     width = _stack_width(columns, stacks)
     return (stacks - 1) * (width + _GAP) + GUTTER, max(1, width - GUTTER)
@@ -69,7 +69,7 @@ def _stack_width(columns: int, stacks: int) -> int:
 
 
 def _by_turns(stacks: Sequence[Sequence[str]]) -> Sequence[str]:
-    """One stack of all: the first of each, then the second of each."""
+    """All in one stack: the first of each, then the second of each."""
     longest = max(map(len, stacks))
     return [stack[at] for at in range(longest) for stack in stacks if at < len(stack)]
 
@@ -94,7 +94,7 @@ def _stacked(
 
 
 def _heights(rows: int, charts: int) -> list[int]:
-    """The first one, which matters most, is twice as high where all are high enough."""
+    """The first one is twice as high if all are high enough."""
     height, rest = divmod(rows, charts + 1)
     if charts > 1 and height >= _LEAST:
         return [2 * height + rest, *[height] * (charts - 1)]

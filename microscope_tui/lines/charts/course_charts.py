@@ -1,4 +1,4 @@
-"""The course of a run on one time axis: what the loss did, and what the routers did meanwhile."""
+"""The course of a run on one time axis: the loss and the routers."""
 
 import math
 import statistics
@@ -12,13 +12,13 @@ from microscope_tui.watch.curve import Column
 from microscope_tui.watch.router_health import RouterHealth
 from microscope_tui.watch.view import RunView
 
-_BEFORE = 12  # columns before an onset that say what was usual
+_BEFORE = 12  # columns before an onset that give the usual value
 _LEAST = 3
 _SPREADS = 3.0
 
 
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
-    """By name, the most useful first; what the log does not hold is left out."""
+    """By name, most useful first; without what the log does not contain."""
     record, steps, limits = view.record, view.axis, DEFAULTS.COLLAPSE
     layers = view.layers
     indices = [(x.collapse_index, x.router.name) for x in layers if x.collapse_index is not None]
@@ -67,7 +67,7 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
 
 
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
-    """Did the loss notice what the routers did? In numbers, since the onset of an alert.
+    """Did the loss react to the routers? In numbers, since the onset of an alert.
 
     Args:
         layer: the layer whose alert is meant, if it has one; else the worst of all.
@@ -89,7 +89,7 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
 
 
 def _of_the_run(view: RunView) -> Line:
-    """The worst alert, where it is the run's and not a router's."""
+    """The worst alert, if it concerns the whole run."""
     if view.worst is None:
         return []
     finding, _ = view.worst

@@ -1,6 +1,6 @@
-"""One bar an expert: loads over the fair share, or biases around their mean.
+"""One bar per expert: load relative to the fair share, or bias around the mean.
 
-Of several experts in one bar the one farthest from fair is shown, never a mean or the first few.
+If several experts share a bar, it shows the one farthest from fair, never a mean.
 """
 
 import math
@@ -12,7 +12,7 @@ from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
 from microscope_tui.lines.spans import Line, Span, merged, pad
 
 _WIDEST = 6
-_STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: what the height says already stays calm
+_STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _NUMBER_GAP = 2
 
@@ -193,7 +193,7 @@ def _swing(
 
 
 def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) -> Line:
-    """The numbers of the experts under their bars, the chosen one always."""
+    """Expert numbers under the bars, always including the chosen one."""
     cells: list[Cell] = [(" ", "")] * room
 
     def put(bar: int, number: int, role: str) -> None:

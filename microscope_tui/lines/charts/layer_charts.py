@@ -10,7 +10,7 @@ from microscope_tui.watch.view import LayerView, RunView
 
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
-    """By short names, the most useful first. Nothing can be dropped in a dropless run."""
+    """By short names, most useful first; no drop chart in a dropless run."""
     limits, steps = DEFAULTS.COLLAPSE, view.axis
     most = math.log(max(2, layer.router.num_experts))
     charts = {

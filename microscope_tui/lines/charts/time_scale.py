@@ -1,6 +1,6 @@
-"""The time axis under a chart: which column a step stands in, its ticks, and what happened when.
+"""The time axis under a chart: the column of a step, ticks and events.
 
-Columns are equal numbers of steps. What they are labelled with is the axis of the sitting.
+Columns are equal numbers of steps; their labels use the session's axis.
 """
 
 import math
@@ -20,7 +20,7 @@ _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
 
 @dataclass(frozen=True, slots=True)
 class TimeMark:
-    """Something that happened at a step: a restart, the onset of an alert, an evaluation."""
+    """An event at a step: a restart, the onset of an alert, an evaluation."""
 
     step: int
     what: str
@@ -33,16 +33,16 @@ class TimeScale:
 
     window: Window
     cursor: int | None
-    """The shown step; ``None`` while the run is followed."""
+    """The shown step; ``None`` while following."""
     marks: Sequence[TimeMark] = ()
     axis: Axis = Axis.STEP
     steps: Sequence[int] = ()
     times: Sequence[float | None] = ()
-    """When ``steps`` were written."""
+    """Times of ``steps``."""
     began: float | None = None
 
     def column_of(self, step: float, width: int) -> int | None:
-        """The cell of ``width`` in which a step stands; ``None`` outside of the window."""
+        """The column of a step in ``width`` cells; ``None`` outside the window."""
         return column_of(math.floor(step), self.window, width)
 
     def middles(self, dots: int) -> tuple[float, float]:
@@ -93,7 +93,7 @@ class TimeScale:
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
-    """The time axis of a view, with what happened in its window.
+    """The time axis of a view, with the events in its window.
 
     Args:
         layer: mark the onsets of this layer only; of all layers by default.
@@ -110,7 +110,7 @@ def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) 
 
 
 def _marks(view: RunView, layer: int | None) -> Iterable[TimeMark]:
-    """The most important last: it is drawn over the others."""
+    """Most important last: it is drawn over the others."""
     for step, _ in view.evaluations:
         yield TimeMark(step, EVALUATION, "dim")
     for step in view.restarts:

@@ -1,6 +1,6 @@
-"""One alert unfolded: verdict, why and next in full, and the evidence behind them.
+"""Details of one alert: verdict, why and next in full, and the evidence.
 
-Where there is no alert at all: what healthy means, and how far the diagnosis is.
+Without alerts: what healthy means, and how far the diagnosis has come.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from microscope_tui.watch.view import LayerView, RunView
 
 _LABEL = 13
 _WIDEST = 84
-"""Lines of text that are longer are hard to read."""
+"""Maximum width of text."""
 _MOST_EXPERTS = 24
 
 
 def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
-    """The alert in at most ``height`` lines of ``width`` cells; what is cut is said."""
+    """The alert in at most ``height`` lines of ``width`` cells; cuts are marked."""
     active = entry.standing is Standing.ACTIVE
     role = ROLE_OF_SEVERITY[entry.finding.severity] if active else "dim"
     room = min(width, _WIDEST) - 2
@@ -47,7 +47,7 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
 
 
 def no_alerts(view: RunView, width: int) -> list[Line]:
-    """What healthy means, and how far the diagnosis is."""
+    """What healthy means, and how far the diagnosis has come."""
     limits = DEFAULTS
     means = (
         ("balance", f"c stays above {limits.COLLAPSE.warn:g}; 1 is even, 0 collapsed"),
@@ -61,12 +61,12 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
         lines += [[Span("  "), *line] for line in _labelled(word, text, width - 4, "value")]
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
-        judged += f", {view.judged:.0%} of the log: what is behind it is not known yet"
+        judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     lines += [
         [],
         *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value")),
     ]
-    explain = "`moe-microscope explain` tells all rules and their limits"
+    explain = "`moe-microscope explain` lists all rules and their limits"
     lines += [[Span("  "), *line] for line in _labelled("rules", explain, width - 4, "dim")]
     return [pad(line, width) for line in lines]
 
@@ -81,7 +81,7 @@ def copied_text(entry: Entry, view: RunView) -> str:
 
 
 def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
-    """The evidence: what was measured when, and how sure it is."""
+    """The evidence: values, steps and confidence."""
     finding, worst = entry.finding, entry.finding.worst
     alarm = min(episode.alarm for episode in finding.episodes)
     facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]
@@ -106,7 +106,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 
 
 def _labelled(word: str, text: str, width: int, role: str) -> list[Line]:
-    """``text`` wrapped behind a word that stands once."""
+    """``text`` wrapped after a label on the first line."""
     parts = wrap(text, max(16, width - _LABEL))
     return [
         [Span(f"  {word if at == 0 else '':<{_LABEL - 2}}", "dim"), Span(part, role)]

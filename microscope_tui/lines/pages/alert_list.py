@@ -1,7 +1,7 @@
-"""All alerts of a run as lines: what is active, what recovered, notes, and what is yet to come.
+"""All alerts of a run as lines: active, recovered, notes, and later ones.
 
-One line an alert; the chosen one is unfolded beside the list, or below it where there is little
-room, and its severity is drawn over the time axis of the ribbon.
+One line per alert; the details of the chosen one are beside the list, or below it in narrow
+windows, and its severity is drawn over the time axis of the ribbon.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -28,22 +28,22 @@ from microscope_tui.watch.ribbon import worst_of_columns
 from microscope_tui.watch.view import RunView
 
 BESIDE_FROM = 100
-"""Columns from which the unfolded alert stands beside the list."""
+"""Width from which the details are beside the list."""
 _MARK, _SEVERITY, _SEEN = 3, 9, 6
 _LEAST_LAYERS, _LEAST_DETAIL = 8, 44
 _NARROW, _MOST_RULE = 56, 11
-"""Below so many columns letters stand for words, and long names of rules are cut."""
+"""Below this width severities are letters, and long rule names are cut."""
 _GAP = "  "
 
 
 class Standing(StrEnum):
-    """What has become of an alert at the shown step."""
+    """State of an alert at the shown step."""
 
     ACTIVE = "active"
     RECOVERED = "recovered"
     NOTE = "note"
     LATER = "later"
-    """It begins behind the shown step."""
+    """Begins after the shown step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,17 @@ class Entry:
     advice: Advice
     standing: Standing
     key: str
-    """By which a sitting remembers that somebody has seen it."""
+    """Key of the alert in the set of seen alerts."""
     seen: bool
 
     @property
     def id(self) -> tuple[str, object]:
-        """Tells alerts of one key apart: settings at fault all begin at the first step."""
+        """Distinguishes alerts of one key: faulty settings all begin at the first step."""
         return self.key, self.finding.worst.facts.get("cause")
 
     @property
     def text(self) -> str:
-        """What a filter looks at."""
+        """The text that a filter matches."""
         finding = self.finding
         word = WORD_OF_SEVERITY[finding.severity]
         return " ".join([finding.rule, word, self.standing, *finding.layers])
@@ -89,7 +89,7 @@ def entries_of(
     seen: Container[str],
     pattern: Pattern,
 ) -> list[Entry]:
-    """The alerts that ``pattern`` shows: active, recovered, notes, later; each the worst first.
+    """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
 
     Args:
         known: what is known by the end of the log, for what begins behind the shown step.
@@ -107,7 +107,7 @@ def entries_of(
 
 
 def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
-    """How many there are of each kind; ``said`` stands at the right."""
+    """Number of alerts of each kind; ``said`` is right-aligned."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(Span("   none", "dim"))
@@ -124,7 +124,7 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
 
 
 def fit_alerts(entries: Sequence[Entry], width: int) -> AlertListLayout:
-    """What gets which width; the value goes first, then the names of the layers shrink."""
+    """Column widths; in narrow windows the value goes first, then layer names shrink."""
     narrow = width < _NARROW
     rule = max([4, *(len(entry.finding.rule) for entry in entries)])
     rule = 1 + min(rule, _MOST_RULE) if narrow else 2 + rule
@@ -142,7 +142,7 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> AlertListLayout:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
-    """Columns that the list takes where the unfolded alert stands beside it."""
+    """Width of the list when the details are beside it."""
     full = fit_alerts(entries, 10**6)
     fixed = _MARK + full.severity + full.rule + len(_GAP) + full.onset + 3 + full.end + _SEEN
     wanted = max(_NARROW, fixed + full.layers + full.value + len(_GAP))
@@ -219,7 +219,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int, glyphs: Glyphs)
 
 
 def severities(entry: Entry, view: RunView, count: int) -> list[Severity | None]:
-    """How bad it was in each of ``count`` equal stretches of the window: the worst of each."""
+    """The worst severity in each of ``count`` equal parts of the window."""
     newest = view.newest_step if entry.standing is Standing.LATER else view.step
     return worst_of_columns(entry.finding.episodes, view.window, count, newest)
 
@@ -247,7 +247,7 @@ def _names(entry: Entry) -> str:
 
 
 def _end(entry: Entry) -> str:
-    """The step of its end, or that it has none."""
+    """The step of its end, or ``active``."""
     finding = entry.finding
     if entry.standing is Standing.LATER:
         return "later"

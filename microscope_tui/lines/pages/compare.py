@@ -1,6 +1,6 @@
-"""Two moments side by side: what changed in every layer from A, the reference, to B, the shown one.
+"""Two steps side by side: what changed in every layer from A, the reference, to B.
 
-Numbers say how uneven a layer is; the rank correlation says whether the same experts carry it.
+Numbers show how uneven a layer is; the rank correlation shows whether the same experts are busy.
 """
 
 import math
@@ -44,7 +44,7 @@ class CompareLayout:
 
     @property
     def hidden(self) -> str:
-        """What was left out for want of room, in words."""
+        """What was left out for lack of room, in words."""
         parts = (("entropy", self.entropy), ("max load", self.max_load), ("order", self.ranks))
         left_out = [word for word, width in parts if not width]
         return f"no room for {', '.join(left_out)}" if left_out else ""
@@ -63,7 +63,7 @@ def why_apart(layer: LayerView, reference: Reference) -> str | None:
 
 
 def router_in(reference: Reference, layer: LayerView) -> RouterInfo | None:
-    """The router of A that stands where ``layer`` stands in B."""
+    """The router of A at the place of ``layer`` in B."""
     if not reference.routers:
         return layer.router
     return reference.routers[layer.index] if layer.index < len(reference.routers) else None
@@ -79,7 +79,7 @@ def only_in_reference(view: RunView, reference: Reference) -> str:
 def fit_compare(
     view: RunView, reference: Reference, columns: int, rows: int, shown: int
 ) -> CompareLayout:
-    """What gets which width and height; entropy goes first, then the largest load, then ranks."""
+    """Column widths and row height; entropy is left out first, then max load, then ranks."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, 2 + names + 3), columns // 3)
     experts = max((layer.router.num_experts for layer in view.layers), default=1) or 1
@@ -159,7 +159,7 @@ def layer_lines(
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
-    """Which experts of a layer gained and lost the most, as far as there is room to say it."""
+    """The experts of a layer that gained and lost the most, as far as they fit."""
     name, why = layer.router.name, why_apart(layer, reference)
     then = reference.load_of(layer.index, layer.router.num_experts)
     if why or then is None or layer.load is None:
@@ -177,7 +177,7 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
     if dead:
         said.append("without tokens now " + words.listed([str(e) for e in dead]))
     if not said:
-        return f"{name}: every expert carries what it carried"
+        return f"{name}: no expert changed its load"
     while len(said) > 1 and len(f"{name}: {'; '.join(said)}") > room:
         said.pop()
     return f"{name}: {'; '.join(said)}"
@@ -186,7 +186,7 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 def _numbers(
     layer: LayerView, reference: Reference, layout: CompareLayout, glyphs: Glyphs, chosen: bool
 ) -> Line:
-    """Everything of a layer that stands left of its heatmap."""
+    """The part of a layer's row left of its heatmap."""
     record, index = reference.record.router, layer.index
     router = router_in(reference, layer)
     balance = None

@@ -1,4 +1,4 @@
-"""One expert of one layer in lines: what it does now, since when, and where else it fares ill."""
+"""One expert of one layer as lines: its load now, its history, and its other alerts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "
 
 
 def most_remarkable(load: Sequence[float]) -> int:
-    """The expert farthest from its fair share: where there are several, the first."""
+    """The expert farthest from its fair share; the first one if several are."""
     levels = [load_level(x) for x in load]
     away = [17 if level is None else abs(level) for level in levels]
     return away.index(max(away)) if away else 0
@@ -38,7 +38,7 @@ def condition(load: float) -> str:
 
 
 def place_of(values: Sequence[float], expert: int) -> int:
-    """1 for the busiest; equal ones share the better place, but dead ones are last."""
+    """1 for the busiest; ties share the better place, but dead experts are last."""
     own = values[expert]
     return 1 + sum(value > own for value in values) if own > 0 else len(values)
 
@@ -92,7 +92,7 @@ def facts(
 def expert_charts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
-    """Load, bias and place over the sampled steps. ``nothing``: why there are none."""
+    """Load, bias and place over the sampled steps. ``nothing``: why there are no samples."""
     experts, steps = layer.router.num_experts, series.steps
     loads = [_flat(load[expert]) for load in series.loads]
     places = [_flat(float(experts + 1 - place_of(load, expert))) for load in series.loads]
@@ -132,7 +132,7 @@ def expert_charts(
 
 
 def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
-    """The same number in every layer, one cell each: is it the data, or this router?"""
+    """The same expert number in every layer, one cell each."""
     loads = [
         layer.load[expert] if layer.load and expert < len(layer.load) else None
         for layer in view.layers
@@ -159,7 +159,7 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
 
 
 def naming(view: RunView, layer_index: int, expert: int) -> Iterable[tuple[Finding, Episode]]:
-    """The findings that name this expert of this layer, those that go on first."""
+    """The findings that name this expert of this layer, active ones first."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
             named = episode.facts.get("experts")
@@ -168,7 +168,7 @@ def naming(view: RunView, layer_index: int, expert: int) -> Iterable[tuple[Findi
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
-    """Which findings name it, or what else is wrong in its layer."""
+    """The findings that name it, or the others of its layer."""
     line = [Span(f"  {'findings':<{_LABEL - 2}}", "dim")]
     named = list(naming(view, layer.index, expert))
     for finding, episode in named:
@@ -189,7 +189,7 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 
 
 def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
-    """The experts whose loads move with this one, and against it."""
+    """The experts whose loads correlate with this one, positively and negatively."""
     found = series.comoving(expert)
     line = [Span(f"  {'moves with':<{_LABEL - 2}}", "dim")]
     if found is None:
@@ -208,7 +208,7 @@ def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> Line:
-    """Since when it is dead or starving: the finding knows, else the samples know about when."""
+    """Since when it is dead or starving: from the finding, else from the samples."""
     if what not in ("dead", "starving"):
         return []
     for finding, episode in naming(view, layer.index, expert):

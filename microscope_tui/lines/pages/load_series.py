@@ -14,12 +14,12 @@ _MOST = 3
 
 @dataclass(frozen=True, slots=True)
 class Comoving:
-    """The experts most alike and most opposite to one, each with its correlation."""
+    """The experts most and least correlated with one, each with its correlation."""
 
     alike: Sequence[tuple[int, float]]
     opposite: Sequence[tuple[int, float]]
     chance: float
-    """Correlations below this are what chance gives."""
+    """Correlations below this are chance."""
 
 
 class LoadSeries:
@@ -29,7 +29,7 @@ class LoadSeries:
         known = [(s, load) for s in samples if (load := measures.load(s.counts)) is not None]
         self.steps = [sample.step for sample, _ in known]
         self.loads = [load for _, load in known]
-        """One list a step: multiples of the fair share."""
+        """One list per step: multiples of the fair share."""
         self.biases = [sample.bias for sample, _ in known]
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class LoadSeries:
         return [_unit(values) for values in zip(*self.loads, strict=True)]
 
     def comoving(self, expert: int) -> Comoving | None:
-        """At most three of either kind, the strongest first; ``None`` with too few samples."""
+        """At most three of each kind, strongest first; ``None`` with too few samples."""
         if len(self) < LEAST_SAMPLES or not 0 <= expert < len(self.loads[0]):
             return None
         own = self.unit[expert]

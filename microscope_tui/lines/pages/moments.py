@@ -1,4 +1,4 @@
-"""The two moments that are compared, one above the other, and what changed between them."""
+"""The two compared steps, one above the other, and their difference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def _values(record: StepRecord) -> list[str]:
 
 
 def _changes(then: StepRecord, now: StepRecord) -> list[str]:
-    """How much more it is now."""
+    """The change."""
     return [
         _difference(then.step, now.step, lambda x: f"{x:+,}"),
         _difference(then.loss, now.loss, lambda x: f"{x:+.2f}"),

@@ -1,7 +1,7 @@
-"""The list of runs as lines: state, age, progress, loss and what is wrong, one run a line.
+"""The list of runs as lines: state, age, progress, loss and verdict, one run per line.
 
-What is live or sick is bright, what is over is dim; where there is little room the loss goes first,
-then the step, and what is hidden is said.
+Live and unhealthy runs are bright, finished ones dim; in narrow windows the loss is left out first,
+then the step, and hidden columns are named.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from microscope_tui.watch.verdict import Verdict
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
 _ENOUGH = 200
-"""Cells of a verdict that a filter looks at."""
+"""Cells of a verdict that a filter matches."""
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
-"""States that are nobody's trouble: not coloured here, where the living ones are to stand out."""
+"""States without colour in the list: live runs should stand out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class RunListLayout:
 
     @property
     def hidden(self) -> str:
-        """What was left out for want of room, in words."""
+        """What was left out for lack of room, in words."""
         left_out = [word for word, width in (("step", self.step), ("loss", self.loss)) if not width]
         return f"no room for {' and '.join(left_out)}" if left_out else ""
 
 
 def fit_list(cards: Sequence[RunCard], columns: int) -> RunListLayout:
-    """What gets which width: the columns of what there is, the name what is left."""
+    """Column widths: the name gets what the other columns leave."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
     longest = max([3, *(width_of(card.file.name) for card in cards)])
@@ -59,7 +59,7 @@ def fit_list(cards: Sequence[RunCard], columns: int) -> RunListLayout:
         room = columns - fixed - step_ - loss_
         if room - _LEAST_VERDICT >= min(longest, _LEAST_NAME):
             break
-    # The verdict is what the list is read for; the longest name may have what it leaves.
+    # The verdict matters most; names get what it leaves.
     name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, columns // 3)))
     return RunListLayout(columns, max(8, name), step_, loss_)
 
@@ -102,12 +102,12 @@ def run_line(card: RunCard, layout: RunListLayout, glyphs: Glyphs, *, chosen: bo
 
 
 def card_text(card: RunCard) -> str:
-    """What a filter looks at: name, state and verdict."""
+    """The text that a filter matches: name, state and verdict."""
     return f"{card.file.name} {card.state} {plain(_verdict(card, _ENOUGH))}"
 
 
 def _tag(card: RunCard) -> str:
-    """What stands behind the name."""
+    """Marks after the name."""
     return "  open" * card.open + "  pinned" * card.pinned
 
 
@@ -127,7 +127,7 @@ def _loss(card: RunCard) -> str:
 
 
 def _verdict(card: RunCard, room: int) -> Line:
-    """What is wrong, as much of it as there is room for."""
+    """The alerts, as many as fit."""
     if card.error:
         return [Span(card.error, "crit")]
     if card.findings:
@@ -150,7 +150,7 @@ def _verdict(card: RunCard, room: int) -> Line:
 
 
 def _unknown(card: RunCard) -> Line:
-    """How far the diagnosis is where it says nothing so far."""
+    """Progress of the diagnosis while there is no verdict."""
     if not card.state:
         return []
     if card.judged > 0.0:
@@ -161,7 +161,7 @@ def _unknown(card: RunCard) -> Line:
 
 
 def _calm(card: RunCard, verdict: Verdict, room: int) -> Line:
-    """No alert is active: whether that is a verdict, and what was or may come."""
+    """Text without active alerts: the verdict, recovered alerts, or pending evidence."""
     if verdict.no_verdict:
         short, bracket, rest = verdict.no_verdict.partition(" (")
         if verdict.evidence:

@@ -52,14 +52,14 @@ _BADGES = {
 
 
 def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> Line:
-    """Run, state and age, progress, loss and speed on one line; a long name gives way first."""
+    """Run, state and age, progress, loss and speed on one line; a long name is cut first."""
     wide = width >= 110
     gap = Span("   " if width >= 72 else "  ")
     left: Line = [Span("MoE Microscope", "brand"), gap] if brand and wide else []
     planned = view.run.planned_steps if view.run else None
     rest = _after_name(view, planned, wide, gap, glyphs)
     room = width - line_width([*left, *rest]) - 2
-    if room < width_of(view.name):  # the name of the run says more than ours
+    if room < width_of(view.name):  # the run's name matters more than ours
         left, room = [], room + line_width(left)
     if room < min(_LEAST_NAME, width_of(view.name)):
         rest = _after_name(view, None, wide, gap, glyphs)
@@ -81,7 +81,7 @@ def verdict(
     *,
     compact: bool = False,
 ) -> list[Line]:
-    """What is wrong in ``lines`` lines, or that nothing is.
+    """The worst alert in ``lines`` lines, or that the run is healthy.
 
     Args:
         seen: keys of alerts that were acknowledged; the worst of the others stands here.
@@ -128,7 +128,7 @@ def _beside(name: str, text: str, width: int, lines: int, edge: Line) -> list[Li
 
 
 def _next(text: str, width: int, lines: int) -> list[Line]:
-    """What to do, cut between words: half a step number would be another step."""
+    """The advice, cut between words: half a step number would be wrong."""
     head = "  next "
     rows = _cut(text, width - len(head), lines)
     rows += [""] * (lines - len(rows))
@@ -161,7 +161,7 @@ def column_heads(
         full.split(",")[0].removesuffix(" per expert"),
         "load" if per_cell == 1 else f"{per_cell}/cell",
     ]
-    if is_mean(heat.look, steps):  # a mean must never look like a step
+    if is_mean(heat.look, steps):  # a mean must not look like a single step
         what = short[0]
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
@@ -182,7 +182,7 @@ def column_heads(
 
 
 def expert_numbers(view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT) -> Line:
-    """The number of every expert above its cells, where they stand by number."""
+    """The number of every expert above its cells, if they are ordered by number."""
     if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
         return pad([], layout.columns)
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
@@ -199,7 +199,7 @@ def _state(view: RunView) -> Line:
 
 
 def _after_name(view: RunView, planned: int | None, wide: bool, gap: Span, glyphs: Glyphs) -> Line:
-    """State, step and loss: what the header says about the run that it names."""
+    """State, step and loss of the run, for the header."""
     step: Line = [Span("step ", "dim"), Span(f"{view.step:,}", "value")]
     if planned:
         step.append(Span(f" / {planned:,}", "dim"))
@@ -213,7 +213,7 @@ def _after_name(view: RunView, planned: int | None, wide: bool, gap: Span, glyph
 
 
 def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
-    """The loss between its lowest and highest value: only its shape is of interest here."""
+    """The loss scaled between its lowest and highest value: shows its shape only."""
     values = [column.mean for column in history if math.isfinite(column.mean)]
     if not values:
         return ""
@@ -229,7 +229,7 @@ def _progress(share: float, width: int, glyphs: Glyphs) -> Line:
 
 
 def _not_judged_yet(view: RunView) -> Line:
-    """The diagnosis is still reading the past: say how far, and what the present step shows."""
+    """While the diagnosis reads the history: its progress, and the current balance."""
     reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
     if view.progress < 1.0:
         reading = f"scanning the log ({view.progress:.0%})"
@@ -280,7 +280,7 @@ def _dropless(view: RunView) -> bool:
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
-    """A window too small for a table: the state in one line, and how much room would do."""
+    """For a window too small for a table: the state in one line, and the required size."""
     worst = view.worst
     text = worst[1].short if worst else plain(_all_well(view))
     role = ROLE_OF_SEVERITY[worst[0].severity] if worst else "ok"

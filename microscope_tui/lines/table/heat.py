@@ -1,8 +1,8 @@
-"""The heatmap of one layer: from its numbers to the levels of its cells, by the chosen look.
+"""The heatmap of one layer: from numbers to levels of cells.
 
-Two families. Where there is a fair value (load, ranks, bias, difference) a cell is a ratio, on a
-log2 scale around 1; elsewhere (shares) it is a level from low to high. Of several experts in a
-cell the most remarkable one is shown, never the mean.
+Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
+around 1; shares are levels from low to high. If several experts share a cell it shows the most
+extreme one, never the mean.
 """
 
 import math
@@ -18,7 +18,7 @@ from microscope_tui.watch.reference import Reference
 from microscope_tui.watch.view import LayerView
 
 Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
-"""From ratios to quarter octaves; the key says which cells they are, for one that remembers."""
+"""Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
 
 _Value = TypeVar("_Value")
 _RATIOS = {Measure.LOAD, Measure.BIAS, Measure.RANKS, Measure.DIFFERENCE}
@@ -31,7 +31,7 @@ FULL_BIAS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What some measures need to know beside the layer."""
+    """What some measures need besides the layer."""
 
     capacity_factor: float | None = None
     ranks: int = 1
@@ -46,13 +46,15 @@ class Heat:
     look: Look = field(default_factory=Look)
     terms: Terms = field(default_factory=Terms)
     colour: bool = True
-    """Without colours a cell is a character."""
+    """Cells are characters, for terminals without colours."""
     levels: Levels | None = None
-    """Levels that remember what was shown before; without a memory by default."""
+    """Mapping to levels; stateless by default."""
 
 
 def terms_of(run: RunRecord | None, reference: Reference | None = None) -> Terms:
-    """From the header of the run. Where it names no ranks, eight are assumed, and that is said."""
+    """From the header of the run. Without a number of ranks, eight are assumed and labelled as
+    such.
+    """
     told = run.expert_parallel_size if run is not None else 1
     return Terms(
         capacity_factor=run.capacity_factor if run is not None else None,
@@ -73,7 +75,7 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
 
 
 def why_nothing(layer: LayerView, look: Look, terms: Terms) -> str | None:
-    """Why the measure has nothing to show for this layer; ``None`` where it has."""
+    """Why the measure has no values for this layer; ``None`` if it has."""
     if not layer.load:
         return "no counts"
     match look.measure:
@@ -89,7 +91,7 @@ def why_nothing(layer: LayerView, look: Look, terms: Terms) -> str | None:
 
 
 def values_of(layer: LayerView, look: Look, terms: Terms) -> list[float]:
-    """One value per cell to be, in the chosen order; empty where ``why_nothing`` has a reason."""
+    """One value per expert or rank, in the chosen order; empty if ``why_nothing`` has a reason."""
     if why_nothing(layer, look, terms):
         return []
     load = layer.load or ()
@@ -137,8 +139,8 @@ def heat_line(
     """
     per_cell = -(-len(values) // max(1, columns))
     if heat.look.measure in _RATIOS:
-        # First the levels, then the most remarkable of a cell: two experts that are equally far
-        # from fair, one above and one below, would change places with every step.
+        # First the levels, then the most extreme of a cell: two experts that are equally far
+        # from fair, one above and one below, would swap with every step.
         levels = (heat.levels or _levels)(key, values)
         if heat.look.measure is Measure.BIAS:
             levels = [-16 if level is None else level for level in levels]
@@ -173,7 +175,7 @@ def ramp_glyph(level: int) -> str:
 
 
 def is_mean(look: Look, steps: int) -> bool:
-    """The cells are means over several steps: all but the bias, which is a state."""
+    """Whether cells are means over several steps: all except the bias, which is a state."""
     return steps > 1 and look.measure is not Measure.BIAS
 
 
@@ -222,7 +224,7 @@ def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
 
 
 def _bias_ratios(bias: Sequence[float]) -> list[float]:
-    """The distance from the mean as a ratio: the same scale in every layer, healthy ones calm."""
+    """The distance from the mean as a ratio, on the same scale in every layer."""
     mean = sum(bias) / len(bias)
     if not math.isfinite(mean):
         return [1.0] * len(bias)

@@ -1,8 +1,7 @@
-"""One layer on one row: the four parts that stand side by side, as spans.
+"""One layer on one row: four parts side by side, as spans.
 
-Each part is a widget of its own on screen (a change in one must not re-send the others), so each
-is built on its own here. A row may be several lines high; words and numbers stand on its middle
-line.
+Each part is a widget of its own on screen, so that a change in one does not re-send the others. A
+row may be several lines high; words and numbers are on its middle line.
 """
 
 import math
@@ -18,7 +17,7 @@ from microscope_tui.watch.curve import Column
 from microscope_tui.watch.view import LayerView
 
 FULL_DROP_BAR = 0.5
-"""The drop rate that fills the bar: half of everything lost is as bad as it needs to look."""
+"""The drop rate that fills the bar."""
 
 
 def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
@@ -108,7 +107,7 @@ def _number_and_curve(
     if not width:
         return _tall([Span(number.text.rjust(4), number.role)], 4, height)
     role = "curve" if number.role == "value" else number.role
-    # From three lines on, the last stays blank: the curves of neighbours must not touch.
+    # From three lines on, the last stays blank, to separate the curves of neighbours.
     blank = [" " * width] if height >= 3 else []
     curve = spark(history, width, top, glyphs, height - len(blank)) + blank
     cells = -(-len(history) // (2 if glyphs is Glyphs.BRAILLE else 1))
@@ -120,7 +119,7 @@ def _number_and_curve(
             Span((number.text if at == middle else "").rjust(4), number.role),
             Span(" "),
             Span(text[:past], role),
-            Span(text[past:], "faint"),  # behind the shown step
+            Span(text[past:], "faint"),  # after the shown step
         ]
         for at, text in enumerate(curve)
     ]

@@ -9,7 +9,7 @@ from microscope_tui.watch.view import RunView
 
 
 def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
-    """Indices of the layers whose name, or the name of whose trouble, matches."""
+    """Indices of the layers whose name or alert matches."""
     if not pattern.text:
         return range(len(view.layers))
     troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them

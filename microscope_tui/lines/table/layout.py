@@ -1,7 +1,7 @@
-"""How a table of routers fits into a window: what gets which width, and what is left out.
+"""Layout of the table of routers: widths, and what is left out.
 
-The load is the instrument and gets the room it can use (six cells an expert, more on a wide
-screen); the curves share the rest. What does not fit is named, never silently dropped.
+The load gets the room it can use (six cells per expert, more on a wide screen); the curves share
+the rest. What does not fit is named, never dropped silently.
 """
 
 from collections.abc import Sequence
@@ -37,26 +37,27 @@ class TableLayout:
     drop: int
     """Width of the drop column."""
     drop_bar: int
-    """Width of its bar; 0 where nothing can be dropped or there is no room."""
+    """Width of its bar; 0 if nothing can be dropped or there is no room."""
     row_height: int
     table_rows: int
     """Lines for the table's body."""
     roomy: bool
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool
-    """A line of notes under the ribbon; where it is narrow only if there is something to say."""
+    """Whether there is a line of notes under the ribbon; in small windows only if it has content.
+    """
     legend: bool
-    """A line of its own for the legend; without one it gives way to a verdict."""
+    """Whether the legend has its own line; without one a verdict replaces it."""
     verdict_lines: int
     """Two; three where there is room; up to five where no layer uses the lines."""
     numbered: bool
-    """A line with the numbers of the experts above their cells."""
+    """Whether expert numbers are shown above the cells."""
     hidden: tuple[str, ...]
-    """What was left out for want of room."""
+    """What was left out for lack of room."""
 
     @property
     def visible_layers(self) -> int:
-        """Layers that the body can show at once."""
+        """Number of layers that fit the body."""
         return max(1, self.table_rows // self.row_height)
 
 

@@ -1,6 +1,6 @@
-"""One line that says what the cells of a heatmap mean: samples of them, each with its value.
+"""The legend of the heatmap: sample cells with their values.
 
-It shows what the heatmap shows: colours where there are colours, and characters where not.
+It uses colours or characters, like the heatmap.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
 
 
 def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
-    """Some layer has cells."""
+    """Whether any layer has cells."""
     return any(why_nothing(layer, heat.look, heat.terms) is None for layer in layers)
 
 
@@ -68,7 +68,7 @@ def _samples(measure: Measure) -> Sequence[Sample]:
 
 
 def _fewer(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Both ends and the middle, which is what is fair."""
+    """Both ends and the middle, the fair value."""
     return [samples[0], samples[len(samples) // 2], samples[-1]]
 
 

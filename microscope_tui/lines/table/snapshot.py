@@ -1,4 +1,4 @@
-"""One picture of a run as plain text: what the screen shows, without a terminal."""
+"""The main screen as plain text, without a terminal."""
 
 from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.spans import Line, Span, crop, plain

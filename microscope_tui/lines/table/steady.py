@@ -1,8 +1,8 @@
-"""Levels of heat that stay where they are while a load only trembles.
+"""Heat levels with hysteresis against noise.
 
-A load keeps its level until it is clearly beyond the edge of it, by the noise that was measured:
-then noise repaints nothing, and no cell is ever wrong by more than the hysteresis. The edges are
-tables of loads, worked out once: comparing with them is cheaper than a logarithm.
+A load keeps its level until it is beyond the edge by more than the measured noise: noise repaints
+nothing, and no cell is wrong by more than the hysteresis. The edges are precomputed tables of
+loads: comparing is cheaper than a logarithm.
 """
 
 import math
@@ -19,11 +19,11 @@ HYSTERESIS = 0.125
 CALM_HYSTERESIS = 0.15
 """The same for the edges of the calm band, from inside."""
 SHADE_HYSTERESIS = 0.03
-"""The same between the shades of the calm band."""
+"""The same, between the shades of the calm band."""
 NOISE_HYSTERESIS = 3.0
-"""The least of all of them, in standard deviations of the noise."""
+"""The minimum of all of them, in standard deviations of the noise."""
 MOST_HYSTERESIS = 0.5
-"""Octaves: noise that is larger is shown."""
+"""Octaves: larger noise is shown."""
 MOST_KEYS = 1024
 
 _NOISE_STEP = 1 / 16  # octaves; a scale is worked out for each
@@ -40,12 +40,12 @@ class _Scale:
     """The highest load of every entry but the last."""
     least: list[float]
     most: list[float]
-    """From where to where a load is kept at an entry that it was at before."""
+    """Range of loads that keep an entry."""
     calm: range
     """The entries of the calm band: between them a load moves without leaving it."""
 
     def moved(self, entry: int, load: float) -> int:
-        """The entry of a load that is not kept at ``entry``."""
+        """The entry of a load, without hysteresis."""
         true, calm = bisect_left(self.highest, load), self.calm
         if entry in calm and self.least[calm[0]] <= load <= self.most[calm[-1]]:
             return min(max(true, calm[0]), calm[-1])
@@ -77,7 +77,7 @@ class SteadyLevels:
                 entry if least[entry] <= load <= most[entry] else scale.moved(entry, load)
                 for entry, load in zip(before[1], loads, strict=True)
             ]
-        self._shown[key] = coarse, entries  # behind all others: the longest not asked for is first
+        self._shown[key] = coarse, entries  # moved to the end: the least recently used is first
         if len(self._shown) > MOST_KEYS:
             del self._shown[next(iter(self._shown))]
         levels = scale.levels

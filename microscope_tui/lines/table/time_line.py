@@ -1,4 +1,4 @@
-"""The time ribbon, and the line of notes below it with the ticks of what happened when."""
+"""The time ribbon, and the line of notes below it with the ticks of events."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ _LEFT = 8  # cells before the first column, of the ribbon and of the notes
 
 
 def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis = Axis.STEP) -> Line:
-    """The window as one line: calm, troubled, sick; the cursor where the shown step is."""
+    """The window as one line: healthy, warning, critical; with the cursor at the shown step."""
     cells = _cells(view, ribbon_width(columns), glyphs)
     line = [Span(_start(view, axis), "dim"), *merged(cells)]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
@@ -70,14 +70,14 @@ def notes(
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
-    """Under the ribbon: what happened where, and what is not shown.
+    """Under the ribbon: events, and what is not shown.
 
     Args:
         watching: how changes of the log are noticed, and what that limits.
         cursor: what the cursor is on; stands here instead of the ticks.
     """
     columns = layout.columns
-    right = list(layout.hidden)  # what matters most first: the last ones give way
+    right = list(layout.hidden)  # most important first: the last ones are dropped
     if marked := [layer for layer in view.layers if layer.without != ()]:
         more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
         right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
@@ -104,7 +104,7 @@ def notes(
 
 
 def tick_line(view: RunView, width: int, ribbon: int, glyphs: Glyphs) -> Line:
-    """Onset, restarts and evaluations below their columns, each label where it finds room."""
+    """Onset, restarts and evaluations below their columns, each label where it fits."""
     cells = [Span(" ", "")] * max(0, width)
     tick = "'" if glyphs is Glyphs.ASCII else "╵"
 
@@ -148,7 +148,7 @@ def _cell(mark: Mark, ascii_only: bool) -> Span:
 
 
 def _start(view: RunView, axis: Axis) -> str:
-    """What stands before the first column; always as wide."""
+    """The text before the first column, of constant width."""
     if axis is Axis.STEP:
         first = view.window.first
         text = "step 0" if first == 1 else words.short_number(first)
@@ -157,11 +157,11 @@ def _start(view: RunView, axis: Axis) -> str:
         time = view.times[0] if view.times else None
         labels = shorter_labels(axis_label(axis, view.window.first, time, _began(view)))
         if axis is Axis.CLOCK and known and known[-1] - known[0] > DAYS_FROM_S:
-            labels = [labels[0].rsplit(" ", 1)[0]]  # the day says more
+            labels = [labels[0].rsplit(" ", 1)[0]]  # the day is more useful
         text = next((label for label in labels if len(label) <= _LEFT - 2), labels[-1])
     return f" {text[: _LEFT - 2]:<{_LEFT - 2}} "
 
 
 def _began(view: RunView) -> float | None:
-    """When the run began, as far as the log says."""
+    """Start time of the run, if logged."""
     return view.run.time if view.run is not None else None

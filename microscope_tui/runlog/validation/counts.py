@@ -1,7 +1,7 @@
-"""The two matrices of a step: rows of counts and rows of biases.
+"""Validates the two matrices of a step: counts and biases.
 
-Most bytes of a log stand in them, so a sound row is told from a bad one by a few C loops over it;
-only a bad one is looked at entry by entry.
+Most bytes of a log are in them, so a few C loops decide whether a row is valid; only invalid rows
+are checked entry by entry.
 """
 
 import math
@@ -21,7 +21,9 @@ _COUNT_TYPES, _BIAS_TYPES = {int}, {int, float}
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What follows from one row of counts (the formulas of ``measures``, which stands above)."""
+    """What follows from one row of counts (the formulas of ``measures``, repeated because of the
+    import direction).
+    """
 
     effective_experts: float
     max_load: float
@@ -50,7 +52,7 @@ def check_counts(
         problems.hint(
             "no tokens",
             "tokens_per_expert without tokens: write the real tokens of the global batch, so that "
-            "it can be told whether the counts are complete",
+            "it can be checked whether the counts are complete",
         )
     known: list[Counts | None] = []
     for index, row in enumerate(rows):
@@ -92,7 +94,7 @@ def check_bias(problems: Problems, value: Any, promise: RunPromise) -> None:
 
 
 def _is_row(problems: Problems, index: int, row: Any, promise: RunPromise) -> bool:
-    """The row is counts and nothing else."""
+    """Whether the row contains only counts."""
     key = f"tokens_per_expert[{index}]"
     if not isinstance(row, list):
         problems.error(

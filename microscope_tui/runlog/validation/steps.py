@@ -1,8 +1,8 @@
-"""The ``step`` records: is every value possible, and do the parts of a step agree with each other?
+"""Validates ``step`` records: possible values, and parts that agree with each other.
 
 A trainer that counts twice, counts after the drop or computes a summary from another step writes
-perfectly good JSON. It is found here, because a row of counts has to sum to tokens × k and because
-what is derived from counts can be derived again.
+valid JSON. Such mistakes are found because a row of counts has to sum to tokens × k and because
+summaries can be recomputed from counts.
 """
 
 import math
@@ -94,14 +94,14 @@ def _check_key_order(problems: Problems, record: dict[str, Any]) -> None:
         problems.hint(
             "kind first",
             '"kind" is not the first key of the step: start the line with {"kind": "step" '
-            "so that a reader knows what it skips",
+            "so that readers can skip it",
         )
     present = [key for key in _MATRICES if key in record]
     if present and keys[-len(present) :] != present:
         problems.hint(
             "key order",
             f"{' and '.join(present)} must be the last keys of the line, in this order: "
-            "a reader skips what stands at the end, and is slow otherwise",
+            "readers skip the end of the line, and are slow otherwise",
         )
 
 
@@ -146,7 +146,7 @@ def _check_entropies(problems: Problems, summaries: Summaries, promise: RunPromi
             problems.error(
                 "entropy above mean_entropy",
                 f"router.mean_entropy[{index}] is {mean:g}, below router.entropy[{index}] = "
-                f"{entropy:g}, which cannot be: mean_entropy is the entropy of the mean "
+                f"{entropy:g}, which is impossible: mean_entropy is the entropy of the mean "
                 "probability, entropy the mean of the tokens' entropies",
             )
 
@@ -176,7 +176,7 @@ def _check_ranges(problems: Problems, summaries: Summaries, promise: RunPromise)
 def _compare(
     problems: Problems, summaries: Summaries, index: int, counts: Counts, source: str | None
 ) -> None:
-    """Summaries that say something else than the counts of the same line."""
+    """Summaries that contradict the counts of the same line."""
     derived = {
         "effective_experts": (counts.effective_experts, "exp(entropy of the counts)"),
         "max_load": (counts.max_load, "max ÷ mean of the counts"),

@@ -1,8 +1,8 @@
-"""Is this log what the format says? The strict twin of the tolerant reader.
+"""Validates a log against the format; strict where the reader is tolerant.
 
-The reader saves what it can and goes on, which is right at three in the morning and wrong on the
-day somebody writes the log for the first time. This one says line by line what breaks the format
-(``error``) and what is valid but hardly meant (``hint``).
+The reader saves what it can, which is right for monitoring and wrong while a writer is being
+developed. The validator reports line by line what breaks the format (``error``) and what is valid
+but probably not intended (``hint``).
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ _CLOCK_SLACK_S = 1.0  # times are rounded, and clocks are set
 
 
 def problems_in(lines: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
-    """What is wrong in a log given as (line number from 1, line without its newline).
+    """The problems of a log given as (line number from 1, line without its newline).
 
     In order of the lines; at the end one summary for each class with more than twenty.
     """
@@ -35,7 +35,7 @@ def problems_in(lines: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
 
 
 class LogValidator:
-    """Checks one line after the other and remembers what the later ones are measured against."""
+    """Checks one line after the other, with the state that later lines are checked against."""
 
     def __init__(self) -> None:
         self.records: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class LogValidator:
         self._measured = False
 
     def check(self, line_number: int, line: bytes) -> list[Problem]:
-        """What is wrong with this line."""
+        """The problems of this line."""
         problems = self.problems
         problems.line = line_number
         if len(line) > MAX_LINE_BYTES:
@@ -68,7 +68,7 @@ class LogValidator:
         )
 
     def finish(self) -> list[Problem]:
-        """What can only be said once the log is over, and the summaries."""
+        """Problems that are known only at the end of the log, and the summaries."""
         if self.records["step"] and not self._measured:
             self.problems.hint(
                 "no load",
@@ -89,7 +89,7 @@ class LogValidator:
         elif kind not in _KINDS:
             self.problems.hint(
                 "unknown kind",
-                f"kind {shown(kind)} is none of {', '.join(_KINDS)}: readers ignore the record",
+                f"kind {shown(kind)} is not one of {', '.join(_KINDS)}: readers ignore the record",
             )
         else:
             self._known(kind, record)
@@ -137,7 +137,7 @@ class LogValidator:
             self.problems.hint(
                 "another model",
                 "layers, num_experts or top_k differ from the run record before: the diagnosis "
-                "starts anew here, write another model to a folder of its own",
+                "restarts here, write each model to its own folder",
             )
 
     def _step(self, record: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class LogValidator:
             self.problems.hint(
                 "after end",
                 f"a step after the end event of line {self._ended_at:,}: write a run record with "
-                "resumed_at_step before going on",
+                "resumed_at_step before continuing",
             )
         self._measured |= check_step(self.problems, record, self._promise)
 
