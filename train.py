@@ -273,9 +273,7 @@ def save(
         if or_fail:
             raise
         problem = error
-        say(
-            f"train.py: no checkpoint at step {step} ({error}); training continues, free some space."
-        )
+        say(f"train.py: no checkpoint at step {step} ({error}); free space; the run continues.")
     run.world.barrier()  # rank 0 writes alone, however long its disk takes
     if run.world.any(problem is not None):
         return

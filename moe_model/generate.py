@@ -66,17 +66,17 @@ def main(
     Args:
         checkpoint: Folder such as checkpoints/RUN/best, or a run for its latest checkpoint.
         prompt: Text to continue (default: a line break). Repeat the option to continue several
-        prompts together.
+            prompts together.
         chat: Pass the prompt as a chat message, formatted by the model's chat template, and print
-        only the answer. The template runs in a sandbox, for 5 s at most.
+            only the answer. The template runs in a sandbox, for 5 s at most.
         max_new_tokens: Number of tokens to sample.
         rules: See SamplingRules.
         seed: Same seed, same text.
         device: auto uses a GPU if there is one.
         weights: fp32 rounds as the model does; fp16 halves the memory traffic, logits differ by
-        about 0.005. For one prompt on a CPU.
+            about 0.005. For one prompt on a CPU.
         draft: Draft one token ahead: the same text in fewer forward passes. Needs a model trained
-        with --mtp, and a single prompt.
+            with --mtp, and a single prompt.
     """
     place = choose_device(device)
     _refuse_out_of_range(rules, max_new_tokens, seed)

@@ -86,8 +86,8 @@ class LanguageModel(nn.Module):
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
                 prediction, which run only if given.
             targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
-            first, then one tensor per depth that runs. The output then has losses instead of
-            logits, which are never materialised all at once.
+                first, then one tensor per depth that runs. The output then has losses instead of
+                logits, which are never materialised all at once.
             cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]

@@ -122,7 +122,7 @@ class Sampler:
             max_new_tokens: How many tokens to sample.
             seed: Seed of a separate generator, so that sampling never affects training.
             weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; by default fp32 on a
-            CPU.
+                CPU.
             draft: Draft ahead; ``ValueError`` if the model cannot.
             stop_at: The tokens that end a text; they are not yielded.
             rules: Fields of :class:`SamplingRules`.

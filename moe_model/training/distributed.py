@@ -185,7 +185,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     Args:
         device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
         timeout_s: A rank that waits longer than this for another one fails; at
-        :meth:`World.barrier` it waits without a limit.
+            :meth:`World.barrier` it waits without a limit.
 
     Raises:
         UsageError: If the environment variables are invalid, or a machine has too few GPUs.
