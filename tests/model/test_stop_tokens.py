@@ -113,7 +113,7 @@ def test_a_damaged_file_is_refused(
     source = published(tmp_path / "theirs", {}, {})
     (source / "generation_config.json").write_text(content, "utf-8")
     assert command("import", source, tmp_path / "ours") == 64
-    assert "generation_config.json holds no JSON object" in capsys.readouterr().err
+    assert "generation_config.json is not a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
