@@ -168,9 +168,7 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")
         if found.config.router_jitter_noise or found.config.capacity_factor is not None:
-            say(
-                "router_jitter_noise, capacity_factor and drop_policy only affect training: omitted."
-            )
+            say("router_jitter_noise, capacity_factor and drop_policy are for training: omitted.")
         say(f"{dst}: {_counted(found.config)}")
         return FINISHED
     return FAILED

@@ -138,7 +138,7 @@ def inside(folder: Path, name: str) -> Path:
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    missing = HuggingFaceError(f"{folder}: {name!r} is not a file: download it again.")
+    missing = HuggingFaceError(f"{folder}: {name!r} is missing or not a file: download it again.")
     try:
         found = path.resolve()
         is_file = found.is_file()

@@ -239,7 +239,7 @@ def test_what_only_training_needs_is_said_to_be_left_out(
     run = checkpoint(make(capacity_factor=1.5), tmp_path / "run", CharTokenizer("ab"))
     assert command("export", run, tmp_path / "published") == 0
     captured = capsys.readouterr()
-    assert "capacity_factor and drop_policy only affect training: omitted" in captured.err
+    assert "capacity_factor and drop_policy are for training: omitted" in captured.err
     assert not captured.out
 
 
