@@ -53,7 +53,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda t: t.pop(EXPERT), f"{EXPERT} (24, 32) is missing"),
         (
             lambda t: t.update({EXPERT: torch.zeros(24, 31)}),
-            f"{EXPERT} has shape (24, 31), but config.json makes it (24, 32)",
+            f"{EXPERT} has shape (24, 31), but config.json requires (24, 32)",
         ),
         (
             lambda t: t.update({"model.layers.7.mlp.bias": torch.zeros(3)}),
@@ -160,7 +160,7 @@ def test_a_wrong_field_is_named(
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "is not a JSON object"),
-        (None, "'config.json' is missing"),
+        (None, "'config.json' is missing or not a file"),
     ],
 )
 def test_a_config_that_is_none_is_refused(
@@ -181,7 +181,7 @@ def test_a_source_that_is_no_folder_is_refused(
 
 def test_a_pickle_is_not_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").unlink()
-    assert "holds neither model.safetensors nor" in refused(folder, capsys)
+    assert "has neither model.safetensors nor" in refused(folder, capsys)
 
     class Bomb:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
@@ -215,7 +215,7 @@ def test_a_tensor_in_two_shards_is_refused(
 ) -> None:
     first, second = sorted(sharded.glob("*.safetensors"))[:2]
     second.write_bytes(first.read_bytes())
-    assert f"{second} repeats " in refused(sharded, capsys)
+    assert f"{second} contains " in refused(sharded, capsys)
 
 
 NO_NAMES = ("a\0b", "loop", "long" * 100)
@@ -292,7 +292,7 @@ def test_a_checkpoint_is_not_exported_half(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("export", tmp_path, tmp_path / "ours") == 64
-    assert "holds no checkpoint.json" in capsys.readouterr().err
+    assert "has no checkpoint.json" in capsys.readouterr().err
 
 
 def test_errors_of_the_library_are_of_one_class(folder: Path) -> None:

@@ -129,7 +129,7 @@ def test_same_seed_same_weights_whatever_the_global_generator(
 def test_a_hidden_router_is_noticed(make_model: Callable[..., LanguageModel]) -> None:
     model = make_model()
     model.layers[1].mlp = torch.nn.Identity()
-    with pytest.raises(RuntimeError, match="1 routers found, 2 expected"):
+    with pytest.raises(RuntimeError, match="found 1 routers, expected 2"):
         _ = model.routers
 
 

@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused(
 @pytest.mark.parametrize(
     ("vocabulary", "facts", "message"),
     [
-        (VOCABULARY + "é", {}, "one of 98 tokens for vocab_size=97"),
+        (VOCABULARY + "é", {}, "it has 98 tokens, but vocab_size=97"),
         (VOCABULARY, {"stop_ids": [3, 97]}, "stop_ids=.3, 97. for a vocab_size of 97"),
         (VOCABULARY, {"stop_ids": ["a"]}, "stop_ids='a'"),
         (VOCABULARY, {"stop_ids": [-1]}, "stop_ids=-1"),

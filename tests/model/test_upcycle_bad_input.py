@@ -47,12 +47,12 @@ def _spoiled(plain: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 CONFIGS = [
-    ({"architectures": ["GemmaForCausalLM"]}, "of architecture GemmaForCausalLM"),
+    ({"architectures": ["GemmaForCausalLM"]}, "has architecture GemmaForCausalLM"),
     ({"architectures": ["Qwen3ForCausalLM"]}, "its rotary key is a linear function of the normed"),
     ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "missing keys, such as"),
     ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True,
       "sliding_window": 8}, "sliding_window=8"),
-    ({"architectures": None}, "of architecture none"),
+    ({"architectures": None}, "has architecture none"),
     ({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8},
      "sliding_window=8"),
     ({"attention_bias": True}, "missing keys, such as model.layers.0.self_attn.k_proj.bias"),

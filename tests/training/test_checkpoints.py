@@ -186,7 +186,7 @@ def edit(folder: Path, **changes: object) -> None:
         (damage_bytes, "model.safetensors is damaged"),
         (cut_short, "training.safetensors is damaged .100 bytes"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read .No such file"),
-        (lambda f: (f / "checkpoint.json").unlink(), "holds no checkpoint.json"),
+        (lambda f: (f / "checkpoint.json").unlink(), "has no checkpoint.json"),
         (lambda f: (f / "checkpoint.json").write_text("{"), "not a description of a checkpoint"),
         (lambda f: (f / "checkpoint.json").write_text("[]"), "lacks format="),
         (lambda f: edit(f, format_version=9), "format_version=9, known is 1"),

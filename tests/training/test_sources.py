@@ -181,7 +181,9 @@ def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: 
 
 def test_another_text_than_shakespeare_is_refused(tmp_path: Path, server: Server) -> None:
     server.content = b"<html>Log in to the hotel network</html>"
-    with pytest.raises(UsageError, match=r"SHA-256 differs.*download http.*pass the file to --data"):
+    with pytest.raises(
+        UsageError, match=r"SHA-256 differs.*download http.*pass the file to --data"
+    ):
         load_documents("tinyshakespeare", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,7 +192,9 @@ def test_without_a_network_there_is_a_way_out(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
-    with pytest.raises(UsageError, match=r"ConnectionError.*download http.*pass the file to --data"):
+    with pytest.raises(
+        UsageError, match=r"ConnectionError.*download http.*pass the file to --data"
+    ):
         load_documents("tinyshakespeare", tmp_path)
 
 

@@ -128,8 +128,8 @@ def test_the_end_is_the_one_that_transformers_takes(
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "holds no tokenizer.json"),
-        ({"tokenizer.model": b"x"}, "holds no tokenizer.json"),
+        ({}, "has no tokenizer.json"),
+        ({"tokenizer.model": b"x"}, "has no tokenizer.json"),
         ({TOKENIZER: b"{}"}, "tokenizer.json is not a tokenizer"),
         ({**BYTE_PAIRS.files, SETTINGS: b"["}, "tokenizer_config.json is not JSON"),
         (

@@ -39,7 +39,7 @@ WRONG = [
         ["--preset=large"],
         "--preset large is unknown: choose one of tiny, small, shakespeare, deepseek-v3.",
     ),
-    (["--data=/no/such/file"], "--data '/no/such/file' is neither python-docs nor tinyshakespeare"),
+    (["--data=/no/such/file"], "--data '/no/such/file' does not exist: name a file, a folder"),
     (["--tokenizer=words"], "--tokenizer"),
     (["--resume=auto"], "--resume auto needs the name of the run: add --run NAME."),
     (["--resume=/no/such/run"], "--resume /no/such/run: no checkpoint found"),
@@ -100,9 +100,7 @@ def test_an_existing_run_is_refused(
     (tmp_path / kind / "r").mkdir(parents=True)
     (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
     assert train("--run=r", "--steps=1") == 64
-    assert (
-        "already exists: resume it (--resume auto), choose another" in capsys.readouterr().err
-    )
+    assert "already exists: resume it (--resume auto), choose another" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_text_is_refused(
@@ -120,14 +118,14 @@ def test_a_text_that_is_too_short_is_refused(
     (tmp_path / "short").write_text("ab" * (length // 2), "utf-8")
     assert train(f"--data={tmp_path / 'short'}") == 64
     assert (
-        "contains no text" if length == 0 else f"--data has {length} tokens, of which"
+        "contains no text" if length == 0 else f"--data has only {length} tokens, of which"
     ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["/no/such/run"], "/no/such/run holds no checkpoint.json"),
+        (["/no/such/run"], "/no/such/run has no checkpoint.json"),
         (["x", "--temperature=-1"], "--temperature -1.0 is out of range"),
         (["x", "--top-p=0"], "--top-p 0.0 is out of range"),
         (["x", "--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
