@@ -189,7 +189,7 @@ def edit(folder: Path, **changes: object) -> None:
         (lambda f: (f / "checkpoint.json").unlink(), "has no checkpoint.json"),
         (lambda f: (f / "checkpoint.json").write_text("{"), "not a description of a checkpoint"),
         (lambda f: (f / "checkpoint.json").write_text("[]"), "lacks format="),
-        (lambda f: edit(f, format_version=9), "format_version=9, known is 1"),
+        (lambda f: edit(f, format_version=9), "format_version=9, but only 1 is supported"),
         (lambda f: edit(f, files={}), "does not list model.safetensors"),
         (lambda f: edit(f, model={"hidden_size": 3}), "unknown or missing in a model config"),
         (lambda f: edit(f, tokenizer={"kind": "words"}), "kind='words' is unknown"),
