@@ -2,14 +2,14 @@
 
     python train.py                               # minutes, no download
     python train.py --steps 300 --run first
-    python train.py --run first --resume auto     # go on, bit for bit
+    python train.py --run first --resume auto     # resume, bit for bit
     python train.py --balance none                # watch experts starve
     python train.py --force-collapse 3@100 --on-collapse stop
     torchrun --nproc-per-node 2 -- train.py       # two processes, twice the batch
 
-Read from top to bottom: one optimizer step, the loop around it, what happens now and then, the end.
-Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 the command line asks for something
-that cannot be, 75 stopped by a signal; after 3 and 75 a checkpoint is there.
+Read from top to bottom: one optimizer step, the loop, evaluation and checkpoints, the summary.
+Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 usage error, 75 stopped by a signal;
+before 3 and 75 a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from moe_model.training.help import answer_without_torch, new_app
 
 if __name__ == "__main__":
-    answer_without_torch(__doc__)  # --help and --version need not wait for it
+    answer_without_torch(__doc__)  # --help and --version print at once
 
 import torch
 from cyclopts import Parameter
@@ -112,7 +112,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     weights = weights_at(step, options)
     sums = forward_and_backward(run, weights)
 
-    # All that the step is judged by, in one sum over ranks and one copy to the host, before
+    # Everything the log records, in one sum over ranks and one copy to the host, before
     # anything changes.
     run.scaler.unscale_(run.optimizer)
     extra = torch.cat([sums, gradient_squares(model, world)])
@@ -121,7 +121,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     report = model.readings.report(model.routers, [*sums, norms[-1]], norms[:-1])
     loss, *other_losses, grad_norm = report.scalars
 
-    # A step that is not finite moves nothing: not the weights, and not the expert bias either.
+    # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, norms[-1])
         run.scaler.step(run.optimizer)
@@ -147,7 +147,11 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
 
 def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
-    """Gradients of one step; this rank's share of the loss, then of each in ``weights``, fp64."""
+    """Compute the gradients of one step.
+
+    Returns:
+        This rank's share of the loss, then of each loss in ``weights``, fp64.
+    """
     model, world = run.model, run.world
     model.readings.reset()
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
@@ -165,7 +169,7 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
-            # Ranks average their gradients; the shares want to be added up.
+            # Ranks average their gradients; the shares have to be summed.
             run.scaler.scale(total * world.size).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
@@ -175,7 +179,9 @@ def run_training(run: Run, stop: StopRequest) -> int:
     """Lock the run, open its log and train; returns the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
-        run.world.say(f"{options.run} has all its {options.steps} steps: raise --steps.")
+        run.world.say(
+            f"{options.run} already has all {options.steps} steps; raise --steps to continue."
+        )
         return FINISHED
     folder = options.checkpoint_dir / options.run
     with only_training(folder, run.world):
@@ -188,9 +194,9 @@ def run_training(run: Run, stop: StopRequest) -> int:
             with console:
                 for line in introduction(run):
                     console.say(line)
-                run.world.barrier()  # rank 0 has read a log with a past
+                run.world.barrier()  # rank 0 has read the log of earlier attempts
                 if run.resumed_from is not None and not run.is_newest:
-                    # A fork, or an earlier step: from now on the run resumes from here.
+                    # A fork, or an earlier step: later resumes start from here.
                     save(LATEST, run, checkpoints, log, or_fail=True)
                 ended = loop(run, stop, log, console, checkpoints)
                 if progress.saved_step != progress.step:
@@ -199,17 +205,17 @@ def run_training(run: Run, stop: StopRequest) -> int:
         finally:
             log.end(progress.step, reason)
         conclude(run, console, reason, log)
-        run.world.barrier()  # torchrun ends the others as soon as one has ended
+        run.world.barrier()  # torchrun ends all ranks as soon as one has ended
     return ENDINGS[reason][0]
 
 
 def loop(
     run: Run, stop: StopRequest, log: TrainingLog, console: Console, checkpoints: Checkpoints
 ) -> str:
-    """Step after step, until all are done or there is a reason to stop, which it returns."""
+    """Train until all steps are done or there is a reason to stop; return the reason."""
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
-        return "collapse"  # it was before this start, and nobody said --on-collapse log
+        return "collapse"  # collapsed before this start, and --on-collapse is not log
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
@@ -232,7 +238,7 @@ def loop(
 
 
 def open_log(run: Run) -> TrainingLog:
-    """One process writes the log of all."""
+    """Open the log on rank 0, which writes it for all ranks."""
     if not run.world.is_main:
         return SilentLog()
     recorder = RunRecorder(run.options.log_dir / run.options.run, **describe(run))
@@ -240,7 +246,7 @@ def open_log(run: Run) -> TrainingLog:
 
 
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
-    """Judge the model on held-out text, and keep it where it is the best so far."""
+    """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
     loss = evaluate(
         run.model, run.held_out, run.device, run.dtype, forward=run.forward, world=run.world
@@ -255,11 +261,11 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
 def save(
     name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog, *, or_fail: bool = False
 ) -> None:
-    """Write a checkpoint, and force the log to disk with it: both tell the same story.
+    """Write a checkpoint and force the log to disk, so that both describe the same steps.
 
-    A disk that is full costs a checkpoint, not the run: only the last one must succeed.
+    A full disk costs a checkpoint, not the run; only the last checkpoint must succeed.
     """
-    log.sync()  # before as well: a checkpoint is never ahead of its log
+    log.sync()  # before as well: a checkpoint must never be ahead of its log
     step, problem = run.progress.step, None
     try:
         path = save_checkpoint(name, run, checkpoints, log.judgement())
@@ -267,8 +273,8 @@ def save(
         if or_fail:
             raise
         problem = error
-        say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
-    run.world.barrier()  # the first rank writes alone, however long its disk takes
+        say(f"train.py: no checkpoint at step {step} ({error}); free space; the run continues.")
+    run.world.barrier()  # rank 0 writes alone, however long its disk takes
     if run.world.any(problem is not None):
         return
     if name == LATEST:
@@ -278,7 +284,7 @@ def save(
 
 
 def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
-    """The last numbers, where things are, and a sample unless the run should be over."""
+    """Print the summary and the paths; after a finished run also a sample."""
     console.summary(run.progress, ENDINGS[reason][1], log.verdict())
     console.places(places(run, reason, log.collapse_onset()))
     if reason != "finished":

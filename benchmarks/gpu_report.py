@@ -5,7 +5,7 @@
 
 Each check ends as passed or failed with its numbers, whatever happens to the others. The report
 names the processor, torch and its CUDA, and neither host nor user nor folders. Exit codes: 0 all
-checks passed, 1 one failed, 64 there is no such device.
+checks passed, 1 one failed, 64 no GPU.
 """
 
 import argparse

@@ -94,7 +94,7 @@ class Bench:
             steps=steps,
             collapse=(6, steps // 3),
         )
-        home = folder / "home"  # nobody's settings, and nothing is left behind
+        home = folder / "home"  # empty settings, removed afterwards
         home.mkdir()
         self.environment = OFFLINE | {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
         self.environment |= {"XDG_CONFIG_HOME": str(home), "WANDB_DIR": str(folder)}

@@ -4,10 +4,10 @@ Keys and values of all heads are expanded from one small latent per token, and p
 through a separate rotary part whose key is shared by all heads. So a cache needs ``kv_lora_rank +
 qk_rope_head_dim`` numbers per token instead of ``2 · heads · head_dim``.
 
-There are two ways to compute the same thing. **Materialised**: expand the latents to keys and
-values, then ordinary causal attention; cheap where many positions are read at once. **Absorbed**:
-since ``q · (W_UK c) = (W_UKᵀ q) · c``, bring the queries into the space of the latents and leave
-the past as it is; cheap where few tokens look at a long past, which is what generating is.
+There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
+ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
+(W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
+for few new tokens and a long past, as in generation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moe_model.norm import RMSNorm, compute_dtype
 from moe_model.rotary import rotate, softmax_scale
 
 Remember = Callable[[Tensor], Tensor]
-"""Takes the cache entries ``(B, S, R + rope)`` of new tokens, returns all so far ``(B, N, …)``."""
+"""Appends the cache entries ``(B, S, R + rope)`` of new tokens; returns all ``(B, N, …)``."""
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -38,8 +38,8 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = nn.Linear(D, H * config.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(D, config.q_lora_rank, bias=config.attention_bias)
-            # The norms of the two latents use 1e-6 whatever rms_norm_eps says: so were the
-            # published weights trained.
+            # The norms of the two latents always use 1e-6, not rms_norm_eps: the published
+            # weights were trained that way.
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=1e-6)
             self.q_b_proj = nn.Linear(config.q_lora_rank, H * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(
@@ -59,10 +59,10 @@ class MultiHeadLatentAttention(nn.Module):
         """Attend from every position to itself and the past; returns ``(B, S, D)``.
 
         Args:
-            x_BSD: The normed stream.
+            x_BSD: The normed residual stream.
             rotary: Angles of these S positions.
-            remember: Puts these tokens behind the past in a cache and returns both.
-            visible_BSN: See :func:`visible_tokens`; the whole past if none.
+            remember: Appends these tokens to a cache and returns the whole past.
+            visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
         """
         config, tokens = self.config, x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
@@ -87,11 +87,11 @@ class MultiHeadLatentAttention(nn.Module):
         return out_BSD
 
     def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, S, H, d)``, normed latent and rotary key; no position in them yet."""
+        """Queries ``(B, S, H, d)``, normed latent and rotary key, before rotation."""
         config, dtype = self.config, compute_dtype(x_BSD)
         low_rank = config.q_lora_rank is not None
         query = self.q_a_proj if low_rank else self.q_proj
-        # One product instead of two: copying the weights together costs less than reading x twice.
+        # One product instead of two: concatenating the weights costs less than reading x twice.
         weights = (query.weight.to(dtype), self.kv_a_proj_with_mqa.weight.to(dtype))
         bias = self.first_bias()
         q, latent_BSR, k_rope = torch.split(
@@ -105,7 +105,7 @@ class MultiHeadLatentAttention(nn.Module):
         return q_BSHd, self.kv_a_layernorm(latent_BSR), k_rope
 
     def first_bias(self) -> Tensor | None:
-        """Of the first product: zero for a full query, which has none."""
+        """Bias of the first product: zeros for a full query, which has none."""
         key_value_bias = self.kv_a_proj_with_mqa.bias
         if not self.config.attention_bias:
             return None
@@ -118,7 +118,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _materialised(
         self, q_BSHd: Tensor, latent_BSR: Tensor, k_rope: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Expand the latents to keys and values: nothing came before, everything is here."""
+        """Materialised attention without a past."""
         k_BHSd, v_BHSv = keys_and_values(
             self._expand(latent_BSR), k_rope, rotary, self.config.v_head_dim
         )
@@ -128,7 +128,8 @@ class MultiHeadLatentAttention(nn.Module):
     def _over_the_past(
         self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None
     ) -> Tensor:
-        """Expand all N latents; the S queries are the last of the N tokens."""
+        """Materialised attention: expand all N latents; the S queries are the last of the N
+        tokens."""
         R = self.config.kv_lora_rank
         k_nope, v_BNHv = torch.split(
             self._expand(entries_BNW[..., :R]),
@@ -147,13 +148,13 @@ class MultiHeadLatentAttention(nn.Module):
         return out_BHSv.transpose(1, 2)
 
     def _expand(self, latent_BNR: Tensor) -> Tensor:
-        """For all heads the key without position and the value: ``(B, N, H, nope + v)``."""
+        """Keys without position and values of all heads: ``(B, N, H, nope + v)``."""
         kv: Tensor = self.kv_b_proj(latent_BNR)
         width = self.config.qk_nope_head_dim + self.config.v_head_dim
         return kv.view(*latent_BNR.shape[:2], self.config.num_attention_heads, width)
 
     def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
-        """Score the latents themselves, with queries brought into their space."""
+        """Absorbed attention: score the latents with projected queries."""
         config, R = self.config, self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
         up_key_HnR = weight_HxR[:, : config.qk_nope_head_dim]
@@ -172,7 +173,7 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 def absorbing_is_cheaper(config: ModelConfig, queries: int) -> bool:
-    """Whether ``queries`` new tokens cost less absorbed than expanding the whole past would.
+    """Whether absorbed attention costs less for ``queries`` new tokens than materialised attention.
 
     Per past token and head: absorbed ``S · (2R + rope)`` products, materialised about
     ``R · (nope + v)`` for the expansion alone.
@@ -190,8 +191,8 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
 def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
     """True where one of the last ``queries`` tokens may look: ``(B, S, N)``.
 
-    At real tokens up to its own place, and at itself: a padded query that saw nothing would become
-    NaN, and a NaN times the weight 0 is NaN for everybody.
+    A token may look at real tokens up to its own position, and always at itself: the softmax of a
+    padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
 
     Args:
         valid_BN: False for padding.

@@ -1,7 +1,7 @@
-"""Several prompts continued together: every pass through the model reads one token of each.
+"""Continue several prompts together: every forward pass reads one token of each.
 
-Shorter prompts are padded on the left, so that all texts grow at the same end. Every text has a
-generator and a context of its own: it is the text that its prompt gives alone, up to the rounding
+Shorter prompts are padded on the left, so that all texts grow at the same end. Every text has its
+own random generator and context, so it equals the text that its prompt gives alone, up to rounding
 of the logits.
 """
 
@@ -19,7 +19,7 @@ from moe_model.sampling import SamplingRules
 
 
 class BatchSampler:
-    """Iterates over pairs: the number of a prompt, and a token that follows it."""
+    """Iterates over pairs: the index of a prompt, and its next token."""
 
     def __init__(
         self,
@@ -31,22 +31,23 @@ class BatchSampler:
         stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare; no forward pass runs yet.
 
         Args:
-            model: In evaluation mode while this is iterated, then as it was found.
-            prompts: Each at least one token id, int64; of more than the context, the last count.
+            model: In evaluation mode during iteration, then restored.
+            prompts: Each at least one token id, int64; only the last tokens that fit the context
+                count.
             max_new_tokens: How many tokens to sample for each.
-            seed: Of the generator of every text: the same text as alone.
-            stop_at: The tokens that end a text; they are not given.
+            seed: Seed of every text's generator, so that each text is the same as alone.
+            stop_at: The tokens that end a text; they are not yielded.
             rules: Fields of :class:`~moe_model.sampling.SamplingRules`.
         """
         if not all(len(prompt_S) for prompt_S in prompts):
-            raise ValueError("a prompt has 0 tokens: give at least one in each.")
+            raise ValueError("a prompt has 0 tokens: each needs at least one.")
         self.given = 0
-        """Tokens given so far, of all texts."""
+        """Tokens yielded so far, of all texts."""
         self.passes = 0
-        """Passes through the model so far."""
+        """Forward passes so far."""
         self._model, self._stop_at = model, stop_at
         self._max_new_tokens = max_new_tokens
         self._rules = SamplingRules(**rules)
@@ -96,10 +97,10 @@ class BatchSampler:
 
     @torch.inference_mode()
     def _read(self, texts: list[_Text], cache: LatentCache) -> Tensor:
-        """Logits after every text, ``(B, V)``: of its last token, or of all where it starts over.
+        """Next-token logits of every text, ``(B, V)``.
 
-        A text whose context is full goes on from its second half, as one alone does; the others
-        are read again beside it.
+        A text whose context is full restarts from its second half, as a single text does; the
+        others are read again with it.
         """
         if 0 < cache.used < len(cache):
             rows, valid_BS = [text.ids[-1:] for text in texts], None
@@ -124,7 +125,7 @@ class BatchSampler:
 
 
 class _Text:
-    """One of the texts: what the model sees of it, and how far it is."""
+    """One of the texts: its context and its progress."""
 
     def __init__(self, number: int, ids: list[int], seed: int) -> None:
         self.number = number

@@ -1,8 +1,8 @@
 """Chat templates: the Jinja program that turns the messages of a chat into a prompt.
 
-It comes with a model, so it is a program of whoever published the model. It runs in the sandbox of
-transformers, in a process of its own that may take 5 seconds and 512 MB (the latter where Linux
-tells how much it has), and only where a user asks for it.
+The template is a program written by the publisher of the model. It runs in the sandbox of
+transformers, in a separate process limited to 5 seconds and 512 MB (the latter on Linux only), and
+only if you ask for it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from moe_model.pretrained_tokenizer import PretrainedTokenizer
 from moe_model.tokenizer import Tokenizer
 
 SECONDS = 5.0
-"""From when transformers is loaded."""
+"""Time limit, counted from the end of the import of transformers."""
 MOST_BYTES = 512 * 2**20
 _PROGRAM = Path(__file__).with_name("render_chat.py")
 
 
 def encode_chats(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Tensor]:
-    """For each prompt the token ids of a chat: the prompt as a user's message, and the beginning of
-    the answer.
+    """Token ids of a chat for each prompt: the prompt as a user message, and the start of the
+    answer.
 
     Raises:
         ValueError: If the tokenizer has no chat template, or it fails or takes too long.
@@ -35,14 +35,14 @@ def encode_chats(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Tensor]:
     if not isinstance(tokenizer, PretrainedTokenizer) or (
         (template := tokenizer.chat_template) is None
     ):
-        raise ValueError("this model has no chat template: leave --chat out.")
-    # The template has written the special tokens already.
+        raise ValueError("this model has no chat template: omit --chat.")
+    # The template has already added the special tokens.
     encoded = [
         tokenizer.encode(text, add_special_tokens=False)
         for text in _rendered(template, tokenizer.special_tokens, prompts)
     ]
     if not all(map(len, encoded)):
-        raise ValueError("the chat template writes nothing: leave --chat out.")
+        raise ValueError("the chat template produces no text: omit --chat.")
     return encoded
 
 
@@ -54,13 +54,13 @@ def _rendered(template: str, special_tokens: dict[str, str], prompts: Sequence[s
         "seconds": SECONDS,
         "bytes": MOST_BYTES,
     }
-    # -P: Python must not look for modules beside the program, where there are ours.
+    # -P: Python must not import the modules of this folder.
     done = subprocess.run(
         [sys.executable, "-P", _PROGRAM], input=json.dumps(job).encode(), capture_output=True
     )
     if done.returncode == -signal.SIGALRM:
         raise ValueError(
-            f"the chat template did not end within {SECONDS:g} s: leave --chat out, or use a model "
+            f"the chat template did not finish within {SECONDS:g} s: omit --chat, or use a model "
             "whose template you trust."
         )
     try:
@@ -72,6 +72,6 @@ def _rendered(template: str, special_tokens: dict[str, str], prompts: Sequence[s
             "--chat out."
         ) from error
     if "error" in answer:
-        raise ValueError(f"the chat template failed ({answer['error']}): leave --chat out.")
+        raise ValueError(f"the chat template failed ({answer['error']}): omit --chat.")
     rendered: list[str] = answer["rendered"]
     return rendered

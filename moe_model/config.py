@@ -1,9 +1,8 @@
 """The shape of the model: one frozen dataclass, one row per preset.
 
-Field names are those of Hugging Face's ``DeepseekV3Config``, so that a published ``config.json``
-and this class speak of the same things. Everything else about the model follows from these numbers:
-:meth:`ModelConfig.parameters` and :meth:`ModelConfig.active_parameters` count it without building
-it.
+Field names are those of Hugging Face's ``DeepseekV3Config``, so a published ``config.json`` maps to
+this class. :meth:`ModelConfig.parameters` and :meth:`ModelConfig.active_parameters` count
+parameters without building the model.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Sizes and rules of one DeepSeek-V3-style model; ``ValueError`` where they contradict."""
+    """Sizes and rules of a DeepSeek-V3-style model; ``ValueError`` if they contradict each
+    other."""
 
     vocab_size: int
     """Rows of the embedding and of the output head, in tokens."""
@@ -52,32 +52,34 @@ class ModelConfig:
     scoring_func: ScoreFunction = "sigmoid"
     """How router logits become scores: sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Mixtral)."""
     topk_method: TopkMethod = "noaux_tc"
-    """How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group is as good as its two
-    best; without a bias (DeepSeek-V2): greedy, or group_limited_greedy, a group's best counts."""
+    """How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group scores the sum of its
+    two best experts. Without a bias (DeepSeek-V2): greedy, or group_limited_greedy, where a group
+    scores its best expert."""
     norm_topk_prob: bool = True
     """Divide the chosen scores by their sum, so that the weights of a token add up to one."""
     routed_scaling_factor: float = 1.0
-    """Factor on the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3."""
+    """Factor for the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3."""
     num_attention_heads: int
     """Attention heads H."""
     q_lora_rank: int | None = None
-    """Rank of the low-rank query projection; none projects queries directly."""
+    """Rank of the low-rank query projection; without one, queries are projected directly."""
     kv_lora_rank: int
-    """Rank R of the latent that keys and values are expanded from: what a cache would hold."""
+    """Rank R of the latent from which keys and values are expanded, and which a cache holds."""
     qk_nope_head_dim: int
-    """Query and key dimensions per head without position."""
+    """Query and key dimensions per head without rotary position."""
     qk_rope_head_dim: int
-    """Query and key dimensions per head with position; all heads share the key's."""
+    """Query and key dimensions per head with rotary position; all heads share this key."""
     v_head_dim: int
     """Value dimensions per head."""
     attention_bias: bool = False
-    """Whether the projections from and to the stream have biases, those of a full query aside."""
+    """Whether the projections from and to the residual stream have biases, except a full
+    query's."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: YarnScaling | Llama3Scaling | None = None
-    """Stretches the context (YaRN, or as Llama 3.1 does); none for plain rotary positions."""
+    """Context extension (YaRN, or Llama 3.1's); without one, plain rotary positions."""
     max_position_embeddings: int
-    """Longest sequence the model is trained on and reads back while generating, in tokens."""
+    """Longest sequence in training and generation, in tokens."""
     rms_norm_eps: float = 1e-6
     """Added to the mean square in the layer norms; those inside attention always use 1e-6."""
     initializer_range: float = 0.02
@@ -87,14 +89,15 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
     """Depths D of multi-token prediction: extra layers that predict the token after the next."""
     router_jitter_noise: float = 0.0
-    """While training, a router sees its input multiplied by uniform noise in 1 ± this."""
+    """In training, router inputs are multiplied by uniform noise within 1 ± this value."""
     capacity_factor: float | None = None
-    """While training, an expert takes at most this times its fair share; none drops nothing."""
+    """In training, an expert accepts at most this multiple of its fair share; without one, no
+    limit."""
     drop_policy: DropPolicy = "position"
-    """Who is dropped beyond the capacity: the last of the batch, or the smallest weights."""
+    """What to drop beyond the capacity: the last tokens of the batch, or the smallest weights."""
 
     model_type: ModelType = "deepseek_v3"
-    """Which of transformers' models an export becomes: that which was imported."""
+    """Model type of an export to transformers: that of the imported model."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -105,14 +108,14 @@ class ModelConfig:
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
         """The preset ``name`` with ``fields`` replaced; ``vocab_size`` comes from the data."""
         if name not in PRESETS:
-            raise ValueError(f"preset={name!r} is not known: choose one of {', '.join(PRESETS)}.")
+            raise ValueError(f"preset={name!r} is unknown: choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **fields})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The config that :meth:`to_dict` described; ``ValueError`` where fields do not fit.
+        """The inverse of :meth:`to_dict`; ``ValueError`` if fields are invalid.
 
-        Each must be there, known, of its type and in its range, whoever wrote them.
+        Every field must be present, known, of its type and in its range.
         """
         return cls(**fields_of(cls, fields, "a model config"))
 
@@ -137,11 +140,12 @@ class ModelConfig:
         return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
 
     def parameters(self, *, multi_token_prediction: bool = True) -> int:
-        """All weights, embedding and head included, without the routers' bias: a buffer."""
+        """All parameters, embedding and head included. The routers' bias is a buffer, not a
+        parameter."""
         return self._count(self.n_routed_experts, multi_token_prediction)
 
     def active_parameters(self) -> int:
-        """Weights one token meets: K of the E routed experts, no multi-token prediction."""
+        """Parameters used per token: K of the E routed experts, no multi-token prediction."""
         return self._count(self.num_experts_per_tok, False)
 
     def _count(self, routed_experts: int, count_ahead: bool) -> int:
@@ -177,14 +181,16 @@ def _check_sizes(config: ModelConfig) -> None:
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < value < math.inf:
-                raise ValueError(f"{field.name}={value} is not a positive number: choose one.")
+                raise ValueError(f"{field.name}={value} must be positive.")
         elif not least <= value < math.inf:
             raise ValueError(f"{field.name}={value} is out of range: choose {least} or more.")
     if config.rope_theta == 1:
-        raise ValueError("rope_theta=1 turns everything alike: choose one such as 10000.")
+        raise ValueError(
+            "rope_theta=1 rotates all pairs alike: choose a larger one, such as 10000."
+        )
     if config.qk_rope_head_dim % 2:
         raise ValueError(
-            f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding turns pairs, "
+            f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding rotates pairs, "
             f"choose {config.qk_rope_head_dim + 1}."
         )
     if config.first_k_dense_replace >= config.num_hidden_layers:
@@ -199,22 +205,22 @@ def _check_experts(config: ModelConfig) -> None:
     E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
     if config.scoring_func not in ("sigmoid", "softmax"):
         raise ValueError(
-            f"scoring_func={shown(config.scoring_func)} is not known: choose sigmoid or softmax."
+            f"scoring_func={shown(config.scoring_func)} is unknown: choose sigmoid or softmax."
         )
     methods = get_args(TopkMethod)
     if config.topk_method not in methods:
         raise ValueError(
-            f"topk_method={shown(config.topk_method)} is not known: choose one of "
+            f"topk_method={shown(config.topk_method)} is unknown: choose one of "
             f"{', '.join(methods)}."
         )
     if config.model_type not in get_args(ModelType):
         raise ValueError(
-            f"model_type={shown(config.model_type)} is not known: choose one of "
+            f"model_type={shown(config.model_type)} is unknown: choose one of "
             f"{', '.join(get_args(ModelType))}."
         )
     if config.topk_method == "greedy" and groups > 1:
         raise ValueError(
-            f"topk_method='greedy' knows no groups, but n_group={groups}: choose "
+            f"topk_method='greedy' does not support groups, but n_group={groups}: choose "
             "group_limited_greedy, or 1 group."
         )
     if K > E:
@@ -235,7 +241,7 @@ def _check_experts(config: ModelConfig) -> None:
     if config.topk_method == "noaux_tc" and groups > 1 and E // groups < 2:
         raise ValueError(
             f"n_routed_experts={E} in n_group={groups} groups leaves {E // groups} expert a group, "
-            f"and a group is judged by its best two: choose at most {E // 2} groups."
+            f"but a group needs two to be scored: choose at most {E // 2} groups."
         )
     reachable = config.topk_group * (E // groups)
     if reachable < K:
@@ -253,12 +259,10 @@ def _check_capacity(config: ModelConfig) -> None:
         )
     factor = config.capacity_factor
     if factor is not None and not 0 < factor < math.inf:
-        raise ValueError(
-            f"capacity_factor={factor} is no positive number: choose for example 1.25."
-        )
+        raise ValueError(f"capacity_factor={factor} must be positive: choose for example 1.25.")
     policy = config.drop_policy
     if policy not in ("position", "weight"):
-        raise ValueError(f"drop_policy={shown(policy)} is not known: choose position or weight.")
+        raise ValueError(f"drop_policy={shown(policy)} is unknown: choose position or weight.")
 
 
 _COLUMNS = (
@@ -280,13 +284,13 @@ PRESETS: dict[str, dict[str, Any]] = {
                         0.02),
     }.items()
 }  # fmt: skip
-"""Every field of a model except ``vocab_size``, which the tokenizer decides.
+"""Every field of a model except ``vocab_size``, which the tokenizer determines.
 
-Initial weights deviate by 1/√D where 0.02, made for widths D of thousands, would be too little."""
+The initial standard deviation is 1/√D for small models; 0.02 is meant for widths of thousands."""
 
 PRESETS["tiny"] |= {"routed_scaling_factor": 1.5}
 PRESETS["deepseek-v3"] |= {
     "vocab_size": 129280, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5,
     "num_nextn_predict_layers": 1,
 }  # fmt: skip
-"""As published, before its context was stretched: ``rope_scaling`` came afterwards."""
+"""As pre-trained, before ``rope_scaling`` extended the context."""

@@ -1,8 +1,8 @@
-"""Next-token loss without all logits at once.
+"""Next-token loss without materialising all logits at once.
 
-Logits are the largest tensor of a training step: 32,768 tokens times 129,280 words are 17 GB in
-fp32, once more for every depth of multi-token prediction, and again for their gradient. So the head
-is applied to some tokens at a time and its logits are computed again in the backward pass.
+Logits are the largest tensor of a training step: 32,768 tokens times a vocabulary of 129,280 are
+17 GB in fp32, again for every depth of multi-token prediction, and again for their gradient. So the
+head is applied in chunks of tokens and its logits are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MOST_LOGITS = 2**27
-"""Logits that are held together, 512 MB in fp32. What fits is done at once, with nothing to
-compute again: all presets but ``deepseek-v3`` at their own batch size."""
+"""Logits per chunk, 512 MB in fp32. A batch that fits is one chunk without recomputation, as in
+all presets but ``deepseek-v3``."""
 
 
 def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
     """Sum over all tokens of the cross-entropy in nats, fp32.
 
     Args:
-        hidden_BSD: What the head sees.
-        head_VD: Its weight.
-        targets_BS: Token ids; -100 where there is nothing to predict.
+        hidden_BSD: Input of the head.
+        head_VD: Weight of the head.
+        targets_BS: Token ids; -100 to ignore a position.
     """
     hidden_TD, targets_T = hidden_BSD.flatten(0, 1), targets_BS.flatten()
     rows = max(1, MOST_LOGITS // len(head_VD))

@@ -1,7 +1,7 @@
-"""A decoder layer: two residual lines (DeepSeek-V3, section 2.1).
+"""A decoder layer: attention and feed-forward with residual connections (DeepSeek-V3, section 2.1).
 
 The first layers have a dense feed-forward, the others one shared and many routed experts. Parameter
-names follow Hugging Face's ``DeepseekV3ForCausalLM``, with ``router`` where it says ``gate``.
+names follow Hugging Face's ``DeepseekV3ForCausalLM``, except ``router`` for ``gate``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each on the normed stream and added back to it."""
+    """Attention and feed-forward, each applied to the normed residual stream and added to it."""
 
     def __init__(self, config: ModelConfig, depth: int) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class DecoderLayer(nn.Module):
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """The stream, followed by the fields of a ``Routing`` where this layer has a router.
+        """Return the stream, followed by the fields of a ``Routing`` if this layer has a router.
 
-        One flat tuple of tensors is what every kind of activation checkpointing can hand back.
+        Every kind of activation checkpointing supports a flat tuple of tensors.
         """
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)

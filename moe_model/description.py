@@ -1,9 +1,8 @@
-"""``checkpoint.json``: what a checkpoint is, in JSON that vouches for itself.
+"""``checkpoint.json``: the description of a checkpoint, with its own checksum.
 
-Its ``sha256`` is that of all its other entries as
-JSON in ASCII with sorted keys and no spaces. So it may be laid out anew, but what it says cannot
-change unnoticed. One without (older, or made by hand) is read as it stands. None of this is a
-signature: every value is checked as if a stranger wrote it.
+Its ``sha256`` covers all other entries, serialised as ASCII JSON with sorted keys and no spaces, so
+that reformatting is allowed and changes are detected. A file without it (older, or hand-made) is
+accepted. The checksum is not a signature: every value is validated as untrusted input.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ FORMAT = "moe-microscope checkpoint"
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 MOST_BYTES = 16 * 2**20
-"""Of ``checkpoint.json``: its largest part by far is a vocabulary of characters."""
+"""Size limit of ``checkpoint.json``; its largest part by far is a vocabulary of characters."""
 
 UNREADABLE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
 )  # fmt: skip
-"""What reading may make of a file that anybody may have written."""
+"""Errors that reading an untrusted file can raise."""
 
 
 class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or a damaged one; the message says which and what to do."""
+    """The folder is not a checkpoint, or is damaged; the message says which and what to do."""
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` in ``folder`` says, without a look at the files it lists.
+    """Read ``checkpoint.json`` in ``folder`` without checking the files it lists.
 
     Raises:
-        CheckpointError: If there is none, it was changed, or it is of something else.
+        CheckpointError: If it is missing, was changed, or describes something else.
     """
     path = folder / DESCRIPTION
     try:
@@ -59,23 +58,24 @@ def reason(error: Exception) -> str:
 def read_plain(path: Path) -> dict[str, Any]:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-        raise ValueError(f"it is no file of up to {MOST_BYTES} bytes")
+        raise ValueError(f"it is not a file of at most {MOST_BYTES} bytes")
     text = path.read_bytes().decode("utf-8")
     plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError(f"it does not say format={FORMAT!r}")
+        raise ValueError(f"it lacks format={FORMAT!r}")
     version = plain["format_version"]
     if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"format_version={shown(version)}, known is {FORMAT_VERSION}")
+        raise ValueError(f"format_version={shown(version)}, but only {FORMAT_VERSION} is supported")
     digest = digest_of(plain)
     if plain.get("sha256", digest) != digest:
-        raise ValueError("it is damaged: what it says is not what was written")
+        raise ValueError("it is damaged: its checksum does not match")
     count("step", plain["step"])
     return plain
 
 
 def _finite(number: str) -> float:
-    """``ValueError`` for what Python reads and JSON does not know: NaN, Infinity, 1e999."""
+    """Raise ``ValueError`` for numbers that Python accepts but JSON does not: NaN, Infinity,
+    1e999."""
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number[:20]} is not a finite number")

@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""Choose the device of a command."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
-    """``auto`` takes the GPU where there is one; ``UsageError`` for a GPU that is not there.
+    """Return the device; ``auto`` is a GPU if there is one. ``UsageError`` for a missing GPU.
 
-    ``deterministic`` asks for the same bits each time, before anything runs on a GPU: attention
-    adds up its gradients in any order there otherwise, and cuBLAS may. A CPU needs none of this.
+    ``deterministic`` enables deterministic operations, which must happen before anything runs on a
+    GPU: attention sums its gradients in any order there otherwise, and cuBLAS may. A CPU is
+    deterministic anyway.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -25,5 +26,5 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this torch finds no usable GPU: use --device cpu.")
+        raise UsageError("--device cuda: torch finds no usable GPU: use --device cpu.")
     return torch.device(name)

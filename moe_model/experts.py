@@ -2,9 +2,9 @@
 
 Token-expert pairs are sorted by expert once, every expert then sees one contiguous block of rows
 (one grouped product for all, or one expert after the other where that is faster), and the results
-are put back and summed over k. The weight of a pair multiplies the hidden activations, which is the
-same as multiplying the output and touches less. No mask per expert, no token dropped; the time does
-not depend on how skewed the router is.
+are scattered back and summed over k. The weight of a pair multiplies the hidden activations, which
+equals multiplying the output and touches less memory. There is no mask per expert and no dropped
+token; the time does not depend on the skew of the router.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``."""
-        dtype = compute_dtype(x_TD)  # grouped_mm does not know autocast itself
+        dtype = compute_dtype(x_TD)  # grouped_mm ignores autocast
         gate_up_EFD, down_EDF = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        # The number of padded rows is only known to the host: a compiled graph would break there.
+        # Only the host knows the number of padded rows: a compiled graph would break here.
         padded = x_TD.device.type == "cpu" and dtype in _HALF_DTYPES
         block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
         rows_E, token_P, place_TK = _sort_by_expert(expert_ids_TK, len(gate_up_EFD), block)
@@ -84,7 +84,7 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
         ids_TK: Chosen experts.
         num_experts: E.
         block: Round each expert's rows up to a multiple of this. The extra rows hold some token;
-            their output is read by nobody.
+            their output is not used.
 
     Returns:
         Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
@@ -102,9 +102,10 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
 
 
 def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
-    """One product for all experts, where it may be used and pays.
+    """Whether one grouped product for all experts is possible and faster.
 
-    ``F.grouped_mm`` refuses fp64, rows of no multiple of 16 bytes, and all but bf16 when compiled.
+    ``F.grouped_mm`` rejects fp64, rows that are not a multiple of 16 bytes, and all but bf16 when
+    compiled.
     On a GPU it is one kernel only in bf16 and from compute capability 9.0 (H100) on; elsewhere
     torch runs one expert after the other inside it and waits for the row counts in each of the
     products, where :func:`experts_in_turn` waits once. On a CPU one expert after the other stays in

@@ -1,10 +1,10 @@
-"""Functions with a backward pass of their own: what autograd would do in many passes over memory.
+"""Functions with a hand-written backward pass, where autograd would make many passes over memory.
 
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
 that read and write the same activations again and again. Each function here does the work of one
-group of them in as few passes as torch's own operators allow, forward and backward, and keeps only
-what the backward pass needs. Beside each stands its plain twin, ``plain_…``: the definition, what
-the tests compare with, and what runs under ``torch.compile``, which fuses by itself.
+group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
+the backward pass needs. Each has a reference implementation, ``plain_…``, which the tests compare
+with and which runs under ``torch.compile``, which fuses operations itself.
 """
 
 from __future__ import annotations

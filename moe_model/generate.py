@@ -1,10 +1,10 @@
-"""Continue a text: sample one token after the other from a trained model.
+"""Continue a text with a trained model, token by token.
 
     python -m moe_model.generate checkpoints/RUN/best --prompt "The " --temperature 0.8
 
-The past is kept in a latent cache; the seed alone decides what comes out. Text goes to standard
-output as it is written, speed to standard error. Several prompts are read together, and their texts
-follow each other at the end.
+Generation uses a latent cache; the same seed gives the same text. Text goes to standard output as
+it is generated, speed to standard error. Several prompts are continued together, and their texts
+are printed one after the other at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ app = App(
 _PROMPT = Parameter(allow_leading_hyphen=True, negative=(), show_default=False)
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: what was written so far is good."""
+"""Exit code after Ctrl-C; the text written so far is valid."""
 
 
 @app.default
@@ -61,22 +61,22 @@ def main(
     weights: Literal["fp32", "fp16"] = "fp32",
     draft: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Continue a text with a trained model. The text goes to standard output as it is written.
+    """Continue a text with a trained model. The text goes to standard output as it is generated.
 
     Args:
-        checkpoint: Folder such as checkpoints/RUN/best, or a run: its latest.
-        prompt: Text to continue (default: a line break). Given several times, all are continued
-            together, each as it would be alone.
-        chat: Give the prompt to the model as a chat message, by the chat template that came with
-            it, and write the answer alone. The template runs in a sandbox, for 5 s at most.
-        max_new_tokens: Tokens to sample.
+        checkpoint: Folder such as checkpoints/RUN/best, or a run for its latest checkpoint.
+        prompt: Text to continue (default: a line break). Repeat the option to continue several
+            prompts together.
+        chat: Pass the prompt as a chat message, formatted by the model's chat template, and print
+            only the answer. The template runs in a sandbox, for 5 s at most.
+        max_new_tokens: Number of tokens to sample.
         rules: See SamplingRules.
         seed: Same seed, same text.
-        device: auto takes a GPU if there is one.
-        weights: fp32 rounds as the model does; fp16 reads half the memory, logits differ by 0.005.
-            For one prompt on a CPU.
-        draft: Guess one token ahead: the same text in fewer passes. Needs a model trained with
-            --mtp, and one prompt.
+        device: auto uses a GPU if there is one.
+        weights: fp32 rounds as the model does; fp16 halves the memory traffic, logits differ by
+            about 0.005. For one prompt on a CPU.
+        draft: Draft one token ahead: the same text in fewer forward passes. Needs a model trained
+            with --mtp, and a single prompt.
     """
     place = choose_device(device)
     _refuse_out_of_range(rules, max_new_tokens, seed)
@@ -105,30 +105,29 @@ def main(
 
 
 def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
-    """``UsageError`` for a number that is out of its range."""
+    """Raise ``UsageError`` for a number out of range."""
     try:
         rules.check()
     except ValueError as error:
         raise UsageError(f"--{error}") from error
     if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
+        raise UsageError(f"--max-new-tokens {max_new_tokens} is too few: choose 1 or more.")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
 
 
 def _refuse_for_several(prompts: int, place: torch.device, *, half: bool, draft: bool) -> None:
-    """``UsageError`` for what only a :class:`Sampler` of one prompt can do."""
+    """Raise ``UsageError`` for options that need a single prompt."""
     if half and (prompts > 1 or place.type != "cpu"):
         raise UsageError(
-            f"--weights fp16 is for one prompt on a CPU, not for {prompts} on {place.type}: "
-            "use fp32."
+            f"--weights fp16 supports one prompt on a CPU, not {prompts} on {place.type}: use fp32."
         )
     if draft and prompts > 1:
-        raise UsageError(f"--draft is for one prompt, not for {prompts}: leave it out.")
+        raise UsageError(f"--draft supports one prompt, not {prompts}: omit it.")
 
 
 def encode(tokenizer: Tokenizer, prompts: Sequence[str], chat: bool) -> list[Tensor]:
-    """Token ids of every prompt; ``UsageError`` where there are none."""
+    """Token ids of every prompt; ``UsageError`` for an empty prompt."""
     if chat:
         try:
             return encode_chats(tokenizer, prompts)
@@ -141,12 +140,12 @@ def encode(tokenizer: Tokenizer, prompts: Sequence[str], chat: bool) -> list[Ten
         except ValueError as error:
             raise UsageError(f"--prompt {prompt!r}: {error}") from error
         if not len(encoded[-1]):
-            raise UsageError("--prompt is empty: give at least one character.")
+            raise UsageError("--prompt is empty: pass at least one character.")
     return encoded
 
 
 def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
-    """Write the text as it comes; how fast it was goes to standard error."""
+    """Write the text as it is generated, then the speed on standard error."""
     started = time.perf_counter()
     code = FINISHED
     try:
@@ -159,7 +158,7 @@ def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
         put("\n")
         code = INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # whoever read has enough; nothing to flush
+        sys.stdout = None  # the reader has closed the pipe; nothing to flush
     given, seconds = sampler.given, time.perf_counter() - started
     say(
         f"{given} tokens in {seconds:.1f} s, {given / seconds:.1f} tokens/s, "
@@ -169,13 +168,13 @@ def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
 
 
 def _one(sampler: Sampler, tokenizer: Tokenizer, before: str) -> Iterator[str]:
-    """``before`` and the text that follows, as it comes."""
+    """``before`` and the text that follows, as it is generated."""
     yield before
     yield from pieces(sampler, tokenizer)
 
 
 def _several(sampler: BatchSampler, tokenizer: Tokenizer, before: Sequence[str]) -> Iterator[str]:
-    """The first text as it comes, the others at the end, a blank line before each."""
+    """The first text as it is generated, the others at the end, separated by blank lines."""
     ids: list[list[int]] = [[] for _ in before]
 
     def first() -> Iterator[int]:
@@ -192,10 +191,10 @@ def _several(sampler: BatchSampler, tokenizer: Tokenizer, before: Sequence[str])
 
 
 def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of ``ids`` bit by bit, whole characters only.
+    """Decode ``ids`` incrementally, in whole characters.
 
-    A token may be part of a character, and a space may depend on the token before: so the text of
-    all tokens since the last line break is decoded again, and what is new in it is handed out.
+    A token may be part of a character, and a space may depend on the token before. So all tokens
+    since the last line break are decoded again, and the new part is yielded.
     """
     line: list[int] = []
     written = 0
@@ -213,9 +212,9 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def put(text: str) -> None:
-    """Write to standard output at once; on a terminal without what could steer it.
+    """Write to standard output and flush; on a terminal without control characters.
 
-    Piped, the text is data and stays as it is.
+    Piped text is data and is not changed.
     """
     if sys.stdout.isatty():
         text = plain_text(text, multi_line=True)

@@ -27,20 +27,20 @@ class ModelOutput(NamedTuple):
     """What a forward pass returns."""
 
     logits_BSV: Tensor
-    """Scores of the next token at every position; of none, ``(B, 0, V)``, where losses are asked
-    for in their place."""
+    """Next-token logits at every position; empty, ``(B, 0, V)``, if losses are computed instead."""
     routings: tuple[Routing, ...]
-    """What each router decided, in forward order, over the B·S tokens."""
+    """The decisions of each router, in forward order, over the B·S tokens."""
     hidden_BSD: Tensor
-    """What the head saw: the last hidden state after its norm."""
+    """The input of the head: the last hidden state after its norm."""
     ahead_logits: tuple[Tensor, ...]
-    """Of each depth of multi-token prediction: scores of the token k + 1 places on, (B, S, V)."""
+    """For each depth k of multi-token prediction: logits of the token k + 1 positions ahead,
+    (B, S, V)."""
     losses: tuple[Tensor, ...] = ()
     """With targets: summed cross-entropy of the next token, then of each depth."""
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits; while training, also what its routers did, in :attr:`readings`."""
+    """The language model; in training it also records its routers in :attr:`readings`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ class LanguageModel(nn.Module):
         self._ahead_is_frozen = False
         self.readings = RouterReadings()
         self.recompute = False
-        """While training, keep what enters a layer and compute the rest again in the backward pass
-        (activation checkpointing)."""
+        """Activation checkpointing: in training, keep only the input of each layer and recompute
+        the rest in the backward pass."""
         self.sharded = False
-        """Every process holds a part of the weights: only a forward pass brings them together."""
+        """Whether every process holds a part of the weights, gathered in forward passes only."""
         self.init_weights()
 
     def forward(
@@ -76,19 +76,19 @@ class LanguageModel(nn.Module):
         targets: Sequence[Tensor] = (),
         cache: LatentCache | None = None,
     ) -> ModelOutput:
-        """Logits for every position.
+        """Compute logits for every position, or losses.
 
         Args:
             ids_BS: Token ids, int64.
-            valid_BS: False for padding, anywhere in a row. No token looks at it, positions count
-                real tokens only, and routers neither count it nor give it capacity. What the
-                model computes for padding itself means nothing. None if there is none.
+            valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
+                real tokens only, and routers neither count it nor give it capacity. Outputs for
+                padding are meaningless. ``None`` for no padding.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
-                prediction, which run only if it is given.
-            targets: What to predict at each position, ``(B, S)``, -100 for nothing: the next token,
-                then for each depth that runs. The losses come in place of the logits, which need
-                then never be there all at once.
-            cache: What came before, padding included; these tokens are put behind it.
+                prediction, which run only if given.
+            targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
+                first, then one tensor per depth that runs. The output then has losses instead of
+                logits, which are never materialised all at once.
+            cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]
         rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
             routings.append(Routing(*routing))
             seen.append(ahead_BSD)
 
-        # Evaluation and sampling must not move the bias, whichever way they are switched on.
+        # Evaluation and sampling must not change the bias.
         if self.training and torch.is_grad_enabled():
             self.readings.add(routings, valids)
         return self._output(seen, targets, tuple(routings))
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
     def _output(
         self, seen: Sequence[Tensor], targets: Sequence[Tensor], routings: tuple[Routing, ...]
     ) -> ModelOutput:
-        """Losses where there are targets, else logits, of every hidden state in ``seen``."""
+        """For every hidden state in ``seen``: losses if there are targets, else logits."""
         if not targets:
             logits, *ahead_logits = [self.head(x_BSD) for x_BSD in seen]
             return ModelOutput(logits, routings, seen[0], tuple(ahead_logits))
@@ -139,9 +139,9 @@ class LanguageModel(nn.Module):
     def _places(
         self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Rotation of these tokens, and what they may look at where there is padding.
+        """Rotation of these tokens, and their attention mask if there is padding.
 
-        A real token is at the place it has among the real ones, as in ``generate`` of transformers.
+        The position of a real token counts real tokens only, as in ``generate`` of transformers.
         """
         length = ids_BS.shape[1]
         valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
@@ -152,10 +152,10 @@ class LanguageModel(nn.Module):
         return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
-        """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.
+        """``layer(*inputs)``, with activation checkpointing if enabled.
 
-        The choice of experts is kept, not made again, and so is the order in which pairs are
-        dropped: on a GPU a near-tie could fall otherwise.
+        The choice of experts and the order of dropped pairs are kept, not recomputed: on a GPU a
+        near-tie could be decided differently.
         """
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return layer(*inputs)
@@ -181,7 +181,7 @@ class LanguageModel(nn.Module):
         routers = [module for module in self.modules() if isinstance(module, Router)]
         if len(routers) != len(self.config.router_depths):
             raise RuntimeError(
-                f"{len(routers)} routers found, {len(self.config.router_depths)} expected: a layer "
+                f"found {len(routers)} routers, expected {len(self.config.router_depths)}: a layer "
                 "was wrapped in a way that hides its router."
             )
         return routers[: len(routers) - len(self.mtp) * self._ahead_is_frozen]
@@ -192,9 +192,9 @@ class LanguageModel(nn.Module):
         return self.config.router_depths[: len(self.routers)]
 
     def freeze_ahead(self) -> None:
-        """Leave multi-token prediction as it is from now on: no gradients, no :attr:`routers`.
+        """Freeze multi-token prediction: no gradients, and excluded from :attr:`routers`.
 
-        A forward pass must then not be asked for it: nothing counts what those routers decide.
+        Do not request it in a forward pass afterwards: its routers are not counted.
         """
         self.mtp.requires_grad_(False)
         self._ahead_is_frozen = True

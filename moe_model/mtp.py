@@ -1,12 +1,12 @@
-"""Multi-token prediction (DeepSeek-V3, section 2.2): from what the model thinks at position i and
-the token that follows, predict the token after that.
+"""Multi-token prediction (DeepSeek-V3, section 2.2): from the hidden state at position i and the
+next token, predict the token after that.
 
 Depth k takes the hidden state of depth k − 1 and the embedding of token i + k, and its output goes
-through the head of the main model to predict token i + k + 1. It is trained for what it teaches the
-main model, and drafts tokens while generating.
+through the head of the main model to predict token i + k + 1. It improves the training of the main
+model, and drafts tokens in generation.
 
-Where the sources differ, this follows the released weights and those who serve them: the projection
-sees **[embedding, hidden]** (the paper prints hidden first), and the hidden state is that **after**
+Where the sources differ, this follows the released weights and inference engines: the projection
+sees **[embedding, hidden]** (the paper has hidden first), and the hidden state is that **after**
 the final norm, as in transformers, vLLM and SGLang (torchtitan takes it from before the norm).
 """
 
@@ -60,7 +60,7 @@ class PredictionDepth(nn.Module):
 def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
     """Where a position and the next ``depth`` tokens are all real.
 
-    Behind the end of a row that has no padding stands a real token: the caller gave it.
+    After the end of a row without padding comes a real token, which the caller supplied.
     """
     for _ in range(depth):
         following_BS = torch.cat((valid_BS[:, 1:], valid_BS[:, -1:]), dim=1)

@@ -1,9 +1,9 @@
-"""One decoder layer prepared for reading few tokens: the same function as ``DecoderLayer``.
+"""A decoder layer prepared for few tokens: the same function as ``DecoderLayer``.
 
 Absorbed attention over the latents of one sequence, then the dense feed-forward or the few experts
-that were chosen. It is written out, because between two products of 50 microseconds every operation
-that is not needed shows: norms have their weight, and queries the softmax scale, in the matrix that
-follows, and the rotary parts of all queries and of the key stand side by side and turn together.
+that were chosen. Between two products of 50 microseconds every additional operation costs time, so
+norm weights and the softmax scale are folded into the following matrix, and the rotary parts of all
+queries and of the key are adjacent and rotated together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from moe_model.rotary import softmax_scale
 from moe_model.router import Router
 
 _FEW_EXPERTS = 64
-"""Up to here choosing in Python is faster than the tensor operations of the router."""
+"""Up to this many scores, choosing experts in Python is faster than the router's tensor
+operations."""
 
 
 class PreparedLinear:

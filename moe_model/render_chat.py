@@ -1,6 +1,6 @@
-"""Renders chats in a process of its own: JSON in, JSON out. See ``chat.py``, which starts it.
+"""Render chats in a separate process: JSON in, JSON out. Started by ``chat.py``.
 
-It imports nothing of this project, so that it runs wherever this file is.
+It imports nothing from this project.
 """
 
 import json
@@ -14,7 +14,7 @@ MOST_CHARACTERS = 2**22
 
 
 def main() -> None:
-    """Render what standard input asks for; the alarm ends the process where that takes too long."""
+    """Render the job on standard input; an alarm ends the process if that takes too long."""
     job = json.load(sys.stdin)
     try:
         from transformers.utils import chat_template_utils  # noqa: F401  # before the clock runs
@@ -22,7 +22,7 @@ def main() -> None:
         answer: dict[str, Any] = {"error": f"{error}: pip install 'moe-microscope[train]'"}
     else:
         _limit_memory(job["bytes"])
-        # Without a handler the alarm needs no help of Python, which may be busy in a single
+        # Without a handler the alarm works even while Python is busy in a single
         # multiplication.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def answer_to(job: dict[str, Any]) -> dict[str, Any]:
-    """``rendered``, a text per conversation, or ``error``, in one line or more."""
+    """``rendered``, one text per conversation, or ``error``."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -46,12 +46,12 @@ def answer_to(job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # a template can raise anything
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     if sum(map(len, rendered)) > MOST_CHARACTERS:
-        return {"error": f"it wrote more than {MOST_CHARACTERS:,} characters"}
+        return {"error": f"it produced more than {MOST_CHARACTERS:,} characters"}
     return {"rendered": rendered}
 
 
 def _limit_memory(more: int) -> None:
-    """Let this process have ``more`` bytes beside those it has, where it can tell those."""
+    """Limit this process to ``more`` bytes beyond its present memory, if that is known."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         most = int(statm.read_text("ascii").split()[0]) * resource.getpagesize() + more

@@ -1,4 +1,4 @@
-"""Two ways to reach positions beyond those that a model was trained on."""
+"""Two methods to extend the context beyond the length a model was trained on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LEAST = {"factor": 1, "original_max_position_embeddings": 1}
 class YarnScaling:
     """YaRN (Peng et al., 2023): positions beyond those the model was trained on.
 
-    Named as in the ``rope_scaling`` of a published ``config.json``. Where it is given it is in
-    force, at every length, as in transformers; DeepSeek's own code switches it on only where
-    ``max_seq_len`` exceeds ``original_max_position_embeddings``.
+    Named as in the ``rope_scaling`` of a published ``config.json``. If given, it applies at every
+    length, as in transformers; DeepSeek's own code applies it only if ``max_seq_len`` exceeds
+    ``original_max_position_embeddings``.
     """
 
     factor: float
@@ -28,9 +28,9 @@ class YarnScaling:
     beta_slow: float = 1.0
     """Dimensions that turn less often than this are slowed down by the whole factor."""
     mscale: float = 1.0
-    """Strength of the correction of the rotated parts, above the line."""
+    """Strength of the correction of the rotated parts, in the numerator."""
     mscale_all_dim: float = 1.0
-    """Strength of the correction of the whole softmax; below the line in the other. 0: none."""
+    """Strength of the correction of the whole softmax; the denominator of the other. 0: none."""
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "mscale": 0, "mscale_all_dim": 0, "beta_slow": 1e-3})
@@ -43,7 +43,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Llama3Scaling:
-    """The stretch of Llama 3.1: pairs that turn slowly turn slower, scores stay as they are.
+    """The scaling of Llama 3.1: slow pairs rotate slower, scores are unchanged.
 
     Named as in the ``rope_scaling`` of a published ``config.json`` with ``rope_type`` llama3.
     """

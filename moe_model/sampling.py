@@ -1,4 +1,4 @@
-"""Choosing tokens one after the other: what may follow, a draw, and the loop around the model.
+"""Sampling: the rules, a draw, and the generation loop.
 
 The rules are those of ``generate`` in transformers, in its order: repetition penalty, temperature,
 top k, top p, min p. The past is kept in a latent cache as long as prompt and answer need.
@@ -19,22 +19,22 @@ from moe_model.model import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class SamplingRules:
-    """Which tokens may follow, and how likely each is."""
+    """Sampling options."""
 
     temperature: float = 0.8
-    """Divides the logits; 0 takes the likeliest token each time."""
+    """Divides the logits; 0 always takes the most likely token."""
     top_k: int = 0
-    """Sample among this many of the likeliest tokens; 0 takes all."""
+    """Sample from this many most likely tokens; 0 for all."""
     top_p: float = 0.95
-    """Sample among the likeliest tokens that together hold this probability."""
+    """Sample from the most likely tokens whose probabilities add up to this."""
     min_p: float = 0.0
-    """Leave out tokens less likely than this share of the likeliest one's probability."""
+    """Exclude tokens less likely than this fraction of the highest probability."""
     repetition_penalty: float = 1.0
-    """Makes every token that the model sees, prompt included, less likely above 1: positive logits
-    are divided by it, negative ones multiplied (Keskar et al., 2019)."""
+    """Above 1, makes every token of the text, prompt included, less likely: positive logits are
+    divided by it, negative ones multiplied (Keskar et al., 2019)."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` with the name, the value and the range where one is out of it."""
+        """Raise ``ValueError`` with name, value and range if one is out of range."""
         infinity = float("inf")
         for name, value, is_possible, choice in (
             ("temperature", self.temperature, 0 <= self.temperature < infinity, "0 or more"),
@@ -58,15 +58,17 @@ class SamplingRules:
             ValueError: If the model has diverged.
         """
         if not logits_V.isfinite().all():
-            raise ValueError("the logits are not finite: the model has diverged, use another one.")
+            raise ValueError(
+                "the logits are not finite: the model has diverged; use another checkpoint."
+            )
         if self.temperature == 0:
             return int(self._penalised(logits_V, ids).argmax())
         probability_V, ids_V = self.probabilities(logits_V, ids)
         return int(ids_V[torch.multinomial(probability_V, 1, generator=generator)])
 
     def probabilities(self, logits_V: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """How likely each token is after ``ids``, before they are scaled to a sum of 1, and which
-        token it is; the likeliest first. The temperature must not be 0."""
+        """Unnormalised probabilities of the next token after ``ids``, and the token ids, most
+        likely first. The temperature must not be 0."""
         logits_V = self._penalised(logits_V, ids)
         # The highest is 0, whatever it is divided by.
         scores_V = (logits_V - logits_V.max()) / self.temperature
@@ -92,12 +94,12 @@ class SamplingRules:
 
 
 class Sampler:
-    """Iterates over the token ids that follow a prompt, each as soon as it is known.
+    """Iterates over the token ids that follow a prompt, as they are generated.
 
-    With drafts, one pass reads the last token together with a guess at the next one, from the
-    model's multi-token prediction. Every token is still picked from the logits of the model, in the
-    same order and with the same draws, so the text is the same; where the guess was right, the pass
-    gave two tokens.
+    With drafts, one pass reads the last token together with a draft of the next one, from the
+    model's multi-token prediction. Every token is still sampled from the logits of the model, in
+    the same order and with the same draws, so the text is the same; if the draft was right, the
+    pass gives two tokens.
     """
 
     def __init__(
@@ -112,27 +114,28 @@ class Sampler:
         stop_at: Collection[int] = (),
         **rules: Any,
     ) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare; no forward pass runs yet.
 
         Args:
-            model: In evaluation mode while this is iterated, then as it was found.
-            prompt_S: At least one token id, int64; of more than the context, the last count.
+            model: In evaluation mode during iteration, then restored.
+            prompt_S: At least one token id, int64; only the last tokens that fit the context count.
             max_new_tokens: How many tokens to sample.
-            seed: Of a generator of its own, so that sampling never disturbs training.
-            weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
-            draft: Guess ahead; ``ValueError`` where the model cannot.
-            stop_at: The tokens that end a text; they are not given.
+            seed: Seed of a separate generator, so that sampling never affects training.
+            weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; by default fp32 on a
+                CPU.
+            draft: Draft ahead; ``ValueError`` if the model cannot.
+            stop_at: The tokens that end a text; they are not yielded.
             rules: Fields of :class:`SamplingRules`.
         """
         if not len(prompt_S):
-            raise ValueError("prompt has 0 tokens: give at least one.")
+            raise ValueError("the prompt has 0 tokens: it needs at least one.")
         on_cpu = model.embed_tokens.weight.device.type == "cpu"
         if weights is None and on_cpu and not model.sharded:
             weights = torch.float32
         self.given = 0
-        """Tokens given so far."""
+        """Tokens yielded so far."""
         self.passes = 0
-        """Passes through the model so far, the one that reads the prompt included."""
+        """Forward passes so far, the prompt included."""
         self._model = model
         self._left, self._stop_at = max_new_tokens, stop_at
         self._rules = SamplingRules(**rules)
@@ -148,14 +151,14 @@ class Sampler:
         was_training = self._model.training
         self._model.eval()
         try:
-            self._start_over(self._context)  # iterated again, it goes on where it stopped
+            self._start_over(self._context)  # iterated again, it continues
             while self._left > 0:
                 for token in self._until_full():
                     if token in self._stop_at:
                         return
                     self.given += 1
                     yield token
-                # The context is full: go on from its second half, read again from position 0.
+                # The context is full: restart from its second half, at position 0.
                 self._start_over(max(1, self._context // 2))
         finally:
             self._model.train(was_training)
@@ -168,7 +171,7 @@ class Sampler:
         token = self._pick(logits_SV[-1])
         yield token
         while self._left and self._room:
-            # What the drafter has not seen: hidden states, and the token after each.
+            # What the drafter has not read: hidden states, and the token after each.
             following.append(token)
             guess = None
             if drafter is not None and self._room >= 2:
@@ -187,7 +190,7 @@ class Sampler:
                 yield token
 
     def _start_over(self, tokens: int) -> None:
-        """Forget what was read, and all but the last ``tokens``."""
+        """Clear the cache and keep only the last ``tokens``."""
         self._ids = self._ids[-tokens:]
         self._decoder.forget(self._decoder.cache.used)
         if self._drafter is not None:

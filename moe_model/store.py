@@ -1,10 +1,9 @@
-"""What a checkpoint folder holds, and how it is read.
+"""The contents of a checkpoint folder, and how to read it.
 
-``checkpoint.json`` says what the model is and lists the other files with their size and SHA-256;
-``model.safetensors`` has the weights, ``training.safetensors`` what the optimizer and the data
-sampler remember, which an imported model does not have. A tokenizer that is more than a list of
-characters has files of its own. Nothing in it is executed when it is read: no pickle, whoever made
-the file.
+``checkpoint.json`` describes the model and lists the other files with their size and SHA-256.
+``model.safetensors`` has the weights, ``training.safetensors`` the state of the optimizer and the
+data sampler, which an imported model lacks. A tokenizer other than characters has its own files.
+Reading executes nothing: no pickle.
 """
 
 from __future__ import annotations
@@ -44,47 +43,47 @@ TRAINING_STATE = "training.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose files are all there and unchanged since they were written."""
+    """A verified checkpoint: all files exist and are unchanged."""
 
     folder: Path
-    """Where it is, links resolved: a checkpoint that is replaced meanwhile stays readable."""
+    """Its folder, links resolved, so that it stays readable if the link is replaced."""
     step: int
     """Optimizer steps completed."""
     config: ModelConfig
     """Shape of the model."""
     tokenizer_if_any: Tokenizer | None
-    """How text becomes tokens; none where a model was imported without."""
+    """The tokenizer; ``None`` if the model was imported without one."""
     stop_ids: tuple[int, ...]
-    """The tokens that end a text: those that the model names, and the tokenizer's own."""
+    """The tokens that end a text: those of the model and of the tokenizer."""
     description: dict[str, Any]
     """Everything in ``checkpoint.json``."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """How text becomes tokens; ``CheckpointError`` where there is none."""
+        """The tokenizer; ``CheckpointError`` if there is none."""
         if self.tokenizer_if_any is None:
             raise CheckpointError(
-                f"{self.folder} has no tokenizer: the model was imported without one; put its "
+                f"{self.folder} has no tokenizer: the model was imported without one. Copy its "
                 "tokenizer.json beside its config.json and import it again."
             )
         return self.tokenizer_if_any
 
     @property
     def published(self) -> dict[str, Any] | None:
-        """The ``config.json`` that the model was imported with; none where it was not.
+        """The ``config.json`` that the model was imported with; ``None`` if it was not imported.
 
-        ``CheckpointError`` where it is no object.
+        Raises ``CheckpointError`` if it is not an object.
         """
         found = self.description.get("published")
         if not isinstance(found, dict | None):
             raise CheckpointError(
-                f"{self.folder / DESCRIPTION} says published={shown(found)}: it must be an object, "
+                f"{self.folder / DESCRIPTION} has published={shown(found)}: it must be an object, "
                 "use another checkpoint."
             )
         return found
 
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
-        """The model in evaluation mode; ``CheckpointError`` where weights and config disagree."""
+        """The model in evaluation mode; ``CheckpointError`` if weights and config disagree."""
         with torch.device("meta"):
             model = LanguageModel(self.config)
         model = model.to_empty(device=device)
@@ -92,7 +91,7 @@ class Checkpoint:
         return model.eval()
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
-        """Give ``model`` the weights; ``CheckpointError`` where they do not fit it."""
+        """Load the weights into ``model``; ``CheckpointError`` if they do not fit."""
         try:
             model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -106,13 +105,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run.
 
     Raises:
-        CheckpointError: If there is none, or a file of it is missing, cut short or changed.
+        CheckpointError: If there is none, or a file is missing, truncated or changed.
     """
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
-        early = ", or it was stopped before its first checkpoint" if path.is_dir() else ""
+        early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
         raise CheckpointError(
-            f"{path} holds no {DESCRIPTION}{early}: name a checkpoint folder, such as "
+            f"{path} has no {DESCRIPTION}{early}: name a checkpoint folder, such as "
             "checkpoints/RUN/latest or checkpoints/RUN/best."
         )
     folder = folder.resolve()
@@ -148,7 +147,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             raise ValueError(f"it does not list {WEIGHTS}")
         for name in files:
             if Path(name).name != name or not name.isprintable() or len(name) > 255:
-                raise ValueError(f"it lists {shown(name)}: outside its own folder, or no file name")
+                raise ValueError(f"it lists {shown(name)}: not a file name inside the folder")
         config = ModelConfig.from_dict(plain["model"])
         ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
         if max(ends, default=0) >= config.vocab_size:
@@ -177,21 +176,21 @@ def _read_tokenizer(
         else:
             tokenizer = CharTokenizer.from_dict(description)
         if len(tokenizer) > vocab_size:
-            raise ValueError(f"one of {len(tokenizer)} tokens for vocab_size={vocab_size}")
+            raise ValueError(f"it has {len(tokenizer)} tokens, but vocab_size={vocab_size}")
         return tokenizer
     except UNREADABLE as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no tokenizer of its model ({reason(error)}): use "
+            f"{folder / DESCRIPTION} describes no usable tokenizer ({reason(error)}): use "
             "another checkpoint."
         ) from error
 
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
-    """Write the ``checkpoint.json`` of ``folder``, which holds all other files already.
+    """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
 
     Args:
-        folder: Where.
-        config: Of the model.
+        folder: The checkpoint folder.
+        config: Config of the model.
         step: Optimizer steps completed.
         facts: The other entries; ``tokenizer`` must be among them.
     """
@@ -203,10 +202,10 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
         **facts,
         "files": {path.name: file_facts(path) for path in sorted(folder.iterdir())},
     }
-    # Of what a reader will see: tuples are lists by then, and names texts.
+    # The checksum of what a reader will see: JSON turns tuples into lists.
     description["sha256"] = digest_of(json.loads(json.dumps(description)))
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    # A path that is no UTF-8 has lone surrogates, and this is how JSON writes those.
+    # A path that is not UTF-8 has lone surrogates, which ASCII JSON can represent.
     (folder / DESCRIPTION).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
@@ -219,18 +218,18 @@ def _verify(path: Path, size: object, digest: object) -> None:
             f"{path} cannot be read ({error.strerror}): use another checkpoint."
         ) from error
     if found is None:
-        raise CheckpointError(f"{path} is no regular file: use another checkpoint.")
+        raise CheckpointError(f"{path} is not a regular file: use another checkpoint.")
     if found != {"bytes": size, "sha256": digest}:
         raise CheckpointError(
-            f"{path} is damaged ({found['bytes']} bytes, {shown(size)} were written, or other "
-            "contents): use another checkpoint, such as best or an older step."
+            f"{path} is damaged ({found['bytes']} bytes of {shown(size)}, or a wrong checksum): "
+            "use another checkpoint, such as best or an older step."
         )
 
 
 def _refuse_other_size(path: Path, config: ModelConfig) -> None:
-    """``CheckpointError`` where the weights are not as many as those of ``config``.
+    """Raise ``CheckpointError`` if the number of weights is not that of ``config``.
 
-    Before a model is made: a description that is wrong could ask for one that no memory holds.
+    Before building the model: a wrong description could ask for more than the memory.
     """
     routers = config.num_hidden_layers - config.first_k_dense_replace
     routers += config.num_nextn_predict_layers

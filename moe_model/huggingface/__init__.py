@@ -1,1 +1,1 @@
-"""Models to and from Hugging Face: DeepSeek-V3 and -V2, GLM-4.7-Flash; see :mod:`.command`."""
+"""Import from and export to Hugging Face: DeepSeek-V3, DeepSeek-V2, GLM-4.7-Flash."""

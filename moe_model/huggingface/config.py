@@ -1,11 +1,11 @@
-"""A published ``config.json`` read as a ``ModelConfig``, and a ``ModelConfig`` written as one.
+"""Convert a published ``config.json`` to a ``ModelConfig`` and back.
 
-What counts is what transformers computes from the file. So a rule that the file leaves out has the
-default it has there, a field that says something this model is not is refused by its name, and a
-field that nobody knows is passed over: published configs carry many.
+The behaviour of transformers is the reference: an absent field has transformers' default, a field
+with an unsupported value is rejected by name, and unknown fields are ignored, since published
+configs contain many.
 
-How the model types differ is in :mod:`moe_model.huggingface.model_types`, positions are read and
-written in :mod:`moe_model.huggingface.rope`.
+:mod:`moe_model.huggingface.model_types` has the differences of the model types,
+:mod:`moe_model.huggingface.rope` the positions.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from moe_model.huggingface.rope import number, read_rope, rope_fields
 CONFIG = "config.json"
 FP8_BLOCK = (128, 128)
 MOST_CHARACTERS = 2**20
-"""Of a ``config.json``, all of which a checkpoint keeps."""
+"""Size limit of a ``config.json``, all of which a checkpoint keeps."""
 
 
 class HuggingFaceError(ValueError):
-    """A folder that cannot be imported, or a model that cannot be exported: what, what to do."""
+    """A folder cannot be imported, or a model cannot be exported; the message has what to do."""
 
 
 class Published(NamedTuple):
-    """What a ``config.json`` says about the tensors beside it."""
+    """The contents of a ``config.json``."""
 
     config: ModelConfig
     """The model."""
     interleaved: bool
-    """Whether rotary dimensions are pairs (0, 1), (2, 3) …, as here, or halves."""
+    """Whether rotary pairs are interleaved, (0, 1), (2, 3) …, as here, or halves."""
     fp8_block: tuple[int, int] | None
-    """Rows and columns that share a scale, where weights may be FP8."""
+    """Block size (rows, columns) of FP8 scales; ``None`` without FP8."""
     fields: dict[str, Any]
-    """All that it says."""
+    """All fields."""
 
 
 _SIZES = (
@@ -52,7 +52,7 @@ _SIZES = (
     "n_routed_experts", "num_experts_per_tok", "num_attention_heads", "kv_lora_rank",
     "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "max_position_embeddings",
 )  # fmt: skip
-"""Without these there is no model."""
+"""Required fields."""
 
 
 def read_config(path: Path) -> Published:
@@ -64,9 +64,9 @@ def read_config(path: Path) -> Published:
             f"{path} cannot be read ({error.strerror}): name a folder with a published model."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise HuggingFaceError(f"{path} is not JSON ({error}): fetch it again.") from error
+        raise HuggingFaceError(f"{path} is not JSON ({error}): download it again.") from error
     if not isinstance(fields, dict):
-        raise HuggingFaceError(f"{path} holds no JSON object: fetch it again.")
+        raise HuggingFaceError(f"{path} is not a JSON object: download it again.")
     try:
         return _published(fields)
     except (ValueError, OverflowError) as error:
@@ -99,7 +99,7 @@ def _published(fields: dict[str, Any]) -> Published:
     _check_values(fields, {name: (value,) for name, value in same.items()})
     interleaved = number({"rope_interleave": True, **fields}, "rope_interleave", bool)
     if len(json.dumps(fields, allow_nan=False)) > MOST_CHARACTERS:
-        raise ValueError(f"it has more than {MOST_CHARACTERS} characters: fetch it again.")
+        raise ValueError(f"it has more than {MOST_CHARACTERS} characters: download it again.")
     return Published(config, interleaved, _read_block(fields), fields)
 
 
@@ -111,7 +111,7 @@ def _check_values(fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ..
 
 
 def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
-    """The block that shares a scale, where weights are stored as FP8."""
+    """The block size of FP8 scales, if weights are stored as FP8."""
     quantization = fields.get("quantization_config")
     if quantization is None:
         return None
@@ -132,10 +132,10 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:
-    """The ``config.json`` of ``config``, without what the tokenizer and the weights add to it.
+    """The ``config.json`` for ``config``, without the fields of the tokenizer and the weights.
 
     Raises:
-        HuggingFaceError: If transformers' class cannot be this model.
+        HuggingFaceError: If transformers' class cannot represent this model.
     """
     kind = ARCHITECTURES[config.model_type]
     alone = config.topk_method == "noaux_tc" and config.n_routed_experts < 2 * config.n_group
@@ -170,9 +170,9 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
-"""Code that is not there, another name of ours, and what was true of the files that were read."""
+"""Fields an export drops: custom code, aliases of our fields, facts about the imported files."""
 
 
 def kept_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What an export keeps of the ``config.json`` that was imported, to be overruled by its own."""
+    """The imported ``config.json`` fields that an export keeps; its own fields override them."""
     return {n: v for n, v in fields.items() if n not in _NOT_KEPT and not n.startswith("_")}

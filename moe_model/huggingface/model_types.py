@@ -1,7 +1,7 @@
-"""The published architectures that are this model, and how each says so in its ``config.json``.
+"""The published architectures that this model implements, and their ``config.json`` conventions.
 
-They share names and shapes of tensors. DeepSeek-V2 routes by a softmax without a bias, so it has no
-``e_score_correction_bias``; GLM-4.7-Flash names the kind of every layer instead of counting the
+They share names and shapes of tensors. DeepSeek-V2 uses a softmax router without a bias, so it has
+no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of every layer instead of the number of
 dense ones.
 """
 
@@ -17,14 +17,14 @@ _V2: ModelType = "deepseek_v2"
 
 
 class Architecture(NamedTuple):
-    """One of transformers' models."""
+    """One of transformers' model types."""
 
     name: str
-    """As in ``architectures``."""
+    """Its entry in ``architectures``."""
     rules: Mapping[str, int | float | bool]
-    """What transformers takes where the file says nothing."""
+    """transformers' defaults for absent fields."""
     always: Mapping[str, tuple[Any, ...]]
-    """The values a field may have; absent or null says the first."""
+    """The supported values of a field; absent or null means the first."""
 
 
 _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
@@ -55,8 +55,8 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
             **_EVERYWHERE,
             "scoring_func": ("softmax",),
             "topk_method": ("greedy", "group_limited_greedy"),
-            # Where it is true, transformers does nothing, and DeepSeek's own code divides by the
-            # sum but leaves the scaling factor out.
+            # If true, transformers ignores it, and DeepSeek's own code divides by the sum but omits
+            # the scaling factor.
             "norm_topk_prob": (False,),
             "mlp_bias": (False,),
         },
@@ -75,7 +75,7 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
 
 
 def model_type_of(fields: Mapping[str, Any]) -> ModelType:
-    """Which of them ``fields`` is of; ``ValueError`` where it is none."""
+    """The model type of ``fields``; ``ValueError`` if it is not supported."""
     names, said = fields.get("architectures"), fields.get("model_type")
     for model_type, architecture in ARCHITECTURES.items():
         if names == [architecture.name] if names else said == model_type:
@@ -88,26 +88,26 @@ def model_type_of(fields: Mapping[str, Any]) -> ModelType:
 
 
 def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` as DeepSeek-V3 would say the same; ``ValueError`` where they contradict."""
+    """``fields`` in DeepSeek-V3's convention; ``ValueError`` if they contradict each other."""
     told = dict(fields)
     if model_type == _V2:
         if told.get("norm_topk_prob") is None:
             told["norm_topk_prob"] = False
         if told.get("topk_method") in (None, "greedy"):
-            told |= {"n_group": 1, "topk_group": 1}  # whatever they say, groups are not looked at
+            told |= {"n_group": 1, "topk_group": 1}  # groups are ignored
     if model_type == _GLM:
         told["first_k_dense_replace"] = _dense_layers(fields)
     return told
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:
-    """``mlp_layer_types``, as GLM-4.7-Flash has it."""
+    """``mlp_layer_types`` of GLM-4.7-Flash."""
     dense = config.first_k_dense_replace
     return ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
 
 
 def _dense_layers(fields: Mapping[str, Any]) -> int:
-    """How many of the first layers are dense; transformers looks at ``mlp_layer_types`` alone."""
+    """Number of leading dense layers; transformers uses ``mlp_layer_types`` only."""
     kinds, dense = fields.get("mlp_layer_types"), 1
     if kinds is not None:
         dense = kinds.count("dense") if isinstance(kinds, list) else -1

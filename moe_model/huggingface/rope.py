@@ -1,7 +1,7 @@
-"""Rotary positions in a published ``config.json``, read and written.
+"""Read and write rotary positions in a published ``config.json``.
 
-Transformers 4 and the hub say ``rope_scaling`` and ``rope_theta``, transformers 5 says
-``rope_parameters``: both are read, and both are written.
+Transformers 4 and the hub use ``rope_scaling`` and ``rope_theta``, transformers 5 uses
+``rope_parameters``. Both are read, and both are written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
-    """``rope_theta``, and what stretches the context; ``ValueError`` names what is wrong."""
+    """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
     rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
     for source in ("rope_scaling", "rope_parameters"):
         told = fields.get(source)
@@ -74,7 +74,7 @@ def _read_yarn(known: dict[str, Any]) -> YarnScaling:
 
 
 def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
-    """``mscale`` and ``mscale_all_dim`` that give here what the file gives in transformers.
+    """The ``mscale`` and ``mscale_all_dim`` that are equivalent to the file in transformers.
 
     There the amplitude of the rotated parts is m(mscale) / m(mscale_all_dim) only where both are
     given and not 0, otherwise m(1), and ``attention_factor`` overrules both; the correction of the
@@ -96,7 +96,7 @@ def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
 
 
 def default_amplitude(yarn: dict[str, Any]) -> float:
-    """What transformers scales the rotated parts with where no ``attention_factor`` is given."""
+    """transformers' scale of the rotated parts if ``attention_factor`` is absent."""
     over, under = yarn.get("mscale"), yarn.get("mscale_all_dim")
     if over and under:
         return mscale(yarn["factor"], over) / mscale(yarn["factor"], under)
@@ -104,10 +104,10 @@ def default_amplitude(yarn: dict[str, Any]) -> float:
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any]:
-    """How the positions of ``config`` stand in a ``config.json``."""
+    """The rotary fields of ``config`` in a ``config.json``."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := config.rope_scaling) is not None:
-        # Transformers 4 warns where one of these is a whole number.
+        # Transformers 4 warns if one of these is an integer.
         rope = {name: float(value) for name, value in dataclasses.asdict(scaling).items()}
         kind = "yarn" if isinstance(scaling, YarnScaling) else "llama3"
         rope |= {"rope_type": kind, "type": kind, _ORIGINAL: int(rope[_ORIGINAL])}
@@ -124,7 +124,7 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def number(fields: dict[str, Any], name: str, kind: type) -> Any:
-    """Field ``name`` if it is of ``kind``; ``ValueError`` with its name if not."""
+    """Field ``name`` if it has type ``kind``, else ``ValueError``."""
     value: Any = fields.get(name)
     if kind is float and type(value) is int:
         value = float(value)

@@ -1,8 +1,8 @@
-"""The tokens that end a text, as a published folder names them.
+"""The end-of-text tokens of a published folder.
 
-A chat model has several: one ends a turn, another a document. transformers stops at those of
-``generation_config.json`` and looks into ``config.json`` only where that file is missing; here both
-count, and so does the end that the tokenizer names.
+A chat model has several: one ends a turn, another a document. transformers uses those of
+``generation_config.json`` and falls back to ``config.json``; here both count, and so does the end
+token of the tokenizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
-    """Every ``eos_token_id`` of the files in ``folder``, each once; often one, maybe none.
+    """Every ``eos_token_id`` of the files in ``folder``, each once.
 
     Raises:
         HuggingFaceError: If a file is damaged, or names a token that the model does not have.
@@ -35,7 +35,9 @@ def _stop_ids(path: Path, vocab_size: int) -> list[int]:
     try:
         said = json.loads(read_small_file(path)).get("eos_token_id")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise HuggingFaceError(f"{path} holds no JSON object ({error}): fetch it again.") from error
+        raise HuggingFaceError(
+            f"{path} is not a JSON object ({error}): download it again."
+        ) from error
     ids = said if isinstance(said, list) else [] if said is None else [said]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise HuggingFaceError(

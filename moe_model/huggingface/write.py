@@ -1,7 +1,7 @@
-"""A model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+"""Write a model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
 Names, shapes and files are those of the published models: one tensor per expert, multi-token
-prediction as the layers behind the last one, shards of a few gigabytes with an index.
+prediction as layers after the last one, shards of a few gigabytes with an index.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def write_config(
     ends: Sequence[int],
     imported: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json``, and ``generation_config.json`` where a token ends a text.
+    """Write ``config.json``, and ``generation_config.json`` if there are end tokens.
 
     Args:
-        folder: Where.
-        config: Of the model; ``HuggingFaceError`` if transformers' class cannot be it.
-        dtype: Of the weights.
-        begin: ``bos_token_id``. Left out it would be 0, which is a character like any other here.
-        ends: ``eos_token_id``, a list where there are several. Left out it would be 1.
-        imported: Fields of the ``config.json`` it came from; those are kept that say nothing else
-            about the model than ``config`` does.
+        folder: Destination.
+        config: Of the model; ``HuggingFaceError`` if transformers' class cannot represent it.
+        dtype: Data type of the weights.
+        begin: ``bos_token_id``; transformers would default to 0, an ordinary character here.
+        ends: ``eos_token_id``, a list if there are several; transformers would default to 1.
+        imported: Fields of the imported ``config.json``; those that do not contradict ``config``
+            are kept.
     """
     eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
     special_ids = {"bos_token_id": begin, "eos_token_id": eos}
@@ -68,14 +68,14 @@ def write_weights(
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
 
     Args:
-        folder: Where.
-        config: Of the model.
-        state: Its state dict.
-        dtype: Of the weights in the files.
-        shard_bytes: Begin another file before one becomes larger; a larger tensor has its own.
+        folder: Destination.
+        config: Config of the model.
+        state: State dict of the model.
+        dtype: Data type of the weights in the files.
+        shard_bytes: Largest size of a file; a larger tensor gets its own file.
 
     Raises:
-        HuggingFaceError: If a tensor that matters has no place in such files.
+        HuggingFaceError: If the format cannot hold a tensor that has an effect.
     """
     _refuse_to_lose(state, config)
     state = state | _empty_shared_experts(config, state)
@@ -109,7 +109,7 @@ def _refuse_to_lose(state: dict[str, Tensor], config: ModelConfig) -> None:
 
 
 def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What transformers looks for where a model has none: matrices without a single weight."""
+    """Empty matrices that transformers expects for absent shared experts."""
     if config.n_shared_experts:
         return {}
     router, D = "router.weight", config.hidden_size
@@ -123,7 +123,7 @@ def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict
 
 
 Piece = tuple[str, Part]
-"""The name of one of our tensors, and one of its parts."""
+"""A part of one of our tensors."""
 
 
 def _shards(

@@ -1,4 +1,4 @@
-"""Loss on held-out text: the same batches every time, and no trace in the router readings."""
+"""Loss on held-out text: the same batches every time, without any effect on the router readings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def evaluate(
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
     Args:
-        model: Whose mode is changed meanwhile.
-        batches: All of them, on every rank; each rank looks at its share.
+        model: In evaluation mode meanwhile.
+        batches: All of them, on every rank; each rank evaluates its share.
         device: Of the model.
-        dtype: Of matrix products.
-        forward: The model as it is called, where it is spread over ranks.
+        dtype: Number format of matrix products.
+        forward: What to call instead of the model where it is spread over ranks.
         world: The ranks. Each makes the same number of forward passes: sharded ones wait for each
             other.
     """

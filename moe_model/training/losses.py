@@ -1,7 +1,7 @@
-"""What training minimises: next-token cross-entropy, and what is added to it.
+"""What training minimises: next-token cross-entropy and the terms added to it.
 
 Every value here is a *share*: summed over the micro-batches of a step and over all ranks it is the
-mean over the whole step. So a step means the same however it is cut into pieces.
+mean over the whole step. So a step is identical however it is split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ tokens (section 4.2)."""
 
 
 def weights_at(step: int, options: Options) -> dict[str, float]:
-    """What is added to the loss in 1-based ``step``: weights by name, none that is 0.
+    """The terms added to the loss in 1-based ``step``: weights by name, without those that are 0.
 
     Balance losses add up over the routers; each is 1 where the load is balanced.
     """
@@ -45,9 +45,9 @@ def loss_shares(
     """The share of the next-token loss, then of each loss in ``names``.
 
     Args:
-        output: Of the forward pass over a micro-batch, with targets.
+        output: Result of the forward pass over a micro-batch, with targets.
         names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
-        step_batches: What the micro-batch is a part of: it knows the number of targets in the step.
+        step_batches: All micro-batches of the step, with the number of targets in it.
         num_passes: Forward passes in the step, over all ranks.
     """
     num_targets = step_batches.num_targets

@@ -1,8 +1,8 @@
 """The optimizers that large language models are trained with, and their learning rate.
 
 AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2).
-Only matrices decay: a norm's gain has no reason to be small. The routers' bias is a buffer, not a
-parameter, and so never gets here.
+Only matrices decay; the gains of norms do not. The routers' bias is a buffer, not a parameter, so
+the optimizer never sees it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 def make_optimizer(
     model: nn.Module, learning_rate: float, name: OptimizerName = "adamw"
 ) -> torch.optim.Optimizer:
-    """What trains the parameters of ``model``.
+    """The optimizer for the parameters of ``model``.
 
     ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves what lies
     between embedding and head and is a plain matrix by its orthogonalised momentum (Jordan, 2024),
@@ -75,6 +75,6 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use ``learning_rate`` for the next step."""
+    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

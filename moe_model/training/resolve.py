@@ -1,7 +1,7 @@
-"""Options as a person gives them become options that describe a run completely.
+"""Complete the given options so that they describe a run.
 
-What was left out takes the preset's value, or that of the checkpoint that is continued
-(``option_sources.py``); every range is checked, and values that contradict each other are refused.
+Omitted options get the value of the checkpoint that is resumed (``option_sources.py``) or of the
+preset. Every range is checked, and contradictory values are rejected.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from moe_model.training.resume import AUTO, find_start
 
 MOST_SEQUENCES = 2**20
 SLOWER = 10
-"""What the preset's learning rate is divided by where trained weights are the start: the rate at
-which a new model learns would first make them forget."""
+"""Divides the preset's learning rate when a run starts from trained weights, which the rate for a
+new model would first destroy."""
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
     """The same options with the preset's values filled in and every range checked.
 
     Args:
-        options: As they were given.
+        options: As given.
         world: The processes that train together; they agree on the name of the run.
 
     Raises:
-        UsageError: For a value out of range, or values that contradict.
+        UsageError: If a value is out of range, or values contradict each other.
     """
     if options.preset not in RUN_DEFAULTS:
         raise UsageError(
-            f"--preset {options.preset} is not known: choose one of {', '.join(PRESETS)}."
+            f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
         )
     defaults = dataclasses.asdict(RUN_DEFAULTS[options.preset])
     defaults["seq_len"] = (
@@ -52,13 +52,13 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     start = find_start(options)
     defaults["profile"] = "pretrain"
     if start is not None and start.weights_only:
-        # The diagnosis measures a fine-tuning by its beginning; upcycled routers are new.
+        # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
         defaults["profile"] = "pretrain" if start.upcycled else "finetune"
         defaults["lr"] = float(f"{defaults['lr'] / SLOWER:.12g}")
         if options.lr is None:
             world.say(
-                f"--resume {options.resume} has weights only: --lr is {defaults['lr']:g}, a tenth "
-                "of the preset's, because none was given."
+                f"--resume {options.resume} has weights only: --lr defaults to "
+                f"{defaults['lr']:g}, a tenth of the preset's."
             )
     depths = options.model.num_nextn_predict_layers
     if depths is None and start is not None:
@@ -67,7 +67,7 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
     defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
-        raise UsageError("--resume auto goes on with --run NAME: say which.")
+        raise UsageError("--resume auto needs the name of the run: add --run NAME.")
     name = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     defaults["run"] = world.broadcast_text(name)  # their clocks may differ
     if options.parallel is None and world.size > 1:
@@ -117,29 +117,29 @@ def _check_balance(options: Options) -> None:
     for name, methods in belongs_to.items():
         if getattr(options, name) and options.balance not in methods:
             raise UsageError(
-                f"{flag_name(name)} {getattr(options, name)} does nothing with --balance "
-                f"{options.balance}: leave it out, or choose --balance {' or '.join(methods)}."
+                f"{flag_name(name)} {getattr(options, name)} has no effect with --balance "
+                f"{options.balance}: omit it, or choose --balance {' or '.join(methods)}."
             )
 
 
 def _check_mtp(options: Options, depths: int) -> None:
     if options.mtp_weight and not (options.mtp or depths):
         raise UsageError(
-            f"--mtp-weight {options.mtp_weight} does nothing without --mtp: add it, or leave the "
-            "weight out."
+            f"--mtp-weight {options.mtp_weight} has no effect without --mtp: add it, or omit the "
+            "weight."
         )
 
 
 def _check_parallel(options: Options) -> None:
     if options.parallel == "fsdp" and options.optimizer == "muon":
         raise UsageError(
-            "--optimizer muon with --parallel fsdp: Muon needs whole matrices, and there each rank "
-            "has some of their rows: choose --optimizer adamw, or --parallel ddp."
+            "--optimizer muon does not work with --parallel fsdp: Muon needs whole matrices, but "
+            "each rank has only some rows: choose --optimizer adamw, or --parallel ddp."
         )
     if options.parallel is not None and not launched():
         raise UsageError(
-            f"--parallel {options.parallel} needs several processes: start it as torchrun "
-            "--nproc-per-node N -- train.py …, or leave it out."
+            f"--parallel {options.parallel} needs several processes: start torchrun "
+            "--nproc-per-node N -- train.py …, or omit it."
         )
 
 
@@ -154,17 +154,17 @@ def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple
     """Index of the router and first step of ``--force-collapse LAYER@STEP``.
 
     Args:
-        text: As it was given.
-        depths: Of the routers that are trained.
-        steps: Of the run.
+        text: As given.
+        depths: Depths of the trained routers.
+        steps: Steps of the run.
 
     Raises:
-        UsageError: If it does not read so, the layer has no router, or the step never comes.
+        UsageError: If it has another form, the layer has no router, or the step is out of range.
     """
     match = re.fullmatch(r"(\d+)@(\d+)", text)
     if match is None:
         raise UsageError(
-            f"--force-collapse {text!r} is not LAYER@STEP: write for example "
+            f"--force-collapse {text!r} is not LAYER@STEP: use for example "
             f"{depths[0]}@{max(1, steps // 2)}."
         )
     layer, step = int(match[1]), int(match[2])

@@ -1,4 +1,4 @@
-"""A training run: what it is made of, and its progress."""
+"""A training run: its parts and its progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GIVE_UP_AFTER = 20
 
 
 class TrainingFailedError(RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
+    """The run cannot continue; the message contains the reason and what to do."""
 
 
 @dataclass(slots=True)
@@ -38,23 +38,23 @@ class Progress:
     best_loss: float = math.inf
     """Lowest held-out loss so far, nats per token."""
     tokens_per_s: float = 0.0
-    """Of the last step."""
+    """Speed of the last step."""
     collapse_index: Sequence[float | None] = ()
-    """One per router: 1 healthy, 0 collapsed, none where it has no meaning."""
+    """One per router: 1 balanced, 0 collapsed, ``None`` if undefined."""
     bad_steps: int = 0
-    """Steps in a row, up to the last one, whose gradient was not finite."""
+    """Number of consecutive steps, up to the last one, whose gradient was not finite."""
     saved_step: int | None = None
     """Step of the latest checkpoint."""
     entropy: Sequence[float | None] = ()
-    """One per router: how undecided it is about a token, in nats."""
+    """One per router: entropy of its choice for a token, in nats."""
     tokens: int = 0
-    """Trained on so far."""
+    """Tokens trained on so far."""
     memory_bytes: int = 0
-    """Peak on a GPU, else what the process holds."""
+    """Peak memory on a GPU, else the resident memory of the process."""
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
-        """Where the run was after ``step``; ``KeyError``, ``TypeError`` or ``ValueError``."""
+        """The progress after ``step``; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
         loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
         indices = saved["collapse_index"]
         if not isinstance(indices, list):
@@ -73,7 +73,7 @@ class Progress:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, ready for JSON: the rest is known again after a step."""
+        """The part a checkpoint keeps, ready for JSON; the next step recomputes the rest."""
         return {
             "loss": _finite(self.loss),
             "validation_loss": _finite(self.validation_loss),
@@ -84,10 +84,10 @@ class Progress:
         }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
-        """Take over a completed step from its line of the log.
+        """Update from the log record of a completed step.
 
         Raises:
-            TrainingFailedError: After too many steps in a row that were not finite.
+            TrainingFailedError: After too many consecutive steps without a finite gradient.
         """
         self.step, self.loss = record["step"], record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
@@ -98,48 +98,48 @@ class Progress:
         self.bad_steps = 0 if math.isfinite(record["grad_norm"]) else self.bad_steps + 1
         if self.bad_steps >= GIVE_UP_AFTER:
             raise TrainingFailedError(
-                f"the gradient was not finite in {self.bad_steps} steps in a row (the last is step "
-                f"{self.step}): start again with a lower --lr."
+                f"the gradient was not finite in {self.bad_steps} consecutive steps (the last is "
+                f"step {self.step}): start again with a lower --lr."
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What a run is made of."""
+    """The parts of a run."""
 
     options: Options
     world: World
-    """The processes that train together; often one."""
+    """The processes that train together, often one."""
     device: torch.device
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
     corpus: Corpus
     prompt: str
-    """What the sample at the end continues."""
+    """Prompt of the sample at the end."""
     stop_ids: tuple[int, ...]
     """The tokens that end it."""
     forced_collapse: tuple[int, int] | None
-    """Router that is collapsed on purpose, and the first step of it."""
+    """Index of the router to collapse on purpose, and the first step of the collapse."""
     model: LanguageModel
     forward: Callable[..., ModelOutput]
-    """The model as it is called: over all ranks where there are several."""
+    """What to call for a forward pass: the model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batches: TrainingBatches
     held_out: Sequence[Batch]
     progress: Progress
     resumed_at_step: int | None
-    """First step that is written to a log with a past, or to one whose past is elsewhere."""
+    """First step after a resume or fork; ``None`` for a new run."""
     judgement: bytes | None
-    """What the diagnosis knew where the run was interrupted."""
+    """State of the diagnosis at the checkpoint."""
     resumed_from: Path | None
     """Folder of the checkpoint that was read."""
     is_newest: bool
-    """That checkpoint is the newest of this very run: not so in a fork, or further back."""
+    """Whether that checkpoint is the newest of this run: false for a fork or an earlier step."""
     attempt: int
-    """How often the run was started, this time included."""
+    """How many times the run was started, including this time."""
     published: dict[str, Any] | None
-    """The ``config.json`` that the model was once imported with, kept for its export."""
+    """The ``config.json`` that the model was imported with, kept for its export."""
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What the model writes at the end of a run."""
+"""Generate a sample at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SAMPLE_TOKENS = 200
 
 
 def sample(run: Run) -> str:
-    """How the model continues the prompt; all ranks ask, the first one gets the text.
+    """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
 
-    A sharded model stays sharded: all ranks read every token together, and a layer is whole only
+    A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
     while it computes.
 
     Raises:
@@ -43,5 +43,5 @@ def sample(run: Run) -> str:
 
 
 def _logits_of_first(model: Any, inputs: Any, output: ModelOutput) -> None:
-    """All ranks pick their token from the same bits: with another one they would not stop alike."""
+    """Logits of rank 0 on all ranks: ranks that pick different tokens would not stop together."""
     dist.broadcast(output.logits_BSV, src=0)

@@ -1,6 +1,6 @@
-"""From resolved options to everything a run is made of, new or continued.
+"""From resolved options to a run, new or resumed.
 
-Whatever can be wrong with the options is found here, before a single file is written.
+All errors in the options are found here, before any file is written.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ PROMPT_TOKENS = 32
 
 
 def prepare(options: Options, world: World) -> Run:
-    """Read the data, build the model and its optimizer, and let both go on where they were.
+    """Read the data, build the model and its optimizer, and restore their state.
 
     Raises:
-        UsageError: If the options ask for something that cannot be.
-        CheckpointError: If the checkpoint to go on from is damaged.
+        UsageError: If the options cannot be satisfied.
+        CheckpointError: If the checkpoint to resume from is damaged.
     """
     device = world.device
     with world.together():
@@ -105,7 +105,7 @@ def prepare(options: Options, world: World) -> Run:
 def _build_model(
     options: Options, config: ModelConfig, checkpoint: Checkpoint | None
 ) -> LanguageModel:
-    """New, or with the weights of ``checkpoint``; on the CPU."""
+    """A new model, or one with the weights of ``checkpoint``, on the CPU."""
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
@@ -120,7 +120,7 @@ def _build_model(
 
 
 def _load_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Of multi-token prediction, which may have other depths here, those that both have."""
+    """The weights to load: of multi-token prediction only the depths that both models have."""
     if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
         checkpoint.load_weights(model)
         return
@@ -134,7 +134,7 @@ def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
 ) -> tuple[ModelConfig, Corpus]:
     """The text as tokens, and the shape of the model that reads them."""
-    with world.main_first():  # one downloads and encodes, the others find it done
+    with world.main_first():  # rank 0 downloads and encodes, the others use the cache
         documents = load_documents(options.data)
         if checkpoint is not None:
             refuse_contradictions(options, checkpoint)
@@ -151,7 +151,7 @@ def _read_data(
 
 
 def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
-    """What a run knows of the time before: nothing where it begins here."""
+    """The facts about earlier attempts; empty for a new run."""
     past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
     past |= {"resumed_from": None, "is_newest": False, "attempt": 1, "published": None}
     if checkpoint is None:
@@ -171,10 +171,10 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
-    """Whether the folders of this run may be there already: it goes on in them.
+    """Whether the folders of this run may exist already, because it is resumed in them.
 
     Raises:
-        UsageError: If they are there and it does not.
+        UsageError: If they exist and the run is not resumed.
     """
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
@@ -184,16 +184,16 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
     folders = [f for f in (options.log_dir / options.run, own) if _holds_something(f)]
     in_place = checkpoint is not None and checkpoint.folder.parent == own.resolve()
     if folders and not in_place and options.resume != AUTO:
-        # Two runs in one folder would make one log of two stories.
+        # Two runs in one folder would mix their logs.
         raise UsageError(
-            f"--run {options.run}: {folders[0]} exists already: go on with it (--resume auto), "
-            "choose another name, or remove it."
+            f"--run {options.run}: {folders[0]} already exists: resume it (--resume auto), choose "
+            "another name, or remove it."
         )
     return bool(folders)
 
 
 def _holds_something(folder: Path) -> bool:
-    """A start that failed at once may have left a folder, and nothing in it to lose."""
+    """Whether a folder holds nothing: a start that failed at once may have left it."""
     if folder.is_dir():
         return any(path.name != LOCK for path in folder.iterdir())
     return os.path.lexists(folder)

@@ -1,9 +1,10 @@
-"""Grouped-query attention becomes multi-head latent attention, as close as weights alone can be.
+"""Convert grouped-query attention to multi-head latent attention, without training.
 
-The one idea: **judge every error by what it does to the output on a real text**. How much a token
-weighs and how far back a head looks are measured (:class:`moe_model.upcycle.llama.LayerReadings`),
-what a wrong score or value costs follows from the weights; all that remains are truncated eigen-
-and singular value decompositions. Three things stand in the way, in this order:
+The main idea: **weight every error by its effect on the output for a real text**. How much
+attention a token receives and how far back a head looks are measured
+(:class:`moe_model.upcycle.llama.LayerReadings`); the cost of a wrong score or value follows from
+the weights. The rest is truncated eigen- and singular value decompositions. There are three
+obstacles:
 
 1. **One rotary key for all heads.** A rotary pair is one complex number, and what is turned can be
    mixed across heads by complex factors, before or after (TransMLA mixes with real ones). So of
@@ -54,7 +55,7 @@ from moe_model.upcycle.truncation import (
 
 
 class Kept(NamedTuple):
-    """How much of what it stands for each approximation keeps, from 0 to 1."""
+    """The fraction that each approximation keeps, from 0 to 1."""
 
     rotary: float
     """Of the fast pairs of all keys, by the shared rotary key."""

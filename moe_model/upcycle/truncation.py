@@ -1,4 +1,4 @@
-"""Weights cut short such that what is computed from them changes least: SVDs and regressions."""
+"""Low-rank approximations that change the outputs least: SVDs and regressions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SHRINKAGE = 0.01
-"""Share of the covariances that is taken as equal in all directions: a text never shows all."""
+"""Shrinkage of the covariances towards equal directions: a text never covers all of them."""
 
 
 def shortened(
     left_dD: Tensor, left_dd: Tensor, right_dD: Tensor, right_dd: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
-    """``size`` rows for each side, so that ``leftᵀ right`` is as before, as nearly as it can be.
+    """Reduce both sides to ``size`` rows so that ``leftᵀ right`` changes least.
 
     Balanced truncation: with second moments ``A Aᵀ`` and ``B Bᵀ`` of the two sides, only the
     singular values of ``Aᵀ B`` matter. Rows that are not needed are zero.
@@ -51,10 +51,10 @@ def expansion(
     weight_N: Tensor,
     eps: float,
 ) -> Tensor:
-    """What makes ``wanted @ input`` out of a normed latent, ``(M, R)``.
+    """The map from a normed latent to ``wanted @ input``, ``(M, R)``.
 
-    First as if latents had length 1, which is exact at R = D; then a regression on latents as they
-    are normed makes up for their length, which first tokens in large models have their own of.
+    First for latents of length 1, which is exact at R = D; then a regression on the normed latents
+    corrects for their lengths, which differ for first tokens in large models.
     """
     covariance_DR = covariance_DD @ view_RD.T
     expand_RM: Tensor = torch.linalg.solve(view_RD @ covariance_DR, covariance_DR.T @ wanted_MD.T)
@@ -67,7 +67,7 @@ def expansion(
 
 
 def covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
-    """Second moments ``(D, D)`` of weighted inputs, shrunk a little towards equal ones."""
+    """Second moments ``(D, D)`` of weighted inputs, with a little shrinkage."""
     weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
     covariance_DD: Tensor = inputs_ND.T @ weighted_ND
     equal_DD = torch.eye(len(covariance_DD), dtype=torch.float64)

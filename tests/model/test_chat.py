@@ -76,7 +76,7 @@ def test_a_template_that_does_not_end_is_ended(
 ) -> None:
     assert chat.SECONDS == 5
     monkeypatch.setattr(chat, "SECONDS", 0.3)
-    with pytest.raises(ValueError, match=r"did not end within 0\.3 s: leave --chat out"):
+    with pytest.raises(ValueError, match=r"did not finish within 0\.3 s: omit --chat"):
         encode_chats(tokenizer_with(template), ["a"])
 
 
@@ -86,14 +86,14 @@ def test_a_template_has_little_memory() -> None:
 
 
 def test_a_template_that_writes_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="the chat template writes nothing"):
+    with pytest.raises(ValueError, match="the chat template produces no text"):
         encode_chats(tokenizer_with("{{ '' }}"), ["a"])
 
 
 @pytest.mark.parametrize(
     ("template", "error"),
     [
-        ("{{ 'a' * 5000000 }}", "it wrote more than 4,194,304 characters"),
+        ("{{ 'a' * 5000000 }}", "it produced more than 4,194,304 characters"),
         ("{{ messages[0].__class__.__mro__[1].__subclasses__() }}", "SecurityError: access to"),
         ("{{ cycler.__init__.__globals__.os.system('exit') }}", "SecurityError: access to"),
         ("{% for %}", "TemplateSyntaxError: "),
@@ -142,7 +142,7 @@ def test_a_template_is_used_with_chat_only(
     assert run_command(app, [folder, "--prompt=the router", "--chat", *flags]) == 64
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 2
-    assert "--chat: the chat template did not end within" in error[0]
+    assert "--chat: the chat template did not finish within" in error[0]
 
 
 def test_the_answer_in_a_chat_is_that_to_the_rendered_text(

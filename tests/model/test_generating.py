@@ -171,7 +171,7 @@ class Bytes:
 
 
 def test_empty_prompt_is_refused(make_model: Callable[..., LanguageModel]) -> None:
-    with pytest.raises(ValueError, match="give at least one"):
+    with pytest.raises(ValueError, match="it needs at least one"):
         generate(make_model(), torch.empty(0, dtype=torch.int64), max_new_tokens=1)
 
 

@@ -239,7 +239,7 @@ def test_what_only_training_needs_is_said_to_be_left_out(
     run = checkpoint(make(capacity_factor=1.5), tmp_path / "run", CharTokenizer("ab"))
     assert command("export", run, tmp_path / "published") == 0
     captured = capsys.readouterr()
-    assert "capacity_factor and drop_policy are for training: left out" in captured.err
+    assert "capacity_factor and drop_policy are for training: omitted" in captured.err
     assert not captured.out
 
 
@@ -249,7 +249,7 @@ def test_nothing_is_left_after_an_error(
     run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64
-    assert "deep is no folder: make it first" in capsys.readouterr().err
+    assert "deep is not a folder: create it first" in capsys.readouterr().err
     (tmp_path / "deep").mkdir()
 
     def full(*_: object, **__: object) -> None:

@@ -129,7 +129,7 @@ def test_same_seed_same_weights_whatever_the_global_generator(
 def test_a_hidden_router_is_noticed(make_model: Callable[..., LanguageModel]) -> None:
     model = make_model()
     model.layers[1].mlp = torch.nn.Identity()
-    with pytest.raises(RuntimeError, match="1 routers found, 2 expected"):
+    with pytest.raises(RuntimeError, match="found 1 routers, expected 2"):
         _ = model.routers
 
 
@@ -177,11 +177,11 @@ def test_tiny_is_tiny() -> None:
         ({"first_k_dense_replace": 3}, "leaves no expert layer"),
         ({"hidden_size": 0}, "hidden_size=0 is out of range: choose 1 or more"),
         ({"scoring_func": "relu"}, "choose sigmoid or softmax"),
-        ({"capacity_factor": -1.0}, "capacity_factor=-1.0 is no positive number"),
-        ({"drop_policy": "random"}, "drop_policy='random' is not known: choose position or weight"),
+        ({"capacity_factor": -1.0}, "capacity_factor=-1.0 must be positive"),
+        ({"drop_policy": "random"}, "drop_policy='random' is unknown: choose position or weight"),
         ({"router_jitter_noise": 1.0}, "router_jitter_noise=1.0 is out of range"),
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers=-1 is out of range"),
-        ({"routed_scaling_factor": 0.0}, "routed_scaling_factor=0.0 is not a positive number"),
+        ({"routed_scaling_factor": 0.0}, "routed_scaling_factor=0.0 must be positive"),
     ],
 )
 def test_contradictions_are_refused_with_values_and_a_way_out(

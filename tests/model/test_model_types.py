@@ -223,7 +223,7 @@ def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
     (folder / "tokenization_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert command("import", folder, tmp_path / "ours") == 64
     said = capsys.readouterr().err
-    assert f"{file} is a vocabulary of tiktoken without the pattern" in said
+    assert f"{file} is a tiktoken vocabulary without the pattern" in said
     assert "TikTokenConverter" in said
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
     (folder / file).unlink()

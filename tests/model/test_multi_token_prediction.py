@@ -131,7 +131,7 @@ def test_a_training_pass_without_the_next_tokens_is_noticed(
     model: LanguageModel, ids_BS: Tensor
 ) -> None:
     model.train()(ids_BS)
-    with pytest.raises(RuntimeError, match="give the model next_ids"):
+    with pytest.raises(RuntimeError, match="pass the model next_ids"):
         model.readings.report(model.routers)
 
 

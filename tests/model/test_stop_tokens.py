@@ -113,13 +113,13 @@ def test_a_damaged_file_is_refused(
     source = published(tmp_path / "theirs", {}, {})
     (source / "generation_config.json").write_text(content, "utf-8")
     assert command("import", source, tmp_path / "ours") == 64
-    assert "generation_config.json holds no JSON object" in capsys.readouterr().err
+    assert "generation_config.json is not a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("vocabulary", "facts", "message"),
     [
-        (VOCABULARY + "é", {}, "one of 98 tokens for vocab_size=97"),
+        (VOCABULARY + "é", {}, "it has 98 tokens, but vocab_size=97"),
         (VOCABULARY, {"stop_ids": [3, 97]}, "stop_ids=.3, 97. for a vocab_size of 97"),
         (VOCABULARY, {"stop_ids": ["a"]}, "stop_ids='a'"),
         (VOCABULARY, {"stop_ids": [-1]}, "stop_ids=-1"),

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from moe_model.generate import generate
 from moe_model.model import LanguageModel
 from moe_model.readings import RouterReadings
 from moe_model.router import Routing
+from moe_model.sampling import generate
 from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.parallel import (

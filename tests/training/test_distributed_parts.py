@@ -171,7 +171,7 @@ def test_a_rank_that_dies_or_hangs_is_noticed_by_the_others(
 ) -> None:
     seen = claim("lost")[f"lost-{place}"]
     assert said in seen["error"]
-    assert "another rank no longer answers" in seen["error"]
+    assert "another rank no longer responds" in seen["error"]
     assert "start again with --resume auto" in seen["error"]
     assert seen["seconds"] < 20
 
@@ -210,7 +210,7 @@ def test_other_errors_pass_unchanged(error: BaseException) -> None:
     ],
 )
 def test_broken_and_silent_connections_are_lost_ranks(error: RuntimeError) -> None:
-    with pytest.raises(RankLostError, match="no longer answers") as caught, lost_ranks():
+    with pytest.raises(RankLostError, match="no longer responds") as caught, lost_ranks():
         raise error
     assert caught.value.__cause__ is error
     assert "gloo/transport" not in str(caught.value)
@@ -226,7 +226,7 @@ def test_ranks_wait_for_honest_work_longer_than_for_a_step(claim: Claim) -> None
 def test_a_rank_that_dies_at_its_own_work_ends_those_that_wait_for_it(claim: Claim) -> None:
     for rank in (1, 2):
         seen = claim("lost")[f"lost_alone-3-{rank}"]
-        assert f"rank {rank} of 3: another rank no longer answers" in seen["error"]
+        assert f"rank {rank} of 3: another rank no longer responds" in seen["error"]
         assert seen["seconds"] < 10
 
 
@@ -269,7 +269,7 @@ def test_a_process_that_was_started_by_hand_is_a_world(alone: pytest.MonkeyPatch
     ("environment", "said"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' is no number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' is not a number"),
     ],
 )
 def test_half_a_launcher_is_a_usage_error(

@@ -157,8 +157,8 @@ def assert_only_previous_counts(latest: Path, resume: Resume) -> None:
     code, said = resume("--steps=2")
     assert code == 0
     assert len(said) == 2, said
-    assert f"latest is not sound, trying {latest.parent / 'previous'}: {latest}" in said[0]
-    assert "has all its 2 steps" in said[1]
+    assert f"latest is damaged, trying {latest.parent / 'previous'}: {latest}" in said[0]
+    assert "already has all 2 steps" in said[1]
     (latest.parent / "previous").unlink()
     code, said = resume("--steps=6")
     assert code == 1
@@ -187,7 +187,7 @@ def test_a_value_that_could_be_does_not_change_unnoticed(
     edit(latest, place, value, seal=True)
     code, said = resume("--steps=2")
     assert code == 0
-    assert "it is damaged: what it says is not what was written" in said[0]
+    assert "it is damaged: its checksum does not match" in said[0]
 
 
 def test_laid_out_anew_or_without_its_checksum_it_says_the_same(latest: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_pipe_is_not_waited_for(
     with pytest.raises(CheckpointError):
         read_checkpoint(latest)
     if name == "checkpoint.json":
-        with pytest.raises(CheckpointError, match="it is no file"):
+        with pytest.raises(CheckpointError, match="it is not a file"):
             read_plain_description(latest)
 
 

@@ -235,6 +235,6 @@ def test_one_expert_with_normalised_weights_is_warned_of_because_its_router_lear
 ) -> None:
     assert train("--run=r", "--steps=2", "--seq-aux-weight=0", *flags) == 0
     said = capsys.readouterr().err
-    assert ("the language loss does not train it" in said) == warned
+    assert ("the language loss does not train the router" in said) == warned
     norms = [norm for record in steps(read_log("r")) for norm in record["router"]["grad_norm"]]
     assert (max(norms) < 1e-9) == warned

@@ -96,7 +96,7 @@ def test_a_resumed_run_with_muon_is_the_run_that_never_stopped(
         train("--run=cut", *flags, "--optimizer=muon")
     monkeypatch.undo()
     assert train("--run=cut", "--resume=auto", "--optimizer=adamw") == 64
-    assert "is of --optimizer muon: leave it out" in capsys.readouterr().err
+    assert "was trained with --optimizer muon: omit it" in capsys.readouterr().err
     assert train("--run=cut", "--resume=auto") == 0
     assert from_step(story(read_log("cut")), 0) == from_step(story(read_log("whole")), 4)
     ends = [read_checkpoint(tmp_path / "ck" / run / "latest").folder for run in ("whole", "cut")]

@@ -180,7 +180,7 @@ def test_several_ranks_resume_bit_for_bit(
     killed[1].kill()
     codes, said = end(killed)
     assert codes[0] == 1
-    assert "rank 0 of 2: another rank no longer answers" in said[0]
+    assert "rank 0 of 2: another rank no longer responds" in said[0]
     assert "start again with --resume auto" in said[0]
     assert "Traceback" not in said[0]
     assert end(whole)[0] == [0, 0]

@@ -227,7 +227,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
     real = trainer.gradient_squares
     monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)
     assert train("--run=r", "--steps=30") == 1
-    assert "not finite in 20 steps in a row (the last is step 20)" in capsys.readouterr().err
+    assert "not finite in 20 consecutive steps (the last is step 20)" in capsys.readouterr().err
     log = read_log("r")
     assert len(steps(log)) == 20
     assert all(r["expert_bias"] == [[0.0] * 8] * 2 for r in steps(log))
