@@ -7,7 +7,6 @@
     python train.py --force-collapse 3@100 --on-collapse stop
     torchrun --nproc-per-node 2 -- train.py       # two processes, twice the batch
 
-Read from top to bottom: one optimizer step, the loop, evaluation and checkpoints, the summary.
 Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 usage error, 75 stopped by a signal;
 before 3 and 75 a checkpoint is written.
 """

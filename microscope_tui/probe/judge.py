@@ -88,7 +88,7 @@ class RunJudge:
         run = next(iter(self._reader.feed(header)), None)
         if not isinstance(run, RunRecord):
             reasons = "; ".join(self._reader.defects.first)
-            raise ValueError(f"the header cannot be judged ({reasons}): mend the run record")
+            raise ValueError(f"the header cannot be judged ({reasons}): fix the run record")
         self._settings = _settings(run)
         self.since = max(1, run.resumed_at_step or 1)
         """First step that was judged; later than 1 where a resumed run came without its state."""

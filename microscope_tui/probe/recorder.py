@@ -272,7 +272,7 @@ class RunRecorder:
             return None
 
     def _warn(self, what: str) -> None:
-        _logger.warning("%s: %s; training goes on", self._log.path, what)
+        _logger.warning("%s: %s; training continues", self._log.path, what)
 
     def _one_per_router(self, name: str, values: Any) -> list[Any]:
         values = values.tolist() if hasattr(values, "tolist") else values

@@ -213,7 +213,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
     monkeypatch.setattr(trainer.RunRecorder, "record_step", fail)
     assert train("--run=r", "--steps=3") == 0
     narration = capsys.readouterr().err
-    assert narration.count("training goes on: RuntimeError('disk on fire')") == 1
+    assert narration.count("training continues: RuntimeError('disk on fire')") == 1
     assert read_checkpoint(tmp_path / "ck" / "r").step == 3
 
 

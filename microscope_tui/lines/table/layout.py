@@ -70,7 +70,6 @@ def fit(
         shown: how many layers are to be shown; all of them by default.
         noted: there is something to say under the ribbon, whatever else there is.
     """
-    say = noted
     experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
     layers = max(1, len(view.layers) if shown is None else shown)
     names = max((len(layer.router.name) for layer in view.layers), default=2)
@@ -85,17 +84,16 @@ def fit(
     numbered = roomy and cell >= 3
     fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
     body = max(1, rows - fixed)
-    noted = roomy
-    if not roomy and rows >= _NOTED_FROM_ROWS:
-        noted = bool(say or body < layers or not spark or view.defects or view.memory_limit)
+    if roomy or rows < _NOTED_FROM_ROWS:
+        noted = roomy
+    else:
+        noted = bool(noted or body < layers or not spark or view.defects or view.memory_limit)
         body -= noted
     height = max(1, min(_MAX_HEIGHT, body // layers))
     free = max(0, body - layers * height)  # lines that no layer would use
-    if roomy:  # all of the words, where there are any
-        free = free if view.worst else 0
-        legend, verdict_lines = True, 3 + min(free, 2)
-    else:
-        legend, verdict_lines = free >= 1, 3 if free >= 2 else 2
+    if roomy and not view.worst:
+        free = 0
+    legend, verdict_lines = roomy or free >= 1, 3 + min(free, 2) if roomy else 2 + (free >= 2)
     body -= min(free, 2)
     hidden = []
     if (more := layers - max(1, body // height)) > 0:
