@@ -6,18 +6,19 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PIP_FLAGS ?=
 BIN := .venv/bin
 SAY_WHAT_IS_INSTALLED = printf '%s\n' \
-	"Installing into .venv: torch, transformers and what else the trainer and the microscope need." \
-	"On Linux about 5.6 GB with the CUDA build of torch, which is the default; about 1.2 GB with a" \
-	"CPU-only one: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
+	"Installing torch, transformers and the other dependencies into .venv." \
+	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
+	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test check format bench screenshots clean
+.PHONY: help demo test check format bench gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
-	@echo "make test         every check and every test (what CI runs)"
+	@echo "make test         run all checks and tests, as CI does"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
-	@echo "make bench        what needs no training and no large disk; the rest is in docs/experiments.md"
+	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
+	@echo "make gpu-report   run every check that needs a GPU and write gpu-report.json (64: no GPU)"
 	@echo "make screenshots  draw docs/screenshots from a real run"
 
 .venv/bin/python:
@@ -44,7 +45,7 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two workers with one torch thread each: two threads each on two cores would crawl.
+# Two workers with one torch thread each: two threads each are much slower on two cores.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
@@ -56,7 +57,11 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.open_log
 	$(BIN)/python -m benchmarks.many_runs
 	$(BIN)/python -m benchmarks.following
-	$(BIN)/python -m benchmarks.eyepiece --quick
+	$(BIN)/python -m benchmarks.screens --quick
+
+# make exits with 2 if the module exits with 1 (a check failed) or 64 (no GPU).
+gpu-report: .venv/.train
+	$(BIN)/python -m benchmarks.gpu_report
 
 screenshots: .venv/.dev
 	$(BIN)/python docs/draw_screenshots.py

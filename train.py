@@ -2,14 +2,13 @@
 
     python train.py                               # minutes, no download
     python train.py --steps 300 --run first
-    python train.py --run first --resume auto     # go on, bit for bit
+    python train.py --run first --resume auto     # resume, bit for bit
     python train.py --balance none                # watch experts starve
     python train.py --force-collapse 3@100 --on-collapse stop
     torchrun --nproc-per-node 2 -- train.py       # two processes, twice the batch
 
-Read from top to bottom: one optimizer step, the loop around it, what happens now and then, the end.
-Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 the command line asks for something
-that cannot be, 75 stopped by a signal; after 3 and 75 a checkpoint is there.
+Exit codes: 0 finished, 1 failed, 3 stopped on a collapse, 64 usage error, 75 stopped by a signal;
+before 3 and 75 a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Annotated, Any
 from moe_model.training.help import answer_without_torch, new_app
 
 if __name__ == "__main__":
-    answer_without_torch(__doc__)  # --help and --version need not wait for it
+    answer_without_torch(__doc__)  # --help and --version print at once
 
 import torch
 from cyclopts import Parameter
@@ -40,26 +39,28 @@ from moe_model.command import (
     run_command,
     say,
 )
-from moe_model.store import CheckpointError
+from moe_model.description import CheckpointError
+from moe_model.device import choose_device
 from moe_model.training.agreement import agree, option_facts
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
 from moe_model.training.console import Console
 from moe_model.training.describe import describe, introduction, layer_names, places
-from moe_model.training.distributed import RankLostError, is_first, join_world, lost_ranks, own_rank
+from moe_model.training.distributed import RankLostError, join_world, lost_ranks
 from moe_model.training.evaluation import evaluate
 from moe_model.training.gradients import gradient_squares
+from moe_model.training.launch import is_first, own_rank
 from moe_model.training.lock import only_training
 from moe_model.training.losses import loss_shares, weights_at
-from moe_model.training.machine import choose_device, memory_bytes, mixed_precision, seed_step
+from moe_model.training.machine import memory_bytes, mixed_precision, seed_step
 from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learning_rate
 from moe_model.training.option_sources import read_option_sources
 from moe_model.training.options import Options
 from moe_model.training.parallel import synchronised
-from moe_model.training.progress import TrainingFailedError
+from moe_model.training.resolve import resolve
+from moe_model.training.run import Run, TrainingFailedError
 from moe_model.training.sample import sample
 from moe_model.training.saving import save_checkpoint
-from moe_model.training.settle import settle
-from moe_model.training.setup import Run, prepare
+from moe_model.training.setup import prepare
 from moe_model.training.stopping import StopRequest
 
 ENDINGS = {
@@ -75,17 +76,17 @@ app = new_app(__doc__, config=read_option_sources)
 def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008  # frozen
     """Train a small DeepSeek-V3 whose routers the microscope can watch."""
     try:
-        device = choose_device(options.device)
+        device = choose_device(options.device, deterministic=options.deterministic)
         stop = StopRequest(to_the_end=__name__ == "__main__")
         with stop, join_world(device) as world, lost_ranks():
             agree(world, option_facts(options))
             with world.together():
-                options = settle(options, world)
-            return train_run(prepare(options, world), stop)
+                options = resolve(options, world)
+            return run_training(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
             raise
-        say(f"train.py: {own_rank()}: {error}")  # the first rank may not know
+        say(f"train.py: {own_rank()}: {error}")  # rank 0 may not have seen this error
         return USAGE
     except (
         OSError, CheckpointError, RankLostError, TrainingFailedError, torch.OutOfMemoryError
@@ -110,7 +111,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     weights = weights_at(step, options)
     sums = forward_and_backward(run, weights)
 
-    # All that the step is judged by, in one sum over ranks and one copy to the host, before
+    # Everything the log records, in one sum over ranks and one copy to the host, before
     # anything changes.
     run.scaler.unscale_(run.optimizer)
     extra = torch.cat([sums, gradient_squares(model, world)])
@@ -119,7 +120,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     report = model.readings.report(model.routers, [*sums, norms[-1]], norms[:-1])
     loss, *other_losses, grad_norm = report.scalars
 
-    # A step that is not finite moves nothing: not the weights, and not the expert bias either.
+    # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, norms[-1])
         run.scaler.step(run.optimizer)
@@ -145,7 +146,11 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
 
 def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
-    """Gradients of one step; this rank's share of the loss, then of each in ``weights``, fp64."""
+    """Compute the gradients of one step.
+
+    Returns:
+        This rank's share of the loss, then of each loss in ``weights``, fp64.
+    """
     model, world = run.model, run.world
     model.readings.reset()
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
@@ -154,64 +159,62 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
     for place, on_host in enumerate(drawn.micro_batches, 1):
         batch = on_host.to(run.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
-        next_ids = batch.tokens_BN[:, 1:-1] if model.mtp else None
+        next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
+        targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
-                output = run.forward(inputs_BS, next_ids=next_ids)
-            shares = loss_shares(output, batch, list(weights), drawn, num_passes)
+                output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
+            shares = loss_shares(output, list(weights), drawn, num_passes)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
-            # Ranks average their gradients; the shares want to be added up.
+            # Ranks average their gradients; the shares have to be summed.
             run.scaler.scale(total * world.size).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
 
 
-def train_run(run: Run, stop: StopRequest) -> int:
-    """From the first step to the exit code."""
+def run_training(run: Run, stop: StopRequest) -> int:
+    """Lock the run, open its log and train; returns the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
-        run.world.say(f"{options.run} has all its {options.steps} steps: raise --steps.")
+        run.world.say(
+            f"{options.run} already has all {options.steps} steps; raise --steps to continue."
+        )
         return FINISHED
     folder = options.checkpoint_dir / options.run
     with only_training(folder, run.world):
-        checkpoints = Checkpoints(folder, run.goes_on_from)
-        return train_alone(run, stop, checkpoints)
-
-
-def train_alone(run: Run, stop: StopRequest, checkpoints: Checkpoints) -> int:
-    """The loop, and what is before and after it."""
-    options, progress = run.options, run.progress
-    log = open_log(run)
-    names = layer_names(run.model.config)
-    console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
-    reason = "failed"
-    try:
-        with console:
-            for line in introduction(run):
-                console.say(line)
-            if run.goes_on_from is not None and not run.is_newest:
-                # A fork, or a step further back: from now on it is what this run goes on from.
-                save(LATEST, run, checkpoints, log, or_fail=True)
-            ended = loop(run, stop, log, console, checkpoints)
-            if progress.saved_step != progress.step:
-                save(LATEST, run, checkpoints, log, or_fail=True)
-            reason = ended
-    finally:
-        log.end(progress.step, reason)
-    conclude(run, console, reason, log)
-    run.world.barrier()  # torchrun ends the others as soon as one is gone
+        checkpoints = Checkpoints(folder, run.resumed_from)
+        log = open_log(run)
+        names = layer_names(run.model)
+        console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
+        reason = "failed"
+        try:
+            with console:
+                for line in introduction(run):
+                    console.say(line)
+                run.world.barrier()  # rank 0 has read the log of earlier attempts
+                if run.resumed_from is not None and not run.is_newest:
+                    # A fork, or an earlier step: later resumes start from here.
+                    save(LATEST, run, checkpoints, log, or_fail=True)
+                ended = loop(run, stop, log, console, checkpoints)
+                if progress.saved_step != progress.step:
+                    save(LATEST, run, checkpoints, log, or_fail=True)
+                reason = ended
+        finally:
+            log.end(progress.step, reason)
+        conclude(run, console, reason, log)
+        run.world.barrier()  # torchrun ends all ranks as soon as one has ended
     return ENDINGS[reason][0]
 
 
 def loop(
     run: Run, stop: StopRequest, log: TrainingLog, console: Console, checkpoints: Checkpoints
 ) -> str:
-    """Step after step, until all are done or there is a reason to stop, which it returns."""
+    """Train until all steps are done or there is a reason to stop; return the reason."""
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
-        return "collapse"  # it was before this start, and nobody said --on-collapse log
+        return "collapse"  # collapsed before this start, and --on-collapse is not log
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
@@ -234,7 +237,7 @@ def loop(
 
 
 def open_log(run: Run) -> TrainingLog:
-    """One process writes the log of all."""
+    """Open the log on rank 0, which writes it for all ranks."""
     if not run.world.is_main:
         return SilentLog()
     recorder = RunRecorder(run.options.log_dir / run.options.run, **describe(run))
@@ -242,7 +245,7 @@ def open_log(run: Run) -> TrainingLog:
 
 
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
-    """Judge the model on held-out text, and keep it where it is the best so far."""
+    """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
     loss = evaluate(
         run.model, run.held_out, run.device, run.dtype, forward=run.forward, world=run.world
@@ -257,11 +260,11 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
 def save(
     name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog, *, or_fail: bool = False
 ) -> None:
-    """Write a checkpoint, and force the log to disk with it: both tell the same story.
+    """Write a checkpoint and force the log to disk, so that both describe the same steps.
 
-    A disk that is full costs a checkpoint, not the run: only the last one must succeed.
+    A full disk costs a checkpoint, not the run; only the last checkpoint must succeed.
     """
-    log.sync()  # before as well: a checkpoint is never ahead of its log
+    log.sync()  # before as well: a checkpoint must never be ahead of its log
     step, problem = run.progress.step, None
     try:
         path = save_checkpoint(name, run, checkpoints, log.judgement())
@@ -269,7 +272,8 @@ def save(
         if or_fail:
             raise
         problem = error
-        say(f"train.py: no checkpoint at step {step} ({error}): make room; training goes on.")
+        say(f"train.py: no checkpoint at step {step} ({error}); free space; the run continues.")
+    run.world.barrier()  # rank 0 writes alone, however long its disk takes
     if run.world.any(problem is not None):
         return
     if name == LATEST:
@@ -279,7 +283,7 @@ def save(
 
 
 def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
-    """The last numbers, where things are, and a sample unless the run should be over."""
+    """Print the summary and the paths; after a finished run also a sample."""
     console.summary(run.progress, ENDINGS[reason][1], log.verdict())
     console.places(places(run, reason, log.collapse_onset()))
     if reason != "finished":

@@ -53,7 +53,7 @@ class Measured(dict[str, list[float]]):
 def undisturbed(
     terminal: Terminal, options: argparse.Namespace, size: int, measured: Measured
 ) -> None:
-    """Open and only look: how fast the passes are when nobody presses a key."""
+    """Open and only look: the speed of the passes without key presses."""
     shown = terminal.wait_until(lambda text: SCANNING in text)
     scanned = terminal.wait_until(lambda text: SCANNING not in text)
     measured.add("scan, MB/s", size / 1e6 / (scanned - shown))

@@ -8,7 +8,7 @@
 Every scenario × shape × seed is written, read back as bytes and judged: was each trouble named in
 the right layers (hit), how many steps after it began (delay), was it dated rightly, and what was
 said that is not so (false alarms in 10,000 steps). Beside it, on the same records, three limits on
-one number. Layers and tokens are drawn from the seed. An interrupted run goes on where it stopped;
+one number. Layers and tokens are drawn from the seed. An interrupted run resumes where it stopped;
 ``--fresh`` starts again. Ends with 1 if a target is missed.
 """
 
@@ -61,7 +61,7 @@ def scoreboard(options: argparse.Namespace) -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line; ``--quick`` changes what is not said otherwise."""
+    """The command line; ``--quick`` changes the defaults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

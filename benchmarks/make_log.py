@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine
-from microscope_tui.scenarios.bulk import write_bulk
 
 
 def main() -> None:

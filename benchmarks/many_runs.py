@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 from benchmarks.beside import writing
+from benchmarks.bulk import write_bulk
 from benchmarks.following import COLOURS_256, COLUMNS, ROWS
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
-from microscope_tui.scenarios.bulk import write_bulk
 
 KEYS = "4"
 """What opens the list of runs from the first screen."""

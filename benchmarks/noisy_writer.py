@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.bulk import bulk_lines
 from microscope_tui import measures
 from microscope_tui.runlog.writer import encode_record
-from microscope_tui.scenarios.bulk import bulk_lines
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.synthetic import draw_counts, jittered
 

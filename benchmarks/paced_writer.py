@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from microscope_tui.scenarios.bulk import bulk_lines
+from benchmarks.bulk import bulk_lines
 
 PLANNED_STEPS = 1_000_000
 

@@ -32,10 +32,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine
 from benchmarks.open_log import open_once
 from benchmarks.terminal import Terminal
-from microscope_tui.scenarios.bulk import write_bulk
 
 ROUTERS, EXPERTS, TOP_K, TOKENS = 10, 8, 2, 4096
 PROGRAMS = Path(__file__).with_name("peer_programs.py")
@@ -94,7 +94,7 @@ class Bench:
             steps=steps,
             collapse=(6, steps // 3),
         )
-        home = folder / "home"  # nobody's settings, and nothing is left behind
+        home = folder / "home"  # empty settings, removed afterwards
         home.mkdir()
         self.environment = OFFLINE | {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
         self.environment |= {"XDG_CONFIG_HOME": str(home), "WANDB_DIR": str(folder)}

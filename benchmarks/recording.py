@@ -26,7 +26,7 @@ from microscope_tui.probe.unfailing import UnfailingLog
 from microscope_tui.scenarios.synthetic import draw_counts
 from moe_model.training.distributed import World
 from moe_model.training.options import Options
-from moe_model.training.settle import settle
+from moe_model.training.resolve import resolve
 from moe_model.training.setup import prepare
 from train import optimizer_step
 
@@ -96,7 +96,7 @@ def alone(folder: Path, size: tuple[int, int, int], steps: int, **changes: Any) 
 def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], ...]:
     """Seconds a step: of every turn with the log, of those without, of the calls by themselves."""
     steps = WARM_UP_STEPS + 2 * TURN * pairs
-    options = settle(
+    options = resolve(
         Options(
             preset=preset,
             run="recording",

@@ -67,7 +67,7 @@ class Sitting(Terminal):
             self.read(_AT_REST_S)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Another size of the window; the program is told by a signal, as always."""
+        """Another size of the window; the program gets SIGWINCH."""
         self._screen.resize(rows, columns)
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 

@@ -42,7 +42,7 @@ class Terminal:
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(environment or {})}
         self._state = tempfile.TemporaryDirectory(prefix="moe-microscope-state-")
-        kept["XDG_STATE_HOME"] = self._state.name  # nobody's saved view
+        kept["XDG_STATE_HOME"] = self._state.name  # an empty view
         kept = {name: value for name, value in kept.items() if value}
         self.started = time.monotonic()
         self.sent = 0

@@ -27,9 +27,12 @@ def peer(
     """
     fields = model.config.to_dict()
     rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    if (yarn := fields.pop("rope_scaling")) is not None:
-        rope |= {"rope_type": "yarn", **yarn}
-    for ours in ("scoring_func", "router_jitter_noise", "capacity_factor", "drop_policy"):
+    if (scaling := fields.pop("rope_scaling")) is not None:
+        rope |= {"rope_type": "llama3" if "low_freq_factor" in scaling else "yarn", **scaling}
+    for ours in (
+        "scoring_func", "router_jitter_noise", "capacity_factor", "drop_policy", "topk_method",
+        "model_type",
+    ):  # fmt: skip
         del fields[ours]
     fields["num_key_value_heads"] = model.config.num_attention_heads
     fields["rope_parameters"] = rope

@@ -1,9 +1,10 @@
-"""Draw docs/screenshots from a real training run: build products, so that they cannot go stale.
+"""Draw docs/screenshots: build products, so that they cannot go stale.
 
     make screenshots          (or: python docs/draw_screenshots.py [RUN_FOLDER])
 
-Without an argument it trains the tiny preset for 300 steps with ``--force-collapse 3@100`` first,
-about a minute on two cores, and draws that run.
+The screens of the README show a real run: without an argument the script first trains the tiny
+preset for 300 steps with ``--force-collapse 3@100``, about a minute on two cores. The pictures of
+docs/reading.md show synthetic runs with known truth, one per kind of trouble.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 # The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
@@ -18,6 +20,7 @@ os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
 from microscope_tui.app.picture import Wanted, draw
+from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +34,28 @@ PICTURES = {
     "compare": Wanted("compare", 112, 24),
     "course": Wanted("course", 112, 34),
 }
+_SMALL = Wanted("main", 100, 24)
+TROUBLES = {
+    "collapse": _SMALL,
+    "slow-collapse": _SMALL,
+    "shock": replace(_SMALL, step=765),
+    "dead-experts": _SMALL,
+    "starving-finetune": _SMALL,
+    "hot-expert": _SMALL,
+    "overflow": _SMALL,
+    "rank-skew": _SMALL,
+    "bias-limit-cycle": _SMALL,
+    "bias-runaway": _SMALL,
+    "divergence": Wanted("course", 100, 24),
+    "dead-gradient": _SMALL,
+    "double-counting": _SMALL,
+    "lint-no-balance": _SMALL,
+}
+"""Scenarios of docs/reading.md, and what to draw of each."""
 
 
 def main() -> None:
+    asyncio.run(draw_troubles())
     if len(sys.argv) > 1:
         asyncio.run(draw_all(Path(sys.argv[1])))
         return
@@ -52,6 +74,18 @@ async def draw_all(run: Path) -> None:
         path = FOLDER / f"{name}.svg"
         path.write_text((await draw(Fleet(run), wanted)).svg, encoding="utf-8")
         print(path.relative_to(ROOT))
+
+
+async def draw_troubles() -> None:
+    """Every picture of ``TROUBLES``."""
+    folder = FOLDER / "reading"
+    folder.mkdir(parents=True, exist_ok=True)
+    for scenario, wanted in TROUBLES.items():
+        with tempfile.TemporaryDirectory() as logs:
+            write_run(Path(logs) / scenario, scenario)
+            picture = await draw(Fleet(Path(logs) / scenario), wanted)
+        (folder / f"{scenario}.svg").write_text(picture.svg, encoding="utf-8")
+        print((folder / f"{scenario}.svg").relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from microscope_tui.report.check import Demand, judge
-from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_json import verdict_json
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.run_watch import RunWatch
@@ -27,7 +27,7 @@ def example() -> str:
         write_run(log.parent, SCENARIO)
         watch = RunWatch(RunFile(SCENARIO, log, 0.0))
         watch.read_all()
-        report = as_json([judge(watch.file, Demand(), watch=watch)])
+        report = verdict_json([judge(watch.file, Demand(), watch=watch)])
     report["runs"][0]["path"] = f"logs/{SCENARIO}/metrics.jsonl"
     text, before = json.dumps(report, indent=2, ensure_ascii=False), ""
     while before != text:

@@ -2,8 +2,8 @@
 # Train the tiny preset, collapse its layer L3 on purpose, and watch it: the microscope in front, the
 # trainer in the background (in tmux its output is above). Without a terminal: a short run, a snapshot.
 #
-# Every way out passes through `finish`, which stops the trainer. It gets SIGTERM: bash starts what
-# ends in `&` with SIGINT ignored.
+# Every exit runs `finish`, which stops the trainer with SIGTERM: bash starts background processes
+# with SIGINT ignored.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ run=$stamp
 mkdir -p logs
 for ((n = 2; ; n++)); do           # the folder claims the name: a second demo takes another one
   mkdir "logs/$run" 2>/dev/null && break
-  [ -d "logs/$run" ] || { echo "demo: logs/ cannot be written in $PWD" >&2; exit 1; }
+  [ -d "logs/$run" ] || { echo "demo: cannot write logs/ in $PWD" >&2; exit 1; }
   run="$stamp-$n"
 done
 log="logs/$run/metrics.jsonl"
@@ -34,10 +34,10 @@ await_trainer() {
 
 stop_trainer() {
   stopped=yes
-  # A checkpoint is put in place by one rename: killed, the trainer leaves the one before.
+  # Checkpoints are replaced by one rename: a killed trainer leaves the previous one.
   trap 'trainer_runs && kill -KILL "$trainer"' INT
   kill -TERM "$trainer"
-  say "stopping the trainer, writing a checkpoint (Ctrl-C: without one)"
+  say "stopping the trainer and writing a checkpoint (press Ctrl-C to skip it)"
 }
 
 finish() {
@@ -60,7 +60,7 @@ finish() {
   if [ -e "$log" ]; then
     say "watch it again:  .venv/bin/moe-microscope logs/$run"
     [ -e "checkpoints/$run/latest" ] &&
-      say "let it write:    .venv/bin/python -m moe_model.generate checkpoints/$run"
+      say "generate text:   .venv/bin/python -m moe_model.generate checkpoints/$run"
   fi
   exit "$code"
 }
@@ -79,9 +79,9 @@ if ! { [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; }; then
 fi
 
 modes=$(stty -g)
-say "starting the trainer: $console has its output"
+say "starting the trainer; its output goes to $console"
 "${train[@]}" >"$console" 2>&1 </dev/null & trainer=$!
-say "at step 60 the router of L3 is collapsed on purpose: the verdict follows within a minute"
+say "at step 60 the router of L3 is collapsed on purpose; the verdict follows within a minute"
 while [ ! -s "$log" ]; do
   trainer_runs || exit 0   # `finish` reports why
   sleep 0.2
@@ -94,6 +94,6 @@ if command -v tmux >/dev/null && [ -z "${TMUX:-}" ]; then
     '"$@" || read -r -p "the microscope failed; Enter closes this" _; tmux kill-session -t "=$0"' \
     "$session" "${watch[@]}" \; split-window -d -v -b -l 25% tail -n +1 -f "$console" && exit 0
   [ -t 0 ] || exit 129   # the terminal was closed
-  say "tmux cannot open a session here: the microscope alone"
+  say "tmux cannot open a session here; showing only the microscope"
 fi
 "${watch[@]}"

@@ -18,7 +18,7 @@ from microscope_tui.runlog.discover import NoRuns
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     given = sys.argv[1:] if arguments is None else arguments
-    # A lone hyphen would be an option without a name; spelled like this it is the same path.
+    # A lone hyphen would be parsed as an option; spelled like this it is the same path.
     tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     try:
         code = _run(tokens)

@@ -1,7 +1,7 @@
-"""What the commands share: finding runs, reading them with progress, and speaking to the shell.
+"""Shared by the commands: finding runs, reading them with progress, output and errors.
 
-Standard output is data, standard error is narration; every error says what, the values, and what
-to do, and ends the program with a code that scripts can rely on.
+Standard output is data, standard error is narration. Every error names the problem, the values and
+what to do, and exits with a code that scripts can rely on.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING
+from microscope_tui.lines.words import bytes_of
 from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.words import bytes_of
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
@@ -25,10 +25,10 @@ from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
 USAGE = 64
 PIPE = Path("-")
-"""The path that means the standard input."""
+"""The path that means standard input."""
 PIPE_NAME = "standard input"
 DEFAULT_PATH = Path("logs")
-"""Where the trainer writes its runs; every command looks there unless it is given a path."""
+"""Where the trainer writes its runs; the default path of every command."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -38,11 +38,11 @@ _LEAST_SIZE = 1 << 20
 def runs_at(
     path: Path, *, may_be_empty: bool = False, known: KnownLogs | None = None
 ) -> list[RunFile]:
-    """The runs at ``path``; a missing path and a folder without runs are said and end here."""
+    """The runs at ``path``; exits if the path or its runs are missing."""
     if not path.exists():
-        fail(f"{path}: no such file or folder; train something, or name another path", NO_VERDICT)
+        fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
-        fail(f"{path}: this folder may not be read by you; ask its owner", NO_VERDICT)
+        fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)
     runs = find_runs(path, known)
     unreadable = unreadable_logs(path)
     if unreadable and not runs:
@@ -55,13 +55,13 @@ def runs_at(
 
 
 def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
-    """End here if there is no run."""
+    """Exit if there is no run."""
     if not runs:
-        fail(f"{path}: holds no run yet (no *.jsonl with records in it)", NO_VERDICT)
+        fail(f"{path}: contains no run yet (no *.jsonl with records)", NO_VERDICT)
 
 
 def fail_if_unreadable(run: RunFile) -> None:
-    """Say before the screen opens that the only run there is cannot be shown."""
+    """Exit before the screen opens if the only run cannot be read."""
     watched = RunWatch(run)
     watched.advance(_FIRST_BYTES)
     if watched.error:
@@ -69,7 +69,7 @@ def fail_if_unreadable(run: RunFile) -> None:
 
 
 def read(run: RunFile, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY) -> RunWatch:
-    """Read a whole run, with progress where it takes long and somebody looks."""
+    """Read a whole run; a long read shows progress on a terminal."""
     watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
     shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
     said = time.monotonic()
@@ -103,7 +103,7 @@ def piped(
     memory: int = DEFAULT_MEMORY,
     spool: int = 0,
 ) -> tuple[RunWatch, PipedLog]:
-    """A run that arrives at ``descriptor``; ``spool``: bytes of it that are kept on disk."""
+    """A run piped in at ``descriptor``; ``spool``: bytes to keep on disk."""
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory), pipe
@@ -138,7 +138,7 @@ def size_of(text: str) -> int | None:
 
 
 def print_data(text: str) -> None:
-    """Data on standard output. A reader that left, as ``| head`` does, changes no exit code."""
+    """Print data to standard output. A closed pipe (``| head``) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -148,11 +148,11 @@ def print_data(text: str) -> None:
 
 
 def say(message: str) -> None:
-    """One line of narration."""
+    """Print one line of narration."""
     sys.stderr.write(f"moe-microscope: {safe_text(message, 400)}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what is wrong and end."""
+    """Print the error and exit."""
     say(message)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Router measures: what a row of counts says about a router. Pure functions, no I/O.
+"""Router measures: statistics of the counts of a router. Pure functions, no I/O.
 
 The headline is the collapse index ``c = (exp(H_load) − k) / (E − k)``: with top-k routing the
 worst case is k fixed experts, not one, so plain entropy cannot be compared across models. 1 is a
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 ALWAYS_CHOSEN = 0.95
 """An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
 COLLAPSED_TOO = 0.15
-"""Where the others are this collapsed, such an expert is one of the k that took over."""
+"""If the others are this collapsed, such an expert is part of the collapse."""
 STARVED_SHARE = 0.1
 """An expert with less than this multiple of the mean count is starved (in the step or window)."""
 
@@ -61,11 +61,11 @@ class Balance:
 
     collapse_index: float | None
     effective: float | None
-    """Effective experts among those that are judged."""
+    """Effective experts among the judged ones."""
     num_experts: int
-    """Experts that are judged."""
+    """Number of judged experts."""
     without: tuple[int, ...] = ()
-    """Experts that are left out."""
+    """Experts that are left out: (nearly) every token chooses them."""
 
 
 def balance(tokens_per_expert: Sequence[int], top_k: int) -> Balance:
@@ -129,7 +129,7 @@ def max_load(tokens_per_expert: Sequence[int]) -> float | None:
 
 
 def dead_experts(tokens_per_expert: Sequence[int]) -> int:
-    """Number of experts that received nothing."""
+    """Number of experts without tokens."""
     return sum(1 for count in tokens_per_expert if count == 0)
 
 
@@ -150,7 +150,7 @@ def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[floa
 
 
 def relative_mutual_information(entropy: float | None, mean_entropy: float | None) -> float | None:
-    """``(H_mean − H_tok) / H_mean``: how much a token tells about its expert; 0 … 1."""
+    """``(H_mean − H_tok) / H_mean``: relative mutual information of token and expert; 0 … 1."""
     if entropy is None or mean_entropy is None:
         return None
     if not (math.isfinite(entropy) and math.isfinite(mean_entropy)) or mean_entropy <= 0:
@@ -185,3 +185,35 @@ def quadrant(
     if mutual_information <= UNSURE and (lift is None or lift <= LIFT_UNSURE):
         return "uniform"
     return "undecided"
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's: 1 where both order the experts alike, −1 where they order them oppositely.
+
+    Equal loads share their mean rank; NaN where one of the two is constant or not finite.
+    """
+    if len(first) < 2 or not all(map(math.isfinite, [*first, *second])):
+        return math.nan
+    a, b = _ranks(first), _ranks(second)
+    middle = (len(a) + 1) / 2
+    together = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
+    spread_a = math.fsum((x - middle) ** 2 for x in a)
+    spread_b = math.fsum((y - middle) ** 2 for y in b)
+    if not spread_a or not spread_b:
+        return math.nan
+    return max(-1.0, min(1.0, together / math.sqrt(spread_a * spread_b)))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each value from 1 up; equal ones share the mean of theirs."""
+    order = sorted(range(len(values)), key=lambda at: values[at])
+    ranks = [0.0] * len(values)
+    first = 0
+    while first < len(order):
+        last = first
+        while last + 1 < len(order) and values[order[last + 1]] == values[order[first]]:
+            last += 1
+        for at in order[first : last + 1]:
+            ranks[at] = (first + last) / 2 + 1
+        first = last + 1
+    return ranks

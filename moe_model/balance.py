@@ -1,4 +1,4 @@
-"""Keeping the experts busy: the bias update and the auxiliary losses.
+"""Load balancing: the bias update and the auxiliary losses.
 
 Loss-less balancing (Wang et al., 2024; DeepSeek-V3, section 2.1.2): once per optimizer step, from
 the counts of the whole batch, experts that got too much are made a little less likely to be chosen,

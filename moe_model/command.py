@@ -1,11 +1,12 @@
-"""Command lines that exit as the project promises: 64 for a usage error, never 2.
+"""Command lines that exit with 64 for a usage error, never 2.
 
-cyclopts, like argparse, exits 2 on a usage error; here 2 is a verdict of ``moe-microscope check``.
+cyclopts, like argparse, would exit with 2, which is a verdict of ``moe-microscope check``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +19,13 @@ FAILED = 1
 STOPPED_ON_COLLAPSE = 3
 USAGE = 64
 STOPPED_BY_SIGNAL = 75
+NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
+"""Packages of ``moe-microscope[train]`` that the model needs."""
 
 
 def version() -> str:
-    """The installed version; a checkout that was never installed has none."""
-    from importlib import metadata  # only who asks waits for it
+    """The installed version; a checkout that is not installed has none."""
+    from importlib import metadata  # slow, so imported on use
 
     try:
         return metadata.version("moe-microscope")
@@ -31,14 +34,27 @@ def version() -> str:
 
 
 class UsageError(ValueError):
-    """The command line asks for something that cannot be: what, the values, what to do."""
+    """A usage error; the message names the option, the value and what to do."""
+
+
+def need_packages(
+    program: str, *more: str, install: str = "moe-microscope[train]", code: int = USAGE
+) -> None:
+    """Exit with one line if ``NEEDED`` packages, or ``more``, are not installed."""
+    missing = [name for name in (*NEEDED, *more) if importlib.util.find_spec(name) is None]
+    if missing:
+        say(
+            f"{program}: needs pip install '{install}': {', '.join(missing)} cannot be imported by "
+            f"{sys.executable}"
+        )
+        sys.exit(code)
 
 
 def run_command(app: App, arguments: Sequence[str] | None) -> int:
     """Run ``app`` and return the exit code of the process.
 
-    The command returns its own code, or none for success; :class:`UsageError` and anything that
-    cyclopts rejects become one line on standard error and code 64.
+    The command returns its exit code, or ``None`` for success. :class:`UsageError` and anything
+    cyclopts rejects become one line on standard error and exit code 64.
     """
     try:
         code = app(
@@ -57,18 +73,18 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
 
 
 def say(line: str) -> None:
-    """One line of narration on standard error, which may be closed, full or gone."""
+    """Print one line on standard error, which may be closed or full."""
     if sys.stderr is None:
         return
     text = plain_text(line.rstrip("\n"))
-    # Nothing that is only told is worth ending a training for; a closed file is a ValueError.
+    # A lost message must not end the training. A closed file raises ValueError.
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def _drop_unsaid() -> None:
-    """Let go of a standard error that takes nothing: Python's last flush would exit with 120."""
+    """Drop a broken standard error: Python's last flush would otherwise exit with 120."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -1,9 +1,8 @@
 """The shape of the model: one frozen dataclass, one row per preset.
 
-Field names are those of Hugging Face's ``DeepseekV3Config``, so that a published ``config.json``
-and this class speak of the same things. Everything else about the model follows from these numbers:
-:meth:`ModelConfig.parameters` and :meth:`ModelConfig.active_parameters` count it without building
-it.
+Field names are those of Hugging Face's ``DeepseekV3Config``, so a published ``config.json`` maps to
+this class. :meth:`ModelConfig.parameters` and :meth:`ModelConfig.active_parameters` count
+parameters without building the model.
 """
 
 from __future__ import annotations
@@ -11,54 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moe_model.json_types import MOST, fields_of, shown
+from moe_model.rope_scaling import Llama3Scaling as Llama3Scaling
+from moe_model.rope_scaling import YarnScaling as YarnScaling
 
 ScoreFunction = Literal["sigmoid", "softmax"]
 DropPolicy = Literal["position", "weight"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class YarnScaling:
-    """YaRN (Peng et al., 2023): positions beyond those the model was trained on.
-
-    Named as in the ``rope_scaling`` of a published ``config.json``. Where it is given it is in
-    force, at every length, as in transformers; DeepSeek's own code switches it on only where
-    ``max_seq_len`` exceeds ``original_max_position_embeddings``.
-    """
-
-    factor: float
-    """How many times longer than the original context."""
-    original_max_position_embeddings: int
-    """Context of the model before it was stretched, in tokens."""
-    beta_fast: float = 32.0
-    """Dimensions that turn more often than this within the original context stay as they are."""
-    beta_slow: float = 1.0
-    """Dimensions that turn less often than this are slowed down by the whole factor."""
-    mscale: float = 1.0
-    """Strength of the correction of the rotated parts, above the line."""
-    mscale_all_dim: float = 1.0
-    """Strength of the correction of the whole softmax; below the line in the other. 0: none."""
-
-    def __post_init__(self) -> None:
-        least = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0}
-        for name, low in {**least, "mscale_all_dim": 0, "beta_slow": 1e-3}.items():
-            if not low <= getattr(self, name) < MOST:
-                raise ValueError(
-                    f"rope_scaling.{name}={getattr(self, name)} is out of range: choose {low} or "
-                    f"more, below {MOST}."
-                )
-        if not self.beta_slow < self.beta_fast < MOST:
-            raise ValueError(
-                f"rope_scaling.beta_slow={self.beta_slow} is not below beta_fast={self.beta_fast}: "
-                "choose for example 1 and 32."
-            )
+TopkMethod = Literal["noaux_tc", "greedy", "group_limited_greedy"]
+ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Sizes and rules of one DeepSeek-V3-style model; ``ValueError`` where they contradict."""
+    """Sizes and rules of a DeepSeek-V3-style model; ``ValueError`` if they contradict each
+    other."""
 
     vocab_size: int
     """Rows of the embedding and of the output head, in tokens."""
@@ -84,28 +51,35 @@ class ModelConfig:
     """Groups a token may choose its experts from."""
     scoring_func: ScoreFunction = "sigmoid"
     """How router logits become scores: sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Mixtral)."""
+    topk_method: TopkMethod = "noaux_tc"
+    """How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group scores the sum of its
+    two best experts. Without a bias (DeepSeek-V2): greedy, or group_limited_greedy, where a group
+    scores its best expert."""
     norm_topk_prob: bool = True
     """Divide the chosen scores by their sum, so that the weights of a token add up to one."""
     routed_scaling_factor: float = 1.0
-    """Factor on the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3."""
+    """Factor for the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3."""
     num_attention_heads: int
     """Attention heads H."""
     q_lora_rank: int | None = None
-    """Rank of the low-rank query projection; none projects queries directly."""
+    """Rank of the low-rank query projection; without one, queries are projected directly."""
     kv_lora_rank: int
-    """Rank R of the latent that keys and values are expanded from: what a cache would hold."""
+    """Rank R of the latent from which keys and values are expanded, and which a cache holds."""
     qk_nope_head_dim: int
-    """Query and key dimensions per head without position."""
+    """Query and key dimensions per head without rotary position."""
     qk_rope_head_dim: int
-    """Query and key dimensions per head with position; all heads share the key's."""
+    """Query and key dimensions per head with rotary position; all heads share this key."""
     v_head_dim: int
     """Value dimensions per head."""
+    attention_bias: bool = False
+    """Whether the projections from and to the residual stream have biases, except a full
+    query's."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
-    rope_scaling: YarnScaling | None = None
-    """Stretches the context (YaRN); none for plain rotary positions."""
+    rope_scaling: YarnScaling | Llama3Scaling | None = None
+    """Context extension (YaRN, or Llama 3.1's); without one, plain rotary positions."""
     max_position_embeddings: int
-    """Longest sequence the model is trained on and reads back while generating, in tokens."""
+    """Longest sequence in training and generation, in tokens."""
     rms_norm_eps: float = 1e-6
     """Added to the mean square in the layer norms; those inside attention always use 1e-6."""
     initializer_range: float = 0.02
@@ -115,11 +89,15 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
     """Depths D of multi-token prediction: extra layers that predict the token after the next."""
     router_jitter_noise: float = 0.0
-    """While training, a router sees its input multiplied by uniform noise in 1 ± this."""
+    """In training, router inputs are multiplied by uniform noise within 1 ± this value."""
     capacity_factor: float | None = None
-    """While training, an expert takes at most this times its fair share; none drops nothing."""
+    """In training, an expert accepts at most this multiple of its fair share; without one, no
+    limit."""
     drop_policy: DropPolicy = "position"
-    """Who is dropped beyond the capacity: the last of the batch, or the smallest weights."""
+    """What to drop beyond the capacity: the last tokens of the batch, or the smallest weights."""
+
+    model_type: ModelType = "deepseek_v3"
+    """Model type of an export to transformers: that of the imported model."""
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -130,14 +108,14 @@ class ModelConfig:
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
         """The preset ``name`` with ``fields`` replaced; ``vocab_size`` comes from the data."""
         if name not in PRESETS:
-            raise ValueError(f"preset={name!r} is not known: choose one of {', '.join(PRESETS)}.")
+            raise ValueError(f"preset={name!r} is unknown: choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **fields})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The config that :meth:`to_dict` described; ``ValueError`` where fields do not fit.
+        """The inverse of :meth:`to_dict`; ``ValueError`` if fields are invalid.
 
-        Each must be there, known, of its type and in its range, whoever wrote them.
+        Every field must be present, known, of its type and in its range.
         """
         return cls(**fields_of(cls, fields, "a model config"))
 
@@ -162,11 +140,12 @@ class ModelConfig:
         return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
 
     def parameters(self, *, multi_token_prediction: bool = True) -> int:
-        """All weights, embedding and head included, without the routers' bias: a buffer."""
+        """All parameters, embedding and head included. The routers' bias is a buffer, not a
+        parameter."""
         return self._count(self.n_routed_experts, multi_token_prediction)
 
     def active_parameters(self) -> int:
-        """Weights one token meets: K of the E routed experts, no multi-token prediction."""
+        """Parameters used per token: K of the E routed experts, no multi-token prediction."""
         return self._count(self.num_experts_per_tok, False)
 
     def _count(self, routed_experts: int, count_ahead: bool) -> int:
@@ -178,6 +157,8 @@ class ModelConfig:
         key_value = D * (self.kv_lora_rank + self.qk_rope_head_dim)
         key_value += self.kv_lora_rank * (1 + H * (self.qk_nope_head_dim + self.v_head_dim))
         attention = query + key_value + H * self.v_head_dim * D
+        if self.attention_bias:
+            attention += (self.q_lora_rank or 0) + self.kv_lora_rank + self.qk_rope_head_dim + D
         dense = 3 * D * self.intermediate_size
         expert = 3 * D * self.moe_intermediate_size
         moe = (routed_experts + self.n_shared_experts) * expert + self.n_routed_experts * D
@@ -200,14 +181,16 @@ def _check_sizes(config: ModelConfig) -> None:
         least = 0 if field.name in may_be_zero else 1
         if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < value < math.inf:
-                raise ValueError(f"{field.name}={value} is not a positive number: choose one.")
+                raise ValueError(f"{field.name}={value} must be positive.")
         elif not least <= value < math.inf:
             raise ValueError(f"{field.name}={value} is out of range: choose {least} or more.")
     if config.rope_theta == 1:
-        raise ValueError("rope_theta=1 turns everything alike: choose one such as 10000.")
+        raise ValueError(
+            "rope_theta=1 rotates all pairs alike: choose a larger one, such as 10000."
+        )
     if config.qk_rope_head_dim % 2:
         raise ValueError(
-            f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding turns pairs, "
+            f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding rotates pairs, "
             f"choose {config.qk_rope_head_dim + 1}."
         )
     if config.first_k_dense_replace >= config.num_hidden_layers:
@@ -222,7 +205,23 @@ def _check_experts(config: ModelConfig) -> None:
     E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
     if config.scoring_func not in ("sigmoid", "softmax"):
         raise ValueError(
-            f"scoring_func={shown(config.scoring_func)} is not known: choose sigmoid or softmax."
+            f"scoring_func={shown(config.scoring_func)} is unknown: choose sigmoid or softmax."
+        )
+    methods = get_args(TopkMethod)
+    if config.topk_method not in methods:
+        raise ValueError(
+            f"topk_method={shown(config.topk_method)} is unknown: choose one of "
+            f"{', '.join(methods)}."
+        )
+    if config.model_type not in get_args(ModelType):
+        raise ValueError(
+            f"model_type={shown(config.model_type)} is unknown: choose one of "
+            f"{', '.join(get_args(ModelType))}."
+        )
+    if config.topk_method == "greedy" and groups > 1:
+        raise ValueError(
+            f"topk_method='greedy' does not support groups, but n_group={groups}: choose "
+            "group_limited_greedy, or 1 group."
         )
     if K > E:
         raise ValueError(
@@ -239,10 +238,10 @@ def _check_experts(config: ModelConfig) -> None:
         raise ValueError(
             f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."
         )
-    if groups > 1 and E // groups < 2:
+    if config.topk_method == "noaux_tc" and groups > 1 and E // groups < 2:
         raise ValueError(
             f"n_routed_experts={E} in n_group={groups} groups leaves {E // groups} expert a group, "
-            f"and a group is judged by its best two: choose at most {E // 2} groups."
+            f"but a group needs two to be scored: choose at most {E // 2} groups."
         )
     reachable = config.topk_group * (E // groups)
     if reachable < K:
@@ -260,12 +259,10 @@ def _check_capacity(config: ModelConfig) -> None:
         )
     factor = config.capacity_factor
     if factor is not None and not 0 < factor < math.inf:
-        raise ValueError(
-            f"capacity_factor={factor} is no positive number: choose for example 1.25."
-        )
+        raise ValueError(f"capacity_factor={factor} must be positive: choose for example 1.25.")
     policy = config.drop_policy
     if policy not in ("position", "weight"):
-        raise ValueError(f"drop_policy={shown(policy)} is not known: choose position or weight.")
+        raise ValueError(f"drop_policy={shown(policy)} is unknown: choose position or weight.")
 
 
 _COLUMNS = (
@@ -273,23 +270,27 @@ _COLUMNS = (
     "num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
     "q_lora_rank", "kv_lora_rank",
     "n_shared_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "intermediate_size", "max_position_embeddings",
+    "intermediate_size", "max_position_embeddings", "initializer_range",
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
-    #               D  layers  heads nope rope v    ranks: q kv  experts: S E K F  dense context
+    #              D layers heads nope rope v  ranks: q kv  experts: S E K F dense context std
     name: dict(zip(_COLUMNS, row, strict=True))
     for name, row in {
-        "tiny":        (192, 6, 1,   4, 32, 32, 64,     None, 64,   1, 8, 2, 136,   512,   256),
-        "small":       (512, 8, 1,   8, 32, 32, 64,     256, 128,   1, 16, 4, 352, 1376,   512),
-        "shakespeare": (768, 10, 1, 12, 32, 32, 64,     None, 160,  1, 8, 2, 512,  1536,  1024),
-        "deepseek-v3": (7168, 61, 3, 128, 128, 64, 128, 1536, 512,  1, 256, 8, 2048, 18432, 4096),
+        "tiny":        (192, 6, 1, 4, 16, 48, 48, None, 96, 1, 8, 2, 136, 512, 256, 0.07),
+        "small":       (512, 8, 1, 8, 32, 32, 64, 256, 128, 1, 16, 4, 352, 1376, 512, 0.044),
+        "shakespeare": (768, 10, 1, 12, 32, 32, 64, None, 160, 1, 8, 2, 512, 1536, 1024, 0.036),
+        "deepseek-v3": (7168, 61, 3, 128, 128, 64, 128, 1536, 512, 1, 256, 8, 2048, 18432, 4096,
+                        0.02),
     }.items()
 }  # fmt: skip
-"""Every field of a model except ``vocab_size``, which the tokenizer decides."""
+"""Every field of a model except ``vocab_size``, which the tokenizer determines.
 
+The initial standard deviation is 1/√D for small models; 0.02 is meant for widths of thousands."""
+
+PRESETS["tiny"] |= {"routed_scaling_factor": 1.5}
 PRESETS["deepseek-v3"] |= {
     "vocab_size": 129280, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5,
     "num_nextn_predict_layers": 1,
 }  # fmt: skip
-"""As published, before its context was stretched: ``rope_scaling`` came afterwards."""
+"""As pre-trained, before ``rope_scaling`` extended the context."""

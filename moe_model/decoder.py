@@ -1,13 +1,13 @@
-"""Reading tokens one after the other, as fast as the weights come out of memory.
+"""Token-by-token decoding on a CPU, at memory bandwidth.
 
-A forward pass over one token does two floating-point operations for every weight it fetches, so
-what counts is how the weights lie in memory and how many small operations stand between them. A
-:class:`Decoder` keeps its own copy of the weights: transposed, those that see the same input side
-by side, every expert by itself, and the softmax scale folded into the queries. Half precision
-halves the bytes: weights in fp16, everything else, sums, attention and cache included, in fp32.
+A forward pass over one token does two floating-point operations per weight, so its speed depends on
+the memory layout of the weights and on the number of small operations between products. A
+:class:`Decoder` keeps its own copy of the weights: transposed, those with the same input side by
+side, every expert separate, and the softmax scale folded into the queries. Half precision halves
+the bytes: weights in fp16, everything else (sums, attention, cache) in fp32.
 
-Long prompts go through the model itself, and so does everything on a GPU, where the layout matters
-less than the number of kernels.
+Long prompts use the model itself, and so does everything on a GPU, where the number of kernels
+matters more than the layout.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from moe_model.cache import LatentCache
-from moe_model.decoder_layer import Linear, PreparedLayer, normed
 from moe_model.model import LanguageModel
 from moe_model.mtp import PredictionDepth
+from moe_model.prepared_layer import PreparedLayer, PreparedLinear, normed
 from moe_model.rotary import rotary_table
 
 FEW = 8
-"""Tokens at a time up to which the prepared weights are faster than the model."""
+"""Up to this many new tokens, the prepared weights are faster than the model."""
 
 
 class Decoder:
-    """One sequence, its past in a latent cache."""
+    """Decodes one sequence with a latent cache."""
 
     def __init__(
         self, model: LanguageModel, length: int, *, weights: torch.dtype | None = None
@@ -34,10 +34,10 @@ class Decoder:
         """Prepare ``model`` for reading up to ``length`` tokens.
 
         Args:
-            model: In evaluation mode; changes to its weights are not seen afterwards.
+            model: In evaluation mode; later changes to its weights have no effect.
             length: Tokens of prompt and answer together.
-            weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. None
-                prepares nothing and always runs the model: the right choice on a GPU.
+            weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. With
+                ``None`` the model itself always runs, which is right on a GPU.
         """
         self.model = model
         self.weights = weights
@@ -50,16 +50,16 @@ class Decoder:
         if weights is not None:
             layers = model.decoder_layers
             self._layers = [PreparedLayer(layer, weights) for layer in layers]
-            self._head = Linear(model.head_weight, weights)
+            self._head = PreparedLinear(model.head_weight, weights)
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Put ``ids`` behind the past: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
+        """Append ``ids``; return logits ``(S, V)`` and normed hidden states ``(S, D)``."""
         room = len(self.cache) - self.cache.used
         if len(ids) > room:
             raise ValueError(
                 f"{len(ids)} tokens do not fit: {room} of {len(self.cache)} are free. Forget some, "
-                "or make a longer decoder."
+                "or create a longer decoder."
             )
         ids_S = torch.tensor(ids, device=self.device)
         if not self._layers or len(ids) > FEW:
@@ -75,7 +75,7 @@ class Decoder:
         return self.logits(hidden_SD), hidden_SD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        """Of normed hidden states, fp32."""
+        """Logits of normed hidden states, fp32."""
         if self.weights is None:
             return self.model.head(hidden_SD).float()
         return self._head(hidden_SD.to(self.weights)).float()
@@ -85,19 +85,19 @@ class Decoder:
         return self._turn_N1r[start:end]
 
     def forget(self, tokens: int) -> None:
-        """Take the last ``tokens`` back."""
+        """Forget the last ``tokens``."""
         self.cache.used -= tokens
 
 
 class Drafter:
-    """Guesses one token ahead of a :class:`Decoder` with the first depth of multi-token prediction.
+    """Drafts one token ahead of a :class:`Decoder` with the first depth of multi-token prediction.
 
-    It reads the hidden states of the model, each with the token that followed, through a cache of
-    its own.
+    It reads the hidden states of the model, each with the token that followed, and has its own
+    cache.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        """Draft for ``decoder``; ``ValueError`` where its model has no multi-token prediction."""
+        """Draft for ``decoder``; ``ValueError`` if its model has no multi-token prediction."""
         model = decoder.model
         if not model.mtp:
             raise ValueError(
@@ -113,19 +113,19 @@ class Drafter:
             model.config, 1, len(decoder.cache), layers=1, dtype=like.dtype, device=like.device
         )
         if decoder.weights is not None:
-            self._combine = Linear(depth.eh_proj.weight, decoder.weights)
+            self._combine = PreparedLinear(depth.eh_proj.weight, decoder.weights)
             self._layer = PreparedLayer(depth.layer, decoder.weights)
 
     def forget_all(self) -> None:
-        """Begin a new text."""
+        """Start a new text."""
         self._cache.used = 0
 
     @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
-        """Read S positions, each with the token that followed; guess what follows the last of them.
+        """Read S positions, each with the token that followed; draft the token after the last one.
 
         Args:
-            hidden_SD: Normed hidden states of the positions that were not read before.
+            hidden_SD: Normed hidden states of the positions not read before.
             following: The token after each of them.
         """
         start, end = self._cache.used, self._cache.used + len(following)

@@ -2,9 +2,9 @@
 
 Token-expert pairs are sorted by expert once, every expert then sees one contiguous block of rows
 (one grouped product for all, or one expert after the other where that is faster), and the results
-are put back and summed over k. The weight of a pair multiplies the hidden activations, which is the
-same as multiplying the output and touches less. No mask per expert, no token dropped; the time does
-not depend on how skewed the router is.
+are scattered back and summed over k. The weight of a pair multiplies the hidden activations, which
+equals multiplying the output and touches less memory. There is no mask per expert and no dropped
+token; the time does not depend on the skew of the router.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``."""
-        dtype = compute_dtype(x_TD)  # grouped_mm does not know autocast itself
+        dtype = compute_dtype(x_TD)  # grouped_mm ignores autocast
         gate_up_EFD, down_EDF = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        block = _BLOCK_ON_CPU if x_TD.device.type == "cpu" and dtype in _HALF_DTYPES else 1
+        # Only the host knows the number of padded rows: a compiled graph would break here.
+        padded = x_TD.device.type == "cpu" and dtype in _HALF_DTYPES
+        block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
         rows_E, token_P, place_TK = _sort_by_expert(expert_ids_TK, len(gate_up_EFD), block)
 
         x_PD = dispatch(x_TD.to(dtype), token_P, place_TK)
@@ -71,7 +73,7 @@ class Experts(nn.Module):
         if _grouped_is_better(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         else:
-            y_PD = experts_in_turn(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)
+            y_PD = _one_after_the_other(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         return combine(y_PD, token_P, place_TK).to(x_TD.dtype)
 
 
@@ -82,7 +84,7 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
         ids_TK: Chosen experts.
         num_experts: E.
         block: Round each expert's rows up to a multiple of this. The extra rows hold some token;
-            their output is read by nobody.
+            their output is not used.
 
     Returns:
         Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
@@ -100,11 +102,15 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
 
 
 def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
-    """One product for all experts, where it may be used and pays.
+    """Whether one grouped product for all experts is possible and faster.
 
-    ``F.grouped_mm`` refuses fp64, rows of no multiple of 16 bytes, and all but bf16 when compiled.
-    On a CPU one expert after the other stays in the cache, which is faster in fp32 where experts
-    have many rows: measured 4 to 8 % of a training step.
+    ``F.grouped_mm`` rejects fp64, rows that are not a multiple of 16 bytes, and all but bf16 when
+    compiled.
+    On a GPU it is one kernel only in bf16 and from compute capability 9.0 (H100) on; elsewhere
+    torch runs one expert after the other inside it and waits for the row counts in each of the
+    products, where :func:`experts_in_turn` waits once. On a CPU one expert after the other stays in
+    the cache, which is faster in fp32 where experts have many rows: measured 4 to 8 % of a training
+    step.
     """
     if x_PD.dtype not in _GROUPED_DTYPES:
         return False
@@ -112,9 +118,21 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
         return False
     if not all(w.shape[-1] * w.element_size() % 16 == 0 for w in weights_EXX):
         return False
-    if x_PD.device.type != "cpu" or x_PD.dtype != torch.float32:
+    if x_PD.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(x_PD.device)
+        return x_PD.dtype == torch.bfloat16 and capability >= (9, 0)
+    if x_PD.dtype != torch.float32:
         return True
     return len(x_PD) < _ENOUGH_ROWS * len(weights_EXX[0])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _one_after_the_other(
+    x_PD: Tensor, weight_P1: Tensor, rows_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Outside of compiled graphs: the row counts are other shapes in every step, each of which
+    would be compiled anew."""
+    return experts_in_turn(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)
 
 
 def _grouped_experts(

@@ -1,7 +1,7 @@
-"""A folder that is either complete or not there.
+"""Write a folder atomically: it is either complete or absent.
 
-It is written aside, on the same disk, forced to disk and then renamed: whoever looks sees all of it
-or nothing, and after an error or Ctrl-C nothing is left.
+It is written under a temporary name on the same disk, forced to disk and then renamed. Readers see
+all of it or nothing, and an error or Ctrl-C leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     """An empty folder to fill, which becomes ``target`` at the end.
 
     Raises:
-        FileExistsError: If there is something at ``target``.
+        FileExistsError: If ``target`` exists.
         OSError: If it cannot be written, or the disk is full.
     """
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
     aside = target.parent / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
     aside.mkdir()
     try:
         yield aside
@@ -45,15 +45,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.touch()
     mode = path.stat().st_mode
     try:
-        # Transformers 4 refuses a file that does not say what wrote it.
+        # Transformers 4 rejects a file without this metadata.
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what safetensors makes of a full disk
+    except SafetensorError as error:  # raised on a full disk
         raise OSError(f"{path.name} cannot be written: {error}") from error
     path.chmod(mode)
 
 
 def force_to_disk(path: Path) -> None:
-    """Return once the file or folder at ``path`` is on the disk."""
+    """Force the file or folder at ``path`` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

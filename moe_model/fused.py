@@ -1,10 +1,10 @@
-"""Functions with a backward pass of their own: what autograd would do in many passes over memory.
+"""Functions with a hand-written backward pass, where autograd would make many passes over memory.
 
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
 that read and write the same activations again and again. Each function here does the work of one
-group of them in as few passes as torch's own operators allow, forward and backward, and keeps only
-what the backward pass needs. Beside each stands its plain twin, ``plain_…``: the definition, what
-the tests compare with, and what runs under ``torch.compile``, which fuses by itself.
+group of them in as few passes as torch's operators allow, forward and backward, and keeps only what
+the backward pass needs. Each has a reference implementation, ``plain_…``, which the tests compare
+with and which runs under ``torch.compile``, which fuses operations itself.
 """
 
 from __future__ import annotations
@@ -173,7 +173,10 @@ def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
 
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     """Interleaved pairs times complex numbers, in the precision of the latter."""
-    pairs = x.to(turn.real.dtype).contiguous().view(*x.shape[:-1], x.shape[-1] // 2, 2)
+    # A copy in any case: a single token counts as contiguous wherever it begins, and a complex
+    # number must begin at an even place.
+    rows = x.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)
+    pairs = rows.view(*x.shape[:-1], x.shape[-1] // 2, 2)
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
 
 
@@ -297,8 +300,6 @@ def experts_in_turn(
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
         down_EDF: Down of each expert.
     """
-    if torch.compiler.is_compiling():
-        return plain_experts_in_turn(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)
     y_PD: Tensor = _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
     return y_PD
 
@@ -365,7 +366,7 @@ class _ExpertsInTurn(torch.autograd.Function):
 
 
 def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """A SwiGLU for every token, some hundred tokens at a time, which stay in the cache.
+    """A SwiGLU for every token; on a CPU some hundred tokens at a time, which stay in the cache.
 
     Args:
         x_TD: Tokens.
@@ -417,8 +418,10 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of all tensors, :data:`ROWS_AT_A_TIME` at a time."""
-    return zip(*(torch.split(tensor, ROWS_AT_A_TIME) for tensor in tensors_TX), strict=True)
+    """The same rows of all tensors, :data:`ROWS_AT_A_TIME` at a time; on a GPU all at once."""
+    on_cpu = tensors_TX[0].device.type == "cpu"
+    rows = ROWS_AT_A_TIME if on_cpu else max(1, len(tensors_TX[0]))
+    return zip(*(torch.split(tensor, rows) for tensor in tensors_TX), strict=True)
 
 
 def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:

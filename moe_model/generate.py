@@ -1,169 +1,39 @@
-"""Continue a text: sample one token after the other from a trained model.
+"""Continue a text with a trained model, token by token.
 
     python -m moe_model.generate checkpoints/RUN/best --prompt "The " --temperature 0.8
 
-The past is kept in a latent cache; the seed alone decides what comes out. Text goes to standard
-output as it is written, speed to standard error.
+Generation uses a latent cache; the same seed gives the same text. Text goes to standard output as
+it is generated, speed to standard error. Several prompts are continued together, and their texts
+are printed one after the other at the end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from moe_model.command import FINISHED, UsageError, need_packages, run_command, say, version
+
+if __name__ == "__main__":
+    need_packages("python -m moe_model.generate")
 
 import torch
-from cyclopts import App, Parameter
 from torch import Tensor
 
-from moe_model.command import FINISHED, UsageError, run_command, say, version
-from moe_model.decoder import Decoder, Drafter
-from moe_model.model import LanguageModel
+from moe_model.batch_sampling import BatchSampler
+from moe_model.chat import encode_chats
+from moe_model.description import CheckpointError
+from moe_model.device import DeviceName, choose_device
 from moe_model.plain_text import plain_text
-from moe_model.store import CheckpointError, read_checkpoint
+from moe_model.sampling import Sampler, SamplingRules
+from moe_model.store import read_checkpoint
 from moe_model.tokenizer import Tokenizer
-
-WEIGHTS = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-class Sampler:
-    """Iterates over the token ids that follow a prompt, each as soon as it is known.
-
-    With drafts, one pass reads the last token together with a guess at the next one, from the
-    model's multi-token prediction. Every token is still picked from the logits of the model, in the
-    same order and with the same draws, so the text is the same; where the guess was right, the pass
-    gave two tokens.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        prompt_S: Tensor,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        seed: int = 0,
-        weights: torch.dtype | None = None,
-        draft: bool = False,
-        stop_at: int | None = None,
-    ) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            model: In evaluation mode while this is iterated, then as it was found.
-            prompt_S: At least one token id, int64; of more than the context, the last count.
-            max_new_tokens: How many tokens to sample.
-            temperature: Divides the logits; 0 takes the likeliest token.
-            top_p: Sample among the likeliest tokens that together hold this probability.
-            seed: Of a generator of its own, so that sampling never disturbs training.
-            weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; fp32 on a CPU if none.
-            draft: Guess ahead; ``ValueError`` where the model cannot.
-            stop_at: The token that ends a text; it is not given.
-        """
-        if not len(prompt_S):
-            raise ValueError("prompt has 0 tokens: give at least one.")
-        if weights is None and model.embed_tokens.weight.device.type == "cpu":
-            weights = torch.float32
-        self.given = 0
-        """Tokens given so far."""
-        self.passes = 0
-        """Passes through the model so far, the one that reads the prompt included."""
-        self._model = model
-        self._left, self._stop_at = max_new_tokens, stop_at
-        self._rules = (temperature, top_p, torch.Generator().manual_seed(seed))
-        self._context = model.config.max_position_embeddings
-        self._ids = prompt_S.tolist()[-self._context :]
-        self._decoder = Decoder(model, self._context, weights=weights)
-        self._drafter = Drafter(self._decoder) if draft else None
-
-    def __iter__(self) -> Iterator[int]:
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            self._start_over(self._context)  # iterated again, it goes on where it stopped
-            while self._left > 0:
-                for token in self._until_full():
-                    if token == self._stop_at:
-                        return
-                    self.given += 1
-                    yield token
-                # The context is full: go on from its second half, read again from position 0.
-                self._start_over(max(1, self._context // 2))
-        finally:
-            self._model.train(was_training)
-
-    def _until_full(self) -> Iterator[int]:
-        """Tokens until there are enough, or the context is full."""
-        drafter = self._drafter
-        following = self._ids[1:]
-        logits_SV, unseen_SD = self._read(self._ids)
-        token = self._pick(logits_SV[-1])
-        yield token
-        while self._left and self._room:
-            # What the drafter has not seen: hidden states, and the token after each.
-            following.append(token)
-            guess = None
-            if drafter is not None and self._room >= 2:
-                guess = drafter.propose(unseen_SD, following)
-            logits_SV, unseen_SD = self._read([token] if guess is None else [token, guess])
-            token = self._pick(logits_SV[0])
-            yield token
-            if guess is None:
-                following = []
-            elif token != guess or not self._left:
-                self._decoder.forget(1)
-                unseen_SD, following = unseen_SD[:1], []
-            else:
-                following = [token]
-                token = self._pick(logits_SV[1])
-                yield token
-
-    def _start_over(self, tokens: int) -> None:
-        """Forget what was read, and all but the last ``tokens``."""
-        self._ids = self._ids[-tokens:]
-        self._decoder.forget(self._decoder.cache.used)
-        if self._drafter is not None:
-            self._drafter.forget_all()
-
-    def _read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        self.passes += 1
-        return self._decoder.read(ids)
-
-    def _pick(self, logits_V: Tensor) -> int:
-        token = pick(logits_V.cpu(), *self._rules)
-        self._ids.append(token)
-        self._left -= 1
-        return token
-
-    @property
-    def _room(self) -> int:
-        """Tokens that can still be read."""
-        return self._context - self._decoder.cache.used
-
-
-def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int]:
-    """The token ids of a :class:`Sampler`, all at once."""
-    return list(Sampler(model, prompt_S, **options))
-
-
-def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """One token id, sampled from the nucleus of ``softmax(logits_V / temperature)``."""
-    if not logits_V.isfinite().all():
-        raise ValueError("the logits are not finite: the model has diverged, use another one.")
-    if temperature == 0:
-        return int(logits_V.argmax())
-    # The highest is 0, whatever it is divided by.
-    probability_V, ids_V = (
-        ((logits_V - logits_V.max()) / temperature).softmax(dim=-1).sort(descending=True)
-    )
-    # A token stays while the mass before it is below top_p: the likeliest always stays.
-    mass_before_V = probability_V.cumsum(dim=-1) - probability_V
-    probability_V = probability_V.masked_fill(mass_before_V >= top_p, 0.0)
-    return int(ids_V[torch.multinomial(probability_V, 1, generator=generator)])
-
 
 app = App(
     name="python -m moe_model.generate",
@@ -171,8 +41,10 @@ app = App(
     version=version,
 )
 
+_PROMPT = Parameter(allow_leading_hyphen=True, negative=(), show_default=False)
+
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: what was written so far is good."""
+"""Exit code after Ctrl-C; the text written so far is valid."""
 
 
 @app.default
@@ -180,69 +52,104 @@ def main(
     checkpoint: Path,
     /,
     *,
-    prompt: Annotated[str, Parameter(allow_leading_hyphen=True, show_default=False)] = "\n",
+    prompt: Annotated[tuple[str, ...], _PROMPT] = ("\n",),
+    chat: Annotated[bool, Parameter(negative=())] = False,
     max_new_tokens: int = 400,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
+    rules: Annotated[SamplingRules, Parameter(name="*")] = SamplingRules(),  # noqa: B008  # frozen
     seed: int = 0,
+    device: DeviceName = "auto",
     weights: Literal["fp32", "fp16"] = "fp32",
     draft: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Continue a text with a trained model. The text goes to standard output as it is written.
+    """Continue a text with a trained model. The text goes to standard output as it is generated.
 
     Args:
-        checkpoint: Folder such as checkpoints/RUN/best, or a run: its latest.
-        prompt: Text to continue (default: a line break).
-        max_new_tokens: Tokens to sample.
-        temperature: Divides the logits; 0 takes the likeliest token each time.
-        top_p: Sample among the likeliest tokens that together hold this probability.
+        checkpoint: Folder such as checkpoints/RUN/best, or a run for its latest checkpoint.
+        prompt: Text to continue (default: a line break). Repeat the option to continue several
+            prompts together.
+        chat: Pass the prompt as a chat message, formatted by the model's chat template, and print
+            only the answer. The template runs in a sandbox, for 5 s at most.
+        max_new_tokens: Number of tokens to sample.
+        rules: See SamplingRules.
         seed: Same seed, same text.
-        weights: fp32 rounds as the model does; fp16 reads half the memory, logits differ by 0.005.
-        draft: Guess one token ahead: the same text in fewer passes. Needs a model trained with
-            --mtp.
+        device: auto uses a GPU if there is one.
+        weights: fp32 rounds as the model does; fp16 halves the memory traffic, logits differ by
+            about 0.005. For one prompt on a CPU.
+        draft: Draft one token ahead: the same text in fewer forward passes. Needs a model trained
+            with --mtp, and a single prompt.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {max_new_tokens} writes nothing: choose 1 or more.")
-    if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature {temperature} is out of range: choose 0 or more.")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
-    if not 0 < top_p <= 1:
-        raise UsageError(f"--top-p {top_p} is out of range: choose above 0, up to 1.")
+    place = choose_device(device)
+    _refuse_out_of_range(rules, max_new_tokens, seed)
+    _refuse_for_several(len(prompt), place, half=weights == "fp16", draft=draft)
     try:
         found = read_checkpoint(checkpoint)
-        prompt_S = found.tokenizer.encode(prompt)
-        model = found.load_model()
+        prompts = encode(found.tokenizer, prompt, chat)
+        model = found.load_model(place)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    except ValueError as error:
-        raise UsageError(f"--prompt {prompt!r}: {error}") from error
-    if not len(prompt_S):
-        raise UsageError("--prompt is empty: give at least one character.")
+    options = dataclasses.asdict(rules) | {
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "stop_at": found.stop_ids,
+    }
+    before = [""] * len(prompt) if chat else prompt
+    if len(prompts) > 1:
+        batch = BatchSampler(model, prompts, **options)
+        return _write(_several(batch, found.tokenizer, before), batch)
     try:
-        sampler = Sampler(
-            model,
-            prompt_S,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            weights=WEIGHTS[weights],
-            draft=draft,
-            stop_at=found.tokenizer.end,
-        )
+        half = torch.float16 if weights == "fp16" else None
+        sampler = Sampler(model, prompts[0], **options, weights=half, draft=draft)
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error
-    return _write(sampler, found.tokenizer, prompt)
+    return _write(_one(sampler, found.tokenizer, before[0]), sampler)
 
 
-def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
-    """Write the text as it comes; how fast it was goes to standard error."""
+def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
+    """Raise ``UsageError`` for a number out of range."""
+    try:
+        rules.check()
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {max_new_tokens} is too few: choose 1 or more.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
+
+
+def _refuse_for_several(prompts: int, place: torch.device, *, half: bool, draft: bool) -> None:
+    """Raise ``UsageError`` for options that need a single prompt."""
+    if half and (prompts > 1 or place.type != "cpu"):
+        raise UsageError(
+            f"--weights fp16 supports one prompt on a CPU, not {prompts} on {place.type}: use fp32."
+        )
+    if draft and prompts > 1:
+        raise UsageError(f"--draft supports one prompt, not {prompts}: omit it.")
+
+
+def encode(tokenizer: Tokenizer, prompts: Sequence[str], chat: bool) -> list[Tensor]:
+    """Token ids of every prompt; ``UsageError`` for an empty prompt."""
+    if chat:
+        try:
+            return encode_chats(tokenizer, prompts)
+        except ValueError as error:
+            raise UsageError(f"--chat: {error}") from error
+    encoded = []
+    for prompt in prompts:
+        try:
+            encoded.append(tokenizer.encode(prompt))
+        except ValueError as error:
+            raise UsageError(f"--prompt {prompt!r}: {error}") from error
+        if not len(encoded[-1]):
+            raise UsageError("--prompt is empty: pass at least one character.")
+    return encoded
+
+
+def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
+    """Write the text as it is generated, then the speed on standard error."""
     started = time.perf_counter()
     code = FINISHED
     try:
-        put(prompt)
-        for text in pieces(sampler, tokenizer):
+        for text in texts:
             put(text)
         put("\n")
     except ValueError as error:
@@ -251,7 +158,7 @@ def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
         put("\n")
         code = INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # whoever read has enough; nothing to flush
+        sys.stdout = None  # the reader has closed the pipe; nothing to flush
     given, seconds = sampler.given, time.perf_counter() - started
     say(
         f"{given} tokens in {seconds:.1f} s, {given / seconds:.1f} tokens/s, "
@@ -260,11 +167,34 @@ def _write(sampler: Sampler, tokenizer: Tokenizer, prompt: str) -> int:
     return code
 
 
-def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of ``ids`` bit by bit, whole characters only.
+def _one(sampler: Sampler, tokenizer: Tokenizer, before: str) -> Iterator[str]:
+    """``before`` and the text that follows, as it is generated."""
+    yield before
+    yield from pieces(sampler, tokenizer)
 
-    A token may be part of a character, and a space may depend on the token before: so the text of
-    all tokens since the last line break is decoded again, and what is new in it is handed out.
+
+def _several(sampler: BatchSampler, tokenizer: Tokenizer, before: Sequence[str]) -> Iterator[str]:
+    """The first text as it is generated, the others at the end, separated by blank lines."""
+    ids: list[list[int]] = [[] for _ in before]
+
+    def first() -> Iterator[int]:
+        for number, token in sampler:
+            ids[number].append(token)
+            if number == 0:
+                yield token
+
+    yield before[0]
+    yield from pieces(first(), tokenizer)
+    for prompt, following in zip(before[1:], ids[1:], strict=True):
+        yield f"\n\n{prompt}"
+        yield from pieces(following, tokenizer)
+
+
+def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Decode ``ids`` incrementally, in whole characters.
+
+    A token may be part of a character, and a space may depend on the token before. So all tokens
+    since the last line break are decoded again, and the new part is yielded.
     """
     line: list[int] = []
     written = 0
@@ -282,9 +212,9 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def put(text: str) -> None:
-    """Write to standard output at once; on a terminal without what could steer it.
+    """Write to standard output and flush; on a terminal without control characters.
 
-    Piped, the text is data and stays as it is.
+    Piped text is data and is not changed.
     """
     if sys.stdout.isatty():
         text = plain_text(text, multi_line=True)

@@ -1,7 +1,7 @@
-"""What JSON says, held against the types that are meant, before anything is made of it.
+"""Validate JSON against dataclass types before use.
 
-It is taken as it stands: true is no 1 and "32" no number; but 1 may stand where 1.0 is meant. What
-the values mean, and which fit together, is for others to judge.
+Types are strict: true is not 1 and "32" is not a number, but 1 is accepted for 1.0. Callers check
+ranges and relations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typing
 from typing import Any, Literal
 
 MOST = 2**31
-"""No size comes near: a damaged one is refused before anybody counts up to it."""
+"""Larger than any real size; larger numbers are rejected as damaged."""
 
 _KINDS = {
     int: f"a whole number below {MOST}",
@@ -25,16 +25,17 @@ _KINDS = {
 
 
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
-    """The arguments with which to call the dataclass ``cls``, nested ones made already.
+    """Validated arguments for the dataclass ``cls``, with nested dataclasses constructed.
 
     Args:
-        cls: Whose annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or
-            one of these ``| None``.
-        found: What was read, whatever it is.
-        what: Its name in a message.
+        cls: Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one
+            of these ``| None``, or several dataclasses ``| None``.
+            found: The parsed JSON, of any type.
+            what: Its name in errors.
 
     Raises:
-        ValueError: If it is no object, a field is unknown or missing, or a value of another type.
+        ValueError: If it is not an object, a field is unknown or missing, or a value has a wrong
+            type.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
@@ -49,37 +50,45 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
 
 
 def count(name: str, value: object) -> int:
-    """``value`` if it is a whole number from 0 to 2^63 - 1; ``ValueError`` with ``name`` if not."""
+    """``value`` if it is an integer from 0 to 2^63 - 1, else ``ValueError`` with ``name``."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{name}={shown(value)}: it must be a whole number of 0 or more.")
     return value
 
 
 def number(name: str, value: object, most: float = sys.float_info.max) -> float:
-    """``value`` if it is a number from 0 to ``most``; ``ValueError`` with ``name`` if not."""
+    """``value`` if it is a number from 0 to ``most``, else ``ValueError`` with ``name``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise ValueError(f"{name}={shown(value)}: it must be a number from 0 to {most:g}.")
     return float(value)
 
 
 def shown(value: object) -> str:
-    """``repr``, cut short: for a message about a value that may be anything, of any length."""
+    """A truncated ``repr`` for error messages."""
     return reprlib.repr(value)
 
 
 def _plain(name: object) -> str:
-    """A name as it is where it could be a field's, else quoted."""
+    """The name as it is if it could be a field name, else quoted."""
     quoted = shown(name)
     return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
+def _meant(value: object, kinds: list[Any]) -> Any:
+    """The dataclass that has all fields of ``value``, else the first."""
+    names = set(value) if isinstance(value, dict) else set()
+    fitting = [k for k in kinds[1:] if names <= {field.name for field in dataclasses.fields(k)}]
+    return fitting[0] if fitting else kinds[0]
+
+
 def _fitting(name: str, value: Any, annotation: Any) -> Any:
-    optional = isinstance(annotation, types.UnionType)
+    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
+    optional = type(None) in kinds
     if optional and value is None:
         return None
-    kind = typing.get_args(annotation)[0] if optional else annotation
+    kind = _meant(value, [k for k in kinds if k is not type(None)]) if kinds else annotation
     if typing.get_origin(kind) is Literal:
-        kind = str  # which texts there are, the dataclass knows
+        kind = str  # the dataclass checks the value
     if kind not in _KINDS:
         return kind(**fields_of(kind, value, name))
     if type(value) is kind and (kind is not int or abs(value) < MOST):

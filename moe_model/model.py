@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from moe_model.attention import Remember
+from moe_model.attention import Remember, visible_tokens
 from moe_model.cache import LatentCache
 from moe_model.config import ModelConfig
-from moe_model.layer import DecoderLayer
+from moe_model.cross_entropy import summed_cross_entropy
+from moe_model.decoder_layer import DecoderLayer
 from moe_model.mtp import PredictionDepth, valid_ahead
 from moe_model.norm import RMSNorm
 from moe_model.readings import RouterReadings
-from moe_model.rotary import rotary_table
+from moe_model.rotary import rotary_table, rotary_table_at
 from moe_model.router import Router, Routing
 
 
@@ -25,17 +27,20 @@ class ModelOutput(NamedTuple):
     """What a forward pass returns."""
 
     logits_BSV: Tensor
-    """Scores of the next token at every position."""
+    """Next-token logits at every position; empty, ``(B, 0, V)``, if losses are computed instead."""
     routings: tuple[Routing, ...]
-    """What each router decided, in forward order, over the B·S tokens."""
+    """The decisions of each router, in forward order, over the B·S tokens."""
     hidden_BSD: Tensor
-    """What the head saw: the last hidden state after its norm."""
+    """The input of the head: the last hidden state after its norm."""
     ahead_logits: tuple[Tensor, ...]
-    """Of each depth of multi-token prediction: scores of the token k + 1 places on, (B, S, V)."""
+    """For each depth k of multi-token prediction: logits of the token k + 1 positions ahead,
+    (B, S, V)."""
+    losses: tuple[Tensor, ...] = ()
+    """With targets: summed cross-entropy of the next token, then of each depth."""
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits; while training, also what its routers did, in :attr:`readings`."""
+    """The language model; in training it also records its routers in :attr:`readings`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,10 +58,13 @@ class LanguageModel(nn.Module):
         self.mtp = nn.ModuleList(
             PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
         )
+        self._ahead_is_frozen = False
         self.readings = RouterReadings()
         self.recompute = False
-        """While training, keep what enters a layer and compute the rest again in the backward pass
-        (activation checkpointing)."""
+        """Activation checkpointing: in training, keep only the input of each layer and recompute
+        the rest in the backward pass."""
+        self.sharded = False
+        """Whether every process holds a part of the weights, gathered in forward passes only."""
         self.init_weights()
 
     def forward(
@@ -65,27 +73,30 @@ class LanguageModel(nn.Module):
         valid_BS: Tensor | None = None,
         *,
         next_ids: Tensor | None = None,
+        targets: Sequence[Tensor] = (),
         cache: LatentCache | None = None,
     ) -> ModelOutput:
-        """Logits for every position.
+        """Compute logits for every position, or losses.
 
         Args:
             ids_BS: Token ids, int64.
-            valid_BS: False for padding, which is then left out of the router readings and takes no
-                capacity. The causal mask alone keeps padding on the right from changing what comes
-                before it.
+            valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
+                real tokens only, and routers neither count it nor give it capacity. Outputs for
+                padding are meaningless. ``None`` for no padding.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
-                prediction, which run only if it is given.
-            cache: What came before; these tokens are put behind it.
+                prediction, which run only if given.
+            targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
+                first, then one tensor per depth that runs. The output then has losses instead of
+                logits, which are never materialised all at once.
+            cache: The past, padding included; these tokens are appended.
         """
-        start = 0 if cache is None else cache.used
         length = ids_BS.shape[1]
-        rotary = rotary_table(self.config, start, length, ids_BS.device)
+        rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
         x_BSD = self.embed_tokens(ids_BS)
         routings, valids = [], []
         for depth, layer in enumerate(self.layers):
             remember = _remember(cache, depth)
-            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember)
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
                 valids.append(valid_BS)
@@ -93,26 +104,58 @@ class LanguageModel(nn.Module):
         if cache is not None:
             cache.used += length
 
-        ahead_BSD, ahead_logits = hidden_BSD, []
+        ahead_BSD, seen = hidden_BSD, [hidden_BSD]
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
-            valids.append(None if valid_BS is None else valid_ahead(valid_BS, depth + 1))
+            ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
+            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
+            valids.append(ahead_BS)
             ahead_BSD, *routing = self._through(
-                predict, ahead_BSD, embedding_BSD, rotary, valids[-1]
+                predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )
             routings.append(Routing(*routing))
-            ahead_logits.append(self.head(ahead_BSD))
+            seen.append(ahead_BSD)
 
-        # Evaluation and sampling must not move the bias, whichever way they are switched on.
+        # Evaluation and sampling must not change the bias.
         if self.training and torch.is_grad_enabled():
             self.readings.add(routings, valids)
-        return ModelOutput(self.head(hidden_BSD), tuple(routings), hidden_BSD, tuple(ahead_logits))
+        return self._output(seen, targets, tuple(routings))
+
+    def _output(
+        self, seen: Sequence[Tensor], targets: Sequence[Tensor], routings: tuple[Routing, ...]
+    ) -> ModelOutput:
+        """For every hidden state in ``seen``: losses if there are targets, else logits."""
+        if not targets:
+            logits, *ahead_logits = [self.head(x_BSD) for x_BSD in seen]
+            return ModelOutput(logits, routings, seen[0], tuple(ahead_logits))
+        no_logits = self.head(seen[0][:, :0])
+        losses = [
+            summed_cross_entropy(x_BSD, self.head_weight, targets_BS)
+            for x_BSD, targets_BS in zip(seen, targets, strict=True)
+        ]
+        return ModelOutput(no_logits, routings, seen[0], (), tuple(losses))
+
+    def _places(
+        self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Rotation of these tokens, and their attention mask if there is padding.
+
+        The position of a real token counts real tokens only, as in ``generate`` of transformers.
+        """
+        length = ids_BS.shape[1]
+        valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
+        if valid_BN is None:
+            start = 0 if cache is None else cache.used
+            return rotary_table(self.config, start, length, ids_BS.device), None
+        position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return rotary_table_at(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
-        """``layer(*inputs)``, computed a second time in the backward pass where that is asked for.
+        """``layer(*inputs)``, with activation checkpointing if enabled.
 
-        The choice of experts is kept, not made again: on a GPU a near-tie could fall otherwise.
+        The choice of experts and the order of dropped pairs are kept, not recomputed: on a GPU a
+        near-tie could be decided differently.
         """
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return layer(*inputs)
@@ -134,26 +177,44 @@ class LanguageModel(nn.Module):
 
     @property
     def routers(self) -> list[Router]:
-        """Every router, in forward order."""
+        """Every router that is trained, in forward order."""
         routers = [module for module in self.modules() if isinstance(module, Router)]
         if len(routers) != len(self.config.router_depths):
             raise RuntimeError(
-                f"{len(routers)} routers found, {len(self.config.router_depths)} expected: a layer "
+                f"found {len(routers)} routers, expected {len(self.config.router_depths)}: a layer "
                 "was wrapped in a way that hides its router."
             )
-        return routers
+        return routers[: len(routers) - len(self.mtp) * self._ahead_is_frozen]
+
+    @property
+    def router_depths(self) -> tuple[int, ...]:
+        """The depth of each of the :attr:`routers`."""
+        return self.config.router_depths[: len(self.routers)]
+
+    def freeze_ahead(self) -> None:
+        """Freeze multi-token prediction: no gradients, and excluded from :attr:`routers`.
+
+        Do not request it in a forward pass afterwards: its routers are not counted.
+        """
+        self.mtp.requires_grad_(False)
+        self._ahead_is_frozen = True
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal with ``initializer_range`` for every matrix, ones for every norm.
+        """Normal with ``initializer_range`` for every matrix, ones for every norm, no biases.
 
         The router too: all-zero logits would tie, and ties send every token to the same experts.
+        What expands a latent of rank R gets it times √(D/R): queries, keys and values then begin as
+        large as if they were projected from the stream itself.
         """
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=self.config.initializer_range, generator=generator)
+                std = self.config.initializer_range
+                if name.endswith(("q_b_proj.weight", "kv_b_proj.weight")):
+                    std *= (self.config.hidden_size / parameter.shape[1]) ** 0.5
+                parameter.normal_(std=std, generator=generator)
             else:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for router in self.routers:
             router.expert_bias.zero_()
 
@@ -164,4 +225,7 @@ def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
     return lambda entries_BSW: cache.append(layer, entries_BSW)
 
 
-_KEEP_CHOICES = partial(create_selective_checkpoint_contexts, [torch.ops.aten.topk.default])
+_KEEP_CHOICES = partial(
+    create_selective_checkpoint_contexts,
+    [torch.ops.aten.topk.default, torch.ops.aten.sort.stable],
+)

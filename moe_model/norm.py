@@ -1,6 +1,6 @@
 """RMSNorm: divide by the root mean square, multiply by a learned gain (Zhang & Sennrich, 2019).
 
-The mean square is taken in fp32 whatever the activations are: squares of bf16 values lose the tail.
+The mean square is always computed in fp32: squares of bf16 values lose small contributions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from moe_model.fused import rms_norm
 class RMSNorm(nn.Module):
     """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension.
 
-    In the dtype of ``x``; under autocast in its dtype, which is what the next product wants.
+    Returns the dtype of ``x``; under autocast the autocast dtype, which the next product needs.
     """
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:

@@ -1,9 +1,8 @@
-"""Text as a terminal may show it: nothing in it can steer the screen.
+"""Text that is safe to print on a terminal.
 
-Training text, what a model writes, options and names of files all reach somebody's terminal. An
-escape sequence in them could clear the screen or write the clipboard, a bidi override could turn
-the line around. What a terminal could obey becomes U+FFFD, character by character: so a text that
-comes in pieces reads as it does in one.
+Training text, generated text, options and file names are printed on terminals. An escape sequence
+in them could clear the screen or write the clipboard, a bidi override could reverse a line. Every
+such character becomes U+FFFD, one by one, so that text printed in pieces looks the same.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _TO_SPACE = dict.fromkeys(map(ord, "\t\n\r\v\f"), " ")
 
 
 def plain_text(text: str, *, multi_line: bool = False) -> str:
-    """Return ``text`` without what could steer a terminal, as many characters as before.
+    """Replace the characters of ``text`` that could control a terminal; the length stays the same.
 
     Args:
-        text: Any string, with lone surrogates too.
+        text: Any string, including lone surrogates.
         multi_line: Keep line breaks and tabs. Otherwise every whitespace control becomes a space:
             one line in, one line out.
     """

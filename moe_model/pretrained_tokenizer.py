@@ -1,9 +1,9 @@
 """Tokenizers as published: a ``tokenizer.json``, run by the ``tokenizers`` library.
 
-A tokenizer *is* its files, which travel with the weights byte for byte; transformers is not needed.
-What a text becomes is decided by ``tokenizer.json`` alone, as in transformers 5, which no longer
-minds ``add_bos_token`` in the file beside it.
-The character tokenizer of this project is such a file as well, so that others can load it.
+A tokenizer is defined by its files, which are copied with the weights byte for byte; transformers
+is not needed. Encoding depends on ``tokenizer.json`` alone, as in transformers 5, which ignores
+``add_bos_token`` in ``tokenizer_config.json``. The character tokenizer of this project can be
+exported to such a file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ KIND = "huggingface"
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, "chat_template.jinja")
-"""What belongs to a tokenizer; only the first must be there."""
+CHAT_TEMPLATE = "chat_template.jinja"
+FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
+"""The files of a tokenizer; only the first is required."""
 MOST_BYTES = 256 * 2**20
 
 
@@ -32,48 +33,77 @@ class PretrainedTokenizer:
     """A ``tokenizer.json`` behind the interface of :class:`~moe_model.tokenizer.CharTokenizer`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        """Make the tokenizer of ``files``, contents by name.
+        """Create the tokenizer from ``files``, contents by name.
 
         Raises:
-            ValueError: If they are no tokenizer, or the library is not installed.
+            ValueError: If they are not a tokenizer, or the library is not installed.
         """
         self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
         if TOKENIZER not in self.files:
-            raise ValueError(f"{TOKENIZER} is missing: a tokenizer cannot be made without it.")
+            raise ValueError(f"{TOKENIZER} is missing: a tokenizer needs it.")
         self._settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
-        # Older files name the special tokens apart; where both do, transformers believes these.
+        # Older files list the special tokens separately; transformers prefers these.
         if "added_tokens_decoder" not in self._settings:
             apart = _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
             self._settings |= apart
         self._tokenizer = _load(self.files[TOKENIZER])
-        # As in transformers: the name of a special token, in a text, is text.
+        # As in transformers, the name of a special token in a text is plain text.
         self._tokenizer.encode_special_tokens = self._settings.get("split_special_tokens") is True
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
-        """The tokenizer that :meth:`to_dict` described, its files in ``folder``."""
+        """The inverse of :meth:`to_dict`, with the files in ``folder``."""
         names = description["files"]
         if not set(names) <= set(FILES):
-            raise ValueError(f"tokenizer files {names} are not known: they are among {FILES}.")
+            raise ValueError(f"tokenizer files {names} are unknown: allowed are {FILES}.")
         return cls({name: read_small_file(folder / name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps in its description; the files stand beside it."""
+        """The entry in a checkpoint's description; the files are stored beside it."""
         return {"kind": KIND, "files": list(self.files)}
 
     def __len__(self) -> int:
         """One more than the highest id."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, int64, with the special tokens that the tokenizer puts around."""
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, if there is one."""
+        if (content := self.files.get(CHAT_TEMPLATE)) is not None:
+            return content.decode("utf-8", errors="replace")
+        found = self._settings.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The text of each special token that has a role, such as ``bos_token``."""
+        texts = {}
+        for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+            said = self._settings.get(f"{name}_token")
+            token = said.get("content") if isinstance(said, dict) else said
+            if isinstance(token, str):
+                texts[f"{name}_token"] = token
+        return texts
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Tensor:
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds.
+
+        Args:
+            text: May contain special tokens.
+            add_special_tokens: False for the output of a chat template, which has its own.
+        """
         try:
-            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
-        except Exception as error:  # the library has no class of its own
-            raise ValueError(f"the tokenizer cannot read this text ({error}).") from error
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return torch.tensor(ids, dtype=torch.int64)
+        except Exception as error:  # the library has no error class
+            raise ValueError(f"the tokenizer cannot encode this text ({error}).") from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, without special tokens; unknown ids (a padded head) say nothing."""
+        """The text of ``ids``, without special tokens; unknown ids (of a padded head) are
+        ignored."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     @property
@@ -83,7 +113,7 @@ class PretrainedTokenizer:
 
     @property
     def special_ids(self) -> dict[str, int | None]:
-        """``bos_token_id`` and ``eos_token_id``, none where the tokenizer has no such token."""
+        """``bos_token_id`` and ``eos_token_id``; ``None`` if the tokenizer has no such token."""
         ids = {}
         for name in ("bos_token", "eos_token"):
             said = self._settings.get(name)
@@ -97,11 +127,11 @@ class PretrainedTokenizer:
 def character_files(vocabulary: str) -> dict[str, bytes]:
     """The files of a tokenizer with one token per character of ``vocabulary``, ids in its order.
 
-    A character that is not in it is an error when encoding, as here: there is no unknown token.
+    Encoding any other character is an error, as here: there is no unknown token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    # A name of several characters can be no token, so that unknown ones are refused.
+    # A name of several characters is never a token, so unknown characters are rejected.
     model = models.WordLevel({c: i for i, c in enumerate(vocabulary)}, unk_token="<unknown>")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -114,7 +144,7 @@ def character_files(vocabulary: str) -> dict[str, bytes]:
 
 
 def without_code(settings: bytes) -> bytes:
-    """A ``tokenizer_config.json`` that names no code of its own: ``tokenizer.json`` is enough."""
+    """A ``tokenizer_config.json`` without custom code: ``tokenizer.json`` is enough."""
     fields = _json_object(SETTINGS, settings)
     if "auto_map" not in fields:
         return settings
@@ -124,10 +154,10 @@ def without_code(settings: bytes) -> bytes:
 
 
 def read_small_file(path: Path) -> bytes:
-    """The bytes of ``path``; ``ValueError`` if it is too large for what it is."""
+    """The bytes of ``path``; ``ValueError`` if it is too large."""
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise ValueError(f"{path} has {size} bytes, {MOST_BYTES} at most are read.")
+        raise ValueError(f"{path} has {size} bytes; the limit is {MOST_BYTES}.")
     return path.read_bytes()
 
 
@@ -140,9 +170,9 @@ def _load(content: bytes) -> tokenizers.Tokenizer:
         ) from error
     try:
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library has no class of its own
-        raise ValueError(f"{TOKENIZER} is no tokenizer ({error}): fetch it again.") from error
-    # Published files may say to cut every text at 512 tokens.
+    except Exception as error:  # the library has no error class
+        raise ValueError(f"{TOKENIZER} is not a tokenizer ({error}): download it again.") from error
+    # Published files may truncate every text, for example at 512 tokens.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -152,7 +182,7 @@ def _json_object(name: str, content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error}): fetch it again.") from error
+        raise ValueError(f"{name} is not JSON ({error}): download it again.") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{name} holds no JSON object: fetch it again.")
+        raise ValueError(f"{name} does not contain a JSON object: download it again.")
     return fields

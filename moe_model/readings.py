@@ -1,4 +1,4 @@
-"""What the routers did in one optimizer step: exact counts and the summaries of the run log.
+"""Router statistics of one optimizer step: exact counts and the summaries of the run log.
 
 Counting happens here, on the :class:`~moe_model.router.Routing` that a forward pass returns, and
 not inside the layers. A layer that is computed again for activation checkpointing is therefore not
@@ -26,27 +26,27 @@ class RouterReport:
     tokens_per_expert: list[list[int]]
     """Selected (token, expert) pairs, dropped ones included; every row sums to tokens · K."""
     expert_bias: list[list[float]]
-    """The bias as it is now."""
+    """The current bias."""
     router: dict[str, list[float | None]]
     """Summaries by their name in the run log."""
     scalars: list[float]
-    """What came along in the same copy."""
+    """Other scalars from the same copy."""
 
 
 _MOST_AT_ONCE = 2**24
-"""Router logits that are looked at together: 64 MB in fp32, and some copies of that."""
+"""Router logits processed at once: 64 MB in fp32, and some copies of that."""
 
 
 class Ranks(Protocol):
-    """The processes that train one model together, as far as counting needs to know them."""
+    """The interface of the processes that train one model together."""
 
     @property
     def rank(self) -> int:
-        """Which of them this is."""
+        """Rank of this process."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def sum(self, tensor: Tensor) -> None:
         """Replace ``tensor`` by its sum over all of them."""
@@ -62,7 +62,7 @@ class RouterReadings:
         self._started = False
 
     def reset(self) -> None:
-        """Forget everything: the next optimizer step begins."""
+        """Clear all sums before the next optimizer step."""
         self._started = False
 
     @torch.no_grad()
@@ -71,12 +71,11 @@ class RouterReadings:
 
         Args:
             routings: One per router.
-            valids: For each of them False where a token is padding, which is left out of
-                everything; none at all where no token is.
+            valids: For each router, False for padding, which is ignored; ``None`` for no padding.
         """
         if not self._started:
             self._start(len(routings), routings[0].scores_TE)
-        # All routers at once are the fastest where they are small, and gigabytes where not.
+        # All routers at once would be fastest for small ones, but takes gigabytes for large ones.
         at_once = max(1, _MOST_AT_ONCE // routings[0].scores_TE.numel())
         real = [valid for valid in valids if valid is not None]
         for first in range(0, len(routings), at_once):
@@ -123,10 +122,10 @@ class RouterReadings:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Ranks, extra: Tensor) -> Tensor:
-        """Add up the readings of all ranks, in one collective, with ``extra`` along for the ride.
+        """Sum the readings of all ranks in one collective, together with ``extra``.
 
         Args:
-            ranks: All count the same routers, each other tokens.
+            ranks: All count the same routers, each on different tokens.
             extra: A vector in fp64, in which a count is exact up to 9·10^15.
 
         Returns:
@@ -134,7 +133,7 @@ class RouterReadings:
         """
         if ranks.size == 1:
             return extra
-        # A sum cannot find a maximum, but it can bring every rank's own to all of them.
+        # A sum cannot compute a maximum, but it can gather the maximum of every rank.
         peaks_RL = self._max_logit_L.new_zeros((ranks.size, len(self._max_logit_L)))
         peaks_RL[ranks.rank] = self._max_logit_L
         sums = [self.counts_LE, self._tokens_L, self._dropped_L]
@@ -154,14 +153,14 @@ class RouterReadings:
         scalars: Sequence[Tensor] = (),
         grad_norm_L: Tensor | None = None,
     ) -> RouterReport:
-        """Everything of this step in one device-to-host copy, with ``scalars`` along for the ride.
+        """Copy all readings of this step to the host at once, together with ``scalars``.
 
         The copy is fp64: a count is exact in it up to 9·10^15, in fp32 only up to 16.7 million.
 
         Args:
             routers: Of the model, in forward order.
-            scalars: Anything else that is wanted on the host.
-            grad_norm_L: Norm of the gradient of every router's weight; worked out here if absent.
+            scalars: Other values to copy to the host.
+            grad_norm_L: Norm of the gradient of every router's weight; computed here if absent.
 
         Raises:
             RuntimeError: If no training forward pass was counted since the last reset.
@@ -173,7 +172,7 @@ class RouterReadings:
         L, E = self.counts_LE.shape
         if len(routers) != L:
             raise RuntimeError(
-                f"{L} routers were counted and {len(routers)} are asked for: give the model "
+                f"{L} routers were counted but {len(routers)} are requested: pass the model "
                 "next_ids in every training pass, so that multi-token prediction runs."
             )
         parts = [*(v.detach() for v in scalars), *self._parts(routers, grad_norm_L)]
@@ -185,7 +184,7 @@ class RouterReadings:
         router: dict[str, list[float | None]] = {
             name: [*row] for name, row in zip(_SUMMARIES, rest[2:], strict=True)
         }
-        # Infinite where the groups leave no expert to compare with: no value, not a number.
+        # Infinite if the groups leave no expert to compare with: reported as no value.
         router["margin"] = [None if v == float("inf") else v for v in router["margin"]]
         if routers[0].config.capacity_factor is not None:
             K = routers[0].config.num_experts_per_tok

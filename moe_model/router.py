@@ -4,7 +4,7 @@ The one idea to keep: the **expert bias decides who is chosen and never how much
 Weights come from the unbiased scores, so balancing the load does not change what a chosen expert
 contributes.
 
-Everything is computed in fp32, under autocast too: a token's choice hangs on differences that bf16
+Everything is computed in fp32, under autocast too: the choice depends on differences that bf16
 cannot represent.
 
 Legend of the shapes in this repository: B batch, S sequence, T tokens = B·S, D model width, H
@@ -24,7 +24,7 @@ from moe_model.config import ModelConfig
 
 
 class Routing(NamedTuple):
-    """What a router decided. Only tensors, so that it passes through activation checkpointing."""
+    """The decision of a router. Only tensors, so that activation checkpointing supports it."""
 
     logits_TE: Tensor
     """Router logits, fp32."""
@@ -33,10 +33,10 @@ class Routing(NamedTuple):
     expert_ids_TK: Tensor
     """Chosen experts, int64, best first."""
     weights_TK: Tensor
-    """What the outputs of the chosen experts are multiplied with, fp32."""
+    """Weights of the outputs of the chosen experts, fp32."""
     margin_T: Tensor
-    """Selection score of the k-th expert minus that of the best one left out; infinite where there
-    is none to leave out."""
+    """Selection score of the k-th expert minus that of the best expert not chosen; infinite if all
+    are chosen."""
     kept_TK: Tensor
     """False for pairs that a capacity dropped, whose weight is then zero; bool."""
 
@@ -54,7 +54,7 @@ class Router(nn.Module):
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("expert_bias", bias)
         self.forced_experts: tuple[int, ...] | None = None
-        """While training, send every token to these k experts: a collapse on demand."""
+        """In training, route every token to these k experts, to force a collapse."""
 
     def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
         """Choose experts for each token.
@@ -84,8 +84,8 @@ class Router(nn.Module):
         return Routing(logits_TE, scores_TE, expert_ids_TK, weights_TK, margin_T, kept_TK)
 
     def _jittered(self, x_TD: Tensor) -> Tensor:
-        """Multiplicative noise while training, so that near-ties are not always decided the same
-        way (Fedus et al., 2021, section 2.2)."""
+        """Multiplicative noise in training, so that near-ties are not always decided the same way
+        (Fedus et al., 2021, section 2.2)."""
         epsilon = self.config.router_jitter_noise
         if not epsilon or not self.training:
             return x_TD
@@ -96,22 +96,23 @@ class Router(nn.Module):
     ) -> Tensor:
         """Which (token, expert) pairs fit into ``ceil(capacity_factor · real pairs / E)``.
 
-        First comes, who stands earlier in the batch, or who weighs more; equal weights go by
-        position. Padding takes no room. The others keep their weight: what is dropped is missing
-        in the sum, as in GShard, and not made up for.
+        Pairs are ranked by position in the batch, or by weight with ties broken by position.
+        Padding takes no capacity. The other weights do not change: a dropped pair is missing from
+        the sum, as in GShard.
         """
         config, pairs = self.config, ids_TK.numel()
         real_P = torch.ones(pairs, dtype=torch.bool, device=ids_TK.device)
         if valid_T is not None:
             real_P = valid_T.unsqueeze(-1).expand_as(ids_TK).flatten()
-        # A stable sort by expert of what was brought into order before: first come, first served.
+        # A stable sort by expert keeps this order: first come, first served.
         order_P = torch.arange(pairs, device=ids_TK.device)
         if config.drop_policy == "weight":
             order_P = weights_TK.flatten().argsort(descending=True, stable=True)
         order_P = order_P[real_P[order_P].logical_not().argsort(stable=True)]
         order_P = order_P[ids_TK.flatten()[order_P].argsort(stable=True)]
         ids_P, real_P = ids_TK.flatten()[order_P], real_P[order_P]
-        pairs_E = torch.bincount(ids_P, minlength=config.n_routed_experts)
+        pairs_E = ids_P.new_zeros(config.n_routed_experts)  # bincount would make the host wait
+        pairs_E.scatter_add_(0, ids_P, torch.ones_like(ids_P))
         rank_P = torch.arange(pairs, device=ids_TK.device) - (pairs_E.cumsum(0) - pairs_E)[ids_P]
         assert config.capacity_factor is not None
         fair = real_P.sum().double() / config.n_routed_experts
@@ -127,20 +128,22 @@ class Router(nn.Module):
     def _limit_to_groups(self, choice_TE: Tensor) -> Tensor:
         """Set the choice scores outside the ``topk_group`` best groups to minus infinity.
 
-        A group is as good as the sum of its two best experts, bias included. Not zero but minus
-        infinity: with negative biases a zero would win against every expert that is allowed.
+        The score of a group is the sum of its two best experts, bias included; in DeepSeek-V2 that
+        of its best expert. Minus infinity rather than zero: with negative biases a zero would beat
+        every allowed expert.
         """
         groups = self.config.n_group
         if groups == 1:
             return choice_TE
         choice_TGe = choice_TE.view(len(choice_TE), groups, -1)
-        group_scores_TG = choice_TGe.topk(2, dim=-1).values.sum(dim=-1)
+        judges = 2 if self.config.topk_method == "noaux_tc" else 1
+        group_scores_TG = choice_TGe.topk(judges, dim=-1).values.sum(dim=-1)
         best_TG = group_scores_TG.topk(self.config.topk_group, dim=-1).indices
         dropped_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter_(-1, best_TG, False)
         return choice_TGe.masked_fill(dropped_TG.unsqueeze(-1), float("-inf")).flatten(-2)
 
     def _choose(self, choice_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """The k best experts, and by how much the last of them beat the next."""
+        """The k best experts, and the margin between the k-th and the next."""
         K, E = self.config.num_experts_per_tok, self.config.n_routed_experts
         values, ids = choice_TE.topk(min(K + 1, E), dim=-1)
         if K == E:

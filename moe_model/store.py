@@ -1,15 +1,9 @@
-"""What a checkpoint folder holds, and how it is read.
+"""The contents of a checkpoint folder, and how to read it.
 
-``checkpoint.json`` says what the model is and lists the other files with their size and SHA-256;
-``model.safetensors`` has the weights, ``training.safetensors`` what the optimizer and the data
-sampler remember, which an imported model does not have. A tokenizer that is more than a list of
-characters has files of its own. Nothing in it is executed when it is read: no pickle, whoever made
-the file.
-
-``checkpoint.json`` vouches for itself as well: its ``sha256`` is that of all its other entries as
-JSON in ASCII with sorted keys and no spaces. So it may be laid out anew, but what it says cannot
-change unnoticed. One without (older, or made by hand) is read as it stands. None of this is a
-signature: every value is checked as if a stranger wrote it.
+``checkpoint.json`` describes the model and lists the other files with their size and SHA-256.
+``model.safetensors`` has the weights, ``training.safetensors`` the state of the optimizer and the
+data sampler, which an imported model lacks. A tokenizer other than characters has its own files.
+Reading executes nothing: no pickle.
 """
 
 from __future__ import annotations
@@ -27,56 +21,69 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from moe_model.config import ModelConfig
+from moe_model.description import (
+    DESCRIPTION,
+    FORMAT,
+    FORMAT_VERSION,
+    UNREADABLE,
+    CheckpointError,
+    digest_of,
+    no_description,
+    read_plain,
+    reason,
+)
 from moe_model.json_types import count, shown
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
-FORMAT = "moe-microscope checkpoint"
-FORMAT_VERSION = 1
-DESCRIPTION = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training.safetensors"
-MOST_BYTES = 16 * 2**20
-"""Of ``checkpoint.json``: its largest part by far is a vocabulary of characters."""
-
-_UNREADABLE = (
-    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
-)  # fmt: skip
-"""What reading may make of a file that anybody may have written."""
-
-
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or a damaged one; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose files are all there and unchanged since they were written."""
+    """A verified checkpoint: all files exist and are unchanged."""
 
     folder: Path
-    """Where it is, links resolved: a checkpoint that is replaced meanwhile stays readable."""
+    """Its folder, links resolved, so that it stays readable if the link is replaced."""
     step: int
     """Optimizer steps completed."""
     config: ModelConfig
     """Shape of the model."""
     tokenizer_if_any: Tokenizer | None
-    """How text becomes tokens; none where a model was imported without."""
+    """The tokenizer; ``None`` if the model was imported without one."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end a text: those of the model and of the tokenizer."""
     description: dict[str, Any]
     """Everything in ``checkpoint.json``."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """How text becomes tokens; ``CheckpointError`` where there is none."""
+        """The tokenizer; ``CheckpointError`` if there is none."""
         if self.tokenizer_if_any is None:
             raise CheckpointError(
-                f"{self.folder} has no tokenizer: the model was imported without one; put its "
+                f"{self.folder} has no tokenizer: the model was imported without one. Copy its "
                 "tokenizer.json beside its config.json and import it again."
             )
         return self.tokenizer_if_any
 
+    @property
+    def published(self) -> dict[str, Any] | None:
+        """The ``config.json`` that the model was imported with; ``None`` if it was not imported.
+
+        Raises ``CheckpointError`` if it is not an object.
+        """
+        found = self.description.get("published")
+        if not isinstance(found, dict | None):
+            raise CheckpointError(
+                f"{self.folder / DESCRIPTION} has published={shown(found)}: it must be an object, "
+                "use another checkpoint."
+            )
+        return found
+
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
-        """The model in evaluation mode; ``CheckpointError`` where weights and config disagree."""
+        """The model in evaluation mode; ``CheckpointError`` if weights and config disagree."""
         with torch.device("meta"):
             model = LanguageModel(self.config)
         model = model.to_empty(device=device)
@@ -84,7 +91,7 @@ class Checkpoint:
         return model.eval()
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
-        """Give ``model`` the weights; ``CheckpointError`` where they do not fit it."""
+        """Load the weights into ``model``; ``CheckpointError`` if they do not fit."""
         try:
             model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -98,13 +105,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run.
 
     Raises:
-        CheckpointError: If there is none, or a file of it is missing, cut short or changed.
+        CheckpointError: If there is none, or a file is missing, truncated or changed.
     """
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
-        early = ", or it was stopped before its first checkpoint" if path.is_dir() else ""
+        early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
         raise CheckpointError(
-            f"{path} holds no {DESCRIPTION}{early}: name a checkpoint folder, such as "
+            f"{path} has no {DESCRIPTION}{early}: name a checkpoint folder, such as "
             "checkpoints/RUN/latest or checkpoints/RUN/best."
         )
     folder = folder.resolve()
@@ -112,11 +119,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, expected in description["files"].items():
         _verify(folder / name, expected["bytes"], expected["sha256"])
     _refuse_other_size(folder / WEIGHTS, description["model"])
+    tokenizer = _read_tokenizer(description["tokenizer"], folder, description["model"].vocab_size)
     return Checkpoint(
         folder=folder,
         step=description["step"],
         config=description["model"],
-        tokenizer_if_any=_read_tokenizer(description["tokenizer"], folder),
+        tokenizer_if_any=tokenizer,
+        stop_ids=stop_ids_of(tokenizer, description["stop_ids"]),
         description=description["plain"],
     )
 
@@ -130,104 +139,58 @@ def file_facts(path: Path) -> dict[str, Any]:
         }
 
 
-def read_plain_description(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` in ``folder`` says, without a look at the files it lists.
-
-    Raises:
-        CheckpointError: If there is none, it was changed, or it is of something else.
-    """
-    path = folder / DESCRIPTION
-    try:
-        return _read_plain(path)
-    except _UNREADABLE as error:
-        raise _no_description(path, error) from error
-
-
-def _no_description(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a description of a checkpoint ({_reason(error)}): use another checkpoint."
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{shown(error.args[0])} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _read_plain(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-        raise ValueError(f"it is no file of up to {MOST_BYTES} bytes")
-    text = path.read_bytes().decode("utf-8")
-    plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError(f"it does not say format={FORMAT!r}")
-    version = plain["format_version"]
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"format_version={shown(version)}, known is {FORMAT_VERSION}")
-    digest = _digest(plain)
-    if plain.get("sha256", digest) != digest:
-        raise ValueError("it is damaged: what it says is not what was written")
-    count("step", plain["step"])
-    return plain
-
-
-def _finite(number: str) -> float:
-    """``ValueError`` for what Python reads and JSON does not know: NaN, Infinity, 1e999."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number[:20]} is not a finite number")
-    return value
-
-
-def _digest(description: dict[str, Any]) -> str:
-    rest = {name: value for name, value in description.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        plain = _read_plain(path)
+        plain = read_plain(path)
         files = plain["files"]
         if not isinstance(files, dict) or WEIGHTS not in files:
             raise ValueError(f"it does not list {WEIGHTS}")
         for name in files:
             if Path(name).name != name or not name.isprintable() or len(name) > 255:
-                raise ValueError(f"it lists {shown(name)}: outside its own folder, or no file name")
+                raise ValueError(f"it lists {shown(name)}: not a file name inside the folder")
+        config = ModelConfig.from_dict(plain["model"])
+        ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
+        if max(ends, default=0) >= config.vocab_size:
+            raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
         return {
             "step": plain["step"],
-            "model": ModelConfig.from_dict(plain["model"]),
+            "model": config,
+            "stop_ids": ends,
             "tokenizer": plain["tokenizer"],
             "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in files.items()},
             "plain": plain,
         }
-    except _UNREADABLE as error:
-        raise _no_description(path, error) from error
+    except UNREADABLE as error:
+        raise no_description(path, error) from error
 
 
-def _read_tokenizer(description: dict[str, Any] | None, folder: Path) -> Tokenizer | None:
+def _read_tokenizer(
+    description: dict[str, Any] | None, folder: Path, vocab_size: int
+) -> Tokenizer | None:
     if description is None:
         return None
+    tokenizer: Tokenizer
     try:
         if description["kind"] == KIND:
-            return PretrainedTokenizer.from_folder(description, folder)
-        vocabulary = description.get("vocabulary", "")
-        if not isinstance(vocabulary, str) or any("\ud800" <= c <= "\udfff" for c in vocabulary):
-            raise ValueError(f"vocabulary={shown(vocabulary)}: it must be a text")
-        return CharTokenizer.from_dict(description)
-    except _UNREADABLE as error:
+            tokenizer = PretrainedTokenizer.from_folder(description, folder)
+        else:
+            tokenizer = CharTokenizer.from_dict(description)
+        if len(tokenizer) > vocab_size:
+            raise ValueError(f"it has {len(tokenizer)} tokens, but vocab_size={vocab_size}")
+        return tokenizer
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no tokenizer ({_reason(error)}): use another "
-            "checkpoint."
+            f"{folder / DESCRIPTION} describes no usable tokenizer ({reason(error)}): use "
+            "another checkpoint."
         ) from error
 
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
-    """Write the ``checkpoint.json`` of ``folder``, which holds all other files already.
+    """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
 
     Args:
-        folder: Where.
-        config: Of the model.
+        folder: The checkpoint folder.
+        config: Config of the model.
         step: Optimizer steps completed.
         facts: The other entries; ``tokenizer`` must be among them.
     """
@@ -239,10 +202,10 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
         **facts,
         "files": {path.name: file_facts(path) for path in sorted(folder.iterdir())},
     }
-    # Of what a reader will see: tuples are lists by then, and names texts.
-    description["sha256"] = _digest(json.loads(json.dumps(description)))
+    # The checksum of what a reader will see: JSON turns tuples into lists.
+    description["sha256"] = digest_of(json.loads(json.dumps(description)))
     text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    # A path that is no UTF-8 has lone surrogates, and this is how JSON writes those.
+    # A path that is not UTF-8 has lone surrogates, which ASCII JSON can represent.
     (folder / DESCRIPTION).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
@@ -255,18 +218,18 @@ def _verify(path: Path, size: object, digest: object) -> None:
             f"{path} cannot be read ({error.strerror}): use another checkpoint."
         ) from error
     if found is None:
-        raise CheckpointError(f"{path} is no regular file: use another checkpoint.")
+        raise CheckpointError(f"{path} is not a regular file: use another checkpoint.")
     if found != {"bytes": size, "sha256": digest}:
         raise CheckpointError(
-            f"{path} is damaged ({found['bytes']} bytes, {shown(size)} were written, or other "
-            "contents): use another checkpoint, such as best or an older step."
+            f"{path} is damaged ({found['bytes']} bytes of {shown(size)}, or a wrong checksum): "
+            "use another checkpoint, such as best or an older step."
         )
 
 
 def _refuse_other_size(path: Path, config: ModelConfig) -> None:
-    """``CheckpointError`` where the weights are not as many as those of ``config``.
+    """Raise ``CheckpointError`` if the number of weights is not that of ``config``.
 
-    Before a model is made: a description that is wrong could ask for one that no memory holds.
+    Before building the model: a wrong description could ask for more than the memory.
     """
     routers = config.num_hidden_layers - config.first_k_dense_replace
     routers += config.num_nextn_predict_layers

@@ -16,8 +16,9 @@ from microscope_tui.probe.recorder import RunRecorder
 from moe_model.training.describe import describe
 from moe_model.training.distributed import World
 from moe_model.training.options import ModelOverrides, Options
-from moe_model.training.settle import settle
-from moe_model.training.setup import Run, prepare
+from moe_model.training.resolve import resolve
+from moe_model.training.run import Run
+from moe_model.training.setup import prepare
 from train import optimizer_step
 
 SHAPE = ModelOverrides(
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    options = settle(
+    options = resolve(
         Options(
             run=asked.run,
             steps=asked.steps,

@@ -73,7 +73,7 @@ def numbers(shape: str) -> tuple[int, int]:
     """``64/8`` as experts and choices.
 
     Raises:
-        ValueError: it is no such pair.
+        ValueError: If it is not such a pair.
     """
     experts, _, top_k = shape.partition("/")
     return int(experts), int(top_k)

@@ -18,7 +18,7 @@ SEVERITIES = {severity.label: severity for severity in Severity}
 LOAD_RULES = ("COLLAPSE", "ERODING", "STARVED", "DEAD", "OVERLOAD")
 """What a limit on one number can be asked to see."""
 _OVER = 100
-"""So many steps before the end a trouble must be over to be told as over."""
+"""A trouble must end this many steps before the end of the run to count as recovered."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.bulk import bulk_lines
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog.reader import RunReader
-from microscope_tui.scenarios.bulk import bulk_lines
 from microscope_tui.watch.judge import Judge
 
 CHUNK = 1 << 20

@@ -1,1 +1,1 @@
-"""The eyepiece: the Textual user interface. Drawing < widgets < screens < the application."""
+"""The Textual user interface. Drawing < widgets < actions < screens < the application."""

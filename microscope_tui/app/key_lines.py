@@ -1,13 +1,12 @@
-"""Bindings as lines: the keys in the last line of a screen, and all of them in the help."""
+"""Bindings as lines: the keys in the last line of a screen, and the help."""
 
 from collections.abc import Iterable
 
 from textual.binding import Binding
 
 from microscope_tui.app.keymap import shown_key
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, line_width, pad
-from microscope_tui.report.wrap import wrap
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, line_width, pad, wrap
 
 _SECTIONS = {
     "layer": "Layers and experts",
@@ -18,7 +17,7 @@ _SECTIONS = {
     "look": "Cells",
     "chart": "Charts",
     "filter": "Filter",
-    "out": "Take out",
+    "out": "Copy and export",
     "screen": "Screens",
     "app": "Screens",
 }
@@ -38,9 +37,9 @@ _ASCII_NAMES = {
 def key_line(
     bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
 ) -> Line:
-    """The line of keys at the bottom: the shown bindings, in their order.
+    """The line of keys at the bottom, with the shown bindings in their order.
 
-    Where there is no room for all, some give way: help, which lists all, and quit stay.
+    Where the width is short, bindings are left out; help and quit always stay.
     """
     shown: dict[str, Line] = {}
     for binding in bindings:

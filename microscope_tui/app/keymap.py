@@ -1,4 +1,4 @@
-"""Keys of one's own: the ``[keys]`` table of the config file, laid over the bindings.
+"""Custom keys: the ``[keys]`` table of the config file, applied to the bindings.
 
 ```toml
 [keys]
@@ -6,8 +6,8 @@ layer.next = "n,down"
 time.back = "["
 ```
 
-What stands left is the id of a binding, which ``moe-microscope keys`` prints; right are all keys
-that it has from now on. An id that several screens share is changed on all of them.
+The left side is the id of a binding, which ``moe-microscope keys`` lists; the right side replaces
+all its keys. An id that several screens share changes on all of them.
 """
 
 import re
@@ -23,7 +23,7 @@ from textual.screen import Screen
 from microscope_tui.runlog.safe_text import safe_text
 
 Keymap = Mapping[str, str]
-"""From the id of a binding to its keys: Textual's names, separated by commas."""
+"""Id of a binding → its keys: Textual's names, separated by commas."""
 
 _QUIT = "app.quit"
 _ALWAYS_QUIT = frozenset({"ctrl+c", "ctrl+q"})
@@ -62,7 +62,7 @@ _SHOWN = {
 
 
 class BadKey(ValueError):
-    """No such binding, no such key, or one key for two things; the message says what to write."""
+    """An unknown binding, an unknown key, or conflicting keys; the message says what to write."""
 
 
 def keymap_of(
@@ -87,15 +87,15 @@ def keymap_of(
                 f"{f'did you mean {near}? ' if near else ''}`moe-microscope keys` prints all"
             )
         if name in keymap:
-            raise BadKey(f"[keys] {name}: stands there twice, with and without quotes; remove one")
+            raise BadKey(f"[keys] {name}: is defined twice, with and without quotes; remove one")
         keymap[name] = _keys(name, value)
     if found := conflicts(screens, keymap):
-        raise BadKey(f"[keys] one key for two things: {'; '.join(found)}; give one another key")
+        raise BadKey(f"[keys] conflicting keys: {'; '.join(found)}; bind one to another key")
     return keymap
 
 
 def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Keymap) -> list[str]:
-    """Keys that would mean two things on one screen: ``j: layer.next and screen.back on …``."""
+    """Conflicting keys of one screen: ``j: layer.next and screen.back on …``."""
     found = []
     for screen, bindings in screens.items():
         owners: dict[str, dict[str, None]] = {}
@@ -130,7 +130,7 @@ def remapped(bindings: Iterable[Binding], keymap: Keymap) -> list[Binding]:
 
 
 def bindings_of(screen: Screen[Any], keymap: Keymap) -> list[Binding]:
-    """The bindings of a screen, with the keys that they have in this sitting."""
+    """The bindings of a screen with the user's keys."""
     return remapped([one for one in screen.BINDINGS if isinstance(one, Binding)], keymap)
 
 
@@ -161,7 +161,7 @@ def _keys(name: str, value: object) -> str:
     """The keys of one binding by Textual's names, each once."""
     what = f"[keys] {name}"
     if not isinstance(value, str):
-        raise BadKey(f'{what} is {safe_text(repr(value), 40)}: write one text, like "j,down"')
+        raise BadKey(f'{what} is {safe_text(repr(value), 40)}: write a string, like "j,down"')
     if not value.strip():
         why = "would leave no key to quit" if name == _QUIT else "is empty"
         raise BadKey(f'{what} {why}: write at least one key, like "j" or "space"')
@@ -169,7 +169,7 @@ def _keys(name: str, value: object) -> str:
     for written in (part.strip() for part in value.split(",")):
         key = _named(written)
         if not written:
-            raise BadKey(f'{what} has a comma too many: the comma itself is written "comma"')
+            raise BadKey(f'{what} has an empty key between commas: write "comma" for the comma key')
         if key is None:
             raise BadKey(
                 f'{what}: no terminal sends a key "{safe_text(written, 30)}"; write a character '
@@ -187,7 +187,7 @@ def _keys(name: str, value: object) -> str:
 
 
 def _named(written: str) -> str | None:
-    """Textual's name of a key as somebody writes it; ``None`` if no terminal sends such a key."""
+    """Textual's name of a key as users write it; ``None`` if no terminal sends such a key."""
     if len(written) == 1:
         return _name_of(written)
     *modifiers, key = written.lower().split("+")

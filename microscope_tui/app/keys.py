@@ -1,4 +1,4 @@
-"""The keys, once: bindings, the line of keys and the help screen are all made from these lists.
+"""All keys: bindings, the line of keys and the help are generated from these lists.
 
 Every binding has an id, by which the config file may give it other keys (see ``keymap.py``).
 """
@@ -42,18 +42,18 @@ TIME = [
     _key(
         "left_square_bracket",
         "step(-1)",
-        "one logged step back",
+        "previous logged step",
         "time.back",
         "[ ]",
         first_of="step",
     ),
-    _key("right_square_bracket", "step(1)", "one step on", "time.on"),
+    _key("right_square_bracket", "step(1)", "next logged step", "time.on"),
     _key("left_curly_bracket", "step(-10)", "ten steps back", "time.back_ten"),
-    _key("right_curly_bracket", "step(10)", "ten steps on", "time.on_ten"),
+    _key("right_curly_bracket", "step(10)", "ten steps forward", "time.on_ten"),
     _key(
         "colon,comma",
         "ask('place')",
-        "go to a step, a share, a time",
+        "go to a step, percentage or time",
         "time.go_to",
         ":",
         first_of="go to",
@@ -61,21 +61,21 @@ TIME = [
     _key(
         "f,space",
         "toggle_follow",
-        "pause, or live again; stops a film",
+        "pause or follow live; stop playback",
         "time.follow",
         "f",
         first_of="pause",
     ),
-    _key("P", "play", "play: 1, 4, 16 columns a second", "time.play"),
-    _key("plus,equals_sign", "zoom(0.5)", "see half as much time", "time.zoom_in"),
-    _key("minus", "zoom(2)", "see twice as much time", "time.zoom_out"),
-    _key("0", "show_all", "see the whole run", "time.show_all"),
+    _key("P", "play", "play back 1, 4, 16 columns a second", "time.play"),
+    _key("plus,equals_sign", "zoom(0.5)", "zoom in: half as much time", "time.zoom_in"),
+    _key("minus", "zoom(2)", "zoom out: twice as much time", "time.zoom_out"),
+    _key("0", "show_all", "show the whole run", "time.show_all"),
     _key("x", "next_axis", "time axis: step, run time, clock", "time.axis"),
 ]
 ALERTS = [
-    _key("a", "next_alert", "next alert, unseen ones first", "alert.next", "a", first_of="alert"),
-    _key("A", "acknowledge", "this alert was seen", "alert.acknowledge"),
-    _key("o", "onset", "go to where the alert began", "alert.onset", "o", first_of="onset"),
+    _key("a", "next_alert", "next alert, unseen first", "alert.next", "a", first_of="alert"),
+    _key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge"),
+    _key("o", "onset", "jump to the onset of the alert", "alert.onset", "o", first_of="onset"),
 ]
 LOOK = [
     _key(
@@ -92,7 +92,7 @@ LOOK = [
     _key(
         "b",
         "compare",
-        "compare with this step; again: no more",
+        "compare with this step; again: stop",
         "look.compare",
         "b",
         first_of="compare",
@@ -102,7 +102,7 @@ FILTER = [
     _key(
         "slash",
         "ask('filter')",
-        "filter: text, !text, /regex/",
+        "filter: text, !text, L1*",
         "filter.ask",
         "/",
         first_of="filter",
@@ -112,9 +112,9 @@ FILTER = [
 ]
 OUT = [
     _key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
-    _key("w", "write('csv')", "write the loads of this step as CSV", "out.csv"),
-    _key("W", "write('json')", "write all of this step as JSON", "out.json"),
-    _key("S", "write('svg')", "write a picture of the screen", "out.svg"),
+    _key("w", "write('csv')", "export the loads of this step as CSV", "out.csv"),
+    _key("W", "write('json')", "export this step as JSON", "out.json"),
+    _key("S", "write('svg')", "export the screen as SVG", "out.svg"),
 ]
 EVERYWHERE = [
     _key("1", "app.go('main')", "all layers", "screen.main"),
@@ -142,7 +142,7 @@ MAIN = [
     *LOOK,
     *FILTER,
     *OUT,
-    _key("escape", "clear", "no filter, no cursor", "main.clear"),
+    _key("escape", "clear", "clear the filter and the cursor", "main.clear"),
     *EVERYWHERE,
 ]
 LAYER = [
@@ -176,10 +176,8 @@ ALERT_LIST = [
     _key("down,j", "move(1)", "next alert", "alert.down"),
     _key("home,g", "move(-9999)", "first alert", "alert.first"),
     _key("end,G", "move(9999)", "last alert", "alert.last"),
-    _key(
-        "enter", "open_onset", "show the layer where it began", "alert.open", "⏎", first_of="onset"
-    ),
-    _key("A", "acknowledge", "this alert was seen", "alert.acknowledge", "A", first_of="seen"),
+    _key("enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"),
+    _key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge", "A", first_of="seen"),
     *FILTER,
     *OUT,
     *EVERYWHERE,
@@ -217,7 +215,7 @@ RUNS = [
     _key("pageup", "page(-1)", "one page up", "run.page_up"),
     _key("pagedown", "page(1)", "one page down", "run.page_down"),
     _key("space", "select", "select this run", "run.select", "space", first_of="select"),
-    _key("s", "solo", "only the selected runs; again: all", "run.solo", "s", first_of="solo"),
+    _key("s", "solo", "selected runs only; again: all", "run.solo", "s", first_of="solo"),
     _key("p", "pin", "compare the open run with this one", "run.pin", "p", first_of="pin"),
     *FILTER,
     *EVERYWHERE,

@@ -1,4 +1,4 @@
-"""From a sitting to what is kept of it, and back: see ``saved_view`` for the file."""
+"""Saves a session's view settings and restores them; ``saved_view`` has the file."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -6,17 +6,16 @@ from typing import TypeVar
 
 from microscope_tui.app.saved_view import SavedView, load_view, save_view
 from microscope_tui.app.session import Session
-from microscope_tui.report.axis import Axis
-from microscope_tui.report.look import Look, Measure, Order
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.pattern import Pattern
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.look import Look, Measure, Order, Palette
+from microscope_tui.lines.pattern import Pattern
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _NEEDS_REFERENCE = Measure.DIFFERENCE
 
 
 def recall(session: Session) -> None:
-    """Look at the folder as it was looked at before; what is not kept stays as it is."""
+    """Restore the saved view of the folder; missing settings keep their values."""
     kept, look = load_view(session.path), session.look
     session.look = Look(
         measure=_choice(Measure, kept.measure, look.measure),
@@ -33,7 +32,7 @@ def recall(session: Session) -> None:
 
 
 def remember(session: Session) -> str | None:
-    """Keep how the folder is looked at; says what is in the way."""
+    """Save the view of the folder; returns the problem, if any."""
     look, run = session.look, session.watch.run if session.watch is not None else None
     layer = run.routers[session.selected].name if run and run.routers else ""
     default = Look()
@@ -51,5 +50,5 @@ def remember(session: Session) -> str | None:
 
 
 def _choice(kind: type[_Choice], value: str, otherwise: _Choice) -> _Choice:
-    """The member of that name; names of another version count as none."""
+    """The member of that name; ``None`` for a name of another version."""
     return kind(value) if value in [member.value for member in kind] else otherwise

@@ -1,77 +1,75 @@
-"""The application: opens the session, shows the right screen, leaves the terminal as it was."""
+"""The application: opens the session, shows the screens, restores the terminal."""
 
 import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.theme import Theme
 
-from microscope_tui.app.commands_shown import commands_of
-from microscope_tui.app.keymap import bindings_of
+from microscope_tui.app.keymap import bindings_of, shown_key
 from microscope_tui.app.memory import recall, remember
 from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.renderables.palette import GROUND
+from microscope_tui.app.renderables import palette
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
-from microscope_tui.app.theme import THEME
 from microscope_tui.app.traffic import counting
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
-SCREENS = ("alerts", "compare", "course", "expert", "layer", "runs")
-"""Screens that stand on top of the main one, by the names that ``action_go`` takes."""
+_FOLDER = "microscope_tui.app.screens"
+SCREENS = {
+    "alerts": f"{_FOLDER}.alerts_screen:AlertsScreen",
+    "compare": f"{_FOLDER}.compare_screen:CompareScreen",
+    "course": f"{_FOLDER}.course_screen:CourseScreen",
+    "expert": f"{_FOLDER}.expert_screen:ExpertScreen",
+    "layer": f"{_FOLDER}.layer_screen:LayerScreen",
+    "runs": f"{_FOLDER}.runs_screen:RunsScreen",
+}
+"""Screens on top of the main one, by the names that ``action_go`` takes: imported when opened."""
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
+_THEME = Theme(
+    name="microscope",
+    primary=palette.ACCENT,
+    secondary=palette.CURVE,
+    accent=palette.ACCENT,
+    foreground=palette.TEXT,
+    background=palette.GROUND,
+    surface="#151b22",
+    panel="#1b2430",
+    success=palette.OK,
+    warning=palette.WARN,
+    error=palette.CRITICAL,
+    dark=True,
+)
+"""The colours of what Textual draws by itself (the command palette)."""
 
 
 class Microscope(App[None]):
     """MoE Microscope on one path."""
 
     CSS = f"""
-    Screen, ModalScreen {{ background: {GROUND}; overflow: hidden; }}
+    Screen, ModalScreen {{ background: {palette.GROUND}; overflow: hidden; }}
     Rows, Tiles {{ height: 1fr; width: 1fr; }}
     Tiles {{ overflow: hidden; }}
-    #header, #heads, #ribbon, #notes, #keys, #layer-title {{ height: 1; }}
-    #verdict {{ height: 2; }}
-    #evidence {{ height: 1; }}
-    #table {{ overflow: hidden; }}
-    .part {{ margin-left: 2; }}
-    .full #verdict {{ height: 3; }}
-    .roomy #verdict {{ height: 3; margin: 1 0; }}
-    .roomy #ribbon {{ margin-top: 1; }}
-    #legend {{ height: 1; display: none; }}
-    MainScreen.legend #legend {{ display: block; }}
-    MainScreen.roomy #ribbon {{ margin-top: 0; }}
-    MainScreen #notes {{ display: none; }}
-    MainScreen.noted #notes {{ display: block; }}
-    #charts {{ height: 1fr; overflow: hidden; }}
-    .stack {{ width: auto; height: auto; margin-right: 2; }}
-    .single #charts {{ layout: vertical; }}
-    #facts {{ height: 2; }}
-    #answer, #hidden {{ height: 1; }}
-    .roomy #layer-title, .roomy #answer, .roomy #charts, .roomy #more {{ margin-top: 1; }}
-    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
-    #runs {{ height: 1fr; }}
-    #alerts-title, #track, #compare-heads, #moved {{ height: 1; }}
-    #alerts {{ height: 1fr; layout: vertical; }}
-    .beside #alerts {{ layout: horizontal; }}
-    .airy #alerts {{ margin: 1 0; }}
+    #header, #ribbon, #keys {{ height: 1; }}
     .gone, .small > * {{ display: none; }}
-    MainScreen.small #notes {{ display: none; }}
     .small > #header {{ display: block; height: 1fr; }}
-    #help {{ border: round #3a424d; background: {GROUND}; }}
+    {MainScreen.CSS}
     """
+    """CSS of all screens, and of the default screen, whose own CSS Textual does not load."""
     TITLE = "MoE Microscope"
 
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
@@ -83,19 +81,19 @@ class Microscope(App[None]):
         preferences: Preferences = NO_PREFERENCES,
     ) -> None:
         self.problem: str | None = None
-        """What could not be done at the end, in words."""
+        """What failed at exit."""
         self.session = Session(fleet, glyphs, preferences)
         if preferences.remember:
             recall(self.session)
         super().__init__(driver_class=counting(self.get_driver_class(), self.session.traffic))
         self.set_keymap(preferences.keymap)
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        self.register_theme(_THEME)
+        self.theme = _THEME.name
         sys.setswitchinterval(_SWITCH_S)
-        self.session.reader.start()  # reads while Textual still sets up the terminal
+        self.session.reader.start()  # starts reading while Textual sets up the terminal
 
     def get_default_screen(self) -> Screen[None]:
-        """The main screen; it stays below the others for the whole sitting."""
+        """The main screen; it stays below the others for the whole session."""
         return MainScreen(self.session)
 
     async def on_mount(self) -> None:
@@ -103,17 +101,17 @@ class Microscope(App[None]):
         if not self.session.has_run:
             await self.push_screen(WaitingScreen(self.session))
         self.set_interval(0.25, self._move_on)
-        # What is there by then stays for the whole sitting: no collection need walk over it.
+        # Objects made so far live as long as the process: garbage collection can skip them.
         self.set_timer(_FREEZE_S, gc.freeze)
-        # Without this a terminated microscope leaves the alternate screen on.
+        # Without this a terminated process leaves the alternate screen on.
         for signal_ in (signal.SIGTERM, signal.SIGHUP):
-            with suppress(ValueError, RuntimeError):  # not in the main thread: under test
+            with suppress(ValueError, RuntimeError):  # tests run outside the main thread
                 asyncio.get_running_loop().add_signal_handler(
                     signal_, partial(self.exit, return_code=128 + signal_)
                 )
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """What the command palette offers: exactly what the keys of the present screen do."""
+        """The commands of the palette: the bindings of the current screen."""
         return commands_of(self, screen, bindings_of(screen, self.session.keymap))
 
     def on_unmount(self) -> None:
@@ -122,8 +120,8 @@ class Microscope(App[None]):
         self.session.reader.stop()
 
     async def _move_on(self) -> None:
-        """From waiting to the run as soon as there is one, and back from a run without a step."""
-        if not self.screen_stack:  # on the way out
+        """Switch from the waiting screen to the run once it has a step, and back."""
+        if not self.screen_stack:  # exiting
             return
         if isinstance(self.screen, WaitingScreen):
             if self.session.has_run:
@@ -134,8 +132,8 @@ class Microscope(App[None]):
             await self.push_screen(WaitingScreen(self.session))
 
     async def action_go(self, name: str) -> None:
-        """Show a screen by its name, or the main one again; what was opened before is closed."""
-        wanted = screen_named(name) if name in SCREENS else None
+        """Show a screen by name, or return to the main one; screens above it close."""
+        wanted = resolve_name(SCREENS[name]) if name in SCREENS else None
         if isinstance(self.screen, HelpScreen | WaitingScreen) and name != "runs":
             return
         again = wanted is not None and type(self.screen) is wanted
@@ -145,7 +143,7 @@ class Microscope(App[None]):
             await self.push_screen(wanted(self.session))
 
     def action_help(self) -> None:
-        """Show the keys and words of the present screen."""
+        """Show the keys and words of the current screen."""
         if isinstance(self.screen, HelpScreen):
             return
         bindings = bindings_of(self.screen, self.session.keymap)
@@ -153,12 +151,20 @@ class Microscope(App[None]):
         self.push_screen(HelpScreen(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
-        """Paint everything again, after another program wrote over the screen."""
+        """Repaint everything, after another program wrote over the screen."""
         self.screen.refresh(layout=True)
 
 
-def screen_named(name: str) -> Callable[[Session], Screen[None]]:
-    """The class of a screen; imported when it is opened, not before the first picture."""
-    module = import_module(f"microscope_tui.app.screens.{name}_screen")
-    found: Callable[[Session], Screen[None]] = getattr(module, f"{name.capitalize()}Screen")
-    return found
+def commands_of(
+    app: App[None], screen: Screen[object], bindings: Sequence[Binding]
+) -> Iterable[SystemCommand]:
+    """The command palette: one command per binding of the screen, with its keys as the help."""
+    for binding in bindings:
+        if binding.id == "app.palette":
+            continue
+        keys = "  ".join(shown_key(key) for key in binding.key.split(","))
+        text = binding.tooltip or binding.description
+        known = binding.description in ("", text) or binding.description in text
+        title = text if known else f"{binding.description}: {text}"
+        namespace = app if binding.action.startswith("app.") else screen
+        yield SystemCommand(title, keys, partial(app.run_action, binding.action, namespace))

@@ -1,7 +1,7 @@
-"""How often the screen is redrawn, so that the line to the terminal is not overrun.
+"""How often the screen is redrawn, to stay within a bandwidth budget.
 
-Down at once and as far as the measured rate asks for; up slowly, one notch at a time. What would
-only swing to and fro is waited for longer each time it fails.
+The rate drops at once and as far as needed, and rises slowly, one notch at a time. A notch that
+proves too fast is tried again after longer and longer waits.
 """
 
 import math
@@ -13,14 +13,14 @@ from microscope_tui.report.terminal import is_remote
 from microscope_tui.runlog.safe_text import safe_text
 
 INTERVALS_S = (0.5, 1.0, 2.0, 3.8)
-"""Seconds between two redraws, by notch; with what a redraw takes four at the most."""
+"""Seconds between two redraws, by notch; at most four including the redraw itself."""
 COARSE_FROM = 2
 """The notch from which heat levels are coarser."""
 LEAST_BUDGET = 100
 REMOTE_BUDGET = 10_000
-"""Bytes a second where the line may be thin and nothing else was asked for."""
+"""Default budget for possibly slow connections, in bytes per second."""
 UNLIMITED = 0
-"""A budget that was asked for by name: none at all."""
+"""The budget ``none``: unlimited."""
 _DECIDE_S = 1.0
 _PATIENCE_S, _MOST_PATIENCE_S = 20.0, 320.0
 _HELD_S = 60.0  # a recovery that lasts so long was right
@@ -28,7 +28,7 @@ _SHOWN_TOLERANCE = 0.1
 
 
 class Pace:
-    """The tempo of all screens. Without a budget it never changes."""
+    """The redraw interval of all screens. Without a budget it is constant."""
 
     def __init__(self, budget: int | None = None) -> None:
         """``budget``: bytes a second that may be sent to the terminal; ``None`` for any number."""
@@ -50,7 +50,7 @@ class Pace:
         return self._notch >= COARSE_FROM
 
     def observe(self, rate: float, now: float) -> bool:
-        """Take in the rate measured now, in bytes a second; true if the tempo has changed.
+        """Update with the measured rate in bytes per second; true if the interval changed.
 
         It may be called at any rhythm: a second must pass between two decisions.
         """
@@ -80,7 +80,7 @@ class Pace:
 
     def _slow_down(self, rate: float, budget: int, now: float) -> bool:
         if self._notch == len(INTERVALS_S) - 1 or now - self._slowed < WINDOW_S:
-            return False  # the rate still holds what was sent at the tempo before
+            return False  # the rate still includes bytes sent at the previous interval
         failed = now - self._recovered < _HELD_S
         self._patience_s = min(_MOST_PATIENCE_S, 2 * self._patience_s) if failed else _PATIENCE_S
         wanted = self.interval_s * rate / budget
@@ -120,14 +120,14 @@ def budget_of(text: str) -> int | None:
     size = size_of(text.strip().removesuffix("/s"))
     if size is None or size < LEAST_BUDGET:
         raise ValueError(
-            f"budget {safe_text(text, 20)!r}: write bytes a second from {LEAST_BUDGET} up, "
+            f"budget {safe_text(text, 20)!r}: write bytes per second from {LEAST_BUDGET} up, "
             "for example 10k, or none"
         )
     return size
 
 
 def budget_for(asked: int | None, environment: Mapping[str, str]) -> int | None:
-    """What may be sent a second; ``None`` for any number.
+    """The budget in bytes per second; ``None`` for unlimited.
 
     Over SSH and in tmux or screen there is a budget unless one was asked for, or none.
     """

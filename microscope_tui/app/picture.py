@@ -1,6 +1,6 @@
-"""A picture of any screen, drawn by the application itself without a terminal.
+"""A picture of any screen, drawn by the application without a terminal.
 
-What is printed, exported and compared in tests is what somebody at a terminal sees.
+Snapshots, exports and tests show the same as a terminal.
 """
 
 import asyncio
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from textual.pilot import Pilot
 from textual.widget import Widget
 
+from microscope_tui.app.actions.base_screen import BaseScreen
 from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.screens.base_screen import BaseScreen
+from microscope_tui.app.renderables.svg import stand_alone
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES
 from microscope_tui.app.widgets.rows import Rows, in_truecolor
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.steady import SteadyLevels
-from microscope_tui.report.svg import stand_alone
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.table.steady import SteadyLevels
 from microscope_tui.watch.fleet import JUDGING_S, Fleet
 
 SCREEN_NAMES = ("main", *SCREENS, "help")
@@ -26,7 +26,7 @@ _LOOK_S = 0.02
 
 
 class NoPicture(ValueError):
-    """There is no such thing to draw; the message says why."""
+    """The screen, step, layer or expert does not exist; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Pictu
     if wanted.screen == "runs":
         await _judge(app)
     await _choose(app, wanted)
-    app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
+    app.session.steady = SteadyLevels()  # discard intermediate frames
     if wanted.screen == "help":
         if isinstance(app.screen, BaseScreen):  # it shows around the help
             await app.screen.redraw()
@@ -105,7 +105,7 @@ async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Pictu
 
 
 async def _read(app: Microscope) -> None:
-    """Until the whole log has been read and judged."""
+    """Wait until the whole log has been read and judged."""
     session = app.session
     for _ in range(round(_PATIENCE_S / _LOOK_S)):
         watch = session.watch
@@ -120,7 +120,7 @@ async def _read(app: Microscope) -> None:
 
 
 async def _judge(app: Microscope) -> None:
-    """Until all runs that are over are judged, or it takes too long."""
+    """Wait until all finished runs are judged, or a timeout."""
     for _ in range(round(JUDGING_S / _LOOK_S)):
         if not app.session.fleet.is_judging:
             return
@@ -151,7 +151,7 @@ async def _choose(app: Microscope, wanted: Wanted) -> None:
 
 
 def _text(app: Microscope) -> str:
-    """What the rows on the screen show, each at its place."""
+    """The text of the screen, row by row."""
     columns, rows = app.size
     lines = [[" "] * columns for _ in range(rows)]
     for part in app.screen.query(Rows):

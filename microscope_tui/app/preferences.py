@@ -1,21 +1,21 @@
-"""What the user wants of the screens, from the command line and the config file."""
+"""User preferences, from the command line and the config file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The defaults disturb nobody and write nothing."""
+    """By default the bell is silent and nothing is written."""
 
     palette: Palette = Palette.DIVERGING
     budget: int | None = None
-    """Bytes a second that may go to the terminal; ``None`` for any number."""
+    """Bytes per second to send to the terminal; ``None`` for unlimited."""
     bell: bool = False
-    """Ring at a new critical alert."""
+    """Ring the bell at a new critical alert."""
     remember: bool = False
-    """Keep the view of a folder of logs until the next sitting."""
+    """Save the view settings of each folder."""
     keymap: Mapping[str, str] = field(default_factory=dict)
-    """Other keys for some bindings, by their ids."""
+    """Custom keys, by the id of their binding."""

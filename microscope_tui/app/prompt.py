@@ -1,12 +1,12 @@
-"""Asks for something in the last line of a screen: where to go, what to show, what to copy.
+"""A prompt in the last line of a screen: a step, a filter, what to copy.
 
-Not a screen of its own: keys that are typed or pasted fast would still reach the one below.
+Not a screen of its own: keys that are typed fast would still reach the screen below.
 """
 
 from typing import Literal
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span
 
 Kind = Literal["", "place", "filter", "copy"]
 
@@ -16,16 +16,16 @@ COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 
 
 class Prompt:
-    """What was typed so far; closed while nobody asks."""
+    """The state of the prompt: its kind and the typed text."""
 
     def __init__(self) -> None:
         self.kind: Kind = ""
-        """What is asked for; empty while nothing is."""
+        """What the prompt is for; empty while it is closed."""
         self.typed = ""
 
     @property
     def open(self) -> bool:
-        """Something is asked for."""
+        """Whether the prompt is open."""
         return bool(self.kind)
 
     def ask(self, kind: Kind, typed: str = "") -> None:
@@ -33,7 +33,7 @@ class Prompt:
         self.kind, self.typed = kind, typed
 
     def take(self, key: str, character: str | None) -> str | None:
-        """One key. Returns what was entered once it is; escape closes, other keys do nothing."""
+        """Handle one key. Returns the text on enter; escape closes; other keys do nothing."""
         if self.kind == "copy":
             self.kind = ""
             return character if character in COPY_CHOICES else None
@@ -49,12 +49,12 @@ class Prompt:
         return None
 
     def line(self, hint: str, problem: str | None, glyphs: Glyphs) -> Line:
-        """The prompt as it stands on the screen; with ``problem`` if nothing can be entered."""
+        """The prompt as a line; ``problem`` replaces the hint."""
         if self.kind == "copy":
             choices: Line = [Span(_LABELS[self.kind], "accent")]
             for key, what in COPY_CHOICES.items():
                 choices += [Span(f"  {key}", "accent"), Span(f" {what}", "dim")]
-            return [*choices, Span("   esc", "accent"), Span(" nothing", "dim")]
+            return [*choices, Span("   esc", "accent"), Span(" cancel", "dim")]
         cursor = "_" if glyphs is Glyphs.ASCII else "▏"
         typed = [
             Span(_LABELS[self.kind], "accent"),

@@ -1,6 +1,6 @@
-"""The reader thread: searches for runs and reads them, and never touches a widget.
+"""The reader thread: finds runs and reads them; never touches a widget.
 
-Versions grow, and the screens look at them at their own pace.
+It increments version numbers; the screens poll them at their own pace.
 """
 
 import threading
@@ -14,9 +14,9 @@ from microscope_tui.watch.file_events import FileEvents
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_watch import RunWatch
 
-_WORK_S, _PAUSE_S = 0.012, 0.001  # the screen has the lock and the processor in between
+_WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
 _HUSH_S = 0.05
-_AFTER_A_KEY_S = 0.3  # a key that is held repeats sooner: runs that are over can wait
+_AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can wait
 _IDLE_S = 0.25
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
@@ -26,41 +26,41 @@ class Reader:
     """Reads all runs of a fleet until it is stopped."""
 
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
-        """``may_leave``: nothing is lost if a newer run takes the place of the open one."""
+        """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
         self.events = FileEvents(fleet.root)
         self.first_look = threading.Event()
-        """Set once it is known whether there is a run, and a little of it was read."""
+        """Set once the search has finished and part of the run was read."""
         self.switches = 0
-        """Grows whenever another run was opened."""
+        """Incremented when another run is opened."""
         self._may_leave = may_leave
-        self._chosen: RunFile | None = None  # opened by hand: nothing newer takes its place
+        self._chosen: RunFile | None = None  # opened by the user: a newer run does not replace it
         self._wanted: SimpleQueue[RunFile] = SimpleQueue()
         self._quiet_until = self._judging_from = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
     def start(self) -> None:
-        """Begin to read in the background."""
+        """Start reading in the background."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the reader."""
+        """Stop the reader."""
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)
 
     def hush(self) -> None:
-        """Something is about to be drawn: stand back until it is."""
+        """Pause for the next redraw."""
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:
-        """The user is typing: background work pauses."""
+        """Pause background work while the user types."""
         self.hush()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
     def choose(self, file: RunFile) -> None:
-        """Open a run and stay there; done with the next turn."""
+        """Open a run at the next iteration and stay with it."""
         self._chosen = file
         self._wanted.put(file)
 
@@ -72,7 +72,7 @@ class Reader:
     def _read(self) -> None:
         try:
             self._follow()
-        except Exception as error:  # a bug: what was read stays, and the screen says so
+        except Exception as error:  # a bug: the screen keeps what was read and reports it
             if self.watch is not None:
                 self.watch.error = f"reading stopped: {safe_text(repr(error), 200)}"
             self.switches += 1
@@ -88,7 +88,7 @@ class Reader:
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
             if not started and (self.watch is None or self.watch.complete):
-                started = True  # only now: the first picture comes before anything else
+                started = True  # after the first frame
                 if not self.fleet.piped:
                     self.events.start()
             if self.fleet.turn():
@@ -105,10 +105,10 @@ class Reader:
             idle, woken = True, self._wait()
 
     def _pause(self) -> float:
-        """Half of a core is enough for the past of a run that may be training on this machine."""
+        """Use half of a core for the history of a run that may be training on this machine."""
         watch = self.watch
         if watch is not None and not watch.complete:
-            return _PAUSE_S  # somebody waits for it, and it will not take long
+            return _PAUSE_S  # the user waits for it, and it is short
         training = watch is not None and watch.shown.end is None
         return _WORK_S if training or self.fleet.follows_others else _PAUSE_S
 
@@ -116,7 +116,7 @@ class Reader:
         return self.watch.source.size if self.watch is not None else 0
 
     def _wait(self) -> bool:
-        """Until something happens, or it is time to poll; true if an event woke us."""
+        """Wait for an event or the next poll; true if an event came."""
         waits = _PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1
         for _ in range(waits):
             if self._rest(time.monotonic() + _IDLE_S):
@@ -126,7 +126,7 @@ class Reader:
         return False
 
     def _rest(self, until: float) -> bool:
-        """Judge runs that are over for half of the time until then; true if an event came."""
+        """Judge finished runs for half of the time until then; true if an event came."""
         while (now := time.monotonic()) < until and not self._stop.is_set():
             if not self._wanted.empty():
                 return False
@@ -142,14 +142,14 @@ class Reader:
         return False
 
     def _doubt_events(self) -> None:
-        """The poll found what no event had announced."""
+        """Record that a poll found a change without an event."""
         if self.events.mode == "events" and not self.events.wait(_GRACE_S):
             self.events.poll_found_change()
 
     def _choose_run(self, *, searched: bool) -> None:
-        """Open what was asked for, or the newest run where nothing is lost by going there."""
+        """Open the requested run, or the newest one where switching is safe."""
         wanted = None
-        while not self._wanted.empty():  # the latest wish counts
+        while not self._wanted.empty():  # the latest request counts
             wanted = self._wanted.get_nowait()
         if wanted is not None and self.watch is not None and self.watch.path == wanted.path:
             return

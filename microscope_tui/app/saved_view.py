@@ -1,8 +1,7 @@
-"""How somebody looks at a folder of logs, kept from one sitting to the next.
+"""View settings per folder of logs, kept between sessions.
 
 One small file per folder in the user's state folder (on Linux ``~/.local/state/moe-microscope``).
-It is a convenience and never in the way: what is in it may be lost, and a file that is damaged or
-a stranger's counts as none.
+It is a convenience: its content may be lost, and a damaged or foreign file is ignored.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ _OUR_FILE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}-\w+\.tmp")
 
 @dataclass(frozen=True)
 class SavedView:
-    """The choices of one person on one folder of logs; empty where nothing was chosen."""
+    """The view settings of one user for one folder; empty by default."""
 
     layer: str = ""
     """Name of the chosen router."""
@@ -47,7 +46,7 @@ class SavedView:
 
 
 def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
-    """What was kept for ``logs``; the default where there is nothing that can be used.
+    """The saved view of ``logs``; the default if there is none that is usable.
 
     Args:
         state_dir: the state folder, where it is not the user's.
@@ -55,7 +54,7 @@ def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
     try:
         folder = os.path.realpath(logs)
         stored = json.loads(read_small(_file_of(folder, state_dir), _MOST_BYTES))
-    except (OSError, ValueError, RecursionError):  # no file, no JSON, or no state folder at all
+    except (OSError, ValueError, RecursionError):  # no file, no JSON, or no state folder
         return SavedView()
     if not isinstance(stored, dict) or stored.get("version") != _VERSION:
         return SavedView()
@@ -63,7 +62,7 @@ def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
 
 
 def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str | None:
-    """Keep ``view`` for ``logs`` if it differs from what is kept; says what is in the way.
+    """Save ``view`` for ``logs`` if it changed; returns the problem, if any.
 
     Of ``seen`` the newest are kept, and of the folders those that were looked at last.
     """
@@ -78,7 +77,7 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
         where = safe_text(state_dir or state_folder(), _MOST_CHARS)
         why = getattr(error, "strerror", None) or error
         return safe_text(
-            f"the view is not kept: {where}: {why}; make it writable, or set XDG_STATE_HOME",
+            f"view settings are not saved: {where}: {why}; make it writable, or set XDG_STATE_HOME",
             2 * _MOST_CHARS,
         )
     remove_oldest(path.parent, _OUR_FILE, _MOST_FILES, kept=path.name)
@@ -91,7 +90,7 @@ def _file_of(folder: str, state_dir: Path | None) -> Path:
 
 
 def _view_of(stored: dict[str, Any]) -> SavedView:
-    """The fields of ``stored`` that can be used; the default for the others."""
+    """The valid fields of ``stored``; defaults for the others."""
     texts: dict[str, Any] = {
         field.name: _text(stored.get(field.name))
         for field in fields(SavedView)
@@ -113,7 +112,7 @@ def _text(value: object) -> str:
 
 
 def _encoded(folder: str, view: SavedView) -> bytes:
-    """The file of ``view``; where it would be too large, the older half of ``seen`` goes."""
+    """The content of the file; if too large, the older half of ``seen`` is dropped."""
     while True:
         document = {"version": _VERSION, "logs": folder, **asdict(view)}
         data = json.dumps(document, allow_nan=False, indent=1).encode()

@@ -1,4 +1,4 @@
-"""What all screens share: the runs, the open one, the moment, and what of it is looked at."""
+"""Shared state of all screens: the runs, the open one, the step, and the view settings."""
 
 import os
 import time
@@ -11,11 +11,11 @@ from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.app.traffic import Traffic
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.axis import Axis
-from microscope_tui.report.glyphs import Glyphs, shade_level
-from microscope_tui.report.look import Look
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.steady import SteadyLevels
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.glyphs import Glyphs, shade_level
+from microscope_tui.lines.look import Look
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.table.steady import SteadyLevels
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.fleet import Fleet
@@ -29,7 +29,7 @@ NO_PREFERENCES = Preferences()
 
 
 class Session:
-    """The state of one sitting at the microscope."""
+    """The state of one session."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Session:
         self.steady = SteadyLevels()
         self.axis = Axis.STEP
         self.smoothing = 0.0
-        """Weight of what came before, in the curves of the charts; 0 for none."""
+        """Smoothing weight of the charts; 0 for none."""
         self.in_tmux = "TMUX" in os.environ
         self._open: RunWatch | None = None
         self.time = TimeCursor(lambda: self.watch)
@@ -55,17 +55,17 @@ class Session:
         self.filter = Pattern.parse("")
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
-        """What loads are compared with."""
+        """The reference for loads."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
-        """Files that were exported in this sitting."""
+        """Files exported in this session."""
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
-        self._rung: set[tuple[object, ...]] | None = None  # critical alerts at the last look
+        self._rung: set[tuple[object, ...]] | None = None  # critical alerts at the last check
 
     @property
     def path(self) -> Path:
@@ -76,19 +76,19 @@ class Session:
     def watch(self) -> RunWatch | None:
         """The open run."""
         watch = self.fleet.open
-        if watch is not self._open:  # nothing of the one before is chosen
+        if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
             self.time.reset()
         return watch
 
     @property
     def version(self) -> tuple[int, int]:
-        """Changes whenever the open run has something new to show."""
+        """Changes with the open run's data."""
         return self.fleet.open_version, self.reader.switches
 
     @property
     def selected(self) -> int:
-        """Index of the chosen layer; the last one where the run has fewer than it had."""
+        """Index of the chosen layer, clamped to the layers of the run."""
         run = self.watch.run if self.watch is not None else None
         if run is None:
             return self._selected
@@ -104,17 +104,17 @@ class Session:
 
     @property
     def has_run(self) -> bool:
-        """There is a run with at least one step to show."""
+        """Whether there is a run with at least one step."""
         return self.watch is not None and self.watch.latest is not None
 
     @property
     def is_blank(self) -> bool:
-        """The open run was read and has no step to show."""
+        """Whether the open run was read and has no step."""
         watch = self.watch
         return watch is not None and watch.latest is None and (watch.complete or bool(watch.error))
 
     def shows(self, path: Path) -> bool:
-        """The run at ``path`` is the open one, and there is something of it to show."""
+        """Whether the run at ``path`` is open and has a step."""
         watch = self.watch
         if watch is None or watch.path != path:
             return False
@@ -122,12 +122,12 @@ class Session:
 
     @property
     def pipe_ended(self) -> bool:
-        """The run came through a pipe, and nothing more will come."""
+        """Whether the log comes from a pipe that has ended."""
         source = self.watch.source if self.watch is not None else None
         return isinstance(source, PipedLog) and source.ended
 
     def how_it_watches(self) -> str:
-        """Whether the file system announces changes, and why not where it does not."""
+        """Whether file events work, and why not."""
         if self.fleet.piped:
             return "the pipe has ended" if self.pipe_ended else "through a pipe"
         events = self.reader.events
@@ -136,11 +136,11 @@ class Session:
         return f"polling: {events.reason}" if events.reason else "polling"
 
     def keep_pace(self) -> None:
-        """Look at what was sent lately, and redraw more or less often."""
+        """Adapt the redraw interval to the bytes sent recently."""
         self.pace.observe(self.traffic.bytes_per_s(), time.monotonic())
 
     def rings(self) -> bool:
-        """A critical alert is new, and the user wants to hear of it."""
+        """Whether to ring the bell: there is a new critical alert."""
         watch = self.watch
         if not self.preferences.bell or watch is None or watch.diagnosis is None:
             return False
@@ -156,27 +156,27 @@ class Session:
     def levels(
         self, key: Hashable, ratios: Sequence[float], noise: float = 0.0
     ) -> Sequence[int | None]:
-        """Heat levels that stand still while a load only trembles; of a paused step exact ones."""
+        """Heat levels with hysteresis against noise; exact ones for a paused step."""
         if self.paused:
             return [shade_level(ratio) for ratio in ratios]
         return self.steady.levels((self.watch, key), ratios, self.pace.coarse, noise)
 
     @property
     def paused(self) -> bool:
-        """One step is looked at, and nothing moves."""
+        """Whether the view is paused at one step."""
         return not self.time.following and not self.time.speed
 
     def recent(self) -> Recent:
-        """The steps whose mean load is shown: none while a moment is pinned, for it is exact."""
+        """The steps whose mean load is shown; none while paused, which shows exact loads."""
         watch = self.watch
         return recent_of(watch) if watch is not None and self.time.following else Recent()
 
     def choose(self, file: RunFile) -> None:
-        """Open a run and stay there; the reader thread does it with its next turn."""
+        """Open a run and stay with it; the reader thread does so at its next iteration."""
         self.reader.choose(file)
 
     def compare_with(self, moment: Pin | None) -> None:
-        """Take a moment of the open run as the reference; ``None`` takes it away."""
+        """Set a step of the open run as the reference; ``None`` removes it."""
         watch = self.watch
         if moment is None or watch is None:
             self.reference = None
@@ -185,7 +185,7 @@ class Session:
         self.look = self.look.compared(self.reference is not None)
 
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:
-        """The present view, or the one of the pinned moment; ``None`` while there is no run."""
+        """The current view, or that of the pinned step; ``None`` without a run."""
         watch = self.watch
         if watch is None or watch.run is None:
             return None

@@ -1,35 +1,35 @@
-"""Where on the time axis of a run we look, and how much of it: the time machine.
+"""The time machine: which step of a run is shown, and in which window.
 
-Following shows the newest step whatever comes. Otherwise a moment is pinned, and everything on the
-screen shows it. The window is the stretch that curves and ribbon cover.
+While following, the newest step is shown. Otherwise a step is pinned and the whole screen shows it.
+The window is the range of steps that curves and ribbon cover.
 """
 
 from collections.abc import Callable
 
-from microscope_tui.report.words import bytes_of
+from microscope_tui.lines.words import bytes_of
 from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import Pin, kept_steps, pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 
 SPEEDS = (1, 4, 16)
-"""Columns of the ribbon that are played in a second."""
+"""Playback speeds, in columns of the ribbon per second."""
 _LEAST_STEPS = 20
 
 
 class TimeCursor:
-    """The moment and the window of the open run."""
+    """The shown step and the window of the open run."""
 
     def __init__(self, watch: Callable[[], RunWatch | None]) -> None:
         self._watch = watch
         self._pin: Pin | None = None
         self._window: Window | None = None
         self.speed = 0
-        """How fast the run is played back, one of ``SPEEDS``; 0 while it is not."""
+        """Playback speed, one of ``SPEEDS``; 0 while stopped."""
 
     @property
     def newest_step(self) -> int:
-        """The latest step there is, 0 before the first."""
+        """The newest step, 0 before the first."""
         watch = self._watch()
         latest = watch.latest if watch is not None else None
         return latest.record.step if latest is not None else 0
@@ -41,7 +41,7 @@ class TimeCursor:
 
     @property
     def pin(self) -> Pin | None:
-        """The moment that is looked at; ``None`` follows the run. A replaced log has no past."""
+        """The pinned step; ``None`` follows the run. Dropped when the log is replaced."""
         pinned, watch = self._pin, self._watch()
         if pinned is not None and (watch is None or watch.generation != pinned.generation):
             self._pin = None
@@ -53,16 +53,16 @@ class TimeCursor:
 
     @property
     def following(self) -> bool:
-        """The newest step is shown, whatever comes."""
+        """Whether the newest step is shown."""
         return self.pin is None
 
     def reset(self) -> None:
-        """Another run: follow it, all of it in view."""
+        """Reset for another run: follow it, with the whole run in view."""
         self._pin = self._window = None
         self.speed = 0
 
     def toggle_follow(self) -> None:
-        """Hold the present moment, or return to the live run; a film stops where it is."""
+        """Pause, or follow the live run; playback stops at the shown step."""
         if self.speed:
             self.speed = 0
             return
@@ -74,7 +74,7 @@ class TimeCursor:
 
     @property
     def window(self) -> Window | None:
-        """The stretch in view, the shown step in it; ``None`` where it is the whole run."""
+        """The range in view, around the shown step; ``None`` for the whole run."""
         if self._window is None:
             return None
         first, last = self._window
@@ -92,7 +92,7 @@ class TimeCursor:
         return self._window
 
     def zoom(self, by: float) -> None:
-        """See ``by`` times as many steps; the shown one stays where it is, as far as it can."""
+        """Zoom to ``by`` times as many steps; the shown one keeps its place where possible."""
         newest, shown = self.newest_step, self.shown_step
         first, last = self.window or Window(1, newest)
         span = max(min(_LEAST_STEPS, newest), round((last - first + 1) * by))
@@ -108,25 +108,25 @@ class TimeCursor:
         self._window = None
 
     def why_no_past(self) -> str | None:
-        """Why no other step can be looked at; ``None`` where it can."""
+        """Why other steps cannot be shown; ``None`` if they can."""
         watch = self._watch()
         if watch is None or watch.latest is None:
             return "no step yet"
         if kept_steps(watch) is not None:
             return None
         if isinstance(watch.source, PipedLog):
-            return self.past_of_pipe() or "a pipe has no way back without a spool (--spool)"
+            return self.past_of_pipe() or "a pipe cannot be rewound without a spool (--spool)"
         if watch.source.seekable:
-            return "steps were written again here: wait until all is read"
-        return "a packed log has no way back: unpack it"
+            return "steps were rewritten here: wait until the log is read"
+        return "compressed logs cannot be rewound: decompress it first"
 
     def step_by(self, by: int) -> str | None:
-        """Look at a neighbour of the shown step; says what is in the way. Reads from the disk."""
+        """Move by logged steps; returns the problem, if any. Reads from the disk."""
         shown = self.shown_step
         if by < 0:
             return self.go_to(max(1, shown + by))
         missed, found = shown, self._moment(shown + by)
-        while isinstance(found, Pin) and found.step <= shown:  # none was logged in between
+        while isinstance(found, Pin) and found.step <= shown:  # no step was logged in between
             missed, by = shown + by, 2 * by
             found = self._moment(shown + by)
         while not isinstance(found, str) and missed > shown:
@@ -142,14 +142,14 @@ class TimeCursor:
         return self._look_at(found)
 
     def go_to(self, step: int) -> str | None:
-        """Look at a step of the past; the newest one follows again. Says what is in the way.
+        """Show a step; the newest one follows again. Returns the problem, if any.
 
         Reads from the disk: not for the thread that draws.
         """
         return self._look_at(self._moment(step)) or self._why_not_all(step)
 
     def _why_not_all(self, step: int) -> str | None:
-        """Why the nearest step of a pipe is shown instead of ``step``; ``None`` where it is not."""
+        """Why the nearest step of a pipe is shown instead of ``step``; else ``None``."""
         watch = self._watch()
         if self.following or watch is None or not isinstance(watch.source, PipedLog):
             return None
@@ -158,14 +158,14 @@ class TimeCursor:
         return limits if outside and step >= 1 else None
 
     def past_of_pipe(self) -> str | None:
-        """From or up to which step the past of a pipe is kept; ``None`` where all of it is."""
+        """The limits of the spooled history of a pipe; ``None`` if it is complete."""
         watch = self._watch()
         spool = watch.source.spool if watch and isinstance(watch.source, PipedLog) else None
         if watch is None or spool is None or not (spool.start or spool.problem):
             return None
         kept = kept_steps(watch)
         if kept is None:
-            return f"no time travel: {spool.problem or 'nothing is kept yet'}"
+            return f"no time travel: {spool.problem or 'nothing is stored yet'}"
         (first, last), size = kept, bytes_of(spool.limit)
         if spool.problem:
             return f"time travel from step {first:,} to {last:,}: {spool.problem}"
@@ -181,7 +181,7 @@ class TimeCursor:
         return problem
 
     def next_speed(self) -> int:
-        """The speed after this one: off, 1, 4, 16 columns a second, and off again."""
+        """The next speed: off, 1, 4, 16 columns per second, and off again."""
         speeds = (0, *SPEEDS)
         return speeds[(speeds.index(self.speed) + 1) % len(speeds)]
 
@@ -203,4 +203,4 @@ class TimeCursor:
             found = pin_at(watch, step)
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
-        return found or "not to be found: the log is still being read, or changed just now"
+        return found or "not found: the log is still being read, or has just changed"

@@ -1,6 +1,6 @@
-"""What the screen costs the line: the bytes that are sent to the terminal, and how fast they go.
+"""Counts the bytes sent to the terminal, and their rate.
 
-The driver is the one place that everything passes on its way out, so that is where it is counted.
+All output passes through the driver, which is where it is counted.
 """
 
 import threading
@@ -13,20 +13,20 @@ if TYPE_CHECKING:  # the command line reads budgets and must not wait for textua
     from textual.driver import Driver
 
 WINDOW_S = 10.0
-"""The rate is that of the last so many seconds."""
+"""Seconds over which the rate is measured."""
 _SLOTS_PER_S = 10
 _SLOTS = round(WINDOW_S * _SLOTS_PER_S)
 
 
 class Traffic:
-    """Bytes sent so far, and a second. Any thread may add and ask."""
+    """Bytes sent, total and per second. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._total = 0
         # Number of the slot, bytes sent in it. A window of whole slots holds as many redraws of a
-        # steady screen whenever it is looked at, or the rate would swing around its budget.
+        # steady screen at any time, or the rate would swing around its budget.
         self._slots: deque[tuple[int, int]] = deque(maxlen=_SLOTS)
 
     @property
@@ -35,7 +35,7 @@ class Traffic:
         return self._total
 
     def add(self, n: int) -> None:
-        """``n`` bytes were sent just now."""
+        """Count ``n`` bytes sent now."""
         slot = self._slot(self._clock())
         with self._lock:
             self._total += n
@@ -44,7 +44,7 @@ class Traffic:
             self._slots.append((slot, n))
 
     def bytes_per_s(self, now: float | None = None) -> float:
-        """Mean over the last ten seconds; what was not yet started had sent nothing."""
+        """Mean over the last ten seconds, with zeros before the start."""
         before = self._slot(self._clock() if now is None else now) - _SLOTS
         with self._lock:
             return sum(n for slot, n in self._slots if slot > before) / WINDOW_S

@@ -1,1 +1,1 @@
-"""The commands that print and exit. What they share is in ``console``."""
+"""The commands; shared code is in ``console``."""

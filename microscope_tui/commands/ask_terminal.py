@@ -1,7 +1,7 @@
-"""Asking the terminal itself: does it know synchronised output (mode 2026)?
+"""Asks the terminal whether it supports synchronised output (mode 2026).
 
-A terminal answers on our standard input, as if somebody had typed it. So it is read without echo,
-for a moment only, and whatever happens the terminal is left as it was found.
+A terminal answers on standard input, as if the answer were typed. It is read without echo and with
+a timeout, and the terminal settings are always restored.
 """
 
 import os
@@ -21,12 +21,12 @@ _WOULD_PRINT = ("", "dumb", "unknown", "linux")
 
 
 def synchronised_output(environment: Mapping[str, str]) -> str:
-    """``yes``, ``no``, ``no answer``, or why nobody was asked."""
+    """``yes``, ``no``, ``no answer``, or why the terminal was not asked."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "not asked: no terminal"
     apple = environment.get("TERM_PROGRAM") == "Apple_Terminal"
     if apple or environment.get("TERM", "") in _WOULD_PRINT:
-        return "not asked: such a terminal prints the question"
+        return "not asked: this terminal would print the query"
     question, answer = sys.stdout.fileno(), sys.stdin.fileno()
     try:
         if os.tcgetpgrp(answer) != os.getpgrp():

@@ -22,8 +22,8 @@ from microscope_tui.console import (
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report import format_check
 from microscope_tui.report.check import NO_VERDICT, Demand, judge, worst_code
-from microscope_tui.report.check_json import as_json
-from microscope_tui.report.check_text import as_text
+from microscope_tui.report.check_json import verdict_json
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.runlog.discover import NoRuns, find_logs, find_runs
 from microscope_tui.watch.baseline import AgainstBaseline, BadBaseline, Baseline, read_baseline
 from microscope_tui.watch.run_watch import RunWatch
@@ -37,7 +37,7 @@ def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
+        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
     """
     options.refuse_nonsense()
     if options.format_only:
@@ -55,14 +55,14 @@ def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
         _compare(watch, baseline)
     judgements = [judge(watch.file, demand, watch=watch) for watch in watches]
     if options.as_json:
-        print_data(json.dumps(as_json(judgements), indent=2, ensure_ascii=False))
+        print_data(json.dumps(verdict_json(judgements), indent=2, ensure_ascii=False))
     else:
-        print_data("\n".join(as_text(judgement) for judgement in judgements))
+        print_data("\n".join(verdict_text(judgement) for judgement in judgements))
     return worst_code(judgements)
 
 
 def _demand(options: Options, baseline: Baseline | None) -> Demand:
-    """What was asked for, in the words of the judgement."""
+    """The options as a ``Demand``."""
     limits, remarks = limits_of(options.config)
     kind = Criteria if baseline is None else AgainstBaseline
     criteria = kind(
@@ -80,10 +80,10 @@ def _demand(options: Options, baseline: Baseline | None) -> Demand:
 def _baseline(path: Path) -> Baseline:
     try:
         if not path.exists():
-            raise BadBaseline(f"{path}: no such file or folder; name a run or the folder of one")
+            raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
         runs = find_runs(path)
         if not runs:
-            raise BadBaseline(f"{path}: holds no run; name a run or the folder of one")
+            raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])
     except (BadBaseline, NoRuns) as error:
         fail(f"--baseline {error}", USAGE)
@@ -92,7 +92,7 @@ def _baseline(path: Path) -> Baseline:
 
 
 def _compare(watch: RunWatch, baseline: Baseline | None) -> None:
-    """End here if the routers of the run are others than the ones of the baseline."""
+    """Exit with a usage error if the run and the baseline have different routers."""
     if baseline is None or watch.run is None:
         return
     if (mismatch := baseline.mismatch(watch.run)) is not None:
@@ -107,17 +107,17 @@ def _check_format(path: Path, options: Options) -> int:
     if path == PIPE:
         reports = [format_check.check_format(Path(PIPE_NAME), _standard_input())]
     else:
-        # A log whose head does not parse is no run for anybody else, and just the one to check.
+        # Finds logs, not runs: a log whose head does not parse is exactly the one to check.
         logs = find_logs(path)
         if not logs:
-            fail(f"{path}: holds no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
+            fail(f"{path}: contains no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
         reports = [format_check.check_format(one) for one in (logs if options.every else logs[:1])]
     if options.as_json:
-        found = [format_check.as_json(report) for report in reports]
+        found = [format_check.format_json(report) for report in reports]
         shown = found if options.every else found[0]
         print_data(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        print_data("\n".join(format_check.as_text(report) for report in reports))
+        print_data("\n".join(format_check.format_text(report) for report in reports))
     return max(format_check.exit_code(report) for report in reports)
 
 

@@ -1,4 +1,4 @@
-"""The config file: limits, keys and looks that somebody wants otherwise.
+"""The config file: custom limits, keys and view settings.
 
 ```toml
 [rules.COLLAPSE]
@@ -11,9 +11,9 @@ layer.next = "n,down"
 palette = "cividis"
 ```
 
-It is ``config.toml`` in the user's configuration folder (on Linux ``~/.config/moe-microscope``),
-or what ``--config`` names. Everything that judges reads the same one, and ``check`` says what it
-changed. What nobody knows is an error: a typo that silently does nothing is worse.
+The file is ``config.toml`` in the user's configuration folder (on Linux
+``~/.config/moe-microscope``), or the one given by ``--config``. All commands read the same file,
+and ``check`` reports what it changed. Unknown names are errors: a typo must not be ignored.
 """
 
 import tomllib
@@ -30,7 +30,7 @@ from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 from microscope_tui.runlog.safe_text import safe_text
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
@@ -44,12 +44,12 @@ _CHOICES = {
 
 
 class _BadConfig(ValueError):
-    """What the file says cannot be used; the message says where and what to write."""
+    """The file is invalid; the message says where and what to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewConfig:
-    """How the screens look and behave; the ``[view]`` table."""
+    """The ``[view]`` table: how the screens look and behave."""
 
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
@@ -57,38 +57,40 @@ class ViewConfig:
     bell: bool = False
     """Ring the terminal's bell for a critical alert."""
     budget: int | None = None
-    """Bytes a second that may go to the terminal, 0 for any number; by default by where we run."""
+    """Bytes per second to send to the terminal, 0 for unlimited; by default it depends on the
+    terminal.
+    """
     remember: bool = True
-    """Keep the view of every folder from one sitting to the next."""
+    """Save the view settings of each folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
-    """All that a config file says; the default of everything where there is none."""
+    """The content of a config file; the defaults without one."""
 
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()
-    """What is to be said with a verdict: the limits that are not the default ones."""
+    """The changed limits, in words, to report with a verdict."""
     keys: Mapping[str, object] = field(default_factory=dict)
-    """The ``[keys]`` table as it stands there: ``keymap_from`` checks it."""
+    """The ``[keys]`` table, unchecked; see ``keymap_from``."""
     view: ViewConfig = ViewConfig()
 
     @property
     def criteria(self) -> Criteria:
-        """By what the screens judge."""
+        """The criteria that the screens judge by."""
         return Criteria(limits=self.limits)
 
 
 def default_config() -> Path:
-    """Where the config file is looked for."""
+    """Default path of the config file."""
     return user_config_path("moe-microscope", appauthor=False) / "config.toml"
 
 
 def read_config(config: Path | None = None) -> UserConfig:
-    """What ``config`` says, or the default file if there is one.
+    """Read ``config``, or the default file if it exists.
 
-    A file that is named and missing, or that says nonsense, is a usage error and ends here.
+    A missing ``config`` or an invalid file is a usage error and exits.
     """
     path = config or default_config()
     text = _text_of(path, named=config is not None)
@@ -97,24 +99,24 @@ def read_config(config: Path | None = None) -> UserConfig:
     try:
         return _config_of(path, tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        fail(f"{path}: is no TOML: {error}; mend or remove it", USAGE)
+        fail(f"{path}: not valid TOML: {error}; fix or remove it", USAGE)
     except (BadLimit, _BadConfig) as error:
         _refuse(path, error)
 
 
 def user_criteria() -> Criteria:
-    """The criteria of somebody who named none: the limits of their config file."""
+    """The default criteria: the limits of the user's config file."""
     return read_config().criteria
 
 
 def limits_of(config: Path | None) -> tuple[Limits, tuple[str, ...]]:
-    """The limits by ``config``, and what it changed: see ``read_config``."""
+    """The limits of ``config``, and what it changed; see ``read_config``."""
     found = read_config(config)
     return found.limits, found.changes
 
 
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
-    """The ``[keys]`` table, checked; keys that cannot be are a usage error and end here.
+    """The ``[keys]`` table, checked; invalid keys are a usage error and exit.
 
     It imports Textual, which reads its settings from the environment as it is imported: call it
     when the UI opens.
@@ -131,7 +133,7 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
 
 
 def changes_in(limits: Limits) -> list[str]:
-    """The limits that are not the default ones, in words."""
+    """The changed limits, in words."""
     changes = []
     for rule in fields(Limits):
         mine, default = getattr(limits, rule.name), getattr(DEFAULTS, rule.name)
@@ -142,7 +144,7 @@ def changes_in(limits: Limits) -> list[str]:
 
 
 def _text_of(path: Path, *, named: bool) -> str | None:
-    """The text of the file; ``None`` if there is none and nobody named it."""
+    """The text of the file; ``None`` if the default file does not exist."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -150,9 +152,9 @@ def _text_of(path: Path, *, named: bool) -> str | None:
             return None
         fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
     except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; mend or remove it", USAGE)
+        fail(f"{path}: cannot be read: {error.strerror}; fix or remove it", USAGE)
     except UnicodeDecodeError as error:
-        fail(f"{path}: is no UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
+        fail(f"{path}: not UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
 
 
 def _refuse(path: Path, error: ValueError) -> NoReturn:
@@ -163,24 +165,24 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
             raise _BadConfig(f"{safe_text(name, 40)}: {_unknown_table(name)}")
-    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and the limits")))
+    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and its limits")))
     changes, where = changes_in(limits), safe_text(path, 200)
     return UserConfig(
         path=path,
         limits=limits,
         changes=(f"limits changed by {where}: {', '.join(changes)}",) if changes else (),
-        keys=_table(document, "keys", "[keys] and the keys"),
-        view=_view(_table(document, "view", "[view] and what is to be seen")),
+        keys=_table(document, "keys", "[keys] and your keys"),
+        view=_view(_table(document, "view", "[view] and your settings")),
     )
 
 
 def _unknown_table(name: str) -> str:
-    """Where it belongs, if that can be guessed."""
+    """An error message that guesses where the name belongs."""
     rules = [entry.name for entry in fields(Limits)]
     if name.upper() in rules:
         return f"no such table; write [rules.{name.upper()}]"
     if name in (entry.name for entry in fields(ViewConfig)):
-        return "stands outside of any table; write it below [view]"
+        return "is outside any table; move it below [view]"
     return f"no such table; {_near(name, _TABLES)}there are [rules.NAME], [keys], [view]"
 
 
@@ -192,7 +194,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 def _table(document: Mapping[str, object], name: str, what: str) -> dict[str, object]:
     table = document.get(name, {})
     if not isinstance(table, dict):
-        raise _BadConfig(f"{name}: is no table; write {what} below it")
+        raise _BadConfig(f"{name}: is not a table; write {what} below it")
     return table
 
 
@@ -202,7 +204,7 @@ def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
         if not isinstance(values, dict):
             shown = safe_text(name, 40)
             raise _BadConfig(
-                f"rules.{shown}: is no table; write [rules.{shown}] and limits below it"
+                f"rules.{shown}: is not a table; write [rules.{shown}] and limits below it"
             )
         rules[name] = values
     return rules
@@ -227,7 +229,7 @@ def _view(table: Mapping[str, object]) -> ViewConfig:
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    # 256 is a number of colours, and who writes it as one means the same.
+    # color = 256 without quotes means the same.
     written = str(value) if type(value) is int else value
     if not isinstance(written, str) or written not in choices:
         near = _near(written, choices) if isinstance(written, str) else ""

@@ -1,4 +1,4 @@
-"""``moe-microscope demo``: a synthetic run with known truth, and the microscope on it."""
+"""``moe-microscope demo``: writes a synthetic run with known ground truth and opens it."""
 
 import sys
 import tempfile
@@ -26,16 +26,16 @@ def demo(
     seed: int = 0,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
 ) -> int:
-    """Write a synthetic run with known truth and open the microscope on it.
+    """Write a synthetic run with known ground truth and open it.
 
     Parameters
     ----------
     live
-        Write step by step while the microscope watches.
+        Write the run step by step while you watch.
     seed
-        Another seed, another run.
+        Seed of the synthetic run.
     output
-        Folder for the run; by default a temporary one that is removed afterwards.
+        Folder for the run; by default a temporary one, removed afterwards.
     """
     if scenario not in SCENARIOS:
         fail(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}", USAGE)
@@ -43,9 +43,9 @@ def demo(
         logs = output or Path(temporary)
         folder = logs / scenario
         if (folder / LOG_NAME).exists():
-            fail(f"{folder}: holds a run already; choose another -o, or remove it", USAGE)
+            fail(f"{folder}: already contains a run; choose another -o, or remove it", USAGE)
         if live and not (sys.stderr.isatty() and sys.stdin.isatty()):
-            say("no terminal here to watch a live run in: it is written at once")
+            say("no terminal to watch a live run in: writing it at once")
             live = False
         if live:
             with writing(folder, scenario, seed):
@@ -58,7 +58,7 @@ def demo(
 
 
 def _show(logs: Path) -> int:
-    """A demonstration is looked at like anything else, but nothing of it is kept."""
+    """Open the run without saving view settings."""
     user = read_config()
     return watch_with(
         logs, memory_bytes(""), replace(user, view=replace(user.view, remember=False))

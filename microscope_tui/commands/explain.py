@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import limits_of
 from microscope_tui.console import USAGE, fail, print_data
 from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.report.explain import as_json, as_list, as_text, explained
+from microscope_tui.report.explain import as_list, explained, rule_text, rules_json
 from microscope_tui.runlog.safe_text import safe_text
 
 
@@ -20,23 +20,23 @@ def explain(
     as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Path | None = None,
 ) -> int:
-    """List the rules, or say of one what it means, when it fires, by which limits, and what to do.
+    """List the rules, or explain one: what it means, when it fires, its limits, and the remedy.
 
     Parameters
     ----------
     rule
-        Name of a rule, in any case; every rule in a line without it.
+        Name of a rule, in any case; without it, list every rule.
     as_json_
         Print the same as JSON.
     config
-        Show the limits by this config file; by default your own, if there is one.
+        Config file whose limits to show; by default your own, if it exists.
     """
     if rule and rule.upper() not in RULES:
         fail(f"{safe_text(rule, 40)}: no such rule; there are {', '.join(RULES)}", USAGE)
     limits, _ = limits_of(config)
     found = [explained(name, limits) for name in ([rule.upper()] if rule else RULES)]
     if as_json_:
-        print_data(json.dumps(as_json(found), indent=2, ensure_ascii=False))
+        print_data(json.dumps(rules_json(found), indent=2, ensure_ascii=False))
     else:
-        print_data(as_text(found[0]) if rule else as_list(found))
+        print_data(rule_text(found[0]) if rule else as_list(found))
     return 0

@@ -1,8 +1,8 @@
-"""``check --follow``: a run that is being written, until it ends; alerts as they come.
+"""``check --follow``: follows a run until it ends and reports alerts as they happen.
 
-One loop looks at the log twice a second, prints what is new, and hands it to the user's command.
-When it is over, ``patience.py`` says. Ctrl-C and SIGTERM end it between two looks, with the
-verdict so far: batch systems send one.
+One loop polls the log twice a second, prints what is new, and passes it to the user's command.
+``patience.py`` decides when the run is over. Ctrl-C and SIGTERM stop the loop between two polls,
+with the verdict so far: batch systems send SIGTERM.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from microscope_tui.commands.options import Options
 from microscope_tui.commands.patience import Patience
 from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert, Alerts
 from microscope_tui.report.check import NO_VERDICT, Demand, judge
-from microscope_tui.report.check_json import alert_json, as_json
-from microscope_tui.report.check_text import alert_text, as_text
+from microscope_tui.report.check_json import news_json, verdict_json
+from microscope_tui.report.check_text import news_text, verdict_text
+from microscope_tui.report.news import Alerts, News
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.run_watch import RunWatch
 
 POLL_S = 0.5
-_BUSY_POLL_S = 0.05  # a log that grows is looked at again soon: a pipe is not held up
+_BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced may be gone for a moment."""
 _HEAD_BYTES = 1 << 16
@@ -36,7 +36,7 @@ _HEAD_BYTES = 1 << 16
 
 @dataclass(slots=True)
 class _Stop:
-    """Somebody asked for the end."""
+    """Ctrl-C or SIGTERM was received."""
 
     asked: bool = False
 
@@ -58,16 +58,16 @@ def follow(
         remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
         judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
         if options.as_json:
-            print_data(json.dumps(as_json([judgement]), ensure_ascii=False))
+            print_data(json.dumps(verdict_json([judgement]), ensure_ascii=False))
         else:
-            print_data(as_text(judgement))
+            print_data(verdict_text(judgement))
     if notifier is not None:
         notifier.finish()
     return judgement.exit_code
 
 
 class _Follower:
-    """The loop, and what it has to remember."""
+    """The loop and its state."""
 
     def __init__(
         self,
@@ -88,19 +88,19 @@ class _Follower:
         self._error = ""
 
     def run(self, stop: _Stop) -> tuple[str, ...]:
-        """Until the run has ended; what is to be said of the way it ended."""
+        """Follow until the run has ended; returns a remark on how it ended."""
         while True:
             moved = self._read(stop)
             self._tell()
             if stop.asked:
-                going_on = "the following was ended from outside: the run may go on"
+                going_on = "interrupted; the run may still be in progress"
                 return (*self._demand.remarks, going_on)
             if self._is_over():
                 return (*self._demand.remarks, *self._patience.remarks)
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
 
     def _read(self, stop: _Stop) -> bool:
-        """Read and judge everything that is there now; true if there was anything."""
+        """Read and judge everything new; true if there was anything."""
         watch = self._watch
         moved = watch.advance()
         while watch.unread and not stop.asked:
@@ -108,25 +108,25 @@ class _Follower:
         if (watch.error or "") != self._error:
             self._error = watch.error or ""
             if self._error and not watch.foreign:
-                say(f"{watch.path}: {self._error}; looking again")
+                say(f"{watch.path}: {self._error}; retrying")
         self._compare(watch)
         return moved
 
     def _tell(self) -> None:
-        if self._watch.complete:  # what it is in the middle of may be over further down
+        if self._watch.complete:  # a problem in the middle may be over further down
             for alert in self._alerts.news(self._watch.diagnosis):
                 self._tell_one(alert)
         if self._notifier is not None:
             self._notifier.look()
 
-    def _tell_one(self, alert: Alert) -> None:
+    def _tell_one(self, alert: News) -> None:
         serious = alert.finding.severity >= Severity.WARN
         if self._as_json:
-            print_data(json.dumps(alert_json(self._watch.file, alert), ensure_ascii=False))
+            print_data(json.dumps(news_json(self._watch.file, alert), ensure_ascii=False))
         elif serious:
-            print_data(alert_text(alert))
+            print_data(news_text(alert))
         if self._notifier is not None and serious and alert.event != "recovered":
-            self._notifier.send(alert_json(self._watch.file, alert))
+            self._notifier.send(news_json(self._watch.file, alert))
 
     def _is_over(self) -> bool:
         watch = self._watch
@@ -142,7 +142,7 @@ class _Follower:
 
 
 def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
-    """The run to follow: the one that is piped in, or the newest, as soon as there is one."""
+    """The run to follow: the pipe, or the newest one as soon as it exists."""
     if path == PIPE:
         return piped(criteria=demand.criteria)[0]
     said = False
@@ -154,15 +154,15 @@ def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
             said = True
         time.sleep(POLL_S)
         if stop.asked:
-            fail(f"{path}: no run came before the following was ended", NO_VERDICT)
+            fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
     return RunWatch(run, demand.criteria, patient=True)
 
 
 def _newest(path: Path) -> RunFile | None:
-    """The newest run, or ``None`` while it is worth waiting; ends where it is not."""
+    """The newest run, or ``None`` while waiting makes sense; else exits."""
     if not path.exists():
         if not path.parent.is_dir():
-            runs_at(path)  # says so and ends
+            runs_at(path)  # prints the error and exits
         return None
     if path.is_dir():
         runs = find_runs(path)
@@ -185,12 +185,12 @@ def _has_no_line_yet(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[_Stop]:
-    """Turn Ctrl-C and SIGTERM into a wish; who ignores them goes on ignoring them."""
+    """Record Ctrl-C and SIGTERM instead of raising; ignored signals stay ignored."""
     stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked = True
-        signal.signal(number, signal.SIG_DFL)  # the second one ends at once
+        signal.signal(number, signal.SIG_DFL)  # the second one exits at once
 
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""``moe-microscope keys``: every key of every screen, with the id that ``[keys]`` changes it by."""
+"""``moe-microscope keys``: every key of every screen, with the id for ``[keys]``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import default_config, keymap_from, read_config
 from microscope_tui.console import print_data, say
 
-if TYPE_CHECKING:  # the list is all that is needed of the UI, and only when it is asked for
+if TYPE_CHECKING:  # imported late: other commands do not need the UI
     from textual.binding import Binding
 
 SCHEMA_VERSION = 1
@@ -28,17 +28,17 @@ def keys_command(
     from microscope_tui.app import keys
     from microscope_tui.app.keymap import remapped
 
-    own = keymap_from(read_config())  # what cannot be is said, and ends here
+    own = keymap_from(read_config())  # invalid keys exit with a usage error
     screens = {name: remapped(bindings, own) for name, bindings in keys.screens().items()}
     if as_json_:
-        print_data(json.dumps(as_json(screens), indent=2, ensure_ascii=False))
+        print_data(json.dumps(keys_json(screens), indent=2, ensure_ascii=False))
     else:
-        print_data(as_text(screens))
+        print_data(keys_text(screens))
         say(f'[keys] in {default_config()} changes them, for example layer.next = "n,down"')
     return 0
 
 
-def as_text(screens: Mapping[str, Sequence["Binding"]]) -> str:
+def keys_text(screens: Mapping[str, Sequence["Binding"]]) -> str:
     """A block for every screen, a line for every binding."""
     blocks = []
     rows = {screen: [_row(one) for one in bindings] for screen, bindings in screens.items()}
@@ -50,7 +50,7 @@ def as_text(screens: Mapping[str, Sequence["Binding"]]) -> str:
     return "\n\n".join(blocks)
 
 
-def as_json(screens: Mapping[str, Sequence["Binding"]]) -> dict[str, Any]:
+def keys_json(screens: Mapping[str, Sequence["Binding"]]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,

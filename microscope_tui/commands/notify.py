@@ -1,8 +1,8 @@
-"""``--notify-command``: the user's own command for every alert, with the finding on its input.
+"""``--notify-command``: runs the user's command for every alert.
 
-The command is the user's text and goes to the shell as it is; nothing from a log is ever put into
-it. What is known of the alert comes as one line of JSON on the standard input. Commands run in the
-background, few at a time, none for long, and no failure of theirs ends the following.
+The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding is
+one line of JSON on its standard input. Commands run in the background, a few at a time, with a
+timeout; their failures never stop the following.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class _Running:
 
 
 class Notifier:
-    """Starts the command; call ``look`` now and then, and ``finish`` at the end."""
+    """Runs the command; call ``look`` regularly and ``finish`` at the end."""
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
         """Run ``command``.
@@ -47,38 +47,38 @@ class Notifier:
         self._said: set[str] = set()
 
     def send(self, alert: Mapping[str, Any]) -> None:
-        """Tell of ``alert`` as soon as there is room."""
+        """Queue the command for ``alert``."""
         if len(self._waiting) >= _MOST_WAITING:
-            self._say("surplus", f"more than {_MOST_WAITING} alerts wait for it: some are left out")
+            self._say("surplus", f"more than {_MOST_WAITING} alerts are queued: some are dropped")
             return
         self._waiting.append(json.dumps(alert, ensure_ascii=False).encode() + b"\n")
         self.look()
 
     def look(self) -> None:
-        """See what has ended, end what takes too long, start what waits."""
+        """Reap finished commands, kill those over their timeout, start queued ones."""
         self._running = [running for running in self._running if not self._is_over(running)]
         while self._waiting and len(self._running) < self._at_once:
             self._start(self._waiting.popleft())
 
     def finish(self, within_s: float = 60.0) -> None:
-        """Wait for what runs and waits, but not forever."""
+        """Wait for running and queued commands, up to a timeout."""
         until = time.monotonic() + within_s
         try:
             self.look()
             while self._running and time.monotonic() < until:
                 time.sleep(0.02)
                 self.look()
-        finally:  # Ctrl-C ends the waiting, and leaves nothing behind
+        finally:  # Ctrl-C stops the waiting and kills what runs
             for running in self._running:
                 _end(running.process)
         if self._running or self._waiting:
             left = len(self._running) + len(self._waiting)
-            self._say("left", f"{left} alerts were not told within {within_s:.0f} s: left out")
+            self._say("left", f"{left} alerts not delivered within {within_s:.0f} s; dropped")
         self._running.clear()
         self._waiting.clear()
 
     def _start(self, text: bytes) -> None:
-        # A file, not a pipe: a command that does not read must not make us wait.
+        # A file, not a pipe: a command that does not read must not block us.
         with tempfile.TemporaryFile() as given:
             given.write(text)
             given.seek(0)
@@ -86,7 +86,7 @@ class Notifier:
                 process = subprocess.Popen(
                     ["sh", "-c", self._command],
                     stdin=given,
-                    stdout=2,  # the standard output is ours, for data
+                    stdout=2,  # standard output is for our data
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
@@ -98,22 +98,22 @@ class Notifier:
         code = running.process.poll()
         if code is None and time.monotonic() >= running.until:
             _end(running.process)
-            self._say("timeout", f"ran for more than {self._timeout_s:.0f} s and was ended")
+            self._say("timeout", f"ran for more than {self._timeout_s:.0f} s and was killed")
             return True
         if code:
-            how = f"exited with {code}" if code > 0 else f"was ended by signal {-code}"
-            self._say("failed", f"{how}; alerts go on, try it by hand with a finding on its input")
+            how = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
+            self._say("failed", f"{how}; alerts continue, test it with a finding on its input")
         return code is not None
 
     def _say(self, kind: str, message: str) -> None:
-        """Every kind of trouble is said once."""
+        """Report each kind of problem once."""
         if kind not in self._said:
             self._said.add(kind)
-            say(f"--notify-command: {message} (said once)")
+            say(f"--notify-command: {message} (reported once)")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the command and what it started: they are a session of their own."""
+    """Kill the command and its children, which are in their own session."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(1.0)

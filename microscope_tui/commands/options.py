@@ -1,4 +1,4 @@
-"""The options of ``check``, and which of them do not go together."""
+"""The options of ``check``, and which of them exclude each other."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.runlog.safe_text import safe_text
 
 WAIT_S = 600
-"""A job that is started again needs minutes until its run goes on."""
+"""A restarted job needs minutes until its run resumes."""
 
 
 @Parameter(name="*")
@@ -26,35 +26,35 @@ class Options:
     as_json
         Print the report as JSON; with --follow one object a line.
     profile
-        Judge as this kind of run, whatever the header says: in a fine-tuning only the change
-        against a reference counts, in an evaluation nothing is trained.
+        Judge as this kind of run, overriding the header: in fine-tuning only the change against
+        a reference counts, in an evaluation nothing is trained.
     since_step
-        Only findings that began at this step or later count; what is older and still active is
-        named in a note.
+        Count only findings that began at this step or later; older ones that are still active
+        are listed in a note.
     fail_on
         With ``crit`` a warning exits with 0.
     ignore
-        A rule to leave out; once for every rule, said in the output. ``explain`` lists them.
+        A rule to leave out, reported in the output; may be repeated. ``explain`` lists the rules.
     baseline
-        Judge against the last steps of this run: a log, or the folder of a run. Its starved and
-        dead experts are no news; a run that says no profile is judged as a fine-tuning.
+        Judge against the last steps of this run: a log, or the folder of a run. Experts starved
+        or dead there do not count; a run without a profile is judged as a fine-tuning.
     follow
-        Follow the newest run until it ends, print every new alert at once, then the report.
-        A log that is not there yet is waited for; a newer run that comes later is not followed.
-        Ctrl-C ends with the verdict so far.
+        Follow the newest run until it ends: print every new alert at once, then the report.
+        Waits for a log that does not exist yet; does not switch to a newer run. Ctrl-C prints the
+        verdict so far.
     wait
-        With --follow: seconds to wait for a run to go on that had stopped or gone silent before,
-        as the run of a job does that is started again; 0 waits for none. One that had finished,
-        failed or ended itself on a collapse is not waited for.
+        With --follow: seconds to wait for a stopped or silent run to resume, for example when its
+        job is restarted; 0 does not wait. Runs that finished, failed or stopped on a collapse
+        are not waited for.
     notify_command
-        With --follow: run this command in the shell for every alert, with the finding as one
-        line of JSON on its standard input.
+        With --follow: run this shell command for every alert, with the finding as one line of
+        JSON on its standard input.
     format_only
-        Judge the file instead of the run: is it written by the letter of the format? Exit code
-        0, or 3 with line and reason of every error. With ``--all`` every log below the folder.
+        Validate the file against the log format instead of judging the run. Exit code 0, or 3
+        with line and reason of every error. With ``--all``, every log below the folder.
     config
         Limits of the rules, as [rules.NAME] tables in TOML; by default config.toml in your
-        configuration folder, if there is one.
+        configuration folder, if it exists.
     """
 
     every: Annotated[bool, Parameter(name="--all", negative=())] = False
@@ -76,7 +76,7 @@ class Options:
         return frozenset(name.upper() for name in self.ignore)
 
     def refuse_nonsense(self) -> None:
-        """End here with a usage error if the options contradict each other."""
+        """Exit with a usage error if the options contradict each other."""
         for name in self.ignore:
             if name.upper() not in RULES:
                 known = ", ".join(RULES)
@@ -84,20 +84,20 @@ class Options:
         if self.since_step < 0:
             fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
         if self.format_only and (given := self._judging()):
-            fail(f"--format-only judges no run: leave {', '.join(given)} out", USAGE)
+            fail(f"--format-only does not judge runs: remove {', '.join(given)} out", USAGE)
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
         if self.wait < 0:
             fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
         if self.wait != WAIT_S and not self.follow:
-            fail(f"--wait {self.wait} waits for a run to go on: add --follow", USAGE)
+            fail(f"--wait {self.wait} waits for a run to resume: add --follow", USAGE)
         if self.notify_command is not None and not self.follow:
-            fail("--notify-command tells of alerts as they come: add --follow", USAGE)
+            fail("--notify-command reports alerts as they happen: add --follow", USAGE)
         if self.notify_command is not None and not self.notify_command.strip():
             fail("--notify-command is empty: give a command for the shell", USAGE)
 
     def _judging(self) -> list[str]:
-        """The options given that are about the judgement of a run."""
+        """The given options that concern the judgement of a run."""
         given = {
             "--profile": self.profile,
             "--since-step": self.since_step,

@@ -1,4 +1,4 @@
-"""What the command line understands: every command with its options, read by cyclopts.
+"""The command line: every command with its options, parsed by cyclopts.
 
 A command is imported when it is called, not before: ``check`` does not wait for the screens.
 """
@@ -29,30 +29,30 @@ def watch(
     bell: Annotated[bool, Parameter(negative=())] = False,
     config: Path | None = None,
 ) -> int:
-    """Open the microscope on a folder of runs, one run folder, one .jsonl file, or a pipe.
+    """Watch a folder of runs, one run folder, one .jsonl file, or a pipe.
 
     Parameters
     ----------
     path
-        Where the runs are; ``-`` reads a log from the standard input. A folder that is still
-        empty is waited on.
+        Where the runs are; ``-`` reads a log from standard input. An empty folder is watched
+        until a run appears.
     memory
-        Bound of the memory for the history, for example 64MB; 128MB by default.
+        Memory limit for the history, for example 64MB; 128MB by default.
     spool
-        Of a log from the standard input, how much is kept on disk (in TMPDIR, in a file without a
-        name), so that you can go back in time: 1GB by default, 0 for none.
+        Disk space for a log from standard input (an unnamed file in TMPDIR), which lets you go
+        back in time: 1GB by default, 0 to disable.
     budget
-        Bytes a second that may go to the terminal, for example 10k: the screen is redrawn less
-        often (every 4 s at the least) and in fewer colours rather than more. By default 10,000
-        over SSH and in tmux or screen; ``none`` lifts it.
+        Bytes per second to send to the terminal, for example 10k: the screen is redrawn less
+        often (at least every 4 s) and with coarser colours. By default 10,000 over SSH and in
+        tmux or screen; ``none`` removes the limit.
     color
-        How many colours the terminal can show; ``never`` also obeys NO_COLOR.
+        How many colours to use; ``never`` is the same as NO_COLOR.
     glyphs
-        Characters for curves: braille needs a font that has it, ascii works everywhere.
+        Characters for curves: braille needs font support, ascii works everywhere.
     bell
-        Ring at a new critical alert.
+        Ring the bell at a new critical alert.
     config
-        The config file, instead of the user's own.
+        Config file to use instead of your own.
     """
     limit, kept, user = memory_bytes(memory), spool_bytes(spool), read_config(config)
     view = user.view
@@ -80,7 +80,7 @@ def _budget(text: str) -> int | None:
 app = App(
     name="moe-microscope",
     help="Watch the routers of a Mixture-of-Experts model while it trains.",
-    # An empty text or a flag that is off tells a reader nothing.
+    # Empty strings and flags that are off are not worth showing.
     default_parameter=Parameter(
         show_default=lambda value: None if value is False or value in ("", ()) else value
     ),
@@ -93,7 +93,7 @@ for name, (place, help_) in COMMANDS.items():
 
 
 def run(tokens: Sequence[str]) -> int | None:
-    """Call the command that ``tokens`` name; the exit code, or none for success."""
+    """Call the command; returns its exit code, or ``None`` for success."""
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:

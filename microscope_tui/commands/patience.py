@@ -1,8 +1,8 @@
-"""When a run that is followed is over: at once, or only after something could have come.
+"""When a followed run is over: at once, or after a wait.
 
-What ends while it is followed is over. What had ended, or gone silent, before the following began
-may be the log of a job that has just been started again and will go on in a minute: it is waited
-for. Who wanted to end (finished, failed, a collapse) does not come back by itself.
+A run that ends while it is followed is over. A run that had stopped or gone silent before may
+belong to a job that was just restarted, so it is waited for. A run that finished, failed or stopped
+on a collapse does not come back.
 """
 
 import time
@@ -11,20 +11,21 @@ from collections.abc import Callable
 from microscope_tui.console import say
 from microscope_tui.runlog.records import EventRecord
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 
-_ENDED = ("finished", "stopped", "failed", "crashed?")
+_HOW = {RunState.CRASHED: "has been silent for long", RunState.DELETED: "was deleted"}
 _FOR_GOOD = ("finished", "failed", "collapse")
 
 
 class Patience:
-    """Remembers how the run stood at the first look, and for how long it has stood so."""
+    """Tracks the state of the run at the first poll, and how long it has lasted."""
 
     def __init__(
         self, watch: RunWatch, wait_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``wait_s``: how long a run is waited for in which nothing came since the first look."""
+        """``wait_s``: how long to wait for a run without new records."""
         self.remarks: tuple[str, ...] = ()
-        """What is to be said of a waiting that was in vain."""
+        """The remark after waiting without a result."""
         self._watch = watch
         self._wait_s = wait_s
         self._clock = clock
@@ -33,32 +34,32 @@ class Patience:
         self._said = False
 
     def is_over(self) -> bool:
-        """Nothing more is expected of the run. Ask whenever all that is there has been read."""
+        """Whether the run is over. Call whenever the log has been read to its end."""
         watch = self._watch
         if self._first is None:
             self._first = watch.generation, watch.source.size, watch.scan.end
             self._since = self._clock()
         state, _ = watch.state()
-        if state not in _ENDED:
+        if not state.ended:
             return False
         if self._went_on() or not self._may_go_on():
             return True
         left = self._wait_s - (self._clock() - self._since)
         if left <= 0:
             if self._said:
-                self.remarks = (f"waited {self._wait_s:,.0f} s in vain for the run to go on",)
+                self.remarks = (f"waited {self._wait_s:,.0f} s; the run did not resume",)
             return True
         if not self._said:
             self._said = True
-            how = "has been silent for long" if state == "crashed?" else "has stopped"
+            how = _HOW.get(state, "has stopped")
             say(
-                f"{watch.path}: {how}, waiting up to {left:,.0f} s for it to go on "
+                f"{watch.path}: {how}, waiting up to {left:,.0f} s for it to resume "
                 "(--wait 0 does not)"
             )
         return False
 
     def _went_on(self) -> bool:
-        """Something came since the first look. After an end that is a record, not half a line."""
+        """Whether records came since the first poll. After an end, whole records only."""
         assert self._first is not None
         generation, size, end = self._first
         watch = self._watch
@@ -68,6 +69,6 @@ class Patience:
 
     def _may_go_on(self) -> bool:
         watch, end = self._watch, self._watch.scan.end
-        if not watch.source.seekable:  # an archive is written no more
+        if not watch.source.seekable:  # an archive no longer grows
             return False
         return end is None or end.reason not in _FOR_GOOD

@@ -23,11 +23,10 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
+from microscope_tui.lines.glyphs import Glyphs, glyphs_for
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.locale import glyphs_for
-from microscope_tui.report.snapshot import snapshot_text
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
@@ -61,23 +60,23 @@ def snapshot(
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for the standard input.
+        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
     screen
-        Which one. The main screen as text has all layers on it, however many.
+        Which screen. The main screen as text lists all layers.
     format_
-        json is the view as data: the step, every layer, and the findings.
+        json prints the view as data: the step, every layer, and the findings.
     step
-        The moment to show: the last logged step at or before this one; the newest by default.
+        Show the last logged step at or before this one; the newest by default.
     layer
-        Name of the layer to choose; the worst one by default.
+        Name of the layer to select; the worst one by default.
     expert
-        Number of the expert to choose in it.
+        Number of the expert to select in that layer.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
         Characters for curves.
     output
-        Write to this file instead of the standard output.
+        Write to this file instead of standard output.
     """
     chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
     if output in (None, PIPE) and format_ == "text":
@@ -104,7 +103,7 @@ def snapshot(
 
 
 def _as_json(path: Path, screen: str, step: int | None) -> str:
-    """The view as data, or the list of runs."""
+    """The view, or the list of runs, as JSON."""
     if screen == "runs":
         return runs_json(_cards(_fleet(path)))
     watched = _newest(path)
@@ -120,9 +119,9 @@ def _drawn(
 ) -> str:
     """The screen as the application draws it; ``what`` are the fields of ``Wanted``."""
     if path == PIPE:
-        fail("a pipe has no such picture: write it to a file first, or ask for text", USAGE)
+        fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(path)
-    # The exporter paints in truecolor whatever the terminal; the palette has to be chosen for that.
+    # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
     from microscope_tui.app.picture import NoPicture, Wanted, draw
@@ -145,7 +144,7 @@ def _fleet(path: Path) -> Fleet:
 
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
-    """All runs; the live ones are judged, and those that are over as far as there is time."""
+    """All runs; live ones are judged, finished ones as far as time allows."""
     fleet.search(now=True)
     while fleet.turn():
         pass
@@ -165,14 +164,14 @@ def print_snapshot(
     rows: int | None = None,
     moment: Pin | None = None,
 ) -> int:
-    """Print the picture of a run that was read; ends here if it could not be."""
+    """Print the snapshot of a run; exits if it could not be read."""
     fail_if_nothing_came(watched)
     print_data(snapshot_text(watched, columns, rows, glyphs, moment))
     return 0
 
 
 def _newest(path: Path) -> RunWatch:
-    """The newest run at ``path``, or the one that is piped in, read to its end."""
+    """The newest run at ``path``, or the pipe, read to its end."""
     criteria = user_criteria()
     watched = read_pipe(criteria=criteria) if path == PIPE else read(runs_at(path)[0], criteria)
     fail_if_nothing_came(watched)
@@ -180,7 +179,7 @@ def _newest(path: Path) -> RunWatch:
 
 
 def fail_if_nothing_came(watched: RunWatch) -> None:
-    """End here if the run could not be read, or the pipe has ended without a step."""
+    """Exit if the run could not be read, or the pipe ended without a step."""
     if watched.error:
         fail(f"{watched.path}: {watched.error}", NO_VERDICT)
     if watched.latest is None and isinstance(watched.source, PipedLog):
@@ -189,7 +188,7 @@ def fail_if_nothing_came(watched: RunWatch) -> None:
 
 
 def _moment(watched: RunWatch, step: int | None) -> Pin | None:
-    """The moment to show, with a word on standard error where it is another than asked for."""
+    """The step to show, with a note on standard error if it differs from the request."""
     if step is None:
         return None
     if step < 1:
@@ -201,9 +200,9 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
         how = (
             "a pipe cannot be read twice"
             if isinstance(watched.source, PipedLog)
-            else ("a packed log is read from front to back: unpack it")
+            else ("compressed logs cannot be rewound: decompress it first")
         )
-        fail(f"--step {step}: cannot be found in {watched.path}; {how}", NO_VERDICT)
+        fail(f"--step {step}: not found in {watched.path}; {how}", NO_VERDICT)
     if found.step != step:
         newest = watched.latest.record.step
         why = f"the newest is {newest:,}" if step > newest else f"showing {found.step:,}"

@@ -1,4 +1,4 @@
-"""The commands there are beside the plain call, which opens the screens."""
+"""The subcommands; the plain call opens the screens."""
 
 COMMANDS = {
     "check": (
@@ -6,9 +6,9 @@ COMMANDS = {
         "Judge the newest run: 0 healthy, 1 warning, 2 critical, 3 no verdict.",
     ),
     "snapshot": ("snapshot:snapshot", "Print any screen at any step: text, data or a picture."),
-    "explain": ("explain:explain", "List the rules, or say what one means and what to do."),
-    "demo": ("demo:demo", "Write a synthetic run with known truth and open the microscope on it."),
+    "explain": ("explain:explain", "List the rules, or explain one and what to do about it."),
+    "demo": ("demo:demo", "Write a synthetic run with known ground truth and open it."),
     "keys": ("keys:keys_command", "List the keys of every screen: id, keys, what they do."),
-    "doctor": ("doctor:doctor", "Say what this terminal can show and what a screen costs."),
+    "doctor": ("doctor:doctor", "Report what this terminal can show and what a screen costs."),
 }
-"""Name of each command → where it is, and what it does in a line."""
+"""Name of each command → its location and a one-line description."""

@@ -1,8 +1,8 @@
-"""End the programs that write to our pipe: nothing reads it any more.
+"""Stops the programs that write to our pipe once we exit.
 
-A shell takes its terminal back only when every program of a pipeline has ended, and ``tail -F``
-may wait hours for its next line. So each of them gets now what its next write would bring anyway:
-SIGPIPE. A program that ignores the signal (``ssh``, a trainer in Python) is left alone and named.
+A shell takes its terminal back only when all programs of a pipeline have ended, and ``tail -F`` may
+wait hours for its next line. So each gets SIGPIPE now, as it would at its next write. A program
+that ignores the signal (``ssh``, a trainer in Python) is left alone and named.
 """
 
 import os
@@ -18,13 +18,13 @@ _WRITABLE = 0o200  # of the link that represents a descriptor
 
 
 def dismiss_writers(descriptor: int) -> list[str]:
-    """End what writes to the pipe at ``descriptor`` in our own pipeline; names of what stays.
+    """Stop the writers of the pipe in our own pipeline; returns the names of the others.
 
     Without ``/proc`` nothing is done: the writers end with their next line.
     """
     staying = []
     for process in _writers(descriptor):
-        with suppress(OSError):  # it ended meanwhile, or belongs to another user
+        with suppress(OSError):  # it has ended, or belongs to another user
             if _ignores_the_signal(process):
                 name = safe_text((process / "comm").read_text(errors="replace").strip(), 40)
                 staying.append(f"{name} (process {process.name})")

@@ -1,7 +1,7 @@
-"""``moe-microscope [PATH]``: opens the screens, or prints a snapshot where there is no terminal.
+"""``moe-microscope [PATH]``: opens the screens, or prints a snapshot without a terminal.
 
-Textual is imported only here and only now, so that ``check`` starts quickly on a login node; and
-what only other commands need is not imported, so that the first picture comes soon.
+Textual is imported late, so that ``check`` starts quickly on a login node; and what only other
+commands need is not imported, so that the first frame comes soon.
 """
 
 import os
@@ -22,9 +22,9 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
+from microscope_tui.lines.glyphs import glyphs_for
+from microscope_tui.lines.look import Palette
 from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.locale import glyphs_for
-from microscope_tui.report.palettes import Palette
 from microscope_tui.report.terminal import colours_of, in_multiplexer
 from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import take_over_stdin
@@ -36,7 +36,7 @@ _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
 def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
-    """Open the microscope on ``path`` as the user wants it.
+    """Open the screens on ``path``.
 
     Args:
         path: A folder of runs, one run folder, one log, or a pipe.
@@ -72,11 +72,11 @@ def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
         watched, _ = piped(descriptor, criteria, limit, spool)
     except OSError as error:
         reason = error.strerror or error
-        say(f"no file for the past of the pipe: {reason}; name a folder in TMPDIR, or --spool 0")
+        say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
         watched, _ = piped(descriptor, criteria, limit)
     code = _open(Fleet.of_one(watched), user)
     for writer in dismiss_writers(descriptor):
-        say(f"{writer} still writes to this pipe and ends with its next line; Ctrl-C ends it now")
+        say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
     return code
 
 
@@ -96,12 +96,14 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     )
     microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     microscope.run(mouse=False)
-    for path in microscope.session.written:  # what the screen reported is gone with it
+    for path in microscope.session.written:  # the screen's messages are gone
         say(f"written: {path}")
     if microscope.problem:
         say(microscope.problem)
     code = microscope.return_code or 0
-    return NO_VERDICT if code == 1 else code  # Textual says 1 after a crash: here it is a verdict
+    return (
+        NO_VERDICT if code == 1 else code
+    )  # Textual returns 1 after a crash, which here is a verdict
 
 
 def _print(watched: RunWatch, user: UserConfig) -> int:
@@ -111,7 +113,7 @@ def _print(watched: RunWatch, user: UserConfig) -> int:
 
 
 def _prepare_terminal(color: str) -> None:
-    """Settings that Textual reads once, when it is imported; the user's own win."""
+    """Set what Textual reads at import; the user's own settings win."""
     if os.environ.get("TERM", "dumb") == "dumb":
         fail("TERM=dumb cannot show the microscope: use `snapshot` or `check`, or set TERM", USAGE)
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -120,6 +122,6 @@ def _prepare_terminal(color: str) -> None:
         os.environ["NO_COLOR"] = "1"
     elif color != "auto":
         os.environ["TEXTUAL_COLOR_SYSTEM"] = _SYSTEMS[color]
-    elif in_multiplexer(os.environ):  # Textual would take TERM=screen for 16 colours
+    elif in_multiplexer(os.environ):  # Textual would treat TERM=screen as 16 colours
         system = colours_of(os.environ).system
         os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", _SYSTEMS[system or "256"])

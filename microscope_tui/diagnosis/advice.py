@@ -1,27 +1,23 @@
-"""Verdict / Why / Next: the words, the same on screen, in ``check`` and in a trainer's console.
+"""Verdict / Why / Next: the texts shown on screen, by ``check`` and in a trainer's console.
 
-Verdict is what and since when, Why is the numbers, Next is what to do in this run: the advice
-reads the run's header and names the user's own settings. Nobody is ever told to prune an expert
-because it is cold.
+Verdict is what and since when, Why is the numbers, Next is the advice for this run: it reads the
+run's header and names the user's own settings. The advice is never to prune an expert because it is
+cold.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.balancing import BACK, SCALED_RULES, go_back, right_sign
+from microscope_tui.diagnosis.balancing import BACK, calm_down, go_back, right_sign
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.circumstances import Circumstances, circumstances
-from microscope_tui.diagnosis.divergence import calm_down
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import EXACT, Severity
-from microscope_tui.diagnosis.rules.base import number
+from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.runlog.records import RunRecord
 
-_FED_BY_BALANCE = ("BIAS_RUNAWAY", "STARVED", "ERODING")
-"""Rules that ask for stronger balancing, which is what makes a load swing."""
-_ROLL_BACK = ("COLLAPSE", "LOGITS")
 _CHANGED = 0.5
-"""Now differs from the worst by more than this share of the way from the limit to the worst."""
+"""The current value differs from the worst by more than this share of (worst − limit)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ def advise(
     checkpoints: Sequence[int] = (),
     beside: Iterable[Episode] = (),
 ) -> Advice:
-    """Say what ``finding`` means for ``run``.
+    """Explain what ``finding`` means for ``run``.
 
     Args:
         finding: grouped episodes.
@@ -61,8 +57,10 @@ def advise(
         sign = around.divergence.first_sign
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
     remedy = _remedy(finding, run, around, checkpoints)
-    known = "" if worst.confidence == EXACT else f" Known from {worst.confidence}."
-    verdict = rule.subject if finding.rule != "LINT" else f"{rule.subject}: {worst.facts['cause']}"
+    known = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
+    verdict = rule.subject
+    if rule.judges_settings:
+        verdict = f"{verdict}: {worst.facts['cause']}"
     where_first = f"{_layers(finding.layers)} {verdict.lower()}" if where else verdict
     return Advice(
         verdict=f"{verdict}{where} {since}{again}",
@@ -89,7 +87,7 @@ def _how_it_ended(finding: Finding) -> str:
 
 
 def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, str]:
-    """The numbers as sentences, and the gist of them; apart where now is not the worst."""
+    """The numbers as sentences, and a short form; worst and current values if they differ."""
     worst, words = finding.worst, RULES[finding.rule].why
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text = words(worst, run)
@@ -113,7 +111,7 @@ def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, 
 
 
 def _has_changed(worst: Episode) -> bool:
-    """An open episode stands otherwise than at its worst, by more than noise."""
+    """Whether an open episode differs from its worst by more than noise."""
     now = worst.now
     if now is None or not worst.active or worst.severity is Severity.INFO:
         return False
@@ -126,26 +124,26 @@ def _has_changed(worst: Episode) -> bool:
 def _remedy(
     finding: Finding, run: RunRecord, around: Circumstances, checkpoints: Sequence[int]
 ) -> str:
-    rule, back = finding.rule, go_back(around.onset, checkpoints)
-    goes_back = finding.active and _is_damage(rule, run)
+    rule, back = RULES[finding.rule], go_back(around.onset, checkpoints)
+    goes_back = finding.active and run.profile in rule.rolls_back_in
     if around.divergence is not None:
         remedy = calm_down(run)
         if finding.active:
             remedy = f"{remedy}; {back}"
-    elif around.wrong_sign and rule in SCALED_RULES:
+    elif around.wrong_sign and rule.wants_balance:
         remedy = right_sign()
         if goes_back:
             zero = ", with expert_bias set to zero" if back.startswith("go back") else ""
             remedy = f"{remedy}; then {back}{zero}"
-    elif around.uneven and rule == "DROPS":
+    elif around.uneven and rule.name == "DROPS":
         remedy = (
-            f"cure the uneven load first (see {around.uneven}): more capacity would only feed the "
+            f"fix the uneven load first (see {around.uneven}): more capacity would only feed the "
             "experts that take everything"
         )
-    elif around.swings and rule in _FED_BY_BALANCE and run.balance.get("method") != "none":
-        remedy = "stop the swing first (see OSCILLATION): stronger balancing would feed it"
+    elif around.swings and _would_feed_a_swing(rule) and run.balance.get("method") != "none":
+        remedy = "stop the swing first (see OSCILLATION): stronger balancing would amplify it"
     else:
-        remedy = RULES[rule].remedy(finding.worst, run)
+        remedy = rule.remedy(finding.worst, run)
         if BACK in remedy and finding.active:
             remedy = remedy.replace(BACK, back)
         elif goes_back:
@@ -160,15 +158,13 @@ def _remedy(
     return remedy
 
 
-def _is_damage(rule: str, run: RunRecord) -> bool:
-    """What only an earlier checkpoint undoes. On narrow data a dead expert is no damage."""
-    return (rule in _ROLL_BACK and run.profile != "eval") or (
-        rule == "DEAD" and run.profile == "pretrain"
-    )
+def _would_feed_a_swing(rule: type[Rule]) -> bool:
+    """While the load swings, stronger balancing is no remedy; damage still has to be undone."""
+    return rule.wants_balance and not rule.rolls_back_in
 
 
 def _first(text: str) -> str:
-    """The first statement of ``text``, for one narrow line."""
+    """The first statement of ``text``, for a narrow line."""
     return text.split("; ")[0].split(". ")[0].split(" (")[0].rstrip(".")
 
 

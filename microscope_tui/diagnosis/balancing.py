@@ -1,4 +1,4 @@
-"""The run's own knobs of load balancing, by the names its header gives them."""
+"""Advice on balancing: which of the run's own settings to change, by the names in its header."""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +8,23 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.runlog.records import RunRecord
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
-"""Methods of balancing whose strength the header tells."""
-SCALED_RULES = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
-"""Rules that advise stronger balancing: their episodes keep the scale of the scores as facts."""
+"""Balancing methods with a strength in the header."""
 SCALES = ("margin", "max_logit")
-"""Those facts, by the names that the log gives the signals."""
+"""Names of the signals that give the scale of the scores: facts of the episodes of rules that
+advise stronger balancing.
+"""
 BACK = "go back to an earlier checkpoint"
-"""In the words of a rule; ``go_back`` names the step of one finding instead."""
+"""The generic advice of a rule; ``go_back`` names the step for one finding."""
 _BRIDGED_IN = 100
-"""An update rate is on the scale of the scores if so many updates bridge their margin: two
-experts, one rising and one falling, then change places in half as many."""
+"""An update rate matches the scale of the scores if this many updates bridge their margin: two
+experts, one rising and one falling, then swap places in half as many.
+"""
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
 
 def stronger_balance(run: RunRecord, episode: Episode | None = None) -> str:
-    """Which knob to turn up, from what to what; ``episode`` knows the scale of the scores."""
+    """Which setting to raise, from what to what; ``episode`` has the scale of the scores."""
     value = run.balance.get("bias_update_rate")
     if run.balance.get("method") == "bias" and _is_positive(value):
         return _faster(run, value, episode)
@@ -31,25 +32,40 @@ def stronger_balance(run: RunRecord, episode: Episode | None = None) -> str:
 
 
 def weaker_balance(run: RunRecord) -> str:
-    """Which knob to turn down, from what to what."""
+    """Which setting to lower, from what to what."""
     return _turned(run, 0.5, "lower", "weaken the load balancing")
 
 
 def right_sign() -> str:
-    """What to do where the bias update feeds the busy experts."""
+    """What to do if the bias update favours the busy experts."""
     return (
         "flip the sign of the bias update: busy experts must lose bias and idle ones gain "
         "it (a higher rate makes it worse)"
     )
 
 
+def calm_down(run: RunRecord) -> str:
+    """What to change so that gradients and logits stay finite and small."""
+    weight = run.balance.get("z_loss_weight")
+    z_loss = (
+        f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
+        if isinstance(weight, int | float) and 0 < weight < 1
+        else "add a z-loss of 1e-3"
+    )
+    return (
+        f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
+    )
+
+
 def go_back(onset: int, checkpoints: Sequence[int]) -> str:
-    """Back to before the onset; the log says what was saved, not what is still on disk."""
+    """Advice to go back to before the onset; the log records saved checkpoints, not what is still
+    on disk.
+    """
     saved = max((step for step in checkpoints if step < onset), default=None)
     if onset <= 1:
         return "start again"
     if saved == 0:
-        return f"start again (no other checkpoint is from before step {onset:,})"
+        return f"start again (no checkpoint is older than step {onset:,})"
     known = (
         f"a checkpoint was written at {saved:,}" if saved else "the log has no checkpoint that old"
     )
@@ -88,7 +104,7 @@ def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
     knob = KNOBS.get(str(method))
     if knob is None:
         if method == "none" and factor > 1:
-            return "switch a balancing method on"
+            return "enable a balancing method"
         return f"{otherwise} and check that it acts on every layer" if factor > 1 else otherwise
     value = run.balance.get(knob)
     if value == 0 and factor > 1:

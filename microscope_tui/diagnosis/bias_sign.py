@@ -1,11 +1,10 @@
-"""Does the bias update push the right way? A busy expert must lose bias, an idle one gain it.
+"""Detects a bias update with the wrong sign: a busy expert must lose bias, an idle one gain it.
 
-A router whose load is uneven is tried: from line to line the change of every expert's bias is held
-against its load. Writers log the bias that a step was routed with or the one after its update, so
-the change must agree with the load at both of its ends: where the load swings, it disagrees with
-one of them. A bias that moves back and forth is not evidence either, however it agrees: counts
-that are logged now and then can show a swing in reverse. Each router is tried once per start of a
-run.
+A router with an uneven load is put on trial: from line to line the change of every expert's bias is
+compared with its load. Writers log the bias that a step was routed with or the one after its
+update, so the change must agree with the load at both of its ends; where the load swings, it
+disagrees with one of them. A bias that moves back and forth is not evidence: counts that are logged
+only sometimes can show a swing in reverse. Each router is tried once per start of a run.
 """
 
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from microscope_tui.diagnosis.signals import StepView
 _MOST = 8  # routers on trial at the same time
 _BLIND = 64  # lines with counts and without a bias, after which none is expected
 _FIRST = 16  # changes whose load is compared with the latest
-_GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by so much
-_WEAK = 0.5  # agreement with the load at the other end of the change, where noise is in the way
-_DIRECTED = 0.6  # of the way that the bias went, so much leads away from where it began
+_GROWN = 1.2  # a wrong sign makes the load less even: its variance grows by this factor
+_WEAK = 0.5  # agreement with the load at the other end of the change, which is noisier
+_DIRECTED = 0.6  # share of the path of the bias that leads away from its start
 _FEW = 32  # changes that are enough where the router is critically collapsed
 _RIGHT_AFTER = 40  # changes that show that the sign is right
 
@@ -29,13 +28,13 @@ class Trial(msgspec.Struct):
     """One router whose bias is compared with its load."""
 
     first: list[float]
-    """Bias when the trial began."""
+    """Bias at the start of the trial."""
     bias: list[float]
     load: list[float]
-    """Counts less their mean, of the latest line."""
+    """Counts minus their mean, of the latest line."""
     changes: int = 0
     agreed: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
-    """Load of the experts whose bias rose less that of those whose bias fell, at both ends …"""
+    """Load of the experts whose bias rose minus that of those whose bias fell, at both ends …"""
     total: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
     """… and the sum of the absolute loads."""
     path: float = 0.0
@@ -51,7 +50,7 @@ class SignMemory(msgspec.Struct):
     outcomes: dict[int, int] = {}
     blind: int = 0
     wrong_at: int | None = None
-    """Step from which on the sign counts as wrong."""
+    """Step from which the sign counts as wrong."""
 
 
 class BiasSign:
@@ -66,10 +65,10 @@ class BiasSign:
             and balance.get("method") not in ("aux", "none")
             and balance.get("bias_update_rate") != 0
         )
-        """There is a bias that an update moves."""
+        """Whether there is a bias with an update rate."""
 
     def observe(self, view: StepView, memory: SignMemory) -> bool:
-        """Take in one step; true where this changed whether the sign counts as wrong."""
+        """Add one step; true if this changed whether the sign counts as wrong."""
         index = view.collapse_index
         if not self.moves or index is None or memory.blind >= _BLIND:
             return False
@@ -89,7 +88,7 @@ class BiasSign:
         return self._judge(view.step, memory)
 
     def _look(self, view: StepView, router: int, c: float, memory: SignMemory) -> bool:
-        """One line of a router on trial; false where it has no bias or no counts."""
+        """Add one line of a router on trial; false if it has no bias or no counts."""
         counts, bias = view.full_counts(router), view.biases(router)
         if counts is None or bias is None or len(bias) != len(counts):
             return False
@@ -116,7 +115,7 @@ class BiasSign:
         return True
 
     def _outcome(self, trial: Trial, c: float) -> int | None:
-        """What the trial has shown; ``None`` while it is running."""
+        """The outcome of the trial; ``None`` while it is running."""
         changes, limits = trial.changes, self._limits
         low, high = sorted(
             a / t if t else 0.0 for a, t in zip(trial.agreed, trial.total, strict=True)
@@ -147,7 +146,7 @@ class BiasSign:
 
 
 def again(memory: SignMemory, step: int) -> SignMemory:
-    """The memory of a run that resumes at ``step``: new trials show whether the sign is right."""
+    """The state of a run that resumes at ``step``: new trials decide whether the sign is right."""
     at = memory.wrong_at
     return SignMemory(wrong_at=at if at is not None and at < step else None)
 
@@ -160,6 +159,6 @@ def _count(trial: Trial, change: Sequence[float], load: list[float]) -> None:
 
 
 def _centred(values: Sequence[float]) -> list[float]:
-    """Less their mean: a bias counts only against the others."""
+    """Minus their mean: only differences between biases matter."""
     mean = sum(values) / len(values)
     return [value - mean for value in values]

@@ -1,24 +1,24 @@
-"""All rules. The meter comes first: it mutes the others; then what mutes the rest in turn."""
+"""All rules: the classes of the files in ``rules/``, in the order of their rows in ``Limits``.
 
+Rules evaluate a step in this order: first the rule that mutes all others, then every rule after
+those that mute it.
+"""
+
+from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
+
+from microscope_tui.diagnosis import rules
 from microscope_tui.diagnosis.rules.base import Rule
-from microscope_tui.diagnosis.rules.bias_runaway import BiasRunaway
-from microscope_tui.diagnosis.rules.collapse import Collapse
-from microscope_tui.diagnosis.rules.dead import Dead
-from microscope_tui.diagnosis.rules.drops import Drops
-from microscope_tui.diagnosis.rules.eroding import Eroding
-from microscope_tui.diagnosis.rules.grad_spike import GradSpike
-from microscope_tui.diagnosis.rules.hot_expert import HotExpert
-from microscope_tui.diagnosis.rules.lint import Lint
-from microscope_tui.diagnosis.rules.logits import Logits
-from microscope_tui.diagnosis.rules.meter import Meter
-from microscope_tui.diagnosis.rules.oscillation import Oscillation
-from microscope_tui.diagnosis.rules.overload import Overload
-from microscope_tui.diagnosis.rules.shock import Shock
-from microscope_tui.diagnosis.rules.starved import Starved
-from microscope_tui.diagnosis.rules.uniform import Uniform
+from microscope_tui.diagnosis.thresholds import Limits
 
-CATALOGUE: tuple[type[Rule], ...] = (
-    *(Meter, Lint, GradSpike, Logits, Collapse, Shock, Eroding, Dead, Starved),
-    *(HotExpert, Overload, Drops, Uniform, Oscillation, BiasRunaway),
-)
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in CATALOGUE}
+
+def rules_in_files() -> dict[str, type[Rule]]:
+    """Every rule by its name, in the order of the files."""
+    for file in iter_modules(rules.__path__, f"{rules.__name__}."):
+        import_module(file.name)
+    return {rule.name: rule for rule in Rule.__subclasses__()}
+
+
+_FOUND = rules_in_files()
+RULES: dict[str, type[Rule]] = {row.name: _FOUND[row.name] for row in fields(Limits)}

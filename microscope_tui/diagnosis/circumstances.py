@@ -1,39 +1,38 @@
-"""What else is wrong in the run, as far as it changes the advice of one finding."""
+"""Other trouble in the run, as far as it changes the advice on one finding."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.divergence import Divergence, divergences
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis.rules.lint import WRONG_SIGN
 
-WRONG_SIGN = "wrong bias sign"
-"""Cause of the LINT finding of a bias update that feeds the busy experts."""
-_STARVING = ("ERODING", "COLLAPSE", "DEAD")
 _GAP = 50
-"""Steps between the end of one trouble of a router and the onset of the next that it led to."""
+"""Largest gap in steps between the end of one episode and the onset of the next that it led to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """The surroundings of one finding."""
+    """Related trouble of one finding."""
 
     onset: int
-    """The earliest onset of the chain of troubles that the finding is part of."""
+    """The earliest onset of the chain of episodes that the finding is part of."""
     divergence: Divergence | None = None
-    """The explosion that the finding is part of."""
+    """The divergence that the finding is part of."""
     wrong_sign: bool = False
     """The bias update has the wrong sign."""
     uneven: str = ""
-    """COLLAPSE or ERODING, where one of the finding's layers has it at the same time."""
+    """COLLAPSE or ERODING, if active at the same time in one of the finding's layers."""
     collapsed: bool = False
-    """The layer that the numbers are of is below the limit of COLLAPSE now."""
+    """The layer that the numbers come from is below the limit of COLLAPSE now."""
     swings: bool = False
     """The load of one of the finding's layers oscillates now."""
 
 
 def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
-    """What the other episodes of the run mean for ``finding``."""
+    """The circumstances of ``finding`` among the episodes of the run."""
     others = list(beside)
     mine = {(e.rule, e.router_index, e.onset) for e in finding.episodes}
     now = [e for e in others if e.active and e.severity >= Severity.WARN]
@@ -58,19 +57,22 @@ def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
 
 
 def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
-    """The onset of the first trouble of this router that led to this one without a pause."""
+    """The onset of the first episode of this router that led to this one without a gap."""
     onset = episode.onset
-    if episode.rule not in _STARVING:
+    if not _starves(episode):
         return onset
     before = [
         e for e in others
-        if e.rule in _STARVING and e.router_index == episode.router_index
-        and e.severity >= Severity.WARN
+        if _starves(e) and e.router_index == episode.router_index and e.severity >= Severity.WARN
     ]  # fmt: skip
     for earlier in sorted(before, key=lambda e: -e.onset):
         if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
             onset = earlier.onset
     return onset
+
+
+def _starves(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "starvation"
 
 
 def _overlaps(trouble: Episode, episodes: Sequence[Episode]) -> bool:

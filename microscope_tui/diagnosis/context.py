@@ -1,4 +1,4 @@
-"""What the rules may know of a run besides its steps."""
+"""What rules use besides the steps of a run."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ PROFILES = ("pretrain", "finetune", "eval")
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """How the routers were before: of the run's own first steps, or of a baseline run.
+class RouterBaseline:
+    """Earlier state of the routers: from the run's own first steps, or from a baseline run.
 
-    One entry per router; ``None`` where nothing is known.
+    One entry per router; ``None`` if unknown.
     """
 
     starved_share: tuple[float | None, ...]
@@ -24,16 +24,16 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The header, how it is to be judged, and against what."""
+    """The header, the criteria, and the reference."""
 
     run: RunRecord
     profile: str = "pretrain"
     limits: Limits = DEFAULTS
-    baseline: Reference | None = None
+    baseline: RouterBaseline | None = None
 
     @property
     def warm_up(self) -> int:
-        """Steps of warm-up: none where nothing is trained."""
+        """Steps of warm-up; none in an evaluation."""
         return 0 if self.profile == "eval" else warm_up(self.run.planned_steps)
 
     @property
@@ -43,12 +43,12 @@ class Context:
 
     @property
     def trains(self) -> bool:
-        """There is a gradient and a direction of time."""
+        """Whether the run trains: it has a gradient and a time axis."""
         return self.profile != "eval"
 
     @property
     def confidence(self) -> str:
-        """How far the counts can be trusted, in words."""
+        """The kind and reliability of the counts, in words."""
         source = self.run.counts
         words = {
             "exact": "exact counts",

@@ -8,34 +8,33 @@ router whose logits explode.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.runlog.records import RunRecord
 
-_SIGNS = ("GRADSPIKE", "LOGITS")
-_FOLLOW = ("COLLAPSE", "ERODING", "DEAD", "STARVED", "BIAS_RUNAWAY")
 _GAP = 50
-"""Steps between the last evidence of a sign and the onset of what follows it. An onset that is
-dated back may also lie this much before the first sign."""
+"""Largest gap in steps between the last evidence of a sign and the onset of what follows. An onset
+that is dated back may also precede the first sign by this much.
+"""
 _REACH = 500
-"""A sign that lasts longer than this does not explain what begins later."""
+"""A sign that lasts longer than this does not explain later onsets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """One explosion: its signs and what followed them, earliest onset first."""
+    """One divergence: its signs and what followed them, earliest onset first."""
 
     episodes: tuple[Episode, ...]
 
     @property
     def onset(self) -> int:
-        """Where it began: the step to go back before."""
+        """The onset: go back to before this step."""
         return self.episodes[0].onset
 
     @property
     def first_sign(self) -> Episode:
         """The earliest spike of the gradient or the logits."""
-        return next(e for e in self.episodes if e.rule in _SIGNS)
+        return next(e for e in self.episodes if _is_sign(e))
 
 
 def divergences(episodes: Iterable[Episode]) -> list[Divergence]:
@@ -43,7 +42,7 @@ def divergences(episodes: Iterable[Episode]) -> list[Divergence]:
     serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
     clusters: list[list[Episode]] = []
     for sign in serious:
-        if sign.rule not in _SIGNS:
+        if not _is_sign(sign):
             continue
         if clusters and sign.onset <= max(map(_end, clusters[-1])):
             clusters[-1].append(sign)
@@ -51,11 +50,16 @@ def divergences(episodes: Iterable[Episode]) -> list[Divergence]:
             clusters.append([sign])
     found = []
     for signs in clusters:
-        followed = [e for e in serious if e.rule in _FOLLOW and _follows(e, signs)]
-        rules = {e.rule for e in [*signs, *followed]}
-        if rules & {"LOGITS", "COLLAPSE"}:  # a gradient spike alone is not a divergence
-            found.append(Divergence(tuple(sorted([*signs, *followed], key=lambda e: e.onset))))
+        followed = [e for e in serious if RULES[e.rule].wants_balance and _follows(e, signs)]
+        episodes = sorted([*signs, *followed], key=lambda e: e.onset)
+        # A gradient spike alone is not a divergence.
+        if any(RULES[e.rule].announced_by for e in episodes):
+            found.append(Divergence(tuple(episodes)))
     return found
+
+
+def _is_sign(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "divergence"
 
 
 def _end(sign: Episode) -> int:
@@ -63,23 +67,10 @@ def _end(sign: Episode) -> int:
 
 
 def _follows(episode: Episode, signs: list[Episode]) -> bool:
-    """A lone spike of the gradient is a sign only where an alarm followed it at once."""
+    """A gradient spike alone is a sign only if an alarm followed it at once."""
     return any(
         signs[0].onset - _GAP <= episode.onset <= _end(sign)
         for sign in signs
         if sign.router_index == episode.router_index
         or (sign.router_index == WHOLE_RUN and sign.severity is Severity.CRITICAL)
-    )
-
-
-def calm_down(run: RunRecord) -> str:
-    """What to change so that gradients and logits stay finite and small."""
-    weight = run.balance.get("z_loss_weight")
-    z_loss = (
-        f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
-        if isinstance(weight, int | float) and 0 < weight < 1
-        else "add a z-loss of 1e-3"
-    )
-    return (
-        f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
     )

@@ -1,17 +1,17 @@
 """The rule engine: records in, changed episodes out, in bounded memory.
 
-It runs over years of history in the background, beside a live run, and inside ``check``. It works
-on the per-router summaries and asks for the count matrices of a step only where a rule is
-suspicious.
+It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
+per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from microscope_tui.diagnosis.catalogue import CATALOGUE
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule
@@ -25,7 +25,7 @@ _MOST_CHECKPOINTS = 1000
 ANYTHING = Criteria()
 Routers = frozenset[int] | set[int]
 Muted = Mapping[int, Severity]
-"""Routers of which a rule is silent, unless it has something worse to report."""
+"""Routers in which a rule is muted, unless it has something worse to report."""
 _GAPS = 8
 
 
@@ -43,19 +43,19 @@ class Diagnosis:
         self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
         self.gaps: list[int] = []
-        """Steps between the last lines; the smallest is what the log is spaced by."""
+        """Gaps between the last lines; the smallest is the spacing of the log."""
         self.checkpoints: list[int] = []
         self.warm_until = context.warm_up
         self.judged_since: int | None = None
         """First step past the warm-up; see ``standing.warm_up_left``."""
         self._unmeasured: Routers = frozenset()
         self.restarted = False
-        """No step was seen since the run went back."""
+        """No step was seen since the restart."""
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
 
     @property
     def episodes(self) -> list[Episode]:
-        """All trouble so far, in the order of the alarms."""
+        """All episodes so far, in the order of their alarms."""
         return self.ledger.episodes
 
     def observe(
@@ -88,12 +88,12 @@ class Diagnosis:
             readings = rule.read(view)
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
-            if rule.name == "METER":
-                self._unmeasured = self._muted_by(rule.name)
+            if rule.mutes_all:
+                self._unmeasured |= self._muted_by(rule.name)
         return changed + list(self._end_warnings(changed))
 
     def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
-        """What was warned of has happened."""
+        """End the episodes that warned of this one."""
         for episode in changed:
             if episode.severity < Severity.CRITICAL or not episode.active:
                 continue
@@ -105,13 +105,13 @@ class Diagnosis:
     def _space(self, gap: int) -> None:
         if self.restarted or not self.last_step:
             self.restarted = False
-            return  # where a run restarts tells nothing of its lines
+            return  # the gap at a restart is not the spacing
         self.gaps.append(gap)
         del self.gaps[:-_GAPS]
         self.adapt()
 
     def adapt(self) -> None:
-        """Persistence is meant in steps: of a sparse log fewer lines are asked for."""
+        """Persistence counts steps: a sparse log needs fewer lines."""
         spacing = min(self.gaps, default=1)
         for rule in self.rules:
             if rule.spacing != spacing:
@@ -120,7 +120,7 @@ class Diagnosis:
                     track.ask(rule.window, rule.needed, rule.leave)
 
     def _silent(self, rule: Rule) -> Muted:
-        """Where others are at work that say it already, and how bad it is by them."""
+        """Routers with episodes of the muting rules, and their severity."""
         silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
         for name in rule.muted_by:
             if self.tracks.get(name):
@@ -136,12 +136,12 @@ class Diagnosis:
             del self.checkpoints[:-_MOST_CHECKPOINTS]
 
     def restart(self, step: int) -> None:
-        """The run goes on from ``step`` again: what was said about later steps no longer holds."""
+        """The run resumes at ``step``: later evidence no longer holds."""
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
         self.restarted = True
         grace = step - 1 + AFTER_RESTART_STEPS
-        # A run that is pre-empted all the time would never be judged: not after every restart.
+        # Not after every restart: a run that is pre-empted often would never be judged.
         if step <= self.warm_until + AFTER_RESTART_STEPS:
             grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
         self.warm_until = grace
@@ -163,7 +163,7 @@ class Diagnosis:
             self.keep_looking(rule, self.ledger.running_of(rule.name))
 
     def go_on(self, run: RunRecord) -> None:
-        """The same model has a new header: settings may have changed, and are judged anew."""
+        """The same model has a new header: judge its settings again."""
         context = self._criteria.context(run)
         self.profile = context.profile
         self.run = replace(run, profile=context.profile)
@@ -177,7 +177,7 @@ class Diagnosis:
         self.ledger.end_others(self.tracks, self.last_step + 1)
 
     def keep_looking(self, rule: Rule, episodes: Sequence[Episode]) -> None:
-        """Open episodes are evaluated until they are over, whatever else was forgotten."""
+        """Have the rules evaluate open episodes until they end."""
         tracks = self.tracks[rule.name]
         for episode in episodes:
             if episode.router_index not in tracks:
@@ -186,16 +186,16 @@ class Diagnosis:
             rule.keep_looking(episodes)
 
     def blind_spots(self) -> dict[str, str]:
-        """Rules that cannot see anything in this log, and why."""
+        """Rules that cannot be evaluated on this log, and why."""
         reasons = {rule.name: rule.blind_to() for rule in self.rules}
         return {name: reason for name, reason in reasons.items() if reason}
 
     def findings(self) -> list[Finding]:
-        """All trouble so far, grouped over routers: active before over, worst first."""
+        """All episodes grouped over routers: active before recovered, worst first."""
         return group(self.episodes)
 
     def _wanted(self, context: Context) -> Iterator[type[Rule]]:
-        for rule in CATALOGUE:
+        for rule in RULES.values():
             if rule.name not in self._criteria.ignore and (context.trains or not rule.trains_only):
                 yield rule
 
@@ -222,7 +222,7 @@ class Diagnosis:
         track.dated = reading.since
         episode = self.ledger.running(rule.name, index)
         if episode is not None:
-            if index not in self._unmeasured:  # what is told already goes on, whoever else speaks
+            if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 yield from self.ledger.update(episode, step, reading, track)
         elif track.idle:
             del tracks[index]
@@ -235,13 +235,13 @@ class Diagnosis:
         if reading.held:
             return None
         if reading.certain or reading.severity is None:
-            return reading.severity  # an alarm is never raised on a step that is well
+            return reading.severity  # an alarm is never raised on a healthy step
         if step <= self.warm_until and not (rule.in_warm_up or reading.settled):
             return None
         return track.severity
 
     def _troubled(self, name: str) -> dict[int, Severity]:
-        """Routers in which this rule has an episode, or evidence for one, and how bad it is."""
+        """Routers in which this rule has an episode, or evidence for one, and their severity."""
         found: dict[int, Severity] = {}
         for index, track in self.tracks[name].items():
             episode, pending = self.ledger.running(name, index), track.pending

@@ -1,23 +1,17 @@
-"""An alarm is an episode: it starts at a step, in a router, and ends or goes on."""
+"""Episodes: an alarm starts at a step, in a router, and may end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
-from microscope_tui.diagnosis.timing import GROUP_STEPS
 from microscope_tui.runlog.records import RouterInfo
 
-CAUSES_FIRST = (
-    *("METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION", "BIAS_RUNAWAY"),
-    *("DROPS", "STARVED", "OVERLOAD", "UNIFORM", "LINT", "HOT_EXPERT", "SHOCK"),
-)
-"""Of equally severe findings the cause stands first: a collapse also drops tokens."""
 _MOST_GRADES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """How bad an episode was from a step on, and the worst numbers until then."""
+    """Severity of an episode from a step on, with the worst numbers so far."""
 
     step: int
     severity: Severity
@@ -29,67 +23,81 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """How an open episode stands at its latest evaluation; its other numbers are the worst."""
+    """The latest evaluation of an open episode; its other numbers are the worst."""
 
     step: int
     value: float
     limit: float = 0.0
     facts: dict[str, Fact] = field(default_factory=dict)
     inside: bool = False
-    """Within the limits again, but not for long enough to count as recovered."""
+    """Within the limits, but not yet for long enough to count as recovered."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Episode:
-    """One stretch of trouble of one rule in one router, or in the run as a whole."""
+    """One alarm of one rule in one router, or in the run as a whole."""
 
     rule: str
     router_index: int = WHOLE_RUN
     router: RouterInfo | None = None
-    """``None`` where the trouble is the run's."""
+    """``None`` for the whole run."""
     severity: Severity
     """The worst so far."""
     onset: int
     """First step of the evidence, not the step of the alarm."""
     alarm: int
-    """Step at which the evidence was enough to speak."""
+    """Step at which the evidence was enough for an alarm."""
     last: int
     """Latest step with evidence."""
     value: float
-    """The worst value so far; limit, facts and confidence are those of the same reading."""
+    """The worst value so far; limit, facts and confidence are of the same reading."""
     limit: float
     facts: dict[str, Fact] = field(default_factory=dict)
     confidence: str = EXACT
     worst_at: int = 0
     """Step at which the value was reached."""
     now: Present | None = None
-    """The latest evaluation; ``None`` where nothing updates the episode, or it has recovered."""
+    """The latest evaluation; ``None`` if nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
     led_to: str = ""
-    """The rule whose critical episode this one ended in, where it did not recover."""
+    """The rule whose critical episode ended this one, if it did not recover."""
     recurrence: int = 0
-    """How many earlier episodes of this rule this router had."""
+    """Number of earlier episodes of this rule in this router."""
     grades: list[Grade] = field(default_factory=list)
-    """Severity over time: the alarm, and every step at which it became worse."""
+    """Severity over time: the alarm, and every step at which it rose."""
 
     @property
     def active(self) -> bool:
         """Not recovered so far."""
         return self.recovered_at is None
 
+    def course(self) -> list[tuple[int, Severity, float]]:
+        """First step, severity and value of each grade; the first one starts at the onset."""
+        first = self.grades[0] if self.grades else self
+        later = [(grade.step, grade.severity, grade.value) for grade in self.grades[1:]]
+        return [(self.onset, first.severity, first.value), *later]
+
+    def stretches(self, newest: int) -> Iterator[tuple[int, int, Severity]]:
+        """First step, last step and severity of each grade, up to ``newest`` while it is active."""
+        course, over = self.course(), self.recovered_at
+        end = newest if over is None else max(self.onset, over - 1)
+        ends = [*(since - 1 for since, _, _ in course[1:]), end]
+        for (since, severity, _), until in zip(course, ends, strict=True):
+            yield since, until, severity
+
     def grade(self, step: int) -> None:
-        """Write down how it stands at ``step``."""
+        """Record the severity at ``step``."""
         self.grades.append(
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
         del self.grades[1:-_MOST_GRADES]
 
     def forget_from(self, step: int) -> None:
-        """The run goes on from ``step`` again, after the alarm: later steps no longer hold."""
+        """The run resumes at ``step``, after the alarm: forget later steps."""
         self.last = min(self.last, step - 1)
         self.now = None  # the next evaluation tells
         if self.recovered_at is not None and self.recovered_at >= step:
-            self.recovered_at, self.led_to = None, ""  # that future no longer is
+            self.recovered_at, self.led_to = None, ""  # those steps no longer hold
         self.grades = [grade for grade in self.grades if grade.step < step] or self.grades[:1]
         worst = max(self.grades, key=lambda grade: (grade.severity, grade.step))
         self.severity = worst.severity
@@ -98,7 +106,7 @@ class Episode:
             self.facts, self.confidence = worst.facts, worst.confidence
 
     def as_of(self, step: int) -> "Episode":
-        """The episode as it stood at ``step``, in hindsight: from its onset on it was there."""
+        """The episode as of ``step``, in hindsight: it exists from its onset on."""
         then = [grade for grade in self.grades if grade.step <= step] or self.grades[:1]
         over = self.recovered_at is not None and self.recovered_at <= step
         known = then[-1] if then and self.worst_at > step else self
@@ -119,13 +127,13 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The same trouble in one or more routers, as a person reads it. Worst router first."""
+    """The same trouble in one or more routers, as reported. Worst router first."""
 
     episodes: tuple[Episode, ...]
 
     @property
     def worst(self) -> Episode:
-        """The episode that the numbers of the text are taken from."""
+        """The episode that the text takes its numbers from."""
         return self.episodes[0]
 
     @property
@@ -155,42 +163,13 @@ class Finding:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the routers, in forward order; empty where it is the run's trouble."""
+        """Names of the routers, in forward order; empty for the whole run."""
         ordered = sorted(self.episodes, key=lambda episode: episode.router_index)
         return tuple(dict.fromkeys(e.router.name for e in ordered if e.router is not None))
 
 
-def group(episodes: Iterable[Episode]) -> list[Finding]:
-    """Episodes of one rule whose onsets lie close together become one finding, worst first."""
-    groups: list[list[Episode]] = []
-    for episode in sorted(episodes, key=lambda e: (e.rule, not e.active, e.onset, e.router_index)):
-        if groups and _belongs(episode, groups[-1]):
-            groups[-1].append(episode)
-        else:
-            groups.append([episode])
-    findings = [
-        Finding(tuple(sorted(members, key=lambda e: (-e.severity, e.onset, e.router_index))))
-        for members in groups
-    ]
-    return sorted(findings, key=lambda f: (not f.active, -f.severity, _rank(f.rule), f.onset))
-
-
-def _belongs(episode: Episode, members: Sequence[Episode]) -> bool:
-    first = members[0]  # not the last one: a chain of onsets would have no end
-    return (
-        (first.rule, first.active) == (episode.rule, episode.active)
-        and first.facts.get("cause") == episode.facts.get("cause")
-        and episode.onset - first.onset <= GROUP_STEPS
-        and episode.router is not None
-    )
-
-
-def _rank(rule: str) -> int:
-    return CAUSES_FIRST.index(rule) if rule in CAUSES_FIRST else len(CAUSES_FIRST)
-
-
 def overall(findings: Iterable[Finding]) -> Severity:
-    """What a run with these findings amounts to: INFO is healthy, ERROR forbids a verdict.
+    """The overall severity of a run: INFO is healthy, ERROR forbids a verdict.
 
     A fault of the meter does that while it lasts, except where something critical was found in a
     router whose meter is sound; once it is over it is a warning.
@@ -203,3 +182,9 @@ def overall(findings: Iterable[Finding]) -> Severity:
     if broken:
         return Severity.ERROR
     return Severity.WARN if any(e.severity >= Severity.WARN for e in episodes) else Severity.INFO
+
+
+def key_of(run: str, finding: Finding) -> str:
+    """A stable key for the same trouble of the same run, also when more layers join it."""
+    worst = min(finding.episodes, key=lambda episode: (episode.onset, episode.router_index))
+    return f"{run} {finding.rule} {worst.router_index} {worst.onset}"

@@ -1,8 +1,9 @@
-"""The ledger: every episode of a run, which are still open, and how an episode changes."""
+"""The ledger: all episodes of a run, which are open, and how they change."""
 
 from collections.abc import Container, Iterator, Mapping
 
-from microscope_tui.diagnosis.balancing import SCALED_RULES, SCALES
+from microscope_tui.diagnosis.balancing import SCALES
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode, Present
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Facts, Reading, Severity
@@ -12,14 +13,9 @@ from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.diagnosis.windows import Trail, median
 
 MOST_EPISODES = 20
-"""Of one rule in one router; a run that flickers for years must not fill the memory."""
-_ANNOUNCED_BY = {"LOGITS": "GRADSPIKE", "COLLAPSE": "GRADSPIKE"}
-_LOW_IS_BAD = ("COLLAPSE", "ERODING", "SHOCK")
-_STANDING = ("LINT",)
-_USUAL = ("COLLAPSE",)
-"""Rules whose text compares the effective experts with what was usual before the onset."""
+"""Episodes kept per rule and router: a flickering run must not fill the memory."""
 _RECENT = 16
-"""Kept values, of 128 steps, whose median is what was usual."""
+"""Kept values (128 steps) whose median is the usual value."""
 
 
 class Ledger:
@@ -31,11 +27,11 @@ class Ledger:
         self._running: dict[tuple[str, int], Episode] = {}
         self._opened: dict[tuple[str, int], int] = {}
         self.past = Trail(every=8, size=160)
-        """Effective experts of every eighth step, to tell what was usual before an onset."""
+        """Effective experts of every eighth step, for the usual value before an onset."""
         self._view: StepView | None = None
 
     def see(self, view: StepView) -> None:
-        """Take in the step at hand, before its evaluations."""
+        """Add the current step, before its evaluations."""
         self._view = view
         if (effective := view.signal("effective_experts")) is not None:
             self.past.add(view.step, effective.values)
@@ -45,7 +41,7 @@ class Ledger:
         return self._running.get((rule, index))
 
     def running_of(self, rule: str) -> list[Episode]:
-        """The open episodes of a rule that evaluations go on to update."""
+        """The open episodes of a rule that evaluations update."""
         return [episode for (name, _), episode in self._running.items() if name == rule]
 
     def open(
@@ -57,9 +53,9 @@ class Ledger:
         severity: Severity | None = None,
         track: Track | None = None,
     ) -> Episode:
-        """Begin an episode, or go on with one that was over for a moment only.
+        """Begin an episode, or reopen one that had just ended.
 
-        Without a ``track`` it is told at once and stands for itself: nothing will update it.
+        Without a ``track`` it is reported at once and never updated.
         """
         key = (rule, index)
         severity = severity or reading.severity or Severity.INFO
@@ -102,7 +98,7 @@ class Ledger:
     def update(
         self, episode: Episode, step: int, reading: Reading, track: Track
     ) -> Iterator[Episode]:
-        """Take in one more evaluation of an open episode; yields it if it changed."""
+        """Add an evaluation of an open episode; yields it if it changed."""
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
@@ -118,7 +114,7 @@ class Ledger:
             yield episode
 
     def stand(self, rule: str, step: int, causes: Mapping[str, Severity]) -> Iterator[Episode]:
-        """Of causes that hold for the whole run: open the new ones, end those that are gone."""
+        """Open the new causes that hold for the whole run, end those that are gone."""
         held = {e.facts.get("cause"): e for e in self.episodes if e.rule == rule and e.active}
         for cause, episode in held.items():
             if cause not in causes:
@@ -129,7 +125,7 @@ class Ledger:
                 yield self.open(rule, WHOLE_RUN, step, Reading(severity, facts={"cause": cause}))
 
     def restart(self, step: int) -> list[Episode]:
-        """What was said at ``step`` and later no longer holds.
+        """Withdraw everything reported at ``step`` and later.
 
         Returns:
             Withdrawn episodes that began before ``step``: their evidence may go on.
@@ -140,19 +136,19 @@ class Ledger:
             episode.forget_from(step)
         self.past.forget_from(step)
         self.resume()
-        return [e for e in withdrawn if e.rule not in _STANDING and e.recovered_at != e.alarm]
+        return [e for e in withdrawn if _is_evaluated(e) and e.recovered_at != e.alarm]
 
     def resume(self) -> None:
-        """Find out again which episodes are open."""
+        """Recompute which episodes are open."""
         self._running, self._opened = {}, {}
         for episode in self.episodes:
             key = (episode.rule, episode.router_index)
             self._opened[key] = max(self._opened.get(key, 0), episode.recurrence + 1)
-            if episode.active and episode.rule not in _STANDING:
+            if episode.active and _is_evaluated(episode):
                 self._running[key] = episode
 
     def lead_to(self, rule: str, outcome: Episode, step: int) -> Iterator[Episode]:
-        """What ``rule`` warned of has happened: its episode in that router ends."""
+        """End the episode of ``rule`` in that router: what it warned of has happened."""
         warning = self._running.pop((rule, outcome.router_index), None)
         if warning is not None:
             warning.led_to = outcome.rule
@@ -160,7 +156,7 @@ class Ledger:
             yield warning
 
     def end_others(self, rules: Container[str], step: int) -> None:
-        """Nothing speaks for the other rules any more: what they had open ends."""
+        """End the open episodes of all other rules."""
         for episode in self.episodes:
             if episode.active and episode.rule not in rules:
                 _end(episode, step)
@@ -177,25 +173,25 @@ class Ledger:
         self, rule: str, index: int, step: int, reading: Reading, track: Track | None
     ) -> int:
         known = [step, reading.since, track.since if track is not None else None]
-        if rule == "COLLAPSE" and (eroding := self.running("ERODING", index)) is not None:
-            known.append(eroding.onset)  # the slide began there
+        warnings = [self.running(name, index) for name, r in RULES.items() if rule in r.ends_in]
+        known += [warning.onset for warning in warnings if warning is not None]  # began there
         return min(at for at in known if at is not None)
 
     def _take_numbers(self, episode: Episode, step: int, reading: Reading) -> None:
-        """The numbers of an episode are those of one reading, its worst one."""
+        """Set the numbers of an episode to those of its worst reading."""
         if not _worse(reading, episode):
             return
         if reading.value != episode.value:
             episode.worst_at = step
         episode.value, episode.limit = reading.value, reading.limit
-        usual = episode.facts.get("usual") if episode.rule in _USUAL else None
+        usual = episode.facts.get("usual") if RULES[episode.rule].tells_usual else None
         episode.facts = self._facts(episode.rule, episode.router_index, episode.onset, reading)
         if usual is not None:
-            episode.facts["usual"] = usual  # as it was before the onset, whatever came since
+            episode.facts["usual"] = usual  # as of before the onset
         episode.confidence = self._words(reading)
 
     def _take_present(self, episode: Episode, step: int, reading: Reading) -> None:
-        """How it stands now, the worst or not; without a number nothing is known of it."""
+        """The current reading, the worst or not; nothing without a number."""
         inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
             episode.now = None
@@ -209,23 +205,26 @@ class Ledger:
         )
 
     def _facts(self, rule: str, index: int, onset: int, reading: Reading) -> dict[str, Fact]:
-        """The facts of a reading, with what the rule itself does not know."""
+        """The facts of a reading, with those that the ledger adds."""
         facts = _plain(reading.facts)
-        if rule in SCALED_RULES and self._view is not None:
+        if RULES[rule].wants_balance and self._view is not None:
             for name in SCALES:
                 signal = self._view.signal(name)
                 if signal is not None and signal.values[index] == signal.values[index]:
                     facts[name] = float(signal.values[index])
-        if rule in _USUAL and (usual := self.past.before(onset, index)[-_RECENT:]):
+        if RULES[rule].tells_usual and (usual := self.past.before(onset, index)[-_RECENT:]):
             facts["usual"] = median(usual)
         return facts
 
     def _announce(self, episode: Episode) -> None:
-        """A gradient spike that a divergence follows was its first sign."""
-        first_sign = self.running(_ANNOUNCED_BY.get(episode.rule, ""), WHOLE_RUN)
+        """A rule that announces another, and is soon followed by it, was its first sign."""
+        first_sign = self.running(RULES[episode.rule].announced_by, WHOLE_RUN)
         if first_sign is None or episode.severity < Severity.WARN:
             return
-        soon = episode.alarm - first_sign.last <= self.context.limits.GRADSPIKE.followed
+        soon = (
+            episode.alarm - first_sign.last
+            <= getattr(self.context.limits, first_sign.rule).followed
+        )
         if soon and first_sign.severity < Severity.CRITICAL:
             first_sign.severity = Severity.CRITICAL
             first_sign.grade(episode.alarm)
@@ -246,9 +245,14 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     if reading.facts.get("cause") != episode.facts.get("cause"):
         new = (reading.severity or 0, _excess(reading.value, reading.limit))
         return new >= (episode.severity, _excess(episode.value, episode.limit))
-    if episode.rule in _LOW_IS_BAD:
+    if RULES[episode.rule].low_is_bad:
         return reading.value <= episode.value
     return reading.value >= episode.value
+
+
+def _is_evaluated(episode: Episode) -> bool:
+    """Whether evaluations update and end it, not the causes of ``standing``."""
+    return not RULES[episode.rule].judges_settings
 
 
 def _excess(value: float, limit: float) -> float:
@@ -261,5 +265,5 @@ def _end(episode: Episode, step: int) -> None:
 
 
 def _plain(facts: Facts) -> dict[str, Fact]:
-    """Numbers as floats, so that a saved judgement is the same when it is read again."""
+    """Numbers as floats, so that a saved state is the same when restored."""
     return {k: float(v) if isinstance(v, int) else v for k, v in facts.items()}

@@ -1,7 +1,7 @@
-"""Limits of one's own: the table of ``thresholds.py`` with some values replaced.
+"""Custom limits: the table of ``thresholds.py`` with some values replaced.
 
-Each value is checked by itself, and then against the others: what would switch a rule off
-without a word, or let it never end, is refused.
+Each value is checked by itself, and then against the others: values that would switch a rule off
+silently, or keep it from ending, are refused.
 """
 
 from collections.abc import Mapping
@@ -10,75 +10,16 @@ from typing import Any
 
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 
-_NEVER = "it could never speak"
-_NEVER_ENDS = "what it reports would never end"
-_SILENT_CUT = "it would be cut without a word"
-RELATIONS: tuple[tuple[str, str, str], ...] = (
-    ("METER", "needed <= window", _NEVER),
-    ("METER", "luck <= 1", "all counts would be forced ones: it is a chance"),
-    ("METER", "summary_error <= 1", "no summary would be wrong: it is a share of the value"),
-    ("COLLAPSE", "critical <= warn", "it would be critical before it is a warning"),
-    ("COLLAPSE", "urgent <= warn", "it would be urgent before it is a warning"),
-    ("COLLAPSE", "warn <= leave", "an episode would end inside its own limit"),
-    ("COLLAPSE", "leave < 1", f"{_NEVER_ENDS}: c is 1 at most"),
-    ("COLLAPSE", "window <= max_window", _SILENT_CUT),
-    ("COLLAPSE", "max_window <= 1000", "too much is held: the counts of so many steps"),
-    ("COLLAPSE", "even <= 1", "no layer would ever have settled: c is 1 at most"),
-    ("COLLAPSE", "relative_fall < 1", f"{_NEVER}: it is the share of c that is lost"),
-    ("ERODING", "8 <= short", f"{_NEVER}: fewer points are no trend"),
-    ("ERODING", "short < long", _NEVER),
-    ("ERODING", "long <= 400", "a look takes too long: it compares every point with every other"),
-    ("ERODING", "level <= 1", "every slide would be deep enough: c is 1 at most"),
-    ("ERODING", "fall < 1", f"{_NEVER}: it is the share of c that is lost"),
-    ("DEAD", "min_window <= max_window", _SILENT_CUT),
-    ("DEAD", "warn_steps <= critical_steps", "it would be critical before it is a warning"),
-    ("DEAD", "critical_share <= 1", "nothing would be critical: it is a share of the experts"),
-    ("STARVED", "window <= 200", f"{_SILENT_CUT}: no more steps are summed"),
-    ("STARVED", "share <= 1", f"{_NEVER}: it is a share of the experts"),
-    ("STARVED", "over_reference <= 1", f"{_NEVER}: it is a share of the experts"),
-    ("STARVED", "enter <= 0.1", "an episode would end inside its own limit"),
-    ("HOT_EXPERT", "leave <= share", "an episode would end inside its own limit"),
-    ("HOT_EXPERT", "share <= 1", f"{_NEVER}: it is a share of the tokens"),
-    ("OVERLOAD", "1 < rank_ratio", f"{_NEVER_ENDS}: the busiest rank has at least the mean"),
-    ("DROPS", "0 < warn", f"{_NEVER_ENDS}: it ends below half of this"),
-    ("DROPS", "warn <= critical", "it would be critical before it is a warning"),
-    ("DROPS", "critical <= 1", "nothing would be critical: it is a share of the assignments"),
-    ("LOGITS", "1 <= leave", f"{_NEVER_ENDS}: 1 is the usual value"),
-    ("LOGITS", "leave <= warn", "an episode would end inside its own limit"),
-    ("LOGITS", "warn <= critical", "it would be critical before it is a warning"),
-    ("LOGITS", "0 < max_logit", "every logit would be too large"),
-    ("GRADSPIKE", "not_finite <= persistence", "norms that are no number could never tell"),
-    ("GRADSPIKE", "1 <= raised", "every episode would be dated back to the start"),
-    ("GRADSPIKE", "1 <= leave", f"{_NEVER_ENDS}: 1 is the usual value"),
-    ("GRADSPIKE", "raised <= ratio", "an episode would be dated to after its alarm"),
-    ("GRADSPIKE", "leave <= ratio", "an episode would end inside its own limit"),
-    ("GRADSPIKE", "ratio <= once", "a single step would tell before many do"),
-    ("UNIFORM", "entropy_share <= 1", f"{_NEVER}: it is a share of ln E"),
-    ("UNIFORM", "after_share <= 1", f"{_NEVER}: it is a share of the planned steps"),
-    ("UNIFORM", "gradient <= learning", "a router that learns would learn nothing"),
-    ("OSCILLATION", "4 <= window", f"{_NEVER}: the shortest swing takes two steps, twice"),
-    ("OSCILLATION", "window <= 1000", "too much is held: the counts of so many steps"),
-    ("OSCILLATION", "every <= most", _SILENT_CUT),
-    ("OSCILLATION", "experts_share < 1", f"{_NEVER}: it is a share of the experts"),
-    ("OSCILLATION", "agreement <= 1", f"{_NEVER}: it is a correlation"),
-    ("OSCILLATION", "recurrence <= 1", f"{_NEVER}: it is a correlation"),
-    ("OSCILLATION", "usual_step <= 1", "chance alone would be a swing: it is a share of the sum"),
-    ("BIAS_RUNAWAY", "3 <= points", "there would be no straight line to see"),
-    ("BIAS_RUNAWAY", "straightness < 1", f"{_NEVER}: it is an R²"),
-    ("BIAS_RUNAWAY", "rate <= 1", f"{_NEVER}: 1 is as fast as a bias can grow"),
-    ("BIAS_RUNAWAY", "collapse_index <= 1", "nothing is even enough: c is 1 at most"),
-    ("SHOCK", "drop < 1", f"{_NEVER}: c is 1 at most"),
-    ("SHOCK", "back <= drop", "a dip would be over as it begins"),
-    ("SHOCK", "least_steps <= within", _NEVER),
-    ("LINT", "floor <= 1", "every auxiliary loss would be at its floor: it is a share of it"),
-    ("LINT", "sign_agreement <= 1", f"{_NEVER}: it is 1 at most"),
-    ("LINT", "uneven <= 1", "every layer would be uneven: it is a share of the experts"),
+RELATIONS: tuple[tuple[str, str, str], ...] = tuple(
+    (row.name, relation, otherwise)
+    for row in fields(Limits)
+    for relation, otherwise in getattr(DEFAULTS, row.name).relations
 )
-"""Rule, what has to hold between its limits, and what would be the case otherwise."""
+"""Rule, a required relation between its limits, and the consequence of breaking it."""
 
 
 class BadLimit(ValueError):
-    """A limit that does not exist or has no such value; the message says what to write."""
+    """An unknown limit or an invalid value; the message says what to write."""
 
 
 def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
@@ -94,7 +35,7 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
         if rule not in known:
             raise BadLimit(f"[rules.{name}]: no such rule; there are {', '.join(known)}")
         if rule in seen:
-            raise BadLimit(f"[rules.{name}]: {rule} stands there twice; make one table of both")
+            raise BadLimit(f"[rules.{name}]: {rule} is defined twice; merge the two tables")
         seen.add(rule)
         before = getattr(limits, rule)
         for key, value in values.items():

@@ -1,17 +1,17 @@
-"""What a rule says about one router at one step, before anybody asks whether it lasts."""
+"""The reading of a rule on one router at one step, before persistence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 WHOLE_RUN = -1
-"""Stands in for a router index where the trouble is not one router's (a gradient, a setting)."""
+"""Router index for trouble of the whole run (a gradient, a setting)."""
 
 EXACT, PER_STEP = "exact counts", "per-step summaries only"
 
 
 class Severity(IntEnum):
-    """How bad it is. ERROR is a fault of the measurement: no verdict can be trusted."""
+    """How bad it is. ERROR is a measurement fault: no verdict can be trusted."""
 
     INFO = 1
     WARN = 2
@@ -38,33 +38,34 @@ class Reading:
     """One evaluation of one rule on one router."""
 
     severity: Severity | None
-    """What this evaluation alone amounts to; ``None`` inside the limits."""
+    """Severity of this evaluation alone; ``None`` inside the limits."""
     clear: bool = False
     """Inside the limits by the margin that recovery needs."""
     value: float = 0.0
     limit: float = 0.0
     held: bool = False
-    """Evidence too young for an alarm: it mutes other rules, but opens no episode and keeps none
-    open."""
+    """Evidence too young for an alarm: it mutes other rules, but neither opens nor extends an
+    episode.
+    """
     certain: bool = False
-    """Evidence enough by itself: no persistence is asked, and no warm-up excuses it."""
+    """Strong evidence: needs no persistence and ignores the warm-up."""
     settled: bool = False
-    """The router was well before: no warm-up excuses it, but persistence is still asked."""
+    """The router was healthy before: ignores the warm-up, but needs persistence."""
     facts: Facts = field(default_factory=dict)
-    """The numbers that the text needs."""
+    """The numbers for the text."""
     confidence: str = EXACT
     since: int | None = None
-    """First step of the trouble, where the rule knows better than the persistence."""
+    """First step of the trouble, if the rule can date it better than the persistence."""
     until: int | None = None
-    """Step from which on it is over: for what is told after the fact."""
+    """Step at which it is over, for trouble that is reported afterwards."""
 
 
 Readings = Mapping[int, Reading | None]
-"""By router index. A router that is missing is clear; ``None``: this step says nothing of it."""
+"""By router index. A missing router is clear; ``None``: no evaluation at this step."""
 
 
 def graded(value: float, warn: float, critical: float) -> Severity | None:
-    """The severity of a value that is bad when it is high."""
+    """The severity of a value for which high is bad."""
     if value > critical:
         return Severity.CRITICAL
     return Severity.WARN if value > warn else None

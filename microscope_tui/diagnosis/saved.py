@@ -1,7 +1,7 @@
-"""The state of a judgement as bytes, so that a resumed training goes on where it was judged.
+"""Saves the state of a judgement, so that a resumed training continues it.
 
-msgpack of typed structs: nothing in it can run, and bytes from a stranger are refused with a
-reason. After a restore the same records give the same episodes as in one uninterrupted pass.
+msgpack of typed structs: nothing in it can execute, and foreign bytes are refused with a reason.
+After a restore the same records give the same episodes as in one uninterrupted pass.
 """
 
 import msgspec
@@ -17,7 +17,7 @@ STATE_VERSION = 3
 
 
 class BadState(ValueError):
-    """Bytes that are no state of a judgement of this run; the message says why."""
+    """The bytes are not a saved state of this run; the message says why."""
 
 
 class _Saved(msgspec.Struct):
@@ -32,7 +32,7 @@ class _Saved(msgspec.Struct):
     tracks: dict[str, dict[int, Track]]
     memories: dict[str, bytes]
     past: Trail | None = None
-    """Missing in the states of older versions."""
+    """Missing in states of older versions."""
     judged_since: int | None = None
 
 
@@ -58,7 +58,7 @@ def save(diagnosis: Diagnosis) -> bytes:
 
 
 def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
-    """The judgement that ``save`` wrote, to go on with the next record of ``run``.
+    """Restore the judgement that ``save`` wrote; continue with the next record of ``run``.
 
     Raises:
         BadState: damaged, of another version, or of a model with other routers.
@@ -85,7 +85,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
     diagnosis.checkpoints = saved.checkpoints
     diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
     diagnosis.ledger.past = saved.past or diagnosis.ledger.past
-    # What is left out now was never judged: nobody would say when it is over.
+    # Episodes of rules that are ignored now would never end.
     judged = {rule.name for rule in diagnosis.rules}
     diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
     diagnosis.ledger.resume()

@@ -1,7 +1,7 @@
-"""What a rule looks at: one step, its readings as clean lists, its matrices only on demand.
+"""What rules read: one step, its readings as clean lists, its matrices on demand.
 
-Most steps of most routers are fine. A ``Signal`` lets a rule see that with one comparison for all
-routers, so that a healthy run costs next to nothing however many layers it has.
+Most steps of most routers are healthy. A ``Signal`` lets a rule see that with one comparison for
+all routers, so that a healthy run costs almost nothing however many layers it has.
 """
 
 import math
@@ -13,12 +13,12 @@ from microscope_tui.diagnosis.reading import WHOLE_RUN
 from microscope_tui.runlog.records import RouterInfo, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
-"""Decodes the counts of one router of the step at hand."""
+"""Decodes the counts of one router of the current step."""
 BiasSource = Callable[[int], list[float] | None]
-"""Decodes the bias of one router of the step at hand."""
+"""Decodes the bias of one router of the current step."""
 NAN = math.nan
 MOST_COUNTS = 1 << 50
-"""No step of any router has more assignments; a row that claims so is no count."""
+"""Upper bound of the assignments in a step; rows above it are not counts."""
 
 
 def value_at(values: Values | None, index: int) -> float | None:
@@ -32,9 +32,9 @@ class Signal:
     __slots__ = ("known", "values")
 
     def __init__(self, values: Sequence[float | None]) -> None:
-        # One sum tells of a whole list that all is well, which it nearly always is.
+        # One sum checks a whole list, which is nearly always finite.
         self.known = None not in values and math.isfinite(sum(values))  # type: ignore[arg-type]
-        """Every router has a finite value."""
+        """Whether every router has a finite value."""
         self.values: Sequence[float] = (
             values  # type: ignore[assignment]
             if self.known
@@ -43,19 +43,19 @@ class Signal:
 
     @property
     def high(self) -> float:
-        """The largest value; NaN does not count, and −∞ stands for none."""
+        """The largest value, without NaN; −∞ without values."""
         values = self.values if self.known else [v for v in self.values if v == v]
         return max(values, default=-math.inf)
 
     @property
     def low(self) -> float:
-        """The smallest value; NaN does not count, and ∞ stands for none."""
+        """The smallest value, without NaN; ∞ without values."""
         values = self.values if self.known else [v for v in self.values if v == v]
         return min(values, default=math.inf)
 
 
 class StepView:
-    """One step as the rules see it. ``counts`` costs a decode; the summaries are free."""
+    """One step as seen by the rules. ``counts`` costs a decode; the summaries are free."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class StepView:
         self._plain_index: Signal | None = None
 
     def signal(self, name: str) -> Signal | None:
-        """A per-router summary by its name in the format; ``None`` where it is not logged."""
+        """A per-router summary by its name in the format; ``None`` if not logged."""
         if name not in self._signals:
             values = getattr(self.record.router, name)
             usable = values is not None and len(values) == len(self._routers) and values
@@ -115,12 +115,12 @@ class StepView:
 
     @property
     def tokens(self) -> float | None:
-        """Tokens of this step, where they are a number to reckon with."""
+        """Tokens of this step, if they are a valid number."""
         tokens = self.record.tokens
         return tokens if tokens is not None and 1 <= tokens < MOST_COUNTS else None
 
     def tokens_of(self, router_index: int) -> float | None:
-        """Tokens that this router saw: its own number where routers have one, or the step's."""
+        """Tokens of this router: its own number if logged, else that of the step."""
         own = self.signal("tokens")
         if own is None:
             return self.tokens
@@ -129,7 +129,7 @@ class StepView:
 
     @property
     def has_counts(self) -> bool:
-        """The line holds counts; one of the first three routers has a row."""
+        """Whether the line has counts: one of the first three routers has a row."""
         return any(self.counts(index) for index in range(min(3, len(self._routers))))
 
     def counts(self, router_index: int) -> list[int] | None:

@@ -1,39 +1,39 @@
-"""How far a judgement is: whether the run is judged by now, and which evidence is building up.
+"""Progress of a judgement: whether the run is judged yet, and which evidence is building up.
 
-Decided here once for every place that shows a verdict: ``check``, snapshots, the screens, the list
-of runs and the trainer. A run without findings is healthy only once it is judged.
+Decided once for every place that shows a verdict: ``check``, snapshots, the screens, the list of
+runs and the trainer. A run without findings is healthy only once it is judged.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.diagnosis.thresholds import DEFAULTS
 from microscope_tui.runlog.records import RouterInfo
 
 _EVEN_ENOUGH = DEFAULTS.COLLAPSE.leave
-"""A balance that does not look like evidence of a collapse, though most steps before did."""
+"""A balance above this does not look like a collapse, even if most steps before did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Evidence of at least a warning in one router that is not enough for an alarm so far."""
+    """Evidence of at least a warning in one router that is not yet enough for an alarm."""
 
     rule: str
     subject: str
-    """What a person calls it."""
+    """Name in texts."""
     router_index: int
     router: RouterInfo | None
-    """``None`` where the trouble is the run's."""
+    """``None`` for the whole run."""
     since: int
     steps: int
-    """How long it has been building up, the first and the last step included."""
+    """Number of steps with evidence, first and last included."""
 
 
 def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
-    """The step until which the run is not judged; ``None`` where it is judged.
+    """The step until which the run is not judged; ``None`` once it is judged.
 
     A run is judged once it is past the warm-up or has a finding of at least a warning. It stays
     judged when it resumes: the steps after a restart excuse alarms, not the verdict so far.
@@ -64,7 +64,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
         e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
     }
     found: dict[int, Pending] = {}
-    for rule in sorted(diagnosis.rules, key=lambda rule: CAUSES_FIRST.index(rule.name)):
+    for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
         for index, track in diagnosis.tracks[rule.name].items():
             if index in alerted or index in found or track.began is None:
                 continue
@@ -73,7 +73,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
             steps = max(1, diagnosis.last_step - track.began + 1)
             found[index] = Pending(rule.name, rule.subject, index, router, track.began, steps)
-    return sorted(found.values(), key=lambda p: (CAUSES_FIRST.index(p.rule), p.since))
+    return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
 
 
 def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from operator import mul
 
 _TWICE = 0.75
-"""Share of the steps up to which twice the period is looked at; beyond, too few pairs are left."""
+"""Share of the steps up to which twice the period is tested; beyond, too few pairs remain."""
 
 
 def swinging(rows: Sequence[Sequence[int]], amplitude: float) -> list[int]:
@@ -37,7 +37,7 @@ def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
 
 
 def recurring(masks: Sequence[int], steps: int, limit: float) -> int:
-    """Period after which a pattern of any form comes back, again and again; 0 for none.
+    """Period after which a pattern of any form repeats; 0 for none.
 
     Of three groups that take turns each is up in a third of the steps: what counts is how much
     more often the bits meet than by chance, and that they met less often in between. A block of

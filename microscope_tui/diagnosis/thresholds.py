@@ -1,16 +1,28 @@
 """Every limit of the diagnosis in one table, each with its evidence.
 
 c is the collapse index of ``measures.py``. λ is the number of assignments an expert can expect in
-a window, ``tokens × k ÷ E``. The config file may change them (``[rules.NAME]``).
+a window, ``tokens × k ÷ E``. The config file may change them (``[rules.NAME]``): ``relations`` says
+what has to hold between those of a rule, and what would be the case otherwise.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from microscope_tui.diagnosis.control_limits import (
     BiasRunawayLimits,
+    GradientLimits,
     LintLimits,
+    LogitLimits,
     MeterLimits,
     OscillationLimits,
+)
+from microscope_tui.diagnosis.relations import (
+    CRITICAL_FIRST,
+    ENDS_INSIDE,
+    NEVER,
+    NEVER_ENDS,
+    SILENT_CUT,
+    Relations,
 )
 
 
@@ -23,7 +35,7 @@ class CollapseLimits:
     leave: float = 0.45
     """Recovery needs a margin, or an episode would flicker at its limit."""
     urgent: float = 0.05
-    """So low for ``urgent_steps`` that no warm-up explains it."""
+    """c this low for ``urgent_steps`` alarms even in the warm-up."""
     urgent_steps: int = 50
     window: int = 30
     """Steps whose counts are summed: a bias that swings with period 2 looks collapsed in every
@@ -32,13 +44,24 @@ class CollapseLimits:
     """λ of the summed window below which noise alone lowers c; the window widens up to 200."""
     max_window: int = 200
     even: float = 0.8
-    """A layer that was at least so even …"""
+    """A layer that was at least this even …"""
     even_steps: int = 50
-    """… for so many steps has settled: the warm-up does not excuse its fall."""
+    """… for this many steps has settled: its fall counts even in the warm-up."""
     relative_fall: float = 0.3
-    """A warning in a fine-tuning needs a c that lost this share of its reference (baseline, …"""
+    """A warning in fine-tuning needs c to lose this share of its reference (baseline, …"""
     reference_steps: int = 50
-    """… or the median of the lines of so many first steps, five at least)."""
+    """… or the median of the lines of this many first steps, at least five)."""
+
+    relations: ClassVar[Relations] = (
+        ("critical <= warn", CRITICAL_FIRST),
+        ("urgent <= warn", "it would be urgent before it is a warning"),
+        ("warn <= leave", ENDS_INSIDE),
+        ("leave < 1", f"{NEVER_ENDS}: c is 1 at most"),
+        ("window <= max_window", SILENT_CUT),
+        ("max_window <= 1000", "too much is held: the counts of so many steps"),
+        ("even <= 1", "no layer would ever have settled: c is 1 at most"),
+        ("relative_fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +72,28 @@ class ErodingLimits:
     """Steps whose c is averaged to one point of the trend."""
     short: int = 12
     long: int = 40
-    """Points of the two trends that are tested."""
+    """Points of the two tested trends."""
     z: float = 3.29
     """Mann–Kendall: p < 0.001, two-sided."""
     ahead: int = 500
-    """The slope must reach the limit of COLLAPSE within so many steps."""
+    """The slope must reach the limit of COLLAPSE within this many steps."""
     fall: float = 0.20
     """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
     ``noise`` times its own scatter."""
     noise: float = 4.0
     level: float = 0.7
-    """… and be below this: experts that part from an equal start settle at 0.75 and above."""
+    """… and be below this: experts that specialise from an equal start settle at 0.75 and above."""
     steady: float = 0.5
-    """No sixth of the window holds more of the fall than this: a step is no slide."""
+    """Largest share of the fall in any sixth of the window: a sudden step is not erosion."""
     persistence: int = 3
+
+    relations: ClassVar[Relations] = (
+        ("8 <= short", f"{NEVER}: fewer points are no trend"),
+        ("short < long", NEVER),
+        ("long <= 400", "a look takes too long: it compares every point with every other"),
+        ("level <= 1", "every fall would be deep enough: c is 1 at most"),
+        ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +105,9 @@ class DeadLimits:
     """
 
     evidence: float = 56.0
-    """λ of one window. Tokens of one sequence are correlated (overdispersion about 4), so that
-    exp(−56 ÷ 4) < 1e-6 is the chance of an honest zero."""
+    """λ of one window. Tokens of one sequence are correlated (overdispersion about 4): the chance
+    of zero tokens by chance is exp(−56 ÷ 4) < 1e-6.
+    """
     min_window: int = 8
     max_window: int = 200
     windows: int = 3
@@ -84,7 +116,13 @@ class DeadLimits:
     critical_steps: int = 200
     """… and for a critical one."""
     critical_share: float = 0.2
-    """Above this share of all experts the capacity that is paid for is gone."""
+    """Share of dead experts that is critical."""
+
+    relations: ClassVar[Relations] = (
+        ("min_window <= max_window", SILENT_CUT),
+        ("warn_steps <= critical_steps", CRITICAL_FIRST),
+        ("critical_share <= 1", "nothing would be critical: it is a share of the experts"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +131,20 @@ class StarvedLimits:
 
     share: float = 0.10
     over_reference: float = 0.10
-    """In a fine-tuning or an evaluation only this much more than the reference counts …"""
+    """In fine-tuning or an evaluation only this much more than the reference counts …"""
     enter: float = 0.05
     """… of experts below this share of the mean; an episode ends above a tenth. Without it, one
     of 8 experts that hovers at a tenth was an episode five times in 1,500 steps."""
     window: int = 25
     evidence: int = 50
     persistence: int = 50
+
+    relations: ClassVar[Relations] = (
+        ("window <= 200", f"{SILENT_CUT}: no more steps are summed"),
+        ("share <= 1", f"{NEVER}: it is a share of the experts"),
+        ("over_reference <= 1", f"{NEVER}: it is a share of the experts"),
+        ("enter <= 0.1", ENDS_INSIDE),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,26 +156,35 @@ class HotExpertLimits:
     leave: float = 0.7
     persistence: int = 25
 
+    relations: ClassVar[Relations] = (
+        ("leave <= share", ENDS_INSIDE),
+        ("share <= 1", f"{NEVER}: it is a share of the tokens"),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class OverloadLimits:
-    """MaxVio 2 and more is daily life of healthy models: only a change against the run counts.
+    """A MaxVio of 2 and more is normal for healthy models: only a change within the run counts.
 
-    Fine-grained models specialise to a MaxVio of 2 to 11 (Moonlight runs at 4 to 9), so that it is
-    a warning only where a capacity or expert parallelism is configured.
+    Fine-grained models specialise to a MaxVio of 2 to 11 (Moonlight runs at 4 to 9), so it is a
+    warning only with a capacity or expert parallelism.
     """
 
     ratio: float = 3.0
-    """MaxVio against the median of the reference window."""
+    """MaxVio relative to the median of the reference window."""
     least: float = 2.5
-    """Experts that part from an equal start reach a MaxVio of 2, and healthy models live there."""
+    """Experts that specialise from an equal start reach a MaxVio of 2, as in healthy models."""
     reference_steps: int = 100
     rank_ratio: float = 1.5
-    """Assignments of the busiest expert-parallel rank against the mean of the ranks."""
+    """Assignments of the busiest expert-parallel rank relative to the mean rank."""
     rank_every: int = 4
     rank_window: int = 8
     """Counts of every fourth step are summed over eight of them."""
     persistence: int = 25
+
+    relations: ClassVar[Relations] = (
+        ("1 < rank_ratio", f"{NEVER_ENDS}: the busiest rank has at least the mean"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,37 +195,11 @@ class DropLimits:
     critical: float = 0.20
     persistence: int = 25
 
-
-@dataclass(frozen=True, slots=True)
-class LogitLimits:
-    """Ratios to the median of the steps t − 220 … t − 20: robust to slow growth."""
-
-    warn: float = 3.0
-    critical: float = 10.0
-    leave: float = 1.5
-    least: float = 1.0
-    """A z-loss below this is no explosion, whatever it was before."""
-    max_logit: float = 64.0
-    """In bf16 neighbouring logits of this size are 0.25 apart and more."""
-    persistence: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class GradientLimits:
-    """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
-
-    ratio: float = 10.0
-    raised: float = 2.0
-    """From here on it is out of its usual range: where an episode is dated back to."""
-    once: float = 50.0
-    """So much that a single step tells."""
-    not_finite: int = 3
-    """So many NaN or infinite norms within ``persistence`` steps: the loss scaling of fp16 skips a
-    single step now and then, and searches its scale in the first ones."""
-    leave: float = 3.0
-    followed: int = 50
-    """LOGITS or COLLAPSE within so many steps after it makes it critical."""
-    persistence: int = 10
+    relations: ClassVar[Relations] = (
+        ("0 < warn", f"{NEVER_ENDS}: it ends below half of this"),
+        ("warn <= critical", CRITICAL_FIRST),
+        ("critical <= 1", "nothing would be critical: it is a share of the assignments"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +211,20 @@ class UniformLimits:
     after_steps: int = 500
     after_share: float = 0.3
     gradient: float = 1e-6
-    """Router gradient norm against the global one, below which nothing is learned …"""
+    """Router gradient norm relative to the global one, below which nothing is learned …"""
     learning: float = 1e-4
-    """… and from which on it is learning, however soft its choices are. Healthy: 1e-2."""
+    """… and above which it learns, however soft its choices are. Healthy: 1e-2."""
     lift: float = 1.2
-    """Mass on the chosen k against k ÷ E, above which it prefers experts: 1.1 at the start of a
-    balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
+    """Mass on the chosen k relative to k ÷ E, above which the router prefers experts: 1.1 at the
+    start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E.
+    """
     persistence: int = 100
+
+    relations: ClassVar[Relations] = (
+        ("entropy_share <= 1", f"{NEVER}: it is a share of ln E"),
+        ("after_share <= 1", f"{NEVER}: it is a share of the planned steps"),
+        ("gradient <= learning", "a router that learns would learn nothing"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,26 +236,32 @@ class ShockLimits:
     within: int = 50
     least_steps: int = 2
 
+    relations: ClassVar[Relations] = (
+        ("drop < 1", f"{NEVER}: c is 1 at most"),
+        ("back <= drop", "a dip would be over as it begins"),
+        ("least_steps <= within", NEVER),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of all rules."""
+    """The limits of all rules, in the order of evaluation."""
 
     METER: MeterLimits = field(default_factory=MeterLimits)
+    LINT: LintLimits = field(default_factory=LintLimits)
+    GRADSPIKE: GradientLimits = field(default_factory=GradientLimits)
+    LOGITS: LogitLimits = field(default_factory=LogitLimits)
     COLLAPSE: CollapseLimits = field(default_factory=CollapseLimits)
+    SHOCK: ShockLimits = field(default_factory=ShockLimits)
     ERODING: ErodingLimits = field(default_factory=ErodingLimits)
     DEAD: DeadLimits = field(default_factory=DeadLimits)
     STARVED: StarvedLimits = field(default_factory=StarvedLimits)
     HOT_EXPERT: HotExpertLimits = field(default_factory=HotExpertLimits)
     OVERLOAD: OverloadLimits = field(default_factory=OverloadLimits)
     DROPS: DropLimits = field(default_factory=DropLimits)
-    LOGITS: LogitLimits = field(default_factory=LogitLimits)
-    GRADSPIKE: GradientLimits = field(default_factory=GradientLimits)
     UNIFORM: UniformLimits = field(default_factory=UniformLimits)
     OSCILLATION: OscillationLimits = field(default_factory=OscillationLimits)
     BIAS_RUNAWAY: BiasRunawayLimits = field(default_factory=BiasRunawayLimits)
-    SHOCK: ShockLimits = field(default_factory=ShockLimits)
-    LINT: LintLimits = field(default_factory=LintLimits)
 
 
 DEFAULTS = Limits()

@@ -1,20 +1,21 @@
-"""When the diagnosis speaks: warm-up, persistence, and what counts as the same trouble."""
+"""Timing of alarms: warm-up, persistence, and what counts as the same trouble."""
 
 WARM_UP_STEPS = 100
 WARM_UP_SHARE = 0.02
 WARM_UP_MAX = 500
 AFTER_RESTART_STEPS = 100
-"""A resumed run may have lost the bias of its routers: as long as a warm-up."""
+"""Steps after a resume that are treated as a warm-up: the bias may be lost."""
 GROUP_STEPS = 100
-"""The same trouble starting within so many steps in several layers is one finding."""
+"""The same trouble that starts within this many steps in several layers is one finding."""
 COOLDOWN_STEPS = 100
-"""Trouble that returns so soon after its recovery never was over."""
+"""Trouble that returns within this many steps had not recovered."""
 ENTER_SHARE = 0.9
 """An alarm needs this share of the last evaluations over its limit."""
 LEAST_LINES = 5
-"""Persistence is meant in steps: a log with a line for every tenth step needs a tenth of the
-lines, but never fewer than these. A shock of 24 steps reaches five lines only if they are less
-than seven steps apart, and then more are asked for."""
+"""Persistence counts steps: a log with a line for every tenth step needs a tenth of the lines, but
+never fewer than these. A shock of 24 steps covers five lines only if they are less than seven
+steps apart, and then more are required.
+"""
 
 
 def warm_up(planned_steps: int | None) -> int:

@@ -15,7 +15,7 @@ class Track(msgspec.Struct):
 
     window: int
     needed: int
-    """Evaluations over the limit, of the last ``window``, that make an alarm."""
+    """Evaluations over the limit, of the last ``window``, that raise an alarm."""
     leave: int
     """Clear evaluations in a row that end an episode."""
     recent: list[tuple[int, int]] = []
@@ -24,12 +24,13 @@ class Track(msgspec.Struct):
     clear: int = 0
     clear_since: int | None = None
     since: int | None = None
-    """First step of the evidence that is building up; ``None`` while most is inside."""
+    """First step of the evidence that is building up; ``None`` while most evaluations are inside.
+    """
     dated: int | None = None
-    """Where the rule itself dates the trouble of the last evaluation to."""
+    """The onset given by the rule at the last evaluation."""
 
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
-        """Take in one evaluation; ``clear`` means inside the limit by its margin."""
+        """Add one evaluation; ``clear`` means inside the limit by its margin."""
         recent = self.recent
         while len(recent) >= self.window:
             self.over -= recent[0][1] > 0
@@ -48,12 +49,12 @@ class Track(msgspec.Struct):
             self.since = self._first_evidence()
 
     def ask(self, window: int, needed: int, leave: int) -> None:
-        """From now on ask for so many evaluations."""
+        """Set the required number of evaluations."""
         self.window, self.needed, self.leave = window, needed, leave
 
     @property
     def began(self) -> int | None:
-        """First step of what builds up, by the evidence or, where earlier, by the rule."""
+        """First step of the evidence, or the onset given by the rule if earlier."""
         if self.since is None or self.dated is None:
             return self.since
         return min(self.since, self.dated)
@@ -67,7 +68,7 @@ class Track(msgspec.Struct):
 
     @property
     def idle(self) -> bool:
-        """Nothing was over the limit lately."""
+        """Whether no recent evaluation was over the limit."""
         return not self.over
 
     @property
@@ -80,11 +81,11 @@ class Track(msgspec.Struct):
 
     @property
     def cleared_at(self) -> int | None:
-        """First step of a stretch of ``leave`` clear evaluations, once it is that long."""
+        """First of ``leave`` clear evaluations in a row, once there are as many."""
         return self.clear_since if self.clear >= self.leave else None
 
     def forget_from(self, step: int) -> None:
-        """Forget the evidence from ``step`` on: the run goes on from there again."""
+        """Forget the evidence from ``step`` on: the run resumes there."""
         self.recent = [(at, severity) for at, severity in self.recent if at < step]
         self.over = sum(severity > 0 for _, severity in self.recent)
         self.clear, self.clear_since = 0, None
@@ -92,12 +93,12 @@ class Track(msgspec.Struct):
             self.since = None
 
     def recall(self, since: int, last: int, severity: Severity) -> None:
-        """There was evidence from ``since`` to ``last``, of which the window remembers nothing."""
+        """Restore evidence from ``since`` to ``last`` that the window has lost."""
         if self.idle:
             self.recent, self.over, self.since = [(last, int(severity))], 1, since
 
     def _first_evidence(self) -> int:
-        """The earliest step from which on enough of the evaluations are over."""
+        """The earliest step from which enough evaluations are over the limit."""
         over, first = 0, self.recent[-1][0]
         for total, (step, severity) in enumerate(reversed(self.recent), start=1):
             over += severity > 0

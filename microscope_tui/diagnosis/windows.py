@@ -1,4 +1,4 @@
-"""Windows over the past that can be saved: plain structs of plain lists."""
+"""Windows over past steps that can be saved: structs of lists."""
 
 import math
 from bisect import bisect_left
@@ -10,7 +10,7 @@ NAN = math.nan
 
 
 class SummedCounts(msgspec.Struct):
-    """Counts of one router summed over the last ``window`` steps that had any."""
+    """Counts of one router summed over the last ``window`` steps with counts."""
 
     window: int
     rows: list[list[int]] = []
@@ -20,7 +20,7 @@ class SummedCounts(msgspec.Struct):
         return len(self.rows)
 
     def add(self, row: Sequence[int]) -> None:
-        """Add the counts of one more step; the oldest leaves a full window."""
+        """Add the counts of one step; a full window drops the oldest."""
         if len(row) != len(self.totals):
             self.rows, self.totals = [], [0] * len(row)
         if len(self.rows) >= self.window:
@@ -41,7 +41,7 @@ class Trail(msgspec.Struct):
     seen: int = 0
 
     def add(self, step: int, values: Sequence[float]) -> bool:
-        """Take in one step; true if it was kept."""
+        """Add one step; true if it was kept."""
         self.seen += 1
         if (self.seen - 1) % self.every:
             return False
@@ -52,12 +52,12 @@ class Trail(msgspec.Struct):
         return True
 
     def forget_from(self, step: int) -> None:
-        """The run goes on from ``step`` again."""
+        """The run resumes at ``step``."""
         while self.steps and self.steps[-1] >= step:
             del self.steps[-1], self.rows[-1]
 
     def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
-        """The kept values of one router, oldest first, without those that are no number."""
+        """The kept finite values of one router, oldest first."""
         return [v for row in self.rows[first:last] if (v := row[router]) == v]
 
     def before(self, step: int, router: int) -> list[float]:
@@ -66,9 +66,9 @@ class Trail(msgspec.Struct):
 
 
 class FirstValues(msgspec.Struct):
-    """Values of all routers in the first ``size`` lines of a run: what it started with.
+    """Values of all routers in the first ``size`` lines of a run: its initial state.
 
-    A resume keeps them, or damage would become the new normal.
+    A resume keeps them, or damage would become the new reference.
     """
 
     size: int
@@ -76,7 +76,7 @@ class FirstValues(msgspec.Struct):
     rows: list[list[float]] = []
 
     def add(self, step: int, values: Sequence[float]) -> None:
-        """Take in one line, while there is room."""
+        """Add one line while there is room."""
         if len(self.rows) < self.size:
             self.steps.append(step)
             self.rows.append(list(values))
@@ -92,11 +92,11 @@ class FirstValues(msgspec.Struct):
 
 
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
-    """How many steps give an expert ``evidence`` expected assignments, between two bounds."""
+    """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most
     return min(most, max(least, needed))
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, the upper one of two; NaN of none."""
+    """The median, the upper one of two; NaN without values."""
     return sorted(values)[len(values) // 2] if values else NAN

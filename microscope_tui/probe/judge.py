@@ -16,7 +16,8 @@ from microscope_tui.diagnosis import saved
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.circumstances import circumstances
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Finding, group, overall
+from microscope_tui.diagnosis.episodes import Finding, overall
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.diagnosis.signals import BiasSource, CountSource
@@ -87,7 +88,7 @@ class RunJudge:
         run = next(iter(self._reader.feed(header)), None)
         if not isinstance(run, RunRecord):
             reasons = "; ".join(self._reader.defects.first)
-            raise ValueError(f"the header cannot be judged ({reasons}): mend the run record")
+            raise ValueError(f"the header cannot be judged ({reasons}): fix the run record")
         self._settings = _settings(run)
         self.since = max(1, run.resumed_at_step or 1)
         """First step that was judged; later than 1 where a resumed run came without its state."""

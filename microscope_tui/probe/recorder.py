@@ -40,7 +40,7 @@ from microscope_tui.runlog.background import (
 from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME, EventRecord
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 _MOST_ALERTS = 1000
 """Of those that nobody asked for, the newest."""
@@ -287,7 +287,7 @@ class RunRecorder:
             return None
 
     def _warn(self, what: str) -> None:
-        _logger.warning("%s: %s; training goes on", self._log.path, what)
+        _logger.warning("%s: %s; training continues", self._log.path, what)
 
     def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
         return matrix(name, rows, convert, self._depths, self._num_experts)

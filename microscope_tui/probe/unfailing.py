@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.recorder import RunRecorder
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
@@ -80,9 +80,9 @@ class UnfailingLog:
         if self._warned:
             return
         self._warned = True
-        # Where the warning fails too, nobody is left to be told: training goes on all the same.
+        # Where the warning fails too, there is no one left to warn: training continues.
         with contextlib.suppress(Exception):
-            self._say(f"the run log has a gap, training goes on: {error!r}")
+            self._say(f"the run log has a gap, training continues: {error!r}")
 
 
 class SilentLog:

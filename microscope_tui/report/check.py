@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, Finding, group, overall
+from microscope_tui.diagnosis.episodes import Episode, Finding, overall
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.words import listed
+from microscope_tui.lines.words import listed
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.verdict import evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
@@ -27,15 +29,15 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What somebody asked ``check`` for."""
+    """The demand on ``check``."""
 
     criteria: Criteria = ANYTHING
     since_step: int = 0
     """Only episodes that began at this step or later count."""
     fail_on: str = "warn"
-    """With ``crit`` a warning does not fail (exit code 0)."""
+    """With ``crit`` a warning exits with 0."""
     remarks: tuple[str, ...] = ()
-    """What else is to be said with the verdict: a baseline, limits of a config file."""
+    """Remarks to print with the verdict: a baseline, limits of a config file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +49,19 @@ class Judgement:
     state: str
     last_step: int
     profile: str
-    """By what the run was judged; empty where there was nothing to judge."""
+    """The profile the run was judged by; empty without a run."""
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
-    """Why there is no verdict, where there is none."""
+    """Why there is no verdict; empty if there is one."""
     waits_until: int | None
-    """The step until which the run is not judged, where that is why there is no verdict."""
+    """The step until which the run is not judged, if that is the reason."""
     notes: Sequence[str]
-    """What the verdict could not take into account, and what it was told to."""
+    """Limitations of the verdict, and the options that changed it."""
 
     @property
     def judged(self) -> bool:
-        """There is a verdict, or a fault of the meter forbids one."""
+        """Whether there is a verdict, or a measurement fault forbids one."""
         return self.problem is None
 
 
@@ -97,8 +99,8 @@ def judge(
 
 
 def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Finding, Advice]]:
-    """These episodes as findings, each with its words; what is only information comes last."""
-    run = replace(diagnosis.run, profile=diagnosis.profile)  # judged so, so advised so
+    """These episodes as findings with their texts; information comes last."""
+    run = replace(diagnosis.run, profile=diagnosis.profile)  # the advice follows the judged profile
     found = [
         (f, advise(f, run, diagnosis.checkpoints, diagnosis.episodes)) for f in group(episodes)
     ]
@@ -106,7 +108,7 @@ def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Findin
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
-    """The exit code that these findings amount to."""
+    """The exit code for these findings."""
     worst = overall(findings)
     if worst is Severity.WARN and fail_on != "warn":
         return HEALTHY
@@ -125,13 +127,13 @@ def _rank(judgement: Judgement) -> int:
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
-    """What the log lacks."""
+    """Remarks on what the log lacks."""
     if watch.defects.count:
         first = "; ".join(watch.defects.first)
         yield f"{watch.defects.count:,} unreadable parts skipped: {first}"
     state, _ = watch.state()
     last = watch.latest.record.step if watch.latest else 0
-    if state not in ("live", "slow", "finished", "waiting"):
+    if not state.live and state not in (RunState.FINISHED, RunState.WAITING):
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
     if watch.scan.end is not None and (watch.scan.end.step or 0) > last:
         yield f"the run ended at step {watch.scan.end.step:,}: the steps after {last:,} are missing"
@@ -149,17 +151,17 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
 
 
 def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
-    """What was asked for, so that nobody takes the verdict for another."""
+    """Remarks on the options that changed the verdict."""
     criteria, diagnosis = demand.criteria, watch.diagnosis
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
     if criteria.profile:
         header = watch.run.profile if watch.run is not None else ""
-        said = f", the header says {header}" if header and header != criteria.profile else ""
+        said = f", the header has {header}" if header and header != criteria.profile else ""
         yield f"judged as {criteria.profile} (--profile{said})"
     elif watch.run is not None and diagnosis is not None and diagnosis.profile != watch.run.profile:
         yield (
-            f"judged as {diagnosis.profile}, the header says {watch.run.profile}; "
+            f"judged as {diagnosis.profile}, the header has {watch.run.profile}; "
             "--profile chooses another"
         )
     yield from demand.remarks
@@ -173,7 +175,7 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
 
 
 def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
-    """What began before the range and is not over."""
+    """Findings that began before the range and are still active."""
     found = [
         f"{finding.rule} in {listed(finding.layers)} since step {finding.onset:,}"
         if finding.layers

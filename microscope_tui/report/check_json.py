@@ -1,4 +1,4 @@
-"""The judgement as JSON, by the schema of ``docs/check-json.md``: versioned, only ever extended."""
+"""The judgement as JSON, by the versioned schema of ``docs/check-json.md``; keys are only added."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from typing import Any
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.reading import Facts
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import Judgement
+from microscope_tui.report.news import News
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 
 SCHEMA_VERSION = 1
 
 
-def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """The report on all runs that were judged."""
+def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """The report on all judged runs."""
     return {
         "schema_version": SCHEMA_VERSION,
         "runs": [
@@ -37,8 +37,8 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     }
 
 
-def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
-    """A piece of news of a run that is followed: a finding, and what happened to it."""
+def news_json(file: RunFile, alert: News) -> dict[str, Any]:
+    """A piece of news of a followed run: a finding, and what happened to it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "event": alert.event,
@@ -50,7 +50,7 @@ def alert_json(file: RunFile, alert: Alert) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
-    """A finding and its words."""
+    """A finding and its texts."""
     worst = finding.worst
     return {
         "rule": finding.rule,
@@ -80,7 +80,7 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
 
 
 def _present(worst: Episode) -> dict[str, Any] | None:
-    """How the worst layer stands at its latest evaluation."""
+    """The latest evaluation of the worst layer."""
     if worst.now is None:
         return None
     return {
@@ -96,5 +96,5 @@ def _experts(facts: Facts) -> list[int]:
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no infinity."""
+    """JSON has no infinity."""
     return value if math.isfinite(value) else None

@@ -1,20 +1,20 @@
-"""The judgement as text for a person: one line when all is well, three a finding otherwise."""
+"""The judgement as text: one line for a healthy run, three per finding otherwise."""
 
 from microscope_tui.diagnosis.advice import Advice
 from microscope_tui.diagnosis.episodes import Finding
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.alerts import Alert
 from microscope_tui.report.check import HEALTHY, Judgement
+from microscope_tui.report.news import News
 
 _WORDS = {0: "healthy", 1: "WARNING", 2: "CRITICAL", 3: "NO VERDICT"}
 
 
-def as_text(judgement: Judgement) -> str:
+def verdict_text(judgement: Judgement) -> str:
     """The report on one run."""
     word = _WORDS[judgement.exit_code]
     forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
     if judgement.exit_code == HEALTHY and forgiven:
-        word = "warnings, forgiven by --fail-on crit,"
+        word = "warnings, ignored by --fail-on crit,"
     if judgement.waits_until is not None:
         word = f"{judgement.problem},"
     lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
@@ -26,8 +26,8 @@ def as_text(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
-def alert_text(alert: Alert) -> str:
-    """A piece of news of a run that is followed."""
+def news_text(alert: News) -> str:
+    """A piece of news of a followed run."""
     first, *rest = _finding(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":

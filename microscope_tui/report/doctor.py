@@ -1,6 +1,6 @@
-"""The doctor's report: what the microscope finds where it runs, and what would make it better.
+"""The doctor's report: the terminal and its environment, and what would improve them.
 
-Plain lines under short headings, or the same as data. The advice is derived from the facts alone.
+Plain lines under short headings, or the same as data. The advice depends on the facts only.
 """
 
 import re
@@ -8,29 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import wrap
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
-from microscope_tui.report.wrap import wrap
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _LABEL, _WIDTH = 12, 74
 _FEATURES_SINCE = (3, 2)
-"""The tmux that got ``terminal-features``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where things are looked for, and how changes are noticed."""
-
-    path: str
-    mode: str
-    """``events``, ``polling``, or empty where nothing can be watched."""
-    reason: str
-    """Why not ``events``."""
-    config: str
-    config_there: bool
-    views: str
+"""The tmux version that introduced ``terminal-features``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +24,30 @@ class Cost:
     """Bytes that are sent to draw a heatmap."""
 
     frame: int
-    """All of it."""
+    """The full frame."""
     compressed: int
-    """The same as ``ssh -C`` would send it."""
+    """The full frame, compressed as by ``ssh -C``."""
     update: int
     """After one cell of a hundred has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was found."""
+    """All facts of the report."""
 
     versions: Mapping[str, str]
     terminal: Terminal
-    files: Files
     costs: Mapping[str, Cost]
-    """By number of colours."""
+    """By the number of colours of this terminal."""
 
 
-def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
+def doctor_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     """The report; ``samples`` are lines that only a terminal may get."""
     programs = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     blocks = [
         [programs],
         ["terminal", *_rows(_terminal(facts.terminal))],
         ["connection", *_rows(_connection(facts.terminal))],
-        ["files", *_rows(_files(facts.files))],
         ["bytes for a heatmap of 58 layers x 256 experts at 140x50", *_rows(_costs(facts.costs))],
     ]
     if samples:
@@ -76,7 +60,7 @@ def as_text(facts: Facts, samples: Sequence[str] = ()) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def as_json(facts: Facts) -> dict[str, Any]:
+def doctor_json(facts: Facts) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -87,7 +71,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
 
 
 def recommended(facts: Facts) -> list[str]:
-    """What to change, the most important first; empty where all is well."""
+    """What to change, most important first; empty if all is well."""
     terminal = facts.terminal
     advice = []
     if terminal.colours.remedy:
@@ -95,21 +79,16 @@ def recommended(facts: Facts) -> list[str]:
     else:
         advice += _for_colours(terminal)
     if terminal.no_color:
-        advice.append("unset NO_COLOR if loads are to have colours instead of characters")
+        advice.append("unset NO_COLOR to show loads as colours instead of characters")
     if terminal.glyphs is Glyphs.ASCII and terminal.colours.system:
         advice.append("for finer curves use a UTF-8 locale, for example LANG=C.UTF-8")
     columns, rows = terminal.declared or terminal.size or (MIN_COLUMNS, MIN_ROWS)
     if terminal.size and terminal.declared not in (None, terminal.size):
-        advice.append("unset COLUMNS and LINES: they hide the true size of the window")
+        advice.append("unset COLUMNS and LINES: they override the real size of the window")
     elif columns < MIN_COLUMNS or rows < MIN_ROWS:
         advice.append(f"make the window at least {MIN_COLUMNS}x{MIN_ROWS}")
     if terminal.ssh:
         advice.append("connect with `ssh -C`: compressed, a screen is a fraction of its bytes")
-    if "inotify" in facts.files.reason:
-        advice.append(
-            "raise fs.inotify.max_user_watches and max_user_instances with sysctl, or open a "
-            "smaller folder; until then new steps are found by looking"
-        )
     return advice
 
 
@@ -140,7 +119,7 @@ def _for_tmux(tmux: Multiplexer, system: str | None, passes: bool | None) -> lis
         if old:
             line = f'set -ga terminal-overrides ",{outer}:Tc"'
         advice.append(
-            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and start tmux anew"
+            f"if your terminal has truecolor, put `{line}` into ~/.tmux.conf and restart tmux"
             + ("; until then use --color 256" if system == "truecolor" else "")
         )
     if system != "truecolor":
@@ -162,7 +141,7 @@ def _terminal(terminal: Terminal) -> list[tuple[str, str]]:
     if terminal.size:
         size = [("size", "{}x{}".format(*terminal.size))]
         if terminal.declared not in (None, terminal.size):
-            size.append(("", "COLUMNS and LINES say {}x{}".format(*(terminal.declared or ()))))
+            size.append(("", "COLUMNS and LINES give {}x{}".format(*(terminal.declared or ()))))
         size.append(("layout", layout_of(*(terminal.declared or terminal.size))))
     locale = terminal.locale or "not set"
     no_color = "set: no colours, loads as characters" if terminal.no_color else "not set"
@@ -185,21 +164,10 @@ def _connection(terminal: Terminal) -> list[tuple[str, str]]:
     passes = terminal.truecolor_passes
     passing = {None: "not known", True: "yes", False: "no"}[passes]
     if between.name == "tmux":
-        outside = between.outer or "a terminal that it does not name"
+        outside = between.outer or "an unnamed terminal"
         passing += f" (terminal outside: {outside})"
         rows.insert(0, ("truecolor", f"passes through: {passing}"))
-    return [(between.name, between.version or "did not say its version"), *rows]
-
-
-def _files(files: Files) -> list[tuple[str, str]]:
-    watched = "file events" if files.mode == "events" else files.reason
-    if files.mode == "polling":
-        watched = f"looking now and then ({files.reason})"
-    return [
-        ("logs", f"{files.path}: {watched}"),
-        ("config", f"{files.config}{'' if files.config_there else ' (not there)'}"),
-        ("saved views", files.views),
-    ]
+    return [(between.name, between.version or "version unknown"), *rows]
 
 
 def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:
@@ -214,7 +182,7 @@ def _costs(costs: Mapping[str, Cost]) -> list[tuple[str, str]]:
 
 
 def _item(advice: str) -> list[str]:
-    """In lines; what is to be copied stays in one."""
+    """Wrapped to lines; commands to copy stay on one line."""
     whole = re.sub("`[^`]+`", lambda found: found[0].replace(" ", "\0"), advice)
     first, *rest = (line.replace("\0", " ") for line in wrap(whole, _WIDTH))
     return [f"  - {first}", *(f"    {line}" for line in rest)]

@@ -1,4 +1,4 @@
-"""What a rule is: what it means, when it fires, by which limits and why, and what silences it."""
+"""Explains a rule: its meaning, when it fires, its limits and their sources, and what mutes it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,8 +16,6 @@ from microscope_tui.runlog.records import RouterInfo, RunRecord
 SCHEMA_VERSION = 1
 _WIDTH = 96
 _LINE = 86
-_BY_CAUSE = ("METER", "LINT")
-"""Rules whose advice depends on what exactly is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +29,19 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All there is to know of a rule."""
+    """Everything about a rule."""
 
     name: str
     subject: str
     means: str
     formula: str
     evidence: str
-    """Where the limits come from."""
+    """The source of the limits."""
     limits: Sequence[Limit]
     silenced_by: Sequence[str]
     silent_profiles: Sequence[str]
     next: str | None
-    """What to do in a typical run; ``None`` where that depends on the cause."""
+    """What to do in a typical run; ``None`` if it depends on the cause."""
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
@@ -67,7 +65,7 @@ def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
 
 
 def as_list(explanations: Sequence[Explanation]) -> str:
-    """One line a rule: name, subject, and the first thing that it means."""
+    """One line per rule: name, subject, and the first sentence of its meaning."""
     lines = (f"{one.subject}: {one.means.partition('. ')[0]}" for one in explanations)
     names = (one.name for one in explanations)
     return "\n".join(
@@ -76,7 +74,7 @@ def as_list(explanations: Sequence[Explanation]) -> str:
     )
 
 
-def as_text(one: Explanation) -> str:
+def rule_text(one: Explanation) -> str:
     """A rule in full."""
     shown = [
         f"{limit.name} = {limit.value:g}"
@@ -105,7 +103,7 @@ def as_text(one: Explanation) -> str:
     return "\n".join([*lines, *(f"{' ' * 12}{line}" for line in shown)])
 
 
-def as_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
+def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -129,8 +127,9 @@ def as_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
 
 def _silenced_by(name: str) -> list[str]:
     rule, reasons = RULES[name], []
-    if name != "METER":
-        reasons.append("METER in the same layer or in the run as a whole")
+    if not rule.mutes_all:
+        muting = " or ".join(other.name for other in RULES.values() if other.mutes_all)
+        reasons.append(f"{muting} in the same layer or in the run as a whole")
     if rule.muted_by:
         names = " or ".join(rule.muted_by)
         reasons.append(f"{names} in the same layer, unless this is worse")
@@ -148,7 +147,7 @@ def _profiles(one: Explanation) -> list[str]:
 
 def _typical_remedy(name: str) -> str | None:
     """What the rule advises in a small run that balances by bias."""
-    if name in _BY_CAUSE:
+    if RULES[name].remedy_by_cause:
         return None
     router = RouterInfo("L1", 1, 64, 8)
     balance = {"method": "bias", "bias_update_rate": 0.001}

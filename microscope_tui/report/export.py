@@ -109,7 +109,7 @@ def runs_json(cards: Sequence[RunCard]) -> str:
 
 
 def effective_experts(layer: LayerView, view: RunView) -> float | None:
-    """How many equally used experts would be as uneven as the load of ``layer``."""
+    """Number of equally used experts that would be as uneven as the load of ``layer``."""
     return value_at(view.record.router.effective_experts, layer.index) if view.record else None
 
 
@@ -134,7 +134,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
 
 
 def _scalars(record: StepRecord | None) -> dict[str, Any]:
-    """What a step says of the run as a whole; all null before the first step."""
+    """Values of a step for the whole run; all null before the first step."""
     names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
     values = {name: getattr(record, name, None) for name in names}
     if values["losses"]:
@@ -151,9 +151,11 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[_Cell]]) -> str:
 
 
 def _cell(value: _Cell) -> _Cell:
-    """A name that a spreadsheet would run as a formula is made a text; numbers stay numbers."""
+    """Escape names that a spreadsheet would run as formulas; numbers stay numbers."""
     if isinstance(value, str):
-        first = unicodedata.normalize("NFKC", value.lstrip()[:1])  # a wide = is obeyed as well
+        first = unicodedata.normalize(
+            "NFKC", value.lstrip()[:1]
+        )  # a full-width = is a formula as well
         return f"'{value}" if first and first in _FORMULA else value
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,7 +1,7 @@
-"""``moe-microscope check --format-only``: is this file a run log by the letter of the format?
+"""``moe-microscope check --format-only``: validates a file against the run log format.
 
-For people who write the log from another trainer: one line a problem, in the form that compilers
-use, so that an editor jumps to it. The file is read as a stream; only the longest line is kept.
+For authors of other trainers: one line per problem, in the format of compiler errors, so that an
+editor can jump to it. The file is read as a stream; only the longest line is kept.
 """
 
 import os
@@ -39,7 +39,7 @@ class FormatReport:
     problems: Sequence[Problem]
 
     def count(self, severity: str) -> int:
-        """Number of problems, those included that are only summed up."""
+        """Number of problems, including those that are only summed up."""
         return sum(p.count for p in self.problems if p.severity == severity)
 
 
@@ -76,8 +76,8 @@ def exit_code(report: FormatReport) -> int:
     return HEALTHY if known and not report.count("error") else NO_VERDICT
 
 
-def as_text(report: FormatReport) -> str:
-    """One line a problem, then what was there and how much of it is wrong."""
+def format_text(report: FormatReport) -> str:
+    """One line per problem, then a summary."""
     lines = [
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
         for problem in report.problems
@@ -94,7 +94,7 @@ def as_text(report: FormatReport) -> str:
     return "\n".join(lines)
 
 
-def as_json(report: FormatReport) -> dict[str, Any]:
+def format_json(report: FormatReport) -> dict[str, Any]:
     """The machine-readable report; the schema is versioned."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -118,7 +118,7 @@ def as_json(report: FormatReport) -> dict[str, Any]:
 
 
 class _Check:
-    """Chunks of bytes in, problems out. What the splitter hides from the validator is seen here."""
+    """Chunks of bytes in, problems out. Checks what the splitter hides from the validator."""
 
     def __init__(self) -> None:
         self.validator = LogValidator()
@@ -131,7 +131,7 @@ class _Check:
         return self._splitter.line_number
 
     def feed(self, chunk: bytes) -> Iterator[Problem]:
-        """What is wrong in the lines that the chunk completes."""
+        """Problems of the lines that the chunk completes."""
         yield from self._strange_bytes(chunk)
         for number, line in self._splitter.feed(chunk.replace(b"\0", b"")):
             yield from self.validator.check(number, line)
@@ -139,13 +139,13 @@ class _Check:
         self._torn = not chunk.endswith(b"\n")
 
     def finish(self) -> Iterator[Problem]:
-        """What is wrong with a last line that has no newline: torn, or lacking only that."""
+        """Problems of a last line without a newline: torn, or complete."""
         if not self._torn:
             return
         problems = self.validator.problems
         for number, line in self._splitter.feed(b"\n"):
             whole = _is_whole(line)
-            what = "wait for it" if whole else "leave the torn line out until it is whole"
+            what = "wait for it" if whole else "skip the torn line until it is whole"
             problems.line = number
             problems.hint(
                 "no newline",

@@ -1,15 +1,15 @@
-"""What a terminal can show, as far as its environment tells: facts, and what follows from them.
+"""Capabilities of a terminal, derived from its environment.
 
-The rules are those of Rich and Textual, which draw; a test holds them against each other. They
-are here as well because neither says why, and because of one exception: tmux and GNU screen show
-256 colours even where TERM promises 16, so the screens use them.
+The rules are those of Rich and Textual; a test compares them. They are repeated here because
+neither reports its reasons, and because tmux and GNU screen show 256 colours even if TERM promises
+16, so the screens use them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.runlog.safe_text import safe_text
 
 ROOMY_ROWS = 30
@@ -22,27 +22,27 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """How many colours will be used, and why."""
+    """The number of colours, and why."""
 
     system: str | None
-    """``truecolor``, ``256`` or ``16``; ``None`` where the screens cannot open at all."""
+    """``truecolor``, ``256`` or ``16``; ``None`` if the screens cannot open."""
     reason: str
     remedy: str = ""
-    """What to do where the screens cannot open."""
+    """What to do if the screens cannot open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Multiplexer:
-    """The program between us and the terminal that somebody looks at."""
+    """A terminal multiplexer, between us and the outer terminal."""
 
     name: str
     """``tmux`` or ``screen``."""
     version: str = ""
-    """As it says it itself; empty where it did not answer."""
+    """Its own version string; empty if it did not answer."""
     outer: str = ""
-    """TERM of the terminal outside."""
+    """TERM of the outer terminal."""
     features: tuple[str, ...] = ()
-    """What tmux knows of the terminal outside; ``RGB`` is truecolor."""
+    """tmux's features of the outer terminal; ``RGB`` is truecolor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Terminal:
     """LC_ALL or LANG."""
     glyphs: Glyphs
     size: tuple[int, int] | None
-    """Columns and rows; ``None`` where there is no terminal."""
+    """Columns and rows; ``None`` without a terminal."""
     declared: tuple[int, int] | None
-    """Size by COLUMNS and LINES, which Textual believes more; ``None`` where they are not set."""
+    """Size by COLUMNS and LINES, which Textual prefers; ``None`` if not set."""
     synchronised: str
     """Synchronised output: ``yes``, ``no``, ``no answer``, or why it was not asked for."""
     multiplexer: Multiplexer | None
@@ -68,23 +68,23 @@ class Terminal:
 
     @property
     def truecolor_passes(self) -> bool | None:
-        """Whether truecolor gets through to the terminal outside; ``None`` where nobody knows."""
+        """Whether truecolor reaches the outer terminal; ``None`` if unknown."""
         if self.multiplexer is None or not self.multiplexer.features:
             return None
         return "RGB" in self.multiplexer.features
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
-    """In tmux or GNU screen, here or on the machine that the SSH session came from."""
+    """Whether in tmux or GNU screen, here or on the machine that the SSH session came from."""
     term = environment.get("TERM", "").strip().lower()
     inside = environment.get("TMUX") or environment.get("STY")
     return bool(inside) or term.split("-")[0].split(".")[0] in _IN_MULTIPLEXER
 
 
 def is_remote(environment: Mapping[str, str]) -> bool:
-    """Bytes to the terminal may be dear: over SSH, or in tmux or screen, which may be attached so.
+    """Whether bandwidth may be scarce: over SSH, or in tmux or screen.
 
-    Both outlive connections: their environment does not say who looks on now.
+    Both outlive connections: their environment does not show where they are attached from now.
     """
     return bool(environment.get("SSH_CONNECTION")) or in_multiplexer(environment)
 
@@ -116,7 +116,7 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
 
 
 def layout_of(columns: int, rows: int) -> str:
-    """What a window of this size shows, in words."""
+    """The layout for a window of this size, in words."""
     if columns < MIN_COLUMNS or rows < MIN_ROWS:
         return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
     if rows < ROOMY_ROWS:

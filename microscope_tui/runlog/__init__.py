@@ -1,5 +1,5 @@
-"""The run log: the one thing that a trainer and the microscope share.
+"""The run log: the only interface between a trainer and the microscope.
 
-``LOGS/<run>/metrics.jsonl``: one run a file, one JSON object a line, append-only.
-Standard library and msgspec only.
+``LOGS/<run>/metrics.jsonl``: one run per file, one JSON object per line, append-only. Standard
+library and msgspec only.
 """

@@ -1,19 +1,18 @@
-"""Write a run log on a thread of its own: the training hands a record over and goes on.
+"""Writes a run log on a background thread: the training never waits for the disk.
 
-What happens when the disk is slower than the training, or hangs: the training never waits.
-Records queue up in memory, bounded in number and in bytes (below). Where they pile up, what is
-least missed goes first:
+Records queue up in memory, bounded in number and in bytes (below). When the disk is too slow, the
+least important data is dropped first:
 
-1. While more than half of the queue waits, steps are written without their matrices
-   (``tokens_per_expert``, ``expert_bias``); the summaries of every router stay.
-2. When the queue is full, new steps are dropped and counted; a ``lost_records`` event stands in
-   the gap and says how many.
+1. While more than half of the queue is used, steps are written without their matrices
+(``tokens_per_expert``, ``expert_bias``); the summaries of every router stay.
+2. When the queue is full, new steps are dropped and counted; a ``lost_records`` event in the gap
+gives the number.
 3. Run records and events have a reserve of their own and are never dropped in favour of steps.
 
-A record that cannot be encoded costs itself and a warning, never the thread. The end of the
-program waits a few seconds for the queue to drain, no longer. In a child after ``fork`` there is
-no writing thread: everything here then returns at once and writes nothing, the log belongs to the
-parent. Neither a KeyboardInterrupt nor a signal handler that logs can leave a lock shut.
+A record that cannot be encoded is lost with a warning; the thread continues. At exit the program
+waits a few seconds for the queue to drain, no longer. In a child after ``fork`` there is no writing
+thread: every method returns at once and writes nothing, the log belongs to the parent. Neither a
+KeyboardInterrupt nor a signal handler that logs can leave a lock held.
 """
 
 import atexit
@@ -27,19 +26,21 @@ from typing import Any
 
 from microscope_tui.runlog.writer import RunLogWriter
 
-_logger = logging.getLogger("moe_microscope.runlog")
+_logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 MEANS = ("mean_weight", "mean_output_norm")
 MATRICES = (*MEANS, "expert_bias", "tokens_per_expert")
 
 MAX_RECORDS = 4096
-"""Steps of a small model (6 kB in memory) that wait: minutes of a disk that hangs, in 27 MB."""
+"""Maximum number of queued steps: minutes of a hanging disk for a small model (6 kB per step), in
+27 MB.
+"""
 MAX_BYTES = 64 * 2**20
-"""Nor more than this: 58 routers of 256 experts are 0.27 MB a step, and 250 steps of them wait."""
+"""Maximum bytes of queued steps: 250 steps of 58 routers of 256 experts (0.27 MB each)."""
 RESERVE_RECORDS = 256
 RESERVE_BYTES = 4 * 2**20
-"""What run records and events may use on top, so that even a queue full of steps takes them."""
+"""Additional bytes for run records and events, so that a queue full of steps still accepts them."""
 
 SYNC_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
@@ -54,19 +55,19 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Not a record: everything before it is written when the thread arrives here."""
+    """A marker in the queue: everything before it is written when the thread reaches it."""
 
     last: bool = False
     synced: "queue.SimpleQueue[bool]" = field(default_factory=queue.SimpleQueue)
 
 
 def without_matrices(record: Record, matrices: bool) -> Record:
-    """The record as it is, or without what rule 1 above leaves out."""
+    """The record, or the record without its matrices (rule 1 above)."""
     return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
 
 
 class BackgroundLog:
-    """Encodes and writes on a daemon thread what ``write`` takes over; see the module."""
+    """Encodes and writes records on a daemon thread; see the module."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class BackgroundLog:
         max_records: int = MAX_RECORDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Start the thread that writes to ``log``, which from now on is this object's own.
+        """Start the thread that writes to ``log``; this object takes ownership of it.
 
         Args:
             finish: called on that thread with a record and whether its matrices are wanted;
@@ -88,8 +89,8 @@ class BackgroundLog:
         # Both are C code: nothing can interrupt them halfway and leave them locked.
         self._queue: queue.SimpleQueue[_Entry | _Mark] = queue.SimpleQueue()
         self._lock = threading.RLock()
-        self._records = self._bytes = 0  # waiting, the one that is being written included
-        self._dropped = 0  # steps since the last record that found room
+        self._records = self._bytes = 0  # queued, including the one being written
+        self._dropped = 0  # steps dropped since the last queued record
         self._late: _Mark | None = None
         self._closing = self._abandoned = False
         self._said: set[str] = set()
@@ -98,12 +99,12 @@ class BackgroundLog:
         atexit.register(self.close)
 
     def write(self, record: Record) -> None:
-        """Take the record over; never waits. Nobody may change it afterwards."""
+        """Queue the record; never waits. It must not be changed afterwards."""
         if self._log.is_forked:
-            self._log.write(record)  # says so, and writes nothing
+            self._log.write(record)  # warns, and writes nothing
             return
         if self._closing:
-            self._warn_once("a record that came after the log was closed is not written")
+            self._warn_once("a record arrived after the log was closed and is not written")
             return
         size = estimated_bytes(record)
         is_step = record.get("kind") == "step"
@@ -123,9 +124,9 @@ class BackgroundLog:
         self._warn_once("the disk is too slow, steps are dropped; lost records are counted")
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
-        """Wait until all that came before is written and forced to disk; ``False`` if it is not.
+        """Wait until everything queued is written and synced; ``False`` on a timeout or failure.
 
-        A disk that let a sync run into its timeout is not waited for again until it moves.
+        After a timeout it does not wait again until the disk makes progress.
         """
         if self._closing or self._log.is_forked:
             return False
@@ -143,13 +144,13 @@ class BackgroundLog:
         return synced
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Write what waits, and close the log; give up on steps after ``timeout_s``."""
+        """Write the queue and close the log; give up on steps after ``timeout_s``."""
         if self._log.is_forked or self._abandoned:
             return
         if not self._closing:
             self._closing = True
             self._queue.put(_Mark(last=True))
-        self._thread.join(timeout_s)  # interrupted here, the end of the program waits once more
+        self._thread.join(timeout_s)  # if interrupted here, the exit handler waits once more
         if self._thread.is_alive():
             self._abandoned = True
             with self._lock:
@@ -182,7 +183,7 @@ class BackgroundLog:
         try:
             self._log.lost_records += entry.lost_before
             if self._abandoned and entry.record.get("kind") == "step":
-                self._log.lost_records += 1  # too late for steps; how the run ended still counts
+                self._log.lost_records += 1  # too late for steps; the end event is still written
                 return
             if crowded:
                 self._warn_once("the disk is slow, steps are written without their counts")
@@ -195,11 +196,11 @@ class BackgroundLog:
     def _warn_once(self, what: str, why: str = "") -> None:
         if what not in self._said:
             self._said.add(what)
-            _logger.warning("%s: %s%s; training goes on", self._log.path, what, why)
+            _logger.warning("%s: %s%s; training continues", self._log.path, what, why)
 
 
 def estimated_bytes(value: Any) -> int:
-    """Roughly what a value holds in memory, without looking at every number of a matrix."""
+    """Approximate memory of a value, without visiting every number of a matrix."""
     if isinstance(value, array):
         return 64 + value.itemsize * len(value)
     if isinstance(value, str | bytes):

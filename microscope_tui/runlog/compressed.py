@@ -1,8 +1,8 @@
-"""A log in a gzip or zstd archive, read from front to back and never held as a whole.
+"""A gzip or zstd log, read as a stream.
 
-One read unpacks at most what it hands out: a small archive that unpacks to a large log costs
-time, never memory. An archive that ends in the middle is one that is still being written: what
-is there is shown, and reading goes on where it ended when there is more.
+One read unpacks at most what it returns: a small archive that unpacks to a large log costs time,
+not memory. A truncated archive is treated as one that is still being written: its content is shown,
+and reading continues when it grows.
 """
 
 import os
@@ -15,49 +15,45 @@ from microscope_tui.runlog.follow import Chunk, LogFollower, Source, is_an_objec
 ARCHIVE_SUFFIXES = (".gz", ".zst")
 _PIECE_BYTES = 1 << 14
 _INPUT_BYTES = 1 << 20
-"""A read unpacks no more than this, however little comes out of it."""
+"""Maximum of packed bytes per read, however little they unpack to."""
 _MARK_BYTES = 256
 _ZSTD_WINDOW_LOG = 27
-"""128 MB, what ``zstd --ultra -22`` uses: an archive that asks for more memory is refused."""
+"""128 MB, as used by ``zstd --ultra -22``: archives that need more memory are refused."""
 
 
 class _Damaged(ValueError):
-    """What follows in the archive cannot be unpacked."""
+    """The rest of the archive cannot be unpacked."""
 
 
-class CompressedLog:
+class CompressedLog(Source):
     """The lines of a ``.jsonl.gz`` or ``.jsonl.zst``; ``offset`` and ``size`` in packed bytes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = False
+        super().__init__(path, seekable=False)
         self._inode: tuple[int, int] | None = None
         self._start()
 
     def kept(self) -> tuple[int, int]:
-        """Nothing: an archive is read from front to back."""
+        """Nothing: an archive cannot be rewound."""
         return 0, 0
 
     def relocate(self, path: Path) -> None:
-        """Go on under another name: the file was renamed. Another file there starts again."""
+        """Continue under another name after a rename. A different file restarts the reading."""
         self.path = path
 
     def _start(self) -> None:
         self.offset = 0
-        self._mark = b""  # the packed bytes at the start and before ``offset``: the file's face
+        self._mark = (
+            b""  # the packed bytes at the start and before ``offset``: fingerprint of the file
+        )
         self._decoder: _Gzip | _Zstd | None = None
         self._member = 0  # where the gzip member or zstd frame at ``offset`` starts …
         self._unpacked = 0  # … and how much was unpacked of it
-        self._skip = 0  # so many of its bytes were handed out already
+        self._skip = 0  # bytes of it that were already returned
         self._careful_from: int | None = None
         self._rest = b""  # the torn end of what was unpacked
-        self._inside_line = False  # the start of this line was handed out
-        self._newline_owed = False  # a newline was handed out that the archive lacks
+        self._inside_line = False  # the start of this line was returned
+        self._newline_owed = False  # a newline was returned that the archive lacks
         self._fault = ""
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
@@ -82,7 +78,7 @@ class CompressedLog:
         finally:
             os.close(file)
         if self._newline_owed and data:
-            if not data.startswith(b"\n"):  # the last line went on, and was handed out as whole
+            if not data.startswith(b"\n"):  # the last line continued, but was returned as complete
                 self._start()
                 self.exhausted = False
                 return Chunk(b"", restarted=True)
@@ -116,7 +112,7 @@ class CompressedLog:
         return data[:end]
 
     def _unpack(self, file: int, max_bytes: int) -> bytes:
-        """At most ``max_bytes`` more of the log; sets ``exhausted`` at the end of the file."""
+        """Unpack at most ``max_bytes`` more; sets ``exhausted`` at the end of the file."""
         self.exhausted = False
         out = bytearray()
         limit = self.offset + _INPUT_BYTES
@@ -154,7 +150,7 @@ class CompressedLog:
         return out[skipped:]
 
     def _without_padding(self, packed: bytes) -> bytes:
-        """Tapes and copies of whole blocks leave zeros between members."""
+        """Skip zeros between members, as left by tapes and block copies."""
         kept = packed.lstrip(b"\0")
         self.offset += len(packed) - len(kept)
         return kept
@@ -162,7 +158,7 @@ class CompressedLog:
     def _note_damage(self, reason: str) -> None:
         """Unpack the damaged member again, the last piece byte by byte.
 
-        A decoder that finds damage keeps to itself what it had unpacked up to there.
+        A decoder that finds damage does not return what it had unpacked up to there.
         """
         if self._careful_from is not None:
             self._fault = f"damaged archive at byte {self.offset:,} of {self.size:,}: {reason}"
@@ -172,7 +168,7 @@ class CompressedLog:
 
 
 def open_log(path: Path) -> Source:
-    """The reader for ``path``: by its name an archive, or a plain file."""
+    """The reader for ``path``, chosen by its suffix."""
     return CompressedLog(path) if path.suffix in ARCHIVE_SUFFIXES else LogFollower(path)
 
 
@@ -201,7 +197,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """Imports its library when it is made: who opens no such archive needs no such package."""
+    """A zstd decoder; imports its library only when needed."""
 
     def __init__(self) -> None:
         if sys.version_info >= (3, 14):
@@ -237,9 +233,7 @@ def _new_decoder(path: Path) -> _Gzip | _Zstd:
     try:
         return _Zstd()
     except ImportError:
-        raise OSError(
-            "zstd archives need a package that is missing here: pip install backports.zstd"
-        ) from None
+        raise OSError("reading zstd needs a package: pip install backports.zstd") from None
 
 
 def _mark(file: int, offset: int) -> bytes:

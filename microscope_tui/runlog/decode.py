@@ -30,7 +30,7 @@ from microscope_tui.runlog.safe_text import safe_text
 _MAX_STEP = 2**62
 _MAX_ROUTERS = 4096
 _MAX_OBJECT_BYTES = 8 << 20
-"""A longer line is not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
+"""Longer lines are not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
 _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the whole line
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -57,7 +57,7 @@ def decode_line(line: bytes) -> Record | None:
         try:
             step = _step_decoder.decode(_without_matrices(line))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            pass  # the careful path below says what is wrong, or saves the record
+            pass  # the slow path below reports the problem, or saves the record
         else:
             if 0 <= step.step < _MAX_STEP:
                 return step
@@ -78,10 +78,10 @@ def decode_line(line: bytes) -> Record | None:
 
 
 def _without_matrices(line: bytes) -> bytes:
-    """The line up to its matrices, where nothing but those four stand at its end.
+    """The line up to its matrices, if only those four are at its end; else the line.
 
-    A few searches for single bytes tell so at many GB/s, without looking at a number: the quotes
-    of their keys are the only ones there, and no hole of NULs. The line as it is else.
+    A few searches for single bytes decide at many GB/s, without parsing a number: the quotes of
+    their keys must be the only ones there, without a hole of NULs.
     """
     found = sorted((at, key) for key in _MATRIX_KEYS if (at := line.find(key)) >= 0)
     if not found or not line.endswith(b"]}"):
@@ -107,7 +107,7 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
 
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:
-    """A stand-in header from the first step of a log that has none; ``None`` without counts."""
+    """A default header from the first step of a log without one; ``None`` without counts."""
     fields = _object(line)
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= _MAX_ROUTERS:
@@ -174,7 +174,7 @@ def _rows(value: Any, routers: int) -> list[Any]:
 def _counts(row: Any) -> list[int] | None:
     if not isinstance(row, list) or not row:
         return None
-    if set(map(type, row)) == {int}:  # nearly always: no look at every single count
+    if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
         return row if min(row) >= 0 and max(row) < _MAX_STEP else None
     counts = [_integer(item) for item in row]
     if any(count is None or not 0 <= count < _MAX_STEP for count in counts):
@@ -246,7 +246,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
 
 
 def _balance(fields: dict[str, Any]) -> dict[str, Any]:
-    """Only what the advice uses: the method by name, the rest as numbers (false is 0)."""
+    """The settings that the advice uses: the method by name, the rest as numbers (false is 0)."""
     numbers = {
         safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
         for key, value in fields.items()
@@ -257,7 +257,7 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
 def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
     depths = model.get("layers")
     if not isinstance(depths, list) or len(depths) > _MAX_ROUTERS:
-        raise BadLine("model.layers is missing or no list: it names the depth of every router")
+        raise BadLine("model.layers is missing or not a list: it names the depth of every router")
     names = model.get("layer_names")
     names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
 

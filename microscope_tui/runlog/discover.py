@@ -24,7 +24,7 @@ _PROBE_LINES = 5
 
 
 class NoRuns(ValueError):
-    """There is nothing to watch at this path; the message says why and what to do."""
+    """No runs at this path; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class RunFile:
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
-    """Device and inode: the same file under another name has the same."""
+    """Device and inode: they identify a renamed file."""
 
 
 @dataclass(slots=True)
 class KnownLogs:
-    """What the last search below one root found. Hand the same one to every search."""
+    """Results of the last search below one root. Pass the same object to every search."""
 
     root: Path | None = None
     logs: dict[str, tuple[tuple[int, ...], RunFile | None]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
             status = entry.stat(follow_symlinks=False)
             found[entry.path] = _look(entry.path, status, root, known.logs.get(entry.path))
         except OSError:
-            continue  # vanished since the listing, or another user's: looked at again next time
+            continue  # vanished since the listing, or not readable: retried next time
     known.logs = found
     runs = [run for _, run in found.values() if run is not None]
     return sorted(runs, key=lambda run: (-run.modified, run.name))
@@ -129,10 +129,10 @@ def _why_not_a_run(path: Path) -> str | None:
 
 def _single_run(path: Path) -> RunFile:
     if not path.is_file():
-        raise NoRuns(f"{path}: is no regular file; pipe its content in and name `-` instead")
+        raise NoRuns(f"{path}: is not a regular file; pipe its content in and name `-` instead")
     reason = why_not_a_run(path)
     if reason:
-        raise NoRuns(f"{path}: is no run log ({reason}); point at a folder of runs or a .jsonl")
+        raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
     return _run_file(_run_name(path, path.parent), path, path.stat())
 
 
@@ -142,7 +142,7 @@ def _look(
     root: Path,
     known: tuple[tuple[int, ...], RunFile | None] | None,
 ) -> tuple[tuple[int, ...], RunFile | None]:
-    """What stands at ``path``; its head is read again only if it may have changed."""
+    """The run at ``path``; its head is read again only if it may have changed."""
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if known is not None:
         before, run = known
@@ -155,7 +155,7 @@ def _look(
         if _why_not_a_run(log) is not None:
             return state, None
     except OSError as error:
-        if error.errno is None:  # no matter of permission: the archive is damaged, and stays so
+        if error.errno is None:  # not a permission problem: the archive stays damaged
             return state, None
         raise
     return state, _run_file(_run_name(log, root), log, status)
@@ -167,7 +167,7 @@ def _run_file(name: str, path: Path, status: os.stat_result) -> RunFile:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of ``path``: more of them only while its first line is longer."""
+    """The first bytes of ``path``: more only if its first line is longer."""
     file = open_regular_file(path)
     try:
         size = _PROBE_BYTES
@@ -188,15 +188,15 @@ def _packed_head(path: Path) -> bytes:
 
 
 def _log_files(folder: str, depth: int) -> Iterator[os.DirEntry[str]]:
-    """Regular files only, links not followed: pipes, devices and loops of links are never met.
+    """Regular files only, links not followed: avoids pipes, devices and loops of links.
 
-    An archive beside the log that was packed is the same run again: the plain file is read.
+    An archive next to the log it was packed from is the same run: only the plain file is read.
     """
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError:
-        return  # a folder of another user's beside ours must not hide ours
+        return  # an unreadable folder must not hide the others
     logs: dict[str, os.DirEntry[str]] = {}
     for entry in listed:  # `x.jsonl` comes before `x.jsonl.gz`
         if entry.name.endswith(_LOG_SUFFIXES) and entry.is_file(follow_symlinks=False):
@@ -213,9 +213,9 @@ def _without_archive_suffix(name: str) -> str:
 
 
 def _run_name(path: Path, root: Path) -> str:
-    """The folder for ``metrics.jsonl``, else the file name, relative to where we look.
+    """The folder for ``metrics.jsonl``, else the file name, relative to the root.
 
-    File names are text from a stranger too.
+    File names are untrusted text, too.
     """
     path = path.with_name(_without_archive_suffix(path.name))
     if path.name != LOG_NAME:

@@ -12,16 +12,16 @@ import os
 import stat
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
-"""A file that did not change for so long is taken to be at rest."""
+"""A file unchanged for this long is considered at rest."""
 EVERYTHING = (0, sys.maxsize)
 _FINGERPRINT_BYTES = 256
 _SCAN_BYTES = 1 << 20
@@ -29,7 +29,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineSplitter:
-    """Cuts a byte stream into numbered lines; keeps the torn rest for the next chunk.
+    """Splits a byte stream into numbered lines; keeps an incomplete line for the next chunk.
 
     NUL bytes at the start of a line are the hole that a crash left in the file, and a byte order
     mark at the start of the file is a habit of some editors: neither belongs to the line.
@@ -67,7 +67,7 @@ class LineSplitter:
 
     def _keep(self, part: bytes) -> None:
         if self._size == 0:
-            part = part.lstrip(b"\0")  # as they come: a hole may be larger than the memory
+            part = part.lstrip(b"\0")  # in pieces: a hole may be larger than the memory
         self._size += len(part)
         if self._size > self._max:
             self._parts = []  # an endless line must not fill the memory
@@ -77,74 +77,71 @@ class LineSplitter:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one look at the log brought: bytes, and whether they belong to a new file."""
+    """Result of one poll: bytes, and whether they belong to a new file."""
 
     data: bytes
     restarted: bool = False
-    """The log was truncated or replaced: everything read before no longer stands in it."""
+    """The log was truncated or replaced: everything read before is gone."""
 
 
-class Source(Protocol):
-    """An origin of log bytes: a file, a compressed file, a pipe."""
+class Source(ABC):
+    """A source of log bytes: a file, a compressed file, a pipe."""
 
-    path: Path
-    """Where the bytes come from; a name to show where that is no file."""
-    offset: int
-    """How far it was read; in the same bytes as ``size``, so that their ratio is the progress."""
-    size: int
-    modified: float | None
-    """Time of the last change, by the clock of the file system; ``None`` while there is none."""
-    changed_at: float | None
-    """When we saw it change, by the monotonic clock; ``None`` before the first time."""
-    deleted: bool
-    exhausted: bool
-    """Nothing whole is left of what was there at the last look."""
-    seekable: bool
-    """``path`` can be read at any offset that is ``kept``."""
+    def __init__(self, path: Path, *, seekable: bool) -> None:
 
+        self.path = path
+        """The path of the file, or a display name for other sources."""
+        self.offset = 0
+        """How far it was read; in the same bytes as ``size``, so that their ratio is the progress.
+
+        Everything before it was handed out.
+        """
+        self.size = 0
+        self.modified: float | None = None
+        """Time of the last change, by the file system's clock; ``None`` while there is no file."""
+        self.changed_at: float | None = None
+        """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
+        self.deleted = False
+        self.exhausted = False
+        """Whether no complete line was left at the last poll."""
+        self.seekable = seekable
+        """Whether ``path`` can be read at any offset in ``kept``."""
+
+    @abstractmethod
     def kept(self) -> tuple[int, int]:
-        """The bytes that can be read again, from … to; ``EVERYTHING`` for all that there are."""
-        ...
+        """Range of bytes that can be read again; ``EVERYTHING`` for all."""
 
+    @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
-        """What is new, about ``max_bytes`` of it; never waits for a writer.
+        """New data, about ``max_bytes`` of it; never waits for a writer.
 
         Raises:
             OSError: it is there but cannot be read; a later read may succeed.
         """
-        ...
 
 
-class LogFollower:
-    """Reads what was appended to ``path`` since the last look, up to the last whole line."""
+class LogFollower(Source):
+    """Reads what was appended to ``path`` since the last poll, up to the last complete line."""
 
     def __init__(self, path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self.path = path
-        self.offset = 0
-        """Everything before it was handed out; it stands at a line end (see ``read``)."""
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = True
+        super().__init__(path, seekable=True)
         self._max_line_bytes = max_line_bytes
         self._inode: tuple[int, int] | None = None
-        # First and last bytes of what was handed out: while they stand where they stood, the
+        # First and last bytes of what was returned: while they are unchanged in place, the
         # file is the one that was read.
         self._head = self._tail = b""
-        self._newline_owed = False  # the line before ``offset`` was handed out before its newline
-        self._inside_overlong = False  # ``offset`` stands in a line that is handed out in pieces
+        self._newline_owed = False  # the line before ``offset`` was returned before its newline
+        self._inside_overlong = False  # ``offset`` is within a line that is returned in pieces
         self._version: tuple[int, int] | None = None  # size and time of the last change
         self._version_since = 0.0
-        self._fruitless: object = None  # the look that found nothing but a long torn line
+        self._fruitless: object = None  # the poll that found only a long torn line
 
     def kept(self) -> tuple[int, int]:
         """See ``Source``."""
         return EVERYTHING
 
     def relocate(self, path: Path) -> None:
-        """Go on under another name: the file was renamed. Another file there starts again."""
+        """Continue under another name after a rename. A different file restarts the reading."""
         self.path = path
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
@@ -167,7 +164,7 @@ class LogFollower:
             os.close(file)
 
     def _look(self, file: int) -> bool:
-        """Update what is known of the file; true if it is not the one we were reading."""
+        """Update the state of the file; true if it is a different file."""
         status = os.fstat(file)
         inode = (status.st_dev, status.st_ino)
         version = (status.st_size, status.st_mtime_ns)
@@ -185,14 +182,14 @@ class LogFollower:
         return restarted
 
     def _is_the_same(self, file: int) -> bool:
-        """What was handed out still stands there (in a truncated file it does not)."""
+        """Whether what was returned is still there (in a truncated file it is not)."""
         before = self.offset - len(self._tail)
         tail = os.pread(file, len(self._tail) + 1, before)
         if os.pread(file, len(self._head), 0) != self._head or not tail.startswith(self._tail):
             return False
         if self._newline_owed and len(tail) > len(self._tail):
             if not tail.endswith(b"\n"):
-                return False  # the line that was handed out grew into another one
+                return False  # the returned line grew into another one
             self._move_on(b"\n")
             self._newline_owed = False
         return True
@@ -238,7 +235,7 @@ class LogFollower:
         return length
 
     def _at_rest(self) -> bool:
-        """Nobody seems to write: by the clock of the file system, or by what was seen of it."""
+        """Whether the file is at rest, by the file system's clock or by our own."""
         age = time.time() - (self.modified or 0.0)
         return max(age, time.monotonic() - self._version_since) >= QUIET_S
 
@@ -250,7 +247,7 @@ class LogFollower:
 
 
 def open_regular_file(path: Path) -> int:
-    """A descriptor to read ``path``; a pipe or a device under that name is never waited for.
+    """Open ``path`` for reading; never blocks on a pipe or a device.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
@@ -258,7 +255,7 @@ def open_regular_file(path: Path) -> int:
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return file
 
 

@@ -1,11 +1,9 @@
-"""What a run is and how far it has come, from the first and the last lines of its log only.
+"""Summary of a run from the first and the last lines of its log only.
 
-A list of a thousand runs must not read a thousand logs: two short reads a run say its name, its
-plan, its last step and how it ended.
-
-The plan is that of the newest run record. A resumed run has one in the middle of its log: where
-the last step is beyond the plan at hand, it is looked for in the last 4 MB; a plan that cannot be
-right is left out.
+A list of a thousand runs must not read a thousand logs: two short reads per run give its name,
+plan, last step and end. The plan is that of the newest run record. In a resumed run it is in the
+middle of the log: if the last step is beyond the first plan, it is searched in the last 4 MB; an
+impossible plan is left out.
 """
 
 import hashlib
@@ -33,7 +31,7 @@ _FINGERPRINT_BYTES = 256
 
 
 class Identity(NamedTuple):
-    """One state of one file: what was found out about it holds as long as this stays the same."""
+    """The state of a file: results stay valid while it is unchanged."""
 
     device: int
     inode: int
@@ -51,16 +49,16 @@ class Glance:
     last: StepRecord | None = None
     """The last whole step."""
     step_time_s: float | None = None
-    """Seconds between the last two steps, as far as they tell."""
+    """Seconds between the last two steps, if known."""
     end: EventRecord | None = None
-    """The event that ended the run, if nothing came after it."""
+    """The event that ended the run, if it is the last record."""
     error: str | None = None
     identity: Identity | None = None
-    """What was looked at; ``None`` where it cannot be read."""
+    """State of the file that was read; ``None`` if it cannot be read."""
 
 
 def glance(path: Path) -> Glance:
-    """Look at both ends of the log at ``path``; never raises because of what stands there."""
+    """Read both ends of the log at ``path``; never raises because of its content."""
     try:
         file = open_regular_file(path)
     except OSError as error:
@@ -68,7 +66,7 @@ def glance(path: Path) -> Glance:
     try:
         identity = _identity(file)
         if path.suffix in ARCHIVE_SUFFIXES:
-            return Glance(identity=identity)  # its end is not known before all of it was unpacked
+            return Glance(identity=identity)  # an archive's end is unknown before it is unpacked
         run = _header(file)
         steps, end, resumed = _last(file, identity.size)
         steps.sort(key=lambda step: step.step)
@@ -131,7 +129,7 @@ def _header(file: int) -> RunRecord | None:
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    """The last two steps, an end event if it is the last word, and a header that comes late."""
+    """The last two steps, an end event if it is the last record, and a late header."""
     want = _TAIL_BYTES
     while True:
         start = max(0, size - want)
@@ -151,7 +149,7 @@ def _ends(lines: list[bytes]) -> tuple[list[StepRecord], EventRecord | None, Run
         if isinstance(record, RunRecord):
             if steps:
                 return steps, end, resumed or record
-            resumed = resumed or record  # nothing came after it yet: go on to what stood before
+            resumed = resumed or record  # nothing came after it yet: continue backwards
         elif isinstance(record, EventRecord):
             if record.event == "end" and not steps and resumed is None:
                 end = end or record

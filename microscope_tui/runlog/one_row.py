@@ -1,7 +1,7 @@
-"""The counts of one router out of a line, without decoding those of the others.
+"""Decodes the counts of one router of a line without those of the others.
 
-A rule that suspects one of 58 routers, step after step, would otherwise decode all of them. Only a
-matrix that looks exactly as writers write it is cut up like this; anything else is for the decoder.
+A rule that suspects one of 58 routers step after step would otherwise decode all of them. Only a
+matrix in the writers' usual form is cut up like this; anything else goes to the decoder.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ _KEY = b'"tokens_per_expert":'
 
 
 class CountRows:
-    """Where the rows of counts begin in one line."""
+    """Offsets of the rows of counts in one line."""
 
     def __init__(self, line: bytes, routers: int) -> None:
         self._line = line
@@ -24,7 +24,7 @@ class CountRows:
         end = at
         while (at := line.find(b"[", at + 1)) >= 0 and len(starts) <= routers:
             if line[end + 1 : at].translate(None, b" ") != (b"," if starts else b""):
-                return  # something else than a row, or a list within one
+                return  # not a row, or a nested list
             starts.append(at)
             if (end := line.find(b"]", at)) < 0:
                 return
@@ -33,7 +33,7 @@ class CountRows:
             self._starts = starts
 
     def row(self, index: int) -> list[int] | None:
-        """The counts of router ``index``; ``None`` where they cannot be told for sure."""
+        """The counts of router ``index``; ``None`` if they are not certain."""
         if not 0 <= index < len(self._starts):
             return None
         start = self._starts[index]

@@ -27,13 +27,13 @@ class Overview:
     line_bytes: int = 0
     """Length of a typical line."""
     monotonic: bool = True
-    """No sample went backwards: between two of them steps grow with the offset."""
+    """Whether no sample went backwards: between two of them steps grow with the offset."""
 
     end: EventRecord | None = None
-    """The event that ended the run, where it is the last word."""
+    """The event that ended the run, if it is the last record."""
 
     def take(self, entry: StepEntry) -> None:
-        """Add one sample; steps that it supersedes leave."""
+        """Add one sample; removes steps that it supersedes."""
         while self.samples and self.samples[-1].record.step >= entry.record.step:
             if self.samples[-1].offset == entry.offset:
                 return
@@ -43,7 +43,7 @@ class Overview:
 
 
 def sample(path: Path, name: str, count: int) -> Overview:
-    """About ``count`` steps of the whole file. What is torn or no step is left out.
+    """About ``count`` steps of the whole file, without torn lines and other records.
 
     A restart between two samples is found by the full scan only.
 

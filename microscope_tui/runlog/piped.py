@@ -11,15 +11,15 @@ import threading
 import time
 from pathlib import Path
 
-from microscope_tui.runlog.follow import Chunk
+from microscope_tui.runlog.follow import Chunk, Source
 from microscope_tui.runlog.spool import Spool
 
 CAPACITY_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 16
 
 
-class PipedLog:
-    """What arrives at a descriptor, in whole lines; ``size`` counts what has arrived so far."""
+class PipedLog(Source):
+    """Complete lines from a descriptor; ``size`` counts the bytes received so far."""
 
     def __init__(
         self,
@@ -28,25 +28,18 @@ class PipedLog:
         capacity: int = CAPACITY_BYTES,
         spool: Spool | None = None,
     ) -> None:
-        """``name`` is what the screen shows where the path of a file would stand."""
-        self.path = Path(name) if spool is None else spool.path
-        self.offset = 0
-        self.size = 0
-        self.modified: float | None = None
-        self.changed_at: float | None = None
-        self.deleted = False
-        self.exhausted = False
-        self.seekable = spool is not None
+        """``name``: shown in place of a path."""
+        super().__init__(Path(name) if spool is None else spool.path, seekable=spool is not None)
         self.spool = spool
         self.ended = False
-        """The writer closed its end, and everything that it wrote was handed out."""
+        """Whether the writer closed its end and everything was returned."""
         self._descriptor = descriptor
         self._capacity = capacity
         self._changed = threading.Condition()
         self._waiting = bytearray()
         self._closed = False  # nothing more will arrive
         self._error: OSError | None = None
-        self._inside_line = False  # the start of the next line was handed out
+        self._inside_line = False  # the start of the next line was returned
         threading.Thread(target=self._receive, name="piped log", daemon=True).start()
 
     def kept(self) -> tuple[int, int]:
@@ -103,7 +96,7 @@ class PipedLog:
         while True:
             try:
                 return os.read(self._descriptor, _PIECE_BYTES)
-            except BlockingIOError:  # the other end of a shared terminal or socket made it so
+            except BlockingIOError:  # set by the other end of a shared terminal or socket
                 select.select([self._descriptor], [], [])
 
 

@@ -30,7 +30,7 @@ _ROWS = re.compile(rb"\s*:\s*\[\s*\[")
 
 @dataclass(slots=True)
 class Defects:
-    """What could not be read: how often, and the first three cases in words."""
+    """Unreadable records: their number, and the first three in words."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -43,14 +43,14 @@ class Defects:
 
 
 class StepEntry:
-    """A step with its line, so that its matrices can be decoded when somebody asks."""
+    """A step with its line; matrices are decoded on demand."""
 
     __slots__ = ("_line", "_matrices", "_rows", "offset", "record", "routers")
 
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
         self.offset = offset
-        """Where the line begins in the log."""
+        """Offset of the line in the log."""
         self.routers = routers
         """Number of routers that the run had at this step."""
         self._line = line
@@ -59,7 +59,7 @@ class StepEntry:
 
     @property
     def has_counts(self) -> bool:
-        """The line seems to hold rows of counts (cheap: nothing is decoded)."""
+        """Whether the line seems to have counts (cheap: nothing is decoded)."""
         line, at = self._line, self._line.rfind(_COUNTS_KEY)
         while at >= 0:
             if _ROWS.match(line, at + len(_COUNTS_KEY)):
@@ -77,13 +77,13 @@ class StepEntry:
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
-            except BadLine:  # the typed decoder skipped what the full one cannot read
+            except BadLine:  # the typed decoder skipped what the full one rejects
                 alone = [self._row(router) for router in range(self.routers)]
                 self._matrices = Matrices(alone, [None] * self.routers)
         return self._matrices
 
     def counts(self, router_index: int) -> list[int] | None:
-        """Counts of one router; the others are not decoded for it."""
+        """Counts of one router, without decoding the others."""
         if self._matrices is None:
             row = self._row(router_index)
             if row is not None:
@@ -119,7 +119,7 @@ class RunReader:
 
     @property
     def line_start(self) -> int:
-        """Byte offset of the line that ``feed`` is at."""
+        """Byte offset of the current line of ``feed``."""
         return self._start + self._splitter.line_start
 
     @property
@@ -152,7 +152,7 @@ class RunReader:
         if self.run is None:
             self.run = infer_run(line, self.name)
             if self.run is None:
-                raise BadLine("a step before any run record, and without counts to go by")
+                raise BadLine("a step before any run record, and without counts")
             yield self.run
         routers = len(self.run.routers)
         if record.tokens is not None and not 1 <= record.tokens < _MAX_TOKENS:

@@ -1,7 +1,7 @@
-"""The records of a run log, as the rest of the microscope sees them.
+"""The records of a run log, decoded.
 
 ``None`` is *no value* everywhere: not configured, not measured, or not measured for this router.
-NaN is a value: somebody measured it, and it was not a number.
+NaN is a value: a measurement that was not a number.
 """
 
 import math
@@ -17,11 +17,11 @@ Values = list[float | None]
 
 
 class BadLine(ValueError):
-    """A line that holds no record; the message says why."""
+    """The line is not a record; the message says why."""
 
 
 class UnknownFormat(ValueError):
-    """A run log of a format version that this microscope does not read."""
+    """The run log has an unsupported format version."""
 
 
 class RouterSummary(msgspec.Struct, gc=False):
@@ -102,7 +102,7 @@ class RunRecord:
     profile: str = "pretrain"
     model_name: str = ""
     dtype: str = ""
-    """Of the computation, where the configuration says it: ``bf16``, ``fp32`` …"""
+    """Data type of the computation, if configured: ``bf16``, ``fp32`` …"""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None
@@ -114,7 +114,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """Something that happened at a step: ``eval``, ``checkpoint``, ``end`` …"""
+    """An event at a step: ``eval``, ``checkpoint``, ``end`` …"""
 
     event: str
     step: int | None = None

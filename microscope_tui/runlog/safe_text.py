@@ -1,8 +1,8 @@
-"""Text from a log is hostile until it went through ``safe_text``.
+"""Makes untrusted text safe to print.
 
-A run name can carry an escape sequence that clears the screen or writes the clipboard, a bidi
-override that reverses the line, or a thousand combining marks. Terminal toolkits pass all of
-that on. So every string is cleaned once, where it enters, and never interpreted as markup.
+A run name can contain an escape sequence that clears the screen or writes the clipboard, a bidi
+override that reverses the line, or a thousand combining marks, and terminal toolkits pass them on.
+So every string is cleaned once, where it enters, and never interpreted as markup.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # Control, format (bidi, zero-width), private use, surrogate, unassigned: none may reach a terminal.
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
-_MAX_COMBINING_MARKS = 2  # per cell; more only serves to smear over the neighbouring lines
+_MAX_COMBINING_MARKS = 2  # per cell; more would smear over the neighbouring lines
 
 
 def _is_variation_selector(char: str) -> bool:

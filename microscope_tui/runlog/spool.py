@@ -1,9 +1,9 @@
-"""The past of a pipe, kept in a file without a name, so that its steps can be read again.
+"""A spool file for a pipe, so that its steps can be read again.
 
 The file has no name from the start (``O_TMPFILE``) or loses it before the first byte is written,
-and only its owner may open it: however the program ends, nothing is left. Every byte keeps the
-offset that it had in the pipe. When the file is full, the older half is dropped: the newer half is
-copied to a fresh file, at the same offsets, with a hole in front of it.
+and only its owner may open it: nothing is left however the program ends. Every byte keeps its
+offset in the pipe. When the file is full, the newer half is copied to a fresh file at the same
+offsets, with a hole in front of it, and the older half is dropped.
 """
 
 import os
@@ -18,7 +18,7 @@ _COPY_BYTES = 1 << 20
 
 
 class Spool:
-    """Keeps the newest bytes of a stream, at most ``limit`` on the disk, also while it copies."""
+    """Keeps the newest bytes of a stream; never uses more than ``limit`` of disk space."""
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
         """Open the file in the folder for temporary files (``TMPDIR``).
@@ -30,19 +30,19 @@ class Spool:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         self.path = Path(f"/dev/fd/{self._file}")
-        """Opens like any other file, for as long as this object lives."""
+        """A path that can be opened while this object lives."""
         self.start = 0
-        """Offset of the first byte that is kept."""
+        """Offset of the first kept byte."""
         self.end = 0
-        """Offset behind the last byte that is kept."""
+        """Offset after the last kept byte."""
         self.problem: str | None = None
-        """Why nothing more is kept; what was kept before stays."""
+        """Why nothing more is stored; earlier data stays."""
         self.limit = limit
         self._room = max(2, limit * 2 // 3)  # the other third is for the half that is copied
         os.close(os.open(self.path, os.O_RDONLY))  # a system without /dev/fd has no spool
 
     def keep(self, piece: bytes) -> None:
-        """Add what came next. A full disk is not an error: see ``problem``."""
+        """Append data. A full disk is not an error: see ``problem``."""
         if self.problem is not None:
             return
         half = self._room // 2

@@ -1,18 +1,18 @@
-"""Append records to a run log; never stop the training that is being logged.
+"""Appends records to a run log; never stops the training.
 
-A line is written whole with one ``write``, so a reader sees it torn only while it is being
-written or after a crash. What can fail and what then happens:
+A line is written with one ``write``, so that a reader sees it torn only while it is being written
+or after a crash. Failures and their effects:
 
-- **A write fails** (disk full, I/O error, read-only, file or folder gone and not to be made): one
-  warning, and the log is opened anew at most once a second until it can be written. Steps in
-  between are counted and not tried; a ``lost_records`` event says how many, where they are missing.
-- **Half a line fitted**: it is cut off again. Where not even that works, the next line starts with
-  a newline, so that a torn line costs itself and never its neighbour.
-- **The file is deleted, rotated away, replaced or emptied**: the log goes on in the file that has
-  its name now. An empty file gets the run record first; what others wrote is never cut.
-- **fsync** is not done for every line but in ``sync`` (at checkpoints) and ``close``: a crash of
-  the program loses nothing that was written, a power cut what came after the last checkpoint.
-- **After a fork** the log belongs to the process that opened it; in the child nothing is written.
+- **A write fails** (disk full, I/O error, read-only, file or folder gone): one warning, and the log
+  is reopened at most once a second until it can be written. Steps in between are counted, not
+  tried; a ``lost_records`` event in the gap gives their number.
+- **Half a line was written**: it is cut off again. If that fails too, the next line starts with a
+  newline, so that a torn line costs only itself.
+- **The file is deleted, rotated, replaced or emptied**: the log continues in the file that has its
+  name now. An empty file gets the run record first; lines of other writers are never cut.
+- **fsync** happens only in ``sync`` (at checkpoints) and ``close``: a crash of the program loses
+  nothing that was written, a power cut what came after the last checkpoint.
+- **After a fork** the log belongs to the process that opened it; the child writes nothing.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from typing import Any
 
 import msgspec
 
-_logger = logging.getLogger("moe_microscope.runlog")
+_logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-"""After a failed write, steps are counted as lost for this long before the disk is asked again."""
+"""Seconds after a failed write before the next attempt; steps in between count as lost."""
 QUIET_S = 60.0
-"""A disk that fails and works in turns is complained about this often."""
+"""Seconds between warnings about a disk that keeps failing."""
 
 
 class RunLogWriter:
@@ -45,7 +45,7 @@ class RunLogWriter:
         """
         self.path = path
         self.lost_records = 0
-        """Records that are missing and of which the log does not say so yet."""
+        """Lost records that the log does not report yet."""
         self._clock = clock
         self._owner = os.getpid()
         self._head = b""  # the latest run record: an empty file starts with it again
@@ -59,16 +59,16 @@ class RunLogWriter:
 
     @property
     def is_forked(self) -> bool:
-        """True in a child of the process that opened the log: there, nothing is written."""
+        """Whether this is a child of the process that opened the log: it writes nothing."""
         return os.getpid() != self._owner
 
     def write(self, record: Mapping[str, Any]) -> bool:
-        """Append one record; ``False`` if it was lost (counted, and said later in the log).
+        """Append one record; ``False`` if it was lost (counted, and reported later in the log).
 
         A run record is not lost but owed: it is written before whatever can be written next.
         """
         if self.is_forked:
-            self._warn("belongs to the process before the fork, and is not written here")
+            self._warn("belongs to the parent process, a fork does not write to it")
             return False
         kind = record.get("kind")
         if kind == "step" and self._failing and self._clock() < self._retry_at:
@@ -83,7 +83,7 @@ class RunLogWriter:
         return written
 
     def sync(self) -> bool:
-        """Force what was written to the disk; failing to do so is a warning, not an error."""
+        """Sync to disk; a failure is a warning, not an error."""
         if self._file is None or self.is_forked:
             return False
         try:
@@ -94,7 +94,7 @@ class RunLogWriter:
         return True
 
     def close(self) -> None:
-        """Say what is still to be said, sync and close; a later ``write`` opens the log again."""
+        """Write pending reports, sync and close; a later ``write`` reopens the log."""
         if not self.is_forked:
             if self.lost_records or self._head_is_due:
                 self._try_to_append(b"", None)
@@ -128,13 +128,15 @@ class RunLogWriter:
         written = os.write(self._file, lines)
         if written < len(lines):  # a disk that is almost full takes half a line: undo it
             with contextlib.suppress(OSError):
-                if os.fstat(self._file).st_size == size + written:  # nobody else wrote meanwhile
+                if (
+                    os.fstat(self._file).st_size == size + written
+                ):  # no other process wrote in between
                     os.ftruncate(self._file, size)
             raise OSError(f"only {written} of {len(lines)} bytes fitted on the disk")
         self._first, self._head_is_due = b"", False
 
     def _size_of_open_log(self) -> int:
-        """Size of the file that has the log's name now, after opening it where that is needed."""
+        """Size of the file at the log's path, opening it if needed."""
         if self._file is not None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = os.stat(self.path)
@@ -163,14 +165,14 @@ class RunLogWriter:
         if file is not None:
             try:
                 os.close(file)
-            except OSError as error:  # network file systems say only here that a write failed
+            except OSError as error:  # network file systems report failed writes only here
                 self._warn(f"could not be closed ({error}): its last lines may be missing")
 
     def _warn(self, what: str) -> None:
         now = self._clock()
         if now >= self._warn_at:
             self._warn_at = now + QUIET_S
-            _logger.warning("%s: %s; training goes on", self.path, what)
+            _logger.warning("%s: %s; training continues", self.path, what)
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:

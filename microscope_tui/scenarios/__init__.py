@@ -1,4 +1,4 @@
-"""Synthetic runs with known truth: for the demo, the tests and the benchmarks.
+"""Synthetic runs with known ground truth: for the demo, the tests and the benchmarks.
 
 A scenario is a generator of steps; ``write.write_run`` turns it into a run log.
 """

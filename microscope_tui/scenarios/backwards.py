@@ -15,11 +15,11 @@ from microscope_tui.scenarios.truth import Expected, Truth
 _SCORE_SPREAD = 0.05
 """Difference of two scores at which one expert is e times as popular as the other."""
 _LARGEST = 12.0
-"""Logarithm of a popularity beyond which nothing changes any more."""
+"""Bound of the log-popularity."""
 
 
 def bias_wrong_sign(shape: Shape, rng: random.Random) -> Run:
-    """Every router is pushed away from balance from the first step on, however even it began."""
+    """Push every router away from balance from the first step on."""
     base = settled(shape, rng)
     biases = [[0.0] * shape.num_experts for _ in range(shape.routers)]
     routed_with = [list(row) for row in biases]

@@ -1,4 +1,6 @@
-"""Runs close to a limit: ordinary ones that come near it, and faults that look like an illness."""
+"""Runs close to a limit: ordinary ones near it, and measurement faults that look like router
+faults.
+"""
 
 import math
 import random

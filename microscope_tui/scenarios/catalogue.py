@@ -1,4 +1,4 @@
-"""All scenarios by name: what each is, which shapes it makes sense for, how long it runs."""
+"""All scenarios by name: description, supported shapes, length."""
 
 import random
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from microscope_tui.scenarios import (
 from microscope_tui.scenarios.run import Run
 from microscope_tui.scenarios.shape import Shape
 
-_ENOUGH = 20  # tokens per expert and step that tell a fading expert from chance
+_ENOUGH = 20  # tokens per expert and step that distinguish a fading expert from chance
 _STEADY = 100  # tokens per expert and step at which no expert of a skewed rank stands out
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A kind of run with known truth."""
+    """A kind of run with known ground truth."""
 
     name: str
     summary: str
     build: Callable[[Shape, random.Random], Run]
     fits: Callable[[Shape], bool]
-    """Whether the scenario makes sense with such a shape."""
+    """Whether the scenario supports the shape."""
     steps: int = 1500
-    """How long it runs where nobody says otherwise."""
+    """Default number of steps."""
 
 
 def _any(shape: Shape) -> bool:
@@ -94,7 +94,7 @@ _ALL = (
     Scenario("from-top1", "a collapse read from first choices", collapsing.from_top1, _any),
     Scenario("bias-bang-bang", "the load jumps every step", control.bias_bang_bang, _any),
     Scenario("bias-limit-cycle", "the load swings slowly", control.bias_limit_cycle, _any),
-    Scenario("bias-runaway", "the bias grows in vain", control.bias_runaway, _any),
+    Scenario("bias-runaway", "the bias grows without effect", control.bias_runaway, _any),
     Scenario("overflow", "experts beyond their capacity", control.overflow, _any),
     Scenario("dead-gradient", "routers that learn nothing", control.dead_gradient, _any),
     Scenario("rank-skew", "one rank does most of the work", control.rank_skew, _fills_ranks),
@@ -148,7 +148,7 @@ _ALL = (
     ),
     Scenario("rotation", "three groups or more take turns", rhythms.rotation, _takes_turns),
     Scenario("bias-odd-period", "the load swings in three steps", rhythms.odd_period, _any),
-    Scenario("slow-swing", "a swing too slow to be told", rhythms.slow_swing, _any),
+    Scenario("slow-swing", "a swing too slow to detect", rhythms.slow_swing, _any),
     Scenario(
         "alternating-tokens",
         "steps of one and of two times the tokens",

@@ -40,7 +40,7 @@ def growing(onset: int, every: float, limit: float = 20.0) -> ByStep:
 def collapsing(
     popularity: Popularity, sick: Sequence[int], onset: int, *, confident: bool
 ) -> Course:
-    """A course with routers that fall from ``onset`` on; their bias fights in vain.
+    """A course with routers that fall from ``onset`` on; their bias has no effect.
 
     Confident routers send every token where all go; the others keep most of their entropy.
     """
@@ -66,7 +66,7 @@ def collapsing(
 def fallen(
     popularity: Popularity, sick: tuple[int, ...], shape: Shape, start: int, severity: str = "crit"
 ) -> Expected:
-    """The collapse that a pull from ``start`` on leads to.
+    """The collapse caused by a pull from ``start`` on.
 
     It begins with the pull, or where the router counts as collapsed: both are right to say.
     """
@@ -93,7 +93,7 @@ def slow_collapse(shape: Shape, rng: random.Random) -> Run:
 
 
 def from_shares(shape: Shape, rng: random.Random) -> Run:
-    """A slow collapse of which only the shares of the load are known."""
+    """A slow collapse, logged as shares of the load only."""
     run = _slow(shape, rng, lambda router, step, counts: whole(counts, SHARES_SUM), "warn")
     return replace(run, header={"source": {"counts": "shares"}})
 
@@ -131,7 +131,7 @@ def early_collapse(shape: Shape, rng: random.Random) -> Run:
 
 
 def from_top1(shape: Shape, rng: random.Random) -> Run:
-    """An unconfident collapse of which only the first choice of every token is known."""
+    """An unconfident collapse, logged as the first choice of every token only."""
     run = collapse_unconfident(replace(shape, top_k=1), rng)
     (found,) = run.truth.expected
     truth = replace(run.truth, expected=(replace(found, severity="warn"),))

@@ -1,4 +1,4 @@
-"""Runs whose configuration is at fault, which the header alone tells; most of them train well."""
+"""Runs with a faulty configuration, visible in the header; most of them train well."""
 
 import math
 import random
@@ -34,7 +34,7 @@ def top1_normalised(shape: Shape, rng: random.Random) -> Run:
 
 
 def no_balance(shape: Shape, rng: random.Random) -> Run:
-    """Nothing balances the load: no method, or one of weight zero."""
+    """No load balancing: no method, or one of weight zero."""
     nothing: Record = {"method": "none"}
     zero: Record = {"method": "aux", "aux_weight": 0.0}
     return _configured(shape, rng, {"balance": rng.choice((nothing, zero))})

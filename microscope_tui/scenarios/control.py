@@ -1,4 +1,4 @@
-"""Runs whose balancing, placement or capacity is at fault, and a router that learns nothing."""
+"""Runs with faulty balancing, placement or capacity, and a router that learns nothing."""
 
 import math
 import random
@@ -60,7 +60,7 @@ def _oscillation(
 
 
 def bias_runaway(shape: Shape, rng: random.Random) -> Run:
-    """A router's own preferences outgrow what the bias can do: it grows and grows in vain."""
+    """A router's preferences outgrow the bias, which keeps growing without effect."""
     sick = some_routers(shape, 0.3, rng)
     onset = around(0.15 * shape.steps, rng)
     target = rng.uniform(0.42, 0.52)
@@ -80,7 +80,7 @@ def bias_runaway(shape: Shape, rng: random.Random) -> Run:
 
 
 def overflow(shape: Shape, rng: random.Random) -> Run:
-    """An eighth of the experts of one router want far more than their capacity."""
+    """An eighth of the experts of one router get far more tokens than their capacity."""
     shape = replace(shape, capacity_factor=1.25)
     sick = some_routers(shape, 1 / shape.routers, rng)
     onset = around(0.3 * shape.steps, rng)

@@ -1,4 +1,4 @@
-"""The course of a run: from how popular the experts are to what a trainer would log of it."""
+"""The course of a run: from the popularity of experts to the records of a trainer."""
 
 import math
 import random
@@ -20,7 +20,7 @@ ByStep = Callable[[int], float]
 ByRouter = Callable[[int, int], float]
 """``value(router, step)``."""
 Meter = Callable[[int, int, list[int]], list[int]]
-"""``logged(router, step, counts)``: what the instrument makes of the counts."""
+"""``logged(router, step, counts)``: the counts as logged."""
 
 
 def sharpening(router: int, step: int) -> float:
@@ -66,9 +66,9 @@ class Course:
     learning_rate: ByStep | None = None
     losses: Callable[[Sequence[Sequence[int]]], dict[str, float]] | None = None
     bias_update_rate: float | None = BIAS_UPDATE_RATE
-    """``None``: the router is not balanced by a bias."""
+    """``None``: no balancing bias."""
     unheeded: Callable[[int, int], bool] = lambda router, step: False
-    """The bias of this router does not even out the load: it moves by the counts for ever."""
+    """The bias of this router never evens out the load."""
     meter: Meter | None = None
 
 
@@ -138,7 +138,7 @@ class _Biases:
 
 
 class _Signals:
-    """What a trainer logs of its routers beside the counts."""
+    """Summaries that a trainer logs besides the counts."""
 
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
         self._shape, self._course, self._rng = shape, course, rng

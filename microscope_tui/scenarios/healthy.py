@@ -21,13 +21,13 @@ LOOKS_SICK = Truth(hard_negative=True)
 
 
 def healthy(shape: Shape, rng: random.Random) -> Run:
-    """Uneven at the start, even after the first steps, a little noise for ever."""
+    """Uneven at the start, even after the first steps, with a little noise."""
     course = Course(popularity=settling(shape, rng.uniform(0.08, 0.3), rng))
     return Run(shape=shape, truth=Truth(), steps=steps(shape, rng, course))
 
 
 def specialised(shape: Shape, rng: random.Random) -> Run:
-    """Experts with fields of their own: confident tokens, uneven but steady load."""
+    """Specialised experts: confident tokens, uneven but steady load."""
     level = rng.uniform(0.22, 0.3)
     course = Course(
         popularity=constant(shape, 0.7, rng),
@@ -49,7 +49,7 @@ def soft(shape: Shape, rng: random.Random) -> Run:
 
 
 def warm_up(shape: Shape, rng: random.Random) -> Run:
-    """k experts take most tokens in the first steps, with drops, and it heals by itself."""
+    """k experts take most tokens in the first steps, with drops; recovers by itself."""
     shape = replace(shape, capacity_factor=1.5)
     hot = hot_experts(shape, tuple(range(shape.routers)), rng)
     pace = 40 * rng.uniform(0.9, 1.1)
@@ -100,7 +100,7 @@ def shock(shape: Shape, rng: random.Random) -> Run:
 
 
 def narrow_finetune(shape: Shape, rng: random.Random) -> Run:
-    """A good model on narrow data: uneven from the first step on, and rightly so."""
+    """A good model on narrow data: uneven from the first step on."""
     level = rng.uniform(0.3, 0.5)
     course = Course(
         popularity=constant(shape, 0.875, rng),
@@ -158,5 +158,5 @@ def upcycled(shape: Shape, rng: random.Random) -> Run:
 
 
 def settled(shape: Shape, rng: random.Random) -> Popularity:
-    """What most of the sick runs look like before they fall ill, and in their other routers."""
+    """The healthy part of most faulty runs: before the onset, and in the other routers."""
     return settling(shape, rng.uniform(0.1, 0.25), rng)

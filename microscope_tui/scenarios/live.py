@@ -1,4 +1,4 @@
-"""A synthetic run written at the pace of a training, in the background."""
+"""Writes a synthetic run in the background, at the pace of a training."""
 
 import threading
 from collections.abc import Iterator

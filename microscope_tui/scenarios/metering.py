@@ -1,4 +1,4 @@
-"""Runs whose log is wrong or patchy, while the routers are well."""
+"""Runs with a wrong or incomplete log and healthy routers."""
 
 import math
 import random

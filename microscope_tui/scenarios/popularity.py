@@ -1,7 +1,7 @@
-"""How popular every expert is with every router: the cause of the counts.
+"""Popularity of every expert with every router: the cause of the counts.
 
-A popularity is a function of router and step, without noise of its own; it returns unnormalised
-weights, which nobody may change.
+A popularity is a noise-free function of router and step; it returns unnormalised weights, which
+must not be changed.
 """
 
 import math

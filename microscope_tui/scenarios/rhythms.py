@@ -79,7 +79,7 @@ def odd_period(shape: Shape, rng: random.Random) -> Run:
 
 
 def slow_swing(shape: Shape, rng: random.Random) -> Run:
-    """A swing with a period of 40 to 80 steps, longer than what can be told from blocks of data."""
+    """A swing with a period of 40 to 80 steps, too long to distinguish from blocks of data."""
     period, swing = rng.uniform(40, 80), rng.uniform(0.6, 1.0)
     phases = [rng.uniform(0, 2 * math.pi) for _ in range(shape.num_experts)]
 
@@ -87,7 +87,7 @@ def slow_swing(shape: Shape, rng: random.Random) -> Run:
         return math.exp(swing * math.cos(2 * math.pi * step / period + phases[expert]))
 
     run = _swinging(shape, rng, factor, sigma=0.2)
-    allowed = {"OSCILLATION": "warn", "BIAS_RUNAWAY": "warn"}  # right where it is seen after all
+    allowed = {"OSCILLATION": "warn", "BIAS_RUNAWAY": "warn"}  # correct if it is detected
     return replace(run, truth=Truth(allowed=allowed, hard_negative=True))
 
 

@@ -16,13 +16,13 @@ class Run:
     """What a scenario builds."""
 
     shape: Shape
-    """The shape that was asked for, or what the scenario made of it."""
+    """The requested shape, or the scenario's variant of it."""
     truth: Truth
     steps: Iterator[Step]
     header: Record = field(default_factory=dict)
     """Changes of the run record; ``model`` and ``source`` are merged, other keys replaced."""
     edit: Callable[[Iterator[Record]], Iterator[Record]] | None = None
-    """What becomes of the records on their way to the file."""
+    """Transforms the records before they are written."""
     torn: bool = False
     """The log ends in the middle of its last step."""
 

@@ -1,4 +1,4 @@
-"""The size of a synthetic run, and what a trainer would know of one of its steps."""
+"""The size of a synthetic run, and the data of one of its steps."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a trainer would know of one step; the summaries of ``router`` included."""
+    """The data of one step, including the summaries of ``router``."""
 
     step: int
     loss: float

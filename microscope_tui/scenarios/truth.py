@@ -1,4 +1,4 @@
-"""What a right diagnosis says of a synthetic run."""
+"""The ground truth of a synthetic run: the expected diagnosis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """One trouble that the run really has."""
+    """One fault of the run."""
 
     rule: str
     routers: tuple[int, ...] = ()
-    """Router indices; none for the run as a whole."""
+    """Router indices; empty for the whole run."""
     onset: int = 1
-    """Step at which the trouble begins."""
+    """Step at which the fault begins."""
     until: int | None = None
-    """Step at which it is over, where it ends."""
+    """Step at which it ends, if it does."""
     severity: str = "warn"
     """At least this: info, warn, crit, error."""
     experts: tuple[int, ...] = ()
@@ -25,11 +25,11 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """All that is wrong with a run, and what may be said beside it without a false alarm."""
+    """All faults of a run, and which other findings are not false alarms."""
 
     expected: tuple[Expected, ...] = ()
     allowed: Mapping[str, str] = field(default_factory=dict)
-    """Rule → highest severity that is no false alarm; info is none for any rule."""
+    """Rule → highest severity that is not a false alarm; info never is."""
     profile: str = "pretrain"
     hard_negative: bool = False
-    """Looks like trouble and is none."""
+    """Looks faulty but is healthy."""

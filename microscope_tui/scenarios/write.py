@@ -1,4 +1,4 @@
-"""Write a synthetic run, to disk or as lines, at once or at the pace of a training."""
+"""Writes a synthetic run, to disk or as lines, at once or at the pace of a training."""
 
 import random
 import time
@@ -20,7 +20,7 @@ _MERGED = ("model", "source")
 
 
 class UnknownScenario(ValueError):
-    """There is no scenario of this name; the message lists the ones there are."""
+    """Unknown scenario; the message lists the known ones."""
 
 
 def write_run(
@@ -69,7 +69,7 @@ def _built(scenario: str, shape: Shape | None, seed: int) -> Run:
     wanted = SCENARIOS[scenario]
     shape = shape or Shape(steps=wanted.steps)
     if not wanted.fits(shape):
-        raise ValueError(f"scenario {scenario!r} makes no sense with {shape}")
+        raise ValueError(f"scenario {scenario!r} does not fit {shape}")
     return wanted.build(shape, random.Random(seed))
 
 

@@ -1,4 +1,4 @@
-"""A run under the microscope: its log followed, its history kept, its diagnosis up to date.
+"""A watched run: its log followed, its history kept, its diagnosis up to date.
 
-What a screen, a snapshot and ``check`` share. No terminal, no torch.
+Shared by screens, snapshots and ``check``. No terminal, no torch.
 """

@@ -1,7 +1,7 @@
-"""A baseline: how the routers of another run were, for a run that is to be judged against it.
+"""A baseline: the state of another run's routers, to judge a run against.
 
-A fine-tuning on narrow data starves experts that the model before it starved too. What matters
-is what changed, so the last steps of the other run are summed up as a ``Reference``.
+A fine-tuning on narrow data starves experts that the original model starved too. What matters is
+the change, so the last steps of the other run are summed up as a ``RouterBaseline``.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Context, Reference
+from microscope_tui.diagnosis.context import Context, RouterBaseline
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import median
@@ -22,7 +22,7 @@ MOST_STEPS = 200
 
 
 class BadBaseline(ValueError):
-    """A run that cannot serve as a baseline; the message says why and what to do."""
+    """The run cannot be a baseline; the message says why and what to do."""
 
 
 class AgainstBaseline(Criteria):
@@ -35,7 +35,7 @@ class AgainstBaseline(Criteria):
     __slots__ = ()
 
     def context(self, run: RunRecord) -> Context:
-        """What the rules may know of ``run``."""
+        """The context of ``run``."""
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
@@ -44,17 +44,19 @@ class AgainstBaseline(Criteria):
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What the routers of a run were like in its last steps."""
+    """State of the routers in the last steps of a run."""
 
     run: str
     routers: tuple[RouterInfo, ...]
     first_step: int
     last_step: int
     steps: int
-    reference: Reference
+    reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
-        """In words how the routers of ``run`` are others than the ones of the baseline."""
+        """How the routers of ``run`` differ from those of the baseline, in words; ``None`` if they
+        match.
+        """
         mine, theirs = _shape(self.routers), _shape(run.routers)
         return None if mine == theirs else f"the baseline has {mine}, the run has {theirs}"
 
@@ -107,11 +109,11 @@ def _entries(file: RunFile) -> Iterator[Entry]:
     while True:
         chunk = source.read()
         if chunk.restarted or (source.exhausted and not chunk.data):
-            return  # what was replaced while it was read counts as far as it came
+            return  # a log replaced while it was read counts up to there
         yield from reader.feed(chunk.data)
 
 
-def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Reference:
+def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> RouterBaseline:
     starved: list[float | None] = []
     dead: list[frozenset[int] | None] = []
     violation: list[float | None] = []
@@ -130,7 +132,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Ref
         found = (measures.balance(row, router.top_k).collapse_index for row in rows)
         known = [value for value in found if value is not None]
         collapse.append(median(known) if known else None)
-    return Reference(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
+    return RouterBaseline(tuple(starved), tuple(dead), tuple(violation), tuple(collapse))
 
 
 def _shape(routers: Sequence[RouterInfo]) -> str:

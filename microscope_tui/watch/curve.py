@@ -93,7 +93,7 @@ def empty_level() -> Level:
     return Level(array("f"), array("f"), array("f"))
 
 
-class Curve:
+class Series:
     """One series of one router."""
 
     __slots__ = ("coarse", "fine")
@@ -136,14 +136,14 @@ class Curve:
         self.fine.truncate(rows)
         self.coarse.truncate(rows // COARSE)
 
-    def paired(self) -> "Curve":
+    def paired(self) -> "Series":
         """The same curve at half the resolution."""
         fine, coarse = self.fine.paired(), self.coarse.paired()
         coarse.truncate(len(self.coarse) // 2)  # an odd last one covers half of its new rows
-        return Curve(fine, coarse)
+        return Series(fine, coarse)
 
     def columns(self, cuts: Sequence[int]) -> list[Column]:
-        """One column between each two neighbours of ``cuts`` (row numbers, rising)."""
+        """One column between each two neighbours of ``cuts`` (increasing row numbers)."""
         return [self._column(a, b) for a, b in itertools.pairwise(cuts)]
 
     def _column(self, first: int, last: int) -> Column:

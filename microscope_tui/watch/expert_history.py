@@ -1,7 +1,7 @@
-"""The experts of one router over time, read again from the log: a bounded number of its lines.
+"""The experts of one router over time, read again from a bounded number of lines.
 
-The history in memory knows routers, not experts. But each of its rows knows where in the file its
-first record stands, so evenly spaced rows give evenly spaced samples for the price of their lines.
+The history in memory has routers, not experts. But each of its rows has the file offset of its
+first record, so evenly spaced rows give evenly spaced samples for the price of their lines.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +11,13 @@ from pathlib import Path
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
 from microscope_tui.runlog.seek import read_at
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import kept_steps
 from microscope_tui.watch.run_watch import RunWatch
 
 _SLACK_BYTES = 1024  # lines of one run differ by a few digits
 _LEAST_BYTES = 1 << 14
-_WALK_BYTES = 1 << 19  # how far a line with counts is looked for, where not every line has them
+_WALK_BYTES = 1 << 19  # bytes to search for a line with counts, if not every line has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a sample is looked for: the line at ``offset``, and those behind it while they hold."""
+    """Where to look for a sample: the line at ``offset``, and valid lines after it."""
 
     step: int
     offset: int
@@ -96,7 +96,7 @@ def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
 
 
 def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) -> StepEntry | None:
-    """The first step from ``place`` on whose line has counts of the router, if it is near."""
+    """The first step from ``place`` on with counts of the router, if it is near."""
     experts = run.routers[router].num_experts
     before = 0
     for entry in _steps_from(path, run, place.offset, size):

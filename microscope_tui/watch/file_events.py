@@ -1,8 +1,8 @@
-"""File system events are a hint to look now; looking now and then anyway is the truth.
+"""File system events as a hint to read now; polling remains the ground truth.
 
-Where the hint cannot come (network and shared file systems carry no events of other machines, a
-kernel has a limit of watches) or does not come although files grow, the mode is ``polling``, and
-``reason`` says why in words for the screen.
+The mode is ``polling`` where events cannot arrive (network and shared file systems do not report
+changes by other machines, a kernel limits watches) or do not arrive although files grow; ``reason``
+says why, in words for the screen.
 """
 
 import errno
@@ -29,7 +29,7 @@ _NETWORK = ("afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "o
 _SHARED_BY_A_HOST = ("9p", "drvfs", "prl_fs", "vboxsf", "virtiofs", "vmhgfs")
 _SILENT = frozenset((*_NETWORK, *_SHARED_BY_A_HOST, "smb3", "smbfs", "wekafs"))
 _MAX_FOLDERS = 8192
-"""Above it the start takes seconds, and the user's editor needs watches too."""
+"""Limit of watched folders: more would take seconds, and the user's editor needs watches too."""
 _LATE_S = 1.0
 _REASONS = {
     errno.ENOSPC: "inotify watch limit reached",
@@ -38,7 +38,7 @@ _REASONS = {
 
 
 class FileEvents:
-    """Wakes who waits for a change of the logs below ``root``, a folder or a single file."""
+    """Waits for changes of the logs below ``root``, a folder or a single file."""
 
     def __init__(self, root: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
         self.root = root
@@ -54,7 +54,7 @@ class FileEvents:
         self._found_at = -_LATE_S
 
     def start(self) -> None:
-        """Ask for events; where there can be none, say so in ``reason``. Never raises.
+        """Start watching; without events, ``reason`` says why. Never raises.
 
         A thousand folders take some hundredths of a second: not for the thread of a screen.
         """
@@ -65,7 +65,7 @@ class FileEvents:
             self._poll("watchdog is not installed")
         except OSError as error:
             self._poll(_REASONS.get(error.errno or 0) or error.strerror or str(error))
-        except Exception as error:  # a fault of the hint is no fault of the microscope
+        except Exception as error:  # events are only a hint: fall back to polling
             self._poll(f"no events: {error!r}")
 
     def wait(self, timeout_s: float) -> bool:
@@ -75,14 +75,14 @@ class FileEvents:
         return changed
 
     def poll_found_change(self) -> None:
-        """A log grew and no event had said so. The second time events are given up."""
+        """A log grew without an event. After the second time, fall back to polling."""
         self._unannounced += 1
         self._found_at = time.monotonic()
         if self._unannounced >= 2 and self.mode == "events":
             self._poll("events did not arrive")
 
     def stop(self) -> None:
-        """Stop watching and wake who waits. A second call does nothing."""
+        """Stop watching and wake the waiting thread. A second call does nothing."""
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
@@ -104,7 +104,7 @@ class FileEvents:
         logging.getLogger("watchdog").addHandler(logging.NullHandler())  # the screen is ours
         self._observer = self._observe(folder, recursive)
         if recursive:
-            # The observer keeps to itself that a folder inside could not be watched.
+            # The observer does not report that a folder inside could not be watched.
             self._observe(folder, recursive=False).stop()
 
     def _observe(self, folder: Path, recursive: bool) -> "BaseObserver":
@@ -118,7 +118,7 @@ class FileEvents:
             def on_any_event(self, event: "FileSystemEvent") -> None:
                 outer._note(event)
 
-        # Opening and closing are left out: looking at the logs must not announce a change.
+        # Without opening and closing: reading the logs must not report a change.
         wanted: list[type[FileSystemEvent]] = [
             events.FileModifiedEvent,
             events.FileCreatedEvent,
@@ -187,7 +187,7 @@ def _mounts(mountinfo: Path) -> Iterator[tuple[Path, str]]:
     try:
         text = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return  # no Linux: its events are asked for, and looking proves them
+        return  # not Linux: events are requested, and polling verifies them
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split(" ")

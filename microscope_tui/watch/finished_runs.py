@@ -1,8 +1,8 @@
-"""Runs that are over, judged one at a time in the background; what was found out is remembered.
+"""Finished runs, judged one at a time in the background.
 
-Only one thread may call ``work_on`` and ``recall``; verdicts may be asked for by any. One run is
-read at a time, a few milliseconds a call, with a small history: a folder of large logs takes long
-and never much memory.
+Only one thread may call ``work_on`` and ``recall``; any thread may ask for verdicts. One run is
+read at a time, a few milliseconds per call, with a small history: a folder of large logs takes
+long, but never much memory.
 """
 
 from pathlib import Path
@@ -20,46 +20,46 @@ _SLICE_BYTES = 1 << 18
 
 
 class FinishedRuns:
-    """The verdicts on runs that are over."""
+    """The verdicts on finished runs."""
 
     def __init__(self, criteria: Criteria, cache: VerdictCache | None = None) -> None:
         self._criteria = criteria
         self._cache = cache
         self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
         self._moving: dict[Path, Identity] = {}
-        """Changed while they were judged: not tried again in the state that was seen."""
+        """Logs that changed while they were judged: not tried again in that state."""
         self._at_work: tuple[RunWatch, Identity] | None = None
 
     def verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
-        """The verdict on the log at ``path`` in this state, as far as there is one."""
+        """The verdict on the log at ``path`` in this state, if there is one."""
         known = self._verdicts.get(path)
         return known[1] if known is not None and known[0] == identity else None
 
     def progress(self, path: Path) -> float:
-        """Share of the log at ``path`` that has been judged, where it is the one in work."""
+        """Judged share of the log at ``path``, if it is being judged."""
         at_work = self._at_work
         return at_work[0].judged if at_work is not None and at_work[0].path == path else 0.0
 
     def is_wanted(self, path: Path, identity: Identity | None) -> bool:
-        """It can be judged, and was not in this state."""
+        """Whether it can be judged, and was not judged in this state."""
         if identity is None or self._moving.get(path) == identity:
             return False
         return self.verdict(path, identity) is None
 
     def recall(self, path: Path, identity: Identity) -> None:
-        """Take over a kept verdict, where there is one."""
+        """Load a cached verdict, if there is one."""
         kept = self._cache.load(identity) if self._cache is not None else None
         if kept is not None:
             self._verdicts[path] = identity, kept
 
     def keep(self, path: Path, identity: Identity, verdict: Verdict) -> None:
-        """Remember the verdict on a log in this state."""
+        """Store the verdict on a log in this state."""
         self._verdicts[path] = identity, verdict
         if self._cache is not None:
             self._cache.keep(identity, verdict)
 
     def forget_others(self, paths: set[Path]) -> None:
-        """Of runs that are gone nothing stays."""
+        """Forget runs that are gone."""
         for known in (self._verdicts, self._moving):
             for gone in known.keys() - paths:
                 del known[gone]
@@ -68,7 +68,7 @@ class FinishedRuns:
 
     @property
     def is_at_work(self) -> bool:
-        """A run is being judged."""
+        """Whether a run is being judged."""
         return self._at_work is not None
 
     def begin(self, run: RunFile, identity: Identity) -> None:
@@ -77,7 +77,7 @@ class FinishedRuns:
         self._at_work = watch, identity
 
     def work_on(self) -> None:
-        """Judge on for a few milliseconds."""
+        """Continue judging for a few milliseconds."""
         if self._at_work is None:
             return
         watch, identity = self._at_work
@@ -86,7 +86,7 @@ class FinishedRuns:
             if watch.unread:
                 return
             self._conclude(watch, identity)
-        except Exception as error:  # one strange log must not end the reading of all others
+        except Exception as error:  # one malformed log must not stop the reading of all others
             problem = safe_text(f"cannot be judged: {error!r}", 200)
             self._verdicts[watch.path] = identity, Verdict((), problem, "", 0, None)
         self._at_work = None

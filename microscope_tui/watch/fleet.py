@@ -1,8 +1,8 @@
-"""All runs below a path: which there are, how each is doing, and which of them are followed.
+"""All runs below a path: their states, and which of them are followed.
 
-One run is open; the other live ones are followed and judged beside it, each in its turn. The rest
-cost a ``stat`` now and then, and two short reads when they changed; those that are over are judged
-when there is time, newest first.
+One run is open; the other live ones are followed and judged beside it in turn. The rest cost an
+occasional ``stat``, and two short reads when they change; finished ones are judged when there is
+time, newest first.
 """
 
 import os
@@ -20,23 +20,23 @@ from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_card import RunCard, Seen, card_of
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, ENDED, age_of
+from microscope_tui.watch.state import CRASHED_S, age_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 from microscope_tui.watch.verdict import verdict_on
 from microscope_tui.watch.verdict_cache import VerdictCache
 
 MOST_FOLLOWED = 8
-"""Live runs that are judged beside the open one."""
+"""Number of live runs that are judged beside the open one."""
 JUDGING_S = 5.0
-"""How long a picture of the list waits for runs that are over to be judged."""
+"""Seconds that a snapshot of the list waits for finished runs to be judged."""
 _RESCAN_S = 2.0
-_RESCAN_SHARE = 0.02  # of one core: a search that takes long is made less often
+_RESCAN_SHARE = 0.02  # share of one core: slow searches run less often
 _MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
 _GLANCES_A_TURN = 64
 
 
 class Fleet:
-    """The runs below ``root``. One thread searches and reads; any thread may look at the cards."""
+    """The runs below ``root``. One thread searches and reads; any thread may read the cards."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Fleet:
         criteria: Criteria = ANYTHING,
         kept: VerdictCache | None = None,
     ) -> None:
-        """Look for the runs below ``root``.
+        """Find the runs below ``root``.
 
         Args:
             root: a folder of runs, one run folder, or one log.
@@ -61,15 +61,15 @@ class Fleet:
         """Newest first."""
         self.open: RunWatch | None = None
         self.open_version = 0
-        """Grows whenever the open run has something new."""
+        """Incremented when the open run changes."""
         self.piped = False
-        """The one run comes through a pipe; there is no folder."""
+        """Whether the only run comes through a pipe, without a folder."""
         self.pinned: PinnedRun | None = None
         """The run that the open one is compared with at every step."""
         self.selected: set[Path] = set()
-        """Logs that somebody picked out of the list."""
+        """Logs selected in the list."""
         self.solo = False
-        """Only these are to be listed."""
+        """List only the selected runs."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, Seen] = {}
         self._finished = FinishedRuns(criteria, kept)
@@ -86,7 +86,7 @@ class Fleet:
         return fleet
 
     def search(self, *, now: bool = False) -> bool:
-        """Look for runs if it is time to, or ``now``; true if the list or a run changed."""
+        """Search for runs if due, or ``now``; true if the list or a run changed."""
         started = time.monotonic()
         if self.piped or (not now and started < self._next_search):
             return False
@@ -106,11 +106,11 @@ class Fleet:
 
     @property
     def follows_others(self) -> bool:
-        """Live runs are followed beside the open one."""
+        """Whether live runs are followed beside the open one."""
         return bool(self._beside)
 
     def open_run(self, file: RunFile) -> RunWatch:
-        """Follow ``file`` in full; the first picture of its history is there on return."""
+        """Follow ``file`` in full; a first sample of its history is ready on return."""
         watch = RunWatch(file, self._criteria, memory_bytes=self._memory_bytes)
         watch.open_overview()
         self._keep_verdict(self.open)
@@ -130,7 +130,7 @@ class Fleet:
             return self._beside.get(path)
 
     def turn(self) -> bool:
-        """Give every followed run a few milliseconds, the open one first; true if any moved on."""
+        """Read each followed run for a few milliseconds, the open one first; true on any change."""
         moved = self.look_around()
         for watch in [self.open, *list(self._beside.values())]:
             if watch is not None and watch.advance():
@@ -139,7 +139,7 @@ class Fleet:
         return moved
 
     def look_around(self) -> bool:
-        """Glance at some of the runs that changed since the last look; true if there were any."""
+        """Glance at some of the runs that changed since the last call; true if there were any."""
         if self.piped:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
@@ -152,7 +152,7 @@ class Fleet:
         return bool(stale)
 
     def judge_finished(self) -> bool:
-        """Judge a run that is over for a few milliseconds; false where none is left to judge."""
+        """Judge a finished run for a few milliseconds; false if none is left."""
         if not self._finished.is_at_work:
             wanted = next((run for run in self.runs if self._is_queued(run)), None)
             identity = self._glances[wanted.path].ends.identity if wanted is not None else None
@@ -164,19 +164,19 @@ class Fleet:
 
     @property
     def is_judging(self) -> bool:
-        """There are runs that are over and not judged yet."""
+        """Whether there are finished runs that are not judged yet."""
         runs = () if self.piped else self.runs
         return any(self._is_stale(run) or self._is_queued(run) for run in runs)
 
     def _is_queued(self, run: RunFile) -> bool:
-        """It is over, and not judged in the state it is in."""
+        """Whether it is finished, and not judged in its current state."""
         seen = self._glances.get(run.path)
         if seen is None or not seen.may_be_judged or self._followed(run.path) is not None:
             return False
         return self._finished.is_wanted(run.path, seen.ends.identity)
 
     def _keep_verdict(self, watch: RunWatch | None) -> None:
-        """A run that was followed to its end need not be judged again."""
+        """Reuse the verdict of a run that was followed to its end."""
         seen = self._glances.get(watch.path) if watch is not None else None
         if watch is None or seen is None or (identity := seen.ends.identity) is None:
             return
@@ -185,7 +185,7 @@ class Fleet:
             self._finished.keep(watch.path, identity, verdict_on(watch))
 
     def cards(self, now: float | None = None) -> list[RunCard]:
-        """Every run as it was at the last look, newest first."""
+        """Every run as of the last glance, newest first."""
         with self.lock:
             runs, glances = self.runs, dict(self._glances)
             followed = dict(self._beside)
@@ -213,7 +213,7 @@ class Fleet:
         return seen is None or seen.file != run
 
     def _found(self) -> Sequence[RunFile]:
-        """The runs there are; the ones there were, while their folder cannot be listed."""
+        """The current runs; the previous ones while their folder cannot be listed."""
         try:
             if runs := find_runs(self.root, self._known):
                 return runs
@@ -224,7 +224,7 @@ class Fleet:
         return []
 
     def _choose_beside(self) -> None:
-        """Follow the live runs that are not open; let go of those that ended long ago."""
+        """Follow the live runs that are not open; release those that ended long ago."""
         live: list[RunFile] = []
         for run in self.runs[: 4 * MOST_FOLLOWED]:
             seen = self._glances.get(run.path)
@@ -247,7 +247,7 @@ class Fleet:
             self._beside = chosen
 
     def _find_renamed(self, runs: Sequence[RunFile]) -> bool:
-        """The open log is gone from its place: go on where the same file stands now."""
+        """The open log was moved: continue at the new path of the same file."""
         assert self.open is not None
         for run in runs:
             if run.inode != (0, 0) and run.inode == self.open.file.inode:
@@ -256,7 +256,7 @@ class Fleet:
         return False
 
     def may_switch(self, following: bool) -> bool:
-        """A newer run may be opened unasked: nothing is lost by leaving the present one."""
+        """Whether a newer run may be opened automatically: nothing is lost by leaving this one."""
         if self.open is None or self.open.latest is None:
             return True
-        return self.open.complete and following and self.open.state()[0] in ENDED
+        return self.open.complete and following and self.open.state()[0].ended

@@ -9,8 +9,9 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Curve
+from microscope_tui.watch.curve import BYTES_PER_ROW, COARSE, NAN, Column, Series
 
 MAX_ROWS = 8192
 MIN_ROWS = 256
@@ -22,21 +23,21 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where the steps of one row begin: step number and byte offset of the first record."""
+    """Start of one row: step number and byte offset of the first record."""
 
     step: int
     offset: int
     time: float = NAN
     after: int = _NEVER
-    """The first step behind it."""
+    """The first step after it."""
     end: int | None = None
     """Where the next row begins; ``None`` for the last."""
     restart: int | None = None
-    """The run restarted at this step: from there on, steps in the file may be superseded."""
+    """Step at which the run restarted: later steps in the file may be superseded."""
 
 
 def rows_within(memory_bytes: int, curves: int) -> int:
-    """How many rows of that many curves fit in ``memory_bytes``; within sensible bounds."""
+    """Number of rows of that many curves that fit in ``memory_bytes``, within bounds."""
     rows = int(memory_bytes / (BYTES_PER_ROW * max(1, curves) + 24))
     return max(MIN_ROWS, min(MAX_ROWS, rows)) // (2 * COARSE) * (2 * COARSE)
 
@@ -44,8 +45,8 @@ def rows_within(memory_bytes: int, curves: int) -> int:
 class History:
     """Named series over one axis of steps.
 
-    ``add`` is cheap and invisible until ``settle``: readers see only what has settled, so one
-    thread may add while another, under a lock that ``settle`` is called in too, draws.
+    ``add`` is cheap and invisible until ``commit``: readers see only what was committed, so one
+    thread may add while another, under a lock that ``commit`` is called in too, draws.
     """
 
     def __init__(
@@ -62,19 +63,19 @@ class History:
         self.restarts: list[int] = []
         self.capacity = capacity
         self.stride = stride
-        self._curves = {name: [Curve() for _ in range(width)] for name, width in widths.items()}
+        self._curves = {name: [Series() for _ in range(width)] for name, width in widths.items()}
         self._pending: list[Mapping[str, Values]] = []
         self._opened: list[Row] = []  # rows that begin in what is pending …
         self._older = 0  # … after this many steps that still belong to the last visible row
         self._in_row = stride  # steps in the last row, pending ones included
-        self._settled_in_row = 0
+        self._committed_in_row = 0
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
     def full(self) -> bool:
-        """There are as many rows as may be: time for ``halved``."""
+        """Whether the number of rows has reached the capacity: call ``halved``."""
         return len(self.steps) >= self.capacity
 
     def add(
@@ -84,7 +85,7 @@ class History:
         offset: int = 0,
         time: float | None = None,
     ) -> None:
-        """Take in one step.
+        """Add one step.
 
         Raises:
             ValueError: ``step`` is not after the last one; call ``restart`` first.
@@ -99,10 +100,10 @@ class History:
         self._pending.append(values)
         self.last_step = step
         if len(self._pending) >= _BATCH:
-            self.settle()
+            self.commit()
 
-    def settle(self) -> bool:
-        """Make what was added visible; true if there was anything."""
+    def commit(self) -> bool:
+        """Make added steps visible; true if there were any."""
         if not self._pending:
             return False
         older = self._older if self._opened else len(self._pending)
@@ -110,10 +111,10 @@ class History:
             columns = zip(*(values[name] for values in self._pending), strict=True)
             for curve, column in zip(curves, columns, strict=True):
                 if older:
-                    curve.fold(column[:older], self._settled_in_row)
+                    curve.fold(column[:older], self._committed_in_row)
                 if older < len(column):
                     curve.extend(column[older:], self.stride)
-        self._settled_in_row = self._in_row
+        self._committed_in_row = self._in_row
         self.steps.extend(row.step for row in self._opened)
         self.offsets.extend(row.offset for row in self._opened)
         self.times.extend(row.time for row in self._opened)
@@ -131,7 +132,7 @@ class History:
         Returns the row that covered steps on both sides: it is dropped whole, and its steps
         before ``step`` are to be read again from the file and added.
         """
-        self.settle()
+        self.commit()
         rows = bisect_left(self.steps, step)
         upto = self.steps[rows] if rows < len(self.steps) else self.last_step + 1
         torn = None
@@ -148,8 +149,8 @@ class History:
         return torn
 
     def close_row(self) -> None:
-        """The next step opens a row of its own: what follows stands elsewhere in the file."""
-        self.settle()
+        """Start a new row at the next step: it is elsewhere in the file."""
+        self.commit()
         self._in_row = self.stride
 
     def halved(self) -> "History":
@@ -164,11 +165,11 @@ class History:
         return other
 
     def index_of(self, step: int) -> int:
-        """Number of the row that holds ``step``, or of the last one before it; 0 at least."""
+        """Index of the row with ``step``, or of the last one before it; at least 0."""
         return max(0, bisect_right(self.steps, step) - 1)
 
     def row(self, at: int) -> Row:
-        """Where the steps of row ``at`` stand."""
+        """Location of row ``at``."""
         after, end = self.last_step + 1, None
         if at + 1 < len(self.steps):
             after, end = self.steps[at + 1], self.offsets[at + 1]
@@ -177,7 +178,7 @@ class History:
         return Row(first, self.offsets[at], self.times[at], after, end, restart)
 
     def time_of(self, step: int) -> float | None:
-        """When the row that holds ``step`` began, Unix seconds; ``None`` where nobody wrote it."""
+        """Time of the row with ``step``, Unix seconds; ``None`` if not logged."""
         time = self.times[self.index_of(step)] if self.times else NAN
         return time if time == time else None
 
@@ -212,7 +213,7 @@ class History:
     def _cuts(count: int, rows: range) -> list[int]:
         count = min(count, len(rows))
         cuts = [rows.start + len(rows) * i // count for i in range(count + 1)] if count else [0]
-        if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: nobody sees the difference
+        if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: the difference is invisible
             cuts[1:-1] = [cut // COARSE * COARSE for cut in cuts[1:-1]]
         return cuts
 
@@ -225,3 +226,44 @@ class History:
             for curve in curves:
                 return len(curve.coarse)
         return 0
+
+
+class Window(NamedTuple):
+    """A range of steps, both ends included."""
+
+    first: int
+    last: int
+
+
+class Curves:
+    """The history in a number of columns over a window."""
+
+    def __init__(self, history: History | None, columns: int, window: Window) -> None:
+        self._history, self._columns, self._window = history, columns, window
+        self.restarts: Sequence[int] = history.restarts if history else ()
+
+    def of(self, name: str, index: int = 0) -> Sequence[Column]:
+        """One series."""
+        if self._history is None:
+            return ()
+        first, last = self._window
+        return self._history.columns(name, index, self._columns, since=first, until=last)
+
+    def axis(self) -> Sequence[int]:
+        """The first step of every column."""
+        if self._history is None:
+            return ()
+        first, last = self._window
+        return self._history.axis(self._columns, since=first, until=last)
+
+    def times(self, steps: Sequence[int]) -> Sequence[float | None]:
+        """When these steps were written."""
+        return [self._history.time_of(step) for step in steps] if self._history else ()
+
+    def share_of(self, step: int) -> float | None:
+        """Position of a step in the columns, 0 … 1."""
+        if self._history is None:
+            return None
+        rows = self._history.rows(*self._window)
+        before = self._history.index_of(step) + 1 - rows.start
+        return max(0.0, min(1.0, before / len(rows))) if rows else None

@@ -1,7 +1,7 @@
 """The judge: the diagnosis of a run, fed with the same records as the scan, at its own pace.
 
-Beside a short or a live log it walks along with the scan. Behind a long one it comes later, with
-a reader of its own, up to where the scan is; from then on they walk together.
+For a short or a live log it follows the scan record by record. For a long one it reads separately
+until it reaches the scan; from then on they advance together.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ class Judge:
         self.reader = RunReader(name)
         """Used while the judge is behind the scan."""
         self.offset = 0
-        """How far it has come, in bytes of the log, while it is behind the scan."""
+        """Position in bytes of the log while behind the scan."""
         self.along = True
-        """It is fed what the scan is fed."""
+        """Whether it is fed along with the scan."""
         self._criteria = criteria
 
     def read_on(self, path: Path, end: int, max_bytes: int) -> Iterator[Entry]:
-        """The next records on the way to the scan, which is at ``end``; there, walk along.
+        """Read the next records up to the scan at ``end``; from there, advance with it.
 
         Raises:
             OSError: the log cannot be read.
@@ -37,9 +37,9 @@ class Judge:
         left = end - self.offset
         if left <= 0:
             self.along = True
-            return self.reader.feed(b"\n")  # the last line may stand there without its newline
+            return self.reader.feed(b"\n")  # the last line may lack its newline
         data = read_at(path, self.offset, min(max_bytes, left))
-        self.offset += len(data) or left  # it shrank meanwhile: the scan will say so
+        self.offset += len(data) or left  # it shrank: the scan will report it
         return self.reader.feed(data)
 
     def take(self, entry: Entry) -> None:

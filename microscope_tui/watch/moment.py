@@ -1,4 +1,4 @@
-"""A moment of a run to look at: the present one, or any step of the past found in the file."""
+"""A pinned step of a run: the current one, or an earlier one found in the file."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ _NEAR_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A moment: the step and the entries that were current then."""
+    """A pinned step, with the entries that were current then."""
 
     step: int
     latest: StepEntry
     with_counts: StepEntry | None
     generation: int
-    """Of the log it was found in; a replaced log has another one."""
+    """Generation of the log; a replaced log has another one."""
 
 
 def pin(watch: RunWatch) -> Pin | None:
-    """The present moment of ``watch``, to hold on to while the run goes on."""
+    """Pin the current step of ``watch``."""
     with watch.lock:
         if watch.latest is None:
             return None
@@ -36,7 +36,7 @@ def pin(watch: RunWatch) -> Pin | None:
 
 
 def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
-    """The first and the last step that can be read again; ``None`` where there is none.
+    """The first and the last step that can be read again; ``None`` if there are none.
 
     Less than the whole history where a pipe is spooled: the oldest steps gave way to newer ones, or
     there was no room for the newest. A row that is kept in part counts as lost.
@@ -55,7 +55,7 @@ def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
 
 
 def pin_at(watch: RunWatch, step: int) -> Pin | None:
-    """The last logged step at or before ``step``; the nearest one that can be read again.
+    """The last logged step at or before ``step``, or the nearest one that can be read again.
 
     ``None`` where it cannot be found now: the log is no plain file, is still being read and has
     restarts in it, or changed under us.
@@ -95,7 +95,7 @@ def _find(watch: RunWatch, history: History, step: int) -> StepEntry | None:
 
 
 def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepEntry | None:
-    """The last entry before ``entry`` that holds counts, where they are logged rarely."""
+    """The last entry before ``entry`` with counts, if they are logged rarely."""
     with watch.lock:
         run, sampled, size = watch.run, watch.sampled, watch.source.size
         at = history.index_of(entry.record.step)
@@ -104,7 +104,7 @@ def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepE
     if run is None:
         return None
     for row in rows:
-        if sampled:  # between two samples are too many steps to look at
+        if sampled:  # too many steps between two samples to search
             row = replace(row, end=row.offset + 1)
         found = None
         for candidate in steps_in(watch.path, run, row, entry.record.step + 1, size):

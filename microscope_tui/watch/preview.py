@@ -1,4 +1,4 @@
-"""A first picture of a long log: a scan that has seen some hundred steps of it, evenly spread."""
+"""A preview of a long log: a scan of a few hundred evenly spread steps."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ _SAMPLES = 240
 
 
 def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | None:
-    """The picture, and whether steps grow all the way; ``None`` where nothing can be shown.
+    """The preview, and whether steps increase throughout; ``None`` if nothing can be shown.
 
     Raises:
         OSError: the file cannot be read.
@@ -34,10 +34,10 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
     for entry in samples:
         complete_summary(entry)
         picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
-    picture.settle()
+    picture.commit()
     return picture, found.monotonic
 
 
 def _never(row: Row, run: RunRecord, limit: int) -> Iterable[StepEntry]:
-    """Samples only grow: no row of theirs is ever cut by a restart."""
+    """Steps of samples only increase: a restart never cuts a row."""
     raise AssertionError(f"a sampled history restarted at {row.step}")

@@ -1,6 +1,6 @@
-"""The mean load over the last steps, and how much the loads tremble from step to step.
+"""The mean load over the last steps, and its noise from step to step.
 
-A single step of a balanced router is half noise: what is true of an expert is in the mean.
+A single step of a balanced router is half noise: the mean shows the experts.
 """
 
 import math
@@ -14,7 +14,7 @@ from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import MEAN_OF
 from microscope_tui.watch.view import LayerView
 
-_ENOUGH = 512  # differences of two steps that tell the noise well enough
+_ENOUGH = 512  # differences of two steps needed to estimate the noise
 _OCTAVES = 1 / math.log(2)
 
 
@@ -29,7 +29,7 @@ class RecentLoad:
 
 
 def recent_entries(entries: Iterable[StepEntry]) -> Sequence[StepEntry]:
-    """Those of the last ``MEAN_OF`` steps, the newest last; all of one continuous stretch."""
+    """The last ``MEAN_OF`` entries, newest last, without gaps."""
     kept: list[StepEntry] = []
     for entry in entries:
         step = entry.record.step
@@ -49,7 +49,7 @@ def recent_load(entries: Sequence[StepEntry], router: int) -> RecentLoad:
 
 
 def _noise(rows: Sequence[Sequence[int]], total: Sequence[int]) -> float:
-    """From the differences of neighbours: a mean that drifts is not noise."""
+    """Noise from the differences of neighbours: a drifting mean is not noise."""
     pairs = list(pairwise(rows))[-max(1, _ENOUGH // len(total)) :]
     if not pairs:
         return 0.0
@@ -64,17 +64,17 @@ def _noise(rows: Sequence[Sequence[int]], total: Sequence[int]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """The last steps of a run, or none where a single one is to be shown."""
+    """The last steps of a run, or none to show a single step."""
 
     entries: Sequence[StepEntry] = ()
 
     @property
     def steps(self) -> int:
-        """Over how many steps the loads are means."""
+        """Number of steps in the mean."""
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
-        """``layer`` with its mean load, and the noise of it; as it is where there is no mean."""
+        """``layer`` with its mean load and noise; unchanged without a mean."""
         if self.steps < 2 or layer.load is None:
             return layer, 0.0
         recent = recent_load(self.entries, layer.index)

@@ -1,4 +1,4 @@
-"""A moment to compare with: of this run, or of another one at the equal step."""
+"""A reference step to compare with: of this run, or of another one at the same step."""
 
 import os
 import threading
@@ -20,12 +20,12 @@ _MEMORY = 16 << 20
 
 
 class NothingToCompare(ValueError):
-    """A moment that cannot be compared with; the message says why."""
+    """The reference cannot be compared with; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The loads of a moment, one list per router in forward order."""
+    """The loads at the reference step, one list per router in forward order."""
 
     run: str
     step: int
@@ -34,7 +34,7 @@ class Reference:
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
     routers: Sequence[RouterInfo | None] = ()
-    """The router of each list; ``None`` where there is none. Empty: those of the open run."""
+    """The router of each list; ``None`` if missing. Empty: those of the open run."""
 
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
         """The loads of a router, if it has as many experts."""
@@ -43,7 +43,7 @@ class Reference:
 
 
 def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Reference:
-    """A moment as a reference."""
+    """A pinned step as a reference."""
     counted = moment.with_counts
     rows = counted.matrices().tokens_per_expert if counted is not None else []
     return Reference(
@@ -57,7 +57,7 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
 
 
 def reference_in(watch: RunWatch, step: int) -> Reference:
-    """The moment of another run at or before ``step``. Reads from the disk.
+    """Reference of another run at or before ``step``. Reads from the disk.
 
     Raises:
         NothingToCompare: it has no such step, or none that can be read now.
@@ -69,7 +69,7 @@ def reference_in(watch: RunWatch, step: int) -> Reference:
     moment = pin_at(watch, step)
     if moment is None:
         raise NothingToCompare(
-            f"step {step:,} of {name} cannot be read: packed, or still being read"
+            f"step {step:,} of {name} cannot be read: compressed, or still being read"
         )
     return reference_of(name, moment, watch.run)
 
@@ -111,7 +111,7 @@ class PinnedRun:
     for its sake, and of a long log only what a moment needs is read."""
 
     def __init__(self, file: RunFile, followed: Callable[[Path], RunWatch | None]) -> None:
-        """``followed``: the watch of a run that somebody reads already."""
+        """``followed``: the existing watch of the run, if it is followed."""
         self.file = file
         self._followed = followed
         self._own: RunWatch | None = None
@@ -119,7 +119,7 @@ class PinnedRun:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> Reference:
-        """Its moment at or before ``step``. Reads from the disk: not for the thread that draws.
+        """Its reference at or before ``step``. Reads from the disk: call it in a worker thread.
 
         Raises:
             NothingToCompare: it has no such step, or none that can be read; the message says why.
@@ -141,10 +141,10 @@ class PinnedRun:
 
 
 def _opened(file: RunFile, size: int) -> RunWatch:
-    """A long log by samples of its steps, a short one in full."""
+    """Read a long log by samples, a short one in full."""
     watch = RunWatch(file, memory_bytes=_MEMORY)
     if not watch.source.seekable:
-        raise NothingToCompare(f"{file.name} is packed: unpack it to compare")
+        raise NothingToCompare(f"{file.name} is compressed: decompress it to compare")
     watch.open_overview()
     if watch.latest is None or not watch.can_seek:
         if size > _MOST_READ:

@@ -1,7 +1,7 @@
-"""The time ribbon: a stretch of a run in columns, each as bad as its worst step.
+"""The time ribbon: a range of steps in columns, each with its worst severity.
 
-The maximum, never the mean: ten sick steps in a hundred thousand must be seen. It knows all that is
-known now, also of what comes after the shown step, or nobody could scrub to it.
+The maximum, never the mean: ten critical steps in a hundred thousand must be visible. It also shows
+what comes after the shown step, so that users can move there.
 """
 
 import math
@@ -19,13 +19,13 @@ class Mark:
 
     severity: Severity | None = None
     onset: bool = False
-    """A finding that is more than a note begins here."""
+    """A finding above a note begins here."""
     restart: bool = False
     evaluation: bool = False
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    """The marks of ``count`` equal stretches of the steps of ``window``."""
+    """The marks of ``count`` equal parts of ``window``."""
     marks = [Mark() for _ in range(count)]
     for step in watch.history.restarts if watch.history else ():
         if (at := column_of(step, window, count)) is not None:
@@ -35,8 +35,15 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
         if at is not None:
             marks[at].evaluation = True
     newest = watch.latest.record.step if watch.latest else 0
-    for episode in watch.diagnosis.episodes if watch.diagnosis else ():
-        _mark(marks, episode, window, newest)
+    episodes = watch.diagnosis.episodes if watch.diagnosis else ()
+    for mark, severity in zip(
+        marks, worst_of_columns(episodes, window, count, newest), strict=True
+    ):
+        mark.severity = severity
+    for episode in episodes:
+        at = column_of(episode.onset, window, count)
+        if at is not None and episode.severity > Severity.INFO:
+            marks[at].onset = True
     return marks
 
 
@@ -48,29 +55,17 @@ def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
     return min(count - 1, math.floor((step - first) * count / (last - first + 1)))
 
 
-def _mark(marks: list[Mark], episode: Episode, window: tuple[int, int], newest: int) -> None:
-    over = episode.recovered_at
-    end = newest if over is None else max(episode.onset, over - 1)
-    for since, until, severity in _stretches(episode, end):
-        first, last = max(since, window[0]), min(until, window[1])
-        if first > last:
-            continue
-        a, b = (column_of(step, window, len(marks)) or 0 for step in (first, last))
-        for mark in marks[a : b + 1]:
-            mark.severity = max(mark.severity or severity, severity)
-    if episode.severity > Severity.INFO:
-        at = column_of(episode.onset, window, len(marks))
-        if at is not None:
-            marks[at].onset = True
-
-
-def _stretches(episode: Episode, end: int) -> Iterable[tuple[int, int, Severity]]:
-    """First step, last step and severity: an episode was as bad from its onset as at its alarm."""
-    grades = episode.grades
-    if not grades:
-        yield episode.onset, end, episode.severity
-        return
-    starts = [episode.onset, *(grade.step for grade in grades[1:])]
-    ends = [*(step - 1 for step in starts[1:]), end]
-    for since, until, grade in zip(starts, ends, grades, strict=True):
-        yield since, until, grade.severity
+def worst_of_columns(
+    episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
+) -> list[Severity | None]:
+    """The worst severity in each of ``count`` equal parts of ``window``."""
+    worst: list[Severity | None] = [None] * count
+    for episode in episodes:
+        for since, until, severity in episode.stretches(newest):
+            first, last = max(since, window[0]), min(until, window[1])
+            if first > last:
+                continue
+            a, b = (column_of(step, window, count) or 0 for step in (first, last))
+            for at in range(a, b + 1):
+                worst[at] = max(worst[at] or severity, severity)
+    return worst

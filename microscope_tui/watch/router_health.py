@@ -1,6 +1,6 @@
-"""The health of all routers in one curve each: the lowest balance and the highest load there is.
+"""Health of all routers in two curves: the lowest balance and the highest load.
 
-A run is as healthy as its worst layer: columns hold the worst of all routers, never their mean.
+A run is as healthy as its worst layer: columns have the worst of all routers, never their mean.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.watch.curve import NAN, Column
-from microscope_tui.watch.curves import Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance
 

@@ -10,7 +10,7 @@ from microscope_tui.watch.history import Row
 
 
 def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[tuple[int, int]]:
-    """Step and offset of the steps of ``row`` below ``limit`` that still hold.
+    """Step and offset of the steps of ``row`` below ``limit`` that are not superseded.
 
     Args:
         end: where the row ends in the file if it is the last one.
@@ -25,7 +25,7 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
-    """The same steps themselves, one at a time in memory.
+    """The same steps, one at a time in memory.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""One run in the list: what a glance at its log showed, and what is known from following it."""
+"""One run in the list: from a glance at its log, or from following it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.glance import Glance
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, verdict_on
 
 
@@ -16,23 +16,23 @@ class RunCard:
     """One run in the list."""
 
     file: RunFile
-    state: str
+    state: RunState
     age_s: float | None
     step: int
     planned_steps: int | None
     loss: float | None
     verdict: Verdict | None
-    """How it stands; ``None`` where that is not known so far."""
+    """Its verdict; ``None`` if not known yet."""
     error: str | None
     end_reason: str | None = None
-    """Why the run ended, where its log says so."""
+    """Why the run ended, if logged."""
     judged: float = 0.0
     """Share of the log that the diagnosis has seen."""
     queued: bool = False
-    """It will be judged in the background."""
+    """Whether it will be judged in the background."""
     open: bool = False
     pinned: bool = False
-    """The open run is compared with it."""
+    """Whether the open run is compared with it."""
     selected: bool = False
 
     @property
@@ -42,13 +42,13 @@ class RunCard:
 
     @property
     def recovered(self) -> Sequence[Trouble]:
-        """Alerts that are over."""
+        """Recovered alerts."""
         return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a glance showed, and when the file was seen to change (``None``: not yet)."""
+    """The result of a glance, and when the file was seen to change (``None``: not yet)."""
 
     file: RunFile
     ends: Glance
@@ -56,7 +56,7 @@ class Seen:
 
     @property
     def may_be_judged(self) -> bool:
-        """It can be read, and nothing more is expected to come."""
+        """Whether it can be read and has ended."""
         if self.ends.error or self.ends.identity is None:
             return False
         if self.file.path.suffix in ARCHIVE_SUFFIXES:
@@ -92,7 +92,7 @@ def card_of(
         step_times_s=[found.step_time_s] if found.step_time_s else [],
     )
     if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
-        state = "archived"  # its end is not known before all of it was unpacked
+        state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
     if verdict is not None and plan is not None and verdict.last_step:
         plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest
     error = found.error or (watch.error if watch else None)
@@ -100,13 +100,13 @@ def card_of(
         with watch.lock:
             verdict = verdict_on(watch) if watch.diagnosis is not None else None
             if watch.latest is not None and (watch.complete or last is None):
-                # It knows more than a glance, and the header says the same.
+                # The watch has read more than a glance, and the header is the same.
                 last, end, plan = watch.latest.record, watch.shown.end, watch.run
                 state, age = watch.state(now)
     if error and last is None:
-        state = "error"
+        state = RunState.ERROR
     elif seen is None and watch is None:
-        state = ""  # not looked at yet
+        state = RunState.UNKNOWN  # not read yet
     return RunCard(
         file=run,
         state=state,

@@ -1,8 +1,6 @@
 """``RunWatch``: one run, followed, remembered and judged.
 
-``advance`` reads from the disk without holding the lock and takes records in under it, a few
-milliseconds at a time, so that a reader thread never freezes a screen. The scan comes first; the
-diagnosis walks along with it where little is left to read, and comes later behind a long log.
+``advance`` holds the lock for a few milliseconds only, so that reading never freezes a screen.
 """
 
 import contextlib
@@ -24,14 +22,14 @@ from microscope_tui.watch.judge import Judge
 from microscope_tui.watch.preview import preview
 from microscope_tui.watch.rows import steps_in
 from microscope_tui.watch.scan import RepeatedStep, Scan
-from microscope_tui.watch.state import age_of, state_of
+from microscope_tui.watch.state import RunState, age_of, state_of
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
-"""Longest time that records are taken in without letting go of the lock."""
+"""Maximum time that the lock is held while records are added."""
 _OVERVIEW_FROM_BYTES = 1 << 20
-_ALONG_BYTES = 48 << 20  # the judge walks along where no more than this is left to read
+_ALONG_BYTES = 48 << 20  # the judge advances with the scan if no more than this is left to read
 
 
 class RunWatch:
@@ -46,17 +44,17 @@ class RunWatch:
         memory_bytes: int = DEFAULT_MEMORY,
         patient: bool = False,
     ) -> None:
-        """Watch ``file``, or another source of bytes that stands for it.
+        """Watch ``file``, or another source of its bytes.
 
         Args:
             criteria: by what the run is judged.
             memory_bytes: bound of the history.
-            patient: nobody looks on: one pass that judges along, however long the log.
+            patient: read and judge in one pass, however long the log.
         """
         self.file = file
         self.lock = threading.RLock()
         self.error: str | None = None
-        """Why the log cannot be read, in words; everything seen before stays."""
+        """Why the log cannot be read, in words; everything read before stays."""
         self.memory_bytes = memory_bytes
         self._criteria = criteria
         self._patient = patient
@@ -66,22 +64,24 @@ class RunWatch:
     def _start(self) -> None:
         self.error = None
         self.foreign = False
-        """Another format version: nothing more is read from this file."""
+        """Unsupported format version: nothing more is read from this file."""
         self._reader = RunReader(self.file.name)
         self._judge = Judge(self.file.name, self._criteria)
         self.scan = Scan(self._reread, self.memory_bytes)
-        """What the records so far say; the properties below show a sample until it is through."""
+        """State of all records read so far; the properties below show a sample until it is
+        complete.
+        """
         self._overview: Scan | None = None
         self._monotonic = True
         self._scanning: Iterator[Entry] = iter(())
         self._scan_pending = False
         self._judging: Iterator[Entry] = iter(())
         self.complete = False
-        """The whole file has been read once."""
+        """Whether the whole file has been read once."""
         self.generation = getattr(self, "generation", -1) + 1
-        """Grows when the log was replaced: what was pinned before is gone."""
+        """Incremented when the log is replaced: earlier pins are invalid."""
         self.version = getattr(self, "version", -1) + 1
-        """Grows when steps or their history have changed."""
+        """Incremented when steps or the history change."""
 
     @property
     def path(self) -> Path:
@@ -90,12 +90,12 @@ class RunWatch:
 
     @property
     def shown(self) -> Scan:
-        """What there is to show: a sample of the file until all of it has been read."""
+        """The scan to show: a sample of the file until all of it has been read."""
         return self._overview or self.scan
 
     @property
     def run(self) -> RunRecord | None:
-        """The header, as far as it is known."""
+        """The header, if known."""
         return self.shown.run
 
     @property
@@ -110,7 +110,7 @@ class RunWatch:
 
     @property
     def sampled(self) -> bool:
-        """The history is a sample of the file so far."""
+        """Whether the history is still a sample of the file."""
         return self._overview is not None
 
     @property
@@ -125,7 +125,7 @@ class RunWatch:
 
     @property
     def can_seek(self) -> bool:
-        """Any step of the past can be read again: see ``moment.pin_at``."""
+        """Whether earlier steps can be read again: see ``moment.pin_at``."""
         return self.source.seekable and (self._overview is None or self._monotonic)
 
     @property
@@ -142,12 +142,12 @@ class RunWatch:
 
     @property
     def bounded_by_memory(self) -> bool:
-        """The history would be finer if it were allowed more memory."""
+        """Whether the memory limit makes the history coarser."""
         history = self.scan.history
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
     def open_overview(self) -> None:
-        """Sample the whole history of a long log, for a first picture before the full scan."""
+        """Sample the whole history of a long log, for a first frame before the full scan."""
         try:
             if not self.source.seekable or self.path.stat().st_size < _OVERVIEW_FROM_BYTES:
                 return
@@ -163,7 +163,7 @@ class RunWatch:
                     self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Take in more records for a few milliseconds; true if anything changed.
+        """Read more records for a few milliseconds; true if anything changed.
 
         The scan goes first, the diagnosis then catches up. Never raises because of the log.
         """
@@ -189,24 +189,24 @@ class RunWatch:
 
     @property
     def unread(self) -> bool:
-        """There is more to read and judge of what the log holds now."""
+        """Whether the log contains more to read and judge now."""
         if self.source.deleted or self.error is not None:
             return self._scan_pending
         scanned = self.complete and self.source.exhausted and not self._scan_pending
         return not (scanned and self._judge.along)
 
     def read_all(self) -> None:
-        """Read and judge everything that the log holds now."""
+        """Read and judge everything that the log contains now."""
         self.advance()
         while self.unread:
             self.advance()
 
     def relocate(self, file: RunFile) -> None:
-        """The log was renamed: go on under the new name."""
+        """Continue under a new name after the log was renamed."""
         self.file, self.source.path = file, file.path
 
-    def state(self, now: float | None = None) -> tuple[str, float | None]:
-        """The state of the run in one word, and the age of its last sign of life in seconds."""
+    def state(self, now: float | None = None) -> tuple[RunState, float | None]:
+        """The state of the run in one word, and seconds since its last change."""
         with self.lock:
             age = age_of(self.source.modified, now, self.source.changed_at)
             word = state_of(
@@ -219,7 +219,7 @@ class RunWatch:
             return word, age
 
     def _begin(self, data: bytes) -> None:
-        """Prepare to take in a chunk; decide whether the judge walks along with the first one."""
+        """Prepare a chunk; decide at the first one whether the judge advances with the scan."""
         if self.source.offset <= len(data):  # the first one
             left = self.source.size - len(data)
             self._judge.along = self._patient or not self.source.seekable or left <= _ALONG_BYTES
@@ -228,7 +228,7 @@ class RunWatch:
         self._scanning = self._reader.feed(data)
 
     def _scan_on(self) -> bool:
-        """Go on with the chunk that is being scanned; true if there is more of it."""
+        """Continue scanning the chunk; true if there is more of it."""
         self._scan_pending = self._take_in(self._scanning, self._scan_one)
         return self._scan_pending
 
@@ -237,22 +237,22 @@ class RunWatch:
         if self._judge.along:
             self._judge.take(entry)
         if isinstance(entry, RunRecord) and isinstance(self.source, PipedLog):
-            self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder to name it by
+            self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder for a name
 
     def _finish_scan(self) -> bool:
         """True when the whole file has been read for the first time."""
         if self.complete or self._scan_pending or not self.source.exhausted:
             return False
         if self.source.deleted and self.source.offset < self.source.size:
-            return False  # what was not read of it may come back under another name
+            return False  # its unread part may reappear under another name
         with self.lock:
             self.complete, self._overview = True, None
-            self.scan.settle()
+            self.scan.commit()
             self.version += 1
         return True
 
     def _catch_up(self, max_bytes: int) -> bool:
-        """Let the diagnosis read on, up to where the scan is."""
+        """Let the diagnosis read up to the scan."""
         judge = self._judge
         if judge.along:
             return False
@@ -266,7 +266,7 @@ class RunWatch:
         return True
 
     def _take_in(self, entries: Iterator[Entry], take: Callable[[Entry], None]) -> bool:
-        """Take in entries for at most ``HOLD_S``; true if there may be more."""
+        """Add entries for at most ``HOLD_S``; true if there may be more."""
         until, more = time.monotonic() + HOLD_S, False
         with self.lock:
             try:
@@ -276,12 +276,12 @@ class RunWatch:
                         break
             except UnknownFormat as error:
                 self.error, self.foreign = str(error), True
-            if self._overview is None:  # else nobody sees it yet
-                self.version += self.scan.settle()
+            if self._overview is None:  # otherwise it is not visible yet
+                self.version += self.scan.commit()
         return more
 
     def _guarded(self, take: Callable[[Entry], None], entry: Entry) -> None:
-        """Monitoring never dies because of its data: a record may be lost, and that is said."""
+        """Count a record that cannot be processed: monitoring never stops because of its data."""
         try:
             take(entry)
         except RepeatedStep as error:
@@ -291,10 +291,10 @@ class RunWatch:
 
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:
-            with contextlib.suppress(OSError):  # it is gone: the next look says so
+            with contextlib.suppress(OSError):  # it is gone: the next poll reports it
                 yield from steps_in(self.path, run, row, limit, self._reader.line_start)
 
     def _fail(self, error: OSError) -> bool:
-        """Say why the log cannot be read; true if that is news."""
+        """Record why the log cannot be read; true if the reason is new."""
         before, self.error = self.error, f"cannot be read: {error.strerror or error}"
         return before is None

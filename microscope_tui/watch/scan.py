@@ -1,7 +1,7 @@
-"""The scan: every record of a log in order, into what the screen shows of the whole run.
+"""The scan: collects every record of a log in order.
 
-Header, latest step, history and events. It decodes no matrix and judges nothing, so that it runs
-through a long log at the speed of the disk; the judgement follows at its own pace.
+Header, latest step, history and events. It decodes no matrix and judges nothing, so it reads a long
+log at the speed of the disk; the judgement follows at its own pace.
 """
 
 import math
@@ -17,26 +17,26 @@ from microscope_tui.watch.summaries import complete_summary, new_history, row_ma
 MEAN_OF = 8
 """Steps whose counts are kept, for a mean."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
-"""The steps of a row below a limit, from the file; none where the log cannot be read again."""
+"""The steps of a row below a limit, from the file; empty if the log cannot be read again."""
 
 
 class RepeatedStep(ValueError):
-    """A step that is there already; the message says which."""
+    """A repeated step; the message says which."""
 
 
 class Scan:
-    """What the records so far say. ``reread`` is asked when a restart cuts a row of the history."""
+    """State of all records so far; ``reread`` is called when a restart cuts a row of history."""
 
     def __init__(self, reread: Reread, memory_bytes: int) -> None:
         self.run: RunRecord | None = None
         self.latest: StepEntry | None = None
         self.with_counts: StepEntry | None = None
-        """The latest step whose line holds counts."""
+        """The latest step with counts."""
         self.recent: deque[StepEntry] = deque(maxlen=MEAN_OF)
-        """The last steps whose lines hold counts."""
+        """The last steps with counts."""
         self.end: EventRecord | None = None
         self.lost_records = 0
-        """Records that the writer says it could not write."""
+        """Records that the writer reported as lost."""
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.history: History | None = None
         self.expected_steps = 0
@@ -47,7 +47,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Take in one record.
+        """Add one record.
 
         Raises:
             RepeatedStep: the same step twice in a row; the first one stands.
@@ -60,15 +60,15 @@ class Scan:
             case EventRecord():
                 self._take_event(entry)
 
-    def settle(self) -> bool:
-        """Make visible what was taken in; true if there was anything."""
-        return self.history is not None and self.history.settle()
+    def commit(self) -> bool:
+        """Make added records visible; true if there were any."""
+        return self.history is not None and self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
         """Halve a full history, mostly outside ``lock``: only the caller changes it."""
         if (history := self.history) is not None and history.full:
             with lock:
-                history.settle()
+                history.commit()
             halved = history.halved()
             with lock:
                 self.history = halved
@@ -82,7 +82,7 @@ class Scan:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
             self._row_of = row_maker(run.routers)
         elif run.resumed_at_step is not None:
-            # Without a step to resume at, the steps themselves say whether they go backwards.
+            # Without a step to resume at, the steps themselves show whether they go backwards.
             self._restart(max(1, min(run.resumed_at_step, self.history.last_step + 1)), before)
 
     def _take_step(self, entry: StepEntry) -> None:
@@ -101,7 +101,7 @@ class Scan:
             self.with_counts = entry
             self.recent.append(entry)
         elif self.with_counts is not None and self.with_counts.record.step >= step:
-            self.with_counts = None  # counted in a future that no longer holds
+            self.with_counts = None  # counted after the restart point
         history.add(step, self._row_of(entry), entry.offset, entry.record.time)
 
     def _time_step(self, before: StepEntry | None, entry: StepEntry) -> None:
@@ -110,7 +110,7 @@ class Scan:
             self.intervals.append(duration)
 
     def _restart(self, step: int, run: RunRecord) -> None:
-        """What was said about ``step`` and later no longer holds."""
+        """Forget what was recorded about ``step`` and later."""
         history = self.history
         assert history is not None
         torn = history.restart(step)

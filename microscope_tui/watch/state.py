@@ -2,12 +2,46 @@
 
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 
 from microscope_tui.runlog.records import EventRecord
 
 SLOW_S, STALE_S, CRASHED_S = 5.0, 60.0, 600.0
-ENDED = ("finished", "stopped", "failed", "crashed?", "deleted")
-"""States from which nothing more is expected."""
+
+
+class RunState(StrEnum):
+    """The state of a run in one word."""
+
+    WAITING = "waiting"
+    LIVE = "live"
+    SLOW = "slow"
+    STALE = "stale"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    CRASHED = "crashed?"
+    DELETED = "deleted"
+    ARCHIVED = "archived"
+    """A compressed log: its end is known only after decompressing all of it."""
+    ERROR = "error"
+    """The log cannot be read."""
+    UNKNOWN = ""
+    """Not read yet."""
+
+    @property
+    def live(self) -> bool:
+        """It is being written."""
+        return self in (RunState.LIVE, RunState.SLOW)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended."""
+        return self in _ENDED
+
+
+_ENDED = frozenset(
+    (RunState.FINISHED, RunState.STOPPED, RunState.FAILED, RunState.CRASHED, RunState.DELETED)
+)
 
 
 def age_of(
@@ -15,8 +49,8 @@ def age_of(
 ) -> float | None:
     """Seconds since the last change, never below zero.
 
-    A file server has a clock of its own: no file is older than the time (``changed_at``, by the
-    monotonic clock) since we saw it change.
+    File servers have their own clocks: a file is never reported older than the time since we saw it
+    change (``changed_at``, by the monotonic clock).
     """
     if modified is None:
         return None
@@ -31,19 +65,20 @@ def state_of(
     has_steps: bool,
     end: EventRecord | None,
     step_times_s: Sequence[float],
-) -> str:
+) -> RunState:
     """``waiting``, ``live``, ``slow``, ``stale``, ``crashed?`` by the age of the file against the
     usual step; ``finished``, ``failed``, ``stopped`` by the last event; ``deleted``.
     """
     if deleted:
-        return "deleted"
+        return RunState.DELETED
     if end is not None:
-        return {"finished": "finished", "failed": "failed"}.get(end.reason, "stopped")
+        own = {"finished": RunState.FINISHED, "failed": RunState.FAILED}
+        return own.get(end.reason, RunState.STOPPED)
     if age_s is None or not has_steps:
-        return "waiting"
+        return RunState.WAITING
     usual = sorted(step_times_s)[len(step_times_s) // 2] if step_times_s else 1.0
     if age_s > max(CRASHED_S, 10 * usual):
-        return "crashed?"
+        return RunState.CRASHED
     if age_s > max(STALE_S, 10 * usual):
-        return "stale"
-    return "slow" if age_s > max(SLOW_S, 3 * usual) else "live"
+        return RunState.STALE
+    return RunState.SLOW if age_s > max(SLOW_S, 3 * usual) else RunState.LIVE

@@ -1,7 +1,7 @@
-"""The user's state folder: small files that make the next sitting nicer, and may be lost any time.
+"""The user's state folder: small files for the next session, which may be lost any time.
 
-On Linux ``~/.local/state/moe-microscope``. A file is written at once as a whole and readable by its
-owner alone; what is read from it is as untrusted as a log.
+On Linux ``~/.local/state/moe-microscope``. Files are written atomically, readable by their owner
+only; their content is as untrusted as a log.
 """
 
 import os
@@ -17,7 +17,7 @@ from microscope_tui.runlog.follow import open_regular_file
 
 
 def state_folder() -> Path:
-    """Where it is."""
+    """Path of the state folder."""
     return user_state_path("moe-microscope", appauthor=False)
 
 
@@ -36,7 +36,7 @@ def read_small(path: Path, most_bytes: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None:
-    """Write ``path`` at once as a whole, and its folder where there is none.
+    """Write ``path`` atomically, creating its folder if needed.
 
     Args:
         modified_ns: the time of change that it gets, by default now.
@@ -59,7 +59,7 @@ def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None
 
 
 def remove_oldest(folder: Path, ours: re.Pattern[str], most: int, kept: str = "") -> None:
-    """Of our files in ``folder`` the newest ``most`` stay.
+    """Keep the newest ``most`` of our files in ``folder``, delete the others.
 
     What cannot be removed is tried again the next time.
 

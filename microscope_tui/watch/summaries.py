@@ -1,4 +1,4 @@
-"""From the summaries of one step to the curves of the history, and to curves as they are shown."""
+"""Converts the summaries of a step to curves of the history, and those to shown curves."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from microscope_tui.watch.history import History, rows_within
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
 DERIVED = ("effective_experts", "max_load", "dead_experts", "starved_experts")
-"""What can be told from the counts of the same line."""
+"""Summaries that can be derived from the counts of the same line."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -35,7 +35,7 @@ Row = Mapping[str, Sequence[float | None]]
 
 
 def row_maker(routers: Sequence[RouterInfo]) -> Callable[[StepEntry], Row]:
-    """What the history keeps of one step of these routers, as a function of the step."""
+    """A function from a step to the values that the history keeps for these routers."""
     # Below this load no expert of any router is chosen by every token: the usual case.
     sizes = [(r.num_experts, r.top_k) for r in routers]
     least = min((measures.ALWAYS_CHOSEN * e / k for e, k in sizes if k > 1), default=math.inf)
@@ -105,7 +105,7 @@ def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Col
 
 
 def complete_summary(entry: StepEntry) -> None:
-    """Derive from the counts what a foreign writer left out of the summaries."""
+    """Derive missing summaries from the counts."""
     summary = entry.record.router
     given = {name: getattr(summary, name) for name in DERIVED}
     if all(values is not None and None not in values for values in given.values()):
@@ -121,7 +121,7 @@ def complete_summary(entry: StepEntry) -> None:
 def _filled(
     given: Values | None, rows: Sequence[list[int] | None], derived: Sequence[float | None]
 ) -> Values:
-    """The given values, and derived ones where none is given and counts are there."""
+    """The given values, and derived ones where they are missing and counts are present."""
     mine = [None if row is None else value for row, value in zip(rows, derived, strict=True)]
     theirs = given or [None] * len(rows)
     return [m if t is None else t for t, m in zip(theirs, mine, strict=True)]

@@ -1,26 +1,25 @@
-"""What can be said of a run that was read: why there is no verdict, and what may become one.
+"""The verdict on a run: its findings, why there is none, and evidence that is building up.
 
-``check``, the screens and the list of runs ask the same questions, and so give the same answers.
+Shared by ``check``, the screens and the list of runs, so that they agree.
 """
 
 from typing import Annotated
 
 import msgspec
 
+from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance_now
 
-_OF_THE_HEADER = ("LINT",)
-"""Rules that find something without any measurement."""
 _MOST_TROUBLES = 20
 _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """A finding of at least a warning, as a list of runs shows it."""
+    """A finding of at least a warning, as shown in the list of runs."""
 
     rule: str
     severity: Severity
@@ -31,21 +30,21 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """How a run stands, in few words: what can be kept of a run that is over."""
+    """A short verdict that can be cached for a finished run."""
 
     troubles: tuple[Trouble, ...]
     """Active before recovered, worst first."""
     no_verdict: str | None
-    """Why there is no verdict, where there is none."""
+    """Why there is no verdict; empty if there is one."""
     evidence: str
-    """Evidence that may become an alert, in words; mostly empty."""
+    """Evidence that may become an alert, in words; usually empty."""
     last_step: _Step
     planned_steps: _Step | None
     """Of the newest run record."""
 
 
 def verdict_on(watch: RunWatch) -> Verdict:
-    """The verdict by now."""
+    """The current verdict."""
     with watch.lock:
         found = watch.diagnosis.findings() if watch.diagnosis is not None else []
         return Verdict(
@@ -62,7 +61,7 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:
-    """Why there is no verdict on the run, in words; ``None`` where there is one.
+    """Why there is no verdict on the run, in words; ``None`` if there is one.
 
     Args:
         step: as it was at this step; by default at the last one.
@@ -74,7 +73,7 @@ def why_no_verdict(watch: RunWatch, step: int | None = None) -> str | None:
 
 
 def waits_until(watch: RunWatch, step: int | None = None) -> int | None:
-    """The step until which the run is not judged, where nothing else is in the way."""
+    """The step until which the run is not judged, if that is the only reason."""
     if watch.diagnosis is None or _hopeless(watch) is not None:
         return None
     return warm_up_left(watch.diagnosis, step)
@@ -91,25 +90,25 @@ def evidence(watch: RunWatch) -> str:
 
 
 def _hopeless(watch: RunWatch) -> str | None:
-    """What is in the way of a verdict however many steps like these come."""
+    """Reasons against a verdict that more steps do not change."""
     if watch.error:
         return watch.error
     if watch.diagnosis is None or watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         return f"no steps in the log yet{first}"
     found = {episode.rule for episode in watch.diagnosis.episodes}
-    if found.issubset(_OF_THE_HEADER) and not _measured(watch):
-        return "no load of any router was measured: log tokens_per_expert or effective_experts"
+    if all(RULES[rule].judges_settings for rule in found) and not _measured(watch):
+        return "the log has no router loads: log tokens_per_expert or effective_experts"
     return None
 
 
 def _measured(watch: RunWatch) -> bool:
-    """At least one router has a balance, in the last step or somewhere in the history."""
+    """Whether any router has a balance, in the last step or in the history."""
     if watch.history is None or watch.run is None or watch.latest is None:
         return False
     indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
     last = watch.latest.record.router.effective_experts
     if any(value_at(last, i) is not None for i in indices):
-        return True  # the usual case, and this is asked at every look
+        return True  # the usual case, checked at every poll
     columns = (c for i in indices for c in watch.history.columns("effective_experts", i, 1))
     return any(column.low == column.low for column in columns)

@@ -1,8 +1,8 @@
-"""Verdicts on runs that are over, kept in the state folder from one sitting to the next.
+"""Cached verdicts on finished runs, in the state folder.
 
-One small file a verdict, named after all that it depends on: the state of the log, the product and
-its rules, and the criteria. What changes finds no verdict and is judged again. Nothing here may be
-in the way: a damaged file counts as none, and a disk that cannot be written ends the keeping.
+One small file per verdict, named after everything it depends on: the state of the log, the version
+and its rules, and the criteria. If any of them changes, the run is judged again. Damaged files are
+ignored, and a disk that cannot be written disables the cache.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class _Entry(msgspec.Struct):
 
 
 class VerdictCache:
-    """The kept verdicts by one set of criteria."""
+    """The cached verdicts for one set of criteria."""
 
     def __init__(self, criteria: Criteria, folder: Path | None = None, *, keeps: bool = True):
         """``keeps``: new verdicts are written; ``folder``: by default one in the state folder."""
@@ -43,7 +43,7 @@ class VerdictCache:
         self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
 
     def load(self, identity: Identity) -> Verdict | None:
-        """The verdict on a log in this state; ``None`` where none is kept that can be used."""
+        """The verdict on a log in this state; ``None`` if there is no valid one."""
         key = self._key(identity)
         try:
             data = read_small(self._folder / f"{key}.json", _MOST_BYTES)
@@ -53,7 +53,7 @@ class VerdictCache:
         return _safe(entry.verdict) if entry.key == key else None
 
     def keep(self, identity: Identity, verdict: Verdict) -> None:
-        """Keep a verdict; of all of them those on the newest logs."""
+        """Store a verdict; only those on the newest logs are kept."""
         if not self._keeps:
             return
         key = self._key(identity)
@@ -63,7 +63,7 @@ class VerdictCache:
         try:
             write_whole(self._folder / f"{key}.json", data, identity.modified_ns)
         except OSError:
-            self._keeps = False  # a full or read-only disk costs the keeping, nothing else
+            self._keeps = False  # a full or read-only disk only disables the cache
             return
         remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
 
@@ -73,7 +73,7 @@ class VerdictCache:
 
 
 def _safe(verdict: Verdict) -> Verdict:
-    """The same with every text as if it came from a log: the file may be a stranger's."""
+    """The verdict with sanitised texts: the file is untrusted."""
     return msgspec.structs.replace(
         verdict,
         troubles=tuple(

@@ -1,6 +1,6 @@
-"""``RunView``: everything that one picture of a run needs, immutable.
+"""``RunView``: everything needed to draw one frame of a run, immutable.
 
-Screens, snapshots and the JSON report draw from the same view, so that they cannot disagree.
+Screens, snapshots and the JSON report use the same view, so they always agree.
 """
 
 from collections.abc import Container, Sequence
@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Finding, group
+from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import Pending, pending
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Curves, Window
+from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.moment import Pin
 from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.state import RunState
 from microscope_tui.watch.summaries import balance, balance_now
 from microscope_tui.watch.verdict import why_no_verdict
 
@@ -37,12 +39,12 @@ class LayerView:
     without: tuple[int, ...] | None
     """Experts that every token chooses; the collapse index is that of the others.
 
-    ``None``: there is one, and only counts would tell which.
+    ``None``: there is one, but only counts would show which.
     """
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
-    """``None`` where nothing can be dropped or nothing was measured."""
+    """``None`` if nothing can be dropped or nothing was measured."""
     max_load: float | None
     severity: Severity | None
     """The worst active finding of this router."""
@@ -57,11 +59,11 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One picture of a run."""
+    """One frame of a run."""
 
     name: str
     run: RunRecord | None
-    state: str
+    state: RunState
     age_s: float | None
     record: StepRecord | None
     """The shown step."""
@@ -73,11 +75,11 @@ class RunView:
     """The steps that the curves and the ribbon cover."""
     newest_step: int
     cursor: float | None
-    """Where the shown step stands in the curves, 0 … 1; ``None`` while the run is followed."""
+    """Position of the shown step in the curves, 0 … 1; ``None`` while following."""
     axis: Sequence[int]
     """The first step of every column of the curves."""
     times: Sequence[float | None]
-    """When these steps were written, Unix seconds."""
+    """Times of these steps, Unix seconds."""
     loss_history: Sequence[Column]
     learning_rate_history: Sequence[Column]
     grad_norm_history: Sequence[Column]
@@ -93,11 +95,11 @@ class RunView:
     judged_step: int
     """The latest step that the diagnosis has seen."""
     no_verdict: str | None
-    """Why the run is not judged at the shown step, in words; ``None`` where it is."""
+    """Why the run is not judged at the shown step, in words; ``None`` if it is."""
     pending: Sequence[Pending]
-    """Evidence that is building up now; none at a step of the past, where findings tell."""
+    """Evidence that is building up now; none at an earlier step, which has findings."""
     memory_limit: int | None
-    """Bytes of memory, where a bound on them makes the history coarser than it could be."""
+    """Memory limit in bytes, if it makes the history coarser."""
     defects: int
     first_defects: Sequence[str]
     error: str | None
@@ -109,12 +111,12 @@ class RunView:
 
     @property
     def worst(self) -> tuple[Finding, Advice] | None:
-        """The finding that stands on top, if any is active that is more than a note."""
+        """The top finding: the worst active one above a note."""
         return self.alerts[0] if self.alerts else None
 
     @property
     def alerts(self) -> Sequence[tuple[Finding, Advice]]:
-        """Active findings that ask for something, worst first."""
+        """Active findings that need action, worst first."""
         return [p for p in self.findings if p[0].active and p[0].severity > Severity.INFO]
 
     @property
@@ -131,7 +133,7 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """Draw up the view of ``watch``.
+    """Build the view of ``watch``.
 
     Args:
         columns: columns of the per-layer histories.
@@ -154,7 +156,7 @@ def _view(
 ) -> RunView:
     routers = len(watch.run.routers) if watch.run else 0
     if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
-        at = None  # the log was replaced by another one: that moment is gone
+        at = None  # the log was replaced: the pinned step is gone
     latest = at.latest if at else watch.latest
     with_counts = at.with_counts if at else watch.shown.with_counts
     findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
@@ -208,8 +210,8 @@ def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]
     found = []
     for finding in group(episodes):
         advice = advise(finding, diagnosis.run, diagnosis.checkpoints, episodes)
-        if until is not None and finding.worst.alarm > until:  # in hindsight it had begun
-            whose = f"(numbers of its alarm, step {finding.worst.alarm:,})"
+        if until is not None and finding.worst.alarm > until:  # known only in hindsight
+            whose = f"(numbers from its alarm, step {finding.worst.alarm:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")
         found.append((finding, advice))
     return found

@@ -1,1 +1,1 @@
-"""Models to and from Hugging Face's ``DeepseekV3ForCausalLM``; see :mod:`.command`."""
+"""Import from and export to Hugging Face: DeepSeek-V3, DeepSeek-V2, GLM-4.7-Flash."""

@@ -2,8 +2,11 @@
 
 import sys
 
-from moe_model.command import run_command
-from moe_model.huggingface.command import app
+from moe_model.command import need_packages, run_command
 
 if __name__ == "__main__":
+    need_packages("python -m moe_model.huggingface")
+
+    from moe_model.huggingface.command import app
+
     sys.exit(run_command(app, None))

@@ -1,33 +1,35 @@
-"""Models to and from Hugging Face's ``DeepseekV3ForCausalLM``, tokenizer included.
+"""Import from and export to Hugging Face: DeepSeek-V3, DeepSeek-V2, GLM-4.7-Flash, with tokenizer.
 
     python -m moe_model.huggingface import DOWNLOADED CHECKPOINT
     python -m moe_model.huggingface export checkpoints/RUN/best PUBLISHED
 
-Both ways the logits stay what they were. Nothing is fetched from anywhere and no code of a
-published folder is run; what is written is complete, or not there.
+Both directions preserve the logits. Nothing is downloaded and no code of a published folder runs.
+The output is written atomically.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from cyclopts import App
 
 from moe_model.command import FAILED, FINISHED, UsageError, say, version
 from moe_model.config import ModelConfig
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.files import inside
 from moe_model.huggingface.read import read_tokenizer, read_weights
+from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.huggingface.write import SHARD_BYTES, write_config, write_weights
 from moe_model.model import LanguageModel
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.store import WEIGHTS, CheckpointError, read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model.store import WEIGHTS, read_checkpoint, write_description
+from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]
@@ -36,19 +38,19 @@ DtypeName = Literal["fp32", "bf16"]
 def load_pretrained(
     folder: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
-    """The published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
+    """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
 
     Args:
         folder: With ``config.json``, ``model.safetensors`` or shards with an index, and
             ``tokenizer.json``.
-        dtype: Of the weights in memory; routers stay fp32.
+        dtype: Data type of the weights in memory; routers stay fp32.
 
     Raises:
-        HuggingFaceError: If it is no such folder, or of another architecture; says what is wrong.
+        HuggingFaceError: If it is not such a folder, or has another architecture.
     """
     if not folder.is_dir():
         raise HuggingFaceError(
-            f"{folder} is no folder: name one with {CONFIG} and safetensors files in it."
+            f"{folder} is not a folder: name one with {CONFIG} and safetensors files."
         )
     published = read_config(inside(folder, CONFIG))
     tokenizer = read_tokenizer(folder, published.config.vocab_size)
@@ -60,39 +62,44 @@ def save_pretrained(
     tokenizer: Tokenizer | None,
     folder: Path,
     *,
+    stop_ids: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write ``model`` as a new folder that transformers loads, complete or not at all.
+    """Write ``model`` atomically as a new folder that transformers can load.
 
     Args:
         model: On any device.
-        tokenizer: None leaves its files out.
+        tokenizer: ``None`` omits its files.
         folder: Must not exist yet.
-        dtype: Of the weights, fp32 or bf16; routers and their bias stay fp32.
-        shard_bytes: Size at which another file begins.
+        stop_ids: Tokens that end a text, in addition to that of the tokenizer.
+        dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
+        shard_bytes: Largest size of a file.
 
     Raises:
-        HuggingFaceError: If transformers' class cannot be this model.
+        HuggingFaceError: If transformers' class cannot represent this model.
         OSError: If ``folder`` exists or cannot be written.
     """
     with fresh_folder(folder) as fresh:
-        _publish(model, tokenizer, fresh, dtype, shard_bytes)
+        _publish(model, tokenizer, stop_ids, fresh, dtype, shard_bytes)
 
 
 def _publish(
     model: LanguageModel,
     tokenizer: Tokenizer | None,
+    stop_ids: Sequence[int],
     folder: Path,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
-    special_ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    begin = None
     if isinstance(tokenizer, PretrainedTokenizer):
-        special_ids = tokenizer.special_ids
-    write_config(folder, model.config, dtype, special_ids)
+        begin = tokenizer.special_ids["bos_token_id"]
+    ends = stop_ids_of(tokenizer, stop_ids)
+    write_config(folder, model.config, dtype, begin, ends, imported)
     _write_tokenizer(tokenizer, folder)
     write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
 
@@ -104,19 +111,20 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 
 app = App(
     name="python -m moe_model.huggingface",
-    help="Models to and from Hugging Face's DeepseekV3ForCausalLM.",
+    help="Import from and export to Hugging Face: DeepSeek-V3, DeepSeek-V2 and GLM-4.7-Flash.",
     version=version,
 )
 
 
 @app.command(name="import")
 def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
-    """Make a checkpoint of a published model.
+    """Convert a published model to a checkpoint.
 
     Args:
-        src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM.
-        dst: Checkpoint folder to make.
-        dtype: Of the weights in the checkpoint.
+        src: Folder with config.json, safetensors and tokenizer.json of a DeepseekV3ForCausalLM,
+            DeepseekV2ForCausalLM or Glm4MoeLiteForCausalLM.
+        dst: Checkpoint folder to create.
+        dtype: Data type of the weights in the checkpoint.
     """
     with _said_in_one_line(dst):
         with fresh_folder(dst) as fresh:
@@ -124,7 +132,11 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
             write_tensors(fresh / WEIGHTS, model.state_dict())
             _write_tokenizer(tokenizer, fresh)
             plain = None if tokenizer is None else tokenizer.to_dict()
-            write_description(fresh, model.config, step=0, tokenizer=plain)
+            fields = read_config(inside(src, CONFIG)).fields
+            ends = read_stop_ids(src, model.config.vocab_size)
+            write_description(
+                fresh, model.config, step=0, tokenizer=plain, published=fields, stop_ids=ends
+            )
         if tokenizer is None:
             say(f"{src} has no {TOKENIZER}: {dst} cannot generate text.")
         say(f"{dst}: {_counted(model.config)}")
@@ -134,21 +146,29 @@ def import_(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
 
 @app.command
 def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
-    """Publish a checkpoint as a folder that transformers loads.
+    """Export a checkpoint to a folder that transformers loads, with the model type it came from.
 
     Args:
-        src: Checkpoint folder such as checkpoints/RUN/best, or a run: its latest.
-        dst: Folder to make.
-        dtype: Of the weights; routers and their bias are always fp32.
+        src: Checkpoint folder such as checkpoints/RUN/best, or a run for its latest checkpoint.
+        dst: Folder to create.
+        dtype: Data type of the weights; routers and their bias are always fp32.
     """
     with _said_in_one_line(dst):
         with fresh_folder(dst) as fresh:
             found = read_checkpoint(src)
-            _publish(found.load_model(), found.tokenizer_if_any, fresh, DTYPES[dtype])
-        if found.tokenizer_if_any is None:
+            model, tokenizer = found.load_model(), found.tokenizer_if_any
+            _publish(
+                model,
+                tokenizer,
+                found.stop_ids,
+                fresh,
+                DTYPES[dtype],
+                imported=found.published,
+            )
+        if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")
         if found.config.router_jitter_noise or found.config.capacity_factor is not None:
-            say("router_jitter_noise, capacity_factor and drop_policy are for training: left out.")
+            say("router_jitter_noise, capacity_factor and drop_policy are for training: omitted.")
         say(f"{dst}: {_counted(found.config)}")
         return FINISHED
     return FAILED
@@ -156,15 +176,15 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
 
 @contextmanager
 def _said_in_one_line(dst: Path) -> Iterator[None]:
-    """Bad input is a usage error; a disk that fails is said and swallowed: the caller goes on."""
+    """Turn bad input into a usage error; print write errors and let the caller continue."""
     try:
         if not dst.parent.is_dir():
-            raise UsageError(f"{dst.parent} is no folder: make it first.")
+            raise UsageError(f"{dst.parent} is not a folder: create it first.")
         yield
     except (HuggingFaceError, CheckpointError, FileExistsError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        say(f"{dst} was not written ({error}): make room, or choose another folder.")
+        say(f"{dst} was not written ({error}): free space, or choose another folder.")
 
 
 def _counted(config: ModelConfig) -> str:

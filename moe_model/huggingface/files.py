@@ -1,7 +1,7 @@
-"""The files of a published model: found, opened, read tensor by tensor, FP8 de-quantised.
+"""Read the files of a published model tensor by tensor, with FP8 de-quantised.
 
-A file is opened only where it belongs: by a plain name inside the folder, never a pickle, and what
-a link points to must be there as well.
+Only files inside the folder are opened: plain names, no pickles, and links must not leave the
+folder.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class PublishedTensors:
-    """The tensors of all shards by name. A context manager: the files stay open inside."""
+    """The tensors of all shards by name. A context manager that keeps the files open."""
 
     def __init__(self, folder: Path, fp8_block: tuple[int, int] | None) -> None:
-        """Open every shard; ``HuggingFaceError`` where one is missing, damaged or no shard."""
+        """Open every shard; ``HuggingFaceError`` if one is missing or damaged."""
         self.fp8_block = fp8_block
         self._open = ExitStack()
         self._shard_of: dict[str, Any] = {}
@@ -55,15 +55,15 @@ class PublishedTensors:
             names = list(shard.keys())
         except (SafetensorError, OSError) as error:
             raise HuggingFaceError(
-                f"{path} is no safetensors file, or was cut short ({error}): fetch it again."
+                f"{path} is truncated or not a safetensors file ({error}): download it again."
             ) from error
         for name in names:
             if name in self._shard_of:
-                raise HuggingFaceError(f"{path} repeats {name} of another file: remove one.")
+                raise HuggingFaceError(f"{path} contains {name}, as another file does: remove one.")
             self._shard_of[name] = shard
 
     def names(self) -> Set[str]:
-        """Everything in the files."""
+        """All names in the files."""
         return self._shard_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -71,28 +71,30 @@ class PublishedTensors:
         return tuple(self._shard_of[name].get_slice(name).get_shape())
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
-        """``HuggingFaceError`` unless there is a tensor ``name`` of ``shape``."""
+        """Raise ``HuggingFaceError`` unless there is a tensor ``name`` of ``shape``."""
         if name not in self._shard_of:
             raise HuggingFaceError(
-                f"{name} {shape} is missing from the files: fetch them again, or correct {CONFIG}."
+                f"{name} {shape} is missing: download the files again, or correct {CONFIG}."
             )
         if self.shape(name) != shape:
             raise HuggingFaceError(
-                f"{name} has shape {self.shape(name)}, but {CONFIG} makes it {shape}: use the "
+                f"{name} has shape {self.shape(name)}, but {CONFIG} requires {shape}: use the "
                 f"{CONFIG} of these files."
             )
 
     def scale_of(self, name: str) -> str | None:
-        """The name of the scales of an FP8 tensor, none for any other."""
+        """The name of the scales of an FP8 tensor, ``None`` for other tensors."""
         fp8 = self._shard_of[name].get_slice(name).get_dtype() == "F8_E4M3"
         return f"{name}_scale_inv" if fp8 else None
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as it is stored or de-quantised; ``HuggingFaceError`` if not finite."""
+        """One tensor, de-quantised if it is FP8; ``HuggingFaceError`` if not finite."""
         try:
             tensor: Tensor = self._shard_of[name].get_tensor(name)
         except SafetensorError as error:
-            raise HuggingFaceError(f"{name} cannot be read ({error}): fetch it again.") from error
+            raise HuggingFaceError(
+                f"{name} cannot be read ({error}): download it again."
+            ) from error
         if (scale := self.scale_of(name)) is not None:
             tensor = self._dequantised(name, tensor, scale)
         elif tensor.dtype not in PLAIN_DTYPES:
@@ -102,11 +104,11 @@ class PublishedTensors:
         return _finite(name, tensor)
 
     def _dequantised(self, name: str, quantised: Tensor, scale_name: str) -> Tensor:
-        """``W = q · scale``, one scale a block; the blocks at the edges are cut off."""
+        """``W = q · scale``, one scale per block; blocks at the edges are truncated."""
         if self.fp8_block is None or quantised.dim() != 2:
             raise HuggingFaceError(
                 f"{name} {tuple(quantised.shape)} is FP8, but {CONFIG} has no "
-                "quantization_config with weight_block_size, or it is no matrix: use a complete "
+                "quantization_config with weight_block_size, or it is not a matrix: use a complete "
                 "copy of the published folder."
             )
         rows, columns = quantised.shape
@@ -118,7 +120,7 @@ class PublishedTensors:
 
 
 def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
-    """The same, and every few seconds a line on standard error that says how many are through."""
+    """Iterate over ``names``; print the progress on standard error every few seconds."""
     spoke = time.monotonic()
     for number, name in enumerate(names):
         if time.monotonic() - spoke > SECONDS_BETWEEN_LINES:
@@ -128,15 +130,15 @@ def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of ``folder``; ``HuggingFaceError`` where that leads out of it.
+    """The file ``name`` of ``folder``; ``HuggingFaceError`` if it is outside the folder.
 
-    The hub's own cache is the one exception: its snapshots are links to the blobs beside them.
+    The only exception is the hub's cache, whose snapshots link to the blobs beside them.
     """
     path, home = folder / name, folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    missing = HuggingFaceError(f"{folder}: {name!r} is missing, or no file: fetch it again.")
+    missing = HuggingFaceError(f"{folder}: {name!r} is missing or not a file: download it again.")
     try:
         found = path.resolve()
         is_file = found.is_file()
@@ -144,7 +146,7 @@ def inside(folder: Path, name: str) -> Path:
         raise missing from error
     if found.parent not in allowed:
         raise HuggingFaceError(
-            f"{folder}: {name!r} leads out of the folder: only files in it are read."
+            f"{folder}: {name!r} is outside the folder: only files inside are read."
         )
     if not is_file:
         raise missing
@@ -156,11 +158,11 @@ def _shards(folder: Path) -> list[Path]:
         pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
         if pickles:
             raise HuggingFaceError(
-                f"{folder} holds {pickles[0]} and no safetensors: a pickle runs what its maker "
-                "put in it, so none is read; convert it to safetensors where you trust it."
+                f"{folder} has {pickles[0]} but no safetensors: pickles can execute code and are "
+                "not read; convert it to safetensors if you trust it."
             )
         raise HuggingFaceError(
-            f"{folder} holds neither {WEIGHTS} nor {INDEX}: name a folder with a published model."
+            f"{folder} has neither {WEIGHTS} nor {INDEX}: name a folder with a published model."
         )
     if (folder / WEIGHTS).exists():
         return [inside(folder, WEIGHTS)]
@@ -172,7 +174,7 @@ def _shards(folder: Path) -> list[Path]:
             raise ValueError("weight_map lists no files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HuggingFaceError(
-            f"{path} is no index of safetensors files ({error}): fetch it again."
+            f"{path} is not an index of safetensors files ({error}): download it again."
         ) from error
     return [inside(folder, name) for name in names]
 
@@ -180,6 +182,6 @@ def _shards(folder: Path) -> list[Path]:
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not tensor.isfinite().all():
         raise HuggingFaceError(
-            f"{name} holds NaN or infinity: the file is damaged, or training was."
+            f"{name} contains NaN or infinity: the file is damaged, or the training diverged."
         )
     return tensor

@@ -1,8 +1,8 @@
-"""Which published tensor is which part of which of ours.
+"""Map published tensors to parts of our tensors.
 
-In memory the experts of a layer are two stacked matrices here (as in transformers 5); in a file
-every expert has three of its own. So one of our tensors consists of parts: a published name, and
-the place at which that tensor lies in ours. Reading copies to the place, writing copies from it.
+In memory the experts of a layer are two stacked tensors (as in transformers 5); in a file every
+expert has three matrices. So each of our tensors consists of parts: a published name and an index
+into our tensor. Reading copies to that index, writing copies from it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ HEAD = "lm_head.weight"
 
 
 class Part(NamedTuple):
-    """A published tensor and its place in one of ours."""
+    """A published tensor and its index in one of our tensors."""
 
     name: str
-    """As in the file."""
+    """Its name in the file."""
     place: tuple[int | slice, ...]
-    """What it is of our tensor; empty for all of it."""
+    """Its index in our tensor; empty for the whole tensor."""
 
 
 def published_name(name: str, config: ModelConfig) -> str:
-    """The name in transformers of our tensor ``name``, experts still stacked.
+    """The transformers name of our tensor ``name``, with stacked experts.
 
-    Multi-token prediction has the layers behind the last one.
+    Multi-token prediction uses the layer numbers after the last layer.
     """
     if name.startswith("mtp."):
         _, depth, rest = name.split(".", 2)
@@ -43,7 +43,9 @@ def published_name(name: str, config: ModelConfig) -> str:
 
 
 def parts(name: str, config: ModelConfig) -> Iterator[Part]:
-    """What our tensor ``name`` consists of in a file."""
+    """The parts of our tensor ``name`` in a file; empty for a bias that has no effect."""
+    if name.endswith(".router.expert_bias") and config.topk_method != "noaux_tc":
+        return
     published = published_name(name, config)
     experts, of_experts, matrix = published.partition(".mlp.experts.")
     width = config.moe_intermediate_size
@@ -60,7 +62,7 @@ def parts(name: str, config: ModelConfig) -> Iterator[Part]:
 
 
 def copies(config: ModelConfig) -> dict[str, str]:
-    """Published tensors that repeat another: they may be in a file, and must then be equal."""
+    """Published tensors that duplicate another: optional in a file, but they must be equal."""
     head = EMBEDDING if config.tie_word_embeddings else HEAD
     repeated = {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
     for depth in range(config.num_nextn_predict_layers):
@@ -73,25 +75,25 @@ def copies(config: ModelConfig) -> dict[str, str]:
 
 
 def stays_fp32(name: str) -> bool:
-    """Whether our tensor ``name`` is fp32 whatever the others are, as in transformers.
+    """Whether our tensor ``name`` is always fp32, as in transformers.
 
-    Who is chosen hangs on differences that half precision cannot represent.
+    The choice of experts depends on differences that half precision cannot represent.
     """
     return name.endswith((".router.weight", ".router.expert_bias"))
 
 
 def interleave(name: str, weight: Tensor, config: ModelConfig) -> None:
-    """Bring the rotary rows of our tensor ``name``, if it has any, from halves to pairs, in place.
+    """Reorder the rotary rows of our tensor ``name``, if any, from halves to pairs, in place.
 
-    Dimension i turns with dimension i + d/2 where ``rope_interleave`` is false, and 2i with 2i + 1
-    here. Queries and keys change alike, so their products stay what they are.
+    If ``rope_interleave`` is false, dimension i pairs with dimension i + d/2; here 2i pairs with
+    2i + 1. Queries and keys change alike, so their products are unchanged.
     """
     if name.endswith((".q_proj.weight", ".q_b_proj.weight")):
         heads_HdX = weight.view(config.num_attention_heads, config.qk_head_dim, -1)
-    elif name.endswith(".kv_a_proj_with_mqa.weight"):
-        heads_HdX = weight.unsqueeze(0)
+    elif ".kv_a_proj_with_mqa." in name:  # its bias too
+        heads_HdX = weight.view(1, len(weight), -1)
     else:
         return
     rotary_HrX = heads_HdX[:, -config.qk_rope_head_dim :]
-    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, weight.shape[-1])
+    halves_H2rX = rotary_HrX.reshape(len(rotary_HrX), 2, -1, rotary_HrX.shape[-1])
     rotary_HrX.copy_(halves_H2rX.transpose(1, 2).reshape(rotary_HrX.shape))

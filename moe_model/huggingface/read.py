@@ -1,7 +1,7 @@
-"""A published folder read into a model.
+"""Read a published folder into a model.
 
-Every shape is compared before room for a single weight is made; then one tensor at a time is read
-and copied to its place, so that there are never two copies of the weights.
+Every shape is checked before any weight is allocated. Then tensors are read and copied one at a
+time, so that there are never two copies of the weights.
 """
 
 from __future__ import annotations
@@ -43,20 +43,25 @@ def read_weights(
         with torch.no_grad():
             state = model.state_dict()
             for name in now_and_then(state, "read", "tensors"):
-                for part in _parts(name, source, config):
+                found = list(_parts(name, source, config))
+                for part in found:
                     state[name][part.place].copy_(source.read(part.name))
+                if not found:  # the bias of a router that has none
+                    state[name].zero_()
                 if not published.interleaved:
                     interleave(name, state[name], config)
     return model.eval()
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
-    """The tokenizer of a published folder, none where there is no ``tokenizer.json``.
+    """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``.
 
     Raises:
-        HuggingFaceError: If it is damaged, or has more ids than the model has rows.
+        HuggingFaceError: If it is damaged, has more ids than the model has rows, or is only a
+            tiktoken vocabulary.
     """
     if not (folder / TOKENIZER).exists():
+        _refuse_tiktoken(folder)
         return None
     try:
         names = [name for name in FILES if (folder / name).exists()]
@@ -70,21 +75,33 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
         raise HuggingFaceError(f"{folder}: {error}") from error
     if len(tokenizer) > vocab_size:
         raise HuggingFaceError(
-            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} says "
+            f"{folder / TOKENIZER} has ids up to {len(tokenizer) - 1}, but {CONFIG} has "
             f"vocab_size={vocab_size}: use the tokenizer of this model."
         )
     return tokenizer
 
 
+def _refuse_tiktoken(folder: Path) -> None:
+    """A tiktoken vocabulary lists byte strings by rank. The regular expression that splits a text
+    beforehand is in the publisher's Python code, which is not run."""
+    for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
+        raise HuggingFaceError(
+            f"{path} is a tiktoken vocabulary without the pattern that splits a text: the pattern "
+            "is in the publisher's code, which is not run. Copy the pattern from there, create a "
+            "tokenizer.json with transformers' TikTokenConverter(vocab_file, pattern) and put it "
+            "beside the file; or remove the file to import only the weights."
+        )
+
+
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
-    """``config`` without multi-token prediction where no tensor of it is in the files.
+    """``config``, without multi-token prediction if the files have no tensors of it.
 
     Transformers writes ``num_nextn_predict_layers`` but not those layers.
     """
     layers, ahead = config.num_hidden_layers, config.num_nextn_predict_layers
     if layers + ahead > len(names):  # before a billion layers are built
         raise HuggingFaceError(
-            f"{CONFIG} says num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
+            f"{CONFIG} has num_hidden_layers={layers} and num_nextn_predict_layers={ahead}, "
             f"but there are only {len(names)} tensors: use the {CONFIG} of these files."
         )
     prefixes = tuple(f"model.layers.{layers + depth}." for depth in range(ahead))
@@ -99,7 +116,7 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
             model = LanguageModel(config).to(dtype)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise HuggingFaceError(
-            f"{CONFIG} describes a model that no memory holds ({error}): use the {CONFIG} of "
+            f"{CONFIG} describes a model too large for any memory ({error}): use the {CONFIG} of "
             "these files."
         ) from error
     for router in model.routers:
@@ -108,13 +125,13 @@ def _unfilled(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
 
 
 def _parts(name: str, source: PublishedTensors, config: ModelConfig) -> Iterable[Part]:
-    """A file may also hold the experts stacked, as transformers 5 has them in memory."""
-    stacked = published_name(name, config)
-    return [Part(stacked, ())] if stacked in source.names() else parts(name, config)
+    """Whether a file holds the experts stacked, as transformers 5 does in memory."""
+    apart, stacked = list(parts(name, config)), published_name(name, config)
+    return [Part(stacked, ())] if apart and stacked in source.names() else apart
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
-    """Every tensor of ``model`` is there in its shape, and nothing else that means anything."""
+    """Check that every tensor of ``model`` exists in its shape, and that no other weights do."""
     wanted: set[str] = set()
     for name, tensor in model.state_dict().items():
         for part in _parts(name, source, model.config):
@@ -124,10 +141,15 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
         if copy in source.names():
             first = source.read(original)
             if not torch.equal(source.read(copy).to(first.dtype), first):
-                raise HuggingFaceError(f"{copy} differs from {original}, whose copy it must be.")
+                raise HuggingFaceError(f"{copy} differs from {original}, but must be a copy of it.")
             wanted.add(copy)
     wanted |= {scale for name in wanted if (scale := source.scale_of(name)) is not None}
-    extra = [n for n in source.names() - wanted if not n.endswith("rotary_emb.inv_freq")]
+    # transformers writes empty matrices for absent shared experts.
+    extra = [
+        name
+        for name in source.names() - wanted
+        if not name.endswith("rotary_emb.inv_freq") and 0 not in source.shape(name)
+    ]
     if extra:
         name = min(extra)
         raise HuggingFaceError(

@@ -1,13 +1,13 @@
-"""A model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+"""Write a model as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
 Names, shapes and files are those of the published models: one tensor per expert, multi-token
-prediction as the layers behind the last one, shards of a few gigabytes with an index.
+prediction as layers after the last one, shards of a few gigabytes with an index.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,45 @@ from torch import Tensor
 
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import write_tensors
-from moe_model.huggingface.config import CONFIG, published_fields
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, kept_fields, published_fields
 from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
 from moe_model.huggingface.names import Part, parts, stays_fp32
+from moe_model.huggingface.stop_tokens import GENERATION_CONFIG
 
-GENERATION_CONFIG = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def write_config(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, special_ids: dict[str, int | None]
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    begin: int | None,
+    ends: Sequence[int],
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json``, and ``generation_config.json`` where a token ends a text.
+    """Write ``config.json``, and ``generation_config.json`` if there are end tokens.
 
     Args:
-        folder: Where.
-        config: Of the model; ``HuggingFaceError`` if transformers' class cannot be it.
-        dtype: Of the weights.
-        special_ids: ``bos_token_id`` and ``eos_token_id``. Left out they would be 0 and 1, which
-            are characters like any other here.
+        folder: Destination.
+        config: Of the model; ``HuggingFaceError`` if transformers' class cannot represent it.
+        dtype: Data type of the weights.
+        begin: ``bos_token_id``; transformers would default to 0, an ordinary character here.
+        ends: ``eos_token_id``, a list if there are several; transformers would default to 1.
+        imported: Fields of the imported ``config.json``; those that do not contradict ``config``
+            are kept.
     """
-    name = DTYPE_NAMES[dtype]
-    fields = published_fields(config) | {"pad_token_id": None} | special_ids
+    eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    special_ids = {"bos_token_id": begin, "eos_token_id": eos}
+    before = kept_fields(imported or {})
+    ids = {"pad_token_id": None, **special_ids}
+    ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
+    fields = {"use_cache": True, **before, **published_fields(config), **ids}
     # Up to 4.55 transformers read torch_dtype.
-    _write_json(folder / CONFIG, fields | {"dtype": name, "torch_dtype": name})
-    if special_ids["eos_token_id"] is not None:
+    _write_json(
+        folder / CONFIG, fields | dict.fromkeys(("dtype", "torch_dtype"), DTYPE_NAMES[dtype])
+    )
+    if ends:
         _write_json(folder / GENERATION_CONFIG, special_ids)
 
 
@@ -55,12 +68,17 @@ def write_weights(
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
 
     Args:
-        folder: Where.
-        config: Of the model.
-        state: Its state dict.
-        dtype: Of the weights in the files.
-        shard_bytes: Begin another file before one becomes larger; a larger tensor has its own.
+        folder: Destination.
+        config: Config of the model.
+        state: State dict of the model.
+        dtype: Data type of the weights in the files.
+        shard_bytes: Largest size of a file; a larger tensor gets its own file.
+
+    Raises:
+        HuggingFaceError: If the format cannot hold a tensor that has an effect.
     """
+    _refuse_to_lose(state, config)
+    state = state | _empty_shared_experts(config, state)
     shards = list(_shards(config, state, dtype, shard_bytes))
     place: dict[str, str] = {}
     names = [WEIGHTS]
@@ -81,8 +99,31 @@ def write_weights(
         _write_json(folder / INDEX, index)
 
 
+def _refuse_to_lose(state: dict[str, Tensor], config: ModelConfig) -> None:
+    for name, tensor in state.items():
+        if tensor.any() and not any(parts(name, config)):
+            raise HuggingFaceError(
+                f"{name} is not zero, and a {config.model_type} has no such tensor: it cannot be "
+                "exported. Train it with --balance aux."
+            )
+
+
+def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Empty matrices that transformers expects for absent shared experts."""
+    if config.n_shared_experts:
+        return {}
+    router, D = "router.weight", config.hidden_size
+    sizes = {"gate_proj": (0, D), "up_proj": (0, D), "down_proj": (D, 0)}
+    return {
+        f"{name.removesuffix(router)}shared_experts.{matrix}.weight": torch.empty(size)
+        for name in state
+        if name.endswith(f".mlp.{router}")
+        for matrix, size in sizes.items()
+    }
+
+
 Piece = tuple[str, Part]
-"""The name of one of our tensors, and one of its parts."""
+"""A part of one of our tensors."""
 
 
 def _shards(

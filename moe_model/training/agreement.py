@@ -1,7 +1,7 @@
-"""Ranks that agree: what must be the same on all of them, compared before the first step.
+"""What must be the same on all ranks, compared before the first step.
 
-Ranks decide alike because they decide from the same numbers. One that was started with another
-learning rate, or that reads another text, would train on in silence, and its gradients would count.
+Ranks make the same decisions because they use the same numbers. A rank with another learning rate
+or another text would not fail: it would train, and its gradients would count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moe_model.command import UsageError
-from moe_model.store import CheckpointError, read_plain_description
+from moe_model.description import CheckpointError, read_plain_description
 from moe_model.training.options import Options, flag_name
 from moe_model.training.resume import candidates
 from moe_model.training.token_cache import cache_key
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from moe_model.training.distributed import World
 
 _MAY_DIFFER = ("config", "device")
-"""What a file of options says is in the others; on different devices the ranks do not even meet."""
+"""Not compared: what a config file sets is compared anyway, and different devices cannot meet."""
 NOT_GIVEN = "not given"
 _FOLDERS = ("log_dir", "checkpoint_dir")
 
 
 def agree(world: World, facts: Mapping[str, str]) -> None:
-    """Return if ``facts`` are those of rank 0 on every rank. All ranks ask.
+    """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
 
     Args:
-        world: Who must agree.
-        facts: Values by what the reader calls them; of those that differ the first is named.
+        world: The ranks to compare.
+        facts: Values by the name an error shows; the error names the first that differs.
 
     Raises:
         UsageError: On rank 0, if they are not, with the rank, the fact and both values.
@@ -51,17 +51,18 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
             if here != there:
                 raise UsageError(
                     f"{name} is {here}, on rank 0 it is {there}: start all ranks with the same "
-                    "command, where they see the same files and software."
+                    "command, files and software versions."
                 )
 
 
 def option_facts(options: Options) -> dict[str, str]:
-    """Every option by its flag, folders as full paths; ranks that give the same settle the same."""
+    """Every option by its flag, folders as full paths; the same on ranks that
+    were given the same."""
     plain = options.to_dict()
     model = plain.pop("model")
     facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}
     facts |= {name: os.path.abspath(facts[name]) for name in _FOLDERS}
-    # First what --resume finds: a checkpoint also gives the options that nobody else gave.
+    # First what --resume finds: a checkpoint also supplies the options that were not given.
     named = {"what --resume finds": _newest(options)}
     named |= {flag_name(name): value for name, value in facts.items()}
     named |= {f"--model.{field}": value for field, value in model.items()}
@@ -74,18 +75,18 @@ def _newest(options: Options) -> str:
             try:
                 return f"step {read_plain_description(checkpoint).get('step')}"
             except CheckpointError:
-                return "damaged"  # whoever loads it says more
+                return "damaged"  # loading it reports the details
     return "nothing"
 
 
 def start_facts(
     corpus: Corpus, checkpoint: Checkpoint | None, dtype: torch.dtype
 ) -> dict[str, str]:
-    """What a run starts from, wherever each rank found it: the same options may find other files.
+    """What a run starts from: the same options may find different files on different machines.
 
     Args:
         corpus: The text, and the tokenizer that read it.
-        checkpoint: The one to go on from.
+        checkpoint: The one to resume from.
         dtype: Number format of matrix products; ``auto`` depends on the machine.
     """
     tokenizer = corpus.tokenizer

@@ -1,4 +1,4 @@
-"""Sequences in an order that one number describes: how many have been drawn.
+"""Sequences in an order that depends on one number: how many have been drawn.
 
 The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
 and takes every window once, in an order that seed and epoch decide. So the n-th sequence is known
@@ -18,7 +18,7 @@ from moe_model.json_types import count
 from moe_model.training.corpus import Tokens
 
 IGNORED = -100
-"""The target that ``cross_entropy`` leaves out unless told otherwise."""
+"""The target that ``cross_entropy`` ignores by default."""
 
 
 class Batch(NamedTuple):
@@ -30,17 +30,23 @@ class Batch(NamedTuple):
     """The same shape, bool: a document begins at this token."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on ``device``; a copy from pinned memory is not waited for."""
+        """The same batch on ``device``; copies from pinned memory are asynchronous."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def targets(self, ahead: int, length: int) -> Tensor:
-        """``(B, length)``: the tokens ``ahead`` places on, where 1 is the next token.
+        """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token.
 
-        -100 where a document begins on the way there: nobody can know what comes after an end.
+        -100 where a document begins in between: what follows the end of a document is not
+        predictable.
         """
         places = [slice(place, place + length) for place in range(1, ahead + 1)]
         beyond_BS = torch.stack([self.starts_BN[:, place] for place in places]).any(0)
         return self.tokens_BN[:, places[-1]].masked_fill(beyond_BS, IGNORED)
+
+    def all_targets(self, length: int, *, ahead: bool) -> list[Tensor]:
+        """:meth:`targets` of the next token, and ``ahead`` of every depth there are tokens for."""
+        most = self.tokens_BN.shape[1] - length if ahead else 1
+        return [self.targets(places, length) for places in range(1, most + 1)]
 
 
 class StepBatches(NamedTuple):
@@ -54,7 +60,7 @@ class StepBatches(NamedTuple):
 
 
 class TrainingBatches:
-    """Batches without end; between any two, ``drawn`` is all there is to remember."""
+    """Endless batches; between two batches ``drawn`` is the whole state."""
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class TrainingBatches:
         world_size: int = 1,
         pin: bool = False,
     ) -> None:
-        """Draw for one of several ranks, which all must be given the same but for ``rank``.
+        """Draw for one of several ranks. All arguments but ``rank`` must be equal on all ranks.
 
         Args:
             tokens: To learn from.
@@ -77,10 +83,10 @@ class TrainingBatches:
             grad_accum: Micro-batches in a step.
             seq_len: Tokens in a sequence.
             ahead: Tokens to predict beyond the next one.
-            seed: Of the order; the global generators are neither read nor moved.
+            seed: Of the order; global random generators are neither read nor advanced.
             rank: Which rank this is, from 0 on.
             world_size: How many there are.
-            pin: Put batches where a GPU can fetch them by itself.
+            pin: Put batches into pinned memory.
 
         Raises:
             ValueError: If a sequence and what it predicts are longer than ``tokens``.
@@ -101,9 +107,9 @@ class TrainingBatches:
 
     @property
     def drawn(self) -> int:
-        """Sequences drawn so far by all ranks together; set it to go on from there.
+        """Sequences drawn so far by all ranks together; set it to continue from there.
 
-        ``ValueError`` for what is no number of sequences: negative, not whole, beyond 2^63.
+        Raises ``ValueError`` if it is negative, not an integer, or beyond 2^63.
         """
         return self._drawn
 
@@ -117,7 +123,8 @@ class TrainingBatches:
         return self.drawn / self._windows
 
     def draw(self) -> StepBatches:
-        """The next step's batches of this rank; every rank moves on by the whole step."""
+        """This rank's batches of the next step; ``drawn`` advances by the whole step on every
+        rank."""
         B, in_a_round = self._batch_size, self._batch_size * self._world_size
         first_N = self._firsts(self.drawn, self._grad_accum * in_a_round)
         self.drawn += len(first_N)
@@ -153,7 +160,7 @@ class TrainingBatches:
 
 
 class HiddenTargets:
-    """How many tokens cannot be predicted: those with a document start too close behind.
+    """How many tokens cannot be predicted because a document starts too soon after them.
 
     The last ``places`` tokens of a document, so that counting takes its length and nothing else.
     """
@@ -199,13 +206,13 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
 
 
 def _rows(tokens: Tokens, first_B: Tensor, length: int, pin: bool = False) -> Batch:
-    """Windows of ``length`` tokens; one that reaches the end goes on at the beginning."""
+    """Windows of ``length`` tokens; one that reaches the end wraps around."""
     place_BN = (first_B[:, None] + torch.arange(length)) % len(tokens)
     document_BN = torch.searchsorted(tokens.starts, place_BN, right=True) - 1
     starts_BN = tokens.starts[document_BN] == place_BN
     tokens_BN = torch.empty_like(place_BN)
     for row_N, first in zip(tokens_BN, first_B.tolist(), strict=True):
-        # Slices, because indexing narrow unsigned numbers is not known everywhere.
+        # Slices, because not every build can index narrow unsigned integers.
         part_N = tokens.ids[first : first + length]
         row_N[: len(part_N)] = part_N
         row_N[len(part_N) :] = tokens.ids[: length - len(part_N)]

@@ -22,42 +22,42 @@ BEST = "best"
 COLLAPSE = "collapse"
 """The state in which a router was found collapsed, with ``--on-collapse checkpoint``."""
 LINKS = (LATEST, PREVIOUS, BEST)
-"""The names from which a run may go on."""
+"""The names from which a run may resume."""
 _OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
 JUDGEMENT = "judgement.msgpack"
-"""What the diagnosis remembers."""
+"""The state of the diagnosis."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
-    def __init__(self, folder: Path, goes_on_from: Path | None = None) -> None:
-        """Make ``folder`` where it is not there yet; ``OSError`` where that cannot be.
+    def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
+        """Create ``folder`` if it is missing; ``OSError`` if that fails.
 
-        ``goes_on_from`` is the checkpoint that was read; it becomes the previous one, whatever is
-        called latest: that may be damaged, or a future that was given up.
+        ``resumed_from`` is the checkpoint that was read. It becomes ``previous``, not the current
+        ``latest``, which may be damaged or belong to a discarded continuation.
         """
         self.folder = folder
-        self._before = goes_on_from
+        self._before = resumed_from
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill the folder of ``step`` and ``name`` (latest, best …) point to it.
 
-        Two names for one step share its files. What was latest becomes previous.
+        Two names for one step share its files. The former latest becomes previous.
 
         Args:
             name: ``LATEST``, ``BEST`` or ``COLLAPSE``.
             step: Optimizer steps completed.
-            write: Fills the folder that it is given; not called where this step was saved already.
+            write: Fills the folder it is given; not called if this step is already saved.
 
         Raises:
-            OSError: If the disk is full or the folder is gone; the links still hold what they held.
+            OSError: If the disk is full or the folder is gone; the links are unchanged.
         """
         target = self._written.get(step)
         if target is None or not target.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             target = self._free_name(step)
             with fresh_folder(target) as partial:
                 write(partial)
@@ -69,7 +69,7 @@ class Checkpoints:
         return self.folder / name
 
     def _free_name(self, step: int) -> Path:
-        """A run that goes on from an earlier step finds steps of its former future: not its own."""
+        """Drop steps of a discarded continuation: the run was resumed from an earlier step."""
         target = self.folder / f"step-{step:08d}"
         again = 1
         while os.path.lexists(target):
@@ -99,7 +99,7 @@ class Checkpoints:
         for path in self.folder.glob("step-*"):
             own = _OWN_NAME.fullmatch(path.name) and path.is_dir()
             if own and path.name not in used:
-                # First out of sight, then removed: a half-removed folder must not look complete.
+                # Renamed first, then removed: a half-removed folder must not look complete.
                 doomed = path.rename(self.folder / f".{path.name}.removed")
                 shutil.rmtree(doomed)
         for left in self.folder.glob(".step-*"):  # of a process that was killed

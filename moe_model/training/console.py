@@ -1,6 +1,6 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines in a file. Standard error.
+"""Console output of a run, on standard error: a progress bar on a terminal, plain lines in a file.
 
-The only place of the trainer that knows rich.
+The only module of the trainer that imports rich.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from moe_model.plain_text import plain_text
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 
 _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34
-"""Steps, a bar worth looking at, and the time that is left."""
+"""Width of the step count, a readable bar and the time left."""
 _SEVERITY_STYLES = {"crit": "bold white on red", "error": "bold magenta", "warn": "bold yellow"}
 
 
 class Alert(Protocol):
-    """What the diagnosis found at a step."""
+    """An alert of the diagnosis at a step."""
 
     @property
     def step(self) -> int: ...
@@ -48,7 +48,7 @@ class Console:
     def __init__(
         self, steps: int, layer_names: Sequence[str], first: int = 1, *, quiet: bool = False
     ) -> None:
-        """``first`` is the step it begins with; a ``quiet`` one says nothing."""
+        """``first`` is the first step; a ``quiet`` console prints nothing."""
         self._steps = steps
         self._first = first
         self._layer_names = layer_names
@@ -88,14 +88,15 @@ class Console:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """One line above the progress bar; nobody interprets it, nor does the terminal."""
+        """Print one line above the progress bar, without markup or control characters."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
     def step(self, progress: Progress, evidence: str = "") -> None:
-        """Show a completed step: on the bar, or as a line every ten seconds and at both ends.
+        """Show a completed step: on the bar, or as a line every ten seconds, first and last step
+        included.
 
         Args:
-            evidence: what may become an alert, in words; instead of the worst layer where it fits.
+            evidence: Text about a possible alert; replaces the worst layer where it fits.
         """
         numbers = self._numbers(progress, evidence)
         if self._rich.is_terminal:
@@ -110,7 +111,7 @@ class Console:
             self.say(f"step {progress.step}/{self._steps}  {numbers}  ETA {_duration(seconds)}")
 
     def alert(self, alert: Alert) -> None:
-        """What the diagnosis has just found, in the colour of its severity; notes are no alerts."""
+        """Print a new alert in the colour of its severity; notes are not printed."""
         style = _SEVERITY_STYLES.get(alert.severity)
         if style is not None:
             label = Text(f" {alert.severity.upper()} ", style=style)
@@ -118,7 +119,7 @@ class Console:
             self._rich.print(label + Text(plain_text(line)), soft_wrap=True)
 
     def summary(self, progress: Progress, ended: str, verdict: str) -> None:
-        """The last word: time, tokens, losses, how every router ended, what the diagnosis says."""
+        """Print the summary: time, tokens, losses, the final state of every router, the verdict."""
         took = _duration(time.monotonic() - self._started)
         self.say(f"{ended} at step {progress.step}/{self._steps} after {took}")
         facts = {
@@ -133,12 +134,12 @@ class Console:
                 self.say(f"  {'' if place else name:<11}{line}")
 
     def places(self, places: Mapping[str, str]) -> None:
-        """Where things are."""
+        """Print paths and commands."""
         for name, place in places.items():
             self.say(f"  {name:<11}{place}")
 
     def sample(self, prompt: str, text: str) -> None:
-        """What the model writes now."""
+        """Print a sample of the trained model."""
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
@@ -151,7 +152,7 @@ class Console:
         return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
     def _numbers(self, progress: Progress, evidence: str) -> str:
-        """As much as fits beside the bar; an entropy says nothing without its layer."""
+        """As much as fits beside the bar; an entropy is meaningless without its layer."""
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
@@ -163,12 +164,12 @@ class Console:
         for group in (worst, [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
             for part in group:
                 if len("  ".join([*parts, part])) > room:
-                    break  # the rest of the group speaks of this part
+                    break  # the rest of the group refers to this part
                 parts.append(part)
         return "  ".join(parts)
 
     def _worst(self, progress: Progress) -> list[str]:
-        """Balance and entropy of the least balanced layer, as far as they are known."""
+        """Balance and entropy of the least balanced layer, as far as available."""
         known = [(c, place) for place, c in enumerate(progress.collapse_index) if c is not None]
         if not known:
             return []
@@ -186,7 +187,7 @@ def _validation(progress: Progress) -> str:
 
 
 class _Narration:
-    """Standard error that may be full, closed or gone: that must not end a training."""
+    """Standard error that may be full or closed: this must not end the training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

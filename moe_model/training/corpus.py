@@ -1,7 +1,7 @@
-"""Documents as token ids, split into what is learnt and what is held out.
+"""Documents as token ids, split into training text and held-out text.
 
-Held out is the last tenth, in one piece: a model that has read the sentence before and after a
-held-out sentence has not really been tested on it.
+The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
+sentence is not really tested on it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from moe_model.training.token_cache import DTYPES, cache_key, dtype_name, kept_t
 HELD_OUT = 10
 """One token in this many."""
 KEPT_FROM = 1_000_000
-"""Characters from which on token ids are kept: byte pairs take about a second for so many."""
+"""From this many characters on, token ids are cached: byte pairs take about a second for so
+many."""
 KEPT_FROM_AS_CHARACTERS = 64_000_000
-"""The same for :class:`CharTokenizer`, which takes no longer than reading the ids would: there a
-file pays only by being mapped instead of lying in memory."""
+"""The same for :class:`CharTokenizer`, which is as fast as reading the ids: there the only gain is
+that a file can be mapped instead of held in memory."""
 
 _PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids one after the other, and where documents begin."""
+    """Token ids in sequence, and where documents begin."""
 
     ids: Tensor
-    """``(tokens,)``: uint16, int32 or int64; maybe mapped from a file, then read-only."""
+    """``(tokens,)``: uint16, int32 or int64; read-only if mapped from a file."""
     starts: Tensor
     """``(documents,)``, int64, rising: the first token of each document. The first is 0."""
 
@@ -46,13 +47,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a run learns from and is judged by."""
+    """Training text and held-out text of a run."""
 
     tokenizer: Tokenizer
     training: Tokens
     held_out: Tokens
     digest: str
-    """SHA-256 of the documents, in hexadecimal: the same text, cut in the same documents."""
+    """SHA-256 of the documents, in hexadecimal: the same text, split into the same documents."""
 
     @classmethod
     def build(
@@ -66,14 +67,15 @@ class Corpus:
         """Encode ``documents``, or take the ids from an earlier run, and split them.
 
         Args:
-            documents: In the order in which they are laid one after the other.
+            documents: In the order in which they are concatenated.
             tokenizer: Its end token, if it has one, ends each document.
-            seq_len: Tokens in a sequence; each part must hold one and what it is to predict.
+            seq_len: Tokens in a sequence; each part must hold one sequence and the tokens it
+                predicts.
             ahead: Tokens to predict beyond the next one.
-            cache: Folder below which token ids of a long text are kept; none keeps nothing.
+            cache: Folder for the token ids of a long text; ``None`` caches nothing.
 
         Raises:
-            UsageError: If there is too little text, or the tokenizer cannot read it.
+            UsageError: If there is too little text, or the tokenizer cannot encode it.
         """
         digest = documents_digest(documents)
 
@@ -88,8 +90,8 @@ class Corpus:
         needed = seq_len + 1 + ahead
         if len(ids) - boundary < needed:
             raise UsageError(
-                f"--data has {len(ids)} tokens, of which the last tenth is held out, and --seq-len "
-                f"is {seq_len}: give at least {needed * HELD_OUT} tokens, or a shorter --seq-len."
+                f"--data has only {len(ids)} tokens, of which a tenth is held out, for --seq-len "
+                f"{seq_len}: use at least {needed * HELD_OUT} tokens, or a shorter --seq-len."
             )
         return cls(
             tokenizer,
@@ -110,7 +112,7 @@ def documents_digest(documents: Sequence[Document]) -> str:
 
 
 def worth_keeping(documents: Sequence[Document], tokenizer: Tokenizer) -> bool:
-    """Whether encoding again costs more than a file."""
+    """Whether encoding again is slower than reading a file."""
     as_characters = isinstance(tokenizer, CharTokenizer)
     return count_characters(documents) >= (KEPT_FROM_AS_CHARACTERS if as_characters else KEPT_FROM)
 
@@ -118,10 +120,10 @@ def worth_keeping(documents: Sequence[Document], tokenizer: Tokenizer) -> bool:
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents one after the other: ids ``(tokens,)`` and starts ``(documents,)``.
 
-    A document that gives no tokens is left out.
+    Documents without tokens are left out.
 
     Raises:
-        UsageError: If the tokenizer cannot read one, or gives ids that it says it does not have.
+        UsageError: If the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
     """
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -133,11 +135,11 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
         for ids in _encoded(document, tokenizer):
             if not len(ids):
                 continue
-            # A narrow number would turn an id that is too large into another token.
+            # A narrow integer would wrap an id that is too large into another token.
             if int(ids.max()) >= vocabulary:
                 raise UsageError(
-                    f"--tokenizer gives id {int(ids.max())} but has {vocabulary} tokens: its files "
-                    "do not belong together, use another."
+                    f"--tokenizer returns id {int(ids.max())}, but has {vocabulary} tokens: its "
+                    "files do not match; use another tokenizer."
                 )
             pieces.append(ids.to(dtype))
             total, last = total + len(ids), int(ids[-1])
@@ -150,8 +152,8 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tup
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    """The ids of a document in order, in pieces where those are the same as the whole."""
-    # Ids are eight times the text: characters need not be ids all at once.
+    """The ids of a document in order, encoded in pieces where that gives the same ids."""
+    # Ids take eight times the memory of the text, so characters are encoded in pieces.
     piece = _PIECE if isinstance(tokenizer, CharTokenizer) else len(document.text) or 1
     for first in range(0, len(document.text), piece):
         try:

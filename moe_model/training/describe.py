@@ -1,22 +1,20 @@
-"""What the log says about a run before its first step."""
+"""The header of the run log, and the lines printed before and after training."""
 
 from __future__ import annotations
 
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel
 from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options
 from moe_model.training.resume import newest_before
-
-if TYPE_CHECKING:
-    from moe_model.training.setup import Run
+from moe_model.training.run import Run
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -27,12 +25,13 @@ def describe(run: Run) -> dict[str, Any]:
         "planned_steps": options.steps,
         "resumed_at_step": run.resumed_at_step,
         "judgement": run.judgement,
+        "profile": options.profile,
         "world_size": run.world.size,
         "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",
-            "layers": list(config.router_depths),
-            "layer_names": layer_names(config),
+            "layers": list(run.model.router_depths),
+            "layer_names": layer_names(run.model),
             "num_experts": config.n_routed_experts,
             "top_k": config.num_experts_per_tok,
             "num_shared_experts": config.n_shared_experts,
@@ -60,25 +59,32 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def introduction(run: Run) -> list[str]:
-    """What is about to run, and how to watch it."""
+    """Lines about the run that starts, and how to watch it."""
     config, options, world = run.model.config, run.options, run.world
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
         f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
     ]
-    if run.goes_on_from is not None:
-        lines.append(f"goes on after step {run.progress.step} from {run.goes_on_from}")
+    if run.resumed_from is not None:
+        lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")
+    if config.num_experts_per_tok == 1 and config.norm_topk_prob:
+        lines.append(
+            "warning: one expert a token with normalised weights: every weight is "
+            f"{config.routed_scaling_factor:g} for every score, so the language loss does not "
+            "train the router: add --model.no-norm_topk_prob, or choose "
+            "--model.num_experts_per_tok 2"
+        )
     return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
 
 
 def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
-    """Where things are, and how to go on or back, by what they are called on the screen.
+    """Paths, and commands to resume or to go back, by their label on the screen.
 
-    Every command can be pasted into a shell as it stands.
+    You can paste every command into a shell.
 
     Args:
-        onset: first step of the collapse, where there is one: to go back before it.
+        onset: First step of the collapse, if any; used to suggest a checkpoint before it.
     """
     options = run.options
     checkpoints = options.checkpoint_dir / options.run
@@ -100,13 +106,13 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
 def _back(run: Run, checkpoints: Path, onset: int) -> str:
     sound = newest_before(checkpoints, onset)
     if sound is None:
-        return f"no checkpoint is from before step {onset}: start again, with another setting"
+        return f"no checkpoint before step {onset}: start again with another setting"
     path, step = sound
-    return f"{_again(run, str(path))}  # step {step}; add the setting that you change"
+    return f"{_again(run, str(path))}  # step {step}; append the setting to change"
 
 
 def _again(run: Run, resume: str) -> str:
-    """The command line that takes the run up again; omitted options keep their values."""
+    """The command line that resumes the run; omitted options keep their values."""
     options, size = run.options, run.world.size
     start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
     words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
@@ -117,11 +123,11 @@ def _again(run: Run, resume: str) -> str:
     return " ".join(words)
 
 
-def layer_names(config: ModelConfig) -> list[str]:
-    """What the routers are called on a screen."""
-    layers = config.num_hidden_layers
+def layer_names(model: LanguageModel) -> list[str]:
+    """Names of the trained routers as a screen shows them."""
+    layers = model.config.num_hidden_layers
     return [
-        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in config.router_depths
+        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in model.router_depths
     ]
 
 

@@ -1,8 +1,8 @@
-"""Processes that train one model together: who is who, what they tell each other, how one is lost.
+"""Processes that train one model together: ranks, collectives, and the loss of a rank.
 
-All ranks do the same steps in the same order, and decide alike because they decide from the same
-numbers. So there is little to tell: a sum once a step, some bytes of rank 0 at the start, and what
-one of them finds wrong. Whatever goes between ranks is tensors; nothing is pickled here.
+All ranks do the same steps in the same order and make the same decisions because they use the same
+numbers. So they exchange little: one sum per step, some bytes from rank 0 at the start, and errors.
+Ranks exchange tensors only; nothing is pickled here.
 """
 
 from __future__ import annotations
@@ -19,36 +19,42 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_model.command import FAILED, USAGE, UsageError, say
+from moe_model.training.launch import launched, number_of, own_gpu
 
 TIMEOUT_S = 600.0
-"""How long a rank waits for the others before it gives them up, in seconds."""
+"""Seconds a rank waits for the others in a step before it fails."""
+_WITHOUT_LIMIT = timedelta(days=365)
+"""gloo requires a number; a rank that ends breaks its connections, which ends the others at
+once."""
 _CPU = torch.device("cpu")
 
 
 class RankLostError(RuntimeError):
-    """Another process of the training failed, died or hangs; says what failed and what to do."""
+    """Another rank failed, was killed or hangs; the message names the failure and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of one training, seen from one of them; as it is, a process on its own."""
+    """The processes of one training, seen from one of them; by default a single process."""
 
     rank: int = 0
-    """Which process this is, from 0."""
+    """Rank of this process, from 0."""
     size: int = 1
-    """How many there are on all machines."""
+    """Number of processes on all machines."""
     local_rank: int = 0
-    """Which process of this machine this is: which GPU it takes."""
+    """Rank of this process on its machine: the index of its GPU."""
     device: torch.device = _CPU
-    """Where this process computes; on a machine with several GPUs, its own."""
+    """Device of this process."""
+    patient: dist.ProcessGroup | None = None
+    """A gloo group of all ranks, for waits without a time limit; ``None`` for a single process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the log, narrates and decides."""
+        """Whether this is rank 0, which writes the log and prints."""
         return self.rank == 0
 
     def say(self, line: str) -> None:
-        """One line of narration, from the first rank alone: all of them would say it."""
+        """Print one line on standard error, on rank 0 only."""
         if self.is_main:
             say(f"train.py: {line}")
 
@@ -58,7 +64,7 @@ class World:
             dist.all_reduce(tensor)
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any rank: all get the same answer."""
+        """Whether it is true on any rank; all ranks get the same answer."""
         if self.size == 1:
             return here
         votes = torch.tensor(int(here), device=self.device)
@@ -66,16 +72,20 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """Return once every rank has come this far."""
+        """Return once every rank has called this, however long that takes.
+
+        A rank that ends makes the others fail at once. A rank that hangs looks like one that works.
+        """
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others: it downloads, they find the file.
+        """Run the block on rank 0 before the other ranks: rank 0 downloads, the others use the
+        file.
 
-        A fault is one of all ranks, as in :meth:`together`; where rank 0 finds one, the others do
-        not enter the block.
+        An error ends all ranks, as in :meth:`together`; if rank 0 raises one, the others do not
+        enter the block.
         """
         if not self.is_main:
             self.share_fault(None)
@@ -86,38 +96,42 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that no rank leaves well unless all do; see :meth:`share_fault`.
+        """A block that either succeeds on all ranks or fails on all; see :meth:`share_fault`.
 
-        All ranks enter it. What they tell each other inside comes before anything that can fail.
+        All ranks enter it. Collectives inside must come before anything that can fail.
         """
         fault = None
         try:
             yield
         except Exception as error:
             if isinstance(error, RuntimeError) and _from_the_wire(error):
-                raise  # nobody is left to tell
+                raise  # no other rank is left
             fault = error
         self.share_fault(fault)
 
     def share_fault(self, fault: Exception | None) -> None:
-        """End all ranks where one found a fault; return where nobody did. All ranks ask.
+        """End all ranks if one has found an error, else return. A collective.
 
-        One voice: rank 0 raises the fault, wherever it was found (of several that of the lowest
-        rank), the others end without a word. A rank that found another one, or one that rank 0
-        has only the words of, raises its own too.
+        Ranks wait here without a time limit: work that one rank does alone (a download, learning
+        byte pairs, reading a checkpoint) may take hours.
+
+        One message: rank 0 raises the error of the lowest rank that has one, and the other ranks
+        end silently. A rank whose own error differs from that, or for which rank 0 has only the
+        message, raises its own too.
 
         Args:
-            fault: What this rank found.
+            fault: The error of this rank, if any.
 
         Raises:
-            UsageError: On rank 0, if it is one, with the number of the rank that found it.
-            RankLostError: On rank 0, if it is anything else and another rank found it.
-            SystemExit: On the other ranks, with the code that rank 0 ends with.
+            UsageError: On rank 0, for a usage error, with the rank that found it.
+            RankLostError: On rank 0, for any other error of another rank.
+            SystemExit: On the other ranks, with the exit code of rank 0.
         """
         if self.size == 1:
             if fault is not None:
                 raise fault
             return
+        self.barrier()
         votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         if fault is not None:
             votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
@@ -128,7 +142,7 @@ class World:
         first = next(rank for rank, vote in enumerate(votes) if vote)
         is_usage = votes[first] == 2
         words = "" if fault is None else str(fault) or type(fault).__name__
-        own = words.encode("utf-8", "backslashreplace")  # a path may hold bytes that are no text
+        own = words.encode("utf-8", "backslashreplace")  # a path may not be valid UTF-8
         said = self.broadcast(own, src=first)
         if fault is not None and self.is_main:
             raise fault
@@ -140,7 +154,7 @@ class World:
         raise SystemExit(USAGE if is_usage else FAILED) from fault
 
     def broadcast(self, payload: bytes, src: int = 0) -> bytes:
-        """What rank ``src`` passes in; what the others pass in is ignored."""
+        """The bytes of rank ``src``; the arguments of the other ranks are ignored."""
         if self.size == 1:
             return payload
         length = torch.tensor(len(payload), device=self.device)
@@ -152,71 +166,57 @@ class World:
         return bytes(contents.tolist())
 
     def broadcast_text(self, text: str) -> str:
-        """What rank 0 passes in."""
+        """The text of rank 0."""
         return self.broadcast(text.encode("utf-8")).decode("utf-8")
 
 
 ALONE = World()
-"""A process that nobody launched as one of several, on the CPU."""
-
-
-def launched() -> bool:
-    """Whether something started this process as one of several: torchrun, or a recipe that sets
-    the same environment variables."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all, also where they could not meet."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def own_rank() -> str:
-    """Which process this is, for a line of its own, also where the ranks could not meet."""
-    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+"""A single process without a launcher, on the CPU."""
 
 
 @contextmanager
 def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
-    """Meet the other ranks, and part from them at the end: gloo on a CPU, NCCL on GPUs.
+    """Join the process group and leave it at the end: gloo on a CPU, NCCL on GPUs.
 
-    A process that was started by hand is a world of its own, without any connection. An error must
-    leave through here: after one, NCCL could wait for ever for the ranks that are gone, and so its
-    connections are left to the end of the process.
+    A process without a launcher is a world of size 1, without connections. Errors must propagate
+    through this block: after one, NCCL could wait forever for ranks that have ended, so its
+    connections are not closed.
 
     Args:
-        device: ``cpu``, or ``cuda``, of which every process of a machine takes another one.
-        timeout_s: A rank that waits longer than this for another one ends.
+        device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
+        timeout_s: A rank that waits longer than this for another one fails; at
+            :meth:`World.barrier` it waits without a limit.
 
     Raises:
-        UsageError: If the environment describes no world, or a machine has too few GPUs.
-        RankLostError: If the others do not come.
+        UsageError: If the environment variables are invalid, or a machine has too few GPUs.
+        RankLostError: If other ranks do not join.
     """
     if not launched():
         yield World(device=device)
         return
-    rank, size, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = device.type == "cuda"
     if cuda:
-        device = _own_gpu(local_rank)
+        device = own_gpu(local_rank)
     backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
         with _ended_by_signals():
             dist.init_process_group(backend, timeout=timeout, device_id=device if cuda else None)
+            patient = dist.new_group(backend="gloo", timeout=_WITHOUT_LIMIT)
     except dist.DistError as error:
         where = [f"{name}={os.environ.get(name)}" for name in ("MASTER_ADDR", "MASTER_PORT")]
         raise RankLostError(
-            f"rank {rank} of {size}: the ranks do not meet at {' '.join(where)} "
-            f"({_first_line(error)}): start all of them, where rank 0 can be reached by that name."
+            f"rank {rank} of {size}: not all ranks joined at {' '.join(where)} "
+            f"({_first_line(error)}): start all of them, and check that this address is rank 0's."
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"RANK={rank} and WORLD_SIZE={size} are set, but the ranks cannot meet ({error}): "
+            f"RANK={rank} and WORLD_SIZE={size} are set, but the ranks cannot connect ({error}): "
             "start with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, local_rank, device)
+        yield World(rank, size, local_rank, device, patient)
         ended_well = True
     finally:
         if ended_well or not cuda:
@@ -225,7 +225,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """While ranks wait to meet, inside torch, no handler of Python runs; nothing is to be saved."""
+    """Restore default signals while ranks connect: torch blocks Python's handlers, and there is
+    nothing to save yet."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
@@ -238,10 +239,10 @@ def _ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Name the error that torch raises when another rank died or hangs, and no other one.
+    """Turn the error that torch raises when another rank has ended or hangs into ``RankLostError``.
 
     Raises:
-        RankLostError: In place of what a collective raised that found nobody at the other end.
+        RankLostError: Instead of the error of a collective whose peer is gone.
     """
     try:
         yield
@@ -252,15 +253,15 @@ def lost_ranks() -> Iterator[None]:
         if dist.is_initialized():
             who = f"rank {dist.get_rank()} of {dist.get_world_size()}"
         raise RankLostError(
-            f"{who}: another rank no longer answers ({_first_line(error)}): look at its output "
-            "above, or at its log; start again with --resume auto."
+            f"{who}: another rank no longer responds ({_first_line(error)}): read its output "
+            "above, or its log, then start again with --resume auto."
         ) from error
 
 
 def _from_the_wire(error: RuntimeError) -> bool:
-    """Whether a connection broke or stayed silent; gloo raises a plain ``RuntimeError`` for it.
+    """Whether a connection broke or timed out; gloo raises a plain ``RuntimeError`` for it.
 
-    What gloo enforces about sizes is a fault of this program, wherever it finds it.
+    A size mismatch that gloo reports is a bug of this program, not a lost rank.
     """
     text = str(error)
     gloo = "gloo/transport" in text or "gloo/rendezvous" in text
@@ -268,27 +269,8 @@ def _from_the_wire(error: RuntimeError) -> bool:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """The message without the place in torch's sources that it begins with, and its advice."""
+    """The message without the leading location in torch's sources, and without its advice."""
     line = str(error).strip().partition("\n")[0]
     if line.startswith("["):
         line = line.partition("] ")[2] or line
     return line.partition(". This is typically")[0]
-
-
-def _own_gpu(local_rank: int) -> torch.device:
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
-        raise UsageError(
-            f"LOCAL_RANK={local_rank} and this process sees {gpus} GPUs: start at most as many "
-            "processes on a machine (--nproc-per-node), set LOCAL_RANK=0 where each sees its own "
-            "alone, or train with --device cpu."
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "0")
-    if not text.isdecimal():
-        raise UsageError(f"{name}={text!r} is no number: start with torchrun, or correct it.")
-    return int(text)

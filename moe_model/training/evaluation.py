@@ -1,4 +1,4 @@
-"""Loss on held-out text: the same batches every time, and no trace in the router readings."""
+"""Loss on held-out text: the same batches every time, without any effect on the router readings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 from moe_model.model import ModelOutput
 from moe_model.training.batches import Batch
 from moe_model.training.distributed import ALONE, World
-from moe_model.training.losses import cross_entropy_share
 from moe_model.training.machine import mixed_precision
 
 
@@ -27,11 +26,11 @@ def evaluate(
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
     Args:
-        model: Whose mode is changed meanwhile.
-        batches: All of them, on every rank; each rank looks at its share.
+        model: In evaluation mode meanwhile.
+        batches: All of them, on every rank; each rank evaluates its share.
         device: Of the model.
-        dtype: Of matrix products.
-        forward: The model as it is called, where it is spread over ranks.
+        dtype: Number format of matrix products.
+        forward: What to call instead of the model where it is spread over ranks.
         world: The ranks. Each makes the same number of forward passes: sharded ones wait for each
             other.
     """
@@ -44,10 +43,11 @@ def evaluate(
         batch = batches[min(place, len(batches) - 1)].to(device)
         length = batch.tokens_BN.shape[1] - 1
         with mixed_precision(device, dtype):
-            output = forward(batch.tokens_BN[:, :length])
+            targets_BS = batch.targets(1, length)
+            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
         if place < len(batches):
-            sums[0] += cross_entropy_share(output.logits_BSV, batch, 1, 1)
-            sums[1] += (batch.targets(1, length) >= 0).sum()
+            sums[0] += output.losses[0]
+            sums[1] += (targets_BS >= 0).sum()
     model.train(was_training)
     world.sum(sums)
     return (sums[0] / sums[1]).item()

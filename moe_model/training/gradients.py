@@ -1,4 +1,4 @@
-"""How large the gradients of a step are, over all ranks without a collective of their own."""
+"""Gradient norms of a step over all ranks, without an additional collective."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe_model.training.parallel import square_norms
 
 
 def gradient_squares(model: LanguageModel, world: World) -> Tensor:
-    """What this rank adds to the squared gradient norm of every router, and of all together last.
+    """This rank's contribution to the squared gradient norm of every router, and last to the total.
 
     fp64, ``(L + 1,)``; the sum over ranks is the squared norm.
     """

@@ -1,12 +1,11 @@
-"""What ``train.py`` answers without training: ``--help``, ``--help-all``, ``--version``, no torch.
+"""``--help``, ``--help-all`` and ``--version`` of ``train.py``, answered without torch.
 
-All of it before torch is loaded, which takes seconds. ``--help`` shows the options that most runs
-need and a table of the presets; ``--help-all`` shows every option.
+Importing torch takes seconds. ``--help`` shows the options that most runs need and a table of the
+presets; ``--help-all`` shows every option.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter
 
-from moe_model.command import FAILED, run_command, say, version
+from moe_model.command import FAILED, need_packages, run_command, version
 from moe_model.config import PRESETS, ModelConfig
 from moe_model.training.options import RUN_DEFAULTS, Options
 
@@ -27,21 +26,19 @@ COMMON = {
     "--bias-update-rate", "--force-collapse", "--run", "--resume", "--on-collapse", "--log-dir",
     "--checkpoint-dir", "--config", "--help", "--help-all", "--version",
 }  # fmt: skip
-NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
-"""Packages of ``moe-microscope[train]`` without which no run begins."""
 
 MEASURED_MINUTES = {"tiny": 5.1}
-"""By ``python -m benchmarks.first_light --full``, see docs/experiments.md."""
+"""Measured by ``python -m benchmarks.forced_collapse --full``, see docs/experiments.md."""
 BYTES_PER_PARAMETER = 16
-"""While it trains: weight, gradient and two moments in fp32."""
+"""In training: weight, gradient and two moments in fp32."""
 SAVED_BYTES_PER_PARAMETER = 12
 """In a checkpoint: without the gradient."""
 _VOCABULARY = {"char": 100, "bpe": 8192}
-"""Tokens of a typical text: with characters they hardly change the size of the model."""
+"""Vocabulary of a typical text; with characters it hardly changes the size of the model."""
 
 
 class _CommonOptions(DefaultFormatter):
-    """Leaves out of a panel what only ``--help-all`` shows."""
+    """Hides in a panel what only ``--help-all`` shows."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         entries = [entry for entry in panel.entries if COMMON & set(entry.names)]
@@ -50,11 +47,11 @@ class _CommonOptions(DefaultFormatter):
 
 
 def new_app(doc: str, **settings: Any) -> App:
-    """The command line of ``train.py``, without its command.
+    """The cyclopts app of ``train.py``, without its command.
 
     Args:
-        doc: The module's docstring: what it does, then examples.
-        settings: More for :class:`cyclopts.App`.
+        doc: The module's docstring: a summary, then examples.
+        settings: Passed to :class:`cyclopts.App`.
     """
     summary, examples = doc.split("\n\n")[:2]
     settings = {"help_formatter": _CommonOptions(), **settings}
@@ -79,7 +76,7 @@ def new_app(doc: str, **settings: Any) -> App:
 
 
 def answer_without_torch(doc: str) -> None:
-    """End the process here if it only asks for help, or lacks what training needs."""
+    """Exit here if the command line only asks for help, or if a package for training is missing."""
     app = new_app(doc)
 
     @app.default
@@ -88,13 +85,7 @@ def answer_without_torch(doc: str) -> None:
 
     if {"--help", "-h", "--help-all", "--version"} & set(sys.argv[1:]):
         sys.exit(run_command(app, None))
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        say(
-            f"train.py: needs pip install '.[train]': {', '.join(missing)} cannot be imported by "
-            f"{sys.executable}"
-        )
-        sys.exit(FAILED)
+    need_packages("train.py", install=".[train]", code=FAILED)
 
 
 def _presets() -> str:
@@ -118,15 +109,15 @@ def _presets() -> str:
     ]
     lines += [
         "",
-        "active: what one token meets. checkpoint: one of latest, previous and best.",
-        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.first_light",
-        "--full; - was not measured.",
+        "active: parameters used per token. checkpoint: size of one of latest, previous and best.",
+        "minutes: on 2 cores of an AMD EPYC, by python -m benchmarks.forced_collapse",
+        "--full; -: not measured.",
     ]
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
 def _memory() -> int:
-    """Bytes of the machine; those of a GPU would need torch to be known."""
+    """Main memory of the machine in bytes; asking for that of a GPU would need torch."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,4 +1,4 @@
-"""One process trains a run: two would write one log, and take away each other's checkpoints."""
+"""Only one process trains a run: two would mix their logs and delete each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextmanager
 def only_training(folder: Path, world: World) -> Iterator[None]:
-    """While entered, no other training goes on in ``folder``, which is made. All ranks ask.
+    """While entered, no other process can train in ``folder``, which is created. A collective.
 
-    The lock is of the system and not a file: it is gone with the process, however that ended. Where
-    a file system knows no locks, a line says so.
+    The operating system holds the lock and releases it when the process ends, even after a crash.
+    If a file system has no locks, a line on the console says so.
 
     Raises:
         UsageError: On all ranks, if another process trains there.
@@ -46,5 +46,8 @@ def _take(folder: Path, stack: ExitStack) -> bool:
     except OSError as error:
         if error.errno not in _NOT_HERE:
             raise
-        say(f"train.py: {folder} is on a disk without locks: see to it that nobody else trains it.")
+        say(
+            f"train.py: {folder} is on a disk without file locks: make sure that no other process "
+            "trains this run."
+        )
     return True

@@ -1,7 +1,7 @@
-"""What training minimises: next-token cross-entropy, and what is added to it.
+"""What training minimises: next-token cross-entropy and the terms added to it.
 
 Every value here is a *share*: summed over the micro-batches of a step and over all ranks it is the
-mean over the whole step. So a step means the same however it is cut into pieces.
+mean over the whole step. So a step is identical however it is split.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.model import ModelOutput
-from moe_model.training.batches import Batch, StepBatches
+from moe_model.training.batches import StepBatches
 from moe_model.training.options import Options
 
 MTP_HIGH_SHARE = 10 / 14.8
@@ -23,7 +22,7 @@ tokens (section 4.2)."""
 
 
 def weights_at(step: int, options: Options) -> dict[str, float]:
-    """What is added to the loss in 1-based ``step``: weights by name, none that is 0.
+    """The terms added to the loss in 1-based ``step``: weights by name, without those that are 0.
 
     Balance losses add up over the routers; each is 1 where the load is balanced.
     """
@@ -39,7 +38,6 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 
 def loss_shares(
     output: ModelOutput,
-    batch: Batch,
     names: Sequence[str],
     step_batches: StepBatches,
     num_passes: int,
@@ -47,36 +45,24 @@ def loss_shares(
     """The share of the next-token loss, then of each loss in ``names``.
 
     Args:
-        output: Of the forward pass over ``batch``.
-        batch: One micro-batch.
+        output: Result of the forward pass over a micro-batch, with targets.
         names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
-        step_batches: What the batch is a part of: it knows the number of targets in the step.
+        step_batches: All micro-batches of the step, with the number of targets in it.
         num_passes: Forward passes in the step, over all ranks.
     """
     num_targets = step_batches.num_targets
-    shares = [cross_entropy_share(output.logits_BSV, batch, 1, num_targets[0])]
+    first, *ahead = [
+        total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
+    ]
+    shares = [first]
     for name in names:
         if name == "mtp":
-            depths = [
-                cross_entropy_share(logits_BSV, batch, depth + 2, num_targets[depth + 1])
-                for depth, logits_BSV in enumerate(output.ahead_logits)
-            ]
-            shares.append(torch.stack(depths).mean())  # DeepSeek-V3, eq. 25
+            shares.append(torch.stack(ahead).mean())  # DeepSeek-V3, eq. 25
         else:
-            valid_BS = torch.ones(output.logits_BSV.shape[:2], dtype=torch.bool)
-            valid_BS = valid_BS.to(output.logits_BSV.device)
+            hidden_BSD = output.hidden_BSD
+            valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
             shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
     return shares
-
-
-def cross_entropy_share(logits_BSV: Tensor, batch: Batch, ahead: int, num_targets: int) -> Tensor:
-    """Cross-entropy in nats of the tokens ``ahead`` of each position, in fp32, ÷ ``num_targets``.
-
-    A token that begins another document is no target: nobody could know it.
-    """
-    targets_BS = batch.targets(ahead, logits_BSV.shape[1])
-    total = F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum")
-    return total / max(1, num_targets)
 
 
 _BALANCE_LOSSES = {

@@ -1,7 +1,7 @@
-"""Where options come from that are not on the command line: a TOML file, and a checkpoint.
+"""Options that are not on the command line: from a TOML file, or from a checkpoint.
 
-In this order: command line, ``--config FILE.toml``, the run that ``--resume`` goes on with, the
-preset. So a run that is continued keeps everything that nobody changes.
+Precedence: command line, ``--config FILE.toml``, the run that ``--resume`` continues, the preset.
+So a resumed run keeps every option that you do not change.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
 from moe_model.command import UsageError
-from moe_model.store import CheckpointError, read_plain_description
+from moe_model.description import CheckpointError, read_plain_description
 from moe_model.training.resume import candidates
 
 _BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")
 _NOT_INHERITED = ("resume", "config", "parallel")
-"""What belongs to a start, not to the run: processes are as many as were started now."""
+"""Options of a start, not of the run: the number of processes may change at every start."""
 
 
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give every argument that has no value the one of the file or of the checkpoint.
+    """Fill in arguments that have no value from the file or from the checkpoint.
 
     cyclopts calls this between reading the command line and converting it.
 
     Raises:
         UsageError: If the file is missing or not TOML.
-        CycloptsError: If it holds an option that is not known, or a value that does not fit.
+        CycloptsError: If it holds an unknown option, or a value of the wrong type.
     """
     if commands:
         return  # --help-all takes no options
@@ -49,19 +49,21 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
             saved = read_plain_description(candidate).get("options", {})
             inherited = _inherited(saved, _given(arguments, "--balance"))
         except (CheckpointError, AttributeError):
-            continue  # whoever loads it says what is wrong with it
+            continue  # loading it reports what is wrong
         Dict(inherited, allow_unknown=True, source=str(candidate))(app, commands, arguments)
         return
 
 
 def _refuse_broken_integers(arguments: ArgumentCollection) -> None:
-    """cyclopts would round 1.5 steps to 2, without a word."""
+    """Reject fractions: cyclopts would silently round 1.5 steps to 2."""
     for argument in arguments:
         if argument.hint not in (int, int | None):
             continue
         for token in argument.tokens:
             if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
-                raise UsageError(f"{argument.name} {token.value} is no whole number: choose one.")
+                raise UsageError(
+                    f"{argument.name} {token.value} is not a whole number: choose one."
+                )
 
 
 def _given(arguments: ArgumentCollection, name: str) -> str | None:
@@ -70,7 +72,7 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 
 def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
-    """Of the options of a checkpoint those that were set; not what another balance method rules."""
+    """The options set in a checkpoint, without those of another balance method."""
     left_out = list(_NOT_INHERITED)
     if balance is not None and balance != saved.get("balance"):
         left_out += _BELONGS_TO_BALANCE

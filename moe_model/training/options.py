@@ -1,7 +1,7 @@
 """Every option of a run, each once: command line, help and log header are derived from here.
 
-An option that is ``None`` takes the preset's value; ``settle.py`` fills those in, so that the
-settled options describe the run completely.
+An option that is ``None`` takes the preset's value; ``resolve.py`` fills those in, so that the
+resolved options describe the run completely.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ _MODEL = Group("Model fields (default: the preset's)", sort_key=6)
 
 _SWITCH = Parameter(group=_TRAINING, negative=(), show_default=False)
 _SPEED = Parameter(group=_TRAINING, show_default=False)
-"""May be switched off again (``--no-compile``) when a run goes on."""
+"""Can be switched off (``--no-compile``) when a run is resumed."""
 
 _PRESET: Any = None
-"""Stands for the preset's value until it is settled."""
+"""Placeholder for the preset's value until it is resolved."""
 
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "muon"]
 OnCollapse = Literal["log", "checkpoint", "stop"]
+Profile = Literal["pretrain", "finetune"]
 
 AUX_WEIGHT = 1e-2
-SEQ_AUX_WEIGHT = 1e-4
 MTP_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class RunDefaults:
-    """What a preset says about training, beside the shape of its model."""
+    """The training defaults of a preset, beside the shape of its model."""
 
     data: str
     tokenizer: str
@@ -49,19 +50,21 @@ class RunDefaults:
     batch_size: int
     lr: float
     bias_update_rate: float
+    seq_aux_weight: float
+    """With ``--balance bias``."""
     eval_every: int
     save_every: int
 
 
 RUN_DEFAULTS = {
-    #                          data              tokenizer steps batch lr bias  eval save
-    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 1e-3, 1e-2, 100,  500),
-    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 100,  500),
-    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 250, 1000),
-    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 250, 1000),
+    #                          data            tokenizer steps batch lr bias seq   eval save
+    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
+    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
+    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
+    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
 }  # fmt: skip
-"""The bias rate of DeepSeek-V3 is 1e-3 over millions of steps; a short run needs ten times that to
-be balanced before it ends."""
+"""DeepSeek-V3 uses a bias rate of 1e-3 over many steps; a short run needs ten times that to balance
+the load before it ends."""
 
 
 _SHORT_FOR = {
@@ -70,22 +73,22 @@ _SHORT_FOR = {
     "capacity_factor": "capacity_factor",
     "drop_policy": "drop_policy",
 }
-"""Options that are fields of the model, for those who look for them among the others."""
+"""Options that set a field of the model under a shorter name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The options of a run."""
 
     preset: Annotated[str, Parameter(group=_DATA)] = "tiny"
     """Shape of the model and defaults of the run: tiny, small, shakespeare or deepseek-v3."""
     data: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
-    """Text to learn: python-docs (comes with Python; the default, except for the preset
-    shakespeare), tinyshakespeare (1 MB, downloaded once), a UTF-8 file, or a folder of them."""
+    """Training text: python-docs (comes with Python; the default, except for the preset
+    shakespeare), tinyshakespeare (1 MB, downloaded once), a UTF-8 file, or a folder of UTF-8
+    files."""
     tokenizer: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
-    """What a token is: char, bpe (byte pairs, learned from the text), a name on the Hugging Face
-    hub such as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the
-    preset's)."""
+    """Tokenizer: char, bpe (byte pairs, learned from the text), a name on the Hugging Face hub such
+    as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the preset's)."""
     config: Annotated[Path | None, Parameter(group=_DATA)] = None
     """TOML file with any of these options by the same names; the command line wins."""
 
@@ -96,73 +99,91 @@ class Options:
     seq_len: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
     """Tokens in a sequence (default: the model's max_position_embeddings)."""
     mtp: Annotated[bool, _SWITCH] = False
-    """Predict one more token ahead (multi-token prediction), as DeepSeek-V3 does."""
+    """Multi-token prediction: also predict the token after the next, as DeepSeek-V3 does."""
     mtp_weight: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
-    """Weight of that loss; a third of it for the last third of the run (default: 0.3)."""
+    """Weight of the multi-token prediction loss; divided by 3 for the last third of the run
+    (default: 0.3)."""
     grad_accum: Annotated[int, Parameter(group=_TRAINING)] = 1
-    """Forward passes in one optimizer step."""
+    """Micro-batches (forward passes) in one optimizer step."""
     lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
-    """Peak learning rate, after warm-up and before the cosine (default: the preset's)."""
+    """Peak learning rate, after warm-up and before the cosine (default: the preset's, or a tenth of
+    it when you start from an imported or upcycled model)."""
+    optimizer: Annotated[OptimizerName, Parameter(group=_TRAINING)] = "adamw"
+    """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
+    rest."""
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"
-    """Where to compute; auto takes the GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
     dtype: Annotated[DtypeName, Parameter(group=_TRAINING)] = "auto"
-    """Number format of matrix products; auto takes bf16 where the hardware has it, on older GPUs
-    fp16 (with a loss scale that finds itself)."""
+    """Number format of matrix products; auto uses bf16 if the hardware supports it, and fp16 with
+    automatic loss scaling on older GPUs."""
     compile: Annotated[bool, _SPEED] = False
-    """Compile every layer with torch.compile; that takes minutes at the start."""
+    """Compile every layer with torch.compile; takes minutes at the start."""
     activation_checkpointing: Annotated[bool, _SPEED] = False
-    """Keep only what enters a layer and compute the rest again: less memory, slower steps."""
+    """Keep only the input of each layer and recompute the rest: less memory, slower steps."""
+    deterministic: Annotated[bool, _SPEED] = False
+    """On a GPU, use deterministic operations only: slower, but resuming is bit for bit there
+    too."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
-    """How the processes of a torchrun share the work: ddp (the default there) keeps the whole
-    model in each, fsdp a part of it."""
+    """Parallelism under torchrun: ddp (the default there) keeps the whole model in every process,
+    fsdp a part of it."""
 
     balance: Annotated[Literal["bias", "aux", "none"], Parameter(group=_BALANCE)] = "bias"
-    """What keeps experts busy: bias (DeepSeek-V3, loss-less), aux (classic loss), or none."""
+    """Load balancing: bias (DeepSeek-V3, without a loss), aux (classic auxiliary loss), or none."""
     bias_update_rate: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's)."""
     seq_aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
-    """Weight of the sequence-wise auxiliary loss (default: 1e-4 with --balance bias, else 0)."""
+    """Weight of the sequence-wise auxiliary loss (default: the preset's with --balance bias, else
+    0)."""
     aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
     z_loss_weight: Annotated[float, Parameter(group=_BALANCE)] = 0.0
-    """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 is none."""
+    """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
+    it."""
     router_noise: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
-    """While training, routers see their input times 1 ± this (default: the model's, 0)."""
+    """In training, multiply router inputs by random factors within 1 ± this value (default: the
+    model's, 0)."""
     capacity_factor: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
-    """While training, an expert takes at most this times its fair share (default: drop nothing)."""
+    """In training, an expert accepts at most this multiple of its fair share of tokens (default: no
+    limit)."""
     drop_policy: Annotated[DropPolicy | None, Parameter(group=_BALANCE, show_default=False)] = None
-    """What is dropped beyond the capacity: the last in the batch, or the smallest weights."""
+    """What to drop beyond the capacity: the last tokens of the batch (position), or those with the
+    smallest weights (weight)."""
     force_collapse: Annotated[str | None, Parameter(group=_BALANCE)] = None
-    """LAYER@STEP: from that step on, send every token of that layer to the same experts."""
+    """LAYER@STEP: from that step on, route every token of that layer to the same experts."""
 
     run: Annotated[str, Parameter(group=_RUN, show_default=False)] = _PRESET
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("logs")
-    """The run log goes to LOG_DIR/RUN."""
+    """Write the run log to LOG_DIR/RUN."""
+    profile: Annotated[Profile | None, Parameter(group=_OUTPUT, show_default=False)] = None
+    """Which limits the diagnosis uses (default: finetune when you start from an imported model,
+    else pretrain; a resumed run keeps its profile)."""
     counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
-    """Log the counts and biases of all experts at step 1 and every N steps, else summaries only."""
+    """Log counts and biases of all experts at step 1 and every N steps; other steps have summaries
+    only."""
     checkpoint_dir: Annotated[Path, Parameter(group=_RUN)] = Path("checkpoints")
-    """Checkpoints go to CHECKPOINT_DIR/RUN/latest, previous and best."""
+    """Write checkpoints to CHECKPOINT_DIR/RUN/latest, previous and best."""
     save_every: Annotated[int, Parameter(group=_RUN, show_default=False)] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
     eval_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
     resume: Annotated[str | None, Parameter(group=_RUN)] = None
-    """Go on, bit for bit, from a checkpoint: auto takes the newest sound one of --run, or starts
-    where there is none; or name one. What is not given is then as it was in that run."""
+    """Resume from a checkpoint, bit for bit: auto takes the newest intact checkpoint of --run, or
+    starts the run if there is none; or name a checkpoint. Options not given are taken from that
+    run."""
     on_collapse: Annotated[OnCollapse, Parameter(group=_RUN)] = "log"
-    """When a router has collapsed: log says so, checkpoint also keeps the state of that moment,
+    """When a router has collapsed: log reports it, checkpoint also saves the state at that step,
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, Parameter(group=_OUTPUT, allow_leading_hyphen=True)] = None
-    """Text that the sample at the end continues (default: the start of the held-out text)."""
+    """Prompt for the sample at the end (default: the start of the held-out text)."""
 
     model: Annotated[ModelOverrides, Parameter(group=_MODEL, name_transform=str)] = ModelOverrides()  # noqa: RUF009  # frozen
     """Fields of the model that differ from the preset."""
 
     def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
-        """The preset, or the model that goes on, with the fields of ``--model``.
+        """The preset, or the model that is resumed, with the fields of ``--model``.
 
         Raises:
             UsageError: If they contradict each other or ``vocabulary``, the number of tokens.
@@ -174,10 +195,15 @@ class Options:
             config = ModelConfig.from_dict({**fields, **self._model_fields()})
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
+        if config.topk_method != "noaux_tc" and self.bias_update_rate:
+            raise UsageError(
+                f"--bias-update-rate {self.bias_update_rate}: a router with topk_method="
+                f"{config.topk_method} has no bias: use --balance aux."
+            )
         if config.vocab_size < vocabulary:
             raise UsageError(
                 f"--model.vocab_size {config.vocab_size} is less than the {vocabulary} tokens of "
-                "the tokenizer: leave it out, or choose more."
+                "the tokenizer: omit it, or choose a larger one."
             )
         if self.seq_len > config.max_position_embeddings:
             raise UsageError(
@@ -189,7 +215,7 @@ class Options:
 
     @property
     def model_vocabulary(self) -> int | None:
-        """Tokens that the model has room for, where that is said: what ``bpe`` may learn."""
+        """The vocabulary size if it is given: the number of tokens ``bpe`` may learn."""
         said: int | None = self.model.vocab_size or PRESETS[self.preset].get("vocab_size")
         return said
 
@@ -203,13 +229,11 @@ class Options:
             given = fields.setdefault(field, int(value) if value is True else value)
             if given != value and not (value is True and given):
                 said = flag_name(flag) if value is True else f"{flag_name(flag)} {value}"
-                raise UsageError(
-                    f"{said} contradicts --model.{field} {given}: leave one of them out."
-                )
+                raise UsageError(f"{said} contradicts --model.{field} {given}: omit one of them.")
         if "drop_policy" in fields and "capacity_factor" not in fields:
             raise UsageError(
-                f"--drop-policy {fields['drop_policy']} does nothing without --capacity-factor: "
-                "add it, or leave the policy out."
+                f"--drop-policy {fields['drop_policy']} has no effect without --capacity-factor: "
+                "add it, or omit the policy."
             )
         return fields
 

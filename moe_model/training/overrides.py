@@ -1,6 +1,6 @@
 """Every field of the model as an optional flag ``--model.FIELD``, derived from ``ModelConfig``.
 
-Names, types and help are those of the dataclass: a new field of the model is a flag at once.
+Names, types and help come from the dataclass, so a new field of the model is a flag at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _override(name: str, kind: Any, doc: str) -> tuple[str, Any, Any]:
 
 
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
-    """A dataclass with the fields of ``cls``, none of them needed, each with its docstring."""
+    """A dataclass with the fields of ``cls``, all optional, each with its docstring."""
     kinds = {**typing.get_type_hints(cls), **nested}
     return dataclasses.make_dataclass(
         name,
@@ -46,4 +46,4 @@ def _all_optional(cls: type, name: str, **nested: Any) -> Any:
 
 YarnOverrides: Any = _all_optional(YarnScaling, "YarnOverrides")
 ModelOverrides: Any = _all_optional(ModelConfig, "ModelOverrides", rope_scaling=YarnOverrides)
-"""The fields of ``ModelConfig``, all optional: what ``--model.FIELD`` may set."""
+"""The fields of ``ModelConfig``, all optional, as ``--model.FIELD`` sets them."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -36,25 +38,25 @@ _WITHOUT_BUFFERS: dict[str, Any] = (
 def parallelize(
     model: LanguageModel, kind: Parallel | None, world: World
 ) -> Callable[..., ModelOutput]:
-    """What to call in place of ``model``; the optimizer is made after this.
+    """Distribute ``model``; return what to call instead of it. Create the optimizer afterwards.
 
-    ``model`` stays the one to ask for everything else. From here on it has the weights of rank 0 on
+    Keep using ``model`` for everything but the forward pass. It now has the weights of rank 0 on
     every rank, and with ``fsdp`` its parameters are DTensors: each rank holds a share of their
-    rows. A process that nobody launched needs none of this, whatever ``kind`` says.
+    rows. A process without a launcher gets ``model`` back, whatever ``kind`` is.
 
     Args:
-        model: Of the same shape on every rank. It ends up on ``world.device``, with ``fsdp`` layer
-            by layer: coming from the CPU, it need never be whole there.
-        kind: ``ddp`` needs memory for all of the model on every rank, ``fsdp`` talks more.
-        world: Who takes part.
+        model: Of the same shape on every rank. It is moved to ``world.device``, with ``fsdp`` layer
+            by layer, so that the device never holds all of it.
+        kind: ``ddp`` needs memory for the whole model on every rank, ``fsdp`` communicates more.
+        world: The ranks.
 
     Raises:
         UsageError: If there are several ranks and no kind.
     """
     if kind is None and world.size > 1:
         raise UsageError(
-            f"{world.size} processes were started for one training and --parallel is not given: "
-            "add --parallel ddp, or --parallel fsdp for a model too large for one of them."
+            f"{world.size} processes were started but --parallel is not given: add --parallel ddp, "
+            "or --parallel fsdp for a model too large for one of them."
         )
     if kind is None or not dist.is_initialized():
         return model.to(world.device)
@@ -66,18 +68,24 @@ def parallelize(
         on_device = tensor.to(world.device)
         dist.broadcast(on_device, src=0)
         tensor.copy_(on_device)
+    # Without a mesh torch uses the accelerator's, even if this process computes on the CPU.
+    mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in (*model.layers, *model.mtp):
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    for layer, following in pairwise(model.layers):
+        if isinstance(layer, FSDPModule) and isinstance(following, FSDPModule):
+            layer.set_modules_to_forward_prefetch([following])
+    fully_shard(model, mesh=mesh)
+    model.sharded = True
     model.register_forward_hook(_share_again)
     return model
 
 
 def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
-    """Without a backward pass, give up the whole embedding and head that a forward pass leaves.
+    """After a forward pass without a backward pass, free the gathered embedding and head.
 
     FSDP keeps the weights of the outermost module for the backward pass. After an evaluation
-    ``parameters()`` would still show those, which the optimizer does not know.
+    ``parameters()`` would still return those instead of the optimizer's.
     """
     if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
         model.reshard()
@@ -85,7 +93,8 @@ def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
 
 @contextmanager
 def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iterator[None]:
-    """Around forward **and** backward of a micro-batch: gradients meet in the ``last`` one only."""
+    """Wraps forward **and** backward of a micro-batch: gradients are reduced in the ``last``
+    only."""
     if isinstance(parallel_model, DistributedDataParallel) and not last:
         with parallel_model.no_sync():
             yield
@@ -96,11 +105,11 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
 
 
 def square_norms(gradients: Iterable[Tensor | None], world: World) -> Tensor:
-    """What this rank adds to the squared norm of each gradient, fp64: one number a gradient.
+    """This rank's contribution to the squared norm of each gradient, fp64: one number per gradient.
 
-    Summed over the ranks they are the squared norms, so they can ride in a sum that is needed
-    anyway. Of a shared gradient a rank has some rows and gives their part; what is whole on every
-    rank, rank 0 gives. No gradient counts as zero.
+    Summed over the ranks they are the squared norms, so they can be added to a reduction that is
+    needed anyway. For a sharded gradient every rank contributes its rows, for a replicated one rank
+    0 does. A missing gradient counts as zero.
     """
     squares = []
     for gradient in gradients:
@@ -120,16 +129,16 @@ def _square_norm(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of ``tensor``: of a DTensor every rank gets the whole, and all of them must ask."""
+    """All of ``tensor``; gathering a DTensor is a collective, so all ranks must call this."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
 
 
 def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
-    """The state dict of all of ``model`` on the CPU of rank 0, nothing on the others.
+    """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks.
 
-    One tensor after the other is put together, so a GPU holds one whole tensor at a time. All ranks
-    must ask.
+    Tensors are gathered one by one, so a GPU holds one full tensor at a time. All ranks must call
+    this.
     """
     weights = {}
     for name, tensor in model.state_dict().items():

@@ -1,7 +1,7 @@
-"""Going on: which checkpoint, is it sound, and how its state comes back.
+"""Resuming: find the checkpoint, check it, restore its state.
 
-A run that goes on is the run that never stopped: same weights, moments, bias, data position and
-loss scale, and every random number is a function of seed and step (``machine.seed_step``).
+A resumed run equals one that never stopped: same weights, moments, bias, data position and loss
+scale, and every random number is a function of seed and step (``machine.seed_step``).
 """
 
 from __future__ import annotations
@@ -15,27 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
+from moe_model.description import DESCRIPTION, CheckpointError, read_plain_description
 from moe_model.json_types import count, number
-from moe_model.store import (
-    DESCRIPTION,
-    TRAINING_STATE,
-    Checkpoint,
-    CheckpointError,
-    read_checkpoint,
-    read_plain_description,
-)
+from moe_model.store import TRAINING_STATE, Checkpoint, read_checkpoint
 from moe_model.training.checkpoint import LATEST, LINKS
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state
 
 if TYPE_CHECKING:
     from moe_model.training.distributed import World
     from moe_model.training.options import Options
-    from moe_model.training.setup import Run
+    from moe_model.training.run import Run
 
 AUTO = "auto"
 MOST_LOSS_SCALE = 2.0**127
-"""fp32 ends soon after."""
+"""Just below the largest fp32 number."""
 _MAY_CHANGE = {
     "capacity_factor", "drop_policy", "router_jitter_noise", "max_position_embeddings",
     "rope_scaling", "routed_scaling_factor", "num_experts_per_tok", "initializer_range",
@@ -44,11 +38,11 @@ _MAY_CHANGE = {
 
 
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
-    """The checkpoints from which ``--resume`` may go on, the newest first.
+    """The checkpoints from which ``--resume`` may continue, newest first.
 
     Args:
-        resume: ``auto``, the folder of a run, or one checkpoint. Of ``latest`` all are candidates
-            that could stand in for it.
+        resume: ``auto``, the folder of a run, or one checkpoint. For ``latest``, the checkpoints
+            that can replace it are candidates too.
         run: Name of the run, for ``auto``.
         checkpoint_dir: Where its folder is.
     """
@@ -65,14 +59,14 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
 
 
 def _age(checkpoint: Path) -> tuple[float, float]:
-    """Which life of the run wrote it, and after how many steps: a life may begin further back."""
+    """Which attempt of the run wrote it, and at which step: an attempt may begin further back."""
     try:
         plain = read_plain_description(checkpoint)
     except CheckpointError:
-        return math.inf, math.inf  # first, so that somebody says what is wrong with it
-    life, step = plain.get("life", 1), plain.get("step")
-    numbers = isinstance(life, int) and isinstance(step, int)
-    return (life, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
+        return math.inf, math.inf  # first, so that loading it reports what is wrong
+    attempt, step = plain.get("life", 1), plain.get("step")
+    numbers = isinstance(attempt, int) and isinstance(step, int)
+    return (attempt, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
@@ -90,11 +84,11 @@ def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
-    """The newest sound checkpoint for ``--resume``; none without, or where ``auto`` starts afresh.
+    """The newest intact checkpoint for ``--resume``; ``None`` if a new run starts.
 
     Raises:
         UsageError: If ``--resume`` names nothing.
-        CheckpointError: If all that is there is damaged.
+        CheckpointError: If every checkpoint is damaged.
     """
     if options.resume is None:
         return None
@@ -102,77 +96,111 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
     own = options.checkpoint_dir / options.run
     for name in LINKS:
         if (own / name).is_symlink() and not (own / name).exists():
-            world.say(f"{own / name} points to a checkpoint that is gone.")
+            world.say(f"{own / name} points to a checkpoint that no longer exists.")
     if not found and options.resume == AUTO and (options.log_dir / options.run).exists():
         world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
     if not found and options.resume != AUTO:
         raise UsageError(
-            f"--resume {options.resume}: there is no checkpoint: name one, such as "
-            f"{options.checkpoint_dir}/RUN, or leave it out."
+            f"--resume {options.resume}: no checkpoint found: name one, such as "
+            f"{options.checkpoint_dir}/RUN, or omit --resume."
         )
     for place, path in enumerate(found):
         try:
             checkpoint = read_checkpoint(path)
-            if has_training_state(checkpoint):
+            if has_training_state(checkpoint.folder):
                 read_state(checkpoint)
             return checkpoint
         except CheckpointError as error:
             if place + 1 == len(found):
                 raise
-            world.say(f"{path} is not sound, trying {found[place + 1]}: {error}")
+            world.say(f"{path} is damaged, trying {found[place + 1]}: {error}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Facts about the checkpoint of ``--resume`` that the defaults of a run depend on."""
+
+    depths: int
+    """Depths of multi-token prediction in the model."""
+    weights_only: bool
+    """The model was imported or upcycled and has not been trained here yet."""
+    upcycled: bool
+    """The model was upcycled, so its routers are untrained."""
+
+
+def find_start(options: Options) -> Start | None:
+    """The start that ``--resume`` names; ``None`` if there is no intact checkpoint."""
+    found = []
+    if options.resume is not None:
+        found = candidates(options.resume, options.run, options.checkpoint_dir)
+    for path in found:
+        try:
+            plain = read_plain_description(path)
+            depths = ModelConfig.from_dict(plain["model"]).num_nextn_predict_layers
+        except (ValueError, KeyError, OverflowError):
+            continue  # loading it reports what is wrong
+        return Start(depths, not has_training_state(path), "upcycled" in plain)
     return None
 
 
 def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
-    """Whether ``--resume auto`` would take it: not so for a fork, nor for a step further back."""
+    """Whether ``--resume auto`` would take it: not for a fork or an earlier step."""
     newest = candidates(AUTO, options.run, options.checkpoint_dir)
     return bool(newest) and newest[0].resolve() == checkpoint.folder
 
 
 def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """``UsageError`` where the options ask for a model that the weights do not fit."""
+    """Raise ``UsageError`` if the weights do not fit the model that the options describe.
+
+    An imported model may lose or gain depths of multi-token prediction before its first step here.
+    """
+    may_change = _MAY_CHANGE
+    if not has_training_state(checkpoint.folder):
+        may_change = _MAY_CHANGE | {"num_nextn_predict_layers"}
     asked, saved = config.to_dict(), checkpoint.config.to_dict()
     for field, value in asked.items():
-        if value != saved[field] and field not in _MAY_CHANGE:
+        if value != saved[field] and field not in may_change:
             raise UsageError(
-                f"--model.{field} {value}: the weights in {checkpoint.folder} are of a model with "
-                f"{saved[field]}: leave it out, or start without --resume."
+                f"--model.{field} {value}: the weights in {checkpoint.folder} have {saved[field]}: "
+                "omit it, or start without --resume."
             )
 
 
-def refuse_other_preset_or_tokenizer(options: Options, checkpoint: Checkpoint) -> None:
-    """``UsageError`` where the command line contradicts the run that goes on."""
+def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
+    """Raise ``UsageError`` if the command line contradicts the run that is resumed."""
     saved = checkpoint.description.get("options")
-    for name in ("preset", "tokenizer"):
+    for name in ("preset", "tokenizer", "optimizer"):
         value = getattr(options, name)
         if isinstance(saved, dict) and saved.get(name, value) != value:
             raise UsageError(
-                f"--{name} {value}: the checkpoint {checkpoint.folder} is of --{name} "
-                f"{saved[name]}: leave it out, or start without --resume."
+                f"--{name} {value}: the checkpoint {checkpoint.folder} was trained with --{name} "
+                f"{saved[name]}: omit it, or start without --resume."
             )
 
 
-def has_training_state(checkpoint: Checkpoint) -> bool:
-    """Whether there is more than weights: those of an imported model come alone."""
-    folder = checkpoint.folder
+def has_training_state(folder: Path) -> bool:
+    """Whether a checkpoint has more than weights; an imported model has only weights."""
     return (folder / TRAINING_STATE).exists() or is_sharded(folder)
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What a checkpoint says beside tensors: all that :func:`restore` needs."""
+    """The part of a checkpoint that is not tensors, for :func:`restore`."""
     return {
         "options": run.options.to_dict(),
+        "stop_ids": list(run.stop_ids),
         "progress": run.progress.to_dict(),
         "data": {"order": _data_order(run), "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": _sequences_per_step(run),
-        "life": run.life,
+        "life": run.attempt,
+        "published": run.published,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What ``checkpoint.json`` says of a run, checked: it may come from a stranger."""
+    """The run's entries in ``checkpoint.json``, validated: the file is not trusted."""
 
     progress: Progress
     drawn: int
@@ -182,7 +210,7 @@ class SavedState:
 
 
 def read_state(checkpoint: Checkpoint) -> SavedState:
-    """The state of the run in ``checkpoint``; ``CheckpointError`` where it is none."""
+    """The state of the run in ``checkpoint``; ``CheckpointError`` if it is invalid."""
     said = checkpoint.description
     try:
         data, scale = said["data"], said["loss_scale"]
@@ -206,15 +234,15 @@ def read_state(checkpoint: Checkpoint) -> SavedState:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Let ``run``, which has the weights of ``checkpoint``, go on where that was written.
+    """Restore the state of ``checkpoint`` in ``run``, which already has its weights.
 
     Raises:
-        CheckpointError: If its state is not that of this model.
+        CheckpointError: If its state does not fit this model.
     """
-    if not has_training_state(checkpoint):
+    if not has_training_state(checkpoint.folder):
         run.world.say(
-            f"{checkpoint.folder} has weights only (an imported model): training starts "
-            "from them at step 1."
+            f"{checkpoint.folder} has weights only (an imported or upcycled model): training "
+            "starts from them at step 1."
         )
         return
     saved = read_state(checkpoint)
@@ -228,22 +256,25 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     if run.scaler.is_enabled() and saved.loss_scale:
         run.scaler.load_state_dict(saved.loss_scale)
     if not run.is_newest:
-        # Nothing of it is saved under the name of this run, or at the end of it.
+        # No checkpoint under the name of this run holds this state yet.
         progress.saved_step = None
     order = saved.order
     if order != _data_order(run) or checkpoint.folder.parent != _own_folder(run).resolve():
-        progress.best_loss = math.inf  # of another text, or of another run
+        progress.best_loss = math.inf  # it was measured on another text, or belongs to another run
+    # Multi-token prediction, whose routers come last, may have been enabled now.
+    routers = len(run.model.routers)
+    progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
     before, now = saved.sequences_per_step, _sequences_per_step(run)
     if before != now:
-        run.world.say(f"a step has {now} sequences from here on, {before} before.")
+        run.world.say(f"a step now has {now} sequences; it had {before} before.")
     if order == _data_order(run):
         run.batches.drawn = saved.drawn
     else:
         run.world.say(
-            "text, --seq-len or --seed are not those of the checkpoint: the text is read "
-            "from its beginning."
+            "the text, --seq-len or --seed differ from the checkpoint: the text is read from "
+            "its beginning."
         )
 
 
@@ -256,5 +287,5 @@ def _sequences_per_step(run: Run) -> int:
 
 
 def _data_order(run: Run) -> list[str | int]:
-    """What decides, with the tokenizer, which sequence is the n-th."""
+    """The facts that determine, with the tokenizer, which sequence is the n-th."""
     return [run.corpus.digest, run.options.seq_len, run.options.seed]

@@ -1,35 +1,47 @@
-"""What the model writes at the end of a run."""
+"""Generate a sample at the end of a run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from moe_model.generate import generate
-from moe_model.model import LanguageModel
-from moe_model.training.parallel import whole_weights
+import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from moe_model.training.setup import Run
+from moe_model.model import ModelOutput
+from moe_model.sampling import generate
+from moe_model.training.run import Run
 
 SAMPLE_TOKENS = 200
 
 
 def sample(run: Run) -> str:
-    """How the model continues the prompt; all ranks ask, the first one gets the text.
+    """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
+
+    A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
+    while it computes.
 
     Raises:
         ValueError: If it cannot be continued.
     """
-    model = run.model
-    if run.options.parallel == "fsdp":
-        weights = whole_weights(model, run.world)
-        if not run.world.is_main:
-            return ""
-        model = LanguageModel(model.config)
-        model.load_state_dict(weights)
-    elif not run.world.is_main:
+    sharded = run.options.parallel == "fsdp" and run.world.size > 1
+    if not (sharded or run.world.is_main):
         return ""
     tokenizer = run.corpus.tokenizer
     prompt_S = tokenizer.encode(run.prompt)
-    ids = generate(model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=run.options.seed)
+    in_step = run.model.register_forward_hook(_logits_of_first) if sharded else None
+    try:
+        ids = generate(
+            run.model,
+            prompt_S,
+            max_new_tokens=SAMPLE_TOKENS,
+            seed=run.options.seed,
+            stop_at=run.stop_ids,
+        )
+    finally:
+        if in_step is not None:
+            in_step.remove()
     return tokenizer.decode(ids)
+
+
+def _logits_of_first(model: Any, inputs: Any, output: ModelOutput) -> None:
+    """Logits of rank 0 on all ranks: ranks that pick different tokens would not stop together."""
+    dist.broadcast(output.logits_BSV, src=0)

@@ -1,4 +1,4 @@
-"""From a run to a checkpoint on disk, whoever of several processes holds which part of it."""
+"""Write a checkpoint of a run, also when several processes hold parts of it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
 from moe_model.training.checkpoint import JUDGEMENT, Checkpoints
 from moe_model.training.parallel import whole_weights
 from moe_model.training.resume import facts
-from moe_model.training.setup import Run
+from moe_model.training.run import Run
 from moe_model.training.sharded import optimizer_state, save_shards
 
 
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> Path:
-    """Write all that ``run`` needs to go on, as ``name``; the path of the link.
+    """Write everything that ``run`` needs to resume as ``name``; return the path of the link.
 
-    All ranks call this. The first one writes; of a sharded optimizer each writes its own part, and
-    only the weights are put together, so that whatever reads a checkpoint can read this one.
+    All ranks call this. Rank 0 writes. With a sharded optimizer each rank writes its own part of
+    the optimizer state, while the weights are gathered, so that every reader can load the
+    checkpoint.
 
     Raises:
-        OSError: If it cannot be written, on the ranks that noticed; what was there still holds.
+        OSError: On ranks where writing failed; the earlier checkpoints are unchanged.
     """
     state = optimizer_state(run.model, run.optimizer)
     sharded = run.options.parallel == "fsdp"
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
-            save_shards(Path(folder), state)
+            save_shards(Path(folder), state, run.world.patient)
+            run.world.barrier()
             whole_weights(run.model, run.world)
         return checkpoints.folder / name
 
-    told = False
+    announced = False
 
     def write(folder: Path) -> None:
-        nonlocal told
+        nonlocal announced
         if sharded:
-            told = True
+            announced = True
             run.world.broadcast_text(str(folder))
-            save_shards(folder, state)
+            save_shards(folder, state, run.world.patient)
+            run.world.barrier()  # this rank forces the files to disk, the others wait
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
         write_tensors(folder / WEIGHTS, _on_cpu(whole_weights(run.model, run.world)))
@@ -49,7 +52,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     try:
         return checkpoints.save(name, run.progress.step, write)
     finally:
-        if sharded and not told:  # the others wait to hear where, or that there is nothing to do
+        if sharded and not announced:  # the other ranks wait for the folder, or for an empty text
             run.world.broadcast_text("")
 
 

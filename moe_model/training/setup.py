@@ -1,13 +1,11 @@
-"""From settled options to everything a run is made of, new or continued.
+"""From resolved options to a run, new or resumed.
 
-Whatever can be wrong with the options is found here, before a single file is written.
+All errors in the options are found here, before any file is written.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,11 @@ import torch
 
 from moe_model.command import UsageError
 from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel, ModelOutput
+from moe_model.model import LanguageModel
 from moe_model.store import Checkpoint
+from moe_model.tokenizer import stop_ids_of
 from moe_model.training.agreement import agree, start_facts
-from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
+from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
@@ -27,17 +26,17 @@ from moe_model.training.machine import choose_dtype, loss_scale, refuse_too_larg
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize
-from moe_model.training.progress import Progress
+from moe_model.training.resolve import parse_forced_collapse
 from moe_model.training.resume import (
     AUTO,
     find_checkpoint,
     has_training_state,
     is_newest,
+    refuse_contradictions,
     refuse_other_model,
-    refuse_other_preset_or_tokenizer,
     restore,
 )
-from moe_model.training.settle import parse_forced_collapse
+from moe_model.training.run import Progress, Run
 from moe_model.training.sources import load_documents
 from moe_model.training.tokenizing import make_tokenizer
 
@@ -45,47 +44,12 @@ EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What a run is made of."""
-
-    options: Options
-    world: World
-    """The processes that train together; often one."""
-    device: torch.device
-    dtype: torch.dtype
-    """Number format of matrix products; weights are fp32."""
-    corpus: Corpus
-    prompt: str
-    """What the sample at the end continues."""
-    forced_collapse: tuple[int, int] | None
-    """Router that is collapsed on purpose, and the first step of it."""
-    model: LanguageModel
-    forward: Callable[..., ModelOutput]
-    """The model as it is called: over all ranks where there are several."""
-    optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
-    batches: TrainingBatches
-    held_out: Sequence[Batch]
-    progress: Progress
-    resumed_at_step: int | None
-    """First step that is written to a log with a past, or to one whose past is elsewhere."""
-    judgement: bytes | None
-    """What the diagnosis knew where the run was interrupted."""
-    goes_on_from: Path | None
-    """Folder of the checkpoint that was read."""
-    is_newest: bool
-    """That checkpoint is the newest of this very run: not so in a fork, or further back."""
-    life: int
-    """How often the run was started, this time included."""
-
-
 def prepare(options: Options, world: World) -> Run:
-    """Read the data, build the model and its optimizer, and let both go on where they were.
+    """Read the data, build the model and its optimizer, and restore their state.
 
     Raises:
-        UsageError: If the options ask for something that cannot be.
-        CheckpointError: If the checkpoint to go on from is damaged.
+        UsageError: If the options cannot be satisfied.
+        CheckpointError: If the checkpoint to resume from is damaged.
     """
     device = world.device
     with world.together():
@@ -97,7 +61,8 @@ def prepare(options: Options, world: World) -> Run:
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
-            forced_collapse = parse_forced_collapse(options.force_collapse, config, options.steps)
+            depths = config.router_depths if options.mtp_weight else config.moe_layers
+            forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world)
@@ -108,10 +73,11 @@ def prepare(options: Options, world: World) -> Run:
         dtype=dtype,
         corpus=corpus,
         prompt=prompt,
+        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=make_optimizer(model, options.lr),
+        optimizer=make_optimizer(model, options.lr, options.optimizer),
         scaler=loss_scale(device, dtype),
         batches=TrainingBatches(
             corpus.training,
@@ -139,11 +105,13 @@ def prepare(options: Options, world: World) -> Run:
 def _build_model(
     options: Options, config: ModelConfig, checkpoint: Checkpoint | None
 ) -> LanguageModel:
-    """New, or with the weights of ``checkpoint``; on the CPU."""
+    """A new model, or one with the weights of ``checkpoint``, on the CPU."""
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
-        checkpoint.load_weights(model)
+        _load_weights(model, checkpoint)
+    if not options.mtp_weight:
+        model.freeze_ahead()
     model.recompute = options.activation_checkpointing
     if options.compile:
         for layer in (*model.layers, *model.mtp):
@@ -151,14 +119,25 @@ def _build_model(
     return model
 
 
+def _load_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """The weights to load: of multi-token prediction only the depths that both models have."""
+    if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
+        checkpoint.load_weights(model)
+        return
+    weights = model.state_dict()
+    saved = checkpoint.load_model().state_dict()
+    weights |= {name: tensor for name, tensor in saved.items() if name in weights}
+    model.load_state_dict(weights)
+
+
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
 ) -> tuple[ModelConfig, Corpus]:
     """The text as tokens, and the shape of the model that reads them."""
-    with world.main_first():  # one downloads and encodes, the others find it done
+    with world.main_first():  # rank 0 downloads and encodes, the others use the cache
         documents = load_documents(options.data)
         if checkpoint is not None:
-            refuse_other_preset_or_tokenizer(options, checkpoint)
+            refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
             tokenizer = make_tokenizer(options.tokenizer, documents, options.model_vocabulary)
@@ -172,18 +151,19 @@ def _read_data(
 
 
 def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
-    """What a run knows of the time before: nothing where it begins here."""
+    """The facts about earlier attempts; empty for a new run."""
     past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
-    past |= {"goes_on_from": None, "is_newest": False, "life": 1}
+    past |= {"resumed_from": None, "is_newest": False, "attempt": 1, "published": None}
     if checkpoint is None:
         return past
-    life = checkpoint.description.get("life", 1)
+    attempt = checkpoint.description.get("life", 1)
     past |= {
-        "goes_on_from": checkpoint.folder,
+        "resumed_from": checkpoint.folder,
         "is_newest": is_newest(checkpoint, options),
-        "life": life + 1 if isinstance(life, int) else 2,
+        "attempt": attempt + 1 if isinstance(attempt, int) else 2,
+        "published": checkpoint.published,
     }
-    if has_training_state(checkpoint):
+    if has_training_state(checkpoint.folder):
         judgement = checkpoint.folder / JUDGEMENT
         past["resumed_at_step"] = checkpoint.step + 1
         past["judgement"] = judgement.read_bytes() if judgement.exists() else None
@@ -191,10 +171,10 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
-    """Whether the folders of this run may be there already: it goes on in them.
+    """Whether the folders of this run may exist already, because it is resumed in them.
 
     Raises:
-        UsageError: If they are there and it does not.
+        UsageError: If they exist and the run is not resumed.
     """
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
@@ -204,16 +184,16 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
     folders = [f for f in (options.log_dir / options.run, own) if _holds_something(f)]
     in_place = checkpoint is not None and checkpoint.folder.parent == own.resolve()
     if folders and not in_place and options.resume != AUTO:
-        # Two runs in one folder would make one log of two stories.
+        # Two runs in one folder would mix their logs.
         raise UsageError(
-            f"--run {options.run}: {folders[0]} exists already: go on with it (--resume auto), "
-            "choose another name, or remove it."
+            f"--run {options.run}: {folders[0]} already exists: resume it (--resume auto), choose "
+            "another name, or remove it."
         )
     return bool(folders)
 
 
 def _holds_something(folder: Path) -> bool:
-    """A start that failed at once may have left a folder, and nothing in it to lose."""
+    """Whether a folder holds nothing: a start that failed at once may have left it."""
     if folder.is_dir():
         return any(path.name != LOCK for path in folder.iterdir())
     return os.path.lexists(folder)

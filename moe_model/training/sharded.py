@@ -1,9 +1,9 @@
-"""Tensors that are spread over ranks, on disk: every rank writes its share, any number reads them.
+"""Sharded tensors on disk: every rank writes its share, any number of ranks can read them.
 
-``torch.distributed.checkpoint`` works out who writes and who reads which rows. Its usual files are
-pickled; those of its Hugging Face storage are safetensors, one a rank, which say in their header
-where in the whole tensor their rows belong. Only that storage is used here, both ways. (While they
-plan a save, ranks send each other pickles, as torch sends objects; none reaches a disk.)
+``torch.distributed.checkpoint`` plans which rank writes and reads which rows. Its default format
+uses pickle; its Hugging Face storage writes safetensors, one file per rank, with the position of
+the rows in the header. Only that storage is used here, for writing and reading. (While they plan a
+save, ranks send each other pickles, as torch sends objects; none reaches a disk.)
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import force_to_disk
-from moe_model.store import CheckpointError
 
 _SHARDS = "shard-*.safetensors"
 
@@ -36,11 +36,18 @@ def is_sharded(folder: Path) -> bool:
     return any(folder.glob(_SHARDS))
 
 
-def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` to ``folder``, an empty one, from all ranks; they are on disk at the end.
+def save_shards(
+    folder: Path, tensors: Mapping[str, Tensor], ranks: dist.ProcessGroup | None = None
+) -> None:
+    """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
 
-    All ranks must call this with the same names. Of a DTensor each writes its rows, a plain tensor
-    is the same on all and written once. Without a process group this process writes everything.
+    All ranks must call this with the same names. Each rank writes its rows of a DTensor; a plain
+    tensor is equal on all ranks and written once. Without a process group this process writes all.
+
+    Args:
+        folder: Destination.
+        tensors: By name.
+        ranks: Group that waits for all files; a slow disk may take longer than a step.
 
     Raises:
         OSError: On every rank, if one of them could not write.
@@ -50,20 +57,20 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     alone = not dist.is_initialized()
     try:
         with _alone_on_purpose():
-            save(dict(tensors), storage_writer=writer, no_dist=alone)
+            save(dict(tensors), storage_writer=writer, process_group=ranks, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{folder} cannot be written: {_causes(error)}") from error
-    if alone or dist.get_rank() == 0:  # which may rename it next: the others leave it alone
+    if alone or dist.get_rank() == 0:  # only rank 0: it may rename the folder next
         force_to_disk(folder)
 
 
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors of ``into``, plain ones or DTensors, with what ``folder`` has by that name.
+    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name.
 
-    Every rank reads what it needs, by itself. What ``into`` does not ask for is not read.
+    Every rank reads what it needs. Tensors that are not in ``into`` are not read.
 
     Raises:
-        CheckpointError: If a name, a part of a tensor or a file is missing or of another kind.
+        CheckpointError: If a name, a part of a tensor or a file is missing or has another type.
     """
     reader = HuggingFaceStorageReader(str(folder))
     try:
@@ -74,7 +81,7 @@ def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
             load(dict(into), storage_reader=reader, no_dist=True)
     except CheckpointError:
         raise
-    except (CheckpointException, Exception) as error:  # whatever a damaged file makes of its reader
+    except (CheckpointException, Exception) as error:  # a damaged file can raise anything
         causes = _causes(error) if isinstance(error, CheckpointException) else repr(error)
         raise CheckpointError(
             f"{folder} cannot be read ({causes}): use another checkpoint."
@@ -82,9 +89,9 @@ def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def _refuse_other(folder: Path, name: str, tensor: Tensor, found: object) -> None:
-    """``CheckpointError`` where ``found`` is not all of ``tensor``.
+    """Raise ``CheckpointError`` if ``found`` does not cover all of ``tensor``.
 
-    The reader itself would leave rows that no file has as they are, and convert numbers.
+    The reader would silently leave missing rows unchanged, and convert types.
     """
     what = "nothing"
     if isinstance(found, TensorStorageMetadata):
@@ -95,7 +102,7 @@ def _refuse_other(folder: Path, name: str, tensor: Tensor, found: object) -> Non
         what = f"{there} elements of {tuple(found.size)} in {found.properties.dtype}"
     raise CheckpointError(
         f"{folder} has {what} for {name}, which is {tuple(tensor.shape)} in {tensor.dtype}: a "
-        "shard is missing, or it is of another model; use another checkpoint."
+        "shard is missing or belongs to another model; use another checkpoint."
     )
 
 
@@ -105,25 +112,29 @@ def _causes(error: CheckpointException) -> str:
 
 @contextmanager
 def _alone_on_purpose() -> Iterator[None]:
-    """Without the remark that a process which works by itself may not have meant to."""
+    """Suppress the warning about running without a process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
 @torch.no_grad()
-def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """All that AdamW remembers, as ``optimizer.<parameter name>.<step|exp_avg|exp_avg_sq>``.
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of the optimizer as ``optimizer.<parameter name>.<its name in torch>``.
 
-    The tensors themselves: what is written into them is what AdamW goes on with. Where it made no
-    step yet they are made here, as its first step would make them.
+    The tensors themselves, not copies: the next step uses what is written into them. Before the
+    first step they are created here, as the first step would create them.
 
     Raises:
         ValueError: If a parameter is not one of the optimizer's.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimizer.state[parameter]:
+            if "momentum" in group:  # Muon
+                optimizer.state[parameter].setdefault(
+                    "momentum_buffer", torch.zeros_like(parameter)
+                )
+            elif not optimizer.state[parameter]:
                 on_device = group["fused"] or group["capturable"]
                 optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device if on_device else "cpu"),

@@ -1,7 +1,7 @@
-"""What a run learns from: whatever ``--data`` names becomes documents, each a name and a text.
+"""The data sources of ``--data``, read into documents, each with a name and a text.
 
-``python-docs`` comes with Python, ``tinyshakespeare`` is fetched once and checked against its
-SHA-256, and anything else lies on this machine: a file is one document, a folder one per file.
+``python-docs`` comes with Python, ``tinyshakespeare`` is downloaded once and checked against its
+SHA-256, and anything else is a local path: a file is one document, a folder one document per file.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
 LONG_TEXT = 20_000_000
-"""Characters from which on a line says that what is done with them takes a while."""
+"""From this many characters on, a line announces that processing takes a while."""
 
 UserCache = Literal["user"]
-"""Stands for :func:`user_cache`, which is looked up when it is needed, not on import."""
+"""Placeholder for :func:`user_cache`, which is evaluated on use, not on import."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that is learnt as a whole: nothing in it is predicted from the text before it."""
+    """A text that is independent of the documents before it."""
 
     name: str
-    """What an error calls it: the name given to ``--data``, or a path inside that folder."""
+    """Its name in errors: the name given to ``--data``, or a path inside that folder."""
     text: str
 
 
 def count_characters(documents: Iterable[Document]) -> int:
-    """Characters of all ``documents`` together."""
+    """Total characters of all ``documents``."""
     return sum(len(document.text) for document in documents)
 
 
 def user_cache() -> Path:
-    """The folder for what can be fetched or computed again; it follows ``XDG_CACHE_HOME``."""
+    """The user's cache folder; it follows ``XDG_CACHE_HOME``."""
     return user_cache_path("moe-microscope")
 
 
 def load_documents(data: str, cache: Path | UserCache = "user") -> list[Document]:
-    """The documents that ``data`` names, one at least, none of them empty.
+    """The documents that ``data`` names: at least one, none of them empty.
 
     Args:
         data: ``python-docs``, ``tinyshakespeare``, a UTF-8 file or a folder of such files.
-        cache: Folder that keeps what is fetched.
+        cache: Folder for downloads.
 
     Raises:
-        UsageError: If it names nothing, cannot be read or fetched, is not text, or is empty.
+        UsageError: If it does not exist, cannot be read or downloaded, is not text, or is empty.
     """
     if data == PYTHON_DOCS:
         return [Document(data, python_docs("--data"))]
@@ -71,14 +71,14 @@ def load_documents(data: str, cache: Path | UserCache = "user") -> list[Document
         os.stat(data)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
-            f"--data {data!r} is neither {PYTHON_DOCS} nor {TINY_SHAKESPEARE}, and no file or "
-            "folder here: name one of them."
+            f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
+            f"{TINY_SHAKESPEARE}."
         ) from error
     except (OSError, ValueError) as error:  # no access, a loop of links, too long, a NUL
         raise UsageError(f"--data {data!r} cannot be read ({error}): name another file.") from error
     documents = _read_folder(Path(data)) if Path(data).is_dir() else _read_file(Path(data))
     if not documents:
-        raise UsageError(f"--data {data} holds no text: name a file or folder with some.")
+        raise UsageError(f"--data {data} contains no text: name a file or folder that does.")
     return documents
 
 
@@ -100,7 +100,8 @@ def _read_folder(root: Path) -> list[Document]:
 
 
 def _visible_files(root: Path) -> Iterator[Path]:
-    """Files below ``root`` that are not hidden; a folder that links lead back to is read once."""
+    """Files below ``root`` that are not hidden; a folder reached through several links is read
+    once."""
     seen = set()
     for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
         here = os.stat(folder)
@@ -108,11 +109,11 @@ def _visible_files(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
-        # In a fixed order: it decides by which of its names a folder is met first.
+        # In a fixed order, which decides under which of its names a folder is read.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             path = Path(folder, name)
-            # A link that leads nowhere is a file that is missing: reading it says so.
+            # A dangling link is treated as a missing file: reading it reports the error.
             if not name.startswith(".") and (path.is_file() or not path.exists()):
                 yield path
 
@@ -137,29 +138,29 @@ def _tiny_shakespeare(cache: Path) -> str:
                 fname=SHAKESPEARE_FILE,
                 path=folder,
             )
-        except OSError as error:  # what requests raises is one as well
+        except OSError as error:  # requests' errors are OSErrors too
             raise _not_fetched(type(error).__name__) from error
         except ValueError as error:
-            raise _not_fetched("what came is another text: its SHA-256 differs") from error
+            raise _not_fetched("its SHA-256 differs from the expected one") from error
         return read_text(Path(path), "--data")
 
 
 def _not_fetched(reason: str) -> UsageError:
     return UsageError(
-        f"--data {TINY_SHAKESPEARE} cannot be fetched ({reason}): fetch {SHAKESPEARE_URL} on "
-        "another machine and give that file to --data, or leave --data out."
+        f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download {SHAKESPEARE_URL} "
+        "on another machine and pass the file to --data, or omit --data."
     )
 
 
 @contextmanager
 def _download_folder(cache: Path) -> Iterator[Path]:
-    """``cache``, or a folder for this once where nothing can be written there."""
+    """``cache``, or a temporary folder if it is not writable."""
     try:
         if not (cache / SHAKESPEARE_FILE).is_file():
             cache.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=cache).close()
     except OSError as error:
-        say(f"{cache} cannot be written ({error.strerror}): what is fetched will not be kept.")
+        say(f"cannot write {cache} ({error.strerror}): the download will not be cached.")
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:

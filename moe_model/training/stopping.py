@@ -1,8 +1,8 @@
 """Stopping on request: Ctrl-C, SIGTERM and a lost terminal finish the step and save.
 
-Batch systems send SIGTERM some seconds before they pull the plug; a step and a checkpoint fit in.
-Only Ctrl-C is obeyed a second time: it leaves at once. What was ignored from the start stays so, as
-nohup wants it of a lost terminal; only SIGTERM is always obeyed.
+Batch systems send SIGTERM some seconds before SIGKILL, enough for a step and a checkpoint. A second
+Ctrl-C exits at once. Signals that were ignored at the start stay ignored, as nohup requires, except
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """While entered, a signal sets :attr:`requested`; Ctrl-C after that interrupts at once.
+    """While entered, a signal sets :attr:`requested`; a Ctrl-C after that interrupts at once.
 
     SIGINT and SIGHUP are left alone where the process was started with them ignored.
     """
@@ -26,9 +26,9 @@ class StopRequest:
         """Prepare.
 
         Args:
-            to_the_end: The process ends with the block, and its exit code is known by then: from
-                there on SIGTERM and SIGHUP are ignored. torchrun sends SIGTERM to every rank as
-                soon as the first has ended; without this the slower ones would report 143.
+            to_the_end: The process ends with the block, so SIGTERM and SIGHUP are ignored after
+                it. torchrun sends SIGTERM to every rank as soon as the first has ended; without
+                this the slower ranks would report 143.
         """
         self.requested = False
         self._to_the_end = to_the_end
@@ -47,21 +47,21 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             if self._to_the_end and number != signal.SIGINT:
-                # Not a handler of ours: Python takes those away while it shuts down.
+                # Not a Python handler: those are removed while Python shuts down.
                 handler = signal.SIG_IGN
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            # A terminal that closes sends more than one, torchrun what the scheduler sent already.
+            # A closing terminal sends several, and torchrun repeats what the scheduler sent.
             if number != signal.SIGINT:
                 return
             raise KeyboardInterrupt
         self.requested = True
         if sys.__stderr__ is None:
-            return  # closed from the start: by now 2 may be any file, such as the run log
+            return  # closed from the start: descriptor 2 may now be any file, such as the run log
         name = signal.Signals(number).name
-        line = f"\n{name}: stopping as soon as everything is saved; Ctrl-C now gives up.\n"
+        line = f"\n{name}: saving, then stopping; press Ctrl-C to exit without saving.\n"
         # Not through sys.stderr: the signal may have come in the middle of a write to it.
         with contextlib.suppress(OSError):
             os.write(2, line.encode())

@@ -1,8 +1,8 @@
-"""Token ids on disk, mapped into memory: text is encoded once, and ids may outgrow the memory.
+"""Token ids on disk, mapped into memory: text is encoded once, and ids may exceed the memory.
 
-``KEY.ids`` holds the ids as they lie in memory, ``KEY.json`` beside it what they must be. The key
-is the SHA-256 of text and tokenizer, so nothing here is ever out of date; and nothing is believed
-before every byte of it agrees with its description.
+``KEY.ids`` holds the ids as in memory, ``KEY.json`` their description. The key is the SHA-256 of
+text and tokenizer, so entries never become stale. A file is used only after every byte was verified
+against its description.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from moe_model.tokenizer import Tokenizer
 
 FORMAT = "moe-microscope tokens"
 FORMAT_VERSION = 1
-"""Rises with what a file means, and with how documents become ids: it is part of the key."""
+"""Part of the key; increase it when the format changes, or how documents become ids."""
 
 DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
 _CHUNK = 1 << 22
@@ -38,7 +38,7 @@ _DAY_S = 24 * 3600.0
 
 
 class DamagedError(ValueError):
-    """A file of the cache is not what its name promises; says why."""
+    """A file of the cache is damaged; the message contains the reason."""
 
 
 def dtype_name(vocabulary: int) -> str:
@@ -47,11 +47,11 @@ def dtype_name(vocabulary: int) -> str:
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, of all that decides the ids.
+    """SHA-256, in hexadecimal, of everything that determines the ids.
 
     Args:
-        digest: Of the documents.
-        tokenizer: Its description, its files, and the library that runs them.
+        digest: Hash of the documents.
+        tokenizer: Its description, its files and the version of the library enter the hash.
     """
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
     known["files"] = {
@@ -65,16 +65,16 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
 def kept_tokens(
     folder: Path, key: str, vocabulary: int, encode: Callable[[], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """The ids and document starts of ``key``, from ``folder``, or from ``encode`` and then kept.
+    """The ids and document starts of ``key``: from ``folder``, or from ``encode``, then cached.
 
-    Files that are damaged are made again. Where nothing can be written, the ids stay in memory, and
-    a line says so.
+    Damaged files are rewritten. If the folder is not writable, the ids stay in memory and a line is
+    printed.
     """
     try:
         return read_tokens(folder, key, vocabulary)
     except DamagedError as error:
-        say(f"{folder / key}.ids is damaged ({error}): it is made again.")
-    except OSError:  # not there yet; where it is worse than that, writing says so
+        say(f"{folder / key}.ids is damaged ({error}): encoding again.")
+    except OSError:  # not there yet; on any other problem writing fails too
         pass
     ids, starts = encode()
     if not len(ids):
@@ -84,7 +84,7 @@ def kept_tokens(
         return read_tokens(folder, key, vocabulary)
     except (OSError, DamagedError) as error:
         reason = getattr(error, "strerror", None) or error
-        say(f"{folder} cannot keep token ids ({reason}): they stay in memory for this run.")
+        say(f"{folder} cannot store token ids ({reason}): keeping them in memory for this run.")
     return ids, starts
 
 
@@ -92,9 +92,9 @@ def read_tokens(folder: Path, key: str, vocabulary: int) -> tuple[Tensor, Tensor
     """Ids ``(tokens,)``, mapped and read-only, and document starts ``(documents,)``, int64.
 
     Raises:
-        FileNotFoundError: If nothing is kept under ``key``.
+        FileNotFoundError: If ``key`` is not cached.
         OSError: If it cannot be read.
-        DamagedError: If it is cut short, changed, or of another key.
+        DamagedError: If it is truncated, changed, or belongs to another key.
     """
     name = dtype_name(vocabulary)
     said = _read_description(folder / f"{key}.json", {"key": key, "dtype": name})
@@ -106,15 +106,15 @@ def read_tokens(folder: Path, key: str, vocabulary: int) -> tuple[Tensor, Tensor
         if low < 0 or high >= vocabulary:
             raise DamagedError(f"an id of {low or high} is not below the vocabulary {vocabulary}")
     if found.hexdigest() != said["sha256"]:
-        raise DamagedError("its SHA-256 is another")
+        raise DamagedError("its SHA-256 differs")
     return ids, torch.tensor(said["starts"], dtype=torch.int64)
 
 
 def write_tokens(folder: Path, key: str, vocabulary: int, ids: Tensor, starts: Tensor) -> None:
-    """Keep ``ids``, at least one, under ``key``; ``OSError`` if it cannot be written.
+    """Store ``ids``, at least one, under ``key``; ``OSError`` if it cannot be written.
 
-    Whoever reads meanwhile, or writes the same, sees complete files. The description comes last:
-    without it there is nothing.
+    Concurrent readers and writers see complete files. The description is written last; without it
+    an entry does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_left_over(folder)
@@ -161,12 +161,12 @@ def _map(path: Path, dtype: torch.dtype, tokens: int) -> Tensor:
         # larger than the memory.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody should
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # intended
         return torch.frombuffer(mapped, dtype=dtype)
 
 
 def _replace(path: Path, content: memoryview) -> None:
-    # A name of its own: ranks that start together all write.
+    # A unique name: ranks that start together all write.
     descriptor, name = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
     aside = Path(name)
     try:
@@ -181,7 +181,7 @@ def _replace(path: Path, content: memoryview) -> None:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """What was being written by processes that were killed."""
+    """Remove partial files of killed processes."""
     for path in folder.glob(".*.partial"):
         if path.stat().st_mtime < time.time() - _DAY_S:
             path.unlink(missing_ok=True)

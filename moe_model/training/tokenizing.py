@@ -1,7 +1,7 @@
 """Which tokenizer a run uses: characters, byte pairs learnt from its text, or a published one.
 
-Only ``tokenizer.json`` and the settings beside it are ever read. No code of others runs, and the
-network is asked for nothing but a tokenizer that the user named.
+Only ``tokenizer.json`` and the settings beside it are read. No code from a checkpoint runs, and the
+network is used only for a tokenizer that you name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BPE = "bpe"
 BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
 LEAST_VOCABULARY = 256 + 1
-"""Every byte, so that no text is unknown, and the end."""
+"""All 256 bytes, so that any text can be encoded, and the end token."""
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -44,11 +44,11 @@ def make_tokenizer(
     Args:
         name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
             Face hub. A folder wins over a name on the hub.
-        documents: What ``char`` and ``bpe`` are made from.
-        vocabulary: Tokens that ``bpe`` learns at most, 8,192 if none; the others have their own.
+        documents: ``char`` and ``bpe`` are built from them.
+        vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
 
     Raises:
-        UsageError: If it names nothing, cannot be read or fetched, or is no tokenizer.
+        UsageError: If it does not exist, cannot be read or downloaded, or is not a tokenizer.
     """
     if name == CHAR:
         known: set[str] = set().union(*(document.text for document in documents))
@@ -58,29 +58,29 @@ def make_tokenizer(
     if os.path.isdir(name):
         return _from_folder(Path(name))
     if os.path.isfile(name):
-        raise UsageError(f"--tokenizer {name} is a file: name the folder that holds {TOKENIZER}.")
+        raise UsageError(f"--tokenizer {name} is a file: name the folder with {TOKENIZER}.")
     if _HUB_NAME.fullmatch(name):
         return _from_hub(name)
     raise UsageError(
-        f"--tokenizer {name!r} is not known: choose {CHAR}, {BPE}, a folder with {TOKENIZER}, or "
+        f"--tokenizer {name!r} is unknown: choose {CHAR}, {BPE}, a folder with {TOKENIZER}, or "
         "the org/name of a model on the Hugging Face hub."
     )
 
 
 def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
-    """Byte-level byte-pair encoding as GPT-2's, learnt from ``documents``; reads any text.
+    """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
 
     The same documents give the same files. A short text may give fewer tokens than asked for.
 
     Raises:
-        UsageError: If ``vocabulary`` has no room for 256 bytes and the end.
+        UsageError: If ``vocabulary`` is too small for 256 bytes and the end token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocabulary < LEAST_VOCABULARY:
         raise UsageError(
-            f"--tokenizer {BPE} with a vocabulary of {vocabulary}: choose {LEAST_VOCABULARY} or "
-            "more, which are the 256 bytes and an end of text."
+            f"--tokenizer {BPE} cannot have a vocabulary of {vocabulary}: choose "
+            f"{LEAST_VOCABULARY} or more, for the 256 bytes and the end of text."
         )
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -99,7 +99,7 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
         "clean_up_tokenization_spaces": False,
-        # A text that spells the end token does not end there.
+        # A text that contains the spelling of the end token does not end there.
         "split_special_tokens": True,
     }
     return PretrainedTokenizer(
@@ -113,7 +113,7 @@ def _from_folder(folder: Path) -> PretrainedTokenizer:
     except HuggingFaceError as error:
         raise UsageError(f"--tokenizer {error}") from error
     if tokenizer is None:
-        raise UsageError(f"--tokenizer {folder} holds no {TOKENIZER}: name a folder that does.")
+        raise UsageError(f"--tokenizer {folder} has no {TOKENIZER}: name a folder that has one.")
     return tokenizer
 
 
@@ -121,12 +121,12 @@ def _from_hub(name: str) -> PretrainedTokenizer:
     from huggingface_hub import snapshot_download
 
     try:
-        # All files of one commit; without a network, what the library has kept.
+        # All files of one commit; without a network, those in the library's cache.
         folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the library's errors and its transport's have no common class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UsageError(
-            f"--tokenizer {name} is no folder here and cannot be fetched from the Hugging Face hub "
+            f"--tokenizer {name} is not a folder and cannot be downloaded from Hugging Face "
             f"({reason}): check the name, or fetch {TOKENIZER} and {SETTINGS} elsewhere and name "
             "their folder."
         ) from error

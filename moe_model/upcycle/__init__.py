@@ -1,1 +1,1 @@
-"""A Llama becomes a Mixture of Experts with latent attention; see :mod:`.command`."""
+"""Convert a Llama to a Mixture of Experts with latent attention; see :mod:`.command`."""

@@ -1,9 +1,10 @@
-"""Grouped-query attention becomes multi-head latent attention, as close as weights alone can be.
+"""Convert grouped-query attention to multi-head latent attention, without training.
 
-The one idea: **judge every error by what it does to the output on a real text**. How much a token
-weighs and how far back a head looks are measured (:class:`moe_model.upcycle.llama.LayerReadings`),
-what a wrong score or value costs follows from the weights; all that remains are truncated eigen-
-and singular value decompositions. Three things stand in the way, in this order:
+The main idea: **weight every error by its effect on the output for a real text**. How much
+attention a token receives and how far back a head looks are measured
+(:class:`moe_model.upcycle.llama.LayerReadings`); the cost of a wrong score or value follows from
+the weights. The rest is truncated eigen- and singular value decompositions. There are three
+obstacles:
 
 1. **One rotary key for all heads.** A rotary pair is one complex number, and what is turned can be
    mixed across heads by complex factors, before or after (TransMLA mixes with real ones). So of
@@ -21,6 +22,13 @@ and singular value decompositions. Three things stand in the way, in this order:
 
 Exact is one case: one key-value head (or several that are mixes of one), all pairs rotary, R = D.
 Everywhere else the loss jumps.
+
+Biases (Qwen2) are exact wherever the weights are. That of values reaches the output whole, since
+attention adds up to one, so it belongs to the bias of ``o_proj``. Those of rotary keys have a place
+in ``kv_a_proj_with_mqa``; those of keys without position raise all scores of a query alike, which a
+softmax does not see. Only queries have no bias in this architecture, but their latent has: of rank
+D + 1 it holds the normed stream and a one, its norm finds a mean square of one and changes nothing,
+and the one carries the bias.
 """
 
 from __future__ import annotations
@@ -33,14 +41,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model.attention import MultiHeadLatentAttention
+from moe_model.config import Llama3Scaling, YarnScaling
+from moe_model.rotary import slowed_as_in_llama3
 from moe_model.upcycle.llama import LayerReadings
-
-_SHRINKAGE = 0.01
-"""Share of the covariances that is taken as equal in all directions: a text never shows all."""
+from moe_model.upcycle.truncation import (
+    covariance,
+    expansion,
+    latent_view,
+    moments,
+    root,
+    shortened,
+)
 
 
 class Kept(NamedTuple):
-    """How much of what it stands for each approximation keeps, from 0 to 1."""
+    """The fraction that each approximation keeps, from 0 to 1."""
 
     rotary: float
     """Of the fast pairs of all keys, by the shared rotary key."""
@@ -49,7 +64,10 @@ class Kept(NamedTuple):
 
 
 def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) -> float:
-    """``rope_theta`` with which pair ``mixes · j`` of the new key turns like pair j of the old."""
+    """``rope_theta`` with which pair ``mixes · j`` of the new key turns like pair j of the old.
+
+    Llama 3's stretch may follow: what it makes of a pair depends on its frequency alone.
+    """
     return float(theta ** (qk_rope_head_dim / (head_dim * mixes)))
 
 
@@ -68,86 +86,117 @@ def convert_attention(
         mixes: Of the heads' keys, for each rotary pair.
     """
     config, heads = ours.config, _heads(layer)
-    d = layer.self_attn.head_dim
-    frequency_j = _frequencies(layer.self_attn.config.rope_parameters["rope_theta"], d)
+    d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
+    frequency_j = _frequencies(theta, config.rope_scaling, d)
     inputs_ND = readings.inputs_ND.double()
     # Half of a token's weight is for being there, half for the attention it gets: large models
     # send most of it to the first token.
     weight_N = (1 + readings.attention_N) / 2
-    seen_DD = _covariance(inputs_ND, torch.ones_like(weight_N))
-    attended_DD = _covariance(inputs_ND, weight_N)
+    # Queries and keys have one more column, their bias, which the input meets with a one.
+    with_one_NE = F.pad(inputs_ND, (0, 1), value=1.0)
+    seen_EE = covariance(with_one_NE, torch.ones_like(weight_N))
+    attended_EE, attended_DD = (covariance(x, weight_N) for x in (with_one_NE, inputs_ND))
 
     # The new pair i turns like the old pair i // mixes, or a little slower.
     pair_i = torch.arange(config.qk_rope_head_dim // 2) // mixes
-    slower_i = frequency_j[pair_i] - _frequencies(config.rope_theta, config.qk_rope_head_dim)
+    ours_i = _frequencies(config.rope_theta, config.rope_scaling, config.qk_rope_head_dim)
+    slower_i = frequency_j[pair_i] - ours_i
     slip_Hi = _mean_turn(slower_i, readings.distance_HS)
-    shared = _share_rotary_key(heads, pair_i, slip_Hi, attended_DD)
+    shared = _share_rotary_key(heads, pair_i, slip_Hi, attended_EE)
     still_Hj = _mean_turn(frequency_j, readings.distance_HS)
-    rest_HdD = _halves(still_Hj.unsqueeze(-1) * shared.rest_HjD)
+    rest_HdD = _halves(still_Hj.unsqueeze(-1) * shared.rest_HjE)[..., :-1]
 
     queries, expanded, outs, errors = [], [], [], []
-    for q_dD, rest_dD, v_dD, out_dD, q_rD in zip(
-        heads.q_HdD, rest_HdD, heads.v_HdD, heads.out_HdD, shared.q_HrD, strict=True
+    for q_dE, rest_dD, v_dD, out_dD, q_rE in zip(
+        heads.q_HdE, rest_HdD, heads.v_HdE[..., :-1], heads.out_HdD, shared.q_HrE, strict=True
     ):
-        q_dd, v_dd = _moments(q_dD, seen_DD), _moments(v_dD, attended_DD)
-        rest_dd, out_dd = _moments(rest_dD, attended_DD), out_dD @ out_dD.T
-        q_nD, k_nD = _shortened(q_dD, q_dd, rest_dD, rest_dd, config.qk_nope_head_dim)
-        out_vD, v_vD = _shortened(out_dD, out_dd, v_dD, v_dd, config.v_head_dim)
-        queries += [q_nD, q_rD]
+        q_dd, v_dd = moments(q_dE, seen_EE), moments(v_dD, attended_DD)
+        rest_dd, out_dd = moments(rest_dD, attended_DD), out_dD @ out_dD.T
+        q_nE, k_nD = shortened(q_dE, q_dd, rest_dD, rest_dd, config.qk_nope_head_dim)
+        out_vD, v_vD = shortened(out_dD, out_dd, v_dD, v_dd, config.v_head_dim)
+        queries += [q_nE, q_rE]
         expanded += [k_nD, v_vD]
         outs += [out_vD]
         # A score that is wrong by δ moves the output by δ times the spread of what is attended to.
-        spread = (_root(v_dd).T @ out_dD).norm() / math.sqrt(d)
-        errors += [spread * _root(_moments(q_nD, seen_DD)).T @ k_nD]
-        errors += [_root(out_vD @ out_vD.T).T @ v_vD]
+        spread = (root(v_dd).T @ out_dD).norm() / math.sqrt(d)
+        errors += [spread * root(moments(q_nE, seen_EE)).T @ k_nD]
+        errors += [root(out_vD @ out_vD.T).T @ v_vD]
 
     view_RD, kept = latent_view(torch.cat(errors), attended_DD, config.kv_lora_rank)
     wanted_MD, eps = torch.cat(expanded), ours.kv_a_layernorm.eps
-    expand_MR = _expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
+    expand_MR = expansion(wanted_MD, view_RD, attended_DD, inputs_ND, weight_N, eps)
     scale = math.sqrt(config.qk_head_dim / d)  # ours divides scores by the root of another width
-    ours.q_proj.weight.copy_(torch.cat(queries) * scale)
-    ours.kv_a_proj_with_mqa.weight.copy_(torch.cat((view_RD, shared.key_rD)))
-    ours.kv_a_layernorm.weight.fill_(1.0)
+    down_XE = torch.cat((F.pad(view_RD, (0, 1)), shared.key_rE))
+    _fill(ours, torch.cat(queries) * scale, down_XE, heads.bias_D)
     ours.kv_b_proj.weight.copy_(expand_MR)
     ours.o_proj.weight.copy_(torch.cat(outs).T)
     return Kept(shared.kept, kept)
 
 
-class _Heads(NamedTuple):
-    """Weights of a Llama's attention by head, rows of each head from the normed stream or to it."""
+def _fill(
+    ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
+) -> None:
+    """What reads the stream, and biases: queries see a latent that is the stream and a one, which
+    carries theirs."""
+    ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
+    ours.kv_a_layernorm.weight.fill_(1.0)
+    if not ours.config.attention_bias:
+        ours.q_proj.weight.copy_(query_XE[:, :-1])
+        return
+    ours.kv_a_proj_with_mqa.bias.copy_(down_XE[:, -1])
+    ours.o_proj.bias.copy_(out_bias_D)
+    ours.q_a_proj.weight.zero_().fill_diagonal_(1.0)
+    ours.q_a_proj.bias.zero_()[-1] = 1.0
+    ours.q_a_layernorm.weight.fill_(1.0)
+    ours.q_b_proj.weight.copy_(query_XE)
 
-    q_HdD: Tensor
-    k_HdD: Tensor
-    v_HdD: Tensor
+
+class _Heads(NamedTuple):
+    """Weights of a Llama's attention by head, rows of each head from the normed stream or to it;
+    E = D + 1, the bias last."""
+
+    q_HdE: Tensor
+    k_HdE: Tensor
+    v_HdE: Tensor
     out_HdD: Tensor
+    bias_D: Tensor
+    """Of the output, that of the values included."""
 
 
 def _heads(layer: Any) -> _Heads:
     """Keys and values that several heads share are repeated; the norm's gain is folded in."""
     theirs, gain_D = layer.self_attn, layer.input_layernorm.weight.double()
-    q_HdD, k_GdD, v_GdD = (
-        (projection.weight.double() * gain_D).unflatten(0, (-1, theirs.head_dim))
-        for projection in (theirs.q_proj, theirs.k_proj, theirs.v_proj)
+
+    def rows(projection: torch.nn.Linear) -> Tensor:
+        weight_XD = projection.weight.double() * gain_D
+        bias_X = weight_XD.new_zeros(len(weight_XD)) if projection.bias is None else projection.bias
+        weight_XE = torch.cat((weight_XD, bias_X.double().unsqueeze(-1)), dim=1)
+        return weight_XE.view(-1, theirs.head_dim, weight_XE.shape[1])
+
+    k_HdE, v_HdE = (
+        rows(projection).repeat_interleave(theirs.num_key_value_groups, dim=0)
+        for projection in (theirs.k_proj, theirs.v_proj)
     )
-    k_HdD, v_HdD = (
-        w_GdD.repeat_interleave(theirs.num_key_value_groups, dim=0) for w_GdD in (k_GdD, v_GdD)
-    )
-    out_HdD = theirs.o_proj.weight.double().T.unflatten(0, (-1, theirs.head_dim))
-    return _Heads(q_HdD, k_HdD, v_HdD, out_HdD)
+    out_DX = theirs.o_proj.weight.double()
+    bias_D = out_DX @ v_HdE[..., -1].flatten()
+    if theirs.o_proj.bias is not None:
+        bias_D += theirs.o_proj.bias.double()
+    out_HdD = out_DX.T.unflatten(0, (-1, theirs.head_dim))
+    return _Heads(rows(theirs.q_proj), k_HdE, v_HdE, out_HdD, bias_D)
 
 
 class _SharedKey(NamedTuple):
-    key_rD: Tensor
+    key_rE: Tensor
     """The rotary key of all heads, pairs interleaved."""
-    q_HrD: Tensor
+    q_HrE: Tensor
     """The queries that look for it."""
-    rest_HjD: Tensor
+    rest_HjE: Tensor
     """What is left of every pair of the keys, complex."""
     kept: float
 
 
 def _share_rotary_key(
-    heads: _Heads, pair_i: Tensor, slip_Hi: Tensor, seen_DD: Tensor
+    heads: _Heads, pair_i: Tensor, slip_Hi: Tensor, seen_EE: Tensor
 ) -> _SharedKey:
     """The first complex principal components over the heads' keys, pair by pair.
 
@@ -155,30 +204,31 @@ def _share_rotary_key(
         heads: Of the source.
         pair_i: Which of their pairs the new one is a mix of, ascending.
         slip_Hi: What makes up for it turning slower, for every head.
-        seen_DD: Covariance of what keys are made of.
+        seen_EE: Covariance of what keys are made of, the one included.
     """
-    q_HjD, k_HjD = _pairs(heads.q_HdD), _pairs(heads.k_HdD)
-    k_jHD = k_HjD[:, : pair_i[-1] + 1].transpose(0, 1)
-    variance_jH, component_jHH = torch.linalg.eigh(_moments(k_jHD, seen_DD))
+    q_HjE, k_HjE = _pairs(heads.q_HdE), _pairs(heads.k_HdE)
+    k_jHE = k_HjE[:, : pair_i[-1] + 1].transpose(0, 1)
+    variance_jH, component_jHH = torch.linalg.eigh(moments(k_jHE, seen_EE))
     last_i = -1 - (torch.arange(len(pair_i)) - torch.searchsorted(pair_i, pair_i))
     # Factors of size 1, so that the key is about as large as those it is a mix of.
-    num_heads = len(q_HjD)
+    num_heads = len(q_HjE)
     mix_iH = component_jHH[pair_i, :, last_i] * math.sqrt(num_heads)
-    key_iD = torch.einsum("ih,ihx->ix", mix_iH.conj(), k_jHD[pair_i]) / num_heads
-    taken_HiD = torch.einsum("ih,ix->hix", mix_iH, key_iD)
-    q_HiD = torch.einsum("ih,hi,hix->hix", mix_iH.conj(), slip_Hi.conj(), q_HjD[:, pair_i])
+    key_iE = torch.einsum("ih,ihx->ix", mix_iH.conj(), k_jHE[pair_i]) / num_heads
+    taken_HiE = torch.einsum("ih,ix->hix", mix_iH, key_iE)
+    q_HiE = torch.einsum("ih,hi,hix->hix", mix_iH.conj(), slip_Hi.conj(), q_HjE[:, pair_i])
     return _SharedKey(
-        key_rD=_interleaved(key_iD),
-        q_HrD=_interleaved(q_HiD),
-        rest_HjD=k_HjD.index_add(1, pair_i, taken_HiD, alpha=-1),
+        key_rE=_interleaved(key_iE),
+        q_HrE=_interleaved(q_HiE),
+        rest_HjE=k_HjE.index_add(1, pair_i, taken_HiE, alpha=-1),
         kept=float(variance_jH[pair_i, last_i].sum() / variance_jH.sum().clamp(min=1e-30)),
     )
 
 
-def _frequencies(theta: float, dims: int) -> Tensor:
+def _frequencies(theta: float, scaling: YarnScaling | Llama3Scaling | None, dims: int) -> Tensor:
     """Radians a token, of every pair of ``dims`` rotary dimensions."""
+    assert not isinstance(scaling, YarnScaling), "refused when the source was read"
     frequency_j: Tensor = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
-    return frequency_j
+    return frequency_j if scaling is None else slowed_as_in_llama3(frequency_j, scaling)
 
 
 def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
@@ -186,81 +236,6 @@ def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
     back_S = torch.arange(distance_HS.shape[1], dtype=torch.float64)
     turn_jS = torch.polar(torch.ones(1, dtype=torch.float64), -torch.outer(frequency_j, back_S))
     return distance_HS.to(turn_jS.dtype) @ turn_jS.T
-
-
-def _shortened(
-    left_dD: Tensor, left_dd: Tensor, right_dD: Tensor, right_dd: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
-    """``size`` rows for each side, so that ``leftᵀ right`` is as before, as nearly as it can be.
-
-    Balanced truncation: with second moments ``A Aᵀ`` and ``B Bᵀ`` of the two sides, only the
-    singular values of ``Aᵀ B`` matter. Rows that are not needed are zero.
-    """
-    a_dd, b_dd = _root(left_dd), _root(right_dd)
-    u_dd, s_d, vh_dd = torch.linalg.svd(a_dd.T @ b_dd)
-    needed = min(size, int((s_d > 1e-9 * s_d[0]).sum()))
-    scale_n1 = s_d[:needed].rsqrt().unsqueeze(-1)
-    left_nD = scale_n1 * (vh_dd[:needed] @ b_dd.T @ left_dD)
-    right_nD = scale_n1 * (u_dd.T[:needed] @ a_dd.T @ right_dD)
-    zeros = (0, 0, 0, size - needed)
-    return F.pad(left_nD, zeros), F.pad(right_nD, zeros)
-
-
-def latent_view(errors_MD: Tensor, covariance_DD: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best.
-
-    Returns:
-        Orthonormal rows ``(R, D)``, and the share of the variance that they predict. The rows of a
-        smaller rank span a part of those of a larger one, so the share never falls with the rank.
-    """
-    root_DD = torch.linalg.cholesky(covariance_DD)
-    variance_D, components_DD = torch.linalg.eigh((errors_MD @ root_DD).T @ (errors_MD @ root_DD))
-    best_DR = components_DD.flip(-1)[:, :rank]
-    view_DR = torch.linalg.qr(torch.linalg.solve_triangular(root_DD.T, best_DR, upper=True)).Q
-    variance_D = variance_D.flip(-1).clamp(min=0)
-    return view_DR.T, float(variance_D[:rank].sum() / variance_D.sum().clamp(min=1e-30))
-
-
-def _expansion(
-    wanted_MD: Tensor,
-    view_RD: Tensor,
-    covariance_DD: Tensor,
-    inputs_ND: Tensor,
-    weight_N: Tensor,
-    eps: float,
-) -> Tensor:
-    """What makes ``wanted @ input`` out of a normed latent, ``(M, R)``.
-
-    First as if latents had length 1, which is exact at R = D; then a regression on latents as they
-    are normed makes up for their length, which first tokens in large models have their own of.
-    """
-    covariance_DR = covariance_DD @ view_RD.T
-    expand_RM: Tensor = torch.linalg.solve(view_RD @ covariance_DR, covariance_DR.T @ wanted_MD.T)
-    latent_NR = F.rms_norm(inputs_ND @ view_RD.T, (len(view_RD),), eps=eps)
-    missed_NM = inputs_ND @ wanted_MD.T - latent_NR @ expand_RM
-    weighted_RN = latent_NR.T * weight_N / len(weight_N)
-    seen_RR = weighted_RN @ latent_NR + _SHRINKAGE * torch.eye(len(view_RD)).double()
-    expand_RM += torch.linalg.solve(seen_RR, weighted_RN @ missed_NM)
-    return expand_RM.T
-
-
-def _covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
-    weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
-    covariance_DD: Tensor = inputs_ND.T @ weighted_ND
-    equal_DD = torch.eye(len(covariance_DD), dtype=torch.float64)
-    return (1 - _SHRINKAGE) * covariance_DD + _SHRINKAGE * equal_DD
-
-
-def _moments(rows_XD: Tensor, covariance_DD: Tensor) -> Tensor:
-    """Second moments ``(X, X)`` of ``rows @ input`` for inputs of that covariance."""
-    return rows_XD @ covariance_DD.to(rows_XD.dtype) @ rows_XD.mH
-
-
-def _root(moments_XX: Tensor) -> Tensor:
-    """``A`` with ``A Aᵀ`` equal to the symmetric ``moments_XX``."""
-    variance_X, components_XX = torch.linalg.eigh(moments_XX)
-    root_XX: Tensor = components_XX * variance_X.clamp(min=0).sqrt()
-    return root_XX
 
 
 def _pairs(rows_HdD: Tensor) -> Tensor:

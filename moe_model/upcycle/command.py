@@ -1,10 +1,10 @@
-"""A Llama becomes a Mixture of Experts with latent attention: a training that need not start at 0.
+"""Convert a Llama to a Mixture of Experts with latent attention, to train from existing weights.
 
     python -m moe_model.upcycle SmolLM2-135M checkpoints/smol --n-routed-experts 8
 
-The feed-forwards are converted exactly, the attention is not: the loss is measured before, between
-and after, and training has to heal the difference. Nothing is fetched from anywhere; what is
-written is complete, or not there.
+The feed-forwards are converted exactly, the attention approximately. The loss is measured before,
+between and after; training has to recover the difference. Nothing is downloaded. The output is
+written atomically.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from moe_model.command import FAILED, FINISHED, UsageError, say, version
 from moe_model.fresh_folder import fresh_folder, write_tensors
 from moe_model.huggingface.config import HuggingFaceError
 from moe_model.huggingface.read import read_tokenizer
+from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
 from moe_model.store import WEIGHTS, write_description
 from moe_model.text import python_docs, read_text
-from moe_model.upcycle.conversion import Shape, Upcycled, settle, upcycle, upcycled_config
+from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama
 from moe_model.upcycle.text import windows_of
 
@@ -49,24 +50,25 @@ def main(
     """Turn a Llama into a Mixture of Experts with latent attention.
 
     Args:
-        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM.
-        dst: Folder to make, such as checkpoints/NAME/latest.
-        noise: Makes the routed experts differ: its standard deviation, as a share of that of the
-            weights; 0 leaves them equal.
+        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM,
+            MistralForCausalLM or Qwen2ForCausalLM.
+        dst: Folder to create, such as checkpoints/NAME/latest.
+        noise: Standard deviation of the noise that makes the routed experts differ, as a fraction
+            of that of the weights; 0 keeps them equal.
         seed: Same seed, same checkpoint.
-        text: UTF-8 file to calibrate on and to measure the loss on (default: the language reference
+        text: UTF-8 file for calibration and for measuring the loss (default: the language reference
             that comes with Python).
-        calibration_tokens: Tokens to calibrate on, and again as many to measure the loss on.
+            calibration_tokens: Tokens for calibration; as many again measure the loss.
     """
     if not 0 <= noise < float("inf"):
         raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
     if not dst.parent.is_dir():
-        raise UsageError(f"{dst.parent} is no folder: make it first.")
+        raise UsageError(f"{dst.parent} is not a folder: create it first.")
     if os.path.lexists(dst):
         raise UsageError(f"{dst} exists: choose another name, or remove it first.")
     llama = read_llama(src)
-    tokenizer = _read_tokenizer(src, llama.config.vocab_size)
-    shape = settle(shape, llama.config)
+    tokenizer, stop_ids = _read_tokenizer(src, llama.config.vocab_size)
+    shape = resolve(shape, llama.config)
     words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
     windows = windows_of(words, tokenizer, calibration_tokens, context)
@@ -74,22 +76,25 @@ def main(
     upcycled = upcycle(llama, shape, windows, noise, seed)
     _tell(upcycled, llama.config, parameters, noise)
     try:
-        _write(upcycled, tokenizer, dst, {"source": src.name, "noise": noise, "seed": seed})
+        facts = {"source": src.name, "noise": noise, "seed": seed}
+        _write(upcycled, tokenizer, stop_ids, dst, facts)
     except OSError as error:
-        say(f"{dst} cannot be written ({error}): nothing was.")
+        say(f"{dst} cannot be written ({error}): nothing was written.")
         return FAILED
-    say(f"{dst} is written.")
+    say(f"wrote {dst}")
     return FINISHED
 
 
-def _read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer:
+def _read_tokenizer(folder: Path, vocab_size: int) -> tuple[PretrainedTokenizer, list[int]]:
+    """The tokenizer of the source, and its end-of-text tokens."""
     try:
         tokenizer = read_tokenizer(folder, vocab_size)
+        stop_ids = read_stop_ids(folder, vocab_size)
     except HuggingFaceError as error:
         raise UsageError(str(error)) from error
     if tokenizer is None:
-        raise UsageError(f"{folder} has no {TOKENIZER}: the text cannot be read without it.")
-    return tokenizer
+        raise UsageError(f"{folder} has no {TOKENIZER}, which is needed to encode the text.")
+    return tokenizer, stop_ids
 
 
 def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
@@ -101,21 +106,25 @@ def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> Non
         f"parameters: {parameters:,}, all active -> {config.parameters():,}, "
         f"{config.active_parameters():,} active"
     )
-    say(f"cache: {before} numbers a token and layer -> {cached}")
-    say("What training has to heal:")
+    say(f"cache: {before} numbers per token and layer -> {cached}")
+    say("What training has to recover:")
     say(
-        f"- attention, {upcycled.attention - upcycled.noise:+.4f} nats a token: one rotary key "
+        f"- attention, {upcycled.attention - upcycled.noise:+.4f} nats per token: one rotary key "
         f"keeps {rotary:.1%} of the fast pairs of all heads, a latent of {config.kv_lora_rank} "
-        f"keeps {latent:.1%} of what the output needs of keys without position and of values"
+        f"keeps {latent:.1%} of the keys without position and of the values"
     )
     say(
-        f"- experts: {config.n_routed_experts} a layer, equal but for noise of {noise:g}, behind "
-        "routers that choose at random"
+        f"- experts: {config.n_routed_experts} per layer, equal except for noise of {noise:g}, "
+        "with untrained routers"
     )
 
 
 def _write(
-    upcycled: Upcycled, tokenizer: PretrainedTokenizer, dst: Path, facts: dict[str, Any]
+    upcycled: Upcycled,
+    tokenizer: PretrainedTokenizer,
+    stop_ids: list[int],
+    dst: Path,
+    facts: dict[str, Any],
 ) -> None:
     losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
     with fresh_folder(dst) as folder:
@@ -127,5 +136,6 @@ def _write(
             upcycled.model.config,
             step=0,
             tokenizer=tokenizer.to_dict(),
+            stop_ids=stop_ids,
             upcycled={**facts, "losses": losses},
         )

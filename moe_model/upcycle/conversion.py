@@ -1,4 +1,4 @@
-"""The conversion as a whole: the shape of the new model, its weights, and the loss after each step.
+"""The conversion: the shape of the new model, its weights, and the loss after each step.
 
 Feed-forwards turn into experts exactly (:mod:`moe_model.upcycle.experts`), attention turns into
 latent attention approximately (:mod:`moe_model.upcycle.attention`), everything else is copied.
@@ -16,36 +16,36 @@ import torch
 from torch import Tensor, nn
 
 from moe_model.command import UsageError, say
-from moe_model.config import ModelConfig
-from moe_model.layer import DecoderLayer, MixtureOfExperts
+from moe_model.config import Llama3Scaling, ModelConfig
+from moe_model.decoder_layer import DecoderLayer, MixtureOfExperts
 from moe_model.model import LanguageModel
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
-from moe_model.upcycle.llama import LayerReadings, mean_loss, observe
+from moe_model.upcycle.llama import LayerReadings, has_biases, mean_loss, observe
 from moe_model.upcycle.text import Windows
 
 _DERIVED: Any = None
-"""Stands for what :func:`settle` derives from the source."""
+"""Placeholder for values that :func:`resolve` derives from the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What is new about the model. The rest is that of the source."""
+    """The new parts of the model. Everything else comes from the source."""
 
     n_routed_experts: int = 8
     """Experts a router chooses from."""
     num_experts_per_tok: int = 2
     """Routed experts each token is sent to."""
     n_shared_experts: int = 1
-    """Experts every token passes through: S of them take the most useful S / (S + 1) of the neurons
-    of a feed-forward, and every routed expert starts as a copy of the others."""
+    """Shared experts: S of them take the most useful S / (S + 1) of the neurons of a feed-forward;
+    all routed experts start as copies of each other."""
     first_k_dense_replace: int = 1
-    """How many of the first layers keep their dense feed-forward."""
+    """Number of first layers that keep their dense feed-forward."""
     kv_lora_rank: int = _DERIVED
     """Rank of the latent (default: the width of 4 heads, at most the hidden size)."""
     rotary_mixes: int = _DERIVED
-    """Mixes of the heads' keys that the rotary key holds of each of their pairs (default: 2, or 1
-    where the source has one key-value head)."""
+    """Linear combinations of the heads' keys that the rotary key holds per rotary pair (default: 2,
+    or 1 if the source has one key-value head)."""
     qk_rope_head_dim: int = _DERIVED
     """Dimensions of the rotary key of all heads (default: half a head for each mix)."""
     qk_nope_head_dim: int = _DERIVED
@@ -54,18 +54,18 @@ class Shape:
     """Value dimensions per head (default: those of the source)."""
 
 
-def settle(shape: Shape, source: Any) -> Shape:
-    """``shape`` with nothing left open.
+def resolve(shape: Shape, source: Any) -> Shape:
+    """``shape`` with all defaults filled in.
 
     The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
     room without position. A latent as wide as four heads is what DeepSeek-V3 has.
 
     Args:
-        shape: What is asked for.
-        source: transformers' ``LlamaConfig``.
+        shape: The requested shape.
+        source: transformers' ``LlamaConfig``, or a similar one.
 
     Raises:
-        UsageError: If the source cannot fill it.
+        UsageError: If the source is too small for it.
     """
     D, head, groups = source.hidden_size, source.head_dim, source.num_key_value_heads
     mixes = min(2, groups) if shape.rotary_mixes is None else shape.rotary_mixes
@@ -84,28 +84,34 @@ def settle(shape: Shape, source: Any) -> Shape:
     for name, most in limits.items():
         if getattr(shape, name) > most:
             raise UsageError(
-                f"{name}={getattr(shape, name)} is more than the source can fill (hidden_size={D}, "
+                f"{name}={getattr(shape, name)} is too large for the source (hidden_size={D}, "
                 f"head_dim={head}, num_key_value_heads={groups}): choose at most {most}."
             )
     return shape
 
 
 def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
-    """The config of the new model, for a settled ``shape``; ``UsageError`` if there is none."""
+    """The config of the new model for a resolved ``shape``; ``UsageError`` if it is invalid."""
     fields = dataclasses.asdict(shape)
     mixes, rope = fields.pop("rotary_mixes"), shape.qk_rope_head_dim
-    theta = source.rope_parameters["rope_theta"]
+    rope_parameters = source.rope_parameters
     for name in (
         "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
         "num_attention_heads", "max_position_embeddings", "rms_norm_eps", "initializer_range",
         "tie_word_embeddings",
     ):  # fmt: skip
         fields[name] = getattr(source, name)
+    if rope_parameters["rope_type"] == "llama3":
+        names = (field.name for field in dataclasses.fields(Llama3Scaling))
+        fields["rope_scaling"] = Llama3Scaling(**{name: rope_parameters[name] for name in names})
+    if has_biases(source):
+        # Queries can have a bias only through a latent that holds the stream and a constant one.
+        fields |= {"attention_bias": True, "q_lora_rank": source.hidden_size + 1}
     width = expert_width(source.intermediate_size, max(shape.n_shared_experts, 0))
     try:
         return ModelConfig(
             moe_intermediate_size=width,
-            rope_theta=rotary_base(theta, source.head_dim, rope, mixes),
+            rope_theta=rotary_base(rope_parameters["rope_theta"], source.head_dim, rope, mixes),
             **fields,
         )
     except ValueError as error:
@@ -113,32 +119,32 @@ def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
 
 
 class Upcycled(NamedTuple):
-    """The new model and what became of the loss on the way, in nats a token."""
+    """The new model and the loss after each step, in nats per token."""
 
     model: LanguageModel
     """In evaluation mode."""
     source: float
-    """Loss of the Llama."""
+    """Loss of the source."""
     experts: float
-    """Of the Llama with experts: the same but for rounding."""
+    """Loss of the source with experts: the same except for rounding."""
     noise: float
-    """Of the Llama with experts that are no longer equal."""
+    """Loss with noise in the routed experts."""
     attention: float
-    """Of the new model."""
+    """Loss of the new model."""
     kept: list[Kept]
-    """What is left of each layer's attention."""
+    """The fractions kept of each layer's attention."""
 
 
 @torch.no_grad()
 def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) -> Upcycled:
-    """Turn transformers' ``llama`` into this project's model, and say the loss of every step.
+    """Convert transformers' ``llama`` to this project's model and print the loss after every step.
 
     Args:
-        llama: Its feed-forwards are replaced.
-        shape: Settled.
-        text: To calibrate on, and to take the loss of.
+        llama: Its feed-forwards are replaced in place.
+        shape: A resolved shape.
+        text: For calibration, and for measuring the loss.
         noise: See :func:`~moe_model.upcycle.experts.break_symmetry`.
-        seed: Of the routers and of the noise.
+        seed: Seed of the routers and of the noise.
     """
 
     def say_loss(logits_of: Any, what: str, before: float | None = None) -> float:
@@ -151,14 +157,14 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
         logits_BSV: Tensor = llama(ids_BS, use_cache=False).logits
         return logits_BSV
 
-    source = say_loss(llama_logits, "the source, nats a token")
+    source = say_loss(llama_logits, "the source, nats per token")
     if not math.isfinite(source):
         raise UsageError(f"the source has a loss of {source}: its weights are damaged.")
     readings = observe(llama, text.calibration_NS)
     generator = torch.Generator().manual_seed(seed)
     model = _new_model(llama, upcycled_config(llama.config, shape), generator)
     routed = _convert_feed_forwards(model, llama, readings)
-    experts = say_loss(llama_logits, "with experts, exact but for rounding", source)
+    experts = say_loss(llama_logits, "with experts, exact except for rounding", source)
     for moe in routed:
         break_symmetry(moe, noise, generator)
     noisy = say_loss(llama_logits, f"with noise of {noise:g} in the routed experts", source)
@@ -171,7 +177,7 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
 
 
 def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
-    """Routers as at the start of a training; what needs no conversion is copied."""
+    """Initialise routers as for a new model and copy what needs no conversion."""
     with torch.device("meta"):
         model = LanguageModel(config)
     model = model.to_empty(device="cpu").eval()
@@ -189,7 +195,7 @@ def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> L
 def _convert_feed_forwards(
     model: LanguageModel, llama: Any, readings: list[LayerReadings]
 ) -> list[MixtureOfExperts]:
-    """Fill those of ``model`` and put them into ``llama``; returns those with experts."""
+    """Fill the experts of ``model`` and put them into ``llama``; return the layers with experts."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
         dense = theirs.mlp
@@ -209,7 +215,7 @@ def _layers(model: LanguageModel, llama: Any) -> Iterator[tuple[DecoderLayer, An
 
 
 class WithoutRouting(nn.Module):
-    """A Mixture of Experts in the place of a dense feed-forward."""
+    """A Mixture of Experts that replaces a dense feed-forward."""
 
     def __init__(self, moe: MixtureOfExperts) -> None:
         super().__init__()

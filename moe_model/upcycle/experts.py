@@ -1,17 +1,16 @@
-"""One dense feed-forward becomes a shared expert and E routed experts that compute the same.
+"""Convert a dense feed-forward to a shared expert and E routed experts that compute the same.
 
-A SwiGLU is a sum over its neurons, so they can be dealt out: the shared expert takes the most
-useful ones, and **every routed expert is a copy of all the others**. Then it does not matter whom
-the router chooses: the weights of a token add up to ``routed_scaling_factor``, copies divided by
-it add up to one, and the layer is exactly the dense one whatever the router, its bias and K are.
+A SwiGLU is a sum over its neurons, so they can be distributed: the shared expert takes the most
+useful ones, and **all routed experts are copies of each other**. Then the router's choice does not
+matter: the weights of a token add up to ``routed_scaling_factor``, copies divided by it add up to
+one, and the layer equals the dense one for any router, bias and K.
 
-That is why copies, and not slices of their own for every expert (Megatron's granular upcycling):
-slices are only right as long as each is chosen exactly once, and the first step of training ends
-that. And it is why the useful neurons are shared: every token gets them anyway, as CMoE found,
-while what few tokens need is what experts can divide among themselves. The price is more
-computation than the dense layer took, (S + K) / (S + 1) times as much for S shared experts.
+Slices instead of copies (Megatron's granular upcycling) are only correct while each is chosen
+exactly once, which the first training step breaks. The useful neurons are shared because every
+token needs them (CMoE); the experts can divide the others among themselves. The cost is (S + K) /
+(S + 1) times the computation of the dense layer, for S shared experts.
 
-Copies drift apart once the router sends them different tokens; a little noise gives them a start.
+Copies diverge once the router sends them different tokens; a little noise breaks the symmetry.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from moe_model.config import ModelConfig
-from moe_model.layer import MixtureOfExperts
+from moe_model.decoder_layer import MixtureOfExperts
 
 _MULTIPLE = 8
-"""Expert widths are a multiple of this: 16 bytes in half precision, as grouped products want."""
+"""Expert widths are a multiple of this: 16 bytes in half precision, which grouped products need."""
 
 
 def expert_width(intermediate_size: int, n_shared_experts: int) -> int:
@@ -38,11 +37,11 @@ def split_into_experts(
 ) -> None:
     """Fill the experts of ``moe`` with the neurons of a dense feed-forward.
 
-    Where there is more room than neurons, the most useful ones stand in both kinds of experts and
-    count half in each.
+    If there is more room than neurons, the most useful ones are in both kinds of experts and count
+    half in each.
 
     Args:
-        moe: Its router is left as it is.
+        moe: Its router is not changed.
         gate_FD: Weights of the dense layer, as are ``up_FD`` and ``down_DF``.
         up_FD: See there.
         down_DF: See there.
@@ -67,7 +66,7 @@ def split_into_experts(
 def _sum_of_weights(config: ModelConfig) -> float:
     if not config.norm_topk_prob:
         raise ValueError(
-            "norm_topk_prob=False leaves the sum of a token's weights to its router: choose True."
+            "norm_topk_prob=False does not fix the sum of a token's weights: choose True."
         )
     return config.routed_scaling_factor
 
@@ -77,9 +76,9 @@ def break_symmetry(moe: MixtureOfExperts, noise: float, generator: torch.Generat
     """Add normal noise to every routed expert.
 
     Args:
-        moe: Its shared expert stays as it is.
-        noise: Standard deviation, as a share of that of the gate, up or down matrix it is added to.
-        generator: Decides all of it.
+        moe: Its shared expert is not changed.
+        noise: Standard deviation, as a fraction of that of the gate, up or down matrix.
+        generator: Random generator.
     """
     gate_EFD, up_EFD = moe.experts.gate_up_proj.chunk(2, dim=1)
     for weight_EXX in (gate_EFD, up_EFD, moe.experts.down_proj):

@@ -1,8 +1,8 @@
-"""A Llama checkpoint as transformers writes it, and what its layers do while they read a text.
+"""Read a Llama checkpoint in transformers' format, and record its layers on a text.
 
-The weights are read by transformers from safetensors in a local folder: nothing is downloaded,
-nothing in it is executed. A checkpoint that is not exactly a Llama, in a way that
-:mod:`moe_model.upcycle` would get wrong without a word, is refused.
+transformers reads the weights from safetensors in a local folder: nothing is downloaded, nothing in
+it is executed. A checkpoint that differs from a Llama in a way that :mod:`moe_model.upcycle` would
+silently get wrong is rejected.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from torch import Tensor
 
 from moe_model.command import UsageError
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-"""Same names, same arithmetic, as long as Mistral's window is switched off."""
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+"""Same names and arithmetic, as long as sliding windows are off; Qwen2 also has biases."""
+_NORMED = ("Qwen3ForCausalLM",)
 _BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReadings:
-    """What one decoder layer saw and did on N tokens, in windows of S."""
+    """Recordings of one decoder layer on N tokens, in windows of S."""
 
     inputs_ND: Tensor
-    """The stream as its first norm leaves it, before the learned gain: mean square 1; fp32."""
+    """The stream after the first norm, before the learned gain: mean square 1; fp32."""
     attention_N: Tensor
     """Squares of the attention that a token receives, summed over queries and heads; mean 1; fp64.
 
-    Squares, because that is what an error costs: one of δ in a value moves the output by p · δ, one
-    of δ in a score by p · δ times how far the value is from the others.
+    Squares, because the cost of an error is quadratic: an error δ in a value changes the output by
+    p · δ, an error δ in a score by p · δ times the distance of the value from the others.
     """
     distance_HS: Tensor
-    """Share of a head's squared attention that goes 0, 1, … S - 1 tokens back; fp64.
+    """Fraction of a head's squared attention that looks 0, 1, … S - 1 tokens back; fp64.
 
-    Without the first token of a window: large models attend to it from anywhere, to do nothing.
+    Without the first token of a window, which large models use as an attention sink.
     """
     usefulness_F: Tensor
-    """Of each neuron of the feed-forward: mean size of what it adds to the stream; fp64."""
+    """For each neuron of the feed-forward: mean size of its contribution to the stream; fp64."""
 
 
 def read_llama(folder: Path) -> Any:
@@ -55,7 +56,7 @@ def read_llama(folder: Path) -> Any:
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         raise UsageError(
-            f"{folder} holds no *.safetensors"
+            f"{folder} has no *.safetensors"
             + (", only pickled weights, which are not read" if pickled else "")
             + ": save the model with save_pretrained, which writes safetensors."
         )
@@ -63,19 +64,21 @@ def read_llama(folder: Path) -> Any:
         import transformers
     except ModuleNotFoundError as error:
         raise UsageError(
-            "transformers reads the source and is not installed: pip install 'transformers>=5.0'."
+            "transformers is needed to read the source: pip install 'transformers>=5.0'."
         ) from error
     kind = getattr(transformers, architecture)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "head_dim", None) is None:
+            config.head_dim = config.hidden_size // config.num_attention_heads  # as its layers do
         _refuse_what_differs(config, folder)
         llama, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
-            attn_implementation="eager",  # the other ways do not say where attention goes
+            attn_implementation="eager",  # other implementations do not return attention weights
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -107,15 +110,23 @@ def _architecture(folder: Path) -> str:
             "with config.json, *.safetensors and tokenizer.json."
         ) from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is no model config ({error}): use another copy.") from error
+        raise UsageError(f"{path} is not a model config ({error}): use another copy.") from error
+    if name in _NORMED:
+        raise UsageError(
+            f"{path} has architecture {name}, which normalises queries and keys per head (q_norm, "
+            "k_norm) before rotation. Latent attention cannot represent this: its rotary key is a "
+            "linear function of the normed stream, and the norm of its queries is shared by all "
+            "heads. Choose a checkpoint of "
+            f"{' or '.join(ARCHITECTURES)}."
+        )
     if name not in ARCHITECTURES:
         raise UsageError(
-            f"{path} is of architecture {name}, which is not a Llama: choose a checkpoint of "
+            f"{path} has architecture {name}, which is not supported: choose a checkpoint of "
             f"{' or '.join(ARCHITECTURES)}."
         )
     if "quantization_config" in plain:
         raise UsageError(
-            f"{path} has a quantization_config: choose the checkpoint with plain weights."
+            f"{path} has a quantization_config: choose a checkpoint that is not quantised."
         )
     return name
 
@@ -124,10 +135,9 @@ def _refuse_what_differs(config: Any, folder: Path) -> None:
     rope = config.rope_parameters
     window = getattr(config, "sliding_window", None)
     reasons = {
-        "attention_bias=true": getattr(config, "attention_bias", False),
         "mlp_bias=true": getattr(config, "mlp_bias", False),
         f"hidden_act={config.hidden_act}": config.hidden_act != "silu",
-        f"rope_type={rope['rope_type']}": rope["rope_type"] != "default",
+        f"rope_type={rope['rope_type']}": rope["rope_type"] not in ("default", "llama3"),
         f"partial_rotary_factor={rope.get('partial_rotary_factor')}": (
             rope.get("partial_rotary_factor") not in (None, 1.0)
         ),
@@ -143,9 +153,14 @@ def _refuse_what_differs(config: Any, folder: Path) -> None:
         )
 
 
+def has_biases(config: Any) -> bool:
+    """Whether the attention projections have biases: always in Qwen2, as configured in Llama."""
+    return config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False))
+
+
 @torch.no_grad()
 def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> float:
-    """Cross-entropy of every token but the first of its window, in nats a token."""
+    """Mean cross-entropy of all tokens except the first of each window, in nats per token."""
     total = 0.0
     for ids_BS in torch.split(windows_NS, _BATCH):
         logits_BSV = logits_of(ids_BS)[:, :-1]
@@ -157,7 +172,7 @@ def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> floa
 
 @torch.no_grad()
 def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
-    """Let ``llama`` read the windows and look at every layer."""
+    """Run ``llama`` on the windows and record every layer."""
     observers = [_Observer(layer) for layer in llama.model.layers]
     for ids_BS in torch.split(windows_NS, _BATCH):
         llama(ids_BS, use_cache=False)
@@ -165,7 +180,7 @@ def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
 
 
 class _Observer:
-    """Hooks in one decoder layer, until :meth:`readings` takes them out."""
+    """Hooks in one decoder layer; :meth:`readings` removes them."""
 
     def __init__(self, layer: Any) -> None:
         self._inputs: list[Tensor] = []
@@ -200,7 +215,7 @@ class _Observer:
             hook.remove()
         inputs_ND, attention_N = torch.cat(self._inputs), torch.cat(self._attention)
         distance_HS = torch.as_tensor(self._distance_HS)
-        distance_HS[:, 0] += 1e-12  # a head that looks nowhere else looks at its own token
+        distance_HS[:, 0] += 1e-12  # avoids dividing by zero; the rest counts as its own token
         return LayerReadings(
             inputs_ND=inputs_ND,
             attention_N=attention_N / attention_N.mean(),

@@ -1,4 +1,4 @@
-"""The text that an upcycling is calibrated and judged on: one part each, never the same."""
+"""The text of an upcycling: one part for calibration, another for measuring the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_model.tokenizer import Tokenizer
 _WINDOW = 256
 _HELD_OUT_SHARE = 0.1
 _CHARACTERS_PER_TOKEN = 100
-"""No tokenizer needs more on average: what lies beyond is not read."""
+"""Characters per token that are read; no tokenizer needs more on average."""
 
 
 class Windows(NamedTuple):
@@ -26,16 +26,16 @@ class Windows(NamedTuple):
 
 
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:
-    """About ``tokens`` tokens for calibration and as many to judge by, or what there is.
+    """About ``tokens`` tokens for calibration and as many for measuring, if available.
 
     Args:
         text: Of any length.
-        tokenizer: That of the source.
-        tokens: At most for each of the two.
+        tokenizer: Tokenizer of the source.
+        tokens: Most tokens of each part.
         context: Longest window the source can read.
 
     Raises:
-        UsageError: If the text is too short, or has characters that the tokenizer does not know.
+        UsageError: If the text is too short, or has characters that the tokenizer cannot encode.
     """
     length = min(_WINDOW, context)
     if tokens < length:
@@ -50,7 +50,7 @@ def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Wi
     boundary = len(ids) - int(len(ids) * _HELD_OUT_SHARE)
     if len(ids) - boundary < length:
         raise UsageError(
-            f"--text has {len(ids)} tokens and a window {length}: give at least "
+            f"--text has {len(ids)} tokens, but a window has {length}: use at least "
             f"{int(length / _HELD_OUT_SHARE) + 1} tokens."
         )
     most = tokens // length

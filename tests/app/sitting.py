@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from textual.pilot import Pilot
+from textual.screen import Screen
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.main_screen import MainScreen
@@ -12,17 +13,43 @@ Until = Callable[..., Awaitable[None]]
 Seen = Callable[[Pilot[None], str], str]
 
 
-async def judged(pilot: Pilot[None], until: Until) -> Microscope:
-    """The app on its main screen, once everything is read and judged."""
+async def read(pilot: Pilot[None], until: Until) -> Microscope:
+    """The app on its main screen, once everything is read."""
     app = pilot.app
     assert isinstance(app, Microscope)
 
-    def ready() -> bool:
+    def complete() -> bool:
         watch = app.session.watch
-        shown = isinstance(app.screen, MainScreen)
-        return bool(watch and watch.complete and watch.judged >= 1) and shown
+        return bool(watch and watch.complete) and isinstance(app.screen, MainScreen)
 
-    await until(pilot, ready, "the whole log")
+    await until(pilot, complete, "the whole log")
+    return app
+
+
+async def read_until(
+    pilot: Pilot[None], until: Until, seen: Seen, selector: str, text: str
+) -> Microscope:
+    """The app on its main screen, once everything is read and ``text`` stands in that part."""
+    app = await read(pilot, until)
+    await until(pilot, lambda: text in seen(pilot, selector), f"{text} in {selector}")
+    return app
+
+
+async def opened(
+    pilot: Pilot[None], until: Until, screen: type[Screen[None]], *keys: str
+) -> Microscope:
+    """The screen that the keys open, once everything is judged."""
+    app = await judged(pilot, until)
+    await pilot.press(*keys)
+    await until(pilot, lambda: isinstance(app.screen, screen), screen.__name__)
+    await pilot.pause()
+    return app
+
+
+async def judged(pilot: Pilot[None], until: Until) -> Microscope:
+    """The app on its main screen, once everything is read and judged."""
+    app = await read(pilot, until)
+    await until(pilot, lambda: app.session.watch and app.session.watch.judged >= 1, "judged")
     return app
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.alerts_screen import AlertsScreen
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until, judged
+from tests.app.sitting import Seen, Until, opened
 
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
 
@@ -31,15 +30,6 @@ def troubled(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
     return write_log(records, name="troubled")  # type: ignore[no-any-return]
 
 
-async def opened(pilot: Pilot[None], until: Until, *keys: str) -> Microscope:
-    """The list of alerts, once everything is judged."""
-    app = await judged(pilot, until)
-    await pilot.press(*keys, "3")
-    await until(pilot, lambda: isinstance(app.screen, AlertsScreen), "the alerts")
-    await pilot.pause()
-    return app
-
-
 def chosen_in(text: str) -> str:
     (line,) = [line for line in text.split("\n") if line.startswith(" ▶ ")]
     return line
@@ -49,7 +39,7 @@ async def test_the_list_shows_what_is_active_first_and_unfolds_the_chosen_alert(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, AlertsScreen, "3")
         assert "1 active   1 recovered" in seen(pilot, "#alerts-title")
         heads, first, second, *_ = seen(pilot, "#alert-list").split("\n")
         assert heads.split() == ["severity", "rule", "layers", "onset", "end", "value"]
@@ -64,7 +54,7 @@ async def test_the_unfolded_alert_stands_beside_the_list_where_there_is_room(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(120, 40)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         list_, detail = app.screen.query_one("#alert-list"), app.screen.query_one("#alert-detail")
         assert detail.region.x == list_.region.right
         assert detail.region.y == list_.region.y
@@ -79,7 +69,7 @@ async def test_arrows_home_and_end_choose_an_alert_and_stop_at_the_ends(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, AlertsScreen, "3")
         for key, layer in (
             *(("down", "L2"), ("j", "L2"), ("up", "L3"), ("k", "L3")),
             *(("end", "L2"), ("home", "L3"), ("G", "L2"), ("g", "L3")),
@@ -93,7 +83,7 @@ async def test_enter_goes_to_the_onset_in_the_worst_layer_on_the_main_screen(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("down", "enter")
         await until(pilot, lambda: isinstance(app.screen, MainScreen), "the main screen")
         assert app.session.time.shown_step == 100
@@ -107,9 +97,9 @@ async def test_a_log_without_a_past_says_so_instead_of_going_to_the_onset(
     packed = troubled.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(troubled.read_bytes()))
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("enter")
-        await until(pilot, lambda: "unpack it" in seen(pilot, "#keys"), "the reason")
+        await until(pilot, lambda: "decompress it" in seen(pilot, "#keys"), "the reason")
         assert isinstance(app.screen, AlertsScreen)
         assert app.session.selected == 0
 
@@ -118,7 +108,7 @@ async def test_a_mark_as_seen_is_kept_and_taken_away_again(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("A")
         assert chosen_in(seen(pilot, "#alert-list")).rstrip().endswith("seen")
         assert "COLLAPSE: seen" in seen(pilot, "#keys")
@@ -134,7 +124,7 @@ async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("n")
         assert "no filter" in seen(pilot, "#keys")
         await pilot.press("slash", *"l2", "enter")
@@ -158,7 +148,7 @@ async def test_alerts_that_begin_behind_the_shown_step_are_later(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, "colon", *"150", "enter")
+        app = await opened(pilot, until, AlertsScreen, "colon", *"150", "enter", "3")
         await until(pilot, lambda: "1 later" in seen(pilot, "#alerts-title"), "the later one")
         _, first, second, *_ = seen(pilot, "#alert-list").split("\n")
         assert "L2" in first
@@ -172,7 +162,7 @@ async def test_the_alert_of_the_chosen_layer_is_chosen_at_first(
     troubled: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, "down")
+        await opened(pilot, until, AlertsScreen, "down", "3")
         assert "L2" in chosen_in(seen(pilot, "#alert-list"))
 
 
@@ -181,7 +171,7 @@ async def test_what_is_copied_is_the_chosen_alert(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("down", "Y", "v")
         assert app.clipboard.startswith("troubled step 400: crit COLLAPSE, recovered")
         assert "copied: COLLAPSE" in seen(pilot, "#keys")
@@ -195,7 +185,7 @@ async def test_without_an_alert_every_key_is_harmless_and_healthy_is_explained(
 ) -> None:
     log = scenario("healthy", routers=3, steps=160)
     async with Microscope(Fleet(log), glyphs).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         assert "c stays above 0.35" in seen(pilot, "#alert-list")
         assert "up to step 160" in seen(pilot, "#alert-list")
         assert "none" in seen(pilot, "#alerts-title")
@@ -211,7 +201,7 @@ async def test_a_new_alert_comes_into_the_list_and_the_chosen_one_stays_chosen(
     troubled: Path, until: Until, seen: Seen, make_step: Any, balanced: Any
 ) -> None:
     async with Microscope(Fleet(troubled)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("end")
         with troubled.open("a") as file:
             for n in range(401, 501):
@@ -229,7 +219,7 @@ async def test_names_that_are_hostile_and_sizes_that_storm_are_survived(
         records.append(make_step(n, [SICK if n > 100 else balanced()] * 3, 2048))
     path = write_log(records, name="a\x1b[2Jb")
     async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         for size in [(40, 10), (10, 3), (1, 1), (300, 100), (60, 20), (99, 24), (100, 24)]:
             await pilot.resize_terminal(*size)
             await pilot.press("down", "up")
@@ -251,7 +241,7 @@ async def test_a_run_that_is_deleted_or_replaced_meanwhile_does_not_end_the_scre
     fate: str,
 ) -> None:
     async with Microscope(Fleet(troubled.parent.parent)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, AlertsScreen, "3")
         await pilot.press("down")
         if fate == "deleted":
             troubled.unlink()

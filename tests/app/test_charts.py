@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.app.renderables.charts import GUTTER, figure
-from microscope_tui.report.chart import Chart, Curve
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.spans import Line, line_width, plain
-from microscope_tui.report.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.lines.charts.chart import Chart, Curve
+from microscope_tui.lines.charts.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.spans import Line, line_width, plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 
 VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
 
@@ -144,6 +144,6 @@ def test_smoothing_leaves_what_was_measured_faint_behind_it() -> None:
 
 def test_nothing_measured_is_said_with_the_reason() -> None:
     lines = drawn(
-        chart([math.nan], nothing="a pipe has no way back"), TimeScale(Window(1, 1), None)
+        chart([math.nan], nothing="a pipe cannot be rewound"), TimeScale(Window(1, 1), None)
     )
-    assert "a pipe has no way back" in plain(lines[1])
+    assert "a pipe cannot be rewound" in plain(lines[1])

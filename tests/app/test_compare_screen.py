@@ -15,9 +15,9 @@ from microscope_tui.app.screens.compare_screen import CompareScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until, judged
+from tests.app.sitting import Seen, Until, judged, opened
 
 Make = Callable[..., Path]
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -46,11 +46,9 @@ def make_run(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
     return make
 
 
-async def opened(pilot: Pilot[None], until: Until, seen: Seen, *keys: str) -> Microscope:
+async def compared(pilot: Pilot[None], until: Until, seen: Seen, *keys: str) -> Microscope:
     """The comparison, once everything is judged and there is an A."""
-    app = await judged(pilot, until)
-    await pilot.press(*keys, "5")
-    await until(pilot, lambda: isinstance(app.screen, CompareScreen), "the comparison")
+    app = await opened(pilot, until, CompareScreen, *keys, "5")
     await until(pilot, lambda: " A  " in seen(pilot, "#moments"), "A")
     return app
 
@@ -81,7 +79,7 @@ async def test_without_a_reference_the_step_before_the_worst_alert_is_taken_and_
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run())).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, seen)
+        app = await compared(pilot, until, seen)
         assert "before COLLAPSE began" in seen(pilot, "#moments")
         assert moment(seen, pilot, "A") == ["run", "99"]
         assert moment(seen, pilot, "B") == ["run", "200"]
@@ -96,7 +94,7 @@ async def test_in_a_healthy_run_a_tenth_of_it_is_taken(
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run(sick_from=999))).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until, seen)
+        await compared(pilot, until, seen)
         assert moment(seen, pilot, "A") == ["run", "20"]
         assert "10% into the run" in seen(pilot, "#moments")
 
@@ -105,16 +103,16 @@ async def test_b_takes_the_shown_step_as_a_and_time_moves_on_from_there(
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run())).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, seen, "colon", *"50", "enter")
+        app = await compared(pilot, until, seen, "colon", *"50", "enter")
         await pilot.press("b")
         assert "A is step 50" in seen(pilot, "#keys")
-        assert "the same moment as B" in seen(pilot, "#moments")
+        assert "the same step as B" in seen(pilot, "#moments")
         await pilot.press("right_square_bracket")
         await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "51"], "the next step")
         assert moment(seen, pilot, "A") == ["run", "50"]
-        assert "taken with b" in seen(pilot, "#moments")
+        assert "set with b" in seen(pilot, "#moments")
         await pilot.press("right_curly_bracket")
-        await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "61"], "ten steps on")
+        await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "61"], "ten steps forward")
         await pilot.press("colon", *"150", "enter")
         await until(pilot, lambda: moment(seen, pilot, "B") == ["run", "150"], "step 150")
         await pilot.press("f")
@@ -128,7 +126,7 @@ async def test_up_and_down_choose_a_layer_and_enter_opens_it(
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run())).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, seen)
+        app = await compared(pilot, until, seen)
         layers = []
         for key in ("down", "j", "down", "up", "k", "end", "home", "G", "g", "pagedown", "pageup"):
             await pilot.press(key)
@@ -147,7 +145,7 @@ async def test_the_filter_shows_only_matching_layers_and_n_goes_on(
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run())).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, seen)
+        app = await compared(pilot, until, seen)
         await pilot.press("slash", *"!l2", "enter")
         assert " L2 " not in seen(pilot, "#pairs")
         assert "/!l2" in seen(pilot, "#moved")
@@ -241,11 +239,11 @@ async def test_a_packed_log_explains_how_to_come_by_a_reference(
     async with Microscope(Fleet(packed)).run_test(size=(80, 24)) as pilot:
         await judged(pilot, until)
         await pilot.press("5")
-        await until(pilot, lambda: "unpack it" in seen(pilot, "#moments"), "the reason")
+        await until(pilot, lambda: "decompress it" in seen(pilot, "#moments"), "the reason")
         assert "b takes this step as A" in seen(pilot, "#moments")
         await pilot.press("down", "up", "enter", "escape")
         await pilot.press("5", "b")
-        await until(pilot, lambda: "the same moment as B" in seen(pilot, "#moments"), "A")
+        await until(pilot, lambda: "the same step as B" in seen(pilot, "#moments"), "A")
 
 
 @pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
@@ -255,7 +253,7 @@ async def test_hostile_names_and_a_storm_of_sizes_are_survived(
     names = ["\x1b[31m[bold]L1", "w[gate]\u202e/" + "x" * 60, "層" * 30]
     path = make_run("a\x1b[2Jb", names=names)
     async with Microscope(Fleet(path), glyphs).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until, seen)
+        app = await compared(pilot, until, seen)
         for size in [(40, 10), (10, 3), (1, 1), (300, 100), (60, 20), (72, 16), (100, 24)]:
             await pilot.resize_terminal(*size)
             await pilot.press("down", "up")
@@ -272,8 +270,8 @@ async def test_a_run_of_a_single_step_is_compared_with_itself_and_says_so(
     make_run: Make, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(make_run(steps=1))).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until, seen)
-        assert "the same moment as B" in seen(pilot, "#moments")
+        await compared(pilot, until, seen)
+        assert "the same step as B" in seen(pilot, "#moments")
         await pilot.press("left_square_bracket", "right_square_bracket", "b", "P")
 
 
@@ -282,7 +280,7 @@ async def test_a_run_that_is_replaced_gets_a_new_reference(
 ) -> None:
     path = make_run()
     async with Microscope(Fleet(path)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, seen)
+        app = await compared(pilot, until, seen)
         new = path.with_name("new")
         records = [make_header(), *(make_step(n, [balanced()] * 3, 2048) for n in range(1, 41))]
         new.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -4,29 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.course_screen import CourseScreen
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until, charts_shown, judged
+from tests.app.sitting import Seen, Until, charts_shown, opened
 
 ALL = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]
-
-
-async def opened(pilot: Pilot[None], until: Until) -> Microscope:
-    app = await judged(pilot, until)
-    await pilot.press("6")
-    await until(pilot, lambda: isinstance(app.screen, CourseScreen), "the course")
-    await pilot.pause()
-    return app
 
 
 async def test_all_charts_stand_on_one_axis_with_ticks_once(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, CourseScreen, "6")
         assert charts_shown(pilot) == ALL
         with_ticks = [n for n in ALL if "200" in seen(pilot, f"#chart-{n}").split("\n")[-1].split()]
         assert with_ticks == ["learning-rate"]
@@ -46,7 +37,7 @@ async def test_tab_z_and_e_work_as_on_the_layer_screen(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, CourseScreen, "6")
         focused = []
         for key in ("tab", "tab", "shift+tab", "shift+tab", "shift+tab"):
             await pilot.press(key)
@@ -66,7 +57,7 @@ async def test_a_small_window_names_what_it_hides_and_tab_goes_there(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, CourseScreen, "6")
         assert charts_shown(pilot)[:2] == ["loss", "balance"]
         assert "learning rate" in seen(pilot, "#hidden")
         await pilot.press("shift+tab")
@@ -78,7 +69,7 @@ async def test_the_course_follows_cursor_and_window(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, CourseScreen, "6")
         await pilot.press("colon", *"120", "enter")
         await until(pilot, lambda: "at 120" in seen(pilot, "#chart-loss"), "step 120")
         assert "│" in seen(pilot, "#chart-balance")
@@ -101,7 +92,7 @@ async def test_a_poor_log_is_shown_as_far_as_it_goes(
         steps = [one | {"loss": "NaN", "grad_norm": "NaN"} for one in steps]
     path = write_log([make_header(), *steps])
     async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, CourseScreen, "6")
         assert charts_shown(pilot) == ["loss"]
         assert "not measured" in seen(pilot, "#chart-loss")
         await pilot.press("tab", "z", "e", "z", "a", "o", "left_square_bracket")
@@ -113,7 +104,7 @@ async def test_a_run_without_router_summaries_still_has_its_loss(
 ) -> None:
     steps = [{"kind": "step", "step": n, "loss": 3.0 - n / 100} for n in range(1, 60)]
     async with Microscope(Fleet(write_log([make_header(), *steps]))).run_test() as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, CourseScreen, "6")
         assert charts_shown(pilot) == ["loss"]
 
 
@@ -121,7 +112,7 @@ async def test_a_storm_of_sizes_and_a_replaced_run_leave_a_whole_screen(
     collapsed: Path, until: Until, seen: Seen, write_log: Any, make_header: Any, make_step: Any
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, CourseScreen, "6")
         for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (80, 24)]:
             await pilot.resize_terminal(*size)
         await pilot.pause(0.1)

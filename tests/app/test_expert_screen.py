@@ -13,14 +13,12 @@ from microscope_tui.app.screens import expert_screen
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until, judged
+from tests.app.sitting import Seen, Until, opened
 
 
-async def opened(pilot: Pilot[None], until: Until, *, sampled: bool = True) -> Microscope:
+async def card(pilot: Pilot[None], until: Until, *, sampled: bool = True) -> Microscope:
     """The card of the expert farthest from fair in the first sick layer."""
-    app = await judged(pilot, until)
-    await pilot.press("a", "2", "enter")
-    await until(pilot, lambda: isinstance(app.screen, ExpertScreen), "the card")
+    app = await opened(pilot, until, ExpertScreen, "a", "2", "enter")
     if sampled:
         await until(pilot, lambda: len(series(app)), "the samples")
     await pilot.pause()
@@ -36,7 +34,7 @@ async def test_the_card_tells_load_place_share_and_where_else_it_is_dead(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         await until(pilot, lambda: "steps sampled" in seen(pilot, "#chart-load"), "the curve")
         facts = seen(pilot, "#facts")
         assert "dead since about step 1" in facts
@@ -57,7 +55,7 @@ async def test_arrows_choose_the_expert_and_stop_at_the_ends(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         await pilot.press(*["left"] * 2)
         chosen = []
         for key in ("right", "l", "down", "j", "up", "k", "h", "left", "left"):
@@ -73,7 +71,7 @@ async def test_the_card_travels_in_time_with_exact_values(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         await pilot.press("colon", *"101", "enter")
         await until(pilot, lambda: "at 101" in seen(pilot, "#chart-load"), "step 101")
         view = app.session.view(1, 1, range(0))
@@ -97,7 +95,7 @@ async def test_another_layer_of_samples_is_read_only_when_it_is_asked_for(
 
     monkeypatch.setattr(expert_screen, "samples", counted)
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         await pilot.press("right", "right", "left", "left_square_bracket", "x")
         assert [router for router, _ in asked] == [3]
         await pilot.press("plus")
@@ -109,7 +107,7 @@ async def test_the_card_without_a_layer_screen_below_it_can_be_left(
     collapsed: Path, until: Until
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         await app.action_go("expert")
         assert isinstance(app.screen, MainScreen)
         await app.action_go("expert")
@@ -126,8 +124,10 @@ async def test_a_packed_log_says_why_there_is_no_past(
     packed.write_bytes(gzip.compress(log.read_bytes()))
     log.unlink()
     async with Microscope(Fleet(packed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until, sampled=False)
-        assert "its past cannot be read: a packed log has no way back" in seen(pilot, "#chart-load")
+        await card(pilot, until, sampled=False)
+        assert "history cannot be read: compressed logs cannot be rewound" in seen(
+            pilot, "#chart-load"
+        )
         assert "too few samples to tell: 0 of 16" in seen(pilot, "#more")
         assert "dead" in seen(pilot, "#facts")
 
@@ -140,7 +140,7 @@ async def test_a_log_that_cannot_be_read_any_more_is_said(
 
     monkeypatch.setattr(expert_screen, "samples", gone)
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until, sampled=False)
+        await card(pilot, until, sampled=False)
         await until(pilot, lambda: "cannot be read" in seen(pilot, "#chart-load"), "the reason")
         assert "No such file or directory" in seen(pilot, "#chart-load")
 
@@ -151,7 +151,7 @@ async def test_a_growing_run_is_sampled_again_only_after_a_while(
     steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 321)]
     path = write_log([make_header(), *steps])
     async with Microscope(Fleet(path)).run_test(size=(80, 24)) as pilot:
-        app = await opened(pilot, until)
+        app = await card(pilot, until)
         first = series(app)
 
         def grow(since: int, until_: int) -> None:
@@ -171,7 +171,7 @@ async def test_a_storm_of_sizes_leaves_a_whole_card(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until)
+        await card(pilot, until)
         for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (80, 24)]:
             await pilot.resize_terminal(*size)
         await until(pilot, lambda: "steps sampled" in seen(pilot, "#chart-load"), "the curve")

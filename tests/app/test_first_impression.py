@@ -16,8 +16,8 @@ from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.picture import Wanted, draw
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.report.look import Measure
-from microscope_tui.report.steady import SteadyLevels
+from microscope_tui.lines.look import Measure
+from microscope_tui.lines.table.steady import SteadyLevels
 from microscope_tui.watch.fleet import Fleet
 from tests.app.sitting import Seen, Until, judged
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from microscope_tui.app.renderables import frame_cost
-from microscope_tui.app.renderables.frame_cost import costs
+from microscope_tui.app.renderables.frame_cost import cost
 from microscope_tui.app.renderables.samples import colour_samples, glyph_samples
 from microscope_tui.app.widgets.rows import TILE
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import fit
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import fit
 from microscope_tui.watch.view import view_of
 
 
@@ -22,17 +22,16 @@ def test_the_made_up_table_has_the_size_that_the_layout_gives_it(
 
 
 def test_fewer_colours_cost_less_and_an_update_is_a_fraction_of_a_frame() -> None:
-    found = costs()
-    assert list(found) == ["truecolor", "256", "16"]
-    frames = [cost.frame for cost in found.values()]
+    found = [cost(system) for system in ("truecolor", "256", "16", None)]
+    frames = [one.frame for one in found]
     assert frames == sorted(frames, reverse=True)
-    for cost in found.values():
-        assert 0 < cost.update < cost.frame / 3
-        assert cost.compressed < cost.frame / 4
+    for one in found:
+        assert 0 < one.update < one.frame / 3
+        assert one.compressed < one.frame / 4
 
 
 def test_measuring_again_gives_the_same_bytes() -> None:
-    assert costs() == costs()
+    assert cost("256") == cost("256")
 
 
 def test_samples_name_what_they_show_and_keep_to_the_alphabet() -> None:

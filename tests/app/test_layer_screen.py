@@ -4,29 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until, charts_shown, judged
-
-
-async def opened(pilot: Pilot[None], until: Until, *keys: str) -> Microscope:
-    """The layer screen, once the whole log has been read and judged."""
-    app = await judged(pilot, until)
-    await pilot.press(*(keys or ("2",)))
-    await until(pilot, lambda: isinstance(app.screen, LayerScreen), "the layer screen")
-    await pilot.pause()
-    return app
+from tests.app.sitting import Seen, Until, charts_shown, opened
 
 
 async def test_tab_goes_through_the_charts_and_back_and_names_the_value(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await opened(pilot, until, "a", "enter")
+        app = await opened(pilot, until, LayerScreen, "a", "enter")
         names = charts_shown(pilot)
         assert names == ["load", "bias", "balance", "entropy", "max-load"]
         focused = []
@@ -45,7 +35,7 @@ async def test_z_enlarges_the_chart_in_focus_and_brings_all_back(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, LayerScreen, "2")
         before = charts_shown(pilot)
         await pilot.press("tab", "tab", "z")
         await pilot.pause()
@@ -63,7 +53,7 @@ async def test_e_cycles_the_smoothing_and_says_so_in_the_titles(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(140, 40)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, LayerScreen, "2")
         weights = []
         for _ in range(3):
             await pilot.press("e")
@@ -77,7 +67,7 @@ async def test_left_and_right_move_over_the_experts_and_enter_opens_the_card(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, LayerScreen, "2")
         chosen = []
         for key in ("right", "right", "l", "left", "h", "left", "left"):
             await pilot.press(key)
@@ -97,7 +87,7 @@ async def test_enter_without_a_chosen_expert_opens_the_one_farthest_from_fair(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, "a", "enter")
+        app = await opened(pilot, until, LayerScreen, "a", "enter")
         view = app.session.view(1, 1, range(0))
         assert view is not None
         load = view.layers[3].load or ()
@@ -109,7 +99,7 @@ async def test_the_smallest_table_shows_load_and_balance_and_names_what_is_hidde
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, until, "a", "enter")
+        await opened(pilot, until, LayerScreen, "a", "enter")
         assert charts_shown(pilot) == ["load", "balance"]
         hidden = seen(pilot, "#hidden")
         assert "not shown: bias, entropy, max load" in hidden
@@ -123,7 +113,7 @@ async def test_a_window_of_time_bounds_the_curves(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, LayerScreen, "2")
         await pilot.press("plus", "plus")
         assert app.session.time.window is not None
         first, last = app.session.time.window
@@ -138,7 +128,7 @@ async def test_verdicts_that_do_not_fit_are_counted(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 16)) as pilot:
-        await opened(pilot, until, "a", "enter")
+        await opened(pilot, until, LayerScreen, "a", "enter")
         said = seen(pilot, "#evidence").split("\n")
         assert len(said) == 2
         assert "more lines" in said[-1]
@@ -164,7 +154,7 @@ async def test_a_poor_log_is_shown_as_far_as_it_goes(
             one["router"] = {}
     path = write_log([make_header(), *steps])
     async with Microscope(Fleet(path)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until)
+        app = await opened(pilot, until, LayerScreen, "2")
         for key in (
             "right",
             "tab",
@@ -193,7 +183,7 @@ async def test_resizing_in_a_storm_leaves_a_whole_screen(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, until)
+        await opened(pilot, until, LayerScreen, "2")
         for size in [(30, 6), (200, 60), (60, 20), (10, 3), (45, 11), (1, 1), (71, 24), (80, 24)]:
             await pilot.resize_terminal(*size)
         await pilot.pause(0.1)
@@ -205,7 +195,7 @@ async def test_a_run_that_is_replaced_while_open_is_shown_instead(
     collapsed: Path, until: Until, seen: Seen, write_log: Any, make_header: Any, make_step: Any
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
-        app = await opened(pilot, until, "a", "enter")
+        app = await opened(pilot, until, LayerScreen, "a", "enter")
         await pilot.press("end", *["right"] * 9)
         model = {"layers": [1], "layer_names": ["only"], "num_experts": 4}
         steps = [make_step(n, [[8] * 4], 16) for n in range(1, 20)]

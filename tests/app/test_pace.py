@@ -218,7 +218,9 @@ def test_budgets_are_read_as_people_write_them(text: str, budget: int | None) ->
 
 @pytest.mark.parametrize("text", ["0", "10", "-5k", "fast", "10 apples", "1e4", "\x1b[2Jk", "k"])
 def test_other_budgets_are_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(ValueError, match="write bytes a second from 100 up, for example 10k") as no:
+    with pytest.raises(
+        ValueError, match="write bytes per second from 100 up, for example 10k"
+    ) as no:
         budget_of(text)
     assert "\x1b" not in str(no.value)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from microscope_tui.app.picture import SCREEN_NAMES, Wanted, draw
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch import fleet, run_card, run_watch

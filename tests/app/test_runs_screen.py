@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 Make = Callable[..., Path]
 
 

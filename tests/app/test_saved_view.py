@@ -19,7 +19,7 @@ CHOSEN = SavedView(
     measure="entropy",
     palette="mono",
     order="worst",
-    filter="/L[0-9]/",
+    filter="L*",
     axis="tokens",
     smoothing=0.9,
     seen=("COLLAPSE L4 150", "DEAD L2 90"),
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_words(logs: Path, state: Pat
     state.write_text("a file where the folder should be")
     problem = save_view(logs, CHOSEN, state)
     assert problem is not None
-    assert problem.startswith(f"the view is not kept: {state}")
+    assert problem.startswith(f"view settings are not saved: {state}")
     assert load_view(logs, state) == SavedView()
 
 

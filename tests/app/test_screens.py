@@ -16,8 +16,8 @@ from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import plain
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import plain
 from microscope_tui.watch.fleet import Fleet
 
 

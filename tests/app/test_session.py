@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.app.session import Session
-from microscope_tui.report.glyphs import Glyphs
+from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.watch.fleet import Fleet
 
 

@@ -6,21 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until
-
-
-async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-    await until(pilot, lambda: app.session.watch and app.session.watch.complete, "read")
-    await until(pilot, lambda: "450 finished" in seen(pilot, "#ribbon"), "drawn")
-    await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
-    return app
+from tests.app.sitting import Seen, Until, read_until
 
 
 @pytest.mark.parametrize(
@@ -31,7 +21,7 @@ async def test_a_copy_goes_through_the_terminal(
     collapsed: Path, until: Until, seen: Seen, key: str, start: str
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("a", "right", "Y")
         assert "verdict" in seen(pilot, "#keys")
         await pilot.press(key)
@@ -57,7 +47,7 @@ async def test_a_view_is_written_here_and_never_over_another_one(
     here.mkdir()
     monkeypatch.chdir(here)
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         for number in (1, 2):
             await pilot.press(key)
             await until(pilot, lambda n=number: len(list(here.iterdir())) == n, "written")
@@ -83,9 +73,9 @@ async def test_a_folder_that_cannot_be_written_is_said(
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("microscope_tui.app.screens.out_actions.write_new", refused)
+    monkeypatch.setattr("microscope_tui.app.actions.out_actions.write_new", refused)
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("w")
         await until(pilot, lambda: "Permission denied" in seen(pilot, "#keys"), "said")
 
@@ -96,7 +86,7 @@ async def test_the_next_sitting_looks_as_the_last_one(
     keep = Preferences(remember=True)
     app = Microscope(Fleet(collapsed), preferences=keep)
     async with app.run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("a", "A", "s", "c", "x", "slash", *"L", "enter")
     again = Microscope(Fleet(collapsed), preferences=keep)
     async with again.run_test(size=(120, 40)) as pilot:
@@ -114,7 +104,7 @@ async def test_nothing_is_kept_unless_it_is_wanted(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("s")
     assert not (tmp_path / "state").exists()
 
@@ -126,7 +116,7 @@ async def test_the_bell_rings_for_a_new_critical_alert_and_only_if_asked(
     for bell in (False, True):
         app = Microscope(Fleet(collapsed), preferences=Preferences(bell=bell))
         async with app.run_test(size=(120, 40)) as pilot:
-            await ready(pilot, until, seen)
+            await read_until(pilot, until, seen, "#verdict", "CRITICAL")
             app.session.rings()
             watch = app.session.watch
             assert watch is not None
@@ -143,7 +133,7 @@ async def test_the_bell_rings_for_a_new_critical_alert_and_only_if_asked(
 async def test_own_keys_work_and_are_shown(collapsed: Path, until: Until, seen: Seen) -> None:
     own = Preferences(keymap={"layer.next": "n,down", "filter.next": "j"})
     async with Microscope(Fleet(collapsed), preferences=own).run_test(size=(120, 60)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("n", "n")
         assert app.session.selected == 2
         await pilot.press("question_mark")
@@ -153,6 +143,7 @@ async def test_own_keys_work_and_are_shown(collapsed: Path, until: Until, seen: 
 
 def test_the_copy_is_osc_52_in_a_real_terminal(terminal: Any, collapsed: Path) -> None:
     screen = terminal(collapsed)
+    screen.wait_for("450 finished")
     screen.wait_for("CRITICAL")
     screen.press("a")
     screen.wait_for("▶ L4")

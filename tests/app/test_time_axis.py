@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.renderables.charts import figure
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.chart import GUTTER, Chart, Curve
-from microscope_tui.report.chart_layout import arranged, plot_area
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import plain
-from microscope_tui.report.time_scale import TimeScale
+from microscope_tui.lines.charts.chart import GUTTER, Chart, Curve
+from microscope_tui.lines.charts.chart_layout import arranged, plot_area
+from microscope_tui.lines.charts.time_scale import TimeScale
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import plain
 from microscope_tui.watch.curve import Column
-from microscope_tui.watch.curves import Window
 from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.ribbon import column_of
 from tests.app.sitting import Until, judged
 

@@ -6,20 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.watch.fleet import Fleet
-from tests.app.sitting import Seen, Until
-
-
-async def ready(pilot: Pilot[None], until: Until, seen: Seen) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-    await until(pilot, lambda: app.session.watch and app.session.watch.complete, "read")
-    await until(pilot, lambda: "450 finished" in seen(pilot, "#ribbon"), "drawn")
-    return app
+from tests.app.sitting import Seen, Until, read_until
 
 
 class Standing:
@@ -70,7 +61,7 @@ def test_a_window_slides_along_with_the_live_run() -> None:
 
 async def test_zoom_keys_and_the_whole_run_again(collapsed: Path, until: Until, seen: Seen) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("plus", "plus")
         assert app.session.time.window == (339, 450)
         assert "339" in seen(pilot, "#ribbon")
@@ -86,7 +77,7 @@ async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 20)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("P")
         assert "playing 1 column a second   f stop   P 4 a second" in seen(pilot, "#keys")
         await pilot.press("P", "P")
@@ -105,7 +96,7 @@ async def test_a_film_runs_from_the_start_to_the_live_run_and_stops(
         assert "PAUSED" in seen(pilot, "#ribbon")
         assert "f live" in seen(pilot, "#keys")
         await pilot.press("P", "P", "P")
-        await until(pilot, lambda: app.session.time.following, "the end of the film")
+        await until(pilot, lambda: app.session.time.following, "the end of the playback")
         assert app.session.time.speed == 0
 
 
@@ -113,7 +104,7 @@ async def test_the_axis_counts_steps_run_time_or_the_clock(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        await ready(pilot, until, seen)
+        await read_until(pilot, until, seen, "#ribbon", "450 finished")
         shown = []
         for _ in range(3):
             await pilot.press("x")
@@ -125,7 +116,7 @@ async def test_the_axis_counts_steps_run_time_or_the_clock(
 
 async def test_o_goes_to_where_the_trouble_began(collapsed: Path, until: Until, seen: Seen) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await until(pilot, lambda: "CRITICAL" in seen(pilot, "#verdict"), "judged")
         await pilot.press("o")
         await until(pilot, lambda: "PAUSED" in seen(pilot, "#ribbon"), "there")
@@ -141,7 +132,7 @@ async def test_places_are_typed_as_people_think_of_them(
     collapsed: Path, until: Until, seen: Seen, typed: str, step: int
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press(
             "colon",
             *[{"%": "percent_sign", "-": "minus", ".": "full_stop"}.get(c, c) for c in typed],
@@ -153,7 +144,7 @@ async def test_places_are_typed_as_people_think_of_them(
 
 async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, seen: Seen) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
-        app = await ready(pilot, until, seen)
+        app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("colon", *"abc", "enter")
-        await until(pilot, lambda: "is no place" in seen(pilot, "#keys"), "said")
+        await until(pilot, lambda: "is not a place" in seen(pilot, "#keys"), "said")
         assert app.session.time.following

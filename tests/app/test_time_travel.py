@@ -3,21 +3,19 @@
 import gzip
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual import events
-from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.layer_screen import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, read
 
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
 Log = Callable[..., Path]
 
 
@@ -30,18 +28,6 @@ def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) ->
         return write_log([make_header(planned_steps=None), *records], name=name)  # type: ignore[no-any-return]
 
     return make
-
-
-async def read(pilot: Pilot[None], until: Until) -> Microscope:
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def ready() -> bool:
-        watch = app.session.watch
-        return watch is not None and watch.complete and isinstance(app.screen, MainScreen)
-
-    await until(pilot, ready, "the whole log")
-    return app
 
 
 def step_in(header: str) -> int:
@@ -99,7 +85,7 @@ async def test_any_number_leads_to_the_nearest_step_there_is(
         await pilot.press("colon", *typed, "enter")
         await until(pilot, lambda: step_in(seen(pilot, "#header")) == shown, str(shown))
         assert app.session.time.following == (shown == 100)
-        beyond = "is not in the log: this is the newest, 100"
+        beyond = "is not in the log: showing the newest, 100"
         if int(typed) > 100:
             await until(pilot, lambda: beyond in seen(pilot, "#keys"), "why")
         else:
@@ -178,12 +164,12 @@ async def test_a_packed_log_says_that_it_cannot_and_what_to_do(
     async with Microscope(Fleet(packed)).run_test(size=(100, 30)) as pilot:
         app = await read(pilot, until)
         await pilot.press(key)
-        assert "a packed log has no way back: unpack it" in seen(pilot, "#keys")
+        assert "compressed logs cannot be rewound: decompress it first" in seen(pilot, "#keys")
         if key == "colon":
             assert "go to step" in seen(pilot, "#keys")
             await pilot.press("5", "enter")
             await until(pilot, lambda: "go to step" not in seen(pilot, "#keys"), "the answer")
-            assert "unpack it" in seen(pilot, "#keys")
+            assert "decompress it" in seen(pilot, "#keys")
         assert step_in(seen(pilot, "#header")) == 100
         assert isinstance(app.screen, MainScreen)
         await pilot.press("down")  # the next key brings the keys back

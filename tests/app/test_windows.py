@@ -1,6 +1,5 @@
 """Windows of any size: what matters is there, what is not is said, and help can be read."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,17 @@ from textual.pilot import Pilot
 from microscope_tui.app import key_lines, keys
 from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.screens.help_screen import HelpScreen
-from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.glossary import GLOSSARY
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import plain
+from microscope_tui.lines.glossary import GLOSSARY
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import plain
 from microscope_tui.watch.fleet import Fleet
-
-Until = Callable[..., Awaitable[None]]
-Seen = Callable[[Pilot[None], str], str]
+from tests.app.sitting import Seen, Until, read
 
 
 async def ready(pilot: Pilot[None], until: Until) -> Microscope:
     """The app once the whole log has been read and shown."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-
-    def complete() -> bool:
-        watch = app.session.watch
-        return watch is not None and watch.complete and isinstance(app.screen, MainScreen)
-
-    await until(pilot, complete, "the whole log")
+    app = await read(pilot, until)
     await app.screen.redraw()
     await pilot.pause()
     return app

@@ -39,7 +39,7 @@ def test_what_the_baseline_starved_too_is_no_finding(microscope: Run, narrow: An
     done = microscope("check", run, "--baseline", before)
     assert done.returncode == 0, done.stdout
     assert "note: against the baseline before, steps 301 to 500" in done.stdout
-    assert "judged as finetune, the header says pretrain; --profile chooses another" in done.stdout
+    assert "judged as finetune, the header has pretrain; --profile chooses another" in done.stdout
 
 
 def test_an_expert_that_died_since_is_the_one_that_is_named(microscope: Run, narrow: Any) -> None:
@@ -47,7 +47,7 @@ def test_an_expert_that_died_since_is_the_one_that_is_named(microscope: Run, nar
     done = microscope("check", run, "--baseline", before.parent)
     assert done.returncode == 1, done.stdout
     assert "WARN DEAD" in done.stdout
-    assert "1 of 8 experts (1) received nothing" in done.stdout
+    assert "1 of 8 experts (1) received no tokens" in done.stdout
 
 
 def test_a_profile_that_is_asked_for_stands(microscope: Run, narrow: Any) -> None:
@@ -78,8 +78,8 @@ def test_a_baseline_that_cannot_serve_is_a_usage_error(
     headless = write_log([make_header()], name="headless")
     for path, words in (
         (tmp_path / "missing", "no such file or folder"),
-        (tmp_path / "empty", "holds no run"),
-        (tmp_path / "text", "is no run log"),
+        (tmp_path / "empty", "contains no run"),
+        (tmp_path / "text", "is not a run log"),
         (headless, "holds no step with tokens_per_expert"),
     ):
         done = microscope("check", run, "--baseline", path)

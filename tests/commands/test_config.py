@@ -21,7 +21,7 @@ from microscope_tui.commands.config import (
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis.own_limits import changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.look import Palette
 
 Run = Callable[..., Any]
 
@@ -83,23 +83,23 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[rules.DROPS\n", "is no TOML: Expected ']'"),
+        ("[rules.DROPS\n", "not valid TOML: Expected ']'"),
         ("x = 1\n[rules.DROPS]\nwarn = = 2\n", "at line 3"),
         ("[rules.DROP]\nwarn = 1\n", "[rules.DROP]: no such rule; there are METER"),
         ("[rules.DROPS]\nwarm = 1\n", "warm: no such limit; there are warn, critical"),
         ('[rules.DROPS]\nwarn = "x"\n', "give a number from 0 to 1e12, like 0.05"),
         ("[rules.DROPS]\nwarn = 0.3\n", "warn is 0.3 and critical 0.2: warn must not be above"),
-        ("rules = 3\n", "rules: is no table; write [rules.NAME]"),
-        ("[rules]\nDROPS = 3\n", "rules.DROPS: is no table; write [rules.DROPS]"),
+        ("rules = 3\n", "rules: is not a table; write [rules.NAME]"),
+        ("[rules]\nDROPS = 3\n", "rules.DROPS: is not a table; write [rules.DROPS]"),
         (
             "[rule.DROPS]\nwarn = 0.1\n",
             "rule: no such table; did you mean rules? there are [rules.",
         ),
         ("[theme]\ncolor = 1\n", "theme: no such table; there are [rules.NAME], [keys], [view]"),
         ("[drops]\nwarn = 0.1\n", "drops: no such table; write [rules.DROPS]"),
-        ('palette = "grey"\n', "palette: stands outside of any table; write it below [view]"),
-        ("keys = 3\n", "keys: is no table; write [keys] and the keys below it"),
-        ("view = 3\n", "view: is no table; write [view]"),
+        ('palette = "grey"\n', "palette: is outside any table; move it below [view]"),
+        ("keys = 3\n", "keys: is not a table; write [keys] and your keys below it"),
+        ("view = 3\n", "view: is not a table; write [view]"),
         ('[view]\npallete = "grey"\n', "[view] pallete: no such key; did you mean palette?"),
         ("[view]\nx = 1\n", "[view] x: no such key; there are palette, glyphs, color, bell"),
         (
@@ -110,8 +110,8 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("[view]\nglyphs = [1]\n", "[view] glyphs is [1]: choose one of auto, braille"),
         ("[view]\nbell = 1\n", "[view] bell is 1: write true or false"),
         ('[view]\nremember = "no"\n', "[view] remember is 'no': write true or false"),
-        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes a second from 100 up"),
-        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes a second from 100 up"),
+        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes per second from 100 up"),
+        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes per second from 100 up"),
         ("[view]\nbudget = true\n", '[view] budget is True: write bytes a second, like "10k"'),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_file_that_is_named_has_to_be_there(
     assert "no such file; name a TOML file with [rules.NAME] tables" in done.stderr
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    assert "is no UTF-8 text" in microscope("check", overflow, "--config", binary).stderr
+    assert "not UTF-8 text" in microscope("check", overflow, "--config", binary).stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.saved_view import SavedView, save_view
+from microscope_tui.app.renderables.frame_cost import cost
 from microscope_tui.commands import doctor as command
 from microscope_tui.commands.ask_terminal import ask
 from microscope_tui.commands.doctor import doctor, multiplexer
 
 Run = Callable[..., Any]
 KNOWS_SYNC = "\x1b[?2026;2$y"
-HEADINGS = ("terminal", "connection", "files", "bytes for a heatmap", "Recommended:")
+HEADINGS = ("terminal", "connection", "bytes for a heatmap", "Recommended:")
 
 
 @pytest.fixture
@@ -44,17 +44,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     return put
 
 
-def data(capsys: pytest.CaptureFixture[str], path: Path) -> Any:
-    assert doctor(path, as_json_=True) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_a_pipe_gets_plain_ascii_and_no_escape_even_in_the_c_locale(tmp_path: Path) -> None:
-    logs = tmp_path / "λογ\x1b[31m"
-    logs.mkdir()
+def test_a_pipe_gets_plain_ascii_and_no_escape_even_in_the_c_locale() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "xterm-256color"}
     done = subprocess.run(
-        [sys.executable, "-m", "microscope_tui.cli", "doctor", logs],
+        [sys.executable, "-m", "microscope_tui.cli", "doctor"],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         env=os.environ | plain | {"COLORTERM": "truecolor"},
@@ -71,7 +64,7 @@ def test_a_pipe_gets_plain_ascii_and_no_escape_even_in_the_c_locale(tmp_path: Pa
 
 
 def test_the_terminal_is_asked_shown_samples_and_left_as_it_was(play: Run, tmp_path: Path) -> None:
-    script = f"stty -g >{tmp_path}/before; $MICROSCOPE doctor {tmp_path}; stty -g >{tmp_path}/after"
+    script = f"stty -g >{tmp_path}/before; $MICROSCOPE doctor; stty -g >{tmp_path}/after"
     (screen,), code = play(
         f"{script}; cmp {tmp_path}/before {tmp_path}/after && echo as before",
         ("press", KNOWS_SYNC),
@@ -86,7 +79,6 @@ def test_the_terminal_is_asked_shown_samples_and_left_as_it_was(play: Run, tmp_p
     assert "colours      truecolor: COLORTERM=truecolor" in screen
     assert "  smooth" in screen
     assert "⣀⡠⠔⠊⠉" in screen
-    assert f"{tmp_path}: file events" in screen
     assert "nothing, all is well" in screen
 
 
@@ -171,35 +163,12 @@ def test_gnu_screen_is_recognised(programs: Any) -> None:
     assert multiplexer({"TERM": "screen"}) is None
 
 
-def test_saved_views_are_where_it_says(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_one_cost_is_that_of_the_colours_of_this_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    views = Path(data(capsys, tmp_path)["files"]["views"])
-    if tmp_path not in views.parents:
-        pytest.skip("this system keeps state elsewhere")
-    assert save_view(tmp_path, SavedView(layer="one")) is None
-    assert [path.suffix for path in views.iterdir()] == [".json"]
-
-
-@pytest.mark.parametrize(
-    ("path", "reason"), [("absent", "no such file or folder"), ("-", "a pipe is read as it comes")]
-)
-def test_what_cannot_be_watched_has_a_reason(
-    capsys: pytest.CaptureFixture[str], path: str, reason: str
-) -> None:
-    files = data(capsys, Path(path))["files"]
-    assert (files["mode"], files["reason"]) == ("", reason)
-
-
-def test_a_file_system_that_hangs_does_not_make_the_doctor_hang(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from threading import Event
-
-    answered = Event()
-    monkeypatch.setattr(command.FileEvents, "start", lambda _: answered.wait(30))
-    monkeypatch.setattr(command, "_WATCH_S", 0.02)
-    files = data(capsys, tmp_path)["files"]
-    answered.set()
-    assert files["reason"].startswith("the file system has not answered")
+    monkeypatch.delenv("COLORTERM", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "screen-256color")
+    assert doctor(as_json_=True) == 0
+    (measured,) = json.loads(capsys.readouterr().out)["costs"].items()
+    assert (measured[0], measured[1]["frame"]) == ("256", cost("256").frame)

@@ -113,7 +113,7 @@ def test_a_path_that_cannot_come_is_not_waited_for(follow: Follow, tmp_path: Pat
     (tmp_path / "text").write_text("just a text\n")
     code, _, err = follow(tmp_path / "text").end()
     assert code == 3
-    assert "is no run log" in err
+    assert "is not a run log" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -126,7 +126,7 @@ def test_ended_from_outside_it_reports_the_verdict_so_far(
     following.process.send_signal(number)
     code, out, _ = following.end()
     assert code == 2
-    assert "note: the following was ended from outside: the run may go on" in out
+    assert "note: interrupted; the run may still be in progress" in out
 
 
 def test_ended_from_outside_before_there_was_a_run_there_is_no_verdict(
@@ -165,7 +165,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_goes_on(
     with collapse.path.open("ab", buffering=0) as file:
         file.write(end_by_signal(last))
         following = follow(collapse.path)
-        following.wait_for("has stopped, waiting up to 600 s for it to go on (--wait 0 does not)")
+        following.wait_for("has stopped, waiting up to 600 s for it to resume")
         file.write(again[:40])
         time.sleep(0.6)
         file.write(again[40:])
@@ -175,7 +175,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_goes_on(
     code, out, _ = following.end()
     assert code == 2
     assert "CRITICAL at step 450 (stopped)" in out
-    assert "in vain" not in out
+    assert "did not resume" not in out
 
 
 def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
@@ -186,16 +186,16 @@ def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
         file.write(end_by_signal(450))
     code, out, err = follow(collapse.path, "--wait", "1").end()
     assert code == 2
-    assert f"{collapse.path}: has stopped, waiting up to 1 s for it to go on" in err
+    assert f"{collapse.path}: has stopped, waiting up to 1 s for it to resume" in err
     assert "CRITICAL at step 450 (stopped)" in out
-    assert "note: waited 1 s in vain for the run to go on" in out
+    assert "note: waited 1 s; the run did not resume" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--follow", "--wait", "-1"), "--wait -1: write seconds, 0 for none"),
-        (("--wait", "9"), "--wait 9 waits for a run to go on: add --follow"),
+        (("--wait", "9"), "--wait 9 waits for a run to resume: add --follow"),
         (("--wait", "9", "--format-only"), "leave --wait out"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_pipe_is_checked_under_the_name_of_the_standard_input(
 
 
 def test_what_is_not_there_exits_with_three_and_one_line(microscope: Run, tmp_path: Path) -> None:
-    for path, words in (("missing", "No such file"), (".", "holds no *.jsonl")):
+    for path, words in (("missing", "No such file"), (".", "contains no *.jsonl")):
         done = microscope("check", "--format-only", tmp_path / path)
         assert done.returncode == 3
         assert words in done.stdout + done.stderr
@@ -112,4 +112,4 @@ def test_options_that_judge_a_run_do_not_go_with_it(
 ) -> None:
     done = microscope("check", sound, "--format-only", *option)
     assert done.returncode == 64
-    assert f"--format-only judges no run: leave {option[0]} out" in done.stderr
+    assert f"--format-only does not judge runs: remove {option[0]} out" in done.stderr

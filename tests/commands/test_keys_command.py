@@ -7,7 +7,7 @@ from textual.binding import Binding
 
 from microscope_tui.app import keys
 from microscope_tui.app.keymap import keymap_of
-from microscope_tui.commands.keys import as_json, as_text, keys_command
+from microscope_tui.commands.keys import keys_command, keys_json, keys_text
 
 HELP = Binding("question_mark,comma", "help", "help", id="app.help")
 SCREENS = {
@@ -48,7 +48,7 @@ def test_the_same_as_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_printed_can_be_written_into_the_config_file() -> None:
-    for screen in as_json(SCREENS)["screens"]:
+    for screen in keys_json(SCREENS)["screens"]:
         table = {one["id"]: ",".join(one["keys"]) for one in screen["bindings"]}
         mine = keymap_of(table, SCREENS)
         for binding in SCREENS[screen["screen"]]:
@@ -57,8 +57,8 @@ def test_what_is_printed_can_be_written_into_the_config_file() -> None:
 
 
 def test_a_screen_without_keys_is_only_a_name() -> None:
-    assert as_text({"empty": []}) == "empty screen"
-    assert as_text({}) == ""
+    assert keys_text({"empty": []}) == "empty screen"
+    assert keys_text({}) == ""
 
 
 def test_the_real_keys_are_printed_too(

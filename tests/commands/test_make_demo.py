@@ -34,7 +34,7 @@ TOOLS = (
     "env",
 )
 SHOWN = "outer collapse"
-STOPPING = "stopping the trainer, writing a checkpoint"
+STOPPING = "stopping the trainer and writing a checkpoint"
 TERMINALS = ["no tmux", "inside tmux", "fake tmux", "tmux"]
 
 Play = Callable[..., tuple[list[str], int | None]]
@@ -135,7 +135,7 @@ def test_q_stops_the_trainer_and_gives_the_terminal_back(
     screens, code = play(
         f"stty -g >'{house.folder}/before'; {house.command()}; code=$?; "
         f"stty -g >'{house.folder}/after'; exit $code",
-        ("wait", SHOWN), ("see", ""), ("press", "q"), ("wait", STOPPING), ("wait", "let it write"),
+        ("wait", SHOWN), ("see", ""), ("press", "q"), ("wait", STOPPING), ("wait", "generate text"),
         ("see", ""), ("end", ""), columns=120, rows=40,
     )  # fmt: skip
     assert code == 0

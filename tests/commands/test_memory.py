@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bulk import write_bulk
 from microscope_tui.console import memory_bytes
-from microscope_tui.scenarios.bulk import write_bulk
 
 Run = Callable[..., Any]
 

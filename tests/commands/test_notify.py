@@ -77,7 +77,7 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started(
     begun = time.monotonic()
     sent(f"(sleep 20; touch '{tmp_path}/late') & wait", {"a": 1}, timeout_s=0.2)
     assert time.monotonic() - begun < 10
-    assert any("ran for more than 0 s and was ended" in line for line in said(capfd))
+    assert any("ran for more than 0 s and was killed" in line for line in said(capfd))
 
 
 def test_a_command_that_does_not_read_its_input_holds_nobody_up(tmp_path: Path) -> None:
@@ -102,4 +102,4 @@ def test_a_flood_of_alerts_is_cut_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(notify, "_MOST_WAITING", 3)
     sent("sleep 0.3", *({"n": n} for n in range(9)), at_once=1)
-    assert len([line for line in said(capfd) if "more than 3 alerts wait" in line]) == 1
+    assert len([line for line in said(capfd) if "more than 3 alerts are queued" in line]) == 1

@@ -87,13 +87,13 @@ def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
     run.append(end(reason))
     assert not run.is_over()
     assert capsys.readouterr().err == (
-        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to go on "
+        f"moe-microscope: {log}: has stopped, waiting up to 600 s for it to resume "
         "(--wait 0 does not)\n"
     )
     assert not run.is_over(after_s=599)
     assert not run.patience.remarks
     assert run.is_over(after_s=1)
-    assert run.patience.remarks == ("waited 600 s in vain for the run to go on",)
+    assert run.patience.remarks == ("waited 600 s; the run did not resume",)
     assert capsys.readouterr().err == ""
 
 
@@ -166,6 +166,28 @@ def test_a_log_that_was_replaced_is_another_one(
     log.unlink()
     write_log([make_header(run="another"), *(step(n) for n in range(1, 5)), end("signal", 4)])
     assert run.is_over()
+
+
+def test_a_deleted_log_is_waited_for_and_then_over(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed = Followed(log, wait_s=60)
+    assert not followed.is_over()
+    log.unlink()
+    assert not followed.is_over()
+    assert "was deleted, waiting up to 60 s" in capsys.readouterr().err
+    assert not followed.is_over(after_s=59)
+    assert followed.is_over(after_s=2)
+    assert "did not resume" in followed.patience.remarks[0]
+
+
+def test_a_log_that_is_deleted_while_it_is_followed_is_over(log: Path, step: Any) -> None:
+    followed = Followed(log)
+    assert not followed.is_over()
+    followed.append(step(21))
+    assert not followed.is_over()
+    log.unlink()
+    assert followed.is_over()
 
 
 def test_an_archive_is_written_no_more(log: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_pipe_that_goes_on_is_followed_and_its_end_is_said(play: Play, collaps
         ("wait", "pipe ended"),
         ("see", ""),
         ("press", "["),
-        ("wait", "a pipe has no way back without a spool"),
+        ("wait", "a pipe cannot be rewound without a spool"),
         ("press", "r"),
         ("wait", "the pipe has ended"),
         ("wait", "collapse-0  open"),
@@ -246,14 +246,14 @@ def test_a_silent_pipe_is_waited_on(play: Play, tmp_path: Path) -> None:
         ("wait", "q quit"),
         ("see", ""),
     )
-    assert "waiting for the first step on the standard input" in screens[0]
+    assert "waiting for the first step on standard input" in screens[0]
 
 
 @pytest.mark.parametrize("writer", ["true", "echo hello"])
 def test_a_pipe_that_ended_without_a_step_is_not_waited_on(play: Play, writer: str) -> None:
     screens, code = play(
         f"{writer} | $MICROSCOPE -",
-        ("wait", "the standard input has ended without a step"),
+        ("wait", "standard input ended without a step"),
         ("wait", "q quit"),
         ("see", ""),
         ("press", "q"),

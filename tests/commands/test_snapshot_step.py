@@ -87,7 +87,7 @@ def test_what_cannot_be_read_twice_says_why_and_still_shows_its_last_step(
     archive = microscope("snapshot", packed, "--step", 100)
     pipe = microscope("snapshot", "-", "--step", 100, given=log)
     assert (archive.returncode, pipe.returncode) == (3, 3)
-    assert "unpack it" in archive.stderr
+    assert "decompress it" in archive.stderr
     assert "a pipe cannot be read twice" in pipe.stderr
     assert shown(microscope("snapshot", packed, "--step", 450).stdout) == 450
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
@@ -51,7 +52,7 @@ def test_a_collapse_is_told_in_three_lines() -> None:
         ({"method": "bias", "bias_update_rate": 0.01}, "raise bias_update_rate from 0.01 to 0.03"),
         ({"method": "bias", "bias_update_rate": 0.0}, "set bias_update_rate above zero"),
         ({"method": "aux", "aux_weight": 0.002}, "raise aux_weight from 0.002 to 0.006"),
-        ({"method": "none"}, "switch a balancing method on"),
+        ({"method": "none"}, "enable a balancing method"),
         ({}, "strengthen the load balancing"),
     ],
 )
@@ -80,9 +81,9 @@ def test_an_evaluation_is_not_told_to_train_otherwise(balance: Any) -> None:
     [
         ({"method": "bias", "bias_update_rate": 0.02}, "lower bias_update_rate from 0.02 to 0.01"),
         ({"method": "bias"}, "lower bias_update_rate, or average"),
-        ({"method": "none"}, "no balancing is on that could overshoot"),
-        ({"method": "quantile"}, "if a balancing acts on these layers, weaken"),
-        ({}, "if a balancing acts on these layers, weaken"),
+        ({"method": "none"}, "no enabled balancing could overshoot"),
+        ({"method": "quantile"}, "if these layers are balanced, weaken"),
+        ({}, "if these layers are balanced, weaken"),
     ],
 )
 def test_only_a_balancing_that_is_there_is_weakened(balance: Any, remedy: str) -> None:

@@ -11,9 +11,9 @@ import pytest
 from microscope_tui import measures
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
-from microscope_tui.diagnosis.circumstances import WRONG_SIGN
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.rules.lint import WRONG_SIGN
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios.synthetic import draw_counts

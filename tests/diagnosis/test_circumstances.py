@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding, group
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.runlog.records import RouterInfo, RunRecord
 
@@ -94,7 +95,7 @@ def test_re_initialising_and_going_back_are_alternatives() -> None:
     [
         (1, [], "start again."),
         (1, [0, 100], "start again."),
-        (40, [0, 100], "start again (no other checkpoint is from before step 40)."),
+        (40, [0, 100], "start again (no checkpoint is older than step 40)."),
         (40, [100], "go back to before step 40 (the log has no checkpoint that old)."),
         (40, [], "go back to before step 40."),
         (140, [0, 100, 200], "go back to before step 140 (a checkpoint was written at 100)."),
@@ -168,7 +169,7 @@ def test_a_rate_that_makes_the_load_swing_is_not_raised(rule: str) -> None:
     known: dict[str, Any] = {"severity": Severity.WARN, "facts": {}}
     swing, sick = episode("OSCILLATION", 880, **known), episode(rule, 900, **known)
     words = advice_of([swing, sick])[rule].next
-    assert words == "Stop the swing first (see OSCILLATION): stronger balancing would feed it."
+    assert words == "Stop the swing first (see OSCILLATION): stronger balancing would amplify it."
     elsewhere = advice_of([sick, episode("OSCILLATION", 880, 4, **known)])[rule].next
     over = advice_of([sick, episode("OSCILLATION", 700, recovered_at=800, **known)])[rule].next
     assert elsewhere.startswith("Raise bias_update_rate from 0.001")

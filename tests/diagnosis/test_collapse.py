@@ -9,7 +9,8 @@ import pytest
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import group, overall
+from microscope_tui.diagnosis.episodes import overall
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.scenarios.synthetic import draw_counts

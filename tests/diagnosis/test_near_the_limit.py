@@ -7,7 +7,8 @@ import pytest
 
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from tests.diagnosis.conftest import without_expert
 

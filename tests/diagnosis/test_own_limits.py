@@ -117,5 +117,5 @@ def test_relations_hold_between_the_new_values_whatever_the_old_ones_were() -> N
 
 
 def test_a_rule_that_stands_there_twice_is_refused() -> None:
-    with pytest.raises(BadLimit, match="COLLAPSE stands there twice"):
+    with pytest.raises(BadLimit, match="COLLAPSE is defined twice"):
         changed_limits({"COLLAPSE": {"warn": 0.3}, "collapse": {"warn": 0.2}})

@@ -8,10 +8,11 @@ import pytest
 
 from microscope_tui.diagnosis.advice import Advice, advise
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.report.alert_detail import unfolded
-from microscope_tui.report.alert_list import Entry, Standing
+from microscope_tui.lines.pages.alert_detail import unfolded
+from microscope_tui.lines.pages.alert_list import Entry, Standing
 from microscope_tui.report.check_json import finding_json
 from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 
@@ -82,8 +83,8 @@ def test_experts_that_came_back_are_not_listed_as_without_tokens(
 
     said = told(judge([make_header(), *steps(1, 800, sick)]), "DEAD")
     worst, _, now = said.why.partition(" Now ")
-    assert "2 of 8 experts (3, 6) received nothing" in worst
-    assert "1 of 8 experts (3) received nothing" in now
+    assert "2 of 8 experts (3, 6) received no tokens" in worst
+    assert "1 of 8 experts (3) received no tokens" in now
 
 
 def test_other_experts_that_rest_now_are_no_number_of_the_dead_ones(
@@ -94,7 +95,7 @@ def test_other_experts_that_rest_now_are_no_number_of_the_dead_ones(
         return without_expert(row, 6) if n < 450 else row
 
     said = told(judge([make_header(), *steps(1, 199), *steps(200, 468, sick)]), "DEAD")
-    assert "2 of 8 experts (3, 6) received nothing" in said.why
+    assert "2 of 8 experts (3, 6) received no tokens" in said.why
     assert "nothing for at least 2" in said.why  # steps: since 200, at least to 440
     assert "0 of 8" not in said.why
     assert said.why.endswith("Now (step 464): within the limits.")

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.episodes import CAUSES_FIRST
 from microscope_tui.diagnosis.saved import restore, save
 from microscope_tui.diagnosis.standing import Pending, gathering, pending, warm_up_left
 from microscope_tui.runlog.records import RouterInfo
@@ -152,7 +150,3 @@ def test_a_healthy_run_gathers_no_evidence(
     path = scenario(scenario_name, routers=3, steps=200) / "metrics.jsonl"
     assert pending(open_log(path).diagnosis) == []
     assert gathering([], []) == ""
-
-
-def test_every_rule_has_its_place_in_the_order_of_causes() -> None:
-    assert sorted(CAUSES_FIRST) == sorted(RULES)

@@ -20,14 +20,14 @@ from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.pages.run_list import fit_list, run_heads, run_line
+from microscope_tui.lines.spans import plain as text_of
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report import format_check
 from microscope_tui.report.check import Demand, judge
-from microscope_tui.report.check_json import as_json
-from microscope_tui.report.check_text import as_text
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.run_list import fit_list, run_heads, run_line
-from microscope_tui.report.snapshot import snapshot_text
-from microscope_tui.report.spans import plain as text_of
+from microscope_tui.report.check_json import verdict_json
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.reader import RunReader, StepEntry
@@ -159,8 +159,8 @@ def everything_else(watch: RunWatch, path: Path, rng: random.Random) -> None:
     verdict(watch, path, rng)
     run_list(path.parent, path)
     report = format_check.check_format(path)
-    harmless(format_check.as_text(report))
-    json.dumps(format_check.as_json(report), allow_nan=False)
+    harmless(format_check.format_text(report))
+    json.dumps(format_check.format_json(report), allow_nan=False)
     if format_check.exit_code(report) not in (0, 3):
         raise Hurt(f"format check ends with {format_check.exit_code(report)}")
     run_watch._ALONG_BYTES = rng.choice([-1, 48 << 20])
@@ -184,7 +184,7 @@ def other_ways(watch: RunWatch, log: bytes, rng: random.Random) -> None:
     broken = RunWatch(replace(watch.file, path=packed))
     broken.read_all()
     look(broken, rng)
-    harmless(format_check.as_text(format_check.check_format(packed)))
+    harmless(format_check.format_text(format_check.check_format(packed)))
     packed.unlink()
     reading, writing = os.pipe()
     try:
@@ -224,11 +224,11 @@ def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
     judgement = judge(watch.file, demand)
     if judgement.exit_code not in (0, 1, 2, 3):
         raise Hurt(f"exit code {judgement.exit_code}")
-    text = as_text(judgement)
+    text = verdict_text(judgement)
     harmless(text)
     for glyphs in Glyphs:
         harmless(spelled(text, glyphs))
-    report = json.dumps(as_json([judgement]), allow_nan=False, ensure_ascii=False)
+    report = json.dumps(verdict_json([judgement]), allow_nan=False, ensure_ascii=False)
     harmless(report)
 
 

@@ -53,7 +53,7 @@ def history_of(history: History | None) -> Any:
     """Rows and curves of a history."""
     if history is None:
         return None
-    history.settle()
+    history.commit()
     curves = {
         name: [plain([curve.fine.low, curve.fine.mean, curve.fine.high]) for curve in router]
         for name, router in history._curves.items()

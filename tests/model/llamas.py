@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from moe_model.command import run_command
 from moe_model.pretrained_tokenizer import character_files
@@ -28,14 +28,22 @@ SHAPE = {
 }
 
 
-def random_llama(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
-    """Weights large enough that nothing hides in the rounding or below the eps of a norm."""
-    llama = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **fields})).eval()
+def random_llama(seed: int = 0, kind: str = "llama", **fields: Any) -> Any:
+    """Weights large enough that nothing hides in the rounding or below the eps of a norm.
+
+    Args:
+        seed: Of the weights.
+        kind: Its model type in transformers.
+        fields: Of its config, where they differ.
+    """
+    config = AutoConfig.for_model(kind, **{**SHAPE, **fields})
+    attention = SHAPE["attn_implementation"]
+    llama = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in llama.named_parameters():
             parameter.normal_(std=1.0 if "embed" in name else 0.15, generator=generator)
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 and not name.endswith(".bias"):
                 parameter += 1
     return llama
 
@@ -69,7 +77,7 @@ def trained_llama(steps: int = 80) -> LlamaForCausalLM:
     return llama.eval()
 
 
-def save(llama: LlamaForCausalLM, folder: Path, **how: Any) -> None:
+def save(llama: Any, folder: Path, **how: Any) -> None:
     """Save ``llama`` with a tokenizer of the characters of the text that comes with Python."""
     llama.save_pretrained(folder, **how)
     for name, content in character_files("".join(sorted(set(python_docs("--text"))))).items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 from transformers.utils import logging
 
@@ -42,11 +42,28 @@ YARN = {
 }  # fmt: skip
 """Sequences of 24 tokens go beyond the original length."""
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+"""Of four pairs one stays as it is, one is between, and two are slowed down by the whole factor."""
+
 
 def their_model(seed: int = 0, **fields: Any) -> DeepseekV3ForCausalLM:
     """Random weights, large enough that nothing hides in the rounding."""
-    config = {"num_key_value_heads": SHAPE["num_attention_heads"], **SHAPE, **fields}
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**config)).eval()
+    return of_type("deepseek_v3", seed, **fields)
+
+
+def of_type(model_type: str, seed: int = 0, **fields: Any) -> Any:
+    """The same of another model type; what its config does not know is not said."""
+    shape = SHAPE
+    if model_type == "deepseek_v2":
+        unknown = {"n_group", "topk_group", "routed_scaling_factor"}
+        shape = {name: value for name, value in SHAPE.items() if name not in unknown}
+    if model_type == "glm4_moe_lite":
+        shape = {name: value for name, value in SHAPE.items() if name != "first_k_dense_replace"}
+    config = {"num_key_value_heads": SHAPE["num_attention_heads"], **shape, **fields}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config)).eval()
     fill(model, seed)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moe_model.balance import bias_rate_at, update_expert_bias
-from moe_model.generate import generate
 from moe_model.model import LanguageModel
 from moe_model.readings import RouterReport
+from moe_model.sampling import generate
 
 MakeModel = Callable[..., LanguageModel]
 

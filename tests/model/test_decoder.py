@@ -120,7 +120,7 @@ def test_a_full_cache_says_what_fits(make_model: MakeModel, ids_BS: Tensor) -> N
     cache = LatentCache(model.config, 4, 20)
     with torch.no_grad():
         model(ids_BS[:, :15], cache=cache)
-        with pytest.raises(ValueError, match="holds 20 tokens, 15 of them used, and 9 more"):
+        with pytest.raises(ValueError, match="holds 20 tokens, 15 of them used: 9 more"):
             model(ids_BS[:, 15:], cache=cache)
     assert cache.used == 15
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moe_model import experts as experts_module
 from moe_model.config import ModelConfig
 from moe_model.experts import Experts
+from moe_model.fused import _row_blocks
 
 T, K = 33, 2
 
@@ -150,3 +153,56 @@ def test_output_of_a_token_does_not_depend_on_the_others(
     skewed[1:] = torch.tensor([0, 1])
     first, second = experts(x_TD, ids_TK, weights_TK)[0], experts(x_TD, skewed, weights_TK)[0]
     torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)
+
+
+# ---- what pays on a GPU, without one ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "grouped"),
+    [
+        ((9, 0), torch.bfloat16, True),
+        ((10, 0), torch.bfloat16, True),
+        ((8, 0), torch.bfloat16, False),
+        ((9, 0), torch.float16, False),
+        ((9, 0), torch.float32, False),
+    ],
+)
+def test_a_gpu_groups_only_where_it_has_one_kernel_for_all_experts(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, grouped: bool
+) -> None:
+    """Elsewhere torch runs the experts in turn inside the grouped product, and waits for each."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    with FakeTensorMode():
+        x_PD = torch.empty(4096, 64, dtype=dtype, device="cuda:0")
+        weights = [torch.empty(4, 64, 64, dtype=dtype, device="cuda:0") for _ in range(2)]
+        assert experts_module._grouped_is_better(x_PD, *weights) is grouped
+
+
+def test_only_a_cpu_reads_a_feed_forward_in_blocks() -> None:
+    blocks = {
+        device: [len(block) for (block,) in _row_blocks(torch.empty(1200, 4, device=device))]
+        for device in ("cpu", "meta")
+    }
+    assert blocks == {"cpu": [512, 512, 176], "meta": [1200]}
+    assert [len(block) for (block,) in _row_blocks(torch.empty(0, 4, device="meta"))] == [0]
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_row_counts_compile_nothing_anew(
+    make_config: Callable[..., ModelConfig], dtype: torch.dtype
+) -> None:
+    """Row counts as Python numbers would be other constants of the graph in every step."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    experts = make_experts(make_config(), dtype)
+    experts.compile(backend=counter)
+    compiled = []
+    for seed in range(4):
+        ids_TK = torch.randint(0, 8, (T, K), generator=torch.Generator().manual_seed(seed))
+        x_TD = torch.randn(T, experts.down_proj.shape[1]).to(dtype)
+        experts(x_TD, ids_TK, torch.rand(T, K)).float().sum().backward()
+        compiled.append(counter.frame_count)
+    assert compiled[0] > 0
+    assert len(set(compiled)) == 1, compiled

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from moe_model.command import run_command
 from moe_model.fresh_folder import write_tensors
-from moe_model.generate import Sampler, app, generate, pick, pieces
+from moe_model.generate import app, pieces
 from moe_model.model import LanguageModel
 from moe_model.plain_text import REPLACEMENT
+from moe_model.sampling import Sampler, SamplingRules, generate
 from moe_model.store import WEIGHTS, write_description
 from moe_model.tokenizer import CharTokenizer
 
@@ -73,7 +74,7 @@ def test_every_token_is_that_of_reading_everything_again(
     for _ in range(20):
         with torch.no_grad():
             logits_V = model(torch.tensor([ids])).logits_BSV[0, -1]
-        ids.append(pick(logits_V, temperature, 0.95, generator))
+        ids.append(SamplingRules(temperature).pick(logits_V, ids, generator))
     options = {"max_new_tokens": 20, "temperature": temperature, "seed": 3}
     assert ids[24:] == generate(model, ids_BS[0], **options)
 
@@ -111,7 +112,7 @@ def test_the_token_that_ends_a_text_ends_it(
     text = generate(model, torch.tensor([1, 2]), **options)
     end = text[25]
     before = text[: text.index(end)]
-    assert generate(model, torch.tensor([1, 2]), stop_at=end, **options) == before
+    assert generate(model, torch.tensor([1, 2]), stop_at=(97, end), **options) == before
     assert model.training
 
 
@@ -139,7 +140,8 @@ def test_a_diverged_model_says_so(make_model: Callable[..., LanguageModel]) -> N
 
 def test_a_tiny_temperature_takes_the_likeliest() -> None:
     generator = torch.Generator().manual_seed(0)
-    assert pick(torch.tensor([90.0, 91.0, 89.0]), 1e-40, 1.0, generator) == 1
+    rules = SamplingRules(1e-40, top_p=1.0)
+    assert rules.pick(torch.tensor([90.0, 91.0, 89.0]), [], generator) == 1
 
 
 def test_a_model_without_multi_token_prediction_cannot_draft(
@@ -169,16 +171,18 @@ class Bytes:
 
 
 def test_empty_prompt_is_refused(make_model: Callable[..., LanguageModel]) -> None:
-    with pytest.raises(ValueError, match="give at least one"):
+    with pytest.raises(ValueError, match="it needs at least one"):
         generate(make_model(), torch.empty(0, dtype=torch.int64), max_new_tokens=1)
 
 
 def test_only_the_nucleus_is_sampled() -> None:
     logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
-    drawn = {pick(logits_V, 1.0, 0.75, generator) for _ in range(200)}
+    rules = SamplingRules(1.0, top_p=0.75)
+    drawn = {rules.pick(logits_V, [], generator) for _ in range(200)}
     assert drawn == {0, 1}
-    assert {pick(logits_V, 1.0, 1e-6, generator) for _ in range(20)} == {0}
+    rules = SamplingRules(1.0, top_p=1e-6)
+    assert {rules.pick(logits_V, [], generator) for _ in range(20)} == {0}
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))

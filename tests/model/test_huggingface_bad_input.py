@@ -53,7 +53,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda t: t.pop(EXPERT), f"{EXPERT} (24, 32) is missing"),
         (
             lambda t: t.update({EXPERT: torch.zeros(24, 31)}),
-            f"{EXPERT} has shape (24, 31), but config.json makes it (24, 32)",
+            f"{EXPERT} has shape (24, 31), but config.json requires (24, 32)",
         ),
         (
             lambda t: t.update({"model.layers.7.mlp.bias": torch.zeros(3)}),
@@ -67,7 +67,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
             lambda t: t.update({EXPERT: torch.zeros(24, 32, dtype=torch.int8)}),
             f"{EXPERT} is torch.int8: only fp32",
         ),
-        (lambda t: t[EXPERT].fill_(float("nan")), f"{EXPERT} holds NaN or infinity"),
+        (lambda t: t[EXPERT].fill_(float("nan")), f"{EXPERT} contains NaN or infinity"),
         (lambda t: t.pop("lm_head.weight"), "lm_head.weight (97, 32) is missing"),
     ],
     ids=["missing", "misshapen", "extra", "scale of nothing", "int8", "NaN", "head"],
@@ -85,9 +85,12 @@ def test_a_wrong_tensor_is_named(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": ["DeepseekV2ForCausalLM"]}, "only DeepseekV3ForCausalLM can be"),
+        (
+            {"architectures": ["KimiLinearForCausalLM"]},
+            "only DeepseekV3ForCausalLM, DeepseekV2ForCausalLM and Glm4MoeLiteForCausalLM can be",
+        ),
         ({"architectures": None, "model_type": "llama"}, "model_type='llama'"),
-        ({"attention_bias": True}, "attention_bias=True is not supported: only False is"),
+        ({"attention_bias": True}, "layers.0.self_attn.kv_a_proj_with_mqa.bias (24,) is missing"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"moe_layer_freq": 2}, "moe_layer_freq=2"),
         ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
@@ -114,13 +117,13 @@ def test_a_wrong_tensor_is_named(
         ({"num_nextn_predict_layers": 10**9}, "num_nextn_predict_layers=1000000000"),
         ({"n_routed_experts": 10**9}, "model.layers.1.mlp.gate.weight has shape (16, 32), but"),
         ({"hidden_size": 10**12}, "model.embed_tokens.weight has shape (97, 32), but"),
-        ({"hidden_size": 2**62}, "a model that no memory holds"),
-        ({"hidden_size": 10**30}, "a model that no memory holds"),
+        ({"hidden_size": 2**62}, "a model too large for any memory"),
+        ({"hidden_size": 10**30}, "a model too large for any memory"),
         ({"rope_scaling": [4]}, "rope_scaling=[4] is neither an object nor null"),
         ({"rope_theta": 9.0}, "rope_theta=10000.0 contradicts rope_theta=9.0"),
         (
-            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-            "rope_type='llama3' is not supported",
+            {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            "rope_type='linear' is not supported: only default, yarn and llama3 are",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 4}},
@@ -156,8 +159,8 @@ def test_a_wrong_field_is_named(
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"[]", "holds no JSON object"),
-        (None, "'config.json' is missing"),
+        (b"[]", "is not a JSON object"),
+        (None, "'config.json' is missing or not a file"),
     ],
 )
 def test_a_config_that_is_none_is_refused(
@@ -172,20 +175,20 @@ def test_a_config_that_is_none_is_refused(
 def test_a_source_that_is_no_folder_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "config.json is no folder" in refused(folder / "config.json", capsys)
-    assert "elsewhere is no folder" in refused(tmp_path / "elsewhere", capsys)
+    assert "config.json is not a folder" in refused(folder / "config.json", capsys)
+    assert "elsewhere is not a folder" in refused(tmp_path / "elsewhere", capsys)
 
 
 def test_a_pickle_is_not_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").unlink()
-    assert "holds neither model.safetensors nor" in refused(folder, capsys)
+    assert "has neither model.safetensors nor" in refused(folder, capsys)
 
     class Bomb:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
             return os.mkdir, (str(folder.parent / "exploded"),)
 
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    assert "holds pytorch_model.bin and no safetensors" in refused(folder, capsys)
+    assert "has pytorch_model.bin but no safetensors" in refused(folder, capsys)
 
 
 def test_damaged_shards_are_refused(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,11 +203,11 @@ def test_damaged_shards_are_refused(sharded: Path, capsys: pytest.CaptureFixture
         struct.pack("<Q", len(huge)) + huge.encode(),
     ):
         shard.write_bytes(damaged)
-        assert f"{shard} is no safetensors file, or was cut short" in refused(sharded, capsys)
+        assert f"{shard} is truncated or not a safetensors file" in refused(sharded, capsys)
     shard.unlink()
     assert f"{shard.name!r} is missing" in refused(sharded, capsys)
     os.mkfifo(shard)
-    assert f"{shard.name!r} is missing, or no file" in refused(sharded, capsys)
+    assert f"{shard.name!r} is missing or not a file" in refused(sharded, capsys)
 
 
 def test_a_tensor_in_two_shards_is_refused(
@@ -212,7 +215,7 @@ def test_a_tensor_in_two_shards_is_refused(
 ) -> None:
     first, second = sorted(sharded.glob("*.safetensors"))[:2]
     second.write_bytes(first.read_bytes())
-    assert f"{second} repeats " in refused(sharded, capsys)
+    assert f"{second} contains " in refused(sharded, capsys)
 
 
 NO_NAMES = ("a\0b", "loop", "long" * 100)
@@ -235,7 +238,7 @@ def test_an_index_leads_to_no_other_folder(
     index = json.loads(path.read_text())
     index["weight_map"]["lm_head.weight"] = name
     path.write_text(json.dumps(index))
-    said = "leads out of the folder" if name not in NO_NAMES else "is missing, or no file"
+    said = "is outside the folder" if name not in NO_NAMES else "is missing or not a file"
     assert f"{name!r} {said}" in refused(sharded, capsys)
 
 
@@ -247,7 +250,7 @@ def test_an_index_that_is_none_is_refused(
     content: bytes, sharded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (sharded / "model.safetensors.index.json").write_bytes(content)
-    assert "is no index of safetensors files" in refused(sharded, capsys)
+    assert "is not an index of safetensors files" in refused(sharded, capsys)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -261,7 +264,7 @@ def test_a_link_out_of_the_folder_is_not_followed(
     else:
         (tmp_path / "elsewhere" / name).write_text("{}")
     (folder / name).symlink_to(tmp_path / "elsewhere" / name)
-    assert f"{name!r} leads out of the folder" in refused(folder, capsys)
+    assert f"{name!r} is outside the folder" in refused(folder, capsys)
 
 
 def test_the_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
@@ -289,10 +292,10 @@ def test_a_checkpoint_is_not_exported_half(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("export", tmp_path, tmp_path / "ours") == 64
-    assert "holds no checkpoint.json" in capsys.readouterr().err
+    assert "has no checkpoint.json" in capsys.readouterr().err
 
 
 def test_errors_of_the_library_are_of_one_class(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(HuggingFaceError, match="no safetensors file"):
+    with pytest.raises(HuggingFaceError, match="not a safetensors file"):
         load_pretrained(folder)

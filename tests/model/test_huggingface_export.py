@@ -93,6 +93,26 @@ def test_transformers_computes_the_same_logits(
     assert_same(their_logits(tmp_path / "published", ids_BS), our_logits(model, ids_BS))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_model_without_shared_experts_is_published_whole(
+    make: Make, tmp_path: Path, ids_BS: Tensor
+) -> None:
+    """transformers misses no tensor, computes the same and writes what is read again."""
+    model = make(n_shared_experts=0, num_nextn_predict_layers=1)
+    save_pretrained(model, None, tmp_path / "published")
+    theirs, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "published", output_loading_info=True
+    )
+    assert not told["missing_keys"]
+    expected = our_logits(model, ids_BS)
+    assert_same(theirs.eval()(ids_BS, use_cache=False).logits.detach(), expected)
+    again, _ = load_pretrained(tmp_path / "published")
+    assert again.config == model.config
+    assert torch.equal(our_logits(again, ids_BS), expected)
+    theirs.save_pretrained(tmp_path / "by them")
+    assert torch.equal(our_logits(load_pretrained(tmp_path / "by them")[0], ids_BS), expected)
+
+
 def test_a_run_becomes_a_folder_that_auto_classes_load(
     make: Make, tmp_path: Path, ids_BS: Tensor
 ) -> None:
@@ -202,7 +222,6 @@ def test_transformers_predicts_the_same_tokens_ahead(
     ("fields", "message"),
     [
         ({"scoring_func": "softmax"}, "scoring_func='softmax'"),
-        ({"n_shared_experts": 0}, "n_shared_experts=0"),
         ({"n_routed_experts": 1, "num_experts_per_tok": 1}, "n_routed_experts=1"),
     ],
 )
@@ -220,7 +239,7 @@ def test_what_only_training_needs_is_said_to_be_left_out(
     run = checkpoint(make(capacity_factor=1.5), tmp_path / "run", CharTokenizer("ab"))
     assert command("export", run, tmp_path / "published") == 0
     captured = capsys.readouterr()
-    assert "capacity_factor and drop_policy are for training: left out" in captured.err
+    assert "capacity_factor and drop_policy are for training: omitted" in captured.err
     assert not captured.out
 
 
@@ -230,7 +249,7 @@ def test_nothing_is_left_after_an_error(
     run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64
-    assert "deep is no folder: make it first" in capsys.readouterr().err
+    assert "deep is not a folder: create it first" in capsys.readouterr().err
     (tmp_path / "deep").mkdir()
 
     def full(*_: object, **__: object) -> None:

@@ -67,6 +67,16 @@ def test_halves_become_pairs_where_rotary_is_not_interleaved(
         assert (their_logits(folder, ids_BS) - expected).abs().max() > 1e-2, "it does matter"
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_model_without_shared_experts_is_imported(tmp_path: Path, ids_BS: Tensor) -> None:
+    """transformers writes matrices of no rows for them."""
+    their_model(n_shared_experts=0).save_pretrained(tmp_path / "theirs")
+    assert any(0 in tensor.shape for tensor in tensors(tmp_path / "theirs").values())
+    model = imported(tmp_path / "theirs")
+    assert model.config.n_shared_experts == 0
+    assert_same(our_logits(model, ids_BS), their_logits(tmp_path / "theirs", ids_BS))
+
+
 def test_a_tied_head_is_the_embedding(tmp_path: Path, ids_BS: Tensor) -> None:
     folder = tmp_path / "theirs"
     their_model(tie_word_embeddings=True).save_pretrained(folder)

@@ -18,7 +18,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,
 )
 
-from moe_model.config import ModelConfig, YarnScaling
+from moe_model.config import Llama3Scaling, ModelConfig, YarnScaling
 from moe_model.huggingface.config import HuggingFaceError, published_fields, read_config
 from moe_model.rotary import rotary_table, softmax_scale
 from tests.model.published import SHAPE
@@ -76,6 +76,25 @@ def test_yarn_as_in_transformers_4_and_5(yarn: dict[str, Any], theta: float, mod
     assert_same_rotation(ours, json.loads(json.dumps(fields)))
 
 
+llama3 = st.fixed_dictionaries(
+    {
+        "factor": st.floats(1, 64),
+        "low_freq_factor": st.floats(0.5, 2),
+        "high_freq_factor": st.sampled_from([2.5, 4, 16.0]),
+        "original_max_position_embeddings": st.sampled_from([8, 30, 8192]),
+    }
+)
+
+
+@given(llama3, st.sampled_from([10_000.0, 500.0]), st.booleans())
+def test_llama3_as_in_transformers_4_and_5(rope: dict[str, Any], theta: float, new: bool) -> None:
+    if new:
+        fields = {"rope_parameters": {"rope_type": "llama3", "rope_theta": theta, **rope}}
+    else:
+        fields = {"rope_scaling": {"rope_type": "llama3", **rope}, "rope_theta": theta}
+    assert_same_rotation(read(fields), json.loads(json.dumps(fields)))
+
+
 def test_without_mscale_the_amplitude_is_that_of_the_factor_and_the_softmax_is_left() -> None:
     fields = {"rope_scaling": {"type": "yarn", "factor": 40.0}, "rope_theta": 10_000.0}
     ours = read(fields)
@@ -101,11 +120,12 @@ def test_an_amplitude_that_no_mscale_gives_is_refused() -> None:
         mscale=st.floats(0, 2),
         mscale_all_dim=st.floats(0, 2),
     )
+    | llama3.map(lambda fields: Llama3Scaling(**fields))
     | st.none(),
     st.sampled_from([10_000.0, 500.0]),
 )
 def test_what_is_exported_turns_the_same_way_there(
-    scaling: YarnScaling | None, theta: float
+    scaling: YarnScaling | Llama3Scaling | None, theta: float
 ) -> None:
     ours = ModelConfig(**{**SHAPE, "rope_scaling": scaling, "rope_theta": theta})
     fields = json.loads(json.dumps(published_fields(ours)))

@@ -80,7 +80,7 @@ def test_transformers_loads_the_character_tokenizer(
 
 def test_an_unknown_character_is_an_error_there_as_well() -> None:
     published = PretrainedTokenizer(character_files("ab"))
-    with pytest.raises(ValueError, match="the tokenizer cannot read this text"):
+    with pytest.raises(ValueError, match="the tokenizer cannot encode this text"):
         published.encode("abc")
 
 
@@ -175,7 +175,7 @@ def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 0
     assert "theirs has no tokenizer.json" in capsys.readouterr().err
     assert run_command(generate.app, [str(tmp_path / "ours")]) == 64
-    assert "put its tokenizer.json beside its config.json" in capsys.readouterr().err
+    assert "Copy its tokenizer.json beside its config.json" in capsys.readouterr().err
     assert command("export", tmp_path / "ours", tmp_path / "published") == 0
     assert "has no tokenizer" in capsys.readouterr().err
 
@@ -183,12 +183,12 @@ def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({TOKENIZER: b"{"}, "tokenizer.json is no tokenizer"),
-        ({TOKENIZER: b"\xff"}, "tokenizer.json is no tokenizer"),
-        ({TOKENIZER: b'{"model": {"type": "BPE"}}'}, "tokenizer.json is no tokenizer"),
-        ({SETTINGS: b"[]"}, "tokenizer_config.json holds no JSON object"),
+        ({TOKENIZER: b"{"}, "tokenizer.json is not a tokenizer"),
+        ({TOKENIZER: b"\xff"}, "tokenizer.json is not a tokenizer"),
+        ({TOKENIZER: b'{"model": {"type": "BPE"}}'}, "tokenizer.json is not a tokenizer"),
+        ({SETTINGS: b"[]"}, "tokenizer_config.json does not contain a JSON object"),
         ({SETTINGS: b"{"}, "tokenizer_config.json is not JSON"),
-        ({}, f"ids up to 279, but config.json says vocab_size={SHAPE['vocab_size']}"),
+        ({}, f"ids up to 279, but config.json has vocab_size={SHAPE['vocab_size']}"),
     ],
 )
 def test_a_bad_tokenizer_is_refused(

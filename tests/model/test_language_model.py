@@ -25,6 +25,27 @@ def test_a_future_token_does_not_change_past_logits(
     assert not torch.allclose(before[:, 15:], after[:, 15:], atol=1e-3)
 
 
+@pytest.mark.parametrize("rope", [2, 8])
+@pytest.mark.parametrize("ranks", [(15, None), (16, 5), (15, 5)])
+def test_a_single_token_is_read_wherever_its_rotary_part_begins(
+    ranks: tuple[int, int | None],
+    rope: int,
+    make_model: Callable[..., LanguageModel],
+    ids_BS: Tensor,
+) -> None:
+    """With an odd rank of a latent it begins at an odd place, where no complex number may."""
+    fields = {"kv_lora_rank": ranks[0], "q_lora_rank": ranks[1], "qk_nope_head_dim": 7}
+    model = make_model(**fields, qk_rope_head_dim=rope)
+    expected, found = model(ids_BS[:1]).logits_BSV[:, :1], model(ids_BS[:1, :1]).logits_BSV
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    gradients = []
+    for logits in (expected, found):
+        model.zero_grad()
+        logits.square().mean().backward()
+        gradients.append(model.layers[0].self_attn.kv_a_proj_with_mqa.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+
+
 def test_order_of_the_past_matters(
     make_model: Callable[..., LanguageModel], ids_BS: Tensor
 ) -> None:
@@ -73,6 +94,27 @@ def test_initial_weights_are_normal_and_the_router_is_not_zero(
     assert (model.norm.weight == 1).all()
 
 
+def test_what_a_latent_is_expanded_to_begins_as_large_as_a_projection_of_the_stream(
+    make_config: Callable[..., ModelConfig],
+) -> None:
+    model = LanguageModel(make_config(hidden_size=128, q_lora_rank=32, kv_lora_rank=16))
+    stream, generator = torch.randn(512, 128), torch.Generator().manual_seed(0)
+    model.init_weights(generator)
+    for layer in model.decoder_layers:
+        attention = layer.self_attn
+        direct = attention.q_a_proj(stream).std().item()
+        for expand, rank in ((attention.q_b_proj, 32), (attention.kv_b_proj, 16)):
+            expanded = expand(torch.randn(512, rank)).std().item()
+            assert expanded == pytest.approx(direct, rel=0.15)
+
+
+def test_presets_begin_with_weights_that_fit_their_width() -> None:
+    for name in ("tiny", "small", "shakespeare"):
+        config = ModelConfig.preset(name, vocab_size=100)
+        assert config.initializer_range * config.hidden_size**0.5 == pytest.approx(1, rel=0.05)
+    assert ModelConfig.preset("deepseek-v3").initializer_range == 0.02, "as published"
+
+
 def test_same_seed_same_weights_whatever_the_global_generator(
     make_config: Callable[..., ModelConfig],
 ) -> None:
@@ -87,7 +129,7 @@ def test_same_seed_same_weights_whatever_the_global_generator(
 def test_a_hidden_router_is_noticed(make_model: Callable[..., LanguageModel]) -> None:
     model = make_model()
     model.layers[1].mlp = torch.nn.Identity()
-    with pytest.raises(RuntimeError, match="1 routers found, 2 expected"):
+    with pytest.raises(RuntimeError, match="found 1 routers, expected 2"):
         _ = model.routers
 
 
@@ -135,11 +177,11 @@ def test_tiny_is_tiny() -> None:
         ({"first_k_dense_replace": 3}, "leaves no expert layer"),
         ({"hidden_size": 0}, "hidden_size=0 is out of range: choose 1 or more"),
         ({"scoring_func": "relu"}, "choose sigmoid or softmax"),
-        ({"capacity_factor": -1.0}, "capacity_factor=-1.0 is no positive number"),
-        ({"drop_policy": "random"}, "drop_policy='random' is not known: choose position or weight"),
+        ({"capacity_factor": -1.0}, "capacity_factor=-1.0 must be positive"),
+        ({"drop_policy": "random"}, "drop_policy='random' is unknown: choose position or weight"),
         ({"router_jitter_noise": 1.0}, "router_jitter_noise=1.0 is out of range"),
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers=-1 is out of range"),
-        ({"routed_scaling_factor": 0.0}, "routed_scaling_factor=0.0 is not a positive number"),
+        ({"routed_scaling_factor": 0.0}, "routed_scaling_factor=0.0 must be positive"),
     ],
 )
 def test_contradictions_are_refused_with_values_and_a_way_out(

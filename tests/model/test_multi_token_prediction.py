@@ -14,7 +14,7 @@ from transformers.modeling_layers import MtpModel
 
 from benchmarks.transformers_peer import peer, their_name
 from moe_model.balance import update_expert_bias
-from moe_model.model import LanguageModel, ModelOutput
+from moe_model.model import LanguageModel
 from moe_model.mtp import valid_ahead
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.losses import loss_shares
@@ -93,24 +93,25 @@ def test_depth_k_is_asked_for_the_token_k_plus_one_ahead(
     for depth in range(D):
         asked = ids_BS[:, depth + 2 : depth + 2 + length]
         expected.append(F.cross_entropy(output.ahead_logits[depth].flatten(0, 1), asked.flatten()))
-    shares = losses(output, ids_BS)
+    shares = losses(model, ids_BS)
     assert shares[1].item() == pytest.approx(sum(expected).item() / D, rel=1e-6)
     first = F.cross_entropy(output.logits_BSV.flatten(0, 1), ids_BS[:, 1 : 1 + length].flatten())
     assert shares[0].item() == pytest.approx(first.item())
 
 
-def losses(output: ModelOutput, ids_BN: Tensor) -> list[Tensor]:
+def losses(model: LanguageModel, ids_BN: Tensor) -> list[Tensor]:
     batch = Batch(ids_BN, torch.zeros_like(ids_BN, dtype=torch.bool))
-    targets = output.logits_BSV[..., 0].numel()
-    return loss_shares(output, batch, ["mtp"], StepBatches([batch], (targets,) * (1 + D)), 1)
+    length = ids_BN.shape[1] - 1 - D
+    targets = [batch.targets(ahead, length) for ahead in range(1, D + 2)]
+    output = model(ids_BN[:, :length], next_ids=ids_BN[:, 1 : length + D], targets=targets)
+    step_batches = StepBatches([batch], (targets[0].numel(),) * (1 + D))
+    return loss_shares(output, ["mtp"], step_batches, 1)
 
 
 def train_step(model: LanguageModel, ids_BN: Tensor) -> None:
     model.train().zero_grad()
     model.readings.reset()
-    length = ids_BN.shape[1] - 1 - D
-    output = model(ids_BN[:, :length], next_ids=ids_BN[:, 1 : length + D])
-    next_token, ahead = losses(output, ids_BN)
+    next_token, ahead = losses(model, ids_BN)
     (next_token + 0.3 * ahead).backward()
 
 
@@ -130,7 +131,7 @@ def test_a_training_pass_without_the_next_tokens_is_noticed(
     model: LanguageModel, ids_BS: Tensor
 ) -> None:
     model.train()(ids_BS)
-    with pytest.raises(RuntimeError, match="give the model next_ids"):
+    with pytest.raises(RuntimeError, match="pass the model next_ids"):
         model.readings.report(model.routers)
 
 

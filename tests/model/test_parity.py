@@ -23,7 +23,7 @@ from benchmarks.transformers_peer import peer, their_name
 from moe_model import rotary as rotary_module
 from moe_model import router as router_module
 from moe_model.cache import LatentCache
-from moe_model.config import YarnScaling
+from moe_model.config import Llama3Scaling, YarnScaling
 from moe_model.model import LanguageModel
 
 TOLERANCE = 2e-5
@@ -36,18 +36,30 @@ SHAPE = {
 """Four groups are possible, and a swapped split of keys and values shows."""
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
 """Both corrections differ from 1, and from each other."""
+LLAMA3 = Llama3Scaling(
+    factor=8.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0
+)
 MakeModel = Callable[..., LanguageModel]
 
 
 def variants() -> list[Any]:
-    """Every combination of query, groups and positions."""
+    """Every combination of query, groups and positions; biases; another stretch."""
     queries = {"plain query": {"q_lora_rank": None}, "low-rank query": {"q_lora_rank": 20}}
     groups = {"one group": {"n_group": 1}, "four groups": {"n_group": 4, "topk_group": 2}}
     positions = {"rotary": {}, "yarn": {"rope_scaling": YARN}}
-    return [
-        pytest.param({**queries[q], **groups[g], **positions[p]}, id=f"{q}, {g}, {p}")
-        for q, g, p in itertools.product(queries, groups, positions)
-    ]
+    return (
+        [
+            pytest.param({**queries[q], **groups[g], **positions[p]}, id=f"{q}, {g}, {p}")
+            for q, g, p in itertools.product(queries, groups, positions)
+        ]
+        + [
+            pytest.param(
+                {"attention_bias": True, **queries[q], **positions["yarn"]}, id=f"biases, {q}"
+            )
+            for q in queries
+        ]
+        + [pytest.param({"rope_scaling": LLAMA3}, id="positions as in Llama 3")]
+    )
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from moe_model.command import FINISHED, run_command
+from moe_model.huggingface.command import save_pretrained
 from moe_model.store import read_checkpoint
+from moe_model.text import python_docs
 from moe_model.tokenizer import CharTokenizer
 from moe_model.upcycle.command import app
 from moe_model.upcycle.llama import mean_loss, read_llama
 from moe_model.upcycle.text import windows_of
 from tests.model.llamas import SHAPE, random_llama, save, story, trained_llama, upcycle
+from tests.model.published import LLAMA3, assert_same, change_config, our_logits, their_logits
 
 MOST_LOST = 0.05
 """Of what attention brings to the little Llama, the share that may be lost; 0.02 was measured."""
@@ -152,3 +156,30 @@ def test_a_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs: Tensor = read_llama(tmp_path / "mistral")(ids_BS).logits
         torch.testing.assert_close(theirs, random_llama()(ids_BS).logits)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_biases_and_stretched_positions_reach_the_checkpoint_and_its_export(
+    kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = len(set(python_docs("--text")))
+    fields: dict[str, Any] = {"attention_bias": True, "rope_parameters": LLAMA3}
+    if kind == "qwen2":
+        fields = {"num_attention_heads": 3}
+    llama = random_llama(kind=kind, num_key_value_heads=1, vocab_size=vocabulary, **fields)
+    save(llama, tmp_path / "source")
+    if kind == "qwen2":
+        change_config(tmp_path / "source", head_dim=...)  # published ones do not say it
+    exact = ["--kv-lora-rank", "48", "--qk-rope-head-dim", "16", "--rotary-mixes", "1"]
+    assert upcycle(tmp_path / "source", tmp_path / "new", text, *exact, "--noise", "0") == FINISHED
+    source, _, _, after = losses(capsys.readouterr().err)
+    assert after == pytest.approx(source, abs=1e-4)
+    found = read_checkpoint(tmp_path / "new")
+    assert found.config.attention_bias
+    assert found.config.q_lora_rank == 49
+    assert (found.config.rope_scaling is None) == (kind == "qwen2")
+    save_pretrained(found.load_model(), None, tmp_path / "published")
+    ids_BS = torch.randint(vocabulary, (2, 30), generator=torch.Generator().manual_seed(1))
+    assert_same(
+        their_logits(tmp_path / "published", ids_BS), our_logits(found.load_model(), ids_BS)
+    )

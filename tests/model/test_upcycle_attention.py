@@ -17,18 +17,15 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from moe_model.attention import MultiHeadLatentAttention
-from moe_model.rotary import rotary_table, rotate, softmax_scale
-from moe_model.upcycle.attention import (
-    _expansion,
-    _shortened,
-    convert_attention,
-    latent_view,
-    rotary_base,
-)
-from moe_model.upcycle.conversion import Shape, settle, upcycle, upcycled_config
+from moe_model.config import Llama3Scaling
+from moe_model.rotary import rotary_table, rotate, slowed_as_in_llama3, softmax_scale
+from moe_model.upcycle.attention import convert_attention, rotary_base
+from moe_model.upcycle.conversion import Shape, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import observe
 from moe_model.upcycle.text import Windows
+from moe_model.upcycle.truncation import expansion, latent_view, shortened
 from tests.model.llamas import SHAPE, random_llama
+from tests.model.published import LLAMA3
 
 TOLERANCE = 1e-4
 EXACT = {"kv_lora_rank": 48, "qk_rope_head_dim": 16, "rotary_mixes": 1}
@@ -40,8 +37,8 @@ def largest_difference(llama: Any, **shape: int | None) -> float:
     """Between the logits of ``llama`` and of the new model, without noise."""
     expected = llama(IDS_BS).logits
     assert expected.abs().mean() > 0.3, "logits too small to tell anything"
-    settled = settle(Shape(**shape), llama.config)
-    model = upcycle(llama, settled, Windows(IDS_BS, IDS_BS), noise=0, seed=0).model
+    resolved = resolve(Shape(**shape), llama.config)
+    model = upcycle(llama, resolved, Windows(IDS_BS, IDS_BS), noise=0, seed=0).model
     return float((model(IDS_BS).logits_BSV - expected).abs().max())
 
 
@@ -55,6 +52,39 @@ def test_one_key_value_head_is_exact(nope: int, tied: bool) -> None:
 def test_more_value_dimensions_than_the_source_has_are_exact() -> None:
     llama = random_llama(num_key_value_heads=1)
     assert largest_difference(llama, **EXACT, v_head_dim=20) < TOLERANCE
+
+
+BIASED = [("qwen2", {}), ("llama", {"attention_bias": True})]
+
+
+@pytest.mark.parametrize(("kind", "fields"), BIASED)
+def test_biases_are_exact_where_the_weights_are(kind: str, fields: dict[str, Any]) -> None:
+    llama = random_llama(kind=kind, num_key_value_heads=1, **fields)
+    assert largest_difference(llama, **EXACT, qk_nope_head_dim=8) < TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "fields"), BIASED)
+@pytest.mark.parametrize("bias", ["q_proj", "k_proj", "v_proj", "o_proj"])
+def test_every_bias_matters(bias: str, kind: str, fields: dict[str, Any]) -> None:
+    """So the test above can fail."""
+    llama = random_llama(kind=kind, num_key_value_heads=1, **fields)
+    with torch.no_grad():
+        before = llama(IDS_BS).logits
+        for layer in llama.model.layers:
+            if (found := getattr(layer.self_attn, bias).bias) is not None:
+                found.zero_()
+        change = (llama(IDS_BS).logits - before).abs().max()
+    assert change > 100 * TOLERANCE or (kind, bias) == ("qwen2", "o_proj")
+
+
+def test_positions_stretched_as_in_llama_3_are_exact() -> None:
+    """And it does matter that they are."""
+    llama, plain = (
+        random_llama(num_key_value_heads=1, rope_parameters=rope) for rope in (LLAMA3, None)
+    )
+    with torch.no_grad():
+        assert (llama(IDS_BS).logits - plain(IDS_BS).logits).abs().max() > 100 * TOLERANCE
+    assert largest_difference(llama, **EXACT) < TOLERANCE
 
 
 def test_key_value_heads_whose_keys_differ_by_a_turn_and_a_size_are_exact() -> None:
@@ -92,6 +122,9 @@ def test_the_first_mix_of_a_pair_turns_as_before(mixes: int) -> None:
     base = rotary_base(theta, head, rope, mixes)
     after = (base ** (-torch.arange(0, rope, 2) / rope))[::mixes]
     torch.testing.assert_close(after, before[: len(after)])
+    stretch = Llama3Scaling(**{n: v for n, v in LLAMA3.items() if not n.startswith("rope_")})
+    after, before = (slowed_as_in_llama3(turns, stretch) for turns in (after, before))
+    torch.testing.assert_close(after, before[: len(after)])
 
 
 def test_as_many_mixes_as_key_value_heads_keep_all_of_the_fast_pairs() -> None:
@@ -99,8 +132,8 @@ def test_as_many_mixes_as_key_value_heads_keep_all_of_the_fast_pairs() -> None:
     llama = random_llama(num_attention_heads=6, num_key_value_heads=3)
     kept = []
     for mixes in (1, 2, 3):
-        settled = settle(Shape(rotary_mixes=mixes), llama.config)
-        upcycled = upcycle(llama, settled, Windows(IDS_BS, IDS_BS), noise=0, seed=0)
+        resolved = resolve(Shape(rotary_mixes=mixes), llama.config)
+        upcycled = upcycle(llama, resolved, Windows(IDS_BS, IDS_BS), noise=0, seed=0)
         kept.append([layer.rotary for layer in upcycled.kept])
         llama = random_llama(num_attention_heads=6, num_key_value_heads=3)
     for one, two, three in zip(*kept, strict=True):
@@ -147,7 +180,7 @@ def test_tokens_with_a_long_latent_are_made_up_for() -> None:
     covariance_DD = inputs_ND.T @ inputs_ND / 400
     weight_N = torch.ones(400)
     weight_N[:20] = 20
-    expand_MR = _expansion(wanted_MD, view_RD, covariance_DD, inputs_ND, weight_N, 1e-6)
+    expand_MR = expansion(wanted_MD, view_RD, covariance_DD, inputs_ND, weight_N, 1e-6)
     latent_NR = F.rms_norm(inputs_ND @ view_RD.T, (12,))
     wanted_NM = inputs_ND @ wanted_MD.T
     missed_NM = latent_NR @ expand_MR.T - wanted_NM
@@ -159,7 +192,7 @@ def test_tokens_with_a_long_latent_are_made_up_for() -> None:
 def test_shortened_sides_lose_only_the_smallest_singular_values(size: int, lost: int) -> None:
     generator = torch.Generator().manual_seed(4)
     left, right = (torch.randn(8, 30, generator=generator).double() for _ in range(2))
-    short_left, short_right = _shortened(left, left @ left.T, right, right @ right.T, size)
+    short_left, short_right = shortened(left, left @ left.T, right, right @ right.T, size)
     assert short_left.shape == short_right.shape == (size, 30)
     missed = (left.T @ right - short_left.T @ short_right).square().sum()
     smallest = torch.linalg.svdvals(left.T @ right)[:8].square().flip(0)[:lost].sum()
@@ -212,9 +245,9 @@ def test_scores_are_right_at_the_distance_where_heads_look(
     three_back = torch.zeros_like(seen.distance_HS)
     three_back[:, 3] = 1
     seen = dataclasses.replace(seen, distance_HS=three_back)
-    settled = settle(Shape(kv_lora_rank=48, qk_nope_head_dim=16, **shape), llama.config)
-    ours = MultiHeadLatentAttention(upcycled_config(llama.config, settled))
-    convert_attention(ours, layer, seen, settled.rotary_mixes)
+    resolved = resolve(Shape(kv_lora_rank=48, qk_nope_head_dim=16, **shape), llama.config)
+    ours = MultiHeadLatentAttention(upcycled_config(llama.config, resolved))
+    convert_attention(ours, layer, seen, resolved.rotary_mixes)
     x_BSD = seen.inputs_ND.view(*IDS_BS.shape, -1)
     expected, found = source_scores(layer, llama, x_BSD), our_scores(ours, x_BSD)
 

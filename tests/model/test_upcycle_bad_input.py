@@ -47,11 +47,15 @@ def _spoiled(plain: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 CONFIGS = [
-    ({"architectures": ["Qwen2ForCausalLM"]}, "of architecture Qwen2ForCausalLM"),
-    ({"architectures": None}, "of architecture none"),
+    ({"architectures": ["GemmaForCausalLM"]}, "has architecture GemmaForCausalLM"),
+    ({"architectures": ["Qwen3ForCausalLM"]}, "its rotary key is a linear function of the normed"),
+    ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "missing keys, such as"),
+    ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True,
+      "sliding_window": 8}, "sliding_window=8"),
+    ({"architectures": None}, "has architecture none"),
     ({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8},
      "sliding_window=8"),
-    ({"attention_bias": True}, "attention_bias=true"),
+    ({"attention_bias": True}, "missing keys, such as model.layers.0.self_attn.k_proj.bias"),
     ({"mlp_bias": True}, "mlp_bias=true"),
     ({"hidden_act": "gelu"}, "hidden_act=gelu"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
@@ -112,9 +116,9 @@ DAMAGES = [
     (lose("config.json"), "config.json cannot be read (No such file"),
     (lose("model.safetensors"), "no *.safetensors: save"),
     (lose("tokenizer.json"), "has no tokenizer.json"),
-    (write("config.json", "{"), "is no model config"),
-    (write("config.json", "[]"), "is no model config"),
-    (write("tokenizer.json", "{}"), "is no tokenizer"),
+    (write("config.json", "{"), "is not a model config"),
+    (write("config.json", "[]"), "is not a model config"),
+    (write("tokenizer.json", "{}"), "is not a tokenizer"),
 ]
 
 
@@ -140,11 +144,11 @@ OPTIONS = [
     (["--num-experts-per-tok", "9"], "num_experts_per_tok=9 is more than n_routed_experts=8"),
     (["--n-shared-experts", "-1"], "n_shared_experts=-1 is out of range"),
     (["--first-k-dense-replace", "3"], "leaves no expert layer"),
-    (["--kv-lora-rank", "49"], "kv_lora_rank=49 is more than the source can fill"),
+    (["--kv-lora-rank", "49"], "kv_lora_rank=49 is too large for the source"),
     (["--kv-lora-rank", "0"], "kv_lora_rank=0 is out of range"),
     (["--rotary-mixes", "0"], "rotary_mixes=0 is too small"),
-    (["--rotary-mixes", "3"], "rotary_mixes=3 is more than the source can fill"),
-    (["--qk-rope-head-dim", "34"], "qk_rope_head_dim=34 is more than the source can fill"),
+    (["--rotary-mixes", "3"], "rotary_mixes=3 is too large for the source"),
+    (["--qk-rope-head-dim", "34"], "qk_rope_head_dim=34 is too large for the source"),
     (["--qk-rope-head-dim", "7"], "qk_rope_head_dim=7 is odd"),
     (["--v-head-dim", "0"], "v_head_dim=0 is out of range"),
     (["--calibration-tokens", "10"], "is less than a window of 64"),
@@ -168,7 +172,7 @@ def test_impossible_wishes_are_usage_errors(
 
 
 TEXTS = [
-    (b"the cat", "--text has 7 tokens and a window 64: give at least 641 tokens"),
+    (b"the cat", "--text has 7 tokens, but a window has 64: use at least 641 tokens"),
     (b"\xff\xfe", "is not UTF-8 text (byte 0 is 0xff)"),
     ("\N{SNOWMAN}".encode() * 2000, "--text: "),
     (None, "does not exist: name a UTF-8 text file"),
@@ -198,7 +202,7 @@ def test_what_exists_is_never_touched(
     assert "exists: choose another name" in capsys.readouterr().err
     assert (tmp_path / "new").read_text() == "mine"
     assert upcycle(plain, tmp_path / "none" / "new", text) == USAGE
-    assert "is no folder: make it first" in capsys.readouterr().err
+    assert "is not a folder: create it first" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from moe_model.config import ModelConfig
+from moe_model.decoder_layer import MixtureOfExperts
 from moe_model.experts import FeedForward
-from moe_model.layer import MixtureOfExperts
 from moe_model.upcycle.conversion import WithoutRouting
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
 from tests.model.llamas import SHAPE, random_llama
@@ -137,5 +137,5 @@ def test_no_noise_changes_nothing(make_case: Callable[..., Any]) -> None:
 
 def test_weights_that_do_not_add_up_are_refused(make_config: MakeConfig) -> None:
     config = make_config(hidden_size=48, moe_intermediate_size=40, norm_topk_prob=False)
-    with pytest.raises(ValueError, match="norm_topk_prob=False leaves"):
+    with pytest.raises(ValueError, match="norm_topk_prob=False does not fix"):
         split(config, dense_layer(80), torch.rand(80))

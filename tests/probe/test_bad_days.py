@@ -12,7 +12,7 @@ import pytest
 
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.format_check import as_text, check_format
+from microscope_tui.report.format_check import check_format, format_text
 from tests.probe.replay import HEADER, collapsing, told_by, watch
 
 Fields = dict[str, Any]
@@ -66,7 +66,7 @@ def test_a_full_disk_costs_lines_and_one_warning_but_no_alarm(
     (lost,) = [r for r in written(tmp_path) if r.get("event") == "lost_records"]
     assert lost["values"]["count"] == 110 + len(alerts)
     assert recorder.verdict().startswith("CRITICAL COLLAPSE")
-    assert as_text(check_format(tmp_path / "run")).endswith("; no problems")
+    assert format_text(check_format(tmp_path / "run")).endswith("; no problems")
 
 
 @BACKGROUNDS
@@ -120,7 +120,7 @@ def test_a_clock_that_goes_back_is_written_as_it_is_and_changes_no_verdict(
     assert (read.defects.count, read.latest.record.step if read.latest else 0) == (0, 300)
     assert read.diagnosis is not None
     assert {k[:2] for k in told_by(read.diagnosis)} == {(a.step, a.rule) for a in alerts}
-    problems = as_text(check_format(tmp_path / "back" / "run"))
+    problems = format_text(check_format(tmp_path / "back" / "run"))
     assert "0 errors" in problems
 
 

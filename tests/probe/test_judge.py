@@ -187,7 +187,7 @@ def test_a_failing_judge_costs_one_warning_and_the_log_goes_on(
     assert recorder.verdict().startswith("NO VERDICT")
     recorder.close(step=300, reason="finished")
     (said,) = caplog.messages
-    assert "is not judged any more: ZeroDivisionError('of course'); training goes on" in said
+    assert "is not judged any more: ZeroDivisionError('of course'); training continues" in said
     assert [r["step"] for r in events(tmp_path) if r["kind"] == "step"] == list(range(1, 301))
 
 

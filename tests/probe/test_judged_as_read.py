@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import exit_code, judge
-from microscope_tui.report.check_text import as_text
-from microscope_tui.report.format_check import as_text as format_report
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.report.format_check import check_format
-from microscope_tui.report.snapshot import snapshot_text
+from microscope_tui.report.format_check import format_text as format_report
 from microscope_tui.runlog.discover import RunFile, find_runs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.reader import RunReader, StepEntry
@@ -74,7 +74,7 @@ def test_the_verdict_is_that_of_check(scenario: str, tmp_path: Path) -> None:
     verdict = recorder.verdict()
     judged = judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0))
     assert verdict.startswith(WORDS[judged.exit_code])
-    said = as_text(judged)
+    said = verdict_text(judged)
     for line in verdict.splitlines():
         assert line == "healthy" or line.split(": ", 1)[1] in said
 
@@ -199,5 +199,5 @@ def test_every_reader_takes_the_alerts_in_a_log(
     assert looked.end.reason == "collapse"
     read = watch(tmp_path)
     assert (read.defects.count, read.state()[0]) == (0, "stopped")
-    assert "Router collapse in L3" in as_text(judge(RunFile("run", path, 0.0)))
+    assert "Router collapse in L3" in verdict_text(judge(RunFile("run", path, 0.0)))
     assert "L3" in snapshot_text(read, 100, 30)

@@ -66,7 +66,7 @@ def test_whatever_fails_is_said_once_and_the_next_call_is_tried_again(
         **{"alerts": [], "verdict": "", "sync": False},
     }
     (message,) = said
-    assert message == "the run log has a gap, training goes on: RuntimeError('disk on fire')"
+    assert message == "the run log has a gap, training continues: RuntimeError('disk on fire')"
     assert log.step(*CALLS["step"]) is not None
     assert written(tmp_path)[-1]["step"] == 1
 

@@ -193,7 +193,7 @@ def bad_inputs(folder: Path) -> dict[str, Path]:
     (folder / "headless" / "metrics.jsonl").write_text('{"kind":"step","step":1}\n')
     return {
         "no such file": folder / "missing",
-        "holds no run": folder / "empty",
+        "contains no run": folder / "empty",
         "no run log": folder / "text.txt",
         "format_version is 7": folder / "version",
         "no steps in the log": folder / "headless",
@@ -259,7 +259,7 @@ def test_demo_leaves_nothing_behind_unless_asked(microscope: Run, tmp_path: Path
     assert (tmp_path / "out" / "collapse" / "metrics.jsonl").exists()
     again = microscope("demo", "--scenario", "collapse", "-o", tmp_path / "out")
     assert again.returncode == 64
-    assert "holds a run already" in again.stderr
+    assert "already contains a run" in again.stderr
 
 
 def test_what_a_verdict_could_not_see_is_said(

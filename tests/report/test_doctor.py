@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from microscope_tui.report.doctor import Cost, Facts, Files, as_json, as_text, recommended
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.layout import fit
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.layout import fit
+from microscope_tui.report.doctor import Cost, Facts, doctor_json, doctor_text, recommended
 from microscope_tui.report.terminal import (
     ROOMY_ROWS,
     Multiplexer,
@@ -38,7 +38,6 @@ GOOD = Facts(
         multiplexer=None,
         ssh=False,
     ),
-    files=Files("logs", "events", "", "/home/me/config.toml", False, "/home/me/views"),
     costs={"truecolor": Cost(60_000, 2_000, 9_000)},
 )
 TMUX = Multiplexer("tmux", "tmux 3.4", "xterm-kitty", ("bpaste", "RGB", "title"))
@@ -93,7 +92,7 @@ def test_a_terminal_in_which_no_screen_can_open_gets_a_remedy(environment: dict[
 
 def test_where_all_is_well_nothing_is_recommended() -> None:
     assert recommended(GOOD) == []
-    assert "Recommended: nothing, all is well." in as_text(GOOD)
+    assert "Recommended: nothing, all is well." in doctor_text(GOOD)
     assert recommended(facts_of(multiplexer=TMUX)) == []
 
 
@@ -110,14 +109,14 @@ def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: Multiplexer, line: str)
     facts = of_256(multiplexer=tmux)
     assert line in " ".join(recommended(facts))
     command = line[line.index("`") :]
-    assert any(command in shown for shown in as_text(facts).split("\n")), "in one piece"
+    assert any(command in shown for shown in doctor_text(facts).split("\n")), "in one piece"
 
 
 def test_truecolor_that_tmux_does_not_pass_on_is_said() -> None:
     facts = facts_of(multiplexer=replace(TMUX, features=("title",)))
-    assert "passes through: no" in as_text(facts)
+    assert "passes through: no" in doctor_text(facts)
     assert "until then use --color 256" in recommended(facts)[0]
-    assert "passes through: not known" in as_text(facts_of(multiplexer=Multiplexer("tmux")))
+    assert "passes through: not known" in doctor_text(facts_of(multiplexer=Multiplexer("tmux")))
 
 
 @pytest.mark.parametrize(
@@ -142,12 +141,6 @@ def test_every_hindrance_has_its_advice(changes: dict[str, Any], word: str) -> N
     assert word in advice
 
 
-def test_a_kernel_without_watches_left_gets_the_setting_that_helps() -> None:
-    files = replace(GOOD.files, mode="polling", reason="inotify watch limit reached")
-    (advice,) = recommended(replace(GOOD, files=files))
-    assert "fs.inotify.max_user_watches" in advice
-
-
 def test_over_ssh_the_profile_to_change_is_the_one_of_this_machine() -> None:
     colours = colours_of({"TERM": "xterm-256color"})
     local, remote = (recommended(facts_of(colours=colours, ssh=ssh))[0] for ssh in (False, True))
@@ -165,8 +158,8 @@ def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: An
 
 def test_data_say_the_same_as_the_text() -> None:
     facts = facts_of(multiplexer=TMUX, ssh=True)
-    data = as_json(facts)
-    assert data["schema_version"] == 1
+    data = doctor_json(facts)
+    assert data["schema_version"] == 2
     assert data["truecolor_passes"] is True
     assert data["recommended"] == recommended(facts)
     assert data["terminal"]["size"] == (120, 40)
@@ -177,4 +170,4 @@ def test_every_line_of_the_report_fits_80_columns() -> None:
         ssh=True, no_color=True, declared=(80, 24), multiplexer=replace(TMUX, features=("title",))
     )
     for shown in (facts, facts_of(colours=colours_of({"TERM": "xterm"}), ssh=True)):
-        assert max(len(line) for line in as_text(shown).split("\n")) <= 80
+        assert max(len(line) for line in doctor_text(shown).split("\n")) <= 80

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode, group
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.report.check import Judgement, exit_code, worst_code
 from microscope_tui.runlog.records import RouterInfo

@@ -7,7 +7,7 @@ import pytest
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.own_limits import changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.report.explain import as_json, as_list, as_text, explained
+from microscope_tui.report.explain import as_list, explained, rule_text, rules_json
 
 
 def test_the_list_has_every_rule_in_a_line_of_its_own() -> None:
@@ -18,7 +18,7 @@ def test_the_list_has_every_rule_in_a_line_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_explained_with_every_limit_and_its_evidence(name: str) -> None:
-    text = as_text(explained(name))
+    text = rule_text(explained(name))
     for label in ("means", "fires", "evidence", "silent", "next", "limits"):
         assert f"\n  {label}" in text
     for limit in fields(getattr(DEFAULTS, name)):
@@ -35,6 +35,6 @@ def test_what_silences_a_rule_is_said() -> None:
 
 def test_a_limit_that_was_changed_shows_both_values() -> None:
     one = explained("COLLAPSE", changed_limits({"COLLAPSE": {"warn": 0.3}}))
-    assert "warn = 0.3 (by default 0.35)" in as_text(one)
-    (rule,) = as_json([one])["rules"]
+    assert "warn = 0.3 (by default 0.35)" in rule_text(one)
+    (rule,) = rules_json([one])["rules"]
     assert (rule["limits"]["warn"], rule["defaults"]["warn"]) == (0.3, 0.35)

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microscope_tui.app.new_file import free_name, write_new
 from microscope_tui.report.check import judge
-from microscope_tui.report.check_json import as_json
+from microscope_tui.report.check_json import verdict_json
 from microscope_tui.report.export import (
     EXPERT_COLUMNS,
     _table,
     view_csv,
     view_json,
 )
-from microscope_tui.report.new_file import free_name, write_new
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.scenarios.shape import Shape
@@ -145,7 +145,7 @@ def test_json_has_the_step_the_layers_and_the_findings(collapse: Path, collapsed
     layer = document["layers"][-1]
     assert {"layer", "depth", "collapse_index", "entropy", "severity", "quadrant"} < set(layer)
     assert len(layer["load"]) == len(layer["tokens_per_expert"]) == layer["num_experts"]
-    (run,) = as_json([judge(RunFile("collapse", collapse, 0.0))])["runs"]
+    (run,) = verdict_json([judge(RunFile("collapse", collapse, 0.0))])["runs"]
     assert document["findings"] == json.loads(json.dumps(run["findings"]))
     assert "COLLAPSE" in [finding["rule"] for finding in document["findings"]]
 

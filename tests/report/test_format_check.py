@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.report.check import judge
-from microscope_tui.report.format_check import as_json, as_text, check_format, exit_code
+from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
 from microscope_tui.runlog import follow
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.safe_text import safe_text
@@ -58,7 +58,7 @@ def test_the_documented_writer_is_short_and_its_log_has_no_problems(documented: 
     judgement = judge(RunFile("mine", file, file.stat().st_mtime))
     assert (judgement.exit_code, judgement.last_step, judgement.notes) == (3, 60, [])
     assert judgement.problem == "not judged yet (warm-up until step 100)"
-    assert as_text(report) + "\n" in blocks("")
+    assert format_text(report) + "\n" in blocks("")
 
 
 def test_the_documented_mistakes_are_found_as_documented(documented: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_documented_mistakes_are_found_as_documented(documented: Path) -> No
     third = {"kind": "step", "learningrate": 1e-3, **third}
     records = [run, first, second, third, *rest]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    said = re.sub(r"gives [\d.]+", "gives N", as_text(check_format(documented)))
+    said = re.sub(r"gives [\d.]+", "gives N", format_text(check_format(documented)))
     assert said + "\n" in [re.sub(r"gives [\d.]+", "gives N", block) for block in blocks("")]
 
 
@@ -107,7 +107,7 @@ def test_the_scenarios_write_what_the_format_says(
     scenario: Make, name: str, shape: dict[str, Any]
 ) -> None:
     report = check_format(scenario(name, steps=120, **shape))
-    assert (as_text(report).count("\n"), report.records["step"]) == (0, 120)
+    assert (format_text(report).count("\n"), report.records["step"]) == (0, 120)
 
 
 @pytest.mark.parametrize("counts_every", [1, 3])
@@ -138,7 +138,7 @@ def test_the_recorder_writes_what_the_format_says(tmp_path: Path, counts_every: 
         recorder.record_event(step=first, event="checkpoint", values={"path": "x", "loss": 2.0})
         recorder.close(step=first + 4, reason="stopped")
     report = check_format(tmp_path)
-    assert as_text(report).splitlines()[1:] == []
+    assert format_text(report).splitlines()[1:] == []
     assert (report.records["run"], report.records["step"]) == (2, 10)
 
 
@@ -221,7 +221,7 @@ def test_however_bad_the_log_the_report_is_short_and_counts_everything(
 ) -> None:
     steps = [{"kind": "step", "step": n, "loss": "x", "router": 1} for n in range(1, 101)]
     report = check_format(write_log([make_header(), *steps]))
-    lines = as_text(report).splitlines()
+    lines = format_text(report).splitlines()
     assert len(lines) == 2 * (SAID_IN_FULL + 1) + 1 + 1
     assert lines[-1].endswith("101 lines: 1 run record, 100 steps; 200 errors, 1 hint")
     assert [p.count for p in report.problems if p.count > 1] == [80, 80]
@@ -229,14 +229,14 @@ def test_however_bad_the_log_the_report_is_short_and_counts_everything(
 
 def test_the_text_names_file_line_and_remedy(write_log: Make, make_header: Make) -> None:
     path = write_log([make_header(), {"kind": "event"}])
-    first, last = as_text(check_format(path)).splitlines()
+    first, last = format_text(check_format(path)).splitlines()
     assert first.startswith(f"{path}:2: error: an event without a name: write ")
     assert last == f"{path}: 2 lines: 1 run record, 1 event; 1 error, 0 hints"
 
 
 def test_the_json_says_the_same(write_log: Make, make_header: Make) -> None:
     report = check_format(write_log([make_header(), {"kind": "event"}]))
-    data = json.loads(json.dumps(as_json(report)))
+    data = json.loads(json.dumps(format_json(report)))
     assert (data["exit_code"], data["errors"], data["hints"], data["lines"]) == (3, 1, 0, 2)
     assert data["records"] == {"run": 1, "step": 0, "event": 1, "other": 0}
     assert data["problems"][0]["line"] == 2

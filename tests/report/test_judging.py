@@ -8,8 +8,8 @@ import pytest
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.report.check import Demand, Judgement, judge
-from microscope_tui.report.check_json import as_json
-from microscope_tui.report.check_text import as_text
+from microscope_tui.report.check_json import verdict_json
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.runlog.discover import RunFile
 
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -75,7 +75,7 @@ def test_a_range_behind_the_newest_step_is_said(one_collapse: Any) -> None:
 
 
 def test_a_healthy_run_is_one_line(one_collapse: Any) -> None:
-    text = as_text(judged(one_collapse(range(0), steps=200)))
+    text = verdict_text(judged(one_collapse(range(0), steps=200)))
     assert text == "run: healthy at step 200 (finished)"
 
 
@@ -83,11 +83,13 @@ def test_information_stands_last_in_one_line_and_fails_nothing(scenario: Any) ->
     path = scenario("shock", routers=3, steps=1500) / "metrics.jsonl"
     judgement = judged(path)
     assert judgement.exit_code == 0
-    head, *rest = as_text(judgement).splitlines()
+    head, *rest = verdict_text(judgement).splitlines()
     assert "healthy" in head
     assert [line.split(":")[0] for line in rest] == ["  INFO SHOCK"] * len(rest)
     assert rest
-    severities = [finding["severity"] for finding in as_json([judgement])["runs"][0]["findings"]]
+    severities = [
+        finding["severity"] for finding in verdict_json([judgement])["runs"][0]["findings"]
+    ]
     assert set(severities) == {"info"}
 
 
@@ -95,8 +97,8 @@ def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
     path = scenario("lint-no-balance", routers=3, steps=150) / "metrics.jsonl"
     judgement = judged(path)
     assert judgement.exit_code == 1
-    assert "WARN LINT: A setting to check" in as_text(judgement)
-    (run,) = as_json([judgement])["runs"]
+    assert "WARN LINT: A setting to check" in verdict_text(judgement)
+    (run,) = verdict_json([judgement])["runs"]
     assert [finding["layers"] for finding in run["findings"]] == [[]]
 
 
@@ -104,7 +106,7 @@ def test_a_header_to_complain_of_is_no_measurement(write_log: Any, make_header: 
     steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 50)]
     judgement = judged(write_log([make_header(balance={"method": "none"}), *steps]))
     assert judgement.exit_code == 3
-    assert "no load of any router was measured" in str(judgement.problem)
+    assert "the log has no router loads" in str(judgement.problem)
 
 
 def test_counts_that_were_doubled_for_a_while_leave_a_warning(
@@ -125,7 +127,7 @@ def test_another_profile_than_the_headers_is_said(scenario: Any) -> None:
     path = scenario("healthy", routers=3, steps=150) / "metrics.jsonl"
     judgement = judged(path, criteria=Criteria(profile="eval"))
     assert judgement.profile == "eval"
-    assert "judged as eval (--profile, the header says pretrain)" in judgement.notes
+    assert "judged as eval (--profile, the header has pretrain)" in judgement.notes
     assert judged(path).notes == []
 
 

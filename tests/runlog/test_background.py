@@ -1,6 +1,5 @@
 """The background log: the training never waits, and what is least missed is dropped first."""
 
-import json
 import sys
 import threading
 from array import array
@@ -12,6 +11,7 @@ import pytest
 
 from microscope_tui.runlog.background import BackgroundLog, estimated_bytes
 from microscope_tui.runlog.writer import RunLogWriter
+from tests.runlog.written import records, steps
 
 END = {"kind": "event", "event": "end", "step": 99}
 
@@ -52,14 +52,6 @@ def hang(slow: SlowLog, **limits: int) -> BackgroundLog:
     log.write(step(0))
     assert slow.reached.wait(30)
     return log
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def steps(path: Path) -> list[int]:
-    return [r["step"] for r in records(path) if r["kind"] == "step"]
 
 
 def lost(path: Path) -> int:

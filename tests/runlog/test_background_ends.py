@@ -1,26 +1,16 @@
 """The background log in programs that end, fork or are interrupted: no loss, no hanging."""
 
-import json
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.runlog.written import records, run_python, steps
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def steps(path: Path) -> list[int]:
-    return [r["step"] for r in records(path) if r["kind"] == "step"]
 
 
 def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -29,16 +19,7 @@ def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     head += "from microscope_tui.runlog.background import BackgroundLog\n"
     head += "from microscope_tui.runlog.writer import RunLogWriter\n"
     head += "log = BackgroundLog(RunLogWriter(Path(sys.argv[1])))\n"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    return run_python(head, code, path)
 
 
 def test_a_program_that_ends_without_closing_leaves_nothing_in_the_queue(path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_deleted_archive_is_noticed(tmp_path: Path, pack: Pack, name: str) -> 
     log.read()
     assert log.deleted
     os.mkfifo(path)
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         log.read()
 
 

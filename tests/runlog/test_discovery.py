@@ -63,7 +63,7 @@ def test_a_jsonl_that_holds_no_records_is_no_run(tmp_path: Path) -> None:
 
 def test_a_single_file_that_is_no_log_is_refused_with_the_reason(tmp_path: Path) -> None:
     text = put(tmp_path / "notes.txt", "hello\n")
-    with pytest.raises(NoRuns, match=r"is no run log \(not JSON"):
+    with pytest.raises(NoRuns, match=r"is not a run log \(not JSON"):
         find_runs(text)
 
 
@@ -99,9 +99,9 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path) -> None:
     (tmp_path / "device.jsonl").symlink_to("/dev/zero")
     assert find_runs(tmp_path) == []
     assert unreadable_logs(tmp_path) == []
-    with pytest.raises(NoRuns, match="no regular file; pipe its content in and name `-`"):
+    with pytest.raises(NoRuns, match="not a regular file; pipe its content in and name `-`"):
         find_runs(tmp_path / "pipe.jsonl")
-    assert why_not_a_run(tmp_path / "pipe.jsonl") == "no regular file"
+    assert why_not_a_run(tmp_path / "pipe.jsonl") == "not a regular file"
 
 
 def test_loops_of_links_end_and_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:

@@ -265,5 +265,5 @@ def test_a_read_error_is_said_and_its_end_loses_nothing(
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_what_is_no_file_is_refused_and_never_waited_for(path: Path, kind: str) -> None:
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         LogFollower(path).read()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.report.spans import width_of
+from microscope_tui.lines.spans import width_of
 from microscope_tui.runlog.safe_text import safe_text
 
 

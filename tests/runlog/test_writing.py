@@ -5,28 +5,14 @@ import math
 import os
 import shutil
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
+from tests.runlog.written import lost, records, run_python, step
 
 RUN = {"kind": "run", "run": "r"}
-
-
-def step(number: int) -> dict[str, Any]:
-    return {"kind": "step", "step": number}
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def lost(path: Path) -> int:
-    return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
 
 
 @pytest.fixture
@@ -38,16 +24,7 @@ def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a process of its own; it must end well, and within a minute."""
     head = "import os, sys\nfrom pathlib import Path\n"
     head += "from microscope_tui.runlog.writer import RunLogWriter\npath = Path(sys.argv[1])\n"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    return run_python(head, code, path)
 
 
 def test_a_torn_last_line_is_cut_off_on_reopening(tmp_path: Path) -> None:

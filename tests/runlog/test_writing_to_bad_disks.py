@@ -10,20 +10,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog.writer import RunLogWriter, encode_record
+from tests.runlog.written import lost, records, step
 
 RUN = {"kind": "run", "run": "r"}
-
-
-def step(number: int) -> dict[str, Any]:
-    return {"kind": "step", "step": number}
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def lost(path: Path) -> int:
-    return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
 
 
 class Clock:

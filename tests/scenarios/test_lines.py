@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.report.format_check import as_text, check_format
+from microscope_tui.report.format_check import check_format, format_text
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
 from microscope_tui.scenarios.catalogue import SCENARIOS
@@ -54,7 +54,7 @@ def test_every_line_is_read(name: str) -> None:
 @each_scenario
 def test_the_lines_are_what_the_format_says(name: str, tmp_path: Path) -> None:
     write_run(tmp_path, name, shape=SHORT)
-    problems = as_text(check_format(tmp_path)).splitlines()[1:]
+    problems = format_text(check_format(tmp_path)).splitlines()[1:]
     assert bool(problems) == (name in {"double-counting", "padding", "ragged"}), problems
 
 

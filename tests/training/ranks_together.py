@@ -8,12 +8,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from moe_model.model import LanguageModel
 from moe_model.readings import RouterReadings
 from moe_model.router import Routing
+from moe_model.sampling import generate
 from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.parallel import (
@@ -23,6 +26,7 @@ from moe_model.training.parallel import (
     whole,
     whole_weights,
 )
+from moe_model.training.sample import SAMPLE_TOKENS, sample
 from tests.training.worlds import (
     CPU,
     Work,
@@ -95,6 +99,8 @@ def buffers(world: World, folder: Path) -> dict[str, Any]:
 
 
 LAYERS, EXPERTS, TOKENS = 2, 5, 6
+TIMEOUT_S, PATIENT_S = 1.0, 2.5
+"""What a rank of ``patient`` waits in a step, and how long another one works by itself."""
 
 
 def routings_of(rank: int) -> list[Routing]:
@@ -191,6 +197,54 @@ def lost(how: str) -> Work:
     return work
 
 
+def patient(world: World, folder: Path) -> dict[str, Any]:
+    """One rank after the other works alone for longer than a step may take."""
+    started = time.monotonic()
+    with world.main_first():
+        if world.is_main:
+            time.sleep(PATIENT_S)
+    with world.together():
+        if world.rank == 1:
+            time.sleep(PATIENT_S)
+    return {"seconds": time.monotonic() - started, "in step": world.any(world.rank == 1)}
+
+
+def lost_alone(world: World, folder: Path) -> dict[str, Any]:
+    """Rank 0 dies of its own work while the others wait for it without a limit."""
+    started = time.monotonic()
+    try:
+        with lost_ranks(), world.main_first():
+            os.kill(os.getpid(), signal.SIGKILL)
+    except RankLostError as error:
+        return {"error": str(error), "seconds": time.monotonic() - started}
+    return {"error": "", "seconds": 0.0}
+
+
+def samples(world: World, folder: Path) -> dict[str, Any]:
+    """What a sharded model writes, how many models that needs, and the mesh it lies on."""
+    model = make_model(tied=True)
+    prompt_S = torch.tensor([1, 2, 3])
+    expected = generate(model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=7)
+    parallelize(model, "fsdp", world)
+    shown = SimpleNamespace(
+        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7), prompt="",
+        corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
+    )  # fmt: skip
+    built, before = [], LanguageModel.__init__
+    LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
+    found = sample(shown)  # type: ignore[arg-type]
+    LanguageModel.__init__ = before  # type: ignore[method-assign]
+    weight = model.layers[0].mlp.up_proj.weight
+    return {
+        "expected": expected,
+        "found": found,
+        "built": len(built),
+        "local_rows": weight.to_local().shape[0],
+        "rows": weight.shape[0],
+        "training": model.training,
+    }
+
+
 def alone_of_two(rank: int, folder: Path) -> None:
     """One rank of a world of two, whose other rank is never started."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", WORLD_SIZE="2", RANK=str(rank))
@@ -224,4 +278,8 @@ if __name__ == "__main__":
         world_of(2, lost("killed-ddp"), folder)
         world_of(3, lost("killed-fsdp"), folder)
         world_of(2, lost("hung"), folder, timeout_s=2)
+        world_of(3, lost_alone, folder)
         alone_of_two(1, folder)
+    elif claim == "patience":
+        world_of(2, patient, folder, timeout_s=TIMEOUT_S)
+        world_of(2, samples, folder)

@@ -239,7 +239,7 @@ def test_ranks_that_agree_train(ran: Ran) -> None:
     [
         ("lr", "rank 1 of 2: --lr is 0.1, on rank 0 it is not given: start all ranks with the"),
         ("range", "train.py: --lr 0.0 is out of range"),
-        ("nofile", "train.py: --data 'nofile' is neither python-docs nor tinyshakespeare"),
+        ("nofile", "train.py: --data 'nofile' does not exist: name a file, a folder"),
         ("order", "rank 1 of 2: the text (--data) is sha256 "),
         ("gone", "rank 1 of 2: what --resume finds is nothing, on rank 0 it is step 2: start all"),
     ],

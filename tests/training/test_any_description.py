@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_model.config import ModelConfig, YarnScaling
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import write_tensors
 from moe_model.model import LanguageModel
-from moe_model.store import CheckpointError, read_checkpoint, write_description
+from moe_model.store import read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 
 

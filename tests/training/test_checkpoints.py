@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from moe_model import fresh_folder as fresh_folder_module
 from moe_model.config import ModelConfig
+from moe_model.description import CheckpointError
 from moe_model.fresh_folder import write_tensors
 from moe_model.model import LanguageModel
-from moe_model.store import CheckpointError, read_checkpoint, write_description
+from moe_model.store import read_checkpoint, write_description
 from moe_model.tokenizer import CharTokenizer
 from moe_model.training import checkpoint as checkpoint_module
 from moe_model.training.checkpoint import BEST, LATEST, PREVIOUS, Checkpoints
@@ -185,13 +186,13 @@ def edit(folder: Path, **changes: object) -> None:
         (damage_bytes, "model.safetensors is damaged"),
         (cut_short, "training.safetensors is damaged .100 bytes"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read .No such file"),
-        (lambda f: (f / "checkpoint.json").unlink(), "holds no checkpoint.json"),
+        (lambda f: (f / "checkpoint.json").unlink(), "has no checkpoint.json"),
         (lambda f: (f / "checkpoint.json").write_text("{"), "not a description of a checkpoint"),
-        (lambda f: (f / "checkpoint.json").write_text("[]"), "does not say format="),
-        (lambda f: edit(f, format_version=9), "format_version=9, known is 1"),
+        (lambda f: (f / "checkpoint.json").write_text("[]"), "lacks format="),
+        (lambda f: edit(f, format_version=9), "format_version=9, but only 1 is supported"),
         (lambda f: edit(f, files={}), "does not list model.safetensors"),
         (lambda f: edit(f, model={"hidden_size": 3}), "unknown or missing in a model config"),
-        (lambda f: edit(f, tokenizer={"kind": "words"}), "kind='words' is not known"),
+        (lambda f: edit(f, tokenizer={"kind": "words"}), "kind='words' is unknown"),
     ],
 )
 def test_a_damaged_checkpoint_says_what_is_wrong(
@@ -207,7 +208,7 @@ def test_a_file_outside_the_folder_is_not_followed(save: Save) -> None:
     folder = save(1).resolve()
     files = json.loads((folder / "checkpoint.json").read_text("utf-8"))["files"]
     edit(folder, files=files | {"../secret": {"bytes": 1, "sha256": ""}})
-    with pytest.raises(CheckpointError, match="outside its own folder"):
+    with pytest.raises(CheckpointError, match="not a file name inside the folder"):
         read_checkpoint(folder)
 
 

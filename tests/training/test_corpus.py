@@ -97,7 +97,7 @@ def test_ids_are_as_narrow_as_the_vocabulary_allows(size: int, dtype: torch.dtyp
 
 
 def test_an_id_beyond_the_vocabulary_never_becomes_another_token() -> None:
-    with pytest.raises(UsageError, match="gives id 65540 but has 10 tokens"):
+    with pytest.raises(UsageError, match="returns id 65540, but has 10 tokens"):
         encode_documents(documents_of("1 65540"), Words())
 
 
@@ -126,7 +126,9 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
     documents = documents_of(*("ab"[i % 2] * length for i, length in enumerate(lengths)))
     total, least = sum(lengths), 10 * (seq_len + 1 + ahead)
     if total < least:
-        said = f"--data has {total} tokens, .* --seq-len is {seq_len}: give at least {least} tokens"
+        said = (
+            f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least} tokens"
+        )
         with pytest.raises(UsageError, match=said):
             Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
         return
@@ -139,7 +141,7 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
 
 
 def test_no_text_at_all_is_too_little() -> None:
-    with pytest.raises(UsageError, match="--data has 0 tokens"):
+    with pytest.raises(UsageError, match="--data has only 0 tokens"):
         Corpus.build([], CharTokenizer("a"), 8, 0, cache=None)
 
 

@@ -20,13 +20,9 @@ import torch
 import torch.distributed as dist
 
 from moe_model.command import UsageError
-from moe_model.training.distributed import (
-    RankLostError,
-    World,
-    join_world,
-    launched,
-    lost_ranks,
-)
+from moe_model.training import parallel
+from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
+from moe_model.training.launch import launched
 from moe_model.training.parallel import parallelize
 from tests.training.conftest import ROOT
 from tests.training.worlds import CPU, Seen, make_model, seen_by
@@ -175,7 +171,7 @@ def test_a_rank_that_dies_or_hangs_is_noticed_by_the_others(
 ) -> None:
     seen = claim("lost")[f"lost-{place}"]
     assert said in seen["error"]
-    assert "another rank no longer answers" in seen["error"]
+    assert "another rank no longer responds" in seen["error"]
     assert "start again with --resume auto" in seen["error"]
     assert seen["seconds"] < 20
 
@@ -214,10 +210,47 @@ def test_other_errors_pass_unchanged(error: BaseException) -> None:
     ],
 )
 def test_broken_and_silent_connections_are_lost_ranks(error: RuntimeError) -> None:
-    with pytest.raises(RankLostError, match="no longer answers") as caught, lost_ranks():
+    with pytest.raises(RankLostError, match="no longer responds") as caught, lost_ranks():
         raise error
     assert caught.value.__cause__ is error
     assert "gloo/transport" not in str(caught.value)
+
+
+def test_ranks_wait_for_honest_work_longer_than_for_a_step(claim: Claim) -> None:
+    for rank in range(2):
+        seen = claim("patience")[f"patient-2-{rank}"]
+        assert seen["in step"]
+        assert seen["seconds"] > 4 > 2 * 1.0  # twice 2.5 s, where a step may wait 1 s
+
+
+def test_a_rank_that_dies_at_its_own_work_ends_those_that_wait_for_it(claim: Claim) -> None:
+    for rank in (1, 2):
+        seen = claim("lost")[f"lost_alone-3-{rank}"]
+        assert f"rank {rank} of 3: another rank no longer responds" in seen["error"]
+        assert seen["seconds"] < 10
+
+
+def test_a_sharded_model_writes_its_sample_without_becoming_whole(claim: Claim) -> None:
+    first, second = (claim("patience")[f"samples-2-{rank}"] for rank in range(2))
+    assert first["found"] == second["found"] == first["expected"]
+    assert len(first["found"]) == 200
+    assert first["built"] == second["built"] == 0
+    assert first["local_rows"] == first["rows"] / 2
+    assert first["training"]
+
+
+def test_a_model_on_the_cpu_is_sharded_over_a_mesh_of_the_cpu(alone: pytest.MonkeyPatch) -> None:
+    """Without a mesh ``fully_shard`` takes the accelerator's, where the machine has one."""
+    meshes = []
+    alone.setattr(parallel, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        alone.setenv(name, value)
+    with join_world(CPU) as world:
+        parallelize(make_model(small=True), "fsdp", world)
+    assert [mesh.device_type for mesh in meshes] == ["cpu"] * 3
 
 
 def test_a_process_that_was_started_by_hand_is_a_world(alone: pytest.MonkeyPatch) -> None:
@@ -236,7 +269,7 @@ def test_a_process_that_was_started_by_hand_is_a_world(alone: pytest.MonkeyPatch
     ("environment", "said"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' is no number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first' is not a number"),
     ],
 )
 def test_half_a_launcher_is_a_usage_error(
@@ -252,6 +285,7 @@ def test_half_a_launcher_is_a_usage_error(
 WAITS = """
 from torch import device
 from moe_model.training.distributed import join_world
+from moe_model.training.launch import 
 from moe_model.training.stopping import StopRequest
 with StopRequest(), join_world(device("cpu")):
     pass

@@ -88,7 +88,7 @@ def test_a_start_without_checkpoints_in_an_old_log_says_so(
     capsys.readouterr()
     assert train("--run=r", "--steps=2", "--resume=auto") == 0
     narration = capsys.readouterr().err
-    assert "latest points to a checkpoint that is gone" in narration
+    assert "latest points to a checkpoint that no longer exists" in narration
     assert "r starts at step 1" in narration
 
 
@@ -126,7 +126,7 @@ def test_a_broken_integer_is_refused_and_not_rounded(
     wrong: str, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(wrong) == 64
-    assert "is no whole number" in capsys.readouterr().err
+    assert "is not a whole number" in capsys.readouterr().err
 
 
 def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(

@@ -51,6 +51,28 @@ def test_a_viewer_without_torch_is_told_what_to_install() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [
+        ("moe_model.generate", "torch"),
+        ("moe_model.huggingface", "torch"),
+        ("moe_model.upcycle", "torch"),
+        ("moe_model.upcycle", "transformers"),
+    ],
+)
+def test_the_other_commands_say_in_one_line_what_to_install(module: str, missing: str) -> None:
+    code = (
+        f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['x', 'a', 'b']; "
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == (
+        f"python -m {module}: needs pip install 'moe-microscope[train]': {missing} cannot be "
+        f"imported by {sys.executable}\n"
+    )
+
+
 def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
     short, long = (without_torch(flag) for flag in ("--help", "--help-all"))
     assert (short.returncode, long.returncode) == (0, 0), short.stderr + long.stderr
@@ -65,7 +87,7 @@ def test_help_shows_what_most_runs_need_and_help_all_the_rest() -> None:
 def test_the_table_of_presets_is_true() -> None:
     table = rows()
     assert set(table) == set(PRESETS)
-    assert table["tiny"] == ["4.7 M", "2.4 M", "1,500", "5.1", "57 MB"]
+    assert table["tiny"] == ["4.7 M", "2.3 M", "1,500", "5.1", "56 MB"]
     for name, (_, _, steps, minutes, _) in table.items():
         assert steps == f"{RUN_DEFAULTS[name].steps:,}"
         assert (minutes == "-") == (name != "tiny"), "nothing else was measured"

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.store import MOST_BYTES, CheckpointError, read_checkpoint, read_plain_description
+from moe_model.description import MOST_BYTES, CheckpointError, read_plain_description
+from moe_model.store import read_checkpoint
 from moe_model.training.batches import TrainingBatches
 from moe_model.training.corpus import Tokens
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 
 Train = Callable[..., int]
 Resume = Callable[..., tuple[int, list[str]]]
@@ -156,8 +157,8 @@ def assert_only_previous_counts(latest: Path, resume: Resume) -> None:
     code, said = resume("--steps=2")
     assert code == 0
     assert len(said) == 2, said
-    assert f"latest is not sound, trying {latest.parent / 'previous'}: {latest}" in said[0]
-    assert "has all its 2 steps" in said[1]
+    assert f"latest is damaged, trying {latest.parent / 'previous'}: {latest}" in said[0]
+    assert "already has all 2 steps" in said[1]
     (latest.parent / "previous").unlink()
     code, said = resume("--steps=6")
     assert code == 1
@@ -186,7 +187,7 @@ def test_a_value_that_could_be_does_not_change_unnoticed(
     edit(latest, place, value, seal=True)
     code, said = resume("--steps=2")
     assert code == 0
-    assert "it is damaged: what it says is not what was written" in said[0]
+    assert "it is damaged: its checksum does not match" in said[0]
 
 
 def test_laid_out_anew_or_without_its_checksum_it_says_the_same(latest: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_pipe_is_not_waited_for(
     with pytest.raises(CheckpointError):
         read_checkpoint(latest)
     if name == "checkpoint.json":
-        with pytest.raises(CheckpointError, match="it is no file"):
+        with pytest.raises(CheckpointError, match="it is not a file"):
             read_plain_description(latest)
 
 

@@ -28,7 +28,7 @@ from microscope_tui.runlog.safe_text import safe_text
 from moe_model.command import say
 from moe_model.plain_text import REPLACEMENT, plain_text
 from moe_model.training.console import Console
-from moe_model.training.progress import Progress
+from moe_model.training.run import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b]52;c;eA==\x07b\x9b2J\u202ec\rd"

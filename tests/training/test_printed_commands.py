@@ -46,7 +46,7 @@ def test_where_every_checkpoint_is_inside_the_collapse_none_is_named(
     assert train(*flags, "--on-collapse=stop") == 3
     narration = capsys.readouterr().err
     assert printed(narration, "go back") == (
-        "no checkpoint is from before step 5: start again, with another setting"
+        "no checkpoint before step 5: start again with another setting"
     )
     assert words(printed(narration, "resume"))[-2:] == ["--on-collapse", "log"]
 

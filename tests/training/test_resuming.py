@@ -119,9 +119,9 @@ def test_a_damaged_latest_gives_way_to_previous_and_says_so(
     capsys.readouterr()
     assert train("--run=r", "--resume=auto", "--steps=6") == 0
     narration = capsys.readouterr().err
-    assert f"latest is not sound, trying {tmp_path / 'ck' / 'r' / 'previous'}" in narration
+    assert f"latest is damaged, trying {tmp_path / 'ck' / 'r' / 'previous'}" in narration
     assert "model.safetensors is damaged" in narration
-    assert "goes on after step 4" in narration
+    assert "resumes after step 4" in narration
     rows = story(read_log("r"))
     assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 6]
     links = {name: read_checkpoint(tmp_path / "ck" / "r" / name) for name in ("latest", "previous")}
@@ -172,7 +172,7 @@ def test_a_run_that_is_complete_is_left_alone(
     assert train("--run=r", "--steps=2") == 0
     before = read_log("r")
     assert train("--run=r", "--steps=2", "--resume=auto") == 0
-    assert "has all its 2 steps: raise --steps" in capsys.readouterr().err
+    assert "already has all 2 steps; raise --steps" in capsys.readouterr().err
     assert read_log("r") == before
 
 
@@ -185,8 +185,8 @@ def test_auto_starts_where_there_is_nothing_to_go_on_with(train: Train, read_log
     ("flags", "message"),
     [
         (["--model.hidden_size=64"], "--model.hidden_size 64: the weights in "),
-        (["--tokenizer=bpe"], "is of --tokenizer char: leave it out"),
-        (["--preset=small"], "is of --preset tiny: leave it out"),
+        (["--tokenizer=bpe"], "was trained with --tokenizer char: omit it"),
+        (["--preset=small"], "was trained with --preset tiny: omit it"),
     ],
 )
 def test_what_the_weights_do_not_fit_is_a_usage_error(
@@ -228,17 +228,31 @@ def test_an_imported_model_is_trained_from_its_weights(
     keep = {"format", "format_version", "step", "model", "tokenizer"}
     files = {"model.safetensors": description["files"]["model.safetensors"]}
     description = {k: v for k, v in description.items() if k in keep} | {"files": files}
+    description["published"] = {"aux_loss_alpha": 0.001}
     (theirs / "checkpoint.json").write_text(json.dumps(description), "utf-8")
 
     assert train("--run=new", f"--resume={theirs}", "--steps=3", "--lr=1e-9") == 0
-    assert "has weights only (an imported model)" in capsys.readouterr().err
+    assert "has weights only (an imported or upcycled model)" in capsys.readouterr().err
     rows = [row for row in read_log("new") if row["kind"] == "step"]
     assert [row["step"] for row in rows] == [1, 2, 3]
+    assert read_checkpoint(tmp_path / "ck" / "new").published == {"aux_loss_alpha": 0.001}
     ours, before = (
         read_checkpoint(path).load_model().state_dict()
         for path in (tmp_path / "ck" / "new", theirs)
     )
     torch.testing.assert_close(ours["embed_tokens.weight"], before["embed_tokens.weight"])
+
+
+def test_routers_without_a_bias_are_not_given_one(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in DeepSeek-V2: what it would learn could not be exported."""
+    softmax = ("--model.topk_method=greedy", "--model.scoring_func=softmax", "--steps=2")
+    assert train("--run=r", *softmax) == 64
+    assert "topk_method=greedy has no bias: use --balance aux" in capsys.readouterr().err
+    assert train("--run=r", *softmax, "--balance=aux") == 0
+    model = read_checkpoint(tmp_path / "ck" / "r").load_model()
+    assert not any(router.expert_bias.any() for router in model.routers)
 
 
 def test_options_can_stand_in_a_file_and_the_command_line_wins(

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from moe_model.store import CheckpointError
+from moe_model.description import CheckpointError
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state, save_shards
 from tests.training.worlds import Seen, make_model, seen_by

@@ -127,7 +127,7 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
 def test_nothing_to_read_is_a_usage_error(tmp_path: Path, name: str) -> None:
     write(tmp_path / "data", {name or "empty": "" if name != ".hidden" else "text"})
     where = tmp_path / "data" / (name if name == "file" else "")
-    with pytest.raises(UsageError, match="holds no text"):
+    with pytest.raises(UsageError, match="contains no text"):
         load_documents(str(where))
 
 
@@ -136,7 +136,7 @@ def test_an_unknown_name_lists_what_is_possible(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(write(tmp_path, {"file": "text"}))
-    with pytest.raises(UsageError, match=r"python-docs nor tinyshakespeare, and no file or folder"):
+    with pytest.raises(UsageError, match=r"does not exist: name a file, a folder"):
         load_documents(name)
 
 
@@ -181,7 +181,9 @@ def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: 
 
 def test_another_text_than_shakespeare_is_refused(tmp_path: Path, server: Server) -> None:
     server.content = b"<html>Log in to the hotel network</html>"
-    with pytest.raises(UsageError, match=r"SHA-256 differs.*fetch http.*give that file to --data"):
+    with pytest.raises(
+        UsageError, match=r"SHA-256 differs.*download http.*pass the file to --data"
+    ):
         load_documents("tinyshakespeare", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,7 +192,9 @@ def test_without_a_network_there_is_a_way_out(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
-    with pytest.raises(UsageError, match=r"ConnectionError.*fetch http.*give that file to --data"):
+    with pytest.raises(
+        UsageError, match=r"ConnectionError.*download http.*pass the file to --data"
+    ):
         load_documents("tinyshakespeare", tmp_path)
 
 
@@ -200,4 +204,4 @@ def test_a_cache_that_cannot_be_written_costs_one_line(
     cache = write(tmp_path, {"file": ""}) / "file" / "cache"
     assert load_documents("tinyshakespeare", cache)[0].text == PLAY.decode()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"{cache} cannot be written (Not a directory): what is fetched will not be kept."
+    assert line == f"cannot write {cache} (Not a directory): the download will not be cached."

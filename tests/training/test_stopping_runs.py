@@ -82,7 +82,7 @@ def test_a_signal_saves_ends_the_log_and_exits_75(
     process.send_signal(number)
     output, narration = process.communicate(timeout=60)
     assert process.returncode == 75, narration
-    assert f"{number.name}: stopping as soon as everything is saved; Ctrl-C now" in narration
+    assert f"{number.name}: saving, then stopping; press Ctrl-C to exit" in narration
     assert "Traceback" not in narration
     assert output == ""
     log = read_log("r")

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(
     folder = tmp_path / "file" / "tokens"
     assert same(kept_tokens(folder, KEY, VOCABULARY, lambda: (IDS, STARTS)))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{folder} cannot keep token ids (Not a directory)")
+    assert line.startswith(f"{folder} cannot store token ids (Not a directory)")
 
 
 def test_a_full_disk_leaves_nothing_behind(

@@ -128,13 +128,13 @@ def test_the_end_is_the_one_that_transformers_takes(
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "holds no tokenizer.json"),
-        ({"tokenizer.model": b"x"}, "holds no tokenizer.json"),
-        ({TOKENIZER: b"{}"}, "tokenizer.json is no tokenizer"),
+        ({}, "has no tokenizer.json"),
+        ({"tokenizer.model": b"x"}, "has no tokenizer.json"),
+        ({TOKENIZER: b"{}"}, "tokenizer.json is not a tokenizer"),
         ({**BYTE_PAIRS.files, SETTINGS: b"["}, "tokenizer_config.json is not JSON"),
         (
             {**BYTE_PAIRS.files, SPECIAL_TOKENS: b"[]"},
-            "special_tokens_map.json holds no JSON object",
+            "special_tokens_map.json does not contain a JSON object",
         ),
     ],
     ids=["empty", "sentencepiece", "no tokenizer", "bad settings", "bad map"],
@@ -181,7 +181,7 @@ def test_the_hub_is_asked_for_the_tokenizer_and_nothing_else(
 
 @pytest.mark.parametrize("name", ["org/name", "a--b/c..d"])
 def test_without_a_network_there_is_a_way_out(hub: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"cannot be fetched .*name their folder"):
+    with pytest.raises(UsageError, match=r"cannot be downloaded .*name their folder"):
         make_tokenizer(name, [])
 
 

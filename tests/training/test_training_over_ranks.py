@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_model.store import read_checkpoint
 from tests.training.conftest import ROOT
@@ -117,6 +118,31 @@ def test_however_a_step_is_cut_it_is_the_same_step(
     assert read_log("ddp")[0]["world_size"] == 2
 
 
+def test_ranks_do_not_wait_for_gradients_of_multi_token_prediction_without_a_weight(
+    train: Callable[..., int], start_ranks: Callable[..., Ranks], read_log: ReadLog, tmp_path: Path
+) -> None:
+    flags = ("--steps=4", "--eval-every=4", "--mtp", "--mtp-weight=0")
+    together = [
+        start_ranks(2, f"--run={kind}", f"--parallel={kind}", *flags) for kind in ("ddp", "fsdp")
+    ]
+    assert train("--run=one", "--batch-size=8", *flags) == 0
+    for ranks in together:
+        codes, said = end(ranks)
+        assert codes == [0, 0], said
+    one = steps(read_log("one"))
+    for kind in ("ddp", "fsdp"):
+        found = steps(read_log(kind))
+        assert [row["tokens_per_expert"] for row in found] == [
+            row["tokens_per_expert"] for row in one
+        ]
+        for expected, row in zip(one, found, strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+            assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        state = read_checkpoint(tmp_path / "ck" / kind).load_model().state_dict()
+        new = read_checkpoint(tmp_path / "ck" / "one").load_model().state_dict()
+        assert all(torch.equal(state[name], new[name]) for name in state if "mtp." in name)
+
+
 def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on(
     start_ranks: Callable[..., Ranks], train: Callable[..., int], read_log: ReadLog, tmp_path: Path
 ) -> None:
@@ -154,7 +180,7 @@ def test_several_ranks_resume_bit_for_bit(
     killed[1].kill()
     codes, said = end(killed)
     assert codes[0] == 1
-    assert "rank 0 of 2: another rank no longer answers" in said[0]
+    assert "rank 0 of 2: another rank no longer responds" in said[0]
     assert "start again with --resume auto" in said[0]
     assert "Traceback" not in said[0]
     assert end(whole)[0] == [0, 0]

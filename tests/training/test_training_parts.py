@@ -14,13 +14,13 @@ from rich.console import Console as RichConsole
 
 from moe_model.command import UsageError
 from moe_model.config import PRESETS, ModelConfig, YarnScaling
+from moe_model.device import choose_device
 from moe_model.model import LanguageModel
 from moe_model.training.batches import held_out_batches
 from moe_model.training.console import Console
 from moe_model.training.corpus import Tokens
 from moe_model.training.evaluation import evaluate
 from moe_model.training.machine import (
-    choose_device,
     choose_dtype,
     has_native_bf16,
     memory_bytes,
@@ -29,19 +29,19 @@ from moe_model.training.machine import (
 )
 from moe_model.training.optimizer import learning_rate_at, make_optimizer
 from moe_model.training.options import RUN_DEFAULTS, Options
-from moe_model.training.progress import Progress
-from moe_model.training.settle import settle
+from moe_model.training.resolve import resolve
+from moe_model.training.run import Progress
 
 FLAGS = [
     "--preset", "--data", "--tokenizer", "--config",
-    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed",
+    "--steps", "--batch-size", "--seq-len", "--grad-accum", "--lr", "--seed", "--optimizer",
     "--device", "--dtype",
-    "--compile", "--activation-checkpointing", "--parallel",
+    "--compile", "--activation-checkpointing", "--deterministic", "--parallel",
     "--mtp", "--mtp-weight", "--balance", "--bias-update-rate",
     "--seq-aux-weight", "--aux-weight",
     "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
     "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--resume", "--on-collapse", "--sample-prompt",
+    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--profile",
 ]  # fmt: skip
 
 
@@ -73,14 +73,14 @@ def test_every_preset_says_how_it_is_trained() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_settled_options_are_complete_and_options_given_win(preset: str) -> None:
-    settled = settle(Options(preset=preset, steps=7, run="r"))
+def test_resolved_options_are_complete_and_options_given_win(preset: str) -> None:
+    resolved = resolve(Options(preset=preset, steps=7, run="r"))
     optional = {"force_collapse", "sample_prompt", "router_noise", "capacity_factor", "drop_policy"}
     optional |= {"config", "parallel", "resume"}
-    assert {k for k, v in settled.to_dict().items() if v is None} == optional
-    assert settled.steps == 7
-    assert settled.lr == RUN_DEFAULTS[preset].lr
-    assert settled.seq_len == PRESETS[preset]["max_position_embeddings"]
+    assert {k for k, v in resolved.to_dict().items() if v is None} == optional
+    assert resolved.steps == 7
+    assert resolved.lr == RUN_DEFAULTS[preset].lr
+    assert resolved.seq_len == PRESETS[preset]["max_position_embeddings"]
 
 
 def test_a_model_that_no_machine_here_can_train_is_refused_with_its_size() -> None:
@@ -98,7 +98,7 @@ def test_the_published_vocabulary_stays_whatever_the_text_has() -> None:
 
 
 def test_default_run_name_says_preset_and_time() -> None:
-    assert re.fullmatch(r"tiny-\d{4}-\d\d-\d\d-\d{6}", settle(Options()).run)
+    assert re.fullmatch(r"tiny-\d{4}-\d\d-\d\d-\d{6}", resolve(Options()).run)
 
 
 def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> None:

@@ -213,7 +213,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
     monkeypatch.setattr(trainer.RunRecorder, "record_step", fail)
     assert train("--run=r", "--steps=3") == 0
     narration = capsys.readouterr().err
-    assert narration.count("training goes on: RuntimeError('disk on fire')") == 1
+    assert narration.count("training continues: RuntimeError('disk on fire')") == 1
     assert read_checkpoint(tmp_path / "ck" / "r").step == 3
 
 
@@ -227,7 +227,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
     real = trainer.gradient_squares
     monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)
     assert train("--run=r", "--steps=30") == 1
-    assert "not finite in 20 steps in a row (the last is step 20)" in capsys.readouterr().err
+    assert "not finite in 20 consecutive steps (the last is step 20)" in capsys.readouterr().err
     log = read_log("r")
     assert len(steps(log)) == 20
     assert all(r["expert_bias"] == [[0.0] * 8] * 2 for r in steps(log))

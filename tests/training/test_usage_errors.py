@@ -23,28 +23,30 @@ WRONG = [
         ["--mtp", "--model.num_nextn_predict_layers=0"],
         "--mtp contradicts --model.num_nextn_predict",
     ),
-    (["--drop-policy=weight"], "--drop-policy weight does nothing without --capacity-factor"),
+    (["--drop-policy=weight"], "--drop-policy weight has no effect without --capacity-factor"),
     (["--model.rope_theta=nan"], "rope_theta=nan is out of range"),
-    (["--model.rope_theta=1"], "rope_theta=1 turns everything alike"),
+    (["--model.rope_theta=1"], "rope_theta=1 rotates all pairs alike"),
     (["--log-dir=same", "--checkpoint-dir=same"], "are both same: choose two folders"),
-    (["--capacity-factor=0"], "capacity_factor=0.0 is no positive number"),
+    (["--capacity-factor=0"], "capacity_factor=0.0 must be positive"),
     (
         ["--drop-policy=weight", "--capacity-factor=1", "--model.drop_policy=position"],
         "contradicts --model.drop_policy",
     ),
     (["--router-noise=1.5"], "router_jitter_noise=1.5 is out of range"),
-    (["--mtp-weight=0.1"], "--mtp-weight 0.1 does nothing without --mtp"),
+    (["--mtp-weight=0.1"], "--mtp-weight 0.1 has no effect without --mtp"),
     (["--model.rope_scaling.factor=4"], "original_max_position_embeddings"),
     (
         ["--preset=large"],
-        "--preset large is not known: choose one of tiny, small, shakespeare, deepseek-v3.",
+        "--preset large is unknown: choose one of tiny, small, shakespeare, deepseek-v3.",
     ),
-    (["--data=/no/such/file"], "--data '/no/such/file' is neither python-docs nor tinyshakespeare"),
+    (["--data=/no/such/file"], "--data '/no/such/file' does not exist: name a file, a folder"),
     (["--tokenizer=words"], "--tokenizer"),
-    (["--resume=auto"], "--resume auto goes on with --run NAME: say which."),
-    (["--resume=/no/such/run"], "--resume /no/such/run: there is no checkpoint"),
+    (["--resume=auto"], "--resume auto needs the name of the run: add --run NAME."),
+    (["--resume=/no/such/run"], "--resume /no/such/run: no checkpoint found"),
     (["--config=/no/such.toml"], "--config /no/such.toml is not a file"),
-    (["--parallel=ddp"], "--parallel ddp needs several processes: start it as torchrun"),
+    (["--optimizer=sgd"], "Invalid value"),
+    (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
+    (["--parallel=ddp"], "--parallel ddp needs several processes: start torchrun"),
     (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),
     (["--lr=0"], "--lr 0.0 is out of range"),
@@ -56,12 +58,12 @@ WRONG = [
     (["--model.n_group=3"], "not divisible by n_group=3"),
     (["--model.bogus=3"], "Unknown option"),
     (["--model.vocab_size=5"], "--model.vocab_size 5 is less than the 24 tokens"),
-    (["--force-collapse=x"], "is not LAYER@STEP: write for example 1@"),
+    (["--force-collapse=x"], "is not LAYER@STEP: use for example 1@"),
     (["--force-collapse=0@1"], "layer 0 has no router: choose one of 1, 2."),
     (["--force-collapse=1@9", "--steps=8"], "step 9 is not in this run: choose 1 to 8."),
-    (["--balance=none", "--seq-aux-weight=0.1"], "does nothing with --balance none"),
-    (["--balance=bias", "--aux-weight=0.1"], "--aux-weight 0.1 does nothing with --balance bias"),
-    (["--balance=aux", "--bias-update-rate=0.1"], "does nothing with --balance aux"),
+    (["--balance=none", "--seq-aux-weight=0.1"], "has no effect with --balance none"),
+    (["--balance=bias", "--aux-weight=0.1"], "--aux-weight 0.1 has no effect with --balance bias"),
+    (["--balance=aux", "--bias-update-rate=0.1"], "has no effect with --balance aux"),
     (["--bias-update-rate=-1"], "--bias-update-rate -1.0 is out of range"),
     (["--sample-prompt=ÄÖ"], "characters 'ÄÖ' do not occur"),
 ]
@@ -98,9 +100,7 @@ def test_an_existing_run_is_refused(
     (tmp_path / kind / "r").mkdir(parents=True)
     (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
     assert train("--run=r", "--steps=1") == 64
-    assert (
-        "exists already: go on with it (--resume auto), choose another" in capsys.readouterr().err
-    )
+    assert "already exists: resume it (--resume auto), choose another" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_text_is_refused(
@@ -118,17 +118,17 @@ def test_a_text_that_is_too_short_is_refused(
     (tmp_path / "short").write_text("ab" * (length // 2), "utf-8")
     assert train(f"--data={tmp_path / 'short'}") == 64
     assert (
-        "holds no text" if length == 0 else f"--data has {length} tokens, of which"
+        "contains no text" if length == 0 else f"--data has only {length} tokens, of which"
     ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["/no/such/run"], "/no/such/run holds no checkpoint.json"),
+        (["/no/such/run"], "/no/such/run has no checkpoint.json"),
         (["x", "--temperature=-1"], "--temperature -1.0 is out of range"),
         (["x", "--top-p=0"], "--top-p 0.0 is out of range"),
-        (["x", "--max-new-tokens=0"], "--max-new-tokens 0 writes nothing"),
+        (["x", "--max-new-tokens=0"], "--max-new-tokens 0 is too few"),
         ([], "requires an argument"),
     ],
 )

@@ -57,7 +57,7 @@ def live_through(story: list[tuple[str, int]], log: Log, watch: RunWatch, slice_
             watch.read_all()
         else:
             log.happens(name, size)
-    log.settle()
+    log.commit()
     watch.read_all()
 
 
@@ -112,7 +112,7 @@ def test_a_sample_shows_values_of_the_file_and_leaves_when_the_scan_is_through(
         for name, size in story:
             if not name.startswith("look"):
                 log.happens(name, size)
-        log.settle()
+        log.commit()
         truth = Truth(log.path.read_bytes())
         watch = RunWatch(RunFile("run", log.path, 0.0))
         watch.open_overview()
@@ -138,7 +138,7 @@ def agrees_with_the_file(watch: RunWatch, truth: Truth) -> None:
     assert (found is None) == (truth.routers is None)
     if found is None:
         return
-    found.settle()
+    found.commit()
     assert found.restarts == truth.restarts
     assert found.last_step == truth.last
     ends = [*list(found.steps)[1:], 2**62][: len(found)]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bulk import BulkTruth, write_bulk
 from microscope_tui.runlog import reader
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.bulk import BulkTruth, write_bulk
 from microscope_tui.watch import run_watch
 from microscope_tui.watch.moment import pin_at
 from microscope_tui.watch.run_watch import RunWatch

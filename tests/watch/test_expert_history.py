@@ -11,8 +11,8 @@ import pytest
 
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.watch import expert_history
-from microscope_tui.watch.curves import Window
 from microscope_tui.watch.expert_history import samples
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.run_watch import RunWatch
 
 Make = Callable[..., dict[str, Any]]

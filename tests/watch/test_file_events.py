@@ -45,7 +45,7 @@ def append(path: Path, text: str = "two\n") -> None:
         file.write(text)
 
 
-def settle(events: FileEvents) -> None:
+def wait_until_quiet(events: FileEvents) -> None:
     while events.wait(QUIET_S):
         pass
 
@@ -63,14 +63,14 @@ def test_what_a_trainer_does_is_announced(log: Path, watching: Callable[..., Fil
         lambda: new.with_name("better.jsonl").unlink(),
     ]
     for change in changes:
-        settle(events)
+        wait_until_quiet(events)
         change()
         assert events.wait(ARRIVES_S)
 
 
 def test_looking_at_a_log_announces_nothing(log: Path, watching: Callable[..., FileEvents]) -> None:
     events = watching(log.parents[1])
-    settle(events)
+    wait_until_quiet(events)
     LogFollower(log).read()
     (log.parent / "checkpoint.bin").write_bytes(b"not a log")
     assert not events.wait(QUIET_S)
@@ -83,7 +83,7 @@ def test_a_single_file_is_watched_alone_also_through_a_link(
     link.symlink_to(log)
     for root in (log, link):
         events = watching(root)
-        settle(events)
+        wait_until_quiet(events)
         (log.parent / "other.jsonl").write_text("one\n")
         assert not events.wait(QUIET_S)
         append(log)
@@ -216,7 +216,7 @@ def test_an_event_that_comes_a_little_late_has_arrived(
 ) -> None:
     events = watching(log.parents[1])
     for _ in range(5):
-        settle(events)
+        wait_until_quiet(events)
         events.poll_found_change()  # the look was faster than the event
         append(log)
         assert events.wait(ARRIVES_S)
@@ -228,7 +228,7 @@ def test_stopping_wakes_who_waits_and_leaves_no_thread(
 ) -> None:
     before = threading.active_count()
     events = watching(log.parents[1])
-    settle(events)
+    wait_until_quiet(events)
     threading.Timer(0.02, events.stop).start()
     assert events.wait(ARRIVES_S)
     events.stop()

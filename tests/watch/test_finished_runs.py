@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.report.run_list import card_text
+from microscope_tui.lines.pages.run_list import card_text
 from microscope_tui.runlog.glance import glance
 from microscope_tui.watch import finished_runs
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.verdict_cache import VerdictCache
-from tests.watch.test_fleet import cards, settle, write
+from tests.watch.test_fleet import cards, read_all, write
 
 Make = Callable[..., Any]
 STEP = b'{"kind":"step","step":21,"tokens":512}\n'
 
 
 def judge_all(fleet: Fleet) -> None:
-    settle(fleet)
+    read_all(fleet)
     while fleet.judge_finished():
         pass
 
@@ -41,7 +41,7 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
     write(tmp_path, "crashed", 7200, steps=150, finished=False)
     write(tmp_path, "young", 9000, steps=60)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     order: list[str] = []
     assert {card.file.name for card in fleet.cards() if card.queued} == {"sick", "crashed", "young"}
     while fleet.judge_finished():
@@ -130,7 +130,7 @@ def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
     first = write(tmp_path, "first", 3600, steps=400)
     write(tmp_path, "second", 7200, steps=400)
     fleet = Fleet(tmp_path, kept=VerdictCache(fleet_criteria(), tmp_path / "state"))
-    settle(fleet)
+    read_all(fleet)
     for _ in range(5):
         assert fleet.judge_finished()
     damage(first)
@@ -156,7 +156,7 @@ def test_a_run_that_goes_on_after_its_verdict_is_not_shown_with_the_old_one(tmp_
     with path.open("ab") as file:
         file.write(STEP.replace(b"21", b"151"))
     age(path, 3000)
-    settle(fleet)
+    read_all(fleet)
     verdict = cards(fleet)["run"].verdict  # it was seen to change, so it is followed
     assert verdict is not None
     assert verdict.last_step == 151
@@ -169,7 +169,7 @@ def test_a_run_that_goes_on_after_its_verdict_is_not_shown_with_the_old_one(tmp_
         (
             b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":8,"top_k":2}}\n'
             b'{"kind":"step","step":1,"loss":2.0}\n',
-            "no load of any router was measured",
+            "the log has no router loads",
         ),
         (b'{"kind":"run","format_version":1,"model":{"layers":[1]}}\n\0\0\xff\n', "no steps yet"),
     ],
@@ -211,10 +211,10 @@ def test_a_run_that_was_followed_to_its_end_is_not_read_again(
 ) -> None:
     path = write(tmp_path, "run", finished=False, steps=150)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     with path.open("ab") as file:
         file.write(b'{"kind":"event","event":"end","step":150,"reason":"finished"}\n')
-    settle(fleet)
+    read_all(fleet)
     assert verdict_of(cards(fleet)["run"]) == "healthy"
     assert not fleet.judge_finished()
 
@@ -231,7 +231,7 @@ def test_a_resumed_run_shows_the_plan_of_its_newest_run_record(
     assert found is not None
     assert found.planned_steps == 200
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     (card,) = fleet.cards()
     assert (card.step, card.planned_steps) == (160, 200)
 

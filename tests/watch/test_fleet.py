@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
-from microscope_tui.scenarios.bulk import bulk_lines, write_bulk
 from microscope_tui.watch import fleet as fleet_module
 from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
 from microscope_tui.watch.run_card import RunCard
@@ -31,7 +31,7 @@ def write(root: Path, name: str, age_s: float = 0.0, **options: Any) -> Path:
     return path
 
 
-def settle(fleet: Fleet) -> None:
+def read_all(fleet: Fleet) -> None:
     """Until nothing is left to search, to glance at or to read."""
     fleet.search(now=True)
     while fleet.turn():
@@ -53,7 +53,7 @@ def test_every_run_is_judged_by_the_criteria_of_the_fleet(tmp_path: Path) -> Non
     for fleet in (strict, lenient):
         fleet.search(now=True)
         fleet.open_run(fleet.runs[0])
-        settle(fleet)
+        read_all(fleet)
     assert [bool(card.findings) for card in strict.cards()] == [True, True]
     assert [card.findings for card in lenient.cards()] == [[], []]
 
@@ -64,7 +64,7 @@ def test_the_list_says_how_every_run_is_doing(tmp_path: Path) -> None:
     write(tmp_path, "stale", 120, finished=False)
     write(tmp_path, "dead", 7200, finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     assert [card.file.name for card in fleet.cards()] == ["live", "stale", "finished", "dead"]
     found = cards(fleet)
     states = {name: card.state for name, card in found.items()}
@@ -86,7 +86,7 @@ def test_live_runs_are_judged_beside_the_open_one_and_the_rest_is_not_read(
     write(tmp_path, "well", steps=300, finished=False)
     write(tmp_path, "over", steps=600, collapse=(1, 200))
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     found = cards(fleet)
     sick = found["sick"].findings
     assert sick is not None
@@ -120,13 +120,13 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
     for at in range(5):
         write(tmp_path, f"run{at}", 3600)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     looked: list[Path] = []
     monkeypatch.setattr(fleet_module, "glance", lambda path: (looked.append(path), glance(path))[1])
-    settle(fleet)
+    read_all(fleet)
     assert looked == []
     changed = write(tmp_path, "run3", 1800, steps=25)
-    settle(fleet)
+    read_all(fleet)
     assert looked == [changed]
 
 
@@ -134,7 +134,7 @@ def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None
     for at in range(MOST_FOLLOWED + 4):
         write(tmp_path, f"run{at}", finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     followed = [card for card in fleet.cards() if card.findings is not None]
     assert len(followed) == MOST_FOLLOWED
 
@@ -142,11 +142,11 @@ def test_no_more_runs_are_followed_than_there_are_places(tmp_path: Path) -> None
 def test_a_run_that_ends_makes_room_for_another_and_its_verdict_stays(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     assert cards(fleet)["run"].findings == []
     with path.open("ab") as file:
         file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
-    settle(fleet)
+    read_all(fleet)
     card = cards(fleet)["run"]
     assert (card.state, card.findings) == ("finished", [])
 
@@ -168,24 +168,24 @@ def test_a_huge_log_does_not_starve_the_live_ones(tmp_path: Path) -> None:
         fleet.turn()
     assert not opened.complete
     assert cards(fleet)["live"].step == 40
-    settle(fleet)
+    read_all(fleet)
     assert cards(fleet)["huge"].step == 30_000
 
 
 def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None:
     path = write(tmp_path, "before", steps=60, finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     watch = fleet.open_run(fleet.runs[0])
-    settle(fleet)
+    read_all(fleet)
     path.parent.rename(tmp_path / "after")
     fleet.turn()
-    settle(fleet)
+    read_all(fleet)
     assert watch.file.name == "after"
     assert watch.generation == 0
     with (tmp_path / "after" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind":"step","step":61,"tokens":512}\n')
-    settle(fleet)
+    read_all(fleet)
     view = view_of(watch)
     assert (view.step, view.state) == (61, "live")
 
@@ -193,11 +193,11 @@ def test_the_open_run_goes_on_when_its_folder_is_renamed(tmp_path: Path) -> None
 def test_a_run_that_is_deleted_leaves_the_list_and_stays_on_the_screen(tmp_path: Path) -> None:
     path = write(tmp_path, "run", finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     watch = fleet.open_run(fleet.runs[0])
-    settle(fleet)
+    read_all(fleet)
     path.unlink()
-    settle(fleet)
+    read_all(fleet)
     assert fleet.cards() == []
     assert (view_of(watch).step, view_of(watch).state) == (20, "deleted")
 
@@ -207,9 +207,9 @@ def test_permission_that_is_lost_and_given_back_costs_nothing(
 ) -> None:
     path = write(tmp_path, "run", steps=50, finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     watch = fleet.open_run(fleet.runs[0])
-    settle(fleet)
+    read_all(fleet)
     real = os.open
 
     def refused(name: Any, *arguments: Any, **options: Any) -> int:
@@ -224,7 +224,7 @@ def test_permission_that_is_lost_and_given_back_costs_nothing(
         fleet.turn()
         assert watch.error == "cannot be read: Permission denied"
         assert view_of(watch).step == 50
-    settle(fleet)
+    read_all(fleet)
     assert watch.error is None
     assert view_of(watch).step == 51
 
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
 ) -> None:
     write(tmp_path, "live", finished=False)
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
 
     def refused(*_: Any) -> Any:
         raise OSError(116, "Stale file handle")
@@ -253,9 +253,9 @@ def test_an_archive_is_a_run_like_any_other(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
     fleet = Fleet(tmp_path)
-    settle(fleet)
+    read_all(fleet)
     watch = fleet.open_run(fleet.runs[0])
-    settle(fleet)
+    read_all(fleet)
     assert view_of(watch).step == 80
     assert cards(fleet)["packed"].step == 80
 

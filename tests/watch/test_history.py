@@ -16,19 +16,19 @@ VALUES = st.lists(
 
 
 def history(
-    values: Iterable[float | None], capacity: int = 16, stride: int = 1, settle_every: int = 7
+    values: Iterable[float | None], capacity: int = 16, stride: int = 1, commit_every: int = 7
 ) -> History:
     made = History({"x": 1}, capacity, stride)
     for step, value in enumerate(values, start=1):
-        made = add(made, step, value, settle=step % settle_every == 0)
-    made.settle()
+        made = add(made, step, value, commit=step % commit_every == 0)
+    made.commit()
     return made
 
 
-def add(made: History, step: int, value: float | None, *, settle: bool = True) -> History:
+def add(made: History, step: int, value: float | None, *, commit: bool = True) -> History:
     made.add(step, {"x": (value,)}, offset=step * 100)
-    if settle:
-        made.settle()
+    if commit:
+        made.commit()
         if made.full:
             return made.halved()
     return made
@@ -41,9 +41,9 @@ def measured(columns: Iterable[Column]) -> list[Column]:
 @settings(max_examples=300)
 @given(VALUES, st.integers(1, 20), st.sampled_from([1, 2, 8]), st.integers(1, 90))
 def test_lowest_and_highest_value_survive_any_merging(
-    values: list[float | None], count: int, stride: int, settle_every: int
+    values: list[float | None], count: int, stride: int, commit_every: int
 ) -> None:
-    columns = measured(history(values, 16, stride, settle_every).columns("x", 0, count))
+    columns = measured(history(values, 16, stride, commit_every).columns("x", 0, count))
     finite = [value for value in values if value is not None and value == value]
     if finite:
         assert min(c.low for c in columns) == min(finite)
@@ -58,7 +58,7 @@ def test_lowest_and_highest_value_survive_any_merging(
         st.one_of(
             st.tuples(st.just("add"), st.integers(1, 3), st.floats(0, 1000, width=32)),
             st.tuples(st.just("restart"), st.floats(0, 1), st.just(0.0)),
-            st.tuples(st.just("settle"), st.just(0), st.just(0.0)),
+            st.tuples(st.just("commit"), st.just(0), st.just(0.0)),
         ),
         max_size=250,
     ),
@@ -72,9 +72,9 @@ def test_every_row_holds_the_extremes_of_exactly_its_surviving_steps(
         if operation == "add":
             last += int(argument)
             kept[last] = value
-            made = add(made, last, value, settle=False)
-        elif operation == "settle":
-            made.settle()
+            made = add(made, last, value, commit=False)
+        elif operation == "commit":
+            made.commit()
             made = made.halved() if made.full else made
         elif last > 1:
             at = max(1, round(argument * last))
@@ -84,7 +84,7 @@ def test_every_row_holds_the_extremes_of_exactly_its_surviving_steps(
                 made.add(step, {"x": (kept[step],)}, offset=step * 100)
             made.close_row()
             last = made.last_step = at - 1
-    made.settle()
+    made.commit()
     ends = [*list(made.steps)[1:], 10**9][: len(made)]
     rows = made.columns("x", 0, len(made))
     assert len(rows) == len(made)
@@ -118,11 +118,11 @@ def test_short_histories_keep_every_step() -> None:
     ]
 
 
-def test_what_was_added_shows_once_it_has_settled() -> None:
+def test_what_was_added_shows_once_it_is_committed() -> None:
     made = History({"x": 1})
     made.add(1, {"x": (5.0,)})
     assert len(made) == 0
-    made.settle()
+    made.commit()
     assert made.value("x", 0) == 5.0
 
 
@@ -135,7 +135,7 @@ def test_routers_do_not_mix() -> None:
     made = History({"x": 2}, 32, stride=2)
     for step in range(1, 200):
         made.add(step, {"x": (step, -step)})
-    made.settle()
+    made.commit()
     made = made.halved()
     assert all(c.low > 0 for c in made.columns("x", 0, 3))
     assert all(c.high < 0 for c in made.columns("x", 1, 3))
@@ -145,7 +145,7 @@ def test_a_restart_without_a_torn_row_drops_the_future_and_is_remembered() -> No
     made = history([1.0, 1.0, 9.0, 9.0])
     assert made.restart(3) is None
     made.add(3, {"x": (2.0,)})
-    made.settle()
+    made.commit()
     assert made.restarts == [3]
     assert made.last_step == 3
     assert [c.mean for c in made.columns("x", 0, 10)] == [1.0, 1.0, 2.0]

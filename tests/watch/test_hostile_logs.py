@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import judge
-from microscope_tui.report.check_json import as_json
-from microscope_tui.report.check_text import as_text
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.snapshot import snapshot_text
+from microscope_tui.report.check_json import verdict_json
+from microscope_tui.report.check_text import verdict_text
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.watch.moment import pin
 from microscope_tui.watch.run_watch import RunWatch
@@ -111,9 +111,9 @@ def test_no_log_stops_the_reader_the_view_the_snapshot_or_the_verdict(
         shown = snapshot_text(watch, columns, 12, glyphs)
         assert "\x1b" not in shown
     judgement = judge(file)
-    json.dumps(as_json([judgement]), allow_nan=False)
+    json.dumps(verdict_json([judgement]), allow_nan=False)
     assert judgement.exit_code in (0, 1, 2, 3)
-    assert "\x1b" not in as_text(judgement)
+    assert "\x1b" not in verdict_text(judgement)
 
 
 @pytest.mark.parametrize(

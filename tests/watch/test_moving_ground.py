@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bulk import write_bulk
 from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
 from microscope_tui.runlog.glance import glance
 from microscope_tui.runlog.overview import sample
-from microscope_tui.scenarios.bulk import write_bulk
-from microscope_tui.watch.curves import Window
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import pin_at
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import view_of
@@ -56,7 +56,7 @@ def test_a_verdict_of_the_past_quotes_the_numbers_of_its_own_time(
     assert then.facts != last.facts
     begun = view_of(watch, at=pin_at(watch, last.onset))
     verdict = next(a.verdict for f, a in begun.alerts if f.rule == "COLLAPSE")
-    assert verdict.endswith(f"(numbers of its alarm, step {last.alarm:,})")
+    assert verdict.endswith(f"(numbers from its alarm, step {last.alarm:,})")
 
 
 def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(

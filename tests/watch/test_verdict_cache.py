@@ -20,7 +20,7 @@ from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.verdict import Trouble, Verdict
 from microscope_tui.watch.verdict_cache import VerdictCache
 from tests.watch.test_finished_runs import judge_all, verdict_of
-from tests.watch.test_fleet import cards, settle, write
+from tests.watch.test_fleet import cards, read_all, write
 
 LOG = Identity(1, 2, 3_000, 4_000_000_000, "0123abcd")
 VERDICT = Verdict(
@@ -173,7 +173,7 @@ def test_the_next_sitting_reads_no_log_again(tmp_path: Path) -> None:
         write(tmp_path / "logs", f"run{at}", 3600 + at, steps=600, collapse=(1, 200))
     judge_all(Fleet(tmp_path / "logs", kept=VerdictCache(ANYTHING, tmp_path / "v")))
     again = Fleet(tmp_path / "logs", kept=VerdictCache(ANYTHING, tmp_path / "v"))
-    settle(again)
+    read_all(again)
     assert not again.judge_finished()
     assert all(verdict_of(card).startswith("C COLLAPSE L4") for card in again.cards())
 

@@ -1,1 +1,1 @@
-"""Pure drawing: spans and numbers in, strips out. No widget is known here."""
+"""Pure drawing: spans and numbers in, strips out. No widgets."""

@@ -1,8 +1,7 @@
-"""Charts over time: title, y labels, curves, what happened when, the cursor, ticks.
+"""Charts over time: title, y labels, curves, markers, the cursor, ticks.
 
-plotext draws the curves and nothing else: numbers in, characters out, the series in place of
-colours. All that has a meaning (labels, marks, the cursor, roles) is laid over them here. plotext
-is imported when the first curve is drawn: most sittings begin, and many end, without one.
+plotext draws the curves only; labels, markers, the cursor and roles are added here. plotext is
+imported when the first curve is drawn, which many sessions never do.
 """
 
 import re
@@ -11,13 +10,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
-from microscope_tui.report.chart import GUTTER, Chart, smoothed, tick_text
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, pad
-from microscope_tui.report.time_scale import EVALUATION, RESTART, TimeScale
+from microscope_tui.lines.charts.chart import GUTTER, Chart, smoothed, tick_text
+from microscope_tui.lines.charts.time_scale import EVALUATION, RESTART, TimeScale
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, pad
 
 _MARKERS = {Glyphs.BRAILLE: ("braille", 2), Glyphs.BLOCK: ("hd", 2), Glyphs.ASCII: ("*", 1)}
-"""What plotext draws with, and its dots in the width of a cell."""
+"""plotext's marker, and its dots per cell width."""
 _SGR = re.compile(r"\x1b\[(?:38;5;(\d+)|[\d;]*)m")
 _GLYPHS = {
     Glyphs.BRAILLE: {"limit": "┈", "cursor": "│", "point": "●", "onset": "┊", RESTART: "╎"},
@@ -71,7 +70,7 @@ def figure(
 
 
 def row_of(value: float, rows: int, ends: tuple[float, float]) -> int | None:
-    """The row, counted from the top, in which a value stands; ``None`` outside of the scale."""
+    """The row of a value, counted from the top; ``None`` outside the scale."""
     bottom, top = ends
     share = (value - bottom) / (top - bottom)
     return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
@@ -112,7 +111,7 @@ def _segments(
     time: TimeScale,
     ends: tuple[float, float],
 ) -> list[Segment]:
-    """A series cut at its gaps, within the scale and the window."""
+    """A series split at its gaps, clipped to the scale and the window."""
     (first, last), (bottom, top) = time.window, ends
     inside = slice(max(0, bisect_right(steps, first) - 1), bisect_right(steps, last))
     points = list(zip(steps, values, strict=False))[inside]
@@ -133,7 +132,7 @@ def _canvas(
     up: tuple[float, float],
     segments: tuple[Segment, ...],
 ) -> str:
-    """What plotext makes of it. The same numbers give the same picture, so it is remembered."""
+    """The plotext drawing, cached by its numbers."""
     import plotext
 
     plotext.clear_figure()
@@ -175,7 +174,7 @@ def _lay_over(
     glyphs: Glyphs,
     ends: tuple[float, float],
 ) -> None:
-    """Limits, marks and points; the cursor, and all behind it faint."""
+    """Limits, markers and points; the cursor, and everything after it faint."""
     rows, width, signs = len(cells), len(cells[0]), _GLYPHS[glyphs]
 
     def put(row: int, column: int, char: str, role: str, *, over: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""What a heatmap costs the line: the bytes of a full frame and of an update, counted as drawn.
+"""What a heatmap costs in bandwidth: bytes of a full frame and of an update.
 
-The table is made up: 58 layers of 256 experts with the noise of a healthy run, a few dead experts
-and one collapsed layer, as a window of 140 × 50 shows it.
+The table is synthetic: 58 layers of 256 experts with the noise of a healthy run, a few dead experts
+and one collapsed layer, in a window of 140 × 50.
 """
 
 import io
@@ -13,14 +13,15 @@ from typing import Literal
 from rich.console import Console
 
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, line_width
+from microscope_tui.lines.table.heat import Heat, heat_line
 from microscope_tui.report.doctor import Cost
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.heat import Heat, heat_line
-from microscope_tui.report.spans import Line, line_width
 
 EXPERTS, PER_CELL, COLUMNS, LINES, TILE = 256, 3, 86, 39, 16
-"""Of the 58 layers 39 are seen at a time, three experts a cell."""
-_SYSTEMS: dict[str, Literal["truecolor", "256", "standard"]] = {
+"""39 of the 58 layers are visible, three experts per cell."""
+_System = Literal["truecolor", "256", "standard"]
+_SYSTEMS: dict[str, _System] = {
     "truecolor": "truecolor",
     "256": "256",
     "16": "standard",
@@ -31,8 +32,8 @@ _CHANGED = 0.01
 _SSH_LEVEL = 6
 
 
-def costs(seed: int = 0) -> dict[str, Cost]:
-    """The costs by number of colours."""
+def cost(system: str | None, seed: int = 0) -> Cost:
+    """The cost with these colours: ``truecolor``, ``256``, ``16``, or ``None`` without any."""
     rng = random.Random(seed)
     loads = [_loads(rng, layer) for layer in range(LINES)]
     before = [_line(layer, row) for layer, row in enumerate(loads)]
@@ -40,7 +41,7 @@ def costs(seed: int = 0) -> dict[str, Cost]:
         layer, column = divmod(cell, COLUMNS)
         loads[layer][column * PER_CELL] = rng.choice((0.25, 4.0))
     after = [_line(layer, row) for layer, row in enumerate(loads)]
-    return {name: _cost(before, after, name) for name in _SYSTEMS}
+    return _cost(before, after, _SYSTEMS.get(system or ""))
 
 
 def _loads(rng: random.Random, layer: int) -> list[float]:
@@ -53,8 +54,8 @@ def _line(layer: int, loads: Sequence[float]) -> Line:
     return heat_line(layer, loads, Heat(), COLUMNS, 1, marked=True)
 
 
-def _cost(before: Sequence[Line], after: Sequence[Line], system: str) -> Cost:
-    console = Console(file=io.StringIO(), color_system=_SYSTEMS[system], force_terminal=True)
+def _cost(before: Sequence[Line], after: Sequence[Line], system: _System | None) -> Cost:
+    console = Console(file=io.StringIO(), color_system=system, force_terminal=True)
     frame = "".join(_sent(y, 0, line, console) for y, line in enumerate(before)).encode()
     update = "".join(
         _sent(y, start, cut(new, start, end), console)
@@ -66,6 +67,6 @@ def _cost(before: Sequence[Line], after: Sequence[Line], system: str) -> Cost:
 
 
 def _sent(y: int, x: int, line: Line, console: Console) -> str:
-    """A line as Textual sends it: to where, then what."""
+    """A line as Textual sends it: position, then content."""
     strip = to_strip(line, console.color_system, Glyphs.BRAILLE)
     return f"\x1b[{y + 1};{x + 1}H{strip.render(console)}"

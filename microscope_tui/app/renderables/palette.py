@@ -1,7 +1,7 @@
-"""Colours of the roles. Healthy is calm, sick is loud; colour only where it means something.
+"""Colours of the roles. Healthy is calm, trouble stands out; colour only where it has a meaning.
 
-One table of styles for each kind of terminal: truecolor, 256 colours, 16 colours, and none, where
-reverse video and underlines say what they can. What must be seen never hangs on colour alone.
+One table of styles per kind of terminal: truecolor, 256 colours, 16 colours, and none, which uses
+reverse video and underlines. Nothing important depends on colour alone.
 """
 
 from functools import cache
@@ -11,8 +11,8 @@ from rich.style import Style
 
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.ramps import RGB
-from microscope_tui.report.glyphs import is_calm
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.glyphs import is_calm
+from microscope_tui.lines.look import Palette
 
 GROUND = "#0f1419"
 TEXT = "#d5d9e0"
@@ -23,7 +23,6 @@ WARN = "#e6b450"
 CRITICAL = "#f0715f"
 ACCENT = "#6cb6ff"
 CURVE = "#9aa5b1"
-CHOSEN = "#1b2430"
 
 _ROLES = {
     "": Style(color=TEXT),
@@ -36,18 +35,15 @@ _ROLES = {
     "ok": Style(color=OK),
     "warn": Style(color=WARN),
     "crit": Style(color=CRITICAL),
-    "onset": Style(color=CRITICAL, bold=True),
     "accent": Style(color=ACCENT),
     "badge-warn": Style(color=GROUND, bgcolor=WARN, bold=True),
     "badge-crit": Style(color=GROUND, bgcolor=CRITICAL, bold=True),
     "cursor": Style(color=GROUND, bgcolor=ACCENT),
-    "chosen": Style(color=TEXT, bgcolor=CHOSEN),
 }
-# Rich would take the ground for the chosen one, and a yellow that some eyes take for coral.
+# Rich would pick a yellow that some people confuse with coral.
 _ROLES_256 = {
     "warn": Style(color="color(221)"),
     "badge-warn": Style(color=GROUND, bgcolor="color(221)", bold=True),
-    "chosen": Style(color=TEXT, bgcolor="color(235)"),
 }
 
 # The 16 colours are written as what Rich knows them by: a name would become the colour that
@@ -79,16 +75,14 @@ _ROLES_16 = {
     "ok": ("green", "black"),
     "warn": ("bright_yellow", "black"),
     "crit": ("bright_red", "black"),
-    "onset": ("bright_red", "black"),
     "accent": ("bright_cyan", "black"),
     "badge-warn": ("black", "bright_yellow"),
     "badge-crit": ("black", "bright_red"),
     "cursor": ("black", "bright_cyan"),
-    "chosen": ("bright_white", "bright_black"),
 }
 _REVERSED = ("badge-warn", "badge-crit", "cursor")
 _FAIR = 0.4
-"""Where the fair share stands on a ramp from dark to light: below its middle, to be calm."""
+"""Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
 _MOST_LOAD, _MOST = 16, 15
 _DARK_BELOW = 0.16
 """Luminance of a cell on which light ink is as easy to read as dark ink."""
@@ -98,7 +92,7 @@ _DARK_BELOW = 0.16
 def style_of(
     role: str, color_system: str | None = "truecolor", palette: Palette = Palette.DIVERGING
 ) -> Style:
-    """The style of a role (see ``report.spans``) on a terminal of this colour system.
+    """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
     ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
     all, and ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
@@ -117,7 +111,7 @@ def _word(role: str, color_system: str | None) -> Style:
     style = _ROLES[role]
     if color_system is None:
         reverse = role in _REVERSED
-        bold = style.bold or role in ("crit", "chosen")
+        bold = style.bold or role == "crit"
         return Style(bold=bold or None, reverse=reverse or None)
     if color_system == "standard":
         ink, ground = _ROLES_16[role]
@@ -139,14 +133,14 @@ def _heat(level: int, color_system: str | None, palette: Palette) -> Style:
     if color_system == "256":
         index = ramps.up_to(ramps.DIVERGING_LOAD_256, level)
         return Style(color="color(233)", bgcolor=f"color({index})")
-    if is_calm(level):  # a pattern in ink, see ``strips``: themes make bright black what they like
+    if is_calm(level):  # a pattern, see ``strips``: themes redefine bright black
         return Style(color=_sixteen("white"), bgcolor=_sixteen("black"))
     name = ramps.up_to(ramps.DIVERGING_LOAD_16, level)
     return Style(color=_sixteen("black"), bgcolor=_sixteen(name))
 
 
 def _dead(color_system: str | None, palette: Palette) -> Style:
-    """Always with a ×: on the blue of starving experts the ground alone would not tell."""
+    """Always with a ×: next to blue for starving experts the background alone is not distinct."""
     if color_system is None:
         return Style(underline=True)
     diverging = palette is Palette.DIVERGING
@@ -161,7 +155,7 @@ def _dead(color_system: str | None, palette: Palette) -> Style:
 
 
 def _sequence(share: float, color_system: str | None, palette: Palette) -> Style:
-    """A share of the way from low to high, with ink that can be read on it."""
+    """A share of the way from low to high, with readable ink."""
     if color_system is None:
         return Style(reverse=share > 0.5 or None)
     if color_system == "truecolor":

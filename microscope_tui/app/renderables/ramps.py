@@ -1,15 +1,15 @@
-"""The colours that a cell of a heatmap runs through, as tables: data, and how to look things up.
+"""Colour ramps of the heatmap as tables, and how to look them up.
 
-In truecolor a ramp has stops and is interpolated. For 256 and 16 colours it has a few steps, each
-the colour of the terminal's own table that is nearest in CIE Lab and keeps the ramp in order of
-lightness: left to a toolkit, which rounds red, green and blue for themselves, a calm band becomes
-stripes. Few steps are few repaints, too.
+In truecolor a ramp is interpolated between stops. For 256 and 16 colours it has a few steps, each
+the nearest terminal colour in CIE Lab that keeps the ramp ordered by lightness: rounding red, green
+and blue separately would turn a calm band into stripes. Fewer steps also mean fewer repaints.
 """
 
 from collections.abc import Sequence
 from typing import TypeVar
 
-from microscope_tui.report.palettes import Palette
+from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, HOT_LEVEL
+from microscope_tui.lines.look import Palette
 
 RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]
@@ -20,11 +20,11 @@ DIVERGING_LOAD: Stops = (
     (-4.0, "#162e54"),
     (-1.6, "#224a7c"),
     (-0.75, "#242e3a"),
-    (-0.7, "#20262c"),
+    (CALM_FROM, "#20262c"),
     (-0.25, "#20262c"),
     (0.0, "#282c31"),
     (0.25, "#303438"),
-    (0.65, "#303438"),
+    (CALM_TO, "#303438"),
     (0.72, "#34302c"),
     (1.5, "#b27a2e"),
     (2.6, "#e96c3c"),
@@ -33,9 +33,9 @@ DIVERGING_LOAD: Stops = (
 # Upper limit of the level → colour.
 DIVERGING_LOAD_256 = (
     *((-11, 17), (-4, 24), (-1, 234), (0, 235), (1, 236), (3, 237)),
-    *((5, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
+    *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
 )
-DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (5, "yellow"), (16, "bright_red"))
+DIVERGING_LOAD_16 = ((-2, "blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red"))
 
 
 def _evenly(*colours: str) -> Stops:
@@ -61,7 +61,7 @@ TRUECOLOR: dict[Palette, Stops] = {
     ),
     Palette.GREY: _evenly("#333940", "#f0f3f7"),
 }
-# The fair share has a step of its own: the fourth of nine, the third of five.
+# The fair share has its own step: the fourth of nine, the third of five.
 INDEXED = {
     Palette.DIVERGING: (236, 94, 94, 130, 172, 209, 209, 216, 224),
     Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
@@ -97,7 +97,7 @@ def up_to(table: Sequence[tuple[int, _Entry]], level: int) -> _Entry:
 
 
 def step_of(table: Sequence[_Entry], share: float) -> _Entry:
-    """The entry at this share of the way; all are equally wide."""
+    """The entry at this share of the way; all entries have the same width."""
     return table[min(len(table) - 1, int(share * len(table)))]
 
 

@@ -1,6 +1,6 @@
-"""Lines that show what a terminal really does with colours and characters, for a person to judge.
+"""Sample lines of colours and characters, to judge a terminal by eye.
 
-They hold escape sequences: for a terminal only.
+They contain escape sequences: print them to a terminal only.
 """
 
 import io
@@ -16,9 +16,9 @@ from textual.strip import Strip
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import to_strip
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Span
+from microscope_tui.lines.glyphs import Glyphs, load_mark
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Span
 
 _WIDTH = 48
 _STEPS = 16
@@ -69,7 +69,7 @@ def _cells(roles: Sequence[str], system: str, glyphs: Glyphs) -> list[Segment]:
     cells = []
     for role in roles:
         level = role.removeprefix("heat:")
-        mark = "×" if level == "dead" else "▴" if int(level) >= 6 else " "
+        mark = load_mark(None if level == "dead" else int(level))
         cells.append(Span(f"{mark} ", role))
     return list(to_strip(cells, system, glyphs))
 

@@ -1,4 +1,4 @@
-"""Spans become strips: the form in which Textual paints a line."""
+"""Turns spans into strips, Textual's representation of a line."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -8,12 +8,12 @@ from rich.style import Style
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.report.glyphs import Glyphs, spelled
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Line, Span, width_of
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Line, Span, width_of
 
 CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
-"""What fills calm cells in 16 colours, where no grey between black and white can be relied on."""
+"""Fill of calm cells in 16 colours, where greys are unreliable."""
 
 
 @cache
@@ -43,7 +43,7 @@ def to_strip(
         if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
             text = text.replace(" ", CALM_MARKS[role])
         if text.isspace() and style.bgcolor is not None and not style.reverse:
-            style = _ground_of(style)  # without ink: half of the bytes of a heatmap
+            style = _ground_of(style)  # without a foreground: half of the bytes of a heatmap
         text = spelled(text, glyphs)
         if style == before:
             segments[-1] = Segment(segments[-1].text + text, style)

@@ -1,1 +1,1 @@
-"""The screens, and what their keys do."""
+"""The screens, one file each."""

@@ -1,4 +1,4 @@
-"""All alerts of the run: what is wrong, what was, and what the evidence is; enter goes there."""
+"""All alerts of the run, with evidence; enter jumps to one."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,26 +8,32 @@ from textual.binding import BindingType
 from textual.containers import Container
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.prompt_actions import PromptActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import alert_detail, alert_list
-from microscope_tui.report.alert_list import Entry
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import Line, Span, pad
+from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines.pages.alert_list import Entry
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import Line, Span, pad
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.view import RunView, view_of
 
 _FRAME_LINES = 5  # header, title, track, ribbon, keys
 _AIRY_FROM_ROWS = 30
 _LEAST_LIST = 5
-_DETAIL_LINES = 12  # what the unfolded alert asks for below the list
+_DETAIL_LINES = 12  # height of the details below the list
 _GAP = 3
 
 
 class AlertsScreen(PromptActions):
-    """A list of alerts and the chosen one of them, unfolded."""
+    """A list of alerts, with the details of the chosen one."""
 
+    CSS = """
+    #alerts-title, #track { height: 1; }
+    #alerts { height: 1fr; layout: vertical; }
+    .beside #alerts { layout: horizontal; }
+    .airy #alerts { margin: 1 0; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.ALERT_LIST]
 
     _pattern = Pattern.parse("")
@@ -61,7 +67,7 @@ class AlertsScreen(PromptActions):
         self.draw_frame(view)
 
     def _take(self, view: RunView) -> None:
-        """Take the alerts again; the chosen one stays so wherever it stands now."""
+        """Update the alerts; the chosen one stays chosen wherever it moved."""
         watch, session = self.session.watch, self.session
         pinned = watch is not None and not session.time.following
         known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
@@ -76,19 +82,19 @@ class AlertsScreen(PromptActions):
         self._chosen = entries[self._at].id if entries else self._chosen
 
     def _is_here(self, entry: Entry) -> bool:
-        """It is in the layer that was chosen on the screen before."""
+        """Whether the alert is in the layer chosen on the previous screen."""
         here = self.session.selected
         return any(episode.router_index == here for episode in entry.finding.episodes)
 
     def _title(self, visible: int) -> str:
-        """Which part of the list is in view, and what filters it."""
+        """Which part of the list is in view, and the filter."""
         filter_ = f"/{safe_text(self._pattern.text, 40)}" if self._pattern.text else ""
         count = len(self._entries)
         part = f"{self._first + 1:,} to {self._first + visible:,} of {count:,}"
         return "  ·  ".join(text for text in (part if count > visible else "", filter_) if text)
 
     def _draw_alerts(self, view: RunView, columns: int, rows: int) -> int:
-        """The list and the chosen alert; returns how many alerts there is room for."""
+        """Draw the list and the chosen alert; returns how many alerts fit."""
         entries, glyphs = self._entries, self.session.glyphs
         beside = columns >= alert_list.BESIDE_FROM and bool(entries)
         airy = rows >= _AIRY_FROM_ROWS
@@ -123,7 +129,7 @@ class AlertsScreen(PromptActions):
         return visible
 
     def _list_lines(self, room: int) -> int:
-        """Lines of the list where the unfolded alert stands below it."""
+        """Lines of the list where the details are below it."""
         least = min(_LEAST_LIST, room // 2)
         return min(len(self._entries) + 1, max(least, room - _DETAIL_LINES))
 
@@ -163,13 +169,6 @@ class AlertsScreen(PromptActions):
             self._chosen = self._entries[self._at].id
             await self.redraw()
 
-    async def action_match(self, by: int) -> None:
-        """The next alert that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
-
     async def action_acknowledge(self) -> None:
         """Mark the chosen alert as seen, or as not seen."""
         entry = self._entry
@@ -194,7 +193,7 @@ class AlertsScreen(PromptActions):
         worst = entry.finding.worst
         self.session.time.speed = 0
         await self.from_disk(self.session.time.go_to, worst.onset)
-        if self.has_said:  # what is in the way
+        if self.has_said:  # the problem
             return
         if worst.router_index >= 0:
             self.session.selected = worst.router_index

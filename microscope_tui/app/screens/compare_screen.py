@@ -1,4 +1,4 @@
-"""Two moments side by side: A, the reference, and B, the shown one, of one run or of two."""
+"""Two steps side by side: A, the reference, and B, the shown one, of one run or of two."""
 
 import asyncio
 from typing import ClassVar
@@ -7,14 +7,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import compare, moments
-from microscope_tui.report.heat import Heat, Terms
-from microscope_tui.report.layers import matching
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.look import Look, Measure
-from microscope_tui.report.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines.pages import compare, moments
+from microscope_tui.lines.spans import Line, Span, line_width, listed, pad, spread
+from microscope_tui.lines.table.heat import Heat, Terms
+from microscope_tui.lines.table.layers import matching
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.moment import Pin, pin, pin_at
 from microscope_tui.watch.reference import Reference, aligned, reference_of
@@ -29,6 +29,9 @@ _EARLY = 0.1
 class CompareScreen(LookActions):
     """What changed in every layer from A to B."""
 
+    CSS = """
+    #compare-heads, #moved { height: 1; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
 
     _own: Reference | None = None
@@ -93,8 +96,10 @@ class CompareScreen(LookActions):
         self.query_one("#pairs", Rows).show(lines, session.look.palette)
         self._draw_moved(view, reference, layout)
 
-    def _draw_moved(self, view: RunView, reference: Reference, layout: compare.Layout) -> None:
-        """What moved in the chosen layer, and what is not shown."""
+    def _draw_moved(
+        self, view: RunView, reference: Reference, layout: compare.CompareLayout
+    ) -> None:
+        """What changed in the chosen layer, and what is not shown."""
         session, columns = self.session, layout.columns
         moved = ""
         if session.selected in self.layers_shown:
@@ -113,12 +118,12 @@ class CompareScreen(LookActions):
         self.query_one("#moved", Rows).show([line])
 
     def _draw_nothing(self, columns: int) -> None:
-        """There is nothing to compare with: how to come by it."""
-        why = self._problem or self.pin_problem or "looking for a moment to compare with"
+        """Without a reference: how to set one."""
+        why = self._problem or self.pin_problem or "looking for a step to compare with"
         texts = [
             (why, "warn" if self._problem or self.pin_problem else "dim"),
-            ("b takes this step as A: go on from here, or wait for the run", "dim"),
-            ("r lists the runs, and p pins one of them as A, at the same step", "dim"),
+            ("b sets A to this step: then move in time, or wait for the run", "dim"),
+            ("r lists the runs, and p pins one as A, at the same step", "dim"),
         ]
         lines = [pad([Span(f"  {text}", role)], columns) for text, role in texts]
         self._show_top([pad([], columns), *lines])
@@ -131,22 +136,22 @@ class CompareScreen(LookActions):
         rows.show([pad(line, self.room.width) for line in lines])
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
-        """How A came to be A, or what is in its way."""
+        """How A was chosen, or why it cannot be read."""
         if self.session.reference is None:
             remark = self._why_own
         elif self.pinned is None:
-            remark = "taken with b"
+            remark = "set with b"
         elif self.pin_problem:
             return Span(self.pin_problem, "warn")
         else:
             behind = reference.step < view.step
             remark = "pinned, its last step before B" if behind else "pinned, at the same step"
         if (reference.run, reference.step) == (view.name, view.step):
-            return Span("the same moment as B", "warn")
+            return Span("the same step as B", "warn")
         return Span(remark, "dim")
 
     def _choose_once(self, view: RunView) -> None:
-        """Choose a moment by itself where nobody has; once more when all of the log is read."""
+        """Choose A automatically if the user has not; again once the whole log is read."""
         watch = self.session.watch
         if watch is None or watch.latest is None or self.session.reference or self.pinned:
             return
@@ -171,7 +176,7 @@ class CompareScreen(LookActions):
         await self.redraw_if_current()
 
     def _moment(self, watch: RunWatch, step: int) -> Pin | str:
-        """A moment of the run, or why there is none. Reads from the disk."""
+        """A step of the run, or why it cannot be read. Reads from the disk."""
         try:
             found = pin_at(watch, step)
         except OSError as error:
@@ -179,7 +184,7 @@ class CompareScreen(LookActions):
         return found or self.session.time.why_no_past() or "the log is still being read"
 
     async def action_compare(self) -> None:
-        """The shown step is A from now on."""
+        """Make the shown step A."""
         session, watch = self.session, self.session.watch
         moment = session.time.pin or (pin(watch) if watch is not None else None)
         if watch is None or moment is None:

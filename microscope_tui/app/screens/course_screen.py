@@ -1,6 +1,6 @@
-"""The course of the run: loss, routers, gradients and learning rate under each other on one axis.
+"""The course of the run: loss, routers, gradients and learning rate on one time axis.
 
-It answers one question: did the loss notice?
+It answers one question: did the loss react?
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.chart_actions import (
+from microscope_tui.app.actions.chart_actions import (
     MOST_POINTS,
     RIBBON_FROM_ROWS,
     ROOMY_FROM_ROWS,
@@ -19,10 +19,10 @@ from microscope_tui.app.screens.chart_actions import (
     hidden_line,
 )
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.chart_layout import arranged
-from microscope_tui.report.course_charts import course_charts, loss_answer
-from microscope_tui.report.spans import Span
-from microscope_tui.report.time_scale import time_scale
+from microscope_tui.lines.charts.chart_layout import arranged
+from microscope_tui.lines.charts.course_charts import course_charts, loss_answer
+from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines.spans import Span
 from microscope_tui.watch.router_health import RouterHealth, router_health
 from microscope_tui.watch.view import RunView
 
@@ -33,6 +33,11 @@ _NOTHING = RouterHealth((), ())
 class CourseScreen(ChartActions):
     """Charts on one time axis, labelled once, at the bottom."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #answer, #hidden {{ height: 1; }}
+    .roomy #answer {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.COURSE]
 
     _names: Sequence[str] = ()
@@ -89,7 +94,7 @@ class CourseScreen(ChartActions):
         )
 
     def _health_of(self, view: RunView, points: int) -> RouterHealth:
-        """Drawn up again only where the history has changed: it walks over all layers."""
+        """Recomputed only when the history changes: it walks over all layers."""
         watch = self.session.watch
         if watch is None:
             return _NOTHING

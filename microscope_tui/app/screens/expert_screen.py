@@ -1,6 +1,6 @@
-"""The card of one expert: what it does now, how it came there, and where else it is in trouble.
+"""The card of one expert: its load now, its history, and where else it has alerts.
 
-Its past is read from the log by a worker thread; what was read before stays until that is done.
+A worker thread reads the history from the log; the previous one stays until then.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.chart_actions import (
+from microscope_tui.app.actions.chart_actions import (
     MOST_POINTS,
     RIBBON_FROM_ROWS,
     ROOMY_FROM_ROWS,
@@ -22,24 +22,24 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import expert_card
-from microscope_tui.report.chart_layout import arranged
-from microscope_tui.report.load_series import LoadSeries
-from microscope_tui.report.spans import Line
-from microscope_tui.report.time_scale import time_scale
-from microscope_tui.watch.curves import Window
+from microscope_tui.lines.charts.chart_layout import arranged
+from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines.pages.load_series import LoadSeries
+from microscope_tui.lines.spans import Line
 from microscope_tui.watch.expert_history import samples
+from microscope_tui.watch.history import Window
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import LayerView, RunView
 
 _NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
-_COARSE = 32  # a window that moved by less than one in so many of its steps needs no new samples
+_COARSE = 32  # a window that moved by less than one in so many of its steps keeps its samples
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which samples: of this router of this log in this window."""
+    """Identifies samples: router, log and window."""
 
     watch: RunWatch
     generation: int
@@ -49,7 +49,7 @@ class _Wanted:
     count: int
 
     def fits(self, other: "_Wanted") -> bool:
-        """What was read for the other one will do."""
+        """Whether the samples of the other key can be reused."""
         first, last = other.window
         room = max(0, last - first) // _COARSE
         same = (self.watch, self.generation, self.complete, self.router, self.count)
@@ -61,8 +61,14 @@ class _Wanted:
 
 
 class ExpertScreen(ChartActions):
-    """Left and right go to the neighbours of the expert."""
+    """Left and right move to the neighbouring expert."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #layer-title {{ height: 1; }}
+    #facts {{ height: 2; }}
+    .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.EXPERT]
 
     def __init__(self, session: Session) -> None:
@@ -115,7 +121,7 @@ class ExpertScreen(ChartActions):
         self.draw_frame(view)
 
     def _expert(self, layer: LayerView) -> int:
-        """The chosen expert; the one farthest from fair where none is."""
+        """The chosen expert; by default the one farthest from fair."""
         chosen, experts = self.session.expert, layer.router.num_experts
         if chosen is None:
             chosen = expert_card.most_remarkable(layer.load or ())
@@ -150,7 +156,7 @@ class ExpertScreen(ChartActions):
         return "reading the log …" if self._asked is not None else "no counts in this window"
 
     def _known(self) -> LoadSeries:
-        """What was read, as long as it is of this router of this log."""
+        """The samples, if they are of this router of this log."""
         of, watch = self._of, self.session.watch
         if of is None or watch is None or of.watch is not watch:
             return _NOTHING
@@ -158,11 +164,11 @@ class ExpertScreen(ChartActions):
         return self._series if same else _NOTHING
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
-        """Have the samples read that are wanted now, unless they were or are being read."""
+        """Read the samples for the current view, unless they are read or being read."""
         watch = self.session.watch
         problem = self.session.time.why_no_past()
         if watch is None or problem:
-            self._problem = f"its past cannot be read: {problem}" if problem else ""
+            self._problem = f"history cannot be read: {problem}" if problem else ""
             return
         count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))
         wanted = _Wanted(
@@ -179,9 +185,9 @@ class ExpertScreen(ChartActions):
         try:
             found = await asyncio.to_thread(_read_series, wanted, stop.is_set)
         except OSError as error:
-            problem, found = f"its past cannot be read: {error.strerror or error}", _NOTHING
+            problem, found = f"history cannot be read: {error.strerror or error}", _NOTHING
         finally:
-            stop.set()  # also where this worker was cancelled: another one reads what is wanted now
+            stop.set()  # also after cancellation: another worker reads the current samples
         if self._asked is wanted:
             self._series, self._of, self._asked, self._problem = found, wanted, None, problem
             await self.redraw_if_current()
@@ -194,7 +200,7 @@ class ExpertScreen(ChartActions):
 
 
 def _read_series(wanted: _Wanted, cancelled: Callable[[], bool]) -> LoadSeries:
-    """Read from the disk, and do what need not be done for every expert again."""
+    """Read from the disk and precompute what all experts share."""
     found = samples(wanted.watch, wanted.router, wanted.count, wanted.window, cancelled=cancelled)
     series = LoadSeries(found)
     _ = series.unit

@@ -9,11 +9,11 @@ from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
 from microscope_tui.app import key_lines, keys
+from microscope_tui.app.renderables.palette import FAINT, GROUND
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.glossary import GLOSSARY
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.spans import Line, Span, pad
-from microscope_tui.report.wrap import wrap
+from microscope_tui.lines.glossary import GLOSSARY
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import Line, Span, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
@@ -26,8 +26,12 @@ _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
 class HelpScreen(ModalScreen[None]):
-    """Lists exactly the bindings and words of the screen that it was opened from; scrolls."""
+    """Lists the bindings and words of the screen it was opened from; scrolls."""
 
+    CSS = f"""
+    HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
+    #help {{ border: round {FAINT}; background: {GROUND}; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.HELP]
 
     def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs, screen: str = "") -> None:
@@ -45,7 +49,7 @@ class HelpScreen(ModalScreen[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the part of the help that is scrolled to."""
+        """Draw the visible part of the help."""
         width = min(self.size.width, _WIDEST)
         lines = self._lines(width - 4)
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
@@ -83,12 +87,12 @@ class HelpScreen(ModalScreen[None]):
         return lines
 
     def action_words(self) -> None:
-        """Show what the words of the screen mean."""
+        """Show the glossary of the screen."""
         self._at = self._words_at
         self.redraw()
 
     def action_scroll(self, by: int) -> None:
-        """Show what is further up or down."""
+        """Scroll."""
         self._at += by
         self.redraw()
 

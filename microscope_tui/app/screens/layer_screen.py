@@ -1,4 +1,4 @@
-"""One layer under high power: its verdict, the load of every expert now, its curves over time."""
+"""One layer: its verdict, the load of every expert now, its curves over time."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -8,7 +8,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.chart_actions import (
+from microscope_tui.app.actions.chart_actions import (
     MOST_POINTS,
     RIBBON_FROM_ROWS,
     ROOMY_FROM_ROWS,
@@ -17,22 +17,28 @@ from microscope_tui.app.screens.chart_actions import (
 )
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report.chart import Chart
-from microscope_tui.report.chart_layout import Placed, arranged, plot_area
-from microscope_tui.report.evidence import evidence
-from microscope_tui.report.expert_bars import bias_bars, load_bars
-from microscope_tui.report.expert_card import most_remarkable
-from microscope_tui.report.layer_charts import layer_charts
-from microscope_tui.report.spans import Line, Span, pad, spread
-from microscope_tui.report.time_scale import time_scale
+from microscope_tui.lines.charts.chart import Chart
+from microscope_tui.lines.charts.chart_layout import Placed, arranged, plot_area
+from microscope_tui.lines.charts.expert_bars import bias_bars, load_bars
+from microscope_tui.lines.charts.layer_charts import layer_charts
+from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines.pages.alert_detail import evidence
+from microscope_tui.lines.pages.expert_card import most_remarkable
+from microscope_tui.lines.spans import Line, Span, pad, spread
 from microscope_tui.watch.view import LayerView, RunView
 
-_EVIDENCE_SHARE = 4  # of the lines of the screen, one in so many
+_EVIDENCE_SHARE = 4  # share of the screen's lines
 
 
 class LayerScreen(ChartActions):
-    """Experts now on the left, the layer over time on the right; up and down go to neighbours."""
+    """Experts now on the left, the layer over time on the right; up and down change the layer."""
 
+    CSS = f"""
+    {ChartActions.CSS}
+    #layer-title, #evidence, #hidden {{ height: 1; }}
+    .stack {{ width: auto; height: auto; margin-right: 2; }}
+    .roomy #layer-title {{ margin-top: 1; }}
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.LAYER]
 
     _names: Sequence[Sequence[str]] = ()

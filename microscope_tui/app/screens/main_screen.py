@@ -1,4 +1,4 @@
-"""The main screen: a row is a layer, and everything about that layer stands on its row."""
+"""The main screen: one row per layer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,27 +10,38 @@ from textual.binding import BindingType
 from textual.containers import Horizontal
 
 from microscope_tui.app import keys
-from microscope_tui.app.screens.look_actions import LookActions
+from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.report import frame, layer_row, time_line
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.heat import Heat, terms_of
-from microscope_tui.report.layers import expert_line, matching
-from microscope_tui.report.layout import Layout, first_visible, fit
-from microscope_tui.report.legend import has_legend, legend
-from microscope_tui.report.look import Measure
-from microscope_tui.report.spans import Line, Span, pad, plain
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Measure
+from microscope_tui.lines.spans import Line, Span, pad, plain
+from microscope_tui.lines.table import frame, layer_row, time_line
+from microscope_tui.lines.table.heat import Heat, terms_of
+from microscope_tui.lines.table.layers import expert_line, matching
+from microscope_tui.lines.table.layout import TableLayout, first_visible, fit
+from microscope_tui.lines.table.legend import has_legend, legend
 from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.state import ENDED
 from microscope_tui.watch.view import RunView
 
 
 class MainScreen(LookActions):
     """Header, verdict, the table of layers, the time ribbon, the keys."""
 
+    CSS = """
+    #heads, #notes, #legend { height: 1; }
+    #verdict { height: 2; }
+    #table { overflow: hidden; }
+    .part { margin-left: 2; }
+    MainScreen.roomy #verdict { height: 3; margin: 1 0; }
+    MainScreen #legend { display: none; }
+    MainScreen.legend #legend { display: block; }
+    MainScreen #notes { display: none; }
+    MainScreen.noted #notes { display: block; }
+    MainScreen.small #notes { display: none; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN]
 
-    _layout: Layout | None = None
+    _layout: TableLayout | None = None
     _first = 0
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
@@ -67,7 +78,7 @@ class MainScreen(LookActions):
         self.set_class(layout.roomy, "roomy")
         self.set_class(layout.noted, "noted")
         self.set_class(layout.legend, "legend")
-        self.set_class(layout.verdict_lines == 3, "full")
+        self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):
             self._drawn = None
             return
@@ -75,7 +86,7 @@ class MainScreen(LookActions):
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
-            self._draw_around(self._view(layout, ()), layout)  # the table stays as it is
+            self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
             self._draw_labels(self._drawn, layout)
             return
         view = self._view(layout, self._visible(layout))
@@ -84,7 +95,7 @@ class MainScreen(LookActions):
         self._drawn, self._drawn_content = view, content
 
     async def select(self) -> None:
-        """Another layer: while it is in view, only the labels change."""
+        """Choose another layer: while it is in view, only the labels change."""
         view, layout = self._drawn, self._layout
         if view is None or layout is None or self.has_class("small"):
             await self.redraw()
@@ -97,16 +108,16 @@ class MainScreen(LookActions):
             return
         self._draw_labels(view, layout)
 
-    def _scrolled(self, layout: Layout) -> int:
-        """The first row to show, so that the chosen one is in view."""
+    def _scrolled(self, layout: TableLayout) -> int:
+        """The first row to show, to keep the chosen one in view."""
         count = len(self.layers_shown)
         return first_visible(layout.visible_layers, self.position(), self._first, count)
 
-    def _visible(self, layout: Layout) -> Sequence[int]:
+    def _visible(self, layout: TableLayout) -> Sequence[int]:
         return self.layers_shown[self._first : self._first + layout.visible_layers]
 
-    def _content(self, view: RunView, layout: Layout) -> tuple[object, ...]:
-        """All that the table depends on: while it is the same, the table is."""
+    def _content(self, view: RunView, layout: TableLayout) -> tuple[object, ...]:
+        """Everything that the table depends on, as a cache key."""
         watch, session = self.session.watch, self.session
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
@@ -116,16 +127,16 @@ class MainScreen(LookActions):
         visible = tuple(self._visible(layout))
         return version, session.time.pin, layout, visible, severities, chosen, shown
 
-    def _view(self, layout: Layout, visible: Sequence[int]) -> RunView:
+    def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
         """The view, with the history of the visible layers only."""
         per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
         points = max(24, layout.spark * per_cell)
         view = self.session.view(points, self.ribbon_columns(), visible)
-        assert view is not None  # there was one a moment ago, and runs are never closed
+        assert view is not None  # runs are never closed
         return view
 
-    async def _arrange(self, layout: Layout) -> None:
-        """Give every part its width; Textual lays out again only if one changed."""
+    async def _arrange(self, layout: TableLayout) -> None:
+        """Set the width of every part; Textual lays out again only on a change."""
         await self.query_one(Tiles).fit(layout.heat)
         curve = layer_row.curve_width(layout)
         widths = {
@@ -140,8 +151,8 @@ class MainScreen(LookActions):
         self.query_one("#table").styles.height = layout.table_rows
         self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
-    def _draw_around(self, view: RunView, layout: Layout) -> None:
-        """All but the table."""
+    def _draw_around(self, view: RunView, layout: TableLayout) -> None:
+        """Everything except the table."""
         session = self.session
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
@@ -166,8 +177,8 @@ class MainScreen(LookActions):
         self.draw_frame(view)
 
     def _net(self, view: RunView) -> list[str]:
-        """What the screen costs; of a run that has ended it would stand still and be wrong."""
-        counted = self.session.traffic.total and view.state not in ENDED
+        """The bandwidth of the screen; hidden once the run has ended."""
+        counted = self.session.traffic.total and not view.state.ended
         return [self.session.pace.words()] if counted else []
 
     def _heat(self, view: RunView) -> Heat:
@@ -175,14 +186,14 @@ class MainScreen(LookActions):
         terms = terms_of(view.run, session.reference)
         return Heat(session.look, terms, not self.app.no_color)
 
-    def _legend(self, view: RunView, layout: Layout, heat: Heat) -> Line:
+    def _legend(self, view: RunView, layout: TableLayout, heat: Heat) -> Line:
         """What the colours of the cells mean, where there are cells."""
         room = layout.columns - layout.label
         if not has_legend(heat, view.layers):
             return pad([], layout.columns)
         return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]
 
-    def _draw_table(self, view: RunView, layout: Layout) -> None:
+    def _draw_table(self, view: RunView, layout: TableLayout) -> None:
         session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
         visible = [view.layers[index] for index in self._visible(layout)]
         self._draw_labels(view, layout)
@@ -205,7 +216,7 @@ class MainScreen(LookActions):
             loads = [pad([Span("no layer matches", "dim")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
 
-    def _draw_labels(self, view: RunView, layout: Layout) -> None:
+    def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
         visible = [view.layers[index] for index in self._visible(layout)]
         self.query_one("#label", Rows).show(

@@ -1,4 +1,4 @@
-"""The list of runs: how each is doing, the live ones with their verdict; enter opens one."""
+"""The list of runs, with states and verdicts; enter opens one."""
 
 import asyncio
 import time
@@ -9,15 +9,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
+from microscope_tui.app.actions.pin_actions import PinActions
+from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.prompt import Kind
-from microscope_tui.app.screens.pin_actions import PinActions
-from microscope_tui.app.screens.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report import run_list
-from microscope_tui.report.layout import first_visible
-from microscope_tui.report.pattern import Pattern
-from microscope_tui.report.spans import (
+from microscope_tui.lines.pages import run_list
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
@@ -26,6 +25,7 @@ from microscope_tui.report.spans import (
     pad,
     spread,
 )
+from microscope_tui.lines.table.layout import first_visible
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_card import RunCard
 
@@ -34,7 +34,7 @@ _PATIENCE_S = 1.0
 
 
 class RunsScreen(PromptActions, PinActions):
-    """All runs below the path, newest first, or those of them that are asked for."""
+    """All runs below the path, newest first, or the selected or filtered ones."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.RUNS]
 
@@ -42,7 +42,7 @@ class RunsScreen(PromptActions, PinActions):
     _first = 0
     _count = 0
     _cards: Sequence[RunCard] = ()
-    _layout_of_list: run_list.ListLayout | None = None
+    _layout_of_list: run_list.RunListLayout | None = None
     _pattern = Pattern.parse("")
 
     def compose(self) -> ComposeResult:
@@ -54,14 +54,14 @@ class RunsScreen(PromptActions, PinActions):
         self._at = next((at for at, card in enumerate(self._cards) if card.open), 0)
 
     def state_now(self) -> tuple[object, ...]:
-        """Taken again at every look: ages grow also where nothing happens."""
+        """Updated at every poll: ages grow without events."""
         self._take()
         return (time.monotonic(),)
 
     def _take(self) -> None:
-        """Take the list again. The chosen run stays so."""
+        """Update the list; the chosen run stays chosen."""
         chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
-        fleet, _ = self.session.fleet, self.pinned  # let go of first, if somebody has
+        fleet, _ = self.session.fleet, self.pinned  # release it first
         cards = fleet.cards()
         self._count = len(cards)
         if fleet.solo and not any(card.selected for card in cards):
@@ -78,7 +78,7 @@ class RunsScreen(PromptActions, PinActions):
         self._at = max(0, self._at)
 
     async def redraw(self) -> None:
-        """Draw the visible part of the list; the lines that stayed the same cost nothing."""
+        """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
         self._first = first_visible(room, self._at, self._first, len(self._cards))
@@ -91,15 +91,15 @@ class RunsScreen(PromptActions, PinActions):
             for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
         ]
         if not self._cards:
-            why = "no run matches" if self._count else "no runs yet: a new one appears by itself"
+            why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
             lines.append(pad([Span(f"   {why}", "dim")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
         self.query_one("#runs", Rows).show(lines)
         self.draw_last_line()
 
-    def _title(self, layout: run_list.ListLayout, room: int) -> Line:
+    def _title(self, layout: run_list.RunListLayout, room: int) -> Line:
         cards = self._cards
-        live = sum(card.state in run_list.LIVE for card in cards)
+        live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
         was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
@@ -154,22 +154,15 @@ class RunsScreen(PromptActions, PinActions):
         """Move by a screenful."""
         await self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
 
-    async def action_match(self, by: int) -> None:
-        """The next run that the filter shows."""
-        if not self._pattern.text:
-            self.tell("no filter: / sets one", "dim")
-            return
-        await self.action_move(by)
-
     async def action_select(self) -> None:
-        """Pick the chosen run, or let it go."""
+        """Select or deselect the chosen run."""
         if self._card is not None:
             self.session.fleet.selected ^= {self._card.file.path}
             self._take()
             await self.redraw()
 
     async def action_solo(self) -> None:
-        """List the selected runs only; again: all."""
+        """List only the selected runs; again: all."""
         fleet = self.session.fleet
         if not fleet.solo and not fleet.selected:
             self.tell("no run is selected: space selects one", "dim")
@@ -179,7 +172,7 @@ class RunsScreen(PromptActions, PinActions):
         await self.redraw()
 
     async def action_pin(self) -> None:
-        """Compare the open run with the chosen one, at equal steps; again: no more."""
+        """Compare the open run with the chosen one at equal steps; again: stop."""
         card = self._card
         if card is None:
             return
@@ -193,7 +186,7 @@ class RunsScreen(PromptActions, PinActions):
         await self.redraw()
 
     async def action_open_run(self) -> None:
-        """Open the chosen run and show it: the reader has it in a moment."""
+        """Open the chosen run and show it."""
         if self._card is None:
             return
         file = self._card.file

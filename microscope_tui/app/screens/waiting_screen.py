@@ -1,4 +1,4 @@
-"""Shown while there is nothing to show yet: what is waited for, and how to start a run."""
+"""Shown while there is no step yet: what it waits for, and how to start a run."""
 
 from typing import ClassVar
 
@@ -9,13 +9,13 @@ from textual.screen import Screen
 from microscope_tui.app import keys
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.report import words
-from microscope_tui.report.spans import Line, Span, line_width, pad, shortened
+from microscope_tui.lines import words
+from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened
 from microscope_tui.runlog.safe_text import safe_text
 
 
 class WaitingScreen(Screen[None]):
-    """Waits for the first step; the application moves on by itself."""
+    """Waits for the first step; the application then shows the run."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*keys.WAITING]
 
@@ -30,7 +30,7 @@ class WaitingScreen(Screen[None]):
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw the message, or why the log that is there cannot be read."""
+        """Draw the message, or why the log cannot be read."""
         columns, rows = self.size
         text: list[Line] = [[Span("MoE Microscope", "brand")], [], *self._message(columns), []]
         more = len(self.session.fleet.runs) > 1
@@ -52,9 +52,9 @@ class WaitingScreen(Screen[None]):
             first = watch.defects.first[0] if watch.defects.first else ""
             bad = [[Span(f"{watch.defects.count:,} unreadable, the first: {first}", "warn")]]
         if self.session.pipe_ended:
-            return [[Span("the standard input has ended without a step", "warn")], *bad]
+            return [[Span("standard input ended without a step", "warn")], *bad]
         if piped:
-            return [[Span("waiting for the first step on the standard input", "dim")], *bad]
+            return [[Span("waiting for the first step on standard input", "dim")], *bad]
         if watch is not None and not watch.complete:
             return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
         if watch is not None:

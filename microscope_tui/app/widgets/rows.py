@@ -15,9 +15,9 @@ from textual.widget import Widget
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
-from microscope_tui.report.glyphs import Glyphs
-from microscope_tui.report.palettes import Palette
-from microscope_tui.report.spans import Line
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Palette
+from microscope_tui.lines.spans import Line
 
 TILE = 16
 
@@ -35,7 +35,7 @@ def changed_width(before: Strip, after: Strip) -> int:
 
 
 class Rows(Widget):
-    """Shows lines; an unchanged line costs nothing."""
+    """Shows lines; unchanged lines are not sent again."""
 
     def __init__(
         self, glyphs: Glyphs, *, id: str | None = None, classes: str | None = None
@@ -116,7 +116,7 @@ class Tiles(Horizontal):
 
 @contextmanager
 def in_truecolor(app: App[None]) -> Iterator[None]:
-    """All rows in truecolor, whatever the terminal can show: for a picture of the screen."""
+    """All rows in truecolor, for a picture of the screen."""
     system = app.console.color_system
     rows = [part for screen in app.screen_stack for part in screen.query(Rows)]
     if system == "truecolor":

@@ -1,1 +1,1 @@
-"""One file a rule; ``catalogue`` lists them."""
+"""One file a rule; ``catalogue.py`` finds them here."""

@@ -1,15 +1,17 @@
-"""What a rule is: a name, how long its evidence must last, a look at each step, and its words.
+"""Base of all rules: a name, the required persistence, an evaluation per step, and its texts.
 
-To add one: a file here with a class like the others, and a row in ``catalogue.py``. What a rule
-keeps between steps stands in its ``memory``, a msgspec struct, so that a judgement can be saved
-in the middle of a run; what follows from the header is set up apart from it, since a resumed run
-may have another one. Persistence, warm-up, muting and episodes are the engine's.
+To add one: a file here with a class like the others, and its row of limits in ``thresholds.py``.
+Everything other parts of the diagnosis need to know about a rule is one of its class variables.
+
+State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
+middle of a run; what follows from the header is set up separately, since a resumed run may have
+another one. Persistence, warm-up, muting and episodes belong to the engine.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -22,7 +24,7 @@ from microscope_tui.runlog.records import RunRecord
 
 
 class Nothing(msgspec.Struct):
-    """The memory of a rule that needs none."""
+    """The memory of a rule without state."""
 
 
 class Rule(ABC):
@@ -30,55 +32,79 @@ class Rule(ABC):
 
     name: ClassVar[str]
     subject: ClassVar[str]
-    """What a person calls it."""
+    """Name in texts."""
     means: ClassVar[str]
-    """What it says about a run, in a sentence or two."""
+    """Meaning, in a sentence or two."""
     formula: ClassVar[str]
     """When it fires."""
+    cause_rank: ClassVar[int]
+    """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
+    low_is_bad: ClassVar[bool] = False
+    """Low values are bad."""
     in_warm_up: ClassVar[bool] = False
-    """It speaks during the warm-up too."""
+    """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
-    """It says nothing about an evaluation."""
+    """Not evaluated in an evaluation run."""
+    judges_settings: ClassVar[bool] = False
+    """Needs no measurement: it reports the causes of ``standing``."""
     muted_by: ClassVar[tuple[str, ...]] = ()
-    """Rules that come before and say it already, where they are at work in the same router."""
-
+    """Rules that mute this one while active in the same router."""
+    mutes_all: ClassVar[bool] = False
+    """While active, in a router or in the whole run, all other rules are muted."""
+    announced_by: ClassVar[str] = ""
+    """The rule whose episode becomes critical if this one fires within its limit ``followed``."""
     ends_in: ClassVar[tuple[str, ...]] = ()
-    """Rules that it warns of: a critical episode of theirs in the same router ends its own."""
+    """Rules that it warns of: their critical episode in the same router ends its own, and is dated
+    back to its onset.
+    """
+    family: ClassVar[Literal["", "starvation", "divergence"]] = ""
+    """Starvation: one of them leads to the next in the same router. Divergence: the signs of an
+    explosion, which a fall of the load follows."""
+    wants_balance: ClassVar[bool] = False
+    """It advises stronger balancing, which depends on the scale of the scores and does not help
+    after a divergence or while the load swings.
+    """
+    rolls_back_in: ClassVar[tuple[str, ...]] = ()
+    """Profiles in which the remedy includes an earlier checkpoint."""
+    remedy_by_cause: ClassVar[bool] = False
+    """The advice depends on the cause."""
+    tells_usual: ClassVar[bool] = False
+    """The text compares the effective experts with their usual value before the onset."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.routers = context.run.routers
         self.window, self.needed, self.leave = 25, 23, 50
         self.spacing = 1
-        """Steps from one line of the log to the next."""
+        """Steps between lines of the log."""
         self._persistence: tuple[int, int] | None = None
         self.memory: msgspec.Struct = Nothing()
         self.set_up()
         self.start()
 
     def set_up(self) -> None:
-        """Take limits, persistence and whatever else follows from the context alone."""
+        """Set limits, persistence and everything else that follows from the context."""
 
     def start(self) -> None:
-        """Set an empty memory."""
+        """Reset the memory."""
 
     def change(self, context: Context) -> None:
-        """The same model goes on under another header; what is remembered stays."""
+        """The same model continues under another header; the memory is kept."""
         self.context = context
         self.set_up()
 
     def persist(self, steps: int, leave: int | None = None) -> None:
-        """Ask for 90 % of the lines of so many steps, and for ``leave`` (twice as many) to end."""
+        """Require 90 % of the lines of this many steps, and ``leave`` (twice as many) to end."""
         self._persistence = steps, 2 * steps if leave is None else leave
         self.window, self.leave = self.lines(steps), self.lines(self._persistence[1])
         self.needed = max(1, math.ceil(ENTER_SHARE * self.window))
 
     def lines(self, steps: int) -> int:
-        """How many lines of this log cover so many steps; at least five, if there are as many."""
+        """Number of lines that cover this many steps; at least five where possible."""
         return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
 
     def space(self, spacing: int) -> None:
-        """Lines of the log are ``spacing`` steps apart from now on."""
+        """Set the number of steps between lines of the log."""
         self.spacing = spacing
         if self._persistence is not None:
             self.persist(*self._persistence)
@@ -88,22 +114,22 @@ class Rule(ABC):
         return None
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
-        """What is told at once, as an episode of its own: (router or whole run, reading)."""
+        """Readings to report at once as episodes of their own: (router or whole run, reading)."""
         return ()
 
     def standing(self, view: StepView) -> Mapping[str, Severity] | None:
-        """All causes that hold for the whole run from this step on; ``None``: as before."""
+        """All causes that hold for the whole run from this step on; ``None``: unchanged."""
         return None
 
     def restart(self, step: int) -> None:
-        """The run goes on from ``step`` again: windows forget."""
+        """The run resumes at ``step``: windows forget later steps."""
         self.start()
 
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
-        """These are open though nothing suspicious is remembered: evaluate until they are over."""
+        """Evaluate these open episodes until they end."""
 
     def blind_to(self) -> str | None:
-        """Why the rule cannot see anything in this log, where it cannot."""
+        """Why the rule cannot be evaluated on this log; ``None`` if it can."""
         return None
 
     @staticmethod

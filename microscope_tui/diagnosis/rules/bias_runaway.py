@@ -1,4 +1,4 @@
-"""BIAS_RUNAWAY: the selection bias grows without end and the load does not follow."""
+"""BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
 import msgspec
 
@@ -20,19 +20,21 @@ class Memory(msgspec.Struct):
 
 
 class BiasRunaway(Rule):
-    """A bias that reached what it was for stops growing; one on another scale never does."""
+    """Detects a bias that keeps growing: an effective one stops."""
 
     name = "BIAS_RUNAWAY"
     subject = "Runaway bias"
     means = (
-        "The balancing pushes the same experts up and down step after step and changes nothing: "
-        "the router outgrows it. The update rate is too small for the scale of the scores."
+        "Bias updates push the same experts up and the same ones down, step after step, and the "
+        "load stays uneven. The update rate is too small for the scale of the scores."
     )
     formula = (
         "max − min of expert_bias grows in a straight line (R² > 0.98) over 500 steps at half "
         "the fastest rate or more while c stays below 0.8 and does not rise"
     )
     trains_only = True
+    cause_rank = 80
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.BIAS_RUNAWAY
@@ -44,7 +46,7 @@ class BiasRunaway(Rule):
     def read(self, view: StepView) -> Readings | None:
         memory, limits, indices = self.memory, self.limits, view.collapse_index
         if self.context.run.balance.get("method") != "bias":
-            return {}  # nothing pushes any more
+            return {}  # the bias no longer grows
         if indices is None:
             return None
         memory.due -= 1
@@ -93,7 +95,7 @@ class BiasRunaway(Rule):
         return found
 
     def _since(self, index: int) -> int:
-        """The first point from which on the load stayed uneven: before, the bias had its effect."""
+        """The first point from which the load stayed uneven."""
         uneven = self.memory.steps[-1]
         rows = zip(self.memory.steps, self.memory.indices, strict=True)
         for step, indices in reversed(list(rows)):
@@ -111,7 +113,7 @@ class BiasRunaway(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        words = f"{stronger_balance(run, worst)}, and further while it still grows like this"
+        words = f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
         if run.score_function in ("sigmoid", "softmax"):
             return words
         return f"{words}; a bias on softmax logits needs far more than one on sigmoid scores"

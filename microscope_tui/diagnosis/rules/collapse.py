@@ -15,42 +15,49 @@ _MARGIN = 1.3  # of a limit without a limit of its own for recovery
 
 
 class Suspect(msgspec.Struct):
-    """A router whose load is uneven, looked at closely."""
+    """A router with an uneven load, watched closely."""
 
     summed: SummedCounts | None = None
     calm: int = 0
     low_since: int | None = None
-    """Start of a stretch that is low step by step."""
+    """Start of the steps with low c."""
     urgent: list[int] = []
-    """The last steps, 1 where c was so low that no warm-up explains it."""
+    """The last steps: 1 where c was too low for a warm-up."""
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and who was even before."""
+    """The suspects, and which routers were even before."""
 
     first: FirstValues
     """c of the first steps: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Suspect] = {}
     uneven_at: list[int] = []
-    """Per router the last step at which it was not even."""
+    """Last step at which each router was not even."""
     seen_at: int = 0
-    """The latest line: a sparse log does not show what happened in between."""
+    """The latest line: a sparse log hides the steps in between."""
     settled: set[int] = set()
-    """Routers that have been even for a while."""
+    """Routers that have been even for long enough."""
 
 
 class Collapse(Rule):
-    """The summaries find suspects; only their counts are read and summed."""
+    """Finds suspects in the summaries; only their counts are decoded and summed."""
 
     name = "COLLAPSE"
     subject = "Router collapse"
     means = (
-        "The router sends (nearly) every token to the same k experts: the layer has become a "
-        "small dense one, and the loss need not show it. In a fine-tuning the change counts, "
-        "against --baseline or the first steps; c below the critical limit is always reported. "
-        "An expert that 95 % of the tokens choose is left out, it acts as a shared expert."
+        "The router sends (nearly) every token to the same k experts: the layer acts as a small "
+        "dense layer, and the loss may not show it. In fine-tuning, c is compared with --baseline "
+        "or the first steps; c below the critical limit is always reported. An expert chosen by "
+        "95 % of the tokens is left out: it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
+    cause_rank = 20
+    low_is_bad = True
+    family = "starvation"
+    wants_balance = True
+    announced_by = "GRADSPIKE"
+    rolls_back_in = ("pretrain", "finetune")
+    tells_usual = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.COLLAPSE
@@ -64,7 +71,7 @@ class Collapse(Rule):
         memory = self.memory
         memory.suspects.clear()
         memory.first.forget_from(step)
-        # The bias may be lost: as at the start, a router has to settle first.
+        # The bias may be lost: a router has to settle again.
         memory.settled, memory.uneven_at = set(), [step - 1] * len(self.routers)
         memory.seen_at = step - 1
 
@@ -93,7 +100,7 @@ class Collapse(Rule):
         return found
 
     def _settle(self, step: int, signal: Signal) -> None:
-        """Note who stops being even after a long time of it."""
+        """Record routers that stop being even after a long time."""
         memory, limits = self.memory, self.limits
         before, memory.seen_at = memory.seen_at, step
         if signal.known and signal.low >= limits.even:
@@ -129,7 +136,7 @@ class Collapse(Rule):
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
             suspect.low_since = None  # low step by step and even in the sum: a swing
-        # A sum still holds the past: alone it says nothing about this step.
+        # A sum still contains the past: alone it is not evidence about this step.
         judged = enough and not suspect.calm
         return Reading(
             severity=self._severity(value, reference) if judged else None,
@@ -144,13 +151,13 @@ class Collapse(Rule):
         )
 
     def _reference(self, index: int) -> float | None:
-        """c that is usual for this router, where a change is what counts."""
+        """The reference c of this router, where the change counts."""
         context = self.context
         known = context.baseline.collapse_index[index] if context.baseline is not None else None
         if known is not None and context.relative:
             return known
         if context.profile != "finetune":
-            return None  # an evaluation has no course against which it could change
+            return None  # an evaluation has no time axis to compare with
         first, lines = self.memory.first, self.lines(self.limits.reference_steps)
         # A run that starts out collapsed cannot be its own reference.
         usual = first.usual(index, lines) if len(first.rows) >= lines else 0.0
@@ -178,7 +185,7 @@ class Collapse(Rule):
         return value >= back and value > _MARGIN * limits.critical
 
     def _is_usual(self, value: float, reference: float | None) -> bool:
-        """As low as it has been all along: nothing began here."""
+        """Whether c has been this low all along: nothing began here."""
         if reference is None or self._severity(value, reference) is not None:
             return False
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference
@@ -189,7 +196,7 @@ class Collapse(Rule):
     def _sum(
         self, counts: list[int], suspect: Suspect, top_k: int, facts: dict[str, Fact]
     ) -> tuple[float, bool]:
-        """c of the summed counts, and whether they are enough to judge by."""
+        """c of the summed counts, and whether they are enough for a verdict."""
         limits, expected = self.limits, sum(counts) / len(counts)
         if suspect.summed is None:
             steps = window_steps(
@@ -253,14 +260,14 @@ class Collapse(Rule):
             why += ". Counts only: a confident collapse and an undecided one look the same here"
         age, shock_steps = worst.last - worst.onset, number(worst, "shock_steps") or 0
         if worst.active and age < shock_steps:
-            why += f". It is {age + 1} steps old: a shock that passes looks the same so far"
-        return f"{why}. The loss need not show it"
+            why += f". It is {age + 1} steps old: a transient shock would look the same so far"
+        return f"{why}. The loss may not show it"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile == "eval":
             return (
-                "evaluate on other data too, and see whether the router's bias was loaded with its "
-                "weights; if it is so everywhere, the model was trained into it"
+                "evaluate on other data too, and check that the router's bias was loaded with its "
+                "weights; if all data shows it, the collapse comes from training"
             )
         return stronger_balance(run, worst)

@@ -1,4 +1,4 @@
-"""DEAD: the same experts receive nothing for 100 steps in which they should have."""
+"""DEAD: the same experts receive no tokens for 100 steps in which they should have."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,22 @@ from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import window_steps
 from microscope_tui.runlog.records import RunRecord
 
-_SPARSEST = 100  # where fewer lines have counts, nothing is said of dead experts
+_SPARSEST = 100  # with fewer lines with counts, the rule does not judge
 
 
 class Memory(msgspec.Struct):
-    """The window that is being filled, and who was dead before it."""
+    """The current window, and the experts that were dead before it."""
 
     steps: int = 0
     first: int = 0
     rows: dict[int, int] = {}
-    """Routers in which somebody may be dead all through the window → steps with their counts."""
+    """Routers with possibly dead experts in the whole window → steps with their counts."""
     totals: dict[int, list[int]] = {}
     alive: set[int] = set()
     dead: dict[int, dict[int, int]] = {}
     """Router → expert → first step of the windows in which it was dead."""
     windows: dict[int, dict[int, int]] = {}
-    """Router → expert → how many windows in a row."""
+    """Router → expert → number of windows in a row."""
     started_dead: dict[int, list[int]] = {}
     """Dead in the first window of the run: a fine-tuning starts with experts its data ignores."""
     started: int = 0
@@ -40,14 +40,18 @@ class Dead(Rule):
     name = "DEAD"
     subject = "Dead experts"
     means = (
-        "Experts receive no token at all, window after window. They are paid for in memory and "
-        "learn nothing. On narrow data this may be no loss: compare before you act."
+        "Experts receive no tokens for several windows in a row. They take memory and learn "
+        "nothing. On narrow data this may be harmless: compare before you act."
     )
     formula = (
         "zero of λ ≥ 56 expected assignments, the same expert, in three windows in a row and for "
         "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
     )
     muted_by = ("COLLAPSE",)
+    cause_rank = 50
+    family = "starvation"
+    wants_balance = True
+    rolls_back_in = ("pretrain",)  # on narrow data dead experts are normal
 
     def set_up(self) -> None:
         self.limits = self.context.limits.DEAD
@@ -62,7 +66,7 @@ class Dead(Rule):
         if not 0 < before.started < step:
             self.start()
             return
-        # How it was at the start of the run stays so, however often it is resumed.
+        # The state at the start of the run is kept when it resumes.
         self.memory = Memory(started_dead=before.started_dead, started=before.started)
         for index, dead in before.dead.items():
             kept = {expert: since for expert, since in dead.items() if since < step}
@@ -77,7 +81,7 @@ class Dead(Rule):
         memory.steps += 1
         memory.first = memory.first or view.step
         if dead.known and dead.high <= 0:
-            memory.alive.update(range(len(self.routers)))  # nobody was in this step
+            memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
             memory.rows, memory.totals = {}, {}
         elif len(memory.alive) < len(self.routers):
             self._add(view, dead.values)
@@ -160,7 +164,7 @@ class Dead(Rule):
         )
 
     def _excused(self, index: int, dead: dict[int, int]) -> list[int]:
-        """Experts that were dead before anything was trained on this data."""
+        """Experts that were dead before the training on this data."""
         if not self.context.relative:
             return []
         baseline = self.context.baseline
@@ -176,15 +180,15 @@ class Dead(Rule):
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         return (
             f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
-            f"nothing for at least {steps:,.0f} steps"
+            f"no tokens for at least {steps:,.0f} steps"
         )
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if run.profile != "pretrain":
             return (
-                "compare with the model before this training; keep the experts: few tokens do "
-                "not make them useless"
+                "compare with the model before this training; do not remove the experts: "
+                "other data may need them"
             )
         return (
             f"{stronger_balance(run, worst)}, then either re-initialise their router rows or {BACK}"

@@ -12,8 +12,9 @@ class Drops(Rule):
 
     name = "DROPS"
     subject = "Dropped tokens"
-    means = "Experts are full: a part of the tokens skips the layer, in training only."
+    means = "Experts are at capacity: some tokens skip the layer, in training only."
     formula = "drop_rate above its limit in 90 % of 25 steps"
+    cause_rank = 90
 
     def set_up(self) -> None:
         self.limits = self.context.limits.DROPS

@@ -27,11 +27,11 @@ class Memory(msgspec.Struct):
 
 
 class Eroding(Rule):
-    """A trend: Mann–Kendall says that it falls, Theil–Sen how fast."""
+    """A trend: Mann–Kendall tests whether c falls, Theil–Sen estimates how fast."""
 
     name = "ERODING"
     subject = "Eroding balance"
-    means = "The load of a layer becomes steadily more uneven. Now is the cheap moment to act."
+    means = "The load of a layer becomes steadily more uneven. Acting early is cheap."
     formula = (
         "c is below 0.7 and falls (Mann–Kendall p < 0.001 over 60 or 200 logged steps), by more "
         "than its noise, and reaches the limit of COLLAPSE within 500 steps"
@@ -39,6 +39,10 @@ class Eroding(Rule):
     trains_only = True
     muted_by = ("COLLAPSE",)
     ends_in = ("COLLAPSE",)
+    cause_rank = 60
+    low_is_bad = True
+    family = "starvation"
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.ERODING
@@ -86,7 +90,7 @@ class Eroding(Rule):
                 level = self.limits.level * self._ceiling(view, index)
                 found[index] = self._judge([row[index] for row in blocks], level)
             elif value < self.leave_at:
-                found[index] = Reading(severity=None)  # it fell as far as it could: no recovery
+                found[index] = Reading(severity=None)  # it fell as far as it could: not a recovery
         return found
 
     def _ceiling(self, view: StepView, index: int) -> float:
@@ -128,12 +132,12 @@ class Eroding(Rule):
                     since=steps[_start(values)],
                 )
         slope, _ = _trend(*self._points(series, limits.short))
-        # Still falling, though not fast enough for an alarm: no recovery either.
+        # Still falling, though not fast enough for an alarm: not a recovery.
         still = slope <= -limits.fall / (limits.long * limits.block)
         return Reading(severity=None, clear=not still and series[-1] >= self.leave_at)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
-        """The last points that are numbers, and the steps at which their blocks began."""
+        """The last finite points, and the first steps of their blocks."""
         last = zip(self.memory.steps[-length:], series[-length:], strict=True)
         points = [(step, value) for step, value in last if value == value]
         return [step for step, _ in points], [value for _, value in points]
@@ -170,7 +174,7 @@ def _trend(steps: Sequence[int], values: Sequence[float]) -> tuple[float, float]
 
 
 def _recent_slope(steps: Sequence[int], values: Sequence[float]) -> float:
-    """Slope from the last but one quarter to the last: a step that is over is no trend."""
+    """Slope from the third quarter to the last: a past step is not a trend."""
     quarter = max(2, len(values) // 4)
     last, before = slice(-quarter, None), slice(-2 * quarter, -quarter)
     run = sum(steps[last]) - sum(steps[before])
@@ -178,13 +182,13 @@ def _recent_slope(steps: Sequence[int], values: Sequence[float]) -> float:
 
 
 def _largest_drop(values: Sequence[float]) -> float:
-    """The most that was lost within a sixth of the window: of a sudden step it is all."""
+    """The largest drop within a sixth of the window; a sudden step drops at once."""
     reach = max(1, len(values) // 6)
     return max(a - b for a, b in zip(values, values[reach:], strict=False))
 
 
 def _scatter(values: Sequence[float]) -> float:
-    """Noise from point to point: a robust standard deviation of what neither trend nor bend is."""
+    """Noise between points: a robust standard deviation without trend and curvature."""
     bends = sorted(
         abs(values[i - 1] - 2 * values[i] + values[i + 1]) for i in range(1, len(values) - 1)
     )
@@ -192,7 +196,7 @@ def _scatter(values: Sequence[float]) -> float:
 
 
 def _start(values: Sequence[float]) -> int:
-    """Where the fall began: the last point that was as high as what came before it."""
+    """Onset of the fall: the last point as high as those before it."""
     noise, best, start = 2 * _scatter(values), values[0], 0
     for index, value in enumerate(values):
         if value >= best - noise:

@@ -22,11 +22,11 @@ class Memory(msgspec.Struct):
     reference: float = 0.0
     raised_since: int | None = None
     lately: list[int] = []
-    """Of the last steps: the step where its norm was NaN or infinite, else 0."""
+    """For each of the last steps: the step number if its norm was NaN or infinite, else 0."""
 
 
 class GradSpike(Rule):
-    """Of the whole model: which layer is to blame shows in LOGITS and COLLAPSE."""
+    """Spikes of the whole model's gradient; LOGITS and COLLAPSE show which layer caused them."""
 
     name = "GRADSPIKE"
     subject = "Gradient spike"
@@ -39,6 +39,8 @@ class GradSpike(Rule):
         "infinite in 3 (critical: 9) of 10 steps"
     )
     trains_only = True
+    cause_rank = 40
+    family = "divergence"
 
     def set_up(self) -> None:
         self.limits = self.context.limits.GRADSPIKE
@@ -48,7 +50,7 @@ class GradSpike(Rule):
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
-        # The past of another attempt is as good a reference.
+        # The steps of the previous attempt are as good a reference.
         memory = self.memory
         if memory.raised_since is not None and memory.raised_since >= step:
             memory.raised_since = None
@@ -97,7 +99,7 @@ class GradSpike(Rule):
         )
 
     def _not_finite(self, warm: bool) -> Reading:
-        """One overflow is daily life in fp16, where the loss scale is found by trying."""
+        """Single overflows are normal in fp16, where the loss scale is found by trial."""
         limits, steps = self.limits, [step for step in self.memory.lately if step]
         often = len(steps) >= limits.not_finite
         always = len(steps) >= self.needed
@@ -115,7 +117,7 @@ class GradSpike(Rule):
         if worst.facts.get("cause") == "non-finite":
             return (
                 f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
-                f"{number(worst, 'of') or 0:.0f} steps: they teach nothing, or spoil the weights"
+                f"{number(worst, 'of') or 0:.0f} steps: they are skipped, or corrupt the weights"
             )
         return (
             f"a gradient norm of {number(worst, 'norm') or 0:.3g}, "
@@ -127,6 +129,6 @@ class GradSpike(Rule):
         if worst.facts.get("cause") == "non-finite":
             return (
                 "go back to a checkpoint with finite values, then lower the learning rate; in fp16 "
-                "see whether the loss scale falls and falls"
+                "check whether the loss scale keeps falling"
             )
         return "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns"

@@ -1,4 +1,4 @@
-"""HOT_EXPERT: one expert takes nearly every token, and the layer is well."""
+"""HOT_EXPERT: one expert takes nearly every token in an otherwise healthy layer."""
 
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
@@ -13,11 +13,12 @@ class HotExpert(Rule):
     name = "HOT_EXPERT"
     subject = "A hot expert"
     means = (
-        "One expert is among the choices of nearly every token while the rest shares the others "
-        "evenly: it acts as a shared expert. No collapse; good models have such experts."
+        "Nearly every token chooses the same expert, and the other experts share the rest evenly: "
+        "it acts as a shared expert. This is not a collapse: good models have such experts."
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)
+    cause_rank = 140
 
     def set_up(self) -> None:
         self.limits = self.context.limits.HOT_EXPERT
@@ -44,7 +45,7 @@ class HotExpert(Rule):
                 hot = share > self.limits.share and balanced
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
-                    clear=not balanced,  # what it is now, COLLAPSE tells
+                    clear=not balanced,  # its current state is up to COLLAPSE
                     value=min(1.0, share),
                     limit=self.limits.share,
                     facts={
@@ -55,7 +56,7 @@ class HotExpert(Rule):
         return found
 
     def _who(self, view: StepView, index: int) -> tuple[int, ...]:
-        """The expert, where the line has counts."""
+        """The expert, if the line has counts."""
         counts = view.full_counts(index)
         return (max(range(len(counts)), key=counts.__getitem__),) if counts else ()
 

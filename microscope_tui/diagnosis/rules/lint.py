@@ -1,4 +1,4 @@
-"""LINT: settings that are known to spoil a run, told at the first step under each header."""
+"""LINT: settings that are known to damage a run, reported at the first step of each header."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,6 @@ import msgspec
 
 from microscope_tui.diagnosis.balancing import right_sign
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
-from microscope_tui.diagnosis.circumstances import WRONG_SIGN
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
@@ -15,6 +14,8 @@ from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog.records import RunRecord
 
+WRONG_SIGN = "wrong bias sign"
+"""Cause: a bias update that favours the busy experts."""
 _TEXTS = {
     "top-1 normalised": (
         "with top_k 1 the normalised weight is always 1, so the loss sends the router no gradient",
@@ -55,7 +56,7 @@ _TEXTS = {
         right_sign(),
     ),
     "few tokens": (
-        "an expert can expect less than one token a step: single steps say nothing",
+        "an expert can expect less than one token a step: single steps show nothing",
         "log sums over more steps, or read the trend only",
     ),
     "one rank": (
@@ -69,15 +70,15 @@ _OF_TRANSFORMERS = "output_router_logits"
 
 
 class Memory(msgspec.Struct):
-    """What holds so far, and how long the auxiliary loss has looked pooled."""
+    """The causes so far, and how long the auxiliary loss has looked pooled."""
 
     looked: bool = False
-    """The header was read, and nothing has changed it since."""
+    """Whether the header was read and is unchanged."""
     causes: list[str] = []
     pooled_for: int = 0
     """Steps in a row."""
     pooled_at: int | None = None
-    """Step from which on it counts as pooled."""
+    """Step from which it counts as pooled."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
 
 
@@ -92,6 +93,9 @@ class Lint(Rule):
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
     )
     in_warm_up = True
+    cause_rank = 130
+    judges_settings = True
+    remedy_by_cause = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.LINT
@@ -134,7 +138,7 @@ class Lint(Rule):
     def _settings(self, view: StepView) -> Iterator[str]:
         run, balance = self.context.run, self.context.run.balance
         chooses_one = any(r.top_k == 1 < r.num_experts for r in self.routers)
-        # The top_k of top-1 counts is how it was counted, not how it routes.
+        # The top_k of top-1 counts describes the counting, not the routing.
         if run.norm_top_k and chooses_one and run.counts != "top1":
             yield "top-1 normalised"
         method, weight = balance.get("method"), balance.get("aux_weight")
@@ -160,12 +164,12 @@ class Lint(Rule):
             yield "few tokens"
 
     def _may_pool(self) -> bool:
-        """Only Transformers is known to pool; elsewhere the floor is 1 a layer."""
+        """Only Transformers is known to pool; elsewhere the floor is 1 per layer."""
         balance = self.context.run.balance
         return balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
 
     def _pools_now(self, view: StepView) -> bool:
-        """It has looked pooled for long enough."""
+        """Whether it has looked pooled for long enough."""
         memory = self.memory
         memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
         return memory.pooled_for >= self.limits.persistence

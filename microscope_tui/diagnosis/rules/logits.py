@@ -2,7 +2,7 @@
 
 import msgspec
 
-from microscope_tui.diagnosis.divergence import calm_down
+from microscope_tui.diagnosis.balancing import calm_down
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
@@ -30,14 +30,18 @@ class Logits(Rule):
     name = "LOGITS"
     subject = "Exploding router logits"
     means = (
-        "The logits of a router grow far beyond what they were. It comes before a divergence: the "
-        "softmax saturates, one expert wins everything, the gradient is lost or explodes."
+        "The logits of a router grow far beyond their usual size. This precedes a divergence: the "
+        "softmax saturates, one expert wins every token, the gradient vanishes or explodes."
     )
     formula = (
         "z-loss above 3 × (critical: 10 ×) its median of the steps t − 220 … t − 20, for 10 steps; "
         "or a logit above 64 in bf16"
     )
     trains_only = True
+    cause_rank = 30
+    family = "divergence"
+    announced_by = "GRADSPIKE"
+    rolls_back_in = ("pretrain", "finetune")
 
     def set_up(self) -> None:
         self.limits = self.context.limits.LOGITS
@@ -107,7 +111,7 @@ class Logits(Rule):
         memory.fresh = 0
         before = memory.reference
         memory.reference = [
-            # What explodes is no reference, however long it lasts.
+            # An explosion never becomes the reference.
             before[i] if before and z_loss.values[i] > self.limits.warn * before[i]
             else median(memory.past.column(i, 0, -_RECENT))
             for i in range(len(self.routers))
@@ -129,7 +133,7 @@ class Logits(Rule):
 
 
 def _graver(one: Reading | None, other: Reading) -> Reading:
-    """The reading that says more; of equally grave ones the one further beyond its limit."""
+    """The more severe reading; of equal ones the one further beyond its limit."""
     if one is None:
         return other
     return max(one, other, key=lambda r: (r.severity or 0, r.value / max(r.limit, 1e-12)))

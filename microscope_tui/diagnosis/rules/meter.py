@@ -1,10 +1,10 @@
-"""METER: check the meter before the patient. Faults of the measurement imitate disease.
+"""METER: measurement faults that imitate router faults.
 
 Counts that do not sum to tokens × k, counts that are a multiple of it (hooks that fire again in
 recomputed activations), more pairs of one expert than there are tokens, fewer effective experts
-than k, counts that are equal to ±1 (a forced-balance debug flag), summaries that their own counts
-belie, and NaN, whose argmax is expert 0. While the meter of a router is faulty,
-no other rule speaks about it.
+than k, counts that are equal to ±1 (a forced-balance debug flag), summaries that contradict their
+own counts, and NaN, whose argmax is expert 0. While the measurement of a router is faulty, all
+other rules are muted for it.
 """
 
 import math
@@ -28,32 +28,35 @@ _OF_SUMMARIES = ("non-finite", "effective", "load")
 
 
 class Memory(msgspec.Struct):
-    """Which looks at the counts are due, and who was faulty lately."""
+    """Which checks of the counts are due, and which routers were faulty recently."""
 
     left: int
-    """Looks still to be made in a row, at steps that have counts."""
+    """Remaining checks in a row, at steps with counts."""
     wait: int = 0
     miscounted: dict[int, int] = {}
-    """Router → steps for which its counts are still looked at because they were wrong."""
+    """Router → steps for which its counts are still checked because they were wrong."""
     not_finite: dict[int, int] = {}
-    """The same for readings that were NaN or impossible; the whole run may be among them."""
+    """The same for NaN or impossible readings; may contain the whole run."""
     had_entropy: bool = False
 
 
 class Meter(Rule):
-    """Is what the log says about a router a measurement at all?"""
+    """Checks whether the logged numbers of a router can be measurements."""
 
     name = "METER"
     subject = "Meter fault"
     means = (
-        "What was logged does not measure the routing: fix the counting first, then judge. "
-        "Every other rule keeps silent about these layers."
+        "The logged numbers do not measure the routing: fix the counting first. "
+        "Meanwhile all other rules are suspended for these layers."
     )
     formula = (
         "counts ≠ tokens × k, a multiple of it, one above tokens, all equal to ±1, unlike their "
         "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
     )
     in_warm_up = True
+    cause_rank = 10
+    mutes_all = True
+    remedy_by_cause = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.METER
@@ -79,7 +82,7 @@ class Meter(Rule):
         self.memory = Memory(self.limits.first_steps, had_entropy=self.memory.had_entropy)
 
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
-        # Wrong counts are found, or not, in the looks at the first steps.
+        # The checks of the first steps find wrong counts.
         summaries = [e for e in episodes if e.facts.get("cause") in _OF_SUMMARIES]
         for episode in summaries:
             self.memory.not_finite[episode.router_index] = self.limits.window
@@ -111,7 +114,7 @@ class Meter(Rule):
         return found
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
-        """Routers whose summaries no k choices a token can give. Checked at every step."""
+        """Routers whose summaries are impossible for k choices per token. Checked at every step."""
         effective, loads = view.signal("effective_experts"), view.signal("max_load")
         few = effective is not None and effective.low < self.least
         much = loads is not None and loads.high > self.most
@@ -130,11 +133,11 @@ class Meter(Rule):
     def _look(
         self, view: StepView, index: int, due: bool, found: dict[int, Reading | None]
     ) -> None:
-        """Check the counts of one router where it is time to; it is clear if nothing is found."""
+        """Check the counts of one router if due; it is clear if nothing is found."""
         memory = self.memory
         counts = view.counts(index) if due or index in memory.miscounted else None
         if counts is None:
-            # Without counts only a recovery from non-finite readings can be said.
+            # Without counts only a recovery from non-finite readings can be reported.
             if index not in memory.not_finite or index in memory.miscounted:
                 found[index] = None
         elif (facts := self._fault_in(view, index, counts)) is not None:
@@ -164,13 +167,13 @@ class Meter(Rule):
         forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k
         if forced and _luck(counts) < self.limits.luck:
             return {"cause": "forced", "total": total, "expected": total}
-        # Costly, so each look at a quarter of the routers; at all that were wrong before.
+        # Expensive: each check covers a quarter of the routers, and all that were wrong before.
         if index in self.memory.miscounted or (index + view.step) % 4 == 0:
             return self._belied(view, index, counts)
         return None
 
     def _belied(self, view: StepView, index: int, counts: list[int]) -> Facts | None:
-        """The summary of the line says something else than its counts."""
+        """Whether the summary of the line contradicts its counts."""
         said, known = view.signal("effective_experts"), measures.effective_experts(counts)
         if said is None or known is None or said.values[index] != said.values[index]:
             return None
@@ -179,7 +182,7 @@ class Meter(Rule):
         return {"cause": "summary", "total": said.values[index], "expected": known}
 
     def _vanished(self, view: StepView) -> dict[int, str]:
-        """A writer that leaves NaN out: the entropy is gone, and all counts are on the first k."""
+        """Detects a writer that omits NaN: no entropy, and all counts on the first k experts."""
         effective = view.signal("effective_experts")
         if not self.memory.had_entropy or view.record.router.entropy is not None:
             return {}
@@ -199,7 +202,7 @@ class Meter(Rule):
         match worst.facts.get("cause"):
             case "non-finite":
                 name = worst.facts.get("reading")
-                return f"the {name} is NaN or infinite; NaN also looks like every token on expert 0"
+                return f"the {name} is NaN or infinite; NaN can look like every token on expert 0"
             case "multiple":
                 times = total / expected
                 return f"counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})"
@@ -208,22 +211,22 @@ class Meter(Rule):
             case "above":
                 return (
                     f"expert {experts_of(worst)} has {total:,.0f} pairs of {expected:,.0f} tokens, "
-                    "and a token chooses an expert once"
+                    "but a token chooses an expert at most once"
                 )
             case "effective":
                 return (
-                    f"effective_experts is {total:.2f}, and tokens that choose {expected:.0f} "
-                    f"experts each use at least {expected:.0f}"
+                    f"effective_experts is {total:.2f}, but tokens that choose {expected:.0f} "
+                    f"experts use at least {expected:.0f}"
                 )
             case "load":
                 return (
-                    f"max_load is {total:.2f}, and an expert that every token chooses has "
+                    f"max_load is {total:.2f}, but an expert that every token chooses has "
                     f"{expected:.2f} times its fair share"
                 )
             case "width":
-                return f"{total:.0f} counts in a row, the header says {expected:.0f} experts"
+                return f"{total:.0f} counts in a row, the header has {expected:.0f} experts"
             case "summary":
-                return f"effective_experts says {total:.2f}, the counts beside it {expected:.2f}"
+                return f"effective_experts is {total:.2f}, its counts give {expected:.2f}"
             case _:
                 return "all experts have the same count to ±1, which no learned router produces"
 
@@ -257,7 +260,7 @@ class Meter(Rule):
             case "summary":
                 return "compute the summaries from the counts of the same step, over all ranks"
             case _:
-                return "switch the forced-balance debug flag off"
+                return "turn off the forced-balance debug flag"
 
 
 def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
@@ -271,7 +274,7 @@ def _unrouted(view: StepView, index: int) -> int:
 
 
 def _luck(counts: list[int]) -> float:
-    """Chance that Poisson counts of this mean are all one of its two neighbours."""
+    """Probability that Poisson counts of this mean are all one of its two neighbours."""
     expected = sum(counts) / len(counts)
     if expected <= 1:
         return 1.0

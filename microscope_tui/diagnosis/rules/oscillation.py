@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.windows import Trail
 from microscope_tui.runlog.records import RunRecord
 
 _NOTICE = 8  # steps before a look in which an uneven router is noticed
-_FIRST = 200  # steps within which it shows whether counts are logged at every step …
+_FIRST = 200  # steps that show whether counts are logged at every step …
 _IN_A_ROW = 4  # … which takes so many in a row: of every other step the first two are
 
 
@@ -29,20 +29,21 @@ class Memory(msgspec.Struct):
     last: int = 0
     wait: int = 0
     uneven: set[int] = set()
-    """Routers that were uneven in one of the last steps: at its turn a swing looks even."""
+    """Routers that were uneven in one of the last steps: at its turning point a swing looks even.
+    """
     pause: int = 0
-    """How long the next wait will be."""
+    """Length of the next wait."""
     swinging: dict[int, int] = {}
     """Router → where its swing began."""
     watched: dict[int, int] = {}
-    """Router that swung → looks without a swing still to be made, until it is over."""
+    """Router that swung → remaining checks without a swing until it is over."""
     steps: int = 0
     counted: int = -2
-    """Latest step that was seen to hold counts."""
+    """Latest step with counts."""
     in_a_row: int = 0
-    """Most consecutive steps that were seen to hold counts: of few no swing can be seen."""
+    """Longest run of consecutive steps with counts: a swing needs several."""
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))
-    """Effective experts: a swing is looked for now and then, and dated by what they did before."""
+    """Effective experts, to date a swing: checks are rare."""
 
 
 class Oscillation(Rule):
@@ -51,8 +52,8 @@ class Oscillation(Rule):
     name = "OSCILLATION"
     subject = "Oscillating load"
     means = (
-        "Experts are flooded and starved in turn, two halves or many groups of them: summed over "
-        "some steps all is even, but every single step is not. The bias update overshoots."
+        "Groups of experts are overloaded and starved in turn: the sum over some steps is even, "
+        "single steps are not. The bias update overshoots."
     )
     formula = (
         "more than 30 % of the experts swing by σ > 0.2 of their fair share, agree with "
@@ -62,6 +63,7 @@ class Oscillation(Rule):
         "where counts are not logged at every step"
     )
     trains_only = True
+    cause_rank = 70
 
     def set_up(self) -> None:
         self.limits = self.context.limits.OSCILLATION
@@ -88,7 +90,7 @@ class Oscillation(Rule):
                 return None
             memory.rows, memory.first = {index: [] for index in suspects}, view.step
         elif view.step != memory.last + 1:
-            self._rest()  # steps are missing: nothing to be seen
+            self._rest()  # steps are missing: no swing can be detected
             return None
         memory.last = view.step
         for index in list(memory.rows):
@@ -126,7 +128,7 @@ class Oscillation(Rule):
         memory.wait = memory.pause = min(limits.most, max(limits.every, 2 * memory.pause))
 
     def _suspects(self, view: StepView) -> set[int]:
-        """Routers whose load is uneven enough in this step to swing as much."""
+        """Routers whose load is uneven enough in this step for such a swing."""
         loads, effective = view.signal("max_load"), view.signal("effective_experts")
         if loads is None or effective is None or view.step <= self.context.warm_up:
             return set()
@@ -162,16 +164,16 @@ class Oscillation(Rule):
                 memory.watched.pop(index, None)
         for index in memory.watched:
             if index not in memory.rows:
-                found[index] = None  # its counts were not there
+                found[index] = None  # its counts were missing
         memory.swinging = began
-        if began:  # a swing is looked at again at once: two checks in a row make an alarm
+        if began:  # a swing is checked again at once: two checks in a row make an alarm
             memory.rows, memory.pause = {}, 0
         else:
             self._rest()
         return found
 
     def _began(self, index: int) -> int:
-        """Where the per-step load last became as uneven as it is now, if it did so at a step."""
+        """The step at which the load became as uneven as now, if there is one."""
         past = self.memory.past
         column = [row[index] for row in past.rows]
         at = _change(column)
@@ -195,14 +197,14 @@ class Oscillation(Rule):
         c = measures.collapse_index(even, experts, self.routers[index].top_k) or 0.0
         chance = math.exp(-self.limits.overdispersion * experts * len(rows) / (2 * sum(summed)))
         usual = median(measures.effective_experts(row) or 0.0 for row in rows)
-        sound = c >= self.context.limits.COLLAPSE.warn  # below it COLLAPSE is the one to speak
+        sound = c >= self.context.limits.COLLAPSE.warn  # below it COLLAPSE reports
         return sound and usual < self.limits.usual_step * chance * even
 
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         return (
-            f"{worst.value:.0%} of the experts are flooded and starved in turn, with a period of "
-            f"{number(worst, 'period') or 0:.0f} steps"
+            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
+            f"period of {number(worst, 'period') or 0:.0f} steps"
         )
 
     @staticmethod
@@ -210,22 +212,22 @@ class Oscillation(Rule):
         method = run.balance.get("method")
         if method == "none":
             return (
-                "no balancing is on that could overshoot: check what alternates in the data, or "
-                "whether counts and tokens are of the same micro-batches"
+                "no enabled balancing could overshoot: check whether the data alternates, and "
+                "whether counts and tokens cover the same micro-batches"
             )
         if method == "aux":
             return (
-                "find out what alternates in the data or the micro-batches; if nothing does, "
+                "check whether the data or the micro-batches alternate; if they do not, "
                 f"{weaker_balance(run)}"
             )
         weaker = f"{weaker_balance(run)}, or average the load over more steps before each update"
         if method not in KNOBS:
-            return f"if a balancing acts on these layers, {weaker}; if none does, look at the data"
+            return f"if these layers are balanced, {weaker}; if not, look at the data"
         return weaker
 
 
 def _change(values: Sequence[float]) -> int | None:
-    """Index at which the mean falls most clearly, where it does; least squares."""
+    """Index at which the mean drops most clearly, if it does; least squares."""
     n, total = len(values), sum(values)
     squares = sum(v * v for v in values) - total * total / n if n else 0.0
     best, found, left = 0.0, None, 0.0

@@ -1,4 +1,4 @@
-"""OVERLOAD: one expert, or one expert-parallel rank, has far more to do than it used to."""
+"""OVERLOAD: one expert, or one expert-parallel rank, gets far more tokens than usual."""
 
 import math
 
@@ -14,7 +14,7 @@ from microscope_tui.runlog.records import RunRecord
 
 
 class Memory(msgspec.Struct):
-    """MaxVio after the warm-up, and the counts that are summed over ranks."""
+    """MaxVio after the warm-up, and the counts summed over ranks."""
 
     first: list[list[float]] = []
     reference: list[float] = []
@@ -28,14 +28,14 @@ class Memory(msgspec.Struct):
 
 
 class Overload(Rule):
-    """A matter of speed and memory, where a capacity or ranks make experts wait for each other."""
+    """Costs speed and memory where a capacity or ranks make experts wait for each other."""
 
     name = "OVERLOAD"
     subject = "Overload"
     means = (
-        "The busiest expert, or the busiest expert-parallel rank, has far more to do than the "
-        "mean. With a capacity its tokens are dropped, with expert parallelism the step waits for "
-        "it; otherwise this is information: experts that specialise reach 4 to 9 times the mean."
+        "The busiest expert, or the busiest expert-parallel rank, gets far more tokens than the "
+        "mean. With a capacity they are dropped, with expert parallelism the step waits for them; "
+        "otherwise this is information: specialised experts reach 4 to 9 times the mean."
     )
     formula = (
         "MaxVio above 3 × the median of the first steps after the warm-up (and above its noise), "
@@ -43,6 +43,7 @@ class Overload(Rule):
         "capacity_factor or an expert_parallel_size above 1"
     )
     muted_by = ("COLLAPSE",)
+    cause_rank = 110
 
     def set_up(self) -> None:
         self.limits = self.context.limits.OVERLOAD
@@ -50,7 +51,7 @@ class Overload(Rule):
         size = self.context.run.expert_parallel_size
         bounded = _is_bounded(self.context.run)
         self.severity = Severity.WARN if bounded else Severity.INFO
-        """Of a busy expert."""
+        """Severity of a busy expert."""
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
 
     def start(self) -> None:
@@ -92,7 +93,7 @@ class Overload(Rule):
             else:
                 memory.since.pop(index, None)
         for index in memory.since:
-            found.setdefault(index, None)  # not summed up again since the restart
+            found.setdefault(index, None)  # no sum since the restart yet
 
     def _reference(self, view: StepView, loads: Signal) -> bool:
         memory = self.memory
@@ -133,7 +134,7 @@ class Overload(Rule):
         memory = self.memory
         memory.wait -= 1
         if memory.wait > 0 or not view.has_counts:
-            return  # a look that is due waits for a step with counts
+            return  # a due check waits for a step with counts
         memory.wait = self.limits.rank_every
         memory.looks.append(view.step)
         del memory.looks[: -self.limits.rank_window]
@@ -174,7 +175,7 @@ class Overload(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if worst.facts.get("cause") == "rank":
-            return "place busy and idle experts on the same rank; single experts are not to blame"
+            return "place busy and idle experts on the same rank; no single expert is the cause"
         if not _is_bounded(run):
             return (
                 "nothing, while neither a capacity nor expert parallelism is configured: experts "
@@ -184,7 +185,7 @@ class Overload(Rule):
 
 
 def _is_bounded(run: RunRecord) -> bool:
-    """A busy expert costs more than its own time: others wait, or tokens are dropped."""
+    """Whether a busy expert makes others wait, or drops tokens."""
     return bool(run.capacity_factor) or run.expert_parallel_size > 1
 
 

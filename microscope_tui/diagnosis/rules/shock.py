@@ -22,19 +22,21 @@ class Dip(msgspec.Struct):
 
 
 class Memory(msgspec.Struct):
-    """Usual values, and the falls that go on."""
+    """Usual values, and the falls in progress."""
 
     usual: Trail
     dips: dict[int, Dip] = {}
 
 
 class Shock(Rule):
-    """Told after the fact: while it lasts nobody knows whether it will come back."""
+    """Reported afterwards: before the recovery it cannot be distinguished from a collapse."""
 
     name = "SHOCK"
     subject = "A routing shock"
     means = "The load of a layer fell onto few experts for some steps and recovered by itself."
     formula = "c falls by more than 0.25 below its median and returns within 50 steps"
+    cause_rank = 150
+    low_is_bad = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.SHOCK
@@ -59,7 +61,7 @@ class Shock(Rule):
                 if dip.steps >= self.limits.least_steps:
                     told.append((index, self._told(dip, view.step)))
             elif view.step - dip.since > self.limits.within:
-                del memory.dips[index]  # no shock: it stays
+                del memory.dips[index]  # not a shock: it lasts
             else:
                 dip.steps, dip.lowest = dip.steps + 1, min(dip.lowest, value)
         if signal.low < 1.0 - self.limits.drop and len(memory.usual.rows) >= 5:
@@ -72,7 +74,7 @@ class Shock(Rule):
             if value < 1.0 - self.limits.drop and index not in self.memory.dips:
                 usual = median(self.memory.usual.column(index))
                 before = self.memory.usual.rows[-1][index]
-                # From below there is no fall: a layer that stays low fell long ago.
+                # A layer that was low before does not fall.
                 if value < usual - self.limits.drop and before > value + self.limits.back / 2:
                     self.memory.dips[index] = Dip(step, usual, value)
 
@@ -92,4 +94,4 @@ class Shock(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
-        return "see whether the learning rate or the data changed at that step"
+        return "check whether the learning rate or the data changed at that step"

@@ -1,4 +1,4 @@
-"""STARVED: a long tail of experts receives next to nothing."""
+"""STARVED: a long tail of experts receives very few tokens."""
 
 import msgspec
 
@@ -17,11 +17,11 @@ class Suspect(msgspec.Struct):
 
     summed: SummedCounts | None = None
     calm: int = 0
-    """Steps since the last one that alone would have looked bad."""
+    """Steps since the last bad one."""
 
 
 class Memory(msgspec.Struct):
-    """The suspects, and what was usual at the start."""
+    """The suspects, and the usual values at the start."""
 
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
@@ -43,6 +43,8 @@ class Starved(Rule):
         "start an episode"
     )
     muted_by = ("COLLAPSE", "DEAD")
+    cause_rank = 100
+    wants_balance = True
 
     def set_up(self) -> None:
         self.limits = self.context.limits.STARVED
@@ -52,7 +54,7 @@ class Starved(Rule):
         self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
-        # How it was at the start of the run stays so, however often it is resumed.
+        # The state at the start of the run is kept when it resumes.
         before = self.memory
         kept = sum(at < step for at in before.first_steps)
         self.memory = Memory(first=before.first[:kept], first_steps=before.first_steps[:kept])
@@ -77,7 +79,7 @@ class Starved(Rule):
                 found[index] = None
             elif share > limits.share / 2 or suspect is not None:
                 suspect = memory.suspects.setdefault(index, Suspect())
-                # An expert about a tenth of its share starves in every other step.
+                # An expert near a tenth of its share starves in every other step.
                 suspect.calm = 0 if share > limits.share / 2 else suspect.calm + 1
                 if suspect.calm > limits.window:
                     del memory.suspects[index]
@@ -104,7 +106,7 @@ class Starved(Rule):
         elif (tokens := view.tokens) is not None:
             router = self.routers[index]
             if tokens * router.top_k < limits.evidence * router.num_experts:
-                return None  # so few tokens starve somebody in every step
+                return None  # with so few tokens some expert starves in every step
         limit = self._limit(index)
         over = self._beyond_doubt(index, share, suspect.summed) > limit
         return Reading(
@@ -117,7 +119,7 @@ class Starved(Rule):
         )
 
     def _beyond_doubt(self, index: int, share: float, summed: SummedCounts | None) -> float:
-        """The share without experts that are only close to a tenth, where that could mislead."""
+        """The share without experts that are only close to a tenth, where they could mislead."""
         if not self.context.relative:
             return share
         if summed is not None and len(summed) >= min(summed.window, self.limits.window):

@@ -1,4 +1,4 @@
-"""UNIFORM: the router gives every expert the same probability, and long should have learned."""
+"""UNIFORM: the router still gives every expert the same probability late in training."""
 
 import math
 
@@ -12,19 +12,19 @@ from microscope_tui.runlog.records import RunRecord
 
 
 class Memory(msgspec.Struct):
-    """Router → first step of the stretch in which it is uniform."""
+    """Router → first step since which it is uniform."""
 
     since: dict[int, int] = {}
 
 
 class Uniform(Rule):
-    """Perfect balance can be a disease too; soft but consistent routing is none."""
+    """Perfect balance can be a fault; soft but consistent routing is not."""
 
     name = "UNIFORM"
     subject = "An unlearned router"
     means = (
-        "Every token gets nearly the same probability for every expert. If the router gets no "
-        "gradient it learned nothing; if it does, the routing is soft, which works too."
+        "Every token gets nearly the same probability for every expert. A router without a "
+        "gradient learns nothing; with one, its routing is soft, which also works."
     )
     formula = (
         "token entropy above 0.97 ln E after max(500, 30 % of the plan) steps, for 100 steps; a "
@@ -32,6 +32,7 @@ class Uniform(Rule):
     )
     trains_only = True
     muted_by = ("COLLAPSE",)
+    cause_rank = 120
 
     def set_up(self) -> None:
         self.limits = self.context.limits.UNIFORM
@@ -86,7 +87,7 @@ class Uniform(Rule):
         return found
 
     def _gradient(self, view: StepView, index: int) -> float:
-        """Gradient norm of the router against the whole; NaN where it is not known."""
+        """Gradient norm of the router relative to the global one; NaN if unknown."""
         gradients, whole = view.signal("grad_norm"), view.record.grad_norm
         if gradients is None or whole is None or not 0 < whole < math.inf:
             return math.nan
@@ -111,5 +112,5 @@ class Uniform(Rule):
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
         if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
-            return "switch the normalisation of the single weight off: it is constant 1"
+            return "turn off the normalisation of the single weight: it is always 1"
         return "check that the router is not frozen and that the balancing is not too strong"

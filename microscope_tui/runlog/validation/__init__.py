@@ -1,1 +1,1 @@
-"""The letter of the format: what ``check --format-only`` holds a log against, line by line."""
+"""Strict validation of the log format, line by line, for ``check --format-only``."""

@@ -1,7 +1,7 @@
-"""The two matrices of a step: rows of counts and rows of biases.
+"""Validates the two matrices of a step: counts and biases.
 
-Most bytes of a log stand in them, so a sound row is told from a bad one by a few C loops over it;
-only a bad one is looked at entry by entry.
+Most bytes of a log are in them, so a few C loops decide whether a row is valid; only invalid rows
+are checked entry by entry.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 from microscope_tui.runlog.validation.fields import COUNT, Number, number, per_router
 from microscope_tui.runlog.validation.problems import Problems, shown
-from microscope_tui.runlog.validation.run import Layout
+from microscope_tui.runlog.validation.run import RunPromise
 
 SUM_OF_SHARES = 1_000_000
 _BIAS = Number("a number", non_finite=True)
@@ -21,7 +21,9 @@ _COUNT_TYPES, _BIAS_TYPES = {int}, {int, float}
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What follows from one row of counts (the formulas of ``measures``, which stands above)."""
+    """What follows from one row of counts (the formulas of ``measures``, repeated because of the
+    import direction).
+    """
 
     effective_experts: float
     max_load: float
@@ -31,45 +33,45 @@ class Counts:
 def check_counts(
     problems: Problems,
     value: Any,
-    layout: Layout,
+    promise: RunPromise,
     tokens: float | None,
     summaries: dict[str, list[float | None]],
 ) -> list[Counts | None]:
     """Check ``tokens_per_expert``; what follows from each row that can be trusted."""
-    rows = per_router(problems, "tokens_per_expert", value, layout.routers)
+    rows = per_router(problems, "tokens_per_expert", value, promise.routers)
     if rows is None:
         return []
-    if layout.counts == "none":
+    if promise.counts == "none":
         problems.hint(
             "counts of none",
             'source.counts is "none" and the step has tokens_per_expert: '
             "write what the counts are (exact, top1, shares or local_rank)",
         )
     own = summaries.get("tokens", [])
-    if tokens is None and not own and layout.counts != "shares":
+    if tokens is None and not own and promise.counts != "shares":
         problems.hint(
             "no tokens",
             "tokens_per_expert without tokens: write the real tokens of the global batch, so that "
-            "it can be told whether the counts are complete",
+            "it can be checked whether the counts are complete",
         )
     known: list[Counts | None] = []
     for index, row in enumerate(rows):
-        if row is None or not _is_row(problems, index, row, layout):
+        if row is None or not _is_row(problems, index, row, promise):
             known.append(None)
             continue
         here = own[index] if index < len(own) and own[index] is not None else tokens
         elsewhere = summaries.get("unrouted", [])[index : index + 1]
-        _check_sum(problems, index, row, layout, here, int(next(iter(elsewhere), 0) or 0))
-        derivable = layout.counts in ("exact", "top1", "shares") and any(row)
+        _check_sum(problems, index, row, promise, here, int(next(iter(elsewhere), 0) or 0))
+        derivable = promise.counts in ("exact", "top1", "shares") and any(row)
         known.append(_derived(row) if derivable else None)
     return known
 
 
-def check_bias(problems: Problems, value: Any, layout: Layout) -> None:
+def check_bias(problems: Problems, value: Any, promise: RunPromise) -> None:
     """Check ``expert_bias``: a row per router, ``[]`` for a router (or a model) without one."""
     if value == []:
         return
-    rows = per_router(problems, "expert_bias", value, layout.routers)
+    rows = per_router(problems, "expert_bias", value, promise.routers)
     for index, row in enumerate(rows or ()):
         key = f"expert_bias[{index}]"
         if row is None or row == []:
@@ -77,7 +79,9 @@ def check_bias(problems: Problems, value: Any, layout: Layout) -> None:
         if not isinstance(row, list):
             problems.error("type expert_bias", f"{key} is {shown(row)}, expected a list of biases")
             continue
-        _check_width(problems, key, row, layout.experts(index), "write [] for a router without one")
+        _check_width(
+            problems, key, row, promise.experts(index), "write [] for a router without one"
+        )
         if set(map(type, row)) <= _BIAS_TYPES and None not in row:
             continue
         for expert, bias in enumerate(row):
@@ -90,21 +94,23 @@ def check_bias(problems: Problems, value: Any, layout: Layout) -> None:
             number(problems, f"{key}[{expert}]", bias, _BIAS, "expert_bias")
 
 
-def check_means(problems: Problems, name: str, value: Any, layout: Layout) -> None:
+def check_means(problems: Problems, name: str, value: Any, promise: RunPromise) -> None:
     """Check ``mean_weight`` and ``mean_output_norm``: null for an expert that nothing chose."""
-    for index, row in enumerate(per_router(problems, name, value, layout.routers) or ()):
+    for index, row in enumerate(per_router(problems, name, value, promise.routers) or ()):
         key = f"{name}[{index}]"
         if row is None or row == []:
             continue
         if not isinstance(row, list):
             problems.error(f"type {name}", f"{key} is {shown(row)}, expected a list of means")
-        elif _check_width(problems, key, row, layout.experts(index), "write [] where not measured"):
+        elif _check_width(
+            problems, key, row, promise.experts(index), "write [] where not measured"
+        ):
             for expert, mean in enumerate(row):
                 if mean is not None:
                     number(problems, f"{key}[{expert}]", mean, _BIAS, name)
 
 
-def _is_row(problems: Problems, index: int, row: Any, layout: Layout) -> bool:
+def _is_row(problems: Problems, index: int, row: Any, promise: RunPromise) -> bool:
     """The row is counts and nothing else."""
     key = f"tokens_per_expert[{index}]"
     if not isinstance(row, list):
@@ -113,7 +119,7 @@ def _is_row(problems: Problems, index: int, row: Any, layout: Layout) -> bool:
             f"{key} is {shown(row)}, expected a list of counts, or null where there are none",
         )
         return False
-    if not _check_width(problems, key, row, layout.experts(index), "write null where not counted"):
+    if not _check_width(problems, key, row, promise.experts(index), "write null where not counted"):
         return False
     if set(map(type, row)) == _COUNT_TYPES and min(row) >= 0 and max(row) <= COUNT.high:
         return True
@@ -146,13 +152,13 @@ def _check_sum(
     problems: Problems,
     index: int,
     row: list[int],
-    layout: Layout,
+    promise: RunPromise,
     tokens: float | None,
     unrouted: int,
 ) -> None:
     key, total = f"tokens_per_expert[{index}]", sum(row) + unrouted
     named = f"{key} + router.unrouted[{index}]" if unrouted else key
-    if layout.counts == "shares":
+    if promise.counts == "shares":
         if total != SUM_OF_SHARES:
             problems.error(
                 "sum of shares",
@@ -160,11 +166,11 @@ def _check_sum(
                 "to it and give what rounding leaves to the largest",
             )
         return
-    top_k = layout.choices(index)
-    if layout.counts not in ("exact", "top1", "local_rank") or top_k is None or tokens is None:
+    top_k = promise.choices(index)
+    if promise.counts not in ("exact", "top1", "local_rank") or top_k is None or tokens is None:
         return
     expected = int(tokens) * top_k
-    if layout.counts == "local_rank":
+    if promise.counts == "local_rank":
         if total > expected:
             problems.error(
                 "sum of a rank",

@@ -1,7 +1,6 @@
-"""What a value of the format may look like, and what is said where it does not.
+"""Validates single values, with messages that say what is expected.
 
-``Number`` is the whole description of a numeric key; the tables of keys in ``validate_run`` and
-``validate_steps`` are made of it.
+``Number`` describes a numeric key; the tables of keys in ``run`` and ``steps`` consist of them.
 """
 
 import difflib
@@ -22,7 +21,7 @@ NON_FINITE = ("NaN", "Infinity", "-Infinity")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _MAX_UNKNOWN_KEYS, _MAX_KEY_LENGTH = 100, 64
 
-# What other trainers call it; difflib finds the misspelt ones.
+# Names in other trainers; difflib finds the misspelt ones.
 _OTHER_NAMES = {
     "bias": "expert_bias",
     "counts": "tokens_per_expert",
@@ -50,7 +49,7 @@ class Number:
     """What a number may be."""
 
     what: str
-    """The rule in words; it ends the sentence "expected …"."""
+    """The rule in words; completes the sentence "expected …"."""
     low: float = -_HUGE
     high: float = _HUGE
     integer: bool = False
@@ -65,7 +64,7 @@ TIME = Number("Unix seconds (not milliseconds)", 0, 1e11)
 
 
 def fits(value: Any, rule: Number) -> bool:
-    """The value is a finite number that the rule allows."""
+    """Whether the value is a finite number that the rule allows."""
     if type(value) is not int and (type(value) is not float or rule.integer):
         return False
     return rule.low <= value <= rule.high  # NaN and the infinities are in no range
@@ -83,7 +82,7 @@ def number(
     if fits(value, rule):
         return cast(int | float, value)
     if value is None or (type(value) is float and not math.isfinite(value)):
-        return None  # a bare token is said already, where the line was parsed
+        return None  # a bare token was reported when the line was parsed
     if type(value) is int or (type(value) is float and not rule.integer):
         problems.error(f"range {code}", f"{key} is {shown(value)}, expected {rule.what}")
     elif isinstance(value, str) and value in NON_FINITE:
@@ -110,7 +109,7 @@ def text(problems: Problems, key: str, value: Any) -> str | None:
             problems.error(
                 "unprintable",
                 f"{key} is {shown(value)} with the control character U+{ord(char):04X}: "
-                "write plain text, no screen will show it",
+                "write plain text, screens do not show it",
             )
     return value
 
@@ -157,7 +156,7 @@ def per_router(problems: Problems, key: str, value: Any, routers: int | None) ->
 def unknown_keys(
     problems: Problems, inside: str, record: Mapping[str, Any], known: frozenset[str]
 ) -> None:
-    """Say which keys look like misspelt ones; others are somebody's own and nobody's business."""
+    """Report keys that look misspelt; other unknown keys are allowed."""
     strange = itertools.islice((key for key in record if key not in known), _MAX_UNKNOWN_KEYS)
     for key in strange:
         candidates = _likely(key, known) if len(key) <= _MAX_KEY_LENGTH else ()
@@ -165,14 +164,14 @@ def unknown_keys(
         if likely is not None:
             problems.hint(
                 f"misspelt {inside}{likely}",
-                f"{inside}{safe_text(key, 40)} is no key of the format and is ignored: "
+                f"{inside}{safe_text(key, 40)} is not a key of the format and is ignored: "
                 f"write {likely} if you mean that",
             )
 
 
 @lru_cache(maxsize=1024)
 def _likely(key: str, known: frozenset[str]) -> tuple[str, ...]:
-    """What ``key`` may stand for, best first."""
+    """What ``key`` may mean, best first."""
     plain = key.lower().replace("-", "_")
     other = _OTHER_NAMES.get(plain)
     if other in known:
@@ -181,7 +180,7 @@ def _likely(key: str, known: frozenset[str]) -> tuple[str, ...]:
 
 
 def _typed(rule: Number, value: Any) -> str:
-    """What is expected where the type is wrong, with the way out where it is a common mistake."""
+    """What is expected instead of a wrong type, with a hint for common mistakes."""
     if isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return f'{rule.what}, or the string "NaN", "Infinity" or "-Infinity"'
     if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""What is wrong with a log, said in words, and how much of it is said.
+"""The problems of a log, and how many of them are reported.
 
-A writer with one mistake makes it on every line. So of each class of problem the first twenty are
-said in full, and the rest is one line with their number: the report is as short as the log is long.
+A writer with one mistake makes it on every line. So the first twenty problems of each class are
+reported in full, and the rest as one line with their number: the report stays short.
 """
 
 import json
@@ -21,7 +21,7 @@ _OTHER = "other"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong at one line; an ``error`` breaks the format, a ``hint`` does not."""
+    """One problem of one line; an ``error`` breaks the format, a ``hint`` does not."""
 
     line: int
     severity: Severity
@@ -29,7 +29,7 @@ class Problem:
     code: str = ""
     """The class of the problem: the same mistake has the same code."""
     count: int = 1
-    """How many problems this one stands for."""
+    """Number of problems that this one represents."""
 
 
 class Problems:
@@ -37,7 +37,7 @@ class Problems:
 
     def __init__(self) -> None:
         self.line = 0
-        """The line that is looked at; the collector stamps it on what is added."""
+        """The current line; the collector adds it to new problems."""
         self._new: list[Problem] = []
         self._seen: Counter[tuple[Severity, str]] = Counter()
         self._last: dict[tuple[Severity, str], Problem] = {}
@@ -47,16 +47,16 @@ class Problems:
         self._add("error", code, reason)
 
     def hint(self, code: str, reason: str) -> None:
-        """The line is valid, and yet hardly what its writer meant."""
+        """The line is valid, but probably not intended."""
         self._add("hint", code, reason)
 
     def new(self) -> list[Problem]:
-        """What was added since the last call and is said in full."""
+        """Problems added since the last call that are reported in full."""
         problems, self._new = self._new, []
         return problems
 
     def rest(self) -> Iterator[Problem]:
-        """One problem for each class of which there were more than are said in full."""
+        """One summary for each class with more problems than are reported in full."""
         for (severity, code), last in self._last.items():
             more = self._seen[severity, code] - SAID_IN_FULL
             reason = f"{more:,} more like the first {SAID_IN_FULL}; the last one: {last.reason}"
@@ -75,7 +75,7 @@ class Problems:
 
 
 def shown(value: Any, max_cells: int = 40) -> str:
-    """A value from a log as a sentence can say it: small ones as JSON, others by their kind."""
+    """A value from a log for a message: small ones as JSON, others by their kind."""
     if isinstance(value, list):
         return f"a list of {len(value):,}"
     if isinstance(value, dict):

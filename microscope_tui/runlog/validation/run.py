@@ -1,4 +1,4 @@
-"""The ``run`` record and the events: is what every later line is measured against sound itself?"""
+"""Validates the ``run`` record, which later lines are checked against, and events."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PROFILES = ("pretrain", "finetune", "eval")
 END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 
 _MAX_ROUTERS = 4096  # the reader takes no more
-_NAME_CELLS = 12  # what a screen shows of a layer's name
+_NAME_CELLS = 12  # longest layer name that screens show
 _WEIGHT = Number("a number of at least 0", 0)
 
 _RUN_KEYS = frozenset(
@@ -66,8 +66,8 @@ _EVENT_KEYS = frozenset({"kind", "step", "time", "event", "reason", "values"})
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What the run record promises about the steps after it; ``None`` where it does not say."""
+class RunPromise:
+    """What the run record declares about the steps after it; ``None`` if it does not."""
 
     routers: int | None = None
     num_experts: tuple[int | None, ...] = ()
@@ -85,15 +85,15 @@ class Layout:
         return self.top_k[index] if index < len(self.top_k) else None
 
 
-def check_run(problems: Problems, record: dict[str, Any]) -> Layout:
-    """Check a ``run`` record and return what it promises."""
+def check_run(problems: Problems, record: dict[str, Any]) -> RunPromise:
+    """Check a ``run`` record and return what it declares."""
     unknown_keys(problems, "", record, _RUN_KEYS)
     version = record.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         problems.error(
             "format_version",
             f"format_version is {shown(version)}, expected {FORMAT_VERSION}: "
-            "a reader refuses the whole log otherwise",
+            "readers refuse the whole log otherwise",
         )
     text(problems, "run", record.get("run"))
     number(problems, "time", record.get("time"), TIME)
@@ -115,7 +115,7 @@ def check_run(problems: Problems, record: dict[str, Any]) -> Layout:
             "type model",
             f"model is {shown(model)}, expected an object with layers, num_experts and top_k",
         )
-        return Layout(counts=counts, planned_steps=_whole(planned))
+        return RunPromise(counts=counts, planned_steps=_whole(planned))
     return _check_model(problems, model, counts, _whole(planned))
 
 
@@ -133,8 +133,8 @@ def check_event(problems: Problems, record: dict[str, Any]) -> str:
     if name == "end" and reason not in END_REASONS:
         problems.hint(
             "reason",
-            f"reason is {shown(reason)}: the screen knows {', '.join(END_REASONS)}, "
-            "and says stopped for any other",
+            f"reason is {shown(reason)}: the screen has words for {', '.join(END_REASONS)}, "
+            "and shows any other as stopped",
         )
     return name
 
@@ -148,7 +148,7 @@ def _check_balance(problems: Problems, balance: dict[str, Any]) -> None:
 
 def _check_model(
     problems: Problems, model: dict[str, Any], counts: str, planned: int | None
-) -> Layout:
+) -> RunPromise:
     unknown_keys(problems, "model.", model, _MODEL_KEYS)
     text(problems, "model.name", model.get("name"))
     for key in ("num_shared_experts", "parameters", "active_parameters"):
@@ -181,11 +181,11 @@ def _check_model(
             'source.counts is "top1" but model.top_k is not 1: write top_k 1 where only the first '
             'choice is counted, or count all choices and write "exact"',
         )
-    return Layout(routers, experts, top_k, counts, capacity is not None, planned)
+    return RunPromise(routers, experts, top_k, counts, capacity is not None, planned)
 
 
 def _check_layers(problems: Problems, layers: Any) -> int | None:
-    """Number of routers; ``None`` where it cannot be told."""
+    """Number of routers; ``None`` if unknown."""
     if not isinstance(layers, list) or not 0 < len(layers) <= _MAX_ROUTERS:
         problems.error(
             "model.layers",

@@ -1,8 +1,8 @@
-"""The ``step`` records: is every value possible, and do the parts of a step agree with each other?
+"""Validates ``step`` records: possible values, and parts that agree with each other.
 
 A trainer that counts twice, counts after the drop or computes a summary from another step writes
-perfectly good JSON. It is found here, because a row of counts has to sum to tokens × k and because
-what is derived from counts can be derived again.
+valid JSON. Such mistakes are found because a row of counts has to sum to tokens × k and because
+summaries can be recomputed from counts.
 """
 
 import math
@@ -21,7 +21,7 @@ from microscope_tui.runlog.validation.fields import (
     unknown_keys,
 )
 from microscope_tui.runlog.validation.problems import Problems
-from microscope_tui.runlog.validation.run import Layout
+from microscope_tui.runlog.validation.run import RunPromise
 
 _DERIVED_SLACK = 1e-3
 _ENTROPY_SLACK = 5e-3  # relative: bf16 has eight bits
@@ -67,7 +67,7 @@ _STEP_KEYS = frozenset(
 Summaries = dict[str, list[float | None]]
 
 
-def check_step(problems: Problems, record: dict[str, Any], layout: Layout) -> bool:
+def check_step(problems: Problems, record: dict[str, Any], promise: RunPromise) -> bool:
     """Check everything of a step but its place in the run; true if it measures any load."""
     unknown_keys(problems, "", record, _STEP_KEYS)
     _check_key_order(problems, record)
@@ -79,19 +79,19 @@ def check_step(problems: Problems, record: dict[str, Any], layout: Layout) -> bo
         number(problems, "a value of losses", value, _STEP_NUMBERS["loss"])
     router = mapping(problems, "router", record.get("router"))
     unknown_keys(problems, "router.", router, _ROUTER_KEYS)
-    summaries = _summaries(problems, router, layout)
-    _check_entropies(problems, summaries, layout)
-    _check_ranges(problems, summaries, layout)
+    summaries = _summaries(problems, router, promise)
+    _check_entropies(problems, summaries, promise)
+    _check_ranges(problems, summaries, promise)
     text(problems, "incomplete", record.get("incomplete"))
     for name in _MEANS:
-        check_means(problems, name, record.get(name), layout)
-    check_bias(problems, record.get("expert_bias"), layout)
+        check_means(problems, name, record.get(name), promise)
+    check_bias(problems, record.get("expert_bias"), promise)
     counts = check_counts(
-        problems, record.get("tokens_per_expert"), layout, numbers["tokens"], summaries
+        problems, record.get("tokens_per_expert"), promise, numbers["tokens"], summaries
     )
     for index, known in enumerate(counts):
         if known is not None:
-            _compare(problems, summaries, index, known, layout.counts)
+            _compare(problems, summaries, index, known, promise.counts)
     return record.get("tokens_per_expert") is not None or "effective_experts" in summaries
 
 
@@ -101,29 +101,29 @@ def _check_key_order(problems: Problems, record: dict[str, Any]) -> None:
         problems.hint(
             "kind first",
             '"kind" is not the first key of the step: start the line with {"kind": "step" '
-            "so that a reader knows what it skips",
+            "so that readers can skip it",
         )
     present = [key for key in _MATRICES if key in record]
     if present and keys[-len(present) :] != present:
         problems.hint(
             "key order",
             f"{' and '.join(present)} must be the last keys of the line, in this order: "
-            "a reader skips what stands at the end, and is slow otherwise",
+            "readers skip the end of the line, and are slow otherwise",
         )
 
 
-def _summaries(problems: Problems, router: dict[str, Any], layout: Layout) -> Summaries:
+def _summaries(problems: Problems, router: dict[str, Any], promise: RunPromise) -> Summaries:
     """The usable summaries by name."""
     summaries: Summaries = {}
     for name, rule in _ROUTER_NUMBERS.items():
         key = f"router.{name}"
-        values = per_router(problems, key, router.get(name), layout.routers)
+        values = per_router(problems, key, router.get(name), promise.routers)
         if values is not None:
             summaries[name] = [
                 None if value is None else number(problems, f"{key}[{i}]", value, rule, key)
                 for i, value in enumerate(values)
             ]
-    if layout.has_capacity is False and any(v is not None for v in summaries.get("drop_rate", ())):
+    if promise.has_capacity is False and any(v is not None for v in summaries.get("drop_rate", ())):
         problems.hint(
             "drop_rate",
             "router.drop_rate without model.capacity_factor: leave it out where nothing can be "
@@ -132,11 +132,11 @@ def _summaries(problems: Problems, router: dict[str, Any], layout: Layout) -> Su
     return summaries
 
 
-def _check_entropies(problems: Problems, summaries: Summaries, layout: Layout) -> None:
+def _check_entropies(problems: Problems, summaries: Summaries, promise: RunPromise) -> None:
     entropies, means = summaries.get("entropy", []), summaries.get("mean_entropy", [])
     for name, values in (("entropy", entropies), ("mean_entropy", means)):
         for index, value in enumerate(values):
-            experts = layout.experts(index)
+            experts = promise.experts(index)
             if value is None or experts is None:
                 continue
             limit = math.log(experts)
@@ -153,16 +153,16 @@ def _check_entropies(problems: Problems, summaries: Summaries, layout: Layout) -
             problems.error(
                 "entropy above mean_entropy",
                 f"router.mean_entropy[{index}] is {mean:g}, below router.entropy[{index}] = "
-                f"{entropy:g}, which cannot be: mean_entropy is the entropy of the mean "
+                f"{entropy:g}, which is impossible: mean_entropy is the entropy of the mean "
                 "probability, entropy the mean of the tokens' entropies",
             )
 
 
-def _check_ranges(problems: Problems, summaries: Summaries, layout: Layout) -> None:
+def _check_ranges(problems: Problems, summaries: Summaries, promise: RunPromise) -> None:
     """What counts experts, or is a multiple of the fair share, is at most E."""
     for name in _OF_EXPERTS:
         for index, value in enumerate(summaries.get(name, ())):
-            experts = layout.experts(index)
+            experts = promise.experts(index)
             if value is None or experts is None or value <= experts * (1 + _DERIVED_SLACK):
                 continue
             problems.error(
@@ -183,7 +183,7 @@ def _check_ranges(problems: Problems, summaries: Summaries, layout: Layout) -> N
 def _compare(
     problems: Problems, summaries: Summaries, index: int, counts: Counts, source: str | None
 ) -> None:
-    """Summaries that say something else than the counts of the same line."""
+    """Summaries that contradict the counts of the same line."""
     derived = {
         "effective_experts": (counts.effective_experts, "exp(entropy of the counts)"),
         "max_load": (counts.max_load, "max ÷ mean of the counts"),

@@ -1,7 +1,7 @@
-"""One line of bytes to one JSON object, by the letter of the format.
+"""Parses one line of bytes to one JSON object, strictly.
 
-The reader takes bare ``NaN``, holes of NUL bytes and broken UTF-8 as they come. Here each is named,
-and where anything can be read behind it, it is handed on, so that one mistake hides no other.
+The reader tolerates bare ``NaN``, holes of NUL bytes and broken UTF-8. Here each is reported, and
+what can be read after it is returned, so that one mistake does not hide others.
 """
 
 import json
@@ -21,7 +21,7 @@ _EXCERPT = 16
 
 
 def strict_object(problems: Problems, line: bytes) -> dict[str, Any] | None:
-    """The object that the line holds; ``None`` where it holds none, which is then a problem."""
+    """The object of the line; ``None`` if there is none, which is reported."""
     line = _without_strange_bytes(problems, line)
     if not line.strip():
         problems.hint("empty", "an empty line: write one record a line and nothing between them")
@@ -58,7 +58,7 @@ def byte_order_mark(problems: Problems) -> None:
 
 
 def hole(problems: Problems, size: int) -> None:
-    """``size`` NUL bytes stand in the file."""
+    """``size`` NUL bytes are in the file."""
     problems.error(
         "nul",
         f"{size:,} NUL bytes: a hole that a crash or two writers left; records may be lost here, "
@@ -67,7 +67,7 @@ def hole(problems: Problems, size: int) -> None:
 
 
 def _value(problems: Problems, line: bytes, text: str) -> Any:
-    """The JSON value; ``None`` (which is no record either) after it was said why there is none."""
+    """The JSON value; ``None`` (not a record either) after the reason was reported."""
     try:
         value = msgspec.json.decode(line)
     except RecursionError:
@@ -81,7 +81,7 @@ def _value(problems: Problems, line: bytes, text: str) -> Any:
 
 
 def _by_the_standard_library(problems: Problems, text: str, refusal: Exception) -> Any:
-    """What msgspec refuses: with the place of the mistake, or with the value all the same."""
+    """Values that msgspec refuses: reported with the place of the mistake, or tolerated."""
     bare: list[str] = []
 
     def keep(name: str) -> float:

@@ -1,8 +1,8 @@
-"""Is this log what the format says? The strict twin of the tolerant reader.
+"""Validates a log against the format; strict where the reader is tolerant.
 
-The reader saves what it can and goes on, which is right at three in the morning and wrong on the
-day somebody writes the log for the first time. This one says line by line what breaks the format
-(``error``) and what is valid but hardly meant (``hint``).
+The reader saves what it can, which is right for monitoring and wrong while a writer is being
+developed. The validator reports line by line what breaks the format (``error``) and what is valid
+but probably not intended (``hint``).
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from microscope_tui.runlog.follow import MAX_LINE_BYTES
 from microscope_tui.runlog.records import FORMAT_VERSION
 from microscope_tui.runlog.validation.fields import POSITIVE, TIME, fits, number
 from microscope_tui.runlog.validation.problems import Problem, Problems, shown
-from microscope_tui.runlog.validation.run import Layout, check_event, check_run
+from microscope_tui.runlog.validation.run import RunPromise, check_event, check_run
 from microscope_tui.runlog.validation.steps import check_step
 from microscope_tui.runlog.validation.syntax import strict_object
 
@@ -24,7 +24,7 @@ _CLOCK_SLACK_S = 1.0  # times are rounded, and clocks are set
 
 
 def problems_in(lines: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
-    """What is wrong in a log given as (line number from 1, line without its newline).
+    """The problems of a log given as (line number from 1, line without its newline).
 
     In order of the lines; at the end one summary for each class with more than twenty.
     """
@@ -35,13 +35,13 @@ def problems_in(lines: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
 
 
 class LogValidator:
-    """Checks one line after the other and remembers what the later ones are measured against."""
+    """Checks one line after the other, with the state that later lines are checked against."""
 
     def __init__(self) -> None:
         self.records: Counter[str] = Counter()
         """Records by kind; those of unknown kinds together as ``other``."""
         self.problems = Problems()
-        self._layout = Layout()
+        self._promise = RunPromise()
         self._seen_run = self._said_no_run = False
         self._last_step: int | None = None
         self._resumed: tuple[int, int] | None = None  # first step to come, line that says so
@@ -50,7 +50,7 @@ class LogValidator:
         self._measured = False
 
     def check(self, line_number: int, line: bytes) -> list[Problem]:
-        """What is wrong with this line."""
+        """The problems of this line."""
         problems = self.problems
         problems.line = line_number
         if len(line) > MAX_LINE_BYTES:
@@ -68,7 +68,7 @@ class LogValidator:
         )
 
     def finish(self) -> list[Problem]:
-        """What can only be said once the log is over, and the summaries."""
+        """Problems that are known only at the end of the log, and the summaries."""
         if self.records["step"] and not self._measured:
             self.problems.hint(
                 "no load",
@@ -89,7 +89,7 @@ class LogValidator:
         elif kind not in _KINDS:
             self.problems.hint(
                 "unknown kind",
-                f"kind {shown(kind)} is none of {', '.join(_KINDS)}: readers ignore the record",
+                f"kind {shown(kind)} is not one of {', '.join(_KINDS)}: readers ignore the record",
             )
         else:
             self._known(kind, record)
@@ -110,25 +110,25 @@ class LogValidator:
             self._ended_at = self.problems.line
 
     def _run(self, record: dict[str, Any]) -> None:
-        layout = check_run(self.problems, record)
+        promise = check_run(self.problems, record)
         first = record.get("resumed_at_step")
         if self._seen_run:
-            self._check_restart(record, layout)
+            self._check_restart(record, promise)
         if first is not None:
             self._last_step = None
             self._resumed = (first, self.problems.line) if fits(first, POSITIVE) else None
-        self._layout, self._seen_run = layout, True
+        self._promise, self._seen_run = promise, True
         self._last_time = self._ended_at = None
 
-    def _check_restart(self, record: dict[str, Any], layout: Layout) -> None:
+    def _check_restart(self, record: dict[str, Any], promise: RunPromise) -> None:
         if record.get("resumed_at_step") is None:
             self.problems.hint(
                 "no resumed_at_step",
                 "another run record without resumed_at_step: write the first step that will be "
                 "written again (checkpoint step + 1; 1 after a fresh start)",
             )
-        before = self._layout
-        shape = (layout.routers, layout.num_experts, layout.top_k)
+        before = self._promise
+        shape = (promise.routers, promise.num_experts, promise.top_k)
         if before.routers is not None and shape != (
             before.routers,
             before.num_experts,
@@ -137,7 +137,7 @@ class LogValidator:
             self.problems.hint(
                 "another model",
                 "layers, num_experts or top_k differ from the run record before: the diagnosis "
-                "starts anew here, write another model to a folder of its own",
+                "restarts here, write each model to its own folder",
             )
 
     def _step(self, record: dict[str, Any]) -> None:
@@ -154,12 +154,12 @@ class LogValidator:
             self.problems.hint(
                 "after end",
                 f"a step after the end event of line {self._ended_at:,}: write a run record with "
-                "resumed_at_step before going on",
+                "resumed_at_step before continuing",
             )
-        self._measured |= check_step(self.problems, record, self._layout)
+        self._measured |= check_step(self.problems, record, self._promise)
 
     def _check_order(self, step: int) -> None:
-        problems, last, planned = self.problems, self._last_step, self._layout.planned_steps
+        problems, last, planned = self.problems, self._last_step, self._promise.planned_steps
         if self._resumed is not None and step < self._resumed[0]:
             problems.error(
                 "before resumed",

@@ -1,0 +1,277 @@
+"""Run logs of any size at the speed of the disk: for what only a large log shows.
+
+A small pool of rows of counts is drawn and encoded once, summaries included; a line is joined from
+encoded pieces, so that 58 routers × 256 experts × 100,000 steps take seconds, not hours. Every
+line is a valid record: rows sum to tokens × k, and summaries are exactly those of their counts.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+import msgspec
+
+from benchmarks.bulk_plan import BulkOptions, BulkPlan
+from microscope_tui import measures
+from microscope_tui.runlog.records import FORMAT_VERSION
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.scenarios.synthetic import draw_counts
+
+CHECKPOINT_EVERY = 1_000
+_POOL = 32  # rows drawn for healthy routers, shared by all of them
+_VARIANTS = 16  # ready-made pieces of every block of routers
+_BLOCK = 8  # routers that one piece covers
+_FALL_STAGES, _STAGE_STEPS = 12, 5  # a collapse takes 60 steps
+_LINES_PER_WRITE = 16
+
+_SUMMARIES = (
+    "entropy",
+    "mean_entropy",
+    "effective_experts",
+    "max_load",
+    "dead_experts",
+    "starved_experts",
+    "z_loss",
+    "max_logit",
+    "grad_norm",
+    "selected_mass",
+    "margin",
+)
+_OPENINGS = (
+    b'"router":{"entropy":[',
+    *(f'],"{name}":['.encode() for name in _SUMMARIES[1:]),
+    b']},"expert_bias":[',
+    b'],"tokens_per_expert":[',
+)
+"""What stands before each column of a line: the summaries, then the two matrices."""
+
+_Columns = tuple[bytes, ...]
+"""The encoded values of some routers, one entry per column."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkTruth:
+    """What a right reader finds in the log; superseded records do not count."""
+
+    steps: int
+    last_step: int
+    lowest_loss: float
+    highest_loss: float
+    spikes: tuple[int, ...]
+    collapse_onset: int | None
+    size: int
+
+
+def write_bulk(
+    path: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[BulkOptions],
+) -> BulkTruth:
+    """Append a whole run to ``path`` and say what is in it.
+
+    Args:
+        progress: called now and then with the lines and bytes written so far.
+
+    Raises:
+        ValueError: options that fit no run.
+        OSError: the file cannot be written.
+    """
+    plan = BulkPlan(**options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = size = 0
+    with path.open("ab", buffering=0) as file:
+        batch: list[bytes] = []
+        for line in _lines(plan):
+            batch.append(line)
+            lines += 1
+            if len(batch) == _LINES_PER_WRITE:
+                size += file.write(b"".join(batch))
+                batch.clear()
+                if progress is not None and lines % 512 == 0:
+                    progress(lines, size)
+        size += file.write(b"".join(batch))
+    return _truth(plan, size)
+
+
+def bulk_lines(**options: Unpack[BulkOptions]) -> Iterator[bytes]:
+    """The same run line by line, newline included, for a writer with a pace of its own."""
+    return _lines(BulkPlan(**options))
+
+
+def _truth(plan: BulkPlan, size: int) -> BulkTruth:
+    surviving = list(plan.surviving())
+    losses = [loss for at in surviving if math.isfinite(loss := plan.loss(*at))]
+    return BulkTruth(
+        steps=plan.steps,
+        last_step=plan.steps,
+        lowest_loss=min(losses),
+        highest_loss=max(losses),
+        spikes=tuple(step for attempt, step in surviving if plan.is_spike(attempt, step)),
+        collapse_onset=plan.collapse[1] if plan.collapse else None,
+        size=size,
+    )
+
+
+def _lines(plan: BulkPlan) -> Iterator[bytes]:
+    rng = random.Random(plan.seed)
+    blocks = _blocks(plan, rng)
+    now = plan.started
+    for attempt, steps in enumerate(plan.attempts):
+        yield encode_record(_header(plan, now, steps.start if attempt else None))
+        for step in steps:
+            now += plan.step_time_s
+            yield _step_line(plan, step, now, plan.loss(attempt, step), blocks, rng)
+            if step % CHECKPOINT_EVERY == 0:
+                yield encode_record(
+                    {"kind": "event", "step": step, "time": now, "event": "checkpoint"}
+                )
+    if plan.finished:
+        end = {"kind": "event", "step": plan.steps, "time": now, "event": "end"}
+        yield encode_record(end | {"reason": "finished"})
+
+
+def _step_line(
+    plan: BulkPlan,
+    step: int,
+    now: float,
+    loss: float,
+    blocks: list["_Block"],
+    rng: random.Random,
+) -> bytes:
+    rate = 1e-3 * min(1.0, step / 100) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+    spoken = f'"{_named(loss)}"' if not math.isfinite(loss) else repr(loss)
+    pieces = [
+        f'{{"kind":"step","step":{step},"time":{now:.3f},"loss":{spoken},'
+        f'"learning_rate":{rate:.6g},"grad_norm":{0.8 + 0.2 * rng.random():.4f},'
+        f'"tokens":{plan.tokens},"tokens_per_s":{plan.tokens / plan.step_time_s:.1f},'
+        f'"step_time_s":{plan.step_time_s:.4g},'.encode()
+    ]
+    chosen = [block.at(step, rng) for block in blocks]
+    for opening, column in zip(_OPENINGS, zip(*chosen, strict=True), strict=True):
+        pieces.append(opening)
+        pieces.append(b",".join(column))
+    pieces.append(b"]}\n")
+    return b"".join(pieces)
+
+
+def _named(loss: float) -> str:
+    return "NaN" if math.isnan(loss) else "Infinity" if loss > 0 else "-Infinity"
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Neighbouring routers, with a choice of ready-made columns for all of them."""
+
+    healthy: list[_Columns]
+    onset: int | None = None
+    falling: Sequence[_Columns] = ()
+    """From the onset on: the stages of the fall, then what is drawn for ever."""
+
+    def at(self, step: int, rng: random.Random) -> _Columns:
+        draw = int(rng.random() * _VARIANTS)
+        if self.onset is None or step < self.onset:
+            return self.healthy[draw]
+        stage = (step - self.onset) // _STAGE_STEPS
+        settled = len(self.falling) - _FALL_STAGES
+        return self.falling[stage if stage < _FALL_STAGES else _FALL_STAGES + draw % settled]
+
+
+def _blocks(plan: BulkPlan, rng: random.Random) -> list[_Block]:
+    skill = [rng.gauss(0, 1) for _ in range(plan.num_experts)]
+    pool = [_draw(plan, skill, 0.0, (), rng) for _ in range(_POOL)]
+    sick, onset = plan.collapse or (None, None)
+    blocks, start = [], 0
+    while start < plan.routers:
+        stop = min(start + _BLOCK, plan.routers)
+        if sick is not None and start <= sick < stop:
+            stop = sick if start < sick else sick + 1
+        healthy = [
+            _joined([_healthy_row(plan, pool, router, rng) for router in range(start, stop)])
+            for _ in range(_VARIANTS)
+        ]
+        if start == sick:
+            blocks.append(_Block(healthy, onset, _falling(plan, skill, rng)))
+        else:
+            blocks.append(_Block(healthy))
+        start = stop
+    return blocks
+
+
+def _healthy_row(
+    plan: BulkPlan, pool: list[list[int]], router: int, rng: random.Random
+) -> _Columns:
+    row = rng.choice(pool)
+    turn = router * 37 % plan.num_experts  # the same drawing, but not the same popular experts
+    return _encoded(plan, row[turn:] + row[:turn], rng)
+
+
+def _falling(plan: BulkPlan, skill: list[float], rng: random.Random) -> list[_Columns]:
+    chosen = rng.sample(range(plan.num_experts), plan.top_k)
+    pulls = [9.0 * (stage + 1) / _FALL_STAGES for stage in range(_FALL_STAGES)]
+    pulls += [9.0] * (_VARIANTS - _FALL_STAGES)
+    return [_encoded(plan, _draw(plan, skill, pull, chosen, rng), rng) for pull in pulls]
+
+
+def _draw(
+    plan: BulkPlan, skill: list[float], pull: float, chosen: Sequence[int], rng: random.Random
+) -> list[int]:
+    weights = [math.exp(0.08 * s + rng.gauss(0, 0.04)) for s in skill]
+    for expert in chosen:
+        weights[expert] *= math.exp(pull)
+    return draw_counts(weights, plan.tokens, plan.top_k, rng)
+
+
+def _encoded(plan: BulkPlan, counts: list[int], rng: random.Random) -> _Columns:
+    """One router's entry of every column."""
+    mean_entropy = measures.load_entropy(counts) or 0.0
+    values = {
+        "entropy": round(0.7 * mean_entropy, 5),
+        "mean_entropy": mean_entropy,
+        **{name: column[0] for name, column in measures.summarise([counts]).items()},
+        "z_loss": round(0.8 + 0.02 * rng.random(), 5),
+        "max_logit": round(3.1 + 0.1 * rng.random(), 5),
+        "grad_norm": round(0.02 + 0.002 * rng.random(), 5),
+        "selected_mass": round(0.6 + 0.01 * rng.random(), 5),
+        "margin": round(0.04 + 0.002 * rng.random(), 5),
+    }
+    bias = [float(f"{rng.gauss(0, 0.1):.4g}") for _ in counts] if plan.bias else []
+    return (
+        *(msgspec.json.encode(values[name]) for name in _SUMMARIES),
+        msgspec.json.encode(bias),
+        msgspec.json.encode(counts),
+    )
+
+
+def _joined(rows: Sequence[_Columns]) -> _Columns:
+    return tuple(b",".join(column) for column in zip(*rows, strict=True))
+
+
+def _header(plan: BulkPlan, now: float, resumed_at_step: int | None) -> dict[str, object]:
+    depths = list(range(3, 3 + plan.routers))
+    bias = {"method": "bias", "bias_update_rate": 0.001}
+    return {
+        "kind": "run",
+        "format_version": FORMAT_VERSION,
+        "run": plan.run,
+        "time": now,
+        "planned_steps": plan.steps,
+        "resumed_at_step": resumed_at_step,
+        "profile": "pretrain",
+        "model": {
+            "name": "synthetic",
+            "layers": depths,
+            "layer_names": [f"L{depth}" for depth in depths],
+            "num_experts": plan.num_experts,
+            "top_k": plan.top_k,
+            "num_shared_experts": 1,
+            "score_function": "sigmoid",
+            "norm_top_k": True,
+            "capacity_factor": None,
+        },
+        "balance": bias if plan.bias else {"method": "aux", "aux_weight": 0.001},
+        "source": {"writer": "moe-microscope bulk", "counts": "exact"},
+    }

@@ -1,0 +1,215 @@
+"""Does the mixture pay? It and a dense Llama of equal active size, trained on equal tokens.
+
+    python -m benchmarks.dense_twin --data tinyshakespeare --results twin.jsonl
+        [--preset tiny] [--steps 300 1500] [--seeds 3] [--rates 2e-3 3e-3]
+        [--only mixture dense] [--change initializer_range=0.02 seq_aux_weight=1e-4 ...]
+
+Both see the same batches in the same order, with the AdamW, warm-up, cosine and clipping of
+``train.py``; the mixture also has its bias update and its sequence loss. The dense twin is
+transformers' Llama of the same width, layers, heads and initial standard deviation. Its
+feed-forward is as wide as it takes to have at least as many weights as one token meets in the
+mixture, embedding and head left out. With the first seed and the fewest steps each tries every
+learning rate; the best one is used for everything else. The numbers are losses on the held-out text
+after the last step, in nats a token; ``--results`` also keeps the training loss. ``--change`` sets
+a field of the mixture or an option of its training, for ablations.
+
+Finished runs are kept in ``--results``, one line each: an interrupted benchmark goes on with those
+that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import machine
+from moe_model.balance import bias_rate_at, update_expert_bias
+from moe_model.config import ModelConfig
+from moe_model.model import LanguageModel, ModelOutput
+from moe_model.training.batches import TrainingBatches, held_out_batches
+from moe_model.training.corpus import Corpus
+from moe_model.training.evaluation import evaluate
+from moe_model.training.losses import loss_shares, weights_at
+from moe_model.training.machine import choose_dtype, mixed_precision, seed_step
+from moe_model.training.optimizer import (
+    CLIP_NORM,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+)
+from moe_model.training.options import Options
+from moe_model.training.resolve import resolve
+from moe_model.training.setup import EVALUATION_SEQUENCES
+from moe_model.training.sources import load_documents
+from moe_model.training.tokenizing import make_tokenizer
+
+MODELS = ("mixture", "dense")
+CPU = torch.device("cpu")
+
+
+class DenseTwin(nn.Module):
+    """A Llama whose active size is that of a mixture; called as :class:`LanguageModel` is."""
+
+    def __init__(self, mixture: ModelConfig) -> None:
+        super().__init__()
+        D, H, L = mixture.hidden_size, mixture.num_attention_heads, mixture.num_hidden_layers
+        body = mixture.active_parameters() - 2 * mixture.vocab_size * D
+        attention_and_norms = L * (4 * D * D + 2 * D) + D
+        width = -(-(body - attention_and_norms) // (3 * D * L))
+        config = LlamaConfig(
+            vocab_size=mixture.vocab_size, hidden_size=D, num_hidden_layers=L,
+            num_attention_heads=H, num_key_value_heads=H, intermediate_size=width,
+            max_position_embeddings=mixture.max_position_embeddings,
+            rms_norm_eps=mixture.rms_norm_eps, initializer_range=mixture.initializer_range,
+            tie_word_embeddings=False,
+        )  # fmt: skip
+        self.llama = LlamaForCausalLM(config)
+
+    def forward(self, ids_BS: Tensor) -> ModelOutput:
+        logits_BSV = self.llama(ids_BS, use_cache=False).logits
+        return ModelOutput(logits_BSV, (), logits_BSV, ())
+
+
+def build(name: str, config: ModelConfig, seed: int) -> LanguageModel | DenseTwin:
+    torch.manual_seed(seed)
+    if name == "dense":
+        return DenseTwin(config)
+    model = LanguageModel(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> tuple[float, float]:
+    """Held-out loss after ``options.steps`` steps, and mean training loss of their last tenth."""
+    model = build(name, config, options.seed).train()
+    optimizer = make_optimizer(model, options.lr)
+    batches = TrainingBatches(
+        corpus.training, batch_size=options.batch_size, seq_len=options.seq_len, seed=options.seed
+    )
+    dtype = choose_dtype(options.dtype, CPU)
+    learnt = []
+    for step in range(1, options.steps + 1):
+        seed_step(options.seed, step, 0)
+        set_learning_rate(optimizer, learning_rate_at(step, options.steps, options.lr))
+        drawn = batches.draw()
+        (batch,) = drawn.micro_batches
+        if isinstance(model, LanguageModel):
+            model.readings.reset()
+        weights = weights_at(step, options) if name == "mixture" else {}
+        with mixed_precision(CPU, dtype):
+            output = model(batch.tokens_BN[:, : options.seq_len])
+        shares = loss_shares(output, batch, list(weights), drawn, 1)
+        added = (w * s.sum() for w, s in zip(weights.values(), shares[1:], strict=True))
+        sum(added, shares[0]).backward()
+        learnt.append(shares[0].item())
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        if isinstance(model, LanguageModel):
+            rate = bias_rate_at(step, options.steps, options.bias_update_rate)
+            update_expert_bias(model.routers, model.readings.counts_LE, rate)
+    held_out = held_out_batches(
+        corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
+    )
+    return evaluate(model, held_out, CPU, dtype), statistics.mean(learnt[-options.steps // 10 :])
+
+
+class Results:
+    """Held-out losses of runs, computed when they are asked for and not known yet."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        fields = {field.name for field in dataclasses.fields(ModelConfig)}
+        changes = dict(asked.change)
+        of_model = {name: value for name, value in changes.items() if name in fields}
+        of_run = {name: value for name, value in changes.items() if name not in fields}
+        self.options = resolve(
+            Options(preset=asked.preset, data=asked.data, device="cpu", run="twin", **of_run)
+        )
+        documents = load_documents(self.options.data)
+        tokenizer = make_tokenizer(self.options.tokenizer, documents, None)
+        self.config = ModelConfig.preset(asked.preset, vocab_size=len(tokenizer), **of_model)
+        self.corpus = Corpus.build(documents, tokenizer, self.options.seq_len, 0)
+        self.file: Path = asked.results
+        self.rows: list[dict[str, Any]] = []
+        if self.file.exists():
+            self.rows = [json.loads(line) for line in self.file.read_text("utf-8").splitlines()]
+
+    def loss(self, name: str, steps: int, seed: int, rate: float) -> float:
+        """Of that run, which is trained now where ``--results`` does not have it."""
+        options = dataclasses.replace(self.options, steps=steps, seed=seed, lr=rate)
+        told = {"model": name, "steps": steps, "seed": seed, "lr": rate, "recipe": self._recipe}
+        for row in self.rows:
+            if told.items() <= row.items():
+                return float(row["loss"])
+        started = time.perf_counter()
+        held_out, training = train(name, options, self.config, self.corpus)
+        row = {**told, "loss": held_out, "training_loss": training}
+        row["seconds"] = round(time.perf_counter() - started)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        print(
+            f"{name}, {steps} steps, seed {seed}, {rate}: {held_out:.4f} ({training:.4f})",
+            flush=True,
+        )
+        return held_out
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """All else that decides a loss, so that a run of another recipe is not taken for it."""
+        names = ("bias_update_rate", "seq_aux_weight", "batch_size", "dtype", "optimizer")
+        training = {name: getattr(self.options, name) for name in names}
+        return {**self.config.to_dict(), **training, "text": self.corpus.digest}
+
+
+def main() -> None:
+    """Train what is missing and print a Markdown table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="tinyshakespeare")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1500])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 3e-3])
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--change", nargs="+", type=name_and_value, default=[])
+    parser.add_argument("--results", type=Path, required=True)
+    asked = parser.parse_args()
+    results = Results(asked)
+    first = min(asked.steps)
+    best = {}
+    for name in asked.only:
+        tried = {rate: results.loss(name, first, 0, rate) for rate in asked.rates}
+        best[name] = min(tried, key=tried.__getitem__)
+    losses = {
+        (name, steps): [results.loss(name, steps, seed, best[name]) for seed in range(asked.seeds)]
+        for steps in sorted(asked.steps)
+        for name in asked.only
+    }
+    print(f"\n{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| steps | model | learning rate | held-out loss of each seed | mean |")
+    print("|---|---|---|---|---|")
+    for (name, steps), values in losses.items():
+        each = ", ".join(f"{value:.3f}" for value in values)
+        mean = statistics.mean(values)
+        print(f"| {steps:,} | {name} | {best[name]:g} | {each} | {mean:.3f} |")
+
+
+def name_and_value(text: str) -> tuple[str, Any]:
+    """``seq_aux_weight=0`` as a name and a number."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
+
+
+if __name__ == "__main__":
+    main()

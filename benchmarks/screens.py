@@ -1,0 +1,166 @@
+"""What the screen costs and how fast it answers, in a real terminal, against its targets.
+
+    python -m benchmarks.screens [--quick]
+
+Opening a run of 10 layers × 8 experts × 10,000 steps; then, with 58 layers × 256 experts at
+140 × 50: bytes a second to the terminal and the share of one core while a training adds a record
+a second (counted from ten seconds after the start), bytes while nothing changes, key press to
+paint, and 50 changes of the window's size; and what a run whose experts differ sends over SSH, as
+``benchmarks.bandwidth`` measures it. Exits with 1 if a target is missed. ``--quick`` takes three
+minutes instead of fourteen: less of everything, and calm loads only.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import bandwidth
+from benchmarks.bulk import write_bulk
+from benchmarks.machine import machine
+from benchmarks.sittings import (
+    COLOURS_256,
+    TRUECOLOR,
+    following,
+    keys,
+    opening,
+    resize_storm,
+    silence,
+)
+from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import write_run
+
+MOST_OPENING_S = 0.45
+MOST_SENT = 10_000.0
+MOST_CPU = 0.05
+MOST_MOVE_MS, MOST_STEP_MS = 50.0, 100.0
+CALM, NOISY = 0.15, 0.5
+"""Coefficients of variation of the loads: a healthy run, and a very uneasy one."""
+UNEVEN_CV, UNEVEN_SPREAD = 0.075, 0.35
+"""A run whose experts differ by much more than they tremble."""
+LONG_AGO = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything is measured."""
+
+    openings: int = 5
+    seconds: float = 60.0
+    presses: int = 60
+    resizes: int = 50
+    noises: tuple[float, ...] = (CALM, NOISY)
+    layers: int = 58
+    experts: int = 256
+
+
+QUICK = Plan(openings=3, seconds=10.0, presses=20, noises=(CALM,))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row of the table; without a target it is there to be read."""
+
+    name: str
+    value: str
+    target: str = ""
+    met: bool = True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    plan = QUICK if parser.parse_args().quick else Plan()
+    print(machine())
+    print(f"{plan.layers} layers x {plan.experts} experts where nothing else is said")
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
+    print("\n| | measured | target | |\n|---|---|---|---|")
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for result in results(Path(folder), plan):
+            verdict = ("ok" if result.met else "MISSED") if result.target else ""
+            print(f"| {result.name} | {result.value} | {result.target} | {verdict} |", flush=True)
+            missed += not result.met
+    sys.exit(1 if missed else 0)
+
+
+def results(folder: Path, plan: Plan) -> Iterator[Result]:
+    """Every row, as it is measured."""
+    yield opened(folder / "small", plan)
+    yield from followed(folder / "live", plan)
+    log = finished_log(folder / "large", plan)
+    sent = silence(log, 10.0)
+    yield Result("bytes in 10 s in which nothing changes", f"{sent:,}", "0", sent == 0)
+    moves, steps = keys(log, plan.presses)
+    yield answered("key to paint, another layer", moves, MOST_MOVE_MS)
+    yield answered("key to paint, `[` the step before", steps, MOST_STEP_MS)
+    wrong = resize_storm(log, plan.resizes)
+    yield Result(
+        f"lines wrong after {plan.resizes} changes of size", f"{len(wrong)}", "0", not wrong
+    )
+
+
+def opened(run: Path, plan: Plan) -> Result:
+    """Process start to the main screen with its data."""
+    steps = 10_000
+    write_run(run, "collapse", shape=Shape(routers=10, num_experts=8, steps=steps))
+    taken = [opening(run, steps) for _ in range(plan.openings)]
+    middle = statistics.median(taken)
+    value = f"median {middle:.2f} s, {min(taken):.2f} to {max(taken):.2f} ({plan.openings})"
+    target = f"≤ {MOST_OPENING_S:.2f} s"
+    return Result("start to main screen, 10 x 8 x 10,000", value, target, middle <= MOST_OPENING_S)
+
+
+def followed(folder: Path, plan: Plan) -> Iterator[Result]:
+    """What it costs to follow, in few and in many colours, calm and noisy."""
+    for cv in plan.noises:
+        for colours, palette in ((COLOURS_256, "256 colours"), (TRUECOLOR, "truecolor")):
+            log = folder / f"{cv:g}-{palette[:3]}" / LOG_NAME
+            cost = following(log, cv, colours, plan.seconds)
+            said = f"1 record/s, CV {cv:g}, {palette}"
+            sent = f"{cost.sent / 1000:.1f} kB/s"
+            if cv == CALM:
+                limit = f"≤ {MOST_SENT / 1000:.0f} kB/s"
+                yield Result(f"sent, {said}", sent, limit, cost.sent <= MOST_SENT)
+            else:
+                yield Result(f"sent, {said}", sent)
+            share = f"{cost.cpu:.2%}"
+            yield Result(f"CPU, {said}", share, f"≤ {MOST_CPU:.0%}", cost.cpu <= MOST_CPU)
+    for name, colours in bandwidth.COLOURS.items():
+        log = folder / f"uneven-{name}" / LOG_NAME
+        sent_ = bandwidth.followed(log, UNEVEN_CV, UNEVEN_SPREAD, colours, 2 * plan.seconds)
+        said = f"experts that differ, over SSH, {name}"
+        met = sent_.most <= MOST_SENT
+        limit = f"≤ {MOST_SENT / 1000:.0f} kB/s"
+        yield Result(f"most sent in 10 s, {said}", f"{sent_.most / 1000:.1f} kB/s", limit, met)
+        slowest = sent_.refreshes[1]
+        yield Result(
+            f"longest without a refresh, {said}", f"{slowest:.1f} s", "≤ 4 s", slowest <= 4
+        )
+
+
+def finished_log(folder: Path, plan: Plan) -> Path:
+    """A large run that ended long ago: its age in words stands still."""
+    log = folder / LOG_NAME
+    write_bulk(log, routers=plan.layers, num_experts=plan.experts, steps=1000, run=folder.name)
+    os.utime(log, (LONG_AGO, LONG_AGO))
+    return folder
+
+
+def answered(name: str, taken: list[float], most: float) -> Result:
+    """Median, 95 % and worst of some milliseconds; the target is for the 95 %."""
+    ranked = sorted(taken)
+    late = ranked[int(0.95 * (len(ranked) - 1))]
+    value = f"median {statistics.median(ranked):.1f} ms, 95 % {late:.1f}, worst {ranked[-1]:.1f}"
+    return Result(f"{name} ({len(ranked)})", value, f"95 % ≤ {most:.0f} ms", late <= most)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Actions of the keys, one file per kind, and the base class of all screens."""

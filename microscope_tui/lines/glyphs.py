@@ -1,0 +1,226 @@
+"""Numbers as characters: loads, curves, bars. Pure functions without colour.
+
+Three alphabets: braille (two columns and four levels per cell), block (eight levels), ASCII. One
+choice for the whole picture, made once.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import pairwise
+
+from microscope_tui.watch.curve import Column
+
+
+class Glyphs(StrEnum):
+    """The characters that a terminal supports."""
+
+    BRAILLE = "braille"
+    BLOCK = "block"
+    ASCII = "ascii"
+
+
+def glyphs_for(choice: str, stream: object) -> Glyphs:
+    """``auto`` is braille if encoding, locale and terminal support it."""
+    if choice != "auto":
+        return Glyphs(choice)
+    # Python uses UTF-8 in the C locale too, but a terminal in that locale may be ASCII only.
+    locale = os.environ.get("LC_ALL") or os.environ.get("LANG") or ""
+    if locale in ("C", "POSIX"):
+        return Glyphs.ASCII
+    if os.environ.get("TERM") == "linux":
+        return Glyphs.BLOCK  # the console's font has no braille
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+    dumb = os.environ.get("TERM") == "dumb"
+    return Glyphs.BRAILLE if encoding.startswith("utf") and not dumb else Glyphs.ASCII
+
+
+_BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # bottom to top; left, right
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+CALM_FROM, CALM_TO = -0.7, 0.65
+"""The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
+HOT_LEVEL = 6
+"""Quarter octaves from which a load is hot: 2.8 times the fair share."""
+FAIR_WITHIN = 0.06
+"""Octaves from the fair share up to which a load counts as fair: 4 %."""
+_TO_ASCII = str.maketrans(
+    {"▶": ">", "●": "*", "▌": "|", "▏": "|", "╎": "|", "·": ".", "…": "~", "×": "x", "▴": "^"}
+    | {"░": ".", "▒": ":"}
+)
+
+
+def spelled(text: str, glyphs: Glyphs) -> str:
+    """``text`` in the chosen alphabet; the only conversion to ASCII."""
+    if glyphs is not Glyphs.ASCII or text.isascii():
+        return text
+    return text.translate(_TO_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def load_level(load: float | None) -> int | None:
+    """Load as quarter octaves from the fair share, −16 … 16; 0 in the calm band.
+
+    ``None`` for a dead expert. The calm band (0.62 … 1.57 of the fair share) is one level, so
+    that the noise of a healthy router repaints nothing.
+    """
+    if load is None or not load > 0:
+        return None
+    octaves = math.log2(load)
+    if CALM_FROM <= octaves <= CALM_TO:
+        return 0
+    return max(-16, min(16, round(4 * octaves)))
+
+
+def shade_level(load: float) -> int | None:
+    """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share."""
+    level = load_level(load)
+    return level or (level if level is None else _shade(load))
+
+
+def is_calm(level: int | None) -> bool:
+    """A level in the calm band, whatever its shade."""
+    return level is not None and abs(level) <= 1
+
+
+def load_glyph(level: int | None) -> str:
+    """One ASCII character per load: ``x`` dead, ``-`` starving, ``.`` fair, ``+`` over, ``#`` hot.
+
+    Colour is never the only carrier: this is what a terminal without colours shows.
+    """
+    if level is None:
+        return "x"
+    if level < -1:
+        return "-"
+    return "." if level <= 1 else "+" if level < HOT_LEVEL else "#"
+
+
+def load_mark(level: int | None) -> str:
+    """The mark in a coloured cell: ``×`` dead, ``▴`` hot, else a blank."""
+    return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
+
+
+def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
+    """At most ``columns`` loads: of several experts in a column, the one farthest from fair.
+
+    Never the mean: one dead expert of 256 must stay visible.
+    """
+    count = len(loads)
+    if count <= columns:
+        return list(loads)
+    size = -(-count // columns)
+    return [max(loads[i : i + size], key=_deviation) for i in range(0, count, size)]
+
+
+def spark(
+    columns: Sequence[Column],
+    width: int,
+    top: float,
+    glyphs: Glyphs,
+    height: int = 1,
+) -> list[str]:
+    """A curve from 0 to ``top`` in ``height`` lines of ``width`` cells, newest at the right.
+
+    More columns than fit are merged, never cut off: a curve shows the whole history. Gaps
+    (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
+    """
+    per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
+    cells = merged(columns, width * per_cell)
+    if glyphs is Glyphs.BRAILLE:
+        return _braille(cells, width, top, height)
+    if glyphs is Glyphs.BLOCK:
+        return _block(cells, width, top, height)
+    lines = [" " * width] * (height - 1)
+    return [*lines, _ascii(cells, width, top)]
+
+
+def bar(share: float, width: int, glyphs: Glyphs) -> str:
+    """``share`` (0 … 1) of ``width`` cells, filled from the left."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    if glyphs is Glyphs.ASCII:
+        return ("#" * round(eighths / 8)).ljust(width)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
+    """At most ``count`` columns; the lowest and the highest value of those merged are kept."""
+    if len(columns) <= count:
+        return columns
+    cuts = [len(columns) * i // count for i in range(count + 1)]
+    return [_merge(columns[a:b]) for a, b in pairwise(cuts)]
+
+
+def _merge(columns: Sequence[Column]) -> Column:
+    measured = [column for column in columns if column.low == column.low]
+    if not measured:
+        return columns[0]
+    mean = sum(column.mean for column in measured) / len(measured)
+    return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
+
+
+def _shade(load: float) -> int:
+    octaves = math.log2(load)
+    return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
+
+
+def _deviation(load: float) -> float:
+    return abs(math.log2(load)) if load > 0 else math.inf
+
+
+def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
+    levels = 4 * height
+    masks = [[0] * width for _ in range(height)]
+    offset = 2 * width - len(cells)
+    for at, cell in enumerate(cells, start=offset):
+        span = _span(cell, top, levels)
+        for level in span:
+            line = height - 1 - level // 4
+            masks[line][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
+    return ["".join(chr(0x2800 + mask) if mask else " " for mask in line) for line in masks]
+
+
+def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:
+    lines = [[" "] * width for _ in range(height)]
+    offset = width - len(cells)
+    for at, cell in enumerate(cells, start=offset):
+        span = _span(cell, top, 8 * height)
+        if not span:
+            continue
+        filled = span[-1] + 1
+        for line in range(height):
+            here = max(0, min(8, filled - 8 * (height - 1 - line)))
+            lines[line][at] = _BLOCKS[here]
+    return ["".join(line) for line in lines]
+
+
+def _ascii(cells: Sequence[Column], width: int, top: float) -> str:
+    out, before = [], None
+    for cell in cells:
+        span = _span(cell, top, 3)
+        if not span:
+            out.append(" ")
+            before = None
+            continue
+        level = span[0]
+        if before is not None and level != before:
+            out.append("\\" if level < before else "/")
+        else:
+            out.append("_-^"[level] if level != 2 else "-")
+        before = level
+    return "".join(out).rjust(width)
+
+
+def _span(cell: Column, top: float, levels: int) -> range:
+    """The levels that a column covers, lowest first; empty for a gap."""
+    low, high = cell.low, cell.high
+    if low != low or high != high or not top > 0:
+        return range(0)
+    return range(_level(low, top, levels), _level(high, top, levels) + 1)
+
+
+def _level(value: float, top: float, levels: int) -> int:
+    share = max(0.0, min(1.0, value / top)) if math.isfinite(value) else float(value > 0)
+    return min(levels - 1, int(share * levels))

@@ -1,0 +1,1 @@
+"""The other screens and the list of runs, one file each, as lines."""

@@ -1,0 +1,252 @@
+"""One expert of one layer as lines: its load now, its history, and its other alerts."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from microscope_tui import measures
+from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.lines import words
+from microscope_tui.lines.charts.chart import Chart, Curve
+from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
+from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
+from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
+from microscope_tui.watch.curve import NAN, Column
+from microscope_tui.watch.view import LayerView, RunView
+
+_LABEL = 14
+_WIDEST_CELL = 3
+_ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
+
+
+def most_remarkable(load: Sequence[float]) -> int:
+    """The expert farthest from its fair share; the first one if several are."""
+    levels = [load_level(x) for x in load]
+    away = [17 if level is None else abs(level) for level in levels]
+    return away.index(max(away)) if away else 0
+
+
+def condition(load: float) -> str:
+    """``dead``, ``starving``, ``under``, ``fair``, ``over`` or ``hot``."""
+    if not load > 0:
+        return "dead"
+    if load < measures.STARVED_SHARE:
+        return "starving"
+    level = load_level(load) or 0
+    if level <= 0:
+        return "fair" if level == 0 else "under"
+    return "over" if level < HOT_LEVEL else "hot"
+
+
+def place_of(values: Sequence[float], expert: int) -> int:
+    """1 for the busiest; ties share the better place, but dead experts are last."""
+    own = values[expert]
+    return 1 + sum(value > own for value in values) if own > 0 else len(values)
+
+
+def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
+    """Which expert this is."""
+    router = layer.router
+    left = [
+        Span(f"  expert {expert}", "title"),
+        Span(f"  of {router.num_experts} in {router.name}, top-{router.top_k}", "dim"),
+    ]
+    for finding, episode in naming(view, layer.index, expert):
+        left.append(Span(f"   {finding.severity.letter} {finding.rule}", _role(episode)))
+    return pad(spread(left, [Span(f"{moment} ", "accent")], width), width)
+
+
+def facts(
+    view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
+) -> list[Line]:
+    """Its load, share, place and bias at the shown step, in two lines."""
+    load, counts = layer.load, layer.counts
+    if not load or not counts or expert >= len(load):
+        why = "no counts in the log" if view.counts_step is None else "no counts in this layer"
+        return [pad([Span(f"  {why}", "dim")], width), pad([], width)]
+    what = condition(load[expert])
+    tokens = sum(counts) / max(1, layer.router.top_k)
+    first = [
+        Span("  load ", "dim"),
+        Span(words.decimal(load[expert]), "title"),
+        Span(" × the fair share   ", "dim"),
+        Span(what, _ROLES.get(what, "ok")),
+        *_since(view, layer, expert, series, what),
+    ]
+    second = [
+        Span("  place ", "dim"),
+        Span(f"{place_of(load, expert)}"),
+        Span(f" of {len(load)}   ", "dim"),
+        Span(f"{counts[expert] / max(1.0, tokens):.1%}"),
+        Span(f" of {round(tokens):,} tokens", "dim"),
+    ]
+    if layer.bias and expert < len(layer.bias):
+        away = layer.bias[expert] - sum(layer.bias) / len(layer.bias)
+        second += [Span("   bias ", "dim"), Span(_signed(layer.bias[expert]))]
+        if math.isfinite(away):
+            second.append(Span(f", {away:+.2g} from the mean", "dim"))
+    if view.counts_step is not None and view.counts_step != view.step:
+        first.append(Span(f"   counted at step {view.counts_step:,}", "dim"))
+    return [pad(first, width), pad(second, width)]
+
+
+def expert_charts(
+    view: RunView, layer: LayerView, expert: int, series: LoadSeries, nothing: str
+) -> Mapping[str, Chart]:
+    """Load, bias and place over the sampled steps. ``nothing``: why there are no samples."""
+    experts, steps = layer.router.num_experts, series.steps
+    loads = [_flat(load[expert]) for load in series.loads]
+    places = [_flat(float(experts + 1 - place_of(load, expert))) for load in series.loads]
+    biases = [_flat(bias[expert] if bias is not None else NAN) for bias in series.biases]
+    now = layer.load[expert] if layer.load and expert < len(layer.load) else None
+    charts = {
+        "load": Chart(
+            "load",
+            [Curve(steps, loads)],
+            now,
+            f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair",
+            limits=[(1.0, "dim")],
+            nothing=nothing,
+        )
+    }
+    if layer.bias and expert < len(layer.bias):
+        charts["bias"] = Chart(
+            "bias",
+            [Curve(steps, biases)],
+            layer.bias[expert],
+            bottom=None,
+            spell=_signed,
+            nothing=nothing,
+        )
+    charts["place"] = Chart(
+        "place",
+        [Curve(steps, places)],
+        float(place_of(layer.load, expert)) if layer.load and now is not None else None,
+        f"of {experts}, 1 is the busiest",
+        bottom=1.0,
+        top=float(experts),
+        spell=words.short_number,
+        ends=(str(experts), "1"),
+        nothing=nothing,
+    )
+    return charts
+
+
+def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
+    """The same expert number in every layer, one cell each."""
+    loads = [
+        layer.load[expert] if layer.load and expert < len(layer.load) else None
+        for layer in view.layers
+    ]
+    names = [layer.router.name for layer in view.layers]
+    conditions = [condition(load) for load in loads if load is not None]
+    counted = [
+        f"{n} {what}" for what in ("dead", "starving", "hot") if (n := conditions.count(what))
+    ]
+    said = f"  {', '.join(counted) or 'nowhere dead, starving or hot'}"
+    head = [Span(f"  {'all layers':<{_LABEL - 2}}", "dim"), Span(f"{names[0]} ", "dim")]
+    tail = [Span(f" {names[-1]}", "dim"), Span(said, "value" if counted else "dim")]
+    room = width - sum(len(span.text) for span in [*head, *tail])
+    per_cell = -(-len(loads) // max(1, room))
+    cells = []
+    for at in range(0, len(loads), per_cell):
+        known = [load for load in loads[at : at + per_cell] if load is not None]
+        cells.append(_cell(bin_loads(known, 1)[0] if known else None, colour))
+    here = selected // per_cell
+    cells[here] = (cells[here][0], "cursor")
+    wide = max(1, min(_WIDEST_CELL, room // len(cells)))
+    strip = [Span(text.center(wide), role) for text, role in cells]
+    return pad([*head, *strip, *tail], width)
+
+
+def naming(view: RunView, layer_index: int, expert: int) -> Iterable[tuple[Finding, Episode]]:
+    """The findings that name this expert of this layer, active ones first."""
+    for finding, _ in view.findings:
+        for episode in finding.episodes:
+            named = episode.facts.get("experts")
+            if episode.router_index == layer_index and isinstance(named, tuple) and expert in named:
+                yield finding, episode
+
+
+def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
+    """The findings that name it, or the others of its layer."""
+    line = [Span(f"  {'findings':<{_LABEL - 2}}", "dim")]
+    named = list(naming(view, layer.index, expert))
+    for finding, episode in named:
+        over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
+        line += [Span(f"{finding.rule}", _role(episode)), Span(f" since {episode.onset:,}{over}")]
+        line.append(Span("   ", "dim"))
+    rules = [
+        finding.rule
+        for finding, _ in view.alerts
+        if any(e.router_index == layer.index and e.active for e in finding.episodes)
+    ]
+    others = [rule for rule in rules if rule not in {finding.rule for finding, _ in named}]
+    if others:
+        line.append(Span(f"{layer.router.name} has {words.listed(others)}", "dim"))
+    elif not named:
+        line.append(Span("none names it", "dim"))
+    return pad(line, width)
+
+
+def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
+    """The experts whose loads correlate with this one, positively and negatively."""
+    found = series.comoving(expert)
+    line = [Span(f"  {'moves with':<{_LABEL - 2}}", "dim")]
+    if found is None:
+        few = f"too few samples to tell: {len(series)} of {LEAST_SAMPLES}"
+        return pad([*line, Span(few, "faint")], width)
+    nobody = f"none beyond chance ({words.index(found.chance)})"
+    line.append(_correlations(found.alike, nobody))
+    line += [Span("   against ", "dim"), _correlations(found.opposite, "none")]
+    return pad(line, width)
+
+
+def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
+    if not pairs:
+        return Span(none, "faint")
+    return Span(", ".join(f"{expert} {r:+.2f}".replace("0.", ".") for expert, r in pairs))
+
+
+def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> Line:
+    """Since when it is dead or starving: from the finding, else from the samples."""
+    if what not in ("dead", "starving"):
+        return []
+    for finding, episode in naming(view, layer.index, expert):
+        if finding.rule == "DEAD" and episode.active:
+            return [Span(f" since step {episode.onset:,}")]
+    first: int | None = None
+    earlier = False
+    for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
+        if step > view.step:
+            continue
+        if condition(load[expert]) not in ("dead", "starving"):
+            earlier = True
+            break
+        first = step
+    if first is None:
+        return []
+    return [Span(f" since about step {first:,}" if earlier else f" since step {first:,} or before")]
+
+
+def _cell(load: float | None, colour: bool) -> tuple[str, str]:
+    if load is None:
+        return ("·", "faint")
+    level = load_level(load)
+    role = "heat:dead" if level is None else f"heat:{level}"
+    if not colour:
+        return (load_glyph(level), role)
+    return (load_mark(level), role)
+
+
+def _flat(value: float) -> Column:
+    return Column(value, value, value)
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.4g}" if math.isfinite(value) else "NaN"
+
+
+def _role(episode: Episode) -> str:
+    return ROLE_OF_SEVERITY[episode.severity] if episode.active else "dim"

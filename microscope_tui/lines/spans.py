@@ -1,0 +1,141 @@
+"""Text with roles, independent of its appearance.
+
+Roles: ``value`` ``dim`` ``faint`` ``ok`` ``warn`` ``crit`` ``accent`` ``brand``, the badges
+``badge-warn`` ``badge-crit``, and ``heat:N`` for a load of N quarter octaves, ``heat:dead``.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from microscope_tui.diagnosis.reading import Severity
+
+
+class Span(NamedTuple):
+    """A piece of one line."""
+
+    text: str
+    role: str = "value"
+
+
+Line = list[Span]
+
+ROLE_OF_SEVERITY = {
+    Severity.INFO: "dim",
+    Severity.WARN: "warn",
+    Severity.CRITICAL: "crit",
+    Severity.ERROR: "crit",
+}
+
+
+WORD_OF_SEVERITY = {
+    Severity.INFO: "note",
+    Severity.WARN: "warning",
+    Severity.CRITICAL: "critical",
+    Severity.ERROR: "error",
+}
+
+
+def merged(cells: Iterable[tuple[str, str]]) -> Line:
+    """Texts and roles as a line; neighbours of one role are merged: every span costs bytes."""
+    line: Line = []
+    for text, role in cells:
+        if line and line[-1].role == role:
+            line[-1] = Span(line[-1].text + text, role)
+        else:
+            line.append(Span(text, role))
+    return line
+
+
+def width_of(text: str) -> int:
+    """Terminal cells of a text from ``safe_text``."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def line_width(line: Iterable[Span]) -> int:
+    """Terminal cells of a line."""
+    return sum(width_of(span.text) for span in line)
+
+
+def crop(line: Sequence[Span], width: int) -> Line:
+    """``line`` cut to ``width`` cells, ending in ``…`` if cut."""
+    if line_width(line) <= width:
+        return list(line)
+    out: Line = []
+    left = width - 1
+    for span in line:
+        text = ""
+        for char in span.text:
+            size = width_of(char)
+            if size > left:
+                return [*out, Span(text, span.role), Span("…"[: max(0, width)], "dim")]
+            text += char
+            left -= size
+        out.append(Span(text, span.role))
+    return out
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` in at most ``width`` cells: names that differ at either end stay different."""
+    if width_of(text) <= width:
+        return text
+    head, tail, room = "", "", max(0, width - 1)
+    first, last = 0, len(text) - 1
+    while first <= last:
+        at_head = width_of(head) <= width_of(tail)
+        char = text[first] if at_head else text[last]
+        if width_of(head) + width_of(tail) + width_of(char) > room:
+            break
+        if at_head:
+            head, first = head + char, first + 1
+        else:
+            tail, last = char + tail, last - 1
+    return f"{head}…{tail}"[: max(0, width)]
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break ``text`` at blanks; a word wider than ``width`` stays whole on its own line."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if line and width_of(longer) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    return [*lines, line] if line or not lines else lines
+
+
+def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
+    """``line`` cropped and filled with blanks to exactly ``width`` cells."""
+    cut = crop(line, width)
+    blank = Span(" " * (width - line_width(cut)), "")
+    return [*cut, blank] if align == "left" else [blank, *cut]
+
+
+def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
+    """``left`` and ``right`` at the two ends; ``right`` is dropped if it does not fit."""
+    room = width - line_width(left) - line_width(right)
+    if room < 1:
+        return pad(left, width)
+    return [*left, Span(" " * room, ""), *right]
+
+
+def listed(parts: Sequence[str], room: int) -> str:
+    """``parts`` in one text of at most ``room`` cells; the last ones are dropped first."""
+    text = "  ·  ".join(parts)
+    while parts and width_of(text) > room:
+        parts = parts[:-1]
+        text = "  ·  ".join(parts)
+    return text
+
+
+def plain(line: Iterable[Span]) -> str:
+    """The text alone."""
+    return "".join(span.text for span in line).rstrip()

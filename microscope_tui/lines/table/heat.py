@@ -1,0 +1,258 @@
+"""The heatmap of one layer: from numbers to levels of cells.
+
+Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
+around 1; shares are levels from low to high. If several experts share a cell it shows the most
+extreme one, never the mean.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from microscope_tui.lines.glyphs import load_glyph, load_level, load_mark, shade_level
+from microscope_tui.lines.look import Look, Measure, Order
+from microscope_tui.lines.spans import Line, Span, merged
+from microscope_tui.runlog.records import RunRecord
+from microscope_tui.watch.reference import Reference
+from microscope_tui.watch.view import LayerView
+
+Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
+"""Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
+
+_Value = TypeVar("_Value")
+_RATIOS = {Measure.LOAD, Measure.BIAS, Measure.RANKS, Measure.DIFFERENCE}
+_RAMP = " .:-=+*#%@"
+_TOP, _MOST = 15, 17
+_ASSUMED_RANKS = 8
+FULL_BIAS = 0.25
+"""The strongest colour: a quarter of the range of sigmoid scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What some measures need besides the layer."""
+
+    capacity_factor: float | None = None
+    ranks: int = 1
+    ranks_assumed: bool = False
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """How a heatmap is drawn."""
+
+    look: Look = field(default_factory=Look)
+    terms: Terms = field(default_factory=Terms)
+    colour: bool = True
+    """Cells are characters, for terminals without colours."""
+    levels: Levels | None = None
+    """Mapping to levels; stateless by default."""
+
+
+def terms_of(run: RunRecord | None, reference: Reference | None = None) -> Terms:
+    """From the header of the run. Without a number of ranks, eight are assumed and labelled as
+    such.
+    """
+    told = run.expert_parallel_size if run is not None else 1
+    return Terms(
+        capacity_factor=run.capacity_factor if run is not None else None,
+        ranks=told if told > 1 else _ASSUMED_RANKS,
+        ranks_assumed=told <= 1,
+        reference=reference,
+    )
+
+
+def order_of(layer: LayerView, order: Order) -> Sequence[int]:
+    """The experts in the order in which they are shown."""
+    load = layer.load or ()
+    if order is Order.ID or not load:
+        return range(len(load))
+    if order is Order.LOAD:
+        return sorted(range(len(load)), key=lambda e: (-load[e], e))
+    return sorted(range(len(load)), key=lambda e: (_group(load[e]), e))
+
+
+def why_nothing(layer: LayerView, look: Look, terms: Terms) -> str | None:
+    """Why the measure has no values for this layer; ``None`` if it has."""
+    if not layer.load:
+        return "no counts"
+    match look.measure:
+        case Measure.BIAS if not layer.bias or len(layer.bias) != len(layer.load):
+            return "no bias"
+        case Measure.OVERFLOW if not terms.capacity_factor:
+            return "no capacity in the header"
+        case Measure.RANKS if layer.router.num_experts % terms.ranks:
+            return f"{layer.router.num_experts} experts do not divide by {terms.ranks} ranks"
+        case Measure.DIFFERENCE if _reference_load(layer, terms) is None:
+            return "no reference"
+    return None
+
+
+def values_of(layer: LayerView, look: Look, terms: Terms) -> list[float]:
+    """One value per expert or rank, in the chosen order; empty if ``why_nothing`` has a reason."""
+    if why_nothing(layer, look, terms):
+        return []
+    load = layer.load or ()
+    match look.measure:
+        case Measure.RANKS:
+            return rank_loads(load, terms.ranks)
+        case Measure.BIAS:
+            values: Sequence[float] = _bias_ratios(layer.bias or ())
+        case Measure.DIFFERENCE:
+            values = _ratios(load, _reference_load(layer, terms) or ())
+        case Measure.OVERFLOW:
+            room = terms.capacity_factor or 1.0
+            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
+        case Measure.SHARE | Measure.LOG_SHARE:
+            fair = layer.router.top_k / max(1, layer.router.num_experts)
+            values = [min(1.0, x * fair) for x in load]
+        case _:
+            values = load
+    return [values[expert] for expert in order_of(layer, look.order)]
+
+
+def rank_loads(load: Sequence[float], ranks: int) -> list[float]:
+    """Load of each device if neighbouring experts share one; the largest is the straggler ratio."""
+    size = len(load) // ranks
+    return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
+
+
+def heat_line(
+    key: Hashable,
+    values: Sequence[float],
+    heat: Heat,
+    columns: int,
+    cell: int,
+    *,
+    marked: bool,
+    chosen: int | None = None,
+) -> Line:
+    """One line of cells; equal neighbours are merged, so that they are sent as one.
+
+    Args:
+        key: which cells these are, for levels that remember.
+        columns: cells there is room for, each ``cell`` characters wide.
+        marked: this line of the row carries the marks × and ▴.
+        chosen: position of the value that the cursor is on.
+    """
+    per_cell = -(-len(values) // max(1, columns))
+    if heat.look.measure in _RATIOS:
+        # First the levels, then the most extreme of a cell: two experts that are equally far
+        # from fair, one above and one below, would swap with every step.
+        levels = (heat.levels or _levels)(key, values)
+        if heat.look.measure is Measure.BIAS:
+            levels = [-16 if level is None else level for level in levels]
+        shown = [max(group, key=_remarkable) for group in _grouped(levels, per_cell)]
+        cells = [
+            Span(_mark(v, cell, marked, heat.colour), "heat:dead" if v is None else f"heat:{v}")
+            for v in shown
+        ]
+    else:
+        log = heat.look.measure is Measure.LOG_SHARE
+        highest = [max(group) for group in _grouped(values, per_cell)]
+        steps = [sequential_level(value, log=log) for value in highest]
+        cells = [Span(_ramp(v, cell, heat.colour), f"seq:{v}") for v in steps]
+    if chosen is not None and marked and chosen // per_cell < len(cells):
+        at = chosen // per_cell
+        cells[at] = Span(cells[at].text, "cursor")
+    return merged(cells)
+
+
+def sequential_level(share: float, *, log: bool) -> int:
+    """A share as a level 0 … 15: in sixteenths, or in octaves down from 1."""
+    if not share > 0:
+        return 0
+    if log:
+        return max(0, min(_TOP, _TOP + math.floor(math.log2(share) + 1e-9)))
+    return min(_TOP, int(16 * share))
+
+
+def ramp_glyph(level: int) -> str:
+    """Characters for a share of level 0 … 15 where there are no colours."""
+    return _RAMP[level * len(_RAMP) // (_TOP + 1)]
+
+
+def is_mean(look: Look, steps: int) -> bool:
+    """Whether cells are means over several steps: all except the bias, which is a state."""
+    return steps > 1 and look.measure is not Measure.BIAS
+
+
+def heat_title(look: Look, terms: Terms, experts: int, per_cell: int, steps: int = 1) -> str:
+    """What the heatmap shows, for the head of its column; the most important part first.
+
+    ``steps``: over how many of them the loads are means.
+    """
+    if is_mean(look, steps):
+        what, _, more = heat_title(look, terms, experts, per_cell).partition(",")
+        mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
+        return f"{mean},{more}" if more else mean
+    if look.measure is Measure.RANKS:
+        return f"load per rank, {terms.ranks} ranks" + (" assumed" if terms.ranks_assumed else "")
+    what = {
+        Measure.LOAD: "load per expert",
+        Measure.SHARE: "share of tokens per expert",
+        Measure.LOG_SHARE: "share of tokens, log scale",
+        Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
+        Measure.OVERFLOW: "share of tokens over capacity",
+        Measure.DIFFERENCE: "load against the reference",
+    }[look.measure]
+    if look.measure is Measure.DIFFERENCE and terms.reference is not None:
+        what = f"load against step {terms.reference.step:,}"
+    if per_cell > 1:
+        return f"{what.replace(' per expert', '')}, {per_cell} experts a cell"
+    if look.order is not Order.ID:
+        return f"{what}, {'by load' if look.order is Order.LOAD else 'in groups'}"
+    return f"{what}, 0 to {experts - 1}" if look.measure is Measure.LOAD and experts else what
+
+
+def _group(load: float) -> int:
+    level = load_level(load)
+    return 3 if level is None else 0 if level > 0 else 1 if level == 0 else 2
+
+
+def _reference_load(layer: LayerView, terms: Terms) -> Sequence[float] | None:
+    if terms.reference is None:
+        return None
+    return terms.reference.load_of(layer.index, layer.router.num_experts)
+
+
+def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
+    """Now ÷ then; 1 where both are zero, 0 where all is lost, 16 where it was nothing."""
+    return [1.0 if a == b else 16.0 if not b > 0 else a / b for a, b in zip(now, then, strict=True)]
+
+
+def _bias_ratios(bias: Sequence[float]) -> list[float]:
+    """The distance from the mean as a ratio, on the same scale in every layer."""
+    mean = sum(bias) / len(bias)
+    if not math.isfinite(mean):
+        return [1.0] * len(bias)
+    return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / FULL_BIAS)) for b in bias]
+
+
+def _levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
+    return [shade_level(ratio) for ratio in ratios]
+
+
+def _remarkable(level: int | None) -> int:
+    """The farther from fair the more; a dead expert most of all."""
+    return _MOST if level is None else abs(level)
+
+
+def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
+    """The values of each cell."""
+    return (values[at : at + size] for at in range(0, len(values), max(1, size)))
+
+
+def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
+    if not colour:
+        return load_glyph(level) * cell if cell == 1 else load_glyph(level) * (cell - 1) + " "
+    return (load_mark(level) if marked else " ").center(cell)
+
+
+def _ramp(level: int, cell: int, colour: bool) -> str:
+    if colour:
+        return " " * cell
+    glyph = ramp_glyph(level)
+    return glyph * cell if cell == 1 else glyph * (cell - 1) + " "

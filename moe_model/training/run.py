@@ -1,0 +1,146 @@
+"""A training run: its parts and its progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_model.json_types import count, number, shown
+from moe_model.model import LanguageModel, ModelOutput
+from moe_model.training.batches import Batch, TrainingBatches
+from moe_model.training.corpus import Corpus
+from moe_model.training.distributed import World
+from moe_model.training.options import Options
+
+GIVE_UP_AFTER = 20
+"""Steps in a row without a finite gradient after which a run has failed."""
+
+
+class TrainingFailedError(RuntimeError):
+    """The run cannot continue; the message contains the reason and what to do."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """The state of the loop that is neither in the model nor in the optimizer."""
+
+    step: int = 0
+    """Optimizer steps completed."""
+    loss: float = math.nan
+    """Training loss of the last step, nats per token."""
+    validation_loss: float | None = None
+    """Latest held-out loss, nats per token; none before the first evaluation."""
+    best_loss: float = math.inf
+    """Lowest held-out loss so far, nats per token."""
+    tokens_per_s: float = 0.0
+    """Speed of the last step."""
+    collapse_index: Sequence[float | None] = ()
+    """One per router: 1 balanced, 0 collapsed, ``None`` if undefined."""
+    bad_steps: int = 0
+    """Number of consecutive steps, up to the last one, whose gradient was not finite."""
+    saved_step: int | None = None
+    """Step of the latest checkpoint."""
+    entropy: Sequence[float | None] = ()
+    """One per router: entropy of its choice for a token, in nats."""
+    tokens: int = 0
+    """Tokens trained on so far."""
+    memory_bytes: int = 0
+    """Peak memory on a GPU, else the resident memory of the process."""
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
+        """The progress after ``step``; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
+        indices = saved["collapse_index"]
+        if not isinstance(indices, list):
+            raise ValueError(f"collapse_index={shown(indices)}: it must be a list.")
+        return cls(
+            step=step,
+            saved_step=step,
+            loss=math.nan if loss is None else number("loss", loss),
+            validation_loss=None if known is None else number("validation_loss", known),
+            best_loss=math.inf if best is None else number("best_loss", best),
+            bad_steps=count("bad_steps", saved["bad_steps"]),
+            tokens=count("tokens", saved["tokens"]),
+            collapse_index=[
+                None if index is None else number("collapse_index", index, 1) for index in indices
+            ],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part a checkpoint keeps, ready for JSON; the next step recomputes the rest."""
+        return {
+            "loss": _finite(self.loss),
+            "validation_loss": _finite(self.validation_loss),
+            "best_loss": _finite(self.best_loss),
+            "bad_steps": self.bad_steps,
+            "tokens": self.tokens,
+            "collapse_index": list(self.collapse_index),
+        }
+
+    def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
+        """Update from the log record of a completed step.
+
+        Raises:
+            TrainingFailedError: After too many consecutive steps without a finite gradient.
+        """
+        self.step, self.loss = record["step"], record["loss"]
+        self.tokens_per_s = record["tokens_per_s"]
+        self.tokens += record["tokens"]
+        self.memory_bytes = record["memory_bytes"]
+        self.entropy = record["router"]["entropy"]
+        self.collapse_index = collapse_index
+        self.bad_steps = 0 if math.isfinite(record["grad_norm"]) else self.bad_steps + 1
+        if self.bad_steps >= GIVE_UP_AFTER:
+            raise TrainingFailedError(
+                f"the gradient was not finite in {self.bad_steps} consecutive steps (the last is "
+                f"step {self.step}): start again with a lower --lr."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """The parts of a run."""
+
+    options: Options
+    world: World
+    """The processes that train together, often one."""
+    device: torch.device
+    dtype: torch.dtype
+    """Number format of matrix products; weights are fp32."""
+    corpus: Corpus
+    prompt: str
+    """Prompt of the sample at the end."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end it."""
+    forced_collapse: tuple[int, int] | None
+    """Index of the router to collapse on purpose, and the first step of the collapse."""
+    model: LanguageModel
+    forward: Callable[..., ModelOutput]
+    """What to call for a forward pass: the model, or its distributed wrapper."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    batches: TrainingBatches
+    held_out: Sequence[Batch]
+    progress: Progress
+    resumed_at_step: int | None
+    """First step after a resume or fork; ``None`` for a new run."""
+    judgement: bytes | None
+    """State of the diagnosis at the checkpoint."""
+    resumed_from: Path | None
+    """Folder of the checkpoint that was read."""
+    is_newest: bool
+    """Whether that checkpoint is the newest of this run: false for a fork or an earlier step."""
+    attempt: int
+    """How many times the run was started, including this time."""
+    published: dict[str, Any] | None
+    """The ``config.json`` that the model was imported with, kept for its export."""
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,141 @@
+"""Bulk logs: large, fast to write, and still true to the format and to what they say they hold."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.bulk import BulkTruth, bulk_lines, write_bulk
+from benchmarks.bulk_plan import BulkOptions
+from microscope_tui import measures
+from microscope_tui.report.check import judge
+from microscope_tui.runlog.discover import RunFile
+
+SMALL = BulkOptions(routers=11, num_experts=16, top_k=2, tokens=1024, steps=400, seed=3)
+
+
+def records(**changes: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in bulk_lines(**SMALL | changes)]
+
+
+def steps(**changes: Any) -> list[dict[str, Any]]:
+    return [record for record in records(**changes) if record["kind"] == "step"]
+
+
+def written(folder: Path, **changes: Any) -> tuple[BulkTruth, Path]:
+    path = folder / "run" / "metrics.jsonl"
+    return write_bulk(path, **SMALL | changes), path
+
+
+def balance(record: dict[str, Any], router: int) -> float:
+    effective = record["router"]["effective_experts"][router]
+    return measures.collapse_index(effective, SMALL["num_experts"], SMALL["top_k"]) or 0.0
+
+
+def test_rows_sum_to_tokens_times_k_and_no_expert_is_chosen_twice_by_a_token() -> None:
+    for record in steps(collapse=(4, 100)):
+        assert len(record["tokens_per_expert"]) == SMALL["routers"]
+        for row in record["tokens_per_expert"]:
+            assert len(row) == SMALL["num_experts"]
+            assert sum(row) == record["tokens"] * SMALL["top_k"]
+            assert 0 <= min(row) <= max(row) <= record["tokens"]
+
+
+def test_summaries_are_exactly_those_of_the_counts_of_their_line() -> None:
+    for record in steps(collapse=(4, 100)):
+        for name, values in measures.summarise(record["tokens_per_expert"]).items():
+            assert record["router"][name] == values
+        rows = record["tokens_per_expert"]
+        assert record["router"]["mean_entropy"] == [measures.load_entropy(row) for row in rows]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_keys_stand_in_the_order_that_a_fast_reader_counts_on(bias: bool) -> None:
+    record = steps(bias=bias, steps=1)[0]
+    assert list(record)[-3:] == ["router", "expert_bias", "tokens_per_expert"]
+    lengths = {len(row) for row in record["expert_bias"]}
+    assert lengths == {SMALL["num_experts"] if bias else 0}
+    assert all(len(values) == SMALL["routers"] for values in record["router"].values())
+
+
+def test_steps_are_whole_and_end_as_finished() -> None:
+    log = records()
+    assert [r["step"] for r in log if r["kind"] == "step"] == list(range(1, SMALL["steps"] + 1))
+    assert log[0]["kind"] == "run"
+    assert log[-1]["event"] == "end"
+    assert records(finished=False)[-1]["kind"] == "step"
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    _, path = written(tmp_path, collapse=(4, 100))
+    assert path.read_bytes() == b"".join(bulk_lines(**SMALL, collapse=(4, 100)))
+    assert path.read_bytes() != b"".join(bulk_lines(**SMALL | {"seed": 4}, collapse=(4, 100)))
+
+
+def test_a_collapse_shows_in_c_of_its_router_and_in_no_other() -> None:
+    log = steps(collapse=(4, 100))
+    for record in log:
+        fallen = [r for r in range(SMALL["routers"]) if balance(record, r) < 0.35]
+        if record["step"] < 100:
+            assert fallen == []
+        elif record["step"] >= 160:
+            assert fallen == [4]
+    assert balance(log[98], 4) > 0.9
+    assert balance(log[-1], 4) < 0.05
+
+
+@pytest.mark.parametrize("router", [0, 7, 8, 10])
+def test_any_router_can_collapse(router: int) -> None:
+    last = steps(collapse=(router, 100))[-1]
+    assert [r for r in range(SMALL["routers"]) if balance(last, r) < 0.35] == [router]
+
+
+def test_a_restart_stands_in_the_log_with_other_losses(tmp_path: Path) -> None:
+    log = records(restarts=[(300, 201)])
+    headers = [record for record in log if record["kind"] == "run"]
+    assert [header["resumed_at_step"] for header in headers] == [None, 201]
+    numbers = [record["step"] for record in log if record["kind"] == "step"]
+    assert numbers == [*range(1, 301), *range(201, 401)]
+    losses: dict[int, list[float]] = {}
+    for record in log:
+        if record["kind"] == "step":
+            losses.setdefault(record["step"], []).append(record["loss"])
+    assert all(len(set(losses[step])) == 2 for step in range(201, 301))
+
+
+def test_the_truth_counts_only_what_no_restart_superseded(tmp_path: Path) -> None:
+    spikes = {50: 9.0, 250: 12.0, 350: 8.0}
+    truth, path = written(tmp_path, restarts=[(300, 201)], spikes=spikes, collapse=(4, 100))
+    last = {
+        r["step"]: r["loss"]
+        for r in map(json.loads, path.read_bytes().splitlines())
+        if r["kind"] == "step"
+    }
+    assert (truth.lowest_loss, truth.highest_loss) == (min(last.values()), 9.0)
+    assert truth.spikes == (50, 350)  # the run went back to before the one at 250
+    assert (truth.last_step, truth.collapse_onset) == (400, 100)
+    assert truth.size == path.stat().st_size
+
+
+def test_a_loss_that_is_no_number_is_written_by_name() -> None:
+    log = steps(spikes={7: math.nan, 8: math.inf})
+    assert [log[6]["loss"], log[7]["loss"]] == ["NaN", "Infinity"]
+
+
+def test_a_restart_that_cannot_happen_is_refused() -> None:
+    with pytest.raises(ValueError, match="after step 100 at step 300"):
+        bulk_lines(**SMALL, restarts=[(100, 300)])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_verdict_on_a_bulk_log_is_its_collapse_and_nothing_else(
+    tmp_path: Path, bias: bool
+) -> None:
+    truth, path = written(tmp_path, collapse=(4, 200), bias=bias)
+    verdict = judge(RunFile("run", path, 0.0))
+    assert (verdict.problem, verdict.last_step) == (None, truth.last_step)
+    ((finding, _),) = verdict.findings
+    assert {episode.router_index for episode in finding.episodes} == {4}
+    assert 200 <= finding.onset < 260

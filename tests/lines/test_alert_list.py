@@ -1,0 +1,174 @@
+"""The list of alerts: their order, what is later, what a filter finds, and severity over time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines.pages.alert_list import Entry, Standing
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.watch.moment import pin_at
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+ALL = Pattern.parse("")
+
+
+@pytest.fixture
+def troubled(
+    write_log: Any, make_header: Any, make_step: Any, balanced: Any, open_log: Any
+) -> RunWatch:
+    """400 steps: L2 collapses at 100 and recovers, L3 collapses at 300 and stays so."""
+    sick, records = [2048, 2048, 0, 0, 0, 0, 0, 0], [make_header(planned_steps=400)]
+    for n in range(1, 401):
+        second = sick if 100 <= n < 180 else balanced()
+        records.append(make_step(n, [balanced(), second, sick if n >= 300 else balanced()], 2048))
+    return open_log(write_log(records))  # type: ignore[no-any-return]
+
+
+def entries(view: RunView, seen: Any = (), pattern: Pattern = ALL) -> list[Entry]:
+    return alert_list.entries_of(view, (), seen, pattern)
+
+
+def view_at(watch: RunWatch, step: int) -> RunView:
+    moment = pin_at(watch, step)
+    assert moment is not None
+    return view_of(watch, at=moment)
+
+
+def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> None:
+    found = entries(view_of(troubled))
+    assert [(e.finding.rule, e.finding.layers, e.standing) for e in found] == [
+        ("COLLAPSE", ("L3",), Standing.ACTIVE),
+        ("COLLAPSE", ("L2",), Standing.RECOVERED),
+    ]
+    assert found[0].finding.onset == 300
+
+
+def test_what_begins_behind_the_shown_step_is_later(troubled: RunWatch) -> None:
+    known = view_of(troubled).findings
+    found = alert_list.entries_of(view_at(troubled, 150), known, (), ALL)
+    assert [(e.finding.layers, e.standing) for e in found] == [
+        (("L2",), Standing.ACTIVE),
+        (("L3",), Standing.LATER),
+    ]
+    layout = alert_list.fit_alerts(found, 80)
+    line = alert_list.entry_line(found[1], layout, Glyphs.BRAILLE, chosen=False)
+    assert "later" in plain(line)
+    assert {span.role for span in line if span.text.strip()} <= {"dim", "faint"}
+    early = alert_list.entries_of(view_at(troubled, 50), known, (), ALL)
+    assert [e.standing for e in early] == [Standing.LATER, Standing.LATER]
+
+
+@pytest.mark.parametrize(
+    ("typed", "layers"),
+    [
+        ("collapse", ["L3", "L2"]),
+        ("l3", ["L3"]),
+        ("critical !l3", ["L2"]),
+        ("recovered", ["L2"]),
+        ("warning", []),
+        ("colla* L2", ["L2"]),
+    ],
+)
+def test_a_filter_finds_rules_layers_and_words_of_severity(
+    troubled: RunWatch, typed: str, layers: list[str]
+) -> None:
+    found = entries(view_of(troubled), pattern=Pattern.parse(typed))
+    assert [layer for entry in found for layer in entry.finding.layers] == layers
+
+
+def test_alerts_that_were_seen_say_so(troubled: RunWatch) -> None:
+    view = view_of(troubled)
+    first, second = entries(view)
+    again, other = entries(view, seen={first.key})
+    assert (again.seen, other.seen) == (True, False)
+    layout = alert_list.fit_alerts([again, other], 80)
+    assert plain(alert_list.entry_line(again, layout, Glyphs.ASCII, chosen=True)).endswith("seen")
+    assert "seen" in plain(alert_detail.unfolded(again, 80, 12)[0])
+    assert second.key != first.key
+
+
+def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_ribbon(
+    troubled: RunWatch,
+) -> None:
+    view = view_of(troubled)
+    active, over = entries(view)
+    marks = alert_list.severities(active, view, 40)
+    assert marks[:29] == [None] * 29
+    assert all(mark is not None for mark in marks[30:])
+    assert marks[-1] is Severity.CRITICAL
+    past = alert_list.severities(over, view, 40)
+    ended = max(e.recovered_at or 0 for e in over.finding.episodes)
+    assert [n for n, mark in enumerate(past) if mark] == list(range(9, (ended - 2) // 10 + 1))
+    line = plain(alert_list.track(active, view, 100, 40, Glyphs.ASCII))
+    assert "C===" in line
+    assert line.endswith("crit from 300") or "crit from" in line
+    assert line_width(alert_list.track(active, view, 60, 26, Glyphs.BRAILLE)) == 60
+
+
+def test_the_track_of_the_past_ends_at_the_shown_step(troubled: RunWatch) -> None:
+    view = view_at(troubled, 120)
+    (entry,) = entries(view)
+    marks = alert_list.severities(entry, view, 40)
+    assert [n for n, mark in enumerate(marks) if mark] == [9, 10, 11]
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 100, 160])
+@pytest.mark.parametrize("height", [1, 2, 5, 30])
+def test_list_and_unfolded_alert_keep_to_their_size(
+    troubled: RunWatch, width: int, height: int
+) -> None:
+    view = view_of(troubled)
+    found = entries(view)
+    layout = alert_list.fit_alerts(found, width)
+    lines = [alert_list.heads(layout), alert_list.title_line(found, width, "1 to 2 of 2")]
+    lines += [alert_list.entry_line(e, layout, Glyphs.BRAILLE, chosen=True) for e in found]
+    unfolded = alert_detail.unfolded(found[0], width, height)
+    assert {line_width(line) for line in [*lines, *unfolded]} == {width}
+    assert len(unfolded) <= height
+    assert ("more lines" in plain(unfolded[-1])) == (height == 5)
+
+
+def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
+    (active, over), view = entries(view_of(troubled)), view_of(troubled)
+    lines = (plain(line) for line in alert_detail.unfolded(active, 80, 30))
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    for part in ("collapse in L3 since step 300", "why", "next", "steps 300 to 400", "alarm at"):
+        assert part in text
+    assert "experts 0, 1" in text
+    assert "confidence exact counts" in text
+    assert "the first time" in text
+    assert "alarm at 326" in text
+    copied = alert_detail.copied_text(over, view)
+    assert copied.startswith(
+        "run step 400: crit COLLAPSE, recovered\nVerdict: Router collapse in L2"
+    )
+    assert len(copied.splitlines()) == 4
+
+
+def test_without_alerts_it_says_what_healthy_means_and_how_far_the_diagnosis_is(
+    scenario: Callable[..., Path], open_log: Any
+) -> None:
+    watch = open_log(scenario("healthy", routers=3, steps=160) / "metrics.jsonl")
+    lines = alert_detail.no_alerts(view_of(watch), 80)
+    text = "\n".join(map(plain, lines))
+    assert {line_width(line) for line in lines} == {80}
+    assert "c stays above 0.35" in text
+    assert "up to step 160" in text
+    assert plain(alert_list.title_line([], 80, "")) == " alerts   none"
+
+
+@pytest.mark.parametrize("columns", [100, 120, 200])
+def test_a_list_beside_the_unfolded_alert_writes_severity_in_words(
+    troubled: RunWatch, columns: int
+) -> None:
+    found = entries(view_of(troubled))[:1]
+    layout = alert_list.fit_alerts(found, alert_list.list_width(found, columns))
+    assert "C crit" in plain(alert_list.entry_line(found[0], layout, Glyphs.BRAILLE, chosen=False))
+    assert layout.columns <= columns - 40

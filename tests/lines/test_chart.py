@@ -1,0 +1,177 @@
+"""Charts as data: smoothing, scales, places, ticks, and bars that hide no expert."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.charts.chart import Chart, Curve, smoothed, tick_text
+from microscope_tui.lines.charts.chart_layout import arranged
+from microscope_tui.lines.charts.expert_bars import bias_bars, load_bars
+from microscope_tui.lines.charts.time_scale import TimeScale
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.history import Window
+
+FINITE = st.floats(-1e6, 1e6)
+VALUES = st.lists(st.one_of(FINITE, st.just(math.nan)), max_size=60)
+
+
+def curve(*values: float) -> Curve:
+    return Curve(range(1, len(values) + 1), [Column(v, v, v) for v in values])
+
+
+@given(VALUES, st.sampled_from([0.0, 0.6, 0.9]))
+def test_smoothing_keeps_gaps_and_stays_between_lowest_and_highest(
+    values: list[float], weight: float
+) -> None:
+    out = smoothed(values, weight)
+    assert [v == v for v in out] == [v == v for v in values]
+    known = [v for v in values if v == v]
+    slack = 1e-6 * max((abs(v) for v in known), default=0.0)
+    assert all(min(known) - slack <= v <= max(known) + slack for v in out if v == v)
+    if not weight:
+        assert [v for v in out if v == v] == known
+
+
+def test_the_first_smoothed_value_is_the_first_value() -> None:
+    assert smoothed([5.0, 5.0, 5.0], 0.9) == pytest.approx([5.0, 5.0, 5.0])
+    assert smoothed([4.0, 0.0], 0.6)[1] == pytest.approx(1.5)
+
+
+@given(VALUES, st.sampled_from([None, 0.0]), st.sampled_from([None, 1.0]))
+def test_a_scale_never_has_its_ends_in_one_place(
+    values: list[float], bottom: float | None, top: float | None
+) -> None:
+    low, high, _ = Chart("x", [curve(*values)], bottom=bottom, top=top).scale()
+    assert math.isfinite(low)
+    assert high > low
+
+
+def test_one_wild_spike_does_not_press_the_curve_flat_and_is_told() -> None:
+    chart = Chart("loss", [curve(*[2.0 + n / 100 for n in range(60)], 1e9)], bottom=None)
+    _, high, beyond = chart.scale()
+    assert high < 10
+    assert beyond == 1e9
+    assert "peak 1.0G beyond" in plain(chart.title(60, 0.0, 80, focused=False))
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 0.35, 1e-5, 8.76e-4, 123.4, 41234.0, 1e12, -0.03])
+@pytest.mark.parametrize("span", [1e-4, 0.3, 1, 7, 1000, 1e12])
+def test_labels_of_the_y_axis_fit_their_gutter(value: float, span: float) -> None:
+    assert 0 < len(tick_text(value, span)) <= 7
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=2),
+    st.integers(0, 5),
+    st.integers(24, 220),
+    st.integers(2, 70),
+    st.booleans(),
+)
+def test_stacks_fill_their_room_and_always_hold_the_focus(
+    sizes: list[int], focus_at: int, columns: int, rows: int, enlarged: bool
+) -> None:
+    stacks = [[f"{s}.{n}" for n in range(size)] for s, size in enumerate(sizes)]
+    names = [name for stack in stacks for name in stack]
+    focus = names[focus_at % len(names)]
+    layout = arranged(stacks, focus, (columns, rows), enlarged=enlarged)
+    shown = [place.name for stack in layout.stacks for place in stack]
+    assert focus in shown
+    assert sorted([*shown, *layout.hidden]) == sorted(names)
+    for stack in layout.stacks:
+        assert sum(place.height for place in stack) == rows
+        assert [place.last for place in stack] == [False] * (len(stack) - 1) + [True]
+        assert [place.name for place in stack] == [
+            n for n in names if n in shown and n in {place.name for place in stack}
+        ]
+    assert sum(stack[0].width for stack in layout.stacks) <= columns
+
+
+def test_twenty_lines_show_the_load_and_the_balance_first() -> None:
+    stacks = [["load", "bias"], ["balance", "entropy", "max-load"]]
+    layout = arranged(stacks, "load", (59, 12))
+    assert [place.name for place in layout.stacks[0]] == ["load", "balance"]
+    layout = arranged(stacks, "entropy", (59, 12))
+    assert [place.name for place in layout.stacks[0]] == ["load", "entropy"]
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**7), st.integers(8, 200), st.sampled_from(Axis))
+def test_ticks_are_as_wide_as_the_chart_and_name_steps_in_the_window(
+    first: int, span: int, width: int, axis: Axis
+) -> None:
+    time = TimeScale(Window(first, first + span), None, axis=axis)
+    line = time.tick_line(width)
+    assert line_width(line) == width
+    for label in plain(line).split():
+        assert first <= int(label.replace(",", "")) <= first + span
+    # Columns are equal stretches: with fewer steps than columns each step takes several.
+    assert time.column_of(first, width) == 0
+    assert time.column_of(first + span, width) == span * width // (span + 1)
+    assert time.column_of(first - 1, width) is None
+
+
+def test_ticks_follow_the_chosen_axis() -> None:
+    time = TimeScale(Window(1, 7200), None, (), Axis.RUN_TIME, [1, 3600], [60.0, 3660.0], 60.0)
+    assert "1h 00m" in plain(time.tick_line(60))
+    assert "0s" in plain(time.tick_line(60))
+
+
+@given(
+    st.lists(st.floats(0, 60), min_size=1, max_size=300), st.integers(9, 150), st.integers(2, 40)
+)
+def test_load_bars_fill_exactly_their_size(load: list[float], width: int, height: int) -> None:
+    for glyphs in Glyphs:
+        lines = load_bars(load, (width, height), glyphs, step=7, chosen=len(load) - 1)
+        assert len(lines) == height
+        assert all(line_width(line) == width for line in lines)
+
+
+@given(
+    st.lists(st.one_of(FINITE, st.just(math.nan), st.just(math.inf)), min_size=1, max_size=300),
+    st.integers(9, 150),
+    st.integers(2, 40),
+)
+def test_bias_bars_fill_exactly_their_size(bias: list[float], width: int, height: int) -> None:
+    for glyphs in Glyphs:
+        lines = bias_bars(bias, (width, height), glyphs, step=7, chosen=0)
+        assert len(lines) == height
+        assert all(line_width(line) == width for line in lines)
+
+
+@pytest.mark.parametrize("expert", [0, 100, 255])
+def test_one_dead_expert_of_256_is_seen_however_narrow_the_bars(expert: int) -> None:
+    load = [0.0 if e == expert else 1.0 for e in range(256)]
+    text = "\n".join(map(plain, load_bars(load, (40, 10), Glyphs.BRAILLE, step=1)))
+    assert text.count("×") == 1
+    assert "worst of 8 experts a bar" in text
+
+
+def test_the_chosen_bar_is_told_and_marked() -> None:
+    lines = load_bars([1.0, 3.25, 0.5], (60, 10), Glyphs.BRAILLE, step=12410, chosen=1)
+    assert "3.25 expert 1 at 12,410" in plain(lines[0])
+    assert [span.text for span in lines[-1] if span.role == "cursor"] == ["1"]
+    assert any(span.role == "title" for line in lines[1:-1] for span in line)
+
+
+def test_without_counts_the_chart_says_so() -> None:
+    lines: Any = load_bars(None, (40, 8), Glyphs.BRAILLE, step=0)
+    assert "no counts" in plain(lines[1])
+    assert len(lines) == 8
+
+
+@given(st.integers(4, 90), st.sampled_from([0.0, 0.6]), st.booleans())
+def test_a_title_leaves_notes_out_rather_than_cutting_them(
+    width: int, smoothing: float, focused: bool
+) -> None:
+    chart = Chart("balance c", [curve(0.5)], now=0.84, note="1 is even")
+    line = chart.title(12410, smoothing, width, focused=focused)
+    assert line_width(line) == width
+    text = plain(line)
+    if width >= 29:
+        assert "balance c   0.84 at 12,410" in text
+        assert "…" not in text

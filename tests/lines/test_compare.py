@@ -1,0 +1,252 @@
+"""What changed between two moments: ranks, pairs of layers, and layers that have no partner."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines.pages import compare, moments
+from microscope_tui.lines.spans import Span, line_width, plain
+from microscope_tui.lines.table.heat import Heat, Terms
+from microscope_tui.measures import rank_correlation
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.moment import pin_at
+from microscope_tui.watch.reference import (
+    NothingToCompare,
+    PinnedRun,
+    Reference,
+    aligned,
+    reference_in,
+    reference_of,
+)
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+NOT_FOLLOWED = lambda _: None  # noqa: E731
+LOADS = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=12
+)  # few values: many ties
+
+
+def by_definition(first: list[int], second: list[int]) -> float:
+    """Pearson's correlation of mean ranks, each counted one by one."""
+
+    def ranks(values: list[int]) -> list[Fraction]:
+        return [
+            Fraction(2 * sum(v < x for v in values) + sum(v == x for v in values) + 1, 2)
+            for x in values
+        ]
+
+    a, b = ranks(first), ranks(second)
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    together = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    spread = sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)
+    return float(together) / math.sqrt(spread) if spread else math.nan
+
+
+@given(LOADS)
+def test_the_rank_correlation_is_spearmans_with_mean_ranks_for_ties(
+    pairs: list[tuple[int, int]],
+) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    expected = by_definition(first, second)
+    found = rank_correlation([float(a) for a in first], [float(b) for b in second])
+    assert math.isnan(found) if math.isnan(expected) else found == pytest.approx(expected)
+
+
+@given(LOADS)
+def test_who_is_busy_counts_for_ranks_and_not_how_busy(pairs: list[tuple[int, int]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    stretched = [math.exp(a) for a in first]
+    found, other = rank_correlation(first, second), rank_correlation(stretched, second)
+    assert (math.isnan(found) and math.isnan(other)) or found == pytest.approx(other)
+
+
+def test_ranks_say_nothing_of_equal_loads_of_one_expert_or_of_what_is_no_number() -> None:
+    assert math.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+    assert math.isnan(rank_correlation([1.0], [1.0]))
+    assert math.isnan(rank_correlation([1.0, math.nan], [1.0, 2.0]))
+    assert rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == -1.0
+
+
+@pytest.fixture
+def make_log(write_log: Any, make_header: Any, make_step: Any, balanced: Any) -> Any:
+    """A run of some steps whose layer L2 collapses at ``sick_from``."""
+
+    def make(
+        name: str = "run", steps: int = 40, sick_from: int = 20, names: Any = ("L1", "L2", "L3")
+    ) -> Path:
+        model = {"layers": list(range(len(names))), "layer_names": list(names)}
+        records = [make_header(run=name, model=model)]
+        sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
+        for n in range(1, steps + 1):
+            rows = [sick if layer == "L2" and n >= sick_from else balanced() for layer in names]
+            records.append(make_step(n, rows, 2048, loss=8.0 - n / 10, learning_rate=1e-3))
+        path: Path = write_log(records, name=name)
+        return path
+
+    return make
+
+
+def opened(path: Path) -> RunWatch:
+    watch = RunWatch(RunFile(path.parent.name, path, 0.0))
+    watch.read_all()
+    return watch
+
+
+def at_step(watch: RunWatch, step: int) -> Reference:
+    moment = pin_at(watch, step)
+    assert moment is not None
+    return reference_of(watch.file.name, moment, watch.run)
+
+
+def drawn(view: RunView, reference: Reference, columns: int = 120, rows: int = 12) -> list[str]:
+    layout = compare.fit_compare(view, reference, columns, rows, len(view.layers))
+    heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=reference), colour=False)
+    lines = [compare.heads(layout)]
+    for layer in view.layers:
+        lines += compare.layer_lines(layer, reference, layout, heat, Glyphs.ASCII, chosen=False)
+    assert {line_width(line) for line in lines} == {columns}
+    return [plain(line) for line in lines]
+
+
+def test_a_collapse_between_the_two_moments_is_a_worse_balance_and_experts_without_tokens(
+    make_log: Any,
+) -> None:
+    watch = opened(make_log())
+    view, reference = view_of(watch), at_step(watch, 10)
+    _, first, second, _ = drawn(view, reference, rows=3)
+    assert ".00 -1.00" in second
+    assert second.endswith(" ##### ##### xxxxx xxxxx xxxxx xxxxx xxxxx xxxxx")
+    assert "-1.00" not in first
+    layer = view.layers[1]
+    assert compare.moved_text(layer, reference, 200) == (
+        f"L2: up 0 ({reference.loads[1][0]:.2g} to 4), 1 ({reference.loads[1][1]:.2g} to 4); "  # type: ignore[index]
+        "without tokens now 2, 3, 4 and 3 more"
+    )
+    assert "carries what it carried" in compare.moved_text(view.layers[0], reference, 200)
+
+
+def test_better_is_told_from_worse_by_sign_and_colour(make_log: Any) -> None:
+    watch = opened(make_log())
+    sick, well = at_step(watch, 40), pin_at(watch, 10)
+    layout = compare.fit_compare(view_of(watch), sick, 120, 3, 3)
+    heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=sick))
+
+    def roles(view: RunView, reference: Reference) -> dict[str, str]:
+        line = compare.layer_lines(
+            view.layers[1], reference, layout, heat, Glyphs.BRAILLE, chosen=False
+        )[0]
+        return {span.text.strip(): span.role for span in line}
+
+    assert roles(view_of(watch, at=well), sick)["+1.00"] == "ok"
+    assert roles(view_of(watch), at_step(watch, 10))["-1.00"] == "crit"
+
+
+def test_layers_of_two_runs_are_matched_by_name_whatever_their_place(make_log: Any) -> None:
+    one = opened(make_log("one", names=("L0", "L2", "L3", "L9")))
+    two = opened(make_log("two", names=("L2", "L3", "L4")))
+    view = view_of(two)
+    assert two.run is not None
+    raw = at_step(one, 40)
+    reference = aligned(raw, two.run)
+    assert reference.loads[:3] == [raw.loads[1], raw.loads[2], None]
+    assert aligned(reference, two.run) == reference
+    assert reference.record.router.max_load is not None
+    assert reference.record.router.max_load[2] is None
+    assert compare.why_apart(view.layers[0], reference) is None
+    assert compare.why_apart(view.layers[2], reference) == "no L4 in A"
+    assert compare.only_in_reference(view, reference) == "only in A: L0, L9"
+    assert any("no L4 in A" in line for line in drawn(view, reference))
+
+
+def test_the_second_layer_of_one_name_is_matched_with_the_second(make_log: Any) -> None:
+    one = opened(make_log("one", names=("L1", "L1")))
+    two = opened(make_log("two", names=("L0", "L1", "L1")))
+    assert two.run is not None
+    raw = at_step(one, 5)
+    assert aligned(raw, two.run).loads == [None, *raw.loads]
+
+
+def test_other_numbers_of_experts_are_said_and_their_balance_still_compared(
+    make_log: Any, write_log: Any, make_header: Any, make_step: Any
+) -> None:
+    few = make_header(run="few", model={"num_experts": 4})
+    path = write_log([few, make_step(1, [[3, 3, 2, 2]] * 3, 5)], name="few")
+    watch, other = opened(make_log()), opened(path)
+    view = view_of(watch)
+    assert watch.run is not None
+    reference = aligned(reference_in(other, 1), watch.run)
+    assert compare.why_apart(view.layers[0], reference) == "4 experts in A, 8 in B"
+    lines = drawn(view, reference)
+    assert "4 experts in A, 8 in B" in lines[1] + lines[2]
+    assert compare.moved_text(view.layers[0], reference, 99) == "L1: 4 experts in A, 8 in B"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 72, 80, 100, 120, 200])
+def test_every_width_is_filled_exactly_and_says_what_it_hides(make_log: Any, columns: int) -> None:
+    watch = opened(make_log())
+    view, reference = view_of(watch), at_step(watch, 10)
+    drawn(view, reference, columns)
+    layout = compare.fit_compare(view, reference, columns, 12, 3)
+    assert ("entropy" in layout.hidden) == (not layout.entropy)
+    remarks = Span("before"), Span("finished")
+    for brief in (True, False):
+        lines = moments.moment_lines(view, reference, columns, remarks, brief=brief)
+        assert {line_width(line) for line in lines} == {columns}
+        assert len(lines) == (2 if brief else 4)
+
+
+def test_the_moments_say_how_much_has_changed(make_log: Any) -> None:
+    watch = opened(make_log())
+    lines = moments.moment_lines(
+        view_of(watch), at_step(watch, 10), 100, (Span("a"), Span("b")), brief=False
+    )
+    heads, a, b, change = (plain(line).split() for line in lines)
+    assert heads == ["run", "step", "loss", "lr", "tokens"]
+    assert a == ["A", "run", "10", "7.00", "0.001", "2.0k", "a"]
+    assert b == ["B", "run", "40", "4.00", "0.001", "2.0k", "b"]
+    assert change == ["change", "+30", "-3.00", "same", "same"]
+
+
+def test_a_pinned_run_is_read_again_only_when_its_file_has_changed(make_log: Any) -> None:
+    path = make_log(steps=5)
+    pinned = PinnedRun(RunFile("run", path, 0.0), NOT_FOLLOWED)
+    assert pinned.at(3).step == 3
+    first = pinned._own
+    assert pinned.at(99).step == 5
+    assert pinned._own is first
+    make_log(steps=7)
+    assert pinned.at(99).step == 7
+
+
+def test_a_run_that_is_followed_anyway_is_not_read_twice(make_log: Any) -> None:
+    path = make_log()
+    watch = opened(path)
+    pinned = PinnedRun(watch.file, lambda wanted: watch if wanted == path else None)
+    assert pinned.at(7).step == 7
+    assert pinned._own is None
+
+
+def test_a_pinned_run_that_cannot_be_read_says_why(make_log: Any, tmp_path: Path) -> None:
+    path = make_log()
+    pinned = PinnedRun(RunFile("run", path, 0.0), NOT_FOLLOWED)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        pinned.at(1)
+    packed = tmp_path / "metrics.jsonl.gz"
+    packed.write_bytes(b"\x1f\x8b")
+    with pytest.raises(NothingToCompare, match="decompress it"):
+        PinnedRun(RunFile("packed", packed, 0.0), NOT_FOLLOWED).at(1)
+
+
+def test_a_pinned_run_without_a_step_says_so(write_log: Any, make_header: Any) -> None:
+    path = write_log([make_header()])
+    with pytest.raises(NothingToCompare, match="no step to compare"):
+        PinnedRun(RunFile("run", path, 0.0), NOT_FOLLOWED).at(1)

@@ -1,0 +1,102 @@
+"""Did the loss notice? Answered in numbers, and only where there are enough of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.lines.charts.course_charts import course_charts, loss_answer
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.watch.history import Window
+from microscope_tui.watch.router_health import router_health
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+
+def answered(view: RunView) -> str:
+    line = loss_answer(view, 100)
+    assert line_width(line) == 100
+    return plain(line)
+
+
+@pytest.fixture
+def make_run(make_header: Any, make_step: Any, write_log: Any, open_log: Any, balanced: Any) -> Any:
+    def make(loss: Callable[[int], Any], **changes: Any) -> RunWatch:
+        """A router that collapses at step 150 of 400, and what the loss does meanwhile."""
+        collapsed = [2048, 2048, 0, 0, 0, 0, 0, 0]
+        steps = [
+            make_step(n, [balanced(), balanced(), collapsed if n > 150 else balanced()], 2048)
+            | {"loss": loss(n)}
+            | changes
+            for n in range(1, 401)
+        ]
+        return open_log(write_log([make_header(planned_steps=400), *steps]))  # type: ignore[no-any-return]
+
+    return make
+
+
+def test_a_loss_that_goes_on_falling_does_not_show_the_collapse(make_run: Any) -> None:
+    said = answered(view_of(make_run(lambda n: 4.0 - n / 200), 80))
+    assert "COLLAPSE in L3 since 1" in said
+    assert "the loss does not show it: 3." in said
+
+
+def test_a_loss_that_rises_later_is_told_with_the_distance(make_run: Any) -> None:
+    said = answered(view_of(make_run(lambda n: 3.0 if n < 250 else 5.0), 400))
+    assert "the loss rose" in said
+    assert "steps later: 3.00 before, 5.00 now" in said
+
+
+def test_a_single_spike_is_no_rise(make_run: Any) -> None:
+    said = answered(view_of(make_run(lambda n: 9.0 if n == 300 else 3.0), 400))
+    assert "does not show it" in said
+
+
+def test_without_enough_loss_around_the_onset_nothing_is_claimed(make_run: Any) -> None:
+    watch = make_run(lambda n: 3.0)
+    assert "too near the edge" in answered(view_of(watch, 80, window=Window(200, 400)))
+
+
+def test_an_alert_of_the_run_itself_is_told_where_no_router_has_one(make_run: Any) -> None:
+    said = answered(view_of(make_run(lambda n: "NaN"), 80))
+    assert "M METER since 1" in said
+    assert "no alert in any router" in said
+
+
+def test_a_healthy_run_has_no_alert_to_compare_with(scenario: Any, open_log: Any) -> None:
+    watch = open_log(scenario("healthy", routers=3, steps=200) / "metrics.jsonl")
+    assert "no alert in any router" in answered(view_of(watch, 80))
+
+
+def test_charts_without_a_value_are_left_out_but_the_loss_always_stands(
+    make_run: Any, tmp_path: Path
+) -> None:
+    watch = make_run(lambda n: "NaN")
+    view = view_of(watch, 80)
+    charts = course_charts(view, router_health(watch, 80, view.window))
+    assert list(charts) == ["loss", "balance", "max-load"]
+    assert not charts["loss"].measured
+    assert charts["balance"].note == "in L3"
+    assert charts["balance"].now == pytest.approx(0.0)
+
+
+def test_validation_losses_are_points_of_the_loss(
+    make_header: Any, make_step: Any, write_log: Any, open_log: Any, balanced: Any
+) -> None:
+    steps: list[Any] = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 60)]
+    for at, loss in ((20, 2.5), (40, "NaN")):
+        steps.insert(
+            at,
+            {"kind": "event", "event": "eval", "step": at, "time": 1.0, "values": {"loss": loss}},
+        )
+    view = view_of(open_log(write_log([make_header(), *steps])), 80)
+    chart = course_charts(view, router_health(open_log(write_log([])), 80, view.window))["loss"]
+    assert list(chart.points) == [(20, 2.5)]
+    assert "validation 2.50 at 20" in chart.note
+
+
+def test_the_chosen_layer_is_answered_for_if_it_has_an_alert(make_run: Any) -> None:
+    view = view_of(make_run(lambda n: 3.0), 80)
+    assert "in L3" in plain(loss_answer(view, 100, 2))
+    assert "in L3" in plain(loss_answer(view, 100, 0))

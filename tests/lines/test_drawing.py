@@ -1,0 +1,189 @@
+"""Numbers as characters: nothing breaks on gaps, nothing bad is averaged away, all lines fit."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.lines import words
+from microscope_tui.lines.glyphs import (
+    Glyphs,
+    bar,
+    bin_loads,
+    load_glyph,
+    load_level,
+    merged,
+    spark,
+)
+from microscope_tui.lines.spans import Span, crop, line_width, pad, plain, width_of, wrap
+from microscope_tui.lines.table import frame, layer_row
+from microscope_tui.lines.table.heat import Heat
+from microscope_tui.lines.table.layout import MIN_COLUMNS, first_visible, fit
+from microscope_tui.lines.table.snapshot import snapshot_text
+from microscope_tui.lines.table.time_line import ribbon_width
+from microscope_tui.watch.curve import Column
+from microscope_tui.watch.view import view_of
+
+NUMBER = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
+COLUMNS = st.lists(st.builds(lambda v: Column(v, v, v), NUMBER), max_size=80)
+
+
+@given(COLUMNS, st.integers(1, 30), st.sampled_from(list(Glyphs)), st.integers(1, 4))
+def test_a_curve_always_fills_its_box_whatever_the_values(
+    columns: list[Column], width: int, glyphs: Glyphs, height: int
+) -> None:
+    lines = spark(columns, width, 1.0, glyphs, height)
+    assert [len(line) for line in lines] == [width] * height
+
+
+def test_gaps_stay_blank_and_extremes_touch_the_edges() -> None:
+    gap = Column(math.nan, math.nan, math.nan)
+    low, high = Column(0, 0, 0), Column(1, 1, 1)
+    assert spark([low, gap, high], 3, 1.0, Glyphs.BLOCK) == ["▁ █"]
+    assert spark([low, low, gap, gap, high, high], 3, 1.0, Glyphs.BRAILLE) == ["⣀ ⠉"]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))
+def test_merging_columns_keeps_both_ends_of_the_scale(values: list[float], count: int) -> None:
+    columns = merged([Column(value, value, value) for value in values], count)
+    assert len(columns) <= count or len(columns) == len(values)
+    assert min(column.low for column in columns) == min(values)
+    assert max(column.high for column in columns) == max(values)
+
+
+def test_a_curve_with_more_columns_than_cells_shows_the_whole_history() -> None:
+    history = [Column(1, 1, 1)] * 50 + [Column(0, 0, 0)] * 50
+    assert spark(history, 2, 1.0, Glyphs.BLOCK) == ["█▁"]
+
+
+def test_a_spike_inside_a_column_is_drawn() -> None:
+    assert spark([Column(0.0, 0.5, 1.0)], 1, 1.0, Glyphs.BRAILLE) == ["⢸"]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=300), st.integers(1, 80))
+def test_binning_keeps_the_load_that_is_farthest_from_fair(loads: list[float], width: int) -> None:
+    binned = bin_loads(loads, width)
+    assert len(binned) <= width
+    if 0.0 in loads:
+        assert 0.0 in binned
+    else:
+        assert max(abs(math.log2(v)) for v in loads) == max(abs(math.log2(v)) for v in binned)
+
+
+@pytest.mark.parametrize(
+    ("load", "level", "glyph"),
+    [
+        *((0.0, None, "x"), (None, None, "x"), (1.0, 0, "."), (0.7, 0, "."), (1.5, 0, ".")),
+        *((0.3, -7, "-"), (2.0, 4, "+"), (4.0, 8, "#"), (1e9, 16, "#"), (1e-9, -16, "-")),
+    ],
+)
+def test_loads_become_levels_with_a_calm_band(
+    load: float | None, level: int | None, glyph: str
+) -> None:
+    assert load_level(load) == level
+    assert load_glyph(level) == glyph
+
+
+def test_a_bar_is_as_wide_as_its_share() -> None:
+    assert bar(0.5, 4, Glyphs.BLOCK) == "██  "
+    assert bar(0.5, 4, Glyphs.ASCII) == "##  "
+    assert bar(9.0, 2, Glyphs.BLOCK) == "██"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (words.index(0.934), ".93"),
+        (words.index(1.0), "1.00"),
+        (words.index(math.nan), "NaN"),
+        (words.index(None), ""),
+        (words.percent(0.0), "·"),
+        (words.percent(0.381), "38%"),
+        (words.percent(0.001), "<1%"),
+        (words.short_number(41234.0), "41k"),
+        (words.short_number(4123.0), "4.1k"),
+        (words.age(59.0), "50 s"),
+        (words.age(7300.0), "2 h"),
+    ],
+)
+def test_numbers_are_as_short_as_their_columns(shown: str, text: str) -> None:
+    assert shown == text
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["C"]), max_size=8), max_size=6),
+    st.integers(1, 30),
+)
+def test_padding_gives_exactly_the_width(texts: list[str], width: int) -> None:
+    line = [Span(text) for text in texts]
+    assert line_width(pad(line, width)) == width
+    assert line_width(crop(line, width)) <= width
+
+
+@given(st.text(alphabet="ab ", max_size=80), st.integers(3, 20))
+def test_wrapping_loses_no_word(text: str, width: int) -> None:
+    assert " ".join(wrap(text, width)).split() == text.split()
+    assert all(width_of(line) <= width or " " not in line for line in wrap(text, width))
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 8), (256, 8)])
+@pytest.mark.parametrize("columns", [MIN_COLUMNS, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("glyphs", list(Glyphs))
+def test_every_line_of_the_table_fits_every_window(
+    scenario: Any, open_log: Any, experts: int, top_k: int, columns: int, glyphs: Glyphs
+) -> None:
+    folder = scenario(
+        "collapse", routers=3, num_experts=experts, top_k=top_k, steps=60, capacity_factor=1.25
+    )
+    watch = open_log(folder / "metrics.jsonl")
+    layout = fit(view_of(watch), columns, 24)
+    view = view_of(watch, max(1, layout.spark), ribbon_width(columns))
+    for layer in view.layers:
+        parts = [
+            (layer_row.label(layer, layout, True), layout.label),
+            (layer_row.load(layer, layout, Heat()), layout.heat),
+            (layer_row.balance(layer, layout, glyphs), layer_row.curve_width(layout)),
+            (layer_row.entropy(layer, layout, glyphs), layer_row.curve_width(layout)),
+            (layer_row.drop(layer, layout, glyphs), layout.drop),
+        ]
+        for lines, width in parts:
+            assert [line_width(line) for line in lines] == [width] * layout.row_height
+        assert sum(width for _, width in parts) + 6 <= columns
+    assert line_width(frame.header(view, columns, glyphs)) == columns
+    for lines, compact in [(3, False), (3, True), (2, True), (1, True)]:
+        verdict = frame.verdict(view, columns, lines, compact=compact)
+        assert [line_width(line) for line in verdict] == [columns] * lines
+    assert line_width(frame.column_heads(view, layout)) <= columns
+    text = snapshot_text(watch, columns, 24, glyphs)
+    assert all(width_of(line) <= columns for line in text.split("\n"))
+    assert glyphs is not Glyphs.ASCII or text.isascii()
+
+
+def test_what_does_not_fit_is_named(scenario: Any, open_log: Any) -> None:
+    folder = scenario("healthy", routers=30, num_experts=128, top_k=8, steps=20)
+    layout = fit(view_of(open_log(folder / "metrics.jsonl")), 80, 24)
+    assert "4 experts a cell" in layout.hidden
+    assert "13 more layers" in layout.hidden
+
+
+@given(st.integers(0, 40), st.integers(0, 60), st.integers(1, 41))
+def test_the_chosen_layer_is_always_visible(selected: int, first: int, visible: int) -> None:
+    shown = first_visible(visible, selected, first, 41)
+    assert shown <= selected < shown + visible
+
+
+@pytest.mark.parametrize("columns", range(MIN_COLUMNS, 120, 7))
+@pytest.mark.parametrize("lines", [2, 3])
+def test_advice_is_cut_between_words(
+    scenario: Any, open_log: Any, columns: int, lines: int
+) -> None:
+    folder = scenario("collapse", routers=10, steps=600)
+    view = view_of(open_log(folder / "metrics.jsonl"))
+    shown = frame.verdict(view, columns, lines, compact=True)[1:]
+    words = " ".join(plain(line) for line in shown).split()[1:]
+    whole = view.worst[1].next.split() if view.worst else []
+    cut = words.pop() == "…" if words[-1] == "…" else False
+    assert words == whole[: len(words)]
+    assert cut or words == whole

@@ -1,0 +1,162 @@
+"""The card of one expert: what its lines claim, and that they always fit."""
+
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import write_run
+from microscope_tui.watch.expert_history import Sample, samples
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+
+NOTHING = LoadSeries(())
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory: pytest.TempPathFactory) -> RunWatch:
+    """Experts 2 and 26 of L7 fade away."""
+    folder = tmp_path_factory.mktemp("dead")
+    write_run(folder, "dead-experts", shape=Shape(routers=8, num_experts=32, top_k=4, steps=600))
+    watch = RunWatch(RunFile("dead", folder / "metrics.jsonl", 0.0))
+    watch.read_all()
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [(0, "dead"), (0.05, "starving"), (0.3, "under"), (1, "fair"), (2, "over"), (3, "hot")],
+)
+def test_the_condition_of_an_expert_follows_its_load(load: float, words: str) -> None:
+    assert expert_card.condition(load) == words
+
+
+def test_places_count_from_the_busiest_and_the_dead_are_last() -> None:
+    load = [1.0, 3.0, 1.0, 0.0, 0.0]
+    assert [expert_card.place_of(load, e) for e in range(5)] == [2, 1, 2, 5, 5]
+
+
+def test_the_most_remarkable_expert_is_the_one_farthest_from_fair() -> None:
+    assert expert_card.most_remarkable([1.0, 0.0, 4.0]) == 1
+    assert expert_card.most_remarkable([1.0, 0.9, 4.0, 0.3]) == 2
+    assert expert_card.most_remarkable([]) == 0
+
+
+def test_a_dead_expert_is_named_with_the_onset_of_its_finding(dead: RunWatch) -> None:
+    view = view_of(dead)
+    finding, episode = next((f, f.worst) for f, _ in view.findings if f.rule == "DEAD")
+    layer, expert = view.layers[episode.router_index], episode.facts["experts"][0]  # type: ignore[index]
+    assert isinstance(expert, int)
+    first, second = expert_card.facts(view, layer, expert, NOTHING, 90)
+    assert f"dead since step {episode.onset:,}" in plain(first)
+    assert f"place {expert_card.place_of(layer.load or (), expert)} of 32" in plain(second)
+    assert "W DEAD" in plain(expert_card.title(view, layer, expert, "", 90))
+    assert f"DEAD since {finding.onset:,}" in plain(
+        expert_card.findings_line(view, layer, expert, 90)
+    )
+    other = next(e for e in range(32) if e not in episode.facts["experts"])  # type: ignore[operator]
+    assert "L7 has DEAD" in plain(expert_card.findings_line(view, layer, other, 90))
+    assert "none names it" in plain(expert_card.findings_line(view, view.layers[0], other, 90))
+
+
+def test_without_a_finding_the_samples_say_about_when_it_died(
+    make_header: Any, make_step: Any, write_log: Any, open_log: Any
+) -> None:
+    alive, gone = [4] * 8, [5, 5, 5, 5, 4, 4, 4, 0]
+    steps = [make_step(n, [gone if n > 12 else alive] * 3, 16) for n in range(1, 21)]
+    watch = open_log(write_log([make_header(), *steps]))
+    view = view_of(watch)
+    series = LoadSeries(samples(watch, 0, 20))
+    assert "dead since about step 13" in plain(
+        expert_card.facts(view, view.layers[0], 7, series, 80)[0]
+    )
+    always = LoadSeries([Sample(n, gone, None) for n in range(5, 9)])
+    assert "dead since step 5 or before" in plain(
+        expert_card.facts(view, view.layers[0], 7, always, 80)[0]
+    )
+    assert "since" not in plain(expert_card.facts(view, view.layers[0], 6, series, 80)[0])
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("colour", [True, False])
+def test_every_line_is_as_wide_as_the_screen_and_can_be_spelled_in_ascii(
+    dead: RunWatch, width: int, colour: bool
+) -> None:
+    view, series = view_of(dead), LoadSeries(samples(dead, 6, 40))
+    for layer in view.layers:
+        for expert in (0, 2, 31):
+            lines = [
+                expert_card.title(view, layer, expert, "PAUSED, now 9", width),
+                *expert_card.facts(view, layer, expert, series, width),
+                expert_card.across_layers(view, expert, layer.index, width, colour=colour),
+                expert_card.findings_line(view, layer, expert, width),
+                expert_card.comoving_line(series, expert, width),
+            ]
+            for line in lines:
+                assert line_width(line) == width
+                assert "?" not in spelled(plain(line), Glyphs.ASCII)
+
+
+def test_the_strip_of_all_layers_shows_where_the_same_number_is_dead(dead: RunWatch) -> None:
+    view = view_of(dead)
+    line = expert_card.across_layers(view, 2, 0, 80, colour=False)
+    cells = "".join(s.text.strip() for s in line if s.role.startswith("heat") or s.role == "cursor")
+    assert len(cells) == len(view.layers)
+    assert cells.count("x") == 1
+    assert cells[6] == "x"
+    assert "1 dead" in plain(line)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_comoving_experts_are_those_of_the_plain_correlation(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(40):
+        swing = rng.randrange(200)
+        noise = [rng.randrange(100) for _ in range(5)]
+        rows.append([300 + swing + noise[0], 300 + swing + noise[1], 500 - swing, *noise[2:], 50])
+    series = LoadSeries([Sample(n, row, None) for n, row in enumerate(rows, 1)])
+    found = series.comoving(0)
+    assert found is not None
+    loads = [measures.load(row) or [] for row in rows]
+    for other, r in [*found.alike, *found.opposite]:
+        expected = statistics.correlation([x[0] for x in loads], [x[other] for x in loads])
+        assert r == pytest.approx(expected, abs=1e-9)
+        assert abs(r) >= found.chance
+    assert found.alike[0][0] == 1
+    assert found.opposite[0][0] == 2
+
+
+def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() -> None:
+    few = LoadSeries([Sample(n, [n, 9, 9], None) for n in range(1, LEAST_SAMPLES)])
+    assert few.comoving(0) is None
+    assert f"too few samples to tell: {LEAST_SAMPLES - 1} of 16" in plain(
+        expert_card.comoving_line(few, 0, 80)
+    )
+    frozen = LoadSeries([Sample(n, [4, 4, 4], None) for n in range(1, 40)])
+    found = frozen.comoving(0)
+    assert found is not None
+    assert not [*found.alike, *found.opposite]
+    assert "none beyond chance" in plain(expert_card.comoving_line(frozen, 0, 80))
+
+
+def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: RunWatch) -> None:
+    view, found = view_of(dead), samples(dead, 3, 12)
+    charts = expert_card.expert_charts(view, view.layers[3], 5, LoadSeries(found), "")
+    load, place, bias = (charts[name].curves[0] for name in ("load", "place", "bias"))
+    assert list(load.steps) == [sample.step for sample in found]
+    for at, sample in enumerate(found):
+        loads = measures.load(sample.counts)
+        assert loads is not None
+        assert sample.bias is not None
+        assert load.values[at] == loads[5]
+        assert 33 - place.values[at] == expert_card.place_of(loads, 5)
+        assert bias.values[at] == sample.bias[5]

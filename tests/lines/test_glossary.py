@@ -1,0 +1,155 @@
+"""``?`` explains every word that a screen prints as a name: columns, charts, states, badges."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.app import keys
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.lines.charts.course_charts import course_charts
+from microscope_tui.lines.charts.layer_charts import layer_charts
+from microscope_tui.lines.glossary import GLOSSARY
+from microscope_tui.lines.look import Look, Measure, Order
+from microscope_tui.lines.pages import alert_list, compare, expert_card, run_list
+from microscope_tui.lines.pages.alert_detail import unfolded
+from microscope_tui.lines.pages.alert_list import Standing, entries_of, fit_alerts
+from microscope_tui.lines.pages.expert_card import condition, expert_charts
+from microscope_tui.lines.pages.load_series import LoadSeries
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import WORD_OF_SEVERITY, plain
+from microscope_tui.lines.table import frame
+from microscope_tui.lines.table.heat import Heat, Terms, terms_of
+from microscope_tui.lines.table.layout import fit
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios.write import write_run
+from microscope_tui.watch import state
+from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch.moment import pin
+from microscope_tui.watch.reference import reference_of
+from microscope_tui.watch.router_health import router_health
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+_PLAIN = """
+a against all alert at before by cell each expert experts for from in is its layers log mean no of
+per room run runs scale state step the to tokens why next
+"""
+PLAIN = frozenset(_PLAIN.split())
+"""English that needs no explanation here."""
+
+
+def names_in(text: str) -> set[str]:
+    return {word for word in re.findall(r"[a-z]+[?]?", text.lower()) if word not in PLAIN}
+
+
+def unexplained(screen: str, *texts: str) -> set[str]:
+    known = {name for words, _ in GLOSSARY[screen] for name in names_in(words)}
+    return {name for text in texts for name in names_in(text)} - known
+
+
+@pytest.fixture(scope="module", params=["collapse", "overflow", "bias-runaway"])
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunWatch:
+    folder = tmp_path_factory.mktemp("logs") / request.param
+    write_run(folder, request.param, shape=Shape(routers=3, steps=300))
+    watch = RunWatch(RunFile("run", folder / "metrics.jsonl", 0.0))
+    watch.read_all()
+    return watch
+
+
+@pytest.fixture(scope="module")
+def view(watch: RunWatch) -> RunView:
+    return view_of(watch)
+
+
+def looks() -> Iterator[Look]:
+    for measure, order in product(Measure, Order):
+        yield Look(measure=measure, order=order)
+
+
+def test_every_column_of_the_main_screen(view: RunView) -> None:
+    for look, columns in product(looks(), (60, 80, 100, 120, 200)):
+        layout = fit(view, columns, 40)
+        for terms in (terms_of(view.run, None), Terms(ranks=4)):
+            heads = plain(frame.column_heads(view, layout, Heat(look, terms)))
+            assert not unexplained("main", heads), heads
+
+
+def test_every_chart(watch: RunWatch, view: RunView) -> None:
+    for layer in view.layers:
+        titles = [chart.name for chart in layer_charts(view, layer).values()]
+        assert not unexplained("layer", *titles, "load", "bias")
+        titles = [c.name for c in expert_charts(view, layer, 0, LoadSeries(()), "").values()]
+        assert not unexplained("expert", *titles)
+    health = router_health(watch, 20, view.window)
+    assert not unexplained("course", *(c.name for c in course_charts(view, health).values()))
+
+
+def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
+    entries = entries_of(view, (), (), Pattern.parse(""))
+    assert not unexplained("alerts", plain(alert_list.heads(fit_alerts(entries, 100))))
+    labels = [
+        line[0].text for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1
+    ]
+    assert not unexplained("alerts", *labels)
+    layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
+    assert not unexplained("runs", plain(run_list.run_heads(layout)), "open pinned")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_every_column_of_a_comparison(watch: RunWatch, view: RunView, columns: int) -> None:
+    moment = pin(watch)
+    assert moment is not None
+    reference = reference_of("run", moment, watch.run)
+    layout = compare.fit_compare(view, reference, columns, 20, 3)
+    assert not unexplained("compare", plain(compare.heads(layout)), layout.hidden)
+
+
+def test_every_state_badge_and_condition() -> None:
+    listed_only = {state.RunState.ARCHIVED, state.RunState.ERROR, state.RunState.UNKNOWN}
+    ended = set(state.RunState) - listed_only
+    assert set(frame.STATE_ROLES) <= ended
+    for screen in GLOSSARY:
+        assert not unexplained(screen, *ended)
+    assert not unexplained(
+        "runs", "archived", "error", "to be judged, not judged", "healthy", "solo", "selected"
+    )
+    assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
+    assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
+    assert not unexplained("alerts", *Standing, *WORD_OF_SEVERITY.values())
+    assert not unexplained("alerts", *(severity.label for severity in Severity))
+    conditions = {condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
+    assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}
+    for screen in ("main", "expert", "compare"):
+        assert not unexplained(screen, *conditions)
+
+
+def test_every_quadrant() -> None:
+    grid = [None, 0.0, 0.05, 0.1, 0.3, 0.6, 1.0]
+    found = {measures.quadrant(c, i, lift) for c, i, lift in product(grid, grid, [None, 1.0, 9.0])}
+    assert found - {None} == {"collapsed", "specialised", "uniform", "undecided"}
+    assert not unexplained("layer", *filter(None, found))
+
+
+def test_every_screen_of_a_run_has_its_words_and_no_word_twice() -> None:
+    assert set(GLOSSARY) == set(keys.screens()) - {"waiting", "help"}
+    for screen, words in GLOSSARY.items():
+        names = [name.strip() for entry, _ in words for name in entry.split(",")]
+        assert len(names) == len(set(names)), screen
+
+
+def test_rank_means_a_device_and_nothing_else() -> None:
+    (means,) = {
+        means for words in GLOSSARY.values() for word, means in words if word.startswith("rank")
+    }
+    assert "parallelism" in means
+    for module in (expert_card, compare):
+        texts = re.findall(
+            r'"[^"]*"', re.sub(r'""".*?"""', "", inspect.getsource(module), flags=re.S)
+        )
+        assert not [text for text in texts if re.search(r"\brank", text)], module

@@ -1,0 +1,104 @@
+"""What is typed after ``/`` filters as it says, and nothing that is typed can hang the screen."""
+
+import fnmatch
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.lines.pattern import MOST_CHARACTERS, Pattern, equals_glob
+
+NAMES = ["L1.moe", "L12.moe", "L3.dense", "exp/lr 3e-4"]
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=20).filter(
+    lambda word: not set("!*?") & set(word)
+)
+
+
+def kept(text: str) -> list[str]:
+    pattern = Pattern.parse(text)
+    assert pattern.error == ""
+    return [name for name in NAMES if pattern.matches(name)]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", NAMES),
+        ("  ", NAMES),
+        ("MOE", ["L1.moe", "L12.moe"]),
+        ("moe 12", ["L12.moe"]),
+        ("l1 !12", ["L1.moe"]),
+        ("!moe  !lr", ["L3.dense"]),
+        (".", ["L1.moe", "L12.moe", "L3.dense"]),
+        ("p/l", ["exp/lr 3e-4"]),
+        ("L1*", ["L1.moe", "L12.moe"]),
+        ("l?.*", ["L1.moe", "L3.dense"]),
+        ("L?.moe", ["L1.moe"]),
+        ("!l?.*", ["L12.moe", "exp/lr 3e-4"]),
+        ("*.dense", ["L3.dense"]),
+        ("3*", ["exp/lr 3e-4"]),
+        ("exp*4", []),  # a glob is one word of the name, not all of it
+        ("*", NAMES),
+        ("moe !*2*", ["L1.moe"]),
+    ],
+)
+def test_words_must_all_be_there_and_negated_ones_must_not(text: str, names: list[str]) -> None:
+    assert kept(text) == names
+
+
+@pytest.mark.parametrize("text", ["!", " ! ", "! !"])
+def test_what_is_only_begun_filters_nothing_yet(text: str) -> None:
+    assert kept(text) == NAMES
+
+
+@pytest.mark.parametrize("text", ["(", "[a", "abc\\", "a{9}", "+", "^L1$", "/L1/"])
+def test_signs_of_regular_expressions_are_themselves(text: str) -> None:
+    assert kept(text) == []
+    assert Pattern.parse(text).matches(f"before {text} behind")
+
+
+def test_a_long_text_filters_nothing_and_says_so() -> None:
+    pattern = Pattern.parse("a" * (MOST_CHARACTERS + 1))
+    assert pattern.error == "longer than 100 characters: shorten it"
+    assert all(pattern.matches(name) for name in NAMES)
+
+
+@pytest.mark.parametrize("glob", ["*a" * 49 + "*b", "*" * 99 + "b", "?*" * 49 + "b", "a*" * 50])
+def test_the_worst_glob_takes_no_more_than_a_step_for_each_pair_of_characters(glob: str) -> None:
+    name = Counted("a" * 5_000)
+    equals_glob(name, glob)
+    assert name.looked_at <= len(name) * (len(glob) + 1)
+
+
+class Counted(str):
+    """A text that counts how often one of its characters is looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, at: object) -> str:
+        self.looked_at += 1
+        return super().__getitem__(at)  # type: ignore[index]
+
+
+@given(st.text(max_size=120), st.text(max_size=300))
+def test_no_text_raises_and_an_error_matches_everything(text: str, name: str) -> None:
+    pattern = Pattern.parse(text)
+    assert pattern.matches(name) or not pattern.error
+
+
+@given(st.lists(WORDS, max_size=4), WORDS)
+def test_a_name_matches_its_own_words_in_any_case(words: list[str], other: str) -> None:
+    name = " ".join([other, *reversed(words)])
+    assert Pattern.parse(" ".join(words)).matches(name)
+    assert Pattern.parse(" ".join(words)).matches(name.casefold())
+
+
+@given(WORDS, st.text(max_size=60))
+def test_a_word_and_its_negation_part_all_names(word: str, name: str) -> None:
+    assert Pattern.parse(word).matches(name) is not Pattern.parse(f"!{word}").matches(name)
+
+
+@given(st.text("ab*?", min_size=1, max_size=14), st.text("ab1", max_size=12))
+def test_a_glob_means_what_the_standard_library_says(glob: str, word: str) -> None:
+    assert equals_glob(word, glob) is bool(re.match(fnmatch.translate(glob), word))

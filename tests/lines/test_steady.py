@@ -1,0 +1,182 @@
+"""Levels that are held: never far from the truth, never late for the dead, deaf to noise."""
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from microscope_tui.lines.glyphs import FAIR_WITHIN, is_calm, shade_level
+from microscope_tui.lines.table.steady import (
+    CALM_HYSTERESIS,
+    HYSTERESIS,
+    MOST_KEYS,
+    SteadyLevels,
+)
+
+OCTAVES = st.floats(-6, 6)
+LOAD = st.just(0.0) | OCTAVES.map(lambda octaves: 2.0**octaves)
+WALK = st.lists(LOAD, min_size=1, max_size=40)
+FINE = (*range(-16, -2), -1, 0, 1, *range(3, 17))
+COARSE = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
+
+
+def edges(level: int, *, coarse: bool) -> tuple[float, float]:
+    """The octaves from which to which a level is the true one, worked out independently."""
+    if coarse and level == 0:
+        return -0.7, 0.65
+    if abs(level) <= 1:
+        ends = (-0.7, -FAIR_WITHIN, FAIR_WITHIN, 0.65)
+        return ends[level + 1], ends[level + 2]
+    half = 2.0 if coarse else 0.5
+    low, high = (level - half) / 4, (level + half) / 4
+    if level > 0:
+        return max(low, 0.65), math.inf if level == 16 else high
+    return -math.inf if level == -16 else low, min(high, -0.7)
+
+
+@given(LOAD)
+def test_the_first_level_is_that_of_the_load_alone(load: float) -> None:
+    if load > 0:  # on an edge itself either side will do
+        assume(abs((4 * math.log2(load)) % 1 - 0.5) > 1e-9)
+    assert SteadyLevels().levels("L1", [load]) == [shade_level(load)]
+
+
+@pytest.mark.parametrize("load", [0.0, -1.0, math.nan, math.inf, 5e-324, 2**0.65, 2**-0.7])
+def test_odd_loads_have_the_level_that_they_should(load: float) -> None:
+    expected = 16 if load == math.inf else shade_level(load)
+    assert SteadyLevels().levels("L1", [load]) == [expected]
+
+
+@given(WALK, st.booleans())
+def test_a_level_is_never_further_from_the_load_than_the_hysteresis(
+    walk: list[float], coarse: bool
+) -> None:
+    steady = SteadyLevels()
+    for load in walk:
+        (level,) = steady.levels("L1", [load], coarse)
+        assert (level is None) == (load == 0)
+        if level is not None:
+            low, high = edges(level, coarse=coarse)
+            reach = CALM_HYSTERESIS if abs(level) <= 1 else HYSTERESIS
+            assert low - reach - 1e-9 <= math.log2(load) <= high + reach + 1e-9
+
+
+@given(WALK, st.booleans())
+def test_a_level_changes_only_to_the_true_one(walk: list[float], coarse: bool) -> None:
+    steady, before = SteadyLevels(), None
+    for load in walk:
+        shown = steady.levels("L1", [load], coarse)
+        if shown != before:
+            true = SteadyLevels().levels("L1", [load], coarse)
+            held = before is not None and is_calm(*before) and is_calm(*shown)
+            assert shown == true or (held and not is_calm(*true))
+        before = shown
+
+
+@given(WALK, st.booleans(), st.booleans())
+def test_a_load_that_only_rises_or_falls_passes_through(
+    walk: list[float], coarse: bool, falls: bool
+) -> None:
+    steady = SteadyLevels()
+    ordered = sorted((load for load in walk if load), reverse=falls)
+    shown = [level for load in ordered for level in steady.levels("L1", [load], coarse)]
+    assert shown == sorted((level for level in shown if level is not None), reverse=falls)
+
+
+@given(st.sampled_from(FINE), st.sampled_from(FINE))
+def test_a_jump_over_a_whole_level_is_seen_at_once(before: int, after: int) -> None:
+    assume(abs(FINE.index(before) - FINE.index(after)) > 1)
+    assume(not (is_calm(before) and abs(after) == 3))  # the band is held as a whole
+    steady = SteadyLevels()
+    steady.levels("L1", [2 ** (before / 4)])
+    assert steady.levels("L1", [2 ** (after / 4)]) == [after]
+
+
+@given(
+    st.sampled_from([-3.5, -2.8, 2.6, 3.5, 7.5, 12.5]),
+    st.lists(st.floats(-0.062, 0.062), min_size=2, max_size=60),
+)
+def test_noise_around_an_edge_repaints_nothing(edge: float, noise: list[float]) -> None:
+    steady = SteadyLevels()
+    rows = [steady.levels("L1", [2 ** (edge / 4 + tremble)]) for tremble in noise]
+    assert rows == [rows[0]] * len(rows)
+
+
+@given(st.lists(st.floats(0.56, 1.74), min_size=1, max_size=60))
+def test_a_calm_expert_stays_calm_a_little_beyond_its_band(loads: list[float]) -> None:
+    steady = SteadyLevels()
+    steady.levels("L1", [1.0])
+    assert all(is_calm(*steady.levels("L1", [load])) for load in loads)
+
+
+@given(LOAD.filter(bool), st.booleans())
+def test_death_and_revival_are_never_held_back(load: float, coarse: bool) -> None:
+    steady = SteadyLevels()
+    (alive,) = steady.levels("L1", [load], coarse)
+    assert alive is not None
+    assert steady.levels("L1", [0.0], coarse) == [None]
+    assert steady.levels("L1", [load], coarse) == [alive]
+    steady.levels("L1", [5e-324], coarse)
+    assert steady.levels("L1", [0.0], coarse) == [None]
+
+
+@given(st.lists(LOAD, max_size=20))
+def test_coarse_levels_are_few_and_calm_is_as_wide(loads: list[float]) -> None:
+    coarse = SteadyLevels().levels("L1", loads, coarse=True)
+    fine = SteadyLevels().levels("L1", loads)
+    assert {level for level in coarse if level is not None} <= set(COARSE)
+    for few, many in zip(coarse, fine, strict=True):
+        assert (few is None, few == 0) == (many is None, is_calm(many))
+        if few is not None and many is not None:
+            assert abs(few - many) <= 2
+
+
+def test_every_level_can_be_reached() -> None:
+    loads = [2 ** (octaves / 16) for octaves in range(-96, 97)]
+    assert set(SteadyLevels().levels("L1", loads)) == set(FINE)
+    assert set(SteadyLevels().levels("L1", loads, coarse=True)) == set(COARSE)
+
+
+def test_memory_is_that_of_the_key_the_place_the_length_and_the_scale() -> None:
+    near = 2**0.7  # calm if it was calm before, over the fair share otherwise
+    steady = SteadyLevels()
+    steady.levels("L1", [1.0, 2.0])
+    assert steady.levels("L1", [near, near]) == [1, 3]
+    assert steady.levels("L2", [near, near]) == [3, 3]
+    steady.levels("L1", [1.0, 1.0])
+    assert steady.levels("L1", [near]) == [3]
+    steady.levels("L1", [1.0])
+    assert steady.levels("L1", [near], coarse=True) == [4]
+    assert steady.levels("L1", [near]) == [3]
+
+
+def test_a_key_is_forgotten_after_more_than_a_thousand_others() -> None:
+    near, steady = 2**0.7, SteadyLevels()
+    for key in range(5):
+        steady.levels(key, [1.0])
+    for other in range(1000, 1000 + MOST_KEYS - 5):
+        steady.levels(other, [1.0])
+    assert MOST_KEYS > 1000
+    assert steady.levels(0, [near]) == [1]  # asked for again: among the last to go
+    steady.levels("one more", [1.0])
+    assert steady.levels(1, [near]) == [3]
+    assert steady.levels(0, [near]) == [1]
+
+
+@given(st.floats(0.02, 0.16), st.lists(st.floats(-2.9, 2.9), min_size=1, max_size=60), OCTAVES)
+def test_noise_that_was_measured_moves_no_cell(
+    noise: float, deviations: list[float], octaves: float
+) -> None:
+    """Up to three standard deviations, wherever the mean lies: also on an edge."""
+    steady = SteadyLevels()
+    first = steady.levels("L1", [2.0**octaves], noise=noise)
+    for deviation in deviations:
+        load = 2.0 ** (octaves + noise * deviation)
+        assert steady.levels("L1", [load], noise=noise) == first
+
+
+def test_no_noise_however_large_hides_an_octave() -> None:
+    steady = SteadyLevels()
+    steady.levels("L1", [2.0], noise=9.0)
+    assert steady.levels("L1", [4.0], noise=9.0) == [8]

@@ -1,0 +1,78 @@
+"""Labels at both ends of the time ribbon are whole, whatever the axis counts."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.lines.axis import Axis
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.spans import plain
+from microscope_tui.lines.table.time_line import ribbon
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.watch.history import Window
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
+
+HOUR, DAY = 3600.0, 86400.0
+BEGAN = 1_795_560_003.0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunView:
+    from microscope_tui.scenarios.shape import Shape
+    from microscope_tui.scenarios.write import write_run
+
+    folder: Path = tmp_path_factory.mktemp("logs") / "run"
+    write_run(folder, "healthy", shape=Shape(routers=2, steps=60))
+    watch = RunWatch(RunFile("run", folder / "metrics.jsonl", 0.0))
+    watch.read_all()
+    return view_of(watch)
+
+
+def lasting(view: RunView, seconds: float, *, first: int = 1) -> RunView:
+    """The same run, as long as that, seen from a step on."""
+    assert view.run is not None
+    assert view.record is not None
+    times = [BEGAN + seconds * at / len(view.axis) for at in range(len(view.axis))]
+    record: Any = view.record
+    changed = type(record)(**{name: getattr(record, name) for name in record.__struct_fields__})
+    changed.time = BEGAN + seconds
+    return replace(
+        view,
+        run=replace(view.run, time=BEGAN),
+        record=changed,
+        times=[t for t in times if t is not None],
+        window=Window(first, view.window.last),
+    )
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+@pytest.mark.parametrize("shown", ["live", "PAUSED, now 12,345", "PLAYING 16x, now 12,345"])
+@pytest.mark.parametrize("seconds", [90.0, 2 * HOUR, 20 * HOUR, 40 * DAY])
+@pytest.mark.parametrize("axis", [Axis.CLOCK, Axis.RUN_TIME])
+def test_no_label_of_time_is_cut(
+    whole: RunView, axis: Axis, seconds: float, shown: str, columns: int
+) -> None:
+    text = plain(ribbon(lasting(whole, seconds), columns, Glyphs.BRAILLE, shown, axis))
+    assert len(text) <= columns
+    start, end = text[:8].strip(), text.split("▏")[-1].strip()
+    clock, day = r"\d\d:\d\d(:\d\d)?", r"\d\d [A-Z][a-z]{2}"
+    if axis is Axis.CLOCK:
+        assert re.fullmatch(day if seconds > 2 * DAY else r"\d\d:\d\d", start), text
+        assert re.match(rf"({day} )?{clock} ", end + " "), text
+    else:
+        assert re.fullmatch(r"\d+[smhd]( \d\d[smh])?", start), text
+        assert re.match(r"\d+[smhd]( \d\d[smh])? ", end + " "), text
+    word = re.split("[, ]", shown)[0]
+    assert word in end, text
+    assert not re.search(r"now [\d,]*$", end) or shown.split(", ", 1)[1] in end, (
+        text
+    )  # whole or not
+
+
+def test_a_clock_of_one_day_does_not_repeat_the_day(whole: RunView) -> None:
+    text = plain(ribbon(lasting(whole, 90.0), 120, Glyphs.BRAILLE, "live", Axis.CLOCK))
+    assert re.search(r"▏ (\d\d [A-Z][a-z]{2} )?\d\d:\d\d:\d\d live$", text)

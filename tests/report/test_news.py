@@ -1,0 +1,108 @@
+"""What is news in a run that is followed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.report.check_text import news_text
+from microscope_tui.report.news import Alerts
+from microscope_tui.runlog.records import RouterInfo, RunRecord
+
+ROUTERS = tuple(RouterInfo(f"L{n}", n, 8, 2) for n in range(3))
+
+
+@dataclass
+class Judged:
+    """As much of a diagnosis as the alerts look at."""
+
+    episodes: list[Episode] = field(default_factory=list)
+    last_step: int = 500
+    run: RunRecord = field(default_factory=lambda: RunRecord("r", ROUTERS))
+    profile: str = "pretrain"
+    checkpoints: tuple[int, ...] = ()
+
+
+def episode(index: int = 0, **changes: Any) -> Episode:
+    about = {
+        "rule": "DROPS",
+        "router_index": index,
+        "router": ROUTERS[index],
+        "severity": Severity.WARN,
+        "onset": 100,
+        "alarm": 120,
+        "last": 130,
+        "value": 0.1,
+        "limit": 0.05,
+    }
+    return Episode(**(about | changes))
+
+
+def news(alerts: Alerts, judged: Judged) -> list[tuple[str, tuple[str, ...]]]:
+    found: Any = alerts.news(judged)  # type: ignore[arg-type]
+    return [(alert.event, alert.finding.layers) for alert in found]
+
+
+def test_the_first_look_tells_what_is_going_on_and_nothing_that_was_over() -> None:
+    judged = Judged([episode(0), episode(1, recovered_at=200)])
+    assert news(Alerts(), judged) == [("opened", ("L0",))]
+
+
+def test_nothing_is_told_twice_and_every_change_once() -> None:
+    alerts, judged = Alerts(), Judged()
+    assert news(alerts, judged) == []
+    judged.episodes = [episode(0), episode(1)]
+    assert news(alerts, judged) == [("opened", ("L0", "L1"))]
+    assert news(alerts, judged) == []
+    judged.episodes[1].severity = Severity.CRITICAL
+    assert news(alerts, judged) == [("worse", ("L1",))]
+    judged.episodes[0].recovered_at = 300
+    assert news(alerts, judged) == [("recovered", ("L0",))]
+    judged.episodes[0].recovered_at = None  # it never was over
+    assert news(alerts, judged) == [("opened", ("L0",))]
+
+
+def test_what_came_and_went_between_two_looks_is_told_as_over() -> None:
+    alerts, judged = Alerts(), Judged()
+    news(alerts, judged)
+    judged.episodes = [episode(2, recovered_at=200)]
+    (alert,) = alerts.news(judged)  # type: ignore[arg-type]
+    assert (alert.event, alert.finding.active) == ("opened", False)
+    assert "recovered" in news_text(alert)
+
+
+def test_what_a_restart_took_back_is_news_when_it_returns() -> None:
+    alerts, judged = Alerts(), Judged([episode(0)])
+    assert news(alerts, judged)
+    judged.episodes = []
+    assert news(alerts, judged) == []
+    judged.episodes = [episode(0)]
+    assert news(alerts, judged) == [("opened", ("L0",))]
+
+
+def test_what_began_before_the_range_is_no_news() -> None:
+    assert news(Alerts(since_step=101), Judged([episode(0, onset=100)])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "first_line", "lines"),
+    [
+        ({}, "step 500: WARN DROPS: Dropped tokens in L0 since step 100", 3),
+        ({"severity": Severity.CRITICAL}, "step 500: worse: CRIT DROPS: Dropped tokens in L0", 3),
+        ({"recovered_at": 200}, "step 500: recovered: WARN DROPS: Dropped tokens in L0 from", 1),
+    ],
+)
+def test_an_alert_is_a_block_and_a_recovery_a_line(
+    change: dict[str, Any], first_line: str, lines: int
+) -> None:
+    alerts, judged = Alerts(), Judged()
+    if change:
+        judged.episodes = [episode(0)]
+    alerts.news(judged)  # type: ignore[arg-type]
+    judged.episodes = [episode(0, **change)]
+    (alert,) = alerts.news(judged)  # type: ignore[arg-type]
+    text = news_text(alert).splitlines()
+    assert text[0].startswith(first_line)
+    assert len(text) == lines

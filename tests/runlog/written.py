@@ -1,0 +1,39 @@
+"""What tests of the writers share: small records, what stands in a log, and other processes."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"kind": "step", "step": number}
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def steps(path: Path) -> list[int]:
+    return [r["step"] for r in records(path) if r["kind"] == "step"]
+
+
+def lost(path: Path) -> int:
+    """Records that the log says are missing."""
+    return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
+
+
+def run_python(head: str, code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process of its own; it must end well, and within a minute."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done

@@ -1,0 +1,85 @@
+"""The benchmark that asks whether the mixture pays compares what it says it compares."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import dense_twin
+from moe_model.config import PRESETS, ModelConfig
+from moe_model.training.corpus import Corpus
+from moe_model.training.options import Options
+from moe_model.training.resolve import resolve
+from moe_model.training.sources import load_documents
+from moe_model.training.tokenizing import make_tokenizer
+
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,
+    "moe_intermediate_size": 16, "num_attention_heads": 2, "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "max_position_embeddings": 32,
+}  # fmt: skip
+"""That of the runs in this folder."""
+
+
+def test_the_mixture_is_trained_as_by_the_trainer(
+    train: Callable[..., int],
+    read_log: Callable[[str], list[dict[str, Any]]],
+    text_file: Path,
+) -> None:
+    assert train("--run=r", "--steps=20", "--eval-every=20", "--lr=3e-3", "--seed=1") == 0
+    expected = next(r["values"]["loss"] for r in read_log("r") if r.get("event") == "eval")
+    options = resolve(
+        Options(data=str(text_file), steps=20, lr=3e-3, seed=1, batch_size=4, seq_len=32,
+                dtype="fp32", run="r")
+    )  # fmt: skip
+    documents = load_documents(options.data)
+    tokenizer = make_tokenizer("char", documents, None)
+    config = ModelConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE)
+    corpus = Corpus.build(documents, tokenizer, 32, 0, cache=None)
+    held_out, training = dense_twin.train("mixture", options, config, corpus)
+    last = [r["loss"] for r in read_log("r") if r["kind"] == "step"][-2:]
+    assert training == pytest.approx(sum(last) / 2, rel=1e-5)
+    assert held_out == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_the_twin_has_at_least_the_active_weights_and_hardly_more(preset: str) -> None:
+    mixture = ModelConfig.preset(preset, **{"vocab_size": 65, **PRESETS[preset]})
+    twin = sum(p.numel() for p in dense_twin.DenseTwin(mixture).parameters())
+    assert 1 <= twin / mixture.active_parameters() < 1.005
+
+
+def test_a_finished_run_is_not_trained_again_and_another_recipe_is(
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained = []
+
+    def one(
+        name: str, options: Options, config: ModelConfig, corpus: Corpus
+    ) -> tuple[float, float]:
+        trained.append((name, options.steps, options.seed, options.lr))
+        return options.steps + options.lr * (1 if name == "dense" else -1), 0.0
+
+    def run(*more: str) -> str:
+        flags = [f"--data={text_file}", f"--results={tmp_path / 'twin.jsonl'}", "--seeds=2"]
+        monkeypatch.setattr(
+            sys, "argv", ["x", *flags, "--steps", "3", "5", "--rates", "1", "2", *more]
+        )
+        dense_twin.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(dense_twin, "train", one)
+    assert "| 5 | dense | 1 | 6.000, 6.000 | 6.000 |" in run()
+    assert ("mixture", 5, 1, 2.0) in trained, "the best of the learning rates goes on"
+    assert len(trained) == 2 * (2 + 3)
+    assert "| 3 | mixture | 2 | 1.000, 1.000 | 1.000 |" in run()
+    assert len(trained) == 10
+    run("--only", "mixture", "--change", "initializer_range=0.5")
+    assert len(trained) == 15

@@ -1,0 +1,60 @@
+"""The checks for a GPU, on the CPU: what they find is found, and the report says no more."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_checks, gpu_report
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_report.main(["--out", str(tmp_path / "r.json")]) == 64
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no usable GPU" in said
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler says about itself
+def test_every_check_passes_on_a_cpu_and_the_report_names_no_host(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    assert gpu_report.main(["--device", "cpu", "--out", str(out)]) == 0
+    text = out.read_text("utf-8")
+    report = json.loads(text)
+    assert {name for name, check in report["checks"].items() if check["passed"]} == set(
+        gpu_checks.CHECKS
+    )
+    assert all(check["numbers"] for check in report["checks"].values())
+    for private in (socket.gethostname(), str(Path.home()), "/tmp", getpass.getuser() + "@"):
+        assert private not in text
+
+
+def test_a_check_that_breaks_or_fails_is_told_without_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(place: gpu_checks.Place) -> gpu_checks.Result:
+        raise OSError(f"{place.folder} is full")
+
+    wrong = {"broken": broken, "wrong": lambda place: (False, {"apart": 1.0})}
+    monkeypatch.setattr(gpu_report, "CHECKS", wrong)
+    assert gpu_report.main(["--device", "cpu", "--out", str(tmp_path / "r.json")]) == 1
+    checks = json.loads((tmp_path / "r.json").read_text("utf-8"))["checks"]
+    assert checks["broken"]["error"] == "OSError"
+    assert "full" not in json.dumps(checks)
+    assert checks["wrong"]["passed"] is False
+
+
+def test_other_weights_fail_the_comparison() -> None:
+    one = gpu_checks.losses_and_gradients(torch.device("cpu"), torch.float32)
+    other = (one[0], {name: 1.1 * gradient for name, gradient in one[1].items()})
+    assert gpu_checks.compared(one, one, 1e-4, 1e-3)[0]
+    assert not gpu_checks.compared(other, one, 1e-4, 1e-3)[0]

@@ -1,0 +1,110 @@
+"""How often a training step waits for the device: every read of a tensor by the host, counted.
+
+On a CPU a read costs nothing, on a GPU it empties the queue. Where there is no GPU they are counted
+as torch is asked for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe_model import experts
+from moe_model.training.batches import TrainingBatches
+
+ROUTERS = 2
+READS = {"tolist", "cpu", "numpy", "__array__"}
+WAITING_OPERATORS = {
+    "_local_scalar_dense", "nonzero", "bincount", "equal", "is_nonzero",
+    "masked_select", "_unique2",
+}  # fmt: skip
+
+
+class HostReads(TorchFunctionMode):
+    """What Python asks for directly: ``tolist`` of a CPU tensor is no operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if getattr(func, "__name__", "") in READS:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Operators whose result the host needs, and copies between devices."""
+
+    def __init__(self, reads: HostReads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket.__name__ in WAITING_OPERATORS:
+            self.reads.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("way", "more", "expected"),
+    [
+        ("grouped", (), ["tolist"]),
+        ("grouped", ("--capacity-factor=1.0", "--drop-policy=weight"), ["tolist"]),
+        ("grouped", ("--mtp", "--grad-accum=2"), ["tolist"]),
+        ("in turn", (), ["tolist"] * (ROUTERS + 1)),
+    ],
+)
+def test_a_step_reads_its_report_and_nothing_else(
+    train: Callable[..., int],
+    trainer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    more: tuple[str, ...],
+    expected: list[str],
+) -> None:
+    """One read a step with grouped products, one more a router and pass without.
+
+    Batches are drawn by the host from tensors of its own, which is not counted.
+    """
+    steps: list[list[str]] = []
+    plain, draw = trainer.optimizer_step, TrainingBatches.draw
+    counting: list[HostReads] = []
+
+    def drawn(batches: TrainingBatches) -> Any:
+        before = len(counting[-1].names)
+        found = draw(batches)
+        del counting[-1].names[before:]
+        return found
+
+    def counted(run: Any, step: int) -> dict[str, Any]:
+        reads = HostReads()
+        counting.append(reads)
+        with reads, Operators(reads):
+            record = plain(run, step)
+        steps.append(reads.names)
+        return record
+
+    monkeypatch.setattr(experts, "_grouped_is_better", lambda *_: way == "grouped")
+    monkeypatch.setattr(trainer, "optimizer_step", counted)
+    monkeypatch.setattr(TrainingBatches, "draw", drawn)
+    assert train("--run=r", "--steps=2", *more) == 0
+    assert steps == [expected, expected]
+
+
+def test_deterministic_operations_are_asked_for(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        assert train("--run=r", "--steps=2", "--mtp", "--deterministic") == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
