@@ -120,7 +120,9 @@ def test_a_compiled_layer_is_the_same_layer(dtype: str, recompute: bool) -> None
         F.cross_entropy(logits_BSV.float().flatten(0, 1), ids_BS.flatten()).backward()
         gradients.append([p.grad for p in model.parameters()])
         counts.append(model.readings.counts_LE)
-    assert torch.equal(*counts)
+    # A near-tie may fall otherwise where half precision rounds in another order.
+    plain_LE, other_LE = counts
+    assert (plain_LE - other_LE).abs().max() <= (0 if dtype == "fp32" else 1)
     for name, plain, other in zip(dict(model.named_parameters()), *gradients, strict=True):
         error = (plain - other).norm() / plain.norm().clamp(min=1e-6)
         assert error < (1e-4 if dtype == "fp32" else 0.05), name
