@@ -24,10 +24,12 @@ import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,9 +76,13 @@ class DenseTwin(nn.Module):
         )  # fmt: skip
         self.llama = LlamaForCausalLM(config)
 
-    def forward(self, ids_BS: Tensor) -> ModelOutput:
+    def forward(self, ids_BS: Tensor, *, targets: Sequence[Tensor] = ()) -> ModelOutput:
         logits_BSV = self.llama(ids_BS, use_cache=False).logits
-        return ModelOutput(logits_BSV, (), logits_BSV, ())
+        losses = tuple(
+            F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum")
+            for targets_BS in targets
+        )
+        return ModelOutput(logits_BSV, (), logits_BSV, (), losses)
 
 
 def build(name: str, config: ModelConfig, seed: int) -> LanguageModel | DenseTwin:
@@ -106,8 +112,9 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
             model.readings.reset()
         weights = weights_at(step, options) if name == "mixture" else {}
         with mixed_precision(CPU, dtype):
-            output = model(batch.tokens_BN[:, : options.seq_len])
-        shares = loss_shares(output, batch, list(weights), drawn, 1)
+            targets = batch.all_targets(options.seq_len, ahead=False)
+            output = model(batch.tokens_BN[:, : options.seq_len], targets=targets)
+        shares = loss_shares(output, list(weights), drawn, 1)
         added = (w * s.sum() for w, s in zip(weights.values(), shares[1:], strict=True))
         sum(added, shares[0]).backward()
         learnt.append(shares[0].item())

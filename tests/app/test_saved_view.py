@@ -207,7 +207,7 @@ def test_a_save_that_fails_leaves_nothing_behind(logs: Path, state: Path) -> Non
     (path,) = stored(state)
     path.unlink()
     path.mkdir()
-    assert "the view is not kept" in str(save_view(logs, CHOSEN, state))
+    assert "view settings are not saved" in str(save_view(logs, CHOSEN, state))
     assert stored(state) == [path]
 
 
@@ -219,7 +219,7 @@ def test_a_working_folder_that_is_gone_is_no_accident(
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert load_view(Path("logs"), state) == SavedView()
-    assert "the view is not kept" in str(save_view(Path("logs"), CHOSEN, state))
+    assert "view settings are not saved" in str(save_view(Path("logs"), CHOSEN, state))
 
 
 def test_the_folders_that_were_looked_at_last_are_remembered(logs: Path, state: Path) -> None:

@@ -15,7 +15,7 @@ def test_a_live_demo_without_a_terminal_writes_the_whole_run_and_prints_it(
 ) -> None:
     done = microscope("demo", "--live", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "it is written at once" in done.stderr
+    assert "writing it at once" in done.stderr
     assert "outer collapse" in done.stdout
     text = (tmp_path / "collapse" / "metrics.jsonl").read_text("utf-8")
     last = json.loads(text.splitlines()[-1])

@@ -137,7 +137,7 @@ def test_ended_from_outside_before_there_was_a_run_there_is_no_verdict(
     following.process.send_signal(signal.SIGINT)
     code, _, err = following.end()
     assert code == 3
-    assert "no run came" in err
+    assert "interrupted before a run appeared" in err
 
 
 def test_a_run_that_fell_silent_for_long_ends_it_with_the_verdict_so_far(
@@ -196,7 +196,7 @@ def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
     [
         (("--follow", "--wait", "-1"), "--wait -1: write seconds, 0 for none"),
         (("--wait", "9"), "--wait 9 waits for a run to resume: add --follow"),
-        (("--wait", "9", "--format-only"), "leave --wait out"),
+        (("--wait", "9", "--format-only"), "remove --wait"),
     ],
 )
 def test_a_waiting_that_makes_no_sense_is_a_usage_error(

@@ -76,7 +76,7 @@ def test_experts_that_die_in_a_collapsed_layer_send_back_to_before_the_collapse(
 def test_drops_beside_a_collapse_do_not_ask_for_capacity() -> None:
     drops = episode("DROPS", 1000, value=0.4, limit=0.2)
     said = advice_of([drops, episode("COLLAPSE", 910)])
-    assert said["DROPS"].next.startswith("Cure the uneven load first (see COLLAPSE)")
+    assert said["DROPS"].next.startswith("Fix the uneven load first (see COLLAPSE)")
     assert "capacity_factor" not in said["DROPS"].next
     elsewhere = advice_of([drops, episode("COLLAPSE", 910, 4)])
     assert "raise the capacity factor" in elsewhere["DROPS"].next.lower()

@@ -210,7 +210,7 @@ def test_a_young_collapse_says_that_it_may_be_a_shock_and_an_old_one_does_not(
         watch = run_of(counts, 8, 2, steps)
         (finding,) = [f for f in watch.diagnosis.findings() if f.rule == "COLLAPSE"]
         assert finding.severity is Severity.CRITICAL
-        assert ("a shock that passes" in advise(finding, watch.run).why) == young
+        assert ("a transient shock" in advise(finding, watch.run).why) == young
 
 
 def test_a_collapse_that_recovers_within_50_steps_is_reported_as_a_shock_and_stays_as_severe(

@@ -96,7 +96,7 @@ def test_other_experts_that_rest_now_are_no_number_of_the_dead_ones(
 
     said = told(judge([make_header(), *steps(1, 199), *steps(200, 468, sick)]), "DEAD")
     assert "2 of 8 experts (3, 6) received no tokens" in said.why
-    assert "nothing for at least 2" in said.why  # steps: since 200, at least to 440
+    assert "no tokens for at least 2" in said.why  # steps: since 200, at least to 440
     assert "0 of 8" not in said.why
     assert said.why.endswith("Now (step 464): within the limits.")
 

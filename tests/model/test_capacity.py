@@ -105,7 +105,7 @@ def test_padding_takes_no_room(make_model: MakeModel, ids_BS: Tensor) -> None:
     collapse(model)
     valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
     valid_BS[0, 8:] = False
-    _, routings, _, _ = model(ids_BS, valid_BS)
+    routings = model(ids_BS, valid_BS).routings
     kept_TK = routings[0].kept_TK
     assert not kept_TK[~valid_BS.flatten()].any()
     capacity = math.ceil(valid_BS.sum().item() * K / E)

@@ -95,7 +95,7 @@ def test_what_is_wrong_with_the_scales_is_named(tmp_path: Path) -> None:
     nan = sound[scale].clone()
     nan[0, 1] = float("nan")
     for changed, message in (
-        (nan, f"{scale} holds NaN"),
+        (nan, f"{scale} contains NaN"),
         (sound[scale][:, :2].clone(), rf"{scale} has shape \(2, 2\), but .* \(2, 3\)"),
         (None, rf"{scale} \(2, 3\) is missing"),
     ):

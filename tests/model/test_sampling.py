@@ -180,9 +180,9 @@ def test_each_text_of_a_batch_ends_where_it_ends_alone(make_model: MakeModel) ->
     whole = generate_batch(model, PROMPTS, **options)
     places = [{ids.index(token) for ids in whole if token in ids} for token in range(97)]
     stop_at = max(range(97), key=lambda token: len(places[token]))
-    alone = [generate(model, prompt, stop_at=stop_at, **options) for prompt in PROMPTS]
+    alone = [generate(model, prompt, stop_at=[stop_at], **options) for prompt in PROMPTS]
     assert len({len(ids) for ids in alone}) > 2, "they end at different places"
-    assert generate_batch(model, PROMPTS, stop_at=stop_at, **options) == alone
+    assert generate_batch(model, PROMPTS, stop_at=[stop_at], **options) == alone
 
 
 def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel) -> None:

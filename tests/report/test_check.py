@@ -194,7 +194,7 @@ def bad_inputs(folder: Path) -> dict[str, Path]:
     return {
         "no such file": folder / "missing",
         "contains no run": folder / "empty",
-        "no run log": folder / "text.txt",
+        "not a run log": folder / "text.txt",
         "format_version is 7": folder / "version",
         "no steps in the log": folder / "headless",
     }

@@ -150,4 +150,4 @@ def test_the_advice_is_for_the_profile_that_was_judged_by(
         return next(advice.next for finding, advice in found if finding.rule == "DEAD")
 
     assert "bias_update_rate" in next_of("pretrain")
-    assert "keep the experts" in next_of("finetune")
+    assert "do not remove the experts" in next_of("finetune")

@@ -48,7 +48,7 @@ def test_a_forked_child_neither_hangs_nor_writes(path: Path) -> None:
         path,
     )
     assert steps(path) == [1, 3]
-    assert done.stderr.count("belongs to the process before the fork") == 1
+    assert done.stderr.count("belongs to the parent process") == 1
 
 
 def test_interrupts_and_signal_handlers_that_log_leave_the_log_usable(path: Path) -> None:

@@ -133,4 +133,4 @@ def test_a_forked_child_writes_nothing_to_the_log_of_its_parent(path: Path) -> N
         path,
     )
     assert [r["step"] for r in records(path)] == [1, 3]
-    assert done.stderr.count("belongs to the process before the fork") == 1
+    assert done.stderr.count("belongs to the parent process") == 1

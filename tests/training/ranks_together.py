@@ -227,7 +227,8 @@ def samples(world: World, folder: Path) -> dict[str, Any]:
     expected = generate(model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=7)
     parallelize(model, "fsdp", world)
     shown = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7), prompt="",
+        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7),
+        prompt="", stop_ids=(),
         corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
     )  # fmt: skip
     built, before = [], LanguageModel.__init__

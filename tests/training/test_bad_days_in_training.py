@@ -42,7 +42,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
     full_disk_at(trainer, monkeypatch, lambda step: 2 <= step <= 5)
     assert train("--run=r", "--steps=8", "--save-every=2", "--eval-every=100") == 0
     narration = capsys.readouterr().err
-    assert "no checkpoint at step 2 ([Errno 28] No space left on device): make room" in narration
+    assert "[Errno 28] No space left on device" in narration
     assert read_checkpoint(tmp_path / "ck" / "r").step == 8
 
 

@@ -102,7 +102,7 @@ def test_a_compiled_layer_is_the_same_layer(dtype: str, recompute: bool) -> None
     """The graph that torch.compile takes, without the code generator, which takes a minute."""
     config = ModelConfig.preset(
         "tiny", vocab_size=32, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
-        moe_intermediate_size=16, num_attention_heads=2,
+        moe_intermediate_size=16, num_attention_heads=2, initializer_range=0.02,
     )  # fmt: skip
     ids_BS = torch.randint(32, (2, 32), generator=torch.Generator().manual_seed(0))
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

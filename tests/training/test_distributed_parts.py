@@ -285,7 +285,6 @@ def test_half_a_launcher_is_a_usage_error(
 WAITS = """
 from torch import device
 from moe_model.training.distributed import join_world
-from moe_model.training.launch import 
 from moe_model.training.stopping import StopRequest
 with StopRequest(), join_world(device("cpu")):
     pass

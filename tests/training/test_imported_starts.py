@@ -164,15 +164,15 @@ def test_an_imported_model_is_fine_tuned_and_a_fork_keeps_profile_and_rate(
     start = imported()
     capsys.readouterr()
     assert train("--run=new", f"--resume={start}", "--steps=1") == 0
-    assert told(read_log("new")) == ("finetune", PRESET_LR / 10)
-    assert "--lr is 0.0001, a tenth of the preset's" in capsys.readouterr().err
+    assert told(read_log("new")) == ("finetune", pytest.approx(PRESET_LR / 10))
+    assert "--lr is 0.0003, a tenth of the preset's" in capsys.readouterr().err
     fork = f"--resume={tmp_path / 'ck' / 'new'}"
     assert train("--run=fork", fork, "--steps=2") == 0
-    assert told(read_log("fork")) == ("finetune", PRESET_LR / 10)
+    assert told(read_log("fork")) == ("finetune", pytest.approx(PRESET_LR / 10))
     assert train("--run=other", fork, "--steps=2", "--profile=pretrain", "--lr=0.5") == 0
     assert told(read_log("other")) == ("pretrain", 0.5)
     assert train("--run=new", "--resume=auto", "--steps=2") == 0
-    assert told(read_log("new")) == ("finetune", PRESET_LR / 10)
+    assert told(read_log("new")) == ("finetune", pytest.approx(PRESET_LR / 10))
     assert "a tenth of" not in capsys.readouterr().err
     assert train("--run=given", f"--resume={start}", "--steps=1", "--lr=0.002") == 0
     assert told(read_log("given")) == ("finetune", 0.002)
@@ -185,10 +185,10 @@ def test_an_upcycled_model_is_pretrained_at_a_tenth_of_the_rate(
     start = [f"--resume={upcycled}", "--steps=1", "--seq-len=32"]
     shape = upcycled_shape(upcycled)
     assert train("--run=new", *start, *shape) == 0
-    assert told(read_log("new")) == ("pretrain", PRESET_LR / 10)
+    assert told(read_log("new")) == ("pretrain", pytest.approx(PRESET_LR / 10))
     assert "a tenth of the preset's" in capsys.readouterr().err
     assert train("--run=tuned", *start, *shape, "--profile=finetune") == 0
-    assert told(read_log("tuned")) == ("finetune", PRESET_LR / 10)
+    assert told(read_log("tuned")) == ("finetune", pytest.approx(PRESET_LR / 10))
 
 
 def upcycled_shape(folder: Path) -> list[str]:
@@ -237,4 +237,4 @@ def test_one_expert_with_normalised_weights_is_warned_of_because_its_router_lear
     said = capsys.readouterr().err
     assert ("the language loss does not train the router" in said) == warned
     norms = [norm for record in steps(read_log("r")) for norm in record["router"]["grad_norm"]]
-    assert (max(norms) < 1e-9) == warned
+    assert (max(norms) < 1e-8) == warned

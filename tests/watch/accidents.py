@@ -31,7 +31,7 @@ class Log:
         """Let one thing of ``OPERATIONS`` happen; ``size`` says how much of it."""
         getattr(self, "_" + name.replace(" ", "_"))(size)
 
-    def read_all(self) -> None:
+    def finish_story(self) -> None:
         """The end: the file is there, and at rest."""
         if not self.path.exists():
             self._append(self._header())

@@ -57,7 +57,7 @@ def live_through(story: list[tuple[str, int]], log: Log, watch: RunWatch, slice_
             watch.read_all()
         else:
             log.happens(name, size)
-    log.commit()
+    log.finish_story()
     watch.read_all()
 
 
@@ -112,7 +112,7 @@ def test_a_sample_shows_values_of_the_file_and_leaves_when_the_scan_is_through(
         for name, size in story:
             if not name.startswith("look"):
                 log.happens(name, size)
-        log.commit()
+        log.finish_story()
         truth = Truth(log.path.read_bytes())
         watch = RunWatch(RunFile("run", log.path, 0.0))
         watch.open_overview()
