@@ -165,7 +165,7 @@ def test_an_imported_model_is_fine_tuned_and_a_fork_keeps_profile_and_rate(
     capsys.readouterr()
     assert train("--run=new", f"--resume={start}", "--steps=1") == 0
     assert told(read_log("new")) == ("finetune", pytest.approx(PRESET_LR / 10))
-    assert "--lr is 0.0003, a tenth of the preset's" in capsys.readouterr().err
+    assert "0.0003, a tenth of the preset's" in capsys.readouterr().err
     fork = f"--resume={tmp_path / 'ck' / 'new'}"
     assert train("--run=fork", fork, "--steps=2") == 0
     assert told(read_log("fork")) == ("finetune", pytest.approx(PRESET_LR / 10))
