@@ -130,7 +130,7 @@ def test_a_collapse_between_the_two_moments_is_a_worse_balance_and_experts_witho
         f"L2: up 0 ({reference.loads[1][0]:.2g} to 4), 1 ({reference.loads[1][1]:.2g} to 4); "  # type: ignore[index]
         "without tokens now 2, 3, 4 and 3 more"
     )
-    assert "carries what it carried" in compare.moved_text(view.layers[0], reference, 200)
+    assert "no expert changed its load" in compare.moved_text(view.layers[0], reference, 200)
 
 
 def test_better_is_told_from_worse_by_sign_and_colour(make_log: Any) -> None:
