@@ -13,8 +13,8 @@ learning rate; the best one is used for everything else. The numbers are losses 
 after the last step, in nats a token; ``--results`` also keeps the training loss. ``--change`` sets
 a field of the mixture or an option of its training, for ablations.
 
-Finished runs are kept in ``--results``, one line each: an interrupted benchmark goes on with those
-that are missing.
+Finished runs are kept in ``--results``, one line each: an interrupted benchmark runs only
+those that are missing.
 """
 
 from __future__ import annotations

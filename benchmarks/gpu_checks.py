@@ -136,13 +136,19 @@ def compiled(place: Place) -> Result:
     return compared(other, plain, 1e-4, 1e-3)
 
 
-def train(place: Place, run: str, *more: str, rank: bool = False) -> Path:
-    """A run of the trainer, in this process; its newest checkpoint."""
+def train(place: Place, run: str, *more: str, rank: bool = False, own_shape: bool = True) -> Path:
+    """Run the trainer in this process and return its newest checkpoint.
+
+    Args:
+        own_shape: Train the small model of these checks on a small text, instead of the preset on
+            the text that ships with Python.
+    """
     text = place.folder / "text.txt"
     text.write_text("".join(f"{n} of {n * 7 % 13} is {n * n % 97}.\n" for n in range(300)))
     folders = [f"--log-dir={place.folder / 'logs'}", f"--checkpoint-dir={place.folder / 'ck'}"]
-    fields = [f"--model.{name}={SHAPE[name]}" for name in TRAINED]
-    own = [f"--data={text}", f"--run={run}", f"--device={place.device.type}", "--batch-size=4"]
+    fields = [f"--model.{name}={SHAPE[name]}" for name in TRAINED if own_shape]
+    data = text if own_shape else "python-docs"
+    own = [f"--data={data}", f"--run={run}", f"--device={place.device.type}", "--batch-size=4"]
     flags = [*own, *folders, *fields, "--dtype=fp32", *more]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -158,7 +164,7 @@ def train(place: Place, run: str, *more: str, rank: bool = False) -> Path:
         for name in names if rank else ():
             del os.environ[name]
     if code:
-        raise RuntimeError(f"train.py ended with {code}; its message stands above")
+        raise RuntimeError(f"train.py ended with {code}; its message is above")
     return place.folder / "ck" / run / "latest"
 
 
@@ -198,8 +204,8 @@ def generated(place: Place) -> Result:
     """The likeliest tokens, against those of the CPU."""
     prompt_S, answers, seconds = torch.arange(1, 9), [], 0.0
     for device in (torch.device("cpu"), place.device):
-        started = time.perf_counter()
         model = small_model(device).eval()
+        started = time.perf_counter()
         answers.append(generate(model, prompt_S, max_new_tokens=64, temperature=0.0))
         seconds = time.perf_counter() - started
     alike = next((i for i, (a, b) in enumerate(zip(*answers, strict=True)) if a != b), 64)
@@ -209,7 +215,7 @@ def generated(place: Place) -> Result:
 def throughput(place: Place) -> Result:
     """Tokens a second of the preset ``small`` on a GPU, after its first steps."""
     more = ["--steps=60", "--preset=small", "--batch-size=32"] if place.large else ["--steps=4"]
-    train(place, "speed", *more)
+    train(place, "speed", *more, "--dtype=auto", own_shape=not place.large)
     lines = (place.folder / "logs" / "speed" / "metrics.jsonl").read_text("utf-8").splitlines()
     rates = [r["tokens_per_s"] for r in map(json.loads, lines) if r["kind"] == "step"]
     rate = sorted(rates[len(rates) // 2 :])[len(rates) // 4]

@@ -30,7 +30,7 @@ LIBRARY = {
 
 def main() -> int:
     warnings.filterwarnings("ignore")
-    logging.getLogger("moe_microscope.probe").setLevel(logging.ERROR)
+    logging.getLogger("microscope_tui.probe").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     bad = 0

@@ -159,7 +159,7 @@ def _remedy(
 
 
 def _would_feed_a_swing(rule: type[Rule]) -> bool:
-    """While the load swings, stronger balancing is no remedy; damage still has to be undone."""
+    """While the load swings, stronger balancing does not help; damage still has to be undone."""
     return rule.wants_balance and not rule.rolls_back_in
 
 

@@ -88,7 +88,7 @@ class ErodingLimits:
     persistence: int = 3
 
     relations: ClassVar[Relations] = (
-        ("8 <= short", f"{NEVER}: fewer points are no trend"),
+        ("8 <= short", f"{NEVER}: a trend needs more points"),
         ("short < long", NEVER),
         ("long <= 400", "a look takes too long: it compares every point with every other"),
         ("level <= 1", "every fall would be deep enough: c is 1 at most"),

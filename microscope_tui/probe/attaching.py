@@ -19,7 +19,7 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.runlog.records import LOG_NAME
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 
 def attach(

@@ -7,16 +7,16 @@ import logging
 from microscope_tui.probe.stepsums import StepSums
 from microscope_tui.probe.watching import Watch
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 
-def complain(told: StepSums, watch: Watch, mode: str, step: int, said: set[str]) -> None:
+def complain(totals: StepSums, watch: Watch, mode: str, step: int, said: set[str]) -> None:
     """Warn about what the step lacks.
 
     Args:
         said: What was warned about before.
     """
-    if not told.extra["passes"] and not told.extra["failed"]:
+    if not totals.extra["passes"] and not totals.extra["failed"]:
         _once(
             said,
             "no pass",
@@ -24,7 +24,7 @@ def complain(told: StepSums, watch: Watch, mode: str, step: int, said: set[str])
             f"in {'training' if mode == 'train' else 'evaluation'} mode; a model that was compiled "
             "and run before attach, or is replayed as a CUDA graph, is not seen",
         )
-    elif not any(told.tokens):
+    elif not any(totals.tokens):
         _once(
             said,
             "no router",

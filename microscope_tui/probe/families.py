@@ -38,37 +38,30 @@ def _switch(path: str, module: Any, parent: nn.Module) -> Site:
     return made
 
 
+def _best_logits(path: str, module: Any, index: int, top_k: int, kind: str, parent: Any) -> Site:
+    """The choice is the ``top_k`` best of the logits, number ``index`` of the router's outputs."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_TE = output[index]
+        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
+
+    return _at_router(path, module, parent, read, module.num_experts, top_k, kind)
+
+
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
     library): counted is what the logits choose."""
-
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        logits_TE = output[2]
-        return Choice(logits_TE.topk(2, dim=-1).indices, logits_TE=logits_TE)
-
-    return _at_router(path, module, parent, read, module.num_experts, 2, "softmax")
+    return _best_logits(path, module, 2, 2, "softmax", parent)
 
 
 def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
-    """Hands on a sorted order of tokens, no ids; its logits are the selection scores."""
-    top_k = int(module.top_k)
-
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        logits_TE = output[4]
-        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
-
-    return _at_router(path, module, parent, read, module.num_experts, top_k, "softmax")
+    """Returns a sorted order of tokens and no ids; its logits are the selection scores."""
+    return _best_logits(path, module, 4, int(module.top_k), "softmax", parent)
 
 
 def _llama4(path: str, module: Any, parent: nn.Module) -> Site:
     """Its experts see every token, weighted by zero where it did not choose them."""
-    top_k = int(module.top_k)
-
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        logits_TE = output[1]
-        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
-
-    return _at_router(path, module, parent, read, module.num_experts, top_k, "sigmoid")
+    return _best_logits(path, module, 1, int(module.top_k), "sigmoid", parent)
 
 
 def _doge(path: str, module: Any, parent: nn.Module) -> Site:

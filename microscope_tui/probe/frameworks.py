@@ -78,8 +78,18 @@ def _torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def _deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
-    """Its gate gives dispatch masks after the drop; what was chosen is the top k of its logits."""
-    top_k = int(module.k)
+    """Its gate gives dispatch masks after the drop; what was chosen is the top k of its logits.
+
+    Raises:
+        ValueError: the gate samples, so that its logits do not tell what it chose.
+    """
+    top_k, noise = int(module.k), getattr(module, "noisy_gate_policy", None)
+    if top_k == 2 or noise:
+        raise ValueError(
+            f"{path} is a DeepSpeed gate that samples its choice (k={top_k}, "
+            f"noisy_gate_policy={noise!r}), which its outputs do not name: use k=1 or k>2 without "
+            "noise, or pass an Adapter for it"
+        )
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         weight = module.wg.weight.float()

@@ -14,7 +14,7 @@ from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepsums import Layout
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
-"""Families that do without being told to."""
+"""Families that normalise the weights whatever their configuration says."""
 
 
 def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def profile(model: nn.Module) -> str:
 
 def _normalises(config: Any) -> Any:
     """Whether the weights of the chosen experts are made to sum to one; ``None`` if not known."""
-    told = _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob"))
+    configured = _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob"))
     always = getattr(config, "model_type", None) in _ALWAYS_NORMALISE
-    return True if told is None and always else told
+    return True if configured is None and always else configured
 
 
 def balance(model: nn.Module, config: Any, sites: Sequence[Site] = ()) -> dict[str, Any]:
@@ -63,20 +63,20 @@ def balance(model: nn.Module, config: Any, sites: Sequence[Site] = ()) -> dict[s
     asked = getattr(config, "output_router_logits", None)
     home = _home(model)
     adds_loss = home is None or hasattr(home, "load_balancing_loss_func")
-    told: dict[str, Any] = {}
+    balance: dict[str, Any] = {}
     if weight is not None and adds_loss:
-        told = {"method": "aux", "aux_weight": weight}
+        balance = {"method": "aux", "aux_weight": weight}
         if asked is not None:
-            told["output_router_logits"] = bool(asked)
+            balance["output_router_logits"] = bool(asked)
         if home is not None and asked and len(sites) > 1:
-            told["pools_layers"] = True
+            balance["pools_layers"] = True
     elif any(families.bias_of(site) is not None for site in sites):
-        told = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
+        balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
     elif home is not None:
-        told = {"method": "none"}
+        balance = {"method": "none"}
     if frozen := sum(map(_is_frozen, sites)):
-        told["frozen_routers"] = frozen
-    return told
+        balance["frozen_routers"] = frozen
+    return balance
 
 
 def _home(model: nn.Module) -> Any:

@@ -50,15 +50,15 @@ class StepLosses:
 
     def read(self, device: torch.device) -> Tensor:
         """``(sum of losses, their number, sum of auxiliary terms, their number)``."""
-        told = torch.zeros(4, dtype=torch.float64, device=device)
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
         if self._sums:
-            told[0] = torch.stack([loss.to(device) for loss in self._sums]).sum()
+            totals[0] = torch.stack([loss.to(device) for loss in self._sums]).sum()
             # Parts of one mean, or a mean each.
-            told[1] = self._share if self._divided else len(self._sums)
+            totals[1] = self._share if self._divided else len(self._sums)
         if self._auxes:
-            told[2] = torch.stack([aux.to(device) for aux in self._auxes]).sum()
-            told[3] = len(self._auxes)
-        return told
+            totals[2] = torch.stack([aux.to(device) for aux in self._auxes]).sum()
+            totals[3] = len(self._auxes)
+        return totals
 
 
 def _aux_weight(model: nn.Module) -> float:

@@ -37,7 +37,7 @@ def encoded_biases(row: "array[float]") -> msgspec.Raw | list[float | None]:
 
 
 def encoded_means(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """Rows of means as they stand in the line; no value for an expert that nothing chose."""
+    """Rows of means for the line; no value for an expert that no token chose."""
     return [[rounded(plain(mean), 4) for mean in row] for row in rows]
 
 
@@ -88,8 +88,8 @@ def router_object(
 ) -> dict[str, list[float | None]]:
     """The line's ``router``: what the trainer read, and what follows from the counts."""
     read = {name: plain(one_per_router(name, row, depths)) for name, row in readings.items()}
-    told = {**read, **_summaries(counts)}
-    return {name: [rounded(value) for value in row] for name, row in told.items()}
+    summaries = {**read, **_summaries(counts)}
+    return {name: [rounded(value) for value in row] for name, row in summaries.items()}
 
 
 def balances(counts: Sequence["array[int] | None"], top_k: Sequence[int]) -> list[float | None]:

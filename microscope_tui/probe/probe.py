@@ -29,11 +29,11 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepline import step_record
-from microscope_tui.probe.stepsums import EXTRA, Layout
+from microscope_tui.probe.stepsums import EXTRA, Layout, StepSums
 from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
 from microscope_tui.probe.watching import Watch
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 
 class Probe:
@@ -165,7 +165,7 @@ class Probe:
             self._log = None
 
     def verdict(self) -> str:
-        """How the run stands so far, in one line or a few; empty where it cannot be told."""
+        """The verdict so far, in one line or a few; empty if there is none."""
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:
@@ -197,20 +197,20 @@ class Probe:
             nothing = torch.zeros(len(layout.rows), dtype=torch.float64)
             vector = layout.vector({}, extra, nothing, ranks, False)
         vector = ranks.sum(vector)
-        told = self._try(lambda: self._told(layout, vector))
-        if told is None:
+        totals = self._try(lambda: self._totals(layout, vector))
+        if totals is None:
             return
-        self.stops = self.stops or told.extra["stop"] > 0
+        self.stops = self.stops or totals.extra["stop"] > 0
         if ranks.rank:
             self._log = self._log or SilentLog()
             return
         record = self._try(
             lambda: step_record(
-                told, layout, self._step, self._saliency, losses, scalars, self._timing(told)
+                totals, layout, self._step, self._saliency, losses, scalars, self._timing(totals)
             )
         )
         if record is not None:
-            complain(told, self._watch, self._mode, self._step, self._said)
+            complain(totals, self._watch, self._mode, self._step, self._said)
             self._write(layout, record)
 
     def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
@@ -233,7 +233,7 @@ class Probe:
         squares_L = squares.to(device)[index.to(device)]
         return layout.vector(watch.tallies, extra, squares_L, self.ranks, speaks)
 
-    def _told(self, layout: Layout, vector: Tensor) -> Any:
+    def _totals(self, layout: Layout, vector: Tensor) -> StepSums:
         """The numbers of the step: the one copy to the host."""
         biases = [bias_of(self.sites[row.place]) for row in layout.rows]
         flat = [vector] + [b.to(vector.device, torch.float64) for b in biases if b is not None]
@@ -245,10 +245,10 @@ class Probe:
             rest = rest[size:]
         return layout.read(numbers[: len(vector)], rows, self.ranks.size)
 
-    def _timing(self, told: Any) -> dict[str, float | None]:
+    def _timing(self, totals: StepSums) -> dict[str, float | None]:
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
-        tokens = max(told.tokens, default=0)
+        tokens = max(totals.tokens, default=0)
         return {
             "tokens_per_s": tokens / seconds if seconds > 0 else None,
             "step_time_s": seconds,

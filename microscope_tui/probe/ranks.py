@@ -15,7 +15,7 @@ _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "mod
 
 
 class Ranks:
-    """All processes of the training; one alone where there is no process group."""
+    """The processes of the training; a single one without a process group."""
 
     def __init__(self, model: nn.Module) -> None:
         together = dist.is_available() and dist.is_initialized()
@@ -44,8 +44,8 @@ class Ranks:
 
     def same(self, number: int) -> int:
         """``number`` as rank 0 has it."""
-        told = torch.tensor([number if self.rank == 0 else 0], dtype=torch.int64)
-        return int(self.max(told)[0]) if self.size > 1 else number
+        own = torch.tensor([number if self.rank == 0 else 0], dtype=torch.int64)
+        return int(self.max(own)[0]) if self.size > 1 else number
 
     def raise_alike(self, problem: Exception | None) -> None:
         """Return if no rank has a problem; else raise on all of them.
@@ -57,11 +57,11 @@ class Ranks:
             if problem is not None:
                 raise problem
             return
-        told: list[str | None] = [None] * self.size
-        dist.all_gather_object(told, None if problem is None else f"{problem}")
+        problems: list[str | None] = [None] * self.size
+        dist.all_gather_object(problems, None if problem is None else f"{problem}")
         if problem is not None:
             raise problem
-        for rank, text in enumerate(told):
+        for rank, text in enumerate(problems):
             if text is not None:
                 raise ValueError(f"attach failed on rank {rank}: {text}")
 

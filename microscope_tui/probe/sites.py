@@ -39,8 +39,7 @@ class Choice(NamedTuple):
     """What one call of a router decided about T tokens."""
 
     ids_TK: Tensor
-    """Expert ids; whatever is no real expert (−1, a skip slot, an identity expert) counts as
-    unrouted."""
+    """Expert ids; any other id (−1, a skip slot, an identity expert) counts as unrouted."""
     weights_TK: Tensor | None = None
     """What the outputs of the chosen experts are multiplied with."""
     logits_TE: Tensor | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from microscope_tui.probe.plain import plain
 from microscope_tui.probe.stepsums import Layout, StepSums
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 _OWN_KEYS = frozenset({
     "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
     "mean_weight", "mean_output_norm", "incomplete", "loss",
@@ -18,7 +18,7 @@ _OWN_KEYS = frozenset({
 
 
 def step_record(
-    told: StepSums,
+    totals: StepSums,
     layout: Layout,
     step: int,
     saliency: bool,
@@ -27,68 +27,68 @@ def step_record(
     timing: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """The arguments of ``RunRecorder.record_step``."""
-    tokens = max(told.tokens, default=0)
-    unseen = [not n for n in told.tokens]
+    tokens = max(totals.tokens, default=0)
+    unseen = [not n for n in totals.tokens]
     if any(unseen) and not all(unseen):
         unseen = [
             none and not layout.sites[row.place].optional
             for none, row in zip(unseen, layout.rows, strict=True)
         ]
-    counts = [None if none else row for none, row in zip(unseen, told.counts, strict=True)]
+    counts = [None if none else row for none, row in zip(unseen, totals.counts, strict=True)]
     record: dict[str, Any] = {"step": step, "tokens": tokens, "tokens_per_expert": counts}
-    record["router"] = _summaries(told, layout, tokens)
-    record["loss"] = _mean(told.extra["loss"], told.extra["losses"])
+    record["router"] = _summaries(totals, layout, tokens)
+    record["loss"] = _mean(totals.extra["loss"], totals.extra["losses"])
     record["losses"] = {**(losses or {})}
-    aux = _mean(told.extra["aux"], told.extra["auxes"])
+    aux = _mean(totals.extra["aux"], totals.extra["auxes"])
     if aux is not None:
         record["losses"].setdefault("aux", aux)
-    if any(told.biases):
-        record["expert_bias"] = told.biases
+    if any(totals.biases):
+        record["expert_bias"] = totals.biases
     if saliency:
-        record["mean_weight"] = _per_pair(told.weights, told.counts)
-        record["mean_output_norm"] = _per_pair(told.norms, told.counts)
-    if (lacking := _incomplete(told, layout, unseen)) is not None:
+        record["mean_weight"] = _per_pair(totals.weights, totals.counts)
+        record["mean_output_norm"] = _per_pair(totals.norms, totals.counts)
+    if (lacking := _incomplete(totals, layout, unseen)) is not None:
         record["incomplete"] = lacking
     own = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     return {**timing, **{name: _number(value) for name, value in own.items()}, **record}
 
 
-def _summaries(told: StepSums, layout: Layout, tokens: int) -> dict[str, list[float | None]]:
+def _summaries(totals: StepSums, layout: Layout, tokens: int) -> dict[str, list[float | None]]:
     rows = range(len(layout.rows))
 
     def mean(name: str, row: int) -> float | None:
-        return _mean(told.sums[row][name], told.sums[row]["scored"])
+        return _mean(totals.sums[row][name], totals.sums[row]["scored"])
 
     kinds = [site.scores.kind if site.scores else None for site in layout.sites]
     kind = [kinds[row.place] for row in layout.rows]
     found: dict[str, list[float | None]] = {
         "entropy": [mean("entropy", i) for i in rows],
-        "mean_entropy": list(told.mean_entropy),
+        "mean_entropy": list(totals.mean_entropy),
         "z_loss": [None if kind[i] == "probabilities" else mean("z_loss", i) for i in rows],
         "max_logit": [
-            told.max_logit[i] if told.sums[i]["scored"] and kind[i] != "probabilities" else None
+            totals.max_logit[i] if totals.sums[i]["scored"] and kind[i] != "probabilities" else None
             for i in rows
         ],
         "selected_mass": [mean("selected_mass", i) for i in rows],
         "margin": [_positive(mean("margin", i)) for i in rows],
         "grad_norm": [
-            None if math.isnan(s or 0.0) else math.sqrt(s or 0) for s in told.grad_squares
+            None if math.isnan(s or 0.0) else math.sqrt(s or 0) for s in totals.grad_squares
         ],
     }
     if any(site.drops for site in layout.sites):
         pairs = [
-            n * layout.top_k[row.place] for n, row in zip(told.tokens, layout.rows, strict=True)
+            n * layout.top_k[row.place] for n, row in zip(totals.tokens, layout.rows, strict=True)
         ]
         found["drop_rate"] = [
-            _mean(told.sums[i]["dropped"], pairs[i])
+            _mean(totals.sums[i]["dropped"], pairs[i])
             if layout.sites[layout.rows[i].place].drops
             else None
             for i in rows
         ]
-    if any(told.unrouted):
-        found["unrouted"] = list(told.unrouted)
-    if any(n != tokens for n in told.tokens):
-        found["tokens"] = list(told.tokens)
+    if any(totals.unrouted):
+        found["unrouted"] = list(totals.unrouted)
+    if any(n != tokens for n in totals.tokens):
+        found["tokens"] = list(totals.tokens)
     return {name: row for name, row in found.items() if any(v is not None for v in row)}
 
 
@@ -108,11 +108,11 @@ def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[flo
     ]
 
 
-def _incomplete(told: StepSums, layout: Layout, unseen: list[bool]) -> str | None:
+def _incomplete(totals: StepSums, layout: Layout, unseen: list[bool]) -> str | None:
     """Why the line does not hold all of the step; ``None`` where it does."""
-    if (failed := round(told.extra["failed"])) > 0:
+    if (failed := round(totals.extra["failed"])) > 0:
         return f"{failed} ranks did not count"
-    if not told.extra["passes"]:
+    if not totals.extra["passes"]:
         return "no forward pass was counted"
     if any(unseen):
         names = [row.name for none, row in zip(unseen, layout.rows, strict=True) if none]

@@ -1,7 +1,7 @@
 """One step's sums of all routers as one vector: summed over ranks at once, copied to the host once.
 
-The layout is agreed on at the first logged step and never changes: a rank that has nothing to say
-(its probe failed, or it sees the tokens of another rank) says zeros of the same length.
+The layout is agreed on at the first logged step and never changes: a rank that does not contribute
+(its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StepSums:
 
 
 class Layout:
-    """Which rows there are, and where they stand in the vector."""
+    """The rows of the log, and their places in the vector."""
 
     def __init__(self, sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> None:
         self.sites, self.top_k = sites, list(top_k)
@@ -71,8 +71,8 @@ class Layout:
         for place, site in enumerate(sites):
             if site.top_k:
                 passes[len(sites) + place] = site.top_k
-        told = ranks.max(passes).tolist()
-        return cls(sites, told[: len(sites)], told[len(sites) :])
+        agreed = ranks.max(passes).tolist()
+        return cls(sites, agreed[: len(sites)], agreed[len(sites) :])
 
     def vector(
         self,
@@ -101,26 +101,26 @@ class Layout:
         """The vector, summed over ranks, as numbers."""
         at, rows, sites = len(EXTRA), len(self.rows), self.sites
         extra = dict(zip(EXTRA, vector[:at], strict=True))
-        told = StepSums(extra, [], [], [], [], [], [], [], biases, [], [])
+        totals = StepSums(extra, [], [], [], [], [], [], [], biases, [], [])
         for row in self.rows:
             E = sites[row.place].num_experts
             flat = vector[at : at + Tally.size(E)]
             at += Tally.size(E)
-            told.counts.append([int(n) for n in flat[:E]])
-            told.unrouted.append(int(flat[E]))
-            told.tokens.append(int(flat[E + 1]))
+            totals.counts.append([int(n) for n in flat[:E]])
+            totals.unrouted.append(int(flat[E]))
+            totals.tokens.append(int(flat[E + 1]))
             sums = dict(zip(SUMS, flat[E + 2 :], strict=False))
-            told.sums.append(sums)
+            totals.sums.append(sums)
             rest = flat[E + 2 + len(SUMS) :]
-            told.mean_entropy.append(_entropy(rest[:E], sums["scored"]))
-            told.weights.append(list(rest[E : 2 * E]))
-            told.norms.append(list(rest[2 * E :]))
-        told.grad_squares.extend(vector[at : at + rows])
+            totals.mean_entropy.append(_entropy(rest[:E], sums["scored"]))
+            totals.weights.append(list(rest[E : 2 * E]))
+            totals.norms.append(list(rest[2 * E :]))
+        totals.grad_squares.extend(vector[at : at + rows])
         at += rows
         for index in range(rows):
             peaks = [vector[at + rank * rows + index] for rank in range(ranks)]
-            told.max_logit.append(math.nan if any(map(math.isnan, peaks)) else max(peaks))
-        return told
+            totals.max_logit.append(math.nan if any(map(math.isnan, peaks)) else max(peaks))
+        return totals
 
 
 def _entropy(sums_E: Sequence[float], scored: float) -> float | None:

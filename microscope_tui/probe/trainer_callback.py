@@ -20,7 +20,7 @@ from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):

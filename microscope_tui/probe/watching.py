@@ -26,7 +26,7 @@ from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Choice, Site
 from microscope_tui.probe.tally import Tally
 
-_logger = logging.getLogger("moe_microscope.probe")
+_logger = logging.getLogger(__name__)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

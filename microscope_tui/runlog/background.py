@@ -10,8 +10,8 @@ gives the number.
 3. Run records and events have a reserve of their own and are never dropped in favour of steps.
 
 A record that cannot be encoded is lost with a warning; the thread continues. At exit the program
-waits a few seconds for the queue to drain, no longer. In a child after ``fork`` there is no writing
-thread: every method returns at once and writes nothing, the log belongs to the parent. Neither a
+waits a few seconds for the queue to drain, no longer. A forked child has no writing thread: every
+method returns at once and writes nothing, because the log belongs to the parent. Neither a
 KeyboardInterrupt nor a signal handler that logs can leave a lock held.
 """
 

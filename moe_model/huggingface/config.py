@@ -75,12 +75,12 @@ def read_config(path: Path) -> Published:
 
 def _published(fields: dict[str, Any]) -> Published:
     model_type = model_type_of(fields)
-    kind, told = ARCHITECTURES[model_type], in_terms_of_deepseek_v3(model_type, fields)
+    kind, translated = ARCHITECTURES[model_type], in_terms_of_deepseek_v3(model_type, fields)
     theta, scaling = read_rope(fields)
     plain_query = fields.get("q_lora_rank", 0) is None
     not_shared = fields.get("n_shared_experts", 0) is None
     ahead = fields.get("num_mtp_layers", kind.rules["num_nextn_predict_layers"])
-    rules = {**kind.rules, "num_nextn_predict_layers": ahead, **told}
+    rules = {**kind.rules, "num_nextn_predict_layers": ahead, **translated}
     _check_values(fields, kind.always)
     config = ModelConfig(
         **{field: number(fields, field, int) for field in _SIZES},
@@ -90,7 +90,7 @@ def _published(fields: dict[str, Any]) -> Published:
         rope_theta=theta,
         rope_scaling=scaling,
         scoring_func=kind.always["scoring_func"][0],
-        topk_method=told.get("topk_method") or kind.always["topk_method"][0],
+        topk_method=translated.get("topk_method") or kind.always["topk_method"][0],
         model_type=model_type,
     )
     heads = config.num_attention_heads

@@ -89,15 +89,15 @@ def model_type_of(fields: Mapping[str, Any]) -> ModelType:
 
 def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` in DeepSeek-V3's convention; ``ValueError`` if they contradict each other."""
-    told = dict(fields)
+    translated = dict(fields)
     if model_type == _V2:
-        if told.get("norm_topk_prob") is None:
-            told["norm_topk_prob"] = False
-        if told.get("topk_method") in (None, "greedy"):
-            told |= {"n_group": 1, "topk_group": 1}  # groups are ignored
+        if translated.get("norm_topk_prob") is None:
+            translated["norm_topk_prob"] = False
+        if translated.get("topk_method") in (None, "greedy"):
+            translated |= {"n_group": 1, "topk_group": 1}  # groups are ignored
     if model_type == _GLM:
-        told["first_k_dense_replace"] = _dense_layers(fields)
-    return told
+        translated["first_k_dense_replace"] = _dense_layers(fields)
+    return translated
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:

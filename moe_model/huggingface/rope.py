@@ -20,10 +20,10 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
     """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
     rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
     for source in ("rope_scaling", "rope_parameters"):
-        told = fields.get(source)
-        if not isinstance(told, dict | None):
-            raise ValueError(f"{source}={told!r} is neither an object nor null.")
-        for name, value in (told or {}).items():
+        given = fields.get(source)
+        if not isinstance(given, dict | None):
+            raise ValueError(f"{source}={given!r} is neither an object nor null.")
+        for name, value in (given or {}).items():
             name = "rope_type" if name == "type" else name
             if rope.setdefault(name, value) != value:
                 raise ValueError(

@@ -16,7 +16,7 @@ from microscope_tui.probe import attach
 def told(model: Any, folder: Path, caplog: Any) -> list[str]:
     """Causes in the log after two steps, which are those that were said."""
     ids = torch.randint(3, 90, (2, 12))
-    with caplog.at_level(logging.INFO, "moe_microscope.probe"), attach(model, folder) as probe:
+    with caplog.at_level(logging.INFO, "microscope_tui.probe"), attach(model, folder) as probe:
         for _ in range(2):
             model(input_ids=ids).logits.square().mean().backward()
             probe.step()

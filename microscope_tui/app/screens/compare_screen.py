@@ -99,7 +99,7 @@ class CompareScreen(LookActions):
     def _draw_moved(
         self, view: RunView, reference: Reference, layout: compare.CompareLayout
     ) -> None:
-        """What changed in the chosen layer, and what is not shown."""
+        """What changed in the chosen layer, and how many layers are hidden."""
         session, columns = self.session, layout.columns
         moved = ""
         if session.selected in self.layers_shown:

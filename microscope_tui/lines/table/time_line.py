@@ -70,11 +70,11 @@ def notes(
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
-    """Under the ribbon: events, and what is not shown.
+    """The line under the ribbon: events, and how much is hidden.
 
     Args:
         watching: how changes of the log are noticed, and what that limits.
-        cursor: what the cursor is on; stands here instead of the ticks.
+        cursor: what the cursor is on; replaces the ticks.
     """
     columns = layout.columns
     right = list(layout.hidden)  # most important first: the last ones are dropped
