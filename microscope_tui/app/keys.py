@@ -133,9 +133,8 @@ OPEN_LAYER = _key("enter", "open_layer", "open the layer", "layer.open", "⏎", 
 OPEN_EXPERT = _key("enter", "open_expert", "open the expert", "expert.open", "⏎", first_of="expert")
 
 MAIN = [
-    LAYERS[0],
+    *LAYERS,
     OPEN_LAYER,
-    *LAYERS[1:],
     *EXPERTS,
     *ALERTS,
     *TIME,
@@ -184,9 +183,8 @@ ALERT_LIST = [
 ]
 COMPARE = [
     BACK,
-    LAYERS[0],
+    *LAYERS,
     OPEN_LAYER,
-    *LAYERS[1:],
     _key("b", "compare", "compare with this step", "look.compare", "b", first_of="from here"),
     _key("c", "look('palette')", "palette", "look.palette"),
     *TIME,

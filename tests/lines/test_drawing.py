@@ -1,6 +1,7 @@
 """Numbers as characters: nothing breaks on gaps, nothing bad is averaged away, all lines fit."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,11 @@ from microscope_tui.lines.table.heat import Heat
 from microscope_tui.lines.table.layout import MIN_COLUMNS, first_visible, fit
 from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.lines.table.time_line import ribbon_width
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.curve import Column
+from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.view import view_of
 
 NUMBER = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
@@ -187,3 +192,18 @@ def test_advice_is_cut_between_words(
     cut = words.pop() == "…" if words[-1] == "…" else False
     assert words == whole[: len(words)]
     assert cut or words == whole
+
+
+def test_the_lowest_balance_is_of_the_lowest_layer_not_of_one_that_has_a_note(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path / "run", "hot-expert")
+    watch = RunWatch(RunFile("run", tmp_path / "run" / LOG_NAME, 0.0))
+    watch.read_all()
+    view = view_of(watch)
+    balances = {layer.router.name: layer.collapse_index or 0.0 for layer in view.layers}
+    lowest = min(balances, key=balances.__getitem__)
+    noted = next(layer.router.name for layer in view.layers if layer.severity is not None)
+    assert noted != lowest
+    (line,) = frame.verdict(view, 100, 1)
+    assert f"lowest balance {words.index(balances[lowest])} in {lowest}" in plain(line)

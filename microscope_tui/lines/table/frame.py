@@ -26,7 +26,7 @@ from microscope_tui.lines.spans import (
 )
 from microscope_tui.lines.table.heat import Heat, heat_title, is_mean
 from microscope_tui.lines.table.layer_row import curve_width
-from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, TableLayout, worst_first
+from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, TableLayout
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.state import RunState
 from microscope_tui.watch.view import RunView
@@ -240,7 +240,7 @@ def _not_judged_yet(view: RunView) -> Line:
     ]
     if not low:
         return [Span(f"nothing found so far, {reading}", "dim")]
-    worst = view.layers[worst_first(view)[0]]
+    worst = min(low, key=lambda layer: layer.collapse_index or 0.0)
     more = f" and {len(low) - 1} more" if len(low) > 1 else ""
     shown = f"balance {words.index(worst.collapse_index)} in {worst.router.name}{more} now"
     return [Span(shown, "warn"), Span(f"; verdict to come, {reading}", "dim")]
@@ -254,10 +254,13 @@ def _all_well(view: RunView) -> Line:
     evidence = gathering(view.pending, [layer.collapse_index for layer in view.layers])
     suspects = {found.router_index for found in view.pending}
     well = sum(layer.index not in suspects for layer in view.layers)
-    worst = view.layers[worst_first(view)[0]]
+    balances = [
+        (c, layer.router.name) for layer in view.layers if (c := layer.collapse_index) is not None
+    ]
     lowest = ""
-    if worst.collapse_index is not None:
-        lowest = f", lowest balance {words.index(worst.collapse_index)} in {worst.router.name}"
+    if balances:
+        c, name = min(balances, key=lambda pair: pair[0])
+        lowest = f", lowest balance {words.index(c)} in {name}"
     noun = "layer" if well == 1 else "layers"
     if view.no_verdict:
         line = [Span(view.no_verdict + (", " if evidence else lowest), "dim")]
