@@ -2,7 +2,9 @@
 
     python examples/hf_trainer.py
 
-Trains a small Mixtral with random weights on text that comes with Python: no download.
+Trains a small Mixtral with random weights on text that comes with Python: no download. A token is
+a byte, and the auxiliary loss of transformers pools all layers, so that single layers become uneven:
+expect a warning about them.
 """
 
 import argparse

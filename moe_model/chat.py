@@ -68,8 +68,8 @@ def _rendered(template: str, special_tokens: dict[str, str], prompts: Sequence[s
     except ValueError as error:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ValueError(
-            f"the chat template was not rendered (exit code {done.returncode}, {lines[-1]}): leave "
-            "--chat out."
+            f"the chat template was not rendered (exit code {done.returncode}, {lines[-1]}): omit "
+            "--chat."
         ) from error
     if "error" in answer:
         raise ValueError(f"the chat template failed ({answer['error']}): omit --chat.")

@@ -83,11 +83,6 @@ class Probe:
         """Optimizer steps completed."""
         return self._step
 
-    @property
-    def logs_this_step(self) -> bool:
-        """Whether the step under way is counted and logged."""
-        return self._watch.on
-
     def step(
         self,
         loss: Any = None,
