@@ -11,6 +11,8 @@ from moe_model.sampling import generate
 from moe_model.training.run import Run
 
 SAMPLE_TOKENS = 200
+SHARDED_SAMPLE_TOKENS = 40
+"""Fewer where every token gathers every layer."""
 
 
 def sample(run: Run) -> str:
@@ -32,7 +34,7 @@ def sample(run: Run) -> str:
         ids = generate(
             run.model,
             prompt_S,
-            max_new_tokens=SAMPLE_TOKENS,
+            max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
             seed=run.options.seed,
             stop_at=run.stop_ids,
         )

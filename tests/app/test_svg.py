@@ -68,7 +68,7 @@ def test_any_screen_is_valid_and_shows_the_same_texts(title: str, lines: list[st
     svg = drawn(*lines, title=title)
     before = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", svg)
     after = shown(stand_alone(svg))
-    if any(char >= "\u2500" for line in lines for char in line):  # drawn stretch by stretch
+    if any(char >= "\u2500" for text in shown(before) for char in text):  # drawn by stretches
         assert "".join("".join(after).split()) == "".join("".join(shown(before)).split())
     else:
         assert after == shown(before)

@@ -26,7 +26,7 @@ from moe_model.training.parallel import (
     whole,
     whole_weights,
 )
-from moe_model.training.sample import SAMPLE_TOKENS, sample
+from moe_model.training.sample import SHARDED_SAMPLE_TOKENS, sample
 from tests.training.worlds import (
     CPU,
     Work,
@@ -224,7 +224,7 @@ def samples(world: World, folder: Path) -> dict[str, Any]:
     """What a sharded model writes, how many models that needs, and the mesh it lies on."""
     model = make_model(tied=True)
     prompt_S = torch.tensor([1, 2, 3])
-    expected = generate(model, prompt_S, max_new_tokens=SAMPLE_TOKENS, seed=7)
+    expected = generate(model, prompt_S, max_new_tokens=SHARDED_SAMPLE_TOKENS, seed=7)
     parallelize(model, "fsdp", world)
     shown = SimpleNamespace(
         model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7),

@@ -27,7 +27,7 @@ def test_recomputing_layers_changes_nothing_and_accumulating_them_only_the_round
     dtype: str, train: Train, read_log: Callable[[str], Log]
 ) -> None:
     """Noise and capacity are on: what is computed again must draw and drop the same."""
-    common = (f"--dtype={dtype}", "--steps=12", "--mtp", "--eval-every=6")
+    common = (f"--dtype={dtype}", "--steps=6", "--mtp", "--eval-every=3")
     random = ("--router-noise=0.1", "--capacity-factor=1.0")
     for name, recompute in (("kept", ()), ("again", ("--activation-checkpointing",))):
         assert train(f"--run={name}", *common, *random, *recompute) == 0
