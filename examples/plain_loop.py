@@ -3,7 +3,7 @@
     python examples/plain_loop.py
 
 Trains a small Mixtral with random weights on text that comes with Python: no download. A token is
-a byte, and the auxiliary loss of transformers pools all layers, so that single layers become uneven:
+a byte, and the auxiliary loss of transformers pools all layers, so single layers become uneven:
 expect a warning about them.
 """
 

@@ -24,6 +24,7 @@ from moe_model.training import parallel
 from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
 from moe_model.training.launch import launched
 from moe_model.training.parallel import parallelize
+from moe_model.training.sample import SHARDED_SAMPLE_TOKENS
 from tests.training.conftest import ROOT
 from tests.training.worlds import CPU, Seen, make_model, seen_by
 
@@ -233,7 +234,7 @@ def test_a_rank_that_dies_at_its_own_work_ends_those_that_wait_for_it(claim: Cla
 def test_a_sharded_model_writes_its_sample_without_becoming_whole(claim: Claim) -> None:
     first, second = (claim("patience")[f"samples-2-{rank}"] for rank in range(2))
     assert first["found"] == second["found"] == first["expected"]
-    assert len(first["found"]) == 200
+    assert len(first["found"]) == SHARDED_SAMPLE_TOKENS
     assert first["built"] == second["built"] == 0
     assert first["local_rows"] == first["rows"] / 2
     assert first["training"]

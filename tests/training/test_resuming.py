@@ -46,10 +46,16 @@ def killed_at(
     return monkeypatch.undo
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+STOPS = [(2, "step", 1), (4, "step", 4), (6, "save", 5), (8, "save", 7), (14, "step", 13)]
+"""Where a run is killed, and the step that it resumes from."""
+
+
 @pytest.mark.parametrize(
-    ("step", "where", "goes_on_at"),
-    [(2, "step", 1), (4, "step", 4), (6, "save", 5), (8, "save", 7), (14, "step", 13)],
+    ("step", "where", "goes_on_at", "dtype"),
+    [
+        *((*stop, "fp32") for stop in STOPS),
+        *((*stop, dtype) for stop in STOPS[1:3] for dtype in ("bf16", "fp16")),
+    ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(
     step: int,
