@@ -56,6 +56,11 @@ class Spool:
         except OSError as error:
             self.problem = error.strerror or str(error)
 
+    def clear(self) -> None:
+        """Forget everything: the next byte has offset 0 again."""
+        os.ftruncate(self._file, 0)
+        self.start = self.end = 0
+
     def _drop_older(self) -> None:
         start = max(self.start, self.end - self._room // 2)
         with _unnamed_file() as fresh:

@@ -1,0 +1,194 @@
+"""Rows of named numbers become records of the run log.
+
+Rows of one step are merged: loggers write several. The routers are those of the first steps that
+have readings of routers; if a layer or an expert appears later, a new run record follows, so that
+no number ends up in the wrong row.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from microscope_tui.runlog.records import Values
+from microscope_tui.sources.header import NUM_EXPERTS, TOP_K, Asked, config_number, run_record
+from microscope_tui.sources.keys import MATRIX_QUANTITIES, ROUTER_QUANTITIES, STEP_QUANTITIES
+from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader
+from microscope_tui.sources.steps import counts_of_shares, step_record
+
+LOOK_AHEAD = 2
+"""Steps with router readings that are collected before the header is written."""
+MOST_WAITING = 4096
+"""Steps before the first router reading that are kept."""
+COMPLETE_AFTER_S = 0.5
+"""The last step counts as complete if nothing was written for this long."""
+_Cells = dict[tuple[str, int | None, int | None], float]
+
+
+class RowRecords(RecordReader):
+    """The records of a source of named numbers."""
+
+    def __init__(self, rows: RowReader, name: str, writer: str, asked: Asked) -> None:
+        """``name``: of the run, where the source has none; ``writer``: for the header."""
+        super().__init__()
+        self._source, self._name, self._writer, self._asked = rows, name, writer, asked
+        self._start()
+
+    def _start(self) -> None:
+        self._step: int | None = None  # the step that may still get more rows
+        self._time: float | None = None
+        self._cells: _Cells = {}
+        self._grew = time.monotonic()
+        self._layout: _Layout | None = None
+        self._waiting: deque[tuple[int, float | None, _Cells]] = deque(maxlen=MOST_WAITING)
+        self._ahead = 0  # steps with router readings among those that wait
+        self._ended = False
+
+    def read(self, max_bytes: int = 1 << 20) -> Batch:
+        """See ``RecordReader``."""
+        found = self._source.read(max_bytes)
+        if found.restarted:
+            self._start()
+        records = [record for row in found.rows for record in self._take(row)]
+        source = self._source
+        self.offset, self.size, self.deleted = source.offset, source.size, source.deleted
+        self.modified, self.exhausted = source.modified, source.exhausted
+        if found.rows:
+            self._grew = time.monotonic()
+        if self.exhausted and (self._step is not None or self._waiting):
+            if found.ended or self._is_quiet():
+                records += [*self._close(), *self._flush()]
+            else:
+                self.exhausted = False  # more rows may follow for the last step
+        if found.ended and not self._ended and self._layout is not None:
+            records.append({"kind": "event", "event": "end", "reason": found.ended})
+            self._ended = True
+        return Batch(records, found.restarted)
+
+    def _is_quiet(self) -> bool:
+        at_rest = time.time() - (self.modified or 0.0) >= COMPLETE_AFTER_S
+        return at_rest or time.monotonic() - self._grew >= COMPLETE_AFTER_S
+
+    def _take(self, row: Row) -> Iterator[Record]:
+        if row.step != self._step:
+            yield from self._close()
+            self._step, self._time = row.step, row.time
+        for target, value in row.values:
+            self._cells[target[:3]] = value + target.plus
+
+    def _close(self) -> Iterator[Record]:
+        """The open step is complete."""
+        if self._step is None:
+            return
+        step = self._step, self._time, self._cells
+        self._step, self._cells = None, {}
+        has_routers = any(_is_router(cell) for cell in step[2])
+        if self._layout is None:
+            self._waiting.append(step)
+            self._ahead += has_routers
+            if self._ahead >= LOOK_AHEAD:
+                yield from self._flush()
+        else:
+            if has_routers and self._layout.grow(step[2]):
+                yield self._header()
+            yield self._layout.record(*step)
+
+    def _flush(self) -> Iterator[Record]:
+        """Write the header and the steps that waited for it."""
+        if not self._ahead:
+            return
+        if self._layout is None:
+            self._layout = _Layout(self._asked, self._source)
+            for _, _, cells in self._waiting:
+                self._layout.grow(cells)
+            yield self._header()
+        while self._waiting:
+            yield self._layout.record(*self._waiting.popleft())
+
+    def _header(self) -> Record:
+        assert self._layout is not None
+        return self._layout.header(self._source.name or self._name, self._writer)
+
+
+class _Layout:
+    """Which number is in which row of the run log."""
+
+    def __init__(self, asked: Asked, source: RowReader) -> None:
+        self._asked = asked
+        config = source.config
+        self._num_experts = asked.num_experts or config_number(config, NUM_EXPERTS) or 0
+        self._top_k = asked.top_k or config_number(config, TOP_K)
+        self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
+        self._matrices: set[str] = set()
+
+    def grow(self, cells: _Cells) -> bool:
+        """Add the layers and experts of one step; true if there are new ones."""
+        before = dict(self._experts), len(self._matrices)
+        for quantity, layer, expert in filter(_is_router, cells):
+            seen = self._experts.get(layer, 0)
+            self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
+            if expert is not None:
+                self._matrices.add(quantity)
+        if len(self._experts) > 1:
+            self._experts.pop(None, None)  # a number for all layers, where each has its own
+        return (self._experts, len(self._matrices)) != before
+
+    @property
+    def _layers(self) -> list[int | None]:
+        return sorted(self._experts, key=lambda layer: -1 if layer is None else layer)
+
+    def header(self, run: str, writer: str) -> Record:
+        layers = self._layers
+        one = layers == [None]
+        exact = "tokens_per_expert" in self._matrices
+        return run_record(
+            run,
+            [layer or 0 for layer in layers],
+            [max(self._num_experts, self._experts[layer]) for layer in layers],
+            self._top_k,
+            names=["all layers"] if one else None,
+            writer=writer,
+            counts="exact" if exact else "shares" if "share" in self._matrices else "none",
+            profile=self._asked.profile or "pretrain",
+        )
+
+    def record(self, step: int, at: float | None, cells: _Cells) -> Record:
+        layers = self._layers
+        counts: Sequence[Sequence[int] | None] | None = None
+        if "tokens_per_expert" in self._matrices:
+            counts = [_integers(self._row("tokens_per_expert", layer, cells)) for layer in layers]
+        elif "share" in self._matrices:
+            rows = [self._row("share", layer, cells) for layer in layers]
+            counts = [None if row is None else counts_of_shares(row) for row in rows]
+        bias = [self._row("expert_bias", layer, cells) for layer in layers]
+        router: dict[str, Values] = {}
+        for name in ROUTER_QUANTITIES:
+            values = [cells.get((name, layer, None)) for layer in layers]
+            of_step = name in STEP_QUANTITIES and layers == [None]
+            if not of_step and any(value is not None for value in values):
+                router[name] = values
+        numbers = {name: cells.get((name, None, None)) for name in STEP_QUANTITIES}
+        return step_record(
+            step,
+            counts,
+            expert_bias=bias if any(row is not None for row in bias) else None,
+            router=router,
+            time=at,
+            **numbers,
+        )
+
+    def _row(self, quantity: str, layer: int | None, cells: _Cells) -> list[float] | None:
+        """The numbers of every expert; ``None`` if one is missing."""
+        experts = range(max(self._num_experts, self._experts[layer]))
+        row = [cells.get((quantity, layer, expert)) for expert in experts]
+        return None if not row or None in row else row  # type: ignore[return-value]
+
+
+def _is_router(cell: tuple[str, int | None, int | None]) -> bool:
+    quantity, layer, _ = cell
+    return layer is not None or quantity in MATRIX_QUANTITIES or quantity not in STEP_QUANTITIES
+
+
+def _integers(row: Sequence[float] | None) -> list[int] | None:
+    if row is None or any(value != value or value < 0 or value > 2**53 for value in row):
+        return None
+    return [round(value) for value in row]

@@ -1,0 +1,38 @@
+"""A run of another tool as a source of log lines.
+
+What a reader yields is written as lines of the run log into an unnamed spool file, so that history,
+diagnosis and the screens read it like any log, and earlier steps can be read again.
+"""
+
+import time
+
+from microscope_tui.runlog.follow import Chunk, Source
+from microscope_tui.runlog.spool import Spool
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources.reader import RecordReader
+
+
+class TranslatedLog(Source):
+    """The lines of a reader; ``offset`` and ``size`` in bytes of its source."""
+
+    def __init__(self, reader: RecordReader, spool: Spool) -> None:
+        super().__init__(spool.path, seekable=True)
+        self._reader, self._spool = reader, spool
+
+    def kept(self) -> tuple[int, int]:
+        """The bytes of the lines that the spool holds."""
+        return self._spool.start, self._spool.end
+
+    def read(self, max_bytes: int = 1 << 20) -> Chunk:
+        """The lines of the next records; see ``RecordReader.read``."""
+        reader = self._reader
+        batch = reader.read(max_bytes)
+        if batch.restarted:
+            self._spool.clear()
+        if reader.modified != self.modified and self.modified is not None:
+            self.changed_at = time.monotonic()
+        lines = b"".join(map(encode_record, batch.records))
+        self._spool.keep(lines)
+        self.offset, self.size, self.modified = reader.offset, reader.size, reader.modified
+        self.deleted, self.exhausted = reader.deleted, reader.exhausted
+        return Chunk(lines, batch.restarted)
