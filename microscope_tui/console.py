@@ -16,10 +16,11 @@ from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING
 from microscope_tui.lines.words import bytes_of
 from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
+from microscope_tui.runlog.discover import RunFile, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.spool import MOST_BYTES, Spool
+from microscope_tui.sources.search import Search, address_of, split_run
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
@@ -35,15 +36,14 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LEAST_SIZE = 1 << 20
 
 
-def runs_at(
-    path: Path, *, may_be_empty: bool = False, known: KnownLogs | None = None
-) -> list[RunFile]:
-    """The runs at ``path``; exits if the path or its runs are missing."""
-    if not path.exists():
+def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
+    """The runs that ``search`` finds; exits if its path or the runs are missing."""
+    path, _ = split_run(search.root)
+    if address_of(path) is None and not path.exists():
         fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)
-    runs = find_runs(path, known)
+    runs = search.runs()
     unreadable = unreadable_logs(path)
     if unreadable and not runs:
         fail(f"no run can be read: {'; '.join(unreadable[:3])}", NO_VERDICT)
@@ -57,7 +57,11 @@ def runs_at(
 def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
     """Exit if there is no run."""
     if not runs:
-        fail(f"{path}: contains no run yet (no *.jsonl with records)", NO_VERDICT)
+        fail(
+            f"{path}: contains no run yet: no *.jsonl with records, and no file of another tool "
+            "that `moe-microscope sources` lists",
+            NO_VERDICT,
+        )
 
 
 def fail_if_unreadable(run: RunFile) -> None:

@@ -151,7 +151,7 @@ class TimeCursor:
     def _why_not_all(self, step: int) -> str | None:
         """Why the nearest step of a pipe is shown instead of ``step``; else ``None``."""
         watch = self._watch()
-        if self.following or watch is None or not isinstance(watch.source, PipedLog):
+        if self.following or watch is None or watch.source.spool is None:
             return None
         kept, limits = kept_steps(watch), self.past_of_pipe()
         outside = kept is not None and not kept[0] <= step <= kept[1]
@@ -160,7 +160,7 @@ class TimeCursor:
     def past_of_pipe(self) -> str | None:
         """The limits of the spooled history of a pipe; ``None`` if it is complete."""
         watch = self._watch()
-        spool = watch.source.spool if watch and isinstance(watch.source, PipedLog) else None
+        spool = watch.source.spool if watch else None
         if watch is None or spool is None or not (spool.start or spool.problem):
             return None
         kept = kept_steps(watch)

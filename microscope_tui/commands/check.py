@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from microscope_tui.commands.config import limits_of
+from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.commands.follow import follow
 from microscope_tui.commands.options import Options
+from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -24,32 +25,43 @@ from microscope_tui.report import format_check
 from microscope_tui.report.check import NO_VERDICT, Demand, judge, worst_code
 from microscope_tui.report.check_json import verdict_json
 from microscope_tui.report.check_text import verdict_text
-from microscope_tui.runlog.discover import NoRuns, find_logs, find_runs
+from microscope_tui.runlog.discover import NoRuns, find_logs
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.search import Search, split_run
 from microscope_tui.watch.baseline import AgainstBaseline, BadBaseline, Baseline, read_baseline
 from microscope_tui.watch.run_watch import RunWatch
 
 _DEFAULTS = Options()
 
 
-def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
+def check(
+    path: Path = DEFAULT_PATH,
+    /,
+    options: Options = _DEFAULTS,
+    reading: SourceOptions = DEFAULT_OPTIONS,
+) -> int:
     """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict.
 
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
+        A folder of runs, one run, a file of another tool (see ``sources``), or ``-`` for
+        standard input.
     """
     options.refuse_nonsense()
     if options.format_only:
         return _check_format(path, options)
-    baseline = _baseline(options.baseline) if options.baseline is not None else None
-    demand = _demand(options, baseline)
+    user = read_config(options.config)
+    asked = reading.asked(user)
+    baseline = _baseline(options.baseline, asked) if options.baseline is not None else None
+    demand = _demand(options, user, baseline)
+    search = Search(path, asked)
     if options.follow:
-        return follow(path, demand, options, lambda watch: _compare(watch, baseline))
+        return follow(search, demand, options, lambda watch: _compare(watch, baseline))
     if path == PIPE:
         watches = [read_pipe(criteria=demand.criteria)]
     else:
-        runs = runs_at(path)
+        runs = runs_at(search)
         watches = [read(run, demand.criteria) for run in (runs if options.every else runs[:1])]
     for watch in watches:
         _compare(watch, baseline)
@@ -61,9 +73,9 @@ def check(path: Path = DEFAULT_PATH, /, options: Options = _DEFAULTS) -> int:
     return worst_code(judgements)
 
 
-def _demand(options: Options, baseline: Baseline | None) -> Demand:
+def _demand(options: Options, user: UserConfig, baseline: Baseline | None) -> Demand:
     """The options as a ``Demand``."""
-    limits, remarks = limits_of(options.config)
+    limits, remarks = user.limits, user.changes
     kind = Criteria if baseline is None else AgainstBaseline
     criteria = kind(
         ignore=options.ignored,
@@ -77,11 +89,11 @@ def _demand(options: Options, baseline: Baseline | None) -> Demand:
     return Demand(criteria, options.since_step, options.fail_on, remarks)
 
 
-def _baseline(path: Path) -> Baseline:
+def _baseline(path: Path, asked: Asked) -> Baseline:
     try:
-        if not path.exists():
+        if not split_run(path)[0].exists():
             raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
-        runs = find_runs(path)
+        runs = Search(path, asked).runs()
         if not runs:
             raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])

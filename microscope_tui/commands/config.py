@@ -9,6 +9,9 @@ layer.next = "n,down"
 
 [view]
 palette = "cividis"
+
+[import.map]
+share = "router/load/(?P<layer>\\d+)/(?P<expert>\\d+)"
 ```
 
 The file is ``config.toml`` in the user's configuration folder (on Linux
@@ -32,10 +35,11 @@ from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 from microscope_tui.lines.look import Palette
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources.keys import BadMapping, Rule, rules_of
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
 GlyphChoice = Literal["auto", "braille", "block", "ascii"]
-_TABLES = ("rules", "keys", "view")
+_TABLES = ("rules", "keys", "view", "import")
 _CHOICES = {
     "palette": tuple(Palette),
     "glyphs": get_args(GlyphChoice),
@@ -75,6 +79,8 @@ class UserConfig:
     keys: Mapping[str, object] = field(default_factory=dict)
     """The ``[keys]`` table, unchecked; see ``keymap_from``."""
     view: ViewConfig = ViewConfig()
+    rules: tuple[Rule, ...] = ()
+    """The ``[import.map]`` table: which keys of other tools are which quantity."""
 
     @property
     def criteria(self) -> Criteria:
@@ -102,11 +108,6 @@ def read_config(config: Path | None = None) -> UserConfig:
         fail(f"{path}: not valid TOML: {error}; fix or remove it", USAGE)
     except (BadLimit, _BadConfig) as error:
         _refuse(path, error)
-
-
-def user_criteria() -> Criteria:
-    """The default criteria: the limits of the user's config file."""
-    return read_config().criteria
 
 
 def limits_of(config: Path | None) -> tuple[Limits, tuple[str, ...]]:
@@ -173,6 +174,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
         changes=(f"limits changed by {where}: {', '.join(changes)}",) if changes else (),
         keys=_table(document, "keys", "[keys] and your keys"),
         view=_view(_table(document, "view", "[view] and your settings")),
+        rules=_key_rules(_table(document, "import", "[import.map] and your patterns")),
     )
 
 
@@ -183,7 +185,8 @@ def _unknown_table(name: str) -> str:
         return f"no such table; write [rules.{name.upper()}]"
     if name in (entry.name for entry in fields(ViewConfig)):
         return "is outside any table; move it below [view]"
-    return f"no such table; {_near(name, _TABLES)}there are [rules.NAME], [keys], [view]"
+    there = "[rules.NAME], [keys], [view], [import.map]"
+    return f"no such table; {_near(name, _TABLES)}there are {there}"
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -208,6 +211,23 @@ def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
             )
         rules[name] = values
     return rules
+
+
+def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
+    """The pairs of ``[import.map]``: a quantity, and one pattern or a list of them."""
+    for name in table:
+        if name != "map":
+            raise _BadConfig(f"[import] {safe_text(name, 40)}: no such key; there is [import.map]")
+    pairs = []
+    for quantity, patterns in _table(table, "map", "[import.map] and your patterns").items():
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            if not isinstance(pattern, str):
+                raise _BadConfig(f"[import.map] {safe_text(quantity, 40)}: write a pattern as text")
+            pairs.append(f"{quantity}={pattern}")
+    try:
+        return rules_of(pairs)
+    except BadMapping as error:
+        raise _BadConfig(f"[import.map] {safe_text(error, 300)}") from error
 
 
 def _view(table: Mapping[str, object]) -> ViewConfig:

@@ -23,8 +23,9 @@ from microscope_tui.report.check import NO_VERDICT, Demand, judge
 from microscope_tui.report.check_json import news_json, verdict_json
 from microscope_tui.report.check_text import news_text, verdict_text
 from microscope_tui.report.news import Alerts, News
-from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs, unreadable_logs
+from microscope_tui.runlog.discover import NoRuns, RunFile, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
+from microscope_tui.sources.search import Search, address_of, split_run
 from microscope_tui.watch.run_watch import RunWatch
 
 POLL_S = 0.5
@@ -42,19 +43,19 @@ class _Stop:
 
 
 def follow(
-    path: Path, demand: Demand, options: Options, compare: Callable[[RunWatch], None]
+    search: Search, demand: Demand, options: Options, compare: Callable[[RunWatch], None]
 ) -> int:
-    """Follow the newest run at ``path`` to its end; the exit code of its verdict.
+    """Follow the newest run that ``search`` finds to its end; the exit code of its verdict.
 
     Args:
-        path: as for ``check``.
+        search: of the path of ``check``.
         demand: by what the run is judged.
         options: what to print, and the command for alerts.
         compare: called with the run before it is told of; ends the program where it does not fit.
     """
     notifier = Notifier(options.notify_command) if options.notify_command else None
     with _asked_to_stop() as stop:
-        watch = _open(path, demand, stop)
+        watch = _open(search, demand, stop)
         remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
         judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
         if options.as_json:
@@ -141,12 +142,13 @@ class _Follower:
         return time.monotonic() - self._gone_since > _GONE_S
 
 
-def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
+def _open(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
     """The run to follow: the pipe, or the newest one as soon as it exists."""
+    path = search.root
     if path == PIPE:
         return piped(criteria=demand.criteria)[0]
     said = False
-    while (run := _newest(path)) is None:
+    while (run := _newest(search)) is None:
         if not said:
             say(f"{path}: no run yet, waiting for one (Ctrl-C ends)")
             for reason in unreadable_logs(path):
@@ -158,17 +160,18 @@ def _open(path: Path, demand: Demand, stop: _Stop) -> RunWatch:
     return RunWatch(run, demand.criteria, patient=True)
 
 
-def _newest(path: Path) -> RunFile | None:
+def _newest(search: Search) -> RunFile | None:
     """The newest run, or ``None`` while waiting makes sense; else exits."""
-    if not path.exists():
+    path, _ = split_run(search.root)
+    if address_of(path) is None and not path.exists():
         if not path.parent.is_dir():
-            runs_at(path)  # prints the error and exits
+            runs_at(search)  # prints the error and exits
         return None
     if path.is_dir():
-        runs = find_runs(path)
+        runs = search.runs()
         return runs[0] if runs else None
     try:
-        return find_runs(path)[0]
+        return search.runs()[0]
     except NoRuns:
         if path.is_file() and _has_no_line_yet(path):
             return None

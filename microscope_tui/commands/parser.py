@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.config import read_config
+from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.commands.table import COMMANDS
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes, spool_bytes
 from microscope_tui.runlog.safe_text import safe_text
@@ -28,8 +29,9 @@ def watch(
     glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
     bell: Annotated[bool, Parameter(negative=())] = False,
     config: Path | None = None,
+    reading: SourceOptions = DEFAULT_OPTIONS,
 ) -> int:
-    """Watch a folder of runs, one run folder, one .jsonl file, or a pipe.
+    """Watch a folder of runs, one run, a file of another tool (see ``sources``), or a pipe.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def watch(
     )
     from microscope_tui.commands.watch import watch_with
 
-    return watch_with(path, limit, replace(user, view=view), kept)
+    return watch_with(path, limit, replace(user, view=view), kept, reading.asked(user))
 
 
 def _budget(text: str) -> int | None:

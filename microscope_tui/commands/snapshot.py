@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.config import read_config, user_criteria
+from microscope_tui.commands.config import UserConfig, read_config
+from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -27,9 +28,9 @@ from microscope_tui.lines.glyphs import Glyphs, glyphs_for
 from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
-from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources.search import Search
 from microscope_tui.watch.fleet import JUDGING_S, Fleet
 from microscope_tui.watch.moment import Pin, pin_at
 from microscope_tui.watch.run_card import RunCard
@@ -54,13 +55,15 @@ def snapshot(
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    reading: SourceOptions = DEFAULT_OPTIONS,
 ) -> int:
     """Print a screen of the newest run: text to read, JSON to work with, SVG to show.
 
     Parameters
     ----------
     path
-        A folder of runs, one run folder, one .jsonl file, or ``-`` for standard input.
+        A folder of runs, one run, a file of another tool (see ``sources``), or ``-`` for
+        standard input.
     screen
         Which screen. The main screen as text lists all layers.
     format_
@@ -82,15 +85,17 @@ def snapshot(
     if output in (None, PIPE) and format_ == "text":
         chosen = glyphs_for(glyphs, sys.stdout)
     columns, rows = _size(size) or (120, 40)
+    user = read_config()
+    search = Search(path, reading.asked(user))
     if format_ == "json":
-        text = _as_json(path, screen, step)
+        text = _as_json(search, user, screen, step)
     elif screen == "main" and format_ == "text" and not layer and expert is None:
-        watched = _newest(path)
+        watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
         text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
     else:
         wanted = (screen, columns, rows, step, layer, expert)
-        text = _drawn(path, wanted, chosen, svg=format_ == "svg")
+        text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
     if output is None or output == PIPE:
         print_data(text)
         return 0
@@ -102,25 +107,26 @@ def snapshot(
     return 0
 
 
-def _as_json(path: Path, screen: str, step: int | None) -> str:
+def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) -> str:
     """The view, or the list of runs, as JSON."""
     if screen == "runs":
-        return runs_json(_cards(_fleet(path)))
-    watched = _newest(path)
+        return runs_json(_cards(_fleet(search, user)))
+    watched = _newest(search, user)
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
 
 
 def _drawn(
-    path: Path,
+    search: Search,
+    user: UserConfig,
     what: tuple[str, int, int, int | None, str, int | None],
     glyphs: Glyphs,
     *,
     svg: bool,
 ) -> str:
     """The screen as the application draws it; ``what`` are the fields of ``Wanted``."""
-    if path == PIPE:
+    if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
-    fleet = _fleet(path)
+    fleet = _fleet(search, user)
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
@@ -133,14 +139,12 @@ def _drawn(
     return picture.svg if svg else picture.text
 
 
-def _fleet(path: Path) -> Fleet:
-    known = KnownLogs()
-    runs = runs_at(path, known=known)
+def _fleet(search: Search, user: UserConfig) -> Fleet:
+    runs = runs_at(search)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    user = read_config()
     kept = VerdictCache(user.criteria, keeps=False) if user.view.remember else None
-    return Fleet(path, known=known, criteria=user.criteria, kept=kept)
+    return Fleet(search.root, search=search, criteria=user.criteria, kept=kept)
 
 
 def _cards(fleet: Fleet) -> Sequence[RunCard]:
@@ -170,10 +174,12 @@ def print_snapshot(
     return 0
 
 
-def _newest(path: Path) -> RunWatch:
-    """The newest run at ``path``, or the pipe, read to its end."""
-    criteria = user_criteria()
-    watched = read_pipe(criteria=criteria) if path == PIPE else read(runs_at(path)[0], criteria)
+def _newest(search: Search, user: UserConfig) -> RunWatch:
+    """The newest run that is found, or the pipe, read to its end."""
+    if search.root == PIPE:
+        watched = read_pipe(criteria=user.criteria)
+    else:
+        watched = read(runs_at(search)[0], user.criteria)
     fail_if_nothing_came(watched)
     return watched
 

@@ -26,8 +26,9 @@ from microscope_tui.lines.glyphs import glyphs_for
 from microscope_tui.lines.look import Palette
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.terminal import colours_of, in_multiplexer
-from microscope_tui.runlog.discover import KnownLogs
 from microscope_tui.runlog.piped import take_over_stdin
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.search import Search
 from microscope_tui.watch.fleet import Fleet
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.verdict_cache import VerdictCache
@@ -35,7 +36,9 @@ from microscope_tui.watch.verdict_cache import VerdictCache
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
-def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
+def watch_with(
+    path: Path, limit: int, user: UserConfig, spool: int = 0, asked: Asked | None = None
+) -> int:
     """Open the screens on ``path``.
 
     Args:
@@ -43,12 +46,13 @@ def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
         limit: Bytes that the history may take.
         user: What the config file and the options say.
         spool: Bytes of a pipe that may be kept on disk.
+        asked: How to read what other tools wrote; by default as the config file says.
     """
     criteria = user.criteria
     if path == PIPE:
         return _watch_pipe(limit, user, spool)
-    known = KnownLogs()
-    runs = runs_at(path, may_be_empty=True, known=known)
+    search = Search(path, asked or Asked(rules=user.rules))
+    runs = runs_at(search, may_be_empty=True)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
@@ -56,7 +60,7 @@ def watch_with(path: Path, limit: int, user: UserConfig, spool: int = 0) -> int:
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
     kept = VerdictCache(criteria) if user.view.remember else None
-    return _open(Fleet(path, limit, known, criteria, kept), user)
+    return _open(Fleet(path, limit, search, criteria, kept), user)
 
 
 def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:

@@ -6,13 +6,16 @@ last one found opens nothing but new files, so that a folder of many runs can be
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog, open_log
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.follow import LineSplitter, open_regular_file
+from microscope_tui.runlog.follow import LineSplitter, Source, open_regular_file
+from microscope_tui.runlog.glance import Glance, Identity, glance, identity_of
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -27,16 +30,63 @@ class NoRuns(ValueError):
     """No runs at this path; the message says why and what to do."""
 
 
+class Origin(Protocol):
+    """What another tool wrote, as a run; see ``microscope_tui.sources``."""
+
+    def open(self) -> Source:
+        """Its log lines from the start."""
+
+    def identity(self) -> Identity:
+        """Its present state.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class RunFile:
     """One run on disk, as it was when it was found."""
 
     name: str
     path: Path
+    """Where it is, and what identifies it; ``PATH#RUN`` for one of several runs in a file."""
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
     """Device and inode: they identify a renamed file."""
+    origin: Origin | None = None
+    """What reads it, if it is not a run log."""
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether its end is unknown before all of it is read: an archive, or no run log."""
+        return self.origin is not None or self.path.suffix in ARCHIVE_SUFFIXES
+
+    def open(self) -> Source:
+        """Its log lines from the start.
+
+        Raises:
+            OSError: what reads it cannot be set up.
+        """
+        return self.origin.open() if self.origin is not None else open_log(self.path)
+
+    def glance(self) -> Glance:
+        """Both ends of the run, as far as they are known; never raises because of its content."""
+        if self.origin is None:
+            return glance(self.path)
+        try:
+            return Glance(identity=self.origin.identity())
+        except OSError as error:
+            return Glance(error=error.strerror or str(error))
+
+    def identity(self) -> Identity:
+        """The present state of the file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.origin.identity() if self.origin is not None else identity_of(self.path)
 
 
 @dataclass(slots=True)
@@ -46,6 +96,15 @@ class KnownLogs:
     root: Path | None = None
     logs: dict[str, tuple[tuple[int, ...], RunFile | None]] = field(default_factory=dict)
     """By path: the state of the file when its head was read, and the run if it is one."""
+    others: re.Pattern[str] | None = None
+    """Names of further files to list."""
+    listed: list[Path] = field(default_factory=list)
+    """The files with such names, in every folder that was searched."""
+
+    def names_other(self, entry: os.DirEntry[str]) -> bool:
+        """Whether the entry is a regular file with such a name."""
+        wanted = self.others is not None and self.others.fullmatch(entry.name)
+        return bool(wanted) and entry.is_file(follow_symlinks=False)
 
 
 def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
@@ -60,7 +119,8 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
         known = known or KnownLogs()
         known.root, known.logs = root, {}
     found: dict[str, tuple[tuple[int, ...], RunFile | None]] = {}
-    for entry in _log_files(os.fspath(root), MAX_DEPTH):
+    known.listed = []
+    for entry in _log_files(os.fspath(root), MAX_DEPTH, known):
         try:
             status = entry.stat(follow_symlinks=False)
             found[entry.path] = _look(entry.path, status, root, known.logs.get(entry.path))
@@ -187,10 +247,13 @@ def _packed_head(path: Path) -> bytes:
     return head
 
 
-def _log_files(folder: str, depth: int) -> Iterator[os.DirEntry[str]]:
+def _log_files(
+    folder: str, depth: int, known: KnownLogs | None = None
+) -> Iterator[os.DirEntry[str]]:
     """Regular files only, links not followed: avoids pipes, devices and loops of links.
 
     An archive next to the log it was packed from is the same run: only the plain file is read.
+    ``known`` collects the files with other names that were asked for.
     """
     try:
         with os.scandir(folder) as entries:
@@ -199,10 +262,12 @@ def _log_files(folder: str, depth: int) -> Iterator[os.DirEntry[str]]:
         return  # an unreadable folder must not hide the others
     logs: dict[str, os.DirEntry[str]] = {}
     for entry in listed:  # `x.jsonl` comes before `x.jsonl.gz`
+        if known is not None and known.names_other(entry):
+            known.listed.append(Path(entry.path))
         if entry.name.endswith(_LOG_SUFFIXES) and entry.is_file(follow_symlinks=False):
             logs.setdefault(_without_archive_suffix(entry.name), entry)
         elif depth > 0 and entry.is_dir(follow_symlinks=False):
-            yield from _log_files(entry.path, depth - 1)
+            yield from _log_files(entry.path, depth - 1, known)
     yield from logs.values()
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from microscope_tui.runlog.spool import Spool
+
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
 """A file unchanged for this long is considered at rest."""
@@ -104,6 +106,8 @@ class Source(ABC):
         self.deleted = False
         self.exhausted = False
         """Whether no complete line was left at the last poll."""
+        self.spool: Spool | None = None
+        """Where its lines are kept, if they cannot be read again at their origin."""
         self.seekable = seekable
         """Whether ``path`` can be read at any offset in ``kept``."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from microscope_tui.runlog.records import FORMAT_VERSION
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources.keys import Rule
 from microscope_tui.sources.reader import Record
 
 NUM_EXPERTS = (
@@ -32,9 +33,20 @@ _MOST_VALUES = 20_000
 class Asked:
     """What the user says about a source; it wins over what the source says."""
 
+    source: str = ""
+    """Name of its format; by default it is recognised."""
+    rules: tuple[Rule, ...] = ()
+    """Which key is which quantity, before the known ones."""
     num_experts: int | None = None
     top_k: int | None = None
     profile: str = ""
+    pipeline_parallel: int = 1
+    """Pipeline stages of a Megatron run."""
+    every_s: float = 15.0
+    """Seconds between two polls of a Prometheus endpoint."""
+
+
+DEFAULT = Asked()
 
 
 def run_record(

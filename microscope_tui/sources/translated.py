@@ -17,22 +17,23 @@ class TranslatedLog(Source):
 
     def __init__(self, reader: RecordReader, spool: Spool) -> None:
         super().__init__(spool.path, seekable=True)
-        self._reader, self._spool = reader, spool
+        self.spool = self._lines = spool
+        self._reader = reader
 
     def kept(self) -> tuple[int, int]:
         """The bytes of the lines that the spool holds."""
-        return self._spool.start, self._spool.end
+        return self._lines.start, self._lines.end
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The lines of the next records; see ``RecordReader.read``."""
         reader = self._reader
         batch = reader.read(max_bytes)
         if batch.restarted:
-            self._spool.clear()
+            self._lines.clear()
         if reader.modified != self.modified and self.modified is not None:
             self.changed_at = time.monotonic()
         lines = b"".join(map(encode_record, batch.records))
-        self._spool.keep(lines)
+        self._lines.keep(lines)
         self.offset, self.size, self.modified = reader.offset, reader.size, reader.modified
         self.deleted, self.exhausted = reader.deleted, reader.exhausted
         return Chunk(lines, batch.restarted)

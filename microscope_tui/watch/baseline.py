@@ -13,7 +13,6 @@ from microscope_tui.diagnosis.context import Context, RouterBaseline
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import median
-from microscope_tui.runlog.compressed import open_log
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, UnknownFormat
@@ -105,7 +104,7 @@ def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
 
 
 def _entries(file: RunFile) -> Iterator[Entry]:
-    source, reader = open_log(file.path), RunReader(file.name)
+    source, reader = file.open(), RunReader(file.name)
     while True:
         chunk = source.read()
         if chunk.restarted or (source.exhausted and not chunk.data):

@@ -66,7 +66,7 @@ def samples(
     for place in places:
         if cancelled() or watch.generation != generation:
             return []
-        entry = _counted(watch.path, run, place, size, router)
+        entry = _counted(watch.source.path, run, place, size, router)
         if entry is not None:
             row = entry.counts(router) or ()
             bias = entry.biases(router) if biased else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.glance import Identity, identity_of
+from microscope_tui.runlog.glance import Identity
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.verdict import Verdict, verdict_on
@@ -93,7 +93,7 @@ class FinishedRuns:
 
     def _conclude(self, watch: RunWatch, identity: Identity) -> None:
         try:
-            now = None if watch.source.deleted else identity_of(watch.path)
+            now = None if watch.source.deleted else watch.file.identity()
         except OSError:
             now = None
         if watch.error:  # it may be readable tomorrow

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog.discover import NoRuns, RunFile
+from microscope_tui.sources.search import Search
 from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_card import RunCard, Seen, card_of
@@ -42,7 +42,7 @@ class Fleet:
         self,
         root: Path,
         memory_bytes: int = DEFAULT_MEMORY,
-        known: KnownLogs | None = None,
+        search: Search | None = None,
         criteria: Criteria = ANYTHING,
         kept: VerdictCache | None = None,
     ) -> None:
@@ -51,7 +51,7 @@ class Fleet:
         Args:
             root: a folder of runs, one run folder, or one log.
             memory_bytes: bound of the history of the open run.
-            known: what a search of the same folder found a moment ago.
+            search: a search of the same path that has already been used.
             criteria: by what every run is judged.
             kept: verdicts of earlier sittings by the same criteria, and where new ones go.
         """
@@ -73,7 +73,7 @@ class Fleet:
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, Seen] = {}
         self._finished = FinishedRuns(criteria, kept)
-        self._known = known or KnownLogs()
+        self._search = search or Search(root)
         self._criteria = criteria
         self._memory_bytes = memory_bytes
         self._next_search = 0.0
@@ -144,7 +144,7 @@ class Fleet:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
-            found, known = glance(run.path), run.path in self._glances
+            found, known = run.glance(), run.path in self._glances
             if found.identity is not None and found.error is None:
                 self._finished.recall(run.path, found.identity)
             with self.lock:
@@ -215,7 +215,7 @@ class Fleet:
     def _found(self) -> Sequence[RunFile]:
         """The current runs; the previous ones while their folder cannot be listed."""
         try:
-            if runs := find_runs(self.root, self._known):
+            if runs := self._search.runs():
                 return runs
             if self.root.is_dir():
                 os.scandir(self.root).close()

@@ -89,9 +89,9 @@ def _find(watch: RunWatch, history: History, step: int) -> StepEntry | None:
         return None
     end = size if row.end is None else row.end
     if sampled or (end - row.offset > _NEAR_BYTES and row.restart is None):
-        return find_step(watch.path, run, step, row.offset, max(end, row.offset + 1))
-    found = find_in(watch.path, run, row, step + 1, size)
-    return step_at(watch.path, run, found[-1][1]) if found else None
+        return find_step(watch.source.path, run, step, row.offset, max(end, row.offset + 1))
+    found = find_in(watch.source.path, run, row, step + 1, size)
+    return step_at(watch.source.path, run, found[-1][1]) if found else None
 
 
 def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepEntry | None:
@@ -107,7 +107,7 @@ def _counts_before(watch: RunWatch, history: History, entry: StepEntry) -> StepE
         if sampled:  # too many steps between two samples to search
             row = replace(row, end=row.offset + 1)
         found = None
-        for candidate in steps_in(watch.path, run, row, entry.record.step + 1, size):
+        for candidate in steps_in(watch.source.path, run, row, entry.record.step + 1, size):
             found = candidate if candidate.has_counts else found
         if found is not None:
             return found

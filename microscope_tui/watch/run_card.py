@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.glance import Glance
 from microscope_tui.watch.run_watch import RunWatch
@@ -59,7 +58,7 @@ class Seen:
         """Whether it can be read and has ended."""
         if self.ends.error or self.ends.identity is None:
             return False
-        if self.file.path.suffix in ARCHIVE_SUFFIXES:
+        if self.file.is_read_whole:
             return True
         age = age_of(self.file.modified, changed_at=self.changed_at)
         over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
@@ -91,7 +90,7 @@ def card_of(
         end=end,
         step_times_s=[found.step_time_s] if found.step_time_s else [],
     )
-    if run.path.suffix in ARCHIVE_SUFFIXES and watch is None:
+    if run.is_read_whole and watch is None:
         state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
     if verdict is not None and plan is not None and verdict.last_step:
         plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.runlog.compressed import open_log
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.follow import Source
+from microscope_tui.runlog.follow import EVERYTHING, Source
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.reader import Defects, Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord, UnknownFormat
@@ -58,7 +57,7 @@ class RunWatch:
         self.memory_bytes = memory_bytes
         self._criteria = criteria
         self._patient = patient
-        self.source: Source = source or open_log(file.path)
+        self.source: Source = source or file.open()
         self._start()
 
     def _start(self) -> None:
@@ -75,6 +74,7 @@ class RunWatch:
         self._monotonic = True
         self._scanning: Iterator[Entry] = iter(())
         self._scan_pending = False
+        self._begun = False
         self._judging: Iterator[Entry] = iter(())
         self.complete = False
         """Whether the whole file has been read once."""
@@ -85,8 +85,8 @@ class RunWatch:
 
     @property
     def path(self) -> Path:
-        """The log file."""
-        return self.source.path
+        """Where the run is, and what identifies it; its lines are at ``source.path``."""
+        return self.file.path
 
     @property
     def shown(self) -> Scan:
@@ -149,9 +149,10 @@ class RunWatch:
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first frame before the full scan."""
         try:
-            if not self.source.seekable or self.path.stat().st_size < _OVERVIEW_FROM_BYTES:
+            path = self.source.path
+            if not self.source.seekable or path.stat().st_size < _OVERVIEW_FROM_BYTES:
                 return
-            found = preview(self.path, self.file.name, self.memory_bytes)
+            found = preview(path, self.file.name, self.memory_bytes)
         except UnknownFormat as error:
             self.error = str(error)
         except OSError as error:
@@ -220,10 +221,11 @@ class RunWatch:
 
     def _begin(self, data: bytes) -> None:
         """Prepare a chunk; decide at the first one whether the judge advances with the scan."""
-        if self.source.offset <= len(data):  # the first one
-            left = self.source.size - len(data)
-            self._judge.along = self._patient or not self.source.seekable or left <= _ALONG_BYTES
-            if self.source.seekable:
+        if not self._begun:
+            self._begun = True
+            left, is_file = self.source.size - len(data), self.source.kept() == EVERYTHING
+            self._judge.along = self._patient or not is_file or left <= _ALONG_BYTES
+            if is_file:
                 self.scan.expected_steps = self.source.size * max(1, data.count(b"\n")) // len(data)
         self._scanning = self._reader.feed(data)
 
@@ -259,7 +261,7 @@ class RunWatch:
         if self._take_in(self._judging, judge.take):
             return True
         try:
-            self._judging = judge.read_on(self.path, self.source.offset, max_bytes)
+            self._judging = judge.read_on(self.source.path, self.source.offset, max_bytes)
         except OSError as error:
             return self._fail(error)
         self._take_in(self._judging, judge.take)
@@ -292,7 +294,7 @@ class RunWatch:
     def _reread(self, row: Row, run: RunRecord, limit: int) -> Iterator[StepEntry]:
         if self.source.seekable:
             with contextlib.suppress(OSError):  # it is gone: the next poll reports it
-                yield from steps_in(self.path, run, row, limit, self._reader.line_start)
+                yield from steps_in(self.source.path, run, row, limit, self._reader.line_start)
 
     def _fail(self, error: OSError) -> bool:
         """Record why the log cannot be read; true if the reason is new."""

@@ -16,7 +16,6 @@ from microscope_tui.commands.config import (
     keymap_from,
     limits_of,
     read_config,
-    user_criteria,
 )
 from microscope_tui.console import USAGE
 from microscope_tui.diagnosis.own_limits import changed_limits
@@ -190,7 +189,7 @@ def test_without_a_file_everything_is_as_it_is_by_default() -> None:
     assert found == UserConfig(path=default_config())
     assert (found.limits, found.changes, found.keys) == (DEFAULTS, (), {})
     assert (found.view.palette, found.view.bell, found.view.remember) == ("diverging", False, True)
-    assert user_criteria().limits == DEFAULTS
+    assert read_config().limits == DEFAULTS
     assert keymap_from(found) == {}
 
 

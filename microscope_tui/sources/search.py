@@ -1,0 +1,174 @@
+"""The runs at a path, whoever wrote them.
+
+A run log wins: the folder that holds one is that run. A file that was named is recognised by its
+content, whatever its name; in a folder only names that a known writer uses are opened.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs, why_not_a_run
+from microscope_tui.runlog.follow import Source
+from microscope_tui.runlog.glance import Identity
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.spool import Spool
+from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, Format
+from microscope_tui.sources.header import DEFAULT, Asked
+from microscope_tui.sources.translated import TranslatedLog
+
+MOST_RUNS = 10_000
+"""Runs of one place that are listed."""
+_Seen = tuple[tuple[int, float], list[RunFile]]
+_ADDRESS = re.compile(r"(https?):/+(?=[^/])")
+_MOST_FILES = 10_000  # of one folder that are looked at for its state
+
+
+def address_of(path: Path) -> str | None:
+    """The web address that a path is; ``Path`` has merged its slashes."""
+    found = _ADDRESS.match(str(path))
+    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A run that another tool wrote: see ``runlog.discover.Origin``."""
+
+    form: Format
+    path: Path
+    run: str
+    name: str
+    asked: Asked
+
+    def open(self) -> Source:
+        """See ``Origin``."""
+        return TranslatedLog(self.form.open(self.path, self.run, self.name, self.asked), Spool())
+
+    def identity(self) -> Identity:
+        """See ``Origin``."""
+        size, modified = _size_and_time(self.path)
+        known = repr((self.form.name, os.fspath(self.path), self.run, self.asked))
+        return Identity(
+            0, 0, size, round(modified * 1e9), hashlib.sha256(known.encode()).hexdigest()[:16]
+        )
+
+
+class Search:
+    """Finds the runs at one path; later searches open only what is new or has changed."""
+
+    def __init__(self, root: Path, asked: Asked = DEFAULT) -> None:
+        self.root = root
+        self.asked = asked
+        self._known = KnownLogs(others=FILE_NAMES)
+        self._seen: dict[Path, _Seen] = {}
+
+    def runs(self) -> list[RunFile]:
+        """The runs, newest first; empty while there is none yet.
+
+        Raises:
+            NoRuns: the path is a single file that nothing recognises, or cannot be read.
+        """
+        if address_of(self.root) is not None:
+            return [self._run(FORMATS["prometheus"], self.root, "")]
+        path, run = split_run(self.root)
+        if path.exists() and not path.is_dir():
+            found = self._of_file(path)
+        else:
+            found = self._of_folder(path)
+        if not run:
+            return found
+        chosen = [one for one in found if one.path.name.endswith(f"#{run}")]
+        if not chosen and found:
+            there = ", ".join(sorted(one.name for one in found)[:8])
+            raise NoRuns(f"{path}: has no run {safe_text(run, 60)!r}; there are {there}")
+        return chosen
+
+    def _of_file(self, path: Path) -> list[RunFile]:
+        named = self.asked.source
+        if not named and why_not_a_run(path) is None:
+            return find_runs(path)
+        tried = []
+        for form in [FORMATS[named]] if named else FORMATS.values():
+            try:
+                if named or form.recognises(path):
+                    return self._runs_of(form, path)
+            except OSError as error:
+                raise NoRuns(f"{path}: {error.strerror or error}") from error
+            tried.append(form.name)
+        if not path.is_file():
+            return find_runs(path)  # says why
+        raise NoRuns(
+            f"{path}: is not a run log ({why_not_a_run(path)}), and no other format that is known "
+            f"({', '.join(tried)}); `moe-microscope sources` lists them, --source names one"
+        )
+
+    def _of_folder(self, path: Path) -> list[RunFile]:
+        logs = find_runs(path, self._known)
+        folders = {log.path.parent for log in logs}
+        if self.asked.source:
+            logs, folders = [], set()
+        seen, self._seen = self._seen, {}
+        for file in self._known.listed:
+            if file.parent not in folders:
+                self._look_at(file, seen)
+        runs = {run.path: run for _, found in self._seen.values() for run in found}
+        return sorted([*logs, *runs.values()], key=lambda run: (-run.modified, run.name))
+
+    def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
+        """What ``file`` holds; opened only if it has changed since the last search."""
+        try:
+            state = _size_and_time(file)
+            before = seen.get(file)
+            if before is not None and before[0] == state:
+                self._seen[file] = before
+            else:
+                self._seen[file] = state, self._found(file)
+        except OSError:
+            return  # vanished since the listing, or not readable: tried again next time
+
+    def _found(self, file: Path) -> list[RunFile]:
+        named = self.asked.source
+        for form in [FORMATS[named]] if named else FORMATS.values():
+            place = file.parent if form.is_folder else file
+            if re.fullmatch(form.files, file.name) and (named or form.recognises(place)):
+                return self._runs_of(form, place)
+        return []
+
+    def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
+        names = list(form.runs(path))[:MOST_RUNS]
+        return [self._run(form, path, name if len(names) > 1 else "", name) for name in names]
+
+    def _run(self, form: Format, path: Path, shown: str, run: str = "") -> RunFile:
+        """``shown``: what follows the ``#`` of its path."""
+        place = path.with_name(f"{path.name}#{shown}") if shown else path
+        name = shown or (path.name if path.is_dir() else path.stem) or str(path)
+        size, modified = (0, time.time()) if address_of(path) else _size_and_time(path)
+        origin = Foreign(form, path, run, safe_text(name), self.asked)
+        return RunFile(safe_text(name), place, modified, size, origin=origin)
+
+
+def split_run(path: Path) -> tuple[Path, str]:
+    """``PATH#RUN`` as a path and a run; without a run if there is such a path."""
+    file, mark, run = str(path).rpartition("#")
+    if not mark or path.exists() or not Path(file).exists():
+        return path, ""
+    return Path(file), run
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes and time of the last change of a file, or of the files in a folder."""
+    if not path.is_dir():
+        status = path.stat()
+        return status.st_size, status.st_mtime
+    size, modified = 0, 0.0
+    with os.scandir(path) as entries:
+        for entry in itertools.islice(entries, _MOST_FILES):
+            if entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                size, modified = size + status.st_size, max(modified, status.st_mtime)
+    return size, modified
