@@ -96,15 +96,19 @@ def snapshot(
     else:
         wanted = (screen, columns, rows, step, layer, expert)
         text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
+    _write(text, output)
+    return 0
+
+
+def _write(text: str, output: Path | None) -> None:
     if output is None or output == PIPE:
         print_data(text)
-        return 0
+        return
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
     say(f"written: {output}")
-    return 0
 
 
 def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) -> str:

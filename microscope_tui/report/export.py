@@ -26,7 +26,7 @@ EXPERT_COLUMNS = (
     *("tokens", "load", "expert_bias"),
 )
 _FORMULA = "=+-@"
-_Cell = str | float | None
+Cell = str | float | None
 
 
 def view_csv(view: RunView) -> str:
@@ -34,7 +34,7 @@ def view_csv(view: RunView) -> str:
 
     Tokens, load and bias are those of ``counts_step``. A layer without counts has no rows.
     """
-    rows: list[Sequence[_Cell]] = []
+    rows: list[Sequence[Cell]] = []
     for layer in view.layers:
         router = layer.router
         of_layer = (view.name, view.step, view.counts_step, layer.index, router.name, router.depth)
@@ -142,15 +142,15 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
     return values
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[_Cell]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
-    table.writerows([_cell(value) for value in row] for row in rows)
+    table.writerows([cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: _Cell) -> _Cell:
+def cell(value: Cell) -> Cell:
     """Escape names that a spreadsheet would run as formulas; numbers stay numbers."""
     if isinstance(value, str):
         first = unicodedata.normalize(

@@ -1,7 +1,4 @@
-"""``RunWatch``: one run, followed, remembered and judged.
-
-``advance`` holds the lock for a few milliseconds only, so that reading never freezes a screen.
-"""
+"""One run, followed, remembered and judged; the lock is held for a few milliseconds only."""
 
 import contextlib
 import threading
@@ -148,8 +145,8 @@ class RunWatch:
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first frame before the full scan."""
+        path = self.source.path
         try:
-            path = self.source.path
             if not self.source.seekable or path.stat().st_size < _OVERVIEW_FROM_BYTES:
                 return
             found = preview(path, self.file.name, self.memory_bytes)

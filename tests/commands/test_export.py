@@ -1,0 +1,102 @@
+"""``export`` writes a run as a table that other programs read."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from microscope_tui import measures
+from microscope_tui.report.long_table import EXPERT_COLUMNS, ROUTER_COLUMNS, rows_of
+from microscope_tui.runlog.discover import RunFile
+
+Run = Callable[..., CompletedProcess[str]]
+ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
+
+
+@pytest.fixture
+def log(write_log: Any, make_header: Any, make_step: Any) -> Path:
+    """A run of two routers whose step 2 is superseded by a restart."""
+    model = {"layers": [1, 2], "layer_names": ["L1", "=2+5"], "num_experts": 4, "top_k": 1}
+    first = [make_step(n, ROWS, 1000, expert_bias=[[0.5, 0, 0, 0], []]) for n in (1, 2)]
+    again = make_header(model=model, resumed_at_step=2)
+    second = [make_step(n, ROWS[::-1], 1000, loss=float("nan")) for n in (2, 3)]
+    path: Path = write_log([make_header(model=model), *first, again, *second])
+    return path
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_row_per_step_and_router_without_superseded_steps(microscope: Run, log: Path) -> None:
+    done = microscope("export", log)
+    assert done.returncode == 0
+    rows = table(done.stdout)
+    assert [(row["step"], row["router"]) for row in rows] == [
+        (step, router) for step in "123" for router in "01"
+    ]
+    assert float(rows[0]["router.max_load"]) == measures.max_load(ROWS[0])
+    c = measures.collapse_index(measures.effective_experts(ROWS[0]), 4, 1)
+    assert float(rows[0]["collapse_index"]) == pytest.approx(c)
+    assert rows[2]["collapse_index"] == rows[1]["collapse_index"]  # the rows were swapped
+    assert rows[0]["router.entropy"] == ""
+    assert rows[2]["loss"] == "NaN"
+
+
+def test_a_row_per_expert_holds_its_count_and_bias(microscope: Run, log: Path) -> None:
+    rows = table(microscope("export", log, "--experts").stdout)
+    assert len(rows) == 3 * 2 * 4
+    assert [int(row["tokens_per_expert"]) for row in rows[:4]] == ROWS[0]
+    assert [row["expert_bias"] for row in rows[:5]] == ["0.5", "0.0", "0.0", "0.0", ""]
+
+
+def test_a_name_never_becomes_a_formula(microscope: Run, log: Path) -> None:
+    assert table(microscope("export", log).stdout)[1]["layer"] == "'=2+5"
+
+
+def test_parquet_holds_the_same_rows_with_types(microscope: Run, log: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "run.parquet"
+    assert microscope("export", log, "--format", "parquet", "-o", out).returncode == 0
+    found = parquet.read_table(out)
+    assert found.column_names == list(ROUTER_COLUMNS)
+    expected = [list(row) for row in rows_of(RunFile("run", log, 0.0))]
+    for row, values in zip(expected, found.to_pylist(), strict=True):
+        assert [str(value) for value in row[:5]] == [str(v) for v in list(values.values())[:5]]
+        assert values["collapse_index"] == row[ROUTER_COLUMNS.index("collapse_index")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (("--format", "parquet"), 64, "name a file with -o"),
+        (("-o", "/nowhere/at/all.csv"), 64, "cannot be written"),
+        (("--format", "xlsx"), 64, "xlsx"),
+    ],
+)
+def test_what_cannot_be_written_is_a_usage_error(
+    microscope: Run, log: Path, arguments: tuple[str, ...], code: int, why: str
+) -> None:
+    done = microscope("export", log, *arguments)
+    assert done.returncode == code
+    assert why in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_without_a_step_has_nothing_to_export(
+    microscope: Run, write_log: Any, make_header: Any
+) -> None:
+    done = microscope("export", write_log([make_header()]))
+    assert done.returncode == 3
+    assert "holds no step" in done.stderr
+
+
+def test_only_one_step_is_in_memory(write_log: Any, make_header: Any, make_step: Any) -> None:
+    path = write_log([make_header(), *(make_step(n, [[512] * 8] * 3, 2048) for n in range(1, 50))])
+    rows = rows_of(RunFile("run", path, 0.0), experts=True)
+    assert next(rows)[EXPERT_COLUMNS.index("step")] == 1
+    assert sum(1 for _ in rows) == 49 * 3 * 8 - 1

@@ -1,0 +1,222 @@
+"""Named numbers end up in the right row of the right step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources.assemble import RowRecords
+from microscope_tui.sources.header import Asked, config_number
+from microscope_tui.sources.keys import BadMapping, Keys, rules_of
+from microscope_tui.sources.reader import Row, RowReader, Rows
+from microscope_tui.sources.steps import SHARES_SUM, counts_of_shares
+
+Logged = tuple[int, Mapping[str, float]]
+
+
+class Logger(RowReader):
+    """A source that is fed in the test; each poll returns what one ``log`` call wrote."""
+
+    def __init__(self, rows: Sequence[Logged], config: Mapping[str, object] = {}, **asked: Any):
+        super().__init__(Keys(rules_of(asked.pop("maps", ()))))
+        self.config = config
+        self._rows = list(rows)
+        self.modified = 0.0  # at rest
+        self.ended = ""
+
+    def read(self, max_bytes: int = 0) -> Rows:
+        self.exhausted = len(self._rows) <= 1
+        if not self._rows:
+            return Rows(ended=self.ended)
+        step, values = self._rows.pop(0)
+        known = [(target, value) for key, value in values.items() if (target := self.keys[key])]
+        return Rows([Row(step, float(step), known)])
+
+
+def records(logger: Logger, **asked: Any) -> list[dict[str, Any]]:
+    """Everything the logger holds, as records."""
+    reader, found = RowRecords(logger, "run", "test", Asked(**asked)), []
+    while True:
+        batch = reader.read()
+        found += batch.records
+        if reader.exhausted and not batch.records:
+            return found
+
+
+def shares(layer: int, row: Sequence[float]) -> dict[str, float]:
+    return {f"moe_ep_usage/L-{layer}_EP-{expert}": share for expert, share in enumerate(row)}
+
+
+def of_kind(found: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record for record in found if record["kind"] == kind]
+
+
+def test_rows_of_one_step_become_one_record() -> None:
+    found = records(Logger([(1, {"loss": 2.0}), (1, shares(3, [0.5, 0.5])), (2, {"loss": 1.5})]))
+    first, second = of_kind(found, "step")
+    assert first["loss"] == 2.0
+    assert first["tokens_per_expert"] == [[500_000, 500_000]]
+    assert second["loss"] == 1.5
+    assert "tokens_per_expert" not in second
+
+
+def test_steps_before_the_first_router_reading_are_kept() -> None:
+    found = records(Logger([(1, {"loss": 3.0}), (2, shares(0, [0.5, 0.5])), (3, {"loss": 2.0})]))
+    assert [record["kind"] for record in found] == ["run", "step", "step", "step"]
+    assert [record["step"] for record in of_kind(found, "step")] == [1, 2, 3]
+
+
+def test_a_source_without_a_router_reading_has_no_records() -> None:
+    assert records(Logger([(1, {"loss": 3.0}), (2, {"loss": 2.0})])) == []
+
+
+def test_layers_are_in_the_order_of_their_numbers_not_of_their_names() -> None:
+    layers = shares(10, [0.9, 0.1]) | shares(2, [0.5, 0.5])
+    run, step = records(Logger([(1, layers)]))
+    assert run["model"]["layers"] == [2, 10]
+    assert step["tokens_per_expert"] == [[500_000, 500_000], [900_000, 100_000]]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model": {"n_routed_experts": 4, "moe_topk": 2}},
+        {"model": {"value": {"num_experts": 4, "num_experts_per_tok": 2}}},
+        {"moe.num-experts": {"value": 4, "desc": None}, "args/top_k": 2},
+    ],
+)
+def test_experts_and_choices_come_from_the_configuration(config: dict[str, object]) -> None:
+    run = records(Logger([(1, {"moe_maxvio_batch/L-1": 0.5})], config))[0]
+    assert run["model"]["num_experts"] == 4
+    assert run["model"]["top_k"] == 2
+
+
+def test_what_the_user_says_wins_over_the_configuration() -> None:
+    config = {"num_experts": 4, "top_k": 2}
+    run = records(Logger([(1, shares(1, [0.25] * 4))], config), num_experts=8, top_k=1)[0]
+    assert run["model"]["num_experts"] == 8
+    assert run["model"]["top_k"] == 1
+
+
+def test_without_a_word_on_the_choices_top_k_stays_unknown() -> None:
+    assert "top_k" not in records(Logger([(1, shares(1, [0.5, 0.5]))]))[0]["model"]
+
+
+def test_max_violation_is_a_load_less_one() -> None:
+    _, step = records(Logger([(1, {"moe/max_vio/layer_0": 0.5, "moe/max_vio/layer_1": 2.0})]))
+    assert step["router"] == {"max_load": [1.5, 3.0]}
+
+
+def test_an_aggregate_over_the_layers_is_one_router() -> None:
+    run, step = records(Logger([(1, {"max_vio/max": 1.0, "max_vio/mean": 0.5, "loss": 2.0})]))
+    assert (run["model"]["layers"], run["model"]["layer_names"]) == ([0], ["all layers"])
+    assert run["source"]["counts"] == "none"
+    assert step["router"] == {"max_load": [2.0]}
+    assert step["loss"] == 2.0
+
+
+def test_an_aggregate_beside_its_layers_is_left_out() -> None:
+    logged = {"moe/max_vio/layer_0": 0.5, "moe/max_vio/max": 0.5}
+    run, step = records(Logger([(1, logged)]))
+    assert run["model"]["layers"] == [0]
+    assert step["router"] == {"max_load": [1.5]}
+
+
+def test_prime_rls_older_max_vio_means_something_else_and_is_not_used() -> None:
+    assert Keys()["max_vio"] is None
+    assert Keys()["max_vio/max"] is not None
+
+
+def test_in_torchtitan_forks_ep_is_an_expert_and_not_a_rank() -> None:
+    assert Keys()["moe_ep_usage/L-3_EP-7"] == ("share", 3, 7, 0.0)
+
+
+def test_keys_with_spaces_and_prefixes_are_found() -> None:
+    assert Keys()["train/block 03/load imbalance"] == ("max_load", 3, None, 0.0)
+
+
+def test_a_row_with_a_missing_expert_is_no_row() -> None:
+    logged = shares(1, [0.5, 0.5]) | {"moe_ep_usage/L-2_EP-1": 0.7, "moe_ep_usage/L-2_EP-0": 0.3}
+    partial = {key: value for key, value in logged.items() if not key.endswith("L-2_EP-0")}
+    *_, last = records(Logger([(1, logged), (2, partial)]))
+    assert last["tokens_per_expert"] == [[500_000, 500_000], None]
+
+
+def test_exact_counts_stay_exact() -> None:
+    keys = {f"router/tokens_per_expert/2/{e}": float(n) for e, n in enumerate([3, 0, 2**40])}
+    run, step = records(Logger([(1, keys)], {"top_k": 2}))
+    assert run["source"]["counts"] == "exact"
+    assert step["tokens_per_expert"] == [[3, 0, 2**40]]
+
+
+def test_a_layer_that_appears_later_starts_another_run_record() -> None:
+    first, both = shares(1, [0.5, 0.5]), shares(1, [0.5, 0.5]) | shares(2, [0.9, 0.1])
+    found = records(Logger([(1, first), (2, first), (3, both)]))
+    assert [record["model"]["layers"] for record in of_kind(found, "run")] == [[1], [1, 2]]
+    assert len(found[-1]["tokens_per_expert"]) == 2
+
+
+def test_the_users_mapping_wins_over_the_known_keys() -> None:
+    maps = (r"entropy=moe_maxvio_batch/L-(?P<layer>\d+)",)
+    _, step = records(Logger([(1, {"moe_maxvio_batch/L-0": 0.5})], maps=maps))
+    assert step["router"] == {"entropy": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("pair", "why"),
+    [
+        ("share", "write QUANTITY=REGEX"),
+        ("shares=x(?P<expert>1)", "no such quantity"),
+        ("share=a(b", "not a regular expression"),
+        ("share=a(?P<layer>1)", "a number per expert"),
+        ("entropy=a(?P<expert>1)", "a number per layer"),
+        ("entropy=a(?P<rank>1)", "unknown group rank"),
+    ],
+)
+def test_a_mapping_that_cannot_be_used_is_refused(pair: str, why: str) -> None:
+    with pytest.raises(BadMapping, match=why):
+        rules_of([pair])
+
+
+def test_each_key_is_matched_once() -> None:
+    keys = Keys()
+    assert keys["loss"] is keys["loss"]
+    assert len(keys) == 1
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=64))
+def test_shares_become_counts_that_sum_to_a_million(row: list[float]) -> None:
+    counts = counts_of_shares(row)
+    if not sum(row) > 0:
+        assert counts is None
+        return
+    assert counts is not None
+    assert sum(counts) == SHARES_SUM
+    exact = [share / sum(row) * SHARES_SUM for share in row]
+    assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts, exact, strict=True))
+
+
+@pytest.mark.parametrize("row", [[-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]])
+def test_what_is_no_distribution_has_no_counts(row: list[float]) -> None:
+    assert counts_of_shares(row) is None
+
+
+def test_the_records_are_read_back_without_a_defect() -> None:
+    logged = [(n, shares(1, [0.25] * 4) | {"loss": float("nan")}) for n in range(1, 6)]
+    reader = RunReader("run")
+    lines = b"".join(map(encode_record, records(Logger(logged, {"top_k": 2}))))
+    run, *steps = reader.feed(lines)
+    assert isinstance(run, RunRecord)
+    assert run.counts == "shares"
+    assert [entry.record.step for entry in steps if isinstance(entry, StepEntry)] == [1, 2, 3, 4, 5]
+    assert reader.defects.count == 0
+
+
+def test_a_huge_configuration_is_not_searched_to_its_end() -> None:
+    config = {str(n): {str(m): 1 for m in range(100)} for n in range(10_000)}
+    assert config_number(config, ("top_k",)) is None
