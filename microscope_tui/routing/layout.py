@@ -1,0 +1,130 @@
+"""The layout of ``routing.bin``, version 1.
+
+A preamble of 64 bytes, sections of numbers aligned to 64 bytes, and a header in JSON at the end.
+Everything is little-endian and layer-major: one layer of a million tokens is one piece of memory.
+The sections have room for ``capacity`` tokens, of which ``tokens`` are written, so that a probe
+that is interrupted leaves a shorter file in the same layout.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FILE_NAME = "routing.bin"
+MAGIC = b"MOEROUTE"
+VERSION = 1
+ALIGNMENT = 64
+PREAMBLE = struct.Struct("<8sIIQQQ")
+"""Magic, version, zero, offset and length of the header, length of the file."""
+
+MOST_LAYERS, MOST_EXPERTS, MOST_CHOICES = 4096, 65_535, 64
+MOST_TOKENS = 1 << 32
+MOST_HEADER_BYTES = 64 << 20
+MOST_SLICES = 4096
+
+
+class BadRouting(ValueError):
+    """The file is not a ``routing.bin`` that can be read; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Numbers of one type: ``struct`` code, and how many per layer and token."""
+
+    name: str
+    code: str
+    per_layer: bool
+    per_token: int
+
+    def count(self, layers: int, capacity: int) -> int:
+        """How many numbers it holds."""
+        return (layers if self.per_layer else 1) * capacity * self.per_token
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return struct.calcsize("<" + self.code)
+
+
+def sections(num_experts: int, top_k: int) -> Sequence[Section]:
+    """The sections of a file, in their order.
+
+    ``ids``: chosen experts, the largest weight first; the largest value of the type is an empty
+    slot. ``weights``, ``margins``, ``entropies``: half precision. ``text_ends``: where each token
+    ends in the text. ``slices``: number of the slice of each token. ``windows``: number of the
+    window of text.
+    """
+    ids = "B" if num_experts < 0xFF else "H"
+    return (
+        Section("ids", ids, True, top_k),
+        Section("weights", "e", True, top_k),
+        Section("margins", "e", True, 1),
+        Section("entropies", "e", True, 1),
+        Section("token_ids", "I", False, 1),
+        Section("text_ends", "Q", False, 1),
+        Section("slices", "H", False, 1),
+        Section("windows", "I", False, 1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a file."""
+
+    layers: tuple[int, ...]
+    """Depth of every router."""
+    layer_names: tuple[str, ...]
+    num_experts: int
+    top_k: int
+    capacity: int
+    """Tokens that there is room for."""
+
+    def refuse_nonsense(self) -> None:
+        """Check the limits.
+
+        Raises:
+            BadRouting: a size is out of range.
+        """
+        for what, value, most in (
+            ("layers", len(self.layers), MOST_LAYERS),
+            ("num_experts", self.num_experts, MOST_EXPERTS),
+            ("top_k", self.top_k, min(MOST_CHOICES, self.num_experts)),
+            ("capacity", self.capacity, MOST_TOKENS),
+        ):
+            if not 0 < value <= most:
+                raise BadRouting(f"{what} is {value:,}, expected 1 to {most:,}")
+        if len(self.layer_names) != len(self.layers):
+            raise BadRouting(f"{len(self.layer_names)} layer_names for {len(self.layers)} layers")
+
+    def offsets(self) -> tuple[Mapping[str, int], int]:
+        """Offset of each section, and where the text begins."""
+        at, found = ALIGNMENT, {}
+        for section in sections(self.num_experts, self.top_k):
+            found[section.name] = at
+            at += section.count(len(self.layers), self.capacity) * section.itemsize
+            at += -at % ALIGNMENT
+        return found, at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """What needs a pass over all tokens; computed once by the probe.
+
+    Shares are of (token, choice) pairs. Layers, slices and experts in the order of the file.
+    """
+
+    counts: Sequence[Sequence[Sequence[int]]] = ()
+    """Chosen experts: slice → layer → expert."""
+    noise: Sequence[float] = ()
+    """Per slice: the 99 % point of the absolute log2 ratio when the slices are shuffled."""
+    identity: Sequence[float | None] = ()
+    """Per layer: share of the routing that the token identity alone explains, 0 … 1."""
+    identity_noise: Sequence[float | None] = ()
+    """The same with shuffled tokens: what chance alone would explain."""
+    lifts: Sequence[Sequence[Sequence[tuple[int, int, float]]]] = ()
+    """Layer → expert → its most telling tokens: token id, count, lift."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists."""
+        return {name: getattr(self, name) for name in self.__slots__}

@@ -1,0 +1,186 @@
+"""``routing.bin``: what was written is read back, and a damaged file is refused, not believed."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import PREAMBLE, BadRouting, Shape, Tables
+from microscope_tui.routing.write import RoutingWriter
+
+TEXTS = [b"The ", b"quick ", b"br", b"own ", b"\x1b[2J", b"fox"]
+
+
+def write(
+    path: Path, ids: list[list[list[int]]], num_experts: int = 8, capacity: int | None = None
+) -> None:
+    """A file with these choices: layer → token → experts."""
+    layers, tokens, k = len(ids), len(ids[0]), len(ids[0][0])
+    names = tuple(f"L{n}" for n in range(layers))
+    shape = Shape(tuple(range(layers)), names, num_experts, k, capacity or tokens)
+    writer = RoutingWriter(path, shape, slices=["prose", "code"], model="planted", dtype="fp32")
+    texts = [TEXTS[n % len(TEXTS)] for n in range(tokens)]
+    writer.put_tokens(range(tokens), texts, [n % 2 for n in range(tokens)], [0] * tokens)
+    code = "B" if num_experts < 255 else "H"
+    for layer, rows in enumerate(ids):
+        flat = [expert for row in rows for expert in row]
+        writer.put("ids", layer, 0, struct.pack(f"<{len(flat)}{code}", *flat))
+        halves = [1 / (1 + slot) for row in rows for slot, _ in enumerate(row)]
+        writer.put("weights", layer, 0, struct.pack(f"<{len(halves)}e", *halves))
+        for name in ("margins", "entropies"):
+            writer.put(name, layer, 0, struct.pack(f"<{tokens}e", *[layer + 0.5] * tokens))
+    writer.finish(Tables(counts=[[[1] * num_experts] * layers] * 2, noise=[0.1, 0.2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_choice_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    experts = data.draw(st.sampled_from([4, 254, 255, 1000]))
+    layers, tokens, k = (data.draw(st.integers(1, most)) for most in (3, 20, 4))
+    empty = 0xFF if experts < 255 else 0xFFFF
+    expert = st.integers(0, experts - 1) | st.just(empty)
+    ids = [[[data.draw(expert) for _ in range(k)] for _ in range(tokens)] for _ in range(layers)]
+    path = tmp_path_factory.mktemp("r") / "routing.bin"
+    write(path, ids, experts, capacity=tokens + data.draw(st.integers(0, 9)))
+    with Routing(path) as routing:
+        assert routing.tokens == tokens
+        for layer in range(layers):
+            for token in range(tokens):
+                real = tuple(one for one in ids[layer][token] if one != empty)
+                assert routing.choice(layer, token).experts == real
+            firsts = [row[0] if row[0] != empty else None for row in ids[layer]]
+            assert routing.first_choices(layer, 0, tokens + 5) == firsts
+            wanted, at = (
+                data.draw(st.integers(0, experts - 1)),
+                data.draw(st.integers(0, tokens - 1)),
+            )
+            holds = [n for n, row in enumerate(ids[layer]) if wanted in row]
+            after, before = [n for n in holds if n > at], [n for n in holds if n < at]
+            assert routing.next_of(layer, wanted, at) == (after[0] if after else None)
+            assert routing.next_of(layer, wanted, at, back=True) == (before[-1] if before else None)
+
+
+def test_tokens_slices_and_tables_are_read_back(tmp_path: Path) -> None:
+    write(tmp_path / "routing.bin", [[[n % 8, 7] for n in range(12)]])
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert b"".join(routing.text(0, 12)) == b"".join(TEXTS) * 2
+        assert routing.text(5, 7) == [b"fox", b"The "]
+        assert (routing.slices, routing.slice_of(3), routing.window_of(3)) == (
+            ("prose", "code"),
+            1,
+            0,
+        )
+        assert routing.token_ids(2, 5) == [2, 3, 4]
+        assert routing.tables.noise == [0.1, 0.2]
+        choice = routing.choice(0, 3)
+        assert (choice.weights, choice.margin, choice.entropy) == ((1.0, 0.5), 0.5, 0.5)
+
+
+def test_a_text_is_found_behind_the_cursor_and_then_from_the_start(tmp_path: Path) -> None:
+    write(tmp_path / "routing.bin", [[[0, 1]] * 12])
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert routing.find_text(b"brown", 0) == 2
+        assert routing.find_text(b"brown", 2) == 8
+        assert routing.find_text(b"brown", 9) == 2
+        assert routing.find_text(b"wolf", 0) is None
+
+
+def test_a_shorter_probe_is_read_up_to_its_end(tmp_path: Path) -> None:
+    shape = Shape((1,), ("L1",), 4, 1, 1000)
+    writer = RoutingWriter(tmp_path / "routing.bin", shape)
+    writer.put_tokens([1, 2], [b"a", b"b"], [0, 0], [0, 0])
+    writer.put("ids", 0, 0, bytes([3, 2]))
+    writer.finish()
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert [routing.choice(0, token).experts for token in range(2)] == [(3,), (2,)]
+        with pytest.raises(IndexError):
+            routing.choice(0, 2)
+
+
+def test_an_abandoned_probe_leaves_nothing(tmp_path: Path) -> None:
+    writer = RoutingWriter(tmp_path / "routing.bin", Shape((1,), ("L1",), 4, 1, 10))
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    write(tmp_path / "routing.bin", [[[n % 8, 7] for n in range(6)] for _ in range(2)])
+    return (tmp_path / "routing.bin").read_bytes()
+
+
+def changed(data: bytes, **header: object) -> bytes:
+    """The file with other values in its header."""
+    magic, version, zero, at, length, _ = PREAMBLE.unpack_from(data)
+    encoded = json.dumps(json.loads(data[at : at + length]) | header).encode()
+    body = data[PREAMBLE.size : at] + encoded
+    size = PREAMBLE.size + len(body)
+    return PREAMBLE.pack(magic, version, zero, at, len(encoded), size) + body
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"tokens": 7}, "7 tokens in room for 6"),
+        ({"tokens": -1}, "-1 tokens"),
+        ({"capacity": 1 << 40}, "capacity is"),
+        ({"capacity": 1 << 31}, "do not fit"),
+        ({"top_k": 9}, "top_k is 9"),
+        ({"num_experts": 0}, "num_experts is 0"),
+        ({"layers": []}, "layers is 0"),
+        ({"layer_names": ["L1"]}, "1 layer_names for 2 layers"),
+        ({"text_bytes": 1 << 50}, "do not fit"),
+        ({"tokens": "six"}, "cannot be read"),
+        ({"slices": ["s"] * 5000}, "5,000 slices"),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(
+    tmp_path: Path, whole: bytes, header: dict[str, object], why: str
+) -> None:
+    (tmp_path / "routing.bin").write_bytes(changed(whole, **header))
+    with pytest.raises(BadRouting, match=why):
+        Routing(tmp_path / "routing.bin")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "shorter than the preamble"),
+        (b"x" * 100, "is no routing file"),
+        (PREAMBLE.pack(b"MOEROUTE", 2, 0, 64, 0, 64) + b"\0" * 24, "version 2"),
+        (PREAMBLE.pack(b"MOEROUTE", 1, 0, 1 << 60, 9, 64) + b"\0" * 24, "does not lie"),
+        (PREAMBLE.pack(b"MOEROUTE", 1, 0, 64, 0, 99) + b"\0" * 24, "cut off or damaged"),
+    ],
+)
+def test_what_is_no_routing_file_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "routing.bin").write_bytes(data)
+    with pytest.raises(BadRouting, match=why):
+        Routing(tmp_path / "routing.bin")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_bytes_are_refused_or_read_within_the_file(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("r") / "routing.bin"
+    write(path, [[[n % 8, 7] for n in range(6)] for _ in range(2)])
+    damaged = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        with Routing(path) as routing:
+            for token in range(routing.tokens):
+                for layer in range(len(routing.shape.layers)):
+                    assert all(
+                        e < routing.shape.num_experts for e in routing.choice(layer, token).experts
+                    )
+            routing.text(0, routing.tokens)
+            routing.find_text(b"fox", 0) if routing.tokens else None
+    except BadRouting:
+        pass
