@@ -156,7 +156,6 @@ class _EventFile:
     def first_step(self, at: int, most: int) -> Row | None:
         """The first matching step that begins at ``at`` or later, of ``most`` bytes."""
         splitter: RecordSplitter | None = None
-        start: int | None = 0
         rows: list[Row] = []
         for offset in range(at, at + most, _LEAST_AT_ONCE):
             data = self.bytes.pread(_LEAST_AT_ONCE, offset)
@@ -169,7 +168,7 @@ class _EventFile:
             if rows and found and rows[-1].step == found[0].step:
                 rows[-1].values += found.pop(0).values
             rows += found
-            if len(rows) > 2 or why is not None or len(data) < _LEAST_AT_ONCE - start:
+            if len(rows) > 2 or why is not None or offset + _LEAST_AT_ONCE >= self.bytes.size:
                 break
         if at > 0 and len(rows) > 1:
             return rows[1]  # the first may have begun before ``at``
