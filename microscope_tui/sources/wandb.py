@@ -37,7 +37,7 @@ from microscope_tui.sources.wandb_history import HistoryRows, named_value
 NAMES = re.compile(r"run-.+\.wandb")
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
-MAX_SAMPLED_BYTES = 128 << 20
+MAX_SAMPLED_BYTES = 64 << 20
 """What ``sample`` reads at most: about a second."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
 _HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of Record

@@ -21,7 +21,7 @@ pytest.importorskip("tensorboard")
 
 
 def write_events(folder: Path, *, tensors: bool) -> Path:
-    """With the writer below ``torch.utils.tensorboard``, as it or as TensorFlow makes the events."""
+    """With the writer that torch uses; events as torch makes them, or TensorFlow (``tensors``)."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -14,6 +14,7 @@ import pytest
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import Row
 from microscope_tui.sources.wandb import NAMES, WandbReader, recognises
+from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
 
 wandb = pytest.importorskip("wandb")
@@ -101,3 +102,21 @@ def test_a_run_is_followed_while_wandb_writes(tmp_path: Path) -> None:
     rows += read_to_the_end(reader)[0]
     assert [row.step for row in rows] == list(range(1, 31))
     assert before_the_end > 10
+
+
+def test_wandb_reads_what_our_tests_write() -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    history = Record.FromString(wb.history({"a key": 1.5}, -3)).history
+    assert [(list(item.nested_key), item.value_json) for item in history.item] == [
+        (["a key"], "1.5")
+    ]
+    assert history.step.num == -3
+    old = Record.FromString(wb.history({"a key": 1.5}, old=True)).history
+    assert [item.key for item in old.item] == ["a key"]
+    run = Record.FromString(wb.run("abc", "name", lr=0.5)).run
+    assert (run.run_id, run.display_name) == ("abc", "name")
+    assert [item.value_json for item in run.config.update] == ["0.5"]
+    assert Record.FromString(wb.exit_record(3)).exit.exit_code == 3
+    config = Record.FromString(wb.config(lr=0.5)).config
+    assert [list(item.nested_key) for item in config.update] == [["lr"]]

@@ -63,7 +63,7 @@ def read_all(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
 
 
 def entries_of(reader: RowReader) -> tuple[list[Entry], int]:
-    """The records of the run log that a source becomes, as its reader sees them; and the defects."""
+    """The records of the run log that a source becomes, as read back; the number of defects."""
     records = RowRecords(reader, "run", "test", Asked())
     log = RunReader("run")
     entries: list[Entry] = []
