@@ -10,7 +10,7 @@ used: it brings numpy and a web server.
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from microscope_tui.runlog.safe_text import safe_text
@@ -32,7 +32,8 @@ MAX_ENTRIES = 10_000
 """Names in a folder that are looked at."""
 MAX_SAMPLED_BYTES = 32 << 20
 """What ``sample`` reads at most: about a second."""
-_LEAST_AT_ONCE = 64 * 1024
+_LEAST_OF_A_FILE = 16 * 1024
+_SAMPLED_AT_ONCE = 64 * 1024
 _RECOGNISED_BY = 4096  # the first event has 40 bytes
 _TIME = re.compile(r"tfevents\.(\d{1,18})")
 
@@ -44,7 +45,7 @@ def recognises(path: Path) -> bool:
         OSError: it cannot be read.
     """
     if path.is_dir():
-        return any(map(_is_event_file, _event_files(path)[:8]))
+        return any(map(_is_event_file, _event_files(path)[:16]))
     return path.is_file() and _is_event_file(path)
 
 
@@ -55,7 +56,12 @@ class TensorBoardReader(RowReader):
         """``path``: a folder of event files, or an event file."""
         super().__init__(keys)
         self._path = path
-        self._files: dict[Path, _EventFile] = {}
+        self._start([])
+
+    def _start(self, paths: Iterable[Path]) -> None:
+        self._decoder = EventRows(self.keys)
+        self._files = {path: _EventFile(path, self._decoder) for path in paths}
+        self.config = self._decoder.config
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """See ``RowReader``."""
@@ -63,15 +69,13 @@ class TensorBoardReader(RowReader):
         files = list(self._files.values())
         starved = [file for file in files if not file.rows]
         for file in starved:
-            file.fill(max(_LEAST_AT_ONCE, max_bytes // len(starved)))
+            file.fill(max(_LEAST_OF_A_FILE, max_bytes // len(starved)))
         restarted = any(file.restarted for file in files)
         if restarted:
-            self._files = {path: _EventFile(path, self.keys) for path in self._files}
+            self._start(self._files)
             self.exhausted = False
             return Rows((), restarted=True)
         rows = list(_by_time(files))
-        for file in files:
-            self.config = {**self.config, **file.decoder.config}
         self.offset = sum(file.bytes.offset for file in files)
         self.size = sum(file.bytes.size for file in files)
         times = [file.bytes.modified for file in files if file.bytes.modified is not None]
@@ -96,7 +100,7 @@ class TensorBoardReader(RowReader):
         for file in files:
             file.bytes.pread(0, 0)
         size = sum(file.bytes.size for file in files)
-        most = max(_LEAST_AT_ONCE, MAX_SAMPLED_BYTES // max(1, count))
+        most = max(_SAMPLED_AT_ONCE, MAX_SAMPLED_BYTES // max(1, count))
         rows: dict[tuple[int, int], Row] = {}
         for place in coarse_to_fine(max(1, count)):
             at = int(place * size)
@@ -105,7 +109,6 @@ class TensorBoardReader(RowReader):
                     row = file.first_step(at, most)
                     if row is not None:
                         rows[index, row.step] = row
-                    self.config = {**self.config, **file.decoder.config}
                     break
                 at -= file.bytes.size
         return [rows[place] for place in sorted(rows)]
@@ -119,19 +122,19 @@ class TensorBoardReader(RowReader):
         self.deleted = bool(self._files) and not found
         if found:
             self._files = {
-                path: self._files.get(path) or _EventFile(path, self.keys) for path in found
+                path: self._files.get(path) or _EventFile(path, self._decoder) for path in found
             }
 
 
 class _EventFile:
     """One event file, and its rows that are not handed out yet."""
 
-    def __init__(self, path: Path, keys: Keys) -> None:
+    def __init__(self, path: Path, decoder: EventRows) -> None:
         self.bytes = GrowingFile(path)
-        self.decoder = EventRows(keys)
         self.rows: deque[Row] = deque()
         self.damage: Unreadable | None = None
         self.restarted = False
+        self._decoder = decoder
         self._splitter = RecordSplitter()
 
     @property
@@ -144,7 +147,7 @@ class _EventFile:
         data, self.restarted = self.bytes.read(max_bytes)
         if self.damage is not None or self.restarted:
             return
-        rows, why = self.decoder.rows(self._splitter.feed(data))
+        rows, why = self._decoder.rows(self._splitter.feed(data))
         self.rows += rows
         self.damage = self._splitter.damage
         if why is not None:
@@ -157,18 +160,18 @@ class _EventFile:
         """The first matching step that begins at ``at`` or later, of ``most`` bytes."""
         splitter: RecordSplitter | None = None
         rows: list[Row] = []
-        for offset in range(at, at + most, _LEAST_AT_ONCE):
-            data = self.bytes.pread(_LEAST_AT_ONCE, offset)
+        for offset in range(at, at + most, _SAMPLED_AT_ONCE):
+            data = self.bytes.pread(_SAMPLED_AT_ONCE, offset)
             if splitter is None:
                 start = 0 if at == 0 else find_record(data)
                 if start is None:
                     continue
                 data, splitter = data[start:], RecordSplitter(offset + start)
-            found, why = self.decoder.rows(splitter.feed(data))
+            found, why = self._decoder.rows(splitter.feed(data))
             if rows and found and rows[-1].step == found[0].step:
                 rows[-1].values += found.pop(0).values
             rows += found
-            if len(rows) > 2 or why is not None or offset + _LEAST_AT_ONCE >= self.bytes.size:
+            if len(rows) > 2 or why is not None or offset + _SAMPLED_AT_ONCE >= self.bytes.size:
                 break
         if at > 0 and len(rows) > 1:
             return rows[1]  # the first may have begun before ``at``

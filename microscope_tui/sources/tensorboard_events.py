@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.sources.keys import MAX_KEYS, Keys, Target
+from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.protobuf import (
     BadMessage,
     as_bytes,
@@ -20,6 +20,9 @@ from microscope_tui.sources.protobuf import (
 from microscope_tui.sources.reader import Row
 
 MAX_STEP = 2**53
+MAX_HEADS = 1 << 18
+"""Keys that are recognised by their bytes: 512 experts in 128 layers, four times. Further ones take
+the slow way."""
 MAX_CONFIG_BYTES = 1 << 20
 CONFIG_TAGS = ("model_config/text_summary", "model_config")
 """Where the Hugging Face Trainer writes the configuration of the model, as JSON."""
@@ -29,14 +32,14 @@ _VALUE = 1  # of Summary
 _TAG, _SIMPLE_VALUE, _TENSOR = 1, 2, 8  # of Summary.Value
 _DTYPE, _CONTENT, _FLOATS, _DOUBLES, _STRINGS = 1, 4, 5, 6, 8  # of TensorProto
 _DT_FLOAT, _DT_DOUBLE = 1, 2
-_MAX_HEAD_BYTES = 1024
+_MAX_HEAD_BYTES = 600  # a key of 512 characters, and what is around it
 _DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 _SLOW = "slow"
 _Head = Target | str | None
 
 
 class EventRows:
-    """Turns the events of one file into rows; the events of a step are one row."""
+    """Turns the events of a run into rows; those of one step that follow each other are one row."""
 
     def __init__(self, keys: Keys) -> None:
         self.config: dict[str, object] = {}
@@ -132,7 +135,7 @@ class _Heads(dict[bytes, _Head]):
         if len(head) > _MAX_HEAD_BYTES:
             return _SLOW
         found = self._find(head)
-        if len(self) < MAX_KEYS:
+        if len(self) < MAX_HEADS:
             self[head] = found
         return found
 

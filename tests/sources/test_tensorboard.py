@@ -16,14 +16,7 @@ from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.reader import Unreadable
 from microscope_tui.sources.tensorboard import NAMES, TensorBoardReader, recognises
 from microscope_tui.sources.tensorboard_events import EventRows
-from microscope_tui.sources.tfrecord import (
-    MAX_RECORD_BYTES,
-    RecordSplitter,
-    find_record,
-    masked_crc32c,
-)
 from tests.sources import event_bytes as eb
-from tests.sources.fuzz import FORMATS, case
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 from tests.sources.wandb_bytes import part
 
@@ -43,13 +36,6 @@ def written(folder: Path, *events: bytes, time: int = 1) -> Path:
 
 def steps_of(reader: TensorBoardReader) -> list[int]:
     return [row.step for row in read_all(reader)]
-
-
-def test_the_checksum_is_crc32c() -> None:
-    """RFC 3720, appendix B.4: the crc32c of 32 zeros is 0x8A9136AA."""
-    crc = 0x8A9136AA
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    assert masked_crc32c(bytes(32)) == masked
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "tensorboard-tensors"])
@@ -206,29 +192,6 @@ def test_every_cut_of_a_growing_file_gives_the_same_rows(tmp_path: Path) -> None
         assert len(rows) == 5
 
 
-@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 400))
-@settings(deadline=None)
-def test_records_come_back_whatever_the_cuts(records: list[bytes], cut: int) -> None:
-    data = b"".join(map(eb.record, records))
-    splitter = RecordSplitter()
-    found = [one for at in range(0, len(data), cut) for one in splitter.feed(data[at : at + cut])]
-    assert found == records
-
-
-def test_a_record_that_is_too_long_is_skipped_in_any_cut() -> None:
-    length = MAX_RECORD_BYTES + 1
-    head = struct.pack("<Q", length)
-    long = head + struct.pack("<I", masked_crc32c(head)) + bytes(length + 4)
-    data = eb.record(b"before") + long + eb.record(b"after")
-    for cut in (len(data), 1 << 20):
-        splitter = RecordSplitter()
-        found = []
-        for at in range(0, len(data), cut):
-            found += splitter.feed(data[at : at + cut])
-        assert found == [b"before", b"after"]
-        assert splitter.overlong == 1
-
-
 def test_the_checksum_of_a_length_is_always_verified(tmp_path: Path) -> None:
     path = written(tmp_path, scalar(1, 1.0), scalar(2, 2.0))
     data = bytearray(path.read_bytes())
@@ -310,18 +273,3 @@ def test_a_sample_is_whole_steps_of_the_whole_history_in_order(tmp_path: Path) -
     assert len(steps) == 50
     assert max(b - a for a, b in pairwise(steps)) < 100
     assert numbers_of(rows).items() <= everything.items()
-
-
-@given(st.binary(max_size=200), st.integers(0, 2**16))
-@settings(deadline=None)
-def test_a_record_is_found_from_any_place(before: bytes, length: int) -> None:
-    record = eb.record(bytes([7]) * length)
-    at = find_record(before + record)
-    assert at is not None
-    assert at <= len(before)
-
-
-@pytest.mark.parametrize("shard", range(4))
-def test_no_damage_hurts_the_reader(shard: int) -> None:
-    for seed in range(shard * 100, (shard + 1) * 100):
-        FORMATS["tensorboard"](case("tensorboard", seed))

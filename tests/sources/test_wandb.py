@@ -7,17 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
 from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.reader import Unreadable
 from microscope_tui.sources.wandb import NAMES, WandbReader, recognises
-from microscope_tui.sources.wandb_blocks import BLOCK_BYTES, RecordSplitter
+from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
 from tests.sources import wandb_bytes as wb
-from tests.sources.fuzz import FORMATS, case
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 
 
@@ -161,41 +158,6 @@ def test_every_cut_of_a_growing_file_gives_the_same_rows(tmp_path: Path) -> None
         assert len(rows) == 5
 
 
-@given(
-    st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=8),
-    st.integers(-20, 20),
-    st.integers(2000, 50_000),
-)
-@settings(max_examples=60, deadline=None)
-def test_records_of_any_length_come_back_whatever_the_cuts(
-    lengths: list[int], edge: int, cut: int
-) -> None:
-    lengths.append(max(0, BLOCK_BYTES - 7 - 7 + edge - sum(lengths) % BLOCK_BYTES))
-    records = [bytes([i]) * length for i, length in enumerate([*lengths, 100])]
-    data = wb.log(records)
-    splitter = RecordSplitter(lambda _: True)
-    found = []
-    for at in range(0, len(data), cut):
-        found += splitter.feed(data[at : at + cut])
-    assert found == records
-    assert splitter.damage is None
-
-
-@given(st.lists(st.integers(0, 2 * BLOCK_BYTES), min_size=1, max_size=8), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
-def test_reading_from_a_block_gives_the_records_that_begin_after_it(
-    lengths: list[int], block: int
-) -> None:
-    records = [bytes([i]) * length for i, length in enumerate(lengths)]
-    data = wb.log(records)
-    splitter = RecordSplitter(lambda _: True, block * BLOCK_BYTES)
-    found = splitter.feed(data[block * BLOCK_BYTES :])
-    assert splitter.damage is None
-    assert found == records[len(records) - len(found) :]
-    begun = [len(wb.log(records[:i])) for i in range(len(records))]
-    assert len(found) == sum(at >= block * BLOCK_BYTES - 6 for at in begun)
-
-
 def test_a_killed_writer_leaves_all_whole_records(tmp_path: Path) -> None:
     data = wb.log([wb.history({"loss": float(n)}, n) for n in range(10)])
     reader = WandbReader(written(tmp_path, data[:-3]), Keys())
@@ -314,9 +276,3 @@ def test_a_key_is_matched_once(tmp_path: Path) -> None:
     path = written(tmp_path, wb.log(records))
     assert len(read_all(WandbReader(path, Counting()))) == 50
     assert sorted(asked) == ["loss", "other"]
-
-
-@pytest.mark.parametrize("shard", range(4))
-def test_no_damage_hurts_the_reader(shard: int) -> None:
-    for seed in range(shard * 100, (shard + 1) * 100):
-        FORMATS["wandb"](case("wandb", seed))
