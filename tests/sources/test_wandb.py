@@ -199,6 +199,13 @@ def test_an_item_that_lies_about_its_length_is_refused(tmp_path: Path) -> None:
         reader.read()
 
 
+def test_an_item_that_is_longer_than_its_record_is_refused(tmp_path: Path) -> None:
+    item = wb.part(1, wb.item("other", 1.25))
+    reader = reader_of(tmp_path, wb.part(2, wb.part(1, wb.item("loss", 1.0)) + item[:-2]))
+    with pytest.raises(Unreadable, match="longer than its record"):
+        reader.read()
+
+
 def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
     path = written(tmp_path, wb.FILE_HEADER[:-1] + b"\x01")
     assert recognises(path)
@@ -235,6 +242,16 @@ def test_a_replaced_truncated_or_deleted_file_is_noticed(tmp_path: Path) -> None
     assert other == path
     assert reader.read().restarted
     assert not reader.deleted
+
+
+def test_a_file_with_another_beginning_is_another_file(tmp_path: Path) -> None:
+    records = [wb.history({"loss": float(step)}, step) for step in range(20)]
+    reader = reader_of(tmp_path, *records)
+    assert len(read_all(reader)) == 20
+    path = tmp_path / "run-abc123.wandb"
+    with path.open("r+b") as file:  # in place: the same inode, size and end
+        file.write(wb.log([wb.history({"loss": 9.0}, 0), *records[1:]]))
+    assert reader.read().restarted
 
 
 def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
