@@ -1,0 +1,94 @@
+"""Fields of a protobuf message, without its definition.
+
+Only one level is decoded at a time, so that no nesting can exhaust the stack:
+https://protobuf.dev/programming-guides/encoding/
+"""
+
+from collections.abc import Iterator
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+_SIZE_OF = {FIXED64: 8, FIXED32: 4}
+
+
+class BadMessage(ValueError):
+    """The bytes are not a protobuf message; the message says why."""
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The unsigned number at ``at``, and the offset behind it.
+
+    Raises:
+        BadMessage: it is cut off, or longer than 10 bytes.
+    """
+    value = shift = 0
+    for end, byte in enumerate(data[at : at + _MAX_VARINT_BYTES], at + 1):
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, end
+        shift += 7
+    raise BadMessage(f"a number at byte {at} has no end")
+
+
+def signed(value: int) -> int:
+    """A varint as a signed 64-bit number (int32 and int64 fields)."""
+    return ((value & (1 << 64) - 1) ^ (1 << 63)) - (1 << 63)
+
+
+def field(data: bytes, at: int) -> tuple[int, int | bytes, int]:
+    """The field at ``at``: its number, its value, and the offset behind it.
+
+    The value is an unsigned number for varints, else the raw bytes (fixed-size numbers in little
+    endian).
+
+    Raises:
+        BadMessage: it is cut off, or of a kind that is not in use (groups).
+    """
+    tag, at = varint(data, at)
+    number, kind = tag >> 3, tag & 7
+    if kind == VARINT:
+        value, at = varint(data, at)
+        return number, value, at
+    if kind == BYTES:
+        length, at = varint(data, at)
+    elif kind in _SIZE_OF:
+        length = _SIZE_OF[kind]
+    else:
+        raise BadMessage(f"field {number} has the unknown wire type {kind}")
+    if at + length > len(data):
+        raise BadMessage(f"field {number} has {length} bytes, {len(data) - at} are left")
+    return number, data[at : at + length], at + length
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of every field of a message; see ``field``.
+
+    Raises:
+        BadMessage: the bytes are not a message.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        number, value, at = field(data, at)
+        yield number, value
+
+
+def as_bytes(value: int | bytes) -> bytes:
+    """The value of a length-delimited field.
+
+    Raises:
+        BadMessage: it is a number.
+    """
+    if isinstance(value, int):
+        raise BadMessage("a number where a text or a message belongs")
+    return value
+
+
+def as_number(value: int | bytes) -> int:
+    """The value of a varint field.
+
+    Raises:
+        BadMessage: it is something else.
+    """
+    if not isinstance(value, int):
+        raise BadMessage("a text or a message where a number belongs")
+    return value

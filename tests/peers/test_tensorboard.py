@@ -1,0 +1,86 @@
+"""The real TensorBoard writers write, we read; and their reader reads what our tests write.
+
+``UPDATE_GOLDEN=1`` also writes the golden files that ``tests/sources`` reads without tensorboard.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.sources.keys import Keys
+from microscope_tui.sources.tensorboard import NAMES, TensorBoardReader, recognises
+from tests.sources import event_bytes
+from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of, read_all
+
+pytest.importorskip("tensorboard")
+
+
+def write_events(folder: Path, *, tensors: bool) -> Path:
+    """With the writer that torch uses; events as torch makes them, or TensorFlow (``tensors``)."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    writer = EventFileWriter(str(folder))
+    text = make_tensor_proto(json.dumps(CONFIG["model"]).encode())
+    told = Summary(value=[Summary.Value(tag="model_config/text_summary", tensor=text)])
+    writer.add_event(Event(wall_time=999.0, summary=told))
+    for step in STEPS:
+        for tag, number in logged(step).items():
+            value: dict[str, Any] = {"simple_value": number}
+            if tensors:
+                value = {"tensor": make_tensor_proto(number, dtype="float32")}
+            summary = Summary(value=[Summary.Value(tag=tag, **value)])
+            writer.add_event(Event(wall_time=1000.5 + step, step=step, summary=summary))
+    writer.close()
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_what_tensorboard_writes_is_what_is_read(tmp_path: Path, tensors: bool) -> None:
+    path = write_events(tmp_path, tensors=tensors)
+    assert NAMES.fullmatch(path.name)
+    assert recognises(path)
+    assert recognises(tmp_path)
+    for given in (path, tmp_path):
+        reader = TensorBoardReader(given, Keys())
+        rows = read_all(reader)
+        assert numbers_of(rows) == expected()
+        assert [row.time for row in rows] == [1000.5 + step for step in STEPS]
+        assert reader.config == CONFIG["model"]
+    if os.environ.get("UPDATE_GOLDEN"):
+        shutil.copyfile(path, GOLDEN / ("tensorboard-tensors" if tensors else "tensorboard"))
+
+
+def test_a_summary_writer_is_followed_as_it_flushes(tmp_path: Path) -> None:
+    writers = pytest.importorskip("tensorboardX")
+    writer = writers.SummaryWriter(str(tmp_path))
+    reader = TensorBoardReader(tmp_path, Keys())
+    for step in range(1, 6):
+        writer.add_scalar("moe/max_vio/layer_1", step / 4, step)
+        rows = []
+        until = time.monotonic() + 10
+        while not rows and time.monotonic() < until:
+            writer.flush()  # another thread writes
+            rows = read_all(reader)
+        assert [row.step for row in rows] == [step]
+    writer.close()
+
+
+def test_tensorboard_reads_what_our_tests_write(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    event = event_bytes.event(7, 1.5, event_bytes.value("loss", 0.25))
+    path = tmp_path / "events.out.tfevents.1.x"
+    path.write_bytes(event_bytes.file_of(event))
+    first, read = LegacyEventFileLoader(str(path)).Load()
+    assert first.file_version == "brain.Event:2"
+    assert (read.step, read.wall_time) == (7, 1.5)
+    assert (read.summary.value[0].tag, read.summary.value[0].simple_value) == ("loss", 0.25)

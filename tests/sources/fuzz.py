@@ -1,0 +1,145 @@
+"""What every format must survive: any bytes. A case that fails raises.
+
+``FORMATS`` names a function per format; its golden files are ``golden/NAME*``. Where a checksum
+would reject most of the damage, a function also reads the bytes with their checksums corrected.
+"""
+
+import math
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from microscope_tui.runlog.reader import RunReader
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources import tensorboard, wandb
+from microscope_tui.sources.assemble import RowRecords
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.keys import Keys, Target
+from microscope_tui.sources.reader import RowReader, Unreadable
+from microscope_tui.sources.tfrecord import HEADER_BYTES, masked_crc32c
+from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
+from tests.sources.mutate import mutated
+from tests.sources.truth import GOLDEN
+
+MOST_READS = 1000
+
+
+def case(name: str, seed: int) -> bytes:
+    """The bytes of one case."""
+    golden = sorted(GOLDEN.glob(f"{name}*"))
+    return mutated(golden[seed % len(golden)].read_bytes(), seed)
+
+
+def read_wandb(data: bytes) -> None:
+    """As they are, and with the checksums of the chunks corrected."""
+    for content in (data, with_chunk_checksums(data)):
+        with tempfile.NamedTemporaryFile(suffix=".wandb") as file:
+            path = _written(file.name, content)
+            wandb.recognises(path)
+            journey(wandb.WandbReader(path, Keys()))
+            journey(wandb.WandbReader(path, Keys()), max_bytes=1000)
+            _sample(wandb.WandbReader(path, Keys()))
+
+
+def read_tensorboard(data: bytes) -> None:
+    """As they are, and with the checksums of the lengths corrected."""
+    for content in (data, with_length_checksums(data)):
+        with tempfile.NamedTemporaryFile(prefix="events.out.tfevents.") as file:
+            path = _written(file.name, content)
+            tensorboard.recognises(path)
+            journey(tensorboard.TensorBoardReader(path, Keys()))
+            journey(tensorboard.TensorBoardReader(path, Keys()), max_bytes=1000)
+            _sample(tensorboard.TensorBoardReader(path, Keys()))
+
+
+FORMATS: dict[str, Callable[[bytes], None]] = {
+    "tensorboard": read_tensorboard,
+    "wandb": read_wandb,
+}
+
+
+def journey(reader: RowReader, max_bytes: int = 1 << 20) -> None:
+    """Read all there is, and make records of the run log of it."""
+    log = RunReader("fuzz")
+    records = RowRecords(_Checked(reader), "fuzz", "fuzz", Asked())
+    for _ in range(MOST_READS):
+        try:
+            batch = records.read(max_bytes)
+        except Unreadable as why:
+            _check_message(why)
+            return
+        for record in batch.records:
+            list(log.feed(encode_record(record)))
+        if records.exhausted:
+            return
+    raise AssertionError(f"not at the end after {MOST_READS} reads")
+
+
+class _Checked(RowReader):
+    """Passes rows on if they are what a reader may yield."""
+
+    def __init__(self, reader: RowReader) -> None:
+        super().__init__(reader.keys)
+        self._reader = reader
+
+    def read(self, max_bytes: int = 1 << 20):  # type: ignore[no-untyped-def]
+        found = self._reader.read(max_bytes)
+        for row in found.rows:
+            assert 0 <= row.step < 2**53
+            assert row.time is None or math.isfinite(row.time)
+            assert all(type(t) is Target and type(v) is float for t, v in row.values)
+        for name in ("offset", "size", "modified", "deleted", "exhausted", "name", "config"):
+            setattr(self, name, getattr(self._reader, name))
+        assert 0 <= self.offset <= self.size
+        return found
+
+
+def _sample(reader: wandb.WandbReader | tensorboard.TensorBoardReader) -> None:
+    try:
+        assert len(reader.sample(5)) <= 5
+    except Unreadable as why:
+        _check_message(why)
+
+
+def _check_message(why: Unreadable) -> None:
+    assert str(why).isprintable()
+
+
+def _written(name: str, data: bytes) -> Path:
+    path = Path(name)
+    path.write_bytes(data)
+    os.utime(path, (1e9, 1e9))  # at rest: its last step is complete
+    return path
+
+
+def with_chunk_checksums(data: bytes) -> bytes:
+    """A ``.wandb`` file whose chunks have the checksums of what is in them."""
+    out = bytearray(data)
+    at = 7
+    while at + 7 <= len(out):
+        left = BLOCK_BYTES - at % BLOCK_BYTES
+        _, length, kind = struct.unpack_from("<IHB", out, at)
+        if left < 7 or length > left - 7:
+            at += left
+            continue
+        body = bytes(out[at + 7 : at + 7 + length])
+        struct.pack_into("<I", out, at, zlib.crc32(body, zlib.crc32(bytes([kind]))))
+        at += 7 + length
+    return bytes(out)
+
+
+def with_length_checksums(data: bytes) -> bytes:
+    """An event file whose lengths have their checksums; absurd lengths become what is left."""
+    out = bytearray(data)
+    at = 0
+    while at + HEADER_BYTES <= len(out):
+        (length,) = struct.unpack_from("<Q", out, at)
+        if length > 2 * len(out):
+            length = max(0, len(out) - at - HEADER_BYTES - 4)
+            struct.pack_into("<Q", out, at, length)
+        struct.pack_into("<I", out, at + 8, masked_crc32c(bytes(out[at : at + 8])))
+        at += HEADER_BYTES + length + 4
+    return bytes(out)

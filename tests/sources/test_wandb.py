@@ -1,0 +1,295 @@
+"""W&B files: what wandb 0.31 wrote, what older versions write, and how files end or break."""
+
+import math
+import os
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.sources.keys import Keys, Target
+from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.wandb import NAMES, WandbReader, recognises
+from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
+from tests.sources import wandb_bytes as wb
+from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "run-abc123.wandb"
+    path.write_bytes(data)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def reader_of(folder: Path, *records: bytes) -> WandbReader:
+    return WandbReader(written(folder, wb.log(records)), Keys())
+
+
+def rows_of(folder: Path, *records: bytes) -> dict[int, dict[str, float]]:
+    rows = read_all(reader_of(folder, *records))
+    return {row.step: {target.quantity: value for target, value in row.values} for row in rows}
+
+
+def test_the_file_of_wandb_gives_what_was_logged() -> None:
+    reader = WandbReader(GOLDEN / "wandb", Keys())
+    assert recognises(GOLDEN / "wandb")
+    assert numbers_of(read_all(reader)) == expected()
+    assert reader.name == "golden"
+    assert reader.config["model"] == CONFIG["model"]
+    assert reader.read().ended == "finished"
+
+
+def test_the_file_of_wandb_becomes_a_run_log_without_defects() -> None:
+    entries, defects = entries_of(WandbReader(GOLDEN / "wandb", Keys()))
+    assert defects == 0
+    run, *steps, end = entries
+    assert isinstance(run, RunRecord)
+    assert [router.num_experts for router in run.routers] == [4, 4]
+    assert isinstance(end, EventRecord)
+    assert end.reason == "finished"
+    for step, logged in zip(steps, STEPS, strict=True):
+        assert isinstance(step, StepEntry)
+        assert step.record.step == logged
+        of_layer = [8 + logged // 10, 8 - logged // 10, 8, 8]
+        assert step.counts(0) == [count * 1_000_000 // 32 for count in of_layer]
+        assert step.record.router.max_load[0] == 1 + logged / 40  # MaxVio + 1
+
+
+def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_configuration(
+    tmp_path: Path,
+) -> None:
+    reader = reader_of(
+        tmp_path,
+        wb.run(api_key="secret", model={"num_experts": 8}),
+        wb.config(**{"moe-topk": 2, "password": "secret"}),
+        wb.history({"loss": 1.0}, 1),
+    )
+    read_all(reader)
+    assert reader.config == {"model": {"num_experts": 8}, "moe-topk": 2}
+
+
+def test_a_run_is_named_by_its_display_name_else_its_id(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path, wb.run("abc"))
+    reader.read()
+    assert reader.name == "abc"
+    reader = reader_of(tmp_path, wb.run("abc", "a\x1b[2Jb"))
+    reader.read()
+    assert reader.name == "a\N{REPLACEMENT CHARACTER}[2Jb"
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, "finished"), (1, "failed"), (255, "failed")])
+def test_the_exit_record_ends_the_run(tmp_path: Path, code: int, ended: str) -> None:
+    assert reader_of(tmp_path, wb.exit_record(code)).read().ended == ended
+
+
+def test_the_keys_of_older_writers_are_read(tmp_path: Path) -> None:
+    old = wb.history({"loss": 0.5, "_step": 3, "_timestamp": 12.5}, old=True)
+    (row,) = read_all(reader_of(tmp_path, old))
+    assert (row.step, row.time, row.values) == (3, 12.5, [(Target("loss"), 0.5)])
+
+
+def test_nested_keys_are_joined_by_dots(tmp_path: Path) -> None:
+    keys = Keys()
+    keys["a.b"] = Target("loss")
+    keys["a"] = Target("grad_norm")
+    record = wb.history([(["a", "b"], 1.5), (["a"], 2.5), (["a", "c"], 3.5)], 1)
+    path = written(tmp_path, wb.log([record]))
+    (row,) = read_all(WandbReader(path, keys))
+    assert row.values == [(Target("loss"), 1.5), (Target("grad_norm"), 2.5)]
+
+
+def test_keys_with_spaces_and_long_keys_are_read(tmp_path: Path) -> None:
+    long = "x" * 200 + "/loss"
+    assert rows_of(tmp_path, wb.history({"train/block 07/load imbalance": 2.0}, 1)) == {
+        1: {"max_load": 2.0}
+    }
+    assert rows_of(tmp_path, wb.history({long: 2.0}, 1)) == {1: {"loss": 2.0}}
+
+
+@pytest.mark.parametrize("text", [math.nan, math.inf, -math.inf, "NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_not_finite_are_passed_on(tmp_path: Path, text: object) -> None:
+    found = rows_of(tmp_path, wb.history({"loss": text}, 1))
+    assert repr(found[1]["loss"]) == repr(float(text))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["1.5", None, True, [1], {"_type": "image-file"}, "x" * 500])
+def test_what_is_not_a_number_is_no_value(tmp_path: Path, value: object) -> None:
+    assert rows_of(tmp_path, wb.history({"loss": value, "lr": 1.0}, 1)) == {
+        1: {"learning_rate": 1.0}
+    }
+
+
+def test_the_step_is_of_the_record_else_of_its_item_else_the_next(tmp_path: Path) -> None:
+    found = rows_of(
+        tmp_path,
+        wb.history({"loss": 1.0, "_step": 9}, 5),
+        wb.history({"loss": 2.0, "_step": 7}),
+        wb.history({"loss": 3.0}),
+        wb.history({"loss": 4.0}, 0),
+        wb.history({"loss": 5.0}, -1),
+    )
+    assert found == {n: {"loss": loss} for n, loss in zip((5, 7, 8, 0), (1, 2, 3, 4), strict=True)}
+
+
+def test_summaries_and_other_records_are_skipped(tmp_path: Path) -> None:
+    summary = wb.part(1, 8) + wb.part(3, wb.part(1, wb.item("loss", 9.0)))
+    console = wb.part(200, b"info") + wb.part(13, b"\x0a" * 100_000)
+    assert rows_of(tmp_path, summary, console, wb.history({"loss": 1.0}, 1)) == {1: {"loss": 1.0}}
+
+
+def test_every_cut_of_a_growing_file_gives_the_same_rows(tmp_path: Path) -> None:
+    records = [wb.run()]
+    records += [wb.history({"loss": float(n), "moe/max_vio/layer_3": 0.5}, n) for n in range(5)]
+    data = wb.log(records)
+    whole = numbers_of(read_all(reader_of(tmp_path, *records)))
+    assert len(whole) == 5
+    for cut in range(len(data)):
+        path = written(tmp_path, data[:cut])
+        reader = WandbReader(path, Keys())
+        rows = [*reader.read().rows]
+        with path.open("ab") as file:
+            file.write(data[cut:])
+        rows += read_all(reader)
+        assert numbers_of(rows) == whole
+        assert len(rows) == 5
+
+
+def test_a_killed_writer_leaves_all_whole_records(tmp_path: Path) -> None:
+    data = wb.log([wb.history({"loss": float(n)}, n) for n in range(10)])
+    reader = WandbReader(written(tmp_path, data[:-3]), Keys())
+    assert [row.step for row in read_all(reader)] == list(range(9))
+    assert reader.exhausted
+    assert reader.read().rows == []
+
+
+def test_zeros_that_a_crash_left_are_skipped(tmp_path: Path) -> None:
+    data = wb.log([wb.history({"loss": 1.0}, 1)])
+    hole = data + bytes(BLOCK_BYTES - len(data))
+    chunk = wb.log([wb.history({"loss": 2.0}, 2)])[7:]
+    reader = WandbReader(written(tmp_path, hole + chunk), Keys())
+    assert [row.step for row in read_all(reader)] == [1, 2]
+
+
+def test_damage_is_reported_after_everything_before_it(tmp_path: Path) -> None:
+    data = bytearray(wb.log([wb.history({"loss": float(n)}, n) for n in range(3)]))
+    data[-10] ^= 1
+    reader = WandbReader(written(tmp_path, bytes(data)), Keys())
+    assert [row.step for row in reader.read().rows] == [0, 1]
+    for _ in range(2):
+        with pytest.raises(Unreadable, match=r"damaged at byte \d+ \(its checksum is"):
+            reader.read()
+
+
+def test_a_record_that_cannot_be_decoded_is_reported(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path, wb.history({"loss": 1.0}, 1), wb.part(2, b"\x0a\x70abc"))
+    assert [row.step for row in reader.read().rows] == [1]
+    with pytest.raises(Unreadable, match="cannot be decoded"):
+        reader.read()
+
+
+def test_an_item_that_lies_about_its_length_is_refused(tmp_path: Path) -> None:
+    item = bytearray(wb.item("loss", 1.25))
+    item[-5] += 1
+    reader = reader_of(tmp_path, wb.part(2, wb.part(1, bytes(item))))
+    with pytest.raises(Unreadable, match="length of a value"):
+        reader.read()
+
+
+def test_an_item_that_is_longer_than_its_record_is_refused(tmp_path: Path) -> None:
+    item = wb.part(1, wb.item("other", 1.25))
+    reader = reader_of(tmp_path, wb.part(2, wb.part(1, wb.item("loss", 1.0)) + item[:-2]))
+    with pytest.raises(Unreadable, match="longer than its record"):
+        reader.read()
+
+
+def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
+    path = written(tmp_path, wb.FILE_HEADER[:-1] + b"\x01")
+    assert recognises(path)
+    with pytest.raises(Unreadable, match="version 1, this reads version 0"):
+        WandbReader(path, Keys()).read()
+    with pytest.raises(Unreadable, match="version 1"):
+        WandbReader(path, Keys()).sample(5)
+
+
+@pytest.mark.parametrize("data", [b"", b":W&B", b"\x89PNG\r\n\x1a\n", b'{"kind": "run"}'])
+def test_other_files_are_not_recognised(tmp_path: Path, data: bytes) -> None:
+    assert not recognises(written(tmp_path, data))
+    assert not recognises(tmp_path)
+
+
+def test_the_names_are_those_of_wandb() -> None:
+    assert NAMES.fullmatch("run-asvs0d1j.wandb")
+    assert not NAMES.fullmatch("run-asvs0d1j.wandb.synced")
+
+
+def test_a_replaced_truncated_or_deleted_file_is_noticed(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path, wb.run("old"), wb.history({"loss": 1.0}, 1))
+    path = tmp_path / "run-abc123.wandb"
+    assert len(read_all(reader)) == 1
+    path.write_bytes(wb.log([wb.history({"loss": 2.0}, 2)]))
+    found = reader.read()
+    assert found.restarted
+    assert [row.step for row in found.rows] == [2]
+    assert reader.name == ""
+    path.unlink()
+    assert reader.read().rows == []
+    assert reader.deleted
+    other = written(tmp_path, wb.log([wb.history({"loss": 3.0}, 3)]))
+    assert other == path
+    assert reader.read().restarted
+    assert not reader.deleted
+
+
+def test_a_file_with_another_beginning_is_another_file(tmp_path: Path) -> None:
+    records = [wb.history({"loss": float(step)}, step) for step in range(20)]
+    reader = reader_of(tmp_path, *records)
+    assert len(read_all(reader)) == 20
+    path = tmp_path / "run-abc123.wandb"
+    with path.open("r+b") as file:  # in place: the same inode, size and end
+        file.write(wb.log([wb.history({"loss": 9.0}, 0), *records[1:]]))
+    assert reader.read().restarted
+
+
+def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    others = {f"train/other_{i}": chance.random() for i in range(300)}
+    records = [wb.run("abc", num_experts=8)]
+    for step in range(200):
+        row = {**others, "loss": step * 0.5}
+        records += [wb.history(row, step), wb.part(3, wb.part(1, wb.item("loss", 9.0)))]
+    reader = reader_of(tmp_path, *records)
+    everything = numbers_of(read_all(reader_of(tmp_path, *records)))
+    rows = reader.sample(20)
+    steps = [row.step for row in rows]
+    assert steps == sorted(set(steps))
+    assert len(steps) == 20
+    assert steps[0] == 0
+    assert max(b - a for a, b in pairwise(steps)) < 20
+    assert numbers_of(rows).items() <= everything.items()
+    assert (reader.name, reader.config) == ("abc", {"num_experts": 8})
+    assert [row.step for row in read_all(reader)] == list(range(200))
+
+
+def test_a_sample_has_the_rows_that_begin_in_a_record_of_many_blocks(tmp_path: Path) -> None:
+    others = {f"train/other_{i}": 0.5 for i in range(2000)}  # two blocks
+    records = [wb.history({**others, "loss": float(step)}, step) for step in range(12)]
+    steps = [row.step for row in reader_of(tmp_path, *records).sample(1000)]
+    assert steps == list(range(12))
+
+
+def test_a_key_is_matched_once(tmp_path: Path) -> None:
+    asked = []
+
+    class Counting(Keys):
+        def _match(self, key: str) -> Target | None:
+            asked.append(key)
+            return super()._match(key)
+
+    records = [wb.history({"loss": 1.0, "other": 2.0}, step) for step in range(50)]
+    path = written(tmp_path, wb.log(records))
+    assert len(read_all(WandbReader(path, Counting()))) == 50
+    assert sorted(asked) == ["loss", "other"]

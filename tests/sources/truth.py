@@ -1,0 +1,74 @@
+"""What the real writers log for the golden files, and what readers must make of it.
+
+The numbers are exact in single precision, which TensorBoard's events hold.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from microscope_tui.runlog.reader import Entry, RunReader
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources.assemble import RowRecords
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.reader import Row, RowReader
+
+GOLDEN = Path(__file__).parent / "golden"
+STEPS = (10, 20, 30, 40)
+CONFIG = {"model": {"num_experts": 4, "top_k": 2}, "secret": "not for us", "lr": 0.1}
+Numbers = dict[int, dict[tuple[str, int | None, int | None], str]]
+
+
+def logged(step: int) -> dict[str, float]:
+    """The numbers of one step, by the names of torchtitan's forks, VeOmni and OLMo."""
+    s = step // 10
+    shares = [(8 + s) / 32, (8 - s) / 32, 0.25, 0.25]
+    row = {f"moe_ep_usage/L-1_EP-{e}": share for e, share in enumerate(shares)}
+    row |= {f"moe_ep_usage/L-2_EP-{e}": share for e, share in enumerate(shares[::-1])}
+    row |= {"moe/max_vio/layer_1": s / 4, "loss": math.nan if s == 3 else 2 / 2**s}
+    return row | {"train/block 02/load imbalance": 1.5, "unknown/number": 7.0}
+
+
+def expected() -> Numbers:
+    """The rows of ``logged``."""
+    numbers: Numbers = {}
+    for step in STEPS:
+        row = logged(step)
+        found = numbers.setdefault(step, {})
+        for layer in (1, 2):
+            for e in range(4):
+                found["share", layer, e] = repr(row[f"moe_ep_usage/L-{layer}_EP-{e}"])
+        found["max_load", 1, None] = repr(row["moe/max_vio/layer_1"])
+        found["max_load", 2, None] = repr(1.5)
+        found["loss", None, None] = repr(row["loss"])
+    return numbers
+
+
+def numbers_of(rows: Iterable[Row]) -> Numbers:
+    """Rows in a form that compares, NaN included; rows of a step are merged."""
+    numbers: Numbers = {}
+    for row in rows:
+        of_step = numbers.setdefault(row.step, {})
+        of_step.update({target[:3]: repr(value) for target, value in row.values})
+    return numbers
+
+
+def read_all(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
+    """All rows that are there now."""
+    rows: list[Row] = []
+    while True:
+        rows += reader.read(max_bytes).rows
+        if reader.exhausted or reader.deleted:
+            return rows
+
+
+def entries_of(reader: RowReader) -> tuple[list[Entry], int]:
+    """The records of the run log that a source becomes, as read back; the number of defects."""
+    records = RowRecords(reader, "run", "test", Asked())
+    log = RunReader("run")
+    entries: list[Entry] = []
+    while True:
+        for record in records.read().records:
+            entries += log.feed(encode_record(record))
+        if records.exhausted:
+            return entries, log.defects.count

@@ -1,0 +1,93 @@
+"""Writes ``.wandb`` files as wandb 0.31 does, so that tests can make any content and any damage."""
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+
+BLOCK = 32 * 1024
+FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+
+
+def varint(value: int) -> bytes:
+    """Protobuf's variable-length number."""
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def part(number: int, value: int | bytes) -> bytes:
+    """One field of a message: a number, or a text or message."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def item(key: str | Sequence[str], value: object, *, old: bool = False) -> bytes:
+    """``HistoryItem`` or ``ConfigItem``; ``old`` writers use ``key``, today's ``nested_key``."""
+    names = [key] if isinstance(key, str) else key
+    text = json.dumps(value, separators=(",", ":")).encode()
+    return b"".join(part(1 if old else 2, name.encode()) for name in names) + part(16, text)
+
+
+def history(
+    values: Mapping[str, object] | Sequence[tuple[Sequence[str], object]],
+    step: int | None = None,
+    **options: bool,
+) -> bytes:
+    """A ``Record`` with one row of history."""
+    pairs = values.items() if isinstance(values, Mapping) else values
+    items = b"".join(part(1, item(key, value, **options)) for key, value in pairs)
+    return history_of(items, step)
+
+
+def history_of(items: bytes, step: int | None = None) -> bytes:
+    """A ``Record`` with these items of history."""
+    of_step = b"" if step is None else part(2, part(1, step) if step else b"")
+    return part(1, 7) + part(2, items + of_step)
+
+
+def config(**values: object) -> bytes:
+    """A ``Record`` that updates the configuration."""
+    return part(5, b"".join(part(1, item(key, value)) for key, value in values.items()))
+
+
+def run(run_id: str = "abc123", display_name: str = "", **values: object) -> bytes:
+    """The ``Record`` of the run, with its configuration."""
+    of_config = b"".join(part(1, item(key, value)) for key, value in values.items())
+    name = part(8, display_name.encode()) if display_name else b""
+    return part(17, part(1, run_id.encode()) + part(4, of_config) + name)
+
+
+def exit_record(code: int) -> bytes:
+    """The ``Record`` at the end of a run."""
+    return part(18, part(1, code) if code else b"")
+
+
+def chunk(kind: int, data: bytes) -> bytes:
+    """A chunk of the log with its checksum."""
+    checksum = zlib.crc32(data, zlib.crc32(bytes([kind])))
+    return struct.pack("<IHB", checksum, len(data), kind) + data
+
+
+def log(records: Sequence[bytes]) -> bytes:
+    """A file of these records."""
+    out = bytearray(FILE_HEADER)
+    for record in records:
+        first = True
+        while True:
+            left = BLOCK - len(out) % BLOCK
+            if left < 7:
+                out += bytes(left)
+                left = BLOCK
+            now, record = record[: left - 7], record[left - 7 :]
+            kind = (1 if first else 4) if not record else (2 if first else 3)
+            out += chunk(kind, now)
+            first = False
+            if not record:
+                break
+    return bytes(out)
