@@ -66,6 +66,10 @@ class DumpReader(RecordReader):
             Late: one of them should have been read with the files before.
         """
 
+    @abstractmethod
+    def _waiting(self) -> Iterator[Record]:
+        """Records that are held back, when no more will come."""
+
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
         found = self._look()
@@ -80,6 +84,7 @@ class DumpReader(RecordReader):
             self._next(found, records, max_bytes)
         except Unreadable as why:
             self._failed = why
+            records += self._waiting()
             if not records:
                 raise
         except OSError:
@@ -88,8 +93,8 @@ class DumpReader(RecordReader):
         except Late:
             self._forget()
             changed, records = True, []
-        waiting = [path for path in found if path not in self._versions]
-        self.exhausted = not waiting and self._records is None and self._failed is None
+        unread = any(path not in self._versions for path in found)
+        self.exhausted = not unread and self._records is None and self._failed is None
         return Batch(records, changed)
 
     def _next(self, found: dict[Path, Version], records: list[Record], max_bytes: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.sources import sglang_dump
-from microscope_tui.sources.dumps import DumpReader, Late, begins_with, candidates
+from microscope_tui.sources.dumps import MOST_FILES, DumpReader, Late, begins_with, candidates
 from microscope_tui.sources.exact_bytes import Bytes, opened
 from microscope_tui.sources.exact_counts import Counted, ExactCounts, Router
 from microscope_tui.sources.header import Asked
@@ -69,9 +69,12 @@ class SGLangReader(DumpReader):
                     for record in self._begin(counted, paths).add(counted):
                         yield (number + done) / len(paths), record
         yield from self._details(details, paths)
+        for record in self._waiting():
+            yield 1.0, record
+
+    def _waiting(self) -> Iterator[Record]:
         if self._run is not None:
-            for record in self._run.flush():
-                yield 1.0, record
+            yield from self._run.flush()
 
     def _stat(self, data: Bytes, dump: Stat) -> Iterator[tuple[float, Counted]]:
         passes = dump.counts.shape[0]
@@ -135,7 +138,7 @@ class SGLangReader(DumpReader):
 
     def _begin(self, counted: Counted, paths: Sequence[Path]) -> ExactCounts:
         if self._run is None:
-            alone = self._kind is Detail and (self.path.is_file() or self._misses_ranks())
+            alone = self._kind is Detail and self._misses_ranks()
             times = [time for path in paths if (time := _time_of(path)[0])]
             self._run = ExactCounts(
                 self._name,
@@ -150,7 +153,12 @@ class SGLangReader(DumpReader):
         return self._run
 
     def _misses_ranks(self) -> bool:
-        return sorted(self._returned) != list(range(len(self._returned)))
+        """Whether another rank wrote a dump that is not among these."""
+        ranks = set(self._returned)
+        if not self.path.is_dir():
+            for path in candidates(self.path.parent, NAMES, MOST_FILES):
+                ranks.add(_time_of(path)[1])
+        return len(ranks) > len(self._returned) or ranks != set(range(len(ranks)))
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Bytes]:

@@ -113,6 +113,25 @@ def test_one_file_of_one_rank_is_marked_as_such(tmp_path: Path) -> None:
     path = detail(tmp_path, 1, counts(2, PHYSICAL), 1700000000.5)
     for source in (path, tmp_path):  # rank 0 is not in the folder
         assert header_of(read(source))["source"]["counts"] == "local_rank"
+    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.6)
+    assert header_of(read(path))["source"]["counts"] == "local_rank"
+    assert header_of(read(tmp_path))["source"]["counts"] == "exact"
+
+
+def test_the_only_file_of_a_server_with_one_rank_is_exact(tmp_path: Path) -> None:
+    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.5)
+    assert header_of(read(path))["source"]["counts"] == "exact"
+
+
+def test_what_stands_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> None:
+    values = counts(3)
+    stat(tmp_path, values, 1.5)
+    stat(tmp_path, values, 2.5).write_bytes(b"not a zip file")
+    settle(tmp_path)
+    reader = SGLangReader(tmp_path, "served", Asked())
+    assert counts_of(reader.read().records) == expected(values, 1)
+    with pytest.raises(Unreadable, match="cut off"):
+        reader.read()
 
 
 def test_a_number_of_choices_that_the_user_gives_wins(tmp_path: Path) -> None:
