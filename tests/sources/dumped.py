@@ -37,6 +37,11 @@ def refusal(read: Callable[[], object]) -> str:
     return ""
 
 
+def encoded(records: Iterable[Record]) -> bytes:
+    """The records as a run log."""
+    return b"".join(map(encode_record, records))
+
+
 def settle(path: Path, seconds: float = 10.0) -> None:
     """Make a file, or the files of a folder, look as if nothing was written for a while."""
     for file in path.iterdir() if path.is_dir() else [path]:

@@ -381,4 +381,4 @@ def test_changed_bytes_never_crash_the_reader(
     path = tmp_path / "router_trace_rank0.jsonl"
     path.write_bytes(content)
     settle(path, 60)
-    assert refusal(lambda: counts_of(read(path, num_experts=None))).isprintable()
+    assert refusal(lambda: encoded(read(path, num_experts=None))).isprintable()

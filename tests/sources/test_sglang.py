@@ -12,7 +12,7 @@ from microscope_tui.sources import dumps, sglang
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.reader import Record, Unreadable
 from microscope_tui.sources.sglang import SGLangReader, recognises
-from tests.sources.dumped import counts_of, drained, header_of, model_of, refusal, settle
+from tests.sources.dumped import counts_of, drained, encoded, header_of, model_of, refusal, settle
 
 LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2
 DENSE = 0
@@ -334,7 +334,7 @@ def test_changed_bytes_never_crash_the_reader(
     path = tmp_path / "x.pt"
     path.write_bytes(content)
     settle(path)
-    assert refusal(lambda: counts_of(read(path))).isprintable()
+    assert refusal(lambda: encoded(read(path))).isprintable()
 
 
 def test_names_are_those_of_the_recorder() -> None:
