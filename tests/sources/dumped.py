@@ -37,6 +37,13 @@ def refusal(read: Callable[[], object]) -> str:
     return ""
 
 
+def restarted(reader: RecordReader) -> list[Record]:
+    """All records after the reader noticed that what it had read is gone."""
+    batch = reader.read()
+    assert batch.restarted
+    return [*batch.records, *drained(reader)]
+
+
 def encoded(records: Iterable[Record]) -> bytes:
     """The records as a run log."""
     return b"".join(map(encode_record, records))

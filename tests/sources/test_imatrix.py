@@ -12,7 +12,16 @@ from microscope_tui.sources.imatrix import NAMES, ImatrixReader, recognises
 from microscope_tui.sources.reader import Record, Unreadable
 from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.peers.test_imatrix import counts_of as written_counts
-from tests.sources.dumped import counts_of, drained, encoded, header_of, model_of, refusal, settle
+from tests.sources.dumped import (
+    counts_of,
+    drained,
+    encoded,
+    header_of,
+    model_of,
+    refusal,
+    restarted,
+    settle,
+)
 from tests.sources.test_gguf import file_of, tensor, value
 
 COUNTS = "blk.{}.ffn_{}_exps.weight.counts"
@@ -117,8 +126,7 @@ def test_a_matrix_that_is_written_again_restarts(tmp_path: Path) -> None:
     reader = ImatrixReader(path, "calibrated", Asked())
     assert counts_of(drained(reader)) == {1: {"L0": [1, 2]}}
     imatrix(path, {COUNTS.format(0, "up"): [3.0, 4.0]}, datasets=2)
-    assert reader.read().restarted
-    assert counts_of(read(path)) == {1: {"L0": [3, 4]}}
+    assert counts_of(restarted(reader)) == {1: {"L0": [3, 4]}}
 
 
 def test_only_importance_matrices_are_recognised(tmp_path: Path) -> None:

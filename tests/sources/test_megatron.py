@@ -16,10 +16,12 @@ from microscope_tui.sources.reader import Record, Unreadable
 from tests.sources.dumped import (
     counts_of,
     drained,
+    encoded,
     entries_of,
     header_of,
     model_of,
     refusal,
+    restarted,
     settle,
 )
 
@@ -283,8 +285,7 @@ def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
     reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
     assert counts_of(drained(reader)) == expected(batches[0])
     trace(tmp_path, 1, batches[1])
-    assert reader.read().restarted
-    assert counts_of(drained(reader)) == expected(*batches)
+    assert counts_of(restarted(reader)) == expected(*batches)
 
 
 def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
@@ -293,8 +294,7 @@ def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_pa
     drained(reader)
     again = chosen(1, steps=1)
     trace(tmp_path, 0, again)
-    assert reader.read().restarted
-    assert counts_of(drained(reader)) == expected(again)
+    assert counts_of(restarted(reader)) == expected(again)
     path.unlink()
     assert not reader.read().restarted
     assert reader.deleted

@@ -12,7 +12,16 @@ from microscope_tui.sources import dumps, sglang
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.reader import Record, Unreadable
 from microscope_tui.sources.sglang import SGLangReader, recognises
-from tests.sources.dumped import counts_of, drained, encoded, header_of, model_of, refusal, settle
+from tests.sources.dumped import (
+    counts_of,
+    drained,
+    encoded,
+    header_of,
+    model_of,
+    refusal,
+    restarted,
+    settle,
+)
 
 LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2
 DENSE = 0
@@ -188,8 +197,7 @@ def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
     detail(tmp_path, 0, values[0], 10.5)
     assert counts_of(drained(reader)) == expected(logical(values[0]), 1)
     detail(tmp_path, 1, values[1], 10.6)
-    assert reader.read().restarted
-    assert counts_of(drained(reader)) == expected(logical(values[0] + values[1]), 1)
+    assert counts_of(restarted(reader)) == expected(logical(values[0] + values[1]), 1)
 
 
 def test_a_server_that_restarts_counts_its_passes_again(tmp_path: Path) -> None:
@@ -209,7 +217,7 @@ def test_a_replaced_file_restarts_and_a_deleted_one_is_reported(tmp_path: Path) 
     reader = SGLangReader(path, "served", Asked())
     assert len(drained(reader)) == 4
     stat(tmp_path, counts(5, seed=1))
-    assert reader.read().restarted
+    assert len(restarted(reader)) == 6
     path.unlink()
     batch = reader.read()
     assert (batch.restarted, reader.deleted) == (False, True)
