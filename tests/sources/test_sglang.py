@@ -44,7 +44,13 @@ def stat(folder: Path, values: torch.Tensor, time: float = 1700000000.5, **more:
 
 
 def detail(
-    folder: Path, rank: int, values: torch.Tensor, time: float, first: int = 0, **more: Any
+    folder: Path,
+    rank: int,
+    values: torch.Tensor,
+    time: float,
+    first: int = 0,
+    mapping: torch.Tensor = MAP,
+    **more: Any,
 ) -> Path:
     """``values`` [passes, layers, physical experts] as the recorder of one rank writes them."""
     records = [
@@ -58,7 +64,7 @@ def detail(
         for index, value in enumerate(values)
     ]
     path = folder / f"expert_distribution_recorder_{time}_{rank}.pt"
-    torch.save({"records": records, "last_physical_to_logical_map": MAP}, path)
+    torch.save({"records": records, "last_physical_to_logical_map": mapping}, path)
     settle(path)
     return path
 
