@@ -8,6 +8,7 @@ memory; there is no recursion.
 
 import struct
 from collections.abc import Callable, Hashable
+from struct import Struct
 from typing import Any
 
 from microscope_tui.runlog.safe_text import safe_text
@@ -19,11 +20,11 @@ MOST_DEPTH = 32
 _MOST_MARKS = 1024
 _MOST_NAME = 512
 _KEYS = (str, int, float, bool, type(None))
-_LENGTHS = {b"U": 1, b"\x8c": 1, b"X": 4, b"T": 4}
-_NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
+_LENGTHS = {b"\x8c": 1, b"X": 4}
+_NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
-_PUTS = {b"q": "<B", b"r": "<I"}
-_GETS = {b"h": "<B", b"j": "<I"}
+_PUTS = {b"q": Struct("<B"), b"r": Struct("<I")}
+_GETS = {b"h": Struct("<B"), b"j": Struct("<I")}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _SKIPPED = {b"\x80": 1, b"\x95": 8}  # protocol, frame
 
@@ -75,14 +76,17 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        data = self._data
         for _ in range(MOST_OPCODES):
-            code = self._take(1)
-            if code == b".":
+            code = data[self._at : self._at + 1]
+            self._at += 1
+            if (number := _NUMBERS.get(code)) is not None:  # nearly all operations of a long list
+                self._stack.append(number.unpack_from(data, self._at)[0])
+                self._at += number.size
+            elif code == b".":
                 if len(self._stack) != 1 or self._marks:
                     raise Refused("the pickle is damaged; copy the file again")
                 return self._stack[0]
-            if code in _NUMBERS:
-                self._stack.append(self._number(_NUMBERS[code]))
             elif code in _PUTS:
                 self._memo[self._number(_PUTS[code])] = self._stack[-1]
             elif code == b"\x94":
@@ -90,6 +94,8 @@ class _Interpreter:
             elif code in _GETS:
                 self._stack.append(self._remembered(self._number(_GETS[code])))
             elif not (self._push(code) or self._collect(code) or self._name(code)):
+                if not code:
+                    raise IndexError
                 raise Refused(
                     f"the pickle has the operation {code!r}, which is not needed for tensors and "
                     "plain containers"
@@ -105,7 +111,7 @@ class _Interpreter:
             length = int.from_bytes(self._take(_LENGTHS[code]), "little")
             push(self._take(length).decode("utf-8", "replace"))
         elif code == b"\x8a":
-            push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))
+            push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"}":
             push({})
         elif code == b"]":
@@ -178,8 +184,9 @@ class _Interpreter:
             raise IndexError
         return self._data[start : self._at]
 
-    def _number(self, layout: str) -> Any:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+    def _number(self, layout: Struct) -> int:
+        value: int = layout.unpack(self._take(layout.size))[0]
+        return value
 
     def _line(self) -> str:
         end = self._data.find(b"\n", self._at, self._at + _MOST_NAME)

@@ -5,6 +5,9 @@ order of the others is not guaranteed. In ``per_pass`` and ``per_token`` the ste
 ``forward_pass_id`` + 1 (passes completed), and the files of all ranks are summed. Layers without a
 router are rows of zeros: they are dropped, the others keep their numbers. The router of a server
 does not learn, so the profile is ``eval``.
+
+Where all ranks see the same tokens (tensor parallelism without data-parallel attention), SGLang's
+own sums are a multiple of the counts: the shares are right, ``tokens`` is therefore left out.
 """
 
 import re
