@@ -61,6 +61,7 @@ def run_record(
     profile: str = "pretrain",
     time: float | None = None,
     planned_steps: int | None = None,
+    note: str = "",
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -72,6 +73,7 @@ def run_record(
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
         profile: ``pretrain``, ``finetune`` or ``eval``.
+        note: what limits these counts, in a few words.
     """
     model: Record = {
         "layers": list(depths),
@@ -88,7 +90,7 @@ def run_record(
         "planned_steps": planned_steps,
         "profile": profile,
         "model": model,
-        "source": {"writer": writer, "counts": counts},
+        "source": {"writer": writer, "counts": counts} | ({"note": note} if note else {}),
     }
     return {key: value for key, value in record.items() if value is not None}
 

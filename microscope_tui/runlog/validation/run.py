@@ -106,8 +106,9 @@ def check_run(problems: Problems, record: dict[str, Any]) -> RunPromise:
     mapping(problems, "config", record.get("config"))
     mapping(problems, "versions", record.get("versions"))
     source = mapping(problems, "source", record.get("source"))
-    unknown_keys(problems, "source.", source, frozenset({"writer", "counts"}))
+    unknown_keys(problems, "source.", source, frozenset({"writer", "counts", "note"}))
     text(problems, "source.writer", source.get("writer"))
+    text(problems, "source.note", source.get("note"))
     counts = choice(problems, "source.counts", source.get("counts"), SOURCES, "exact")
     model = record.get("model")
     if not isinstance(model, dict):

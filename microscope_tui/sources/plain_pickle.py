@@ -1,0 +1,241 @@
+"""A pickle that holds plain data only: an interpreter that cannot call anything.
+
+Python's own unpickler calls what the pickle names. This one has no such operation: it knows the
+few opcodes that ``torch.save`` writes for containers, numbers, texts and tensors, and refuses the
+file at any other. Every opcode makes at most one object, so the number of opcodes bounds the
+memory; there is no recursion.
+"""
+
+import struct
+from collections.abc import Callable, Hashable
+from struct import Struct
+from typing import Any
+
+from microscope_tui.runlog.safe_text import safe_text
+
+MOST_OPCODES = 4_000_000
+"""At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""
+MOST_DEPTH = 32
+"""Containers inside each other; a dump has four."""
+_MOST_MARKS = 1024
+_MOST_NAME = 512
+_KEYS = (str, int, float, bool, type(None))
+_LENGTHS = {b"\x8c": 1, b"X": 4}
+_NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
+_PUTS = {b"q": Struct("<B"), b"r": Struct("<I")}
+_GETS = {b"h": Struct("<B"), b"j": Struct("<I")}
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+_SKIPPED = {b"\x80": 1, b"\x95": 8}  # protocol, frame
+
+
+class Refused(ValueError):
+    """The pickle is damaged, too large, or would need code; the message says which."""
+
+
+class Global:
+    """A name that the pickle refers to; it is never imported."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+ORDERED = "collections.OrderedDict"
+Build = Callable[[Any], Any]
+
+
+def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build) -> Any:
+    """The value of a pickle.
+
+    Args:
+        allowed: whether a global of this name may appear.
+        call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
+        storage: the value of a persistent id.
+
+    Raises:
+        Refused: see there.
+    """
+    try:
+        value = _Interpreter(data, allowed, call, storage).run()
+    except (IndexError, struct.error):
+        raise Refused("the pickle is damaged; copy the file again") from None
+    _check_depth(value)
+    return value
+
+
+class _Interpreter:
+    def __init__(
+        self, data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build
+    ) -> None:
+        self._data, self._at = data, 0
+        self._allowed, self._call, self._storage = allowed, call, storage
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        data = self._data
+        for _ in range(MOST_OPCODES):
+            code = data[self._at : self._at + 1]
+            self._at += 1
+            if (number := _NUMBERS.get(code)) is not None:  # nearly all operations of a long list
+                self._stack.append(number.unpack_from(data, self._at)[0])
+                self._at += number.size
+            elif code == b".":
+                if len(self._stack) != 1 or self._marks:
+                    raise Refused("the pickle is damaged; copy the file again")
+                return self._stack[0]
+            elif code in _PUTS:
+                self._memo[self._number(_PUTS[code])] = self._stack[-1]
+            elif code == b"\x94":
+                self._memo[len(self._memo)] = self._stack[-1]
+            elif code in _GETS:
+                self._stack.append(self._remembered(self._number(_GETS[code])))
+            elif not (self._push(code) or self._collect(code) or self._name(code)):
+                if not code:
+                    raise IndexError
+                raise Refused(
+                    f"the pickle has the operation {code!r}, which is not needed for tensors and "
+                    "plain containers"
+                )
+        raise Refused(f"the pickle has more than {MOST_OPCODES:,} operations; dump more often")
+
+    def _push(self, code: bytes) -> bool:
+        """Values that need nothing from the stack."""
+        push = self._stack.append
+        if code in _CONSTANTS:
+            push(_CONSTANTS[code])
+        elif code in _LENGTHS:
+            length = int.from_bytes(self._take(_LENGTHS[code]), "little")
+            push(self._take(length).decode("utf-8", "replace"))
+        elif code == b"\x8a":
+            push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
+        elif code == b"}":
+            push({})
+        elif code == b"]":
+            push([])
+        elif code == b"(":
+            if len(self._marks) >= _MOST_MARKS:
+                raise Refused("the pickle is nested too deeply")
+            self._marks.append(len(self._stack))
+        elif code in _SKIPPED:
+            self._take(_SKIPPED[code])
+        else:
+            return False
+        return True
+
+    def _collect(self, code: bytes) -> bool:
+        """Tuples, and what is put into a list or a dict."""
+        if code in _TUPLES:
+            self._stack.append(tuple(self._pop(_TUPLES[code])))
+        elif code == b"t":
+            self._stack.append(tuple(self._popped_to_mark()))
+        elif code in (b"a", b"e"):
+            values = self._pop(1) if code == b"a" else self._popped_to_mark()
+            self._top(list).extend(values)
+        elif code in (b"s", b"u"):
+            values = self._pop(2) if code == b"s" else self._popped_to_mark()
+            if len(values) % 2:
+                raise Refused("the pickle is damaged; copy the file again")
+            mapping = self._top(dict)
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                mapping[_plain(key)] = value
+        elif code == b"0":
+            self._pop(1)
+        else:
+            return False
+        return True
+
+    def _name(self, code: bytes) -> bool:
+        """Globals, what is made with them, and persistent ids."""
+        if code == b"c":
+            self._stack.append(self._global(self._line(), self._line()))
+        elif code == b"\x93":
+            module, name = self._pop(2)
+            self._stack.append(self._global(str(module), str(name)))
+        elif code == b"R":
+            function, arguments = self._pop(2)
+            if type(function) is not Global or type(arguments) is not tuple:
+                raise Refused("the pickle calls something that is not a function")
+            ordered = function.name == ORDERED and not arguments
+            made = {} if ordered else self._call((function.name, arguments))
+            self._stack.append(made)
+        elif code == b"Q":
+            self._stack.append(self._storage(self._pop(1)[0]))
+        else:
+            return False
+        return True
+
+    def _global(self, module: str, name: str) -> Global:
+        full = f"{module}.{name}"
+        if not self._allowed(full):
+            raise Refused(
+                f"the pickle names {safe_text(full, 60)}, which is neither a tensor nor a plain "
+                "container; nothing was executed"
+            )
+        return Global(full)
+
+    def _take(self, length: int) -> bytes:
+        start = self._at
+        self._at += length
+        if self._at > len(self._data):
+            raise IndexError
+        return self._data[start : self._at]
+
+    def _number(self, layout: Struct) -> int:
+        value: int = layout.unpack(self._take(layout.size))[0]
+        return value
+
+    def _line(self) -> str:
+        end = self._data.find(b"\n", self._at, self._at + _MOST_NAME)
+        if end < 0:
+            raise IndexError
+        line = self._data[self._at : end]
+        self._at = end + 1
+        return line.decode("utf-8", "replace")
+
+    def _remembered(self, index: int) -> Any:
+        if index not in self._memo:
+            raise IndexError
+        return self._memo[index]
+
+    def _pop(self, number: int) -> list[Any]:
+        floor = self._marks[-1] if self._marks else 0
+        if len(self._stack) - number < floor:
+            raise IndexError
+        values = self._stack[-number:]
+        del self._stack[-number:]
+        return values
+
+    def _popped_to_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
+        return values
+
+    def _top(self, kind: type) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise Refused("the pickle is damaged; copy the file again")
+        return self._stack[-1]
+
+
+def _plain(key: object) -> Hashable:
+    if not isinstance(key, _KEYS):  # hashing a deep tuple would recurse
+        raise Refused(f"a {type(key).__name__} as a key; only texts and numbers are read")
+    return key
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what is nested too deeply or contains itself."""
+    level, depth = [value], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise Refused(f"more than {MOST_DEPTH} containers inside each other")
+        inner: dict[int, Any] = {}  # each container once, though it may be in several places
+        for item in level:
+            values = item.values() if isinstance(item, dict) else item
+            if isinstance(item, dict | list | tuple):
+                inner.update((id(v), v) for v in values if isinstance(v, dict | list | tuple))
+        level, depth = list(inner.values()), depth + 1

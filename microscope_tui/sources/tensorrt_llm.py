@@ -1,0 +1,208 @@
+"""Expert statistics of TensorRT-LLM as a run: one step per iteration.
+
+``EXPERT_STATISTIC_ITER_RANGE=100-200`` makes every rank write ``rank{R}.safetensors`` with the
+tokens per expert of each ``{iteration}_{layer}``, and rank 0 ``meta_info.json`` with E and k. Some
+versions write ``rank{R}_raw.safetensors`` with the chosen experts of each token instead; where a
+rank has both, the counts are taken. The ranks are summed, as TensorRT-LLM's own report does. The
+step is the iteration + 1 (iterations completed). A file of the folder means the whole folder.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources import safetensors_file
+from microscope_tui.sources.dumps import DumpReader, Late, begins_with, candidates
+from microscope_tui.sources.exact_bytes import Bytes, opened
+from microscope_tui.sources.exact_counts import Counted, ExactCounts, Router
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
+from microscope_tui.sources.reader import Record, Unreadable
+from microscope_tui.sources.safetensors_file import StoredTensor
+
+NAMES = re.compile(r"meta_info\.json|rank(\d{1,6})(_raw)?\.safetensors")
+MOST_META_BYTES = 1 << 16
+MOST_ENTRIES = 1 << 20
+"""Tensors of all ranks together; each takes 200 bytes of memory."""
+MISSING = "the files of some ranks are missing; these are the counts of the others"
+_KEY = re.compile(r"(\d{1,12})_(\d{1,5})")
+_FIRST_KEY = re.compile(rb'.{8}\{(?:"__metadata__":\{[^{}]*\},)?"\d+_\d+":\{"dtype"', re.DOTALL)
+_META_KEYS = (b'"num_experts"', b'"num_experts_per_token"')
+Key = tuple[int, int]
+"""Iteration and layer."""
+
+
+class _Meta(msgspec.Struct):
+    num_experts: int | None = None
+    num_experts_per_token: int | None = None
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a folder of such statistics, or one of its files."""
+    for file in candidates(path, NAMES):
+        head = begins_with(file)
+        is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
+        if is_meta or _FIRST_KEY.match(head):
+            return True
+    return False
+
+
+class TensorRTReader(DumpReader):
+    """Reads a folder of statistics."""
+
+    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+        """``name``: of the run; ``asked``: E and k, where the user knows them."""
+        super().__init__(path if path.is_dir() else path.parent, NAMES)
+        self._name, self._asked = name, asked
+        self._start()
+
+    def _start(self) -> None:
+        self._run: ExactCounts | None = None
+
+    def _waiting(self) -> Iterator[Record]:
+        if self._run is not None:
+            yield from self._run.flush()
+
+    def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
+        if self._run is not None:
+            raise Late  # another rank of the same iterations
+        meta = _Meta()
+        for path in paths:
+            if path.suffix == ".json":
+                with opened(path) as data:
+                    meta = _meta(data)
+        files = _by_rank(paths)
+        ranks: list[_Rank] = []
+        left = MOST_ENTRIES
+        for path, is_raw in files.values():
+            ranks.append(_Rank(path, is_raw))
+            left -= sum(1 for _ in ranks[-1].entries())
+            if left < 0:
+                raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
+        keys = sorted({key for rank in ranks for key in rank.entries()})
+        complete = list(files) == list(range(len(files)))
+        self._run = ExactCounts(
+            self._name,
+            "tensorrt-llm",
+            self._asked,
+            profile="eval",
+            counts="exact" if complete else "local_rank",
+            top_k=meta.num_experts_per_token,
+            num_experts=meta.num_experts or 0,
+            note="" if complete else MISSING,
+        )
+        top_k = self._asked.top_k or meta.num_experts_per_token
+        for number, counted in enumerate(self._steps(keys, ranks, meta.num_experts, top_k)):
+            for record in self._run.add(counted):
+                yield min(1.0, number / len(keys)), record
+        for record in self._run.flush():
+            yield 1.0, record
+
+    def _steps(
+        self, keys: Sequence[Key], ranks: "Sequence[_Rank]", experts: int | None, top_k: int | None
+    ) -> Iterator[Counted]:
+        for iteration in dict.fromkeys(iteration for iteration, _ in keys):
+            total: dict[Router, list[int]] = {}
+            for rank in ranks:
+                with opened(rank.path) as data:
+                    self._check_unchanged(data, rank.path)
+                    for layer, row in rank.rows(data, iteration, experts):
+                        summed = total.setdefault(Router(0, layer), [0] * len(row))
+                        summed += [0] * (len(row) - len(summed))
+                        for expert, count in enumerate(row):
+                            summed[expert] += count
+            rows = {router: row for router, row in total.items() if any(row)}
+            tokens = {
+                router: sum(row) // top_k
+                for router, row in rows.items()
+                if top_k and sum(row) % top_k == 0 and max(row) * top_k <= sum(row)
+            }
+            if rows:
+                yield Counted(iteration + 1, rows, tokens)
+
+
+class _Rank:
+    """The tensors of one rank, by iteration; their numbers stay in the file."""
+
+    def __init__(self, path: Path, is_raw: bool) -> None:
+        self.path, self._is_raw = path, is_raw
+        self._places: dict[int, tuple[array[int], list[StoredTensor]]] = {}
+        with opened(path) as data:
+            for name, tensor in safetensors_file.read_header(data).items():
+                found = _KEY.fullmatch(name)
+                if found is None or int(found[2]) >= MAX_LAYERS:
+                    raise data.broken(
+                        f"tensor {safe_text(name, 40)!r} is not named ITERATION_LAYER; these are "
+                        "not expert statistics of TensorRT-LLM"
+                    )
+                layers, tensors = self._places.setdefault(int(found[1]), (array("i"), []))
+                layers.append(int(found[2]))
+                tensors.append(tensor)
+
+    def entries(self) -> Iterator[Key]:
+        """All iterations with their layers."""
+        for iteration, (layers, _) in self._places.items():
+            for layer in layers:
+                yield iteration, layer
+
+    def rows(
+        self, data: Bytes, iteration: int, experts: int | None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Layer and counts per expert of one iteration.
+
+        Raises:
+            Unreadable: they are not counts, or not choices, of this number of experts.
+        """
+        layers, tensors = self._places.get(iteration, (array("i"), []))
+        for layer, tensor in zip(layers, tensors, strict=True):
+            name = f"{iteration}_{layer}"
+            numbers = safetensors_file.integers(data, tensor, name)
+            dimensions = 2 if self._is_raw else 1
+            highest = MAX_EXPERTS if self._is_raw else 2**40
+            if len(tensor.shape) != dimensions or not all(0 <= n < highest for n in numbers):
+                raise data.broken(f"tensor {name!r} of shape {tensor.shape} holds no counts")
+            row = _counted(numbers) if self._is_raw else numbers
+            if len(row) > (experts or MAX_EXPERTS):
+                raise data.broken(
+                    f"tensor {name!r} has {len(row):,} experts, meta_info.json says {experts}"
+                )
+            yield layer, row
+
+
+def _counted(choices: Sequence[int]) -> list[int]:
+    row = [0] * (max(choices, default=-1) + 1)
+    for expert in choices:
+        row[expert] += 1
+    return row
+
+
+def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
+    """The file of each rank, and whether it holds choices: counts are preferred."""
+    found: dict[int, tuple[Path, bool]] = {}
+    for path in paths:
+        match = NAMES.fullmatch(path.name)
+        if match is not None and match[1] and (match[2] is None or int(match[1]) not in found):
+            found[int(match[1])] = (path, match[2] is not None)
+    if not found:
+        raise Unreadable(
+            "meta_info.json without a rank*.safetensors: copy the files of all ranks beside it"
+        )
+    return dict(sorted(found.items()))
+
+
+def _meta(data: Bytes) -> _Meta:
+    raw = data.read(0, min(data.size, MOST_META_BYTES), "meta_info.json")
+    try:
+        meta = msgspec.json.decode(raw, type=_Meta)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise data.broken(
+            f"not the meta_info.json of TensorRT-LLM: {safe_text(error, 60)}"
+        ) from None
+    numbers = (meta.num_experts, meta.num_experts_per_token)
+    if not all(number is None or 0 < number < MAX_EXPERTS for number in numbers):
+        raise data.broken("num_experts or num_experts_per_token is not a number of experts")
+    return meta

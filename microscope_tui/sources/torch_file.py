@@ -1,0 +1,194 @@
+"""Reads what ``torch.save`` wrote, without torch and without running anything.
+
+The file is a zip with stored members: ``NAME/data.pkl``, a pickle of plain containers and tensors,
+and ``NAME/data/KEY``, the numbers of each storage. The pickle is interpreted (``plain_pickle``);
+the numbers stay in the file until they are asked for. Layout: ``torch/serialization.py``.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources import plain_pickle
+from microscope_tui.sources.exact_bytes import Bytes
+from microscope_tui.sources.plain_pickle import ORDERED, Refused
+from microscope_tui.sources.stored_zip import Member, members, start_of
+
+MOST_ELEMENTS = 1 << 22
+"""Numbers that are read at once: the counts of one pass of 4,096 routers with 1,024 experts."""
+_MOST_DIMENSIONS = 16
+_MOST_SIZE = 1 << 48
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+_BFLOAT16 = "bfloat16"
+DTYPES = {
+    "torch.BoolStorage": ("bool", "?"),
+    "torch.ByteStorage": ("uint8", "B"),
+    "torch.CharStorage": ("int8", "b"),
+    "torch.ShortStorage": ("int16", "h"),
+    "torch.IntStorage": ("int32", "i"),
+    "torch.LongStorage": ("int64", "q"),
+    "torch.HalfStorage": ("float16", "e"),
+    "torch.BFloat16Storage": (_BFLOAT16, "H"),
+    "torch.FloatStorage": ("float32", "f"),
+    "torch.DoubleStorage": ("float64", "d"),
+}
+"""Storage class → (dtype, code of ``struct``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    dtype: str
+    code: str
+    member: Member
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor whose numbers are in a file; ``numbers`` reads them from it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    _storage: _Storage
+    _offset: int  # in elements, as the strides
+    _strides: tuple[int, ...]
+    _order: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether its numbers are integers (not truth values)."""
+        return self._storage.code in "Bbhiq" and self.dtype != _BFLOAT16
+
+    def numbers(self, data: Bytes, *index: int) -> list[Any]:
+        """The numbers of ``tensor[index]`` in row-major order.
+
+        Args:
+            data: the file that ``load`` read.
+            index: positions in the first dimensions; none for the whole tensor.
+
+        Raises:
+            Unreadable: there are more than ``MOST_ELEMENTS``, or the file changed.
+            IndexError: ``index`` is outside the shape.
+        """
+        if len(index) > len(self.shape) or any(
+            not 0 <= i < size for i, size in zip(index, self.shape, strict=False)
+        ):
+            raise IndexError(f"{index} is not inside {self.shape}")
+        first = self._offset + sum(i * s for i, s in zip(index, self._strides, strict=False))
+        sizes, strides = self.shape[len(index) :], self._strides[len(index) :]
+        if 0 in sizes:
+            return []
+        span = 1 + sum((size - 1) * s for size, s in zip(sizes, strides, strict=True))
+        if max(span, math.prod(sizes)) > MOST_ELEMENTS:
+            raise data.broken(
+                f"a tensor of shape {self.shape} is too large: {MOST_ELEMENTS:,} numbers are read "
+                "at once"
+            )
+        flat = self._flat(data, first, span)
+        if _is_contiguous(sizes, strides):
+            return list(flat)
+        return [flat[at] for at in _positions(sizes, strides)]
+
+    def _flat(self, data: Bytes, first: int, number: int) -> tuple[Any, ...]:
+        layout = struct.Struct(f"{self._order}{number}{self._storage.code}")
+        size = struct.calcsize(f"{self._order}{self._storage.code}")
+        start = start_of(data, self._storage.member) + first * size
+        values = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
+        if self.dtype == _BFLOAT16:  # the upper half of a float32
+            wide = struct.pack(f"<{number}I", *(value << 16 for value in values))
+            return struct.unpack(f"<{number}f", wide)
+        return values
+
+
+def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _positions(sizes: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """Where each element of a strided block lies, in row-major order."""
+    found = [0]
+    for size, stride in zip(sizes, strides, strict=True):
+        found = [at + i * stride for at in found for i in range(size)]
+    return found
+
+
+def load(data: Bytes) -> Any:
+    """The value that ``torch.save`` got: containers, numbers, texts and ``Tensor``.
+
+    Raises:
+        Unfinished: the end of the file is missing.
+        Unreadable: damaged, too large, or it holds something else.
+    """
+    found = members(data)
+    pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise data.broken("a zip file without a pickle of torch.save")
+    folder = pickles[0].removesuffix("data.pkl")
+    order = "<"
+    if (member := found.get(f"{folder}byteorder")) is not None:
+        text = data.read(start_of(data, member), min(member.size, 16), "the byte order")
+        order = ">" if text.strip() == b"big" else "<"
+    tensors = _Tensors(data, found, folder, order)
+    member = found[pickles[0]]
+    content = data.read(start_of(data, member), member.size, "the pickle")
+    try:
+        return plain_pickle.load(content, _is_allowed, tensors.call, tensors.storage)
+    except Refused as refused:
+        raise data.broken(str(refused)) from None
+
+
+def _is_allowed(name: str) -> bool:
+    return name in DTYPES or name in (_REBUILD, ORDERED)
+
+
+class _Tensors:
+    """Makes storages and tensors, and checks that their numbers are inside the file."""
+
+    def __init__(self, data: Bytes, found: dict[str, Member], folder: str, order: str) -> None:
+        self._data, self._found, self._folder, self._order = data, found, folder, order
+
+    def storage(self, reference: Any) -> _Storage:
+        """The storage of ``("storage", class, key, device, number of elements)``."""
+        match reference:
+            case ("storage", plain_pickle.Global(name=name), str(key), str(), int(elements)):
+                pass
+            case _:
+                raise Refused("the pickle refers to something that is not a storage of a tensor")
+        if name not in DTYPES:
+            raise Refused(f"{safe_text(name, 60)} is not the storage of a tensor")
+        member = self._found.get(f"{self._folder}data/{key}")
+        dtype, code = DTYPES[name]
+        if member is None or elements < 0 or elements * struct.calcsize(f"<{code}") > member.size:
+            raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle says")
+        return _Storage(dtype, code, member, elements)
+
+    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor:
+        """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``."""
+        name, arguments = called
+        if name != _REBUILD or len(arguments) < 4:
+            raise Refused(f"the pickle calls {safe_text(name, 60)}; nothing was executed")
+        storage, offset, shape, strides = arguments[:4]
+        sizes = (shape, strides, (offset,))
+        if (
+            not isinstance(storage, _Storage)
+            or any(type(part) is not tuple for part in sizes)
+            or any(type(n) is not int or not 0 <= n < _MOST_SIZE for part in sizes for n in part)
+            or len(shape) != len(strides)
+            or len(shape) > _MOST_DIMENSIONS
+        ):
+            raise Refused("a tensor has a shape, strides or an offset that no tensor has")
+        if 0 not in shape:
+            last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+            if last >= storage.elements:
+                raise Refused(
+                    f"a tensor of shape {shape} reaches element {last:,} of a storage of "
+                    f"{storage.elements:,}"
+                )
+        return Tensor(storage.dtype, shape, storage, offset, strides, self._order)

@@ -1,0 +1,90 @@
+"""Reads a source to its end, and checks that what comes out is a sound run log."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog.validation.validator import problems_in
+from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources.reader import Record, RecordReader, Unreadable
+
+UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"
+"""The one thing that a source may not know."""
+Steps = dict[int, dict[str, list[int] | None]]
+
+
+def drained(reader: RecordReader, max_bytes: int = 1 << 20) -> list[Record]:
+    """All records that are there now."""
+    records: list[Record] = []
+    for _ in range(100_000):
+        batch = reader.read(max_bytes)
+        records = [*([] if batch.restarted else records), *batch.records]
+        if reader.exhausted:
+            return records
+    raise AssertionError("the reader never came to an end")
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """Why the content was refused; empty if it was read. Any other error fails the test."""
+    try:
+        read()
+    except Unreadable as why:
+        return str(why)
+    return ""
+
+
+def restarted(reader: RecordReader) -> list[Record]:
+    """All records after the reader noticed that what it had read is gone."""
+    batch = reader.read()
+    assert batch.restarted
+    return [*batch.records, *drained(reader)]
+
+
+def encoded(records: Iterable[Record]) -> bytes:
+    """The records as a run log."""
+    return b"".join(map(encode_record, records))
+
+
+def settle(path: Path, seconds: float = 10.0) -> None:
+    """Make a file, or the files of a folder, look as if nothing was written for a while."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+
+
+def header_of(records: Iterable[Record]) -> Record:
+    """The last header."""
+    return [record for record in records if record["kind"] == "run"][-1]
+
+
+def counts_of(records: Iterable[Record]) -> Steps:
+    """Step → name of the router → counts, as a reader of the run log sees them."""
+    steps: Steps = {}
+    for run, entry in entries_of(records):
+        names = [router.name for router in run.routers]
+        rows = entry.matrices().tokens_per_expert
+        steps[entry.record.step] = dict(zip(names, rows, strict=True))
+    return steps
+
+
+def entries_of(records: Iterable[Record]) -> Iterator[tuple[RunRecord, StepEntry]]:
+    """The steps of the records as lines of a log, each with its header; without any defect."""
+    lines = [encode_record(record) for record in records]
+    numbered = zip(count(1), (line.rstrip(b"\n") for line in lines))
+    errors = {p.reason for p in problems_in(numbered) if p.severity == "error"}
+    assert errors <= {UNKNOWN_K}
+    reader = RunReader("x")
+    for entry in reader.feed(b"".join(lines)):
+        if isinstance(entry, StepEntry):
+            assert reader.run is not None
+            yield reader.run, entry
+    assert not reader.defects.count, reader.defects.first
+
+
+def model_of(records: Iterable[Record]) -> Any:
+    """The model of the last header."""
+    return header_of(records)["model"]

@@ -1,0 +1,384 @@
+"""Router traces of Megatron-LM: exact counts over micro-batches and ranks, and their traps."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.sources import megatron, router_trace
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.megatron import MegatronReader, recognises
+from microscope_tui.sources.reader import Record, Unreadable
+from tests.sources.dumped import (
+    counts_of,
+    drained,
+    encoded,
+    entries_of,
+    header_of,
+    model_of,
+    refusal,
+    restarted,
+    settle,
+)
+
+LAYERS, EXPERTS, K, TOKENS, STEPS = 3, 8, 2, 20, 3
+Chosen = dict[tuple[int, int], torch.Tensor]
+"""(step, layer) → experts of each token."""
+
+
+def chosen(
+    seed: int, layers: Iterable[int] = range(LAYERS), steps: int = STEPS, tokens: int = TOKENS
+) -> Chosen:
+    generator = torch.Generator().manual_seed(seed)
+    scores = {
+        (step, layer): torch.rand(tokens, EXPERTS, generator=generator)
+        for step in range(steps)
+        for layer in layers
+    }
+    return {key: value.topk(K).indices for key, value in scores.items()}
+
+
+def line(
+    rank: int,
+    step: int,
+    layer: int,
+    ids: torch.Tensor,
+    block: str = "decoder",
+    mtp: int | None = None,
+) -> str:
+    """One record, with the keys and the order of Megatron's ``RouterTracer``."""
+    record = {
+        "step": step,
+        "stage": "pre_dispatch",
+        "block": block,
+        "layer": layer,
+        "rank": rank,
+        "num_tokens": ids.shape[0],
+        "topk": ids.shape[1],
+    }
+    if mtp is not None:
+        record["mtp_idx"] = mtp
+    return json.dumps(record | {"top_indices": ids.tolist()}) + "\n"
+
+
+def trace(folder: Path, rank: int, *micro_batches: Chosen, more: str = "") -> Path:
+    path = folder / f"router_trace_rank{rank}.jsonl"
+    steps = sorted({step for batch in micro_batches for step, _ in batch})
+    text = "".join(
+        line(rank, step, layer, ids)
+        for step in steps
+        for batch in micro_batches
+        for (at, layer), ids in batch.items()
+        if at == step
+    )
+    path.write_text(text + more)
+    settle(path, 60)
+    return path
+
+
+def read(path: Path, stages: int = 1, num_experts: int | None = EXPERTS) -> list[Record]:
+    return drained(MegatronReader(path, "traced", Asked(num_experts=num_experts), stages))
+
+
+def expected(*batches: Chosen) -> dict[int, dict[str, list[int]]]:
+    """Counts by step (from 1) and layer."""
+    steps: dict[int, dict[str, torch.Tensor]] = {}
+    for batch in batches:
+        for (step, layer), ids in batch.items():
+            row = steps.setdefault(step + 1, {}).setdefault(
+                f"L{layer}", torch.zeros(EXPERTS, dtype=torch.int64)
+            )
+            row += ids.flatten().bincount(minlength=EXPERTS)
+    return {s: {name: row.tolist() for name, row in rows.items()} for s, rows in steps.items()}
+
+
+def test_counts_are_those_of_the_traced_choices(tmp_path: Path) -> None:
+    ids = chosen(0)
+    records = read(trace(tmp_path, 0, ids))
+    assert counts_of(records) == expected(ids)
+    assert [record["tokens"] for record in records[1:]] == [TOKENS] * STEPS
+    assert header_of(records)["source"] == {"writer": "megatron", "counts": "exact"}
+    assert header_of(records)["profile"] == "pretrain"
+    model = model_of(records)
+    assert (model["layers"], model["num_experts"], model["top_k"]) == ([0, 1, 2], EXPERTS, K)
+
+
+def test_micro_batches_of_a_step_are_summed(tmp_path: Path) -> None:
+    batches = [chosen(seed) for seed in range(4)]
+    records = read(trace(tmp_path, 0, *batches))
+    assert counts_of(records) == expected(*batches)
+    assert records[1]["tokens"] == 4 * TOKENS
+
+
+def test_ranks_with_tokens_of_their_own_are_summed_and_the_layout_is_doubted(
+    tmp_path: Path,
+) -> None:
+    batches = [chosen(seed) for seed in range(4)]
+    for rank in range(4):
+        trace(tmp_path, rank, batches[rank])
+    records = read(tmp_path)
+    assert counts_of(records) == expected(*batches)
+    assert "give --pipeline-parallel" in header_of(records)["source"]["note"]
+
+
+def test_siblings_that_traced_the_same_tokens_count_once(tmp_path: Path) -> None:
+    batches = [chosen(seed) for seed in range(2)]
+    for rank in range(4):
+        trace(tmp_path, rank, batches[rank // 2])
+    records = read(tmp_path)
+    assert counts_of(records) == expected(*batches)
+    assert records[1]["tokens"] == 2 * TOKENS
+
+
+def test_ranks_that_agree_in_one_layer_only_are_no_siblings(tmp_path: Path) -> None:
+    first, second = chosen(0), chosen(1)
+    second |= {(step, 1): first[step, 1] for step in range(STEPS)}
+    trace(tmp_path, 0, first)
+    trace(tmp_path, 1, second)
+    assert counts_of(read(tmp_path)) == expected(first, second)
+
+
+def test_recomputed_activations_count_once(tmp_path: Path) -> None:
+    first, second = chosen(0), chosen(1)
+    backwards = dict(reversed(first.items()))
+    assert counts_of(read(trace(tmp_path, 0, first, second, second, backwards))) == expected(
+        first, second
+    )
+
+
+def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Path) -> None:
+    ids = chosen(0, steps=1)
+    ahead = [chosen(seed, [0], 1, TOKENS - 1 - seed)[0, 0] for seed in range(2)]
+    more = "".join(line(0, 0, 0, each, "mtp", index) for index, each in enumerate(ahead))
+    records = read(trace(tmp_path, 0, ids, more=more))
+    assert model_of(records)["layer_names"] == ["L0", "L1", "L2", "mtp.0", "mtp.1"]
+    assert model_of(records)["layers"] == [0, 1, 2, 3, 4]
+    rows = [*ids.values(), *ahead]
+    assert list(counts_of(records)[1].values()) == [
+        row.flatten().bincount(minlength=EXPERTS).tolist() for row in rows
+    ]
+    tokens = [TOKENS, TOKENS, TOKENS, TOKENS - 1, TOKENS - 2]
+    ((_, entry),) = entries_of(records)
+    assert entry.record.router.tokens == tokens
+
+
+def test_stages_with_different_layers_are_refused_without_the_layout(tmp_path: Path) -> None:
+    trace(tmp_path, 0, chosen(0, [1, 2]))  # the first layer is dense
+    trace(tmp_path, 1, chosen(1, [0, 1, 2]))
+    with pytest.raises(
+        Unreadable, match=r"ranks 0 and 1 .* \(L1, L2; L0, L1, L2\): layers .* give"
+    ):
+        read(tmp_path)
+
+
+def test_the_layers_of_pipeline_stages_are_numbered_through(tmp_path: Path) -> None:
+    first = [chosen(seed, [1, 2]) for seed in range(2)]
+    second = [chosen(seed, [0, 1]) for seed in range(2, 4)]
+    for rank, ids in enumerate([*first, *second]):
+        trace(tmp_path, rank, ids)
+    moved = [{(step, layer + 3): v for (step, layer), v in ids.items()} for ids in second]
+    records = read(tmp_path, stages=2)
+    assert counts_of(records) == expected(*first, *moved)
+    assert model_of(records)["layers"] == [1, 2, 3, 4]
+    assert records[1]["tokens"] == 2 * TOKENS
+    assert "note" not in header_of(records)["source"]
+
+
+@pytest.mark.parametrize(("ranks", "stages"), [([0, 1, 2], 2), ([0, 2], 2)])
+def test_ranks_that_do_not_fit_the_layout_are_refused(
+    tmp_path: Path, ranks: list[int], stages: int
+) -> None:
+    for rank in ranks:
+        trace(tmp_path, rank, chosen(rank))
+    with pytest.raises(Unreadable, match=f"do not make {stages} pipeline stages"):
+        read(tmp_path, stages)
+
+
+def test_a_stage_without_routers_is_not_waited_for(tmp_path: Path) -> None:
+    ids = chosen(0)
+    trace(tmp_path, 0, ids)
+    trace(tmp_path, 1)
+    assert counts_of(read(tmp_path)) == expected(ids)
+
+
+def test_an_interrupted_last_step_is_left_out(tmp_path: Path) -> None:
+    first, second = chosen(0), chosen(1)
+    trace(tmp_path, 0, first)
+    trace(tmp_path, 1, {k: v for k, v in second.items() if k != (STEPS - 1, LAYERS - 1)})
+    found = counts_of(read(tmp_path))
+    complete = expected(first, second)
+    assert found == {step: complete[step] for step in range(1, STEPS)}
+
+
+def test_one_rank_of_several_is_marked_as_such(tmp_path: Path) -> None:
+    path = trace(tmp_path, 0, chosen(0))
+    assert header_of(read(path))["source"]["counts"] == "exact"
+    trace(tmp_path, 1, chosen(1))
+    assert header_of(read(path))["source"]["counts"] == "local_rank"
+
+
+def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_header_says_so(
+    tmp_path: Path,
+) -> None:
+    ids = {key: value.clamp(max=5) for key, value in chosen(0, steps=12).items()}
+    ids[11, 0][0, 0] = 7
+    records = read(trace(tmp_path, 0, ids), num_experts=None)
+    assert [r["model"]["num_experts"] for r in records if r["kind"] == "run"] == [6, 8]
+    assert "--num-experts" in header_of(records)["source"]["note"]
+    with pytest.raises(Unreadable, match="expert 7 was chosen, but there are said to be 6"):
+        read(tmp_path, num_experts=6)
+
+
+def test_every_cut_of_a_torn_tail_gives_the_same_records(tmp_path: Path) -> None:
+    ids = chosen(0, [0], 2, 3)
+    path = trace(tmp_path, 0, ids)
+    content = path.read_bytes()
+    whole = read(path)
+    for cut in range(1, len(content)):
+        path.write_bytes(content[:cut])
+        reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+        records = list(reader.read().records)
+        with path.open("ab") as file:
+            file.write(content[cut:])
+        settle(path, 60)
+        assert [*records, *drained(reader)] == whole, cut
+
+
+def test_steps_are_followed_as_the_ranks_finish_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(megatron, "COMPLETE_AFTER_S", 0.0)
+    batches = [chosen(seed) for seed in range(2)]
+    texts = [
+        [
+            "".join(line(rank, step, layer, batch[step, layer]) for layer in range(LAYERS))
+            for step in range(STEPS)
+        ]
+        for rank, batch in enumerate(batches)
+    ]
+    paths = [tmp_path / f"router_trace_rank{rank}.jsonl" for rank in range(2)]
+    for path in paths:
+        path.touch()
+    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    records = list(reader.read().records)
+    for step in range(STEPS):
+        for rank, path in enumerate(paths):
+            assert not [r for r in records if r.get("step", 0) > step]  # both must be past it
+            with path.open("a") as file:
+                file.write(texts[rank][step])
+            records += reader.read().records
+        assert records[-1]["step"] == step + 1
+    assert counts_of(records) == expected(*batches)
+    assert (reader.offset, reader.exhausted) == (reader.size, True)
+
+
+def test_a_rank_far_behind_is_given_up_and_restarts_the_reading_when_it_writes(
+    tmp_path: Path,
+) -> None:
+    batches = [chosen(seed) for seed in range(2)]
+    trace(tmp_path, 0, batches[0])
+    trace(tmp_path, 1)
+    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    assert counts_of(drained(reader)) == expected(batches[0])
+    trace(tmp_path, 1, batches[1])
+    assert counts_of(restarted(reader)) == expected(*batches)
+
+
+def test_a_trace_that_begins_again_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
+    path = trace(tmp_path, 0, chosen(0))
+    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    drained(reader)
+    again = chosen(1, steps=1)
+    trace(tmp_path, 0, again)
+    assert counts_of(restarted(reader)) == expected(again)
+    path.unlink()
+    assert not reader.read().restarted
+    assert reader.deleted
+
+
+def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
+    for rank in range(3):
+        trace(tmp_path, rank, chosen(rank, steps=30))
+    reader = MegatronReader(tmp_path, "traced", Asked(num_experts=EXPERTS))
+    assert drained(reader, 1000) == read(tmp_path)
+
+
+GOOD = line(0, 3, 1, torch.tensor([[1, 2], [3, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("hello\n", "not a line of a router trace"),
+        (GOOD.replace('"num_tokens": 2', '"num_tokens": 3'), "num_tokens is 3"),
+        (GOOD.replace('"topk": 2', '"topk": 3'), "topk 3"),
+        (GOOD.replace("[3, 4]", "[3]"), r"2 tokens with \[1, 2\] choices"),
+        (GOOD.replace("[3, 4]", "[3, -4]"), "not a line"),
+        (GOOD.replace("[3, 4]", "[3, 99999999]"), "at most 65,536 experts"),
+        (GOOD.replace("[3, 4]", "[3, 4.5]"), "not a line"),
+        (GOOD.replace('"layer": 1', '"layer": 9999'), "not a line"),
+        (GOOD.replace("decoder", "enc\\u001b[2J"), "neither decoder nor mtp"),
+        (GOOD.replace('"step": 3', '"step": 0'), "step 0 after step 2; two runs"),
+        (GOOD.replace('"step": 3', '"step": "\\u202e"'), "not a line"),
+        ("[" * 100_000 + "\n", "not a line"),
+        ('{"step": 1}\n', "not a line"),
+    ],
+)
+def test_a_damaged_line_is_refused_after_the_steps_before_it(
+    bad: str, why: str, tmp_path: Path
+) -> None:
+    ids = chosen(0)
+    path = trace(tmp_path, 0, ids, more=bad)
+    reader = MegatronReader(path, "traced", Asked(num_experts=EXPERTS))
+    records = reader.read().records
+    before = expected(ids)
+    assert counts_of(records) == {step: before[step] for step in range(1, STEPS)}
+    for _ in range(2):
+        with pytest.raises(Unreadable, match=why) as refused:
+            reader.read()
+        assert f"line {LAYERS * STEPS + 1}: " in str(refused.value)
+        assert str(refused.value).isprintable()
+    trace(tmp_path, 0, chosen(1, steps=1))
+    assert reader.read().restarted
+
+
+def test_a_line_longer_than_any_micro_batch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_trace, "MOST_LINE_BYTES", 2000)
+    with pytest.raises(Unreadable, match="longer than"):
+        read(trace(tmp_path, 0, chosen(0, steps=1), more=line(0, 0, 0, torch.zeros(900, K).long())))
+
+
+def test_traces_are_recognised_by_content(tmp_path: Path) -> None:
+    assert not recognises(tmp_path)
+    trace(tmp_path, 0)
+    trace(tmp_path, 1, chosen(0))
+    assert recognises(tmp_path)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"step": 1, "loss": 2.0}\n')
+    assert not recognises(other)
+    assert recognises((tmp_path / "router_trace_rank1.jsonl").rename(tmp_path / "renamed"))
+
+
+CONTENT = "".join(line(0, step, 0, torch.tensor([[1, 2], [3, 4]])) for step in range(3)).encode()
+
+
+@given(st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), max_size=6))
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_changed_bytes_never_crash_the_reader(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(CONTENT)
+    for at, value in changes:
+        content[at] = value
+    path = tmp_path / "router_trace_rank0.jsonl"
+    path.write_bytes(content)
+    settle(path, 60)
+    assert refusal(lambda: encoded(read(path, num_experts=None))).isprintable()

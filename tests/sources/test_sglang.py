@@ -1,0 +1,357 @@
+"""Dumps of SGLang's recorder: its counts, its traps, and dumps that appear while we look."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.sources import dumps, sglang
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.reader import Record, Unreadable
+from microscope_tui.sources.sglang import SGLangReader, recognises
+from tests.sources.dumped import (
+    counts_of,
+    drained,
+    encoded,
+    header_of,
+    model_of,
+    refusal,
+    restarted,
+    settle,
+)
+
+LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2
+DENSE = 0
+"""The first layer has no router."""
+MAP = torch.tensor([[(e + layer) % LOGICAL for e in range(PHYSICAL)] for layer in range(LAYERS)])
+
+
+def counts(passes: int, experts: int = LOGICAL, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(0, 50, (passes, LAYERS, experts), generator=generator, dtype=torch.int32)
+    found[:, DENSE] = 0
+    return found
+
+
+def stat(folder: Path, values: torch.Tensor, time: float = 1700000000.5, **more: Any) -> Path:
+    path = folder / f"expert_distribution_recorder_{time}.pt"
+    torch.save({"rank": 0, "logical_count": values, **more}, path)
+    settle(path)
+    return path
+
+
+def detail(
+    folder: Path,
+    rank: int,
+    values: torch.Tensor,
+    time: float,
+    first: int = 0,
+    mapping: torch.Tensor = MAP,
+    **more: Any,
+) -> Path:
+    """``values`` [passes, layers, physical experts] as the recorder of one rank writes them."""
+    records = [
+        {
+            "forward_pass_id": first + index,
+            "rank": rank,
+            "gatherer_key": "primary",
+            "global_physical_count": value.clone(),
+            **{key: each[index] for key, each in more.items()},
+        }
+        for index, value in enumerate(values)
+    ]
+    path = folder / f"expert_distribution_recorder_{time}_{rank}.pt"
+    torch.save({"records": records, "last_physical_to_logical_map": mapping}, path)
+    settle(path)
+    return path
+
+
+def logical(values: torch.Tensor) -> torch.Tensor:
+    """As SGLang converts its own counts."""
+    empty = torch.zeros(values.shape[0], LAYERS, LOGICAL, dtype=values.dtype)
+    return empty.scatter_add(2, MAP.unsqueeze(0).expand(values.shape[0], -1, -1), values)
+
+
+def read(path: Path, asked: Asked | None = None) -> list[Record]:
+    return drained(SGLangReader(path, "served", asked or Asked()))
+
+
+def expected(values: torch.Tensor, first: int) -> dict[int, dict[str, list[int]]]:
+    return {
+        first + index: {f"L{layer}": rows[layer].tolist() for layer in range(1, LAYERS)}
+        for index, rows in enumerate(values)
+    }
+
+
+@pytest.mark.parametrize("more", [{}, {"average_utilization_rate_over_window": None}])
+def test_stat_counts_come_out_as_they_were_saved(more: dict[str, Any], tmp_path: Path) -> None:
+    values = counts(20)
+    records = read(stat(tmp_path, values, **more))
+    assert counts_of(records) == expected(values, 1)
+    assert header_of(records)["source"]["counts"] == "exact"
+    assert header_of(records)["profile"] == "eval"
+    assert header_of(records)["time"] == 1700000000.5
+
+
+def test_dense_layers_are_dropped_and_the_others_keep_their_number(tmp_path: Path) -> None:
+    model = model_of(read(stat(tmp_path, counts(3))))
+    assert model["layers"] == [1, 2, 3]
+    assert model["num_experts"] == LOGICAL
+
+
+def test_unused_passes_of_the_circular_buffer_are_dropped_and_the_order_is_not_promised(
+    tmp_path: Path,
+) -> None:
+    values = counts(30)
+    values[[2, 3, 29]] = 0
+    records = read(stat(tmp_path, values))
+    assert counts_of(records) == expected(values[values.sum((1, 2)) > 0], 1)
+    assert "order of the passes is not guaranteed" in header_of(records)["source"]["note"]
+
+
+def test_physical_counts_are_summed_over_ranks_and_mapped_to_logical_experts(
+    tmp_path: Path,
+) -> None:
+    ranks = [counts(12, PHYSICAL, rank) for rank in range(RANKS)]
+    for rank, values in enumerate(ranks):
+        detail(tmp_path, rank, values, 1700000000.5 - rank, first=7)
+    records = read(tmp_path)
+    assert counts_of(records) == expected(logical(sum(ranks)), 8)  # type: ignore[arg-type]
+    assert header_of(records)["source"] == {"writer": "sglang", "counts": "exact"}
+    assert model_of(records)["top_k"] is None
+
+
+def test_one_file_of_one_rank_is_marked_as_such(tmp_path: Path) -> None:
+    path = detail(tmp_path, 1, counts(2, PHYSICAL), 1700000000.5)
+    for source in (path, tmp_path):  # rank 0 is not in the folder
+        assert header_of(read(source))["source"]["counts"] == "local_rank"
+    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.6)
+    assert header_of(read(path))["source"]["counts"] == "local_rank"
+    assert header_of(read(tmp_path))["source"]["counts"] == "exact"
+
+
+def test_the_only_file_of_a_server_with_one_rank_is_exact(tmp_path: Path) -> None:
+    path = detail(tmp_path, 0, counts(2, PHYSICAL), 1700000000.5)
+    assert header_of(read(path))["source"]["counts"] == "exact"
+
+
+def test_what_stands_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> None:
+    values = counts(3)
+    stat(tmp_path, values, 1.5)
+    stat(tmp_path, values, 2.5).write_bytes(b"not a zip file")
+    settle(tmp_path)
+    reader = SGLangReader(tmp_path, "served", Asked())
+    assert counts_of(reader.read().records) == expected(values, 1)
+    with pytest.raises(Unreadable, match="cut off"):
+        reader.read()
+
+
+def test_a_number_of_choices_that_the_user_gives_wins(tmp_path: Path) -> None:
+    assert model_of(read(stat(tmp_path, counts(2)), Asked(top_k=3)))["top_k"] == 3
+
+
+def test_choices_per_token_give_k_where_the_recorder_has_room_for_eight(tmp_path: Path) -> None:
+    tokens, k = 5, 2
+    ids = torch.full((3, LAYERS, tokens, 8), -1, dtype=torch.int32)
+    ids[:, 1:, :, :k] = torch.randint(0, PHYSICAL, (3, LAYERS - 1, tokens, k), dtype=torch.int32)
+    ids[:, 1:, 0] = -1  # a padded token
+    values = torch.zeros(3, LAYERS, PHYSICAL, dtype=torch.int32)
+    flat = ids.flatten(2)
+    values.scatter_add_(2, flat.clamp(min=0).long(), (flat >= 0).int())
+    input_ids = [[index] * tokens for index in range(3)]
+    detail(tmp_path, 0, values, 1.5, topk_ids_of_layer=ids, input_ids=input_ids)
+    records = read(tmp_path)
+    assert counts_of(records) == expected(logical(values), 1)
+    assert model_of(records)["top_k"] == k
+
+
+def test_a_layer_that_is_used_later_gets_a_header_of_its_own(tmp_path: Path) -> None:
+    values = counts(20)
+    values[:12, 3] = 0
+    records = read(stat(tmp_path, values))
+    found = counts_of(records)
+    assert sum(record["kind"] == "run" for record in records) == 2
+    assert set(found[12]) == {"L1", "L2"}
+    assert found[13]["L3"] == values[12, 3].tolist()
+
+
+def test_new_dumps_of_a_live_server_are_read_when_all_ranks_have_written(tmp_path: Path) -> None:
+    reader = SGLangReader(tmp_path, "served", Asked())
+    assert drained(reader) == []
+    values = [counts(10, PHYSICAL, seed) for seed in range(4)]
+    for rank in range(RANKS):
+        detail(tmp_path, rank, values[rank], 10.5 + rank / 10)
+    records = drained(reader)
+    assert counts_of(records) == expected(logical(values[0] + values[1]), 1)
+    detail(tmp_path, 0, values[2], 20.5, first=10)
+    (tmp_path / "expert_distribution_recorder_20.6_1.pt").write_bytes(b"PK\3\4 torn")
+    assert reader.read().records == []  # the second rank still writes
+    assert not reader.exhausted
+    detail(tmp_path, 1, values[3], 20.6, first=10)
+    records += drained(reader)
+    both = torch.cat([values[0] + values[1], values[2] + values[3]])
+    assert counts_of(records) == expected(logical(both), 1)
+    assert (reader.offset, reader.deleted) == (reader.size, False)
+
+
+def test_a_rank_that_comes_late_restarts_the_reading(tmp_path: Path) -> None:
+    reader = SGLangReader(tmp_path, "served", Asked())
+    values = [counts(10, PHYSICAL, seed) for seed in range(2)]
+    detail(tmp_path, 0, values[0], 10.5)
+    assert counts_of(drained(reader)) == expected(logical(values[0]), 1)
+    detail(tmp_path, 1, values[1], 10.6)
+    assert counts_of(restarted(reader)) == expected(logical(values[0] + values[1]), 1)
+
+
+def test_a_server_that_restarts_counts_its_passes_again(tmp_path: Path) -> None:
+    values = [counts(4, PHYSICAL, seed) for seed in range(4)]
+    detail(tmp_path, 0, values[0], 10.5)
+    detail(tmp_path, 1, values[1], 10.4)
+    detail(tmp_path, 0, values[2][:2], 90.5)
+    detail(tmp_path, 1, values[3][:2], 90.4)
+    steps = [record for record in read(tmp_path) if record["kind"] == "step"]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 1, 2]
+    again = logical(values[2] + values[3])[0, 1:]
+    assert steps[4]["tokens_per_expert"] == again.tolist()
+
+
+def test_a_replaced_file_restarts_and_a_deleted_one_is_reported(tmp_path: Path) -> None:
+    path = stat(tmp_path, counts(3))
+    reader = SGLangReader(path, "served", Asked())
+    assert len(drained(reader)) == 4
+    stat(tmp_path, counts(5, seed=1))
+    assert len(restarted(reader)) == 6
+    path.unlink()
+    batch = reader.read()
+    assert (batch.restarted, reader.deleted) == (False, True)
+
+
+def test_an_interrupted_dump_is_refused_until_it_is_whole(tmp_path: Path) -> None:
+    path = stat(tmp_path, counts(3))
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    settle(path)
+    reader = SGLangReader(path, "served", Asked())
+    for _ in range(2):
+        with pytest.raises(Unreadable, match="still being written, or was cut off"):
+            reader.read()
+    path.write_bytes(content)
+    settle(path)
+    assert len(drained(reader)) == 4
+
+
+def test_small_reads_give_the_same_records(tmp_path: Path) -> None:
+    path = stat(tmp_path, counts(40))
+    reader = SGLangReader(path, "served", Asked())
+    first = reader.read(1)
+    assert 0 < len(first.records) < 41
+    assert 0 < reader.offset < reader.size
+    assert [*first.records, *drained(reader, 1)] == read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"other": 1}, "neither logical_count nor records"),
+        ({"logical_count": [1, 2]}, "not a tensor of integers"),
+        ({"logical_count": torch.zeros(2, 2, 2)}, "not a tensor of integers"),
+        ({"logical_count": torch.zeros(2, 2, dtype=torch.int32)}, "with 3 dimensions"),
+        ({"logical_count": torch.zeros(1, 0, 2, dtype=torch.int32)}, "0 layers"),
+        ({"logical_count": torch.full((1, 1, 2), -1)}, "negative or too large"),
+        ({"logical_count": torch.zeros(1, dtype=torch.int8).expand(1, 5000, 9)}, "5,000 layers"),
+        ({"records": [{}], "last_physical_to_logical_map": MAP}, "no forward_pass_id"),
+        ({"records": [{}]}, "not a tensor of integers"),
+        (
+            {
+                "records": [{"forward_pass_id": 0, "rank": 0, "global_physical_count": MAP[:, :3]}],
+                "last_physical_to_logical_map": MAP,
+            },
+            "the dump is not consistent",
+        ),
+        (
+            {"records": [{}], "last_physical_to_logical_map": MAP - 1},
+            "negative or too large",
+        ),
+        ({"records": [{}], "last_physical_to_logical_map": MAP + 2**30}, "no model has"),
+    ],
+)
+def test_foreign_content_is_refused_with_a_reason(
+    content: object, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    settle(path)
+    with pytest.raises(Unreadable, match=why) as refused:
+        read(path)
+    assert str(refused.value).startswith(("x.pt: ", "5,000 routers"))
+
+
+def test_dumps_of_two_modes_in_one_folder_are_refused(tmp_path: Path) -> None:
+    stat(tmp_path, counts(2), 1.5)
+    detail(tmp_path, 0, counts(2, PHYSICAL), 2.5)
+    reader = SGLangReader(tmp_path, "served", Asked())
+    with pytest.raises(Unreadable, match="two modes"):
+        drained(reader)
+
+
+def test_dumps_are_recognised_by_content_whatever_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert recognises(stat(tmp_path / "a", counts(2)).rename(tmp_path / "dump"))
+    assert not recognises(tmp_path / "a")
+    torch.save({"model": torch.zeros(3)}, tmp_path / "model.pt")
+    assert not recognises(tmp_path / "model.pt")
+    assert not recognises(tmp_path / "nothing")
+    assert not recognises(tmp_path)
+    detail(tmp_path, 0, counts(2, PHYSICAL), 2.5)
+    assert recognises(tmp_path)
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
+    outside = stat(tmp_path, counts(2))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / outside.name).symlink_to(outside)
+    assert not recognises(folder)
+    assert read(folder) == []
+    assert read(folder / outside.name)  # named, it is
+
+
+def test_more_files_than_any_server_writes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumps, "MOST_FILES", 1)
+    stat(tmp_path, counts(1), 1.5)
+    stat(tmp_path, counts(1), 2.5)
+    with pytest.raises(Unreadable, match="move older ones away"):
+        read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("example")
+    return detail(folder, 0, counts(2, PHYSICAL), 1.5).read_bytes()
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6))
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_changed_bytes_never_crash_the_reader(
+    example: bytes, tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(example)
+    for at, value in changes:
+        content[at % len(content)] = value
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    settle(path)
+    assert refusal(lambda: encoded(read(path))).isprintable()
+
+
+def test_names_are_those_of_the_recorder() -> None:
+    assert sglang.NAMES.fullmatch("expert_distribution_recorder_1751349033.8436363.pt")
+    assert sglang.NAMES.fullmatch("expert_distribution_recorder_1751349033.8436363_12.pt")
+    assert not sglang.NAMES.fullmatch("model.pt")

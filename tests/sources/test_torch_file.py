@@ -1,0 +1,313 @@
+"""Files of ``torch.save`` read without torch: equal to torch, and never executed."""
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.sources import plain_pickle, stored_zip, torch_file
+from microscope_tui.sources.exact_bytes import opened
+from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.torch_file import Tensor
+from tests.sources.dumped import refusal
+
+
+def saved(value: object, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def read(path: Path, content: bytes | None = None) -> Any:
+    """What the file holds, tensors as (dtype, shape, numbers)."""
+    if content is not None:
+        path.write_bytes(content)
+    with opened(path) as data:
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.dtype, value.shape, value.numbers(data)
+            if isinstance(value, dict):
+                return {key: plain(inner) for key, inner in value.items()}
+            return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
+
+        return plain(torch_file.load(data))
+
+
+def repacked(content: bytes, method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    """The same archive with other members or another compression."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", method) as new,
+    ):
+        for name in old.namelist():
+            key = name.rpartition("/")[2].replace(".", "_")
+            new.writestr(name, members.get(key, old.read(name)))
+    return buffer.getvalue()
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (2, 0, 3), (2, 3, 4)], ids=str)
+def test_a_tensor_of_any_dtype_and_shape_reads_as_torch_saved_it(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    tensor = (torch.randn(shape) * 50).to(dtype)
+    name, found, numbers = read(tmp_path / "a.pt", saved(tensor))
+    assert f"torch.{name}" == str(dtype)
+    assert found == shape
+    assert numbers == tensor.flatten().tolist()
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_views_with_any_strides_and_offset_read_as_torch_sees_them(
+    tmp_path: Path, sizes: list[int], random: Any
+) -> None:
+    tensor = torch.arange(5 + 2 ** len(sizes) * torch.Size(sizes).numel(), dtype=torch.int32)[5:]
+    tensor = tensor.view([2 * size for size in sizes])
+    tensor = tensor[tuple(slice(random.randint(0, 1), None, 2) for _ in sizes)]
+    order = list(range(len(sizes)))
+    random.shuffle(order)
+    tensor = tensor.permute(order)
+    if random.random() < 0.3:
+        tensor = tensor[:1].expand(3, *tensor.shape[1:])
+    assert read(tmp_path / "a.pt", saved(tensor))[1:] == (
+        tuple(tensor.shape),
+        tensor.flatten().tolist(),
+    )
+
+
+def test_one_index_reads_one_row(tmp_path: Path) -> None:
+    tensor = torch.arange(24).view(2, 3, 4).transpose(1, 2)
+    (tmp_path / "a.pt").write_bytes(saved(tensor))
+    with opened(tmp_path / "a.pt") as data:
+        found = torch_file.load(data)
+        assert found.numbers(data, 1, 2) == tensor[1, 2].tolist()
+        assert found.numbers(data, 1, 2, 0) == [tensor[1, 2, 0].item()]
+        with pytest.raises(IndexError):
+            found.numbers(data, 2)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_plain_containers_read_as_they_were_saved(tmp_path: Path, protocol: int) -> None:
+    shared = torch.ones(2)
+    value = {
+        "none": None,
+        "numbers": [True, False, 0, -1, 255, 70_000, 2**40, -(2**70), 0.5],
+        "text": ["a", "a", "ü" * 300],
+        "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "ordered": OrderedDict(a=1, b=[]),
+        "many": list(range(2500)),
+        7: {"t": shared, "again": shared},
+    }
+    found = read(tmp_path / "a.pt", saved(value, pickle_protocol=protocol))
+    value[7] = dict.fromkeys(("t", "again"), ("float32", (2,), [1.0, 1.0]))
+    assert found == value
+
+
+def test_a_file_of_a_big_endian_machine_reads_the_same(tmp_path: Path) -> None:
+    values = [1, -2, 300_000]
+    content = repacked(
+        saved(torch.tensor(values, dtype=torch.int32)),
+        byteorder=b"big",
+        **{"0": struct.pack(">3i", *values)},
+    )
+    assert read(tmp_path / "a.pt", content) == ("int32", (3,), values)
+
+
+class Malicious:
+    """Would run a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def test_a_pickle_that_would_execute_code_is_refused_by_name_and_not_executed(
+    tmp_path: Path,
+) -> None:
+    mark = tmp_path / "executed"
+    content = saved({"records": Malicious(f"touch {mark}")})
+    with pytest.raises(Unreadable, match=r"names \w+\.system, .* nothing was executed") as refused:
+        read(tmp_path / "evil.pt", content)
+    assert str(refused.value).startswith("evil.pt: ")
+    assert "\n" not in str(refused.value)
+    assert not mark.exists()
+    torch.load(io.BytesIO(content), weights_only=False)
+    assert mark.exists()  # it was no blank cartridge
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.nn.Linear(1, 1), {1, 2}, Path("x"), torch.complex(torch.ones(1), torch.ones(1)), b"x"],
+    ids=["module", "set", "path", "complex", "bytes"],
+)
+def test_anything_but_tensors_and_plain_containers_is_refused(
+    value: object, tmp_path: Path
+) -> None:
+    with pytest.raises(Unreadable, match="neither a tensor nor a plain container"):
+        read(tmp_path / "a.pt", saved(value))
+
+
+def test_hostile_names_are_printable_in_the_message(tmp_path: Path) -> None:
+    pickled = b"\x80\x02cevil\x1b[2J\nname\n."
+    with pytest.raises(Unreadable, match="names evil") as refused:
+        read(tmp_path / "a.pt", repacked(saved([1]), data_pkl=pickled))
+    assert str(refused.value).isprintable()
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="compressed"):
+        read(tmp_path / "a.pt", repacked(saved(torch.zeros(99)), zipfile.ZIP_DEFLATED))
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    content = bytearray(saved([1]))
+    content[content.index(b"PK\1\2") + 8] |= 1
+    with pytest.raises(Unreadable, match="encrypted"):
+        read(tmp_path / "a.pt", bytes(content))
+
+
+def test_a_storage_shorter_than_its_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="fewer bytes than the pickle says"):
+        read(tmp_path / "a.pt", repacked(saved(torch.zeros(3)), **{"0": b"\0" * 11}))
+
+
+def rebuilt(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
+    """An archive whose tensor has any geometry over a storage of six integers."""
+    content = saved(torch.arange(6, dtype=torch.int32).view(2, 3))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    old = b"K\x00K\x02K\x03\x86q\x06K\x03K\x01\x86q\x07"
+    assert old in pickled
+    new = b"".join(pickle.dumps(part, 2)[2:-1] for part in (offset, shape, strides))
+    return repacked(content, data_pkl=pickled.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (1, (2, 3), (3, 1)),
+        (0, (2, 3), (4, 1)),
+        (0, (7,), (1,)),
+        (-1, (2,), (1,)),
+        (0, (2, 3), (-1, 1)),
+        (0, (2, 3), (1,)),
+        (0, (1,) * 40, (1,) * 40),
+        (0, (2**60,), (0,)),
+    ],
+)
+def test_geometry_outside_the_storage_is_refused(
+    offset: int, shape: tuple[int, ...], strides: tuple[int, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(Unreadable, match="a tensor"):
+        read(tmp_path / "a.pt", rebuilt(offset, shape, strides))
+
+
+def test_a_small_storage_expanded_to_a_huge_tensor_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="too large"):
+        read(tmp_path / "a.pt", saved(torch.zeros(1).expand(1 << 30)))
+
+
+def test_a_file_without_its_end_is_unfinished(tmp_path: Path) -> None:
+    content = saved({"a": torch.arange(100)})
+    for cut in range(0, len(content), 5):
+        (tmp_path / "a.pt").write_bytes(content[:cut])
+        with pytest.raises(stored_zip.Unfinished), opened(tmp_path / "a.pt") as data:
+            torch_file.load(data)
+
+
+def test_members_outside_the_file_or_over_each_other_are_refused(tmp_path: Path) -> None:
+    content = saved([1])
+    entry = content.index(b"PK\1\2")
+    second = content.index(b"PK\1\2", entry + 4)
+    for at, offset in ((entry, len(content)), (second, 5)):
+        moved = bytearray(content)
+        moved[at + 42 : at + 46] = struct.pack("<L", offset)
+        with pytest.raises(Unreadable, match="overlap or lie outside"):
+            read(tmp_path / "a.pt", bytes(moved))
+
+
+def archive_of(pickled: bytes) -> bytes:
+    return repacked(saved([1]), data_pkl=pickled)
+
+
+def test_deep_and_endless_structures_are_refused(tmp_path: Path) -> None:
+    tower = b"\x80\x02)" + b"\x85" * 100_000 + b"."
+    with pytest.raises(Unreadable, match="containers inside each other"):
+        read(tmp_path / "a.pt", archive_of(tower))
+    itself = b"\x80\x02]q\x00h\x00a."
+    with pytest.raises(Unreadable, match="containers inside each other"):
+        read(tmp_path / "a.pt", archive_of(itself))
+    as_key = b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s."
+    with pytest.raises(Unreadable, match="a tuple as a key"):
+        read(tmp_path / "a.pt", archive_of(as_key))
+    marks = b"\x80\x02" + b"(" * 100_000 + b"."
+    with pytest.raises(Unreadable, match="nested too deeply"):
+        read(tmp_path / "a.pt", archive_of(marks))
+    laughs = b"\x80\x02]q\x00" + b"".join(
+        b"]q" + bytes([n + 1]) + b"(h" + bytes([n]) + b"h" + bytes([n]) + b"e" for n in range(30)
+    )
+    assert plain_pickle.load(laughs[:2] + b"]" + laughs[2:] + b"0" * 31 + b".", bool, id, id) == []
+
+
+def test_a_pickle_with_too_many_operations_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_pickle, "MOST_OPCODES", 1000)
+    with pytest.raises(Unreadable, match="more than 1,000 operations; dump more often"):
+        read(tmp_path / "a.pt", saved(list(range(1000))))
+
+
+def test_a_zip_file_of_something_else_says_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(Unreadable, match="without a pickle of torch"):
+        read(tmp_path / "a.pt")
+
+
+EXAMPLE = saved({"rank": 0, "counts": torch.arange(12, dtype=torch.int32).view(3, 4), "x": [0.5]})
+
+
+@given(st.lists(st.tuples(st.integers(0, len(EXAMPLE) - 1), st.integers(0, 255)), max_size=8))
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_changed_bytes_are_refused_or_read_but_never_crash(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    content = bytearray(EXAMPLE)
+    for at, value in changes:
+        content[at] = value
+    assert refusal(lambda: read(tmp_path / "a.pt", bytes(content))).isprintable()
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=300)
+def test_any_bytes_as_a_pickle_are_refused_or_read(content: bytes) -> None:
+    with contextlib.suppress(plain_pickle.Refused):
+        plain_pickle.load(content, lambda _: True, lambda _: None, lambda _: None)
