@@ -1,7 +1,8 @@
 """Exact counts per router become records: the header, then a record for each step.
 
 The header is written after a few steps, because a router that was not used yet cannot be told from
-a dense layer. If a router or an expert appears later, another header follows.
+a dense layer. If a router or an expert appears later, another header follows. A dump of one moment
+plans one step, and is judged by it.
 """
 
 from collections import deque
@@ -72,7 +73,7 @@ class ExactCounts:
         self._routers: set[Router] = set()
         self._order: list[Router] = []
         self._waiting: deque[Counted] = deque()
-        self._started = False
+        self._started = self._is_moment = False
 
     def add(self, counted: Counted) -> Iterator[Record]:
         """The records that one more step gives.
@@ -86,7 +87,8 @@ class ExactCounts:
             if len(self._waiting) >= LOOK_AHEAD:
                 yield from self.flush()
             return
-        if grown:
+        if grown or self._is_moment:
+            self._is_moment = False
             yield self._header()
         yield self._record(counted)
 
@@ -94,6 +96,7 @@ class ExactCounts:
         """The records of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
+            self._is_moment = self._profile == "eval" and len(self._waiting) == 1
             yield self._header()
         while self._waiting:
             yield self._record(self._waiting.popleft())
@@ -136,6 +139,7 @@ class ExactCounts:
             profile=self._profile,
             time=self._time,
             note=safe_text(self.note, 200),
+            planned_steps=1 if self._is_moment else None,
         )
 
     def _record(self, counted: Counted) -> Record:

@@ -93,10 +93,10 @@ KNOWN_RULES: Sequence[Rule] = (
     # prime-rl
     _known("max_load", r"max_vio/max", 1.0),
     _known("max_load", r"expert_load/max_mean/max"),
-    # OLMo-core: max ÷ mean
-    _known("max_load", rf"block {_L}/load imbalance"),
-    _known("z_loss", rf"block {_L}/router Z loss unscaled"),
-    _known("max_load", r"load imbalance"),
+    # OLMo-core: max ÷ mean; tensorboardX turns spaces into underscores
+    _known("max_load", rf"block[ _]{_L}/load[ _]imbalance"),
+    _known("z_loss", rf"block[ _]{_L}/router[ _]Z[ _]loss[ _]unscaled"),
+    _known("max_load", r"load[ _]imbalance"),
     # Megatron-LM, NeMo-RL
     _known("z_loss", rf"moe/z_loss_layer_{_L}"),
     # our own names, as another logger flattens them

@@ -50,11 +50,11 @@ def recognises(path: Path) -> bool:
 class MegatronReader(RecordReader):
     """Follows a folder of traces, or one trace."""
 
-    def __init__(self, path: Path, name: str, asked: Asked, pipeline_parallel: int = 1) -> None:
-        """``pipeline_parallel``: number of pipeline stages."""
+    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+        """``name``: of the run; ``asked``: E, and the number of pipeline stages."""
         super().__init__()
         self.path = path
-        self._name, self._asked, self._number_of_stages = name, asked, pipeline_parallel
+        self._name, self._asked, self._number_of_stages = name, asked, asked.pipeline_parallel
         self._start()
 
     def _start(self) -> None:

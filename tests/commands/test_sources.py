@@ -1,0 +1,96 @@
+"""Files of other tools work wherever a path is asked for."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+Run = Callable[..., CompletedProcess[str]]
+GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A run of W&B that is at rest."""
+    path = tmp_path / "wandb" / "run-1" / "run-a.wandb"
+    path.parent.mkdir(parents=True)
+    shutil.copy(GOLDEN / "wandb.wandb", path)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def test_a_source_and_the_run_log_imported_from_it_have_the_same_verdict(
+    microscope: Run, source: Path, tmp_path: Path
+) -> None:
+    done = microscope("import", source, tmp_path / "logs")
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "logs").glob("*/metrics.jsonl")
+    assert f"{log}: " in done.stdout
+    reports = [json.loads(microscope("check", path, "--json").stdout) for path in (source, log)]
+    for report in reports:
+        for run in report["runs"]:
+            del run["path"], run["run"], run["state"]
+    assert reports[0] == reports[1]
+
+
+def test_an_imported_log_is_sound(microscope: Run, source: Path, tmp_path: Path) -> None:
+    microscope("import", source, tmp_path / "logs")
+    done = microscope("check", tmp_path / "logs", "--format-only")
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_existing_run_is_never_overwritten(
+    microscope: Run, source: Path, tmp_path: Path
+) -> None:
+    assert microscope("import", source, tmp_path / "logs").returncode == 0
+    done = microscope("import", source, tmp_path / "logs")
+    assert done.returncode == 64
+    assert "exists already" in done.stderr
+
+
+def test_a_run_log_is_not_imported(microscope: Run, tmp_path: Path, source: Path) -> None:
+    microscope("import", source, tmp_path / "logs")
+    done = microscope("import", tmp_path / "logs", tmp_path / "more")
+    assert done.returncode == 64
+    assert "holds run logs already" in done.stderr
+
+
+def test_a_snapshot_shows_the_routers_of_a_source(microscope: Run, source: Path) -> None:
+    done = microscope("snapshot", source.parent)
+    assert done.returncode == 0
+    assert "L1" in done.stdout
+
+
+def test_the_sources_are_listed_as_text_and_as_data(microscope: Run) -> None:
+    names = [row["source"] for row in json.loads(microscope("sources", "--json").stdout)]
+    text = microscope("sources").stdout
+    assert {"wandb", "tensorboard", "sglang", "megatron", "imatrix"} <= set(names)
+    assert all(f"\n{name} " in f"\n{text}" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--source", "excel"), "no such format"),
+        (("--map", "share"), "write QUANTITY=REGEX"),
+        (("--top-k", "0"), "from 1 up"),
+        (("--every", "0"), "--every 0"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_a_usage_error(
+    microscope: Run, source: Path, arguments: tuple[str, ...], why: str
+) -> None:
+    done = microscope("check", source, *arguments)
+    assert done.returncode == 64
+    assert why in done.stderr
+
+
+def test_a_file_of_no_known_kind_exits_with_3(microscope: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    done = microscope("check", tmp_path / "notes.txt")
+    assert done.returncode == 3
+    assert "--source" in done.stderr

@@ -1,0 +1,113 @@
+"""What other tools wrote is found where a user would point, and nothing else is opened."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microscope_tui.runlog.discover import NoRuns
+from microscope_tui.sources.catalogue import FORMATS
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.search import Search, address_of, split_run
+
+GOLDEN = Path(__file__).with_name("golden")
+WANDB, IMATRIX = GOLDEN / "wandb.wandb", GOLDEN / "imatrix.gguf"
+
+
+def kinds(root: Path, **asked: Any) -> list[str]:
+    """Format of every run that is found, ``run log`` for a run log."""
+    runs = Search(root, Asked(**asked)).runs()
+    return sorted(run.origin.form.name if run.origin else "run log" for run in runs)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, write_log: Any, make_header: Any, make_step: Any) -> Path:
+    """A folder with several kinds of runs in it."""
+    write_log([make_header(), make_step(1, [[512] * 8] * 3, 2048)], "logs/mine")
+    for name in ("wandb/run-1/run-a.wandb", "calibration/imatrix.gguf", "other/notes.gguf"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        shutil.copy(WANDB if name.endswith(".wandb") else IMATRIX, path)
+    return tmp_path
+
+
+def test_a_folder_lists_the_runs_of_every_known_writer(mixed: Path) -> None:
+    assert kinds(mixed) == ["imatrix", "run log", "wandb"]
+
+
+def test_a_named_file_is_recognised_by_its_content_whatever_its_name(tmp_path: Path) -> None:
+    shutil.copy(WANDB, tmp_path / "copy.bin")
+    assert kinds(tmp_path / "copy.bin") == ["wandb"]
+    assert kinds(tmp_path) == []
+
+
+def test_a_folder_with_a_run_log_is_that_run(mixed: Path) -> None:
+    shutil.copy(WANDB, mixed / "logs/mine/run-b.wandb")
+    assert kinds(mixed / "logs") == ["run log"]
+    assert kinds(mixed / "logs", source="wandb") == ["wandb"]
+
+
+def test_links_are_followed_only_if_they_are_named(mixed: Path) -> None:
+    link = mixed / "latest-run"
+    link.symlink_to(mixed / "wandb" / "run-1")
+    assert kinds(mixed) == ["imatrix", "run log", "wandb"]
+    assert kinds(link) == ["wandb"]
+
+
+def test_a_file_of_no_known_kind_lists_what_was_tried(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    with pytest.raises(NoRuns, match=r"is not a run log .*wandb, tensorboard.*--source"):
+        Search(tmp_path / "notes.txt").runs()
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run-a.wandb")
+    assert kinds(tmp_path) == []
+    with pytest.raises(NoRuns, match="not a regular file"):
+        Search(tmp_path / "run-a.wandb").runs()
+
+
+def test_a_search_opens_only_what_has_changed(mixed: Path, monkeypatch: Any) -> None:
+    search, opened = Search(mixed), []
+    assert len(search.runs()) == 3
+    recognises = type(FORMATS["wandb"]).recognises
+    monkeypatch.setattr(
+        type(FORMATS["wandb"]),
+        "recognises",
+        lambda form, path: opened.append(path) or recognises(form, path),
+    )
+    assert len(search.runs()) == 3
+    assert opened == []
+    with (mixed / "wandb/run-1/run-a.wandb").open("ab") as file:
+        file.write(b"\0")
+    search.runs()
+    assert [path.name for path in opened] == ["run-a.wandb"]
+
+
+def test_a_run_in_a_file_is_named_after_a_hash(tmp_path: Path) -> None:
+    (tmp_path / "x.db").touch()
+    (tmp_path / "a#b.jsonl").touch()
+    assert split_run(tmp_path / "x.db#first run") == (tmp_path / "x.db", "first run")
+    assert split_run(tmp_path / "a#b.jsonl") == (tmp_path / "a#b.jsonl", "")
+    assert split_run(tmp_path / "missing#run") == (tmp_path / "missing#run", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("http://host:8000/metrics", "http://host:8000/metrics"),
+        ("https://host/metrics", "https://host/metrics"),
+        ("logs/http:/x", None),
+        ("http:", None),
+    ],
+)
+def test_an_address_is_told_from_a_path(text: str, address: str | None) -> None:
+    assert address_of(Path(text)) == address
+
+
+def test_every_format_has_what_the_catalogue_says_of_it() -> None:
+    for form in FORMATS.values():
+        assert callable(form.module.recognises) or form.name == "prometheus"
+        assert hasattr(form.module, form.reader), form.name
