@@ -49,6 +49,7 @@ def run_record(
     profile: str = "pretrain",
     time: float | None = None,
     planned_steps: int | None = None,
+    layer_order: str | None = None,
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -60,6 +61,7 @@ def run_record(
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
         profile: ``pretrain``, ``finetune`` or ``eval``.
+        layer_order: ``unknown`` if the routers may be listed in another order than in the model.
     """
     model: Record = {
         "layers": list(depths),
@@ -77,6 +79,8 @@ def run_record(
         "model": model,
         "source": {"writer": writer, "counts": counts},
     }
+    if layer_order is not None:
+        record["source"]["layer_order"] = layer_order
     return {key: value for key, value in record.items() if value is not None}
 
 
