@@ -116,7 +116,7 @@ class _Layout:
 
     def __init__(self, asked: Asked, source: RowReader) -> None:
         self._asked = asked
-        self._keys = source.keys
+        self._source = source
         config = source.config
         self._num_experts = asked.num_experts or config_number(config, NUM_EXPERTS) or 0
         self._top_k = asked.top_k or config_number(config, TOP_K)
@@ -148,18 +148,22 @@ class _Layout:
             [layer or 0 for layer in layers],
             [max(self._num_experts, self._experts[layer]) for layer in layers],
             self._top_k,
-            names=["all layers"] if one else self._gates,
+            names=["all layers"] if one else self._names,
             writer=writer,
             counts="exact" if exact else "shares" if "share" in self._matrices else "none",
             profile=self._asked.profile or "pretrain",
-            layer_order="unknown" if self._gates else None,
+            layer_order="unknown" if self._of_gates else None,
         )
 
     @property
-    def _gates(self) -> list[str] | None:
-        """Names where nothing says which layer each gate belongs to: see ``keys.Rule``."""
-        of_gates = self._keys.of_gates
-        return [f"gate {layer}" for layer in self._layers] if of_gates else None
+    def _of_gates(self) -> bool:
+        """Nothing says which layer each gate belongs to: see ``keys.Rule``."""
+        return self._source.keys.of_gates
+
+    @property
+    def _names(self) -> list[str]:
+        name = "gate {}" if self._of_gates else self._source.layer_name
+        return [name.format(layer) for layer in self._layers]
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
         layers = self._layers
@@ -168,7 +172,7 @@ class _Layout:
             counts = [_integers(self._row("tokens_per_expert", layer, cells)) for layer in layers]
         elif "share" in self._matrices:
             rows = [self._row("share", layer, cells) for layer in layers]
-            if self._keys.of_gates:
+            if self._of_gates:
                 rows = [
                     row if row and abs(sum(row) / len(row) - 1) < _OFF else None for row in rows
                 ]

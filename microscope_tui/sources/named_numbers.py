@@ -53,17 +53,29 @@ def head_of(path: Path) -> bytes:
 
 def decode_object(data: bytes) -> dict[str, object] | None:
     """The JSON object in ``data``, bare ``NaN`` allowed; ``None`` if it is anything else."""
-    if len(data) > MAX_ROW_BYTES:
-        return None
-    value: object
     try:
-        value = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        try:
-            value = json.loads(data.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            return None
+        value = decode_json(data)
+    except ValueError:
+        return None
     return value if isinstance(value, dict) else None
+
+
+def decode_json(data: bytes) -> object:
+    """What ``data`` holds; bare ``NaN`` and ``Infinity`` are allowed, as Python writes them.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
+    """
+    if len(data) > MAX_ROW_BYTES:
+        raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MB")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # the standard library takes NaN, and bytes that are not UTF-8 in a text
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def matched(

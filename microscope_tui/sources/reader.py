@@ -96,6 +96,8 @@ class RowReader(Progress, ABC):
         self.keys = keys
         self.config: Mapping[str, object] = {}
         """The writer's configuration, as far as it was found; searched for E and k."""
+        self.layer_name = "L{}"
+        """Shown name of a router; ``{}`` is its layer."""
 
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Rows:
