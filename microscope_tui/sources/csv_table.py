@@ -53,6 +53,8 @@ class _Columns:
 
 
 def _fields(text: str, separator: str) -> list[str]:
+    if '"' not in text:
+        return text.rstrip("\r").split(separator)
     try:
         return next(csv.reader([text], delimiter=separator), [])
     except csv.Error as error:  # a field above 128 kB, a stray carriage return

@@ -9,12 +9,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 
 import msgspec
 
 from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.sources.keys import Keys, Target
+from microscope_tui.sources.keys import MAX_EXPERTS, Keys, Target
 
 HEAD_BYTES = 64 << 10
 """A file is recognised by this much of its beginning."""
@@ -23,6 +24,8 @@ MAX_ROW_BYTES = 8 << 20
 of objects."""
 MAX_DEPTH = 8
 """Deeper objects are skipped: no logger nests its numbers further."""
+MAX_OUTER_CHARACTERS = 128
+"""Longest name of an object with numbers: it is copied into the key of each."""
 MAX_STEP = 2**62
 STEP_NAMES = (
     "step",
@@ -34,6 +37,7 @@ STEP_NAMES = (
 )
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_CONTAINERS = {dict, list}
 _MILLISECONDS = 1e11
 """As seconds this is the year 5138: larger times are in milliseconds."""
 
@@ -79,19 +83,27 @@ def decode_json(data: bytes) -> object:
 
 
 def matched(
-    fields: Mapping[str, object], keys: Keys, prefix: str = "", depth: int = 0
+    fields: Mapping[str, object], keys: Keys, depth: int = 0
 ) -> Iterator[tuple[Target, float]]:
-    """The numbers in ``fields`` whose key has a target."""
+    """The numbers in ``fields`` whose key has a target.
+
+    Most keys have none: they cost a look-up and no line of Python.
+    """
+    values = fields.values()
+    targets = list(map(keys.__getitem__, fields))
+    for target, value in compress(zip(targets, values, strict=True), targets):
+        assert target is not None
+        number = value if type(value) is float else as_number(value)
+        if number is not None:
+            yield target, number
+    if depth == MAX_DEPTH or _CONTAINERS.isdisjoint(map(type, values)):
+        return
     for name, value in fields.items():
         if isinstance(value, list):
-            value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, dict):
-            if depth < MAX_DEPTH:
-                yield from matched(value, keys, f"{prefix}{name}/", depth + 1)
-            continue
-        target = keys[prefix + name]
-        if target is not None and (number := as_number(value)) is not None:
-            yield target, number
+            value = dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
+        if isinstance(value, dict) and len(name) <= MAX_OUTER_CHARACTERS:
+            inner = {f"{name}/{key}": item for key, item in value.items()}
+            yield from matched(inner, keys, depth + 1)
 
 
 def as_number(value: object) -> float | None:

@@ -1,13 +1,14 @@
 """A writer of SQLite in a process of its own, as trainers are: locks belong to a process."""
 
 import json
+import select
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 GOLDEN = Path(__file__).parent / "golden"
 _PROGRAM = """
@@ -35,15 +36,17 @@ class Writer:
 
     def run(self, *statements: Any) -> list[list[Any]]:
         """Run statements, each a text or a list of a text and its values."""
+        return self.start(*statements).check()
+
+    def start(self, *statements: Any) -> "Writing":
+        """Begin to run statements, without waiting for their end."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         lists = [[s] if isinstance(s, str) else s for s in statements]
         process.stdin.write(json.dumps(lists) + "\n")
         process.stdin.flush()
-        found = json.loads(process.stdout.readline())
-        assert not isinstance(found, str), found
-        return list(found)
+        return Writing(process.stdout)
 
     def kill(self) -> None:
         """End it without closing the database."""
@@ -64,6 +67,24 @@ class Writer:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
+
+
+class Writing:
+    """Statements that are under way."""
+
+    def __init__(self, answers: IO[str]) -> None:
+        self._answers = answers
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``check`` returns at once."""
+        return bool(select.select([self._answers], [], [], 0)[0])
+
+    def check(self) -> list[list[Any]]:
+        """Wait for the end; the rows that were selected."""
+        found = json.loads(self._answers.readline())
+        assert not isinstance(found, str), found
+        return list(found)
 
 
 def golden(path: Path, name: str, *more: str) -> Path:

@@ -144,7 +144,7 @@ def test_a_table_without_a_column_for_the_step_is_refused_in_one_line(tmp_path: 
 
 
 def test_huge_fields_are_defects(tmp_path: Path) -> None:
-    text = "step,loss\n1," + "9" * 200_000 + "\n2,1\n"
+    text = 'step,loss\n1,"' + "9" * 200_000 + '"\n2,1\n'
     reader = CsvReader(table(tmp_path / "m.csv", text), Keys())
     assert [row.step for row in all_rows(reader)] == [2]
     assert "field larger" in reader.defects.first[0]

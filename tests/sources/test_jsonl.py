@@ -254,7 +254,8 @@ def test_a_file_of_another_kind_is_refused_with_what_was_wrong(tmp_path: Path) -
 
 
 def test_any_cut_of_a_growing_file_gives_the_same_rows(log: Path, tmp_path: Path) -> None:
-    data = log.read_bytes()
+    data = lines(PRIME_RL)
+    log.write_bytes(data)
     whole = plain(all_rows(JsonlReader(log, Keys())))
     live = tmp_path / "live.jsonl"
     for cut in range(len(data) + 1):
@@ -311,6 +312,16 @@ def test_an_endless_line_costs_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 24 << 20
     assert reader.defects.first == ["line 2: longer than 8 MB, skipped"]
+
+
+def test_a_long_name_of_an_object_is_not_copied_into_every_key(tmp_path: Path) -> None:
+    row = {"step": 1, "loss": 1.0, "x" * 1_000_000: {str(i): i for i in range(10_000)}}
+    path = written(tmp_path / "m.jsonl", [row])
+    tracemalloc.start()
+    assert len(all_rows(JsonlReader(path, Keys()))) == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from microscope_tui.sources.keys import Keys, rules_of
 from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.sqlite import Busy
 from microscope_tui.sources.trackio import NAMES, TrackioReader, recognises, runs
 from tests.sources.sqlite_writer import Writer, golden
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
@@ -97,6 +98,24 @@ def test_a_live_run_is_followed_row_by_row(tmp_path: Path) -> None:
         assert not reader.read().rows
         assert reader.exhausted
         assert reader.offset == reader.size > 0
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE", "MEMORY"])
+def test_every_row_of_a_writer_that_never_rests_is_read_once(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "p.db"
+    with Writer(path) as writer:
+        writer.run(f"PRAGMA journal_mode={mode}", NEWER, logged("a", 0, {"loss": 1.0}))
+        reader = TrackioReader(path, Keys(), "a")
+        steps: list[int] = []
+        writing = writer.start(*(logged("a", step, {"loss": 1.0}) for step in range(1, 100)))
+        end = time.monotonic() + 30
+        while (not writing.is_done or steps[-1:] != [99]) and time.monotonic() < end:
+            with suppress(Busy):
+                found = reader.read()
+                assert not found.restarted
+                steps += [row.step for row in found.rows]
+        writing.check()  # no statement found a lock
+    assert steps == list(range(100))
 
 
 def test_small_reads_give_the_same_rows(tmp_path: Path) -> None:
