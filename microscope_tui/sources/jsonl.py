@@ -53,12 +53,12 @@ def recognises(path: Path, own: Sequence[Rule] = ()) -> bool:
     rows = [fields for line in lines if (fields := decode_object(line)) is not None]
     if any(fields.get("kind") in _KINDS for fields in rows):
         return False
-    return any([_is_source(fields, keys) for fields in rows])
+    return any(_is_source(fields, keys) for fields in rows)
 
 
 def _is_source(fields: dict[str, object], keys: Keys) -> bool:
     has_step = as_step(first_of(fields, STEP_NAMES)) is not None
-    return has_step and any([target.of_router for target, _ in matched(fields, keys)])
+    return has_step and any(target.of_router for target, _ in matched(fields, keys))
 
 
 class JsonlReader(LineRows):

@@ -88,7 +88,7 @@ def _has_routers(tables: Tables, run: Run, keys: Keys) -> bool:
     )
     for (data,) in rows:
         fields = decode_object(data) if isinstance(data, bytes) else None
-        if any([target.of_router for target, _ in matched(fields or {}, keys)]):
+        if any(target.of_router for target, _ in matched(fields or {}, keys)):
             return True
     return False
 
