@@ -20,7 +20,8 @@ from microscope_tui.runlog.discover import RunFile, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.spool import MOST_BYTES, Spool
-from microscope_tui.sources.search import Search, address_of, split_run
+from microscope_tui.sources.catalogue import address_of
+from microscope_tui.sources.search import Search, split_run
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import DEFAULT_MEMORY
 
@@ -78,7 +79,8 @@ def read(run: RunFile, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMO
     shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
     said = time.monotonic()
     while watch.unread:
-        watch.advance()
+        if not watch.advance():
+            time.sleep(watch.source.wait_s())
         if shown and time.monotonic() - said > 0.5:
             said = time.monotonic()
             sys.stderr.write(f"\rreading {bytes_of(run.size)}: {watch.progress:4.0%} ")

@@ -25,7 +25,8 @@ from microscope_tui.report.check_text import news_text, verdict_text
 from microscope_tui.report.news import Alerts, News
 from microscope_tui.runlog.discover import NoRuns, RunFile, unreadable_logs
 from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.sources.search import Search, address_of, split_run
+from microscope_tui.sources.catalogue import address_of
+from microscope_tui.sources.search import Search, split_run
 from microscope_tui.watch.run_watch import RunWatch
 
 POLL_S = 0.5

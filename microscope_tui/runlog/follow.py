@@ -16,10 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from microscope_tui.runlog.spool import Spool
+
+if TYPE_CHECKING:
+    from microscope_tui.runlog.reader import Defects
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
@@ -110,6 +114,12 @@ class Source(ABC):
         """Where its lines are kept, if they cannot be read again at their origin."""
         self.seekable = seekable
         """Whether ``path`` can be read at any offset in ``kept``."""
+        self.defects: Defects | None = None
+        """What was skipped before it became lines, if this source translates."""
+
+    def wait_s(self) -> float:
+        """Seconds until another ``read`` may give anything."""
+        return 0.0
 
     @abstractmethod
     def kept(self) -> tuple[int, int]:

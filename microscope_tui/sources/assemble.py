@@ -21,6 +21,8 @@ MOST_WAITING = 4096
 """Steps before the first router reading that are kept."""
 COMPLETE_AFTER_S = 0.5
 """The last step counts as complete if nothing was written for this long."""
+_OFF = 1e-3
+"""How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _Cells = dict[tuple[str, int | None, int | None], float]
 
 
@@ -43,6 +45,10 @@ class RowRecords(RecordReader):
         self._ahead = 0  # steps with router readings among those that wait
         self._ended = False
 
+    def wait_s(self) -> float:
+        """See ``Progress``."""
+        return self._source.wait_s()
+
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
         found = self._source.read(max_bytes)
@@ -52,6 +58,7 @@ class RowRecords(RecordReader):
         source = self._source
         self.offset, self.size, self.deleted = source.offset, source.size, source.deleted
         self.modified, self.exhausted = source.modified, source.exhausted
+        self.defects = source.defects
         if found.rows:
             self._grew = time.monotonic()
         if self.exhausted and (self._step is not None or self._waiting):
@@ -114,6 +121,7 @@ class _Layout:
 
     def __init__(self, asked: Asked, source: RowReader) -> None:
         self._asked = asked
+        self._source = source
         config = source.config
         self._num_experts = asked.num_experts or config_number(config, NUM_EXPERTS) or 0
         self._top_k = asked.top_k or config_number(config, TOP_K)
@@ -145,11 +153,22 @@ class _Layout:
             [layer or 0 for layer in layers],
             [max(self._num_experts, self._experts[layer]) for layer in layers],
             self._top_k,
-            names=["all layers"] if one else None,
+            names=["all layers"] if one else self._names,
             writer=writer,
             counts="exact" if exact else "shares" if "share" in self._matrices else "none",
             profile=self._asked.profile or "pretrain",
+            layer_order="unknown" if self._of_gates else None,
         )
+
+    @property
+    def _of_gates(self) -> bool:
+        """Nothing says which layer each gate belongs to: see ``keys.Rule``."""
+        return self._source.keys.of_gates
+
+    @property
+    def _names(self) -> list[str]:
+        name = "gate {}" if self._of_gates else self._source.layer_name
+        return [name.format(layer) for layer in self._layers]
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
         layers = self._layers
@@ -158,6 +177,10 @@ class _Layout:
             counts = [_integers(self._row("tokens_per_expert", layer, cells)) for layer in layers]
         elif "share" in self._matrices:
             rows = [self._row("share", layer, cells) for layer in layers]
+            if self._of_gates:
+                rows = [
+                    row if row and abs(sum(row) / len(row) - 1) < _OFF else None for row in rows
+                ]
             counts = [None if row is None else counts_of_shares(row) for row in rows]
         bias = [self._row("expert_bias", layer, cells) for layer in layers]
         router: dict[str, Values] = {}

@@ -9,26 +9,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from microscope_tui.sources.assemble import RowRecords
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import RecordReader, RowReader
 
+_ADDRESS = re.compile(r"(https?):/+(?=[^/])")
 
-class Module(Protocol):
-    """What the module of a format offers besides its reader."""
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the content at ``path`` is of this format.
+def address_of(path: Path) -> str | None:
+    """The web address that a path is; ``Path`` has merged its slashes."""
+    found = _ADDRESS.match(str(path))
+    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
 
-        Raises:
-            OSError: it cannot be read.
-        """
 
-    def runs(self, path: Path) -> Sequence[str]:
-        """Names of the runs at ``path``, where there may be several."""
+Arguments = Callable[[Path, str, Asked], Sequence[object]]
+"""From a path, a run in it and the options to the arguments of a ``RowReader``."""
+
+
+def _of_path(path: Path, run: str, asked: Asked) -> Sequence[object]:
+    return path, Keys(asked.rules)
+
+
+def _of_run(path: Path, run: str, asked: Asked) -> Sequence[object]:
+    return path, Keys(asked.rules), run
+
+
+def _of_address(path: Path, run: str, asked: Asked) -> Sequence[object]:
+    return address_of(path) or "", Keys(asked.rules), asked.every_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,35 +48,48 @@ class Format:
     name: str
     module_name: str
     reader: str
-    """Its class in the module: a ``RowReader``, or a ``RecordReader`` if ``counts`` is set."""
-    files: str
-    """Names of files that its writers use, as a regular expression."""
+    """Its class in the module: a ``RowReader``, or a ``RecordReader`` without ``arguments``."""
     reads: str
     shows: str
     live: str = "as it grows"
-    is_folder: bool = False
-    """Whether a run is the folder around such a file."""
+    files: str = "(?!)"
+    """Names of files that its writers use, as a regular expression."""
+    folders: str = "(?!)"
+    """The same where the run is the folder around the file."""
+    arguments: Arguments | None = None
+    by_mapping: bool = False
+    """Whether the rules of the user decide what is of this format."""
     has_runs: bool = False
-    """Whether one place may hold several runs."""
-    exact: bool = False
-    """Whether it holds counts of its own instead of named numbers."""
+    """Whether one file may hold several runs."""
 
     @property
-    def module(self) -> Module:
+    def module(self) -> Any:
         """The module that reads it."""
-        return cast(Module, import_module(f"microscope_tui.sources.{self.module_name}"))
+        return import_module(f"microscope_tui.sources.{self.module_name}")
 
-    def recognises(self, path: Path) -> bool:
+    def place_of(self, file: Path) -> Path | None:
+        """Where the run of a file in a folder is: the file or its folder; ``None``: not ours."""
+        if re.fullmatch(self.folders, file.name):
+            return file.parent
+        return file if re.fullmatch(self.files, file.name) else None
+
+    def recognises(self, path: Path, asked: Asked) -> bool:
         """Whether the content at ``path`` is of this format.
 
         Raises:
             OSError: it cannot be read.
         """
-        return self.module.recognises(path)
+        return bool(self.module.recognises(path, *([asked.rules] if self.by_mapping else [])))
 
-    def runs(self, path: Path) -> Sequence[str]:
-        """Names of the runs at ``path``; one empty name where it is a run itself."""
-        return self.module.runs(path) if self.has_runs else [""]
+    def runs(self, path: Path, asked: Asked) -> Sequence[str]:
+        """Names of the runs at ``path``; one empty name where it is a run itself.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if not self.has_runs or path.is_dir():
+            return [""]
+        return cast(Sequence[str], self.module.runs(path, asked.rules))
 
     def open(self, path: Path, run: str, name: str, asked: Asked) -> RecordReader:
         """The reader of a run at ``path``.
@@ -75,11 +98,11 @@ class Format:
             run: one of ``runs``.
             name: the run's name, where the source has none.
         """
-        reader: Callable[..., Any] = getattr(self.module, self.reader)
-        if self.exact:
+        reader = getattr(self.module, self.reader)
+        if self.arguments is None:
             return cast(RecordReader, reader(path, name, asked))
-        place = [path, Keys(asked.rules), *([run] if self.has_runs else [])]
-        return RowRecords(cast(RowReader, reader(*place)), name, self.name, asked)
+        rows = cast(RowReader, reader(*self.arguments(path, run, asked)))
+        return RowRecords(rows, name, self.name, asked)
 
 
 _NAMED = "summaries per layer, and counts or shares where the keys have them"
@@ -91,15 +114,16 @@ _FORMATS = (
         files=r"run-.+\.wandb",
         reads="W&B .wandb files, online or offline",
         shows=_NAMED,
+        arguments=_of_path,
     ),
     Format(
         name="tensorboard",
         module_name="tensorboard",
         reader="TensorBoardReader",
-        files=r"events\.out\.tfevents\..+",
+        folders=r"events\.out\.tfevents\..+",
         reads="a folder of TensorBoard event files",
         shows=_NAMED,
-        is_folder=True,
+        arguments=_of_path,
     ),
     Format(
         name="trackio",
@@ -109,73 +133,75 @@ _FORMATS = (
         reads="Trackio databases",
         shows=_NAMED,
         has_runs=True,
+        arguments=_of_run,
+        by_mapping=True,
     ),
     Format(
         name="mlflow",
         module_name="mlflow",
-        reader="MlflowReader",
-        files=r"mlflow\.db|meta\.yaml",
+        reader="reader_of",
+        files=r"(?:mlflow|mlruns)\.(?:db|sqlite)",
         reads="MLflow run folders and mlflow.db",
         shows=_NAMED,
         has_runs=True,
+        folders=r"meta\.yaml",
+        arguments=_of_run,
+        by_mapping=True,
     ),
     Format(
         name="megatron",
         module_name="megatron",
         reader="MegatronReader",
-        files=r"router_trace_rank\d+\.jsonl",
+        folders=r"router_trace_rank\d+\.jsonl",
         reads="Megatron-LM routing traces, the folder of all ranks",
         shows="exact counts",
-        is_folder=True,
-        exact=True,
     ),
     Format(
         name="jsonl",
         module_name="jsonl",
         reader="JsonlReader",
-        files=r"metrics\.jsonl|training\.jsonl",
+        files=r"(?:metrics|training|train|log|logs|history|wandb-history)\.jsonl",
         reads="JSON lines with a step, as prime-rl writes them",
         shows=_NAMED,
+        arguments=_of_path,
+        by_mapping=True,
     ),
     Format(
         name="csv",
         module_name="csv_table",
         reader="CsvReader",
-        files=r"metrics\.csv",
+        files=r"(?:metrics|progress|log|history|training)\.[ct]sv",
         reads="CSV with a column step: wide, or step,key,value",
         shows=_NAMED,
+        arguments=_of_path,
+        by_mapping=True,
     ),
     Format(
         name="sglang",
         module_name="sglang",
         reader="SGLangReader",
-        files=r"expert_distribution_recorder_.+\.pt",
+        folders=r"expert_distribution_recorder_.+\.pt",
         reads="SGLang's expert distribution dumps, the folder of the recorder or one dump",
         shows="exact counts",
         live="new dumps appear",
-        is_folder=True,
-        exact=True,
     ),
     Format(
         name="tensorrt-llm",
         module_name="tensorrt_llm",
         reader="TensorRTReader",
-        files=r"meta_info\.json|rank\d+(?:_raw)?\.safetensors",
+        folders=r"meta_info\.json|rank\d+(?:_raw)?\.safetensors",
         reads="TensorRT-LLM expert statistics, the folder of all ranks",
         shows="exact counts",
         live="no",
-        is_folder=True,
-        exact=True,
     ),
     Format(
         name="imatrix",
         module_name="imatrix",
         reader="ImatrixReader",
-        files=r".*imatrix.*\.(?:gguf|dat)",
+        files=r"(?i:.*imatrix.*\.(?:gguf|dat))",
         reads="importance matrices of llama.cpp (GGUF)",
         shows="exact counts of one calibration",
         live="no",
-        exact=True,
     ),
     Format(
         name="streamlit",
@@ -185,19 +211,18 @@ _FORMATS = (
         reads="training_metrics.json of the older microscope",
         shows="shares of the first choice; its drop rates are simulated and not shown",
         live="when it is rewritten",
-        exact=True,
     ),
     Format(
         name="prometheus",
         module_name="prometheus",
         reader="PrometheusReader",
-        files=r"(?!)",  # only an address, never a file
         reads="http(s)://HOST/metrics, only when given as the path",
         shows=_NAMED,
         live="every 15 s (--every)",
+        arguments=_of_address,
     ),
 )
 FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMATS}
 """Every format, in the order in which they are tried."""
-FILE_NAMES = re.compile("|".join(f"(?:{form.files})" for form in _FORMATS))
+FILE_NAMES = re.compile("|".join(f"(?:{form.files}|{form.folders})" for form in _FORMATS))
 """Names that a known writer uses: in a folder only such files are opened."""

@@ -62,6 +62,7 @@ def run_record(
     time: float | None = None,
     planned_steps: int | None = None,
     note: str = "",
+    layer_order: str | None = None,
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -74,6 +75,7 @@ def run_record(
         names: shown names of the routers, by default ``L{depth}``.
         profile: ``pretrain``, ``finetune`` or ``eval``.
         note: what limits these counts, in a few words.
+        layer_order: ``unknown`` if the routers may be listed in another order than in the model.
     """
     model: Record = {
         "layers": list(depths),
@@ -92,6 +94,8 @@ def run_record(
         "model": model,
         "source": {"writer": writer, "counts": counts} | ({"note": note} if note else {}),
     }
+    if layer_order is not None:
+        record["source"]["layer_order"] = layer_order
     return {key: value for key, value in record.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 STEP_QUANTITIES = (
@@ -70,6 +70,9 @@ class Rule:
     quantity: str
     pattern: re.Pattern[str]
     plus: float = 0.0
+    of_gates: bool = False
+    """AutoModel's: the layer is a place in the sorted names of the gates (10 before 2), and experts
+    may be missing; the loads of a whole row have the mean 1."""
 
 
 def _known(quantity: str, pattern: str, plus: float = 0.0) -> Rule:
@@ -86,7 +89,10 @@ KNOWN_RULES: Sequence[Rule] = (
     # ltp-megatron-lm
     _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
     # AutoModel: load ÷ mean load
-    _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
+    replace(
+        _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
+        of_gates=True,
+    ),
     # VeOmni, verl
     _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
     _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),
@@ -154,6 +160,8 @@ class Keys(dict[str, Target | None]):
         """``own``: rules of the user, which win over ``known``."""
         super().__init__()
         self._rules = (*own, *known)
+        self.of_gates = False
+        """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -170,6 +178,7 @@ class Keys(dict[str, Target | None]):
             layer, expert = _number(groups.get("layer")), _number(groups.get("expert"))
             if (layer or 0) >= MAX_LAYERS or (expert or 0) >= MAX_EXPERTS:
                 return None
+            self.of_gates |= rule.of_gates
             return Target(rule.quantity, layer, expert, rule.plus)
         return None
 

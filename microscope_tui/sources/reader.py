@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from microscope_tui.runlog.reader import Defects
 from microscope_tui.sources.keys import Keys, Target
 
 Record = dict[str, Any]
@@ -35,6 +36,12 @@ class Progress:
         self.deleted = False
         self.exhausted = False
         """Whether nothing complete was left at the last ``read``."""
+        self.defects = Defects()
+        """What could not be read and was skipped."""
+
+    def wait_s(self) -> float:
+        """Seconds until another ``read`` may give anything."""
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,8 @@ class RowReader(Progress, ABC):
         self.keys = keys
         self.config: Mapping[str, object] = {}
         """The writer's configuration, as far as it was found; searched for E and k."""
+        self.layer_name = "L{}"
+        """Shown name of a router; ``{}`` is its layer."""
 
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Rows:

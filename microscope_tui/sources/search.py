@@ -7,7 +7,6 @@ content, whatever its name; in a folder only names that a known writer uses are 
 import hashlib
 import itertools
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,21 +17,14 @@ from microscope_tui.runlog.follow import Source
 from microscope_tui.runlog.glance import Identity
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.spool import Spool
-from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, Format
+from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, Format, address_of
 from microscope_tui.sources.header import DEFAULT, Asked
 from microscope_tui.sources.translated import TranslatedLog
 
 MOST_RUNS = 10_000
 """Runs of one place that are listed."""
 _Seen = tuple[tuple[int, float], list[RunFile]]
-_ADDRESS = re.compile(r"(https?):/+(?=[^/])")
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
-
-
-def address_of(path: Path) -> str | None:
-    """The web address that a path is; ``Path`` has merged its slashes."""
-    found = _ADDRESS.match(str(path))
-    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +86,10 @@ class Search:
             return find_runs(path)
         tried = []
         for form in [FORMATS[named]] if named else FORMATS.values():
+            if form.name == "prometheus":
+                continue  # an address, never a file
             try:
-                if named or form.recognises(path):
+                if named or form.recognises(path, self.asked):
                     return self._runs_of(form, path)
             except OSError as error:
                 raise NoRuns(f"{path}: {error.strerror or error}") from error
@@ -134,13 +128,13 @@ class Search:
     def _found(self, file: Path) -> list[RunFile]:
         named = self.asked.source
         for form in [FORMATS[named]] if named else FORMATS.values():
-            place = file.parent if form.is_folder else file
-            if re.fullmatch(form.files, file.name) and (named or form.recognises(place)):
+            place = form.place_of(file)
+            if place is not None and (named or form.recognises(place, self.asked)):
                 return self._runs_of(form, place)
         return []
 
     def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
-        names = list(form.runs(path))[:MOST_RUNS]
+        names = list(form.runs(path, self.asked))[:MOST_RUNS]
         return [self._run(form, path, name if len(names) > 1 else "", name) for name in names]
 
     def _run(self, form: Format, path: Path, shown: str, run: str = "") -> RunFile:

@@ -25,7 +25,7 @@ def step_record(
         step: number of the optimizer step, or of the forward pass.
         tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
         expert_bias: the selection bias, in the same order.
-        router: summaries that the source has; the others follow from the counts.
+        router: summaries that the source has; those that follow from the counts are derived.
         numbers: ``time``, ``loss``, ``tokens`` … as in the run log.
     """
     summaries = dict(router or {})
@@ -33,8 +33,9 @@ def step_record(
     if rows is not None and any(row is not None for row in rows):
         derived = measures.summarise([row or [] for row in rows])
         for name, values in derived.items():
-            known = zip(values, rows, strict=True)
-            summaries.setdefault(name, [value if row else None for value, row in known])
+            given = summaries.get(name) or [None] * len(rows)
+            both = zip(values, given, rows, strict=True)
+            summaries[name] = [value if row else other for value, other, row in both]
     else:
         rows = None
     record: Record = {"kind": "step", "step": step, **numbers}

@@ -24,6 +24,10 @@ class TranslatedLog(Source):
         """The bytes of the lines that the spool holds."""
         return self._lines.start, self._lines.end
 
+    def wait_s(self) -> float:
+        """See ``Source``."""
+        return self._reader.wait_s()
+
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The lines of the next records; see ``RecordReader.read``."""
         reader = self._reader
@@ -36,4 +40,5 @@ class TranslatedLog(Source):
         self._lines.keep(lines)
         self.offset, self.size, self.modified = reader.offset, reader.size, reader.modified
         self.deleted, self.exhausted = reader.deleted, reader.exhausted
+        self.defects = reader.defects
         return Chunk(lines, batch.restarted)

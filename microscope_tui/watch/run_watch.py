@@ -118,7 +118,7 @@ class RunWatch:
     @property
     def defects(self) -> Defects:
         """Lines that could not be read."""
-        return self._reader.defects
+        return self.source.defects or self._reader.defects
 
     @property
     def can_seek(self) -> bool:

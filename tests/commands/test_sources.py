@@ -18,7 +18,7 @@ def source(tmp_path: Path) -> Path:
     """A run of W&B that is at rest."""
     path = tmp_path / "wandb" / "run-1" / "run-a.wandb"
     path.parent.mkdir(parents=True)
-    shutil.copy(GOLDEN / "wandb.wandb", path)
+    shutil.copy(GOLDEN / "wandb", path)
     os.utime(path, (1e9, 1e9))
     return path
 

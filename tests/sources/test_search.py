@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog.discover import NoRuns
-from microscope_tui.sources.catalogue import FORMATS
+from microscope_tui.sources.catalogue import FORMATS, address_of
 from microscope_tui.sources.header import Asked
-from microscope_tui.sources.search import Search, address_of, split_run
+from microscope_tui.sources.search import Search, split_run
 
 GOLDEN = Path(__file__).with_name("golden")
-WANDB, IMATRIX = GOLDEN / "wandb.wandb", GOLDEN / "imatrix.gguf"
+WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"
 
 
 def kinds(root: Path, **asked: Any) -> list[str]:
@@ -76,7 +76,7 @@ def test_a_search_opens_only_what_has_changed(mixed: Path, monkeypatch: Any) -> 
     monkeypatch.setattr(
         type(FORMATS["wandb"]),
         "recognises",
-        lambda form, path: opened.append(path) or recognises(form, path),
+        lambda form, path, asked: opened.append(path) or recognises(form, path, asked),
     )
     assert len(search.runs()) == 3
     assert opened == []
@@ -109,5 +109,5 @@ def test_an_address_is_told_from_a_path(text: str, address: str | None) -> None:
 
 def test_every_format_has_what_the_catalogue_says_of_it() -> None:
     for form in FORMATS.values():
-        assert callable(form.module.recognises) or form.name == "prometheus"
+        assert hasattr(form.module, "recognises") or form.name == "prometheus"
         assert hasattr(form.module, form.reader), form.name

@@ -1,0 +1,215 @@
+"""Reads an SQLite database that another program may be writing, and that may be hostile.
+
+SQLite itself never opens the database in a way that takes a lock or makes a file beside it:
+
+- Without a ``-wal`` or ``-journal`` beside it, it is opened as ``immutable``. What was read counts
+  only if the file is unchanged afterwards (size, time, change counter); else it is read again.
+- With one, database and log are copied to a private folder and read there. The pair is consistent
+  if the header of the ``-wal`` is the same before and after (a writer only appends under one
+  header, and every page that it moves into the database is still in the log), or if neither the
+  ``-journal`` nor the database changed. The database is copied again only when that header changes.
+"""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from microscope_tui.runlog.follow import QUIET_S, open_regular_file
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.sqlite_limits import Tables, restricted
+
+MAGIC = b"SQLite format 3\0"
+MOST_COPIED = 4 << 30
+"""Bytes that are copied; a larger database can be read once its writer has closed it."""
+TRIES = 5
+BETWEEN_TRIES_S = 0.02
+"""A transaction of a logger takes a few milliseconds."""
+_WAL_HEADER = 32
+_Version = tuple[object, ...]
+Result = TypeVar("Result")
+
+
+class Busy(OSError):
+    """The writer changed the database during every try; a later one will succeed."""
+
+
+def is_database(path: Path) -> bool:
+    """Whether the file begins as an SQLite database does.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        return os.pread(file, len(MAGIC), 0) == MAGIC
+    finally:
+        os.close(file)
+
+
+class Database:
+    """One database; ``read`` gives its tables as they were at one moment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.modified: float | None = None
+        """Time of the last change of the database or of its log."""
+        self._folder: Path | None = None
+        self._opened: _Version = ()  # state of the file that is read in place
+        self._copied: _Version = ()  # header of the log that the private copy belongs to
+
+    def version(self) -> _Version:
+        """Equal as long as nothing was written.
+
+        Raises:
+            FileNotFoundError: the database is gone.
+            OSError: it cannot be read.
+        """
+        database = _version(self.path, 100)
+        logs = [self._log(suffix) for suffix in ("-wal", "-journal")]
+        states = [database, *(log for log in logs if log)]
+        self.size = int(str(database[2]))
+        self.modified = max(int(str(state[3])) for state in states) / 1e9
+        return (database, *logs)
+
+    @property
+    def identity(self) -> _Version:
+        """Changes if another file was put under the name."""
+        status = self.path.stat()
+        return (status.st_dev, status.st_ino)
+
+    def read(self, use: Callable[[Tables], Result]) -> Result:
+        """What ``use`` returns for the tables of one moment; it may be called several times.
+
+        Raises:
+            Busy: a writer changed the file during every try.
+            Unreadable: the file is damaged, or too large to be copied.
+        """
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(BETWEEN_TRIES_S)
+            with suppress(Busy), self._reading() as tables:
+                result = use(tables)
+                if self._is_unchanged():
+                    return result
+        raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} readings; try again")
+
+    @contextmanager
+    def _reading(self) -> Iterator[Tables]:
+        before = self.version()
+        path, how, self._opened = self.path, "mode=ro&immutable=1", before
+        if before[1] or before[2]:
+            if before[2] and time.time() - (self.modified or 0.0) < QUIET_S:
+                raise Busy(f"{safe_text(path.name)}: within a transaction; try again")
+            path, self._opened = self._private_copy(), ()
+            how = "mode=rw" if before[2] else "mode=ro"  # a transaction that died is rolled back
+        else:
+            self._forget_copy()
+        uri = f"file:{quote(os.fsencode(path.absolute()))}?{how}"
+        with _readable(self.path):
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
+        with closing(connection), _readable(self.path, self._may_have_changed):
+            yield restricted(connection, safe_text(self.path.name))
+
+    def _is_unchanged(self) -> bool:
+        """Whether the tables belonged together up to now; those of a private copy do."""
+        return not self._opened or self.version() == self._opened
+
+    def _may_have_changed(self) -> bool:
+        with suppress(OSError):
+            return not self._is_unchanged()
+        return True
+
+    def _log(self, suffix: str) -> _Version:
+        """State of a file beside the database; empty if there is none with content."""
+        try:
+            state = _version(self.path.with_name(self.path.name + suffix), _WAL_HEADER)
+        except FileNotFoundError:
+            return ()
+        head = state[4]
+        assert isinstance(head, bytes)
+        return state if head.strip(b"\0") else ()  # zeros: a journal that is kept for reuse
+
+    def _private_copy(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="moe-microscope-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        place = self._folder / "copy.db"
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(BETWEEN_TRIES_S)
+            before = self._copy_state()
+            if before != self._copied:
+                self._copied = ()
+                self._copy(self.path, place)
+            for suffix in ("-wal", "-journal", "-shm"):
+                place.with_name(place.name + suffix).unlink(missing_ok=True)
+            for suffix in ("-wal", "-journal"):
+                beside = self.path.with_name(self.path.name + suffix)
+                with suppress(FileNotFoundError):
+                    self._copy(beside, place.with_name(place.name + suffix))
+            if self._copy_state() == before:
+                # SQLite may change the copy of a database with a journal: copy it anew each time.
+                self._copied = before if before[1] and not before[2] else ()
+                return place
+        raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} copies; try again")
+
+    def _copy_state(self) -> _Version:
+        """What must not change during a copy: with a ``-wal``, only its header."""
+        _, wal, journal = self.version()
+        if journal or not wal:
+            return (self.version(), None, journal)
+        assert isinstance(wal, tuple)
+        return (self.identity, (wal[:2], wal[4]), journal)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        file = open_regular_file(source)
+        with open(file, "rb") as readable:
+            size = os.fstat(file).st_size
+            if size > min(MOST_COPIED, shutil.disk_usage(target.parent).free // 2):
+                raise Unreadable(
+                    f"{safe_text(source.name)}: {size:,} bytes are too many to copy to "
+                    f"{target.parent}; end its writer, or set TMPDIR"
+                )
+            with open(target, "wb") as writable:
+                shutil.copyfileobj(readable, writable, 1 << 20)
+
+    def _forget_copy(self) -> None:
+        if self._copied:
+            assert self._folder is not None
+            for file in self._folder.iterdir():
+                file.unlink()
+        self._copied = ()
+
+
+def _version(path: Path, head: int) -> _Version:
+    file = open_regular_file(path)
+    try:
+        status = os.fstat(file)
+        begin = os.pread(file, head, 0)
+    finally:
+        os.close(file)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, begin)
+
+
+@contextmanager
+def _readable(path: Path, changed: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Errors of SQLite in our own words."""
+    name = safe_text(path.name)
+    try:
+        yield
+    except (sqlite3.Error, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        # The last one: Python expects UTF-8 also of a message that quotes a damaged schema.
+        if changed():
+            raise Busy(f"{name}: written while it was read; try again") from error
+        why = safe_text(str(error)) or type(error).__name__
+        raise Unreadable(f"{name}: cannot be read as an SQLite database: {why}") from error

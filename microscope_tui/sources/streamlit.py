@@ -1,0 +1,146 @@
+"""The older microscope's ``training_metrics.json``: an array that is written whole every time.
+
+Each entry has ``step`` and, per layer, ``layer_{i}_load``: the shares of the experts as first
+choice. Its entropies follow from those, and its drop rates were simulated: neither is read.
+"""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from microscope_tui.runlog.follow import QUIET_S, open_regular_file
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.sources.header import Asked, run_record
+from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
+from microscope_tui.sources.named_numbers import (
+    MAX_ROW_BYTES,
+    as_number,
+    as_step,
+    as_time,
+    decode_json,
+    head_of,
+)
+from microscope_tui.sources.reader import Batch, Record, RecordReader, Unreadable
+from microscope_tui.sources.steps import counts_of_shares, step_record
+
+NAMES = re.compile(r"training_metrics\.json")
+"""The only name that its writer uses."""
+MOST_BYTES = MAX_ROW_BYTES
+"""10 layers × 8 experts × 100 entries have 0.2 MB."""
+_LOAD = re.compile(r"layer_(\d{1,5})_load")
+_LOAD_BYTES = re.compile(rb'"layer_\d{1,5}_load"\s*:\s*\[')
+_Shares = dict[int, list[float]]
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is an array that begins with loads of layers.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    head = head_of(path)
+    return re.match(rb"\s*\[\s*\{", head) is not None and _LOAD_BYTES.search(head) is not None
+
+
+class StreamlitReader(RecordReader):
+    """The entries of the array as steps; ``restarted`` if earlier entries were changed."""
+
+    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+        """``name``: of the run, which the file does not hold."""
+        super().__init__()
+        self._path, self._name, self._asked = path, name, asked
+        self._version: tuple[int, ...] = ()
+        self._given = 0
+        self._digest = b""  # of the entries that were given
+        self._shape: list[tuple[int, int]] = []
+
+    def read(self, max_bytes: int = 1 << 20) -> Batch:
+        """See ``RecordReader``; the whole array is read at once."""
+        self.exhausted = True
+        try:
+            file = open_regular_file(self._path)
+        except FileNotFoundError:
+            self.deleted = bool(self._version)
+            return Batch()
+        try:
+            status = os.fstat(file)
+            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            self.deleted = False
+            self.size, self.modified = status.st_size, status.st_mtime
+            if version == self._version:
+                return Batch()
+            if status.st_size > MOST_BYTES:
+                raise Unreadable(self._message(f"{status.st_size:,} bytes, at most {MOST_BYTES:,}"))
+            data = os.pread(file, MOST_BYTES, 0)
+        finally:
+            os.close(file)
+        entries = self._entries(data)
+        if entries is None:
+            return Batch()  # it is being written
+        self._version, self.offset = version, self.size
+        return self._new(entries)
+
+    def _message(self, why: str) -> str:
+        return f"{safe_text(self._path.name)}: {why}; not the file that the older microscope wrote"
+
+    def _entries(self, data: bytes) -> list[dict[str, object]] | None:
+        try:
+            entries = decode_json(data)
+        except ValueError as error:
+            if time.time() - (self.modified or 0.0) < QUIET_S:
+                return None
+            raise Unreadable(self._message(safe_text(str(error)))) from error
+        if not isinstance(entries, list):
+            raise Unreadable(self._message("not an array"))
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+    def _new(self, entries: Sequence[dict[str, object]]) -> Batch:
+        """The records of the entries that were not given before."""
+        old = entries[: self._given]
+        restarted = self._given > 0 and (len(old) < self._given or _digest(old) != self._digest)
+        if restarted:
+            self._given, self._shape = 0, []
+        records = [record for entry in entries[self._given :] for record in self._records(entry)]
+        self._given, self._digest = len(entries), _digest(entries)
+        return Batch(records, restarted)
+
+    def _records(self, entry: dict[str, object]) -> list[Record]:
+        step, shares = as_step(entry.get("step")), _shares_of(entry)
+        if step is None or not shares:
+            return []
+        layers = sorted(shares)
+        shape = [(layer, len(shares[layer])) for layer in layers]
+        header = [] if shape == self._shape else [self._header(shape)]
+        self._shape = shape
+        counts = [counts_of_shares(shares[layer]) for layer in layers]
+        loss, at = as_number(entry.get("loss")), as_time(entry.get("time"))
+        return [*header, step_record(step, counts, time=at, loss=loss)]
+
+    def _header(self, shape: Sequence[tuple[int, int]]) -> Record:
+        layers, experts = zip(*shape, strict=True)
+        profile = self._asked.profile or "pretrain"
+        return run_record(
+            self._name, layers, experts, 1, writer="streamlit", counts="top1", profile=profile
+        )
+
+
+def _shares_of(entry: dict[str, object]) -> _Shares:
+    """The loads of an entry by layer; a list that holds anything but numbers is left out."""
+    found: _Shares = {}
+    for key, value in entry.items():
+        match = _LOAD.fullmatch(key)
+        if match is None or not isinstance(value, list) or not 0 < len(value) <= MAX_EXPERTS:
+            continue
+        numbers = [number for item in value if (number := as_number(item)) is not None]
+        if int(match[1]) < MAX_LAYERS and len(numbers) == len(value):
+            found[int(match[1])] = numbers
+    return found
+
+
+def _digest(entries: Sequence[dict[str, object]]) -> bytes:
+    return blake2b(msgspec.json.encode(entries)).digest()

@@ -1,0 +1,117 @@
+"""Every format is opened from where its writer puts it, through discovery, to a judged run."""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.sources.header import Asked
+from microscope_tui.sources.search import Search
+from microscope_tui.watch.run_watch import RunWatch
+
+GOLDEN = Path(__file__).with_name("golden")
+SHARES = [[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]]
+
+
+def flat(step: int) -> dict[str, float]:
+    """What a torchtitan fork logs of a step: the second layer collapses at step 200."""
+    rows = SHARES if step >= 200 else [SHARES[0]] * 2
+    keys = {
+        f"moe_ep_usage/L-{layer}_EP-{expert}": share + 1e-4 * ((step + expert) % 3)
+        for layer, row in enumerate(rows)
+        for expert, share in enumerate(row)
+    }
+    return {"loss": 2.0, **keys}
+
+
+def jsonl(folder: Path) -> None:
+    path = folder / "run" / "monitors" / "file" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = ({"step": n, "time": 1e9 + n, **flat(n)} for n in range(1, 400))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def csv(folder: Path) -> None:
+    names = list(flat(1))
+    lines = [",".join(["step", *names])]
+    lines += [",".join(map(str, [n, *flat(n).values()])) for n in range(1, 400)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def trackio(folder: Path) -> None:
+    with sqlite3.connect(folder / "project.db") as base:
+        base.execute(
+            "CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, "
+            "step INTEGER, metrics TEXT)"
+        )
+        for n in range(1, 400):
+            row = ("2026-01-01T00:00:00", "my run", n, json.dumps(flat(n)))
+            base.execute(
+                "INSERT INTO metrics (timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?)", row
+            )
+    base.close()
+
+
+def mlflow(folder: Path) -> None:
+    run = folder / "mlruns" / "0" / "abc"
+    for name in flat(1):
+        path = run / "metrics" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = (f"{1_000_000 + n} {flat(n)[name]} {n}\n" for n in range(1, 400))
+        path.write_text("".join(rows))
+    (run / "meta.yaml").write_text("run_name: my run\nrun_id: abc\nstatus: 3\n")
+
+
+WRITERS = {"jsonl": jsonl, "csv": csv, "trackio": trackio, "mlflow": mlflow}
+
+
+def opened(folder: Path, **asked: int) -> RunWatch:
+    """The only run below a folder, read to its end."""
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # at rest: the last step is complete
+    (run,) = Search(folder, Asked(**asked)).runs()  # type: ignore[arg-type]
+    watch = RunWatch(run, patient=True)
+    watch.read_all()
+    assert watch.error is None
+    return watch
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_collapse_is_found_in_what_other_tools_wrote(tmp_path: Path, name: str) -> None:
+    write: Callable[[Path], None] = WRITERS[name]
+    write(tmp_path)
+    watch = opened(tmp_path, top_k=1)
+    assert watch.diagnosis is not None
+    found = {(e.rule, e.router_index, e.onset) for e in watch.diagnosis.episodes}
+    assert ("COLLAPSE", 1, 200) in found
+    assert {router for rule, router, _ in found if rule == "COLLAPSE"} == {1}
+    assert watch.latest is not None
+    assert watch.latest.record.step == 399
+    assert watch.run is not None
+    assert watch.run.counts == "shares"
+
+
+@pytest.mark.parametrize("name", ["wandb", "imatrix.gguf", "tensorboard"])
+def test_what_the_real_writers_wrote_is_opened(tmp_path: Path, name: str) -> None:
+    there = {"wandb": "run-a.wandb", "tensorboard": "events.out.tfevents.1.host"}
+    shutil.copy(GOLDEN / name, tmp_path / there.get(name, name))
+    watch = opened(tmp_path)
+    assert watch.latest is not None
+    assert watch.run is not None
+    assert watch.run.routers
+    assert watch.defects.count == 0
+
+
+def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
+    from microscope_tui.watch.moment import pin_at
+
+    jsonl(tmp_path)
+    watch = opened(tmp_path)
+    pin = pin_at(watch, 100)
+    assert pin is not None
+    assert pin.step == 100
+    assert pin.entry.counts(1) is not None

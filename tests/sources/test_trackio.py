@@ -1,0 +1,207 @@
+"""Trackio databases: a golden one of Trackio itself, older and newer columns, live and damaged."""
+
+import json
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.sources.keys import Keys, rules_of
+from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.sqlite import Busy
+from microscope_tui.sources.trackio import NAMES, TrackioReader, recognises, runs
+from tests.sources.sqlite_writer import Writer, golden
+from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
+
+OLDER = (
+    "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT, "
+    "project_name TEXT, run_name TEXT, step INTEGER, metrics TEXT)"
+)
+NEWER = (
+    "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, timestamp TEXT, "
+    "run_name TEXT, step INTEGER, metrics TEXT)"
+)
+
+
+def logged(run: str, step: object, row: object, **more: object) -> list[object]:
+    fields = {"run_name": run, "step": step, "metrics": json.dumps(row), **more}
+    fields.setdefault("timestamp", "2026-01-01T00:00:00+00:00")
+    marks = ", ".join("?" * len(fields))
+    return [f"INSERT INTO metrics ({', '.join(fields)}) VALUES ({marks})", list(fields.values())]
+
+
+def made(path: Path, *statements: object) -> Path:
+    with closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(*([statement] if isinstance(statement, str) else statement))  # type: ignore[misc]
+        database.commit()
+    return path
+
+
+def test_counts_of_a_database_of_trackio_itself_come_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = golden(tmp_path / "moe.db", "trackio.sql")
+    assert recognises(path)
+    assert NAMES.fullmatch(path.name)
+    assert runs(path) == ["first"]  # the other run has no routers
+    run, steps = run_of(TrackioReader(path, Keys(), "first"), monkeypatch)
+    same_as_the_run_log(steps)
+    assert run.run == "first"
+    assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
+    assert steps[0].record.time is not None
+
+
+@pytest.mark.parametrize("create", [OLDER, NEWER])
+def test_columns_of_older_and_newer_versions_are_read(
+    tmp_path: Path, create: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path / "p.db", create, *(logged("a", s, counts_row(s)) for s in (1, 2, 3)))
+    assert runs(path) == ["a"]
+    _, steps = run_of(TrackioReader(path, Keys(), "a"), monkeypatch)
+    same_as_the_run_log(steps)
+
+
+def test_runs_are_told_apart_by_their_ids(tmp_path: Path) -> None:
+    rows = [
+        logged(name, step, {"moe_entropy/L-0": float(run) + step}, run_id=f"id{run}")
+        for step in (1, 2)
+        for run, name in enumerate(["b", "a", "a"])
+    ]
+    path = made(tmp_path / "p.db", NEWER, *rows)
+    assert runs(path) == ["b", "a/id1", "a/id2"]
+    numbers = values(all_rows(TrackioReader(path, Keys(), "a/id2")))
+    assert [(step, value) for step, *_, value in numbers] == [(1, 3.0), (2, 4.0)]
+    assert all_rows(TrackioReader(path, Keys(), "missing")) == []
+
+
+def test_names_of_runs_are_printable(tmp_path: Path) -> None:
+    path = made(tmp_path / "p.db", NEWER, logged("\x1b[2Jx", 1, {"moe_entropy/L-0": 1.0}))
+    (name,) = runs(path)
+    assert name == "\N{REPLACEMENT CHARACTER}[2Jx"
+    assert len(all_rows(TrackioReader(path, Keys(), name))) == 1
+
+
+def test_a_live_run_is_followed_row_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    with Writer(path) as writer:
+        writer.run("PRAGMA journal_mode=WAL", NEWER, logged("a", 0, {"loss": 1.0}))
+        reader = TrackioReader(path, Keys(), "a")
+        assert [row.step for row in all_rows(reader)] == [0]
+        for step in range(1, 20):
+            writer.run(logged("other", step, {"loss": 9.0}), logged("a", step, {"loss": 1.0}))
+            assert [row.step for row in all_rows(reader)] == [step]
+        assert not reader.read().rows
+        assert reader.exhausted
+        assert reader.offset == reader.size > 0
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE", "MEMORY"])
+def test_every_row_of_a_writer_that_never_rests_is_read_once(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "p.db"
+    with Writer(path) as writer:
+        writer.run(f"PRAGMA journal_mode={mode}", NEWER, logged("a", 0, {"loss": 1.0}))
+        reader = TrackioReader(path, Keys(), "a")
+        steps: list[int] = []
+        writing = writer.start(*(logged("a", step, {"loss": 1.0}) for step in range(1, 100)))
+        end = time.monotonic() + 30
+        while (not writing.is_done or steps[-1:] != [99]) and time.monotonic() < end:
+            with suppress(Busy):
+                found = reader.read()
+                assert not found.restarted
+                steps += [row.step for row in found.rows]
+        writing.check()  # no statement found a lock
+    assert steps == list(range(100))
+
+
+def test_small_reads_give_the_same_rows(tmp_path: Path) -> None:
+    rows = [logged("a", step, {"loss": step}) for step in range(50)]
+    path = made(tmp_path / "p.db", NEWER, *rows)
+    assert [row.step for row in all_rows(TrackioReader(path, Keys(), "a"), 100)] == list(range(50))
+
+
+def test_a_rewritten_table_restarts(tmp_path: Path) -> None:
+    rows = [logged("a", step, {"loss": step}) for step in range(5)]
+    path = made(tmp_path / "p.db", NEWER, *rows)
+    reader = TrackioReader(path, Keys(), "a")
+    all_rows(reader)
+    made(path, "DELETE FROM metrics", logged("a", 7, {"loss": 1}))
+    found = reader.read()
+    assert found.restarted
+    assert [row.step for row in found.rows] == [7]
+
+
+def test_another_file_under_the_name_restarts_and_a_removed_one_is_reported(tmp_path: Path) -> None:
+    path = made(tmp_path / "p.db", NEWER, logged("a", 1, {"loss": 1}))
+    reader = TrackioReader(path, Keys(), "a")
+    all_rows(reader)
+    made(tmp_path / "q.db", NEWER, logged("a", 1, {"loss": 1}), logged("a", 2, {"loss": 1}))
+    (tmp_path / "q.db").rename(path)
+    found = reader.read()
+    assert found.restarted
+    assert [row.step for row in found.rows] == [1, 2]
+    path.unlink()
+    assert not reader.read().rows
+    assert reader.deleted
+
+
+def test_rows_that_are_none_are_counted_and_skipped(tmp_path: Path) -> None:
+    rows = [
+        logged("a", None, {"loss": 1}),
+        logged("a", 1, [1, 2]),
+        logged("a", "x", {"loss": 1}),
+        logged("a", 2, {"loss": "NaN"}),
+    ]
+    reader = TrackioReader(made(tmp_path / "p.db", NEWER, *rows), Keys(), "a")
+    assert [row.step for row in all_rows(reader)] == [2]
+    assert reader.defects.count == 3
+    assert reader.defects.first[0].startswith("line 1: without a step from 0")
+
+
+def test_other_databases_and_files_are_not_recognised(tmp_path: Path) -> None:
+    assert not recognises(made(tmp_path / "a.db", "CREATE TABLE metrics (id, value)"))
+    assert not recognises(made(tmp_path / "b.db", "CREATE TABLE x (y)"))
+    assert not recognises(made(tmp_path / "c.db", NEWER, logged("a", 1, {"loss": 1.0})))
+    (tmp_path / "d.db").write_text("hello")
+    assert not recognises(tmp_path / "d.db")
+    own = rules_of(["max_load=mine"])
+    path = made(tmp_path / "e.db", NEWER, logged("a", 1, {"mine": 1.0}))
+    assert not recognises(path)
+    assert recognises(path, own)
+
+
+def test_a_view_instead_of_the_table_is_refused(tmp_path: Path) -> None:
+    view = "CREATE VIEW metrics AS SELECT 1 id, 1 run_name, 1 timestamp, 1 step, 1 metrics"
+    path = made(tmp_path / "p.db", view)
+    with pytest.raises(Unreadable, match="metrics is a view"):
+        recognises(path)
+    with pytest.raises(Unreadable, match="metrics is a view"):
+        TrackioReader(path, Keys(), "a").read()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return golden(tmp_path_factory.mktemp("whole") / "p.db", "trackio.sql").read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_mutated_bytes_never_crash_or_hang(
+    whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    blob = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, len(blob) - 1))
+        new = data.draw(st.binary(min_size=1, max_size=16))
+        blob[at : at + len(new)] = new
+    path = tmp_path_factory.mktemp("fuzz") / "p.db"
+    path.write_bytes(bytes(blob))
+    begin = time.monotonic()
+    with suppress(Unreadable):
+        for run in runs(path):
+            all_rows(TrackioReader(path, Keys(), run))
+    assert time.monotonic() - begin < 6.0
