@@ -69,8 +69,12 @@ def attach(
         problem = error
     try:
         ranks.raise_alike(problem)
+        ranks.raise_unless_same(
+            "every rank must have all routers of the model (no pipeline parallelism)",
+            ", ".join(f"{site.name}×{site.num_experts}" for site in sites),
+        )
     except Exception:
-        if problem is None:  # another rank's: this one has claimed the folder
+        if problem is None:  # of another rank: this one has claimed the folder
             release(folder)
         raise
     probe = Probe(

@@ -16,12 +16,11 @@ from microscope_tui.probe.sites import Choice, Scores, Site
 
 def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
     """The site at ``module`` if its family has a reader of its own."""
-    kind = type(module).__name__
-    make = _OWN.get(kind)
-    if make is None or not type(module).__module__.startswith("transformers."):
-        return None
-    made: Site = make(path, module, parent)
-    return made
+    for kind in type(module).__mro__:  # FSDP2 makes a class of its own
+        if kind.__name__ in _OWN and kind.__module__.startswith("transformers."):
+            made: Site = _OWN[kind.__name__](path, module, parent)
+            return made
+    return None
 
 
 def _switch(path: str, module: Any, parent: nn.Module) -> Site:
@@ -271,4 +270,6 @@ def bias_of(site: Site) -> Tensor | None:
     return None
 
 
-_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases", "expert_biases")
+_BIASES = (
+    "e_score_correction_bias", "expert_bias", "expert_bias_E", "balancing_biases", "expert_biases",
+)  # fmt: skip
