@@ -49,8 +49,22 @@ def _best_logits(path: str, module: Any, index: int, top_k: int, kind: str, pare
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
-    library): counted is what the logits choose."""
-    return _best_logits(path, module, 2, 2, "softmax", parent)
+    library): counted is what the router chooses, and as dropped what it then gives no weight."""
+    samples = module.second_expert_policy == "sampling"
+
+    def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
+        _, weights_TE, logits_TE = output
+        ids_TK = logits_TE.topk(2, dim=-1).indices
+        if samples:  # the noise for the second choice is left in the logits
+            noisy_TE, logits_TE = logits_TE, module.classifier(args[0].to(module.dtype))
+            first_T1 = logits_TE.argmax(dim=-1, keepdim=True)
+            rest_TE = noisy_TE.scatter(1, first_T1, float("-inf"))
+            ids_TK = torch.cat([first_T1, rest_TE.argmax(dim=-1, keepdim=True)], dim=-1)
+        return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
+
+    made = _at_router(path, module, parent, read, module.num_experts, 2, "softmax")
+    made.drops, made.plain_choice = True, not samples
+    return made
 
 
 def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
