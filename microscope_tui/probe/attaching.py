@@ -81,6 +81,8 @@ def attach(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
     probe.begin(ranks.same(first), resumed, judgement, planned_steps)
+    if judgement is None:  # else the run before has said it
+        probe.check_settings()
     return probe
 
 

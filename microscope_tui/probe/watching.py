@@ -160,24 +160,21 @@ class Watch:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
-            if output is not None:  # else the pass has ended with an exception
-                self._check_rows(batch)
+            self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
 
-    def _check_rows(self, batch: Batch) -> None:
+    def _check_rows(self, batch: Batch, output: Any) -> None:
         """A router that sees a part of the tokens (of a sequence split over ranks) is not guessed
         about: nobody tells which part."""
         for place, rows in self._rows.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
-            if of_batch and rows % of_batch and (self._together or batch.real(site.stack) is not None):
-                self.fail(
-                    ValueError(
-                        f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens of "
-                        "the batch: it is not known which of them these are"
-                    )
-                )
+            if not of_batch or rows % of_batch == 0 or output is None:  # none: an exception
+                continue
+            if self._together or batch.real(site.stack) is not None:
+                what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
+                self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
     def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         scores = self.sites[place].scores
