@@ -77,9 +77,8 @@ def _megatron(path: str, module: Any, parent: nn.Module) -> Site:
         )
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
-        map_TE, logits_TE = output[1], None
-        if not changed:
-            logits_TE = module.gating(args[0]).reshape(-1, E)
+        map_TE = output[1]
+        logits_TE = None if changed else module.gating(args[0]).reshape(-1, E)
         ids_TK = _ids(_before_drop(module, logits_TE) if drops else map_TE, top_k)
         # Tokens are in the order [S, B], so that only the router's own mask fits them.
         real_T = torch.ones(len(map_TE), dtype=torch.bool, device=map_TE.device)
@@ -101,7 +100,7 @@ _MEGATRON_CHANGES = (
 _KINDS = ("softmax", "sigmoid", "sqrtsoftplus")
 
 
-def _before_drop(module: Any, logits_TE: Tensor) -> Tensor:
+def _before_drop(module: Any, logits_TE: Tensor | None) -> Tensor:
     """What a router of Megatron chooses by its logits, as its own code does it."""
     home = next(c for c in type(module).__mro__ if c.__name__ == "TopKRouter").__module__
     chosen = sys.modules[home].topk_routing_with_score_function(

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of a model is said at ``attach``, before a step has cost anything.
+"""What is wrong with the settings of a model is said at ``attach``, before any step.
 
 The same findings are in the log with the first line, so that ``check`` tells them too; there they
 are not said again.
@@ -46,4 +46,3 @@ def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> set[st
         say(replace(alert, verdict=setting_of(alert)), "attach")
         said.add(setting_of(alert))
     return said
-

@@ -169,5 +169,5 @@ def test_a_random_choice_is_read_from_the_map_and_has_no_entropy(
 
 def test_a_random_choice_with_a_capacity_is_refused(built: Any, tmp_path: Path) -> None:
     model = built({"moe_expert_capacity_factor": 1.0}, moe_router_force_load_balancing=True)
-    with pytest.raises(ValueError, match="moe_router_force_load_balancing.*pass an Adapter"):
+    with pytest.raises(ValueError, match=r"moe_router_force_load_balancing.*pass an Adapter"):
         attach(model, tmp_path / "run")

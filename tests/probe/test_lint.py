@@ -23,7 +23,11 @@ def told(model: Any, folder: Path, caplog: Any) -> list[str]:
             probe.step()
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alerts = [e["values"] for e in entries if e.get("event") == "alert"]
-    causes = [a["verdict"].partition(": ")[2].partition(" since ")[0] for a in alerts if a["rule"] == "LINT"]
+    causes = [
+        a["verdict"].partition(": ")[2].partition(" since ")[0]
+        for a in alerts
+        if a["rule"] == "LINT"
+    ]
     assert said(caplog) == first
     assert all(any(cause in message for message in first) for cause in causes)
     assert len(first) == len(causes)

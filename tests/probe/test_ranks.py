@@ -57,14 +57,19 @@ dist.destroy_process_group()
 """
 
 
+def run(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+
+
 def train_on_two(kind: str, broken: str, folder: Path) -> list[str]:
     """Train three steps; what both processes said."""
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", SCRIPT, kind, broken, str(folder)]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, cwd=root)
-        for rank in range(2)
-    ]
+    ranks = [run(SCRIPT, kind, broken, str(folder), str(rank)) for rank in range(2)]
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     return said
@@ -103,3 +108,30 @@ def test_training_continues_where_the_probe_of_one_rank_fails_and_lines_say_so(
     for line, one in zip(rest, seen(tmp_path, 0)[1:], strict=True):
         assert line["incomplete"] == "1 ranks did not count"
         assert line["tokens_per_expert"] == one
+
+
+PARTS = """
+import sys, torch, torch.distributed as dist
+from microscope_tui.probe import attach
+from tests.probe.layers import ADAPTER, Model
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+model = Model()
+routers = {f"layers.{rank + 1}.gate": ADAPTER}  # as the stages of a pipeline have them
+try:
+    attach(model, f"{folder}/run", routers=routers)
+except ValueError as error:
+    print(error)
+attach(model, f"{folder}/run", routers={"layers.1.gate": ADAPTER}).detach()
+dist.destroy_process_group()
+"""
+
+
+def test_the_stages_of_a_pipeline_are_refused_on_all_ranks(tmp_path: Path) -> None:
+    ranks = [run(PARTS, str(tmp_path), str(rank)) for rank in range(2)]
+    for rank in ranks:
+        told, errors = rank.communicate(timeout=60)
+        assert rank.returncode == 0, errors
+        assert "every rank must have all routers of the model (no pipeline parallelism)" in told
+        assert "rank 0 has L1×6, rank 1 L2×6" in told
