@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -169,3 +170,29 @@ def test_a_pass_that_ends_with_an_exception_costs_no_later_one(tmp_path: Path) -
     assert first["incomplete"] == "not seen: L2"
     assert [sum(row) for row in second["tokens_per_expert"]] == [PAIRS] * 2
     assert "incomplete" not in second
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
+def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **more: Any) -> Any:
+            return self.inner(*args, **more)
+
+    model = small("mixtral")
+    with attach(model, tmp_path) as probe:
+        with_adapter = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        Wrapped(with_adapter)(input_ids=tokens(), labels=tokens()).loss.backward()
+        probe.step()
+    assert sums(tmp_path) == [[PAIRS] * 2]
+
+
+def test_a_transformers_before_5_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.__version__", "4.57.1")
+    with pytest.raises(ValueError, match=r"^transformers 4\.57\.1 is too old .*: install 5\.0$"):
+        attach(small("mixtral"), tmp_path)
