@@ -10,11 +10,12 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
 	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test check format bench gpu-report screenshots clean
+.PHONY: help demo test test-peers check format bench gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         run all checks and tests, as CI does"
+	@echo "make test-peers   install other training code (Megatron-Core, torchtitan, DeepSpeed) and test with it"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
@@ -48,6 +49,11 @@ check: .venv/.dev
 # Two workers with one torch thread each: two threads each are much slower on two cores.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# Of every extra that tests/peers has tests for; DS_BUILD_OPS=0: nothing is compiled.
+test-peers: .venv/.dev
+	DS_BUILD_OPS=0 $(BIN)/pip install $(PIP_FLAGS) -e '.[dev,peers]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/peers
 
 format: .venv/.dev
 	$(BIN)/ruff format .

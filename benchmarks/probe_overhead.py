@@ -1,14 +1,18 @@
-"""What the probe costs a step: pairs of steps with and without it, in swapped order.
+"""What the probe costs a step: pairs of runs of steps with and without it, in swapped order.
 
     python -m benchmarks.probe_overhead [--every 10] [--pairs 60]
 
-One Mixtral on one batch, whose step takes at least 200 ms. Quote nothing from a busy machine.
+One Mixtral and a copy of it that is not watched, on one batch, whose step takes at least 200 ms.
+One log for all pairs, so that its judgement is past its warm-up. Quote nothing from a busy machine.
 """
 
 import argparse
+import copy
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from microscope_tui.probe import attach
 
 LEAST_S = 0.2
+STEPS = 5
+"""At least so many a side: what the log's own thread still writes when one ends is little then."""
+TARGETS = {1: 1.02, 10: 1.005}
 
 
 def main() -> None:
@@ -28,29 +35,65 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=1024)
     given = parser.parse_args()
-    model, ids_BS = made(given.width, given.tokens)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    ratios, plain = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in range(given.pairs + 1):
-            # As many steps a side as there are between two logged ones.
-            sides = [bare, probed] if pair % 2 else [probed, bare]
-            seconds = {
-                side: side(model, optimizer, ids_BS, given.every, Path(folder) / f"{pair}")
-                for side in sides
-            }
-            if pair:  # the first warms up
-                ratios.append(seconds[probed] / seconds[bare])
-                plain.append(seconds[bare] / given.every)
-    step_s = statistics.median(plain)
+    watched, ids_BS = made(given.width, given.tokens)
+    plain = copy.deepcopy(watched)
+    steps = given.every * math.ceil(STEPS / given.every)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        attach(watched, Path(folder) / "run", every=given.every) as probe,
+    ):
+        with_probe = side(watched, ids_BS, lambda loss: probe.step(loss=loss))
+        without = side(plain, ids_BS, lambda loss: None)
+        ratios, plain_s = measured([with_probe, without], steps, given.pairs)
+    step_s = statistics.median(plain_s)
     if step_s < LEAST_S:
         print(f"a step takes {step_s * 1000:.0f} ms: raise --width or --tokens to reach 200 ms")
-    ratios.sort()
-    low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
+    low, high = interval(ratios)
+    target = TARGETS.get(given.every)
     print(
         f"step {step_s * 1000:.0f} ms, every {given.every}: median ratio "
-        f"{statistics.median(ratios):.4f} (quartiles {low:.4f} to {high:.4f}, {len(ratios)} pairs)"
+        f"{statistics.median(ratios):.4f} (95 % interval {low:.4f} to {high:.4f}, {len(ratios)} "
+        f"pairs of {steps} steps{'' if target is None else f'; target {target}'})"
     )
+
+
+def measured(
+    sides: list[Callable[[], None]], steps: int, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Ratios of the first side to the second, and seconds of a step of the second."""
+    ratios, plain_s = [], []
+    for pair in range(pairs + 1):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if pair % 2 else (1, 0):
+            start = time.perf_counter()
+            for _ in range(steps):
+                sides[which]()
+            seconds[which] = time.perf_counter() - start
+        if pair:  # the first warms up
+            ratios.append(seconds[0] / seconds[1])
+            plain_s.append(seconds[1] / steps)
+    return ratios, plain_s
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """Of the median, at 95 %: by the ranks that a fair coin leaves, whatever the distribution."""
+    ranked, n = sorted(ratios), len(ratios)
+    rank = max(0, math.floor((n - 1.96 * math.sqrt(n)) / 2))
+    return ranked[rank], ranked[n - 1 - rank]
+
+
+def side(model: Any, ids_BS: torch.Tensor, then: Callable[[Any], Any]) -> Callable[[], None]:
+    """One optimizer step of the model, and what comes after it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        output = model(input_ids=ids_BS, labels=ids_BS)
+        output.loss.backward()
+        optimizer.step()
+        then(output.loss.detach())  # before the gradients go: their norm is part of the line
+        optimizer.zero_grad()
+
+    return step
 
 
 def made(width: int, tokens: int) -> tuple[Any, torch.Tensor]:
@@ -67,34 +110,6 @@ def made(width: int, tokens: int) -> tuple[Any, torch.Tensor]:
         output_router_logits=True,
     )
     return MixtralForCausalLM(config), torch.randint(2048, (4, tokens // 4))
-
-
-def train(model: Any, optimizer: Any, ids_BS: torch.Tensor) -> Any:
-    """One optimizer step."""
-    output = model(input_ids=ids_BS, labels=ids_BS)
-    output.loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return output.loss
-
-
-def bare(model: Any, optimizer: Any, ids_BS: torch.Tensor, steps: int, folder: Path) -> float:
-    """Seconds without the probe."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        train(model, optimizer, ids_BS).item()
-    return time.perf_counter() - start
-
-
-def probed(model: Any, optimizer: Any, ids_BS: torch.Tensor, steps: int, folder: Path) -> float:
-    """Seconds with it; opening and closing the log, once a run, are not timed."""
-    with attach(model, folder, every=steps, start_step=1) as probe:
-        for _ in range(steps):  # opens the log
-            probe.step(loss=train(model, optimizer, ids_BS).detach())
-        start = time.perf_counter()
-        for _ in range(steps):
-            probe.step(loss=train(model, optimizer, ids_BS).detach())
-        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

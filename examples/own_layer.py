@@ -96,8 +96,8 @@ def main() -> None:
             balance = torch.stack([layer.balance for layer in model.layers]).mean()
             (loss + 0.02 * balance).backward()
             optimizer.step()
-            optimizer.zero_grad()
             probe.step(loss=loss, losses={"aux": balance})
+            optimizer.zero_grad()
     print(f"next: moe-microscope {run}")
 
 

@@ -55,11 +55,11 @@ def main() -> None:
             output.loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            optimizer.zero_grad()
             # The model adds the auxiliary term to its loss: log the two apart.
             aux = output.aux_loss
             loss = output.loss - model.router_aux_loss_coef * aux
             probe.step(loss=loss, losses={"aux": aux}, grad_norm=grad_norm)
+            optimizer.zero_grad()
     print(f"next: moe-microscope {run}")
 
 

@@ -67,17 +67,28 @@ def attach(
             first, resumed = _open(folder, sites, start_step)
     except Exception as error:
         problem = error
-    try:
-        ranks.raise_alike(problem)
-    except Exception:
-        if problem is None:  # another rank's: this one has claimed the folder
-            release(folder)
-        raise
+    _agree(ranks, problem, sites, folder)
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
     probe.begin(ranks.same(first), resumed, judgement, planned_steps)
+    if judgement is None:  # else the run before has said it
+        probe.check_settings()
     return probe
+
+
+def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
+    """Go on where no rank has a problem and all have the same routers; else all raise."""
+    try:
+        ranks.raise_alike(problem)
+        ranks.raise_unless_same(
+            "every rank must have all routers of the model (no pipeline parallelism)",
+            ", ".join(f"{site.name}×{site.num_experts}" for site in sites),
+        )
+    except Exception:
+        if problem is None:  # of another rank: this one has claimed the folder
+            release(folder)
+        raise
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 
-from microscope_tui.probe.stepsums import StepSums
+from microscope_tui.probe.stepsums import Layout, StepSums
 from microscope_tui.probe.watching import Watch
 
 _logger = logging.getLogger(__name__)
 
 
-def complain(totals: StepSums, watch: Watch, mode: str, step: int, said: set[str]) -> None:
+def complain(
+    totals: StepSums, layout: Layout, watch: Watch, mode: str, step: int, said: set[str]
+) -> None:
     """Warn about what the step lacks.
 
     Args:
         said: What was warned about before.
     """
-    if not totals.extra["passes"] and not totals.extra["failed"]:
+    if totals.extra["failed"]:
+        return  # that is said where it happened
+    if not totals.extra["passes"]:
         _once(
             said,
             "no pass",
             f"step {step}: no forward pass was counted; call the model that was given to attach, "
             f"in {'training' if mode == 'train' else 'evaluation'} mode; a model that was compiled "
-            "and run before attach, or is replayed as a CUDA graph, is not seen",
+            "and run before attach, is replayed as a CUDA graph, or is a copy, is not seen",
         )
     elif not any(totals.tokens):
         _once(
@@ -30,6 +34,17 @@ def complain(totals: StepSums, watch: Watch, mode: str, step: int, said: set[str
             "no router",
             f"step {step}: the model ran and no router was seen; a kernel that replaces the whole "
             "MoE layer, or code compiled before attach, hides them",
+        )
+    elif lacking := [
+        row.name
+        for tokens, row in zip(totals.tokens, layout.rows, strict=True)
+        if not tokens and not layout.sites[row.place].optional
+    ]:
+        _once(
+            said,
+            "some routers",
+            f"step {step}: {', '.join(lacking[:8])}{' …' if len(lacking) > 8 else ''} not seen; "
+            "where layers were replaced after attach, detach and attach again",
         )
     if watch.outside:
         _once(

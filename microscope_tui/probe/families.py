@@ -16,12 +16,11 @@ from microscope_tui.probe.sites import Choice, Scores, Site
 
 def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
     """The site at ``module`` if its family has a reader of its own."""
-    kind = type(module).__name__
-    make = _OWN.get(kind)
-    if make is None or not type(module).__module__.startswith("transformers."):
-        return None
-    made: Site = make(path, module, parent)
-    return made
+    for kind in type(module).__mro__:  # FSDP2 makes a class of its own
+        if kind.__name__ in _OWN and kind.__module__.startswith("transformers."):
+            made: Site = _OWN[kind.__name__](path, module, parent)
+            return made
+    return None
 
 
 def _switch(path: str, module: Any, parent: nn.Module) -> Site:
@@ -50,8 +49,22 @@ def _best_logits(path: str, module: Any, index: int, top_k: int, kind: str, pare
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
-    library): counted is what the logits choose."""
-    return _best_logits(path, module, 2, 2, "softmax", parent)
+    library): counted is what the router chooses, and as dropped what it then gives no weight."""
+    samples = module.second_expert_policy == "sampling"
+
+    def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
+        _, weights_TE, logits_TE = output
+        ids_TK = logits_TE.topk(2, dim=-1).indices
+        if samples:  # the noise for the second choice is left in the logits
+            noisy_TE, logits_TE = logits_TE, module.classifier(args[0].to(module.dtype))
+            first_T1 = logits_TE.argmax(dim=-1, keepdim=True)
+            rest_TE = noisy_TE.scatter(1, first_T1, float("-inf"))
+            ids_TK = torch.cat([first_T1, rest_TE.argmax(dim=-1, keepdim=True)], dim=-1)
+        return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
+
+    made = _at_router(path, module, parent, read, module.num_experts, 2, "softmax")
+    made.drops, made.plain_choice = True, not samples
+    return made
 
 
 def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
@@ -271,4 +284,6 @@ def bias_of(site: Site) -> Tensor | None:
     return None
 
 
-_BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases", "expert_biases")
+_BIASES = (
+    "e_score_correction_bias", "expert_bias", "expert_bias_E", "balancing_biases", "expert_biases",
+)  # fmt: skip

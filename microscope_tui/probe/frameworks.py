@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from microscope_tui.probe.sites import Choice, Scores, Site
 
 
 def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    """The site at ``module`` if it is a router of a framework that is known here."""
-    home = type(module).__module__
-    for package, kind, make in _KNOWN:
-        if type(module).__name__ == kind and home.split(".")[0] == package:
+    """The site at ``module`` if it is a router of a framework that is known here, or of a class
+    that is made from one (by its users, or by FSDP2)."""
+    for kind in type(module).__mro__:
+        make = _KNOWN.get((kind.__module__.partition(".")[0], kind.__name__))
+        if make is not None:
             made: Site = make(path, module, parent)
             return made
     return None
@@ -56,54 +58,133 @@ def _moe_model(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def _megatron(path: str, module: Any, parent: nn.Module) -> Site:
-    """``(probabilities, map)``: a token's experts are the true entries of its row of the map."""
-    top_k = int(module.config.moe_router_topk)
+    """``(probabilities, map)``: a token's experts are the true entries of its row of the map.
 
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+    A capacity has already changed the map, so with one the choice is made again from the logits.
+
+    Raises:
+        ValueError: there is a capacity, and the logits cannot be made again.
+    """
+    config, top_k, E = module.config, int(module.config.moe_router_topk), module.num_experts
+    kind, balancing = config.moe_router_score_function, config.moe_router_load_balancing_type
+    changed = [name for name in _MEGATRON_CHANGES if getattr(config, name, None)]
+    drops = config.moe_expert_capacity_factor is not None
+    if changed and drops:
+        raise ValueError(
+            f"{path} drops tokens (moe_expert_capacity_factor="
+            f"{config.moe_expert_capacity_factor}) and chooses with {changed[0]}: what it chose "
+            "before the drop is not known; switch one of them off, or pass an Adapter for it"
+        )
+
+    def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         map_TE = output[1]
-        chosen_TK = map_TE.to(torch.uint8).topk(top_k, dim=-1)
-        return Choice(chosen_TK.indices.masked_fill(chosen_TK.values == 0, -1))
+        logits_TE = None if changed else module.gating(args[0]).reshape(-1, E)
+        ids_TK = _ids(_before_drop(module, logits_TE) if drops else map_TE, top_k)
+        # Tokens are in the order [S, B], so that only the router's own mask fits them.
+        real_T = torch.ones(len(map_TE), dtype=torch.bool, device=map_TE.device)
+        if len(args) > 1 and args[1] is not None:
+            real_T = ~args[1].reshape(-1).bool()
+        kept_TK = map_TE.gather(1, ids_TK) if drops else None
+        return Choice(ids_TK, None, logits_TE, kept_TK, real_T)
 
-    return _site(path, module, parent, read, module.config.num_moe_experts, top_k)
+    made = _site(path, module, parent, read, E, top_k)
+    made.scores, made.drops = Scores(module, None, kind if kind in _KINDS else None), drops
+    made.plain_choice = not config.moe_router_num_groups and balancing != "sinkhorn"
+    return made
+
+
+_MEGATRON_CHANGES = (
+    "moe_input_jitter_eps", "moe_router_force_load_balancing", "moe_enable_routing_replay",
+)  # fmt: skip
+"""Settings with which the logits, made again, are not those that the router chose by."""
+_KINDS = ("softmax", "sigmoid", "sqrtsoftplus")
+
+
+def _before_drop(module: Any, logits_TE: Tensor | None) -> Tensor:
+    """What a router of Megatron chooses by its logits, as its own code does it."""
+    home = next(c for c in type(module).__mro__ if c.__name__ == "TopKRouter").__module__
+    chosen = sys.modules[home].topk_routing_with_score_function(
+        logits_TE,
+        module.topk,
+        use_pre_softmax=module.config.moe_router_pre_softmax,
+        num_groups=module.config.moe_router_num_groups,
+        group_topk=module.config.moe_router_group_topk,
+        score_function=module.score_function,
+        expert_bias=module.expert_bias,
+    )
+    map_TE: Tensor = chosen[1]
+    return map_TE
+
+
+def _ids(map_TE: Tensor, top_k: int) -> Tensor:
+    """Ids ``[T, K]`` of the true entries, −1 where a row has fewer."""
+    chosen_TK = map_TE.to(torch.uint8).topk(top_k, dim=-1)
+    return chosen_TK.indices.masked_fill(chosen_TK.values == 0, -1)
 
 
 def _torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
-    """``(weights, ids, counts)`` of its token-choice router."""
+    """``(weights, ids, scores)`` of its token-choice router; the selection bias is its parent's."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        ids = [part for part in output[1:] if part.dim() >= 2 and not part.is_floating_point()]
-        return Choice(ids[0].flatten(0, -2), output[0].flatten(0, -2))
+        weights_BLK, ids_BLK = (t.to_local() if hasattr(t, "to_local") else t for t in output[:2])
+        return Choice(ids_BLK.flatten(0, -2), weights_BLK.flatten(0, -2))
 
-    return _site(path, module, parent, read, module.num_experts, module.top_k)
+    made = _site(path, module, parent, read, module.num_experts, module.top_k)
+    made.scores = Scores(module.gate, 0, module.score_func)
+    made.plain_choice = module.num_expert_groups is None
+    return made
 
 
 def _deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
-    """Its gate gives dispatch masks after the drop; what was chosen is the top k of its logits.
+    """Its gate gives routes after the drop. What was chosen before it is the top k of the logits;
+    a gate that samples and drops nothing names it in its routes.
 
     Raises:
-        ValueError: the gate samples, so that its logits do not tell what it chose.
+        ValueError: the gate samples and drops, so that nothing tells what it chose.
     """
     top_k, noise = int(module.k), getattr(module, "noisy_gate_policy", None)
-    if top_k == 2 or noise:
+    drops = bool(getattr(module, "drop_tokens", True))
+    samples = noise == "Jitter" or (noise == "RSample" and top_k == 1)
+    samples |= top_k == 2 and getattr(module, "top2_2nd_expert_sampling", True)
+    if samples and drops:
         raise ValueError(
             f"{path} is a DeepSpeed gate that samples its choice (k={top_k}, "
-            f"noisy_gate_policy={noise!r}), which its outputs do not name: use k=1 or k>2 without "
-            "noise, or pass an Adapter for it"
+            f"noisy_gate_policy={noise!r}) and drops tokens, so its outputs do not name what it "
+            "chose: set drop_tokens=False or top2_2nd_expert_sampling=False, use no noise, or "
+            "pass an Adapter for it"
         )
 
     def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
         weight = module.wg.weight.float()
         logits_TE = nn.functional.linear(args[0].reshape(-1, weight.shape[-1]).float(), weight)
-        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
+        routes_TK = _routes(output, top_k)
+        ids_TK = routes_TK if samples else logits_TE.topk(top_k, dim=-1).indices
+        kept_TE = nn.functional.one_hot(routes_TK + 1, len(weight) + 1).sum(dim=1)[:, 1:] > 0
+        used = args[1] if len(args) > 1 else None
+        return Choice(
+            ids_TK,
+            logits_TE=logits_TE,
+            kept_TK=kept_TE.gather(1, ids_TK) if drops else None,
+            real_T=None if used is None else used.reshape(-1).bool(),
+        )
 
     made = _site(path, module, parent, read, module.wg.weight.shape[0], top_k)
-    made.scores = Scores(module, None, "softmax")
+    made.scores, made.plain_choice, made.drops = Scores(module, None, "softmax"), not samples, drops
     return made
 
 
-_KNOWN: tuple[tuple[str, str, Any], ...] = (
-    ("moe_model", "Router", _moe_model),
-    ("megatron", "TopKRouter", _megatron),
-    ("torchtitan", "TokenChoiceTopKRouter", _torchtitan),
-    ("deepspeed", "TopKGate", _deepspeed),
-)
+def _routes(output: Any, top_k: int) -> Tensor:
+    """Ids of the experts that will run ``[T, K]``, −1 for what was dropped: named, or as a mask
+    ``[T, E, C]`` of their places."""
+    if len(output) == 4:
+        return _ids(output[2].any(dim=-1), top_k)
+    return torch.stack(tuple(output[3]), dim=-1).long()
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("moe_model", "Router"): _moe_model,
+    ("megatron", "TopKRouter"): _megatron,
+    ("torchtitan", "TokenChoiceTopKRouter"): _torchtitan,
+    ("deepspeed", "TopKGate"): _deepspeed,
+}
+"""By package and name of the class."""

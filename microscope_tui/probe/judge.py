@@ -211,6 +211,18 @@ class RunJudge:
         )
 
 
+def judged_by_its_settings(header: bytes) -> list[Alert]:
+    """What is wrong with the settings that a header tells, before any step; see ``LINT``.
+
+    Raises:
+        ValueError: the header is no run record.
+    """
+    judge = RunJudge(header)
+    empty = msgspec.json.encode({"kind": "step", "step": judge.since, "router": {}}) + b"\n"
+    alerts = judge.observe(empty, lambda index: None, lambda index: None)
+    return [alert for alert in alerts if alert.rule == "LINT"]
+
+
 def _word(finding: Finding) -> str:
     is_over = finding.severity is Severity.ERROR and not finding.active
     return "WARNING" if is_over else _WORDS[finding.severity]

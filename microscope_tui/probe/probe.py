@@ -27,6 +27,7 @@ from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.machine import memory_bytes
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.probe.settings import check_settings, say, setting_of
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepline import step_record
 from microscope_tui.probe.stepsums import EXTRA, Layout, StepSums
@@ -77,6 +78,14 @@ class Probe:
         self._judgement, self._planned_steps = judgement, planned_steps
         self._tick = time.perf_counter()
         self._next()
+
+    def check_settings(self) -> None:
+        """Say what is wrong with the settings of the model; rank 0 does."""
+        if self.ranks.rank == 0:
+            try:
+                self._said |= check_settings(self._model, self.sites, self._mode)
+            except Exception as error:
+                _logger.warning("the settings of the model could not be checked: %r", error)
 
     @property
     def last_step(self) -> int:
@@ -205,7 +214,7 @@ class Probe:
             )
         )
         if record is not None:
-            complain(totals, self._watch, self._mode, self._step, self._said)
+            complain(totals, layout, self._watch, self._mode, self._step, self._said)
             self._write(layout, record)
 
     def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
@@ -255,8 +264,8 @@ class Probe:
             self._log = self._try(lambda: UnfailingLog(self._open(layout))) or SilentLog()
         self._log.step(record)
         for alert in self._log.alerts():
-            say = _logger.info if alert.severity == "info" else _logger.warning
-            say("step %d: %s: %s. %s", alert.step, alert.rule, alert.verdict, alert.next)
+            if alert.rule != "LINT" or setting_of(alert) not in self._said:
+                say(alert, f"step {alert.step}")
             if self._on_alert is not None:
                 try:
                     self._on_alert(alert)

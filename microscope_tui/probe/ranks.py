@@ -65,6 +65,20 @@ class Ranks:
             if text is not None:
                 raise ValueError(f"attach failed on rank {rank}: {text}")
 
+    def raise_unless_same(self, what: str, told: str) -> None:
+        """Return if ``told`` is the same on all ranks.
+
+        Raises:
+            ValueError: it is not; on every rank.
+        """
+        if self.size == 1:
+            return
+        all_told: list[str] = [""] * self.size
+        dist.all_gather_object(all_told, told)
+        for rank, other in enumerate(all_told):
+            if other != all_told[0]:
+                raise ValueError(f"{what}: rank 0 has {all_told[0]:.300}, rank {rank} {other:.300}")
+
 
 def _is_sibling(model: nn.Module) -> bool:
     """Another rank, which counts, sees the same tokens as this one."""

@@ -62,14 +62,15 @@ class Tally:
         E = self.num_experts
         real_T = slots_TK[:, 0] != E + 1
         logits_TE = logits_TE.detach().float().masked_fill(~real_T[:, None], 0.0)
+        log_sum_T1 = logits_TE.logsumexp(dim=-1, keepdim=True)
         # Scores of skip and identity slots come after those of the experts: left out.
-        scores_TE = _scores(logits_TE, kind)[:, :E]
+        scores_TE = _scores(logits_TE, log_sum_T1, kind)[:, :E]
         probability_TE = scores_TE / scores_TE.sum(dim=-1, keepdim=True)
         chosen_TK = slots_TK.clamp(max=E - 1)
         selected_T = (probability_TE.gather(1, chosen_TK) * (slots_TK < E)).sum(dim=-1)
         entropy_T = torch.special.entr(probability_TE).sum(dim=-1)
         zero_T = torch.zeros_like(entropy_T)
-        z_T = zero_T if kind == "probabilities" else logits_TE.logsumexp(dim=-1).square()
+        z_T = zero_T if kind == "probabilities" else log_sum_T1[:, 0].square()
         plain = margin and logits_TE.shape[-1] == E > chosen_TK.shape[-1]
         margin_T = _margin(scores_TE, chosen_TK, bias_E) if plain else zero_T
         sums_5T = torch.stack((entropy_T, z_T, selected_T, margin_T, torch.ones_like(z_T)))
@@ -110,12 +111,13 @@ class Tally:
         return 4 * num_experts + 2 + len(SUMS)
 
 
-def _scores(logits_TE: Tensor, kind: str) -> Tensor:
+def _scores(logits_TE: Tensor, log_sum_T1: Tensor, kind: str) -> Tensor:
     if kind == "probabilities":
         return logits_TE
     if kind == "sqrtsoftplus":
         return nn.functional.softplus(logits_TE).sqrt()
-    return logits_TE.sigmoid() if kind == "sigmoid" else logits_TE.softmax(dim=-1)
+    # A softmax from the sum that the z-loss needs too: torch's own is slow on a CPU in few columns.
+    return logits_TE.sigmoid() if kind == "sigmoid" else (logits_TE - log_sum_T1).exp()
 
 
 def _margin(scores_TE: Tensor, chosen_TK: Tensor, bias_E: Tensor | None) -> Tensor:

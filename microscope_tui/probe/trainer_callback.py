@@ -19,8 +19,14 @@ from microscope_tui.probe.adapter import Adapter
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe
+from microscope_tui.probe.same_weights import differing, marks
 
 _logger = logging.getLogger(__name__)
+_OTHER_WEIGHTS = (
+    "resumed after step %d, and the MoE weights of %s are not those of the checkpoint: "
+    "transformers loads a checkpoint only in part where it saves experts under other names (its "
+    "issue 48805); load the model with from_pretrained from the checkpoint before you resume"
+)
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):
@@ -61,6 +67,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """How many of them are in its history."""
         self.kept: str | None = None
         """The judgement in a checkpoint, base64."""
+        self.marks: list[float | None] = []
+        """Of the MoE weights in it."""
         self.probe: Probe | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -70,7 +78,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         kept = (state.stateful_callbacks or {}).get(type(self).__name__)
         if isinstance(kept, list):
             kept = kept[0] if kept else None
-        text = kept["attributes"].get("kept") if isinstance(kept, dict) else self.kept
+        attributes = kept["attributes"] if isinstance(kept, dict) else vars(self)
+        text, marked = attributes.get("kept"), attributes.get("marks") or []
         run = self._run or args.run_name or Path(args.output_dir).name or "run"
         self.probe = attach(
             kw["model"],
@@ -83,6 +92,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             on_alert=self._alarm,
             planned_steps=state.max_steps,
         )
+        if state.global_step and (names := differing(self.probe.sites, marked)):
+            _logger.warning(_OTHER_WEIGHTS, state.global_step, ", ".join(names[:8]))
         self.probe.watches_losses(across_ranks=bool(args.average_tokens_across_devices))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
@@ -142,14 +153,14 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in ``trainer_state.json``."""
         if self.probe is not None:
-            judgement = self.probe.state_dict()["judgement"]
+            judgement, self.marks = self.probe.state_dict()["judgement"], marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
         settings |= {
             "saliency": self._saliency,
             "on_collapse": "stop" if self._stop_on_collapse else "log",
         }
-        return {"args": settings, "attributes": {"kept": self.kept}}
+        return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
 
     def _alarm(self, alert: Alert) -> None:
         if alert.severity != "info":

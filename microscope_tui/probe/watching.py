@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.batch import Batch, argument_names
@@ -72,6 +73,7 @@ class Watch:
         self._saliency = saliency
         self._names = argument_names(model)
         self._pad_id = _pad_id(model)
+        self._together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
@@ -158,8 +160,21 @@ class Watch:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
+            self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
+
+    def _check_rows(self, batch: Batch, output: Any) -> None:
+        """A router that sees a part of the tokens (of a sequence split over ranks) is not guessed
+        about: nobody tells which part."""
+        for place, rows in self._rows.items():
+            site = self.sites[place]
+            of_batch = batch.rows(site.stack)
+            if not of_batch or rows % of_batch == 0 or output is None:  # none: an exception
+                continue
+            if self._together or batch.real(site.stack) is not None:
+                what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
+                self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
     def _take_logits(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         scores = self.sites[place].scores

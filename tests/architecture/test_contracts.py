@@ -21,8 +21,8 @@ NEEDS_TORCH = frozenset(
     f"microscope_tui.probe.{name}"
     for name in (
         "attaching", "batch", "complaints", "earlier", "families", "finding", "frameworks",
-        "gradients", "header", "losses", "machine", "probe", "ranks", "sites", "stepline",
-        "stepsums", "tally", "trainer_callback", "watching",
+        "gradients", "header", "losses", "machine", "probe", "ranks", "same_weights", "settings",
+        "sites", "stepline", "stepsums", "tally", "trainer_callback", "watching",
     )
 )  # fmt: skip
 """What hooks into a model; nothing else of the microscope imports these when it is imported."""

@@ -96,24 +96,10 @@ def test_product_keys_of_doge_name_experts_by_pairs(tmp_path: Path) -> None:
     assert outcome.run["model"]["num_experts"] == 16
 
 
-def test_nllb_counts_both_choices_though_the_library_runs_two_experts(tmp_path: Path) -> None:
-    outcome = trained("nllb_moe", tmp_path)
-    for row, tokens in zip(outcome.counts.values(), outcome.tokens.values(), strict=True):
-        assert sum(row) == 2 * tokens
-        assert sum(1 for n in row if n) > 2
-
-
 def test_encoder_and_decoder_are_kept_apart(tmp_path: Path) -> None:
     outcome = trained("switch_transformers", tmp_path)
     names = outcome.run["model"]["layer_names"]
     assert [name.partition(".")[0] for name in names] == ["enc", "enc", "dec", "dec"]
-
-
-def test_switch_counts_the_demand_and_reports_what_the_capacity_dropped(tmp_path: Path) -> None:
-    outcome = trained("switch_transformers", tmp_path, expert_capacity=1)
-    tokens = list(outcome.tokens.values())
-    assert [sum(row) for row in outcome.line["tokens_per_expert"]] == tokens
-    assert all(0 < rate < 1 for rate in outcome.line["router"]["drop_rate"])
 
 
 def test_labels_alone_tell_which_decoder_tokens_are_real(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings that spoil routers are told with the first line, once, and are in the log."""
+"""Settings that spoil routers are told at attach, once, and are in the log."""
 
 import json
 import logging
@@ -14,18 +14,28 @@ from microscope_tui.probe import attach
 
 
 def told(model: Any, folder: Path, caplog: Any) -> list[str]:
-    """Causes in the log after two steps, which are those that were said."""
+    """Causes in the log after two steps, which are those that were said before the first."""
     ids = torch.randint(3, 90, (2, 12))
     with caplog.at_level(logging.INFO, "microscope_tui.probe"), attach(model, folder) as probe:
+        first = said(caplog)
         for _ in range(2):
             model(input_ids=ids).logits.square().mean().backward()
             probe.step()
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alerts = [e["values"] for e in entries if e.get("event") == "alert"]
-    causes = [a["verdict"].partition(": ")[2] for a in alerts if a["rule"] == "LINT"]
-    said = [r.message for r in caplog.records if ": LINT: " in r.message]
-    assert len(said) == len(causes)
+    causes = [
+        a["verdict"].partition(": ")[2].partition(" since ")[0]
+        for a in alerts
+        if a["rule"] == "LINT"
+    ]
+    assert said(caplog) == first
+    assert all(any(cause in message for message in first) for cause in causes)
+    assert len(first) == len(causes)
     return causes
+
+
+def said(caplog: Any) -> list[str]:
+    return [r.message for r in caplog.records if ": LINT: " in r.message]
 
 
 @pytest.mark.parametrize(
