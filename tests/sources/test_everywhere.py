@@ -114,4 +114,4 @@ def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
     pin = pin_at(watch, 100)
     assert pin is not None
     assert pin.step == 100
-    assert pin.entry.counts(1) is not None
+    assert pin.latest.counts(1) is not None

@@ -85,7 +85,7 @@ def test_k_is_unknown_where_the_tokens_do_not_give_it(
     tmp_path: Path, chunks: int, size: int
 ) -> None:
     path = imatrix(tmp_path / "x", {COUNTS.format(0, "gate"): [4.0, 6.0, 10.0]}, chunks, size)
-    assert model_of(read(path))["top_k"] is None
+    assert model_of(read(path)).get("top_k") is None
     assert "tokens" not in read(path)[-1]
     assert model_of(read(path, Asked(top_k=2)))["top_k"] == 2
 

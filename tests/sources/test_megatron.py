@@ -81,7 +81,8 @@ def trace(folder: Path, rank: int, *micro_batches: Chosen, more: str = "") -> Pa
 
 
 def read(path: Path, stages: int = 1, num_experts: int | None = EXPERTS) -> list[Record]:
-    return drained(MegatronReader(path, "traced", Asked(num_experts=num_experts), stages))
+    asked = Asked(num_experts=num_experts, pipeline_parallel=stages)
+    return drained(MegatronReader(path, "traced", asked))
 
 
 def expected(*batches: Chosen) -> dict[int, dict[str, list[int]]]:

@@ -103,7 +103,7 @@ def test_missing_ranks_are_noticed(tmp_path: Path) -> None:
 def test_without_meta_info_k_is_the_users(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "meta_info.json").unlink()
-    assert model_of(read(tmp_path))["top_k"] is None
+    assert model_of(read(tmp_path)).get("top_k") is None
     assert model_of(read(tmp_path, Asked(top_k=K)))["top_k"] == K
     assert counts_of(read(tmp_path)) == expected()
 

@@ -56,7 +56,8 @@ def test_the_file_of_wandb_becomes_a_run_log_without_defects() -> None:
         assert step.record.step == logged
         of_layer = [8 + logged // 10, 8 - logged // 10, 8, 8]
         assert step.counts(0) == [count * 1_000_000 // 32 for count in of_layer]
-        assert step.record.router.max_load[0] == 1 + logged / 40  # MaxVio + 1
+        # Of the shares, not of the run's own MaxVio, which may be that of another window.
+        assert step.record.router.max_load[0] == pytest.approx(1 + logged / 80)
 
 
 def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_configuration(
