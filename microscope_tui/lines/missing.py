@@ -24,7 +24,7 @@ def no_balance(layer: LayerView) -> tuple[str, str]:
         return "k unknown", "top_k is unknown: use --top-k"
     if router.num_experts <= router.top_k:
         return "all chosen", "every token chooses all experts"
-    return "no load", "it needs counts or effective_experts"
+    return "no load", "not measured: it needs counts (docs/probe.md)"
 
 
 def size(layer: LayerView) -> str:
