@@ -3,7 +3,7 @@
 from microscope_tui.lines import words
 from microscope_tui.watch.view import LayerView, RunView
 
-NO_ENTROPY = "not measured; the probe does it (docs/probe.md)"
+NO_ENTROPY = "not measured (docs/probe.md)"
 
 
 def no_counts(view: RunView) -> str:
@@ -19,12 +19,12 @@ def no_balance(layer: LayerView) -> tuple[str, str]:
     """Why a layer has no collapse index, in a word or two and in a sentence."""
     router = layer.router
     if not router.num_experts:
-        return "E unknown", "num_experts is unknown: use --num-experts"
+        return "E unknown", "unknown E: use --num-experts"
     if not router.top_k:
         return "k unknown", "top_k is unknown: use --top-k"
     if router.num_experts <= router.top_k:
         return "all chosen", "every token chooses all experts"
-    return "no load", "not measured: it needs counts (docs/probe.md)"
+    return "no load", "not measured: it needs counts"
 
 
 def size(layer: LayerView) -> str:

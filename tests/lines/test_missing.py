@@ -78,7 +78,7 @@ def test_the_charts_of_a_layer_say_what_they_need(watched: Any, summaries: RunWa
     charts = layer_charts(view, view.layers[0])
     assert not charts["balance"].measured
     assert charts["balance"].nothing == "top_k is unknown: use --top-k"
-    assert "probe" in charts["entropy"].nothing
+    assert "docs/probe.md" in charts["entropy"].nothing
     view = view_of(summaries)
     assert not view.layers[0].load
     nothing = missing.no_counts(view)

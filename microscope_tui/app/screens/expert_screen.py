@@ -22,7 +22,6 @@ from microscope_tui.app.actions.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import missing
 from microscope_tui.lines.charts.chart_layout import arranged
 from microscope_tui.lines.charts.time_scale import time_scale
 from microscope_tui.lines.pages import expert_card
@@ -138,7 +137,7 @@ class ExpertScreen(ChartActions):
     def _draw_charts(
         self, view: RunView, layer: LayerView, expert: int, known: LoadSeries, room: int
     ) -> None:
-        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing(view))
+        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
         layout = arranged([list(charts)], "load", (self.room.width - 1, max(4, room)))
         time = time_scale(view, self.session.axis, layer.index)
         step = view.counts_step or view.step
@@ -151,12 +150,10 @@ class ExpertScreen(ChartActions):
             },
         )
 
-    def _why_nothing(self, view: RunView) -> str:
+    def _why_nothing(self) -> str:
         if self._problem:
             return self._problem
-        if self._asked is not None:
-            return "reading the log …"
-        return missing.no_counts(view) if view.counts_step is None else "no counts in this window"
+        return "reading the log …" if self._asked is not None else "no counts in this window"
 
     def _known(self) -> LoadSeries:
         """The samples, if they are of this router of this log."""

@@ -121,7 +121,7 @@ def expert_charts(
         "place",
         [Curve(steps, places)],
         float(place_of(layer.load, expert)) if layer.load and now is not None else None,
-        f"of {experts}, 1 is the busiest",
+        f"of {experts}, 1 is the busiest" if experts else "",
         bottom=1.0,
         top=float(experts),
         spell=words.short_number,
