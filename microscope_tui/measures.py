@@ -5,7 +5,8 @@ worst case is k fixed experts, not one, so plain entropy cannot be compared acro
 perfectly even load, 0 a router that has become a small dense layer.
 
 All counts are selected (token, expert) pairs, entropies are in nats, loads are multiples of the
-fair share. Every function returns ``None`` where the measure has no value (no tokens, E ≤ k).
+fair share. Every function returns ``None`` where the measure has no value (no tokens, E ≤ k, or k
+unknown, which is 0).
 """
 
 import math
@@ -46,8 +47,8 @@ def effective_experts(tokens_per_expert: Sequence[int]) -> float | None:
 
 
 def collapse_index(effective: float | None, num_experts: int, top_k: int) -> float | None:
-    """``c = (effective − k) / (E − k)`` clamped to [0, 1]; no value when E ≤ k."""
-    if effective is None or not math.isfinite(effective) or num_experts <= top_k:
+    """``c = (effective − k) / (E − k)`` clamped to [0, 1]; no value when E ≤ k or k is unknown."""
+    if effective is None or not math.isfinite(effective) or not num_experts > top_k > 0:
         return None
     return min(1.0, max(0.0, (effective - top_k) / (num_experts - top_k)))
 

@@ -12,6 +12,7 @@ from microscope_tui.diagnosis.balancing import BACK, calm_down, go_back, right_s
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.circumstances import Circumstances, circumstances
 from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis.moment import WHEN, is_moment
 from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.runlog.records import RunRecord
@@ -47,7 +48,7 @@ def advise(
     worst, rule = finding.worst, RULES[finding.rule]
     around = circumstances(finding, tuple(beside) or finding.episodes)
     where = f" in {_layers(finding.layers)}" if finding.layers else ""
-    since = f"since step {finding.onset:,}"
+    since = WHEN if is_moment(run) else f"since step {finding.onset:,}"
     if not finding.active:
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"

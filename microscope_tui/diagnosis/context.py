@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis.moment import is_moment
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 from microscope_tui.diagnosis.timing import warm_up
 from microscope_tui.runlog.records import RunRecord
@@ -45,6 +46,11 @@ class Context:
     def trains(self) -> bool:
         """Whether the run trains: it has a gradient and a time axis."""
         return self.profile != "eval"
+
+    @property
+    def moment(self) -> bool:
+        """Whether there is a single step: see ``moment.py``."""
+        return is_moment(self.run, self.profile)
 
     @property
     def confidence(self) -> str:

@@ -12,7 +12,9 @@ from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.grouping import group
+from microscope_tui.diagnosis.inputs import see, why_blind
 from microscope_tui.diagnosis.ledger import Ledger
+from microscope_tui.diagnosis.moment import too_few
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import BiasSource, CountSource, StepView
@@ -48,6 +50,10 @@ class Diagnosis:
         self.warm_until = context.warm_up
         self.judged_since: int | None = None
         """First step past the warm-up; see ``standing.warm_up_left``."""
+        self.seen: set[str] = set()
+        """The numbers that the log has: see ``inputs.py``."""
+        self.too_few = ""
+        """Why a single moment cannot be judged; empty if it can, and for any other run."""
         self._unmeasured: Routers = frozenset()
         self.restarted = False
         """No step was seen since the restart."""
@@ -76,6 +82,9 @@ class Diagnosis:
             self.judged_since = record.step
         view = StepView(record, self.run.routers, counts, biases)
         self.ledger.see(view)
+        see(view, self.seen)
+        if self.ledger.context.moment:
+            self.too_few = too_few(view, self.run, self.ledger.context.limits)
         changed: list[Episode] = []
         self._unmeasured = frozenset()
         for rule in self.rules:
@@ -187,7 +196,12 @@ class Diagnosis:
 
     def blind_spots(self) -> dict[str, str]:
         """Rules that cannot be evaluated on this log, and why."""
-        reasons = {rule.name: rule.blind_to() for rule in self.rules}
+        if not self.last_step:
+            return {}
+        reasons = {
+            rule.name: rule.blind_to() or why_blind(rule.inputs(), self.seen, self.run)
+            for rule in self.rules
+        }
         return {name: reason for name, reason in reasons.items() if reason}
 
     def findings(self) -> list[Finding]:
@@ -196,7 +210,8 @@ class Diagnosis:
 
     def _wanted(self, context: Context) -> Iterator[type[Rule]]:
         for rule in RULES.values():
-            if rule.name not in self._criteria.ignore and (context.trains or not rule.trains_only):
+            fits = rule.judges_moment if context.moment else context.trains or not rule.trains_only
+            if fits and rule.name not in self._criteria.ignore:
                 yield rule
 
     def _take(self, rule: Rule, readings: Readings, step: int, silent: Muted) -> Iterator[Episode]:

@@ -69,6 +69,25 @@ def without(experts: Sequence[int] | None) -> str:
     return f"without {noun} {listed([str(expert) for expert in experts], 6)}"
 
 
+def choices(top_k: int) -> str:
+    """``top-2``; it may be unknown."""
+    return f"top-{top_k:,}" if top_k else "top-k unknown"
+
+
+def all_of(counts: Sequence[int], top_k: int, kind: str) -> tuple[float, str]:
+    """What the counts of a layer are parts of: its size, and ``of 1,024 tokens``.
+
+    Args:
+        kind: of the counts: ``shares`` do not show a number of tokens.
+    """
+    total = sum(counts)
+    if kind == "shares":
+        return total, "of the load"
+    if not top_k:
+        return total, f"of {total:,} assignments"
+    return total / top_k, f"of {round(total / top_k):,} tokens"
+
+
 def bytes_of(size: int) -> str:
     """``128 MB``, ``6.1 GB``: powers of 1,024."""
     for unit, factor in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):

@@ -18,6 +18,7 @@ from microscope_tui.diagnosis.circumstances import circumstances
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Finding, overall
 from microscope_tui.diagnosis.grouping import group
+from microscope_tui.diagnosis.inputs import unknown
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.saved import BadState
 from microscope_tui.diagnosis.signals import BiasSource, CountSource
@@ -175,8 +176,10 @@ class RunJudge:
         found = [f for f in self.findings() if f.severity > Severity.INFO]
         if (until := warm_up_left(diagnosis)) is not None:
             return f"{not_judged_yet(until)}{since}"
+        if not found and unknown(diagnosis.run, "top_k"):
+            return "NO VERDICT: top_k is unknown, write it in the header"
         if not found:
-            return f"healthy{since}"
+            return f"{diagnosis.too_few or 'healthy'}{since}"
         word = _WORDS[overall(found)]
         found.sort(key=lambda finding: _word(finding) != word)
         lines = [

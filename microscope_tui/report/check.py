@@ -14,6 +14,7 @@ from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode, Finding, overall
 from microscope_tui.diagnosis.grouping import group
+from microscope_tui.diagnosis.moment import is_moment
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.lines.words import listed
 from microscope_tui.runlog.discover import RunFile
@@ -25,6 +26,13 @@ from microscope_tui.watch.verdict import evidence, waits_until, why_no_verdict
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
 _MOST_NAMED = 3
+_COUNTS = {
+    "top1": "only first choices are counted: they are more uneven than all k choices",
+    "shares": "the log has shares, not counts: whether all choices were counted cannot be checked",
+    "local_rank": "the counts are those of one rank: the whole batch may look different",
+    "none": "the log has summaries per step and no counts per expert",
+}
+"""What each kind of counts except exact ones means for the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +150,18 @@ def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     if watch.run is not None and watch.run.inferred:
         yield "the log has no run record: layers and top-k are inferred from the counts"
     if watch.run is not None and watch.run.counts != "exact":
-        yield f"the counts are {watch.run.counts!r}, not exact"
+        other = f"source.counts is {watch.run.counts!r}, which is unknown: the sums are not checked"
+        yield _COUNTS.get(watch.run.counts, other)
     if watch.diagnosis is not None:
         if building_up := evidence(watch):
             yield building_up
-        for rule, reason in watch.diagnosis.blind_spots().items():
-            yield f"{rule} is not observable in this log: {reason}"
+        if is_moment(watch.diagnosis.run):
+            yield "a single dump: rules about changes over time do not apply"
+        blind = watch.diagnosis.blind_spots()
+        for reason in dict.fromkeys(blind.values()):
+            rules = [rule for rule, why in blind.items() if why == reason]
+            verb = "is" if len(rules) == 1 else "are"
+            yield f"{', '.join(rules)} {verb} not observable in this log: {reason}"
 
 
 def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:

@@ -116,8 +116,9 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     routers = []
     for index, row in enumerate(rows):
         counts = _counts(row) or []
-        top_k = round(sum(counts) / tokens) if tokens is not None and tokens >= 1 else 1
-        top_k = max(1, min(top_k, len(counts)))
+        top_k = 0
+        if tokens is not None and tokens >= 1:
+            top_k = max(1, min(round(sum(counts) / tokens), len(counts)))
         routers.append(RouterInfo(f"L{index}", index, len(counts), top_k))
     return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
 
@@ -272,7 +273,7 @@ def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
             name=safe_text(f"L{_integer(depth) or 0}" if name is None else name, 12),
             depth=_integer(depth) or 0,
             num_experts=per_router("num_experts", index),
-            top_k=max(1, per_router("top_k", index)),
+            top_k=per_router("top_k", index),
         )
         for index, (depth, name) in enumerate(zip(depths, names, strict=True))
     )

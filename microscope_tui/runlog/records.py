@@ -87,7 +87,9 @@ class RouterInfo:
     name: str
     depth: int
     num_experts: int
+    """0 if unknown."""
     top_k: int
+    """0 if unknown: then there is no collapse index."""
 
 
 @dataclass(frozen=True, slots=True)

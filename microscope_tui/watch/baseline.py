@@ -138,7 +138,7 @@ def _shape(routers: Sequence[RouterInfo]) -> str:
     kinds = list(dict.fromkeys((r.num_experts, r.top_k) for r in routers))
     if len(kinds) == 1:
         noun = "router" if len(routers) == 1 else "routers"
-        return f"{len(routers)} {noun} of {kinds[0][0]} experts, top-{kinds[0][1]}"
-    each = ", ".join(f"{r.num_experts} (top-{r.top_k})" for r in routers[:8])
+        return f"{len(routers)} {noun} of {kinds[0][0]} experts, top-{kinds[0][1] or 'k unknown'}"
+    each = ", ".join(f"{r.num_experts} (top-{r.top_k or 'k unknown'})" for r in routers[:8])
     more = f" and {len(routers) - 8} more" if len(routers) > 8 else ""
     return f"{len(routers)} routers of {each}{more} experts"

@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 
 from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.diagnosis.engine import Diagnosis
+from microscope_tui.diagnosis.inputs import unknown
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.signals import value_at
 from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
@@ -96,17 +98,31 @@ def _hopeless(watch: RunWatch) -> str | None:
     if watch.diagnosis is None or watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         return f"no steps in the log yet{first}"
-    found = {episode.rule for episode in watch.diagnosis.episodes}
-    if all(RULES[rule].judges_settings for rule in found) and not _measured(watch):
-        return "the log has no router loads: log tokens_per_expert or effective_experts"
-    return None
+    serious = {e.rule for e in watch.diagnosis.episodes if e.severity >= Severity.WARN}
+    if not all(RULES[rule].judges_settings for rule in serious):
+        return None
+    if not _measured(watch):
+        return _why_not_measured(watch.diagnosis)
+    return watch.diagnosis.too_few or None
+
+
+def _why_not_measured(diagnosis: Diagnosis) -> str:
+    """Which number it takes to compute a balance."""
+    run, seen = diagnosis.run, diagnosis.seen
+    if "effective_experts" not in seen and "max_load" in seen:
+        return "max_load alone shows only an overload: log counts or effective_experts"
+    if "effective_experts" in seen and unknown(run, "num_experts"):
+        return "no balance c without num_experts: use --num-experts"
+    if "effective_experts" in seen and unknown(run, "top_k"):
+        return "no balance c without top_k, the experts per token: use --top-k"
+    return "the log has no router loads: log tokens_per_expert or effective_experts"
 
 
 def _measured(watch: RunWatch) -> bool:
     """Whether any router has a balance, in the last step or in the history."""
     if watch.history is None or watch.run is None or watch.latest is None:
         return False
-    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k]
+    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k > 0]
     last = watch.latest.record.router.effective_experts
     if any(value_at(last, i) is not None for i in indices):
         return True  # the usual case, checked at every poll

@@ -284,5 +284,5 @@ def _quadrant(
         measures.relative_mutual_information(
             value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
         ),
-        None if mass is None else mass * router.num_experts / router.top_k,
+        mass * router.num_experts / router.top_k if mass is not None and router.top_k else None,
     )

@@ -122,6 +122,14 @@ def test_routers_without_a_choice_have_no_verdict(tmp_path: Path) -> None:
     assert judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0)).exit_code == 3
 
 
+def test_a_dump_with_few_assignments_is_not_judged_in_the_trainer_either(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, HEADER | {"profile": "eval", "planned_steps": 1})
+    list(replay(recorder, [step(1, [[9, 11, 8, 12, 10, 10, 11, 9]] * 4, tokens=40)]))
+    assert recorder.verdict().endswith("has 10 assignments per expert in this dump, needs 56")
+    read = judge(RunFile("run", tmp_path / "run" / "metrics.jsonl", 0.0))
+    assert (read.exit_code, read.problem) == (3, recorder.verdict())
+
+
 def odd_steps() -> list[dict[str, Any]]:
     """Numbers of all sizes, rows without a bias, readings that are missing or not finite."""
     rng = random.Random(0)

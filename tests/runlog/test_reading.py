@@ -180,6 +180,20 @@ def test_a_log_without_a_header_is_read_from_its_counts() -> None:
     assert isinstance(entry, StepEntry)
 
 
+@pytest.mark.parametrize("top_k", [None, 0, -1, "2", [None, None]])
+def test_a_header_that_does_not_say_top_k_leaves_it_unknown(top_k: Any) -> None:
+    record = {**HEADER, "model": {**HEADER["model"], "top_k": top_k}}
+    run, _ = RunReader("r").feed(lines(record, STEP))
+    assert isinstance(run, RunRecord)
+    assert [r.top_k for r in run.routers] == [0, 0]
+
+
+def test_counts_without_tokens_do_not_show_top_k() -> None:
+    run, _ = RunReader("orphan").feed(lines({k: v for k, v in STEP.items() if k != "tokens"}))
+    assert isinstance(run, RunRecord)
+    assert [(r.num_experts, r.top_k) for r in run.routers] == [(4, 0), (4, 0)]
+
+
 def test_an_endless_line_is_skipped_and_the_next_one_read() -> None:
     splitter = LineSplitter(max_line_bytes=10)
     got = [line for chunk in [b"x" * 8, b"x" * 8, b"\nshort\n"] for _, line in splitter.feed(chunk)]

@@ -184,10 +184,10 @@ HEADER_DAMAGE = {
     "long name": {"layer_names": ["decoder.layers.3.mlp", "L2"]},
     "same name": {"layer_names": ["L1", "L1"]},
     "unprintable": {"layer_names": ["\x1b]0;x\x07", "L2"]},
-    "missing model.num_experts": {"num_experts": None},
+    "unknown model.num_experts": {"num_experts": None},
     "length model.num_experts": {"num_experts": [4]},
     "type model.num_experts": {"num_experts": "4"},
-    "missing model.top_k": {"top_k": [None, 2]},
+    "unknown model.top_k": {"top_k": [None, 2]},
     "range model.top_k": {"top_k": 0},
     "top_k above num_experts": {"top_k": 5},
     "type model.norm_top_k": {"norm_top_k": 1},
@@ -211,6 +211,17 @@ def test_a_wrong_run_record_is_named_in_its_line(code: str) -> None:
     model = {key: changes.pop(key) for key in list(changes) if key in of_model}
     run = header(**({"model": model} if model else {})) | changes
     assert (1, code) in {(p.line, p.code) for p in problems([run, step(1)])}
+
+
+@pytest.mark.parametrize("key", ["num_experts", "top_k"])
+def test_an_unknown_number_is_a_hint_and_a_forgotten_one_an_error(key: str) -> None:
+    run = header()
+    run["model"] = {name: value for name, value in run["model"].items() if name != key}
+    (forgotten,) = (p for p in problems([run, step(1)]) if key in p.code)
+    assert (forgotten.severity, forgotten.code) == ("error", f"missing model.{key}")
+    run["model"][key] = None
+    (unknown,) = (p for p in problems([run, step(1)]) if key in p.code)
+    assert (unknown.severity, unknown.code) == ("hint", f"unknown model.{key}")
 
 
 def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> None:

@@ -17,6 +17,7 @@ from microscope_tui.app.actions.chart_actions import (
 )
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.lines import missing
 from microscope_tui.lines.charts.chart import Chart
 from microscope_tui.lines.charts.chart_layout import Placed, arranged, plot_area
 from microscope_tui.lines.charts.expert_bars import bias_bars, load_bars
@@ -89,7 +90,7 @@ class LayerScreen(ChartActions):
         left = [
             Span(f"  {router.name}", "title"),
             Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
-            Span(f"   {router.num_experts} experts, top-{router.top_k}", "dim"),
+            Span(f"   {missing.size(layer)}", "dim"),
         ]
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))
@@ -125,14 +126,19 @@ class LayerScreen(ChartActions):
         if place.name in charts:
             time = time_scale(view, session.axis, layer.index)
             return self.draw_figure(charts[place.name], time, place, view.step)
-        values, draw = (layer.load, load_bars) if place.name == "load" else (layer.bias, bias_bars)
-        return draw(
-            values or (),
+        step, chosen = view.counts_step or 0, session.expert
+        focused = place.name == self.chart_in_focus
+        if place.name == "bias":
+            bias = layer.bias or ()
+            return bias_bars(bias, size, session.glyphs, step=step, chosen=chosen, focused=focused)
+        return load_bars(
+            layer.load,
             size,
             session.glyphs,
-            step=view.counts_step or 0,
-            chosen=session.expert,
-            focused=place.name == self.chart_in_focus,
+            step=step,
+            chosen=chosen,
+            focused=focused,
+            nothing=missing.no_counts(view),
         )
 
     def _layer(self) -> LayerView | None:

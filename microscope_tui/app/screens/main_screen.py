@@ -12,6 +12,7 @@ from textual.containers import Horizontal
 from microscope_tui.app import keys
 from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows, Tiles
+from microscope_tui.lines import missing
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.look import Measure
 from microscope_tui.lines.spans import Line, Span, pad, plain
@@ -187,8 +188,10 @@ class MainScreen(LookActions):
         return Heat(session.look, terms, not self.app.no_color)
 
     def _legend(self, view: RunView, layout: TableLayout, heat: Heat) -> Line:
-        """What the colours of the cells mean, where there are cells."""
+        """What the colours of the cells mean, where there are cells; else why there are none."""
         room = layout.columns - layout.label
+        if view.layers and not any(layer.load for layer in view.layers):
+            return pad([Span(f" {missing.no_counts(view)}", "faint")], layout.columns)
         if not has_legend(heat, view.layers):
             return pad([], layout.columns)
         return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]

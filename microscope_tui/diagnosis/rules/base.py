@@ -17,6 +17,7 @@ import msgspec
 
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.moment import expected
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.timing import ENTER_SHARE, LEAST_LINES
@@ -45,6 +46,10 @@ class Rule(ABC):
     """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
     """Not evaluated in an evaluation run."""
+    judges_moment: ClassVar[bool] = False
+    """Evaluated where there is a single step."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Numbers without which it is blind, by the names of ``inputs.py``."""
     judges_settings: ClassVar[bool] = False
     """Needs no measurement: it reports the causes of ``standing``."""
     muted_by: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +106,8 @@ class Rule(ABC):
 
     def lines(self, steps: int) -> int:
         """Number of lines that cover this many steps; at least five where possible."""
+        if self.context.moment:
+            return 1
         return min(steps, max(LEAST_LINES, math.ceil(steps / self.spacing)))
 
     def space(self, spacing: int) -> None:
@@ -128,9 +135,19 @@ class Rule(ABC):
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
         """Evaluate these open episodes until they end."""
 
+    def inputs(self) -> Sequence[str]:
+        """Numbers without which it is blind in this run."""
+        return self.needs
+
     def blind_to(self) -> str | None:
-        """Why the rule cannot be evaluated on this log; ``None`` if it can."""
+        """Another reason why it cannot be evaluated on this log; ``None`` if there is none."""
         return None
+
+    def suffices(self, view: StepView, index: int, evidence: float) -> bool:
+        """Whether a single moment has enough assignments; persistence decides everywhere else."""
+        if not self.context.moment:
+            return True
+        return (expected(view, index, self.context.run) or 0.0) >= evidence
 
     @staticmethod
     @abstractmethod

@@ -1,9 +1,12 @@
 """BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
@@ -39,6 +42,9 @@ class BiasRunaway(Rule):
     def set_up(self) -> None:
         self.limits = self.context.limits.BIAS_RUNAWAY
         self.persist(self.limits.persistence, leave=self.limits.persistence)
+
+    def inputs(self) -> Sequence[str]:
+        return BALANCE if self.context.run.balance.get("method") == "bias" else ()
 
     def start(self) -> None:
         self.memory: Memory = Memory()

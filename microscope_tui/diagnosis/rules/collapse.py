@@ -5,6 +5,8 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.inputs import BALANCE
+from microscope_tui.diagnosis.moment import is_moment
 from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
 from microscope_tui.diagnosis.signals import Signal, StepView, value_at
@@ -52,6 +54,8 @@ class Collapse(Rule):
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
     cause_rank = 20
+    judges_moment = True
+    needs = BALANCE
     low_is_bad = True
     family = "starvation"
     wants_balance = True
@@ -131,13 +135,14 @@ class Collapse(Rule):
             facts["reference"] = reference
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
-        facts["shock_steps"] = self.context.limits.SHOCK.within
+        if not self.context.moment:
+            facts["shock_steps"] = self.context.limits.SHOCK.within
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:
             suspect.low_since = None  # low step by step and even in the sum: a swing
         # A sum still contains the past: alone it is not evidence about this step.
-        judged = enough and not suspect.calm
+        judged = enough and not suspect.calm and self.suffices(view, index, limits.evidence)
         return Reading(
             severity=self._severity(value, reference) if judged else None,
             clear=clear,
@@ -261,7 +266,7 @@ class Collapse(Rule):
         age, shock_steps = worst.last - worst.onset, number(worst, "shock_steps") or 0
         if worst.active and age < shock_steps:
             why += f". It is {age + 1} steps old: a transient shock would look the same so far"
-        return f"{why}. The loss may not show it"
+        return why if is_moment(run) else f"{why}. The loss may not show it"
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:

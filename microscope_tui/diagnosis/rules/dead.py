@@ -6,6 +6,7 @@ import msgspec
 
 from microscope_tui.diagnosis.balancing import BACK, stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.moment import WHEN, expected, is_moment
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
 from microscope_tui.diagnosis.signals import StepView
@@ -48,6 +49,8 @@ class Dead(Rule):
         "at least 100 steps; critical from 200 steps on, above 20 % of the experts"
     )
     muted_by = ("COLLAPSE",)
+    judges_moment = True
+    needs = ("counts", "tokens", "top_k")
     cause_rank = 50
     family = "starvation"
     wants_balance = True
@@ -57,6 +60,9 @@ class Dead(Rule):
         self.limits = self.context.limits.DEAD
         self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
         self.leave = self.limits.windows
+
+    def inputs(self) -> Sequence[str]:
+        return ("counts",) if self.context.moment else self.needs
 
     def start(self) -> None:
         self.memory: Memory = Memory()
@@ -75,6 +81,8 @@ class Dead(Rule):
                 self.memory.windows[index] = before.windows.get(index, {})
 
     def read(self, view: StepView) -> Readings | None:
+        if self.context.moment:
+            return self._of_moment(view)
         dead, tokens, memory = view.signal("dead_experts"), view.tokens, self.memory
         if dead is None or tokens is None:
             return None
@@ -93,6 +101,29 @@ class Dead(Rule):
         if memory.steps < least or (counted < least and memory.steps < _SPARSEST * least):
             return None
         return self._end_window(expected, view.step)
+
+    def _of_moment(self, view: StepView) -> Readings:
+        """Experts without an assignment in the only step."""
+        found: dict[int, Reading | None] = {}
+        for index in range(len(self.routers)):
+            counts = view.full_counts(index)
+            if counts is None or not self.suffices(view, index, self.limits.evidence):
+                found[index] = None
+                continue
+            dead = {e: view.step for e, count in enumerate(counts) if count == 0}
+            for expert in self._excused(index, dead):
+                del dead[expert]
+            if dead:
+                found[index] = Reading(
+                    severity=Severity.WARN,
+                    value=float(len(dead)),
+                    facts={
+                        "experts": tuple(sorted(dead)),
+                        "share": len(dead) / len(counts),
+                        "expected": expected(view, index, self.context.run) or 0.0,
+                    },
+                )
+        return found
 
     def _add(self, view: StepView, dead: Sequence[float]) -> None:
         memory = self.memory
@@ -170,6 +201,8 @@ class Dead(Rule):
         baseline = self.context.baseline
         known = baseline.dead[index] if baseline is not None else None
         if known is None:
+            if self.context.moment:
+                return []  # there is nothing before it
             if not self.memory.started:
                 self.memory.started_dead[index] = sorted(dead)
             known = frozenset(self.memory.started_dead.get(index, ()))
@@ -178,6 +211,11 @@ class Dead(Rule):
     @staticmethod
     def why(worst: Episode, run: RunRecord) -> str:
         steps = number(worst, "steps") or worst.last - worst.onset + 1
+        if is_moment(run):
+            return (
+                f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received no "
+                f"tokens {WHEN}, where each could expect {number(worst, 'expected') or 0:,.0f}"
+            )
         return (
             f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
             f"no tokens for at least {steps:,.0f} steps"
@@ -185,6 +223,8 @@ class Dead(Rule):
 
     @staticmethod
     def remedy(worst: Episode, run: RunRecord) -> str:
+        if is_moment(run):
+            return "count other data too; do not remove the experts: other data may need them"
         if run.profile != "pretrain":
             return (
                 "compare with the model before this training; do not remove the experts: "

@@ -8,6 +8,7 @@ import msgspec
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
@@ -37,6 +38,7 @@ class Eroding(Rule):
         "than its noise, and reaches the limit of COLLAPSE within 500 steps"
     )
     trains_only = True
+    needs = BALANCE
     muted_by = ("COLLAPSE",)
     ends_in = ("COLLAPSE",)
     cause_rank = 60

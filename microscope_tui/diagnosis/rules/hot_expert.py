@@ -1,6 +1,7 @@
 """HOT_EXPERT: one expert takes nearly every token in an otherwise healthy layer."""
 
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
@@ -19,6 +20,8 @@ class HotExpert(Rule):
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)
     cause_rank = 140
+    judges_moment = True
+    needs = ("max_load", *BALANCE)
 
     def set_up(self) -> None:
         self.limits = self.context.limits.HOT_EXPERT
@@ -34,15 +37,16 @@ class HotExpert(Rule):
             return None
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
-        sound = self.context.limits.COLLAPSE.warn
+        collapsed = self.context.limits.COLLAPSE
         found: dict[int, Reading | None] = {}
         for index, (load, scale) in enumerate(zip(loads.values, self.scales, strict=True)):
             share = load * scale
             if share != share:
                 found[index] = None
             elif share >= self.limits.leave:
-                balanced = collapse.values[index] >= sound
+                balanced = collapse.values[index] >= collapsed.warn
                 hot = share > self.limits.share and balanced
+                hot = hot and self.suffices(view, index, collapsed.evidence)
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
                     clear=not balanced,  # its current state is up to COLLAPSE

@@ -93,6 +93,7 @@ class Lint(Rule):
         f"from the steps: {'; '.join(_FROM_STEPS)} (the bias of busy experts rises)"
     )
     in_warm_up = True
+    judges_moment = True
     cause_rank = 130
     judges_settings = True
     remedy_by_cause = True
@@ -159,7 +160,7 @@ class Lint(Rule):
         if run.counts == "local_rank":
             yield "one rank"
         if (tokens := view.tokens) is not None and any(
-            tokens * r.top_k < r.num_experts for r in self.routers
+            r.top_k and tokens * r.top_k < r.num_experts for r in self.routers
         ):
             yield "few tokens"
 
@@ -181,7 +182,7 @@ class Lint(Rule):
             return False
         loss = next((losses[n] for n in ("aux", "aux_loss", "router_aux") if n in losses), None)
         top_k = {r.top_k for r in self.routers}
-        if loss is None or len(top_k) != 1 or not self._may_pool():
+        if loss is None or len(top_k) != 1 or 0 in top_k or not self._may_pool():
             return False
         floor = float(max(top_k))
         return abs(loss - floor) <= self.limits.floor * floor and any(

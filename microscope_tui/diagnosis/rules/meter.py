@@ -54,6 +54,7 @@ class Meter(Rule):
         "own summary, fewer than k effective experts, or NaN; 3 of 10 looks"
     )
     in_warm_up = True
+    judges_moment = True
     cause_rank = 10
     mutes_all = True
     remedy_by_cause = True
@@ -62,6 +63,10 @@ class Meter(Rule):
         self.limits = self.context.limits.METER
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
+        self.luck = self.limits.luck
+        if self.context.moment:  # one look has to be as sure as several
+            self.luck **= self.needed
+            self.needed = self.leave = 1
         self.exact = self.context.run.counts == "exact"
         slack = 1.0 + self.limits.summary_error
         whole = self.context.run.counts in _ALL_CHOICES
@@ -149,7 +154,7 @@ class Meter(Rule):
         if router.num_experts and len(counts) != router.num_experts:
             return {"cause": "width", "total": len(counts), "expected": router.num_experts}
         tokens = view.tokens_of(index)
-        if self.exact and tokens is not None:
+        if self.exact and tokens is not None and router.top_k:
             total += _unrouted(view, index)
             expected = round(tokens * router.top_k)
             if total != expected:
@@ -164,11 +169,13 @@ class Meter(Rule):
                 "expected": tokens,
                 "experts": (most,),
             }
-        forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k
-        if forced and _luck(counts) < self.limits.luck:
+        forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k > 0
+        # Scaled shares are often even, and say nothing of chance.
+        if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
             return {"cause": "forced", "total": total, "expected": total}
         # Expensive: each check covers a quarter of the routers, and all that were wrong before.
-        if index in self.memory.miscounted or (index + view.step) % 4 == 0:
+        every = index in self.memory.miscounted or self.context.moment
+        if every or (index + view.step) % 4 == 0:
             return self._belied(view, index, counts)
         return None
 
@@ -189,7 +196,7 @@ class Meter(Rule):
         found: dict[int, str] = {}
         for index, router in enumerate(self.routers):
             value = effective.values[index] if effective is not None else router.top_k
-            if value > router.top_k + 0.01 or router.num_experts <= router.top_k:
+            if value > router.top_k + 0.01 or not router.num_experts > router.top_k > 0:
                 continue
             counts = view.full_counts(index)
             if counts is not None and not any(counts[router.top_k :]):

@@ -44,6 +44,7 @@ class Overload(Rule):
     )
     muted_by = ("COLLAPSE",)
     cause_rank = 110
+    needs = ("max_load",)
 
     def set_up(self) -> None:
         self.limits = self.context.limits.OVERLOAD
@@ -113,7 +114,10 @@ class Overload(Rule):
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
-            limit = max(self.limits.ratio * reference, self.limits.least, self._noise(view, index))
+            noise = self._noise(view, index)
+            if noise is None:  # the reference is as noisy, if it is of this run
+                noise = 0.0 if known is None else math.inf
+            limit = max(self.limits.ratio * reference, self.limits.least, noise)
             if load - 1.0 > limit / 1.3 and not _is_over(found.get(index)):
                 found[index] = Reading(
                     severity=self.severity if load - 1.0 > limit else None,
@@ -122,11 +126,14 @@ class Overload(Rule):
                     facts={"usual": 1.0 + reference},
                 )
 
-    def _noise(self, view: StepView, index: int) -> float:
-        """99th percentile of MaxVio of an even router: few tokens are uneven by chance."""
+    def _noise(self, view: StepView, index: int) -> float | None:
+        """99th percentile of MaxVio of an even router: few tokens are uneven by chance.
+
+        ``None`` where the log does not say how many assignments there are.
+        """
         router, tokens = self.routers[index], view.tokens
-        if tokens is None or not router.num_experts:
-            return math.inf
+        if tokens is None or not router.num_experts or not router.top_k:
+            return None
         expected = tokens * router.top_k / router.num_experts
         return 1.6 * math.sqrt(2 * math.log(router.num_experts + 1) / expected) * 2
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
@@ -36,6 +37,7 @@ class Shock(Rule):
     means = "The load of a layer fell onto few experts for some steps and recovered by itself."
     formula = "c falls by more than 0.25 below its median and returns within 50 steps"
     cause_rank = 150
+    needs = BALANCE
     low_is_bad = True
 
     def set_up(self) -> None:

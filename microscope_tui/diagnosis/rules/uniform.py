@@ -97,8 +97,9 @@ class Uniform(Rule):
         limits, router = self.limits, self.routers[index]
         if gradient < limits.gradient:
             return Severity.WARN
-        mass = view.signal("selected_mass")
-        lift = mass.values[index] * router.num_experts / router.top_k if mass else math.nan
+        mass, lift = view.signal("selected_mass"), math.nan
+        if mass is not None and router.top_k:
+            lift = mass.values[index] * router.num_experts / router.top_k
         return None if gradient >= limits.learning or lift > limits.lift else Severity.INFO
 
     @staticmethod

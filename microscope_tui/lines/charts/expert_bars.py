@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from microscope_tui.lines import words
 from microscope_tui.lines.charts.chart import GUTTER, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
-from microscope_tui.lines.spans import Line, Span, merged, pad
+from microscope_tui.lines.spans import Line, Span, merged, pad, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
@@ -27,11 +27,12 @@ def load_bars(
     step: int,
     chosen: int | None = None,
     focused: bool = False,
+    nothing: str = "no counts in the log",
 ) -> list[Line]:
     """The load of every expert in exactly ``size`` cells, with a line at the fair share."""
     width, height = size
     if not load:
-        return _nothing("load per expert", "no counts in the log", size, focused)
+        return _nothing("load per expert", nothing, size, focused)
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
@@ -122,8 +123,10 @@ def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
     width, height = size
-    note = pad([Span(" " * GUTTER + why, "faint")], width)
-    return [pad(_title(name, focused), width), note, *[pad([], width)] * (height - 2)][:height]
+    notes = wrap(why, max(1, width - GUTTER))
+    lines = [_title(name, focused), *([Span(" " * GUTTER + note, "faint")] for note in notes)]
+    lines += [[]] * max(0, height - len(lines))
+    return [pad(line, width) for line in lines[:height]]
 
 
 def _title(name: str, focused: bool) -> Line:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.lines import words
+from microscope_tui.lines import missing, words
 from microscope_tui.lines.charts.chart import Chart, Curve
 from microscope_tui.watch.view import LayerView, RunView
 
@@ -22,6 +22,7 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
             top=1.0,
             limits=[(limits.warn, "warn"), (limits.critical, "crit")],
             spell=words.index,
+            nothing=missing.no_balance(layer)[1],
         ),
         "entropy": Chart(
             "entropy",
@@ -34,6 +35,7 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
             if layer.mean_entropy is not None
             else "",
             top=most,
+            nothing=missing.NO_ENTROPY,
         ),
         "max-load": Chart(
             "max load",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.lines import words
+from microscope_tui.lines import missing, words
 from microscope_tui.lines.charts.chart import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
@@ -45,10 +45,10 @@ def place_of(values: Sequence[float], expert: int) -> int:
 
 def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
     """Which expert this is."""
-    router = layer.router
+    router, size = layer.router, layer.router.num_experts or "?"
     left = [
         Span(f"  expert {expert}", "title"),
-        Span(f"  of {router.num_experts} in {router.name}, top-{router.top_k}", "dim"),
+        Span(f"  of {size} in {router.name}, {words.choices(router.top_k)}", "dim"),
     ]
     for finding, episode in naming(view, layer.index, expert):
         left.append(Span(f"   {finding.severity.letter} {finding.rule}", _role(episode)))
@@ -61,10 +61,10 @@ def facts(
     """Its load, share, place and bias at the shown step, in two lines."""
     load, counts = layer.load, layer.counts
     if not load or not counts or expert >= len(load):
-        why = "no counts in the log" if view.counts_step is None else "no counts in this layer"
-        return [pad([Span(f"  {why}", "dim")], width), pad([], width)]
+        return [pad([Span(f"  {missing.no_counts(view)}", "dim")], width), pad([], width)]
     what = condition(load[expert])
-    tokens = sum(counts) / max(1, layer.router.top_k)
+    kind = view.run.counts if view.run is not None else ""
+    whole, of_all = words.all_of(counts, layer.router.top_k, kind)
     first = [
         Span("  load ", "dim"),
         Span(words.decimal(load[expert]), "title"),
@@ -76,8 +76,8 @@ def facts(
         Span("  place ", "dim"),
         Span(f"{place_of(load, expert)}"),
         Span(f" of {len(load)}   ", "dim"),
-        Span(f"{counts[expert] / max(1.0, tokens):.1%}"),
-        Span(f" of {round(tokens):,} tokens", "dim"),
+        Span(f"{counts[expert] / max(1.0, whole):.1%}"),
+        Span(f" {of_all}", "dim"),
     ]
     if layer.bias and expert < len(layer.bias):
         away = layer.bias[expert] - sum(layer.bias) / len(layer.bias)
@@ -121,7 +121,7 @@ def expert_charts(
         "place",
         [Curve(steps, places)],
         float(place_of(layer.load, expert)) if layer.load and now is not None else None,
-        f"of {experts}, 1 is the busiest",
+        f"of {experts}, 1 is the busiest" if experts else "",
         bottom=1.0,
         top=float(experts),
         spell=words.short_number,
@@ -142,7 +142,8 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
     counted = [
         f"{n} {what}" for what in ("dead", "starving", "hot") if (n := conditions.count(what))
     ]
-    said = f"  {', '.join(counted) or 'nowhere dead, starving or hot'}"
+    nowhere = "nowhere dead, starving or hot" if conditions else "no counts"
+    said = f"  {', '.join(counted) or nowhere}"
     head = [Span(f"  {'all layers':<{_LABEL - 2}}", "dim"), Span(f"{names[0]} ", "dim")]
     tail = [Span(f" {names[-1]}", "dim"), Span(said, "value" if counted else "dim")]
     room = width - sum(len(span.text) for span in [*head, *tail])

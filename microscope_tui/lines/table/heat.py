@@ -83,6 +83,8 @@ def why_nothing(layer: LayerView, look: Look, terms: Terms) -> str | None:
             return "no bias"
         case Measure.OVERFLOW if not terms.capacity_factor:
             return "no capacity in the header"
+        case Measure.SHARE | Measure.LOG_SHARE if not layer.router.top_k:
+            return "top_k is unknown"
         case Measure.RANKS if layer.router.num_experts % terms.ranks:
             return f"{layer.router.num_experts} experts do not divide by {terms.ranks} ranks"
         case Measure.DIFFERENCE if _reference_load(layer, terms) is None:

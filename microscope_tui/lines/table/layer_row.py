@@ -7,7 +7,7 @@ row may be several lines high; words and numbers are on its middle line.
 import math
 from collections.abc import Sequence
 
-from microscope_tui.lines import words
+from microscope_tui.lines import missing, words
 from microscope_tui.lines.glyphs import Glyphs, bar, spark
 from microscope_tui.lines.look import Measure
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad
@@ -40,7 +40,9 @@ def load(
     """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
     why = why_nothing(layer, heat.look, heat.terms)
     if why:
-        text = why if len(why) <= layout.heat else "-"
+        known = [] if layer.load or layer.max_load is None else [f"{why}, max load "]
+        longer = [f"{text}{words.decimal(layer.max_load)}" for text in known]
+        text = next((t for t in [*longer, why] if len(t) <= layout.heat), "-")
         return _tall([Span(text, "faint")], layout.heat, layout.row_height)
     values = values_of(layer, heat.look, heat.terms)
     cell, at = layout.cell, None
@@ -65,6 +67,8 @@ def balance(
     number = Span(words.index(layer.collapse_index), role)
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", role)
+    if layer.collapse_index is None and _is_empty(layer.balance_history):
+        return _reason(missing.no_balance(layer)[0], layout)
     return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
 
 
@@ -74,6 +78,8 @@ def entropy(
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
     top = math.log(max(2, layer.router.num_experts))
     number = Span(words.decimal(layer.entropy), "value")
+    if layer.entropy is None and _is_empty(layer.entropy_history):
+        return _reason("not logged", layout)
     return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
 
 
@@ -123,6 +129,17 @@ def _number_and_curve(
         ]
         for at, text in enumerate(curve)
     ]
+
+
+def _is_empty(history: Sequence[Column]) -> bool:
+    return all(column.mean != column.mean for column in history)
+
+
+def _reason(why: str, layout: TableLayout) -> list[Line]:
+    """Why a column of a number and its curve is empty."""
+    width = curve_width(layout)
+    text = f"   {why}" if len(why) + 3 <= width else "   -"
+    return _tall([Span(text, "faint")], width, layout.row_height)
 
 
 def _tall(line: Line, width: int, height: int) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from microscope_tui.lines import missing, words
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import WORD_OF_SEVERITY
 from microscope_tui.lines.table.heat import Terms
@@ -16,8 +17,8 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.active:
-                words = troubles.setdefault(episode.router_index, [])
-                words += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
+                said = troubles.setdefault(episode.router_index, [])
+                said += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
     return [
         layer.index
         for layer in view.layers
@@ -32,11 +33,14 @@ def expert_line(view: RunView, layer_index: int, expert: int | None, terms: Term
     layer = view.layers[layer_index]
     name = f"{layer.router.name} expert {expert}"
     if not layer.load or not layer.counts or expert >= len(layer.load):
-        return f"{name}: no counts"
-    tokens = sum(layer.counts) / max(1, layer.router.top_k)
+        return f"{name}: {missing.no_counts(view)}"
+    kind = view.run.counts if view.run is not None else ""
+    whole, of_all = words.all_of(layer.counts, layer.router.top_k, kind)
+    count = layer.counts[expert]
+    part = f"{count / max(1.0, whole):.1%}" if kind == "shares" else f"{count:,}"
     parts = [
         f"{name}: load {layer.load[expert]:.3g}",
-        f"{layer.counts[expert]:,} of {round(tokens):,} tokens",
+        f"{part} {of_all}",
     ]
     if layer.bias and expert < len(layer.bias):
         parts.append(f"bias {layer.bias[expert]:+.4g}")

@@ -1,5 +1,6 @@
 """The main screen as plain text, without a terminal."""
 
+from microscope_tui.lines import missing
 from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.spans import Line, Span, crop, plain
 from microscope_tui.lines.table import frame, layer_row, time_line
@@ -36,8 +37,10 @@ def snapshot_text(
     lines += _table(view, layout, glyphs)
     lines.append(time_line.ribbon(view, columns, glyphs, view.state if at is None else "then"))
     lines.append(time_line.notes(view, layout, glyphs))
-    legend = Span("        load: x dead  - starving  . fair  + over  # hot", "dim")
-    lines.append(crop([legend], columns))
+    legend = "        load: x dead  - starving  . fair  + over  # hot"
+    if not any(layer.load for layer in view.layers):
+        legend = f" {missing.no_counts(view)}" if view.layers else ""
+    lines.append(crop([Span(legend, "dim")], columns))
     return "\n".join(spelled(plain(line), glyphs) for line in lines)
 
 

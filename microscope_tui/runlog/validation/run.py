@@ -62,6 +62,11 @@ _MODEL_KEYS = frozenset(
     }
 )
 _BALANCE_WEIGHTS = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight")
+_LOST = {
+    "num_experts": "there is no balance and its routers are not judged, write it if you can",
+    "top_k": "there is no balance and no verdict on a collapse, write it if you can",
+}
+"""What is lost where it is unknown."""
 _EVENT_KEYS = frozenset({"kind", "step", "time", "event", "reason", "values"})
 
 
@@ -225,17 +230,30 @@ def _check_names(problems: Problems, value: Any, routers: int | None) -> None:
 def _per_router_integer(
     problems: Problems, model: dict[str, Any], key: str, routers: int | None
 ) -> tuple[int | None, ...]:
-    """``num_experts`` or ``top_k``, which may be one number or one per router."""
+    """``num_experts`` or ``top_k``, which may be one number or one per router.
+
+    An explicit null is valid, and 0 experts: other tools do not always log them.
+    """
     name, value, length = f"model.{key}", model.get(key), routers or 0
     if isinstance(value, list):
         entries = per_router(problems, name, value, routers) or [None] * length
-        if None in value:
-            problems.error(f"missing {name}", f"{name} holds null: write it for every router")
-        checked = [number(problems, name, entry, POSITIVE) for entry in entries]
+        if any(_is_unknown(key, entry) for entry in value):
+            problems.hint(f"unknown {name}", f"{name} is unknown for a router: {_LOST[key]}")
+        checked = [
+            None if _is_unknown(key, entry) else number(problems, name, entry, POSITIVE)
+            for entry in entries
+        ]
         return tuple(map(_whole, checked))[:length]
-    if value is None:
-        problems.error(f"missing {name}", f"{name} is missing: write {POSITIVE.what}")
+    if key not in model:
+        problems.error(f"missing {name}", f"{name} is missing: write {POSITIVE.what}, or null")
+    elif _is_unknown(key, value):
+        problems.hint(f"unknown {name}", f"{name} is unknown: {_LOST[key]}")
+        return (None,) * length
     return (_whole(number(problems, name, value, POSITIVE)),) * length
+
+
+def _is_unknown(key: str, value: Any) -> bool:
+    return value is None or (key == "num_experts" and type(value) is int and value == 0)
 
 
 def _whole(value: float | None) -> int | None:

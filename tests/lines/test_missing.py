@@ -1,0 +1,122 @@
+"""Every empty part says why it is empty and what would fill it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from microscope_tui.lines import missing, words
+from microscope_tui.lines.charts.expert_bars import load_bars
+from microscope_tui.lines.charts.layer_charts import layer_charts
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines.pages.load_series import LoadSeries
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.lines.table.heat import Terms, why_nothing
+from microscope_tui.lines.table.layers import expert_line
+from microscope_tui.lines.table.snapshot import snapshot_text
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import view_of
+
+ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
+SIZES = [(80, 24), (120, 40), (100, 30)]
+
+
+@pytest.fixture
+def watched(
+    write_log: Any, open_log: Any, make_header: Any, make_step: Any, balanced: Any
+) -> Callable[..., RunWatch]:
+    """A run of five steps with these changes of its header and its steps."""
+
+    def watch(header: dict[str, Any], lacks: tuple[str, ...] = (), **only: Any) -> RunWatch:
+        steps = [make_step(n, [balanced() for _ in range(3)], 2048) for n in range(1, 6)]
+        steps = [{k: v for k, v in one.items() if k not in lacks} | only for one in steps]
+        return open_log(write_log([make_header(**header), *steps]))  # type: ignore[no-any-return]
+
+    return watch
+
+
+@pytest.fixture
+def summaries(watched: Any) -> RunWatch:
+    """The largest load of all layers, and nothing else of the routers."""
+    of = {"model": ONE, "source": {"writer": "other", "counts": "none"}}
+    return watched(of, ("tokens", "tokens_per_expert"), router={"max_load": [3.25]})  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_of_summaries_names_what_writes_counts(
+    summaries: RunWatch, size: tuple[int, int]
+) -> None:
+    text = snapshot_text(summaries, *size)
+    assert "no counts: only summaries; the probe writes counts (2 lines: docs/probe.md)" in text
+    assert "max load 3.25" in text
+    assert "E unknown" in text
+    assert "not logged" in text
+    assert "load: x dead" not in text  # a legend of nothing
+    assert all(len(line) <= size[0] for line in text.splitlines())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_unknown_top_k_is_named_where_the_balance_would_be(
+    watched: Any, size: tuple[int, int]
+) -> None:
+    text = snapshot_text(watched({"model": {"top_k": None}}), *size)
+    assert text.count("k unknown") == 3
+    assert "use --top-k" in text
+    assert "healthy" not in text
+
+
+def test_a_balance_that_exists_is_never_called_missing(watched: Any) -> None:
+    text = snapshot_text(watched({}), 100, 30)
+    assert "unknown" not in text
+    assert "no counts" not in text
+
+
+def test_the_charts_of_a_layer_say_what_they_need(watched: Any, summaries: RunWatch) -> None:
+    view = view_of(watched({"model": {"top_k": None}}))
+    charts = layer_charts(view, view.layers[0])
+    assert not charts["balance"].measured
+    assert charts["balance"].nothing == "top_k is unknown: use --top-k"
+    assert "docs/probe.md" in charts["entropy"].nothing
+    view = view_of(summaries)
+    assert not view.layers[0].load
+    nothing = missing.no_counts(view)
+    lines = load_bars(None, (40, 6), Glyphs.BRAILLE, step=1, nothing=nothing)
+    assert " ".join(plain(line).strip() for line in lines).count("docs/probe.md") == 1
+    assert [line_width(line) for line in lines] == [40] * 6
+
+
+def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
+    watched: Any,
+) -> None:
+    expert = 3
+    series = LoadSeries(())
+    for header, said, wrong in (
+        ({}, "of 2,048 tokens", "assignments"),
+        ({"model": {"top_k": None}}, "of 4,096 assignments", "tokens"),
+        ({"source": {"writer": "w", "counts": "shares"}}, "of the load", "tokens"),
+    ):
+        view = view_of(watched(header))
+        layer = view.layers[0]
+        card = " ".join(plain(s) for s in expert_card.facts(view, layer, expert, series, 100))
+        for text in (card, expert_line(view, 0, expert, Terms())):
+            assert said in text
+            assert wrong not in text
+    view = view_of(watched({"model": {"top_k": None}}))
+    assert why_nothing(view.layers[0], Look(measure=Measure.SHARE), Terms()) == "top_k is unknown"
+
+
+def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch) -> None:
+    view = view_of(summaries)
+    layer = view.layers[0]
+    assert "0 in" not in plain(expert_card.title(view, layer, 0, "", 80))
+    assert "top-k unknown" in plain(expert_card.title(view, layer, 0, "", 80))
+    across = plain(expert_card.across_layers(view, 0, 0, 80, colour=False))
+    assert "no counts" in across
+    assert "nowhere" not in across
+    assert missing.size(layer) == "experts ?, top-k unknown"
+
+
+def test_choices_are_spelled() -> None:
+    assert (words.choices(2), words.choices(0)) == ("top-2", "top-k unknown")
