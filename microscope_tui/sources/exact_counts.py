@@ -100,6 +100,8 @@ class ExactCounts:
             yield self._header()
         while self._waiting:
             yield self._record(self._waiting.popleft())
+        if self._is_moment:
+            yield {"kind": "event", "event": "end", "reason": "finished"}
 
     def _grow(self, counted: Counted) -> bool:
         before = len(self._routers), self._experts, self._top_k

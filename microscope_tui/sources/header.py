@@ -81,9 +81,8 @@ def run_record(
         "layers": list(depths),
         "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
         "num_experts": experts[0] if len(set(experts)) == 1 else list(experts),
+        "top_k": top_k,  # null: unknown
     }
-    if top_k is not None:
-        model["top_k"] = top_k
     record: Record = {
         "kind": "run",
         "format_version": FORMAT_VERSION,

@@ -213,6 +213,7 @@ class RunWatch:
                 has_steps=self.latest is not None,
                 end=self.shown.end,
                 step_times_s=list(self.scan.intervals),
+                logs_its_end=self.file.origin is None,
             )
             return word, age
 

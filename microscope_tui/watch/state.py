@@ -65,9 +65,11 @@ def state_of(
     has_steps: bool,
     end: EventRecord | None,
     step_times_s: Sequence[float],
+    logs_its_end: bool = True,
 ) -> RunState:
     """``waiting``, ``live``, ``slow``, ``stale``, ``crashed?`` by the age of the file against the
-    usual step; ``finished``, ``failed``, ``stopped`` by the last event; ``deleted``.
+    usual step; ``finished``, ``failed``, ``stopped`` by the last event; ``deleted``. A writer that
+    need not log its end is not taken for crashed.
     """
     if deleted:
         return RunState.DELETED
@@ -77,7 +79,7 @@ def state_of(
     if age_s is None or not has_steps:
         return RunState.WAITING
     usual = sorted(step_times_s)[len(step_times_s) // 2] if step_times_s else 1.0
-    if age_s > max(CRASHED_S, 10 * usual):
+    if logs_its_end and age_s > max(CRASHED_S, 10 * usual):
         return RunState.CRASHED
     if age_s > max(STALE_S, 10 * usual):
         return RunState.STALE

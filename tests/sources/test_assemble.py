@@ -104,7 +104,7 @@ def test_what_the_user_says_wins_over_the_configuration() -> None:
 
 
 def test_without_a_word_on_the_choices_top_k_stays_unknown() -> None:
-    assert "top_k" not in records(Logger([(1, shares(1, [0.5, 0.5]))]))[0]["model"]
+    assert records(Logger([(1, shares(1, [0.5, 0.5]))]))[0]["model"]["top_k"] is None
 
 
 def test_max_violation_is_a_load_less_one() -> None:

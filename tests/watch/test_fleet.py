@@ -13,9 +13,9 @@ import pytest
 from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.runlog import discover as discover_module
 from microscope_tui.runlog import glance as glance_module
 from microscope_tui.runlog.glance import glance
-from microscope_tui.watch import fleet as fleet_module
 from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
 from microscope_tui.watch.run_card import RunCard
 from microscope_tui.watch.view import view_of
@@ -122,7 +122,9 @@ def test_a_run_that_did_not_change_is_not_looked_at_again(
     fleet = Fleet(tmp_path)
     read_all(fleet)
     looked: list[Path] = []
-    monkeypatch.setattr(fleet_module, "glance", lambda path: (looked.append(path), glance(path))[1])
+    monkeypatch.setattr(
+        discover_module, "glance", lambda path: (looked.append(path), glance(path))[1]
+    )
     read_all(fleet)
     assert looked == []
     changed = write(tmp_path, "run3", 1800, steps=25)
