@@ -1,11 +1,11 @@
 """Two processes that train together: one log, and counts that are the sum of what both saw."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.forked import ForkServer
 from tests.probe.layers import records
 
 SCRIPT = """
@@ -57,17 +57,18 @@ dist.destroy_process_group()
 """
 
 
-def train_on_two(kind: str, broken: str, folder: Path) -> list[str]:
-    """Train three steps; what both processes said."""
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", SCRIPT, kind, broken, str(folder)]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, cwd=root)
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return said
+@pytest.fixture
+def train_on_two(fork_server: ForkServer, tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """Train three steps; what both processes printed on standard error."""
+
+    def run(kind: str, broken: str) -> list[str]:
+        words = ("-c", SCRIPT, kind, broken, str(tmp_path))
+        ranks = [fork_server.start(*words, str(rank)) for rank in range(2)]
+        errors = [rank.communicate()[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], errors
+        return errors
+
+    return run
 
 
 def seen(folder: Path, rank: int) -> list[list[list[int]]]:
@@ -82,8 +83,10 @@ def added(one: list[list[int]], two: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, tmp_path: Path) -> None:
-    train_on_two(kind, "sound", tmp_path)
+def test_two_ranks_write_one_log_with_the_sum_of_their_counts(
+    kind: str, train_on_two: Callable[[str, str], list[str]], tmp_path: Path
+) -> None:
+    train_on_two(kind, "sound")
     lines = records(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line, one, two in zip(lines, seen(tmp_path, 0), seen(tmp_path, 1), strict=True):
@@ -93,10 +96,10 @@ def test_two_ranks_write_one_log_with_the_sum_of_their_counts(kind: str, tmp_pat
 
 
 def test_training_continues_where_the_probe_of_one_rank_fails_and_lines_say_so(
-    tmp_path: Path,
+    train_on_two: Callable[[str, str], list[str]], tmp_path: Path
 ) -> None:
-    said = train_on_two("fsdp", "broken", tmp_path)
-    assert said[1].count("made to fail") == 1  # one warning, not one a step
+    errors = train_on_two("fsdp", "broken")
+    assert errors[1].count("made to fail") == 1  # one warning, not one a step
     first, *rest = records(tmp_path / "run")
     assert "incomplete" not in first
     assert [line["step"] for line in rest] == [2, 3]
