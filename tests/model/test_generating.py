@@ -130,7 +130,9 @@ def test_a_text_that_was_left_is_gone_on_with(
     assert whole[-len(rest) :] == rest
 
 
-def test_a_diverged_model_says_so(make_model: Callable[..., LanguageModel]) -> None:
+def test_generating_with_a_diverged_model_is_a_clear_error(
+    make_model: Callable[..., LanguageModel],
+) -> None:
     model = make_model()
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))

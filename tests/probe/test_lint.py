@@ -13,7 +13,7 @@ from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 
 
-def told(model: Any, folder: Path, caplog: Any) -> list[str]:
+def verdicts_of(model: Any, folder: Path, caplog: Any) -> list[str]:
     """Causes in the log after two steps, which are those that were said."""
     ids = torch.randint(3, 90, (2, 12))
     with caplog.at_level(logging.INFO, "microscope_tui.probe"), attach(model, folder) as probe:
@@ -23,8 +23,8 @@ def told(model: Any, folder: Path, caplog: Any) -> list[str]:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alerts = [e["values"] for e in entries if e.get("event") == "alert"]
     causes = [a["verdict"].partition(": ")[2] for a in alerts if a["rule"] == "LINT"]
-    said = [r.message for r in caplog.records if ": LINT: " in r.message]
-    assert len(said) == len(causes)
+    messages = [r.message for r in caplog.records if ": LINT: " in r.message]
+    assert len(messages) == len(causes)
     return causes
 
 
@@ -38,19 +38,21 @@ def told(model: Any, folder: Path, caplog: Any) -> list[str]:
         ("deepseek_v3", {}, "bias not updated"),
     ],
 )
-def test_a_setting_that_spoils_routers_is_told_once(
+def test_a_setting_that_harms_routers_is_reported_once(
     family: str, changes: dict[str, Any], cause: str, tmp_path: Path, caplog: Any
 ) -> None:
-    assert any(cause in verdict for verdict in told(build(family, **changes), tmp_path, caplog))
+    assert any(
+        cause in verdict for verdict in verdicts_of(build(family, **changes), tmp_path, caplog)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
-def test_routers_that_lora_leaves_out_are_told(tmp_path: Path, caplog: Any) -> None:
+def test_routers_without_lora_adapters_are_reported(tmp_path: Path, caplog: Any) -> None:
     config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(build("mixtral", output_router_logits=True), config)
-    assert any("router frozen" in verdict for verdict in told(model, tmp_path, caplog))
+    assert any("router frozen" in verdict for verdict in verdicts_of(model, tmp_path, caplog))
 
 
 def test_trained_routers_are_not_called_frozen(tmp_path: Path, caplog: Any) -> None:
-    verdicts = told(build("mixtral", output_router_logits=True), tmp_path, caplog)
+    verdicts = verdicts_of(build("mixtral", output_router_logits=True), tmp_path, caplog)
     assert not any("frozen" in verdict or "not applied" in verdict for verdict in verdicts)

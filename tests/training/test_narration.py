@@ -150,7 +150,7 @@ def test_a_run_on_hostile_text_under_hostile_names_leaves_the_terminal_alone(
 
 
 @KINDS
-def test_what_cannot_be_told_ends_nothing(kind: str) -> None:
+def test_output_that_cannot_be_written_ends_nothing(kind: str) -> None:
     with mute(kind):
         say("nobody hears this")
         with Console(10, ["L1", "L2"]) as console:
