@@ -43,7 +43,7 @@ async def read(pilot: Pilot[None], until: Until) -> Microscope:
 async def read_until(
     pilot: Pilot[None], until: Until, seen: Seen, selector: str, text: str
 ) -> Microscope:
-    """The app on its main screen, once everything is read and ``text`` stands in that part."""
+    """The app on its main screen, once everything is read and ``text`` is in that part."""
     app = await read(pilot, until)
     await until(pilot, lambda: text in seen(pilot, selector), f"{text} in {selector}")
     return app

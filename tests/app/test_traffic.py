@@ -21,7 +21,7 @@ from microscope_tui.app.traffic import Traffic, counting
 
 
 class Clock:
-    """Time that goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -31,7 +31,7 @@ class Clock:
 
 
 class Sink(HeadlessDriver):
-    """A driver that keeps what it is told to send."""
+    """A driver that keeps what it would send."""
 
     sent = ""
 

@@ -1,4 +1,4 @@
-"""Whatever stands in a folder of runs: it is searched to its end, and nothing of it is obeyed."""
+"""A folder of runs is searched to its end, whatever it contains, and nothing of it is obeyed."""
 
 import json
 import os

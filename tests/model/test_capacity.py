@@ -1,4 +1,4 @@
-"""Capacity: who is dropped, how many exactly, and that nobody is where nothing was asked."""
+"""Capacity: which pairs are dropped, how many exactly, and none without a capacity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that spoil routers are told with the first line, once, and are in the log."""
+"""Settings that harm routers are reported once, with the first line, and are in the log."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What counts in a judgement, and what is said beside it."""
+"""What counts in a judgement, and the notes beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The trainer notices its own collapse, and does what it was told to do then."""
+"""The trainer notices its own collapse and follows ``--on-collapse``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks, and runs that go on from further back: nothing is lost, and nothing comes back unasked."""
+"""Forks, and runs resumed from earlier steps: nothing is lost, nothing returns unasked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ``checkpoint.json`` that was damaged, or written by somebody who means harm.
+"""A ``checkpoint.json`` that was damaged, or written by an attacker.
 
 Whatever it says, a run goes on from the checkpoint before it, or ends with one line: no traceback,
 no loop without end, nothing that a terminal would obey.

@@ -214,7 +214,7 @@ def test_a_run_without_standard_error_is_stopped_as_any_other(
     read_log: Callable[[str], list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
-    """Closed, its number goes to the next file that is opened: nothing may be told to that."""
+    """Closed, its number goes to the next file that is opened: nothing may be printed there."""
     trainer = [sys.executable, str(ROOT / "train.py"), *arguments("--run=r", "--steps=1000000")]
     process = subprocess.Popen(in_shell("2>&-", *trainer), env=as_users_have_it())
     log = tmp_path / "logs" / "r" / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that never stopped."""
+"""A resumed run is identical to one that never stopped."""
 
 from __future__ import annotations
 
