@@ -1,8 +1,10 @@
 """Shared makers of run logs. No test touches the network or anything outside its own folder."""
 
 import json
+import os
 import random
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from microscope_tui.runlog.discover import RunFile
 from microscope_tui.scenarios.shape import Shape
 from microscope_tui.scenarios.write import write_run
 from microscope_tui.watch.run_watch import RunWatch
+from tests.forked import ForkServer
 
 # Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.
 if threading.current_thread() is threading.main_thread():
@@ -50,6 +53,37 @@ def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts programs that need torch without importing it again."""
+    server = ForkServer("trainer")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def viewer_server() -> Iterator[ForkServer]:
+    server = ForkServer("viewer")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def microscope(viewer_server: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``moe-microscope`` without a terminal; ``given`` is its standard input."""
+
+    def run(
+        *arguments: object, given: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        texts = [os.fsdecode(a) if isinstance(a, bytes) else str(a) for a in arguments]
+        words = ["-m", "microscope_tui.cli", *texts]
+        program = viewer_server.start(*words, given=given, **environment)
+        output, errors = program.communicate()
+        return subprocess.CompletedProcess(words, program.wait(), output, errors)
+
+    return run
 
 
 @pytest.fixture

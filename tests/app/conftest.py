@@ -18,6 +18,7 @@ import pytest
 from textual.pilot import Pilot
 
 from microscope_tui.app.widgets.rows import Rows, Tiles
+from tests.app import sitting
 
 
 class Terminal:
@@ -66,13 +67,18 @@ class Terminal:
             self.read(0.05)
         assert text in self.text, self.text
 
+    def settle(self, seconds: float = 0.6) -> None:
+        """Read until nothing has come for longer than the interval of the screen."""
+        while self.read(seconds):
+            pass
+
     def press(self, keys: str) -> None:
         os.write(self._file, keys.encode())
 
     def kill(self, signal_: int) -> None:
         os.kill(self.pid, signal_)
 
-    def exit_code(self, seconds: float = 10.0) -> int:
+    def exit_code(self, seconds: float = 30.0) -> int:
         """Wait for the end of the program."""
         end = time.monotonic() + seconds
         while self._code is None and time.monotonic() < end:
@@ -113,15 +119,9 @@ def collapsed(scenario: Any) -> Path:
 
 @pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
-    """``await until(pilot, condition, what)``: let the app go on until the condition holds."""
+    """``await until(pilot, condition, what)``: let the app run until the condition holds."""
 
-    async def wait(pilot: Pilot[None], condition: Callable[[], object], what: str = "") -> None:
-        end = time.monotonic() + 10.0
-        while not condition():
-            assert time.monotonic() < end, f"never came about: {what}"
-            await pilot.pause(0.02)
-
-    return wait
+    return sitting.until
 
 
 @pytest.fixture

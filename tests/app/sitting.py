@@ -1,5 +1,6 @@
 """What tests of several screens do first: wait until a run is read, judged and shown."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 from textual.pilot import Pilot
@@ -11,6 +12,19 @@ from microscope_tui.app.widgets.rows import Rows
 
 Until = Callable[..., Awaitable[None]]
 Seen = Callable[[Pilot[None], str], str]
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], object], what: str = "") -> None:
+    """Let the app run until the condition holds."""
+    end = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < end, f"never came about: {what}"
+        await pilot.pause(0.02)
+
+
+def latest_step(app: Microscope) -> int:
+    watch = app.session.watch
+    return watch.latest.record.step if watch is not None and watch.latest is not None else 0
 
 
 async def read(pilot: Pilot[None], until: Until) -> Microscope:
@@ -29,7 +43,7 @@ async def read(pilot: Pilot[None], until: Until) -> Microscope:
 async def read_until(
     pilot: Pilot[None], until: Until, seen: Seen, selector: str, text: str
 ) -> Microscope:
-    """The app on its main screen, once everything is read and ``text`` stands in that part."""
+    """The app on its main screen, once everything is read and ``text`` is in that part."""
     app = await read(pilot, until)
     await until(pilot, lambda: text in seen(pilot, selector), f"{text} in {selector}")
     return app

@@ -185,7 +185,7 @@ async def test_a_shorter_pinned_run_stays_at_its_last_step_and_that_is_said(
         assert "pinned, its last step before B" in seen(pilot, "#moments")
 
 
-async def test_b_lets_the_pinned_run_go(
+async def test_b_unpins_the_pinned_run(
     make_run: Make, tmp_path: Path, until: Until, seen: Seen
 ) -> None:
     make_run("new", age=8e8)

@@ -116,7 +116,7 @@ async def test_the_card_without_a_layer_screen_below_it_can_be_left(
         assert isinstance(app.screen, MainScreen)
 
 
-async def test_a_packed_log_says_why_there_is_no_past(
+async def test_a_compressed_log_shows_why_it_cannot_be_rewound(
     collapsed: Path, until: Until, seen: Seen
 ) -> None:
     log = collapsed / "metrics.jsonl"

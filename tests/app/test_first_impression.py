@@ -43,7 +43,7 @@ def test_in_tmux_or_screen_healthy_cells_are_grey_in_256_colours(
         scenario("healthy", routers=5, steps=300), TERM="screen", **REMOTE, **multiplexer
     )
     screen.wait_for("300 finished")
-    screen.read(1.0)
+    screen.settle()
     assert b"48;5;235" in screen.output or b"48;5;234" in screen.output
     grounds = {cell.bg for cell in healthy_cells(screen)}
     assert grounds <= {"1c1c1c", "262626", "303030", "3a3a3a", "005f87", "875f00"}
@@ -55,7 +55,7 @@ def test_in_tmux_or_screen_healthy_cells_are_grey_in_256_colours(
 def test_in_16_colours_a_fair_cell_differs_from_the_ground(terminal: Start, scenario: Any) -> None:
     screen = terminal(scenario("healthy", routers=5, steps=300), TERM="xterm", **REMOTE)
     screen.wait_for("300 finished")
-    screen.read(1.0)
+    screen.settle()
     cells = healthy_cells(screen)
     assert all(cell.data != " " or cell.bg not in ("black", "default") for cell in cells)
     fair = [cell for cell in cells if cell.bg == "black"]
@@ -109,17 +109,17 @@ def test_a_live_run_whose_experts_differ_stays_within_the_budget(
             screen.wait_for("mean of 8 steps")
             started, samples = time.monotonic(), [(0.0, 0)]
             steps: set[str] = set()
-            while (now := time.monotonic() - started) < 22:
+            while (now := time.monotonic() - started) < 17:
                 screen.read(0.1)
                 samples.append((now, len(screen.output)))
                 steps |= set(re.findall(r"step (\d+) /", screen.text))
         finally:
             writer.terminate()
-    late = [(at, sent) for at, sent in samples if at >= 8]
+    late = [(at, sent) for at, sent in samples if at >= 6]
     for at, sent in late:
         after = next((total for then, total in late if then >= at + 10), None)
         assert after is None or after - sent <= 10 * BUDGET
-    assert len(steps) >= 22 // 4
+    assert len(steps) >= 17 // 4
     assert samples[-1][1] <= 3 * 80_000  # a small multiple of a full screen
 
 

@@ -1,4 +1,4 @@
-"""What a heatmap is said to cost is what the screens draw."""
+"""The printed cost of a heatmap is that of what the screens draw."""
 
 from typing import Any
 

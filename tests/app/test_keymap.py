@@ -128,19 +128,19 @@ def test_every_printable_character_has_the_name_that_its_press_has() -> None:
         ('"\\u001b[2J" = "n"', "\N{REPLACEMENT CHARACTER}[2J: no such id"),
     ],
 )
-def test_what_cannot_be_is_said_with_what_to_write(text: str, words: str) -> None:
+def test_an_impossible_key_is_refused_with_what_to_write(text: str, words: str) -> None:
     assert words in refusal(text)
 
 
 def test_a_key_with_two_meanings_is_refused_with_all_of_them() -> None:
-    said = refusal('layer.next = "a"\ntime.back = "?"')
+    message = refusal('layer.next = "a"\ntime.back = "?"')
     for part in (
         "a: layer.next and alert.next on the main screen",
         "?: time.back and app.help on the main screen",
         "?: time.back and app.help on the layer screen",
     ):
-        assert part in said
-    assert "a: layer.next and alert.next on the layer screen" not in said
+        assert part in message
+    assert "a: layer.next and alert.next on the layer screen" not in message
 
 
 def test_two_bindings_may_change_places() -> None:
@@ -242,13 +242,13 @@ def test_any_text_is_keys_or_refused(text: str) -> None:
     try:
         mine = keymap_of({"layer.page_up": text}, SCREENS)
     except BadKey as error:
-        said = str(error)
+        message = str(error)
     else:
         again = ",".join(written_key(key) for key in mine["layer.page_up"].split(","))
         if text.isascii():  # Textual's names of others do not lead back to the character
             assert keymap_of({"layer.page_up": again}, SCREENS) == mine
         return
-    assert safe_text(said, 500) == normalize("NFC", said)
+    assert safe_text(message, 500) == normalize("NFC", message)
 
 
 @given(

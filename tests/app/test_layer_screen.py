@@ -58,8 +58,8 @@ async def test_e_cycles_the_smoothing_and_says_so_in_the_titles(
         for _ in range(3):
             await pilot.press("e")
             weights.append(app.session.smoothing)
-            said = seen(pilot, "#chart-balance").split("\n")[0]
-            assert (f"smoothing {weights[-1]:g}" in said) == bool(weights[-1])
+            lines = seen(pilot, "#chart-balance").split("\n")[0]
+            assert (f"smoothing {weights[-1]:g}" in lines) == bool(weights[-1])
         assert weights == [0.6, 0.9, 0.0]
 
 
@@ -129,9 +129,9 @@ async def test_verdicts_that_do_not_fit_are_counted(
 ) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(60, 16)) as pilot:
         await opened(pilot, until, LayerScreen, "a", "enter")
-        said = seen(pilot, "#evidence").split("\n")
-        assert len(said) == 2
-        assert "more lines" in said[-1]
+        lines = seen(pilot, "#evidence").split("\n")
+        assert len(lines) == 2
+        assert "more lines" in lines[-1]
         assert charts_shown(pilot)
 
 

@@ -189,7 +189,7 @@ def test_a_time_of_day_that_the_run_does_not_have_is_said() -> None:
 
 
 @pytest.mark.parametrize("newest_s", [math.nan, math.inf, 1e300, -1e300])
-def test_times_that_are_no_times_are_said(newest_s: float) -> None:
+def test_invalid_times_are_reported(newest_s: float) -> None:
     with pytest.raises(BadPlace, match="go to a step"):
         place_to_time(AtClock(time(14, 30)), first_s=0.0, newest_s=newest_s)
 

@@ -211,7 +211,7 @@ def test_a_save_that_fails_leaves_nothing_behind(logs: Path, state: Path) -> Non
     assert stored(state) == [path]
 
 
-def test_a_working_folder_that_is_gone_is_no_accident(
+def test_a_deleted_working_folder_is_survived(
     tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"

@@ -19,6 +19,7 @@ from microscope_tui.app.widgets.rows import Rows, Tiles
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import plain
 from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import judged, latest_step, until
 
 
 def text_of(app: Microscope, selector: str) -> str:
@@ -31,16 +32,16 @@ def text_of(app: Microscope, selector: str) -> str:
 
 
 async def settled(pilot: Pilot[None]) -> Microscope:
-    """The app once the whole log has been read and shown."""
-    app = pilot.app
-    assert isinstance(app, Microscope)
-    for _ in range(200):
-        watch = app.session.watch
-        if watch is not None and watch.complete:
-            break
-        await pilot.pause(0.05)
-    await pilot.pause(0.8)  # longer than the screen's own tempo
+    """The app once the whole log has been read, judged and shown."""
+    app = await judged(pilot, until)
+    await redrawn(app)
     return app
+
+
+async def redrawn(app: Microscope) -> None:
+    """Redraw the main screen now instead of at its next interval."""
+    assert isinstance(app.screen, MainScreen)
+    await app.screen.redraw()
 
 
 async def test_the_cursor_moves_between_layers_and_stops_at_the_ends(collapsed: Path) -> None:
@@ -62,13 +63,12 @@ async def test_the_next_alert_is_the_sick_layer_and_enter_opens_it(collapsed: Pa
         await pilot.press("a")
         assert app.session.selected == 3
         await pilot.press("enter")
-        await pilot.pause(0.3)
-        assert isinstance(app.screen, LayerScreen)
+        await until(pilot, lambda: isinstance(app.screen, LayerScreen), "the layer screen")
+        await pilot.pause()
         assert "Router collapse in L4" in text_of(app, "#evidence")
         assert "balance c" in text_of(app, "#chart-balance")
         await pilot.press("up")
-        await pilot.pause(0.2)
-        assert "L3" in text_of(app, "#layer-title")
+        await until(pilot, lambda: "L3" in text_of(app, "#layer-title"), "the layer above")
         assert "no alerts in this layer" in text_of(app, "#evidence")
         await pilot.press("escape")
         assert isinstance(app.screen, MainScreen)
@@ -85,12 +85,12 @@ async def test_pausing_holds_the_moment_while_the_run_goes_on(
         with path.open("ab") as file:
             for n in range(20, 40):
                 file.write(json.dumps(make_step(n, [balanced()] * 3, 2048)).encode() + b"\n")
-        await pilot.pause(1.5)
+        await until(pilot, lambda: latest_step(app) == 39, "the new steps")
+        await redrawn(app)
         assert "19 PAUSED" in text_of(app, "#ribbon")
         assert "step 19 " in text_of(app, "#header")
         await pilot.press("f")
-        await pilot.pause(0.2)
-        assert "step 39 " in text_of(app, "#header")
+        await until(pilot, lambda: "step 39 " in text_of(app, "#header"), "following again")
 
 
 async def test_an_empty_folder_is_waited_on_until_a_run_appears(
@@ -100,15 +100,10 @@ async def test_an_empty_folder_is_waited_on_until_a_run_appears(
     logs.mkdir()
     async with Microscope(Fleet(logs)).run_test(size=(80, 24)) as pilot:
         app = pilot.app
-        await pilot.pause(0.5)
-        assert isinstance(app.screen, WaitingScreen)
-        assert "waiting for a run" in text_of(app, "#waiting")  # type: ignore[arg-type]
+        await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "the waiting screen")
+        await until(pilot, lambda: "waiting for a run" in text_of(app, "#waiting"), "the words")  # type: ignore[arg-type]
         scenario("healthy", routers=3, steps=50).rename(logs / "run")
-        for _ in range(80):
-            if isinstance(app.screen, MainScreen):
-                break
-            await pilot.pause(0.1)
-        assert isinstance(app.screen, MainScreen)
+        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the run")
 
 
 async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) -> None:
@@ -116,8 +111,8 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         app = await settled(pilot)
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         await pilot.press("question_mark")
-        await pilot.pause(0.2)
-        assert isinstance(app.screen, HelpScreen)
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "help")
+        await pilot.pause()
         shown = text_of(app, "#help")
         listed = [plain(line) for line in key_lines.help_lines(bindings, Glyphs.BRAILLE, width=108)]
         assert all(binding.tooltip in "\n".join(listed) for binding in bindings if binding.tooltip)
@@ -128,22 +123,21 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         assert isinstance(app.screen, MainScreen)
 
 
-@pytest.mark.parametrize("screen", ["main", *SCREENS])
-async def test_every_binding_has_an_action_and_an_id_of_its_own(
-    collapsed: Path, screen: str
-) -> None:
+async def test_every_binding_has_an_action_and_an_id_of_its_own(collapsed: Path) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
-        await app.action_go(screen)
-        await pilot.pause()
-        bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
-        assert len({b.id for b in bindings}) == len(bindings)
-        used = [key for b in bindings for key in b.key.split(",")]
-        assert len(set(used)) == len(used)
-        for binding in bindings:
-            name = binding.action.split("(")[0]
-            owner: object = app if name.startswith("app.") else app.screen
-            assert hasattr(owner, f"action_{name.removeprefix('app.')}"), binding
+        for screen in ("main", *SCREENS):
+            await app.action_go("main")
+            await app.action_go(screen)
+            await pilot.pause()
+            bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
+            assert len({b.id for b in bindings}) == len(bindings), screen
+            used = [key for b in bindings for key in b.key.split(",")]
+            assert len(set(used)) == len(used), screen
+            for binding in bindings:
+                name = binding.action.split("(")[0]
+                owner: object = app if name.startswith("app.") else app.screen
+                assert hasattr(owner, f"action_{name.removeprefix('app.')}"), (screen, binding)
 
 
 async def test_more_layers_than_lines_are_scrolled_and_said(scenario: Any) -> None:
@@ -177,22 +171,21 @@ async def test_any_resize_is_survived(collapsed: Path) -> None:
         app = await settled(pilot)
         for size in [(300, 100), (1, 1), (40, 10), (20, 5), (60, 20), (39, 50), (120, 9), (80, 24)]:
             await pilot.resize_terminal(*size)
-            await pilot.pause(0.05)
+            await pilot.pause()
         await pilot.press("enter")
         for size in [(30, 6), (200, 60), (10, 3), (80, 24)]:
             await pilot.resize_terminal(*size)
-            await pilot.pause(0.05)
+            await pilot.pause()
         await pilot.press("escape")
-        await pilot.pause(0.2)
-        assert "L5" in text_of(app, "#label")
+        await until(pilot, lambda: isinstance(app.screen, MainScreen), "the main screen")
+        await until(pilot, lambda: "L5" in text_of(app, "#label"), "the layers")
 
 
 async def test_a_run_that_is_deleted_stays_on_screen(collapsed: Path) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
         app = await settled(pilot)
         await asyncio.to_thread((collapsed / "metrics.jsonl").unlink)
-        await pilot.pause(1.6)
-        assert "deleted" in text_of(app, "#header")
+        await until(pilot, lambda: "deleted" in text_of(app, "#header"), "deleted")
         assert "L5" in text_of(app, "#label")
 
 
@@ -204,8 +197,7 @@ async def test_a_newer_run_is_shown_once_the_old_one_has_ended(
         app = await settled(pilot)
         assert "healthy-0" in text_of(app, "#header")
         scenario("collapse", routers=3, steps=300)
-        await pilot.pause(4.5)
-        assert "collapse-0" in text_of(app, "#header")
+        await until(pilot, lambda: "collapse-0" in text_of(app, "#header"), "the newer run")
 
 
 async def test_a_bug_in_the_reader_is_shown_and_what_was_read_stays(
@@ -219,7 +211,7 @@ async def test_a_bug_in_the_reader_is_shown_and_what_was_read_stays(
 
         assert app.session.watch is not None
         monkeypatch.setattr(app.session.watch, "advance", broken)
-        await pilot.pause(1.6)
+        await until(pilot, lambda: "reading stopped" in text_of(app, "#verdict"), "the error")
         assert "reading stopped: KeyError" in text_of(app, "#verdict")
         assert "\x1b" not in text_of(app, "#verdict")
         assert "L5" in text_of(app, "#label")

@@ -44,8 +44,8 @@ def test_nothing_is_sent_while_nothing_changes(terminal: Start, collapsed: Path)
     os.utime(collapsed / "metrics.jsonl", (1_000_000_000, 1_000_000_000))
     screen = terminal(collapsed)
     screen.wait_for("CRITICAL")
-    screen.read(1.5)
-    assert screen.read(2.0) == b""
+    screen.settle()
+    assert screen.read(1.5) == b""
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(20, 5), (39, 9), (10, 2)])
@@ -63,7 +63,7 @@ def test_a_window_that_is_too_small_says_what_it_needs(
 def test_ascii_and_no_colour_still_tell_the_whole_story(terminal: Start, collapsed: Path) -> None:
     screen = terminal(collapsed, "--glyphs", "ascii", "--color", "never", columns=80, rows=24)
     screen.wait_for("CRITICAL")
-    screen.read(0.5)
+    screen.settle()
     assert screen.text.isascii()
     row = next(line for line in screen.screen.display if " L4 " in line[:8])
     assert "#" in row

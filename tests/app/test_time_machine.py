@@ -142,7 +142,9 @@ async def test_places_are_typed_as_people_think_of_them(
         assert app.session.time.following == (step == 450)
 
 
-async def test_nonsense_is_no_place_and_says_so(collapsed: Path, until: Until, seen: Seen) -> None:
+async def test_an_invalid_place_is_refused_with_a_reason(
+    collapsed: Path, until: Until, seen: Seen
+) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await read_until(pilot, until, seen, "#ribbon", "450 finished")
         await pilot.press("colon", *"abc", "enter")

@@ -21,7 +21,7 @@ from microscope_tui.app.traffic import Traffic, counting
 
 
 class Clock:
-    """Time that goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -31,7 +31,7 @@ class Clock:
 
 
 class Sink(HeadlessDriver):
-    """A driver that keeps what it is told to send."""
+    """A driver that keeps what it would send."""
 
     sent = ""
 
@@ -156,11 +156,11 @@ Path(sys.argv[1]).write_text(str(traffic.total))
 
 
 def test_in_a_real_terminal_every_byte_is_counted(tmp_path: Path) -> None:
-    said = tmp_path / "total"
+    counted = tmp_path / "total"
     pid, terminal = pty.fork()
     if pid == 0:
         plain = {"TERM": "xterm-256color", "PYTHONUTF8": "1", "COLUMNS": "60", "LINES": "20"}
-        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, said], os.environ | plain)
+        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, counted], os.environ | plain)
     received = b""
     with suppress(OSError):  # the other end is closed
         while data := os.read(terminal, 65536):
@@ -168,7 +168,7 @@ def test_in_a_real_terminal_every_byte_is_counted(tmp_path: Path) -> None:
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, received.decode()
     # The terminal makes "\r\n" of every "\n"; whatever is sent must be counted, no more.
-    assert int(said.read_text()) == len(received.replace(b"\r\n", b"\n"))
+    assert int(counted.read_text()) == len(received.replace(b"\r\n", b"\n"))
 
 
 async def test_a_headless_app_runs_as_before_and_sends_nothing() -> None:

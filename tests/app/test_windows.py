@@ -1,4 +1,4 @@
-"""Windows of any size: what matters is there, what is not is said, and help can be read."""
+"""Windows of any size: what matters is shown, what is left out is named, and help can be read."""
 
 from pathlib import Path
 from typing import Any

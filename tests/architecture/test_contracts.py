@@ -14,7 +14,7 @@ PACKAGES = ("moe_model", "microscope_tui")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 MAX_FILE_LINES = 300
 LONGER = {"moe_model/fused.py": 540}
-"""Every hand-written backward pass stands in one file, beside the definition it must equal."""
+"""Every hand-written backward pass is in one file, beside the definition it must equal."""
 MAX_FUNCTION_LINES = 60
 NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declared for older ones
 NEEDS_TORCH = frozenset(

@@ -15,24 +15,6 @@ import pytest
 PLAYER = Path(__file__).with_name("play_in_terminal.py")
 
 
-@pytest.fixture
-def microscope() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the program without a terminal; ``given`` is its standard input."""
-
-    def run(*arguments: object, given: bytes = b"") -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "microscope_tui.cli", *map(str, arguments)],
-            capture_output=True,
-            input=given,
-            env=os.environ | {"PYTHONUTF8": "1"},
-            timeout=60,
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
-
-    return run
-
-
 class Following:
     """``check --follow`` beside us: what it said so far, and how it ended."""
 

@@ -1,4 +1,4 @@
-"""The config file: limits, keys and looks of one's own; what nobody knows is refused."""
+"""The config file: the user's limits, keys and looks; unknown names are refused."""
 
 import json
 import os

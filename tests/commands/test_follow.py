@@ -76,7 +76,7 @@ def test_a_run_that_ended_is_judged_at_once_like_without_following(
     assert out == microscope("check", folder).stdout
 
 
-def test_what_was_over_before_is_no_alert(
+def test_what_had_ended_before_is_not_an_alert(
     follow: Follow, write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
     sick = [2048, 2048, 0, 0, 0, 0, 0, 0]
@@ -129,7 +129,7 @@ def test_ended_from_outside_it_reports_the_verdict_so_far(
     assert "note: interrupted; the run may still be in progress" in out
 
 
-def test_ended_from_outside_before_there_was_a_run_there_is_no_verdict(
+def test_interrupted_before_the_first_run_there_is_no_verdict(
     follow: Follow, tmp_path: Path
 ) -> None:
     following = follow(tmp_path)
@@ -178,7 +178,7 @@ def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_goes_on(
     assert "did not resume" not in out
 
 
-def test_a_waiting_in_vain_ends_with_the_verdict_and_says_so(
+def test_waiting_in_vain_ends_with_the_verdict_and_a_note(
     follow: Follow, collapse: Written
 ) -> None:
     collapse.write(until=-1)
@@ -225,7 +225,7 @@ def test_a_pipe_is_followed_to_its_end(microscope: Run, collapse: Written) -> No
     assert "CRIT COLLAPSE" in done.stdout.split("standard input: CRITICAL")[0]
 
 
-def test_a_format_that_nobody_reads_ends_it(follow: Follow, tmp_path: Path) -> None:
+def test_an_unknown_format_version_ends_following(follow: Follow, tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"kind":"run","format_version":7,"model":{"layers":[1]}}\n')
     code, out, _ = follow(log).end()

@@ -1,4 +1,4 @@
-"""``--notify-command``: the user's command for every alert, and nobody else's."""
+"""``--notify-command``: the user's command runs for every alert."""
 
 import json
 import time

@@ -32,7 +32,7 @@ def run(**balance: Any) -> RunRecord:
     return RunRecord(run="r", routers=(), balance=balance)
 
 
-def test_a_collapse_is_told_in_three_lines() -> None:
+def test_a_collapse_is_described_in_three_lines() -> None:
     advice = advise(
         Finding((episode(),)), run(method="bias", bias_update_rate=0.001), [11800, 11900, 12000]
     )
@@ -71,7 +71,7 @@ def test_a_fine_tuning_is_not_sent_back_for_experts_that_it_is_told_to_keep() ->
 
 
 @pytest.mark.parametrize("balance", [{"method": "none"}, {"method": "bias"}])
-def test_an_evaluation_is_not_told_to_train_otherwise(balance: Any) -> None:
+def test_an_evaluation_gets_no_advice_about_training(balance: Any) -> None:
     words = advise(Finding((episode(),)), profiled("eval", **balance)).next
     assert not any(knob in words for knob in ("bias_update_rate", "balancing", "go back"))
 

@@ -143,7 +143,7 @@ def test_an_expert_that_is_empty_now_and_then_is_not_dead(judge: Any, balanced: 
     assert judge(flicker) == []
 
 
-def test_few_tokens_are_no_evidence_of_death(
+def test_few_tokens_are_not_evidence_of_a_dead_expert(
     write_log: Any, open_log: Any, make_header: Make, make_step: Make
 ) -> None:
     rng = random.Random(3)
@@ -157,7 +157,7 @@ def test_few_tokens_are_no_evidence_of_death(
 
 
 @pytest.mark.parametrize(("rate", "severity"), [(0.1, Severity.WARN), (0.3, Severity.CRITICAL)])
-def test_drops_above_their_limits_are_said(judge: Any, rate: float, severity: Severity) -> None:
+def test_drops_above_their_limits_are_reported(judge: Any, rate: float, severity: Severity) -> None:
     router = lambda n: {"drop_rate": [0.001, rate if n >= 200 else 0.001, None]}  # noqa: E731
     episode = only(judge(router=router))
     assert (episode.rule, episode.router.name, episode.severity) == ("DROPS", "L2", severity)
@@ -248,7 +248,7 @@ def test_a_slow_oscillation_before_a_collapse_does_not_move_the_onset_far(judge:
 
 
 @pytest.mark.parametrize("length", [5, 12, 17])
-def test_a_shock_that_passes_is_no_collapse(judge: Any, balanced: Any, length: int) -> None:
+def test_a_shock_that_passes_is_not_a_collapse(judge: Any, balanced: Any, length: int) -> None:
     assert judge(lambda n: COLLAPSED if 200 <= n < 200 + length else balanced()) == []
 
 

@@ -58,7 +58,7 @@ def test_a_busy_rank_is_found_in_the_steps_that_have_counts(
 
 
 @pytest.mark.parametrize(("every", "note"), [(1, False), (2, True), (3, True), (10, True)])
-def test_that_no_swing_can_be_seen_is_said(
+def test_the_report_notes_when_counts_are_too_sparse_to_see_a_swing(
     write_log: Make, steps: Make, make_header: Make, every: int, note: bool
 ) -> None:
     path: Path = write_log(thinned([make_header(), *steps(1, 60)], every))

@@ -92,8 +92,8 @@ def test_between_a_collapse_and_its_alarm_the_evidence_is_named(
     assert diagnosis.episodes == []
     (found,) = pending(diagnosis)
     assert (found.rule, found.router_index, found.since, found.steps) == ("COLLAPSE", 1, 200, 13)
-    told = gathering([found], [0.9, 0.0, 0.9])
-    assert told == "L2 at .00 for 13 steps, gathering evidence"
+    text = gathering([found], [0.9, 0.0, 0.9])
+    assert text == "L2 at .00 for 13 steps, gathering evidence"
 
 
 def test_the_stretch_is_as_long_as_the_layer_was_low_whatever_the_sum_still_holds(
@@ -126,21 +126,21 @@ def test_layers_that_fall_together_are_one_sentence(
         for n in range(1, 211)
     ]
     found = pending(judge([make_header(), *records]))
-    told = gathering(found, [0.0, 0.0, 0.0])
-    assert told == "L1 at .00 and 2 more layers for 11 steps, gathering evidence"
+    text = gathering(found, [0.0, 0.0, 0.0])
+    assert text == "L1 at .00 and 2 more layers for 11 steps, gathering evidence"
 
 
 def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_balance_of_now() -> None:
     found = [Pending("COLLAPSE", "Router collapse", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
-    told = gathering(found, [0.9, 0.97, 0.9])
-    assert told == "L2 uneven in most of the last 43 steps, gathering evidence"
+    text = gathering(found, [0.9, 0.97, 0.9])
+    assert text == "L2 uneven in most of the last 43 steps, gathering evidence"
 
 
 def test_other_evidence_goes_by_its_name(judge: Make, steps: Make, make_header: Make) -> None:
     exploding = steps(1, 304, router=lambda n: {"z_loss": [1.0, 1.0 if n <= 300 else 5.0, 1.0]})
     (found,) = pending(judge([make_header(), *exploding]))
-    told = gathering([found], [0.9] * 3)
-    assert told == "exploding router logits in L2 for 4 steps, gathering evidence"
+    text = gathering([found], [0.9] * 3)
+    assert text == "exploding router logits in L2 for 4 steps, gathering evidence"
 
 
 @pytest.mark.parametrize("scenario_name", ["healthy", "small-batch", "specialised"])

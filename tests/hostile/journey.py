@@ -233,7 +233,7 @@ def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
 
 
 def run_list(root: Path, path: Path) -> None:
-    """The list of runs, and what is said of a run at a glance."""
+    """The list of runs, and the summary of a run at a glance."""
     seen = glance(path)
     if seen.step_time_s is not None and not 0.0 <= seen.step_time_s < math.inf:
         raise Hurt(f"a step took {seen.step_time_s} s")

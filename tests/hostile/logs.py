@@ -91,7 +91,7 @@ class Writer:
         }
 
     def another_header(self) -> Record:
-        """The run was resumed, or goes on with another model."""
+        """The run was resumed, or continues with another model."""
         rng = self._rng
         if rng.random() < 0.3:
             self._shape()

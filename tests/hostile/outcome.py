@@ -18,7 +18,7 @@ _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\ufe00-\ufe0f]{3,}")
 
 
 def hurts(text: str) -> str | None:
-    """What in ``text`` a terminal could obey or stumble over; newlines may stand in it."""
+    """What in ``text`` a terminal could obey or stumble over; newlines are allowed."""
     if not text.replace("\n", "").isprintable():
         for char in text:
             if char != "\n" and unicodedata.category(char) in _FORBIDDEN:
@@ -29,7 +29,7 @@ def hurts(text: str) -> str | None:
 
 
 def outcome(watch: RunWatch) -> dict[str, Any]:
-    """Everything that is said of a run; equal for two readers that saw the same file."""
+    """Everything that is shown of a run; equal for two readers that saw the same file."""
     scan, diagnosis = watch.scan, watch.diagnosis
     if watch.error is not None:
         return {"error": watch.error}  # nothing else is shown of it

@@ -116,7 +116,7 @@ def _tear(path: Path, rng: random.Random) -> None:
 
 
 def write(path: Path, back: int, *, plain: bool) -> None:
-    """The writer: goes on ``back`` steps before the last one in the log, until it is killed."""
+    """The writer: resumes ``back`` steps before the last one in the log, until it is killed."""
     last = _last_step(path)
     first = max(1, last + 1 - back)
     log = RunLogWriter(path)  # cuts off what is torn

@@ -1,10 +1,10 @@
-"""Whatever stands in a folder of runs: it is searched to its end, and nothing of it is obeyed."""
+"""A folder of runs is searched to its end, whatever it contains, and nothing of it is obeyed."""
 
 import json
 import os
 import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ LOG = (
     b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
     b'{"kind":"step","step":1,"tokens":8,"tokens_per_expert":[[4,4]]}\n'
 )
+Run = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ["..run", "a..b", "\x1b[2J", "\x1b]52;c;eA==\x07", "\u202eevil", "new\nline", "-rf"]
 NAMES += ["--json", "[bold]x[/]", "%s{0}", "~", "\x9b31m", "日本語", "x" * 200, "a" + "\u0489" * 9]
 FIELDS = [b"\xff\xfe\x80", b"caf\xe9", b"\xc2\x9b2J"]
@@ -32,18 +33,6 @@ def put(folder: Path, name: str | bytes) -> None:
     os.makedirs(path)
     with open(os.path.join(path, b"metrics.jsonl"), "wb") as file:
         file.write(LOG)
-
-
-def command(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "microscope_tui.cli", *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        stdin=subprocess.DEVNULL,
-        timeout=30,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -78,8 +67,10 @@ def test_only_the_run_is_found_among_links_pipes_and_sockets(trap: Path) -> None
     [["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only", "--all"]],
     ids=" ".join,
 )
-def test_no_command_hangs_on_links_pipes_and_sockets(trap: Path, arguments: list[str]) -> None:
-    ended = command(*arguments, trap)
+def test_no_command_hangs_on_links_pipes_and_sockets(
+    microscope: Run, trap: Path, arguments: list[str]
+) -> None:
+    ended = microscope(*arguments, trap)
     assert ended.returncode in (0, 1, 2, 3)
     assert "sound" in ended.stdout
     assert "Traceback" not in ended.stderr
@@ -88,20 +79,20 @@ def test_no_command_hangs_on_links_pipes_and_sockets(trap: Path, arguments: list
 @pytest.mark.parametrize("name", ["metrics.jsonl", "self.jsonl", "up.jsonl", "gone.jsonl"])
 @pytest.mark.parametrize("arguments", [["check"], ["check", "--format-only"], ["snapshot"]])
 def test_what_is_no_file_is_said_when_it_is_named(
-    trap: Path, name: str, arguments: list[str]
+    microscope: Run, trap: Path, name: str, arguments: list[str]
 ) -> None:
-    ended = command(*arguments, trap / name)
+    ended = microscope(*arguments, trap / name)
     assert ended.returncode == 3
     assert "Traceback" not in ended.stdout + ended.stderr
     assert hurts(ended.stdout + ended.stderr) is None
 
 
-def test_devices_are_said_when_they_are_named() -> None:
+def test_devices_are_said_when_they_are_named(microscope: Run) -> None:
     for device in ("/dev/zero", "/dev/null", "/dev/tty"):
-        assert command("check", device).returncode == 3
+        assert microscope("check", device).returncode == 3
 
 
-def test_names_of_runs_are_text_and_nothing_else(tmp_path: Path) -> None:
+def test_names_of_runs_are_text_and_nothing_else(microscope: Run, tmp_path: Path) -> None:
     for name in [*NAMES, *FIELDS]:
         put(tmp_path, name)
     fleet = Fleet(tmp_path)
@@ -114,7 +105,7 @@ def test_names_of_runs_are_text_and_nothing_else(tmp_path: Path) -> None:
             for glyphs in Glyphs:
                 assert hurts(plain(run_line(card, layout, glyphs, chosen=False))) is None
     for arguments in (["check", "--all"], ["check", "--all", "--json"], ["check", "--format-only"]):
-        ended = command(*arguments, tmp_path)
+        ended = microscope(*arguments, tmp_path)
         assert ended.returncode in (0, 3)
         assert hurts(ended.stdout + ended.stderr) is None
         if "--json" in arguments:
@@ -122,12 +113,14 @@ def test_names_of_runs_are_text_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES[2:6], *FIELDS], ids=repr)
-def test_a_name_that_is_given_comes_back_harmless(tmp_path: Path, name: str | bytes) -> None:
+def test_a_name_that_is_given_comes_back_harmless(
+    microscope: Run, tmp_path: Path, name: str | bytes
+) -> None:
     put(tmp_path, name)
     path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
     for arguments in (["snapshot"], ["check"], ["check", "--format-only"]):
         for asked in (path, path + b"-missing"):
-            ended = command(*arguments, asked)
+            ended = microscope(*arguments, asked)
             assert ended.returncode in (0, 3)
             assert "Traceback" not in ended.stderr
             assert hurts(ended.stdout + ended.stderr) is None

@@ -114,7 +114,7 @@ def test_a_torn_line_of_100_mb_ends_every_command_soon(tmp_path: Path, command: 
     assert ended.stdout
 
 
-@pytest.mark.parametrize("depth", [100, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("depth", [100, 2_000, 100_000])
 @pytest.mark.parametrize(
     "line",
     [

@@ -151,7 +151,7 @@ def test_one_dead_expert_of_256_is_seen_however_narrow_the_bars(expert: int) -> 
     assert "worst of 8 experts a bar" in text
 
 
-def test_the_chosen_bar_is_told_and_marked() -> None:
+def test_the_selected_bar_is_named_and_marked() -> None:
     lines = load_bars([1.0, 3.25, 0.5], (60, 10), Glyphs.BRAILLE, step=12410, chosen=1)
     assert "3.25 expert 1 at 12,410" in plain(lines[0])
     assert [span.text for span in lines[-1] if span.role == "cursor"] == ["1"]

@@ -61,7 +61,7 @@ def test_the_rank_correlation_is_spearmans_with_mean_ranks_for_ties(
 
 
 @given(LOADS)
-def test_who_is_busy_counts_for_ranks_and_not_how_busy(pairs: list[tuple[int, int]]) -> None:
+def test_rank_correlation_depends_only_on_the_order(pairs: list[tuple[int, int]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     stretched = [math.exp(a) for a in first]
     found, other = rank_correlation(first, second), rank_correlation(stretched, second)

@@ -37,20 +37,20 @@ def make_run(make_header: Any, make_step: Any, write_log: Any, open_log: Any, ba
 
 
 def test_a_loss_that_goes_on_falling_does_not_show_the_collapse(make_run: Any) -> None:
-    said = answered(view_of(make_run(lambda n: 4.0 - n / 200), 80))
-    assert "COLLAPSE in L3 since 1" in said
-    assert "the loss does not show it: 3." in said
+    answer = answered(view_of(make_run(lambda n: 4.0 - n / 200), 80))
+    assert "COLLAPSE in L3 since 1" in answer
+    assert "the loss does not show it: 3." in answer
 
 
 def test_a_loss_that_rises_later_is_told_with_the_distance(make_run: Any) -> None:
-    said = answered(view_of(make_run(lambda n: 3.0 if n < 250 else 5.0), 400))
-    assert "the loss rose" in said
-    assert "steps later: 3.00 before, 5.00 now" in said
+    answer = answered(view_of(make_run(lambda n: 3.0 if n < 250 else 5.0), 400))
+    assert "the loss rose" in answer
+    assert "steps later: 3.00 before, 5.00 now" in answer
 
 
 def test_a_single_spike_is_no_rise(make_run: Any) -> None:
-    said = answered(view_of(make_run(lambda n: 9.0 if n == 300 else 3.0), 400))
-    assert "does not show it" in said
+    answer = answered(view_of(make_run(lambda n: 9.0 if n == 300 else 3.0), 400))
+    assert "does not show it" in answer
 
 
 def test_without_enough_loss_around_the_onset_nothing_is_claimed(make_run: Any) -> None:
@@ -59,9 +59,9 @@ def test_without_enough_loss_around_the_onset_nothing_is_claimed(make_run: Any) 
 
 
 def test_an_alert_of_the_run_itself_is_told_where_no_router_has_one(make_run: Any) -> None:
-    said = answered(view_of(make_run(lambda n: "NaN"), 80))
-    assert "M METER since 1" in said
-    assert "no alert in any router" in said
+    answer = answered(view_of(make_run(lambda n: "NaN"), 80))
+    assert "M METER since 1" in answer
+    assert "no alert in any router" in answer
 
 
 def test_a_healthy_run_has_no_alert_to_compare_with(scenario: Any, open_log: Any) -> None:

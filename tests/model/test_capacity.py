@@ -1,4 +1,4 @@
-"""Capacity: who is dropped, how many exactly, and that nobody is where nothing was asked."""
+"""Capacity: which pairs are dropped, how many exactly, and none without a capacity."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kept_one_by_one(
     ),
     st.sampled_from([0.25, 0.5, 1.0, 1.25, 2.0, 100.0]),
 )
-def test_who_is_kept_is_who_came_first(
+def test_capacity_keeps_the_tokens_that_came_first(
     policy: DropPolicy, tokens: list[tuple[list[int], list[float], bool]], factor: float
 ) -> None:
     ids, weights, valid = (list(column) for column in zip(*tokens, strict=True))

@@ -38,7 +38,7 @@ def make_experts(config: ModelConfig, dtype: torch.dtype) -> Experts:
 
 
 def run(experts: Experts, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """Output, and gradients of inputs, weights and matrices under a loss that is no plain sum."""
+    """Output, and gradients of inputs, weights and matrices; the loss is not a plain sum."""
     x_TD, ids_TK, weights_TK = inputs
     leaves = [x_TD, weights_TK, *experts.parameters()]
     y_TD = experts(x_TD, ids_TK, weights_TK)

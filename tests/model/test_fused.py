@@ -116,7 +116,7 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
 
 
 def test_tokens_go_to_their_rows_and_back() -> None:
-    """Row 3 pads an expert: nobody's place."""
+    """Row 3 is padding of an expert and belongs to no token."""
     token_P, place_TK = torch.tensor([0, 1, 2, 0, 0, 1, 2]), torch.tensor([[0, 4], [1, 5], [2, 6]])
     x_TD = random(3, 4, seed=0, dtype=torch.float64).requires_grad_()
     y_PD = random(7, 4, seed=1, dtype=torch.float64).requires_grad_()

@@ -130,7 +130,9 @@ def test_a_text_that_was_left_is_gone_on_with(
     assert whole[-len(rest) :] == rest
 
 
-def test_a_diverged_model_says_so(make_model: Callable[..., LanguageModel]) -> None:
+def test_generating_with_a_diverged_model_is_a_clear_error(
+    make_model: Callable[..., LanguageModel],
+) -> None:
     model = make_model()
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -153,7 +155,7 @@ def test_a_model_without_multi_token_prediction_cannot_draft(
 
 @given(st.text(max_size=40), st.integers(1, 4))
 def test_text_in_pieces_is_the_text(text: str, size: int) -> None:
-    """Tokens of ``size`` bytes: most of them are no whole characters."""
+    """Tokens of ``size`` bytes: most of them are not whole characters."""
     data = text.encode("utf-8", "ignore")
     tokens = [data[i : i + size] for i in range(0, len(data), size)]
     whole = b"".join(tokens).decode()

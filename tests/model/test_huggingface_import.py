@@ -120,7 +120,9 @@ def test_stacked_experts_are_read_as_well(tmp_path: Path, ids_BS: Tensor) -> Non
     assert_same(our_logits(imported(tmp_path / "theirs"), ids_BS), expected)
 
 
-def test_what_the_hub_says_besides_is_passed_over(tmp_path: Path, ids_BS: Tensor) -> None:
+def test_additional_fields_of_a_published_config_are_ignored(
+    tmp_path: Path, ids_BS: Tensor
+) -> None:
     folder = tmp_path / "theirs"
     their_model(rope_parameters=YARN).save_pretrained(folder)
     expected = their_logits(folder, ids_BS)

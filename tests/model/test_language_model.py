@@ -144,7 +144,7 @@ def test_every_preset_can_be_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_the_grouped_product(name: str) -> None:
-    """Widths that are no multiple of 16 bytes would silently take the slow loop."""
+    """Widths that are not a multiple of 16 bytes would silently take the slow loop."""
     config = ModelConfig.preset(name, vocab_size=100)
     assert config.hidden_size % 8 == 0
     assert config.moe_intermediate_size % 8 == 0

@@ -164,8 +164,8 @@ def test_a_bias_that_has_no_place_is_not_lost_in_silence(
     described["files"][WEIGHTS] = file_facts(tmp_path / "ours" / WEIGHTS)
     path.write_text(json.dumps(described))
     assert command("export", tmp_path / "ours", tmp_path / "back") == 64
-    said = capsys.readouterr().err
-    assert "layers.1.mlp.router.expert_bias is not zero, and a deepseek_v2 has no such" in said
+    narration = capsys.readouterr().err
+    assert "layers.1.mlp.router.expert_bias is not zero, and a deepseek_v2 has no such" in narration
     assert not (tmp_path / "back").exists()
 
 
@@ -205,8 +205,8 @@ def test_what_is_left_out_is_as_in_transformers(tmp_path: Path, ids_BS: Tensor) 
     """GLM's file need not say which layers are dense; the published one counts them as well."""
     of_type("glm4_moe_lite").save_pretrained(tmp_path / "theirs")
     expected = their_logits(tmp_path / "theirs", ids_BS)
-    for said in ({}, {"first_k_dense_replace": 1}):
-        change_config(tmp_path / "theirs", mlp_layer_types=..., **said)
+    for narration in ({}, {"first_k_dense_replace": 1}):
+        change_config(tmp_path / "theirs", mlp_layer_types=..., **narration)
         model, _ = load_pretrained(tmp_path / "theirs")
         assert_same(our_logits(model, ids_BS), expected)
 
@@ -222,9 +222,9 @@ def test_a_vocabulary_of_tiktoken_alone_is_refused_and_no_code_is_run(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "tokenization_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert command("import", folder, tmp_path / "ours") == 64
-    said = capsys.readouterr().err
-    assert f"{file} is a tiktoken vocabulary without the pattern" in said
-    assert "TikTokenConverter" in said
+    narration = capsys.readouterr().err
+    assert f"{file} is a tiktoken vocabulary without the pattern" in narration
+    assert "TikTokenConverter" in narration
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
     (folder / file).unlink()
     assert command("import", folder, tmp_path / "ours") == 0

@@ -93,7 +93,7 @@ def test_an_expert_without_tokens_gets_a_zero_gradient_and_no_nan(
             assert used.nonzero().flatten().tolist() == [2, 5]
 
 
-def test_a_batch_without_sequences_is_no_trouble(make_model: MakeModel) -> None:
+def test_an_empty_batch_is_accepted(make_model: MakeModel) -> None:
     """The last rank of an uneven evaluation gets one."""
     logits_BSV = make_model().eval()(torch.zeros(0, 5, dtype=torch.int64)).logits_BSV
     assert logits_BSV.shape == (0, 5, 97)

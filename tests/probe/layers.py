@@ -1,4 +1,4 @@
-"""A small MoE of nobody's library, for tests of the probe itself."""
+"""A small MoE that no library has, for tests of the probe itself."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Full disks, vanished folders, clocks that go back: the training and its judgement go on."""
+"""Full disks, vanished folders, clocks that go back: the training and its diagnosis continue."""
 
 import errno
 import json

@@ -15,21 +15,6 @@ from microscope_tui.runlog.discover import find_runs, unreadable_logs
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def microscope() -> Run:
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "microscope_tui.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | environment,
-            timeout=60,
-        )
-
-    return run
-
-
 def test_a_healthy_run_exits_with_zero(microscope: Run, scenario: Any) -> None:
     done = microscope("check", scenario("healthy", routers=3, steps=200))
     assert (done.returncode, done.stderr) == (0, "")
@@ -214,7 +199,7 @@ def test_bad_input_exits_with_three_and_says_what_it_is(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_said(microscope: Run, scenario: Any) -> None:
+def test_an_unreadable_file_is_reported(microscope: Run, scenario: Any) -> None:
     path = scenario("healthy", routers=2, steps=50) / "metrics.jsonl"
     path.chmod(0)
     done = microscope("check", path)
@@ -243,9 +228,15 @@ def test_without_a_terminal_the_viewer_prints_a_snapshot(microscope: Run, scenar
     assert "\x1b" not in done.stdout
 
 
-def test_a_terminal_that_cannot_say_utf_8_gets_ascii(microscope: Run, scenario: Any) -> None:
+def test_a_terminal_without_utf_8_gets_ascii(scenario: Any) -> None:
     folder = scenario("collapse", routers=3, steps=450)
-    done = microscope("snapshot", folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = subprocess.run(
+        [sys.executable, "-m", "microscope_tui.cli", "snapshot", folder],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        timeout=60,
+    )
     assert done.returncode == 0
     assert done.stdout.isascii()
 
@@ -262,7 +253,7 @@ def test_demo_leaves_nothing_behind_unless_asked(microscope: Run, tmp_path: Path
     assert "already contains a run" in again.stderr
 
 
-def test_what_a_verdict_could_not_see_is_said(
+def test_the_report_names_what_could_not_be_judged(
     microscope: Run, write_log: Any, make_header: Any, make_step: Any, balanced: Any
 ) -> None:
     steps = [make_step(n, [balanced()] * 3, 2048) for n in range(1, 33)]

@@ -26,7 +26,7 @@ def test_a_rule_is_explained_with_every_limit_and_its_evidence(name: str) -> Non
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_what_silences_a_rule_is_said() -> None:
+def test_explain_names_what_mutes_a_rule() -> None:
     assert explained("METER").silenced_by == []
     assert "COLLAPSE" in " ".join(explained("OVERLOAD").silenced_by)
     assert explained("GRADSPIKE").silent_profiles == ["eval"]

@@ -1,4 +1,4 @@
-"""What counts in a judgement, and what is said beside it."""
+"""What counts in a judgement, and the notes beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_a_finding_of_the_whole_run_names_no_layer(scenario: Any) -> None:
     assert [finding["layers"] for finding in run["findings"]] == [[]]
 
 
-def test_a_header_to_complain_of_is_no_measurement(write_log: Any, make_header: Any) -> None:
+def test_findings_of_the_header_are_not_a_measurement(write_log: Any, make_header: Any) -> None:
     steps = [{"kind": "step", "step": n, "loss": 2.0} for n in range(1, 50)]
     judgement = judged(write_log([make_header(balance={"method": "none"}), *steps]))
     assert judgement.exit_code == 3

@@ -1,4 +1,4 @@
-"""Whatever a writer does to its file, a follower ends with exactly the lines that stand in it."""
+"""Whatever a writer does to its file, a follower ends with exactly the lines that are in it."""
 
 import itertools
 import os

@@ -301,7 +301,7 @@ def test_not_a_number_is_a_value_where_something_is_measured() -> None:
     assert codes([header(), record]) == []
 
 
-def test_other_keys_are_nobodys_business() -> None:
+def test_unknown_keys_are_accepted() -> None:
     record = {"kind": "step", "my_accuracy": 0.5, **step(1)}
     assert codes([header(git_commit="abc"), record]) == []
 

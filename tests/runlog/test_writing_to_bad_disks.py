@@ -38,7 +38,7 @@ class Disk:
         self._failing[call] = code
 
     def takes_half(self, then: bytes = b"") -> None:
-        """Half of every line, and what somebody else writes right after it."""
+        """Half of every line, and what another process writes right after it."""
         self._half = then
 
     def recovers(self) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the writers share: small records, what stands in a log, and other processes."""
+"""What tests of the writers share: small records, the contents of a log, and other processes."""
 
 import json
 import subprocess

@@ -1,10 +1,10 @@
 """The lines of every scenario: reproducible, readable, and what the format says."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,10 +68,9 @@ def test_an_unknown_scenario_is_refused_with_the_known_ones(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["ragged", "nan", "lint-pooled-aux"])
-def test_the_demo_writes_any_scenario(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "microscope_tui.cli", "demo", "--scenario", name]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
-    )
+def test_the_demo_writes_any_scenario(
+    microscope: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    done = microscope("demo", "--scenario", name, "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / name / "metrics.jsonl").stat().st_size > 10_000

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from moe_model.training import sample
+from tests.forked import ROOT, ForkServer, Program
+
 SMALL = [
     "--model.hidden_size=32", "--model.num_hidden_layers=3", "--model.intermediate_size=48",
     "--model.moe_intermediate_size=16", "--model.num_attention_heads=2",
@@ -52,14 +54,16 @@ def arguments(tmp_path: Path, text_file: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def trainer() -> ModuleType:
+def trainer() -> Iterator[ModuleType]:
     """``train.py``, imported from where it is."""
     spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "SAMPLE_TOKENS", 20)  # it takes longer than the steps of a short run
+        yield module
 
 
 @pytest.fixture
@@ -73,19 +77,18 @@ def train(trainer: ModuleType, arguments: Callable[..., list[str]]) -> Callable[
 
 
 @pytest.fixture
-def start(arguments: Callable[..., list[str]]) -> Callable[..., subprocess.Popen[str]]:
+def start(fork_server: ForkServer, arguments: Callable[..., list[str]]) -> Callable[..., Program]:
     """Start the trainer in a process of its own."""
+    return lambda *more: fork_server.start(str(ROOT / "train.py"), *arguments(*more))
 
-    def run(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments(*more)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
-    return run
+def from_shell(*arguments: str, starter: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start the trainer with an interpreter of its own."""
+    return subprocess.Popen(
+        [*starter, sys.executable, str(ROOT / "train.py"), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 @pytest.fixture

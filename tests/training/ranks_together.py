@@ -99,8 +99,10 @@ def buffers(world: World, folder: Path) -> dict[str, Any]:
 
 
 LAYERS, EXPERTS, TOKENS = 2, 5, 6
-TIMEOUT_S, PATIENT_S = 1.0, 2.5
+TIMEOUT_S, PATIENT_S = 1.5, 2.5
 """What a rank of ``patient`` waits in a step, and how long another one works by itself."""
+HANGS_S = 5.5
+"""How long a rank hangs; the others wait for it, and for it to join, a little less."""
 
 
 def routings_of(rank: int) -> list[Routing]:
@@ -211,6 +213,7 @@ def patient(world: World, folder: Path) -> dict[str, Any]:
 
 def lost_alone(world: World, folder: Path) -> dict[str, Any]:
     """Rank 0 dies of its own work while the others wait for it without a limit."""
+    world.barrier()  # all have joined
     started = time.monotonic()
     try:
         with lost_ranks(), world.main_first():
@@ -260,7 +263,7 @@ def alone_of_two(rank: int, folder: Path) -> None:
 
 def _leave(how: str) -> None:
     if how == "hung":
-        time.sleep(4)
+        time.sleep(HANGS_S)
         os._exit(1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -278,7 +281,7 @@ if __name__ == "__main__":
     elif claim == "lost":
         world_of(2, lost("killed-ddp"), folder)
         world_of(3, lost("killed-fsdp"), folder)
-        world_of(2, lost("hung"), folder, timeout_s=2)
+        world_of(2, lost("hung"), folder, timeout_s=HANGS_S - 1.5)
         world_of(3, lost_alone, folder)
         alone_of_two(1, folder)
     elif claim == "patience":

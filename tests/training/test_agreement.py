@@ -24,6 +24,7 @@ from moe_model.training.distributed import World
 from moe_model.training.options import Options, flag_name
 from moe_model.training.overrides import ModelOverrides
 from moe_model.training.sources import Document
+from tests.forked import ForkServer
 from tests.training.worlds import Seen, seen_by
 
 Outcome = Callable[[str], list[Any]]
@@ -31,9 +32,13 @@ Ran = Callable[[str], tuple[list[int], list[str]]]
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Seen]:
+def worlds(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Seen]:
     """What three ranks saw."""
-    return cache(lambda: seen_by("ranks_that_differ", "worlds", tmp_path_factory.mktemp("worlds")))
+    return cache(
+        lambda: seen_by(
+            fork_server, "ranks_that_differ", "worlds", tmp_path_factory.mktemp("worlds")
+        )
+    )
 
 
 @pytest.fixture
@@ -48,13 +53,13 @@ def of_each(worlds: Callable[[], Seen]) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Exit codes of the two ranks of a whole run, and what each said."""
 
     @cache
     def folder() -> Path:
         made = tmp_path_factory.mktemp("runs")
-        seen_by("ranks_that_differ", "runs", made)
+        seen_by(fork_server, "ranks_that_differ", "runs", made)
         return made
 
     def found(name: str) -> tuple[list[int], list[str]]:
@@ -75,7 +80,7 @@ def test_a_block_without_faults_changes_nothing(of_each: Outcome) -> None:
     assert of_each("nobody") == of_each("nobody first") == [["returned", "well", False]] * 3
 
 
-def test_a_fault_of_all_is_said_by_the_first_rank_alone(of_each: Outcome) -> None:
+def test_a_fault_of_all_ranks_is_reported_by_rank_0_alone(of_each: Outcome) -> None:
     said = ["UsageError", "'--steps 0 is too few.'", False]
     assert of_each("usage of all") == [said, QUIET_USAGE, QUIET_USAGE]
 
@@ -95,7 +100,7 @@ def test_a_usage_error_of_a_later_rank_is_said_by_the_first_with_its_number(
     assert of_each(name + block) == [["UsageError", said, False], QUIET_USAGE, QUIET_USAGE]
 
 
-def test_of_two_different_faults_both_are_said(of_each: Outcome) -> None:
+def test_two_different_faults_are_both_reported(of_each: Outcome) -> None:
     first, second, third = of_each("two usages")
     assert first == ["UsageError", "'--lr 0'", False]
     assert second == QUIET_USAGE
@@ -147,7 +152,7 @@ def test_a_process_on_its_own_raises_what_it_found() -> None:
 # ---- agreement --------------------------------------------------------------------------------
 
 
-def test_ranks_with_the_same_facts_go_on(of_each: Outcome) -> None:
+def test_ranks_with_the_same_facts_continue(of_each: Outcome) -> None:
     assert of_each("same") == [["returned", None, False]] * 3
 
 
@@ -205,12 +210,14 @@ def start_facts_of(*texts: str, dtype: torch.dtype = torch.float32) -> dict[str,
     ],
     ids=["same", "other order", "one document", "another letter", "number format"],
 )
-def test_what_a_run_starts_from_is_told_apart(other: dict[str, str], differ: set[str]) -> None:
+def test_start_facts_differ_where_text_tokenizer_or_dtype_differ(
+    other: dict[str, str], differ: set[str]
+) -> None:
     one = start_facts_of("abcd" * 40, "dcba" * 40)
     assert {name.split()[1] for name in one if one[name] != other[name]} == differ
 
 
-def test_two_checkpoints_of_one_step_are_told_apart(
+def test_two_checkpoints_of_one_step_have_different_facts(
     train: Callable[..., int], tmp_path: Path
 ) -> None:
     found = []

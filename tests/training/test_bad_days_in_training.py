@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from moe_model.store import read_checkpoint
+from tests.forked import Program
 from tests.training.story import Log, before_step
 
 Train = Callable[..., int]
@@ -108,7 +108,7 @@ def test_a_clock_that_goes_backwards_changes_nothing_but_the_times(
 
 
 def test_the_second_ctrl_c_leaves_at_once_and_what_was_saved_still_holds(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    start: Callable[..., Program], tmp_path: Path
 ) -> None:
     """The step is made to last for ever, so that the first one has nothing to wait for."""
     process = start("--run=r", "--steps=1000000", "--save-every=1", "--eval-every=1000000")

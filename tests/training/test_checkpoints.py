@@ -107,7 +107,7 @@ def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
 def test_a_step_of_a_former_future_is_not_taken_for_the_one_saved_now(
     save: Save, model: LanguageModel, tmp_path: Path
 ) -> None:
-    """A run that goes on from step 1 finds the best of step 2 that another optimizer made."""
+    """A run resumed from step 1 finds the best of step 2, which another optimizer made."""
     before = save(2, BEST).resolve()
     with torch.no_grad():
         model.norm.weight += 1

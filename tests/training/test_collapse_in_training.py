@@ -1,4 +1,4 @@
-"""The trainer notices its own collapse, and does what it was told to do then."""
+"""The trainer notices its own collapse and follows ``--on-collapse``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_stop_saves_writes_the_verdict_and_exits_with_3(
     assert ended.value.code == 2, "check sees what the trainer saw"
 
 
-def test_a_stopped_run_goes_on_only_where_somebody_says_that_it_shall(
+def test_a_run_stopped_on_a_collapse_resumes_only_with_on_collapse_log(
     train: Train, read_log: Callable[[str], Log], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(*COLLAPSE, "--on-collapse=stop") == 3
@@ -66,7 +66,7 @@ def test_checkpoint_keeps_the_state_of_that_moment_and_goes_on(
     assert read_checkpoint(tmp_path / "ck" / "r" / "latest").step == 90
 
 
-def test_log_says_so_and_goes_on(
+def test_on_collapse_log_only_alerts_and_training_continues(
     train: Train, read_log: Callable[[str], Log], tmp_path: Path
 ) -> None:
     assert train(*COLLAPSE) == 0

@@ -1,9 +1,8 @@
-"""Forks, and runs that go on from further back: nothing is lost, and nothing comes back unasked."""
+"""Forks, and runs resumed from earlier steps: nothing is lost, nothing returns unasked."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from moe_model.store import read_checkpoint
+from tests.forked import Program
 from tests.training.story import KilledError, Log, before_step, die, story
 
 Train = Callable[..., int]
@@ -22,7 +22,7 @@ def trained(log: Log) -> list[int]:
     return [record["step"] for record in story(log) if record["kind"] == "step"]
 
 
-def test_a_fork_that_dies_before_its_first_save_still_is_that_fork(
+def test_a_fork_that_dies_before_its_first_save_resumes_as_that_fork(
     trainer: ModuleType,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,7 +38,7 @@ def test_a_fork_that_dies_before_its_first_save_still_is_that_fork(
     assert trained(read_log("fork")) == [5, 6], "and not from random weights on"
 
 
-def test_who_goes_back_is_not_thrown_into_the_abandoned_future_again(
+def test_a_run_resumed_from_an_earlier_step_never_returns_to_the_abandoned_steps(
     trainer: ModuleType,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +62,7 @@ def test_who_goes_back_is_not_thrown_into_the_abandoned_future_again(
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(
-    start: Callable[..., subprocess.Popen[str]], train: Train, tmp_path: Path,
+    start: Callable[..., Program], train: Train, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     first = start("--run=r", "--steps=1000000", "--save-every=1", "--eval-every=1000000")
@@ -129,9 +129,7 @@ def test_a_broken_integer_is_refused_and_not_rounded(
     assert "is not a whole number" in capsys.readouterr().err
 
 
-def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(
-    train: Train, tmp_path: Path
-) -> None:
+def test_a_failed_start_does_not_block_the_next(train: Train, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("I am a file", "utf-8")
     assert train("--run=r", "--steps=2") == 1
     (tmp_path / "logs").unlink()

@@ -15,7 +15,7 @@ from moe_model.command import version
 from moe_model.config import PRESETS, ModelConfig
 from moe_model.training import help as help_module
 from moe_model.training.options import RUN_DEFAULTS
-from tests.training.conftest import ROOT
+from tests.forked import ROOT, ForkServer
 
 BLOCKED = (
     "import sys, runpy\n"
@@ -23,7 +23,7 @@ BLOCKED = (
     "sys.argv = ['train.py', *sys.argv[1:]]\n"
     "runpy.run_path('train.py', run_name='__main__')"
 )
-MICROSCOPE = ["-m", "microscope_tui.cli"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -114,23 +114,34 @@ def test_a_checkpoint_has_the_size_that_the_table_says(
 @pytest.mark.parametrize(
     "command",
     [
-        ["train.py"],
         *(["-m", f"moe_model.{name}"] for name in ("generate", "huggingface", "upcycle")),
         ["-m", "moe_model.huggingface", "import"],
         ["-m", "moe_model.huggingface", "export"],
-        MICROSCOPE,
-        *([*MICROSCOPE, name] for name in COMMANDS),
     ],
     ids=" ".join,
 )
-def test_every_command_line_tells_its_version(command: list[str]) -> None:
-    done = python(*command, "--version")
+def test_every_command_of_the_model_prints_its_version(
+    fork_server: ForkServer, command: list[str]
+) -> None:
+    program = fork_server.start(*command, "--version")
+    output, errors = program.communicate()
+    assert (program.returncode, output) == (0, f"{version()}\n"), errors
+
+
+def test_the_trainer_prints_its_version_without_torch() -> None:
+    done = without_torch("--version")
     assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_no_help_tells_of_an_empty_default(command: str) -> None:
-    done = python(*MICROSCOPE, *command.split(), "--help")
+def test_every_command_of_the_microscope_prints_its_version(microscope: Run, command: str) -> None:
+    done = microscope(*command.split(), "--version")
+    assert (done.returncode, done.stdout) == (0, f"{version()}\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_help_shows_an_empty_default(microscope: Run, command: str) -> None:
+    done = microscope(*command.split(), "--help")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.replace("│", " ").split())
     assert '[default: ""]' not in text

@@ -27,7 +27,7 @@ WAITING_OPERATORS = {
 
 
 class HostReads(TorchFunctionMode):
-    """What Python asks for directly: ``tolist`` of a CPU tensor is no operator."""
+    """What Python asks for directly: ``tolist`` of a CPU tensor is not an operator."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A ``checkpoint.json`` that was damaged, or written by somebody who means harm.
+"""A ``checkpoint.json`` that was damaged, or written by an attacker.
 
 Whatever it says, a run goes on from the checkpoint before it, or ends with one line: no traceback,
 no loop without end, nothing that a terminal would obey.
@@ -55,10 +55,12 @@ def resume(train: Train, capsys: pytest.CaptureFixture[str], latest: Path) -> Re
     def run(*more: str) -> tuple[int, list[str]]:
         capsys.readouterr()
         code = train("--run=r", "--resume=auto", *more)
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        assert all(line.isprintable() and len(line) < 1000 for line in said.splitlines()), said
-        return code, said.splitlines()
+        narration = capsys.readouterr().err
+        assert "Traceback" not in narration
+        assert all(line.isprintable() and len(line) < 1000 for line in narration.splitlines()), (
+            narration
+        )
+        return code, narration.splitlines()
 
     return run
 
@@ -154,16 +156,16 @@ def test_a_value_that_cannot_be_gives_way_to_previous_or_ends_in_one_line(
 
 def assert_only_previous_counts(latest: Path, resume: Resume) -> None:
     """First beside a sound ``previous`` (whose two steps are all that is asked for), then alone."""
-    code, said = resume("--steps=2")
+    code, narration = resume("--steps=2")
     assert code == 0
-    assert len(said) == 2, said
-    assert f"latest is damaged, trying {latest.parent / 'previous'}: {latest}" in said[0]
-    assert "already has all 2 steps" in said[1]
+    assert len(narration) == 2, narration
+    assert f"latest is damaged, trying {latest.parent / 'previous'}: {latest}" in narration[0]
+    assert "already has all 2 steps" in narration[1]
     (latest.parent / "previous").unlink()
-    code, said = resume("--steps=6")
+    code, narration = resume("--steps=6")
     assert code == 1
-    assert len(said) == 1, said
-    assert said[0].startswith(f"train.py: r failed: {latest}"), said
+    assert len(narration) == 1, narration
+    assert narration[0].startswith(f"train.py: r failed: {latest}"), narration
 
 
 @pytest.mark.parametrize(("place", "value"), LOST_COUNT, ids=named)
@@ -172,9 +174,9 @@ def test_a_count_that_cannot_be_ends_in_one_line(
 ) -> None:
     edit(latest, place, value)
     (latest.parent / "previous").unlink()
-    code, said = resume("--steps=6")
-    assert (code, len(said)) == (1, 1), said
-    assert said[0].startswith(f"train.py: r failed: {latest}"), said
+    code, narration = resume("--steps=6")
+    assert (code, len(narration)) == (1, 1), narration
+    assert narration[0].startswith(f"train.py: r failed: {latest}"), narration
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,9 @@ def test_a_value_that_could_be_does_not_change_unnoticed(
     place: str, value: object, latest: Path, resume: Resume
 ) -> None:
     edit(latest, place, value, seal=True)
-    code, said = resume("--steps=2")
+    code, narration = resume("--steps=2")
     assert code == 0
-    assert "it is damaged: its checksum does not match" in said[0]
+    assert "it is damaged: its checksum does not match" in narration[0]
 
 
 def test_laid_out_anew_or_without_its_checksum_it_says_the_same(latest: Path) -> None:
@@ -207,8 +209,8 @@ def test_a_pipe_is_not_waited_for(
 ) -> None:
     (latest / name).unlink()
     make(latest / name)
-    code, said = resume("--steps=2")
-    assert (code, len(said)) == (0, 2), said
+    code, narration = resume("--steps=2")
+    assert (code, len(narration)) == (0, 2), narration
     with pytest.raises(CheckpointError):
         read_checkpoint(latest)
     if name == "checkpoint.json":

@@ -1,4 +1,4 @@
-"""A run that starts from an imported or upcycled model, and the runs that go on from it."""
+"""A run that starts from an imported or upcycled model, and the runs resumed from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_multi_token_prediction_of_an_imported_model_is_trained(
     imported: Callable[..., Path], train: Train, read_log: ReadLog, tmp_path: Path
 ) -> None:
-    """The depths are those of the checkpoint, in the run and in whatever goes on from it."""
+    """The depths are those of the checkpoint, in the run and in every run resumed from it."""
     start = imported("--mtp")
     assert train("--run=new", f"--resume={start}", "--steps=40", "--lr=0.003") == 0
     head, *rest = read_log("new")

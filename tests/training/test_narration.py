@@ -150,7 +150,7 @@ def test_a_run_on_hostile_text_under_hostile_names_leaves_the_terminal_alone(
 
 
 @KINDS
-def test_what_cannot_be_told_ends_nothing(kind: str) -> None:
+def test_output_that_cannot_be_written_ends_nothing(kind: str) -> None:
     with mute(kind):
         say("nobody hears this")
         with Console(10, ["L1", "L2"]) as console:
@@ -214,7 +214,7 @@ def test_a_run_without_standard_error_is_stopped_as_any_other(
     read_log: Callable[[str], list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
-    """Closed, its number goes to the next file that is opened: nothing may be told to that."""
+    """Closed, its number goes to the next file that is opened: nothing may be printed there."""
     trainer = [sys.executable, str(ROOT / "train.py"), *arguments("--run=r", "--steps=1000000")]
     process = subprocess.Popen(in_shell("2>&-", *trainer), env=as_users_have_it())
     log = tmp_path / "logs" / "r" / "metrics.jsonl"

@@ -1,10 +1,9 @@
-"""A run that goes on is the run that never stopped."""
+"""A resumed run is identical to one that never stopped."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from moe_model.store import TRAINING_STATE, read_checkpoint
+from tests.forked import Program
 from tests.training.story import KilledError, Log, before_step, die, from_step, story
 
 Train = Callable[..., int]
@@ -51,17 +51,11 @@ STOPS = [(2, "step", 1), (4, "step", 4), (6, "save", 5), (8, "save", 7), (14, "s
 
 
 @pytest.mark.parametrize(
-    ("step", "where", "goes_on_at", "dtype"),
-    [
-        *((*stop, "fp32") for stop in STOPS),
-        *((*stop, dtype) for stop in STOPS[1:3] for dtype in ("bf16", "fp16")),
-    ],
+    ("dtype", "stops"), [("fp32", STOPS), ("bf16", STOPS[1:3]), ("fp16", STOPS[1:3])]
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(
-    step: int,
-    where: str,
-    goes_on_at: int,
     dtype: str,
+    stops: list[tuple[int, str, int]],
     trainer: ModuleType,
     train: Train,
     read_log: ReadLog,
@@ -71,26 +65,28 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     """Before the first checkpoint, after latest, after a newer best, inside a checkpoint."""
     flags = (*EVERYTHING, f"--dtype={dtype}")
     assert train("--run=whole", *flags) == 0
-    revive = killed_at(trainer, monkeypatch, step, where)
-    with pytest.raises(KilledError):
-        train("--run=cut", *flags)
-    revive()
-    assert train("--run=cut", *flags, "--resume=auto") == 0
+    for step, where, resumes_at in stops:
+        run = f"cut-{step}"
+        revive = killed_at(trainer, monkeypatch, step, where)
+        with pytest.raises(KilledError):
+            train(f"--run={run}", *flags)
+        revive()
+        assert train(f"--run={run}", *flags, "--resume=auto") == 0
 
-    log = read_log("cut")
-    heads = [record for record in log if record["kind"] == "run"]
-    assert [head["resumed_at_step"] for head in heads] == [None, goes_on_at]
-    resumed = story(log)
-    assert resumed[0]["step"] == goes_on_at
-    assert from_step(resumed, 0) == from_step(story(read_log("whole")), goes_on_at)
-    ends = [read_checkpoint(tmp_path / "ck" / run / "latest").folder for run in ("whole", "cut")]
-    for name in ("model.safetensors", TRAINING_STATE, "judgement.msgpack"):
-        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
-    assert not list((tmp_path / "ck" / "cut").glob(".step-*")), "what the dead left is gone"
+        log = read_log(run)
+        heads = [record for record in log if record["kind"] == "run"]
+        assert [head["resumed_at_step"] for head in heads] == [None, resumes_at]
+        resumed = story(log)
+        assert resumed[0]["step"] == resumes_at
+        assert from_step(resumed, 0) == from_step(story(read_log("whole")), resumes_at)
+        ends = [read_checkpoint(tmp_path / "ck" / r / "latest").folder for r in ("whole", run)]
+        for name in ("model.safetensors", TRAINING_STATE, "judgement.msgpack"):
+            assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
+        assert not list((tmp_path / "ck" / run).glob(".step-*")), "what the dead left is gone"
 
 
 def test_kill_9_and_resume_give_the_same_log(
-    start: Callable[..., subprocess.Popen[str]], read_log: ReadLog, tmp_path: Path
+    start: Callable[..., Program], read_log: ReadLog, tmp_path: Path
 ) -> None:
     flags = ("--steps=60", "--save-every=1", "--eval-every=3", "--force-collapse=2@5")
     whole = start("--run=whole", *flags)
@@ -182,7 +178,7 @@ def test_a_run_that_is_complete_is_left_alone(
     assert read_log("r") == before
 
 
-def test_auto_starts_where_there_is_nothing_to_go_on_with(train: Train, read_log: ReadLog) -> None:
+def test_resume_auto_starts_a_new_run_without_a_checkpoint(train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=2", "--resume=auto") == 0
     assert read_log("r")[0]["resumed_at_step"] is None
 
@@ -261,7 +257,7 @@ def test_routers_without_a_bias_are_not_given_one(
     assert not any(router.expert_bias.any() for router in model.routers)
 
 
-def test_options_can_stand_in_a_file_and_the_command_line_wins(
+def test_the_command_line_overrides_options_of_a_file(
     train: Train, read_log: ReadLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.toml"

@@ -18,14 +18,15 @@ from safetensors.torch import save_file
 from moe_model.description import CheckpointError
 from moe_model.training.optimizer import make_optimizer
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state, save_shards
+from tests.forked import ForkServer
 from tests.training.worlds import Seen, make_model, seen_by
 
 
 @pytest.fixture(scope="module")
-def claim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
+def claim(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
     """The folder that ranks worked in, and what they saw."""
     folder = tmp_path_factory.mktemp("shards")
-    return folder, seen_by("ranks_with_shards", "all", folder)
+    return folder, seen_by(fork_server, "ranks_with_shards", "all", folder)
 
 
 def test_two_ranks_write_a_file_each_and_nothing_that_is_pickled(
@@ -57,7 +58,7 @@ def test_shards_of_two_ranks_are_read_bit_for_bit_by_any_number(
         assert read["shared"] > 60
 
 
-def test_three_ranks_go_on_where_two_were(claim: tuple[Path, Seen]) -> None:
+def test_three_ranks_resume_a_run_of_two(claim: tuple[Path, Seen]) -> None:
     seen = claim[1]
     for rank in range(3):
         for name, values in seen["resumed-2-0"].items():

@@ -102,7 +102,7 @@ def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> Non
     assert names == ["a/file", "b/alone", "b/other", "d"]
 
 
-def test_what_is_no_file_is_passed_by(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_skipped(tmp_path: Path) -> None:
     os.mkfifo(write(tmp_path, {"a": "text"}) / "pipe")
     assert len(load_documents(str(tmp_path))) == 1
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from moe_model.store import TRAINING_STATE, read_checkpoint
 from moe_model.training.stopping import StopRequest
+from tests.forked import ROOT, Program
+from tests.training.conftest import from_shell
 
-ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ("--run=r", "--steps=1000000", "--eval-every=7", "--save-every=1")
 
 
@@ -34,7 +35,7 @@ def _nothing_is_ignored() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: Program | subprocess.Popen[str]) -> None:
     """Until ``path`` is there, or the process ended, or two minutes are over."""
     deadline = time.monotonic() + 120
     while not path.exists():
@@ -44,7 +45,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
-    start: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., Program],
     read_log: Callable[[str], list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
@@ -72,7 +73,7 @@ def test_kill_9_leaves_a_loadable_checkpoint_and_whole_lines(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_ends_the_log_and_exits_75(
     number: signal.Signals,
-    start: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., Program],
     read_log: Callable[[str], list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
@@ -143,11 +144,7 @@ def test_nohup_protects_a_run_from_its_terminal(
     read_log: Callable[[str], list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
-    process = subprocess.Popen(
-        [*NOHUP, sys.executable, str(ROOT / "train.py"), *arguments(*ENDLESS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = from_shell(*arguments(*ENDLESS), starter=NOHUP)
     wait_for(tmp_path / "ck" / "r" / "latest", process)
     process.send_signal(signal.SIGHUP)
     before = read_log("r")[-1]["step"]
@@ -164,10 +161,11 @@ def test_nohup_protects_a_run_from_its_terminal(
 
 
 def test_a_signal_while_the_process_shuts_down_does_not_change_the_exit_code(
-    start: Callable[..., subprocess.Popen[str]],
+    arguments: Callable[..., list[str]],
 ) -> None:
     """As torchrun sends one to every rank as soon as the first has ended."""
-    process = start("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
+    flags = ("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
+    process = from_shell(*arguments(*flags))
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("stopped on a collapse"):

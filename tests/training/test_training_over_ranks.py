@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +12,19 @@ import pytest
 import torch
 
 from moe_model.store import read_checkpoint
-from tests.training.conftest import ROOT
+from tests.forked import ROOT, ForkServer, Program
 from tests.training.story import Log, from_step, story
 
 ReadLog = Callable[[str], Log]
-Ranks = list[subprocess.Popen[str]]
+Ranks = list[Program]
 
-STEPS = 50
+STEPS = 24
 
 
 @pytest.fixture
-def start_ranks(arguments: Callable[..., list[str]]) -> Callable[..., Ranks]:
+def start_ranks(
+    fork_server: ForkServer, arguments: Callable[..., list[str]]
+) -> Callable[..., Ranks]:
     """Start the trainer as so many processes, as ``srun`` does: without anything around them."""
 
     def run(size: int, *more: str) -> Ranks:
@@ -33,25 +32,19 @@ def start_ranks(arguments: Callable[..., list[str]]) -> Callable[..., Ranks]:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+        words = [str(ROOT / "train.py"), *arguments(*more)]
         return [
-            subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *arguments(*more)],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **place,
-                     "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            fork_server.start(*words, **place, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(size)
-        ]  # fmt: skip
+        ]
 
     return run
 
 
 def end(ranks: Ranks, timeout: float = 120) -> tuple[list[int], list[str]]:
     """Exit codes and what each rank said."""
-    said = [rank.communicate(timeout=timeout)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], errors
 
 
 def wait_for(path: Path, ranks: Ranks) -> None:
@@ -84,7 +77,7 @@ def assert_same_run(one: Log, other: Log) -> None:
     assert evaluations[0] == pytest.approx(evaluations[1], abs=1e-5)
 
 
-COMMON = (f"--steps={STEPS}", "--eval-every=20", "--save-every=20", "--mtp", "--z-loss-weight=1e-3")
+COMMON = (f"--steps={STEPS}", "--eval-every=10", "--save-every=10", "--mtp", "--z-loss-weight=1e-3")
 
 
 @pytest.fixture
@@ -97,7 +90,7 @@ def folder_of_files(tmp_path: Path) -> str:
     return f"--data={folder}"
 
 
-def test_however_a_step_is_cut_it_is_the_same_step(
+def test_a_step_is_the_same_over_ranks_and_micro_batches(
     train: Callable[..., int],
     start_ranks: Callable[..., Ranks],
     read_log: ReadLog,
@@ -110,9 +103,9 @@ def test_however_a_step_is_cut_it_is_the_same_step(
     assert train("--run=one", "--batch-size=8", folder_of_files, *COMMON) == 0
     assert train("--run=accumulated", "--grad-accum=2", folder_of_files, *COMMON) == 0
     for ranks in together:
-        codes, said = end(ranks)
-        assert codes == [0, 0], said
-        assert said[1] == "", "the first rank speaks for all"
+        codes, errors = end(ranks)
+        assert codes == [0, 0], errors
+        assert errors[1] == "", "the first rank speaks for all"
     for run in ("ddp", "fsdp", "accumulated"):
         assert_same_run(read_log("one"), read_log(run))
     assert read_log("ddp")[0]["world_size"] == 2
@@ -127,8 +120,8 @@ def test_ranks_do_not_wait_for_gradients_of_multi_token_prediction_without_a_wei
     ]
     assert train("--run=one", "--batch-size=8", *flags) == 0
     for ranks in together:
-        codes, said = end(ranks)
-        assert codes == [0, 0], said
+        codes, errors = end(ranks)
+        assert codes == [0, 0], errors
     one = steps(read_log("one"))
     for kind in ("ddp", "fsdp"):
         found = steps(read_log(kind))
@@ -151,8 +144,8 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on
     wait_for(tmp_path / "logs" / "r" / "metrics.jsonl", ranks)
     time.sleep(0.5)
     ranks[1].send_signal(signal.SIGTERM)
-    codes, said = end(ranks)
-    assert codes == [75, 75], said
+    codes, errors = end(ranks)
+    assert codes == [75, 75], errors
     log = read_log("r")
     assert log[-1]["reason"] == "signal"
     saved = read_checkpoint(tmp_path / "ck" / "r")
@@ -164,8 +157,8 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on
     rows = steps(read_log("r"))
     assert [row["step"] for row in rows] == list(range(saved.step + 1, saved.step + 6))
     more = ("--run=r", "--resume=auto", f"--steps={saved.step + 8}", "--batch-size=4")
-    codes, said = end(start_ranks(2, *more, "--parallel=ddp"))
-    assert codes == [0, 0], said
+    codes, errors = end(start_ranks(2, *more, "--parallel=ddp"))
+    assert codes == [0, 0], errors
     assert len(steps(read_log("r"))) == 3
 
 
@@ -173,32 +166,32 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_go_on
 def test_several_ranks_resume_bit_for_bit(
     kind: str, start_ranks: Callable[..., Ranks], read_log: ReadLog, tmp_path: Path
 ) -> None:
-    flags = ("--steps=30", "--save-every=2", "--eval-every=5", f"--parallel={kind}")
+    flags = ("--steps=30", "--save-every=4", "--eval-every=10", f"--parallel={kind}")
     whole = start_ranks(2, "--run=whole", *flags)
     killed = start_ranks(2, "--run=killed", *flags)
     wait_for(tmp_path / "ck" / "killed" / "previous", killed)
     killed[1].kill()
-    codes, said = end(killed)
+    codes, errors = end(killed)
     assert codes[0] == 1
-    assert "rank 0 of 2: another rank no longer responds" in said[0]
-    assert "start again with --resume auto" in said[0]
-    assert "Traceback" not in said[0]
+    assert "rank 0 of 2: another rank no longer responds" in errors[0]
+    assert "start again with --resume auto" in errors[0]
+    assert "Traceback" not in errors[0]
     assert end(whole)[0] == [0, 0]
-    codes, said = end(start_ranks(2, "--run=killed", "--resume=auto", *flags))
-    assert codes == [0, 0], said
+    codes, errors = end(start_ranks(2, "--run=killed", "--resume=auto", *flags))
+    assert codes == [0, 0], errors
     rows = story(read_log("killed"))
     first = rows[0]["step"]
     assert first > 1
     assert from_step(rows, 0) == from_step(story(read_log("whole")), first)
 
 
-def test_a_usage_error_is_said_once_and_ends_all_ranks_with_64(
+def test_a_usage_error_is_reported_once_and_ends_all_ranks_with_64(
     start_ranks: Callable[..., Ranks],
 ) -> None:
-    codes, said = end(start_ranks(2, "--steps=0"))
+    codes, errors = end(start_ranks(2, "--steps=0"))
     assert codes == [64, 64]
-    assert "--steps 0 is too few" in said[0]
-    assert said[1] == ""
+    assert "--steps 0 is too few" in errors[0]
+    assert errors[1] == ""
 
 
 def test_a_collapse_stops_all_ranks_with_3(
@@ -207,9 +200,9 @@ def test_a_collapse_stops_all_ranks_with_3(
     flags = ("--run=r", "--steps=90", "--force-collapse=2@5", "--on-collapse=stop")
     ranks = start_ranks(2, *flags)
     while all(rank.poll() is None for rank in ranks):
-        time.sleep(0.001)
+        time.sleep(0.005)
     for rank in ranks:  # as torchrun does as soon as the first rank has ended
         rank.terminate()
-    codes, said = end(ranks)
-    assert codes == [3, 3], said
+    codes, errors = end(ranks)
+    assert codes == [3, 3], errors
     assert read_log("r")[-1]["reason"] == "collapse"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from microscope_tui.cli import main as microscope
 from moe_model import generate as generate_module
 from moe_model.command import run_command
 from moe_model.store import TRAINING_STATE, read_checkpoint
+from tests.training.conftest import from_shell
 
 Log = list[dict[str, Any]]
 
@@ -27,11 +27,12 @@ def steps(log: Log) -> Log:
 
 
 def test_a_run_from_the_shell_writes_log_and_checkpoints_and_exits_0(
-    start: Callable[..., subprocess.Popen[str]],
+    arguments: Callable[..., list[str]],
     read_log: Callable[[str], Log],
     tmp_path: Path,
 ) -> None:
-    process = start("--run=r", "--steps=12", "--eval-every=5", "--save-every=4", "--grad-accum=2")
+    flags = ("--run=r", "--steps=12", "--eval-every=5", "--save-every=4", "--grad-accum=2")
+    process = from_shell(*arguments(*flags))
     output, narration = process.communicate(timeout=120)
     assert process.returncode == 0, narration
     assert output == "", "standard output is data, and a training run has none"

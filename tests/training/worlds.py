@@ -1,7 +1,6 @@
 """Worlds for the tests: ranks that are forked by a process of their own, and what they work on.
 
-torch is imported once, in that process, then the ranks are forked: seconds instead of seconds a
-rank. A claim runs worlds of some sizes; what a rank returns is kept by ``WORK-SIZE-RANK``.
+A claim runs worlds of some sizes; what a rank returns is kept by ``WORK-SIZE-RANK``.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
@@ -27,21 +24,20 @@ from moe_model.model import LanguageModel
 from moe_model.training.distributed import World, join_world
 from moe_model.training.gradients import gradient_squares
 from moe_model.training.parallel import synchronised, whole
+from tests.forked import ForkServer
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SEQUENCES, LENGTH = 12, 10
 Seen = dict[str, Any]
 Work = Callable[[World, Path], Seen]
 
 
-def seen_by(ranks: str, claim: str, folder: Path) -> Seen:
+def seen_by(server: ForkServer, ranks: str, claim: str, folder: Path) -> Seen:
     """Run ``claim`` of the module ``ranks`` beside this one in ``folder``: what its ranks saw."""
-    command = [sys.executable, "-W", "error", "-m", f"tests.training.{ranks}", claim, str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert "Traceback" not in ended.stderr, ended.stderr
+    program = server.start("-m", f"tests.training.{ranks}", claim, str(folder))
+    errors = program.communicate(timeout=300)[1]
+    assert program.returncode == 0, errors
+    assert "Traceback" not in errors, errors
     return {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
 
 

@@ -69,7 +69,7 @@ def read_fresh(path: Path) -> RunWatch:
 
 @thoroughly
 @given(STORIES, SLICES, ALONG, ALONG, HOLD_S)
-def test_who_saw_it_all_knows_what_a_fresh_reader_knows(
+def test_a_follower_ends_with_the_state_of_a_fresh_reader(
     story: list[tuple[str, int]], slice_bytes: int, along: int, fresh_along: int, hold_s: float
 ) -> None:
     with TemporaryDirectory() as folder:

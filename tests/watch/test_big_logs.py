@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def restarted_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkT
     return path, write_bulk(path, steps=7_000, restarts=restarts, spikes=spikes, **SHAPE)
 
 
+@cache
 def surviving(path: Path) -> dict[int, tuple[int, dict[str, Any]]]:
     """Step → offset and record, without what a restart superseded: the brute force."""
     kept: dict[int, tuple[int, dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Whatever stands in a log, every reader of it gets through to the end."""
+"""Every reader gets to the end of any log, whatever it contains."""
 
 import json
 import random

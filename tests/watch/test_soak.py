@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.hostile.soak import soak
 
 
-def test_who_followed_a_writer_through_its_kills_knows_what_the_file_says(tmp_path: Path) -> None:
+def test_a_follower_of_a_killed_writer_ends_with_the_state_of_the_file(tmp_path: Path) -> None:
     soaked = soak(tmp_path, seed=1, lives=10)
     assert soaked.difference == ""
     assert soaked.lives == 10
