@@ -262,7 +262,7 @@ SLICES = [
     _key(
         "s",
         "order",
-        "most telling first, by number, by share",
+        "most telling first, by slice, by number, by share",
         "slice.order",
         "s",
         first_of="order",

@@ -122,7 +122,7 @@ _PROBE: Words = (
     ("token, id", "a piece of the text as the model reads it; its number in the vocabulary"),
     ("slice, window", "a named part of the text; the stretch that the model saw at once"),
     ("expert", "chosen by the router for a token; a token goes to the k best"),
-    ("busiest, the other", "the experts with most choices have colours; all others are grey"),
+    ("busiest, the other", "the busiest experts of each slice have colours; all others are grey"),
 )
 _TOKENS: Words = (
     ("weight", "how much the output of a chosen expert counts"),

@@ -25,7 +25,7 @@ from microscope_tui.watch.view import RunView
 
 _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
-_GAP = 3
+_MARGIN, _GAP = 2, 3
 _AIRY_FROM_ROWS = 30
 _BRIEF_ROWS = 3
 
@@ -88,7 +88,7 @@ class TokensScreen(AnatomyActions):
         panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
         body = rows - 4 - 2 * airy
         height = body if beside else body - _BRIEF_ROWS
-        width = columns - panel - _GAP if beside else columns - 2
+        width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
         light = self._draw_text(routing, layer, token, width, height)
         detail = token_detail.detail_of(routing, layer, token)
         part = self.query_one("#token-panel", Rows)
@@ -122,9 +122,9 @@ class TokensScreen(AnatomyActions):
             self.session.expert,
         )
         part = self.query_one("#token-text", Rows)
-        part.styles.width, part.styles.height = width + _GAP - 1, height
+        part.styles.width, part.styles.height = width + _MARGIN + _GAP, height
         text = token_text.text_lines(lines, light, routing.slices, width, letters=self.letters)
-        part.show([[Span("  "), *line] for line in text][:height])
+        part.show([[Span(" " * _MARGIN), *line] for line in text][:height])
         return light
 
     def _busiest_of(self, routing: Routing, layer: int) -> Busiest:

@@ -24,7 +24,7 @@ from microscope_tui.routing.layout import Tables
 
 _EXPERT, _SHARE, _GAP = 8, 7, 2
 _LEAST_CELL, _MOST_CELL = 6, 12
-_TOKENS = 24
+_LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
@@ -49,7 +49,7 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
     cell = max(_LEAST_CELL, min(_MOST_CELL, widest))
     while cell > _LEAST_CELL and len(names) * (cell + 1) > room - _TOKENS:
         cell -= 1
-    count = max(1, min(len(names), (room - _TOKENS) // (cell + 1)))
+    count = max(1, min(len(names), (room - _LEAST_TOKENS) // (cell + 1)))
     first = max(0, min(first, len(names) - count))
     return SliceLayout(columns, range(first, first + count), cell, len(names) - count)
 
@@ -66,7 +66,7 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     chance = table.by_chance
     if not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
-    else:
+    elif line_width(line) + 16 < width:
         said = f"{chance:.1f}" if chance < 10 else f"{chance:.0f}"
         line.append(Span(f"   by chance {said}", "dim"))
     read = [row.slice_read for row in table.rows]
@@ -91,19 +91,20 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     ]
     if noise is not None:
         left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
-    count = len(names)
-    head, tail = Span(f"   {names[0]} ", "dim"), Span(f" {names[-1]}", "dim")
+    known = [pair for at in range(len(names)) if (pair := explained(tables, at))[0] is not None]
+    top = max(max(pair[0] or 0.0, pair[1] or 0.0) for pair in known)
+    best = max(range(len(names)), key=lambda at: explained(tables, at)[0] or 0.0)
+    head = Span(f"   {names[0]} ", "dim")
+    tail = Span(f" {names[-1]}   most in {names[best]}", "dim")
     room = width - line_width([*left, head, tail]) - 1
-    per = -(-count // max(1, room))
     if room < 4:
         return pad(left, width)
+    per = -(-len(names) // room)
     strip: Line = []
-    for at in range(0, count, per):
-        group = [explained(tables, one) for one in range(at, min(count, at + per))]
-        known = [pair for pair in group if pair[0] is not None]
-        best = max(known, key=lambda pair: pair[0] or 0.0) if known else (None, None)
-        here = layer in range(at, at + per)
-        strip.append(_level(best[0], best[1], glyphs, here=here))
+    for at in range(0, len(names), per):
+        group = [explained(tables, one) for one in range(at, min(len(names), at + per))]
+        value, noise = max(group, key=lambda pair: pair[0] or 0.0)
+        strip.append(_level(value, noise, top, glyphs, here=layer in range(at, at + per)))
     return pad([*left, head, *strip, tail], width)
 
 
@@ -112,22 +113,29 @@ def heads(
 ) -> list[Line]:
     """The names of the columns, and the noise of each slice below."""
     top = [*pad([Span("  expert", "dim")], _EXPERT), *pad([Span("share", "dim")], _SHARE, "right")]
-    below = [*pad([Span("  chance", "faint")], _EXPERT + _SHARE)]
+    below = [*pad([Span("  chance", "dim")], _EXPERT + _SHARE)]
     for at in layout.shown:
         name = shortened(names[at], layout.cell)
         top += [Span(" "), *_centred(name, layout.cell, "value")]
         limit = table.noise[at]
         said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
-        below += [Span(" "), *_centred(said, layout.cell, "faint")]
-    top.append(Span("   most telling tokens, with counts", "dim"))
-    more = f"{layout.hidden} more slices  " if layout.hidden else ""
-    right = [Span(f"{more}{ordering} ", "faint")]
+        below += [Span(" "), *_centred(said, layout.cell, "dim")]
+    room = layout.columns - line_width(top) - 4
+    what = ("most telling tokens, with counts", "most telling tokens", "tokens")
+    scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
+    top.append(Span(f"   {_fitting(what, room)}", "dim"))
+    below.append(Span(f"   {_fitting(scale, room)}", "dim"))
+    more = f"{layout.hidden} more slices: tab   " if layout.hidden else ""
+    right = [Span(f"{more}{ordering} ", "faint" if not more else "dim")]
     return [
         pad(spread(top, right, layout.columns), layout.columns),
-        pad(
-            [*below, Span("   log2 of share in the slice ÷ share overall", "faint")], layout.columns
-        ),
+        pad(below, layout.columns),
     ]
+
+
+def _fitting(texts: Sequence[str], room: int) -> str:
+    """The first that fits; all of them say the same."""
+    return next((text for text in texts if width_of(text) <= room), "")
 
 
 def expert_line(
@@ -142,14 +150,11 @@ def expert_line(
     ]
     for at in layout.shown:
         line += [Span(" "), *_ratio(row.cells[at], row.share, layout.cell, colour=colour)]
-    room = layout.columns - line_width(line) - 4
-    line.append(Span("   "))
     for token_id, count, _ in row.lifts:
-        part = [Span(named(token_id)), Span(f" {words.short_number(count)}   ", "dim")]
-        if line_width(part) - 3 > room:
+        part = [Span("   "), Span(named(token_id)), Span(f" {words.short_number(count)}", "dim")]
+        if line_width([*line, *part]) >= layout.columns:
             break
         line += part
-        room -= line_width(part)
     return pad(line, layout.columns)
 
 
@@ -202,11 +207,14 @@ def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Line:
     return _centred(text, width, f"{'num' if dark else 'heat'}:{level}" if colour else "value")
 
 
-def _level(value: float | None, noise: float | None, glyphs: Glyphs, *, here: bool) -> Span:
+def _level(
+    value: float | None, noise: float | None, top: float, glyphs: Glyphs, *, here: bool
+) -> Span:
+    """One layer of the curve: blocks up to ``top``, digits for tenths of it; faint is chance."""
     if value is None:
         return Span(" ")
-    eighths = max(0, min(8, round(8 * value)))
-    tenths = max(0, min(9, int(10 * value)))
+    share = value / top if top > 0 else 0.0
+    eighths, tenths = max(0, min(8, round(8 * share))), max(0, min(9, int(10 * share)))
     text = str(tenths) if glyphs is Glyphs.ASCII else _LEVELS[max(1, eighths)]
     chance = noise is not None and value <= noise
     return Span(text, "accent" if here else "faint" if chance else "curve")

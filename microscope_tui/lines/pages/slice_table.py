@@ -21,6 +21,7 @@ class Ordering(StrEnum):
     """Order of the experts."""
 
     TELLING = "most telling first"
+    SLICE = "by slice"
     NUMBER = "by number"
     SHARE = "by share"
 
@@ -52,6 +53,11 @@ class ExpertRow:
         return max((abs(cell.ratio) for cell in self.cells if cell.beyond), default=0.0)
 
     @property
+    def preference(self) -> float:
+        """The largest ratio above zero beyond chance."""
+        return max((cell.ratio for cell in self.cells if cell.beyond), default=0.0)
+
+    @property
     def slice_read(self) -> int | None:
         """The slice that it reads most above its share, beyond chance."""
         more = [(c.ratio, at) for at, c in enumerate(self.cells) if c.beyond and c.ratio > 0]
@@ -80,11 +86,12 @@ class SliceTable:
                 return self.rows
             case Ordering.SHARE:
                 return sorted(self.rows, key=lambda row: -row.share)
-        groups = len(self.sizes)
+        groups = len(self.sizes) if ordering is Ordering.SLICE else 0
         return sorted(
             self.rows,
             key=lambda row: (
-                groups if row.slice_read is None else row.slice_read,
+                min(groups, len(self.sizes) if row.slice_read is None else row.slice_read),
+                -row.preference,
                 -row.telling,
                 -row.share,
             ),

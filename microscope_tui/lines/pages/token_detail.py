@@ -86,7 +86,7 @@ def brief(detail: TokenDetail, routing: Routing, width: int) -> list[Line]:
             Span(f" {names[at]} ", "dim"),
             Span(str(expert[0]) if expert else "-", role),
         ]
-    facts = [span for line in _facts(choice, routing.shape.num_experts, 20) for span in line]
+    facts = [span for line in _facts(choice, routing.shape.num_experts, 16) for span in line]
     return [pad(first, width), pad([Span(" "), *facts], width), pad(others, width)]
 
 
@@ -119,10 +119,11 @@ def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
     lines: list[Line] = [[Span("margin  ", "dim"), Span("unknown", "faint")]]
     if not math.isnan(margin):
         lines = [[Span("margin  ", "dim"), Span(f"{said:<6}", "warn" if small else "value")]]
-        lines[0].append(Span("to the first left out "[: max(0, width - 14)], "faint"))
+        if width >= 36:
+            lines[0].append(Span("to the first left out", "faint"))
     if math.isnan(entropy):
         return [*lines, [Span("entropy ", "dim"), Span("unknown", "faint")]]
-    most = f"of {math.log(experts):.2f} nats"
+    most = f"of {math.log(experts):.2f}" + (" nats" if width >= 28 else "")
     return [
         *lines,
         [Span("entropy ", "dim"), Span(f"{words.decimal(entropy):<6}"), Span(most, "faint")],

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from microscope_tui.lines.pages.token_cells import NEWLINE, Piece
 from microscope_tui.lines.pages.token_flow import TextLine
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad, shortened, spread
 from microscope_tui.routing.file import Routing
@@ -16,6 +17,7 @@ LETTERS = "abcdefg"
 _NEUTRAL = len(LETTERS)
 """The colour of an expert in the light that is none of the busiest."""
 _SAMPLE = 1 << 15
+_MOST_SLICES = 64
 _REST = "dim"
 
 
@@ -31,17 +33,25 @@ class Busiest:
 
 
 def busiest(routing: Routing, layer: int) -> Busiest:
-    """From the table of counts; without one, from the largest weights of the first tokens."""
-    known = [rows[layer] for rows in routing.tables.counts if layer < len(rows)]
+    """In turn the busiest of each slice, so that every slice has colours; the largest slice first.
+
+    From the tables; without them, from the largest weights of the first tokens.
+    """
+    counts = [rows[layer] for rows in routing.tables.counts if layer < len(rows)]
     experts = routing.shape.num_experts
-    if known and all(len(row) == experts for row in known):
-        totals = Counter({e: sum(row[e] for row in known) for e in range(experts)})
-    else:
-        firsts = routing.first_choices(layer, 0, _SAMPLE)
-        totals = Counter(expert for expert in firsts if expert is not None)
-    total = sum(totals.values()) or 1
-    top = totals.most_common(len(LETTERS))
-    return Busiest({expert: count / total for expert, count in top if count > 0})
+    if not counts or any(len(row) != experts for row in counts):
+        firsts = Counter(e for e in routing.first_choices(layer, 0, _SAMPLE) if e is not None)
+        counts = [[firsts[expert] for expert in range(experts)]]
+    totals = [sum(column) for column in zip(*counts, strict=True)]
+    total = sum(totals) or 1
+    found: dict[int, float] = {}
+    of_slices = sorted(counts[:_MOST_SLICES], key=sum, reverse=True)
+    ranked = [sorted(range(experts), key=lambda e: -row[e])[: len(LETTERS)] for row in of_slices]
+    for place in range(len(LETTERS)):
+        for order, row in zip(ranked, of_slices, strict=True):
+            if place < len(order) and row[expert := order[place]] > 0:
+                found.setdefault(expert, totals[expert] / total)
+    return Busiest(dict(list(found.items())[: len(LETTERS)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ def text_lines(
         if line.slice_number is not None:
             found.append(_slice_head(line.slice_number, slices, width))
             continue
-        found.append(merged((piece.text, light.role(piece.token)) for piece in line.pieces))
+        found.append(merged((piece.text, _role(piece, light)) for piece in line.pieces))
         if letters:
             marks = "".join(f"{light.mark(p.token):<{p.width}}" for p in line.pieces)
             found.append([Span(marks, "accent" if light.expert is not None else "dim")])
@@ -119,17 +129,19 @@ def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
             ],
             width,
         )
-    line: Line = [Span("  busiest ", "dim")]
-    rest_wide = len(f"   other {experts} experts") + 2
-    for at, (expert, share) in enumerate(light.busiest.shares.items()):
-        name = f" {LETTERS[at]} {expert} " if letters else f" {expert} "
-        part = [Span(" "), Span(name, f"token:{at}"), Span(f" {share:.0%} ", "dim")]
-        if line_width([*line, *part]) + rest_wide > width:
-            break
-        line += part
     others = experts - len(light.busiest.shares)
-    if others > 0:
-        line.append(Span(f"   {'. ' if letters else ''}the other {others}", _REST))
+    rest = Span(f"  {'. ' if letters else ''}the other {others}" if others > 0 else "", _REST)
+    for with_shares in (True, False):
+        line: Line = [Span("  busiest ", "dim")]
+        for at, (expert, share) in enumerate(light.busiest.shares.items()):
+            line += [
+                Span(" "),
+                Span(f" {LETTERS[at]} {expert} " if letters else f" {expert} ", f"token:{at}"),
+                Span(f" {share:.0%} " if with_shares else "", "dim"),
+            ]
+        line.append(rest)
+        if line_width(line) <= width:
+            break
     return pad(line, width)
 
 
@@ -154,6 +166,12 @@ def title(
     room = width - line_width(left) - 4
     right = [Span(f"{shortened(about, room)} ", "faint")] if about and room >= 8 else []
     return pad(spread(left, right, width), width)
+
+
+def _role(piece: Piece, light: Light) -> str:
+    """Grey newlines are fainter than grey words."""
+    role = light.role(piece.token)
+    return "faint" if role == _REST and piece.text == NEWLINE else role
 
 
 def _slice_head(number: int, slices: Sequence[str], width: int) -> Line:
