@@ -34,25 +34,8 @@ PROSE = (
     "below summarizes the various releases.\n"
 )
 SLICES = ("code", "prose", "greek")
-_KEYWORDS = frozenset(
-    [
-        "def",
-        "return",
-        "if",
-        "else",
-        "for",
-        "in",
-        "self",
-        "class",
-        "import",
-        "not",
-        "and",
-        "is",
-        "or",
-        "None",
-        "while",
-    ]
-)
+_WORDS = "def return if else for in self class import not and is or None while"
+_KEYWORDS = frozenset(_WORDS.split())
 CLASSES = ("keyword", "indent", "punctuation", "number", "name", "word", "greek", "break")
 
 

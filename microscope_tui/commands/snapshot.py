@@ -43,7 +43,16 @@ from microscope_tui.watch.view import view_of
 
 _SMALLEST = (20, 5)
 Screen = Literal[
-    *("main", "layer", "expert", "alerts", "runs", "compare", "course", "tokens", "slices", "help")
+    "main",
+    "layer",
+    "expert",
+    "alerts",
+    "runs",
+    "compare",
+    "course",
+    "tokens",
+    "slices",
+    "help",
 ]
 
 

@@ -1,26 +1,41 @@
 """Colours of the busiest experts in a text: seven that differ for all eyes, and one for any other.
 
-The hues are those of Okabe and Ito (2008), which people with colour blindness tell apart. A token
-is light ink on a dark ground of its hue; in the light of one expert it is dark on the bright hue.
+A token is light ink on a dark ground; with one expert lit it is dark on the bright hue. The grounds
+differ in hue and in lightness, so that people with any colour blindness tell them apart (the tests
+measure it).
 """
+
+from typing import NamedTuple
 
 from rich.color import Color
 from rich.style import Style
 
-from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.ramps import RGB
 
-HUES = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#4a6fe3", "#d5d9e0")
-"""The last one is for an expert that is none of the busiest."""
-_INDEXED = (
-    *((74, 24, 153), (214, 94, 223), (36, 23, 115), (175, 96, 225)),
-    *((227, 58, 229), (166, 88, 216), (69, 18, 147), (253, 240, 255)),
+
+class _Colours(NamedTuple):
+    """One expert: bright hue, dark ground and light ink, in truecolor and among the 256 colours."""
+
+    hue: str
+    ground: str
+    ink: str
+    indexed: tuple[int, int, int]
+    named: str
+    """Its ink among the sixteen colours."""
+
+
+COLOURS = (
+    _Colours("#4cc9f0", "#1c3c48", "#b7e9f9", (81, 24, 195), "cyan"),
+    _Colours("#f0a000", "#5c4410", "#f9d999", (214, 94, 230), "yellow"),
+    _Colours("#00b070", "#086244", "#99dfc6", (35, 22, 158), "green"),
+    _Colours("#e070c0", "#804673", "#f3c6e6", (169, 89, 225), "magenta"),
+    _Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_yellow"),
+    _Colours("#e0563c", "#411e1b", "#ecb0a6", (167, 52, 217), "bright_red"),
+    _Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_blue"),
+    _Colours("#d5d9e0", "#3f464f", "#f0f3f7", (253, 240, 255), "bright_white"),
 )
-"""The hue, its dark ground, and its light ink among the 256 colours."""
-_NAMED = ("cyan", "yellow", "green", "magenta", "bright_yellow", "bright_red", "bright_blue", "")
-_GROUND: RGB = (0x0F, 0x14, 0x19)
-_WHITE: RGB = (0xFF, 0xFF, 0xFF)
-_DARK_SHARE, _LIGHT_SHARE = 0.36, 0.45
+"""The last one is for an expert that is none of the busiest."""
+_NIGHT, _NIGHT_INDEX = "#0f1419", 233
 
 
 def expert_style(
@@ -30,33 +45,24 @@ def expert_style(
     if color_system is None:
         return Style(bold=family == "lit" or None, underline=family in ("lit", "also") or None)
     if color_system == "standard":
-        return _sixteen(family, _NAMED[number], named)
+        return _sixteen(family, COLOURS[number].named, named)
+    colours = COLOURS[number]
     if color_system == "256":
-        hue, dark, light = (Color.from_ansi(index) for index in _INDEXED[number])
-        ground, night = Color.from_ansi(233), Color.from_ansi(233)
+        hue, ground, ink = (Color.from_ansi(index) for index in colours.indexed)
+        night = Color.from_ansi(_NIGHT_INDEX)
     else:
-        bright = ramps.rgb_of(HUES[number])
-        hue, night = Color.from_rgb(*bright), Color.from_rgb(*_GROUND)
-        dark = Color.from_rgb(*_mixed(bright, _GROUND, _DARK_SHARE))
-        light = Color.from_rgb(*_mixed(_WHITE, bright, _LIGHT_SHARE))
-        ground = night
+        hue, ground, ink, night = map(Color.parse, (*colours[:3], _NIGHT))
     if family == "lit":
         return Style(color=night, bgcolor=hue, bold=True)
     if family == "ink":
-        return Style(color=hue, bgcolor=ground)
-    return Style(color=light, bgcolor=dark)
+        return Style(color=hue, bgcolor=Color.parse(_NIGHT))
+    return Style(color=ink, bgcolor=ground)
 
 
 def _sixteen(family: str, name: str, named: dict[str, RGB]) -> Style:
     """Coloured ink: as grounds the sixteen colours would shout."""
-    hue = Color.from_rgb(*named[name or "bright_white"])
+    hue = Color.from_rgb(*named[name])
     black = Color.from_rgb(*named["black"])
     if family == "lit":
         return Style(color=black, bgcolor=hue)
     return Style(color=hue, bgcolor=black, underline=family == "also" or None)
-
-
-def _mixed(one: RGB, other: RGB, share: float) -> RGB:
-    """``share`` of ``one``, the rest of ``other``."""
-    red, green, blue = (round(share * a + (1 - share) * b) for a, b in zip(one, other, strict=True))
-    return red, green, blue

@@ -68,6 +68,7 @@ class TokensScreen(AnatomyActions):
         else:
             try:
                 self._draw(routing)
+                routing.release()
             except BadRouting as error:
                 self.session.anatomy.problem = str(error)
                 self.draw_nothing("#token-text")

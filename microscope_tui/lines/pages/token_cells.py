@@ -37,6 +37,12 @@ def pieces_of(
         after: the bytes behind them, which may end their last character.
     """
     made: list[Piece] = []
+    if all(map(bytes.isascii, (before[-1:], *texts))):  # nothing is split: most texts, much faster
+        for number, text in enumerate(texts, first):
+            chars = text.decode("ascii")
+            plain = chars.isprintable() and chars
+            made += [Piece(number, chars, len(chars))] if plain else _of_token(number, chars)
+        return made
     for number, chars in _chars_of(texts, before[-_LONGEST_REST:], after[:_LONGEST_REST]):
         made += _of_token(first + number, chars)
     return made

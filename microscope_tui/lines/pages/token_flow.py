@@ -1,6 +1,6 @@
 """The text of a probe as lines of a width, laid out in chunks, so that any token is found at once.
 
-A chunk begins behind the first newline after every 1,024th token, or there if none follows: the
+A chunk begins behind the first newline after every 512th token, or there if none follows: the
 same tokens always stand on the same lines, wherever the reader came from.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from microscope_tui.lines.pages.token_cells import Piece, pieces_of
 from microscope_tui.routing.file import Routing
 
-CHUNK = 1024
-_MOST_CHUNKS = 32
+CHUNK = 512
+_MOST_CHUNKS = 64
 _MOST_BYTES = 256
 """Bytes of one token that are shown."""
 

@@ -107,7 +107,7 @@ def text_lines(
             continue
         found.append(merged((piece.text, _role(piece, light)) for piece in line.pieces))
         if letters:
-            marks = "".join(f"{light.mark(p.token):<{p.width}}" for p in line.pieces)
+            marks = "".join(_marked(piece, light) for piece in line.pieces)
             found.append([Span(marks, "accent" if light.expert is not None else "dim")])
     return found
 
@@ -166,6 +166,13 @@ def title(
     room = width - line_width(left) - 4
     right = [Span(f"{shortened(about, room)} ", "faint")] if about and room >= 8 else []
     return pad(spread(left, right, width), width)
+
+
+def _marked(piece: Piece, light: Light) -> str:
+    """The letter of a piece below the first of its characters that is not blank."""
+    word = piece.text.lstrip(" ")
+    blanks = len(piece.text) - len(word) if word else 0
+    return f"{' ' * blanks}{light.mark(piece.token)}".ljust(piece.width)
 
 
 def _role(piece: Piece, light: Light) -> str:
