@@ -39,9 +39,9 @@ def pieces_of(
     made: list[Piece] = []
     if all(map(bytes.isascii, (before[-1:], *texts))):  # nothing is split: most texts, much faster
         for number, text in enumerate(texts, first):
-            chars = text.decode("ascii")
-            plain = chars.isprintable() and chars
-            made += [Piece(number, chars, len(chars))] if plain else _of_token(number, chars)
+            shown = text.decode("ascii")
+            plain = shown and shown.isprintable()
+            made += [Piece(number, shown, len(shown))] if plain else _of_token(number, shown)
         return made
     for number, chars in _chars_of(texts, before[-_LONGEST_REST:], after[:_LONGEST_REST]):
         made += _of_token(first + number, chars)
