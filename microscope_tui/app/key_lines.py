@@ -12,6 +12,8 @@ _SECTIONS = {
     "layer": "Layers and experts",
     "expert": "Layers and experts",
     "run": "Runs",
+    "token": "Tokens",
+    "slice": "Slices",
     "alert": "Alerts",
     "time": "Time",
     "look": "Cells",

@@ -35,6 +35,8 @@ SCREENS = {
     "expert": f"{_FOLDER}.expert_screen:ExpertScreen",
     "layer": f"{_FOLDER}.layer_screen:LayerScreen",
     "runs": f"{_FOLDER}.runs_screen:RunsScreen",
+    "slices": f"{_FOLDER}.slices_screen:SlicesScreen",
+    "tokens": f"{_FOLDER}.tokens_screen:TokensScreen",
 }
 """Screens on top of the main one, by the names that ``action_go`` takes: imported when opened."""
 _FIRST_LOOK_S = 0.2
@@ -117,6 +119,7 @@ class Microscope(App[None]):
     def on_unmount(self) -> None:
         if self.session.preferences.remember and not self.session.fleet.piped:
             self.problem = remember(self.session)
+        self.session.anatomy.close()
         self.session.reader.stop()
 
     async def _move_on(self) -> None:

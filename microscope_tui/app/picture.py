@@ -41,6 +41,8 @@ class Wanted:
     layer: str = ""
     """Name of the chosen layer; the worst one by default."""
     expert: int | None = None
+    token: int | None = None
+    """The token at the cursor on the screen of the tokens; the first by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,13 @@ async def _choose(app: Microscope, wanted: Wanted) -> None:
         if not 0 <= wanted.expert < experts:
             raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
         session.expert = wanted.expert
+    if wanted.token is not None:
+        routing = await session.anatomy.open(session.watch.path) if session.watch else None
+        tokens = routing.tokens if routing is not None else 0
+        if not 0 <= wanted.token < tokens:
+            there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
+            raise NoPicture(f"no token {wanted.token:,}: {there}")
+        session.anatomy.token = wanted.token
 
 
 def _text(app: Microscope) -> str:

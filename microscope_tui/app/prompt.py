@@ -8,10 +8,16 @@ from typing import Literal
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import Line, Span
 
-Kind = Literal["", "place", "filter", "copy"]
+Kind = Literal["", "place", "filter", "copy", "token", "find"]
 
 _MOST_CHARACTERS = 100
-_LABELS = {"place": " go to step ", "filter": " filter ", "copy": " copy "}
+_LABELS = {
+    "place": " go to step ",
+    "filter": " filter ",
+    "copy": " copy ",
+    "token": " go to token ",
+    "find": " find ",
+}
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 
 
@@ -67,7 +73,7 @@ class Prompt:
             *typed,
             Span(f"   {hint}   ", "dim"),
             Span("enter", "accent"),
-            Span(" go   " if self.kind == "place" else " keep   ", "dim"),
+            Span(" keep   " if self.kind == "filter" else " go   ", "dim"),
             Span("esc", "accent"),
-            Span(" stay" if self.kind == "place" else " all", "dim"),
+            Span(" all" if self.kind == "filter" else " stay", "dim"),
         ]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Container, Hashable, Sequence
 from pathlib import Path
 
+from microscope_tui.app.anatomy import Anatomy
 from microscope_tui.app.pace import Pace
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.reader import Reader
@@ -58,6 +59,8 @@ class Session:
         """The reference for loads."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
+        self.anatomy = Anatomy()
+        """The probe of the open run."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []

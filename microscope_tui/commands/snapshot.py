@@ -26,8 +26,11 @@ from microscope_tui.console import (
 )
 from microscope_tui.lines.glyphs import Glyphs, glyphs_for
 from microscope_tui.lines.table.snapshot import snapshot_text
+from microscope_tui.report.anatomy import slices_json, tokens_json
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FILE_NAME, BadRouting
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.sources.search import Search
@@ -39,19 +42,30 @@ from microscope_tui.watch.verdict_cache import VerdictCache
 from microscope_tui.watch.view import view_of
 
 _SMALLEST = (20, 5)
+Screen = Literal[
+    "main",
+    "layer",
+    "expert",
+    "alerts",
+    "runs",
+    "compare",
+    "course",
+    "tokens",
+    "slices",
+    "help",
+]
 
 
 def snapshot(
     path: Path = DEFAULT_PATH,
     /,
     *,
-    screen: Literal[
-        "main", "layer", "expert", "alerts", "runs", "compare", "course", "help"
-    ] = "main",
+    screen: Screen = "main",
     format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
     layer: str = "",
     expert: int | None = None,
+    token: int | None = None,
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
@@ -74,6 +88,8 @@ def snapshot(
         Name of the layer to select; the worst one by default.
     expert
         Number of the expert to select in that layer.
+    token
+        Number of the token to show on the screen tokens; the first by default.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
@@ -88,13 +104,16 @@ def snapshot(
     user = read_config()
     search = Search(path, reading.asked(user))
     if format_ == "json":
-        text = _as_json(search, user, screen, step)
-    elif screen == "main" and format_ == "text" and not layer and expert is None:
+        if screen in ("tokens", "slices"):
+            text = _probe_json(_newest(search, user), screen, layer, token or 0)
+        else:
+            text = _as_json(search, user, screen, step)
+    elif screen == "main" and format_ == "text" and not layer and expert is token is None:
         watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
         text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
     else:
-        wanted = (screen, columns, rows, step, layer, expert)
+        wanted = (screen, columns, rows, step, layer, expert, token)
         text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
     _write(text, output)
     return 0
@@ -119,10 +138,33 @@ def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) ->
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
 
 
+def _probe_json(watched: RunWatch, screen: str, layer: str, token: int) -> str:
+    """The tokens from ``token`` on, or the slices, of one layer of a probe."""
+    path = watched.path.with_name(FILE_NAME)
+    try:
+        with Routing(path) as routing:
+            names = routing.shape.layer_names
+            if layer and layer not in names:
+                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
+            at = names.index(layer) if layer else 0
+            if screen == "slices":
+                return slices_json(routing, at)
+            if not 0 <= token < routing.tokens:
+                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
+            return tokens_json(routing, at, token)
+    except FileNotFoundError:
+        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
+    except BadRouting as error:
+        fail(safe_text(error, 300), NO_VERDICT)
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
+
+
 def _drawn(
     search: Search,
     user: UserConfig,
-    what: tuple[str, int, int, int | None, str, int | None],
+    what: tuple[str, int, int, int | None, str, int | None, int | None],
     glyphs: Glyphs,
     *,
     svg: bool,

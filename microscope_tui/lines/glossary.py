@@ -118,6 +118,30 @@ _RUNS: Words = (
     ("open, pinned, selected", "on the screens; compared with; picked with space"),
     ("solo", "only the selected runs are listed"),
 )
+_PROBE: Words = (
+    ("probe", "a finished model on a text: `moe-microscope probe` writes down every choice"),
+    ("token, id", "a piece of the text as the model reads it; its number in the vocabulary"),
+    ("slice, window", "a named part of the text; the stretch that the model saw at once"),
+    ("expert", "chosen by the router for a token; a token goes to the k best"),
+    ("busiest, the other", "the busiest experts of each slice have colours; all others are grey"),
+)
+_TOKENS: Words = (
+    ("weight", "how much the output of a chosen expert counts"),
+    ("margin", "score of the last chosen expert less that of the first one left out; 0 is a tie"),
+    ("only expert", "one expert is lit: tokens with it, brightest where it has the largest weight"),
+    ("a b c, ^ '", "below the text: the expert by its letter; the lit one first, or among others"),
+    ("↵ → · �", "newline, tab, a token without a character of its own, bytes that are not text"),
+)
+_SLICES: Words = (
+    ("-1.0, +2.0", "log2 of the share in the slice ÷ the share overall: half, four times as much"),
+    ("chance, ·", "what shuffled slices reach too, in 99 of 100; a dot is no more than that"),
+    ("none", "the expert was never chosen in this slice"),
+    ("prefer, avoid", "a share in some slice that differs from its share overall beyond chance"),
+    ("most telling", "tokens that go to the expert far more often than tokens overall"),
+    ("lift", "how many times as often as overall the token goes to this expert"),
+    ("token identity", "share of the routing that is explained by which token it is, 0 to 1"),
+    ("shuffled", "the same with the tokens in random order: what chance explains"),
+)
 GLOSSARY = {
     "main": (*_LAYERS, *_CELLS, *_CONDITIONS, *_ALERTS, *_HEADER, *_TIME),
     "layer": (*_LAYERS, *_QUADRANTS, *_CHARTS, *_CELLS[:1], *_ALERTS, *_HEADER, *_TIME),
@@ -126,6 +150,8 @@ GLOSSARY = {
     "compare": (*_COMPARE, *_LAYERS, *_CONDITIONS, *_HEADER, *_TIME),
     "course": (*_CHARTS, *_LAYERS, *_ALERTS, *_HEADER, *_TIME),
     "runs": (*_RUNS, *_HEADER, *_ALERTS),
+    "tokens": (*_PROBE, *_TOKENS, *_LAYERS[:1], *_LAYERS[4:5], *_HEADER),
+    "slices": (*_SLICES, *_PROBE, *_LAYERS[:1], *_LAYERS[2:3], *_HEADER),
 }
 """By the name of the screen; its main terms first."""
 

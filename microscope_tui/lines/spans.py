@@ -1,7 +1,8 @@
 """Text with roles, independent of its appearance.
 
 Roles: ``value`` ``dim`` ``faint`` ``ok`` ``warn`` ``crit`` ``accent`` ``brand``, the badges
-``badge-warn`` ``badge-crit``, and ``heat:N`` for a load of N quarter octaves, ``heat:dead``.
+``badge-warn`` ``badge-crit``, and ``heat:N`` for a load of N quarter octaves, ``heat:dead``,
+``token:N`` ``also:N`` ``lit:N`` ``ink:N`` for expert colour N of a text.
 """
 
 import unicodedata

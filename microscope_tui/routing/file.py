@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from microscope_tui.routing.header import Header, tables_of
 from microscope_tui.routing.layout import (
     ALIGNMENT,
     MAGIC,
@@ -23,25 +24,13 @@ from microscope_tui.routing.layout import (
     VERSION,
     BadRouting,
     Shape,
-    Tables,
     sections,
 )
 from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.safe_text import safe_text
 
-
-class _Header(msgspec.Struct):
-    tokens: int
-    capacity: int
-    num_experts: int
-    top_k: int
-    layers: list[int]
-    layer_names: list[str]
-    text_bytes: int
-    model: str = ""
-    dtype: str = ""
-    slices: list[str] = []
-    tables: dict[str, Any] = {}
+_MOST_SHOWN = 64
+"""Bytes of a token of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +96,7 @@ class Routing:
         if length > MOST_HEADER_BYTES:
             raise BadRouting(f"a header of {length:,} bytes, more than {MOST_HEADER_BYTES:,}")
         try:
-            header = msgspec.json.decode(self._map[offset : offset + length], type=_Header)
+            header = msgspec.json.decode(self._map[offset : offset + length], type=Header)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRouting(f"the header cannot be read: {safe_text(error, 120)}") from None
         names = tuple(safe_text(name, 12) for name in header.layer_names)
@@ -126,7 +115,7 @@ class Routing:
         self.tokens = header.tokens
         self.slices = tuple(safe_text(name, 40) for name in header.slices)
         self.model, self.dtype = safe_text(header.model, 80), safe_text(header.dtype, 20)
-        self.tables = _tables(header.tables)
+        self.tables = tables_of(header.tables)
         self._offsets = offsets
         self._sections = {one.name: one for one in sections(shape.num_experts, shape.top_k)}
         self._empty = (1 << 8 * self._sections["ids"].itemsize) - 1
@@ -155,6 +144,17 @@ class Routing:
         ids = self._numbers("ids", layer, start, (end - start) * k)[::k]
         return [int(one) if one < self.shape.num_experts else None for one in ids]
 
+    def chosen(self, layer: int, start: int, end: int) -> list[tuple[int, ...]]:
+        """The chosen experts of tokens ``start`` to before ``end``, the largest weight first."""
+        end, k = min(end, self.tokens), self.shape.top_k
+        if start >= end:
+            return []
+        ids = self._numbers("ids", layer, start, (end - start) * k)
+        if max(ids) >= (experts := self.shape.num_experts):  # empty slots
+            rows = (ids[at : at + k] for at in range(0, len(ids), k))
+            return [tuple(one for one in row if one < experts) for row in rows]
+        return [ids[at : at + k] for at in range(0, len(ids), k)]
+
     def ids_of(self, layer: int, start: int, end: int) -> bytes:
         """The raw ids of tokens ``start`` to before ``end``, for comparing them at C speed."""
         at = self._place("ids", layer, start)
@@ -178,10 +178,9 @@ class Routing:
         )
         while low < high:
             at = self._map.rfind(wanted, low, high) if back else self._map.find(wanted, low, high)
-            if at < 0:
-                return None
-            if (at - first) % size == 0:
-                return (at - first) // (k * size)
+            if at < 0 or (at - first) % size == 0:
+                self.release()
+                return None if at < 0 else (at - first) // (k * size)
             low, high = (low, at + size - 1) if back else (at + 1, high)
         return None
 
@@ -200,12 +199,21 @@ class Routing:
         """Number of the slice that a token belongs to."""
         return int(self._numbers("slices", 0, token, 1)[0])
 
+    def slices_of(self, start: int, end: int) -> Sequence[int]:
+        """Numbers of the slices of tokens ``start`` to before ``end``."""
+        count = min(end, self.tokens) - start
+        return self._numbers("slices", 0, start, count) if count > 0 else ()
+
     def window_of(self, token: int) -> int:
         """Number of the window of text that a token was routed in."""
         return int(self._numbers("windows", 0, token, 1)[0])
 
-    def text(self, start: int, end: int) -> list[bytes]:
-        """The bytes of each token from ``start`` to before ``end``."""
+    def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
+        """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
+
+        Raises:
+            BadRouting: the table of the ends is damaged.
+        """
         end = min(end, self.tokens)
         if start >= end:
             return []
@@ -217,20 +225,49 @@ class Routing:
                 raise BadRouting(
                     f"{self.path}: the text of token {start + len(pieces):,} is damaged"
                 )
-            pieces.append(self._map[self._text_at + int(before) : self._text_at + int(one)])
+            cut = one if most is None else min(one, before + most)
+            pieces.append(self._map[self._text_at + int(before) : self._text_at + int(cut)])
             before = one
         return pieces
 
-    def find_text(self, wanted: bytes, token: int) -> int | None:
-        """The first token after ``token`` in whose text ``wanted`` begins; wraps around once."""
+    def text_of_id(self, token_id: int) -> bytes | None:
+        """The bytes of a token of the vocabulary, if it occurs; the start of a very long one."""
+        if not 0 <= token_id < 1 << 32 or not self.tokens:
+            return None
+        size = self._sections["token_ids"].itemsize
+        first = self._place("token_ids", 0, 0)
+        wanted, low, high = token_id.to_bytes(size, "little"), first, first + self.tokens * size
+        while (at := self._map.find(wanted, low, high)) >= 0 and (at - first) % size:
+            low = at + 1
+        if at < 0:
+            return None
+        token = (at - first) // size
+        return self.text(token, token + 1, _MOST_SHOWN)[0]
+
+    def find_text(self, wanted: bytes, token: int, *, back: bool = False) -> int | None:
+        """The next token after (or before) ``token`` in whose text ``wanted`` begins.
+
+        Wraps around once, and then may be ``token`` itself.
+        """
         if not wanted or not self.tokens:
             return None
-        middle = self._text_at + (int(self._numbers("text_ends", 0, token, 1)[0]))
-        end = self._text_at + self._text_bytes
-        at = self._map.find(wanted, middle, end)
-        if at < 0:
-            at = self._map.find(wanted, self._text_at, min(end, middle + len(wanted)))
-        return None if at < 0 else self._token_at(at - self._text_at)
+        start, end = self._text_at, self._text_at + self._text_bytes
+        if back:
+            ends = self._numbers("text_ends", 0, token - 1, 1)[0] if token else 0
+            here = min(end, start + int(ends))
+            at = self._map.rfind(wanted, start, min(end, here + len(wanted) - 1))
+            at = self._map.rfind(wanted, here, end) if at < 0 else at
+        else:
+            here = min(end, start + int(self._numbers("text_ends", 0, token, 1)[0]))
+            at = self._map.find(wanted, here, end)
+            at = self._map.find(wanted, start, min(end, here + len(wanted))) if at < 0 else at
+        self.release()
+        return None if at < 0 else self._token_at(at - start)
+
+    def release(self) -> None:
+        """Give back the memory of pages that were read; the system keeps them cached."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def _token_at(self, byte: int) -> int:
         """The token that holds a byte of the text, by bisection."""
@@ -256,11 +293,3 @@ class Routing:
     def _numbers(self, name: str, layer: int, token: int, count: int) -> tuple[Any, ...]:
         at = self._place(name, layer, token)
         return struct.unpack_from(f"<{count}{self._sections[name].code}", self._map, at)
-
-
-def _tables(found: dict[str, Any]) -> Tables:
-    """The tables; what has another form than it should is left out."""
-    try:
-        return msgspec.convert(found, Tables)
-    except (msgspec.ValidationError, RecursionError):
-        return Tables()

@@ -9,6 +9,7 @@ from microscope_tui.app.new_file import free_name, write_new
 from microscope_tui.app.widgets.rows import in_truecolor
 from microscope_tui.lines.spans import shortened
 from microscope_tui.report import export
+from microscope_tui.watch.view import RunView
 
 
 class OutActions(BaseScreen):
@@ -29,7 +30,7 @@ class OutActions(BaseScreen):
                 with in_truecolor(self.app):
                     text = stand_alone(self.app.export_screenshot(simplify=True))
             else:
-                text = export.view_csv(view) if what == "csv" else export.view_json(view)
+                text = export.view_csv(view) if what == "csv" else self.as_json(view)
             path = await asyncio.to_thread(_write, f"{view.name}-{view.step}-{name}", what, text)
         except OSError as error:
             reason = error.strerror or error
@@ -42,6 +43,10 @@ class OutActions(BaseScreen):
             self.tell(
                 said + shortened(str(path.parent), max(8, self.size.width - len(said) - 2)), "ok"
             )
+
+    def as_json(self, view: RunView) -> str:
+        """What the screen shows, as data."""
+        return export.view_json(view)
 
     def copy(self, what: str) -> None:
         """Copy a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""

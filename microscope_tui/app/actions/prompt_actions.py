@@ -66,6 +66,10 @@ class PromptActions(OutActions):
         self.session.filter = pattern
         await self.redraw()
 
+    async def answered(self, kind: Kind, text: str) -> None:
+        """Do what was typed into a prompt that only some screens have."""
+        raise TypeError(f"{type(self).__name__} does not ask for a {kind}")
+
     async def action_move(self, by: int) -> None:
         """Choose another layer, alert or run."""
         raise TypeError(f"{type(self).__name__} has nothing to move among")
@@ -88,6 +92,8 @@ class PromptActions(OutActions):
             self.copy(COPY_CHOICES[entered])
         elif kind == "place" and entered:
             await self.from_disk(self._go_to, entered)
+        elif entered:
+            await self.answered(kind, entered)
 
     def _go_to(self, typed: str) -> str | None:
         """Go to the typed place; returns the problem, if any. Reads from the disk."""

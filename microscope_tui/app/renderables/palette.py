@@ -10,6 +10,7 @@ from rich.color import Color
 from rich.style import Style
 
 from microscope_tui.app.renderables import ramps
+from microscope_tui.app.renderables.expert_colours import expert_style
 from microscope_tui.app.renderables.ramps import RGB
 from microscope_tui.lines.glyphs import is_calm
 from microscope_tui.lines.look import Palette
@@ -60,6 +61,7 @@ _SIXTEEN: dict[str, RGB] = {
     "bright_green": (85, 255, 85),
     "bright_yellow": (255, 255, 85),
     "bright_blue": (85, 85, 255),
+    "magenta": (170, 0, 170),
     "bright_cyan": (85, 255, 255),
     "bright_white": (255, 255, 255),
 }
@@ -80,6 +82,14 @@ _ROLES_16 = {
     "badge-crit": ("black", "bright_red"),
     "cursor": ("black", "bright_cyan"),
 }
+_EXPERTS = ("token", "also", "lit", "ink")
+_INK = {
+    "": Style(),
+    "standard": Style(),
+    "256": Style(color="color(253)"),
+    "truecolor": Style(color=TEXT),
+}
+"""Of a number on a dark cell."""
 _REVERSED = ("badge-warn", "badge-crit", "cursor")
 _FAIR = 0.4
 """Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
@@ -95,15 +105,21 @@ def style_of(
     """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
     ``heat:N`` is a load of N quarter octaves (−16 … 16, −1 to 1 are calm), ``heat:dead`` none at
-    all, and ``seq:N`` a step from low to high (0 … 15) of a measure that has no fair value.
+    all, ``num:N`` the same for a number, with light ink. ``seq:N`` is a step from low to high
+    (0 … 15) of a measure that has no fair value.
+    ``token:N``, ``also:N``, ``lit:N`` and ``ink:N`` are the experts of a text (0 … 7).
     """
     family, _, level = role.partition(":")
-    if family == "heat":
+    if family in ("heat", "num"):
         if level == "dead":
             return _dead(color_system, palette)
-        return _heat(int(level), color_system, palette)
+        style = _heat(int(level), color_system, palette)
+        inked = family == "num" and palette is Palette.DIVERGING
+        return style + _INK[color_system or ""] if inked else style
     if family == "seq":
         return _sequence(int(level) / _MOST, color_system, palette)
+    if family in _EXPERTS:
+        return expert_style(family, int(level), color_system, _SIXTEEN)
     return _word(role, color_system)
 
 

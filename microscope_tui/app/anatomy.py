@@ -1,0 +1,74 @@
+"""The probe of the open run: its ``routing.bin``, the cursor in its text, and the searched text."""
+
+import asyncio
+from pathlib import Path
+
+from microscope_tui.lines.pages.token_cells import shown_token
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FILE_NAME, BadRouting
+from microscope_tui.runlog.safe_text import safe_text
+
+
+class Anatomy:
+    """What the screens of a probe share."""
+
+    def __init__(self) -> None:
+        self.routing: Routing | None = None
+        self.problem = ""
+        """Why there is none; empty where the run has no such file."""
+        self.token = 0
+        """The token at the cursor."""
+        self.layer = 0
+        """The layer of the file that is shown."""
+        self.letters: bool | None = None
+        """Whether letters stand below the text; by default where there are no colours."""
+        self.found = ""
+        """The text that was last looked for."""
+        self.names: dict[int, str] = {}
+        """Tokens of the vocabulary as they are shown, by their ids."""
+        self._log: Path | None = None
+        self._router: tuple[str, int] | None = None
+
+    async def open(self, log: Path) -> Routing | None:
+        """The routing file beside ``log``; opened once, and tried again while there is none."""
+        if log != self._log:
+            self.close()
+            self._log, self.token, self.layer, self.found = log, 0, 0, ""
+        if self.routing is None:
+            self.routing, self.problem = await asyncio.to_thread(_opened, log)
+        return self.routing
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.routing is not None:
+            self.routing.close()
+        self.routing, self._log, self._router = None, None, None
+        self.names.clear()
+
+    def follow_router(self, name: str, index: int) -> None:
+        """Show the layer of this router of the run, if another screen has just chosen it."""
+        if self.routing is None or self._router == (name, index):
+            return
+        self._router, names = (name, index), self.routing.shape.layer_names
+        if name in names:
+            self.layer = names.index(name)
+        elif index < len(names):
+            self.layer = index
+
+    def name_of(self, token_id: int) -> str:
+        """A token of the vocabulary as it is shown; its id where it does not occur."""
+        if token_id not in self.names and self.routing is not None:
+            text = self.routing.text_of_id(token_id)
+            self.names[token_id] = f"#{token_id}" if text is None else shown_token(text, 16)
+        return self.names.get(token_id, f"#{token_id}")
+
+
+def _opened(log: Path) -> tuple[Routing | None, str]:
+    try:
+        return Routing(log.with_name(FILE_NAME)), ""
+    except FileNotFoundError:
+        return None, ""
+    except BadRouting as error:
+        return None, safe_text(error, 300)
+    except OSError as error:
+        return None, safe_text(f"{log.with_name(FILE_NAME)}: {error.strerror or error}", 300)

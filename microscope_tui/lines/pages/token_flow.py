@@ -1,0 +1,229 @@
+"""The text of a probe as lines of a width, laid out in chunks, so that any token is found at once.
+
+A chunk begins behind the first newline after every 512th token, or there if none follows: the
+same tokens always stand on the same lines, wherever the reader came from.
+"""
+
+import unicodedata
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from microscope_tui.lines.pages.token_cells import Piece, pieces_of
+from microscope_tui.routing.file import Routing
+
+CHUNK = 512
+_MOST_CHUNKS = 64
+_MOST_BYTES = 256
+"""Bytes of one token that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextLine:
+    """One line: the pieces on it, or the name of the slice that begins below it."""
+
+    first: int
+    """The token that it begins with."""
+    pieces: tuple[Piece, ...] = ()
+    slice_number: int | None = None
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Place:
+    """A line: its chunk, and which one in it."""
+
+    chunk: int
+    line: int
+
+
+class Flow:
+    """The lines of a text, made where they are needed."""
+
+    def __init__(self, routing: Routing, width: int) -> None:
+        self.routing, self.width = routing, max(2, width)
+        self._made: OrderedDict[int, list[TextLine]] = OrderedDict()
+        self._starts: dict[int, int] = {0: 0}
+        self._last = max(0, routing.tokens - 1) // CHUNK
+
+    def place_of(self, token: int) -> Place:
+        """The line on which a token begins."""
+        chunk = min(self._last, token // CHUNK)
+        if token < self._start(chunk):
+            chunk -= 1
+        lines = self._lines(chunk)
+        at = max(0, bisect_right(lines, token, key=lambda line: line.first) - 1)
+        while at > 0 and (above := lines[at - 1].pieces) and above[-1].token == token:
+            at -= 1  # the rest of a token that begins on the line above
+        return Place(chunk, at)
+
+    def moved(self, place: Place, by: int) -> Place:
+        """The line so many lines further on, or back; the first or last one at the ends."""
+        chunk, line = place.chunk, place.line + by
+        while line < 0 and chunk > 0:
+            chunk -= 1
+            line += len(self._lines(chunk))
+        while chunk < self._last and line >= (count := len(self._lines(chunk))):
+            line -= count
+            chunk += 1
+        return Place(chunk, max(0, min(line, len(self._lines(chunk)) - 1)))
+
+    def shown(self, top: Place, rows: int) -> list[TextLine]:
+        """At most ``rows`` lines from ``top`` on."""
+        found: list[TextLine] = []
+        chunk, line = top.chunk, top.line
+        while len(found) < rows and chunk <= self._last:
+            found += self._lines(chunk)[line : line + rows - len(found)]
+            chunk, line = chunk + 1, 0
+        return found
+
+    def scrolled(self, top: Place, place: Place, rows: int) -> Place:
+        """The line on top with which ``place`` is in view: by few lines where it was near."""
+        if (below := self.between(top, place, 2 * rows)) is not None:
+            if below >= rows:
+                top = self.moved(top, below - rows + 1)
+        elif self.between(place, top, rows) is not None:
+            top = place
+        else:
+            top = self.moved(place, -(rows // 3))
+        missing = rows - len(self.shown(top, rows))
+        return self.moved(top, -missing) if missing else top
+
+    def token_below(self, token: int, by: int) -> int:
+        """The token in the same column so many lines further down, or up."""
+        place = self.place_of(token)
+        column = 0
+        for piece in self._lines(place.chunk)[place.line].pieces:
+            if piece.token == token:
+                break
+            column += piece.width
+        wanted = self.moved(place, by)
+        line = self._lines(wanted.chunk)[wanted.line]
+        if not line.pieces:  # the name of a slice: the line beyond it
+            wanted = self.moved(wanted, 1 if by > 0 else -1)
+            line = self._lines(wanted.chunk)[wanted.line]
+        found = line.pieces[-1].token if line.pieces else line.first
+        for piece in reversed(line.pieces):
+            if sum(p.width for p in line.pieces if p.token < piece.token) <= column:
+                found = piece.token
+                break
+        return max(found, token + 1) if by > 0 else min(found, token - 1)
+
+    def between(self, top: Place, place: Place, most: int) -> int | None:
+        """Lines from ``top`` down to ``place``; ``None`` above it, or ``most`` and more below."""
+        if place < top:
+            return None
+        lines = -top.line
+        for chunk in range(top.chunk, place.chunk):
+            lines += len(self._lines(chunk))
+            if lines >= most:
+                return None
+        return lines + place.line if lines + place.line < most else None
+
+    def _lines(self, chunk: int) -> list[TextLine]:
+        if chunk in self._made:
+            self._made.move_to_end(chunk)
+            return self._made[chunk]
+        start = self._start(chunk)
+        end = self._start(chunk + 1) if chunk < self._last else self.routing.tokens
+        lines = self._laid_out(start, end) if start < end else []
+        self._made[chunk] = lines
+        if len(self._made) > _MOST_CHUNKS:
+            self._made.popitem(last=False)
+        return lines
+
+    def _start(self, chunk: int) -> int:
+        """The first token of a chunk."""
+        if chunk not in self._starts:
+            first = chunk * CHUNK
+            texts = self.routing.text(first, first + CHUNK, _MOST_BYTES)
+            ends = (first + at + 1 for at, text in enumerate(texts) if text.endswith(b"\n"))
+            self._starts[chunk] = next(ends, first)
+        return self._starts[chunk]
+
+    def _laid_out(self, start: int, end: int) -> list[TextLine]:
+        """The lines of tokens ``start`` to before ``end``."""
+        routing = self.routing
+        texts = routing.text(start, end, _MOST_BYTES)
+        before = b"".join(routing.text(max(0, start - 3), start, _MOST_BYTES))
+        after = b"".join(routing.text(end, end + 3, _MOST_BYTES))
+        pieces = pieces_of(texts, start, before, after)
+        slices = routing.slices_of(max(0, start - 1), end)
+        known = slices[0] if start else None
+        offset = max(0, start - 1)
+        lines: list[TextLine] = []
+        block: list[Piece] = []
+        for piece in pieces:
+            here = slices[piece.token - offset]
+            if here != known:
+                lines += wrapped(block, self.width)
+                lines.append(TextLine(piece.token, slice_number=here))
+                block, known = [], here
+            block.append(piece)
+        return [*lines, *wrapped(block, self.width)]
+
+
+def wrapped(pieces: Sequence[Piece], width: int) -> list[TextLine]:
+    """Pieces as lines of at most ``width`` cells, broken between words where a word fits."""
+    lines: list[TextLine] = []
+    line: list[Piece] = []
+    used = 0
+    for word in _words(pieces):
+        wide = sum(piece.width for piece in word)
+        if line and used + wide > width and wide <= width:
+            lines.append(TextLine(line[0].token, tuple(line)))
+            line, used = [], 0
+        for piece in word:
+            for part in _parts(piece, width - used, width):
+                if line and used + part.width > width:
+                    lines.append(TextLine(line[0].token, tuple(line)))
+                    line, used = [], 0
+                line.append(part)
+                used += part.width
+        if word[-1].ends_line:
+            lines.append(TextLine(line[0].token, tuple(line)))
+            line, used = [], 0
+    return [*lines, TextLine(line[0].token, tuple(line))] if line else lines
+
+
+def _words(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that belong together; a word begins at a blank, and every wide one is a word."""
+    word: list[Piece] = []
+    for piece in pieces:
+        breaks = piece.text[0] == " " or piece.width == 2 * len(piece.text)
+        if word and (breaks or word[-1].ends_line or word[-1].text[-1] == " "):
+            yield word
+            word = []
+        word.append(piece)
+    if word:
+        yield word
+
+
+def _parts(piece: Piece, room: int, width: int) -> Iterator[Piece]:
+    """A piece, or what of it fits into ``room`` cells and then into lines of ``width``."""
+    if piece.width <= width:
+        yield piece
+        return
+    text, used = "", 0
+    for char in _clusters(piece.text):
+        size = _cells(char)
+        if used + size > max(2, room) and text:
+            yield Piece(piece.token, text, used)
+            text, used, room = "", 0, width
+        text, used = text + char, used + size
+    yield Piece(piece.token, text, used, piece.ends_line)
+
+
+def _clusters(text: str) -> Iterator[str]:
+    """Characters with their combining marks."""
+    cluster = ""
+    for char in text:
+        if cluster and unicodedata.category(char) not in ("Mn", "Me"):
+            yield cluster
+            cluster = ""
+        cluster += char
+    yield cluster
+
+
+def _cells(cluster: str) -> int:
+    return 2 if unicodedata.east_asian_width(cluster[0]) in "WF" else 1

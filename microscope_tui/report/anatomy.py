@@ -1,0 +1,104 @@
+"""The screens of a probe as data: the tokens from the cursor on, and the slices of a layer.
+
+``schema_version`` is 1: keys may be added. What was not measured is null. Text is made safe to
+print; the bytes of a token that is no text on its own are ``�`` there.
+"""
+
+import math
+from typing import Any
+
+from microscope_tui.lines.pages.slice_table import NoTables, explained, slice_table
+from microscope_tui.routing.file import Routing
+from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.writer import encode_record
+
+SCHEMA_VERSION = 1
+MOST_TOKENS = 200
+_MOST_CHARACTERS = 256
+
+
+def tokens_json(routing: Routing, layer: int, token: int) -> str:
+    """The choices of the tokens from ``token`` on, at most 200, in one layer.
+
+    Raises:
+        BadRouting: the file is damaged there.
+    """
+    end = min(routing.tokens, token + MOST_TOKENS)
+    ids, slices = routing.token_ids(token, end), routing.slices_of(token, end)
+    rows = []
+    for at, text in enumerate(routing.text(token, end, _MOST_CHARACTERS)):
+        choice = routing.choice(layer, token + at)
+        rows.append(
+            {
+                "token": token + at,
+                "text": _text(text),
+                "id": ids[at],
+                "slice": _name(routing, slices[at]),
+                "window": routing.window_of(token + at),
+                "experts": choice.experts,
+                "weights": [_finite(weight) for weight in choice.weights],
+                "margin": _finite(choice.margin),
+                "entropy": _finite(choice.entropy),
+            }
+        )
+    return encode_record({**_head(routing, layer), "tokens": rows}).decode()
+
+
+def slices_json(routing: Routing, layer: int) -> str:
+    """The slices of one layer; ``why`` says why there are no rows."""
+    document = _head(routing, layer)
+    identity, shuffled = explained(routing.tables, layer)
+    document |= {"identity": identity, "identity_shuffled": shuffled}
+    try:
+        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
+    except NoTables as error:
+        return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
+    slices = [
+        {"slice": name, "choices": size, "noise": _finite(noise)}
+        for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
+    ]
+    experts = [
+        {
+            "expert": row.expert,
+            "share": row.share,
+            "counts": [cell.count for cell in row.cells],
+            "log2_ratios": [cell.ratio for cell in row.cells],
+            "beyond_chance": [cell.beyond for cell in row.cells],
+            "tokens": [
+                {"id": token_id, "text": _of_id(routing, token_id), "count": count, "lift": lift}
+                for token_id, count, lift in row.lifts
+            ],
+        }
+        for row in table.rows
+    ]
+    return encode_record({**document, "slices": slices, "experts": experts}).decode()
+
+
+def _head(routing: Routing, layer: int) -> dict[str, Any]:
+    shape = routing.shape
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": routing.model,
+        "layer": shape.layer_names[layer],
+        "depth": shape.layers[layer],
+        "num_experts": shape.num_experts,
+        "top_k": shape.top_k,
+        "num_tokens": routing.tokens,
+    }
+
+
+def _of_id(routing: Routing, token_id: int) -> str | None:
+    text = routing.text_of_id(token_id)
+    return None if text is None else _text(text)
+
+
+def _text(text: bytes) -> str:
+    return safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
+
+
+def _name(routing: Routing, number: int) -> str | None:
+    return routing.slices[number] if number < len(routing.slices) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,227 @@
+"""A small probed run with planted routing: which class of token goes to which experts is known.
+
+Three slices that are unlike: code and prose that come with Python, and Greek. A word is cut into
+tokens of a few bytes, so that letters are split over tokens as real tokenizers split them.
+"""
+
+import math
+import random
+import re
+import struct
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+from microscope_tui.routing.layout import FILE_NAME, Shape, Tables
+from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.scenarios.shape import Shape as RunShape
+from microscope_tui.scenarios.write import write_run
+
+GREEK = (
+    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι "
+    "προικισμένοι με λογική και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα "
+    "αδελφοσύνης.\nΚάθε άτομο έχει δικαίωμα στη ζωή, την ελευθερία και την προσωπική του "
+    "ασφάλεια.\nΚανείς δεν επιτρέπεται να ζει υπό καθεστώς δουλείας, ολικής ή μερικής. "
+    "Η δουλεία και το δουλεμπόριο υπό οποιαδήποτε μορφή απαγορεύονται.\n"
+)
+PROSE = (
+    "Python was created in the early 1990s by Guido van Rossum at Stichting Mathematisch Centrum "
+    "in the Netherlands as a successor of a language called ABC. Guido remains Python's principal "
+    "author, although it includes many contributions from others. In 1995, Guido continued his "
+    "work on Python at the Corporation for National Research Initiatives in Reston, Virginia, "
+    "where he released several versions of the software.\nAll Python releases are Open Source. "
+    "Historically, most, but not all, Python releases have also been GPL-compatible; the table "
+    "below summarizes the various releases.\n"
+)
+SLICES = ("code", "prose", "greek")
+_WORDS = "def return if else for in self class import not and is or None while"
+_KEYWORDS = frozenset(_WORDS.split())
+CLASSES = ("keyword", "indent", "punctuation", "number", "name", "word", "greek", "break")
+
+
+def tokenized(text: str) -> list[bytes]:
+    """Words with the blank in front of them, cut into pieces of at most six bytes."""
+    tokens: list[bytes] = []
+    for piece in re.findall(r" ?[^\W\d_]+|\d+|\n+|\s+|.", text):
+        encoded = piece.encode()
+        size = 8 if piece.isascii() else 5
+        tokens += [encoded[at : at + size] for at in range(0, len(encoded), size)]
+    return tokens
+
+
+def class_of(token: bytes, slice_: str) -> str:
+    """The planted class of a token."""
+    text = token.decode("utf-8", "replace")
+    if b"\n" in token:
+        return "break"
+    if not text.strip():
+        return "indent"
+    if any(byte >= 0x80 for byte in token):
+        return "greek"
+    if text.strip() in _KEYWORDS and slice_ == "code":
+        return "keyword"
+    if text.strip().isdigit():
+        return "number"
+    if not text.strip().isalpha():
+        return "punctuation"
+    return "name" if slice_ == "code" else "word"
+
+
+def texts(repeat: int = 1) -> list[tuple[str, list[bytes]]]:
+    """The three slices as tokens."""
+    code = Path(textwrap.__file__).read_text().split('"""', 2)[2]
+    return [
+        ("code", tokenized(code[:3000] * repeat)),
+        ("prose", tokenized(PROSE * 6 * repeat)),
+        ("greek", tokenized(GREEK * 4 * repeat)),
+    ]
+
+
+def write_probed(
+    folder: Path,
+    layers: int = 6,
+    num_experts: int = 16,
+    top_k: int = 2,
+    *,
+    repeat: int = 1,
+    model: str = "planted/moe-tiny",
+    seed: int = 7,
+) -> Path:
+    """A run of profile eval, and its ``routing.bin`` with planted routing."""
+    shape = RunShape(routers=layers, num_experts=num_experts, top_k=top_k, steps=40, tokens=2048)
+    write_run(folder, "healthy", shape=shape, seed=3)
+    names = tuple(f"L{n}" for n in range(1, layers + 1))
+    slices = texts(repeat)
+    tokens = [token for _, part in slices for token in part]
+    of_slice = [at for at, (_, part) in enumerate(slices) for _ in part]
+    classes = [class_of(t, SLICES[s]) for t, s in zip(tokens, of_slice, strict=True)]
+    known = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    ids = [known[token] for token in tokens]
+    writer = RoutingWriter(
+        folder / FILE_NAME,
+        Shape(tuple(range(1, layers + 1)), names, num_experts, top_k, len(tokens)),
+        slices=SLICES,
+        model=model,
+        dtype="bf16",
+    )
+    writer.put_tokens(ids, tokens, of_slice, [n // 256 for n in range(len(tokens))])
+    chosen = [
+        _put_layer(writer, layer, classes, num_experts, top_k, random.Random(seed + layer))
+        for layer in range(layers)
+    ]
+    writer.finish(_tables(chosen, of_slice, ids, num_experts, random.Random(seed)))
+    return folder
+
+
+def _put_layer(
+    writer: RoutingWriter,
+    layer: int,
+    classes: list[str],
+    num_experts: int,
+    top_k: int,
+    rng: random.Random,
+) -> list[list[int]]:
+    """Deeper layers follow the class less, as noise takes over."""
+    order = list(range(num_experts))
+    rng.shuffle(order)
+    per = max(top_k, num_experts // len(CLASSES))
+    home = {
+        name: [order[(at * per + n) % num_experts] for n in range(per)]
+        for at, name in enumerate(CLASSES)
+    }
+    strength = 3.2 / (1 + 0.25 * layer)
+    rows: list[list[int]] = []
+    flat, weights, margins, entropies = [], [], [], []
+    for name in classes:
+        logits = [rng.gauss(0, 1) for _ in range(num_experts)]
+        for expert in home[name]:
+            logits[expert] += strength
+        top = max(logits)
+        exps = [math.exp(x - top) for x in logits]
+        total = sum(exps)
+        probs = [x / total for x in exps]
+        best = sorted(range(num_experts), key=lambda e: -probs[e])
+        rows.append(best[:top_k])
+        flat += best[:top_k]
+        weights += [probs[e] for e in best[:top_k]]
+        margins.append(probs[best[top_k - 1]] - probs[best[top_k]])
+        entropies.append(-sum(p * math.log(p) for p in probs if p > 0))
+    code = "B" if num_experts < 255 else "H"
+    writer.put("ids", layer, 0, struct.pack(f"<{len(flat)}{code}", *flat))
+    for section, values in (("weights", weights), ("margins", margins), ("entropies", entropies)):
+        writer.put(section, layer, 0, struct.pack(f"<{len(values)}e", *values))
+    return rows
+
+
+def _counts(rows: list[list[int]], of_slice: list[int], experts: int) -> list[list[int]]:
+    found = [[0] * experts for _ in SLICES]
+    for row, at in zip(rows, of_slice, strict=True):
+        for expert in row:
+            found[at][expert] += 1
+    return found
+
+
+def _ratios(counts: list[list[int]]) -> list[list[float]]:
+    total = sum(map(sum, counts))
+    share = [sum(column) / total for column in zip(*counts, strict=True)]
+    return [
+        [
+            abs(math.log2(max(c, 0.5) / sum(row) / s)) if s else 0.0
+            for c, s in zip(row, share, strict=True)
+        ]
+        for row in counts
+    ]
+
+
+def _tables(
+    chosen: list[list[list[int]]],
+    of_slice: list[int],
+    ids: list[int],
+    experts: int,
+    rng: random.Random,
+) -> Tables:
+    counts = [_counts(rows, of_slice, experts) for rows in chosen]
+    shuffled = list(of_slice)
+    rng.shuffle(shuffled)
+    noise = []
+    chance = [_ratios(_counts(rows, shuffled, experts)) for rows in chosen]
+    for at in range(len(SLICES)):
+        values = sorted(value for layer in chance for value in layer[at])
+        noise.append(values[int(0.99 * (len(values) - 1))])
+    mixed = list(ids)
+    rng.shuffle(mixed)
+    return Tables(
+        counts=[[layer[at] for layer in counts] for at in range(len(SLICES))],
+        noise=noise,
+        identity=[_explained(rows, ids) for rows in chosen],
+        identity_noise=[_explained(rows, mixed) for rows in chosen],
+        lifts=[_lifts(rows, ids, experts) for rows in chosen],
+    )
+
+
+def _explained(rows: list[list[int]], ids: list[int]) -> float:
+    """Share of the variance of the first choice that the mean per token explains."""
+    total, means = Counter(row[0] for row in rows), Counter[tuple[int, int]]()
+    seen = Counter(ids)
+    for row, token in zip(rows, ids, strict=True):
+        means[token, row[0]] += 1
+    count = len(rows)
+    whole = 1 - sum((n / count) ** 2 for n in total.values())
+    within = 1 - sum(n * n / seen[token] for (token, _), n in means.items()) / count
+    return 1 - within / whole
+
+
+def _lifts(
+    rows: list[list[int]], ids: list[int], experts: int
+) -> list[list[tuple[int, int, float]]]:
+    seen, pairs, load = Counter(ids), Counter[tuple[int, int]](), Counter[int]()
+    for row, token in zip(rows, ids, strict=True):
+        for expert in row:
+            pairs[expert, token] += 1
+            load[expert] += 1
+    found: list[list[tuple[int, int, float]]] = [[] for _ in range(experts)]
+    for (expert, token), n in pairs.items():
+        if n >= 5:
+            lift = n / seen[token] / (load[expert] / len(rows))
+            found[expert].append((token, n, round(lift, 3)))
+    return [sorted(one, key=lambda t: (-t[2], t[0]))[:8] for one in found]
