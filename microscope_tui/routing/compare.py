@@ -141,11 +141,11 @@ def refuse_others(a: Routing, b: Routing, *, token_ids: bool = True) -> None:
     if not a.tokens:
         raise NotComparable("no tokens")
     for start in range(0, a.tokens if token_ids else 0, _TOKENS_AT_ONCE):
-        mine, theirs = (one.token_ids(start, start + _TOKENS_AT_ONCE) for one in (a, b))
-        if mine != theirs:
-            at = next(n for n, (x, y) in enumerate(zip(mine, theirs, strict=True)) if x != y)
+        ours, others = (one.token_ids(start, start + _TOKENS_AT_ONCE) for one in (a, b))
+        if ours != others:
+            at = next(n for n, (x, y) in enumerate(zip(ours, others, strict=True)) if x != y)
             raise NotComparable(
-                f"token {start + at:,}: id {mine[at]:,} in A, {theirs[at]:,} in B; "
+                f"token {start + at:,}: id {ours[at]:,} in A, {others[at]:,} in B; "
                 "compare two files of the same tokens"
             )
 
