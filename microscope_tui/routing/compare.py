@@ -9,7 +9,7 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from microscope_tui.routing.file import Routing
 
@@ -67,6 +67,8 @@ class Mismatch:
     layers: Sequence[LayerMismatch]
     margins: Sequence[MarginBin]
     """Tenths of the choices, the smallest margin first; empty without margins."""
+    margins_of: str = "A"
+    """Whose margins they are: A or B."""
 
     @property
     def compared(self) -> int:
@@ -82,6 +84,15 @@ class Mismatch:
     def share(self) -> float:
         """Share of the choices that differ."""
         return self.differing / self.compared if self.compared else 0.0
+
+    def turned(self) -> "Mismatch":
+        """The same with A and B exchanged."""
+        layers = [
+            replace(layer, swaps=Counter({(a, b): n for (b, a), n in layer.swaps.items()}))
+            for layer in self.layers
+        ]
+        other = "B" if self.margins_of == "A" else "A"
+        return replace(self, layers=layers, margins_of=other)
 
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
         """The most frequent swaps: layer, expert in A, expert in B, how often."""
