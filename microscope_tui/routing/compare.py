@@ -10,16 +10,19 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, count
+from operator import ne
 
 from microscope_tui.routing.file import Routing
 
-_BLOCKS = (4096, 64, 1)
-"""Tokens that are compared at once, in turn."""
+_BLOCK = 1024
+"""Tokens of which the bytes are compared first."""
 _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
 """Different swaps that are kept; further ones are counted, not named."""
 _DIFFERS = 1
+_Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
 
@@ -178,47 +181,48 @@ class _Piece:
         self._start, self._count, self._flags = start, end - start, flags
         self._a, self._b = (one.ids_of(layer, start, end) for one in (a, b))
         self._k, self._code = a.shape.top_k, a.id_code
-        self._width = self._k * struct.calcsize(self._code)
         self._row = struct.Struct(f"<{self._k}{self._code}")
         self._experts = a.shape.num_experts
+        self._empty = 0xFF if self._code == "B" else 0xFFFF
 
     def into(self, layer: LayerMismatch) -> _Found:
         """Add the piece to its layer."""
         found = _Found([], [])
-        for token, mine, theirs in self._suspects(0, self._count, 0):
-            old, new = self._chosen(mine), self._chosen(theirs)
-            if not old or not new:
+        for token, mine, theirs in self._suspects():
+            if mine[0] == self._empty or theirs[0] == self._empty:
                 found.unrouted.append(token)
-            elif set(old) != set(new):
+            elif set(mine) != set(theirs):
                 found.differing.append(token)
                 self._flags[self._start + token] = _DIFFERS
-                _swap(layer, old, new)
+                _swap(layer, self._chosen(mine), self._chosen(theirs))
         layer.compared += self._count - len(found.unrouted)
         layer.differing += len(found.differing)
         return found
 
-    def _chosen(self, row: bytes) -> list[int]:
-        return [expert for expert in self._row.unpack(row) if expert < self._experts]
+    def _chosen(self, row: _Row) -> list[int]:
+        return [expert for expert in row if expert < self._experts]
 
-    def _suspects(self, start: int, end: int, level: int) -> Iterator[tuple[int, bytes, bytes]]:
-        """The tokens whose bytes differ or that have empty slots, with their rows."""
-        size, width = _BLOCKS[level], self._width
-        for first in range(start, end, size):
-            last = min(first + size, end)
-            mine = self._a[first * width : last * width]
-            theirs = self._b[first * width : last * width]
-            if mine == theirs and not self._has_empty(mine):
+    def _suspects(self) -> Iterator[tuple[int, _Row, _Row]]:
+        """The tokens whose rows differ or that neither side routed, with their rows."""
+        width = self._row.size
+        for first in range(0, self._count, _BLOCK):
+            place = slice(first * width, (first + _BLOCK) * width)
+            mine, theirs = self._a[place], self._b[place]
+            unrouted = self._has_empty(mine)
+            if mine == theirs and not unrouted:
                 continue
-            if size == 1:
-                yield first, mine, theirs
-            else:
-                yield from self._suspects(first, last, level + 1)
+            rows = list(self._row.iter_unpack(mine)), list(self._row.iter_unpack(theirs))
+            yield from compress(zip(count(first), *rows, strict=False), map(ne, *rows))
+            if unrouted:
+                for at, (row, other) in enumerate(zip(*rows, strict=True), first):
+                    if row[0] == self._empty and row == other:
+                        yield at, row, other
 
     def _has_empty(self, ids: bytes) -> bool:
         """Whether a first slot is empty: the chosen experts come first."""
         if self._code == "B":
-            return bool(ids[:: self._k].count(0xFF))
-        return bool(array("H", ids)[:: self._k].count(0xFFFF))
+            return bool(ids[:: self._k].count(self._empty))
+        return bool(array("H", ids)[:: self._k].count(self._empty))
 
 
 def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
@@ -258,11 +262,11 @@ def _bins(seen: Counter[int], differing: Counter[int]) -> list[MarginBin]:
     total = sum(count for _, count, _ in values)
     bins: list[MarginBin] = []
     before = 0
-    for margin, count, differ in values:
+    for margin, here, differ in values:
         if bins and before * _BINS < total * len(bins):
             last = bins[-1]
-            bins[-1] = MarginBin(last.low, margin, last.compared + count, last.differing + differ)
+            bins[-1] = MarginBin(last.low, margin, last.compared + here, last.differing + differ)
         else:
-            bins.append(MarginBin(margin, margin, count, differ))
-        before += count
+            bins.append(MarginBin(margin, margin, here, differ))
+        before += here
     return bins

@@ -57,7 +57,7 @@ def test_planted_flips_are_in_text_and_json(
     done = microscope("mismatch", a, b / "routing.bin")
     assert (done.returncode, done.stderr) == (0, "")
     assert "planted, bf16" in done.stdout
-    assert "0.25% of the choices differ" in done.stdout  # 5 of 2,000
+    assert "0.25% of the choices of 500 tokens in 4 layers differ" in done.stdout  # 5 of 2,000
     assert "1.00% of the tokens" in done.stdout
     assert max(map(len, done.stdout.splitlines()[2:])) <= 80
     found = json.loads(microscope("mismatch", a, b, "--json").stdout)

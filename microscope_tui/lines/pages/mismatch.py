@@ -16,7 +16,7 @@ MOST_SWAPS = 10
 
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
     """How much differs, in words."""
-    tokens = f"{found.tokens:,} tokens × {len(found.layers):,} layers"
+    of = f"of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
     share = found.tokens_differing / found.tokens
     return [
         _cut(
