@@ -9,6 +9,8 @@ COMMANDS = {
     "explain": ("explain:explain", "List the rules, or explain one and what to do about it."),
     "export": ("export:export", "Write a run as a table: one row per step and router."),
     "import": ("import_runs:import_runs", "Write what another tool logged as run logs."),
+    "coverage": ("coverage:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
+    "mismatch": ("mismatch:mismatch", "Compare what two probes of the same tokens chose."),
     "sources": ("sources:sources", "List what is understood of other tools' files."),
     "demo": ("demo:demo", "Write a synthetic run with known ground truth and open it."),
     "keys": ("keys:keys_command", "List the keys of every screen: id, keys, what they do."),

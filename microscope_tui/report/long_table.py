@@ -28,6 +28,16 @@ def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
         OSError: it cannot be read.
         UnknownFormat: the log has another format version.
     """
+    for run, entry in surviving_steps(file):
+        yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
+
+
+def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
+    """The steps that no restart superseded, each with the header it was written under.
+
+    Raises:
+        OSError, UnknownFormat: as ``rows_of``.
+    """
     kept = _surviving(file)
     run: RunRecord | None = None
     number = 0
@@ -36,7 +46,7 @@ def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
             run = entry
         elif isinstance(entry, StepEntry) and run is not None:
             if number < len(kept) and kept[number]:
-                yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
+                yield run, entry
             number += 1
 
 

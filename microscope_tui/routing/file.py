@@ -161,6 +161,16 @@ class Routing:
         width = self.shape.top_k * self._sections["ids"].itemsize
         return self._map[at : at + (min(end, self.tokens) - start) * width]
 
+    @property
+    def id_code(self) -> str:
+        """Type of an id, as a code of ``struct``: ``B`` or ``H``."""
+        return self._sections["ids"].code
+
+    def margins_of(self, layer: int, start: int, end: int) -> bytes:
+        """The raw margins of tokens ``start`` to before ``end``, in half precision."""
+        at = self._place("margins", layer, start)
+        return self._map[at : at + (min(end, self.tokens) - start) * 2]
+
     def next_of(self, layer: int, expert: int, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` for which ``expert`` is among the chosen.
 

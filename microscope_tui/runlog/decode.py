@@ -106,6 +106,20 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     )
 
 
+def decode_means(line: bytes, routers: int) -> tuple[list[Values | None], list[Values | None]]:
+    """The rows of ``mean_weight`` and ``mean_output_norm``; ``None`` where one is absent.
+
+    Raises:
+        BadLine: the line cannot be decoded as a whole.
+    """
+    fields = _object(line)
+    weights, norms = (
+        [_values(row) or None for row in _rows(fields.get(name), routers)]
+        for name in ("mean_weight", "mean_output_norm")
+    )
+    return weights, norms
+
+
 def infer_run(line: bytes, name: str) -> RunRecord | None:
     """A default header from the first step of a log without one; ``None`` without counts."""
     fields = _object(line)
@@ -237,6 +251,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         profile=safe_text(fields.get("profile") or "pretrain", 20),
         model_name=safe_text(model.get("name") or "", 60),
         dtype=safe_text(config.get("dtype") or "", 20),
+        sequence_length=_integer(config.get("seq_len")),
         capacity_factor=_number(model.get("capacity_factor")),
         score_function=safe_text(model.get("score_function") or "", 20),
         norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
+from microscope_tui.runlog.decode import decode_line, decode_matrices, decode_means, infer_run
 from microscope_tui.runlog.follow import LineSplitter
 from microscope_tui.runlog.one_row import CountRows
 from microscope_tui.runlog.records import (
@@ -93,6 +93,13 @@ class StepEntry:
     def biases(self, router_index: int) -> list[float] | None:
         """Selection bias of one router; decodes all matrices of the step."""
         return self.matrices().expert_bias[router_index]
+
+    def means(self) -> tuple[list[Values | None], list[Values | None]]:
+        """Mean weight and mean output norm of every expert, a row per router."""
+        try:
+            return decode_means(self._line.strip(b"\0 "), self.routers)
+        except BadLine:
+            return [None] * self.routers, [None] * self.routers
 
     def _row(self, router_index: int) -> list[int] | None:
         if self._rows is None:

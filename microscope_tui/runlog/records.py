@@ -105,6 +105,8 @@ class RunRecord:
     model_name: str = ""
     dtype: str = ""
     """Data type of the computation, if configured: ``bf16``, ``fp32`` …"""
+    sequence_length: int | None = None
+    """Tokens of a sequence, if configured."""
     capacity_factor: float | None = None
     score_function: str = ""
     norm_top_k: bool | None = None

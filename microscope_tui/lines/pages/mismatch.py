@@ -1,0 +1,180 @@
+"""Where two probes chose differently: by layer, by margin, and which experts swapped."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from microscope_tui.lines.glyphs import Glyphs, bar
+from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened, wrap
+from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
+
+_GAP = 2
+_SHARE = 6
+_MOST_BAR = 40
+_LEAST_BAR = 4
+MOST_SWAPS = 10
+
+
+def head_lines(found: Mismatch, columns: int) -> list[Line]:
+    """How much differs, in words."""
+    of = f"of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
+    share = found.tokens_differing / found.tokens
+    return [
+        _cut(
+            [Span(f"{percent(found.share)} of the choices differ", "value"), _dim(tokens)], columns
+        ),
+        _cut(
+            [
+                Span(f"{percent(share)} of the tokens", "value"),
+                _dim("are routed differently in at least one layer"),
+            ],
+            columns,
+        ),
+    ]
+
+
+def layer_lines(
+    found: Mismatch, columns: int, glyphs: Glyphs, selected: int | None = None
+) -> list[Line]:
+    """One line per layer: share of its choices that differ, and a bar."""
+    names = max(len(layer.name) for layer in found.layers)
+    label = min(names, columns // 3)
+    most = max(layer.share for layer in found.layers)
+    lines = []
+    for index, layer in enumerate(found.layers):
+        chosen = index == selected
+        mark = Span("▶ " if chosen else "  ", "accent")
+        name = Span(shortened(layer.name, label), "value" if chosen else "dim")
+        line = [mark, *pad([name], label)] if selected is not None else pad([name], label)
+        lines.append(_with_bar(line, layer.share, most, columns, glyphs))
+    return lines
+
+
+def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
+    """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
+    if not found.margins:
+        return [[Span("no margins", "dim")]]
+    shares = [_share(one) for one in found.margins]
+    label = max(len(_range(one)) for one in found.margins)
+    return [
+        _with_bar(
+            pad([Span(_range(one), "dim")], min(label, columns // 2)),
+            share,
+            max(shares),
+            columns,
+            glyphs,
+        )
+        for one, share in zip(found.margins, shares, strict=True)
+    ]
+
+
+def swap_lines(
+    swaps: Sequence[tuple[LayerMismatch, int, int, int]], columns: int, glyphs: Glyphs
+) -> list[Line]:
+    """The most frequent swaps: layer, expert in A, expert in B, how often."""
+    if not swaps:
+        return [[Span("none", "dim")]]
+    arrow = "->" if glyphs is Glyphs.ASCII else "→"
+    name = max(len(layer.name) for layer, *_ in swaps)
+    size = max(len(str(expert)) for _, *pair, _ in swaps for expert in pair)
+    return [
+        _cut(
+            [
+                *pad([Span(layer.name, "dim")], name),
+                Span(f" {old:>{size}} {arrow} {new:<{size}} ", "value"),
+                _dim(f"{times:,} times, {percent(times / layer.differing)} of the layer's"),
+            ],
+            columns,
+        )
+        for layer, old, new, times in swaps
+    ]
+
+
+def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
+    """All of it, one part below the other."""
+    lines = head_lines(found, columns)
+    if not found.differing:
+        return lines
+    lines += [[], [_dim("layer: share of its choices that differ")]]
+    lines += layer_lines(found, columns, glyphs)
+    if found.margins:
+        lines += [[], [_dim(f"margin in {found.margins_of}, in tenths of the choices")]]
+        lines += margin_lines(found, columns, glyphs)
+    lines += [[], [_dim("most frequent swaps, from A to B")]]
+    return lines + swap_lines(found.top_swaps(MOST_SWAPS), columns, glyphs)
+
+
+def beside_each_other(
+    found: Mismatch, columns: int, rows: int, glyphs: Glyphs, selected: int, first: int
+) -> list[Line]:
+    """Layers from ``first`` on at the left; margins and the swaps of ``selected`` at the right."""
+    left_width = (columns - _GAP) // 2
+    right_width = columns - _GAP - left_width
+    layer = found.layers[selected]
+    left = [
+        [_dim("  layer: share that differs")],
+        *layer_lines(found, left_width, glyphs, selected)[first:],
+    ]
+    right = [[_dim(f"margin in {found.margins_of}, in tenths of the choices")]]
+    right += margin_lines(found, right_width, glyphs)
+    pairs = [(layer, old, new, times) for (old, new), times in layer.swaps.most_common(rows)]
+    right += [[], [_dim(f"swaps in {layer.name}, from A to B")]]
+    right += swap_lines(pairs, right_width, glyphs)
+    nothing: Line = []
+    both = zip_longest(left[:rows], right[:rows], fillvalue=nothing)
+    return [[*pad(a, left_width), Span(" " * _GAP), *pad(b, right_width)] for a, b in both]
+
+
+def without_probe(problem: str, columns: int) -> list[Line]:
+    """What is missing, and how to make it."""
+    lines: list[Line] = [[Span(line, "value")] for line in wrap(problem, columns)]
+    lines.append([])
+    for text in (
+        "A probe is what every router chose for every token of a text:",
+        "  moe-microscope probe MODEL TEXT",
+        "Probe the same text twice (another precision, quantised, fine-tuned), open one, and pin "
+        "the other with p on 4 runs. Or, without a screen:",
+        "  moe-microscope mismatch A B",
+    ):
+        role = "accent" if text.startswith(" ") else "dim"
+        lines += [[Span(line, role)] for line in wrap(text, columns)]
+    return lines
+
+
+def percent(share: float) -> str:
+    """``3.10%``; never 0 for something, or 100 for less than all."""
+    if 0 < share < 1e-4:
+        return "<.01%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
+
+
+def _with_bar(
+    label: Sequence[Span], share: float, most: float, columns: int, glyphs: Glyphs
+) -> Line:
+    number = pad([Span(percent(share), "value" if share else "faint")], _SHARE, "right")
+    line = [*label, Span(" " * _GAP), *number]
+    room = min(_MOST_BAR, columns - line_width(line) - _GAP)
+    if room < _LEAST_BAR or not most:
+        return pad(line, columns)
+    return pad([*line, Span(" " * _GAP), Span(bar(share / most, room, glyphs), "accent")], columns)
+
+
+def _share(one: MarginBin) -> float:
+    return one.differing / one.compared if one.compared else 0.0
+
+
+def _range(one: MarginBin) -> str:
+    return f"{one.low:.2g} to {one.high:.2g}"
+
+
+def _dim(text: str) -> Span:
+    return Span(text, "dim")
+
+
+def _cut(line: Sequence[Span], columns: int) -> Line:
+    spaced: Line = []
+    for span in line:
+        spaced += [Span(" ")] if spaced and not spaced[-1].text.endswith(" ") else []
+        spaced.append(span)
+    return pad(spaced, columns)

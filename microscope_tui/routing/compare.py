@@ -1,0 +1,272 @@
+"""Where two files made other choices for the same tokens.
+
+A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
+ids are compared as bytes, and only blocks that differ are looked at token by token. Tokens that one
+side did not route (empty slots) are left out.
+"""
+
+import struct
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress, count
+from operator import ne
+
+from microscope_tui.routing.file import Routing
+
+_BLOCK = 1024
+"""Tokens of which the bytes are compared first."""
+_TOKENS_AT_ONCE = 1 << 16
+_BINS = 10
+_MOST_SWAPS = 1 << 17
+"""Different swaps that are kept; further ones are counted, not named."""
+_DIFFERS = 1
+_Row = tuple[int, ...]
+_HALF = struct.Struct("<e")
+
+
+class NotComparable(ValueError):
+    """The files are not about the same choices; the message names the first difference."""
+
+
+@dataclass(slots=True)
+class LayerMismatch:
+    """One layer."""
+
+    name: str
+    depth: int
+    compared: int = 0
+    """Tokens that both sides routed."""
+    differing: int = 0
+    swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How often B chose the second expert in the place of the first."""
+    unnamed_swaps: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of its choices that differ."""
+        return self.differing / self.compared if self.compared else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MarginBin:
+    """Choices whose margin in A lies between two values, both included."""
+
+    low: float
+    high: float
+    compared: int
+    differing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The comparison of two files."""
+
+    tokens: int
+    """Tokens that both sides routed."""
+    tokens_differing: int
+    """With another choice in at least one layer."""
+    layers: Sequence[LayerMismatch]
+    margins: Sequence[MarginBin]
+    """Tenths of the choices, the smallest margin first; empty without margins."""
+    margins_of: str = "A"
+    """Whose margins they are: A or B."""
+
+    @property
+    def compared(self) -> int:
+        """(token, layer) choices that were compared."""
+        return sum(layer.compared for layer in self.layers)
+
+    @property
+    def differing(self) -> int:
+        """Choices that differ."""
+        return sum(layer.differing for layer in self.layers)
+
+    @property
+    def share(self) -> float:
+        """Share of the choices that differ."""
+        return self.differing / self.compared if self.compared else 0.0
+
+    def turned(self) -> "Mismatch":
+        """The same with A and B exchanged."""
+        layers = [
+            replace(layer, swaps=Counter({(a, b): n for (b, a), n in layer.swaps.items()}))
+            for layer in self.layers
+        ]
+        other = "B" if self.margins_of == "A" else "A"
+        return replace(self, layers=layers, margins_of=other)
+
+    def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
+        """The most frequent swaps: layer, expert in A, expert in B, how often."""
+        found = [
+            (layer, old, new, times)
+            for layer in self.layers
+            for (old, new), times in layer.swaps.most_common(most)
+        ]
+        return sorted(found, key=lambda one: -one[3])[:most]
+
+
+def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = True) -> Mismatch:
+    """Compare the choices of two files.
+
+    Args:
+        token_ids: whether both files have the ids of their tokens.
+        margins: whether ``a`` has margins.
+
+    Raises:
+        NotComparable: other tokens, layers, experts or k, or no token that both routed.
+    """
+    refuse_others(a, b, token_ids=token_ids)
+    flags = bytearray(a.tokens)
+    seen, differing = Counter[int](), Counter[int]()
+    layers = []
+    for index, (name, depth) in enumerate(zip(a.shape.layer_names, a.shape.layers, strict=True)):
+        layer = LayerMismatch(name, depth)
+        for start in range(0, a.tokens, _TOKENS_AT_ONCE):
+            end = min(start + _TOKENS_AT_ONCE, a.tokens)
+            found = _Piece(a, b, index, start, end, flags).into(layer)
+            if margins:
+                _count_margins(a, index, start, end, found, seen, differing)
+        layers.append(layer)
+    routed = max(layer.compared for layer in layers)
+    if not routed:
+        raise NotComparable("no token was routed on both sides")
+    return Mismatch(routed, flags.count(_DIFFERS), layers, _bins(seen, differing))
+
+
+def refuse_others(a: Routing, b: Routing, *, token_ids: bool = True) -> None:
+    """Check that both files are about the same tokens, layers, experts and k.
+
+    Raises:
+        NotComparable: see ``compare``.
+    """
+    for what, mine, theirs in (
+        ("tokens", a.tokens, b.tokens),
+        ("layers", len(a.shape.layers), len(b.shape.layers)),
+        ("top_k", a.shape.top_k, b.shape.top_k),
+        ("num_experts", a.shape.num_experts, b.shape.num_experts),
+    ):
+        if mine != theirs:
+            raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B")
+    for number, (mine, theirs) in enumerate(zip(a.shape.layers, b.shape.layers, strict=True)):
+        if mine != theirs:
+            raise NotComparable(f"layer number {number}: depth {mine} in A, {theirs} in B")
+    if not a.tokens:
+        raise NotComparable("no tokens")
+    for start in range(0, a.tokens if token_ids else 0, _TOKENS_AT_ONCE):
+        ours, others = (one.token_ids(start, start + _TOKENS_AT_ONCE) for one in (a, b))
+        if ours != others:
+            at = next(n for n, (x, y) in enumerate(zip(ours, others, strict=True)) if x != y)
+            raise NotComparable(
+                f"token {start + at:,}: id {ours[at]:,} in A, {others[at]:,} in B; "
+                "compare two files of the same tokens"
+            )
+
+
+@dataclass(slots=True)
+class _Found:
+    """Tokens of one piece, counted from its start."""
+
+    differing: list[int]
+    unrouted: list[int]
+
+
+class _Piece:
+    """Some tokens of one layer in both files."""
+
+    def __init__(
+        self, a: Routing, b: Routing, layer: int, start: int, end: int, flags: bytearray
+    ) -> None:
+        self._start, self._count, self._flags = start, end - start, flags
+        self._a, self._b = (one.ids_of(layer, start, end) for one in (a, b))
+        self._k, self._code = a.shape.top_k, a.id_code
+        self._row = struct.Struct(f"<{self._k}{self._code}")
+        self._experts = a.shape.num_experts
+        self._empty = 0xFF if self._code == "B" else 0xFFFF
+
+    def into(self, layer: LayerMismatch) -> _Found:
+        """Add the piece to its layer."""
+        found = _Found([], [])
+        for token, mine, theirs in self._suspects():
+            if mine[0] == self._empty or theirs[0] == self._empty:
+                found.unrouted.append(token)
+            elif set(mine) != set(theirs):
+                found.differing.append(token)
+                self._flags[self._start + token] = _DIFFERS
+                _swap(layer, self._chosen(mine), self._chosen(theirs))
+        layer.compared += self._count - len(found.unrouted)
+        layer.differing += len(found.differing)
+        return found
+
+    def _chosen(self, row: _Row) -> list[int]:
+        return [expert for expert in row if expert < self._experts]
+
+    def _suspects(self) -> Iterator[tuple[int, _Row, _Row]]:
+        """The tokens whose rows differ or that neither side routed, with their rows."""
+        width = self._row.size
+        for first in range(0, self._count, _BLOCK):
+            place = slice(first * width, (first + _BLOCK) * width)
+            mine, theirs = self._a[place], self._b[place]
+            unrouted = self._has_empty(mine)
+            if mine == theirs and not unrouted:
+                continue
+            rows = list(self._row.iter_unpack(mine)), list(self._row.iter_unpack(theirs))
+            yield from compress(zip(count(first), *rows, strict=False), map(ne, *rows))
+            if unrouted:
+                for at, (row, other) in enumerate(zip(*rows, strict=True), first):
+                    if row[0] == self._empty and row == other:
+                        yield at, row, other
+
+    def _has_empty(self, ids: bytes) -> bool:
+        """Whether a first slot is empty: the chosen experts come first."""
+        if self._code == "B":
+            return bool(ids[:: self._k].count(self._empty))
+        return bool(array("H", ids)[:: self._k].count(self._empty))
+
+
+def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
+    """Pair what only A chose with what only B chose, in the order of their weights."""
+    gone = [expert for expert in old if expert not in new]
+    come = [expert for expert in new if expert not in old]
+    for pair in zip(gone, come, strict=False):
+        if pair in layer.swaps or len(layer.swaps) < _MOST_SWAPS:
+            layer.swaps[pair] += 1
+        else:
+            layer.unnamed_swaps += 1
+
+
+def _count_margins(
+    a: Routing,
+    layer: int,
+    start: int,
+    end: int,
+    found: _Found,
+    seen: Counter[int],
+    differing: Counter[int],
+) -> None:
+    """Count the bit patterns of the margins: 65,536 at most, so nothing grows with the tokens."""
+    patterns = array("H", a.margins_of(layer, start, end))
+    seen.update(patterns)
+    seen.subtract([patterns[token] for token in found.unrouted])
+    differing.update([patterns[token] for token in found.differing])
+
+
+def _bins(seen: Counter[int], differing: Counter[int]) -> list[MarginBin]:
+    """Tenths of the choices by margin; equal margins stay together."""
+    values = sorted(
+        (margin, count, differing[pattern])
+        for pattern, count in seen.items()
+        if count > 0 and (margin := _HALF.unpack(pattern.to_bytes(2, "little"))[0]) == margin
+    )
+    total = sum(count for _, count, _ in values)
+    bins: list[MarginBin] = []
+    before = 0
+    for margin, here, differ in values:
+        if bins and before * _BINS < total * len(bins):
+            last = bins[-1]
+            bins[-1] = MarginBin(last.low, margin, last.compared + here, last.differing + differ)
+        else:
+            bins.append(MarginBin(margin, margin, here, differ))
+        before += here
+    return bins

@@ -1,0 +1,163 @@
+"""Coverage: which experts saw too few tokens, and how many more it takes."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.coverage import covered
+from microscope_tui.report.coverage import LAST_STEPS, NoCounts, coverage_of
+from microscope_tui.report.coverage_text import coverage_json, coverage_text
+from microscope_tui.report.further_tokens import further, score_interval
+from microscope_tui.runlog.discover import RunFile
+
+Write = Callable[..., Path]
+MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
+
+
+@pytest.mark.parametrize("wanted", [2, 10, 1000])
+def test_the_further_tokens_lie_within_their_interval_in_95_of_100_calibrations(
+    wanted: int,
+) -> None:
+    assert covered(4000, wanted, seed=1) >= 0.945  # 0.95 less 1.5 standard errors
+
+
+def test_the_score_interval_agrees_with_published_values() -> None:
+    # Newcombe 1998, table I, method 4.
+    for (hits, of), (low, high) in {
+        (81, 263): (0.2535, 0.3682),
+        (15, 148): (0.0598, 0.1644),
+        (0, 20): (0.0000, 0.2005),
+        (1, 29): (0.0018, 0.1963),
+    }.items():
+        assert score_interval(hits, of) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
+    hits: int, misses: int, wanted: int
+) -> None:
+    need = further(hits, hits + misses, wanted)
+    assert (need is None) == (hits >= wanted)
+    if need is None:
+        return
+    assert need.low >= wanted - hits
+    if hits == 0:
+        assert need.tokens is need.high is None
+    else:
+        assert need.tokens is not None
+        assert need.high is not None
+        assert need.low <= max(need.tokens, need.low) <= need.high
+
+
+def test_without_a_hit_the_limit_is_the_rule_of_three() -> None:
+    need = further(0, 30_000, 1000)
+    assert need is not None
+    assert need.low == pytest.approx(1000 * 30_000 / 3, rel=0.01)
+
+
+def test_more_hits_than_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        further(4, 3, 10)
+
+
+def probe(write_log: Write, make_header: Any, make_step: Any, rows: Any, **header: Any) -> RunFile:
+    made = make_header(model=MODEL, profile="eval", **header)
+    steps = [make_step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
+    return RunFile("probe", write_log([made, *steps]), 0.0)
+
+
+def test_counts_of_an_evaluation_are_summed_over_all_steps(
+    write_log: Write, make_header: Any, make_step: Any
+) -> None:
+    rng = random.Random(0)
+    rows = [
+        [[a, 500 - a, 0, 500], [250] * 4]
+        for a in (rng.randrange(10, 90) for _ in range(LAST_STEPS + 50))
+    ]
+    found = coverage_of(probe(write_log, make_header, make_step, rows), 50_000)
+    assert found.steps == LAST_STEPS + 50
+    first, second = found.layers
+    assert [expert.tokens for expert in first.experts] == [
+        sum(step[0][expert] for step in rows) for expert in range(4)
+    ]
+    assert first.tokens == 1000 * len(rows)
+    assert [(layer.router.name, expert.index) for layer, expert in found.short] == [
+        ("L1", 2),
+        ("L1", 0),
+    ]
+    assert not second.short
+
+
+def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
+    write_log: Write, make_header: Any, make_step: Any
+) -> None:
+    model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}
+    old = [make_step(n, [[n, 10_000, 0, 0]], 10_000 + n) for n in range(1, 301)]
+    new = [make_step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
+    again = make_header(model=model, resumed_at_step=251)
+    path = write_log([make_header(model=model), *old, again, *new])
+    found = coverage_of(RunFile("run", path, 0.0), 1)
+    assert (found.first_step, found.last_step, found.steps) == (53, 252, 200)
+    counts = [expert.tokens for expert in found.layers[0].experts]
+    assert counts == [sum(range(53, 251)), 198 * 10_000, 251 + 252, 10]
+    some = coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
+    assert [expert.tokens for expert in some.layers[0].experts] == [33, 30_000, 0, 0]
+
+
+def test_saliency_is_the_mean_over_the_pairs_of_all_steps(
+    write_log: Write, make_header: Any, make_step: Any
+) -> None:
+    header = make_header(model=MODEL, profile="eval")
+    steps = []
+    for number, (counts, weights) in enumerate((([10, 30], [0.5, None]), ([30, 10], [0.1, 0.4]))):
+        row = [*counts, 0, 60]
+        means = {"mean_weight": [[*weights, None, 1.0], []], "mean_output_norm": [[2.0] * 4, []]}
+        counted = make_step(number + 1, [row, row], 100)
+        matrix = counted.pop("tokens_per_expert")
+        steps.append(counted | means | {"tokens_per_expert": matrix})
+    found = coverage_of(RunFile("probe", write_log([header, *steps]), 0.0), 1000)
+    experts = found.layers[0].experts
+    assert experts[0].mean_weight == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    assert experts[0].saliency == pytest.approx(2 * 0.2)
+    assert experts[1].mean_weight == pytest.approx(0.4)
+    assert experts[2].saliency is None
+    assert found.layers[1].experts[0].mean_weight is None
+    assert "product" in coverage_text(found)
+
+
+def test_shares_become_tokens_where_their_number_is_known(
+    write_log: Write, make_header: Any, make_step: Any
+) -> None:
+    header = make_header(model=MODEL, profile="eval", source={"counts": "shares"})
+    row = [500_000, 250_000, 250_000, 0]
+    file = RunFile("run", write_log([header, make_step(1, [row, row], 4000)]), 0.0)
+    found = coverage_of(file, 1500)
+    assert [expert.tokens for expert in found.layers[0].experts] == [2000, 1000, 1000, 0]
+    assert any("shares" in note for note in found.notes)
+
+
+def test_a_run_without_counts_is_not_measured(write_log: Write, make_header: Any) -> None:
+    path = write_log([make_header(), {"kind": "step", "step": 1, "loss": 2.0}])
+    with pytest.raises(NoCounts):
+        coverage_of(RunFile("run", path, 0.0), 1000)
+
+
+def test_an_expert_without_a_hit_never_gets_a_finite_estimate(
+    write_log: Write, make_header: Any, make_step: Any
+) -> None:
+    rows = [[[40, 60, 0, 900], [250] * 4]]
+    found = coverage_of(probe(write_log, make_header, make_step, rows), 500)
+    text = coverage_text(found)
+    assert "more than" in text
+    assert "1 expert was never chosen" in text
+    assert "Rarely used does not mean useless" in text
+    assert max(map(len, text.splitlines())) <= 80
+    of_layer = coverage_json(found)["layers"][0]["experts"]
+    assert [one["more_tokens"] for one in of_layer][2:] == [None, 0]
+    assert of_layer[2]["more_tokens_high"] is None
+    assert of_layer[2]["more_tokens_low"] > 100_000

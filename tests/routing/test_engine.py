@@ -1,0 +1,185 @@
+"""What engines return as routed_experts is read as they mean it."""
+
+import base64
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.routing.engine import BadEngineOutput, Beside, convert
+from microscope_tui.routing.file import Routing
+
+BESIDE = Beside((1, 3), ("L1", "L3"), 8, 2)
+Rows = list[list[list[int]]]
+
+
+def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8, seed: int = 0) -> Rows:
+    rng = random.Random(seed)
+    return [[rng.sample(range(experts), k) for _ in range(layers)] for _ in range(tokens)]
+
+
+def read(path: Path, beside: Beside | None = BESIDE) -> tuple[list[list[tuple[int, ...]]], Any]:
+    """The choices: token → layer → experts; and the token ids, if there are any."""
+    done = convert(path, path.with_name("routing.bin"), beside)
+    with Routing(done.path) as routing:
+        assert beside is None or routing.shape.layers == beside.depths
+        layers = range(len(routing.shape.layers))
+        found = [
+            [routing.choice(layer, token).experts for layer in layers]
+            for token in range(routing.tokens)
+        ]
+        return found, list(routing.token_ids(0, routing.tokens)) if done.has_token_ids else None
+
+
+def lines(tmp_path: Path, *responses: object) -> Path:
+    path = tmp_path / "out.jsonl"
+    path.write_text("\n".join(json.dumps(one) for one in responses) + "\n")
+    return path
+
+
+def as_read(given: Rows) -> list[list[tuple[int, ...]]]:
+    return [[tuple(row) for row in token] for token in given]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["<i2", ">i4", "|u1", "<i8", "<i4"]),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([8, 200, 300]),
+)
+def test_an_array_of_numpy_is_read(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, tokens: int, layers: int, k: int, e: int
+) -> None:
+    path = tmp_path_factory.mktemp("n") / "routes.npy"
+    given_ = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
+    np.save(path, np.array(given_, dtype=kind))
+    depths = tuple(range(layers))
+    found, ids = read(path, Beside(depths, tuple(f"L{n}" for n in depths), e, k))
+    expected = as_read(given_)
+    if not np.any(given_[-1]):
+        expected[-1] = [()] * layers
+    assert found == expected
+    assert ids is None
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (np.zeros((2, 2), "i4"), r"expected integers of shape"),
+        (np.zeros((2, 2, 2), "f4"), r"expected integers of shape"),
+        (np.full((2, 2, 2), None, object), r"expected integers of shape"),
+        (np.zeros((2, 2, 2), "i4", order="F"), r"Fortran"),
+        (np.full((2, 2, 2), 8, "i4"), r"expert 8 in layer 0: expected 0 to 7"),
+        (np.full((2, 2, 2), -2, "i4"), r"expert -2"),
+    ],
+)
+def test_an_array_of_something_else_is_refused(tmp_path: Path, array: Any, why: str) -> None:
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(BadEngineOutput, match=why):
+        read(tmp_path / "a.npy")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.npy"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_arrays_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("n") / "a.npy"
+    np.save(path, np.array(rows(5), "i2"))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(1, len(raw)))])
+    try:
+        found, _ = read(path)
+    except BadEngineOutput:
+        return
+    assert all(expert < 8 for token in found for layer in token for expert in layer)
+
+
+def test_nested_lists_of_vllm_are_prompt_and_output(tmp_path: Path) -> None:
+    given_ = rows(5)
+    unrouted = [[0, 0], [0, 0]]
+    response = {
+        "prompt_token_ids": [5, 6, 7],
+        "prompt_routed_experts": given_[:3],
+        "choices": [{"token_ids": [8, 9], "routed_experts": [given_[3], unrouted]}],
+    }
+    found, ids = read(lines(tmp_path, response, response))
+    assert found == ([*as_read(given_[:4]), [(), ()]]) * 2  # not expert 0
+    assert ids == [5, 6, 7, 8, 9] * 2
+
+
+def test_base64_of_sglang_is_read_without_its_dense_layers(tmp_path: Path) -> None:
+    given_ = rows(3)
+    for last in ([], [0] * 8):
+        flat = [n for a, b in given_ for n in (-1, -1, *a, -1, -1, *b)] + last
+        packed = base64.b64encode(struct.pack(f"<{len(flat)}i", *flat)).decode()
+        response = {
+            "input_ids": [1, 2],
+            "output_ids": [3, 4],
+            "meta_info": {"routed_experts": packed, "id": "x"},
+        }
+        found, ids = read(lines(tmp_path, response))
+        assert found == [*as_read(given_), [(), ()]]
+        assert ids == [1, 2, 3, 4]
+
+
+def test_a_response_without_its_prompt_leaves_the_prompt_unrouted(tmp_path: Path) -> None:
+    given_ = rows(2)
+    response = {"prompt_token_ids": [1, 2, 3], "token_ids": [4, 5, 6], "routed_experts": given_}
+    found, _ = read(lines(tmp_path, response))
+    empty: list[tuple[int, ...]] = [(), ()]
+    # Two of three: the rows of the output but its last token.
+    assert found == [empty, empty, empty, *as_read(given_), empty]
+
+
+def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
+    response = {"token_ids": [1, 2, 3], "routed_experts": [[[0]], [[5]], [[0]]]}
+    found, _ = read(lines(tmp_path, response), Beside((0,), ("L0",), 8, 1))
+    assert found == [[(0,)], [(5,)], [()]]
+
+
+def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None:
+    given_ = [[[-1, -1], *token] for token in rows(3)]
+    path = lines(tmp_path, {"routed_experts": given_})
+    done = convert(path, tmp_path / "routing.bin")
+    with Routing(done.path) as routing:
+        assert routing.shape.layers == (1, 2)
+        assert routing.choice(0, 1).experts == tuple(given_[1][1])
+
+
+@pytest.mark.parametrize(
+    ("response", "why"),
+    [
+        ({"text": "hello"}, "line 1: no routed_experts"),
+        ([1, 2], "line 1: Expected `object`"),
+        ({"routed_experts": [[[1, 2]], [[1]]]}, "line 1: rows differ in size"),
+        ({"token_ids": [1], "routed_experts": "!!"}, "is not base64"),
+        ({"routed_experts": "AAAA"}, "needs token ids"),
+        ({"token_ids": [1], "routed_experts": "AAAA"}, "3 bytes, not whole"),
+        ({"token_ids": [1] * 9, "routed_experts": rows(5)}, "20 choices for 9 token ids"),
+        ({"token_ids": [-1], "routed_experts": rows(1)}, "a token id is negative"),
+        ({"choices": [{}, {}]}, "2 choices"),
+        ({"routed_experts": rows(2, experts=9, k=9)}, "k"),
+    ],
+)
+def test_a_line_that_is_something_else_is_named(tmp_path: Path, response: object, why: str) -> None:
+    with pytest.raises(BadEngineOutput, match=why):
+        read(lines(tmp_path, response))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.npy"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(BadEngineOutput):
+            read(tmp_path / name)
