@@ -172,6 +172,8 @@ def _run(
         subject, reading.windows, slices, folder, batch_size=size, progress=_Progress()
     )
     _show("")
+    if not outcome.tokens:
+        fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)
     size_of = (folder / FILE_NAME).stat().st_size
     print_data(f"{folder}: {outcome.tokens:,} tokens, {bytes_of(size_of)}")
     say(f"{FILE_NAME} contains the text itself; open it with moe-microscope {folder}")

@@ -61,7 +61,7 @@ class TokenizerPieces:
         states = b"".join(part.__getstate__() for part in parts if part is not None)
         self._byte_level = b'"ByteLevel"' in states
         self._known: dict[int, bytes] = {}
-        self._added = {
+        self._added: dict[int, str] = {
             number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
         }
         whole = tokenizer.encode("a")
@@ -78,7 +78,10 @@ class TokenizerPieces:
         data = text.encode()
         if self._byte_level:
             pieces = [self.of_id(one) for one in found.ids]
-            if b"".join(pieces) == data:
+            joined = b"".join(pieces)
+            if joined == b" " + data:  # some put a space before the first word
+                pieces[0], joined = pieces[0][1:], data
+            if joined == data:
                 return found.ids, pieces
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
 

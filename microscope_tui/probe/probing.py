@@ -71,12 +71,13 @@ def run_probe(
     batch_size: int = 1,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
-    """Trace all windows into a new ``folder``; Ctrl-C ends it early, a second one also ends the
-    tables.
+    """Trace all windows into a new ``folder``, which is removed again if there is not one token.
+
+    Ctrl-C ends it early, a second one also ends the tables.
 
     Raises:
-        CannotProbe: nothing could be traced; the folder is removed again.
-        KeyboardInterrupt: the same, after Ctrl-C.
+        CannotProbe: no router is found.
+        KeyboardInterrupt: Ctrl-C came before the first batch was done.
         OSError: the folder cannot be written.
     """
     refuse_unknown(subject, len(slices))
@@ -90,8 +91,6 @@ def run_probe(
             outcome = run.conclude(probe, outcome, interrupt)
     if not outcome.tokens and outcome.reason == "signal":
         raise KeyboardInterrupt
-    if not outcome.tokens:
-        raise CannotProbe(f"{subject.name}: {outcome.problem}")
     return outcome
 
 

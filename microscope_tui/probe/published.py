@@ -68,6 +68,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _without_kernels(value: Any) -> Any:
     """Without names of attention or expert kernels, which transformers may fetch and run."""
     if isinstance(value, dict):
+        if set(value) == {"__float__"}:  # how transformers writes what JSON lacks
+            return float(value["__float__"])
         endings = ("attn_implementation", "experts_implementation")
         kept = {k: v for k, v in value.items() if k != "auto_map" and not k.endswith(endings)}
         return {key: _without_kernels(item) for key, item in kept.items()}

@@ -162,14 +162,14 @@ def telling_tokens(
     for first, counts_VE in vocabulary.chunks(found_TK, num_experts):
         n_V = vocabulary.counts_V[first : first + len(counts_VE)]
         for expert in np.flatnonzero(total_E):
-            often_N = np.flatnonzero(counts_VE[:, expert] >= FEWEST_PAIRS)
+            more_V = counts_VE[:, expert] * vocabulary.tokens > n_V * total_E[expert]
+            often_N = np.flatnonzero(more_V & (counts_VE[:, expert] >= FEWEST_PAIRS))
             counts_N = counts_VE[often_N, expert]
             lifts_N = counts_N * vocabulary.tokens / (n_V[often_N] * total_E[expert])
             kept_N = np.lexsort((often_N, -counts_N, -lifts_N))[:most]
             rows = [
                 (int(vocabulary.ids_V[first + often_N[n]]), int(counts_N[n]), float(lifts_N[n]))
                 for n in kept_N
-                if lifts_N[n] > 1
             ]
             merged = best[expert] + rows
             best[expert] = sorted(merged, key=lambda row: (-row[2], -row[1], row[0]))[:most]

@@ -75,11 +75,11 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
         raise BadText(f"{names}: no text to read; name UTF-8 files that are not empty")
     if split:
         found.notes.append(
-            f"{split:,} texts are longer than a window of {length:,} tokens: read in several, "
+            f"texts longer than a window of {length:,} tokens: {split:,}; read in several windows, "
             "each without what came before"
         )
     if skipped:
-        found.notes.append(f"{len(skipped):,} files are left out, the first: {skipped[0]}")
+        found.notes.append(f"files left out: {len(skipped):,}; the first: {skipped[0]}")
     return found
 
 
