@@ -10,10 +10,9 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
+from microscope_tui.commands.probe_options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say
 from microscope_tui.lines.words import bytes_of
 from microscope_tui.report.check import NO_VERDICT
@@ -25,28 +24,13 @@ if TYPE_CHECKING:
     from microscope_tui.probe.windows import Reading
 
 INTERRUPTED = 130
-MOST_TOKENS = 1_000_000
-DEFAULT_WINDOW = 2048
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 _WRITTEN = 256
 _NEEDED = ("torch", "numpy", "safetensors", "tokenizers", "transformers")
 _UNSAFE = re.compile(r"[^\w.@+-]+")
-_SWITCH = Parameter(negative=())
 
 
-def probe(
-    model: str,
-    /,
-    *text: str,
-    tokens: int = MOST_TOKENS,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    generate: Annotated[bool, _SWITCH] = False,
-    download: Annotated[bool, _SWITCH] = False,
-    window: int | None = None,
-    batch_size: int | None = None,
-    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
-) -> int:
+def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> int:
     """Trace what the experts of a finished model do with a text: 0 written, 3 failed.
 
     Writes a folder with a run log and ``routing.bin``, which contains the text itself and what
@@ -60,32 +44,10 @@ def probe(
     text
         UTF-8 files or folders, each a slice by the name of its file; NAME=PATH names the slice,
         and equal names are one slice.
-    tokens
-        Trace at most this many tokens, shared evenly between the slices.
-    dtype
-        Number format of the weights; auto keeps that of the files.
-    device
-        Device; auto uses a GPU if there is one.
-    generate
-        Use the beginning of each text as a prompt, let the model continue it by up to 256 tokens
-        (sampled, with a fixed seed), and trace both; what it writes is the slice "NAME written".
-    download
-        Fetch a model that is named ORG/NAME; its size is printed first.
-    window
-        Tokens that are read at once; by default what the model reads at most, but no more than
-        2,048. Longer texts are read in several windows.
-    batch_size
-        Windows in one forward pass; by default as many as hold 2,048 tokens, on a GPU 16,384.
-    output
-        Folder to write, which must not exist; by default logs/probe-MODEL-DATE.
     """
     if not text:
         fail("probe MODEL TEXT: name at least one text, a UTF-8 file or a folder", USAGE)
-    for name, value in (("tokens", tokens), ("window", window), ("batch-size", batch_size)):
-        if value is not None and value < 1:
-            fail(f"--{name} {value}: choose 1 or more", USAGE)
-    if output is not None and output.exists():
-        fail(f"{output}: exists already; name another -o, or remove it", USAGE)
+    options.refuse_nonsense()
     if [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         fail("probe needs pip install 'moe-microscope[train]'", USAGE)
 
@@ -93,10 +55,7 @@ def probe(
     from microscope_tui.probe.texts import BadText
 
     try:
-        subject, slices, reading = _prepare(
-            model, text, tokens, dtype, device, generate, download, window
-        )
-        outcome = _run(subject, slices, reading, batch_size, output)
+        outcome = _run(*_prepare(model, text, options), options)
     except (CannotProbe, BadText) as error:
         fail(str(error), USAGE)
     except KeyboardInterrupt:
@@ -109,65 +68,57 @@ def probe(
 
 
 def _prepare(
-    model: str,
-    text: tuple[str, ...],
-    tokens: int,
-    dtype: str,
-    device: str,
-    generate: bool,
-    download: bool,
-    window: int | None,
+    model: str, text: tuple[str, ...], options: ProbeOptions
 ) -> tuple[Subject, list[str], Reading]:
     """The model, the names of the slices, and the windows of all texts."""
     from microscope_tui.probe.checkpoints import load
     from microscope_tui.probe.probing import refuse_unknown
     from microscope_tui.probe.subject import CannotProbe
     from microscope_tui.probe.texts import find_slices
-    from microscope_tui.probe.windows import Reading, continued, read_windows
+    from microscope_tui.probe.windows import read_windows
 
     slices = find_slices(text)  # before a model is loaded for minutes
-    names = [one.name for one in slices]
-    subject = load(model, dtype=dtype, device=device, download=download)
-    refuse_unknown(subject, 2 * len(slices) if generate else len(slices))
-    most = subject.context or DEFAULT_WINDOW
-    if window is not None and subject.context is not None and window > subject.context:
+    subject = load(model, dtype=options.dtype, device=options.device, download=options.download)
+    refuse_unknown(subject, 2 * len(slices) if options.generate else len(slices))
+    window, most = options.window, subject.context or DEFAULT_WINDOW
+    if window is not None and subject.context is not None and window > most:
         raise CannotProbe(f"--window {window:,}: {subject.name} reads at most {most:,} tokens")
     length = window or min(most, DEFAULT_WINDOW)
-    reading = read_windows(slices, subject.pieces, length, tokens)
-    if generate:
-        written, windows, left = (
-            continued(
-                reading.windows, len(slices), subject.pieces, subject.write, length, _WRITTEN
-            ),
-            [],
-            tokens,
-        )
-        for one in written:
-            windows.append(one)
-            left -= len(one.ids)
-            _show(f"writing: {tokens - left:,} tokens")
-            if left <= 0:
-                break
-        reading = Reading(windows, reading.notes)
+    names = [one.name for one in slices]
+    reading = read_windows(slices, subject.pieces, length, options.tokens)
+    if options.generate:
+        reading = _continued(subject, reading, len(slices), length, options.tokens)
         names += [f"{name} written" for name in names]
     return subject, names, reading
 
 
-def _run(
-    subject: Subject,
-    slices: list[str],
-    reading: Reading,
-    batch_size: int | None,
-    output: Path | None,
-) -> Outcome:
+def _continued(
+    subject: Subject, reading: Reading, num_slices: int, length: int, most: int
+) -> Reading:
+    """The beginnings of the texts, and what the model writes after them."""
+    from microscope_tui.probe.windows import Reading, continued
+
+    windows, count = [], 0
+    for one in continued(
+        reading.windows, num_slices, subject.pieces, subject.write, length, _WRITTEN
+    ):
+        windows.append(one)
+        count += len(one.ids)
+        _show(f"writing: {count:,} tokens")
+        if count >= most:
+            break
+    return Reading(windows, reading.notes)
+
+
+def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOptions) -> Outcome:
     """Probe, with progress, and print where it is written."""
     from microscope_tui.probe.probing import run_probe
 
     for note in reading.notes:
         say(note)
     longest = max(len(window.ids) for window in reading.windows)
-    size = batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
-    folder = output or _default_folder(subject.name)
+    size = options.batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
+    folder = options.output or _default_folder(subject.name)
     outcome = run_probe(
         subject, reading.windows, slices, folder, batch_size=size, progress=_Progress()
     )

@@ -10,6 +10,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.utils import logging
 
 from benchmarks.families.tiny import build
+from microscope_tui.commands.probe import probe as command
+from microscope_tui.commands.probe_options import ProbeOptions
 from moe_model.config import ModelConfig
 from moe_model.fresh_folder import write_tensors
 from moe_model.model import LanguageModel
@@ -21,6 +23,11 @@ logging.disable_progress_bar()
 CHARACTERS = "".join(sorted(string.ascii_letters + string.digits + " .,;\n"))
 CLASSES = 8
 WORDS = "the quick brown fox jumps over the lazy dog. A second line,\nand 3 more words; "
+
+
+def probe(model: str, *texts: str, **options: Any) -> int:
+    """The command; returns its exit code."""
+    return command(model, *texts, options=ProbeOptions(**options))
 
 
 def text(length: int) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microscope_tui.commands.probe import probe
 from microscope_tui.probe.tables import MOST_TELLING
 from microscope_tui.routing.file import Routing
-from tests.probe.folders import CHARACTERS, CLASSES, expert_of, planted
+from tests.probe.folders import CHARACTERS, CLASSES, expert_of, planted, probe
 
 LENGTH = 40_000
 

@@ -14,12 +14,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from microscope_tui.commands.probe import probe
 from microscope_tui.probe import checkpoints, hub, probing
 from microscope_tui.probe.subject import CannotProbe, out_of_memory
 from microscope_tui.routing.file import Routing
 from moe_model.tokenizer import CharTokenizer
-from tests.probe.folders import CHARACTERS, change, family, own, planted, save, text
+from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
 from tests.probe.layers import records
 
 

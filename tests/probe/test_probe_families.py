@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.families.oracle import Oracle
-from microscope_tui.commands.probe import probe
 from microscope_tui.probe.checkpoints import load
 from microscope_tui.probe.finding import find_sites
 from microscope_tui.routing.file import Routing
@@ -19,7 +18,7 @@ from moe_model.pretrained_tokenizer import character_files
 from moe_model.store import read_checkpoint
 from tests.model.llamas import random_llama, upcycle
 from tests.model.published import command, their_model
-from tests.probe.folders import CHARACTERS, family, own, save, text
+from tests.probe.folders import CHARACTERS, family, own, probe, save, text
 
 FAMILIES = (
     "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v4", "granitemoe", "olmoe",
