@@ -67,6 +67,11 @@ class PretrainedTokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
+        return self._tokenizer
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja chat template, if there is one."""
         if (content := self.files.get(CHAT_TEMPLATE)) is not None:

@@ -38,7 +38,7 @@ def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "balance": balance(model, config, layout.sites),
-        "config": {"dtype": _dtype(model), "micro_batches": passes},
+        "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": {"torch": str(torch.__version__)} | _transformers(model),
     }
 
@@ -102,7 +102,8 @@ def _one(values: list[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else values
 
 
-def _dtype(model: nn.Module) -> str:
+def dtype_name(model: nn.Module) -> str:
+    """``fp32``, ``bf16`` …: that of the first weights."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return names.get(kind, str(kind))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,7 +29,8 @@ from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.probe.settings import check_settings, say, setting_of
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepline import step_record
-from microscope_tui.probe.stepsums import EXTRA, Layout, StepSums
+from microscope_tui.probe.stepsums import EXTRA, Layout, Row, StepSums
+from microscope_tui.probe.tracer import Tracer
 from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
 from microscope_tui.probe.watching import Watch
 
@@ -128,6 +128,20 @@ class Probe:
         """
         self._watch.losses = StepLosses(self._model, self.ranks.counting, across_ranks)
 
+    def trace(self, tracer: Tracer) -> None:
+        """Hand the choices of every single token to ``tracer`` from now on."""
+        self._watch.tracer = tracer
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows of the log, in forward order; none before the first logged step."""
+        return () if self._layout is None else self._layout.rows
+
+    @property
+    def problem(self) -> str:
+        """Why this process counts no more; empty while it does."""
+        return self._watch.problem
+
     def request_stop(self) -> None:
         """Rank 0 asks for the end of the training: ``stops`` is true on all ranks after the next
         logged step."""
@@ -160,7 +174,8 @@ class Probe:
         """Take the probe off the model, which is then as it was, and close the log.
 
         Args:
-            reason: How the run ended: ``finished``, ``stopped``, ``collapse`` or ``failed``.
+            reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
+                ``failed``.
         """
         self._watch.detach()
         release(self._folder)
@@ -175,12 +190,7 @@ class Probe:
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.detach("finished" if kind is None else "failed")
 
     def _next(self) -> None:

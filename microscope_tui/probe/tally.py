@@ -51,8 +51,10 @@ class Tally:
 
     def add_scores(
         self, logits_TE: Tensor, kind: str, slots_TK: Tensor, bias_E: Tensor | None, margin: bool
-    ) -> None:
+    ) -> tuple[Tensor, Tensor | None]:
         """Add what the router scored; see ``Scores`` for the kinds.
+
+        Returns entropy and margin of every token; no margin where there is none.
 
         Args:
             slots_TK: What ``add`` returned.
@@ -79,6 +81,7 @@ class Tally:
         real_TE = probability_TE.where(real_T[:, None], 0.0)
         self.probability_E += real_TE.sum(dim=0, dtype=torch.float64)
         self.max_logit = torch.maximum(self.max_logit, logits_TE.abs().amax())
+        return entropy_T, margin_T if plain else None
 
     def add_weights(self, weights_TK: Tensor, slots_TK: Tensor) -> None:
         """Add what the outputs of the chosen experts are multiplied with."""

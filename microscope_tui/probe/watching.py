@@ -26,6 +26,7 @@ from microscope_tui.probe.families import bias_of
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Choice, Site
 from microscope_tui.probe.tally import Tally
+from microscope_tui.probe.tracer import Tracer
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Watch:
         """Forward passes of the step that count."""
         self.losses: StepLosses | None = None
         """Asks the outputs of the model for its losses."""
+        self.tracer: Tracer | None = None
+        """Keeps what every single token chose."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.tallies: dict[tuple[int, int, torch.device], Tally] = {}
@@ -202,8 +205,11 @@ class Watch:
         slots_TK = tally.add(choice, real_T)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         kind = site.scores.kind if site.scores is not None else None
+        scored = None
         if logits is not None and kind is not None and len(logits) == rows:
-            tally.add_scores(logits, kind, slots_TK, bias_of(site), site.plain_choice)
+            scored = tally.add_scores(logits, kind, slots_TK, bias_of(site), site.plain_choice)
+        if self.tracer is not None:
+            self.tracer.add((place, number), site.num_experts, slots_TK, choice.weights_TK, scored)
         if self._saliency and choice.weights_TK is not None:
             tally.add_weights(choice.weights_TK, slots_TK)
             self._slots[place] = slots_TK, args, tally

@@ -59,6 +59,19 @@ class RoutingWriter:
         before = layer * self.shape.capacity if section.per_layer else 0
         self._write(numbers, self._offsets[name] + (before + token) * row)
 
+    def get(self, name: str, layer: int, tokens: int) -> bytes:
+        """What was written of one section, for the first ``tokens`` tokens."""
+        section = self._sections[name]
+        row = section.per_token * section.itemsize
+        at = self._offsets[name] + (layer * self.shape.capacity if section.per_layer else 0) * row
+        parts, left = [], tokens * row
+        while left:
+            parts.append(os.pread(self._file, left, at))
+            if not parts[-1]:
+                raise ValueError(f"{name}: {tokens:,} tokens were not written")
+            left, at = left - len(parts[-1]), at + len(parts[-1])
+        return b"".join(parts)
+
     def put_tokens(
         self,
         ids: Sequence[int],

@@ -20,9 +20,11 @@ NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declare
 NEEDS_TORCH = frozenset(
     f"microscope_tui.probe.{name}"
     for name in (
-        "attaching", "batch", "complaints", "earlier", "families", "finding", "frameworks",
-        "gradients", "header", "losses", "machine", "probe", "ranks", "same_weights", "settings",
-        "sites", "stepline", "stepsums", "tally", "trainer_callback", "watching",
+        "attaching", "batch", "checkpoints", "complaints", "earlier", "families", "finding",
+        "frameworks", "gradients", "header", "hub", "losses", "machine", "probe", "probing",
+        "published", "ranks", "recording", "same_weights", "settings", "sites", "stepline",
+        "stepsums", "subject", "tables", "tally", "tracer", "trainer_callback", "watching",
+        "windows",
     )
 )  # fmt: skip
 """What hooks into a model; nothing else of the microscope imports these when it is imported."""

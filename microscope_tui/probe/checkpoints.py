@@ -1,0 +1,86 @@
+"""Loads the model that is probed: a checkpoint of this project, or a published model.
+
+The one place of the probe that imports ``moe_model``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microscope_tui.probe import hub, published
+from microscope_tui.probe.pieces import CharacterPieces, Pieces, TokenizerPieces
+from microscope_tui.probe.subject import DTYPES, CannotProbe, Subject, choose_device
+from moe_model.description import DESCRIPTION, CheckpointError
+from moe_model.sampling import generate
+from moe_model.store import read_checkpoint
+from moe_model.tokenizer import CharTokenizer
+
+
+def load(
+    name: str, *, dtype: str = "auto", device: str = "auto", download: bool = False
+) -> Subject:
+    """The model that ``name`` names, in evaluation mode.
+
+    Args:
+        name: A checkpoint of this project or its run, a folder of a published model, or a name on
+            the Hugging Face hub.
+        dtype: ``auto`` (as stored), ``fp32``, ``bf16`` or ``fp16``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        download: Whether a name may be fetched.
+
+    Raises:
+        CannotProbe: there is none, it is damaged, or needs code of its own or pickles.
+    """
+    where, path = choose_device(device), Path(name)
+    if path.is_dir():
+        if any((folder / DESCRIPTION).is_file() for folder in (path, path / "latest")):
+            return _own(path, dtype, where)
+        return published.load(path, path.resolve().name, dtype, where)
+    if path.exists():
+        raise CannotProbe(f"{name}: a file; name the folder of a model")
+    return published.load(hub.folder_of(name, download), name.split("/")[-1], dtype, where)
+
+
+def _own(path: Path, dtype: str, device: torch.device) -> Subject:
+    try:
+        found = read_checkpoint(path)
+        tokenizer = found.tokenizer
+        model = found.load_model(device)
+    except CheckpointError as error:
+        raise CannotProbe(str(error)) from error
+    if dtype != "auto":
+        model = model.to(DTYPES[dtype])
+    name = path.absolute().name
+    if name in ("latest", "previous", "best", "collapse"):
+        name = f"{path.absolute().parent.name}-{name}"
+    return subject_of(model, tokenizer, name, found.stop_ids)
+
+
+def subject_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> Subject:
+    """A ``LanguageModel`` and a tokenizer of this project.
+
+    Raises:
+        CannotProbe: the model has no router.
+    """
+    if not model.routers:
+        raise CannotProbe(f"{name}: a dense model, without a router; name a Mixture of Experts")
+    pieces: Pieces
+    if isinstance(tokenizer, CharTokenizer):
+        pieces = CharacterPieces(tokenizer)
+    else:
+        pieces = TokenizerPieces(tokenizer.library)
+
+    def forward(ids_BS: Tensor, real_BS: Tensor | None) -> Tensor | None:
+        logits_BSV: Tensor = model(ids_BS, real_BS).logits_BSV
+        return logits_BSV
+
+    def write(ids: list[int], most: int) -> list[int]:
+        prompt_S = torch.tensor(ids)
+        return generate(model, prompt_S, max_new_tokens=most, stop_at=stop_ids) if most else []
+
+    context = model.config.max_position_embeddings
+    return Subject(name, model, pieces, context, forward, write)

@@ -1,0 +1,203 @@
+"""Runs a finished model over windows of text and writes what its routers chose.
+
+The result is a folder with a run log of profile ``eval`` (step n is the n-th batch) and
+``routing.bin``. An interrupted probe is the same in every way, of fewer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from microscope_tui.probe.attaching import attach
+from microscope_tui.probe.finding import find_sites
+from microscope_tui.probe.header import dtype_name
+from microscope_tui.probe.interrupt import Interrupt
+from microscope_tui.probe.probe import Probe
+from microscope_tui.probe.recording import Recording
+from microscope_tui.probe.subject import CannotProbe, Subject, out_of_memory
+from microscope_tui.probe.tracer import Tracer
+from microscope_tui.probe.windows import Window, batches, tensors
+from microscope_tui.routing.layout import FILE_NAME, Tables
+from microscope_tui.runlog.records import LOG_NAME
+
+Progress = Callable[[str, int, int], None]
+"""``progress(what, done, whole)``: ``tokens`` while the model runs, then ``layers`` of tables."""
+_MOST_COUNTS = 5_000_000
+"""Entries of the table slice × layer × expert, which is part of the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was written."""
+
+    tokens: int
+    """Fewer than there were where ``reason`` is not ``finished``."""
+    reason: str
+    """``finished``, ``signal`` or ``failed``."""
+    problem: str = ""
+    """Why it failed."""
+
+
+def refuse_unknown(subject: Subject, slices: int) -> None:
+    """Check that there is something to trace, before a folder is made.
+
+    Raises:
+        CannotProbe: no router is found, or there are too many slices.
+    """
+    try:
+        sites = find_sites(subject.model, None)
+    except ValueError as error:
+        raise CannotProbe(f"{subject.name}: {str(error).partition(';')[0]}") from error
+    entries = slices * sum(site.num_experts for site in sites)
+    if entries > _MOST_COUNTS:
+        raise CannotProbe(
+            f"{slices:,} slices x {entries // slices:,} experts are more than {_MOST_COUNTS:,} "
+            "counts: name fewer TEXT, or folders instead of their files"
+        )
+
+
+def run_probe(
+    subject: Subject,
+    windows: Sequence[Window],
+    slices: Sequence[str],
+    folder: Path,
+    *,
+    batch_size: int = 1,
+    progress: Progress = lambda *_: None,
+) -> Outcome:
+    """Trace all windows into a new ``folder``, which is removed again if there is not one token.
+
+    Ctrl-C ends it early, a second one also ends the tables.
+
+    Raises:
+        CannotProbe: no router is found.
+        KeyboardInterrupt: Ctrl-C came before the first batch was done.
+        OSError: the folder cannot be written.
+    """
+    refuse_unknown(subject, len(slices))
+    whole = sum(len(window.ids) for window in windows)
+    run = _Run(subject, folder, list(slices), whole, progress)
+    planned = -(-len(windows) // batch_size)
+    with Interrupt() as interrupt:
+        probe = attach(subject.model, folder, mode="eval", planned_steps=planned)
+        outcome = run.trace(probe, batches(windows, batch_size), interrupt)
+        with suppress(KeyboardInterrupt), interrupt.shielded():
+            outcome = run.conclude(probe, outcome, interrupt)
+    if not outcome.tokens and outcome.reason == "signal":
+        raise KeyboardInterrupt
+    return outcome
+
+
+class _Run:
+    """One probe under way."""
+
+    def __init__(
+        self, subject: Subject, folder: Path, slices: list[str], whole: int, progress: Progress
+    ) -> None:
+        self._subject, self._folder, self._slices = subject, folder, slices
+        self._whole, self._progress = whole, progress
+        self._tracer = Tracer()
+        self._recording: Recording | None = None
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self._recording is None else self._recording.tokens
+
+    def trace(self, probe: Probe, parts: Iterator[list[Window]], interrupt: Interrupt) -> Outcome:
+        """Run the model over all batches; never raises."""
+        probe.trace(self._tracer)
+        number, size, longest = 0, 0, 0
+        try:
+            for batch in parts:
+                number += 1
+                size, longest = len(batch), max(len(window.ids) for window in batch)
+                self._progress("tokens", self.tokens, self._whole)
+                loss = self._forward(batch)
+                with interrupt.shielded():
+                    self._write(probe, batch, loss)
+        except KeyboardInterrupt:
+            return Outcome(self.tokens, "signal")
+        except Exception as error:  # whatever it is, what is written already stays readable
+            if out_of_memory(error):
+                problem = (
+                    f"out of memory on {size} windows of {longest:,} tokens: lower --batch-size "
+                    f"({size}) or --window ({longest:,}), or choose --dtype bf16"
+                )
+            else:
+                problem = f"batch {number}: {type(error).__name__}: {error}"
+            return Outcome(self.tokens, "failed", problem)
+        return Outcome(self.tokens, "finished")
+
+    def _forward(self, batch: list[Window]) -> float | None:
+        ids_BS, real_BS = tensors(batch, self._subject.device)
+        self._tracer.take()
+        with torch.inference_mode():
+            logits_BSV = self._subject.forward(ids_BS, real_BS)
+            return None if logits_BSV is None else next_token_loss(logits_BSV, ids_BS, real_BS)
+
+    def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
+        traced = self._tracer.take()
+        if probe.problem or not traced:
+            raise RuntimeError(probe.problem or "no router was seen in the forward pass")
+        probe.step(loss=loss)
+        if self._recording is None:
+            self._recording = Recording(
+                self._folder / FILE_NAME,
+                probe.rows,
+                probe.sites,
+                traced,
+                self._whole,
+                slices=self._slices,
+                model=self._subject.name,
+                dtype=dtype_name(self._subject.model),
+            )
+        self._recording.add(batch, traced)
+
+    def conclude(self, probe: Probe, outcome: Outcome, interrupt: Interrupt) -> Outcome:
+        """Close the log, compute the tables and finish the file; without a token, remove both."""
+        probe.detach(outcome.reason)
+        recording = self._recording
+        if recording is None or not recording.tokens:
+            self._remove()
+            return outcome
+
+        def layers(done: int, whole: int) -> None:
+            self._progress("layers", done, whole)
+            if interrupt.waiting:
+                raise KeyboardInterrupt
+
+        try:
+            made = recording.tables(layers)
+        except KeyboardInterrupt:
+            made, outcome = Tables(), Outcome(outcome.tokens, "signal")
+        try:
+            recording.finish(made)
+        except OSError:
+            recording.abandon()
+            raise
+        return outcome
+
+    def _remove(self) -> None:
+        if self._recording is not None:
+            self._recording.abandon()
+        (self._folder / LOG_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self._folder.rmdir()
+
+
+def next_token_loss(logits_BSV: Tensor, ids_BS: Tensor, real_BS: Tensor | None) -> float | None:
+    """Mean cross-entropy of the next real token in nats; None where no token has a next one."""
+    total, count = 0.0, 0
+    for row, ids_S in enumerate(ids_BS):
+        length = len(ids_S) if real_BS is None else int(real_BS[row].sum())
+        if length > 1:
+            logits_SV = logits_BSV[row, : length - 1].float()
+            loss = nn.functional.cross_entropy(logits_SV, ids_S[1:length], reduction="sum")
+            total, count = total + float(loss), count + length - 1
+    return total / count if count else None

@@ -1,0 +1,89 @@
+"""Models on disk for the command ``probe``: of characters, so that every text can be read."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.utils import logging
+
+from benchmarks.families.tiny import build
+from microscope_tui.commands.probe import probe as command
+from microscope_tui.commands.probe_options import ProbeOptions
+from moe_model.config import ModelConfig
+from moe_model.fresh_folder import write_tensors
+from moe_model.model import LanguageModel
+from moe_model.pretrained_tokenizer import character_files
+from moe_model.store import WEIGHTS, write_description
+from moe_model.tokenizer import CharTokenizer
+
+logging.disable_progress_bar()
+CHARACTERS = "".join(sorted(string.ascii_letters + string.digits + " .,;\n"))
+CLASSES = 8
+WORDS = "the quick brown fox jumps over the lazy dog. A second line,\nand 3 more words; "
+
+
+def probe(model: str, *texts: str, **options: Any) -> int:
+    """The command; returns its exit code."""
+    return command(model, *texts, options=ProbeOptions(**options))
+
+
+def text(length: int) -> str:
+    return (WORDS * (1 + length // len(WORDS)))[:length]
+
+
+def save(model: Any, folder: Path) -> Path:
+    """A published model with a tokenizer of characters."""
+    model.save_pretrained(folder)
+    for name, content in character_files(CHARACTERS).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def family(name: str, folder: Path) -> Path:
+    """A tiny random model of a family."""
+    return save(build(name), folder)
+
+
+def own(folder: Path, **fields: Any) -> Path:
+    """A checkpoint of this project."""
+    torch.manual_seed(0)
+    config = ModelConfig.preset("tiny", vocab_size=len(CHARACTERS), **fields)
+    folder.mkdir(parents=True)
+    write_tensors(folder / WEIGHTS, LanguageModel(config).state_dict())
+    tokenizer = CharTokenizer(CHARACTERS).to_dict()
+    write_description(folder, config, step=0, tokenizer=tokenizer, stop_ids=[])
+    return folder
+
+
+def planted(folder: Path) -> Path:
+    """A Mixtral that sends character c to the expert of its class, ``expert_of(c)``, and with a
+    smaller weight to the one after it: nothing else reaches its routers."""
+    config = MixtralConfig(
+        vocab_size=len(CHARACTERS), hidden_size=CLASSES, intermediate_size=4, num_hidden_layers=2,
+        num_attention_heads=1, num_key_value_heads=1, num_local_experts=CLASSES,
+        num_experts_per_tok=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    with torch.no_grad():
+        for token, character in enumerate(CHARACTERS):
+            model.model.embed_tokens.weight[token] = 0.0
+            model.model.embed_tokens.weight[token, expert_of(character)] = 1.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.experts.down_proj.zero_()
+            eye = torch.eye(CLASSES)
+            layer.mlp.gate.weight.copy_(2 * eye + eye.roll(1, dims=0))
+    return save(model, folder)
+
+
+def expert_of(character: str) -> int:
+    """The planted class."""
+    return CHARACTERS.index(character) % CLASSES
+
+
+def change(path: Path, **fields: Any) -> None:
+    """Change a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))

@@ -1,0 +1,355 @@
+"""``moe-microscope probe`` on good and bad days: exit codes, hostile models, interruptions."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from microscope_tui.probe import checkpoints, hub, probing
+from microscope_tui.probe.subject import CannotProbe, out_of_memory
+from microscope_tui.routing.file import Routing
+from moe_model.tokenizer import CharTokenizer
+from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
+from tests.probe.layers import records
+
+
+@pytest.fixture(name="model", scope="module")
+def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("model") / "planted")
+
+
+@pytest.fixture(name="words")
+def _words(tmp_path: Path) -> Path:
+    (tmp_path / "words.txt").write_text(text(400))
+    return tmp_path / "words.txt"
+
+
+def refused(model: object, *texts: object, said: str, code: int = 64, **how: Any) -> None:
+    """The command exits with ``code`` and one line that matches ``said``."""
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(sys, "stderr", type("E", (), {"write": lines.append, "isatty": bool})())
+        with pytest.raises(SystemExit) as exit_:
+            probe(str(model), *map(str, texts), **({"device": "cpu"} | how))
+    assert exit_.value.code == code
+    assert re.search(said, lines[-1]), lines
+    assert lines[-1].count("\n") == 1
+
+
+def test_bad_texts_are_refused_in_one_line(model: Path, words: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary").write_bytes(b"abc\0def")
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "strange.txt").write_text("日本")
+    refused(model, output=out, said="name at least one text")
+    refused(model, tmp_path / "absent", output=out, said="no such file")
+    refused(model, tmp_path / "empty.txt", output=out, said="no text to read")
+    refused(model, tmp_path / "binary", output=out, said="binary .byte 3")
+    refused(model, tmp_path / "latin", output=out, said="not UTF-8")
+    refused(model, tmp_path / "folder", output=out, said="contains no file")
+    refused(model, tmp_path / "strange.txt", output=out, said="tokenizer cannot encode")
+    refused(model, words, output=tmp_path, said="exists already")
+    refused(model, words, output=out, window=65, said="reads at most 64 tokens")
+    refused(model, words, output=out, tokens=0, said="--tokens 0")
+    if not torch.cuda.is_available():
+        refused(model, words, output=out, device="cuda", said="no usable GPU")
+    assert not out.exists()
+
+
+def test_models_that_cannot_be_probed_are_refused_in_one_line(words: Path, tmp_path: Path) -> None:
+    dense = LlamaForCausalLM(
+        LlamaConfig(vocab_size=97, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1)
+    )  # fmt: skip
+    save(dense, tmp_path / "dense")
+    refused(tmp_path / "dense", words, said="no MoE layer found in LlamaForCausalLM")
+    bare = planted(tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    refused(bare, words, said="no tokenizer.json")
+    refused(words, words, said="a file; name the folder")
+    refused(tmp_path, words, said="neither config.json nor checkpoint.json")
+    refused("some/where", words, said="add --download")
+    refused("nowhere", words, said="no such folder")
+    cut = planted(tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(cut, words, said="cannot load it")
+    other = planted(tmp_path / "other")
+    change(other / "config.json", num_hidden_layers=3)
+    refused(other, words, said="weights are missing")
+    damaged = own(tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"no")
+    refused(damaged, words, said="is damaged")
+
+
+def test_pickles_are_never_loaded(words: Path, tmp_path: Path) -> None:
+    folder, trap = planted(tmp_path / "model"), tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (trap,)
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    refused(folder, words, said="only pytorch_model.bin, a pickle")
+    index = {"weight_map": {"a": "../../pytorch_model.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, words, said="names files outside")
+    assert not trap.exists()
+
+
+def test_code_of_a_model_is_never_run(words: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    map_ = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
+
+    def spring(folder: Path, **fields: Any) -> Path:
+        (folder / "trap.py").write_text(f"open({str(trap)!r}, 'w')\n")
+        change(folder / "config.json", auto_map=map_, **fields)
+        return folder
+
+    foreign = spring(planted(tmp_path / "foreign"), model_type="trap", architectures=["M"])
+    refused(foreign, words, said="needs code of its own .auto_map")
+    known = spring(planted(tmp_path / "known"), attn_implementation="evil/kernel")
+    assert probe(str(known), str(words), device="cpu", output=tmp_path / "out") == 0
+    adapter = planted(tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
+    refused(adapter, words, said="merge it")
+    assert not trap.exists()
+
+
+def test_without_torch_one_line_says_what_to_install(words: Path) -> None:
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
+        "from microscope_tui.cli import main\n"
+        f"main(['probe', 'some/model', {str(words)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    said = "moe-microscope: probe needs pip install 'moe-microscope[train]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (64, "", said)
+
+
+def test_slices_have_their_names_and_share_the_tokens(
+    model: Path, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "many"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("first ")
+    (folder / "deep" / "b.txt").write_text("second ")
+    (folder / "c.bin").write_bytes(b"\0")
+    (folder / ".hidden").write_text("hidden")
+    (folder / "link").symlink_to(words)
+    texts = ["code=" + str(folder), str(words), f"code={words}"]
+    out = tmp_path / "out"
+    assert probe(str(model), *texts, device="cpu", tokens=100, output=out) == 0
+    assert "c.bin: binary" in capsys.readouterr().err
+    with Routing(out / "routing.bin") as routing:
+        assert routing.slices == ("code", "words")
+        found = b"".join(routing.text(0, routing.tokens)).decode()
+        assert found == "first second " + text(37) + text(50)
+        assert [routing.slice_of(n) for n in (0, 49, 50, 99)] == [0, 0, 1, 1]
+        assert [routing.window_of(n) for n in (0, 5, 6, 12, 13, 50, 99)] == [0, 0, 1, 1, 2, 3, 3]
+
+
+def test_what_a_model_writes_is_a_slice_of_its_own(tmp_path: Path, words: Path) -> None:
+    for name, made in (("own", own(tmp_path / "o")), ("theirs", family("mixtral", tmp_path / "t"))):
+        out = tmp_path / name
+        assert probe(str(made), str(words), device="cpu", generate=True, output=out) == 0
+        with Routing(out / "routing.bin") as routing:
+            assert routing.slices == ("words", "words written")
+            slices = [routing.slice_of(n) for n in range(routing.tokens)]
+            prompt = slices.count(0)
+            assert slices == sorted(slices)
+            assert prompt < len(slices) <= 2 * prompt
+            assert b"".join(routing.text(0, prompt)).decode() == text(400)[:prompt]
+            ids, texts = (routing.token_ids(prompt, 10**6), routing.text(prompt, 10**6))
+            if name == "own":
+                vocabulary = CharTokenizer(CHARACTERS)
+                assert vocabulary.decode(ids).encode() == b"".join(texts)
+
+
+def in_third_batch(happens: Any) -> Any:
+    """``batches`` of ``probing``, where something happens before the third."""
+    batches = probing.batches
+
+    def counted(*args: Any) -> Any:
+        for number, batch in enumerate(batches(*args), 1):
+            if number == 3:
+                happens()
+            yield batch
+
+    return counted
+
+
+SMALL: Any = {"device": "cpu", "window": 50, "batch_size": 2}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_readable_shorter_probe(
+    number: signal.Signals, model: Path, words: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        signalled = in_third_batch(lambda: os.kill(os.getpid(), number))
+        patch.setattr(probing, "batches", signalled)
+        assert probe(str(model), str(words), output=out, **SMALL) == 130
+    (end,) = (one for one in records(out, "event") if one["event"] == "end")
+    assert (end["step"], end["reason"]) == (2, "signal")
+    with Routing(out / "routing.bin") as routing:
+        assert (routing.tokens, routing.shape.capacity) == (200, 400)
+        assert sum(routing.tables.counts[0][0]) == 400
+    assert sorted(os.listdir(out)) == ["metrics.jsonl", "routing.bin"]
+
+
+def test_a_signal_while_a_batch_is_written_waits_for_it(
+    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", probing._Run._write
+
+    def signalled(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*args)
+
+    monkeypatch.setattr(probing._Run, "_write", signalled)
+    assert probe(str(model), str(words), output=out, **SMALL) == 130
+    assert len(records(out)) == 1
+    with Routing(out / "routing.bin") as routing:
+        assert routing.tokens == 100
+
+
+def test_a_signal_while_tables_are_computed_leaves_them_out(
+    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def signalled(what: str, done: int, whole: int) -> None:
+        if what == "layers":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("microscope_tui.commands.probe._Progress", lambda: signalled)
+    assert probe(str(model), str(words), output=out, **SMALL) == 130
+    with Routing(out / "routing.bin") as routing:
+        assert (routing.tokens, routing.tables.counts) == (400, [])
+
+
+def test_a_full_disk_is_one_line(
+    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr("microscope_tui.routing.write.RoutingWriter.finish", full)
+    refused(model, words, said="out: cannot be written .No space", code=3, output=out)
+    assert os.listdir(out) == ["metrics.jsonl"]
+
+
+def test_out_of_memory_says_what_to_lower_and_keeps_what_is_there(
+    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(probing, "batches", in_third_batch(raises(MemoryError())))
+    said = r"lower --batch-size .2. or --window .50.*; what came before"
+    refused(model, words, said=said, code=3, output=out, **SMALL)
+    (end,) = (one for one in records(out, "event") if one["event"] == "end")
+    assert end["reason"] == "failed"
+    with Routing(out / "routing.bin") as routing:
+        assert routing.tokens == 200
+
+
+def test_a_probe_of_nothing_leaves_nothing(model: Path, words: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "batches", lambda *_: iter(raises(MemoryError()), None))
+        refused(model, words, output=out, said="out of memory", code=3)
+    assert not out.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "batches", lambda *_: iter(raises(KeyboardInterrupt()), None))
+        refused(model, words, output=out, said="nothing is written", code=130)
+    assert not out.exists()
+
+
+def raises(error: BaseException) -> Any:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+def test_errors_of_memory_are_told_from_others() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    assert out_of_memory(caught.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
+    assert not out_of_memory(ValueError("out of memory"))
+
+
+class Remote:
+    """The hub, with one model."""
+
+    fetched = False
+
+    def __init__(self, names: list[str], folder: Path) -> None:
+        self.names, self.folder = names, folder
+
+    def model_info(self, name: str, files_metadata: bool) -> Any:
+        files = [type("F", (), {"rfilename": one, "size": 10**9})() for one in self.names]
+        return type("Info", (), {"siblings": files})()
+
+    def snapshot_download(self, name: str, **how: Any) -> str:
+        if how.get("local_files_only"):
+            raise FileNotFoundError(name)
+        self.fetched = True
+        return str(self.folder)
+
+
+def test_a_name_is_fetched_only_when_asked_and_its_size_is_printed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = Remote(["config.json", "model.safetensors", "pytorch_model.bin", "x.py"], tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: remote)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", remote.snapshot_download)
+    with pytest.raises(CannotProbe, match="--download"):
+        hub.folder_of("org/name", download=False)
+    assert not remote.fetched
+    assert hub.folder_of("org/name", download=True) == tmp_path
+    assert "fetching org/name: 2.0 GB" in capsys.readouterr().err
+    remote.names, remote.fetched = ["config.json", "pytorch_model.bin"], False
+    with pytest.raises(CannotProbe, match="no safetensors"):
+        hub.folder_of("org/name", download=True)
+    assert not remote.fetched
+
+
+def test_dtype_is_that_of_the_weights(words: Path, tmp_path: Path) -> None:
+    model = family("mixtral", tmp_path / "model")
+    for dtype in ("bf16", "fp32"):
+        assert (
+            probe(str(model), str(words), device="cpu", dtype=dtype, output=tmp_path / dtype) == 0
+        )
+        with Routing(tmp_path / dtype / "routing.bin") as routing:
+            assert routing.dtype == dtype
+    ours = checkpoints.load(str(own(tmp_path / "own")), dtype="bf16", device="cpu")
+    assert next(ours.model.parameters()).dtype == torch.bfloat16
+
+
+def test_the_default_folder_names_model_and_time(
+    model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert probe(str(model), str(words), device="cpu") == 0
+    (folder,) = (tmp_path / "logs").iterdir()
+    assert re.fullmatch(r"probe-planted-\d{4}-\d\d-\d\d-\d{6}", folder.name)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
