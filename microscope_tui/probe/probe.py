@@ -23,7 +23,7 @@ from microscope_tui.probe.gradients import grad_squares
 from microscope_tui.probe.header import describe, profile
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.losses import StepLosses
-from microscope_tui.probe.machine import memory_bytes
+from microscope_tui.probe.machine import cost_of_step
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder
 from microscope_tui.probe.settings import check_settings, say, setting_of
@@ -262,12 +262,7 @@ class Probe:
     def _timing(self, totals: StepSums) -> dict[str, float | None]:
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
-        tokens = max(totals.tokens, default=0)
-        return {
-            "tokens_per_s": tokens / seconds if seconds > 0 else None,
-            "step_time_s": seconds,
-            "memory_bytes": memory_bytes(),
-        }
+        return cost_of_step(max(totals.tokens, default=0), seconds)
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:

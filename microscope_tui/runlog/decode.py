@@ -7,13 +7,21 @@ costs that key, never the record, and never the reader.
 """
 
 import json
-import math
 from typing import Any
 
 import msgspec
 
+from microscope_tui.runlog.decode_header import MAX_ROUTERS, decode_run
+from microscope_tui.runlog.json_values import (
+    MAX_INTEGER,
+    counts_of,
+    floats_of,
+    integer,
+    number,
+    rows_of,
+    values_of,
+)
 from microscope_tui.runlog.records import (
-    FORMAT_VERSION,
     BadLine,
     EventRecord,
     Matrices,
@@ -22,17 +30,13 @@ from microscope_tui.runlog.records import (
     RouterSummary,
     RunRecord,
     StepRecord,
-    UnknownFormat,
     Values,
 )
 from microscope_tui.runlog.safe_text import safe_text
 
-_MAX_STEP = 2**62
-_MAX_ROUTERS = 4096
 _MAX_OBJECT_BYTES = 8 << 20
 """Longer lines are not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
 _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the whole line
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _step_decoder = msgspec.json.Decoder(StepRecord)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
@@ -59,7 +63,7 @@ def decode_line(line: bytes) -> Record | None:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             pass  # the slow path below reports the problem, or saves the record
         else:
-            if 0 <= step.step < _MAX_STEP:
+            if 0 <= step.step < MAX_INTEGER:
                 return step
     stripped = line.strip(b" \t\r\n\0")
     if not stripped:
@@ -69,7 +73,7 @@ def decode_line(line: bytes) -> Record | None:
         case "step":
             return _step(fields)
         case "run":
-            return _run(fields)
+            return decode_run(fields)
         case "event":
             return _event(fields)
         case str():
@@ -101,8 +105,8 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
     fields = _object(line)
     return Matrices(
-        [_counts(row) for row in _rows(fields.get("tokens_per_expert"), routers)],
-        [_floats(row) for row in _rows(fields.get("expert_bias"), routers)],
+        [counts_of(row) for row in rows_of(fields.get("tokens_per_expert"), routers)],
+        [floats_of(row) for row in rows_of(fields.get("expert_bias"), routers)],
     )
 
 
@@ -114,7 +118,7 @@ def decode_means(line: bytes, routers: int) -> tuple[list[Values | None], list[V
     """
     fields = _object(line)
     weights, norms = (
-        [_values(row) or None for row in _rows(fields.get(name), routers)]
+        [values_of(row) or None for row in rows_of(fields.get(name), routers)]
         for name in ("mean_weight", "mean_output_norm")
     )
     return weights, norms
@@ -124,12 +128,12 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     """A default header from the first step of a log without one; ``None`` without counts."""
     fields = _object(line)
     rows = fields.get("tokens_per_expert")
-    if not isinstance(rows, list) or not 0 < len(rows) <= _MAX_ROUTERS:
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROUTERS:
         return None
-    tokens = _number(fields.get("tokens"))
+    tokens = number(fields.get("tokens"))
     routers = []
     for index, row in enumerate(rows):
-        counts = _counts(row) or []
+        counts = counts_of(row) or []
         top_k = 0
         if tokens is not None and tokens >= 1:
             top_k = max(1, min(round(sum(counts) / tokens), len(counts)))
@@ -159,149 +163,37 @@ def _parsed_int(digits: str) -> int | None:
     return int(digits) if len(digits) < _MAX_DIGITS else None
 
 
-def _number(value: Any) -> float | None:
-    """A JSON number or a non-finite name as float; anything else is no value."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        try:
-            return float(value)
-        except OverflowError:  # 10^400 arrives as an int
-            return None
-    return _NON_FINITE.get(value) if isinstance(value, str) else None
-
-
-def _integer(value: Any) -> int | None:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number != int(number):
-        return None
-    return int(value) if isinstance(value, int) else int(number)
-
-
-def _values(value: Any) -> Values | None:
-    return [_number(item) for item in value] if isinstance(value, list) else None
-
-
-def _rows(value: Any, routers: int) -> list[Any]:
-    return value if isinstance(value, list) and len(value) == routers else [None] * routers
-
-
-def _counts(row: Any) -> list[int] | None:
-    if not isinstance(row, list) or not row:
-        return None
-    if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
-        return row if min(row) >= 0 and max(row) < _MAX_STEP else None
-    counts = [_integer(item) for item in row]
-    if any(count is None or not 0 <= count < _MAX_STEP for count in counts):
-        return None
-    return counts  # type: ignore[return-value]  # no None is left
-
-
-def _floats(row: Any) -> list[float] | None:
-    if isinstance(row, list) and set(map(type, row)) == {float}:
-        return row
-    values = _values(row)
-    if not values or any(value is None for value in values):
-        return None
-    return values  # type: ignore[return-value]  # no None is left
-
-
 def _step(fields: dict[str, Any]) -> StepRecord:
-    step = _integer(fields.get("step"))
-    if step is None or not 0 <= step < _MAX_STEP:
+    step = integer(fields.get("step"))
+    if step is None or not 0 <= step < MAX_INTEGER:
         raise BadLine(f"step is {safe_text(repr(fields.get('step')), 30)}, not a step number")
     router = fields.get("router")
     router = router if isinstance(router, dict) else {}
     losses = fields.get("losses")
     losses = losses if isinstance(losses, dict) else {}
     numbers = {
-        name: _number(fields.get(name))
+        name: number(fields.get(name))
         for name in StepRecord.__struct_fields__
         if name not in ("step", "losses", "router")
     }
     return StepRecord(
         step=step,
-        losses={name: _number(value) for name, value in losses.items()},
+        losses={name: number(value) for name, value in losses.items()},
         router=RouterSummary(
-            **{name: _values(router.get(name)) for name in RouterSummary.__struct_fields__}
+            **{name: values_of(router.get(name)) for name in RouterSummary.__struct_fields__}
         ),
         **numbers,
-    )
-
-
-def _run(fields: dict[str, Any]) -> RunRecord:
-    version = fields.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UnknownFormat(
-            f"format_version is {safe_text(repr(version), 20)}, this microscope reads "
-            f"{FORMAT_VERSION}: update moe-microscope, or write the log with a matching version"
-        )
-    model = fields.get("model")
-    model = model if isinstance(model, dict) else {}
-    balance = fields.get("balance")
-    source = fields.get("source")
-    config = fields.get("config")
-    config = config if isinstance(config, dict) else {}
-    return RunRecord(
-        run=safe_text(fields.get("run") or "", 120),
-        routers=_routers(model),
-        time=_number(fields.get("time")),
-        planned_steps=_integer(fields.get("planned_steps")),
-        resumed_at_step=_integer(fields.get("resumed_at_step")),
-        profile=safe_text(fields.get("profile") or "pretrain", 20),
-        model_name=safe_text(model.get("name") or "", 60),
-        dtype=safe_text(config.get("dtype") or "", 20),
-        sequence_length=_integer(config.get("seq_len")),
-        capacity_factor=_number(model.get("capacity_factor")),
-        score_function=safe_text(model.get("score_function") or "", 20),
-        norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
-        balance=_balance(balance if isinstance(balance, dict) else {}),
-        counts=safe_text((source if isinstance(source, dict) else {}).get("counts") or "exact", 20),
-        expert_parallel_size=max(1, _integer(fields.get("expert_parallel_size")) or 1),
-    )
-
-
-def _balance(fields: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the advice uses: the method by name, the rest as numbers (false is 0)."""
-    numbers = {
-        safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
-        for key, value in fields.items()
-    }
-    return numbers | {"method": safe_text(fields.get("method") or "", 20)}
-
-
-def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
-    depths = model.get("layers")
-    if not isinstance(depths, list) or len(depths) > _MAX_ROUTERS:
-        raise BadLine("model.layers is missing or not a list: it names the depth of every router")
-    names = model.get("layer_names")
-    names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
-
-    def per_router(key: str, index: int) -> int:
-        value = model.get(key)
-        if isinstance(value, list):
-            value = value[index] if index < len(value) else None
-        return min(max(0, _integer(value) or 0), 1_000_000)
-
-    return tuple(
-        RouterInfo(
-            name=safe_text(f"L{_integer(depth) or 0}" if name is None else name, 12),
-            depth=_integer(depth) or 0,
-            num_experts=per_router("num_experts", index),
-            top_k=per_router("top_k", index),
-        )
-        for index, (depth, name) in enumerate(zip(depths, names, strict=True))
     )
 
 
 def _event(fields: dict[str, Any]) -> EventRecord:
     values = fields.get("values")
     values = values if isinstance(values, dict) else {}
-    numbers = {safe_text(key, 40): _number(value) for key, value in values.items()}
+    numbers = {safe_text(key, 40): number(value) for key, value in values.items()}
     return EventRecord(
         event=safe_text(fields.get("event") or "", 30),
-        step=_integer(fields.get("step")),
-        time=_number(fields.get("time")),
+        step=integer(fields.get("step")),
+        time=number(fields.get("time")),
         reason=safe_text(fields.get("reason") or "", 60),
         values={key: value for key, value in numbers.items() if value is not None},
     )
