@@ -121,6 +121,16 @@ class Source(ABC):
         """Seconds until another ``read`` may give anything."""
         return 0.0
 
+    def sampled(self, count: int) -> bytes:
+        """Lines of about ``count`` steps of the whole run, without reading all of it.
+
+        Empty where the source offers none, or where ``path`` can be sampled itself.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return b""
+
     @abstractmethod
     def kept(self) -> tuple[int, int]:
         """Range of bytes that can be read again; ``EVERYTHING`` for all."""

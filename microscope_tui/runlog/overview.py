@@ -75,6 +75,16 @@ def sample(path: Path, name: str, count: int) -> Overview:
     return overview
 
 
+def sample_of(lines: bytes, name: str) -> Overview:
+    """The same of lines that a source sampled; their places in the log are unknown."""
+    overview, reader = Overview(monotonic=False), RunReader(name)
+    for entry in reader.feed(lines):
+        if isinstance(entry, StepEntry):
+            overview.take(entry)
+    overview.run = reader.run
+    return overview
+
+
 def _take_line(file: int, name: str, overview: Overview, start: int, size: int) -> int | None:
     """Add the first line that begins after ``start``; returns where it ends."""
     found = line_after(file, start, size, overview.line_bytes + 32)

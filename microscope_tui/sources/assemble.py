@@ -71,6 +71,13 @@ class RowRecords(RecordReader):
             self._ended = True
         return Batch(records, found.restarted)
 
+    def sample(self, count: int) -> Sequence[Record]:
+        """See ``RecordReader``."""
+        scratch = RowRecords(self._source, self._name, self._writer, self._asked)
+        rows = sorted(self._source.sample(count), key=lambda row: row.step)
+        records = [record for row in rows for record in scratch._take(row)]
+        return [*records, *scratch._close(), *scratch._flush()]
+
     def _is_quiet(self) -> bool:
         at_rest = time.time() - (self.modified or 0.0) >= COMPLETE_AFTER_S
         return at_rest or time.monotonic() - self._grew >= COMPLETE_AFTER_S

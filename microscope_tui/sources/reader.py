@@ -56,6 +56,14 @@ class Batch:
 class RecordReader(Progress, ABC):
     """Reads records from a source that may still grow."""
 
+    def sample(self, count: int) -> Sequence[Record]:
+        """A header and about ``count`` steps of the whole run; empty where it must be read.
+
+        Raises:
+            OSError, Unreadable: as ``read``.
+        """
+        return ()
+
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """The next records, from about ``max_bytes`` of the source; never waits for a writer.
@@ -105,6 +113,14 @@ class RowReader(Progress, ABC):
         """The writer's configuration, as far as it was found; searched for E and k."""
         self.layer_name = "L{}"
         """Shown name of a router; ``{}`` is its layer."""
+
+    def sample(self, count: int) -> Sequence[Row]:
+        """Rows from about ``count`` places of the whole run; empty where it must be read.
+
+        Raises:
+            OSError, Unreadable: as ``read``.
+        """
+        return ()
 
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Rows:

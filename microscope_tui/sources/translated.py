@@ -28,6 +28,10 @@ class TranslatedLog(Source):
         """See ``Source``."""
         return self._reader.wait_s()
 
+    def sampled(self, count: int) -> bytes:
+        """See ``Source``."""
+        return b"".join(map(encode_record, self._reader.sample(count)))
+
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The lines of the next records; see ``RecordReader.read``."""
         reader = self._reader

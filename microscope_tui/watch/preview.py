@@ -1,9 +1,10 @@
 """A preview of a long log: a scan of a few hundred evenly spread steps."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from microscope_tui.runlog.overview import sample
+from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.follow import EVERYTHING, Source
+from microscope_tui.runlog.overview import Overview, sample, sample_of
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.watch.history import Row
@@ -13,14 +14,18 @@ from microscope_tui.watch.summaries import complete_summary, new_history, row_ma
 _SAMPLES = 240
 
 
-def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | None:
-    """The preview, and whether steps increase throughout; ``None`` if nothing can be shown.
+def preview(
+    source: Source, file: RunFile, memory_bytes: int, least_bytes: int
+) -> tuple[Scan, bool] | None:
+    """The preview, and whether earlier steps can be sought in it; ``None`` if there is none.
 
     Raises:
         OSError: the file cannot be read.
         UnknownFormat: the log has another format version.
     """
-    found = sample(path, name, _SAMPLES)
+    found = _samples(source, file, least_bytes)
+    if found is None:
+        return None
     run = found.run
     samples = [e for e in found.samples if run and e.routers == len(run.routers)]
     if run is None or not samples:
@@ -36,6 +41,16 @@ def preview(path: Path, name: str, memory_bytes: int) -> tuple[Scan, bool] | Non
         picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
     picture.commit()
     return picture, found.monotonic
+
+
+def _samples(source: Source, file: RunFile, least_bytes: int) -> Overview | None:
+    """Steps of the whole run, if it has at least ``least_bytes``."""
+    if source.seekable and source.kept() == EVERYTHING:
+        if source.path.stat().st_size < least_bytes:
+            return None
+        return sample(source.path, file.name, _SAMPLES)
+    lines = source.sampled(_SAMPLES) if file.size >= least_bytes else b""
+    return sample_of(lines, file.name) if lines else None
 
 
 def _never(row: Row, run: RunRecord, limit: int) -> Iterable[StepEntry]:

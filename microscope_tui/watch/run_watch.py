@@ -145,11 +145,8 @@ class RunWatch:
 
     def open_overview(self) -> None:
         """Sample the whole history of a long log, for a first frame before the full scan."""
-        path = self.source.path
         try:
-            if not self.source.seekable or path.stat().st_size < _OVERVIEW_FROM_BYTES:
-                return
-            found = preview(path, self.file.name, self.memory_bytes)
+            found = preview(self.source, self.file, self.memory_bytes, _OVERVIEW_FROM_BYTES)
         except UnknownFormat as error:
             self.error = str(error)
         except OSError as error:

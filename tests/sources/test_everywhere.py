@@ -115,3 +115,22 @@ def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
     assert pin is not None
     assert pin.step == 100
     assert pin.latest.counts(1) is not None
+
+
+def test_a_long_source_shows_its_whole_history_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microscope_tui.watch.run_watch._OVERVIEW_FROM_BYTES", 1)
+    shutil.copy(GOLDEN / "wandb", tmp_path / "run-a.wandb")
+    (run,) = Search(tmp_path).runs()
+    watch = RunWatch(run)
+    watch.open_overview()
+    assert watch.sampled
+    assert not watch.can_seek
+    assert watch.latest is not None
+    sampled = watch.latest.record.step
+    os.utime(tmp_path / "run-a.wandb", (1e9, 1e9))
+    watch.read_all()
+    assert not watch.sampled
+    assert watch.can_seek
+    assert watch.latest.record.step >= sampled
