@@ -122,7 +122,7 @@ def heads(
         said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
         below += [Span(" "), *_centred(said, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
-    what = ("most telling tokens, with counts", "most telling tokens", "tokens")
+    what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
     hidden = f"{layout.hidden} more slices: tab" if layout.hidden else ""
     if hidden:
