@@ -58,7 +58,7 @@ def test_the_slices_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_pictures(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for screen, text in (("tokens", "Gregory"), ("slices", "expert")):
+    for screen, text in (("tokens", "paragraphs"), ("slices", "expert")):
         file = tmp_path / f"{screen}.svg"
         arguments = ("--screen", screen, "--format", "svg", "-o", file)
         code, _, _ = snapshot(capsys, probed, *arguments)

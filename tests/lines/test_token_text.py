@@ -85,9 +85,9 @@ def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: boo
     only = plain(token_text.legend(light(7), 16, width, letters=letters))
     assert "only expert" in only
     assert "largest weight" in only
-    title = token_text.title(routing, 5, 1200, width, (4, 5))
+    title = token_text.title(routing, 5, 1600, width, (4, 5))
     assert line_width(title) == width
-    assert plain(title).startswith("  L6 6 of 6   token 1,200 of ")
+    assert plain(title).startswith("  L6 6 of 6   token 1,600 of ")
     assert "slice prose" in plain(title) or width < 80
 
 
