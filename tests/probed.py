@@ -1,6 +1,6 @@
 """A small probed run with planted routing: which class of token goes to which experts is known.
 
-Three slices that are unlike: code and prose that come with Python, and Greek. A word is cut into
+Three slices that are unlike: code, prose from the licence of Python, and Greek. A word is cut into
 tokens of a few bytes, so that letters are split over tokens as real tokenizers split them.
 """
 
@@ -8,7 +8,6 @@ import math
 import random
 import re
 import struct
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,41 @@ from microscope_tui.routing.write import RoutingWriter
 from microscope_tui.scenarios.shape import Shape as RunShape
 from microscope_tui.scenarios.write import write_run
 
+CODE = '''# Wrap paragraphs of text, as the standard library does it.
+import re
+
+_whitespace = "\\t\\n\\x0b\\x0c\\r "
+
+
+class TextWrapper:
+    """Break long lines; every word stays whole if it is not wider than a line."""
+
+    def __init__(self, width=70, tabsize=8, max_lines=None):
+        self.width = width
+        self.tabsize = tabsize
+        self.max_lines = max_lines
+
+    def split(self, text):
+        chunks = re.split(r"(\\s+)", text.expandtabs(self.tabsize))
+        return [chunk for chunk in chunks if chunk and not chunk.isspace()]
+
+    def wrap(self, text):
+        lines, line = [], ""
+        for chunk in self.split(text):
+            if len(line) + len(chunk) + 1 > self.width and line:
+                lines.append(line)
+                line = ""
+            line = chunk if not line else line + " " + chunk
+        if line is not None and len(lines) < 100:
+            lines.append(line)
+        return lines[: self.max_lines]
+
+
+def fill(text, width=70):
+    return "\\n".join(TextWrapper(width=width).wrap(text))
+
+
+'''
 GREEK = (
     "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα. Είναι "
     "προικισμένοι με λογική και συνείδηση, και οφείλουν να συμπεριφέρονται μεταξύ τους με πνεύμα "
@@ -69,9 +103,8 @@ def class_of(token: bytes, slice_: str) -> str:
 
 def texts(repeat: int = 1) -> list[tuple[str, list[bytes]]]:
     """The three slices as tokens."""
-    code = Path(textwrap.__file__).read_text().split('"""', 2)[2]
     return [
-        ("code", tokenized(code[:3000] * repeat)),
+        ("code", tokenized(CODE * 3 * repeat)),
         ("prose", tokenized(PROSE * 6 * repeat)),
         ("greek", tokenized(GREEK * 4 * repeat)),
     ]

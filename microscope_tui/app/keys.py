@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from textual.binding import Binding
 
 
-def _key(
+def key(
     keys: str, action: str, does: str, id: str, shown: str = "", *, first_of: str = ""
 ) -> Binding:
     """A binding; ``shown``: its keys in the last line, where it has a place there.
@@ -27,19 +27,19 @@ def _key(
 
 
 LAYERS = [
-    _key("up,k", "move(-1)", "previous layer", "layer.previous", "↑↓", first_of="layer"),
-    _key("down,j", "move(1)", "next layer", "layer.next"),
-    _key("home,g", "move(-9999)", "first layer", "layer.first"),
-    _key("end,G", "move(9999)", "last layer", "layer.last"),
-    _key("pageup", "page(-1)", "one page up", "layer.page_up"),
-    _key("pagedown", "page(1)", "one page down", "layer.page_down"),
+    key("up,k", "move(-1)", "previous layer", "layer.previous", "↑↓", first_of="layer"),
+    key("down,j", "move(1)", "next layer", "layer.next"),
+    key("home,g", "move(-9999)", "first layer", "layer.first"),
+    key("end,G", "move(9999)", "last layer", "layer.last"),
+    key("pageup", "page(-1)", "one page up", "layer.page_up"),
+    key("pagedown", "page(1)", "one page down", "layer.page_down"),
 ]
 EXPERTS = [
-    _key("left,h", "expert(-1)", "previous expert", "expert.previous"),
-    _key("right,l", "expert(1)", "next expert", "expert.next"),
+    key("left,h", "expert(-1)", "previous expert", "expert.previous"),
+    key("right,l", "expert(1)", "next expert", "expert.next"),
 ]
 TIME = [
-    _key(
+    key(
         "left_square_bracket",
         "step(-1)",
         "previous logged step",
@@ -47,10 +47,10 @@ TIME = [
         "[ ]",
         first_of="step",
     ),
-    _key("right_square_bracket", "step(1)", "next logged step", "time.on"),
-    _key("left_curly_bracket", "step(-10)", "ten steps back", "time.back_ten"),
-    _key("right_curly_bracket", "step(10)", "ten steps forward", "time.on_ten"),
-    _key(
+    key("right_square_bracket", "step(1)", "next logged step", "time.on"),
+    key("left_curly_bracket", "step(-10)", "ten steps back", "time.back_ten"),
+    key("right_curly_bracket", "step(10)", "ten steps forward", "time.on_ten"),
+    key(
         "colon,comma",
         "ask('place')",
         "go to a step, percentage or time",
@@ -58,7 +58,7 @@ TIME = [
         ":",
         first_of="go to",
     ),
-    _key(
+    key(
         "f,space",
         "toggle_follow",
         "pause or follow live; stop playback",
@@ -66,19 +66,19 @@ TIME = [
         "f",
         first_of="pause",
     ),
-    _key("P", "play", "play back 1, 4, 16 columns a second", "time.play"),
-    _key("plus,equals_sign", "zoom(0.5)", "zoom in: half as much time", "time.zoom_in"),
-    _key("minus", "zoom(2)", "zoom out: twice as much time", "time.zoom_out"),
-    _key("0", "show_all", "show the whole run", "time.show_all"),
-    _key("x", "next_axis", "time axis: step, run time, clock", "time.axis"),
+    key("P", "play", "play back 1, 4, 16 columns a second", "time.play"),
+    key("plus,equals_sign", "zoom(0.5)", "zoom in: half as much time", "time.zoom_in"),
+    key("minus", "zoom(2)", "zoom out: twice as much time", "time.zoom_out"),
+    key("0", "show_all", "show the whole run", "time.show_all"),
+    key("x", "next_axis", "time axis: step, run time, clock", "time.axis"),
 ]
 ALERTS = [
-    _key("a", "next_alert", "next alert, unseen first", "alert.next", "a", first_of="alert"),
-    _key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge"),
-    _key("o", "onset", "jump to the onset of the alert", "alert.onset", "o", first_of="onset"),
+    key("a", "next_alert", "next alert, unseen first", "alert.next", "a", first_of="alert"),
+    key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge"),
+    key("o", "onset", "jump to the onset of the alert", "alert.onset", "o", first_of="onset"),
 ]
 LOOK = [
-    _key(
+    key(
         "v",
         "look('overlay')",
         "load, bias, over capacity, ranks",
@@ -86,10 +86,10 @@ LOOK = [
         "v",
         first_of="view",
     ),
-    _key("y", "look('scale')", "scale: load, share, log share", "look.scale"),
-    _key("s", "look('order')", "experts by number, by load, in groups", "look.order"),
-    _key("c", "look('palette')", "palette", "look.palette"),
-    _key(
+    key("y", "look('scale')", "scale: load, share, log share", "look.scale"),
+    key("s", "look('order')", "experts by number, by load, in groups", "look.order"),
+    key("c", "look('palette')", "palette", "look.palette"),
+    key(
         "b",
         "compare",
         "compare with this step; again: stop",
@@ -99,7 +99,7 @@ LOOK = [
     ),
 ]
 FILTER = [
-    _key(
+    key(
         "slash",
         "ask('filter')",
         "filter: text, !text, L1*",
@@ -107,32 +107,32 @@ FILTER = [
         "/",
         first_of="filter",
     ),
-    _key("n", "match(1)", "next match", "filter.next"),
-    _key("N", "match(-1)", "previous match", "filter.previous"),
+    key("n", "match(1)", "next match", "filter.next"),
+    key("N", "match(-1)", "previous match", "filter.previous"),
 ]
 OUT = [
-    _key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
-    _key("w", "write('csv')", "export the loads of this step as CSV", "out.csv"),
-    _key("W", "write('json')", "export this step as JSON", "out.json"),
-    _key("S", "write('svg')", "export the screen as SVG", "out.svg"),
+    key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
+    key("w", "write('csv')", "export the loads of this step as CSV", "out.csv"),
+    key("W", "write('json')", "export this step as JSON", "out.json"),
+    key("S", "write('svg')", "export the screen as SVG", "out.svg"),
 ]
 EVERYWHERE = [
-    _key("1", "app.go('main')", "all layers", "screen.main"),
-    _key("2", "app.go('layer')", "one layer", "screen.layer"),
-    _key("3", "app.go('alerts')", "alerts", "screen.alerts"),
-    _key("4,r", "app.go('runs')", "runs", "screen.runs", "r", first_of="runs"),
-    _key("5", "app.go('compare')", "compare", "screen.compare"),
-    _key("6", "app.go('course')", "loss and learning rate", "screen.course"),
-    _key("7", "app.go('tokens')", "tokens of a probe", "screen.tokens"),
-    _key("8", "app.go('slices')", "slices of a probe", "screen.slices"),
-    _key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
-    _key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
-    _key("question_mark", "app.help", "help", "app.help", "?"),
-    _key("q", "app.quit", "quit", "app.quit", "q"),
+    key("1", "app.go('main')", "all layers", "screen.main"),
+    key("2", "app.go('layer')", "one layer", "screen.layer"),
+    key("3", "app.go('alerts')", "alerts", "screen.alerts"),
+    key("4,r", "app.go('runs')", "runs", "screen.runs", "r", first_of="runs"),
+    key("5", "app.go('compare')", "compare", "screen.compare"),
+    key("6", "app.go('course')", "loss and learning rate", "screen.course"),
+    key("7", "app.go('tokens')", "tokens of a probe", "screen.tokens"),
+    key("8", "app.go('slices')", "slices of a probe", "screen.slices"),
+    key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
+    key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
+    key("question_mark", "app.help", "help", "app.help", "?"),
+    key("q", "app.quit", "quit", "app.quit", "q"),
 ]
-BACK = _key("escape", "back", "back", "screen.back", "esc")
-OPEN_LAYER = _key("enter", "open_layer", "open the layer", "layer.open", "⏎", first_of="open")
-OPEN_EXPERT = _key("enter", "open_expert", "open the expert", "expert.open", "⏎", first_of="expert")
+BACK = key("escape", "back", "back", "screen.back", "esc")
+OPEN_LAYER = key("enter", "open_layer", "open the layer", "layer.open", "⏎", first_of="open")
+OPEN_EXPERT = key("enter", "open_expert", "open the expert", "expert.open", "⏎", first_of="expert")
 
 MAIN = [
     *LAYERS,
@@ -143,7 +143,7 @@ MAIN = [
     *LOOK,
     *FILTER,
     *OUT,
-    _key("escape", "clear", "clear the filter and the cursor", "main.clear"),
+    key("escape", "clear", "clear the filter and the cursor", "main.clear"),
     *EVERYWHERE,
 ]
 LAYER = [
@@ -152,10 +152,10 @@ LAYER = [
     OPEN_EXPERT,
     *LAYERS[1:],
     *EXPERTS,
-    _key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
-    _key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
-    _key("z", "enlarge", "enlarge the chart", "chart.enlarge"),
-    _key("e", "smooth", "smooth the curves", "chart.smooth"),
+    key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
+    key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
+    key("z", "enlarge", "enlarge the chart", "chart.enlarge"),
+    key("e", "smooth", "smooth the curves", "chart.smooth"),
     *ALERTS,
     *TIME,
     *OUT,
@@ -163,22 +163,20 @@ LAYER = [
 ]
 EXPERT = [
     BACK,
-    _key(
-        "left,h,up,k", "expert(-1)", "previous expert", "expert.previous", "←→", first_of="expert"
-    ),
-    _key("right,l,down,j", "expert(1)", "next expert", "expert.next"),
+    key("left,h,up,k", "expert(-1)", "previous expert", "expert.previous", "←→", first_of="expert"),
+    key("right,l,down,j", "expert(1)", "next expert", "expert.next"),
     *TIME,
     *OUT,
     *EVERYWHERE,
 ]
 ALERT_LIST = [
     BACK,
-    _key("up,k", "move(-1)", "previous alert", "alert.up", "↑↓", first_of="alert"),
-    _key("down,j", "move(1)", "next alert", "alert.down"),
-    _key("home,g", "move(-9999)", "first alert", "alert.first"),
-    _key("end,G", "move(9999)", "last alert", "alert.last"),
-    _key("enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"),
-    _key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge", "A", first_of="seen"),
+    key("up,k", "move(-1)", "previous alert", "alert.up", "↑↓", first_of="alert"),
+    key("down,j", "move(1)", "next alert", "alert.down"),
+    key("home,g", "move(-9999)", "first alert", "alert.first"),
+    key("end,G", "move(9999)", "last alert", "alert.last"),
+    key("enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"),
+    key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge", "A", first_of="seen"),
     *FILTER,
     *OUT,
     *EVERYWHERE,
@@ -187,8 +185,8 @@ COMPARE = [
     BACK,
     *LAYERS,
     OPEN_LAYER,
-    _key("b", "compare", "compare with this step", "look.compare", "b", first_of="from here"),
-    _key("c", "look('palette')", "palette", "look.palette"),
+    key("b", "compare", "compare with this step", "look.compare", "b", first_of="from here"),
+    key("c", "look('palette')", "palette", "look.palette"),
     *TIME,
     *FILTER,
     *OUT,
@@ -196,94 +194,27 @@ COMPARE = [
 ]
 COURSE = [
     BACK,
-    _key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
-    _key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
-    _key("z", "enlarge", "enlarge the chart", "chart.enlarge", "z", first_of="enlarge"),
-    _key("e", "smooth", "smooth the curves", "chart.smooth", "e", first_of="smooth"),
+    key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
+    key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
+    key("z", "enlarge", "enlarge the chart", "chart.enlarge", "z", first_of="enlarge"),
+    key("e", "smooth", "smooth the curves", "chart.smooth", "e", first_of="smooth"),
     *ALERTS,
     *TIME,
     *OUT,
     *EVERYWHERE,
 ]
-TOKENS = [
-    BACK,
-    *LAYERS[:2],
-    _key("left,h", "token(-1)", "previous token", "token.previous", "←→", first_of="token"),
-    _key("right,l", "token(1)", "next token", "token.next"),
-    _key("K", "line(-1)", "line above", "token.line_up"),
-    _key("J", "line(1)", "line below", "token.line_down"),
-    _key("pageup", "page(-1)", "one page back", "token.page_up"),
-    _key("pagedown,space", "page(1)", "one page on", "token.page_down"),
-    _key("home,g", "first", "first token", "token.first"),
-    _key("end,G", "last", "last token", "token.last"),
-    _key(
-        "e",
-        "next_of_expert(1)",
-        "next token of the expert at the cursor, or of the one lit",
-        "token.next_of_expert",
-        "e",
-        first_of="next of expert",
-    ),
-    _key("E", "next_of_expert(-1)", "its previous token", "token.previous_of_expert"),
-    _key(
-        "enter",
-        "light",
-        "light up one expert: the one at the cursor; again: all",
-        "token.light",
-        "⏎",
-        first_of="one expert",
-    ),
-    _key(
-        "colon,comma",
-        "ask('token')",
-        "go to a token or to an expert: 12k, 50%, +100, e17",
-        "token.go_to",
-        ":",
-        first_of="go to",
-    ),
-    _key("slash", "ask('find')", "find text", "token.find", "/", first_of="find"),
-    _key("n", "match(1)", "next match", "token.next_match"),
-    _key("N", "match(-1)", "previous match", "token.previous_match"),
-    _key("v", "letters", "letters of the experts below the text", "token.letters"),
-    *OUT[2:],
-    *EVERYWHERE,
-]
-SLICES = [
-    BACK,
-    _key("up,k", "expert(-1)", "expert above", "slice.expert_up", "↑↓", first_of="expert"),
-    _key("down,j", "expert(1)", "expert below", "slice.expert_down"),
-    _key("left,h", "move(-1)", "previous layer", "slice.previous_layer", "←→", first_of="layer"),
-    _key("right,l", "move(1)", "next layer", "slice.next_layer"),
-    _key("pageup", "page(-1)", "one page up", "slice.page_up"),
-    _key("pagedown,space", "page(1)", "one page down", "slice.page_down"),
-    _key("home,g", "expert(-99999)", "first expert", "slice.first"),
-    _key("end,G", "expert(99999)", "last expert", "slice.last"),
-    _key("enter", "open_tokens", "show its tokens", "slice.tokens", "⏎", first_of="its tokens"),
-    _key(
-        "s",
-        "order",
-        "most telling first, by slice, by number, by share",
-        "slice.order",
-        "s",
-        first_of="order",
-    ),
-    _key("tab", "more_slices(1)", "slices further right", "slice.right"),
-    _key("shift+tab", "more_slices(-1)", "slices further left", "slice.left"),
-    *OUT[2:],
-    *EVERYWHERE,
-]
 RUNS = [
-    _key("escape", "back", "back", "screen.back", "esc"),
-    _key("up,k", "move(-1)", "previous run", "run.previous", "↑↓", first_of="run"),
-    _key("enter", "open_run", "open this run", "run.open", "⏎", first_of="open"),
-    _key("down,j", "move(1)", "next run", "run.next"),
-    _key("home,g", "move(-99999)", "first run", "run.first"),
-    _key("end,G", "move(99999)", "last run", "run.last"),
-    _key("pageup", "page(-1)", "one page up", "run.page_up"),
-    _key("pagedown", "page(1)", "one page down", "run.page_down"),
-    _key("space", "select", "select this run", "run.select", "space", first_of="select"),
-    _key("s", "solo", "selected runs only; again: all", "run.solo", "s", first_of="solo"),
-    _key("p", "pin", "compare the open run with this one", "run.pin", "p", first_of="pin"),
+    key("escape", "back", "back", "screen.back", "esc"),
+    key("up,k", "move(-1)", "previous run", "run.previous", "↑↓", first_of="run"),
+    key("enter", "open_run", "open this run", "run.open", "⏎", first_of="open"),
+    key("down,j", "move(1)", "next run", "run.next"),
+    key("home,g", "move(-99999)", "first run", "run.first"),
+    key("end,G", "move(99999)", "last run", "run.last"),
+    key("pageup", "page(-1)", "one page up", "run.page_up"),
+    key("pagedown", "page(1)", "one page down", "run.page_down"),
+    key("space", "select", "select this run", "run.select", "space", first_of="select"),
+    key("s", "solo", "selected runs only; again: all", "run.solo", "s", first_of="solo"),
+    key("p", "pin", "compare the open run with this one", "run.pin", "p", first_of="pin"),
     *FILTER,
     *EVERYWHERE,
 ]
@@ -300,6 +231,8 @@ HELP = [
 
 def screens() -> Mapping[str, Sequence[Binding]]:
     """All bindings, by the name of the screen that has them."""
+    from microscope_tui.app import probe_keys  # it is made of the lists above
+
     return {
         "main": MAIN,
         "layer": LAYER,
@@ -308,8 +241,8 @@ def screens() -> Mapping[str, Sequence[Binding]]:
         "runs": RUNS,
         "compare": COMPARE,
         "course": COURSE,
-        "tokens": TOKENS,
-        "slices": SLICES,
+        "tokens": probe_keys.TOKENS,
+        "slices": probe_keys.SLICES,
         "waiting": WAITING,
         "help": HELP,
     }

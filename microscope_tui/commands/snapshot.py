@@ -104,10 +104,7 @@ def snapshot(
     user = read_config()
     search = Search(path, reading.asked(user))
     if format_ == "json":
-        if screen in ("tokens", "slices"):
-            text = _probe_json(_newest(search, user), screen, layer, token or 0)
-        else:
-            text = _as_json(search, user, screen, step)
+        text = _as_json(search, user, screen, step, (layer, token or 0))
     elif screen == "main" and format_ == "text" and not layer and expert is token is None:
         watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
@@ -130,11 +127,15 @@ def _write(text: str, output: Path | None) -> None:
     say(f"written: {output}")
 
 
-def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) -> str:
-    """The view, or the list of runs, as JSON."""
+def _as_json(
+    search: Search, user: UserConfig, screen: str, step: int | None, chosen: tuple[str, int]
+) -> str:
+    """The view, the list of runs, or a probe as JSON; ``chosen``: layer and token of a probe."""
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = _newest(search, user)
+    if screen in ("tokens", "slices"):
+        return _probe_json(watched, screen, *chosen)
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
 
 

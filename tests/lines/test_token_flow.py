@@ -3,6 +3,7 @@
 import random
 import struct
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from microscope_tui.routing.file import Routing
 from microscope_tui.routing.layout import BadRouting, Shape
 from microscope_tui.routing.write import RoutingWriter
 
-HOSTILE = "\x1b]52;c;aGFja2Vk\x07\x9b2J\u202eevil\u2066\u200b\ufeff\ue000\U000e0041\x00e\u0301\u0301\u0301"
+HOSTILE = (
+    "\x1b]52;c;aGFja2Vk\x07\x9b2J\u202eevil\u2066\u200b\ufeff"
+    "\ue000\U000e0041\x00e\u0301\u0301\u0301"
+)
 
 
 def write(path: Path, texts: list[bytes], slices: list[int] | None = None) -> Routing:
@@ -34,7 +38,7 @@ def split_text(draw: st.DrawFn) -> list[bytes]:
     data = draw(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8")))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=12)))
     ends = [0, *cuts, len(data)]
-    return [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(ends)]
 
 
 @given(split_text())
@@ -66,7 +70,7 @@ def test_letters_split_over_tokens_are_shown_whole(text: str, data: st.DataObjec
     encoded = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=8)))
     ends = [0, *cuts, len(encoded)]
-    texts = [encoded[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    texts = [encoded[a:b] for a, b in pairwise(ends)]
     shown = "".join(piece.text for piece in pieces_of(texts, 0)).replace(NOTHING, "")
     whole = "".join(piece.text for piece in pieces_of([encoded], 0)).replace(NOTHING, "")
     assert shown == whole

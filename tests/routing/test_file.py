@@ -184,3 +184,52 @@ def test_damaged_bytes_are_refused_or_read_within_the_file(
             routing.find_text(b"fox", 0) if routing.tokens else None
     except BadRouting:
         pass
+
+
+def test_a_text_is_found_backwards_too(tmp_path: Path) -> None:
+    write(tmp_path / "routing.bin", [[[0, 1]] * 12])
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert routing.find_text(b"brown", 9, back=True) == 8
+        assert routing.find_text(b"brown", 8, back=True) == 2
+        assert routing.find_text(b"brown", 2, back=True) == 8
+        assert routing.find_text(b"The", 0, back=True) == 6
+        assert routing.find_text(b"wolf", 5, back=True) is None
+        assert routing.find_text(b"", 5, back=True) is None
+
+
+@given(st.data())
+def test_searches_agree_with_a_walk_over_the_tokens(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    letters = st.binary(max_size=3).map(lambda b: bytes(97 + n % 2 for n in b))
+    texts = data.draw(st.lists(letters, min_size=1, max_size=12))
+    ids = data.draw(st.lists(st.integers(0, 300), min_size=len(texts), max_size=len(texts)))
+    path = tmp_path_factory.mktemp("r") / "routing.bin"
+    writer = RoutingWriter(path, Shape((1,), ("L1",), 4, 1, len(texts)))
+    writer.put_tokens(ids, texts, [0] * len(texts), [0] * len(texts))
+    writer.finish()
+    wanted = data.draw(letters.filter(bool))
+    token = data.draw(st.integers(0, len(texts) - 1))
+    whole = b"".join(texts)
+    owners = [n for n, text in enumerate(texts) for _ in text]
+    begins = [owners[at] for at in range(len(whole)) if whole.startswith(wanted, at)]
+    with Routing(path) as routing:
+        after = [n for n in begins if n > token] or begins
+        before = [n for n in begins if n < token]
+        assert routing.find_text(wanted, token) == (after[0] if after else None)
+        last = before[-1] if before else begins[-1] if begins else None
+        assert routing.find_text(wanted, token, back=True) == last
+        for one in (*ids, 5000):
+            expected = texts[ids.index(one)] if one in ids else None
+            assert routing.text_of_id(one) == expected
+        rows = routing.chosen(0, 0, 99)
+        assert rows == [routing.choice(0, n).experts for n in range(len(texts))]
+        assert list(routing.slices_of(0, 99)) == [0] * len(texts)
+        assert routing.text(0, 99, 1) == [text[:1] for text in texts]
+
+
+def test_chosen_leaves_out_empty_slots(tmp_path: Path) -> None:
+    write(tmp_path / "routing.bin", [[[1, 255], [255, 2], [255, 255], [3, 0]]])
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert routing.chosen(0, 0, 4) == [(1,), (2,), (), (3, 0)]
+        assert routing.chosen(0, 3, 3) == []

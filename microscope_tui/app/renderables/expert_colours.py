@@ -26,12 +26,12 @@ class _Colours(NamedTuple):
 
 COLOURS = (
     _Colours("#4cc9f0", "#1c3c48", "#b7e9f9", (81, 24, 195), "cyan"),
-    _Colours("#f0a000", "#5c4410", "#f9d999", (214, 94, 230), "yellow"),
-    _Colours("#00b070", "#086244", "#99dfc6", (35, 22, 158), "green"),
-    _Colours("#e070c0", "#804673", "#f3c6e6", (169, 89, 225), "magenta"),
-    _Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_yellow"),
+    _Colours("#f0a000", "#5c4410", "#f9d999", (214, 130, 231), "bright_yellow"),
+    _Colours("#00b070", "#086244", "#99dfc6", (35, 28, 231), "green"),
+    _Colours("#e070c0", "#804673", "#f3c6e6", (169, 89, 225), "bright_magenta"),
+    _Colours("#f4ee60", "#6f7037", "#fbf8bf", (227, 58, 230), "bright_green"),
     _Colours("#e0563c", "#411e1b", "#ecb0a6", (167, 52, 217), "bright_red"),
-    _Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_blue"),
+    _Colours("#8f84ff", "#443e9e", "#d3cfff", (105, 55, 189), "bright_cyan"),
     _Colours("#d5d9e0", "#3f464f", "#f0f3f7", (253, 240, 255), "bright_white"),
 )
 """The last one is for an expert that is none of the busiest."""

@@ -61,7 +61,7 @@ _SIXTEEN: dict[str, RGB] = {
     "bright_green": (85, 255, 85),
     "bright_yellow": (255, 255, 85),
     "bright_blue": (85, 85, 255),
-    "magenta": (170, 0, 170),
+    "bright_magenta": (255, 85, 255),
     "bright_cyan": (85, 255, 255),
     "bright_white": (255, 255, 255),
 }
@@ -85,7 +85,7 @@ _ROLES_16 = {
 _EXPERTS = ("token", "also", "lit", "ink")
 _INK = {
     "": Style(),
-    "standard": Style(),
+    "standard": Style(color=Color.from_rgb(*_SIXTEEN["bright_white"])),
     "256": Style(color="color(253)"),
     "truecolor": Style(color=TEXT),
 }

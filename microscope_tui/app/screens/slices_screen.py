@@ -6,7 +6,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 
-from microscope_tui.app import keys
+from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.anatomy_actions import AnatomyActions
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
@@ -36,7 +36,7 @@ class SlicesScreen(AnatomyActions):
     #slice-top, #slice-heads { height: 2; }
     .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.SLICES]
+    BINDINGS: ClassVar[list[BindingType]] = [*probe_keys.SLICES]
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)

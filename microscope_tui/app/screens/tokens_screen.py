@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 
-from microscope_tui.app import keys
+from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.anatomy_actions import AnatomyActions
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
@@ -39,7 +39,7 @@ class TokensScreen(AnatomyActions):
     .beside #token-body { layout: horizontal; }
     .airy #token-body { margin: 1 0; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.TOKENS]
+    BINDINGS: ClassVar[list[BindingType]] = [*probe_keys.TOKENS]
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)

@@ -49,7 +49,8 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
     cell = max(_LEAST_CELL, min(_MOST_CELL, widest))
     while cell > _LEAST_CELL and len(names) * (cell + 1) > room - _TOKENS:
         cell -= 1
-    count = max(1, min(len(names), (room - _LEAST_TOKENS) // (cell + 1)))
+    least = max(_LEAST_TOKENS, columns // 4)
+    count = max(1, min(len(names), (room - least) // (cell + 1)))
     first = max(0, min(first, len(names) - count))
     return SliceLayout(columns, range(first, first + count), cell, len(names) - count)
 
@@ -121,12 +122,19 @@ def heads(
         said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
         below += [Span(" "), *_centred(said, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
-    what = ("most telling tokens, with counts", "most telling tokens", "tokens")
+    what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
+    hidden = f"{layout.hidden} more slices: tab" if layout.hidden else ""
+    if hidden:
+        fits = width_of(what[1]) + width_of(hidden) + 3 <= room
+        what, hidden = (what[1:], hidden) if fits else ((hidden, f"{layout.hidden} more: tab"), "")
     top.append(Span(f"   {_fitting(what, room)}", "dim"))
     below.append(Span(f"   {_fitting(scale, room)}", "dim"))
-    more = f"{layout.hidden} more slices: tab   " if layout.hidden else ""
-    right = [Span(f"{more}{ordering} ", "faint" if not more else "dim")]
+    room = layout.columns - line_width(top) - 2
+    both = width_of(hidden) + len(ordering) + 4 <= room
+    right = [Span(f"{hidden} " if hidden else "", "dim")]
+    if both or not hidden:
+        right.append(Span(f"  {ordering} ", "faint"))
     return [
         pad(spread(top, right, layout.columns), layout.columns),
         pad(below, layout.columns),

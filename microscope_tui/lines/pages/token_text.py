@@ -131,7 +131,7 @@ def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
         )
     others = experts - len(light.busiest.shares)
     rest = Span(f"  {'. ' if letters else ''}the other {others}" if others > 0 else "", _REST)
-    for with_shares in (True, False):
+    for with_shares, with_rest in ((True, True), (False, True), (False, False)):
         line: Line = [Span("  busiest ", "dim")]
         for at, (expert, share) in enumerate(light.busiest.shares.items()):
             line += [
@@ -139,7 +139,7 @@ def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
                 Span(f" {LETTERS[at]} {expert} " if letters else f" {expert} ", f"token:{at}"),
                 Span(f" {share:.0%} " if with_shares else "", "dim"),
             ]
-        line.append(rest)
+        line += [rest] if with_rest else []
         if line_width(line) <= width:
             break
     return pad(line, width)

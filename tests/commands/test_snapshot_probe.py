@@ -1,0 +1,110 @@
+"""``snapshot`` of the screens of a probe: text, data and pictures, and what it says without one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.cli import main
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FILE_NAME
+from tests.probed import SLICES, write_probed
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_probed(tmp_path_factory.mktemp("logs") / "probe")
+
+
+def snapshot(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["snapshot", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_the_tokens_as_text(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = snapshot(capsys, probed, "--screen", "tokens", "--token", 1200, "--layer", "L3")
+    assert code == 0
+    assert "  L3 3 of 6   token 1,200 of" in out
+    with Routing(probed / FILE_NAME) as routing:
+        assert f"expert {routing.choice(2, 1200).experts[0]} " in out
+
+
+def test_the_tokens_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--screen", "tokens", "--format", "json", "--token", 1200, "--layer", "L3")
+    code, out, _ = snapshot(capsys, probed, *arguments)
+    found = json.loads(out)
+    assert (code, found["layer"], found["top_k"]) == (0, "L3", 2)
+    with Routing(probed / FILE_NAME) as routing:
+        for row in found["tokens"]:
+            choice = routing.choice(2, row["token"])
+            assert tuple(row["experts"]) == choice.experts
+            assert row["weights"] == pytest.approx(choice.weights)
+            assert row["slice"] == SLICES[routing.slice_of(row["token"])]
+    assert [row["token"] for row in found["tokens"]] == list(range(1200, 1400))
+
+
+def test_the_slices_as_data(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = snapshot(capsys, probed, "--screen", "slices", "--format", "json")
+    found = json.loads(out)
+    assert code == 0
+    assert [one["slice"] for one in found["slices"]] == list(SLICES)
+    with Routing(probed / FILE_NAME) as routing:
+        for row in found["experts"]:
+            counts = [rows[0][row["expert"]] for rows in routing.tables.counts]
+            assert row["counts"] == counts
+        assert found["identity"] == routing.tables.identity[0]
+
+
+def test_the_pictures(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for screen, text in (("tokens", "paragraphs"), ("slices", "expert")):
+        file = tmp_path / f"{screen}.svg"
+        arguments = ("--screen", screen, "--format", "svg", "-o", file)
+        code, _, _ = snapshot(capsys, probed, *arguments)
+        assert code == 0
+        assert text in file.read_text()
+
+
+@pytest.mark.parametrize("screen", ["tokens", "slices"])
+def test_without_a_probe_it_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scenario: object, screen: str
+) -> None:
+    run = scenario("healthy", routers=3, steps=20)  # type: ignore[operator]
+    code, out, _ = snapshot(capsys, run, "--screen", screen)
+    assert code == 0
+    assert "moe-microscope probe MODEL TEXT" in out
+    code, _, err = snapshot(capsys, run, "--screen", screen, "--format", "json")
+    assert code == 3
+    assert "moe-microscope probe MODEL TEXT" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--token", 99999), "no token 99,999"),
+        (("--token", -1), "no token -1"),
+        (("--layer", "L99"), "no layer 'L99': there are L1, L2"),
+        (("--expert", 16), "no expert 16"),
+        (("--format", "json", "--token", 99999), "no token 99,999"),
+        (("--format", "json", "--layer", "L99"), "no layer 'L99'"),
+    ],
+)
+def test_what_does_not_exist_is_refused(
+    probed: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], said: str
+) -> None:
+    code, _, err = snapshot(capsys, probed, "--screen", "tokens", *arguments)
+    assert code == 3
+    assert said in err
+
+
+def test_a_damaged_file_is_refused_as_data(
+    tmp_path: Path, probed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_bytes((probed / "metrics.jsonl").read_bytes())
+    (run / FILE_NAME).write_bytes((probed / FILE_NAME).read_bytes()[:-9])
+    code, _, err = snapshot(capsys, run, "--screen", "slices", "--format", "json")
+    assert code == 3
+    assert "cut off or damaged" in err

@@ -1,0 +1,177 @@
+"""The slices of a probe: ratios against an own computation, noise, and lines that fit."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.pages import slice_lines
+from microscope_tui.lines.pages.slice_table import (
+    NoTables,
+    Ordering,
+    SliceTable,
+    explained,
+    slice_table,
+)
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FILE_NAME, Tables
+from tests.probed import SLICES, class_of, texts, write_probed
+
+
+@pytest.fixture(scope="module")
+def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
+    return Routing(write_probed(tmp_path_factory.mktemp("probe") / "run") / FILE_NAME)
+
+
+def table(counts: Sequence[Sequence[int]], noise: Sequence[float] = (0.1, 0.1)) -> SliceTable:
+    """Of one layer: slice → expert."""
+    tables = Tables(counts=[[row] for row in counts], noise=noise)
+    return slice_table(tables, 0, len(counts), len(counts[0]))
+
+
+def named(token_id: int) -> str:
+    return f"t{token_id}"
+
+
+@given(st.lists(st.lists(st.integers(0, 1000), min_size=3, max_size=3), min_size=2, max_size=4))
+def test_the_ratio_is_share_in_the_slice_over_share_overall(counts: list[list[int]]) -> None:
+    found = table(counts, [0.25] * len(counts))
+    total = sum(map(sum, counts))
+    for row in found.rows:
+        whole = sum(part[row.expert] for part in counts)
+        for cell, part in zip(row.cells, counts, strict=True):
+            assert cell.count == part[row.expert]
+            if part[row.expert]:
+                expected = part[row.expert] / sum(part) / (whole / total)
+                assert 2**cell.ratio == pytest.approx(expected)
+                assert cell.beyond == (abs(math.log2(expected)) > 0.25)
+
+
+def test_an_expert_that_a_slice_never_chose_is_beyond_chance_only_where_it_was_expected() -> None:
+    many = table([[0, 1000], [500, 500]]).rows[0].cells[0]
+    assert many.beyond
+    assert many.ratio < -8
+    few = table([[0, 1000], [1, 1999]], [1.0, 1.0]).rows[0].cells[0]
+    assert not few.beyond
+
+
+def test_without_a_baseline_nothing_is_beyond_chance() -> None:
+    found = table([[900, 100], [100, 900]], noise=())
+    assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
+    said = plain(slice_lines.summary(found, ["a", "b"], "L1", "1 of 1", 120))
+    assert "no shuffled baseline" in said
+    assert found.by_chance == 0.0
+
+
+def test_the_most_telling_experts_are_first_and_slices_stay_together() -> None:
+    counts = [[500, 100, 300, 100, 0], [500, 300, 100, 400, 0]]
+    found = table(counts)
+    telling = [row.expert for row in found.ordered(Ordering.TELLING)]
+    assert telling[-1] == 4
+    assert telling[0] in (2, 3)
+    by_slice = [row.slice_read for row in found.ordered(Ordering.SLICE)]
+    assert by_slice == sorted(by_slice, key=lambda one: 9 if one is None else one)
+    assert [row.expert for row in found.ordered(Ordering.NUMBER)] == [0, 1, 2, 3, 4]
+    shares = [row.share for row in found.ordered(Ordering.SHARE)]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        (Tables(), "interrupted"),
+        (Tables(counts=[[[1, 2]]]), "do not fit"),
+        (Tables(counts=[[[1, 2, 3]], [[1, 2, 3]]]), "do not fit"),
+        (Tables(counts=[[], [[1, 2]]]), "do not fit"),
+        (Tables(counts=[[[1, -2]], [[1, 2]]]), "below zero"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tables: Tables, why: str) -> None:
+    with pytest.raises(NoTables, match=why):
+        slice_table(tables, 0, 2, 2)
+
+
+def test_the_planted_greek_experts_are_recovered_with_their_tokens(routing: Routing) -> None:
+    found = slice_table(routing.tables, 0, len(SLICES), 16)
+    tokens = dict.fromkeys(token for _, part in texts() for token in part)
+    classes = [class_of(token, "prose") for token in tokens]
+    greek = [row for row in found.rows if row.slice_read == SLICES.index("greek")]
+    assert len(greek) == 2  # of 16 experts, two for each of eight classes
+    for row in greek:
+        assert row.cells[2].ratio > 1.2
+        assert row.lifts
+        assert {classes[token_id] for token_id, _, _ in row.lifts} == {"greek"}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_every_line_fits_and_numbers_have_colour_only_beyond_chance(
+    routing: Routing, columns: int
+) -> None:
+    found = slice_table(routing.tables, 0, len(SLICES), 16)
+    layout = slice_lines.fit_slices(SLICES, columns, 0)
+    assert len(layout.shown) == 3
+    lines = slice_lines.heads(layout, SLICES, Ordering.TELLING, found)
+    top = plain(lines[0])
+    assert all(name in top for name in SLICES)
+    for row in found.rows:
+        line = slice_lines.expert_line(row, layout, named, chosen=False, colour=True)
+        lines.append(line)
+        coloured = [span for span in line if span.role.startswith(("heat:", "num:"))]
+        assert len(coloured) == sum(cell.beyond for cell in row.cells)
+    lines.append(slice_lines.summary(found, SLICES, "L1", "1 of 6", columns))
+    names = [f"L{n}" for n in range(1, 7)]
+    lines.append(slice_lines.identity(routing.tables, 0, names, Glyphs.BRAILLE, columns))
+    lines += slice_lines.detail(found.rows[0], found, SLICES, named, columns, 5)
+    assert {line_width(line) for line in lines} == {columns}
+
+
+def test_without_colours_every_number_beyond_chance_is_there(routing: Routing) -> None:
+    found = slice_table(routing.tables, 0, len(SLICES), 16)
+    layout = slice_lines.fit_slices(SLICES, 80, 0)
+    for row in found.rows:
+        text = plain(slice_lines.expert_line(row, layout, named, chosen=True, colour=False))
+        for cell in row.cells:
+            if cell.beyond and cell.count:
+                assert f"{cell.ratio:+.1f}" in text
+
+
+def test_many_slices_are_scrolled_and_said() -> None:
+    names = [f"slice-{n}" for n in range(40)]
+    layout = slice_lines.fit_slices(names, 80, 35)
+    assert layout.shown.stop == 40
+    assert layout.hidden == 40 - len(layout.shown)
+    found = table([[5, 5]] * 40, [0.1] * 40)
+    said = plain(slice_lines.heads(layout, names, Ordering.NUMBER, found)[0])
+    assert f"{layout.hidden} more" in said
+    wide = slice_lines.fit_slices(names, 200, 0)
+    said = plain(slice_lines.heads(wide, names, Ordering.NUMBER, found)[0])
+    assert f"{wide.hidden} more slices" in said
+
+
+def test_the_detail_has_every_number_and_token(routing: Routing) -> None:
+    found = slice_table(routing.tables, 0, len(SLICES), 16)
+    row = found.ordered(Ordering.TELLING)[0]
+    text = " ".join(plain(line) for line in slice_lines.detail(row, found, SLICES, named, 120, 6))
+    for cell, size in zip(row.cells, found.sizes, strict=True):
+        assert f"({cell.count:,} of {size:,})" in text
+    for token_id, count, lift in row.lifts:
+        assert f"{named(token_id)} {count:,}× lift {lift:.3g}" in text
+
+
+def test_what_identity_explains_is_shown_against_chance(routing: Routing) -> None:
+    value, noise = explained(routing.tables, 0)
+    assert value is not None
+    assert noise is not None
+    assert value > noise
+    names = [f"L{n}" for n in range(1, 7)]
+    line = slice_lines.identity(routing.tables, 0, names, Glyphs.ASCII, 120)
+    assert f"explains {value:.2f}".replace("0.", ".") in plain(line)
+    assert "most in L1" in plain(line)
+    none = slice_lines.identity(Tables(), 0, names, Glyphs.ASCII, 120)
+    assert "not measured" in plain(none)
+    some = Tables(identity=[None, 0.5], identity_noise=[None, None])
+    assert "L2" in plain(slice_lines.identity(some, 1, ["L1", "L2"], Glyphs.BRAILLE, 90))

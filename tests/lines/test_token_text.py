@@ -1,0 +1,157 @@
+"""Colours, letters and the panel of a token, without a terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.pages import no_probe, token_detail, token_text
+from microscope_tui.lines.pages.token_flow import Flow, Place
+from microscope_tui.lines.pages.token_text import LETTERS, Busiest, Light, busiest
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FILE_NAME
+from tests.probed import CLASSES, SLICES, class_of, write_probed
+
+
+@pytest.fixture(scope="module")
+def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
+    return Routing(write_probed(tmp_path_factory.mktemp("probe") / "run") / FILE_NAME)
+
+
+BUSY = Busiest({5: 0.3, 2: 0.2})
+
+
+def light(expert: int | None = None) -> Light:
+    return Light(10, [(5, 2), (2, 5), (7, 5), ()], BUSY, 99, expert)
+
+
+def test_a_token_has_the_colour_of_its_largest_weight() -> None:
+    roles = [light().role(token) for token in (10, 11, 12, 13)]
+    assert roles == ["token:0", "token:1", "dim", "dim"]
+    assert [light().mark(token) for token in (10, 11, 12, 13)] == ["a", "b", ".", "."]
+    assert Light(10, [(5,)], BUSY, 10).role(10) == "cursor"
+
+
+def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
+    assert [light(5).role(t) for t in (10, 11, 12, 13)] == ["lit:0", "also:0", "also:0", "dim"]
+    assert [light(5).mark(t) for t in (10, 11, 12, 13)] == ["^", "'", "'", " "]
+    assert light(7).role(12) == "lit:7"
+
+
+def test_every_slice_has_an_expert_with_a_colour(routing: Routing) -> None:
+    busy = busiest(routing, 0)
+    assert 0 < len(busy.shares) <= len(LETTERS)
+    for at in range(len(SLICES)):
+        counts = routing.tables.counts[at][0]
+        assert busy.colour(counts.index(max(counts))) is not None
+    total = sum(sum(rows[0]) for rows in routing.tables.counts)
+    for expert, share in busy.shares.items():
+        assert share == sum(rows[0][expert] for rows in routing.tables.counts) / total
+
+
+def test_without_tables_the_busiest_are_counted(routing: Routing, tmp_path: Path) -> None:
+    bare = Routing(routing.path)
+    bare.tables = type(bare.tables)()
+    firsts = bare.first_choices(2, 0, bare.tokens)
+    busy = busiest(bare, 2)
+    assert max(set(firsts), key=firsts.count) == next(iter(busy.shares))
+
+
+def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
+    lines = Flow(routing, 60).shown(Place(0, 0), 30)
+    chosen = routing.chosen(0, 0, 500)
+    here = Light(0, chosen, busiest(routing, 0), 0)
+    text = token_text.text_lines(lines, here, routing.slices, 60, letters=True)
+    assert plain(text[0]).startswith("── code ──")
+    assert len(text) == 1 + 2 * (len(lines) - 1)
+    for line, above, below in zip(lines[1:], text[1::2], text[2::2], strict=True):
+        assert plain(above).rstrip() == "".join(p.text for p in line.pieces).rstrip()
+        at = 0
+        for piece in line.pieces:
+            marks = "".join(span.text for span in below)[at : at + piece.width]
+            assert marks.strip() == here.mark(piece.token)
+            at += piece.width
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("letters", [True, False])
+def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: bool) -> None:
+    here = Light(0, routing.chosen(0, 0, 9), busiest(routing, 0), 3)
+    legend = token_text.legend(here, 16, width, letters=letters)
+    assert line_width(legend) == width
+    for at, expert in enumerate(here.busiest.shares):
+        assert (f" {LETTERS[at]} {expert} " if letters else f" {expert} ") in plain(legend)
+    only = plain(token_text.legend(light(7), 16, width, letters=letters))
+    assert "only expert" in only
+    assert "largest weight" in only
+    title = token_text.title(routing, 5, 1600, width, (4, 5))
+    assert line_width(title) == width
+    assert plain(title).startswith("  L6 6 of 6   token 1,600 of ")
+    assert "slice prose" in plain(title) or width < 80
+
+
+@pytest.mark.parametrize("rows", [6, 16, 20, 50])
+@pytest.mark.parametrize("width", [25, 37])
+def test_the_panel_holds_the_choice_and_fits(routing: Routing, rows: int, width: int) -> None:
+    detail = token_detail.detail_of(routing, 2, 1200)
+    busy = busiest(routing, 2)
+    lines = token_detail.panel(routing, detail, busy, Glyphs.BRAILLE, width, rows)
+    assert len(lines) <= rows
+    assert {line_width(line) for line in lines} == {width}
+    text = "\n".join(plain(line) for line in lines)
+    for expert in routing.choice(2, 1200).experts:
+        assert f" {expert} " in text
+    if rows >= 16:
+        assert "margin" in text
+        assert "entropy" in text
+        here = next(plain(line) for line in lines if plain(line).startswith("▶"))
+        assert "L3" in here
+        assert str(detail.choice.experts[0]) in here
+
+
+def test_the_brief_panel_has_the_choice_and_the_layers(routing: Routing) -> None:
+    detail = token_detail.detail_of(routing, 2, 1200)
+    lines = token_detail.brief(detail, routing, 60)
+    assert [line_width(line) for line in lines] == [60, 60, 60]
+    assert str(detail.choice.experts[0]) in plain(lines[0])
+    assert "margin" in plain(lines[1])
+    assert f"L3 {detail.choice.experts[0]}" in plain(lines[2])
+
+
+def test_what_was_not_measured_is_said(routing: Routing) -> None:
+    detail = token_detail.detail_of(routing, 0, 5)
+    unknown = token_detail.Choice((), (), float("nan"), float("nan"))
+    bare = token_detail.TokenDetail(5, b"", 1, 0, [unknown] * 6, 0)
+    text = "\n".join(
+        plain(line)
+        for line in token_detail.panel(routing, bare, busiest(routing, 0), Glyphs.ASCII, 30, 20)
+    )
+    assert text.count("unknown") == 2
+    assert "none chosen" in text
+    infinite = token_detail.Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
+    odd = token_detail.TokenDetail(5, b"\x1b[2J", 1, 0, [infinite] * 6, 0)
+    shown = token_detail.panel(routing, odd, busiest(routing, 0), Glyphs.BRAILLE, 30, 20)
+    assert "\x1b" not in "".join(plain(line) for line in shown)
+    assert detail.choice.experts
+
+
+def test_without_a_probe_two_lines_tell_how_to_make_one() -> None:
+    said = [plain(line) for line in no_probe.lines(80)]
+    assert len([line for line in said if line]) == 2
+    assert "moe-microscope probe MODEL TEXT" in said[2]
+    assert "cut off" in plain(no_probe.lines(80, "it is cut off")[1])
+
+
+def test_the_planted_classes_cover_the_tokens_of_the_tests() -> None:
+    for token, slice_, expected in (
+        (b" return", "code", "keyword"),
+        (b" Guido", "prose", "word"),
+        (" ναι".encode(), "greek", "greek"),
+        (b"\n", "code", "break"),
+        (b"    ", "code", "indent"),
+        (b"42", "code", "number"),
+        (b"(", "code", "punctuation"),
+    ):
+        assert class_of(token, slice_) == expected
+        assert expected in CLASSES
