@@ -19,9 +19,7 @@ def head_lines(found: Mismatch, columns: int) -> list[Line]:
     of = f"of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
     share = found.tokens_differing / found.tokens
     return [
-        _cut(
-            [Span(f"{percent(found.share)} of the choices differ", "value"), _dim(tokens)], columns
-        ),
+        _cut([Span(percent(found.share), "value"), _dim(of)], columns),
         _cut(
             [
                 Span(f"{percent(share)} of the tokens", "value"),
