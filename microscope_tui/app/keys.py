@@ -123,6 +123,7 @@ EVERYWHERE = [
     _key("4,r", "app.go('runs')", "runs", "screen.runs", "r", first_of="runs"),
     _key("5", "app.go('compare')", "compare", "screen.compare"),
     _key("6", "app.go('course')", "loss and learning rate", "screen.course"),
+    _key("9", "app.go('mismatch')", "mismatch of two probes", "screen.mismatch"),
     _key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
     _key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
     _key("question_mark", "app.help", "help", "app.help", "?"),
@@ -203,6 +204,15 @@ COURSE = [
     *OUT,
     *EVERYWHERE,
 ]
+MISMATCH = [
+    BACK,
+    *LAYERS,
+    _key(
+        "b", "pinned", "choose the run to compare with", "mismatch.pinned", "b", first_of="pick A"
+    ),
+    *OUT[3:],
+    *EVERYWHERE,
+]
 RUNS = [
     _key("escape", "back", "back", "screen.back", "esc"),
     _key("up,k", "move(-1)", "previous run", "run.previous", "↑↓", first_of="run"),
@@ -239,6 +249,7 @@ def screens() -> Mapping[str, Sequence[Binding]]:
         "runs": RUNS,
         "compare": COMPARE,
         "course": COURSE,
+        "mismatch": MISMATCH,
         "waiting": WAITING,
         "help": HELP,
     }

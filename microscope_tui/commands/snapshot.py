@@ -28,8 +28,13 @@ from microscope_tui.lines.glyphs import Glyphs, glyphs_for
 from microscope_tui.lines.table.snapshot import snapshot_text
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
+from microscope_tui.report.mismatch import compared_probes, mismatch_json
+from microscope_tui.routing.compare import NotComparable
+from microscope_tui.routing.layout import FILE_NAME, BadRouting
+from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.writer import encode_record
 from microscope_tui.sources.search import Search
 from microscope_tui.watch.fleet import JUDGING_S, Fleet
 from microscope_tui.watch.moment import Pin, pin_at
@@ -46,12 +51,13 @@ def snapshot(
     /,
     *,
     screen: Literal[
-        "main", "layer", "expert", "alerts", "runs", "compare", "course", "help"
+        "main", "layer", "expert", "alerts", "runs", "compare", "course", "mismatch", "help"
     ] = "main",
     format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
     layer: str = "",
     expert: int | None = None,
+    against: Path | None = None,
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
@@ -74,6 +80,8 @@ def snapshot(
         Name of the layer to select; the worst one by default.
     expert
         Number of the expert to select in that layer.
+    against
+        The run to compare with (compare, mismatch), A there: a path like the first one.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
@@ -87,14 +95,19 @@ def snapshot(
     columns, rows = _size(size) or (120, 40)
     user = read_config()
     search = Search(path, reading.asked(user))
-    if format_ == "json":
+    if against is not None and screen not in ("compare", "mismatch"):
+        fail(f"--against: the screen {screen} compares nothing; use compare or mismatch", USAGE)
+    other = None if against is None else runs_at(Search(against, reading.asked(user)))[0]
+    if format_ == "json" and screen == "mismatch":
+        text = _mismatch_json(search, other)
+    elif format_ == "json":
         text = _as_json(search, user, screen, step)
     elif screen == "main" and format_ == "text" and not layer and expert is None:
         watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
         text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
     else:
-        wanted = (screen, columns, rows, step, layer, expert)
+        wanted = (screen, columns, rows, step, layer, expert, other)
         text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
     _write(text, output)
     return 0
@@ -119,10 +132,25 @@ def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) ->
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
 
 
+def _mismatch_json(search: Search, against: RunFile | None) -> str:
+    """The comparison of two probes as JSON."""
+    if against is None:
+        fail("--screen mismatch as JSON needs the other run: --against PATH", USAGE)
+    paths = [run.path.with_name(FILE_NAME) for run in (against, runs_at(search)[0])]
+    try:
+        found = compared_probes(*paths)
+    except (NotComparable, BadRouting) as error:
+        fail(str(error), NO_VERDICT)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror or error}; no probe there", NO_VERDICT)
+    names = [safe_text(path, 200) for path in paths]
+    return encode_record(mismatch_json(found, *names)).decode().rstrip()
+
+
 def _drawn(
     search: Search,
     user: UserConfig,
-    what: tuple[str, int, int, int | None, str, int | None],
+    what: tuple[str, int, int, int | None, str, int | None, RunFile | None],
     glyphs: Glyphs,
     *,
     svg: bool,

@@ -117,6 +117,13 @@ _RUNS: Words = (
     ("open, pinned, selected", "on the screens; compared with; picked with space"),
     ("solo", "only the selected runs are listed"),
 )
+_MISMATCH: Words = (
+    ("A, B", "A: the probe of the pinned run; B: that of the open one, of the same tokens"),
+    ("differ", "share of (token, layer) choices whose set of experts is not the same"),
+    ("margin", "score of the last chosen expert less that of the first one left out; 0 is a tie"),
+    ("tenths", "the choices in ten parts of equal size, the smallest margins first"),
+    ("swap", "the expert that only A chose, and the one that B chose in its place"),
+)
 GLOSSARY = {
     "main": (*_LAYERS, *_CELLS, *_CONDITIONS, *_ALERTS, *_HEADER, *_TIME),
     "layer": (*_LAYERS, *_QUADRANTS, *_CHARTS, *_CELLS[:1], *_ALERTS, *_HEADER, *_TIME),
@@ -124,6 +131,7 @@ GLOSSARY = {
     "alerts": (*_ALERTS, *_ALERT_LIST, *_LAYERS, *_HEADER, *_TIME),
     "compare": (*_COMPARE, *_LAYERS, *_CONDITIONS, *_HEADER, *_TIME),
     "course": (*_CHARTS, *_LAYERS, *_ALERTS, *_HEADER, *_TIME),
+    "mismatch": (*_MISMATCH, *_LAYERS[:1], *_HEADER),
     "runs": (*_RUNS, *_HEADER, *_ALERTS),
 }
 """By the name of the screen; its main terms first."""

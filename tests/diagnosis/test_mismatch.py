@@ -10,7 +10,7 @@ from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.grouping import group
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.format_check import check_format
+from microscope_tui.report.format_check import check_format, exit_code, format_text
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]
@@ -86,6 +86,8 @@ def test_the_recorder_writes_the_share_and_the_format_check_reads_it(tmp_path: P
     recorder.close(step=60, reason="finished")
     log = tmp_path / "metrics.jsonl"
     assert '"disagreement":[0.25]' in log.read_text().replace(" ", "")
-    assert not check_format(log).errors
+    assert exit_code(check_format(log)) == 0
     log.write_text(log.read_text().replace("0.25", "1.25"))
-    assert "disagreement" in str(check_format(log))
+    report = check_format(log)
+    assert exit_code(report) == 3
+    assert "router.disagreement[0] is 1.25" in format_text(report)
