@@ -89,19 +89,13 @@ def snapshot(
     output
         Write to this file instead of standard output.
     """
-    chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
-    if output in (None, PIPE) and format_ == "text":
-        chosen = glyphs_for(glyphs, sys.stdout)
+    chosen = _alphabet(glyphs, to_terminal=output in (None, PIPE) and format_ == "text")
     columns, rows = _size(size) or (120, 40)
     user = read_config()
     search = Search(path, reading.asked(user))
-    if against is not None and screen not in ("compare", "mismatch"):
-        fail(f"--against: the screen {screen} compares nothing; use compare or mismatch", USAGE)
-    other = None if against is None else runs_at(Search(against, reading.asked(user)))[0]
-    if format_ == "json" and screen == "mismatch":
-        text = _mismatch_json(search, other)
-    elif format_ == "json":
-        text = _as_json(search, user, screen, step)
+    other = _other(against, screen, search)
+    if format_ == "json":
+        text = _as_json(search, user, screen, step, other)
     elif screen == "main" and format_ == "text" and not layer and expert is None:
         watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
@@ -111,6 +105,21 @@ def snapshot(
         text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
     _write(text, output)
     return 0
+
+
+def _alphabet(choice: str, *, to_terminal: bool) -> Glyphs:
+    if to_terminal:
+        return glyphs_for(choice, sys.stdout)
+    return Glyphs.BRAILLE if choice == "auto" else Glyphs(choice)
+
+
+def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
+    """The run to compare with."""
+    if against is None:
+        return None
+    if screen not in ("compare", "mismatch"):
+        fail(f"--against: the screen {screen} compares nothing; use compare or mismatch", USAGE)
+    return runs_at(Search(against, search.asked))[0]
 
 
 def _write(text: str, output: Path | None) -> None:
@@ -124,8 +133,12 @@ def _write(text: str, output: Path | None) -> None:
     say(f"written: {output}")
 
 
-def _as_json(search: Search, user: UserConfig, screen: str, step: int | None) -> str:
-    """The view, or the list of runs, as JSON."""
+def _as_json(
+    search: Search, user: UserConfig, screen: str, step: int | None, other: RunFile | None
+) -> str:
+    """The view, the list of runs, or a comparison, as JSON."""
+    if screen == "mismatch":
+        return _mismatch_json(search, other)
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = _newest(search, user)

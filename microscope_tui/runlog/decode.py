@@ -106,20 +106,6 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     )
 
 
-def decode_means(line: bytes, routers: int) -> tuple[list[Values | None], list[Values | None]]:
-    """The rows of ``mean_weight`` and ``mean_output_norm``; ``None`` where one is absent.
-
-    Raises:
-        BadLine: the line cannot be decoded as a whole.
-    """
-    fields = _object(line)
-    weights, norms = (
-        [_values(row) or None for row in _rows(fields.get(name), routers)]
-        for name in ("mean_weight", "mean_output_norm")
-    )
-    return weights, norms
-
-
 def infer_run(line: bytes, name: str) -> RunRecord | None:
     """A default header from the first step of a log without one; ``None`` without counts."""
     fields = _object(line)
