@@ -125,6 +125,7 @@ EVERYWHERE = [
     key("6", "app.go('course')", "loss and learning rate", "screen.course"),
     key("7", "app.go('tokens')", "tokens of a probe", "screen.tokens"),
     key("8", "app.go('slices')", "slices of a probe", "screen.slices"),
+    key("9", "app.go('mismatch')", "mismatch of two probes", "screen.mismatch"),
     key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
     key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
     key("question_mark", "app.help", "help", "app.help", "?"),
@@ -243,6 +244,7 @@ def screens() -> Mapping[str, Sequence[Binding]]:
         "course": COURSE,
         "tokens": probe_keys.TOKENS,
         "slices": probe_keys.SLICES,
+        "mismatch": probe_keys.MISMATCH,
         "waiting": WAITING,
         "help": HELP,
     }

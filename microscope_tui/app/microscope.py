@@ -34,6 +34,7 @@ SCREENS = {
     "course": f"{_FOLDER}.course_screen:CourseScreen",
     "expert": f"{_FOLDER}.expert_screen:ExpertScreen",
     "layer": f"{_FOLDER}.layer_screen:LayerScreen",
+    "mismatch": f"{_FOLDER}.mismatch_screen:MismatchScreen",
     "runs": f"{_FOLDER}.runs_screen:RunsScreen",
     "slices": f"{_FOLDER}.slices_screen:SlicesScreen",
     "tokens": f"{_FOLDER}.tokens_screen:TokensScreen",

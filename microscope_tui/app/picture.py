@@ -14,11 +14,13 @@ from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.renderables.svg import stand_alone
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.app.session import NO_PREFERENCES
+from microscope_tui.app.session import NO_PREFERENCES, Session
 from microscope_tui.app.widgets.rows import Rows, in_truecolor
 from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.table.steady import SteadyLevels
+from microscope_tui.runlog.discover import RunFile
 from microscope_tui.watch.fleet import JUDGING_S, Fleet
+from microscope_tui.watch.reference import NothingToCompare, aligned
 
 SCREEN_NAMES = ("main", *SCREENS, "help")
 _PATIENCE_S = 600.0
@@ -43,6 +45,8 @@ class Wanted:
     expert: int | None = None
     token: int | None = None
     """The token at the cursor on the screen of the tokens; the first by default."""
+    against: RunFile | None = None
+    """The run to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,21 @@ async def _choose(app: Microscope, wanted: Wanted) -> None:
             there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
             raise NoPicture(f"no token {wanted.token:,}: {there}")
         session.anatomy.token = wanted.token
+    if wanted.against is not None:
+        await _pin(session, wanted.against)
+
+
+async def _pin(session: Session, against: RunFile) -> None:
+    """Compare the open run with another one, as ``p`` does on the screen of the runs."""
+    pinned, watch = session.fleet.comparable(against), session.watch
+    try:
+        found = await asyncio.to_thread(pinned.at, session.time.shown_step)
+    except (NothingToCompare, OSError) as problem:
+        raise NoPicture(f"--against {against.path}: {problem}") from None
+    run = watch.run if watch is not None else None
+    session.reference = aligned(found, run) if run is not None else found
+    session.fleet.pinned = pinned
+    session.look = session.look.compared(True)
 
 
 def _text(app: Microscope) -> str:

@@ -69,3 +69,10 @@ SLICES = [
     *OUT[2:],
     *EVERYWHERE,
 ]
+MISMATCH = [
+    BACK,
+    *LAYERS,
+    key("b", "pinned", "choose the run to compare with", "mismatch.pinned", "b", first_of="pick A"),
+    *OUT[3:],
+    *EVERYWHERE,
+]

@@ -17,6 +17,7 @@ from microscope_tui.lines.glyphs import Glyphs, shade_level
 from microscope_tui.lines.look import Look
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.table.steady import SteadyLevels
+from microscope_tui.routing.compare import Mismatch
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.watch.fleet import Fleet
@@ -57,6 +58,8 @@ class Session:
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
         """The reference for loads."""
+        self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
+        """Comparisons of two probes, by the state of their files; or why there is none."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
         self.anatomy = Anatomy()

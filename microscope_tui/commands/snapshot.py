@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import UserConfig, read_config
+from microscope_tui.commands.probe_snapshot import mismatch_as_json, probe_as_json
 from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
@@ -26,11 +27,9 @@ from microscope_tui.console import (
 )
 from microscope_tui.lines.glyphs import Glyphs, glyphs_for
 from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report.anatomy import slices_json, tokens_json
 from microscope_tui.report.check import NO_VERDICT
 from microscope_tui.report.export import runs_json, view_json
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
+from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.piped import PipedLog
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.sources.search import Search
@@ -66,6 +65,7 @@ def snapshot(
     layer: str = "",
     expert: int | None = None,
     token: int | None = None,
+    against: Path | None = None,
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
@@ -90,6 +90,8 @@ def snapshot(
         Number of the expert to select in that layer.
     token
         Number of the token to show on the screen tokens; the first by default.
+    against
+        The run to compare with (compare, mismatch), A there: a path like the first one.
     size
         COLUMNSxROWS; by default 120x40, and 100 columns for the main screen as text.
     glyphs
@@ -97,23 +99,37 @@ def snapshot(
     output
         Write to this file instead of standard output.
     """
-    chosen = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
-    if output in (None, PIPE) and format_ == "text":
-        chosen = glyphs_for(glyphs, sys.stdout)
+    chosen = _alphabet(glyphs, to_terminal=output in (None, PIPE) and format_ == "text")
     columns, rows = _size(size) or (120, 40)
     user = read_config()
     search = Search(path, reading.asked(user))
+    other = _other(against, screen, search)
     if format_ == "json":
-        text = _as_json(search, user, screen, step, (layer, token or 0))
+        text = _as_json(search, user, screen, step, (layer, token or 0), other)
     elif screen == "main" and format_ == "text" and not layer and expert is token is None:
         watched = _newest(search, user)
         width, height = (columns, rows) if size else (100, None)
         text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
     else:
-        wanted = (screen, columns, rows, step, layer, expert, token)
+        wanted = (screen, columns, rows, step, layer, expert, token, other)
         text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
     _write(text, output)
     return 0
+
+
+def _alphabet(choice: str, *, to_terminal: bool) -> Glyphs:
+    if to_terminal:
+        return glyphs_for(choice, sys.stdout)
+    return Glyphs.BRAILLE if choice == "auto" else Glyphs(choice)
+
+
+def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
+    """The run to compare with."""
+    if against is None:
+        return None
+    if screen not in ("compare", "mismatch"):
+        fail(f"--against: the screen {screen} compares nothing; use compare or mismatch", USAGE)
+    return runs_at(Search(against, search.asked))[0]
 
 
 def _write(text: str, output: Path | None) -> None:
@@ -128,44 +144,31 @@ def _write(text: str, output: Path | None) -> None:
 
 
 def _as_json(
-    search: Search, user: UserConfig, screen: str, step: int | None, chosen: tuple[str, int]
+    search: Search,
+    user: UserConfig,
+    screen: str,
+    step: int | None,
+    chosen: tuple[str, int],
+    other: RunFile | None,
 ) -> str:
-    """The view, the list of runs, or a probe as JSON; ``chosen``: layer and token of a probe."""
+    """The view, the list of runs, a probe or a comparison as JSON.
+
+    ``chosen``: layer and token of a probe.
+    """
+    if screen == "mismatch":
+        return mismatch_as_json(runs_at(search)[0], other)
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = _newest(search, user)
     if screen in ("tokens", "slices"):
-        return _probe_json(watched, screen, *chosen)
+        return probe_as_json(watched, screen, *chosen)
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
-
-
-def _probe_json(watched: RunWatch, screen: str, layer: str, token: int) -> str:
-    """The tokens from ``token`` on, or the slices, of one layer of a probe."""
-    path = watched.path.with_name(FILE_NAME)
-    try:
-        with Routing(path) as routing:
-            names = routing.shape.layer_names
-            if layer and layer not in names:
-                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
-            at = names.index(layer) if layer else 0
-            if screen == "slices":
-                return slices_json(routing, at)
-            if not 0 <= token < routing.tokens:
-                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
-            return tokens_json(routing, at, token)
-    except FileNotFoundError:
-        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
-    except BadRouting as error:
-        fail(safe_text(error, 300), NO_VERDICT)
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
 
 
 def _drawn(
     search: Search,
     user: UserConfig,
-    what: tuple[str, int, int, int | None, str, int | None, int | None],
+    what: tuple[str, int, int, int | None, str, int | None, int | None, RunFile | None],
     glyphs: Glyphs,
     *,
     svg: bool,

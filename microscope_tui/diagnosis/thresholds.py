@@ -203,6 +203,29 @@ class DropLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class MismatchLimits:
+    """R3 (arXiv 2510.11370): trainer and rollout engine chose differently in about 10 % of the
+    routers of a forward pass, and for 94 % of the tokens in some layer. Three of three runs
+    collapsed, none with routing replay.
+    """
+
+    warn: float = 0.10
+    ratio: float = 2.0
+    """Or this many times the median of its first logged steps …"""
+    least: float = 0.02
+    """… and at least this share: rounding alone changes the closest choices."""
+    reference_steps: int = 50
+    persistence: int = 10
+
+    relations: ClassVar[Relations] = (
+        ("0 < least", f"{NEVER_ENDS}: it ends below three quarters of this"),
+        ("1 < ratio", "the usual share would be too much"),
+        ("least <= warn", "a change would count only after it is a warning anyway"),
+        ("warn < 1", f"{NEVER}: it is a share of the choices"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class UniformLimits:
     """A router whose gradient was 7e-10 kept 97 % of the entropy; so does soft routing."""
 
@@ -259,6 +282,7 @@ class Limits:
     HOT_EXPERT: HotExpertLimits = field(default_factory=HotExpertLimits)
     OVERLOAD: OverloadLimits = field(default_factory=OverloadLimits)
     DROPS: DropLimits = field(default_factory=DropLimits)
+    MISMATCH: MismatchLimits = field(default_factory=MismatchLimits)
     UNIFORM: UniformLimits = field(default_factory=UniformLimits)
     OSCILLATION: OscillationLimits = field(default_factory=OscillationLimits)
     BIAS_RUNAWAY: BiasRunawayLimits = field(default_factory=BiasRunawayLimits)

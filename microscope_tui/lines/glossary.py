@@ -142,6 +142,13 @@ _SLICES: Words = (
     ("token identity", "share of the routing that is explained by which token it is, 0 to 1"),
     ("shuffled", "the same with the tokens in random order: what chance explains"),
 )
+_MISMATCH: Words = (
+    ("A, B", "A: the probe of the pinned run; B: that of the open one, of the same tokens"),
+    ("differ", "share of (token, layer) choices whose set of experts is not the same"),
+    ("margin", "score of the last chosen expert less that of the first one left out; 0 is a tie"),
+    ("tenths", "the choices in ten parts of equal size, the smallest margins first"),
+    ("swap", "the expert that only A chose, and the one that B chose in its place"),
+)
 GLOSSARY = {
     "main": (*_LAYERS, *_CELLS, *_CONDITIONS, *_ALERTS, *_HEADER, *_TIME),
     "layer": (*_LAYERS, *_QUADRANTS, *_CHARTS, *_CELLS[:1], *_ALERTS, *_HEADER, *_TIME),
@@ -149,6 +156,7 @@ GLOSSARY = {
     "alerts": (*_ALERTS, *_ALERT_LIST, *_LAYERS, *_HEADER, *_TIME),
     "compare": (*_COMPARE, *_LAYERS, *_CONDITIONS, *_HEADER, *_TIME),
     "course": (*_CHARTS, *_LAYERS, *_ALERTS, *_HEADER, *_TIME),
+    "mismatch": (*_MISMATCH, *_LAYERS[:1], *_HEADER),
     "runs": (*_RUNS, *_HEADER, *_ALERTS),
     "tokens": (*_PROBE, *_TOKENS, *_LAYERS[:1], *_LAYERS[4:5], *_HEADER),
     "slices": (*_SLICES, *_PROBE, *_LAYERS[:1], *_LAYERS[2:3], *_HEADER),

@@ -229,8 +229,8 @@ class Probe:
 
     def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
         watch = self._watch
-        devices = [t.counts_E2.device for t in watch.tallies.values()]
-        device = devices[0] if devices else torch.device("cpu")
+        devices = (t.counts_E2.device for t in watch.tallies.values())
+        device = next(devices, torch.device("cpu"))
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(watch.problem))
         extra[1] = float(watch.passes if speaks else 0)
@@ -240,9 +240,8 @@ class Probe:
         if speaks and loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
-        squares = self._squares
-        if squares is None:
-            squares = grad_squares(self.sites, self.ranks)
+        known = self._squares
+        squares = grad_squares(self.sites, self.ranks) if known is None else known
         index = torch.tensor([row.place for row in layout.rows])
         squares_L = squares.to(device)[index.to(device)]
         return layout.vector(watch.tallies, extra, squares_L, self.ranks, speaks)

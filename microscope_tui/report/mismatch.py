@@ -1,16 +1,29 @@
 """The comparison of two probes as text and as JSON."""
 
+from pathlib import Path
 from typing import Any
 
 from microscope_tui.lines.glyphs import Glyphs, spelled
 from microscope_tui.lines.pages.mismatch import mismatch_text
 from microscope_tui.lines.spans import plain
-from microscope_tui.routing.compare import Mismatch
+from microscope_tui.routing.compare import Mismatch, compare
 from microscope_tui.routing.file import Routing
 
 SCHEMA_VERSION = 1
 _WIDTH = 80
 _MOST_SWAPS = 100
+
+
+def compared_probes(a: Path, b: Path) -> Mismatch:
+    """Compare two probes.
+
+    Raises:
+        OSError: one of them cannot be read.
+        BadRouting: one of them is damaged.
+        NotComparable: see ``compare``.
+    """
+    with Routing(a) as first, Routing(b) as second:
+        return compare(first, second)
 
 
 def described(letter: str, name: str, routing: Routing, *, engine: bool) -> str:

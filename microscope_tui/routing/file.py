@@ -8,7 +8,6 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from microscope_tui.routing.layout import (
     PREAMBLE,
     VERSION,
     BadRouting,
+    Choice,
     Shape,
     sections,
 )
@@ -31,19 +31,6 @@ from microscope_tui.runlog.safe_text import safe_text
 
 _MOST_SHOWN = 64
 """Bytes of a token of the vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What one router chose for one token."""
-
-    experts: tuple[int, ...]
-    """Chosen experts, the largest weight first; without empty slots."""
-    weights: tuple[float, ...]
-    margin: float
-    """Selection score of the last choice less that of the first expert left out; NaN: unknown."""
-    entropy: float
-    """Of the router's probabilities, in nats; NaN: unknown."""
 
 
 class Routing:

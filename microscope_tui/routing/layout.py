@@ -128,3 +128,16 @@ class Tables:
     def to_json(self) -> dict[str, Any]:
         """As plain lists."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What one router chose for one token."""
+
+    experts: tuple[int, ...]
+    """Chosen experts, the largest weight first; without empty slots."""
+    weights: tuple[float, ...]
+    margin: float
+    """Selection score of the last choice less that of the first expert left out; NaN: unknown."""
+    entropy: float
+    """Of the router's probabilities, in nats; NaN: unknown."""

@@ -30,7 +30,6 @@ from microscope_tui.runlog.records import (
     RouterSummary,
     RunRecord,
     StepRecord,
-    Values,
 )
 from microscope_tui.runlog.safe_text import safe_text
 
@@ -108,20 +107,6 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
         [counts_of(row) for row in rows_of(fields.get("tokens_per_expert"), routers)],
         [floats_of(row) for row in rows_of(fields.get("expert_bias"), routers)],
     )
-
-
-def decode_means(line: bytes, routers: int) -> tuple[list[Values | None], list[Values | None]]:
-    """The rows of ``mean_weight`` and ``mean_output_norm``; ``None`` where one is absent.
-
-    Raises:
-        BadLine: the line cannot be decoded as a whole.
-    """
-    fields = _object(line)
-    weights, norms = (
-        [values_of(row) or None for row in rows_of(fields.get(name), routers)]
-        for name in ("mean_weight", "mean_output_norm")
-    )
-    return weights, norms
 
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from microscope_tui.runlog.decode import decode_line, decode_matrices, decode_means, infer_run
+from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
 from microscope_tui.runlog.follow import LineSplitter
+from microscope_tui.runlog.means import Rows, decode_means
 from microscope_tui.runlog.one_row import CountRows
 from microscope_tui.runlog.records import (
     BadLine,
@@ -94,12 +95,9 @@ class StepEntry:
         """Selection bias of one router; decodes all matrices of the step."""
         return self.matrices().expert_bias[router_index]
 
-    def means(self) -> tuple[list[Values | None], list[Values | None]]:
+    def means(self) -> tuple[Rows, Rows]:
         """Mean weight and mean output norm of every expert, a row per router."""
-        try:
-            return decode_means(self._line.strip(b"\0 "), self.routers)
-        except BadLine:
-            return [None] * self.routers, [None] * self.routers
+        return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def _row(self, router_index: int) -> list[int] | None:
         if self._rows is None:

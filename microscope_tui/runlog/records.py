@@ -42,6 +42,8 @@ class RouterSummary(msgspec.Struct, gc=False):
     tokens: Values | None = None
     unrouted: Values | None = None
     """Pairs that chose a skip or identity slot instead of a real expert."""
+    disagreement: Values | None = None
+    """Share of the choices that another engine or precision makes differently."""
 
 
 class StepRecord(msgspec.Struct, gc=False):

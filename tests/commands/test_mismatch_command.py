@@ -120,3 +120,52 @@ def test_what_cannot_be_compared_says_the_first_difference(
 def test_a_share_above_one_is_a_usage_error(microscope: Run, tmp_path: Path) -> None:
     assert microscope("mismatch", tmp_path, tmp_path, "--max-share", "2").returncode == 64
     assert microscope("mismatch", tmp_path).returncode == 64
+
+
+@pytest.fixture
+def runs(
+    tmp_path: Path, ids: Ids, flipped: Ids, make_header: Callable[..., object]
+) -> tuple[Path, Path]:
+    """Two probes with their logs."""
+    model = {"layers": [1, 2, 3, 4], "layer_names": ["L1", "L2", "L3", "L4"]}
+    found = []
+    for name, choices in (("a", ids), ("b", flipped)):
+        folder = write(tmp_path / name, choices)
+        counts = [[TOKENS * K // EXPERTS] * EXPERTS for _ in range(LAYERS)]
+        step = {"kind": "step", "step": 1, "loss": 2.0, "tokens_per_expert": counts}
+        head = make_header(model=model | {"num_experts": EXPERTS}, profile="eval", run=name)
+        log = "\n".join(map(json.dumps, (head, step)))
+        (folder / "metrics.jsonl").write_text(log + "\n")
+        found.append(folder)
+    return found[0], found[1]
+
+
+def test_the_screen_is_printed_against_another_run(
+    microscope: Run, runs: tuple[Path, Path]
+) -> None:
+    a, b = runs
+    place = ("snapshot", b, "--screen", "mismatch", "--against", a)
+    text = microscope(*place, "--size", "80x24")
+    assert (text.returncode, text.stderr) == (0, "")
+    assert "0.25% of the choices" in text.stdout
+    assert max(map(len, text.stdout.splitlines())) <= 80
+    found = json.loads(microscope(*place, "--format", "json").stdout)
+    assert found["choices_differing"] == 5
+    assert microscope(*place, "--format", "svg").stdout.startswith("<svg")
+    assert "Pin the run" in microscope(*place[:4]).stdout
+
+
+def test_against_is_refused_where_nothing_is_compared(
+    microscope: Run, runs: tuple[Path, Path]
+) -> None:
+    a, b = runs
+    for screen, code, why in (("layer", 64, "compares nothing"), ("main", 64, "compares nothing")):
+        done = microscope("snapshot", b, "--screen", screen, "--against", a)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert why in done.stderr
+    alone = microscope("snapshot", b, "--screen", "mismatch", "--format", "json")
+    assert alone.returncode == 64
+    assert "--against PATH" in alone.stderr
+    (a / "routing.bin").unlink()
+    gone = microscope("snapshot", b, "--screen", "mismatch", "--format", "json", "--against", a)
+    assert (gone.returncode, "no probe there" in gone.stderr) == (3, True)

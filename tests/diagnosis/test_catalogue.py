@@ -10,7 +10,16 @@ from microscope_tui.diagnosis.context import PROFILES
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 
 CAUSES_FIRST = ["METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION"]
-CAUSES_FIRST += ["BIAS_RUNAWAY", "DROPS", "STARVED", "OVERLOAD", "UNIFORM", "LINT", "HOT_EXPERT"]
+CAUSES_FIRST += [
+    "BIAS_RUNAWAY",
+    "DROPS",
+    "STARVED",
+    "OVERLOAD",
+    "MISMATCH",
+    "UNIFORM",
+    "LINT",
+    "HOT_EXPERT",
+]
 CAUSES_FIRST += ["SHOCK"]
 
 each_rule = pytest.mark.parametrize("name", RULES)

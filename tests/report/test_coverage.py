@@ -14,6 +14,7 @@ from microscope_tui.report.coverage import LAST_STEPS, NoCounts, coverage_of
 from microscope_tui.report.coverage_text import coverage_json, coverage_text
 from microscope_tui.report.further_tokens import further, score_interval
 from microscope_tui.runlog.discover import RunFile
+from microscope_tui.runlog.means import decode_means
 
 Write = Callable[..., Path]
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
@@ -128,6 +129,20 @@ def test_saliency_is_the_mean_over_the_pairs_of_all_steps(
     assert experts[2].saliency is None
     assert found.layers[1].experts[0].mean_weight is None
     assert "product" in coverage_text(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "weights"),
+    [
+        (b'{"mean_weight": [[0.5, null, "NaN"], []]}', [[0.5, None, None], None]),
+        (b'{"mean_weight": [[0.5]]}', [None, None]),
+        (b'{"mean_weight": 3}', [None, None]),
+        (b'{"mean_weight": [[[', [None, None]),
+        (b"{}", [None, None]),
+    ],
+)
+def test_means_that_cannot_be_used_are_no_value(line: bytes, weights: Any) -> None:
+    assert decode_means(line, 2) == (weights, [None, None])
 
 
 def test_shares_become_tokens_where_their_number_is_known(

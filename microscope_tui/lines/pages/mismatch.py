@@ -16,19 +16,12 @@ MOST_SWAPS = 10
 
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
     """How much differs, in words."""
-    of = f"of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
-    share = found.tokens_differing / found.tokens
+    of = f" of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
+    share = percent(found.tokens_differing / found.tokens)
+    tokens = " of the tokens are routed differently in at least one layer"
     return [
-        _cut(
-            [Span(f"{percent(found.share)} of the choices differ", "value"), _dim(tokens)], columns
-        ),
-        _cut(
-            [
-                Span(f"{percent(share)} of the tokens", "value"),
-                _dim("are routed differently in at least one layer"),
-            ],
-            columns,
-        ),
+        pad([Span(percent(found.share)), _dim(of)], columns),
+        pad([Span(share), _dim(tokens)], columns),
     ]
 
 
@@ -68,20 +61,25 @@ def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
 
 
 def swap_lines(
-    swaps: Sequence[tuple[LayerMismatch, int, int, int]], columns: int, glyphs: Glyphs
+    swaps: Sequence[tuple[LayerMismatch, int, int, int]],
+    columns: int,
+    glyphs: Glyphs,
+    *,
+    named: bool = True,
 ) -> list[Line]:
     """The most frequent swaps: layer, expert in A, expert in B, how often."""
     if not swaps:
         return [[Span("none", "dim")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"
-    name = max(len(layer.name) for layer, *_ in swaps)
+    name = 2 + max(len(layer.name) for layer, *_ in swaps) if named else 0
     size = max(len(str(expert)) for _, *pair, _ in swaps for expert in pair)
+    most = max(len(f"{times:,}") for *_, times in swaps)
     return [
-        _cut(
+        pad(
             [
-                *pad([Span(layer.name, "dim")], name),
-                Span(f" {old:>{size}} {arrow} {new:<{size}} ", "value"),
-                _dim(f"{times:,} times, {percent(times / layer.differing)} of the layer's"),
+                *pad([Span(layer.name if named else "", "dim")], name),
+                Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} times"),
+                _dim(f"  {percent(times / layer.differing)} of the layer's"),
             ],
             columns,
         )
@@ -118,7 +116,7 @@ def beside_each_other(
     right += margin_lines(found, right_width, glyphs)
     pairs = [(layer, old, new, times) for (old, new), times in layer.swaps.most_common(rows)]
     right += [[], [_dim(f"swaps in {layer.name}, from A to B")]]
-    right += swap_lines(pairs, right_width, glyphs)
+    right += swap_lines(pairs, right_width, glyphs, named=False)
     nothing: Line = []
     both = zip_longest(left[:rows], right[:rows], fillvalue=nothing)
     return [[*pad(a, left_width), Span(" " * _GAP), *pad(b, right_width)] for a, b in both]
@@ -128,15 +126,18 @@ def without_probe(problem: str, columns: int) -> list[Line]:
     """What is missing, and how to make it."""
     lines: list[Line] = [[Span(line, "value")] for line in wrap(problem, columns)]
     lines.append([])
-    for text in (
-        "A probe is what every router chose for every token of a text:",
-        "  moe-microscope probe MODEL TEXT",
-        "Probe the same text twice (another precision, quantised, fine-tuned), open one, and pin "
-        "the other with p on 4 runs. Or, without a screen:",
-        "  moe-microscope mismatch A B",
+    for text, role in (
+        ("A probe is what every router chose for every token of a text:", "dim"),
+        ("moe-microscope probe MODEL TEXT", "accent"),
+        (
+            "Probe the same text twice (another precision, quantised, fine-tuned), open one, and "
+            "pin the other with p on 4 runs. Or, without a screen:",
+            "dim",
+        ),
+        ("moe-microscope mismatch A B", "accent"),
     ):
-        role = "accent" if text.startswith(" ") else "dim"
-        lines += [[Span(line, role)] for line in wrap(text, columns)]
+        indent = "  " if role == "accent" else ""
+        lines += [[Span(indent + line, role)] for line in wrap(text, columns - len(indent))]
     return lines
 
 
@@ -170,11 +171,3 @@ def _range(one: MarginBin) -> str:
 
 def _dim(text: str) -> Span:
     return Span(text, "dim")
-
-
-def _cut(line: Sequence[Span], columns: int) -> Line:
-    spaced: Line = []
-    for span in line:
-        spaced += [Span(" ")] if spaced and not spaced[-1].text.endswith(" ") else []
-        spaced.append(span)
-    return pad(spaced, columns)

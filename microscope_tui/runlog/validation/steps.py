@@ -55,6 +55,7 @@ _ROUTER_NUMBERS = {
     "margin": Number("a number of at least 0", -_ZERO_SLACK, non_finite=True),
     "tokens": COUNT,
     "unrouted": COUNT,
+    "disagreement": SHARE,
 }
 _OF_EXPERTS = ("effective_experts", "max_load", "dead_experts", "starved_experts")
 _ROUTER_KEYS = frozenset(_ROUTER_NUMBERS)

@@ -1,0 +1,97 @@
+"""MISMATCH: the trainer and the engine that generates its data route differently."""
+
+import msgspec
+
+from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.signals import Signal, StepView
+from microscope_tui.diagnosis.windows import median
+from microscope_tui.runlog.records import RunRecord
+
+_CLEAR = 0.75
+
+
+class Memory(msgspec.Struct):
+    """The first logged shares, and their median once there are enough; per router."""
+
+    first: list[list[float]] = []
+    usual: list[float] = []
+
+
+class Mismatch(Rule):
+    """Share of the choices that another engine or precision makes differently."""
+
+    name = "MISMATCH"
+    subject = "Routing mismatch"
+    means = (
+        "Another engine or precision chooses other experts for the same tokens. In reinforcement "
+        "learning the trainer then corrects other experts than those that wrote the text."
+    )
+    formula = (
+        "router.disagreement above 0.1, or above 2 × the median of its first 50 logged steps and "
+        "above 0.02, in 90 % of 10 steps"
+    )
+    trains_only = True
+    in_warm_up = True
+    cause_rank = 115
+
+    def set_up(self) -> None:
+        self.limits = self.context.limits.MISMATCH
+        self.persist(self.limits.persistence)
+
+    def start(self) -> None:
+        self.memory: Memory = Memory()
+
+    def restart(self, step: int) -> None:
+        """What is usual stays usual."""
+
+    def read(self, view: StepView) -> Readings | None:
+        shares = view.signal("disagreement")
+        if shares is None:
+            return None
+        self._learn(shares)
+        return {index: self._judge(index, share) for index, share in enumerate(shares.values)}
+
+    def _learn(self, shares: Signal) -> None:
+        memory = self.memory
+        if memory.usual:
+            return
+        memory.first.append(list(shares.values))
+        if len(memory.first) >= self.limits.reference_steps:
+            columns = zip(*memory.first, strict=True)
+            memory.usual = [median([v for v in one if 0 <= v <= 1]) for one in columns]
+            memory.first = []
+
+    def _judge(self, index: int, share: float) -> Reading | None:
+        if not 0.0 <= share <= 1.0:
+            return None
+        limits, usual = self.limits, self.memory.usual
+        limit, facts = limits.warn, {}
+        if index < len(usual) and usual[index] == usual[index]:
+            limit = min(limit, max(limits.least, limits.ratio * usual[index]))
+            facts = {"usual": usual[index]}
+        return Reading(
+            severity=Severity.WARN if share > limit else None,
+            clear=share < _CLEAR * limit,
+            value=share,
+            limit=limit,
+            facts=facts,
+        )
+
+    @staticmethod
+    def why(worst: Episode, run: RunRecord) -> str:
+        usual = number(worst, "usual")
+        before = "" if usual is None else f", usually {usual:.1%}"
+        return (
+            f"up to {worst.value:.1%} of the choices differ between trainer and engine "
+            f"(limit {worst.limit:.1%}{before})"
+        )
+
+    @staticmethod
+    def remedy(worst: Episode, run: RunRecord) -> str:
+        return (
+            "enable routing replay, so that the trainer uses the experts that the engine chose; "
+            "else run the router of both in fp32, and compare two probes with "
+            "`moe-microscope mismatch` to see which layers differ"
+        )

@@ -1,0 +1,56 @@
+"""The page of a mismatch: every line fits, and nothing that differs reads as 0."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines.pages.mismatch import beside_each_other, mismatch_text, percent
+from microscope_tui.lines.spans import line_width, plain
+from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
+
+
+@st.composite
+def mismatches(draw: st.DrawFn) -> Mismatch:
+    tokens = draw(st.integers(1, 10**6))
+    layers = []
+    for number in range(draw(st.integers(1, 12))):
+        differing = draw(st.integers(0, tokens))
+        swaps = Counter({(draw(st.integers(0, 999)), 3): differing} if differing else {})
+        name = draw(st.sampled_from([f"L{number}", "dec.12.attn", "名前層"]))
+        layers.append(LayerMismatch(name, number, tokens, differing, swaps))
+    margins = [
+        MarginBin(n / 7, n / 7 + 0.1, tokens, draw(st.integers(0, tokens)))
+        for n in range(draw(st.integers(0, 10)))
+    ]
+    return Mismatch(tokens, draw(st.integers(0, tokens)), layers, margins)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mismatches(), st.integers(40, 200), st.integers(1, 60), st.sampled_from(Glyphs))
+def test_every_line_fits(found: Mismatch, columns: int, rows: int, glyphs: Glyphs) -> None:
+    for line in mismatch_text(found, columns, glyphs):
+        assert line_width(line) <= columns
+    selected = len(found.layers) - 1
+    page = beside_each_other(found, columns, rows, glyphs, selected, 0)
+    assert len(page) <= rows
+    assert all(line_width(line) == columns for line in page)
+    if rows > len(found.layers):
+        assert any(plain(line).startswith("▶") for line in page)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0.00%"),
+        (1e-9, "<.01%"),
+        (0.031, "3.10%"),
+        (0.25, "25.0%"),
+        (0.99999, ">99.9%"),
+        (1.0, "100.0%"),
+    ],
+)
+def test_a_share_never_rounds_to_none_or_all(share: float, text: str) -> None:
+    assert percent(share) == text
