@@ -353,3 +353,11 @@ def test_the_default_folder_names_model_and_time(
     (folder,) = (tmp_path / "logs").iterdir()
     assert re.fullmatch(r"probe-planted-\d{4}-\d\d-\d\d-\d{6}", folder.name)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_layers_that_predict_further_tokens_are_left_out(words: Path, tmp_path: Path) -> None:
+    model = own(tmp_path / "model", num_nextn_predict_layers=1)
+    assert probe(str(model), str(words), device="cpu", output=tmp_path / "out") == 0
+    assert not any("incomplete" in line for line in records(tmp_path / "out"))
+    with Routing(tmp_path / "out" / "routing.bin") as routing:
+        assert routing.shape.layers == (1, 2, 3, 4, 5)
