@@ -32,9 +32,10 @@ MODULES = (
     "argparse", "ast", "asyncio.base_events", "collections", "configparser", "csv", "dataclasses",
     "datetime", "difflib", "doctest", "email.message", "enum", "fractions", "functools", "gzip",
     "http.client", "inspect", "ipaddress", "json.decoder", "locale", "logging", "mailbox",
-    "optparse", "pathlib", "pdb", "pickle", "pickletools", "platform", "random", "shutil", "smtplib", "socket",
-    "ssl", "statistics", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize",
-    "traceback", "turtle", "typing", "unittest.mock", "urllib.request", "uuid", "zipfile",
+    "optparse", "pathlib", "pdb", "pickle", "pickletools", "platform", "random", "shutil",
+    "smtplib", "socket", "ssl", "statistics", "subprocess", "tarfile", "tempfile", "textwrap",
+    "threading", "tokenize", "traceback", "turtle", "typing", "unittest.mock", "urllib.request",
+    "uuid", "zipfile",
 )  # fmt: skip
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 CYRILLIC = "абцдефгхийклмнопярстувшщыз"
