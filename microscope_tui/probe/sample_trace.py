@@ -35,10 +35,10 @@ def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Pa
             pairs = zip(*subject.pieces.encode(text), strict=True)
             parts += [(token, piece, number) for token, piece in pairs]
         length = subject.context or len(parts)
-        windows = [
-            Window(*(list(column) for column in zip(*parts[start : start + length], strict=True)))
-            for start in range(0, len(parts), length)
-        ]
+        windows = []
+        for start in range(0, len(parts), length):
+            ids, pieces, numbers = zip(*parts[start : start + length], strict=True)
+            windows.append(Window(list(ids), list(pieces), list(numbers)))
         outcome = run_probe(subject, windows, list(texts), folder)
     except Exception as error:  # whatever it is, the run itself has finished
         return f"no trace: {error}"
