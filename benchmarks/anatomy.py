@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import machine
-from microscope_tui.probe.tables import FEWEST_EXPECTED
 from microscope_tui.routing.file import Routing
+from microscope_tui.routing.layout import FEWEST_EXPECTED
 
 KIND_CHARACTERS, FILES = 250_000, 20
 HELD_OUT = 2
