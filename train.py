@@ -27,6 +27,7 @@ import torch
 from cyclopts import Parameter
 
 from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.probe.sample_trace import trace_texts
 from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
 from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import (
@@ -111,8 +112,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     weights = weights_at(step, options)
     sums = forward_and_backward(run, weights)
 
-    # Everything the log records, in one sum over ranks and one copy to the host, before
-    # anything changes.
+    # All that the log records, in one sum over ranks and one copy, before anything changes.
     run.scaler.unscale_(run.optimizer)
     extra = torch.cat([sums, gradient_squares(model, world)])
     extra = model.readings.all_reduce(world, extra)
@@ -146,11 +146,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
 
 def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
-    """Compute the gradients of one step.
-
-    Returns:
-        This rank's share of the loss, then of each loss in ``weights``, fp64.
-    """
+    """Compute the gradients of one step; return this rank's share of the loss, then of each loss
+    in ``weights``, fp64."""
     model, world = run.model, run.world
     model.readings.reset()
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
@@ -289,11 +286,14 @@ def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
     if reason != "finished":
         return
     try:
-        text = sample(run)
+        console.sample(run.prompt, text := sample(run))
     except ValueError as error:
         console.say(f"no sample: {error}")
-    else:
-        console.sample(run.prompt, text)
+        return
+    if run.options.trace_sample and run.world.is_main:
+        texts, name = {"prompt": run.prompt, "sample": text}, f"{run.options.run}-sample"
+        folder = run.options.log_dir / name
+        console.places({"trace": trace_texts(run.model, run.corpus.tokenizer, texts, folder)})
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def run_probe(
     planned = -(-len(windows) // batch_size)
     with Interrupt() as interrupt:
         probe = attach(subject.model, folder, mode="eval", planned_steps=planned)
+        for site in probe.sites:  # what predicts further tokens does not run here
+            site.optional = site.optional or site.stack == "mtp"
         outcome = run.trace(probe, batches(windows, batch_size), interrupt)
         with suppress(KeyboardInterrupt), interrupt.shielded():
             outcome = run.conclude(probe, outcome, interrupt)

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from microscope_tui.routing.layout import FEWEST_EXPECTED
+
 Array = npt.NDArray[Any]
 SEED = 0
 PIECE = 64
 """Tokens that stay together when slices are shuffled: neighbours in a text are alike, and tokens
 shuffled one by one would look less noisy than the text is."""
 SHUFFLES = 100
-FEWEST_EXPECTED = 10
-"""Pairs that an expert has to have in a slice on average for its ratio to count as noise."""
 FEWEST_PAIRS = 5
 """How often an expert has to have chosen a token for it to be telling."""
 MOST_TELLING = 10

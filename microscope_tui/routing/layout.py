@@ -22,6 +22,9 @@ MOST_LAYERS, MOST_EXPERTS, MOST_CHOICES = 4096, 65_535, 64
 MOST_TOKENS = 1 << 32
 MOST_HEADER_BYTES = 64 << 20
 MOST_SLICES = 4096
+FEWEST_EXPECTED = 10
+"""Pairs that an expert has to have in a slice on average for its ratio to mean anything: with
+fewer it is noise, and ``Tables.noise`` leaves it out."""
 
 
 class BadRouting(ValueError):
@@ -117,7 +120,8 @@ class Tables:
     counts: Sequence[Sequence[Sequence[int]]] = ()
     """Chosen experts: slice → layer → expert."""
     noise: Sequence[float] = ()
-    """Per slice: the 99 % point of the absolute log2 ratio when the slices are shuffled."""
+    """Per slice: the 99 % point of the absolute log2 ratio when pieces of text are dealt out to the
+    slices at random; of experts with ``FEWEST_EXPECTED`` pairs."""
     identity: Sequence[float | None] = ()
     """Per layer: share of the routing that the token identity alone explains, 0 … 1."""
     identity_noise: Sequence[float | None] = ()

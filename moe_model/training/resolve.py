@@ -131,6 +131,11 @@ def _check_mtp(options: Options, depths: int) -> None:
 
 
 def _check_parallel(options: Options) -> None:
+    if options.parallel == "fsdp" and options.trace_sample:
+        raise UsageError(
+            "--trace-sample does not work with --parallel fsdp: it needs the whole model in one "
+            "process; run moe-microscope probe on the checkpoint afterwards."
+        )
     if options.parallel == "fsdp" and options.optimizer == "muon":
         raise UsageError(
             "--optimizer muon does not work with --parallel fsdp: Muon needs whole matrices, but "

@@ -64,3 +64,11 @@ def test_routers_that_lora_leaves_out_are_told(tmp_path: Path, caplog: Any) -> N
 def test_trained_routers_are_not_called_frozen(tmp_path: Path, caplog: Any) -> None:
     verdicts = told(build("mixtral", output_router_logits=True), tmp_path, caplog)
     assert not any("frozen" in verdict or "not applied" in verdict for verdict in verdicts)
+
+
+def test_settings_of_training_are_not_told_of_a_finished_model(tmp_path: Path) -> None:
+    model = build("mixtral", output_router_logits=False).eval()
+    with attach(model, tmp_path, mode="eval") as probe:
+        model(input_ids=torch.randint(3, 90, (2, 12)))
+        probe.step()
+    assert '"alert"' not in (tmp_path / "metrics.jsonl").read_text()

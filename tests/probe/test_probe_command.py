@@ -300,7 +300,7 @@ def test_errors_of_memory_are_told_from_others() -> None:
 class Remote:
     """The hub, with one model."""
 
-    fetched = False
+    fetched: list[str] | None = None
 
     def __init__(self, names: list[str], folder: Path) -> None:
         self.names, self.folder = names, folder
@@ -312,25 +312,28 @@ class Remote:
     def snapshot_download(self, name: str, **how: Any) -> str:
         if how.get("local_files_only"):
             raise FileNotFoundError(name)
-        self.fetched = True
+        self.fetched = how["allow_patterns"]
         return str(self.folder)
 
 
 def test_a_name_is_fetched_only_when_asked_and_its_size_is_printed_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    remote = Remote(["config.json", "model.safetensors", "pytorch_model.bin", "x.py"], tmp_path)
+    names = ["config.json", "model.safetensors", "pytorch_model.bin", "x.py"]
+    names += ["old/model.safetensors", "consolidated.safetensors"]
+    remote = Remote(names, tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: remote)
     monkeypatch.setattr("huggingface_hub.snapshot_download", remote.snapshot_download)
     with pytest.raises(CannotProbe, match="--download"):
         hub.folder_of("org/name", download=False)
-    assert not remote.fetched
+    assert remote.fetched is None
     assert hub.folder_of("org/name", download=True) == tmp_path
     assert "fetching org/name: 2.0 GB" in capsys.readouterr().err
-    remote.names, remote.fetched = ["config.json", "pytorch_model.bin"], False
+    assert remote.fetched == ["config.json", "model.safetensors"]
+    remote.names, remote.fetched = ["config.json", "pytorch_model.bin"], None
     with pytest.raises(CannotProbe, match="no safetensors"):
         hub.folder_of("org/name", download=True)
-    assert not remote.fetched
+    assert remote.fetched is None
 
 
 def test_dtype_is_that_of_the_weights(words: Path, tmp_path: Path) -> None:
@@ -353,3 +356,11 @@ def test_the_default_folder_names_model_and_time(
     (folder,) = (tmp_path / "logs").iterdir()
     assert re.fullmatch(r"probe-planted-\d{4}-\d\d-\d\d-\d{6}", folder.name)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_layers_that_predict_further_tokens_are_left_out(words: Path, tmp_path: Path) -> None:
+    model = own(tmp_path / "model", num_nextn_predict_layers=1)
+    assert probe(str(model), str(words), device="cpu", output=tmp_path / "out") == 0
+    assert not any("incomplete" in line for line in records(tmp_path / "out"))
+    with Routing(tmp_path / "out" / "routing.bin") as routing:
+        assert routing.shape.layers == (1, 2, 3, 4, 5)

@@ -46,6 +46,7 @@ WRONG = [
     (["--config=/no/such.toml"], "--config /no/such.toml is not a file"),
     (["--optimizer=sgd"], "Invalid value"),
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
+    (["--trace-sample", "--parallel=fsdp"], "needs the whole model in one process"),
     (["--parallel=ddp"], "--parallel ddp needs several processes: start torchrun"),
     (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),

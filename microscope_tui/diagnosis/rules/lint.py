@@ -137,14 +137,23 @@ class Lint(Rule):
         return {cause: Severity.INFO if cause in _INFO else Severity.WARN for cause in causes}
 
     def _settings(self, view: StepView) -> Iterator[str]:
+        if self.context.trains:  # the settings of a finished model damage nothing any more
+            yield from self._training_settings()
+        if self.context.run.counts == "local_rank":
+            yield "one rank"
+        if (tokens := view.tokens) is not None and any(
+            r.top_k and tokens * r.top_k < r.num_experts for r in self.routers
+        ):
+            yield "few tokens"
+
+    def _training_settings(self) -> Iterator[str]:
         run, balance = self.context.run, self.context.run.balance
         chooses_one = any(r.top_k == 1 < r.num_experts for r in self.routers)
         # The top_k of top-1 counts describes the counting, not the routing.
         if run.norm_top_k and chooses_one and run.counts != "top1":
             yield "top-1 normalised"
         method, weight = balance.get("method"), balance.get("aux_weight")
-        trains = self.context.trains
-        if trains and (method == "none" or (method == "aux" and weight == 0)):
+        if method == "none" or (method == "aux" and weight == 0):
             yield "no balancing"
         if method == "aux" and balance.get(_OF_TRANSFORMERS) == 0:
             yield "aux not applied"
@@ -157,12 +166,6 @@ class Lint(Rule):
         is_gpt_oss = "gpt-oss" in run.model_name.lower().replace("_", "-")
         if is_gpt_oss and isinstance(weight, int | float) and weight >= self.limits.aux_weight:
             yield "aux too strong"
-        if run.counts == "local_rank":
-            yield "one rank"
-        if (tokens := view.tokens) is not None and any(
-            r.top_k and tokens * r.top_k < r.num_experts for r in self.routers
-        ):
-            yield "few tokens"
 
     def _may_pool(self) -> bool:
         """Only Transformers is known to pool; elsewhere the floor is 1 per layer."""

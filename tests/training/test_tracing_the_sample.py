@@ -1,0 +1,37 @@
+"""``--trace-sample``: the sample of a finished run, with the experts of every token."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from microscope_tui.routing.file import Routing
+
+
+def test_the_sample_is_traced(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run=r", "--steps=2", "--trace-sample", "--sample-prompt=the 5 of ") == 0
+    said = capsys.readouterr().err
+    assert "moe-microscope" in said.split("trace  ")[1]
+    with Routing(tmp_path / "logs" / "r-sample" / "routing.bin") as routing:
+        assert routing.slices == ("prompt", "sample")
+        text = b"".join(routing.text(0, routing.tokens)).decode()
+        assert text.startswith("the 5 of ")
+        assert [routing.slice_of(n) for n in (0, 8, 9, routing.tokens - 1)] == [0, 0, 1, 1]
+        assert text[9:20] in said
+        assert routing.window_of(routing.tokens - 1) > 0  # 32 tokens are its context
+
+
+def test_a_trace_that_cannot_be_written_does_not_fail_the_run(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs" / "r-sample").mkdir(parents=True)
+    assert train("--run=r", "--steps=2", "--trace-sample") == 0
+    assert "no trace: " in capsys.readouterr().err
+    assert not list((tmp_path / "logs" / "r-sample").iterdir())
+
+
+def test_without_the_option_nothing_is_traced(train: Callable[..., int], tmp_path: Path) -> None:
+    assert train("--run=r", "--steps=2") == 0
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["r"]
