@@ -22,8 +22,9 @@ NEEDS_TORCH = frozenset(
     for name in (
         "attaching", "batch", "checkpoints", "complaints", "earlier", "families", "finding",
         "frameworks", "gradients", "header", "hub", "losses", "machine", "probe", "probing",
-        "published", "ranks", "recording", "sites", "stepline", "stepsums", "subject", "tables",
-        "tally", "tracer", "trainer_callback", "watching", "windows",
+        "published", "ranks", "recording", "sample_trace", "sites", "stepline",
+        "stepsums", "subject", "tables", "tally", "tracer", "trainer_callback", "watching",
+        "windows",
     )
 )  # fmt: skip
 """What hooks into a model; nothing else of the microscope imports these when it is imported."""
