@@ -51,6 +51,7 @@ Screen = Literal[
     "course",
     "tokens",
     "slices",
+    "mismatch",
     "help",
 ]
 

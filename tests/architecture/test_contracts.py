@@ -22,7 +22,8 @@ NEEDS_TORCH = frozenset(
     for name in (
         "attaching", "batch", "checkpoints", "complaints", "earlier", "families", "finding",
         "frameworks", "gradients", "header", "hub", "losses", "machine", "probe", "probing",
-        "published", "ranks", "recording", "same_weights", "settings", "sites", "stepline",
+        "published", "ranks", "recording", "same_weights", "sample_trace", "settings", "sites",
+        "stepline",
         "stepsums", "subject", "tables", "tally", "tracer", "trainer_callback", "watching",
         "windows",
     )
