@@ -66,12 +66,16 @@ def measured(run: Path, tokens: int) -> list[bool]:
     with Terminal(command(run)) as terminal:
         open_tokens(terminal, tokens)
         draw = random.Random(0)
+        before = terminal.usage().cpu_s
         jumps = [jump(terminal, draw.randrange(tokens)) for _ in range(_JUMPS)]
         met.append(say("jump to a token, ms", jumps, MOST_JUMP_MS))
+        say("CPU of a jump and its typing, ms", [(terminal.usage().cpu_s - before) / _JUMPS * 1000])
         layers = [react(terminal, "j", r"  L") for _ in range(20)]
         met.append(say("another layer, ms", layers, MOST_JUMP_MS))
+        before = terminal.usage().cpu_s
         nexts = [react(terminal, key, " of ") for key in "eE" * (_JUMPS // 2)]
         met.append(say("next token of an expert, ms", nexts, MOST_JUMP_MS))
+        say("CPU of it, ms", [(terminal.usage().cpu_s - before) / _JUMPS * 1000])
         met.append(say("the only token of an expert, ms", rare(terminal, tokens), MOST_JUMP_MS))
         found = [find(terminal, tokens) for _ in range(5)]
         met.append(say("find a text near the end, ms", found, MOST_JUMP_MS))

@@ -297,3 +297,18 @@ def test_what_may_be_typed_after_the_colon() -> None:
     for text, why in (("1000", "0 to 999"), ("e64", "0 to 63"), ("14:30", "try 12k"), ("x", "try")):
         with pytest.raises(BadPlace, match=why):
             place(text)
+
+
+@pytest.mark.parametrize(("key", "said"), [("7", "colour of the expert"), ("8", "is an expert")])
+async def test_help_explains_the_screen_that_it_was_opened_from(
+    probed: Path, until: Until, seen: Seen, key: str, said: str
+) -> None:
+    async with Microscope(Fleet(probed)).run_test(size=(120, 60)) as pilot:
+        app = await read(pilot, until)
+        await pilot.press(key)
+        await pilot.pause(0.2)
+        await pilot.press("question_mark", "w")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "help")
+        await pilot.pause()
+        assert said in seen(pilot, "#help")
+        assert "probe" in seen(pilot, "#help")

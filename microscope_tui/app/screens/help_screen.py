@@ -19,6 +19,17 @@ _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",
     "load: grey is fair, amber to white overloaded, blue starving, × dead",
 )
+_READING_OF = {
+    "tokens": (
+        "a token has the colour of the expert with its largest weight in this layer; others grey",
+        "beside or below: the token at the cursor, its experts, and the same token in all layers",
+    ),
+    "slices": (
+        "a row is an expert: its share, how much more or less a slice chooses it, what it reads",
+        "amber is more than overall, blue is less, a dot no more than chance",
+    ),
+}
+"""Of the screens that show no loads."""
 _WORDS = 27
 """Cells of the column of words."""
 _WIDE, _WIDEST = 56, 112
@@ -39,6 +50,7 @@ class HelpScreen(ModalScreen[None]):
         super().__init__()
         self._bindings_shown = bindings
         self._words = GLOSSARY.get(screen, ())
+        self._reading = _READING_OF.get(screen, _READING)
         self._glyphs = glyphs
         self._at = self._words_at = 0
 
@@ -76,7 +88,7 @@ class HelpScreen(ModalScreen[None]):
         self._words_at = len(lines) + 1
         if self._words:
             lines += [[], [Span("  Reading the screen", "title")]]
-        for text in _READING if self._words else ():
+        for text in self._reading if self._words else ():
             lines += [[Span(f"  {part}", "dim")] for part in wrap(text, width - 2)]
         column = min(_WORDS, width // 3)
         for words, means in self._words:
