@@ -171,10 +171,11 @@ def _newest(search: Search) -> RunFile | None:
     if path.is_dir():
         runs = search.runs()
         return runs[0] if runs else None
+    may_become_one = path.is_file() and _has_no_line_yet(path)  # before it is searched: it grows
     try:
         return search.runs()[0]
     except NoRuns:
-        if path.is_file() and _has_no_line_yet(path):
+        if may_become_one:
             return None
         raise
 
