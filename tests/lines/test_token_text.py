@@ -81,7 +81,7 @@ def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: boo
     legend = token_text.legend(here, 16, width, letters=letters)
     assert line_width(legend) == width
     for at, expert in enumerate(here.busiest.shares):
-        assert (f" {LETTERS[at]} {expert} " if letters else f" {expert} ") in plain(legend)
+        assert (f" {LETTERS[at]} {expert} " if letters else f" {expert} ") in f"{plain(legend)} "
     only = plain(token_text.legend(light(7), 16, width, letters=letters))
     assert "only expert" in only
     assert "largest weight" in only
