@@ -15,7 +15,7 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         run all checks and tests, as CI does"
-	@echo "make test-peers   install other training code (Megatron-Core, torchtitan, DeepSpeed) and test with it"
+	@echo "make test-peers   install other training code and other loggers, and test with them"
 	@echo "make check        format, lint, types and import contracts only"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
@@ -52,7 +52,7 @@ test: check
 
 # Of every extra that tests/peers has tests for; DS_BUILD_OPS=0: nothing is compiled.
 test-peers: .venv/.dev
-	DS_BUILD_OPS=0 $(BIN)/pip install $(PIP_FLAGS) -e '.[dev,peers]'
+	DS_BUILD_OPS=0 $(BIN)/pip install $(PIP_FLAGS) -e '.[dev,peers,writers]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/peers
 
 format: .venv/.dev
