@@ -41,7 +41,8 @@ FLAGS = [
     "--seq-aux-weight", "--aux-weight",
     "--z-loss-weight", "--router-noise", "--capacity-factor", "--drop-policy",
     "--force-collapse", "--run", "--log-dir", "--counts-every", "--checkpoint-dir", "--save-every",
-    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--profile",
+    "--eval-every", "--resume", "--on-collapse", "--sample-prompt", "--trace-sample",
+    "--profile",
 ]  # fmt: skip
 
 
