@@ -7,7 +7,6 @@ import pytest
 
 from microscope_tui.routing.file import Routing
 
-
 PROMPT = "the 5 of " * 3
 
 
