@@ -21,7 +21,7 @@ class Anatomy:
         self.layer = 0
         """The layer of the file that is shown."""
         self.letters: bool | None = None
-        """Whether letters stand below the text; by default where there are no colours."""
+        """Whether letters are shown below the text; by default where there are no colours."""
         self.found = ""
         """The text that was last looked for."""
         self.names: dict[int, str] = {}

@@ -78,7 +78,7 @@ def attach(
 
 
 def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
-    """Go on where no rank has a problem and all have the same routers; else all raise."""
+    """Continue where no rank has a problem and all have the same routers; else all raise."""
     try:
         ranks.raise_alike(problem)
         ranks.raise_unless_same(

@@ -83,7 +83,7 @@ class RunJudge:
 
         Raises:
             BadState: ``state`` is damaged, of another version or of another model.
-            ValueError: the header is no run record.
+            ValueError: the header is not a run record.
         """
         self._reader = RunReader("run")
         run = next(iter(self._reader.feed(header)), None)
@@ -218,7 +218,7 @@ def judged_by_its_settings(header: bytes) -> list[Alert]:
     """What is wrong with the settings that a header tells, before any step; see ``LINT``.
 
     Raises:
-        ValueError: the header is no run record.
+        ValueError: the header is not a run record.
     """
     judge = RunJudge(header)
     empty = msgspec.json.encode({"kind": "step", "step": judge.since, "router": {}}) + b"\n"

@@ -171,7 +171,7 @@ def _context(model: Any) -> int | None:
 
 
 def _forward(model: Any) -> Any:
-    """An encoder and its decoder both read the text; the decoder's logits are no next tokens."""
+    """An encoder and its decoder both read the text; the decoder's logits are not next tokens."""
     names = inspect.signature(type(model).forward).parameters
     more = {"use_cache": False} if "use_cache" in names else {}
     two = bool(getattr(model.config, "is_encoder_decoder", False))

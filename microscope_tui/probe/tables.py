@@ -3,7 +3,7 @@
 Pure functions of one layer at a time; memory is bounded by the tokens of one layer and by
 ``MOST_CELLS``. Shuffling uses a fixed seed, so that a probe is reproducible.
 
-Shapes: T tokens, K choices of a token (a value that is no expert is an empty slot), E experts,
+Shapes: T tokens, K choices of a token (a value that is not an expert is an empty slot), E experts,
 S slices, V different tokens, P shuffled pieces of text.
 """
 

@@ -1,7 +1,7 @@
 """The screens of a probe as data: the tokens from the cursor on, and the slices of a layer.
 
 ``schema_version`` is 1: keys may be added. What was not measured is null. Text is made safe to
-print; the bytes of a token that is no text on its own are ``�`` there.
+print; the bytes of a token that is not text on its own are ``�`` there.
 """
 
 import math

@@ -71,7 +71,7 @@ class Routing:
     def _read_header(self) -> None:
         magic, version, zero, offset, length, size = PREAMBLE.unpack_from(self._map)
         if magic != MAGIC:
-            raise BadRouting("is no routing file (the first bytes are not MOEROUTE)")
+            raise BadRouting("is not a routing file (the first bytes are not MOEROUTE)")
         if version != VERSION:
             raise BadRouting(
                 f"version {version}, this microscope reads {VERSION}: update moe-microscope"

@@ -193,7 +193,7 @@ async def test_a_run_without_a_probe_says_how_to_make_one(
     ("damage", "said"),
     [
         (lambda data: data[:5000], "cut off or damaged"),
-        (lambda data: b"x" * 200, "is no routing file"),
+        (lambda data: b"x" * 200, "is not a routing file"),
         (lambda data: b"", "shorter than the preamble"),
     ],
 )

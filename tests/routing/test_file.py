@@ -150,7 +150,7 @@ def test_a_header_that_cannot_be_true_is_refused(
     ("data", "why"),
     [
         (b"", "shorter than the preamble"),
-        (b"x" * 100, "is no routing file"),
+        (b"x" * 100, "is not a routing file"),
         (PREAMBLE.pack(b"MOEROUTE", 2, 0, 64, 0, 64) + b"\0" * 24, "version 2"),
         (PREAMBLE.pack(b"MOEROUTE", 1, 0, 1 << 60, 9, 64) + b"\0" * 24, "does not lie"),
         (PREAMBLE.pack(b"MOEROUTE", 1, 0, 64, 0, 99) + b"\0" * 24, "cut off or damaged"),

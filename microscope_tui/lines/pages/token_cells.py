@@ -100,7 +100,7 @@ def _of_token(token: int, chars: Sequence[str]) -> Iterator[Piece]:
             continue
         marks = 0
         if cell == REPLACEMENT and text.endswith(REPLACEMENT):
-            continue  # a run of bytes that are no text
+            continue  # a run of bytes that are not text
         text, width = text + cell, width + size
         if char == "\n":
             yield Piece(token, text, width, ends_line=True)

@@ -1,7 +1,7 @@
 """The text of a probe as lines of a width, laid out in chunks, so that any token is found at once.
 
 A chunk begins behind the first newline after every 512th token, or there if none follows: the
-same tokens always stand on the same lines, wherever the reader came from.
+same tokens are always on the same lines, wherever the reader came from.
 """
 
 import unicodedata
