@@ -38,7 +38,9 @@ MATRIX_QUANTITIES = ("tokens_per_expert", "expert_bias", "share")
 MAX_KEY_CHARACTERS = 512
 """Longer keys match nothing."""
 MAX_KEYS = 1 << 20
-"""Distinct keys that are remembered; further ones match nothing."""
+"""Distinct keys that are remembered; further ones are matched each time."""
+MAX_REMEMBERED_CHARACTERS = 32 << 20
+"""The same in characters: a hostile file with long keys must not fill the memory."""
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65_536
 
@@ -160,12 +162,14 @@ class Keys(dict[str, Target | None]):
         """``own``: rules of the user, which win over ``known``."""
         super().__init__()
         self._rules = (*own, *known)
+        self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
-        if len(self) < MAX_KEYS:
+        self._characters += len(key)
+        if len(self) < MAX_KEYS and self._characters < MAX_REMEMBERED_CHARACTERS:
             self[key] = target
         return target
 

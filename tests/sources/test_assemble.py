@@ -220,3 +220,11 @@ def test_the_records_are_read_back_without_a_defect() -> None:
 def test_a_huge_configuration_is_not_searched_to_its_end() -> None:
     config = {str(n): {str(m): 1 for m in range(100)} for n in range(10_000)}
     assert config_number(config, ("top_k",)) is None
+
+
+def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microscope_tui.sources.keys.MAX_REMEMBERED_CHARACTERS", 1000)
+    keys = Keys()
+    for number in range(100):
+        assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, 0.0)
+    assert sum(map(len, keys)) < 1000
