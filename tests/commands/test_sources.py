@@ -94,3 +94,14 @@ def test_a_file_of_no_known_kind_exits_with_3(microscope: Run, tmp_path: Path) -
     done = microscope("check", tmp_path / "notes.txt")
     assert done.returncode == 3
     assert "--source" in done.stderr
+
+
+def test_coverage_reads_the_counts_of_an_importance_matrix(microscope: Run, tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    shutil.copy(GOLDEN / "imatrix.gguf", path)
+    os.utime(path, (1e9, 1e9))
+    done = microscope("coverage", path, "--json")
+    assert done.returncode == 1  # a calibration of 192 tokens covers nothing
+    for layer in json.loads(done.stdout)["layers"]:
+        assert sum(expert["tokens"] for expert in layer["experts"]) == 192 * layer["top_k"]
+        assert all(expert["tokens"] < 1000 for expert in layer["experts"])
