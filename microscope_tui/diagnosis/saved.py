@@ -34,7 +34,8 @@ class _Saved(msgspec.Struct):
     past: Trail | None = None
     """Missing in states of older versions."""
     judged_since: int | None = None
-    seen: set[str] = set()
+    seen: list[str] = []
+    """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
     too_few: str = ""
 
 
@@ -55,7 +56,7 @@ def save(diagnosis: Diagnosis) -> bytes:
             past=diagnosis.ledger.past,
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
             judged_since=diagnosis.judged_since,
-            seen=diagnosis.seen,
+            seen=sorted(diagnosis.seen),
             too_few=diagnosis.too_few,
         )
     )
@@ -86,7 +87,7 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
         raise BadState(f"no state of a judgement: {error}") from None
     diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
     diagnosis.judged_since = saved.judged_since
-    diagnosis.seen, diagnosis.too_few = saved.seen, saved.too_few
+    diagnosis.seen, diagnosis.too_few = set(saved.seen), saved.too_few
     diagnosis.checkpoints = saved.checkpoints
     diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
     diagnosis.ledger.past = saved.past or diagnosis.ledger.past
