@@ -30,7 +30,8 @@ def safe_text(text: object, max_cells: int = 80) -> str:
         if char in "\t\n\r\v\f":
             char = " "
         category = unicodedata.category(char)
-        if category in ("Mn", "Me") or _is_variation_selector(char):
+        is_mark = category == "Me" or unicodedata.combining(char) > 0
+        if is_mark or _is_variation_selector(char):  # other marks may take a cell of their own
             marks += 1
             if out and marks <= _MAX_COMBINING_MARKS and not _is_variation_selector(char):
                 out.append(char)

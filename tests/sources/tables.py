@@ -1,5 +1,6 @@
 """What the tests of the readers of named numbers share: read all, and compare with a run log."""
 
+import time
 from typing import Any
 
 from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
@@ -35,6 +36,7 @@ def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
         rows += found.rows
         if reader.exhausted and not found.rows:
             return rows
+        time.sleep(0.001 if reader.wait_s() else 0)
     raise AssertionError("the reader never comes to an end")
 
 
@@ -59,6 +61,7 @@ def records(reader: RecordReader) -> list[Record]:
         found += batch.records
         if reader.exhausted and not batch.records:
             return found
+        time.sleep(0.001 if reader.wait_s() else 0)
     raise AssertionError("the reader never comes to an end")
 
 
