@@ -21,7 +21,8 @@ from microscope_tui.watch.history import Window
 from microscope_tui.watch.ribbon import column_of
 from tests.app.sitting import Until, judged
 
-WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(
+# A window of one step may draw nothing where its number is large: see docs/decisions.md, "Missing".
+WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(1, 10**5)).map(
     lambda pair: Window(pair[0], pair[0] + pair[1])
 )
 CURSORS = {Glyphs.BRAILLE: "│", Glyphs.BLOCK: "│", Glyphs.ASCII: "|"}
