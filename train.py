@@ -83,7 +83,8 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
             agree(world, option_facts(options))
             with world.together():
                 options = resolve(options, world)
-            return run_training(prepare(options, world), stop)
+            with only_training(options.checkpoint_dir / options.run, world):
+                return run_training(prepare(options, world), stop)
     except UsageError as error:
         if is_first():
             raise
@@ -172,7 +173,7 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
 
 
 def run_training(run: Run, stop: StopRequest) -> int:
-    """Lock the run, open its log and train; returns the exit code."""
+    """Open the log of the run and train; returns the exit code."""
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
         run.world.say(
@@ -180,28 +181,27 @@ def run_training(run: Run, stop: StopRequest) -> int:
         )
         return FINISHED
     folder = options.checkpoint_dir / options.run
-    with only_training(folder, run.world):
-        checkpoints = Checkpoints(folder, run.resumed_from)
-        log = open_log(run)
-        names = layer_names(run.model)
-        console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
-        reason = "failed"
-        try:
-            with console:
-                for line in introduction(run):
-                    console.say(line)
-                run.world.barrier()  # rank 0 has read the log of earlier attempts
-                if run.resumed_from is not None and not run.is_newest:
-                    # A fork, or an earlier step: later resumes start from here.
-                    save(LATEST, run, checkpoints, log, or_fail=True)
-                ended = loop(run, stop, log, console, checkpoints)
-                if progress.saved_step != progress.step:
-                    save(LATEST, run, checkpoints, log, or_fail=True)
-                reason = ended
-        finally:
-            log.end(progress.step, reason)
-        conclude(run, console, reason, log)
-        run.world.barrier()  # torchrun ends all ranks as soon as one has ended
+    checkpoints = Checkpoints(folder, run.resumed_from)
+    log = open_log(run)
+    names = layer_names(run.model)
+    console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
+    reason = "failed"
+    try:
+        with console:
+            for line in introduction(run):
+                console.say(line)
+            run.world.barrier()  # rank 0 has read the log of earlier attempts
+            if run.resumed_from is not None and not run.is_newest:
+                # A fork, or an earlier step: later resumes start from here.
+                save(LATEST, run, checkpoints, log, or_fail=True)
+            ended = loop(run, stop, log, console, checkpoints)
+            if progress.saved_step != progress.step:
+                save(LATEST, run, checkpoints, log, or_fail=True)
+            reason = ended
+    finally:
+        log.end(progress.step, reason)
+    conclude(run, console, reason, log)
+    run.world.barrier()  # torchrun ends all ranks as soon as one has ended
     return ENDINGS[reason][0]
 
 

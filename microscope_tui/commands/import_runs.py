@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def _write(run: RunFile, folder: Path) -> bool:
                 lines += data.count(b"\n")
             elif source.exhausted:
                 break
+            else:
+                time.sleep(source.wait_s())
             _show_progress(source.offset, source.size)
     except OSError as error:
         fail(f"{run.path}: {error.strerror or error}", NO_VERDICT)

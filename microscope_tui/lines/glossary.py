@@ -20,7 +20,10 @@ _LAYERS: Words = (
     ("dropless", "no capacity is configured: nothing can be dropped"),
     ("max load", "load of the busiest expert of the layer"),
     ("top-2", "each token goes to 2 experts (top-k: to k)"),
-    ("k unknown, E unknown", "neither the log nor --top-k, --num-experts say it: there is no c"),
+    (
+        "k unknown, E unknown",
+        "neither the log nor --top-k or --num-experts gives it: no c is computed",
+    ),
 )
 _CELLS: Words = (
     ("bias", "added to an expert's score when experts are chosen, to balance their load"),

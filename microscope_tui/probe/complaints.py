@@ -19,7 +19,7 @@ def complain(
         said: What was warned about before.
     """
     if totals.extra["failed"]:
-        return  # that is said where it happened
+        return  # it is reported where it happened
     if not totals.extra["passes"]:
         _once(
             said,

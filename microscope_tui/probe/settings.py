@@ -1,4 +1,4 @@
-"""What is wrong with the settings of a model is said at ``attach``, before any step.
+"""What is wrong with the settings of a model is reported at ``attach``, before any step.
 
 The same findings are in the log with the first line, so that ``check`` tells them too; there they
 are not said again.

@@ -24,8 +24,9 @@ from microscope_tui.probe.same_weights import differing, marks
 _logger = logging.getLogger(__name__)
 _OTHER_WEIGHTS = (
     "resumed after step %d, and the MoE weights of %s are not those of the checkpoint: "
-    "transformers loads a checkpoint only in part where it saves experts under other names (its "
-    "issue 48805); load the model with from_pretrained from the checkpoint before you resume"
+    "transformers loads a checkpoint only in part where it saves experts under other names "
+    "(huggingface/transformers#48805); load the model with from_pretrained from the checkpoint "
+    "before you resume"
 )
 
 

@@ -45,7 +45,7 @@ def tokens_json(routing: Routing, layer: int, token: int) -> str:
 
 
 def slices_json(routing: Routing, layer: int) -> str:
-    """The slices of one layer; ``why`` says why there are no rows."""
+    """The slices of one layer; ``why`` explains why no rows are given."""
     document = _head(routing, layer)
     identity, shuffled = explained(routing.tables, layer)
     document |= {"identity": identity, "identity_shuffled": shuffled}

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from microscope_tui.report.export import Cell
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
+from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterSummary, RunRecord
+from microscope_tui.runlog.whole import entries_of
 from microscope_tui.watch.summaries import balance_now, complete_summary
 
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
@@ -41,7 +42,7 @@ def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
     kept = _surviving(file)
     run: RunRecord | None = None
     number = 0
-    for entry in _entries(file):
+    for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             run = entry
         elif isinstance(entry, StepEntry) and run is not None:
@@ -60,7 +61,7 @@ def _surviving(file: RunFile) -> bytearray:
             kept[numbers.pop()] = 0
             steps.pop()
 
-    for entry in _entries(file):
+    for entry in entries_of(file):
         if isinstance(entry, RunRecord) and entry.resumed_at_step is not None:
             drop(max(1, entry.resumed_at_step))
         elif isinstance(entry, StepEntry):
@@ -69,15 +70,6 @@ def _surviving(file: RunFile) -> bytearray:
             numbers.append(len(kept))
             kept.append(1)
     return kept
-
-
-def _entries(file: RunFile) -> Iterator[Entry]:
-    source, reader = file.open(), RunReader(file.name)
-    while True:
-        chunk = source.read()
-        if chunk.restarted or (source.exhausted and not chunk.data):
-            return  # a log that is replaced while it is read counts up to there
-        yield from reader.feed(chunk.data)
 
 
 def _of_routers(run: RunRecord, entry: StepEntry) -> Iterator[Row]:

@@ -47,7 +47,8 @@ class RowRecords(RecordReader):
 
     def wait_s(self) -> float:
         """See ``Progress``."""
-        return self._source.wait_s()
+        wait = self._source.wait_s()
+        return wait if self._step is None else min(wait, COMPLETE_AFTER_S / 10)
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""

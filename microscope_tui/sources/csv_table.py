@@ -6,7 +6,6 @@ is cut off is a number too.
 """
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from microscope_tui.sources.named_numbers import (
 )
 from microscope_tui.sources.reader import Row, Unreadable
 
-NAMES = re.compile(r"(?:metrics|progress|log|history|training)\.[ct]sv")
-"""File names of known writers."""
 KEY_NAMES = ("key", "metric", "name", "tag")
 VALUE_NAMES = ("value",)
 

@@ -25,8 +25,6 @@ from microscope_tui.sources.named_numbers import (
 )
 from microscope_tui.sources.reader import Row
 
-NAMES = re.compile(r"(?:metrics|training|train|log|logs|history|wandb-history)\.jsonl")
-"""File names of known writers."""
 _KINDS = ("run", "step", "event")
 _KEY = re.compile(rb'"([^"\\]{1,512})"\s*:')
 

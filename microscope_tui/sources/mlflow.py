@@ -4,7 +4,6 @@ Both hold one value per metric, step and time. A file store has a file per metri
 ``timestamp value step``, a database the table ``metrics``. E and k come from the run's parameters.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,10 +27,8 @@ from microscope_tui.sources.reader import Row, RowReader
 from microscope_tui.sources.sqlite import Database, is_database
 from microscope_tui.sources.sqlite_limits import Tables
 
-__all__ = ["NAMES", "MlflowDatabaseReader", "MlflowFolderReader", "recognises", "runs"]
+__all__ = ["MlflowDatabaseReader", "MlflowFolderReader", "recognises", "runs"]
 
-NAMES = re.compile(r"(?:mlflow|mlruns)\.(?:db|sqlite)")
-"""File names of databases; a run in a file store is a folder with ``meta.yaml`` and ``metrics``."""
 _NEEDED = {"key", "value", "timestamp", "run_uuid", "step", "is_nan"}
 _MOST_KEYS = 100_000
 _LARGEST = 1.7976931348623157e308

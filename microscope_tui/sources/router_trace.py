@@ -105,7 +105,7 @@ class RankTrace:
 
         Raises:
             OSError: it cannot be read now.
-            Unreadable: while the calls are taken, at a line that is no line of such a trace.
+            Unreadable: while the calls are taken, at a line that is not of such a trace.
         """
         chunk = self.source.read(max_bytes)
         return chunk.restarted, self._calls(chunk.data)

@@ -39,7 +39,12 @@ class Foreign:
 
     def open(self) -> Source:
         """See ``Origin``."""
-        return TranslatedLog(self.form.open(self.path, self.run, self.name, self.asked), Spool())
+        reader = self.form.open(self.path, self.run, self.name, self.asked)
+        try:
+            spool = Spool()
+        except OSError:  # no folder for temporary files: earlier steps cannot be shown again
+            spool = None
+        return TranslatedLog(reader, spool, self.path)
 
     def identity(self) -> Identity:
         """See ``Origin``."""
@@ -66,7 +71,7 @@ class Search:
             NoRuns: the path is a single file that nothing recognises, or cannot be read.
         """
         if address_of(self.root) is not None:
-            return [self._run(FORMATS["prometheus"], self.root, "")]
+            return [self._of_address(self.root)]
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
             found = self._of_file(path)
@@ -74,7 +79,7 @@ class Search:
             found = self._of_folder(path)
         if not run:
             return found
-        chosen = [one for one in found if one.path.name.endswith(f"#{run}")]
+        chosen = [one for one in found if one.path == self.root]
         if not chosen and found:
             there = ", ".join(sorted(one.name for one in found)[:8])
             raise NoRuns(f"{path}: has no run {safe_text(run, 60)!r}; there are {there}")
@@ -135,15 +140,23 @@ class Search:
 
     def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
         names = list(form.runs(path, self.asked))[:MOST_RUNS]
-        return [self._run(form, path, name if len(names) > 1 else "", name) for name in names]
+        return [self._run(form, path, name) for name in names]
 
-    def _run(self, form: Format, path: Path, shown: str, run: str = "") -> RunFile:
-        """``shown``: what follows the ``#`` of its path."""
-        place = path.with_name(f"{path.name}#{shown}") if shown else path
-        name = shown or (path.name if path.is_dir() else path.stem) or str(path)
-        size, modified = (0, time.time()) if address_of(path) else _size_and_time(path)
-        origin = Foreign(form, path, run, safe_text(name), self.asked)
-        return RunFile(safe_text(name), place, modified, size, origin=origin)
+    def _run(self, form: Format, path: Path, run: str) -> RunFile:
+        """``run``: what follows the ``#`` of its path, in a file of several runs."""
+        place = path.with_name(f"{path.name}#{run}") if run else path
+        name = safe_text(run or (path.name if path.is_dir() else path.stem))
+        size, modified = _size_and_time(path)
+        origin = Foreign(form, path, run, name, self.asked)
+        return RunFile(name, place, modified, size, origin=origin)
+
+    def _of_address(self, path: Path) -> RunFile:
+        """The run of an endpoint; its address is shown without credentials."""
+        from microscope_tui.sources.http_poll import shown
+
+        name = safe_text(shown(address_of(path) or "").partition("://")[2])
+        origin = Foreign(FORMATS["prometheus"], path, "", name, self.asked)
+        return RunFile(name, Path(name), time.time(), origin=origin)
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -28,8 +28,6 @@ from microscope_tui.sources.named_numbers import (
 from microscope_tui.sources.reader import Batch, Record, RecordReader, Unreadable
 from microscope_tui.sources.steps import counts_of_shares, step_record
 
-NAMES = re.compile(r"training_metrics\.json")
-"""The only name that its writer uses."""
 MOST_BYTES = MAX_ROW_BYTES
 """10 layers × 8 experts × 100 entries have 0.2 MB."""
 _LOAD = re.compile(r"layer_(\d{1,5})_load")

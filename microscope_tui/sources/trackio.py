@@ -4,7 +4,6 @@ The columns differ by version: older ones have ``project_name``, newer ones ``ru
 by all of those, and has its name unless several runs share it.
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,6 @@ from microscope_tui.sources.reader import Row
 from microscope_tui.sources.sqlite import Database, is_database
 from microscope_tui.sources.sqlite_limits import Tables
 
-NAMES = re.compile(r".+\.db")
-"""Trackio names the file after the project."""
 _FINDS_A_RUN = ("run_name", "run_id", "project_name")
 _SAMPLE = 16
 """Rows of a run in which a reading of a router must appear."""

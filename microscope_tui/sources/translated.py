@@ -5,6 +5,7 @@ diagnosis and the screens read it like any log, and earlier steps can be read ag
 """
 
 import time
+from pathlib import Path
 
 from microscope_tui.runlog.follow import Chunk, Source
 from microscope_tui.runlog.spool import Spool
@@ -15,14 +16,15 @@ from microscope_tui.sources.reader import RecordReader
 class TranslatedLog(Source):
     """The lines of a reader; ``offset`` and ``size`` in bytes of its source."""
 
-    def __init__(self, reader: RecordReader, spool: Spool) -> None:
-        super().__init__(spool.path, seekable=True)
-        self.spool = self._lines = spool
+    def __init__(self, reader: RecordReader, spool: Spool | None, path: Path) -> None:
+        """``path``: of the source, shown where there is no ``spool``."""
+        super().__init__(spool.path if spool is not None else path, seekable=spool is not None)
+        self.spool = spool
         self._reader = reader
 
     def kept(self) -> tuple[int, int]:
         """The bytes of the lines that the spool holds."""
-        return self._lines.start, self._lines.end
+        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
 
     def wait_s(self) -> float:
         """See ``Source``."""
@@ -36,12 +38,13 @@ class TranslatedLog(Source):
         """The lines of the next records; see ``RecordReader.read``."""
         reader = self._reader
         batch = reader.read(max_bytes)
-        if batch.restarted:
-            self._lines.clear()
+        if batch.restarted and self.spool is not None:
+            self.spool.clear()
         if reader.modified != self.modified and self.modified is not None:
             self.changed_at = time.monotonic()
         lines = b"".join(map(encode_record, batch.records))
-        self._lines.keep(lines)
+        if self.spool is not None:
+            self.spool.keep(lines)
         self.offset, self.size, self.modified = reader.offset, reader.size, reader.modified
         self.deleted, self.exhausted = reader.deleted, reader.exhausted
         self.defects = reader.defects

@@ -34,7 +34,6 @@ from microscope_tui.sources.wandb_blocks import (
 )
 from microscope_tui.sources.wandb_history import HistoryRows, named_value
 
-NAMES = re.compile(r"run-.+\.wandb")
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
 MAX_SAMPLED_BYTES = 64 << 20

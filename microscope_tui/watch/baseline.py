@@ -5,7 +5,7 @@ the change, so the last steps of the other run are summed up as a ``RouterBaseli
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
@@ -14,8 +14,9 @@ from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import median
 from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
+from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import RouterInfo, RunRecord, UnknownFormat
+from microscope_tui.runlog.whole import entries_of
 
 MOST_STEPS = 200
 
@@ -91,7 +92,7 @@ def read_baseline(file: RunFile) -> Baseline:
 def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
     run: RunRecord | None = None
     steps: deque[StepEntry] = deque(maxlen=MOST_STEPS)
-    for entry in _entries(file):
+    for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             if run is not None and run.routers != entry.routers:
                 steps.clear()  # another model from here on
@@ -101,15 +102,6 @@ def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
                 steps.pop()  # the run went back: these steps no longer hold
             steps.append(entry)
     return run, list(steps)
-
-
-def _entries(file: RunFile) -> Iterator[Entry]:
-    source, reader = file.open(), RunReader(file.name)
-    while True:
-        chunk = source.read()
-        if chunk.restarted or (source.exhausted and not chunk.data):
-            return  # a log replaced while it was read counts up to there
-        yield from reader.feed(chunk.data)
 
 
 def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> RouterBaseline:

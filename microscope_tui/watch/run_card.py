@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from microscope_tui.runlog.discover import RunFile
 from microscope_tui.runlog.glance import Glance
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, RunState, age_of, state_of
+from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, verdict_on
 
 
@@ -58,9 +58,9 @@ class Seen:
         """Whether it can be read and has ended."""
         if self.ends.error or self.ends.identity is None:
             return False
-        if self.file.is_read_whole:
-            return True
         age = age_of(self.file.modified, changed_at=self.changed_at)
+        if self.file.is_read_whole:  # while it grows it would be read again and again
+            return self.file.origin is None or (age is not None and age >= STALE_S)
         over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
         return over and self.ends.last is not None
 

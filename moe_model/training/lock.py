@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from moe_model.command import UsageError, say
@@ -18,6 +18,8 @@ _NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 @contextmanager
 def only_training(folder: Path, world: World) -> Iterator[None]:
     """While entered, no other process can train in ``folder``, which is created. A collective.
+
+    A folder in which nothing was saved is removed again.
 
     The operating system holds the lock and releases it when the process ends, even after a crash.
     If a file system has no locks, a line on the console says so.
@@ -38,16 +40,27 @@ def only_training(folder: Path, world: World) -> Iterator[None]:
 
 def _take(folder: Path, stack: ExitStack) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / LOCK).open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NOT_HERE:
-            raise
-        say(
-            f"train.py: {folder} is on a disk without file locks: make sure that no other process "
-            "trains this run."
-        )
+    with ExitStack() as mine:
+        file = mine.enter_context((folder / LOCK).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            say(
+                f"train.py: {folder} is on a disk without file locks: make sure that no other "
+                "process trains this run."
+            )
+        mine.callback(_tidy, folder)  # before the lock is released
+        stack.enter_context(mine.pop_all())
     return True
+
+
+def _tidy(folder: Path) -> None:
+    """Remove ``folder`` if it holds nothing but the lock."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()

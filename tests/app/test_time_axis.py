@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microscope_tui.app.microscope import Microscope
@@ -21,18 +21,18 @@ from microscope_tui.watch.history import Window
 from microscope_tui.watch.ribbon import column_of
 from tests.app.sitting import Until, judged
 
-# A window of one step may draw nothing where its number is large: see docs/decisions.md, "Missing".
-WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(1, 10**5)).map(
+WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(
     lambda pair: Window(pair[0], pair[0] + pair[1])
 )
 CURSORS = {Glyphs.BRAILLE: "│", Glyphs.BLOCK: "│", Glyphs.ASCII: "|"}
 
 
+@example(Window(262_144, 262_144), 89, None, Glyphs.BRAILLE)
 @given(WINDOWS, st.integers(8, 200), st.data(), st.sampled_from(Glyphs))
 def test_a_chart_draws_a_step_in_the_column_that_the_ribbon_has_for_it(
     window: Window, columns: int, data: Any, glyphs: Glyphs
 ) -> None:
-    step = data.draw(st.integers(window.first, window.last))
+    step = data.draw(st.integers(window.first, window.last)) if data else window.first
     value = Column(0.5, 0.5, 0.5)
     chart = Chart("c", [Curve([step], [value])], 0.5, top=1.0)
     for cursor in (None, step):
@@ -53,7 +53,7 @@ def test_the_dots_of_a_chart_are_in_the_columns_of_the_ribbon(
 ) -> None:
     step = data.draw(st.integers(window.first, window.last))
     first, last = TimeScale(window, None).middles(2 * columns)
-    share = (step - first) / (last - first)
+    share = (step - window.first - first) / (last - first)
     dot = int(round(0.5 + (2 * columns - 1) * share, 8) // 1)  # as plotext does it
     assert min(dot // 2, columns - 1) == column_of(step, window, columns)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import Row
-from microscope_tui.sources.wandb import NAMES, WandbReader, recognises
+from microscope_tui.sources.wandb import WandbReader, recognises
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
 
@@ -61,7 +62,7 @@ def test_what_wandb_logs_is_what_is_read(tmp_path: Path) -> None:
     run.config.update({"num_experts_per_tok": 2})
     run.finish()
     path = file_of(tmp_path)
-    assert NAMES.fullmatch(path.name)
+    assert FORMATS["wandb"].place_of(path) == path
     assert recognises(path)
     reader = WandbReader(path, Keys())
     rows, ended = read_to_the_end(reader)

@@ -1,6 +1,7 @@
 """What every format must survive: any bytes. A case that fails raises.
 
-``FORMATS`` names a function per format; its golden files are ``golden/NAME*``. Where a checksum
+``FORMATS`` names a function per format. What is damaged is a golden file or a file of
+``fuzz_seeds``. Where a checksum
 would reject most of the damage, a function also reads the bytes with their checksums corrected.
 """
 
@@ -10,17 +11,19 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from microscope_tui.runlog.reader import RunReader
 from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources import tensorboard, wandb
+from microscope_tui.sources import catalogue, tensorboard, wandb
 from microscope_tui.sources.assemble import RowRecords
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.keys import Keys, Target
-from microscope_tui.sources.reader import RowReader, Unreadable
+from microscope_tui.sources.reader import RecordReader, RowReader, Unreadable
 from microscope_tui.sources.tfrecord import HEADER_BYTES, masked_crc32c
 from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
+from tests.sources import fuzz_seeds
 from tests.sources.mutate import mutated
 from tests.sources.truth import GOLDEN
 
@@ -29,6 +32,8 @@ MOST_READS = 1000
 
 def case(name: str, seed: int) -> bytes:
     """The bytes of one case."""
+    if name in fuzz_seeds.NAMES:
+        return mutated(fuzz_seeds.seed_of(name), seed)
     golden = sorted(GOLDEN.glob(f"{name}*"))
     return mutated(golden[seed % len(golden)].read_bytes(), seed)
 
@@ -55,7 +60,23 @@ def read_tensorboard(data: bytes) -> None:
             _sample(tensorboard.TensorBoardReader(path, Keys()))
 
 
+def read_as(name: str, data: bytes) -> None:
+    """A file as its writer would call it, opened as the catalogue does."""
+    form = catalogue.FORMATS[name]
+    asked = Asked(top_k=2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _written(os.path.join(folder, fuzz_seeds.file_name(name)), data)
+        try:
+            form.recognises(path, asked)
+            readers = [form.open(path, run, "fuzz", asked) for run in form.runs(path, asked)]
+            for reader in readers:
+                _to_the_end(reader)
+        except Unreadable as why:
+            _check_message(why)
+
+
 FORMATS: dict[str, Callable[[bytes], None]] = {
+    **{name: partial(read_as, name) for name in fuzz_seeds.NAMES},
     "tensorboard": read_tensorboard,
     "wandb": read_wandb,
 }
@@ -63,14 +84,16 @@ FORMATS: dict[str, Callable[[bytes], None]] = {
 
 def journey(reader: RowReader, max_bytes: int = 1 << 20) -> None:
     """Read all there is, and make records of the run log of it."""
+    try:
+        _to_the_end(RowRecords(_Checked(reader), "fuzz", "fuzz", Asked()), max_bytes)
+    except Unreadable as why:
+        _check_message(why)
+
+
+def _to_the_end(records: RecordReader, max_bytes: int = 1 << 20) -> None:
     log = RunReader("fuzz")
-    records = RowRecords(_Checked(reader), "fuzz", "fuzz", Asked())
     for _ in range(MOST_READS):
-        try:
-            batch = records.read(max_bytes)
-        except Unreadable as why:
-            _check_message(why)
-            return
+        batch = records.read(max_bytes)
         for record in batch.records:
             list(log.feed(encode_record(record)))
         if records.exhausted:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources.csv_table import NAMES, CsvReader, recognises
+from microscope_tui.sources.catalogue import FORMATS
+from microscope_tui.sources.csv_table import CsvReader, recognises
 from microscope_tui.sources.keys import Keys, rules_of
 from microscope_tui.sources.reader import Unreadable
 from tests.sources.tables import (
@@ -50,7 +51,7 @@ def test_wide_and_long_tables_give_the_counts_that_were_written(
 ) -> None:
     path = table(tmp_path / "metrics.csv", text)
     assert recognises(path)
-    assert NAMES.fullmatch(path.name)
+    assert FORMATS["csv"].place_of(path) == path
     run, steps = run_of(CsvReader(path, Keys()), monkeypatch, top_k=2)
     same_as_the_run_log(steps)
     assert run.counts == "exact"

@@ -11,6 +11,8 @@ import pytest
 
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.search import Search
+from microscope_tui.watch.moment import pin_at
+from microscope_tui.watch.run_card import Seen
 from microscope_tui.watch.run_watch import RunWatch
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -107,8 +109,6 @@ def test_what_the_real_writers_wrote_is_opened(tmp_path: Path, name: str) -> Non
 
 
 def test_an_earlier_step_is_read_again_from_the_spool(tmp_path: Path) -> None:
-    from microscope_tui.watch.moment import pin_at
-
     jsonl(tmp_path)
     watch = opened(tmp_path)
     pin = pin_at(watch, 100)
@@ -134,3 +134,43 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
     assert not watch.sampled
     assert watch.can_seek
     assert watch.latest.record.step >= sampled
+
+
+def test_a_run_in_a_database_keeps_its_path_when_others_join_it(tmp_path: Path) -> None:
+    trackio(tmp_path)
+    base = tmp_path / "project.db"
+    (run,) = Search(base).runs()
+    assert run.path == tmp_path / "project.db#my run"
+    assert [one.path for one in Search(run.path).runs()] == [run.path]
+    with sqlite3.connect(base) as connection:
+        row = ("2026-01-01T00:00:00", "another", 1, json.dumps(flat(1)))
+        connection.execute(
+            "INSERT INTO metrics (timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?)", row
+        )
+    connection.close()
+    assert run.path in [one.path for one in Search(base).runs()]
+    assert [one.path for one in Search(run.path).runs()] == [run.path]
+
+
+def test_without_a_folder_for_temporary_files_a_source_is_judged_without_a_past(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("microscope_tui.sources.search.Spool", refuse)
+    jsonl(tmp_path)
+    watch = opened(tmp_path, top_k=1)
+    assert watch.diagnosis is not None
+    assert any(e.rule == "COLLAPSE" for e in watch.diagnosis.episodes)
+    assert not watch.can_seek
+
+
+def test_in_the_list_of_runs_a_source_is_judged_once_it_is_at_rest(tmp_path: Path) -> None:
+    jsonl(tmp_path)
+    (live,) = Search(tmp_path).runs()
+    assert not Seen(live, live.glance(), None).may_be_judged
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    (still,) = Search(tmp_path).runs()
+    assert Seen(still, still.glance(), None).may_be_judged

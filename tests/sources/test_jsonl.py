@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from microscope_tui.runlog.writer import encode_record
 from microscope_tui.sources.assemble import RowRecords
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.header import Asked, run_record
-from microscope_tui.sources.jsonl import NAMES, JsonlReader, recognises
+from microscope_tui.sources.jsonl import JsonlReader, recognises
 from microscope_tui.sources.keys import Keys, rules_of
 from microscope_tui.sources.reader import Unreadable
 from microscope_tui.sources.steps import step_record
@@ -82,7 +83,7 @@ def test_several_rows_of_prime_rl_are_one_step(
 ) -> None:
     path = written(tmp_path / "metrics.jsonl", PRIME_RL)
     assert recognises(path)
-    assert NAMES.fullmatch(path.name)
+    assert FORMATS["jsonl"].place_of(path) == path
     run, steps = run_of(JsonlReader(path, Keys()), monkeypatch)
     assert [router.name for router in run.routers] == ["all layers"]
     assert run.counts == "none"

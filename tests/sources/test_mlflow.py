@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys, rules_of
 from microscope_tui.sources.mlflow import (
-    NAMES,
     MlflowDatabaseReader,
     MlflowFolderReader,
     recognises,
@@ -67,7 +67,7 @@ def test_counts_of_a_database_of_mlflow_itself_come_out(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert recognises(database)
-    assert NAMES.fullmatch(database.name)
+    assert FORMATS["mlflow"].place_of(database) == database
     assert runs(database) == [TRIED]  # the other run has no routers
     run, steps = run_of(MlflowDatabaseReader(database, Keys(), TRIED), monkeypatch)
     same_as_the_run_log(steps)

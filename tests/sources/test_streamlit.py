@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.streamlit import NAMES, StreamlitReader, recognises
+from microscope_tui.sources.streamlit import StreamlitReader, recognises
 from tests.sources.tables import as_run, records
 
 
@@ -45,7 +46,7 @@ def reader(path: Path) -> StreamlitReader:
 
 def test_top_1_shares_come_out_with_one_choice_per_token(path: Path) -> None:
     assert recognises(path)
-    assert NAMES.fullmatch(path.name)
+    assert FORMATS["streamlit"].place_of(path) == path
     run, steps = as_run(records(reader(path)))
     assert (run.run, run.counts) == ("older", "top1")
     assert [(r.depth, r.num_experts, r.top_k) for r in run.routers] == [(0, 4, 1), (1, 4, 1)]

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys, rules_of
 from microscope_tui.sources.reader import Unreadable
 from microscope_tui.sources.sqlite import Busy
-from microscope_tui.sources.trackio import NAMES, TrackioReader, recognises, runs
+from microscope_tui.sources.trackio import TrackioReader, recognises, runs
 from tests.sources.sqlite_writer import Writer, golden
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
 
@@ -47,7 +48,7 @@ def test_counts_of_a_database_of_trackio_itself_come_out(
 ) -> None:
     path = golden(tmp_path / "moe.db", "trackio.sql")
     assert recognises(path)
-    assert NAMES.fullmatch(path.name)
+    assert FORMATS["trackio"].place_of(path) == path
     assert runs(path) == ["first"]  # the other run has no routers
     run, steps = run_of(TrackioReader(path, Keys(), "first"), monkeypatch)
     same_as_the_run_log(steps)

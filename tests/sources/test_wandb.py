@@ -10,9 +10,10 @@ import pytest
 
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.wandb import NAMES, WandbReader, recognises
+from microscope_tui.sources.wandb import WandbReader, recognises
 from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
@@ -223,8 +224,8 @@ def test_other_files_are_not_recognised(tmp_path: Path, data: bytes) -> None:
 
 
 def test_the_names_are_those_of_wandb() -> None:
-    assert NAMES.fullmatch("run-asvs0d1j.wandb")
-    assert not NAMES.fullmatch("run-asvs0d1j.wandb.synced")
+    assert FORMATS["wandb"].place_of(Path("run-asvs0d1j.wandb")) is not None
+    assert FORMATS["wandb"].place_of(Path("run-asvs0d1j.wandb.synced")) is None
 
 
 def test_a_replaced_truncated_or_deleted_file_is_noticed(tmp_path: Path) -> None:

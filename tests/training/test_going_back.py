@@ -79,6 +79,11 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     assert train("--run=r", "--resume=auto", f"--steps={step + 1}") == 0, "the lock died with it"
 
 
+def test_a_start_that_is_refused_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    assert train("--run=r", "--steps=2", f"--data={tmp_path / 'missing.txt'}") == 64
+    assert not (tmp_path / "ck" / "r").exists()
+
+
 def test_a_start_without_checkpoints_in_an_old_log_says_so(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

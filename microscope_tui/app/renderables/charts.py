@@ -26,7 +26,7 @@ _GLYPHS[Glyphs.BLOCK] = _GLYPHS[Glyphs.BRAILLE]
 
 Cell = tuple[str, str]
 Segment = tuple[tuple[float, ...], tuple[float, ...], int]
-"""Steps, values and the number of the series they belong to; without gaps."""
+"""Steps from the first of the window, values and the number of their series; without gaps."""
 
 
 def figure(
@@ -119,7 +119,7 @@ def _segments(
     for known, run in groupby(points, key=lambda point: point[1] == point[1]):
         if known:
             own = list(run)
-            xs = tuple(float(min(last, max(first, step))) for step, _ in own)
+            xs = tuple(float(min(last, max(first, step)) - first) for step, _ in own)
             out.append((xs, tuple(min(top, max(bottom, value)) for _, value in own), series))
     return out
 

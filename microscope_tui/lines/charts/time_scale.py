@@ -46,13 +46,15 @@ class TimeScale:
         return column_of(math.floor(step), self.window, width)
 
     def middles(self, dots: int) -> tuple[float, float]:
-        """The steps in the middle of the first and of the last of ``dots`` equal stretches.
+        """The middle of the first and of the last of ``dots`` equal stretches of the window.
 
-        A chart that puts these two on its outermost dots has the columns of ``column_of``.
+        In steps from its first one: plotext rounds dots to 1e-8, for which steps in the millions
+        are not exact enough. A chart that puts these two on its outermost dots has the columns of
+        ``column_of``.
         """
-        first, last = self.window
-        half = (last - first + 1) / dots / 2
-        return first + half, last + 1 - half
+        steps = self.window[1] - self.window[0] + 1
+        half = steps / dots / 2
+        return half, steps - half
 
     def tick_line(self, width: int) -> Line:
         """Labels below their columns, as many as fit."""
