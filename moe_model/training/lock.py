@@ -19,7 +19,7 @@ _NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def only_training(folder: Path, world: World) -> Iterator[None]:
     """While entered, no other process can train in ``folder``, which is created. A collective.
 
-    A folder in which nothing was saved is removed again.
+    A folder in which nothing was saved is removed again, with the parents made for it.
 
     The operating system holds the lock and releases it when the process ends, even after a crash.
     If a file system has no locks, a line on the console says so.
@@ -39,6 +39,7 @@ def only_training(folder: Path, world: World) -> Iterator[None]:
 
 
 def _take(folder: Path, stack: ExitStack) -> bool:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as mine:
         file = mine.enter_context((folder / LOCK).open("w"))
@@ -53,14 +54,15 @@ def _take(folder: Path, stack: ExitStack) -> bool:
                 f"train.py: {folder} is on a disk without file locks: make sure that no other "
                 "process trains this run."
             )
-        mine.callback(_tidy, folder)  # before the lock is released
+        mine.callback(_tidy, folder, made)  # before the lock is released
         stack.enter_context(mine.pop_all())
     return True
 
 
-def _tidy(folder: Path) -> None:
-    """Remove ``folder`` if it holds nothing but the lock."""
+def _tidy(folder: Path, made: list[Path]) -> None:
+    """If ``folder`` holds nothing but the lock, remove it and each empty folder of ``made``."""
     with suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
-            folder.rmdir()
+            for path in made:
+                path.rmdir()
