@@ -201,7 +201,7 @@ class Probe:
         """One line. The sums over ranks happen whatever else goes wrong."""
         watch, ranks = self._watch, self.ranks
         if self._layout is None:
-            self._layout = Layout.agreed(self.sites, watch.tallies, ranks)
+            self._layout = Layout.agreed(self.sites, watch.calls.tallies, ranks)
         layout = self._layout
         speaks = ranks.counts and not watch.problem
         vector = self._try(lambda: self._vector(layout, loss, speaks))
@@ -209,7 +209,7 @@ class Probe:
             extra = torch.zeros(len(EXTRA), dtype=torch.float64)
             extra[0] = 1.0
             nothing = torch.zeros(len(layout.rows), dtype=torch.float64)
-            vector = layout.vector({}, extra, nothing, ranks, False)
+            vector = layout.vector((), extra, nothing, ranks, False)
         vector = ranks.sum(vector)
         totals = self._try(lambda: self._totals(layout, vector))
         if totals is None:
@@ -229,8 +229,8 @@ class Probe:
 
     def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
         watch = self._watch
-        devices = (t.counts_E2.device for t in watch.tallies.values())
-        device = next(devices, torch.device("cpu"))
+        tallies = watch.calls.tallies
+        device = tallies[0].counts_LE2.device if tallies else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(watch.problem))
         extra[1] = float(watch.passes if speaks else 0)
@@ -244,7 +244,7 @@ class Probe:
         squares = grad_squares(self.sites, self.ranks) if known is None else known
         index = torch.tensor([row.place for row in layout.rows])
         squares_L = squares.to(device)[index.to(device)]
-        return layout.vector(watch.tallies, extra, squares_L, self.ranks, speaks)
+        return layout.vector(tallies, extra, squares_L, self.ranks, speaks)
 
     def _totals(self, layout: Layout, vector: Tensor) -> StepSums:
         """The numbers of the step: the one copy to the host."""

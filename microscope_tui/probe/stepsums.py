@@ -6,10 +6,11 @@ The layout is agreed on at the first logged step and never changes: a rank that 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,12 +63,13 @@ class Layout:
                 self.rows.append(Row(place, n, name))
 
     @classmethod
-    def agreed(cls, sites: Sequence[Site], tallies: dict[Any, Tally], ranks: Ranks) -> Layout:
+    def agreed(cls, sites: Sequence[Site], tallies: Sequence[Tally], ranks: Ranks) -> Layout:
         """The layout that all ranks share, from what each saw in its first step."""
         passes = torch.zeros(2 * len(sites), dtype=torch.int64)
-        for (place, number, _), tally in tallies.items():
-            passes[place] = max(int(passes[place]), number + 1)
-            passes[len(sites) + place] = tally.top_k
+        for tally in tallies:
+            for place, number in tally.keys:
+                passes[place] = max(int(passes[place]), number + 1)
+                passes[len(sites) + place] = tally.top_k
         for place, site in enumerate(sites):
             if site.top_k:
                 passes[len(sites) + place] = site.top_k
@@ -76,7 +78,7 @@ class Layout:
 
     def vector(
         self,
-        tallies: dict[Any, Tally],
+        tallies: Sequence[Tally],
         extra: Tensor,
         squares_L: Tensor,
         ranks: Ranks,
@@ -84,17 +86,23 @@ class Layout:
     ) -> Tensor:
         """This rank's share of the step, fp64; nothing in it waits for the device."""
         device = extra.device
-        parts, maxima = [extra], torch.zeros(ranks.size, len(self.rows), dtype=torch.float64)
-        maxima = maxima.to(device)
-        for index, row in enumerate(self.rows):
-            experts = self.sites[row.place].num_experts
-            flat = torch.zeros(Tally.size(experts), dtype=torch.float64, device=device)
-            for (place, number, _), tally in tallies.items() if speaks else ():
-                if (place, number) == (row.place, row.number):
-                    flat = flat + tally.flat().to(device, non_blocking=True)
-                    peak = tally.max_logit.to(device, non_blocking=True)
-                    maxima[ranks.rank, index] = torch.maximum(maxima[ranks.rank, index], peak)
-            parts.append(flat)
+        flat_of: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        peaks_of: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for tally in tallies if speaks else ():
+            flat_LN = tally.flat().to(device, non_blocking=True)
+            peaks_L = tally.max_logit_L.to(device, torch.float64, non_blocking=True)
+            for key, flat_N, peak in zip(tally.keys, flat_LN, peaks_L, strict=True):
+                flat_of[key].append(flat_N)
+                peaks_of[key].append(peak)
+        parts, peaks = [extra], []
+        for row in self.rows:
+            size = Tally.size(self.sites[row.place].num_experts)
+            nothing_N = torch.zeros(size, dtype=torch.float64, device=device)
+            key = row.place, row.number
+            parts.append(functools.reduce(torch.add, flat_of[key] or [nothing_N]))
+            peaks.append(functools.reduce(torch.maximum, peaks_of[key] or [nothing_N[0]]))
+        maxima = torch.zeros(ranks.size, len(self.rows), dtype=torch.float64, device=device)
+        maxima[ranks.rank] = torch.stack(peaks)
         return torch.cat([*parts, squares_L.to(device), maxima.reshape(-1)])
 
     def read(self, vector: Sequence[float], biases: list[list[float]], ranks: int) -> StepSums:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from microscope_tui.probe.tally import Scored
+
 
 class Traced(NamedTuple):
     """The choices of one router for T real tokens, on the device of the router."""
@@ -38,7 +40,7 @@ class Tracer:
         num_experts: int,
         slots_TK: Tensor,
         weights_TK: Tensor | None,
-        scored: tuple[Tensor, Tensor | None] | None,
+        scored: Scored | None,
     ) -> None:
         """Keep one call.
 
@@ -46,7 +48,7 @@ class Tracer:
             key: Place of the site, and number of the pass through it.
             slots_TK: Of ``Tally.add``: expert, ``num_experts`` for no expert, more for padding.
             weights_TK: None where they are not known; the order of the choice is kept then.
-            scored: Of ``Tally.add_scores``: entropy and margin.
+            scored: Of ``Tally.add_scores``, for the one call.
         """
         real_T = slots_TK[:, 0] <= num_experts
         slots_TK = slots_TK[real_T]
@@ -60,13 +62,13 @@ class Tracer:
         # Stable, so that ties stay in the order of the choice; empty slots come last.
         size_TK = size_TK.masked_fill(ids_TK < 0, -torch.inf)
         order_TK = size_TK.argsort(dim=-1, descending=True, stable=True)
-        entropy_T, margin_T = (None, None) if scored is None else scored
+        entropy_1T, margin_1T = (None, None) if scored is None else scored
         self._calls.setdefault(key, []).append(
             Traced(
                 ids_TK.gather(1, order_TK),
                 weights_TK.gather(1, order_TK),
-                unknown_TK[:, 0] if margin_T is None else margin_T[real_T],
-                unknown_TK[:, 0] if entropy_T is None else entropy_T[real_T],
+                unknown_TK[:, 0] if margin_1T is None else margin_1T[0, real_T],
+                unknown_TK[:, 0] if entropy_1T is None else entropy_1T[0, real_T],
             )
         )
 

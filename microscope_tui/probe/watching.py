@@ -22,10 +22,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.batch import Batch, argument_names
-from microscope_tui.probe.families import bias_of
+from microscope_tui.probe.calls import Calls, Counted
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Choice, Site
-from microscope_tui.probe.tally import Tally
 from microscope_tui.probe.tracer import Tracer
 
 _logger = logging.getLogger(__name__)
@@ -70,8 +69,7 @@ class Watch:
         """Keeps what every single token chose."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
-        self.tallies: dict[tuple[int, int, torch.device], Tally] = {}
-        """By the place of the site, the number of the pass through it, and where it ran."""
+        self.calls = Calls(sites)
         self._model, self._training = model, mode == "train"
         self._saliency = saliency
         self._names = argument_names(model)
@@ -81,14 +79,14 @@ class Watch:
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
         self._logits: dict[int, Tensor] = {}
-        self._slots: dict[int, tuple[Tensor, tuple[Any, ...], Tally]] = {}
+        self._counted: dict[int, tuple[Counted, tuple[Any, ...]]] = {}
         self._handles: list[Any] = []
         self._install()
 
     def reset(self, on: bool) -> None:
         """Forget the step; count the next one if it is ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
-        self.tallies = {}
+        self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
 
@@ -135,13 +133,16 @@ class Watch:
             if self._batch is None:
                 self.outside += self.on and torch.is_grad_enabled() and not _in_backward()
                 return
-            try:
-                with torch.no_grad():
-                    call(place, *args)
-            except Exception as error:  # whatever it is, the training matters more
-                self.fail(error)
+            self._try(call, place, *args)
 
         return hook
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> None:
+        try:
+            with torch.no_grad():
+                call(*args)
+        except Exception as error:  # whatever it is, the training matters more
+            self.fail(error)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._inside += 1
@@ -163,6 +164,7 @@ class Watch:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
+            self._try(self.calls.count)
             self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
@@ -198,28 +200,20 @@ class Watch:
         self._see(place, self.sites[place].read(module, args, output), args)
 
     def _see(self, place: int, choice: Choice, args: tuple[Any, ...]) -> None:
-        site, ids = self.sites[place], choice.ids_TK
-        rows = ids.numel() // ids.shape[-1]
+        rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
         number, real_T = self._real(place, rows, choice)
-        tally = self._tally((place, number, ids.device))
-        slots_TK = tally.add(choice, real_T)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        kind = site.scores.kind if site.scores is not None else None
-        scored = None
-        if logits is not None and kind is not None and len(logits) == rows:
-            scored = tally.add_scores(logits, kind, slots_TK, bias_of(site), site.plain_choice)
+        self.calls.add((place, number), choice, real_T, logits)
+        if self.tracer is None and not self._saliency:
+            return  # counted when the pass ends
+        (counted,) = self.calls.count()
+        slots_TK, weights_TK = counted.slots_LTK[0], choice.weights_TK
         if self.tracer is not None:
-            self.tracer.add((place, number), site.num_experts, slots_TK, choice.weights_TK, scored)
-        if self._saliency and choice.weights_TK is not None:
-            tally.add_weights(choice.weights_TK, slots_TK)
-            self._slots[place] = slots_TK, args, tally
-
-    def _tally(self, key: tuple[int, int, torch.device]) -> Tally:
-        tally = self.tallies.get(key)
-        if tally is None:
-            with torch.inference_mode(False):  # evaluated in it, read outside of it
-                tally = self.tallies[key] = Tally(self.sites[key[0]].num_experts, key[2])
-        return tally
+            experts = self.sites[place].num_experts
+            self.tracer.add((place, number), experts, slots_TK, weights_TK, counted.scored)
+        if self._saliency and weights_TK is not None:
+            counted.tally.add_weights(weights_TK, counted.slots_LTK)
+            self._counted[place] = counted, args
 
     def _real(self, place: int, rows: int, choice: Choice) -> tuple[int, Tensor | None]:
         """Which pass through the site this is, and which of its rows are real tokens."""
@@ -247,7 +241,7 @@ class Watch:
         """The norm of what every chosen expert returns, before it is weighted."""
         if self.sites[place].experts is None:
             return
-        slots_TK, args, tally = self._slots.pop(place)
+        counted, args = self._counted.pop(place)
         hidden_TD, ids_TK, weights_TK = args[:3]
         ones_T1 = torch.ones_like(weights_TK[:, :1])
         try:
@@ -259,7 +253,7 @@ class Watch:
             self.sites[place].experts = None
             _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
             return
-        tally.add_norms(torch.stack(norms, dim=-1), slots_TK)
+        counted.tally.add_norms(torch.stack(norms, dim=-1), counted.slots_LTK)
 
 
 def _pad_id(model: nn.Module) -> int | None:

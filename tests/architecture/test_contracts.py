@@ -20,10 +20,10 @@ NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declare
 NEEDS_TORCH = frozenset(
     f"microscope_tui.probe.{name}"
     for name in (
-        "attaching", "batch", "checkpoints", "complaints", "earlier", "families", "finding",
-        "frameworks", "gradients", "header", "hub", "losses", "machine", "probe", "probing",
-        "published", "ranks", "recording", "same_weights", "sample_trace", "settings", "sites",
-        "stepline",
+        "attaching", "batch", "calls", "checkpoints", "complaints", "earlier", "families",
+        "finding", "frameworks", "gradients", "header", "hub", "losses", "machine", "probe",
+        "probing", "published", "ranks", "recording", "same_weights", "sample_trace", "settings",
+        "sites", "stepline",
         "stepsums", "subject", "tables", "tally", "tracer", "trainer_callback", "watching",
         "windows",
     )

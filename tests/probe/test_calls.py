@@ -1,0 +1,116 @@
+"""Calls of routers that are counted together, against the same calls counted one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from microscope_tui.probe import attach
+from microscope_tui.probe import calls as calls_module
+from microscope_tui.probe.calls import Calls
+from microscope_tui.probe.sites import Choice, Scores, Site
+from tests.probe.layers import ROUTERS, Block, Model, records, tokens
+
+KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
+Made = tuple[tuple[int, int], Choice, Tensor | None]
+
+
+def site(place: int) -> Site:
+    """Sites 0 to 3: two sizes, three kinds of scores, one with a selection bias."""
+    module = nn.Module()
+    if place == 1:
+        module.e_score_correction_bias = torch.linspace(-1, 1, 5)
+    scores = Scores(module, 0, KINDS[place])
+    experts = 5 if place < 2 else 8
+    return Site(
+        str(place), module, lambda *_: Choice(torch.zeros(0)), True, experts, 2, scores=scores,
+        router=module,
+    )  # fmt: skip
+
+
+SITES = [site(place) for place in range(4)]
+
+
+@st.composite
+def made(draw: st.DrawFn) -> Made:
+    place = draw(st.integers(0, 3))
+    E, T = SITES[place].num_experts, draw(st.sampled_from([1, 3]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    ids_TK = torch.randint(-1, E + 1, (T, draw(st.integers(1, 2))), generator=generator)
+    kept_TK = torch.rand(ids_TK.shape, generator=generator) > 0.3
+    choice = Choice(
+        ids_TK,
+        logits_TE=torch.randn(T, E, generator=generator) if draw(st.booleans()) else None,
+        kept_TK=kept_TK if draw(st.booleans()) else None,
+    )
+    real_T = torch.rand(T, generator=generator) > 0.3 if draw(st.booleans()) else None
+    return (place, draw(st.integers(0, 1))), choice, real_T
+
+
+def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tensor, float]]:
+    """Everything that was summed and the largest logit, of every router and pass."""
+    calls = Calls(SITES)
+    for key, choice, real_T in made_calls:
+        calls.add(key, choice, real_T, choice.logits_TE)
+        if one_by_one:
+            calls.count()
+    calls.count()
+    found: dict[Any, tuple[Tensor, float]] = {}
+    for tally in calls.tallies:
+        for key, flat_N, peak in zip(tally.keys, tally.flat(), tally.max_logit_L, strict=True):
+            before = found.get(key, (torch.zeros_like(flat_N), 0.0))
+            found[key] = before[0] + flat_N, max(before[1], float(peak))
+    return found
+
+
+@settings(deadline=None)
+@given(st.lists(made(), max_size=12))
+def test_calls_counted_together_sum_up_as_those_counted_one_by_one(made_calls: list[Made]) -> None:
+    together, single = (totals(made_calls, one_by_one=each) for each in (False, True))
+    assert together.keys() == single.keys()
+    for key, (flat_N, peak) in together.items():
+        E = SITES[key[0]].num_experts
+        assert torch.equal(flat_N[: E + 2], single[key][0][: E + 2])  # counts and tokens
+        torch.testing.assert_close(flat_N, single[key][0], rtol=1e-5, atol=1e-6)
+        assert peak == single[key][1]
+
+
+def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() -> None:
+    ids_TK, kept_TK = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool)
+    logits_TE, bias_E = torch.randn(2, 5), SITES[1].module.e_score_correction_bias
+    choice, calls = Choice(ids_TK, logits_TE=logits_TE, kept_TK=kept_TK), Calls(SITES)
+    calls.add((1, 0), choice, None, logits_TE)
+    expected = totals([((1, 0), choice, None)], one_by_one=True)[1, 0]
+    for tensor in (ids_TK, kept_TK, logits_TE, bias_E):
+        tensor.zero_()
+    calls.count()
+    torch.testing.assert_close(calls.tallies[0].flat()[0], expected[0])
+    SITES[1].module.e_score_correction_bias.copy_(torch.linspace(-1, 1, 5))
+
+
+def test_many_waiting_calls_are_counted_before_the_pass_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    run = Block.forward
+
+    def forward(block: Block, x_BSD: Tensor) -> Tensor:
+        output = run(block, x_BSD)
+        counted.append(len(probe._watch.calls.tallies))
+        return output
+
+    monkeypatch.setattr(Block, "forward", forward)
+    lines = []
+    for limit in (0, calls_module._WAITING_BYTES):
+        monkeypatch.setattr(calls_module, "_WAITING_BYTES", limit)
+        model = Model()
+        with attach(model, tmp_path / str(limit), routers=ROUTERS) as probe:
+            model(tokens())
+            probe.step()
+        lines.append(records(tmp_path / str(limit))[0]["tokens_per_expert"])
+    assert counted == [1, 2, 0, 0]
+    assert lines[0] == lines[1]
