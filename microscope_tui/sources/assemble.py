@@ -23,7 +23,8 @@ COMPLETE_AFTER_S = 0.5
 """The last step counts as complete if nothing was written for this long."""
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
-_Cells = dict[tuple[str, int | None, int | None], float]
+_Cell = tuple[str, int | None, int | None]
+_Cells = dict[_Cell, float]
 
 
 class RowRecords(RecordReader):
@@ -135,15 +136,21 @@ class _Layout:
         self._top_k = asked.top_k or config_number(config, TOP_K)
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._matrices: set[str] = set()
+        self._summaries: set[str] = set()
+        self._known: set[_Cell] = set()  # the cells of the step that was looked at last
+        self._places: dict[tuple[str, int | None], list[_Cell]] = {}
 
     def grow(self, cells: _Cells) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
+        if cells.keys() <= self._known:
+            return False
+        self._known = set(cells)
+        self._places.clear()
         before = dict(self._experts), len(self._matrices)
         for quantity, layer, expert in filter(_is_router, cells):
             seen = self._experts.get(layer, 0)
             self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
-            if expert is not None:
-                self._matrices.add(quantity)
+            (self._summaries if expert is None else self._matrices).add(quantity)
         if len(self._experts) > 1:
             self._experts.pop(None, None)  # a number for all layers, where each has its own
         return (self._experts, len(self._matrices)) != before
@@ -192,7 +199,7 @@ class _Layout:
             counts = [None if row is None else counts_of_shares(row) for row in rows]
         bias = [self._row("expert_bias", layer, cells) for layer in layers]
         router: dict[str, Values] = {}
-        for name in ROUTER_QUANTITIES:
+        for name in filter(self._summaries.__contains__, ROUTER_QUANTITIES):
             values = [cells.get((name, layer, None)) for layer in layers]
             of_step = name in STEP_QUANTITIES and layers == [None]
             if not of_step and any(value is not None for value in values):
@@ -209,12 +216,18 @@ class _Layout:
 
     def _row(self, quantity: str, layer: int | None, cells: _Cells) -> list[float] | None:
         """The numbers of every expert; ``None`` if one is missing."""
-        experts = range(max(self._num_experts, self._experts[layer]))
-        row = [cells.get((quantity, layer, expert)) for expert in experts]
+        if (quantity, layer, 0) not in cells:  # most steps of many runs hold only the loss
+            return None
+        places = self._places.get((quantity, layer))
+        if places is None:
+            experts = range(max(self._num_experts, self._experts[layer]))
+            places = [(quantity, layer, expert) for expert in experts]
+            self._places[quantity, layer] = places
+        row = list(map(cells.get, places))
         return None if not row or None in row else row  # type: ignore[return-value]
 
 
-def _is_router(cell: tuple[str, int | None, int | None]) -> bool:
+def _is_router(cell: _Cell) -> bool:
     quantity, layer, _ = cell
     return layer is not None or quantity in MATRIX_QUANTITIES or quantity not in STEP_QUANTITIES
 
