@@ -18,6 +18,7 @@ _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the proces
 _HUSH_S = 0.05
 _AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can wait
 _IDLE_S = 0.25
+_HELD_BACK_S, _RESTS = 0.05, 9  # but nine times as long as the last look worked
 _PATIENCE_WITH_EVENTS = 4  # idle waits between two polls where events wake us anyway
 _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
@@ -91,6 +92,7 @@ class Reader:
                 started = True  # after the first frame
                 if not self.fleet.piped:
                     self.events.start()
+            begun = time.thread_time()
             if self.fleet.turn():
                 if idle and not woken and self._size() > size:
                     self._doubt_events()
@@ -102,7 +104,7 @@ class Reader:
                     rested = time.monotonic()
                 continue
             size = self._size()
-            idle, woken = True, self._wait()
+            idle, woken = True, self._wait(time.thread_time() - begun)
 
     def _pause(self) -> float:
         """Use half of a core for the history of a run that may be training on this machine."""
@@ -115,15 +117,34 @@ class Reader:
     def _size(self) -> int:
         return self.watch.source.size if self.watch is not None else 0
 
-    def _wait(self) -> bool:
-        """Wait for an event or the next poll; true if an event came."""
-        waits = _PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1
-        for _ in range(waits):
-            if self._rest(time.monotonic() + _IDLE_S):
+    def _wait(self, took: float) -> bool:
+        """Wait for an event or the next poll; true if an event came.
+
+        ``took``: seconds that the last look at all runs worked.
+        """
+        announced = self.events.mode == "events" and not self._is_foreign
+        pause = self._until_next_look(took)
+        for _ in range(_PATIENCE_WITH_EVENTS if announced else 1):
+            if self._rest(time.monotonic() + pause):
                 return True
             if self._stop.is_set() or not self._wanted.empty():
                 return False
         return False
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether another tool writes the open run: only changes of run logs are events."""
+        return self.watch is not None and self.watch.file.origin is not None
+
+    def _until_next_look(self, took: float) -> float:
+        """Seconds: few while a source holds back a step that may not be complete."""
+        watch = self.watch
+        if watch is None or not self._is_foreign or watch.error is not None:
+            return _IDLE_S
+        source = watch.source
+        if source.exhausted or source.deleted:
+            return _IDLE_S
+        return min(_IDLE_S, max(_HELD_BACK_S, source.wait_s(), _RESTS * took))
 
     def _rest(self, until: float) -> bool:
         """Judge finished runs for half of the time until then; true if an event came."""
@@ -143,6 +164,8 @@ class Reader:
 
     def _doubt_events(self) -> None:
         """Record that a poll found a change without an event."""
+        if self._is_foreign:
+            return  # none was expected
         if self.events.mode == "events" and not self.events.wait(_GRACE_S):
             self.events.poll_found_change()
 

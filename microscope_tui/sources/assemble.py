@@ -1,8 +1,9 @@
 """Rows of named numbers become records of the run log.
 
-Rows of one step are merged: loggers write several. The routers are those of the first steps that
-have readings of routers; if a layer or an expert appears later, a new run record follows, so that
-no number ends up in the wrong row.
+Rows of one step are merged: loggers write several. If the rest of a step comes after the step was
+returned, the step is written again, behind a run record with ``resumed_at_step``. The routers are
+those of the first steps that have readings of routers; if a layer or an expert appears later, a new
+run record follows, so that no number ends up in the wrong row.
 """
 
 import time
@@ -19,11 +20,13 @@ LOOK_AHEAD = 2
 """Steps with router readings that are collected before the header is written."""
 MOST_WAITING = 4096
 """Steps before the first router reading that are kept."""
-COMPLETE_AFTER_S = 0.5
+COMPLETE_AFTER_S = 0.4
 """The last step counts as complete if nothing was written for this long."""
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
-_Cells = dict[tuple[str, int | None, int | None], float]
+_Cell = tuple[str, int | None, int | None]
+_Cells = dict[_Cell, float]
+_Step = tuple[int, float | None, _Cells]
 
 
 class RowRecords(RecordReader):
@@ -41,8 +44,10 @@ class RowRecords(RecordReader):
         self._cells: _Cells = {}
         self._grew = time.monotonic()
         self._layout: _Layout | None = None
-        self._waiting: deque[tuple[int, float | None, _Cells]] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[_Step] = deque(maxlen=MOST_WAITING)
         self._ahead = 0  # steps with router readings among those that wait
+        self._early: _Step | None = None  # the last step, returned because nothing more came
+        self._again = False  # the open step is that one: its rest came late
         self._ended = False
 
     def wait_s(self) -> float:
@@ -64,6 +69,8 @@ class RowRecords(RecordReader):
             self._grew = time.monotonic()
         if self.exhausted and (self._step is not None or self._waiting):
             if found.ended or self._is_quiet():
+                if self._step:  # step 0 cannot be written again
+                    self._early = self._step, self._time, dict(self._cells)
                 records += [*self._close(), *self._flush()]
             else:
                 self.exhausted = False  # more rows may follow for the last step
@@ -86,15 +93,29 @@ class RowRecords(RecordReader):
     def _take(self, row: Row) -> Iterator[Record]:
         if row.step != self._step:
             yield from self._close()
-            self._step, self._time = row.step, row.time
+            self._open(row)
         for target, value in row.values:
             self._cells[target[:3]] = value + target.plus
+
+    def _open(self, row: Row) -> None:
+        """Begin a step, or continue the one that was returned too early."""
+        early, self._early = self._early, None
+        if early is None or early[0] != row.step:
+            self._step, self._time, self._cells = row.step, row.time, {}
+            return
+        self._step, self._time, self._cells = early
+        if self._layout is not None:
+            self._again = True
+        elif self._waiting and self._waiting[-1][0] == row.step:
+            self._waiting.pop()
+            self._ahead -= any(_is_router(cell) for cell in self._cells)
 
     def _close(self) -> Iterator[Record]:
         """The open step is complete."""
         if self._step is None:
             return
         step = self._step, self._time, self._cells
+        again, self._again = self._again, False
         self._step, self._cells = None, {}
         has_routers = any(_is_router(cell) for cell in step[2])
         if self._layout is None:
@@ -103,7 +124,10 @@ class RowRecords(RecordReader):
             if self._ahead >= LOOK_AHEAD:
                 yield from self._flush()
         else:
-            if has_routers and self._layout.grow(step[2]):
+            grew = has_routers and self._layout.grow(step[2])
+            if again:
+                yield self._header() | {"resumed_at_step": step[0]}
+            elif grew:
                 yield self._header()
             yield self._layout.record(*step)
 
@@ -135,15 +159,21 @@ class _Layout:
         self._top_k = asked.top_k or config_number(config, TOP_K)
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._matrices: set[str] = set()
+        self._summaries: set[str] = set()
+        self._known: set[_Cell] = set()  # the cells of the step that was looked at last
+        self._places: dict[tuple[str, int | None], list[_Cell]] = {}
 
     def grow(self, cells: _Cells) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
+        if cells.keys() <= self._known:
+            return False
+        self._known = set(cells)
+        self._places.clear()
         before = dict(self._experts), len(self._matrices)
         for quantity, layer, expert in filter(_is_router, cells):
             seen = self._experts.get(layer, 0)
             self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
-            if expert is not None:
-                self._matrices.add(quantity)
+            (self._summaries if expert is None else self._matrices).add(quantity)
         if len(self._experts) > 1:
             self._experts.pop(None, None)  # a number for all layers, where each has its own
         return (self._experts, len(self._matrices)) != before
@@ -192,7 +222,7 @@ class _Layout:
             counts = [None if row is None else counts_of_shares(row) for row in rows]
         bias = [self._row("expert_bias", layer, cells) for layer in layers]
         router: dict[str, Values] = {}
-        for name in ROUTER_QUANTITIES:
+        for name in filter(self._summaries.__contains__, ROUTER_QUANTITIES):
             values = [cells.get((name, layer, None)) for layer in layers]
             of_step = name in STEP_QUANTITIES and layers == [None]
             if not of_step and any(value is not None for value in values):
@@ -209,12 +239,18 @@ class _Layout:
 
     def _row(self, quantity: str, layer: int | None, cells: _Cells) -> list[float] | None:
         """The numbers of every expert; ``None`` if one is missing."""
-        experts = range(max(self._num_experts, self._experts[layer]))
-        row = [cells.get((quantity, layer, expert)) for expert in experts]
+        if (quantity, layer, 0) not in cells:  # most steps of many runs hold only the loss
+            return None
+        places = self._places.get((quantity, layer))
+        if places is None:
+            experts = range(max(self._num_experts, self._experts[layer]))
+            places = [(quantity, layer, expert) for expert in experts]
+            self._places[quantity, layer] = places
+        row = list(map(cells.get, places))
         return None if not row or None in row else row  # type: ignore[return-value]
 
 
-def _is_router(cell: tuple[str, int | None, int | None]) -> bool:
+def _is_router(cell: _Cell) -> bool:
     quantity, layer, _ = cell
     return layer is not None or quantity in MATRIX_QUANTITIES or quantity not in STEP_QUANTITIES
 

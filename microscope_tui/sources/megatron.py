@@ -26,7 +26,7 @@ from microscope_tui.sources.router_trace import MOST_CALLS, Call, RankStep, Rank
 from microscope_tui.sources.traced_steps import Stages, StepSum
 
 NAMES = re.compile(r"router_trace_rank(\d{1,6})\.jsonl")
-COMPLETE_AFTER_S = 0.5
+COMPLETE_AFTER_S = 0.4
 """The last step is complete if nothing was written for this long and all ranks have reached it."""
 LAG_S = 10.0
 """A rank that has not reached it is no longer waited for after this long."""

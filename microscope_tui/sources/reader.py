@@ -85,6 +85,11 @@ class Row:
     """Unix seconds."""
     values: list[tuple[Target, float]] = field(default_factory=list)
 
+    @property
+    def of_router(self) -> bool:
+        """Whether there is a reading of a router in it."""
+        return any(target.of_router for target, _ in self.values)
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -157,7 +157,10 @@ class _EventFile:
             )
 
     def first_step(self, at: int, most: int) -> Row | None:
-        """The first matching step that begins at ``at`` or later, of ``most`` bytes."""
+        """The first matching step that begins at ``at`` or later, of ``most`` bytes.
+
+        The first one with a reading of a router, if there is one.
+        """
         splitter: RecordSplitter | None = None
         rows: list[Row] = []
         for offset in range(at, at + most, _SAMPLED_AT_ONCE):
@@ -171,11 +174,12 @@ class _EventFile:
             if rows and found and rows[-1].step == found[0].step:
                 rows[-1].values += found.pop(0).values
             rows += found
-            if len(rows) > 2 or why is not None or offset + _SAMPLED_AT_ONCE >= self.bytes.size:
+            ended = why is not None or offset + _SAMPLED_AT_ONCE >= self.bytes.size
+            if ended or any(row.of_router for row in rows[1:-1]):  # the last may not be complete
                 break
         if at > 0 and len(rows) > 1:
-            return rows[1]  # the first may have begun before ``at``
-        return rows[0] if rows else None
+            rows = rows[1:]  # the first may have begun before ``at``
+        return next((row for row in rows if row.of_router), rows[0] if rows else None)
 
 
 def _by_time(files: list[_EventFile]) -> Iterator[Row]:

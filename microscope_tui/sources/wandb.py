@@ -8,6 +8,7 @@ own and a hundred megabytes, and reads files only to send them.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -36,9 +37,10 @@ from microscope_tui.sources.wandb_history import HistoryRows, named_value
 
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
-MAX_SAMPLED_BYTES = 64 << 20
-"""What ``sample`` reads at most: about a second."""
+MAX_SAMPLED_BYTES = 20 << 20
+"""What ``sample`` reads at most: half a second if all of it is numbers that match."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
+_LAST_BLOCKS = (2 << 20) // BLOCK_BYTES  # where the last row is looked for
 _HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of Record
 _WANTED = {_HISTORY, _CONFIG, _RUN, _EXIT}
 _BEFORE_THE_TYPE = {1, 16, 19, 200}  # num, control, uuid, _info
@@ -95,8 +97,9 @@ class WandbReader(RowReader):
         """Rows from about ``count`` places of the file, in its order; the rest is not read.
 
         The first is from the start, with the name and the configuration of the run. A place gives
-        the first matching record of history that begins in a block of 32 KiB or after it. Where the
-        records are so large that ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
+        the first record of history with a reading of a router that begins in a block of 32 KiB or
+        after it, and the end of the file its last one. Where the records are so large, or so rare,
+        that ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
 
         Raises:
             OSError: it cannot be read.
@@ -104,36 +107,48 @@ class WandbReader(RowReader):
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)
-        left = MAX_SAMPLED_BYTES // BLOCK_BYTES
+        left = MAX_SAMPLED_BYTES // BLOCK_BYTES - _LAST_BLOCKS
         rows: dict[tuple[int, int], Row] = {}
         for place in coarse_to_fine(max(1, min(count, blocks))):
             start = int(place * blocks)
-            row, end = self._first_row(start, left)
+            found, end = self._first_of_routers(start, min(left, _MOST_BLOCKS))
+            rows |= found  # places within one record find the same row
             left -= end - start + 1
-            if row is not None:
-                rows[end, row.step] = row  # places within one record find the same row
             if left <= 0:
                 break
+        at_end = self._rows_from(max(0, blocks - _LAST_BLOCKS + 1), _LAST_BLOCKS)
+        of_routers = [(row, block) for row, block in at_end if row is not None and row.of_router]
+        rows |= {(block, row.step): row for row, block in of_routers[-1:]}
         return [rows[at] for at in sorted(rows)]
 
-    def _first_row(self, start: int, most: int) -> tuple[Row | None, int]:
-        """The first row from block ``start`` on, and the block where it ended."""
+    def _first_of_routers(self, start: int, most: int) -> tuple[dict[tuple[int, int], Row], int]:
+        """One row by block and step: the first of routers, else the first; and the last block."""
+        found: dict[tuple[int, int], Row] = {}
+        block = start
+        for row, block in self._rows_from(start, most):
+            if row is not None and (row.of_router or not found):
+                found = {(block, row.step): row}
+                if row.of_router:
+                    break
+        return found, block
+
+    def _rows_from(self, start: int, most: int) -> Iterator[tuple[Row | None, int]]:
+        """The rows from block ``start`` on, each with the block where it ended, and the last block.
+
+        ``most``: how many blocks are read at most.
+        """
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
-        history = HistoryRows(self.keys)
-        for block in range(start, start + min(most, _MOST_BLOCKS)):
+        history = self._history.afresh()
+        for block in range(start, start + most):
             data = self._file.pread(BLOCK_BYTES, block * BLOCK_BYTES)
             for record in splitter.feed(data):
-                try:
-                    row = self._take(record, history)
-                except BadMessage:
-                    continue  # reading the whole file reports it
-                if row is not None:
-                    return row, block
+                with suppress(BadMessage):  # reading the whole file reports it
+                    yield self._take(record, history), block
             if splitter.damage is not None and block == 0:
                 raise splitter.damage
+            yield None, block
             if splitter.damage is not None or len(data) < BLOCK_BYTES:
-                break
-        return None, block
+                return
 
     def _rows(self, records: list[bytes]) -> Iterator[Row]:
         for record in records:

@@ -40,6 +40,12 @@ class HistoryRows:
         self._heads = _Heads(keys)
         self._last_step = -1
 
+    def afresh(self) -> "HistoryRows":
+        """For another place of the file: the keys that were matched stay known."""
+        other = HistoryRows(self._keys)
+        other._heads = self._heads
+        return other
+
     def row(self, record: bytes) -> Row | None:
         """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
 

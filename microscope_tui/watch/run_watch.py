@@ -165,10 +165,12 @@ class RunWatch:
         self.scan.make_room(self.lock)
         if self._scan_on():
             return True
+        before = self.source.offset
         try:
             chunk = self.source.read(max_bytes)
         except OSError as error:
             return self._fail(error)
+        moved = bool(chunk.data) or self.source.offset > before  # not all of a source is lines
         with self.lock:
             if chunk.restarted:
                 self._start()
@@ -178,7 +180,7 @@ class RunWatch:
                 self._begin(chunk.data)
         self._scan_on()
         finished = self._finish_scan()
-        if chunk.data or chunk.restarted or finished:
+        if moved or chunk.restarted or finished:
             return True
         return not self.source.deleted and self._catch_up(max_bytes)
 

@@ -228,3 +228,42 @@ def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch
     for number in range(100):
         assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, 0.0)
     assert sum(map(len, keys)) < 1000
+
+
+def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
+    whole = {"loss": 1.5, **shares(3, [0.75, 0.25])}
+    logger = Logger([(1, shares(3, [0.5, 0.5])), (2, shares(3, [0.5, 0.5])), (3, {"loss": 1.5})])
+    reader = RowRecords(logger, "run", "test", Asked())
+    log = RunReader("run")
+
+    def read_on() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while not reader.exhausted or logger._rows:
+            found += reader.read().records
+        return found
+
+    before = read_on()
+    assert [r["step"] for r in of_kind(before, "step")] == [1, 2, 3]
+    logger._rows.append((3, shares(3, [0.75, 0.25])))
+    late = read_on()
+    assert late[0]["resumed_at_step"] == 3
+    assert late[0] == of_kind(before, "run")[0] | {"resumed_at_step": 3}
+    logger._rows.append((4, whole))
+    after = read_on()
+    assert [r["kind"] for r in (*late, *after)] == ["run", "step", "step"]
+    assert {k: v for k, v in late[1].items() if k not in ("step", "time")} == {
+        k: v for k, v in after[0].items() if k not in ("step", "time")
+    }
+    for record in (*before, *late, *after):
+        list(log.feed(encode_record(record)))
+    assert log.defects.count == 0
+
+
+def test_the_late_rest_of_a_step_before_the_header_is_merged() -> None:
+    logger = Logger([(1, {"loss": 2.0})])
+    reader = RowRecords(logger, "run", "test", Asked())
+    assert not reader.read().records
+    logger._rows.append((1, shares(3, [0.5, 0.5])))
+    found = [*reader.read().records]
+    assert [r["kind"] for r in found] == ["run", "step"]
+    assert (found[1]["loss"], len(found[1]["tokens_per_expert"])) == (2.0, 1)

@@ -273,3 +273,15 @@ def test_a_sample_is_whole_steps_of_the_whole_history_in_order(tmp_path: Path) -
     assert len(steps) == 50
     assert max(b - a for a, b in pairwise(steps)) < 100
     assert numbers_of(rows).items() <= everything.items()
+
+
+def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers(tmp_path: Path) -> None:
+    events = [
+        scalar(step, 1.0, tag)
+        for step in range(1, 20_001)
+        for tag in ("loss", *(() if step % 50 else (f"moe_entropy/L-{n}" for n in range(4))))
+    ]
+    written(tmp_path, *events)
+    rows = TensorBoardReader(tmp_path, Keys()).sample(40)
+    assert all(len(row.values) == 5 for row in rows)
+    assert len(rows) > 35

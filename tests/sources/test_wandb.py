@@ -261,15 +261,15 @@ def test_a_sample_is_rows_of_the_whole_file_in_order(tmp_path: Path) -> None:
     others = {f"train/other_{i}": chance.random() for i in range(300)}
     records = [wb.run("abc", num_experts=8)]
     for step in range(200):
-        row = {**others, "loss": step * 0.5}
+        row = {**others, "loss": step * 0.5, "moe_entropy/L-0": 0.25}
         records += [wb.history(row, step), wb.part(3, wb.part(1, wb.item("loss", 9.0)))]
     reader = reader_of(tmp_path, *records)
     everything = numbers_of(read_all(reader_of(tmp_path, *records)))
     rows = reader.sample(20)
     steps = [row.step for row in rows]
     assert steps == sorted(set(steps))
-    assert len(steps) == 20
-    assert steps[0] == 0
+    assert len(steps) == 21  # of 20 places, and of the end
+    assert (steps[0], steps[-1]) == (0, 199)
     assert max(b - a for a, b in pairwise(steps)) < 20
     assert numbers_of(rows).items() <= everything.items()
     assert (reader.name, reader.config) == ("abc", {"num_experts": 8})
@@ -281,6 +281,22 @@ def test_a_sample_has_the_rows_that_begin_in_a_record_of_many_blocks(tmp_path: P
     records = [wb.history({**others, "loss": float(step)}, step) for step in range(12)]
     steps = [row.step for row in reader_of(tmp_path, *records).sample(1000)]
     assert steps == list(range(12))
+
+
+def test_a_sample_of_a_run_that_logs_routers_now_and_then_has_routers_and_its_last_ones(
+    tmp_path: Path,
+) -> None:
+    others = {f"train/other_{i}": 0.5 for i in range(50)}
+    records = [
+        wb.history({**others, "loss": 1.0} | ({} if step % 50 else {"moe_entropy/L-0": 0.5}), step)
+        for step in range(1, 2021)
+    ]
+    rows = reader_of(tmp_path, *records).sample(20)
+    assert len(rows) == 21
+    assert all(row.of_router for row in rows)
+    assert rows[-1].step == 2000
+    steps = [row.step for row in rows]
+    assert max(b - a for a, b in pairwise(steps)) <= 150
 
 
 def test_a_key_is_matched_once(tmp_path: Path) -> None:

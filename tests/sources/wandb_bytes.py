@@ -3,7 +3,7 @@
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 BLOCK = 32 * 1024
 FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
@@ -74,20 +74,27 @@ def chunk(kind: int, data: bytes) -> bytes:
     return struct.pack("<IHB", checksum, len(data), kind) + data
 
 
-def log(records: Sequence[bytes]) -> bytes:
+def log(records: Iterable[bytes]) -> bytes:
     """A file of these records."""
-    out = bytearray(FILE_HEADER)
+    return b"".join(pieces(records))
+
+
+def pieces(records: Iterable[bytes], at: int = 0) -> Iterator[bytes]:
+    """The same piece by piece; from ``at`` on it continues a file of so many bytes."""
+    if not at:
+        yield FILE_HEADER
+        at = len(FILE_HEADER)
     for record in records:
         first = True
         while True:
-            left = BLOCK - len(out) % BLOCK
+            left = BLOCK - at % BLOCK
             if left < 7:
-                out += bytes(left)
-                left = BLOCK
+                yield bytes(left)
+                at, left = at + left, BLOCK
             now, record = record[: left - 7], record[left - 7 :]
             kind = (1 if first else 4) if not record else (2 if first else 3)
-            out += chunk(kind, now)
+            yield chunk(kind, now)
+            at += 7 + len(now)
             first = False
             if not record:
                 break
-    return bytes(out)

@@ -1,0 +1,110 @@
+"""The screen follows the files of other tools while they are written, torn steps included.
+
+"Within a second" is about the program, not the machine: what counts is the time for which the
+reader chose to wait between two looks, and one interval of the screen.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from microscope_tui.app.actions.base_screen import BaseScreen
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.sources.dumps import SETTLED_S
+from microscope_tui.watch.fleet import Fleet
+from tests.app.sitting import Seen, Until, latest_step
+from tests.app.test_time_travel import step_in
+from tests.sources.live_writers import FIRST, LAYERS, WRITERS, Live, SGLang
+
+MOST_S = 1.0
+READS = 2
+"""A read that was under way may have missed what was written; the next one has not."""
+
+
+class Waits:
+    """What the program waits for: of the reader in seconds, of the screen in looks."""
+
+    def __init__(self, app: Microscope, patch: pytest.MonkeyPatch) -> None:
+        self.reader_s, self.reads, self.looks, self._since = 0.0, 0, 0, 0.0
+        events, source = app.session.reader.events, app.session.watch.source  # type: ignore[union-attr]
+        wait, read, look = events.wait, source.read, BaseScreen._look
+
+        def waited(timeout_s: float) -> bool:
+            begun = time.monotonic()
+            found = wait(timeout_s)
+            took = time.monotonic() - max(begun, self._since)
+            self.reader_s += max(0.0, min(timeout_s, took))
+            return found
+
+        def counted(max_bytes: int) -> object:
+            self.reads += 1
+            return read(max_bytes)
+
+        async def looked(screen: BaseScreen) -> None:
+            self.looks += 1
+            await look(screen)
+
+        patch.setattr(events, "wait", waited)
+        patch.setattr(source, "read", counted)
+        patch.setattr(BaseScreen, "_look", looked)
+
+    def begin(self) -> None:
+        """Count from now on, also of a wait that is under way."""
+        self._since, self.reader_s = time.monotonic(), 0.0
+
+
+@pytest.mark.parametrize("begin", WRITERS, ids=lambda writer: writer.__name__.lower())
+async def test_the_screen_shows_a_step_within_a_second_and_keeps_all_before_a_torn_one(
+    tmp_path: Path,
+    until: Until,
+    seen: Seen,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[Path], Live],
+) -> None:
+    writer = begin(tmp_path)
+    async with Microscope(Fleet(writer.path)).run_test(size=(120, 30)) as pilot:
+        app = pilot.app
+        assert isinstance(app, Microscope)
+        await until(pilot, lambda: step_in(seen(pilot, "#header")) == FIRST, "the first steps")
+        waits = Waits(app, monkeypatch)
+        step = FIRST + 1
+        writer.tear(step)
+        await looked_again(pilot, until, waits)
+        assert (shown(pilot, seen), latest_step(app)) == (FIRST, FIRST)
+
+        writer.finish(step)
+        waits.begin()
+        await until(pilot, lambda: latest_step(app) == step, "the step is read")
+        read_s, looks = waits.reader_s, waits.looks
+        await until(pilot, lambda: shown(pilot, seen) == step, "the step is shown")
+        settling_s = SETTLED_S if begin is SGLang else 0.0
+        assert read_s + app.session.pace.interval_s <= MOST_S + settling_s
+        assert waits.looks - looks <= 1
+        assert app.session.watch is not None
+        assert app.session.watch.defects.count == 0
+
+        writer.tear(step + 1)
+        writer.die()
+        await looked_again(pilot, until, waits)
+        assert (shown(pilot, seen), latest_step(app)) == (step, step)
+        error = app.session.watch.error or ""
+        assert ("recorder" in error) == (begin is SGLang)  # half of a dump is an error of its own
+        assert "reading stopped" not in error
+
+
+async def looked_again(pilot: Pilot[None], until: Until, waits: Waits) -> None:
+    before = waits.reads, waits.looks
+    await until(
+        pilot,
+        lambda: waits.reads >= before[0] + READS and waits.looks > before[1],
+        "the reader and the screen look again",
+    )
+
+
+def shown(pilot: Pilot[None], seen: Seen) -> int:
+    """The step on the screen, which also shows both layers."""
+    assert all(layer in seen(pilot, "#label") for layer in LAYERS)
+    return step_in(seen(pilot, "#header"))
