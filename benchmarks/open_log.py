@@ -3,7 +3,7 @@
     python -m benchmarks.open_log [--routers 10] [--experts 8] [--steps 10000] [--runs 5]
 
 Starts ``moe-microscope`` in a real pseudo-terminal of 120 × 40 and takes, from the start of the
-process: the first picture of the whole history, the end of the full scan with its verdict, the
+process: the first picture of the whole history, the verdict on all of its steps, the
 CPU seconds until then, and the peak memory.
 """
 
