@@ -2,13 +2,21 @@
 
     PEERS_PYTHON benchmarks/peer_programs.py {wandb,tensorboard,accumulate} LOG FOLDER
 
-Imports nothing of this project, so that the peers can live in an environment of their own.
+Imports nothing of this project, so that the peers can live in an environment of their own. Keys
+are those that real writers use, where one logs the number, else the names of the run log.
 """
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+EXPERT_KEY = "moe-expert/aux_tokens_per_expert_layer{}_expert{}"  # ltp-megatron-lm
+LAYER_KEYS = {
+    "entropy": "moe_entropy/L-{}",  # torchtitan forks
+    "z_loss": "moe/z_loss_layer_{}",  # Megatron-LM
+}
+CONFIG = ("num_experts", "top_k")
 
 
 def main() -> None:
@@ -27,10 +35,18 @@ def scalars(log: Path) -> Iterator[tuple[int, float, dict[str, float]]]:
                 continue
             values = {name: record[name] for name in ("loss", "learning_rate", "grad_norm")}
             for name, routers in record["router"].items():
-                values |= {f"{name}/L{router}": value for router, value in enumerate(routers)}
+                key = LAYER_KEYS.get(name, f"router/{name}/{{}}")
+                values |= {key.format(router): value for router, value in enumerate(routers)}
             for router, row in enumerate(record["tokens_per_expert"]):
-                values |= {f"tokens/L{router}.E{expert}": n for expert, n in enumerate(row)}
+                values |= {EXPERT_KEY.format(router, e): n for e, n in enumerate(row)}
             yield record["step"], record["time"], values
+
+
+def config(log: Path) -> dict[str, int]:
+    """The number of experts and of choices per token."""
+    with log.open("rb") as lines:
+        model = json.loads(next(lines))["model"]
+    return {name: model[name] for name in CONFIG}
 
 
 def write_wandb(log: Path, folder: Path) -> None:
@@ -41,7 +57,9 @@ def write_wandb(log: Path, folder: Path) -> None:
         console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True, silent=True
     )
     series = 0
-    run = wandb.init(mode="offline", project="peers", dir=str(folder), settings=settings)
+    run = wandb.init(
+        mode="offline", project="peers", dir=str(folder), config=config(log), settings=settings
+    )
     for step, _, values in scalars(log):
         run.log(values, step=step)
         series = len(values)

@@ -9,8 +9,9 @@ A log of 10 layers × 8 experts is written once, and every number of it (loss, l
 gradient norm, eleven summaries of every layer, the tokens of every expert) is written again as
 scalars of an offline W&B run and of a TensorBoard event file. Then, from the start of the process:
 
-- moe-microscope and ``wandb leet RUN`` in a pseudo-terminal of 120 × 40: seconds until a chart with
-  data stands on the screen, and until the whole run is read (the verdict; ``State: Finished``)
+- moe-microscope on the log, on the ``.wandb`` file and on the event file, and ``wandb leet`` on
+  that ``.wandb`` file, in a pseudo-terminal of 120 × 40: seconds until a chart with data stands on
+  the screen, and until the whole run is read (the verdict on all steps; ``State: Finished``)
 - TensorBoard's ``EventAccumulator`` with nothing sampled away, in a process of its own: seconds
   until all scalars are in memory
 - ``tensorboard`` with its fast data server and nothing sampled away: seconds until it serves the
@@ -35,9 +36,11 @@ from pathlib import Path
 from benchmarks.bulk import write_bulk
 from benchmarks.machine import machine
 from benchmarks.open_log import open_once
+from benchmarks.peer_programs import EXPERT_KEY
 from benchmarks.terminal import Terminal
 
 ROUTERS, EXPERTS, TOP_K, TOKENS = 10, 8, 2, 4096
+LAST_SERIES = EXPERT_KEY.format(ROUTERS - 1, EXPERTS - 1)
 PROGRAMS = Path(__file__).with_name("peer_programs.py")
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
@@ -66,8 +69,10 @@ def main() -> None:
         )
         print(f"{'':<26}{'first chart, s':>22}{'all read, s':>22}{'CPU, s':>22}{'peak, MB':>18}")
         peers = {
-            "moe-microscope": bench.microscope,
+            "moe-microscope, run log": bench.microscope,
+            "moe-microscope, .wandb": bench.microscope_wandb,
             "W&B LEET": bench.leet,
+            "moe-microscope, events": bench.microscope_events,
             "EventAccumulator": bench.accumulator,
             "TensorBoard": bench.server,
         }
@@ -101,13 +106,22 @@ class Bench:
 
     def microscope(self) -> None:
         """moe-microscope: the curve of the whole history, then the verdict on every record."""
-        self._say("moe-microscope", lambda: open_once(self.log.parent, self.steps))
+        self._say("moe-microscope, run log", lambda: open_once(self.log.parent, self.steps))
+
+    def microscope_wandb(self) -> None:
+        """moe-microscope on the file that W&B LEET opens."""
+        (run,) = self._wandb().glob("*.wandb")
+        self._say("moe-microscope, .wandb", lambda: open_once(run, self.steps))
+
+    def microscope_events(self) -> None:
+        """moe-microscope on the events; no configuration in them says how many are chosen."""
+        events, top_k = self._events(), ("--top-k", str(TOP_K))
+        self._say("moe-microscope, events", lambda: open_once(events, self.steps, *top_k))
 
     def leet(self) -> None:
         """W&B LEET: any chart with data, then the last record of the run."""
         version = self._version("wandb")
-        self._write("wandb", self.folder)
-        (run,) = (self.folder / "wandb").glob("offline-run-*")
+        run = self._wandb()
         self._say(f"W&B LEET {version}", lambda: self._open_leet(run))
 
     def accumulator(self) -> None:
@@ -174,6 +188,13 @@ class Bench:
             cost = terminal.usage()
         return first, read, cost.cpu_s, cost.peak_mb
 
+    def _wandb(self) -> Path:
+        """The folder of the offline run."""
+        if not (self.folder / "wandb").exists():
+            self._write("wandb", self.folder)
+        (run,) = (self.folder / "wandb").glob("offline-run-*")
+        return run
+
     def _events(self) -> Path:
         events = self.folder / "events"
         if not events.exists():
@@ -206,7 +227,7 @@ class Bench:
             try:
                 terminal.wait_until(lambda text: bool(re.search(r"http://localhost:\d+", text)))
                 address = re.findall(r"http://localhost:\d+", terminal.text)[-1]
-                while served(address, f"tokens/L{ROUTERS - 1}.E{EXPERTS - 1}") < self.steps:
+                while served(address, LAST_SERIES) < self.steps:
                     terminal.read(0.05)
                     if terminal.age > 120:
                         raise TimeoutError(f"not all served; the terminal:\n{terminal.text}")

@@ -12,6 +12,7 @@ unknown, which is 0).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 ALWAYS_CHOSEN = 0.95
 """An expert that this share of the tokens chooses acts as a shared expert, see ``balance``."""
@@ -36,7 +37,8 @@ def load_entropy(tokens_per_expert: Sequence[int]) -> float | None:
     if total <= 0:
         return None
     # H = ln N − (Σ n ln n) / N needs one logarithm a count and no division.
-    weighted = math.fsum(n * math.log(n) for n in tokens_per_expert if n > 0)
+    used = [n for n in tokens_per_expert if n > 0]
+    weighted = math.fsum(map(mul, used, map(math.log, used)))
     return max(0.0, math.log(total) - weighted / total)
 
 
@@ -131,13 +133,13 @@ def max_load(tokens_per_expert: Sequence[int]) -> float | None:
 
 def dead_experts(tokens_per_expert: Sequence[int]) -> int:
     """Number of experts without tokens."""
-    return sum(1 for count in tokens_per_expert if count == 0)
+    return tokens_per_expert.count(0)
 
 
 def starved_experts(tokens_per_expert: Sequence[int], share: float = STARVED_SHARE) -> int:
     """Number of experts below this share of the mean count (dead ones included)."""
     limit = share * sum(tokens_per_expert) / max(1, len(tokens_per_expert))
-    return sum(1 for count in tokens_per_expert if count < limit)
+    return len([count for count in tokens_per_expert if count < limit])
 
 
 def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:

@@ -6,13 +6,14 @@ those of the first steps that have readings of routers; if a layer or an expert 
 run record follows, so that no number ends up in the wrong row.
 """
 
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from microscope_tui.runlog.records import Values
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K, Asked, config_number, run_record
-from microscope_tui.sources.keys import MATRIX_QUANTITIES, ROUTER_QUANTITIES, STEP_QUANTITIES
+from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
 from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader
 from microscope_tui.sources.steps import counts_of_shares, step_record
 
@@ -22,10 +23,11 @@ MOST_WAITING = 4096
 """Steps before the first router reading that are kept."""
 COMPLETE_AFTER_S = 0.4
 """The last step counts as complete if nothing was written for this long."""
+MAX_NUMBERS = 1 << 20
+"""Distinct numbers of a run; further ones are left out: a hostile file must not fill the memory."""
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
-_Cell = tuple[str, int | None, int | None]
-_Cells = dict[_Cell, float]
+_Cells = dict[Target, float]
 _Step = tuple[int, float | None, _Cells]
 
 
@@ -94,8 +96,7 @@ class RowRecords(RecordReader):
         if row.step != self._step:
             yield from self._close()
             self._open(row)
-        for target, value in row.values:
-            self._cells[target[:3]] = value + target.plus
+        self._cells.update(row.values)
 
     def _open(self, row: Row) -> None:
         """Begin a step, or continue the one that was returned too early."""
@@ -108,7 +109,7 @@ class RowRecords(RecordReader):
             self._again = True
         elif self._waiting and self._waiting[-1][0] == row.step:
             self._waiting.pop()
-            self._ahead -= any(_is_router(cell) for cell in self._cells)
+            self._ahead -= any(target.of_router for target in self._cells)
 
     def _close(self) -> Iterator[Record]:
         """The open step is complete."""
@@ -117,14 +118,13 @@ class RowRecords(RecordReader):
         step = self._step, self._time, self._cells
         again, self._again = self._again, False
         self._step, self._cells = None, {}
-        has_routers = any(_is_router(cell) for cell in step[2])
         if self._layout is None:
             self._waiting.append(step)
-            self._ahead += has_routers
+            self._ahead += any(target.of_router for target in step[2])
             if self._ahead >= LOOK_AHEAD:
                 yield from self._flush()
         else:
-            grew = has_routers and self._layout.grow(step[2])
+            grew = self._layout.grow(step[2])
             if again:
                 yield self._header() | {"resumed_at_step": step[0]}
             elif grew:
@@ -158,25 +158,50 @@ class _Layout:
         self._num_experts = asked.num_experts or config_number(config, NUM_EXPERTS) or 0
         self._top_k = asked.top_k or config_number(config, TOP_K)
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
-        self._matrices: set[str] = set()
-        self._summaries: set[str] = set()
-        self._known: set[_Cell] = set()  # the cells of the step that was looked at last
-        self._places: dict[tuple[str, int | None], list[_Cell]] = {}
+        self._known: set[Target] = set()
+        self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
+        self._shifted: dict[Target, Target] = {}
+        self._columns: dict[str, list[Target]] = {}
+        self._rows: dict[str, list[list[Target]]] = {}
 
     def grow(self, cells: _Cells) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
         if cells.keys() <= self._known:
             return False
-        self._known = set(cells)
-        self._places.clear()
-        before = dict(self._experts), len(self._matrices)
-        for quantity, layer, expert in filter(_is_router, cells):
-            seen = self._experts.get(layer, 0)
-            self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
-            (self._summaries if expert is None else self._matrices).add(quantity)
+        before = dict(self._experts), set(self._rows)
+        for target in cells.keys() - self._known:
+            if len(self._known) >= MAX_NUMBERS:
+                break
+            self._known.add(target)
+            quantity, layer, expert, plus = target
+            if plus:
+                self._shifted[target] = Target(quantity, layer, expert)
+            if target.of_router:
+                seen = self._experts.get(layer, 0)
+                self._experts[layer] = max(seen, 0 if expert is None else expert + 1)
+                self._seen[quantity, layer] += expert is not None
         if len(self._experts) > 1:
             self._experts.pop(None, None)  # a number for all layers, where each has its own
-        return (self._experts, len(self._matrices)) != before
+        self._arrange()
+        return (self._experts, set(self._rows)) != before
+
+    def _arrange(self) -> None:
+        """Where the numbers of each row are; none for a row with an expert that never appeared."""
+        layers = self._layers
+        self._columns = {
+            name: [Target(name, layer) for layer in layers]
+            for name in ROUTER_QUANTITIES
+            if name not in STEP_QUANTITIES or layers != [None]
+        }
+        matrices = {quantity for (quantity, _), experts in self._seen.items() if experts}
+        self._rows = {
+            quantity: [self._row_of(quantity, layer) for layer in layers] for quantity in matrices
+        }
+
+    def _row_of(self, quantity: str, layer: int | None) -> list[Target]:
+        size = max(self._num_experts, self._experts[layer])
+        is_whole = self._seen[quantity, layer] >= size
+        return [Target(quantity, layer, expert) for expert in range(size)] if is_whole else []
 
     @property
     def _layers(self) -> list[int | None]:
@@ -185,7 +210,7 @@ class _Layout:
     def header(self, run: str, writer: str) -> Record:
         layers = self._layers
         one = layers == [None]
-        exact = "tokens_per_expert" in self._matrices
+        exact = "tokens_per_expert" in self._rows
         return run_record(
             run,
             [layer or 0 for layer in layers],
@@ -193,7 +218,7 @@ class _Layout:
             self._top_k,
             names=["all layers"] if one else self._names,
             writer=writer,
-            counts="exact" if exact else "shares" if "share" in self._matrices else "none",
+            counts="exact" if exact else "shares" if "share" in self._rows else "none",
             profile=self._asked.profile or "pretrain",
             layer_order="unknown" if self._of_gates else None,
         )
@@ -209,25 +234,24 @@ class _Layout:
         return [name.format(layer) for layer in self._layers]
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
-        layers = self._layers
+        cells = self._unshifted(cells)
         counts: Sequence[Sequence[int] | None] | None = None
-        if "tokens_per_expert" in self._matrices:
-            counts = [_integers(self._row("tokens_per_expert", layer, cells)) for layer in layers]
-        elif "share" in self._matrices:
-            rows = [self._row("share", layer, cells) for layer in layers]
+        if "tokens_per_expert" in self._rows:
+            counts = [_integers(row) for row in self._matrix("tokens_per_expert", cells)]
+        elif "share" in self._rows:
+            rows = self._matrix("share", cells)
             if self._of_gates:
                 rows = [
                     row if row and abs(sum(row) / len(row) - 1) < _OFF else None for row in rows
                 ]
             counts = [None if row is None else counts_of_shares(row) for row in rows]
-        bias = [self._row("expert_bias", layer, cells) for layer in layers]
+        bias = self._matrix("expert_bias", cells)
         router: dict[str, Values] = {}
-        for name in filter(self._summaries.__contains__, ROUTER_QUANTITIES):
-            values = [cells.get((name, layer, None)) for layer in layers]
-            of_step = name in STEP_QUANTITIES and layers == [None]
-            if not of_step and any(value is not None for value in values):
+        for name, targets in self._columns.items():
+            values = list(map(cells.get, targets))
+            if values.count(None) < len(values):
                 router[name] = values
-        numbers = {name: cells.get((name, None, None)) for name in STEP_QUANTITIES}
+        numbers = {name: cells.get(Target(name)) for name in STEP_QUANTITIES}
         return step_record(
             step,
             counts,
@@ -237,25 +261,22 @@ class _Layout:
             **numbers,
         )
 
-    def _row(self, quantity: str, layer: int | None, cells: _Cells) -> list[float] | None:
-        """The numbers of every expert; ``None`` if one is missing."""
-        if (quantity, layer, 0) not in cells:  # most steps of many runs hold only the loss
-            return None
-        places = self._places.get((quantity, layer))
-        if places is None:
-            experts = range(max(self._num_experts, self._experts[layer]))
-            places = [(quantity, layer, expert) for expert in experts]
-            self._places[quantity, layer] = places
-        row = list(map(cells.get, places))
-        return None if not row or None in row else row  # type: ignore[return-value]
+    def _unshifted(self, cells: _Cells) -> _Cells:
+        """MaxVio becomes a load; of two readings of the same quantity the later one counts."""
+        shifted = self._shifted.keys() & cells.keys()
+        if any(self._shifted[target] in cells for target in shifted):
+            return {Target(*target[:3]): value + target.plus for target, value in cells.items()}
+        for target in shifted:
+            cells[self._shifted[target]] = cells.pop(target) + target.plus
+        return cells
 
-
-def _is_router(cell: _Cell) -> bool:
-    quantity, layer, _ = cell
-    return layer is not None or quantity in MATRIX_QUANTITIES or quantity not in STEP_QUANTITIES
+    def _matrix(self, quantity: str, cells: _Cells) -> list[list[float] | None]:
+        """The numbers of every expert of every layer; ``None`` for a row where one is missing."""
+        rows = [list(map(cells.get, targets)) for targets in self._rows.get(quantity, ())]
+        return [None if not row or None in row else row for row in rows]  # type: ignore[misc]
 
 
 def _integers(row: Sequence[float] | None) -> list[int] | None:
-    if row is None or any(value != value or value < 0 or value > 2**53 for value in row):
+    if row is None or not (min(row) >= 0 and max(row) <= 2**53) or math.isnan(sum(row)):
         return None
-    return [round(value) for value in row]
+    return list(map(round, row))

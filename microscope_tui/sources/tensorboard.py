@@ -33,7 +33,7 @@ MAX_ENTRIES = 10_000
 MAX_SAMPLED_BYTES = 32 << 20
 """What ``sample`` reads at most: about a second."""
 _LEAST_OF_A_FILE = 16 * 1024
-_SAMPLED_AT_ONCE = 64 * 1024
+_SAMPLED_AT_ONCE = 16 * 1024  # a place needs three steps: the first is torn, the third ends it
 _RECOGNISED_BY = 4096  # the first event has 40 bytes
 _TIME = re.compile(r"tfevents\.(\d{1,18})")
 

@@ -33,7 +33,7 @@ from microscope_tui.sources.wandb_blocks import (
     MAGIC,
     RecordSplitter,
 )
-from microscope_tui.sources.wandb_history import HistoryRows, named_value
+from microscope_tui.sources.wandb_history import Heads, HistoryRows, named_value
 
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
@@ -72,7 +72,8 @@ class WandbReader(RowReader):
 
     def _start(self) -> None:
         self._splitter = RecordSplitter(_is_wanted)
-        self._history = HistoryRows(self.keys)
+        self._heads = Heads(self.keys)
+        self._history = HistoryRows(self._heads)
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
@@ -138,7 +139,7 @@ class WandbReader(RowReader):
         ``most``: how many blocks are read at most.
         """
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
-        history = self._history.afresh()
+        history = HistoryRows(self._heads)  # of its own: a row without a step follows no other
         for block in range(start, start + most):
             data = self._file.pread(BLOCK_BYTES, block * BLOCK_BYTES)
             for record in splitter.feed(data):

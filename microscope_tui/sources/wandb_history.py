@@ -35,16 +35,9 @@ _Head = Target | str | None
 class HistoryRows:
     """Turns history records into rows."""
 
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
-        self._heads = _Heads(keys)
+    def __init__(self, heads: "Heads") -> None:
+        self._heads = heads
         self._last_step = -1
-
-    def afresh(self) -> "HistoryRows":
-        """For another place of the file: the keys that were matched stay known."""
-        other = HistoryRows(self._keys)
-        other._heads = self._heads
-        return other
 
     def row(self, record: bytes) -> Row | None:
         """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
@@ -60,7 +53,9 @@ class HistoryRows:
     def _row(self, record: bytes) -> Row | None:
         heads, at, end = self._heads, 0, len(record)
         step: int | None = None
-        found: list[tuple[_Head, float | None]] = []
+        row = Row(0, None)
+        values = row.values
+        of_the_row: dict[str, float] = {}
         while at < end:
             size = record[at + 1]
             if size < _SHORT and record[at] == _ITEM_TAG:
@@ -75,38 +70,45 @@ class HistoryRows:
                         raise BadMessage("the length of a value is not that of its item")
                     text = record[value_at + 1 : at]
                     try:
-                        found.append((head, float(text)))
+                        number: float | None = float(text)
                     except ValueError:
-                        found.append((head, json_number(text)))
+                        number = json_number(text)
+                    if type(head) is Target and number is not None:
+                        values.append((head, number))
+                    else:
+                        _take(head, number, values, of_the_row)
                     continue
-            number, value, at = field(record, at)
-            if number == _ITEM:
+            kind, value, at = field(record, at)
+            if kind == _ITEM:
                 name, text = named_value(as_bytes(value))
-                found.append((heads.of_name(name), json_number(text)))
-            elif number == _STEP_FIELD:
+                _take(heads.of_name(name), json_number(text), values, of_the_row)
+            elif kind == _STEP_FIELD:
                 step = _step_of(as_bytes(value))
         if at != end:
             raise BadMessage("an item is longer than its record")
-        return self._finish(found, step)
-
-    def _finish(self, found: list[tuple[_Head, float | None]], step: int | None) -> Row | None:
-        row = Row(0, None)
-        for head, number in found:
-            if number is None or head is None:
-                continue
-            if type(head) is Target:
-                row.values.append((head, number))
-            elif abs(number) < MAX_STEP:
-                if head is _TIME:
-                    row.time = number
-                elif step is None:
-                    step = int(number)
-        row.step = self._last_step + 1 if step is None else step
-        self._last_step = row.step
-        return row if row.values and 0 <= row.step < MAX_STEP else None
+        row.time = of_the_row.get(_TIME)
+        if step is None:
+            step = int(of_the_row.get(_STEP, self._last_step + 1))
+        row.step = self._last_step = step
+        return row if values and 0 <= step < MAX_STEP else None
 
 
-class _Heads(dict[bytes, _Head]):
+def _take(
+    head: _Head,
+    number: float | None,
+    values: list[tuple[Target, float]],
+    of_the_row: dict[str, float],
+) -> None:
+    """Put the number of an item where it belongs; one without a target is dropped."""
+    if number is None or head is None:
+        return
+    if type(head) is Target:
+        values.append((head, number))
+    elif abs(number) < MAX_STEP:
+        of_the_row.setdefault(str(head), number)
+
+
+class Heads(dict[bytes, _Head]):
     """What an item is, by its bytes up to the value: a key of the mapping, another key, or slow."""
 
     def __init__(self, keys: Keys) -> None:

@@ -112,6 +112,20 @@ def test_max_violation_is_a_load_less_one() -> None:
     assert step["router"] == {"max_load": [1.5, 3.0]}
 
 
+@pytest.mark.parametrize(
+    ("logged", "max_load"),
+    [
+        ({"router/max_load/0": 1.75, "moe/max_vio/layer_0": 0.5}, 1.5),
+        ({"moe/max_vio/layer_0": 0.5, "router/max_load/0": 1.75}, 1.75),
+    ],
+)
+def test_of_two_readings_of_a_quantity_the_later_counts(
+    logged: dict[str, float], max_load: float
+) -> None:
+    _, step = records(Logger([(1, logged)]))
+    assert step["router"] == {"max_load": [max_load]}
+
+
 def test_an_aggregate_over_the_layers_is_one_router() -> None:
     run, step = records(Logger([(1, {"max_vio/max": 1.0, "max_vio/mean": 0.5, "loss": 2.0})]))
     assert (run["model"]["layers"], run["model"]["layer_names"]) == ([0], ["all layers"])
@@ -145,6 +159,21 @@ def test_a_row_with_a_missing_expert_is_no_row() -> None:
     partial = {key: value for key, value in logged.items() if not key.endswith("L-2_EP-0")}
     *_, last = records(Logger([(1, logged), (2, partial)]))
     assert last["tokens_per_expert"] == [[500_000, 500_000], None]
+
+
+def test_rows_with_experts_that_never_appear_are_not_laid_out() -> None:
+    """268 million experts in 4096 numbers: looked up one by one they would take minutes."""
+    logged = {f"moe_ep_usage/L-{layer}_EP-65535": 1.0 for layer in range(4096)}
+    run, *steps = records(Logger([(n, logged) for n in (1, 2, 3)]))
+    assert run["model"]["num_experts"] == 65536
+    assert all("tokens_per_expert" not in step for step in steps)
+
+
+def test_numbers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microscope_tui.sources.assemble.MAX_NUMBERS", 3)
+    steps = [(n, shares(n, [0.5, 0.5])) for n in range(5)]
+    run = of_kind(records(Logger(steps)), "run")[-1]
+    assert len(run["model"]["layers"]) <= 3
 
 
 def test_exact_counts_stay_exact() -> None:
