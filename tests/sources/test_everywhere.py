@@ -14,6 +14,7 @@ from microscope_tui.sources.search import Search
 from microscope_tui.watch.moment import pin_at
 from microscope_tui.watch.run_card import Seen
 from microscope_tui.watch.run_watch import RunWatch
+from tests.sources import wandb_bytes
 
 GOLDEN = Path(__file__).with_name("golden")
 SHARES = [[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]]
@@ -134,6 +135,19 @@ def test_a_long_source_shows_its_whole_history_before_it_is_read(
     assert not watch.sampled
     assert watch.can_seek
     assert watch.latest.record.step >= sampled
+
+
+def test_a_part_without_any_line_is_read_on_at_once(tmp_path: Path) -> None:
+    console = wandb_bytes.part(3, bytes(1 << 20))
+    rows = [wandb_bytes.history(flat(n), n) for n in (1, 2, 3)]
+    content = wandb_bytes.log([wandb_bytes.run(), *([console] * 3), *rows])
+    (tmp_path / "run-a.wandb").write_bytes(content)
+    (run,) = Search(tmp_path).runs()
+    watch = RunWatch(run)
+    assert [watch.advance(1 << 20) for _ in range(3)] == [True] * 3
+    assert watch.latest is None
+    assert watch.advance(1 << 20)
+    assert watch.latest is not None
 
 
 def test_a_run_in_a_database_keeps_its_path_when_others_join_it(tmp_path: Path) -> None:
