@@ -25,6 +25,8 @@ COMPLETE_AFTER_S = 0.4
 """The last step counts as complete if nothing was written for this long."""
 MAX_NUMBERS = 1 << 20
 """Distinct numbers of a run; further ones are left out: a hostile file must not fill the memory."""
+MOST_PATIENCE_S = 60.0
+"""The longest that is waited for the rest of a step, where it came late before."""
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _Cells = dict[Target, float]
@@ -50,6 +52,7 @@ class RowRecords(RecordReader):
         self._ahead = 0  # steps with router readings among those that wait
         self._early: _Step | None = None  # the last step, returned because nothing more came
         self._again = False  # the open step is that one: its rest came late
+        self._patience_s = 0.0  # a logger that writes a step in parts will do so again
         self._ended = False
 
     def wait_s(self) -> float:
@@ -89,8 +92,9 @@ class RowRecords(RecordReader):
         return [*records, *scratch._close(), *scratch._flush()]
 
     def _is_quiet(self) -> bool:
-        at_rest = time.time() - (self.modified or 0.0) >= COMPLETE_AFTER_S
-        return at_rest or time.monotonic() - self._grew >= COMPLETE_AFTER_S
+        patience_s = max(COMPLETE_AFTER_S, self._patience_s)
+        at_rest = time.time() - (self.modified or 0.0) >= patience_s
+        return at_rest or time.monotonic() - self._grew >= patience_s
 
     def _take(self, row: Row) -> Iterator[Record]:
         if row.step != self._step:
@@ -105,6 +109,8 @@ class RowRecords(RecordReader):
             self._step, self._time, self._cells = row.step, row.time, {}
             return
         self._step, self._time, self._cells = early
+        late_s = time.monotonic() - self._grew
+        self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
         if self._layout is not None:
             self._again = True
         elif self._waiting and self._waiting[-1][0] == row.step:

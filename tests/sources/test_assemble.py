@@ -1,6 +1,7 @@
 """Named numbers end up in the right row of the right step."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.runlog.writer import encode_record
+from microscope_tui.sources import assemble
 from microscope_tui.sources.assemble import RowRecords
 from microscope_tui.sources.header import Asked, config_number
 from microscope_tui.sources.keys import BadMapping, Keys, rules_of
@@ -296,3 +298,26 @@ def test_the_late_rest_of_a_step_before_the_header_is_merged() -> None:
     found = [*reader.read().records]
     assert [r["kind"] for r in found] == ["run", "step"]
     assert (found[1]["loss"], len(found[1]["tokens_per_expert"])) == (2.0, 1)
+
+
+def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr(assemble, "time", clock)
+    logger = Logger([])
+    reader = RowRecords(logger, "run", "test", Asked())
+    kinds = []
+    for step in range(1, 8):
+        for part in ({"loss": 2.0}, shares(3, [0.5, 0.5])):
+            logger._rows.append((step, part))
+            logger.modified = now[0]
+            for _ in range(10):  # a second and a half until the next part
+                kinds += [(r["kind"], r.get("step")) for r in reader.read().records]
+                now[0] += 0.15
+    steps = [step for kind, step in kinds if kind == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]  # the first was merged before there was a header
+    assert [kind for kind, _ in kinds].count("run") == 1
+    now[0] += 3.0
+    assert [r["step"] for r in reader.read().records] == [7]
