@@ -1,6 +1,6 @@
 """The screen of the slices as lines: a row is an expert, with the slices and tokens that it reads.
 
-A number has a colour only beyond chance; the rest is a dot.
+A number has a colour only beyond chance; the rest, few expected choices among it, is a dot.
 """
 
 import math
@@ -120,6 +120,7 @@ def heads(
         top += [Span(" "), *_centred(name, layout.cell, "value")]
         limit = table.noise[at]
         said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
+        said = "few" if all(row.cells[at].few for row in table.rows) else said
         below += [Span(" "), *_centred(said, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
@@ -172,7 +173,7 @@ def detail(
     """The expert at the cursor in full: every slice with its number, every token with its lift."""
     said = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
-        + ("" if cell.beyond else " chance")
+        + ("" if cell.beyond else " few" if cell.few else " chance")
         for at, cell in enumerate(row.cells[:64])
     ]
     tokens = [

@@ -1,7 +1,8 @@
 """What one layer's experts read: the numbers behind the screen of the slices.
 
 For every expert and slice the log2 of its share in the slice over its share overall. What shuffled
-slices reach too (``Tables.noise``, the 99 % point) counts as chance.
+slices reach too (``Tables.noise``, the 99 % point) counts as chance, and so does every ratio of an
+expert with fewer than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from microscope_tui.routing.layout import Tables
+from microscope_tui.routing.layout import FEWEST_EXPECTED, Tables
 
 CHANCE_BEYOND = 0.01
 """Share of the cells that shuffled slices put beyond the noise."""
@@ -35,6 +36,8 @@ class Cell:
     """log2 of the share in the slice over the share overall."""
     beyond: bool
     """Whether it is more than shuffled slices reach."""
+    few: bool = False
+    """Whether so few pairs were expected that the ratio means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,14 @@ class SliceTable:
     @property
     def by_chance(self) -> float:
         """How many experts would differ in a slice by chance alone."""
-        known = sum(math.isfinite(one) for one in self.noise)
-        return len(self.rows) * (1.0 - (1.0 - CHANCE_BEYOND) ** known)
+        judged = [
+            sum(
+                math.isfinite(noise) and not cell.few
+                for noise, cell in zip(self.noise, row.cells, strict=True)
+            )
+            for row in self.rows
+        ]
+        return sum(1.0 - (1.0 - CHANCE_BEYOND) ** cells for cells in judged)
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
@@ -147,7 +156,8 @@ def _known(values: Sequence[float | None], layer: int) -> float | None:
 
 
 def _cell(count: int, size: int, share: float, noise: float) -> Cell:
-    if not size or not share > 0:
-        return Cell(count, 0.0, False)
-    ratio = math.log2(max(count, _NONE) / size / share)
-    return Cell(count, ratio, abs(ratio) > noise)
+    expected = size * share
+    if not expected > 0:
+        return Cell(count, 0.0, False, few=True)
+    ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
+    return Cell(count, ratio, abs(ratio) > noise and not few, few)
