@@ -26,6 +26,8 @@ _EXPERT, _SHARE, _GAP = 8, 7, 2
 _LEAST_CELL, _MOST_CELL = 6, 12
 _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
+_LEVELS_PER_OCTAVE = 6
+"""The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 Named = Callable[[int], str]
@@ -71,12 +73,12 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
         said = f"{chance:.1f}" if chance < 10 else f"{chance:.0f}"
         line.append(Span(f"   by chance {said}", "dim"))
     read = [row.slice_read for row in table.rows]
+    preferred: Line = [Span("   preferred:", "dim")]
     for number, name in enumerate(names):
         if (count := read.count(number)) > 0:
-            part = [Span(f"   {shortened(name, 16)} ", "dim"), Span(f"{count}")]
-            if line_width([*line, *part]) > width - 1:
-                break
-            line += part
+            preferred += [Span(f" {shortened(name, 16)} ", "dim"), Span(f"{count} ")]
+    if len(preferred) > 1 and line_width([*line, *preferred]) < width:
+        line += preferred
     return pad(line, width)
 
 
@@ -208,7 +210,7 @@ def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Line:
         return _centred("-", width, "faint")
     if not cell.beyond:
         return _centred("·", width, "faint")
-    level = round(4 * cell.ratio)
+    level = round(_LEVELS_PER_OCTAVE * cell.ratio)
     level = max(-_STRONGEST, min(_STRONGEST, level))
     level = max(_FAINTEST, level) if cell.ratio > 0 else min(-_FAINTEST, level)
     text = "none" if not cell.count else _signed(cell.ratio)
