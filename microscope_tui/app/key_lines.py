@@ -80,12 +80,16 @@ def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: i
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
-    """Every binding with all its keys, in sections, in two columns where there is room."""
+    """Every binding with all its keys, in sections, in two columns where there is room.
+
+    What leads to other screens comes last: it is the same everywhere.
+    """
     sections: dict[str, list[Line]] = {}
     for binding in bindings:
         kind = (binding.id or "").split(".")[0]
         lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
         lines += _entry(binding, glyphs, min(width, _COLUMN))
+    sections["Screens"] = sections.pop("Screens", [])
     blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
     if width < 2 * _COLUMN:
         return [line for block in blocks for line in block][:-1]

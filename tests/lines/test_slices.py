@@ -97,6 +97,18 @@ def test_without_a_baseline_nothing_is_beyond_chance() -> None:
     assert found.by_chance == 0.0
 
 
+@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.0,)])
+def test_a_single_slice_is_compared_with_nothing(noise: tuple[float, ...]) -> None:
+    """An interrupted probe may hold tokens of one slice: no rounding may look like a preference."""
+    counts = [[14950, 17400, 15000, 14500, 14300, 13500, 12300, 15590], [0] * 8][: len(noise)]
+    found = table(counts, noise)
+    assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
+    names = ["docs", "code"][: len(noise)]
+    said = plain(slice_lines.summary(found, names, "L1", "1 of 1", 120))
+    assert "0 of 8 experts" in said
+    assert "one slice: nothing to compare it with" in said
+
+
 def test_the_most_telling_experts_are_first_and_slices_stay_together() -> None:
     counts = [[500, 100, 300, 100, 0], [500, 300, 100, 400, 0]]
     found = table(counts)

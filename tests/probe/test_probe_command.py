@@ -212,13 +212,18 @@ SMALL: Any = {"device": "cpu", "window": 50, "batch_size": 2}
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_readable_shorter_probe(
-    number: signal.Signals, model: Path, words: Path, tmp_path: Path
+    number: signal.Signals,
+    model: Path,
+    words: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
         signalled = in_third_batch(lambda: os.kill(os.getpid(), number))
         patch.setattr(probing, "batches", signalled)
         assert probe(str(model), str(words), output=out, **SMALL) == 130
+    assert "interrupted: 200 of 400 tokens are written" in capsys.readouterr().err
     (end,) = (one for one in records(out, "event") if one["event"] == "end")
     assert (end["step"], end["reason"]) == (2, "signal")
     with Routing(out / "routing.bin") as routing:

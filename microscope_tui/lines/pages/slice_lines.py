@@ -67,7 +67,9 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
         Span(f" of {len(table.rows)} experts prefer or avoid a slice", "value"),
     ]
     chance = table.by_chance
-    if not any(math.isfinite(one) for one in table.noise):
+    if table.is_single:
+        line.append(Span("   one slice: nothing to compare it with", "warn"))
+    elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
         said = f"{chance:.1f}" if chance < 10 else f"{chance:.0f}"

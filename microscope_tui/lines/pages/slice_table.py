@@ -78,7 +78,7 @@ class SliceTable:
     rows: Sequence[ExpertRow]
     """By number."""
     noise: Sequence[float]
-    """Per slice; infinite where there is no baseline."""
+    """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
     """Choices in each slice."""
 
@@ -99,6 +99,11 @@ class SliceTable:
                 -row.share,
             ),
         )
+
+    @property
+    def is_single(self) -> bool:
+        """Whether all choices are in one slice: there is nothing to compare it with."""
+        return sum(size > 0 for size in self.sizes) < 2
 
     @property
     def by_chance(self) -> float:
@@ -129,7 +134,7 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     sizes = [sum(row) for row in layers]
     total = sum(sizes)
     noise = [
-        tables.noise[at] if at < len(tables.noise) and tables.noise[at] >= 0 else math.inf
+        tables.noise[at] if at < len(tables.noise) and tables.noise[at] > 0 else math.inf
         for at in range(slices)
     ]
     lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
