@@ -1,13 +1,13 @@
 """Do the experts of a small mixture specialise? Train one on three unlike texts, then probe it.
 
-    python -m benchmarks.anatomy [--folder anatomy] [--steps 1500] [--seed 0]
+    python -m benchmarks.anatomy [--folder anatomy] [--steps 1500] [--seed 0] [--pictures FOLDER]
 
 The texts come with Python: code of the standard library without comments, prose of the language
 reference, and other prose of it in Cyrillic letters. ``train.py`` trains the preset tiny on 90 %
 of each with byte pairs; ``moe-microscope probe`` traces the rest, as three slices, with the trained
 model and with the same model after one step. An untrained router already sends equal tokens to
 equal experts, so only what the trained one shows beyond that is learned. What is finished in
-``--folder`` is kept. Then look at it: ``moe-microscope FOLDER/logs/trained``.
+``--folder`` is kept. Then look at it: ``moe-microscope FOLDER/probes``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import argparse
 import ast
 import importlib
 import inspect
-import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import machine
+from microscope_tui.lines.pages.slice_table import ExpertRow, explained, slice_table
+from microscope_tui.lines.pages.token_cells import shown_token
 from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FEWEST_EXPECTED
+from microscope_tui.routing.layout import FILE_NAME
 
 KIND_CHARACTERS, FILES = 250_000, 20
 HELD_OUT = 2
@@ -47,7 +50,7 @@ def code() -> str:
     for name in MODULES:
         tree = ast.parse(inspect.getsource(importlib.import_module(name)))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
+            body: Any = getattr(node, "body", None)
             first = body[0] if isinstance(body, list) and body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 body[0] = ast.Pass()
@@ -80,53 +83,81 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def make(folder: Path, steps: int, seed: int) -> None:
-    """Train and probe what is missing."""
+def make(folder: Path, steps: int, seed: int) -> Path:
+    """Train and probe, unless that is done; the folder of the probe."""
     if not (folder / "train").exists():
         write_texts(folder)
-    logs, checkpoints = folder / "logs", folder / "checkpoints"
+    name = f"steps-{steps}-seed-{seed}"
+    probe, checkpoints = folder / "probes" / name, folder / "checkpoints"
+    if probe.exists():
+        return probe
+    if not (checkpoints / name / f"step-{steps:08}").exists():
+        run(
+            "train.py", "--run", name, "--resume", "auto", "--data", str(folder / "train"),
+            "--tokenizer", "bpe", "--model.vocab_size", "2048", "--steps", str(steps),
+            "--seed", str(seed), "--log-dir", str(folder / "logs"),
+            "--checkpoint-dir", str(checkpoints),
+        )  # fmt: skip
     kinds = [f"{kind}={folder / 'held-out' / kind}" for kind in ("code", "prose", "cyrillic")]
-    for name, length in (("untrained", 1), ("trained", steps)):
-        model = checkpoints / f"{name}-run"
-        if not model.exists():
-            run(
-                "train.py", "--data", str(folder / "train"), "--tokenizer", "bpe",
-                "--model.vocab_size", "2048", "--steps", str(length), "--run", f"{name}-run",
-                "--seed", str(seed), "--log-dir", str(logs), "--checkpoint-dir", str(checkpoints),
-            )  # fmt: skip
-        if not (logs / name).exists():
-            run(
-                "-m", "microscope_tui.cli", "probe", str(model / "latest"), *kinds,
-                "-o", str(logs / name),
-            )  # fmt: skip
+    run("-m", "microscope_tui.cli", "probe", str(checkpoints / name), *kinds, "-o", str(probe))
+    return probe
 
 
-def show(name: str, routing: Routing) -> None:
-    """What differs between slices beyond the shuffled baseline, and what identity explains."""
-    tables, shape = routing.tables, routing.shape
-    print(f"\n{name}: {routing.tokens:,} tokens, {shape.num_experts} experts, k {shape.top_k}")
-    print("  noise of |log2 ratio|  ", *(
-        f"{one} {level:.2f} " for one, level in zip(routing.slices, tables.noise, strict=True)
-    ))  # fmt: skip
+def show(routing: Routing) -> None:
+    """Per layer: what differs between slices beyond the shuffled baseline, and what the identity
+    of a token explains. Then, of each slice, the expert that prefers it most in any layer."""
+    tables, shape, slices = routing.tables, routing.shape, routing.slices
+    print(f"  {routing.tokens:,} tokens, {shape.num_experts} experts, k {shape.top_k}")
+    limits = zip(slices, tables.noise, strict=True)
+    print("  chance  ", *(f"{one} ±{level:.2f} " for one, level in limits))
     for layer, label in enumerate(shape.layer_names):
-        rows = [tables.counts[one][layer] for one in range(len(routing.slices))]
-        overall = [sum(column) for column in zip(*rows, strict=True)]
-        beyond, largest = 0, (0.0, 0, 0)
-        for place, row in enumerate(rows):
-            for expert, count in enumerate(row):
-                expected = sum(row) * overall[expert] / sum(overall)
-                if expected < FEWEST_EXPECTED:
-                    continue
-                ratio = math.log2(max(count, 0.5) / expected)
-                beyond += abs(ratio) > tables.noise[place]
-                largest = max(largest, (ratio, place, expert))
-        ratio, place, expert = largest
-        identity, chance = tables.identity[layer] or 0.0, tables.identity_noise[layer] or 0.0
+        cells = [cell for row in rows_of(routing, layer) for cell in row.cells]
+        beyond = sum(cell.beyond for cell in cells)
+        identity, shuffled = explained(tables, layer)
         print(
-            f"  {label}: {beyond} of {len(rows) * len(overall)} slice x expert beyond noise; "
-            f"largest: expert {expert} {2**ratio:.1f}x in {routing.slices[place]}; identity "
-            f"explains {identity:.0%} (chance {chance:.0%})"
+            f"  {label}: {beyond} of {len(cells)} slice x expert beyond chance; token identity "
+            f"explains {identity or 0.0:.2f}, shuffled {shuffled or 0.0:.2f}"
         )
+    for number, one in enumerate(slices):
+        ratio, layer, row = strongest(routing, number)
+        tokens = " ".join(
+            f"{shown_token(routing.text_of_id(token) or b'', 16)} {count}/{lift:.1f}"
+            for token, count, lift in row.lifts[:8]
+        )
+        at = f"{shape.layer_names[layer]}, expert {row.expert}"
+        print(f"  {one}: most in {at}: {2**ratio:.2f}x; reads {tokens}")
+
+
+def rows_of(routing: Routing, layer: int) -> Sequence[ExpertRow]:
+    """The experts of a layer."""
+    experts = routing.shape.num_experts
+    return slice_table(routing.tables, layer, len(routing.slices), experts).rows
+
+
+def strongest(routing: Routing, number: int) -> tuple[float, int, ExpertRow]:
+    """Where the slice is preferred most: log2 ratio, layer and expert."""
+    return max(
+        (
+            (row.cells[number].ratio if row.cells[number].beyond else 0.0, layer, row)
+            for layer in range(len(routing.shape.layers))
+            for row in rows_of(routing, layer)
+        ),
+        key=lambda one: one[0],
+    )
+
+
+def draw(probe: Path, folder: Path) -> None:
+    """Pictures of the strongest preference: its layer, and its tokens where the slice begins."""
+    with Routing(probe / FILE_NAME) as routing:
+        number = max(range(len(routing.slices)), key=lambda one: strongest(routing, one)[0])
+        _, layer, row = strongest(routing, number)
+        token, name = routing.slices_of(0, routing.tokens).index(number), routing.shape.layer_names
+    for screen, size in (("slices", "100x24"), ("tokens", "80x24")):
+        run(
+            "-m", "microscope_tui.cli", "snapshot", str(probe), "--screen", screen, "--size", size,
+            "--layer", name[layer], "--expert", str(row.expert), "--token", str(token),
+            "--format", "svg", "-o", str(folder / f"probe-{screen}.svg"),
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -134,12 +165,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("anatomy"))
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=Path, help="folder to draw the screens into")
     options = parser.parse_args()
-    make(options.folder, options.steps, options.seed)
-    print(f"{machine()}; {options.steps} steps, seed {options.seed}")
-    for name in ("untrained", "trained"):
-        with Routing(options.folder / "logs" / name / "routing.bin") as routing:
-            show(name, routing)
+    print(machine())
+    for steps in (1, options.steps):
+        probe = make(options.folder, steps, options.seed)
+        print(f"\n{probe}")
+        with Routing(probe / FILE_NAME) as routing:
+            show(routing)
+    if options.pictures:
+        draw(probe, options.pictures)
 
 
 if __name__ == "__main__":

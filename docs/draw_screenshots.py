@@ -4,7 +4,8 @@
 
 The screens of the README show a real run: without an argument the script first trains the tiny
 preset for 300 steps with ``--force-collapse 3@100``, about a minute on two cores. The pictures of
-docs/reading.md show synthetic runs with known truth, one per kind of trouble.
+docs/reading.md show synthetic runs with known truth, one per kind of trouble; those of the probe,
+of a model that trains for longer, are drawn by ``python -m benchmarks.anatomy --pictures``.
 """
 
 import asyncio

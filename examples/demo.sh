@@ -59,8 +59,11 @@ finish() {
   rmdir "logs/$run" 2>/dev/null        # claimed for a run that never began
   if [ -e "$log" ]; then
     say "watch it again:  .venv/bin/moe-microscope logs/$run"
-    [ -e "checkpoints/$run/latest" ] &&
+    if [ -e "checkpoints/$run/latest" ]; then
       say "generate text:   .venv/bin/python -m moe_model.generate checkpoints/$run"
+      say "probe it (20 s): .venv/bin/moe-microscope probe checkpoints/$run README.md train.py -o logs/$run-probe"
+      say "see tokens (7):  .venv/bin/moe-microscope logs/$run-probe"
+    fi
   fi
   exit "$code"
 }

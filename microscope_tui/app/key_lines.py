@@ -24,6 +24,7 @@ _SECTIONS = {
     "app": "Screens",
 }
 _GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
+_OF_A_PROBE = ("screen.tokens", "screen.slices")
 _COLUMN, _KEYS = 53, 13  # cells of a column of the help, and of the keys in it
 _ASCII_NAMES = {
     "↑↓": "up/down",
@@ -37,24 +38,31 @@ _ASCII_NAMES = {
 
 
 def key_line(
-    bindings: Iterable[Binding], glyphs: Glyphs, width: int, *, paused: bool = False
+    bindings: Iterable[Binding],
+    glyphs: Glyphs,
+    width: int,
+    *,
+    paused: bool = False,
+    probed: bool = False,
 ) -> Line:
     """The line of keys at the bottom, with the shown bindings in their order.
 
-    Where the width is short, bindings are left out; help and quit always stay.
+    That of a run with a probe begins with the screens of the probe. Where the width is short,
+    bindings are left out; help and quit always stay.
     """
     shown: dict[str, Line] = {}
-    for binding in bindings:
-        if binding.show:
+    first = _OF_A_PROBE if probed else ()
+    for binding in sorted(bindings, key=lambda one: one.id not in first):
+        if binding.show or binding.id in first:
             does = "live" if paused and binding.action == "toggle_follow" else binding.description
-            key = Span(_plain(binding.key_display or binding.key, glyphs), "accent")
+            key = Span(_plain(binding.key_display or shown_key(binding.key), glyphs), "accent")
             shown[binding.id or binding.key] = [Span("  "), key, Span(f" {does}", "dim")]
     for name in (*_GIVE_WAY, *list(shown)[-3::-1]):
         if sum(map(line_width, shown.values())) - 1 <= width:
             break
         shown.pop(name, None)
-    first, *rest = [span for part in shown.values() for span in part] or [Span("")]
-    return pad([Span(first.text[1:]), *rest], width)
+    lead, *rest = [span for part in shown.values() for span in part] or [Span("")]
+    return pad([Span(lead.text[1:]), *rest], width)
 
 
 def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
@@ -72,12 +80,16 @@ def film_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: i
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
-    """Every binding with all its keys, in sections, in two columns where there is room."""
+    """Every binding with all its keys, in sections, in two columns where there is room.
+
+    What leads to other screens comes last: it is the same everywhere.
+    """
     sections: dict[str, list[Line]] = {}
     for binding in bindings:
         kind = (binding.id or "").split(".")[0]
         lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
         lines += _entry(binding, glyphs, min(width, _COLUMN))
+    sections["Screens"] = sections.pop("Screens", [])
     blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
     if width < 2 * _COLUMN:
         return [line for block in blocks for line in block][:-1]

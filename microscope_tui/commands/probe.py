@@ -125,9 +125,15 @@ def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOp
     _show("")
     if not outcome.tokens:
         fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)
+    if outcome.reason == "signal":
+        whole = sum(len(window.ids) for window in reading.windows)
+        say(f"interrupted: {outcome.tokens:,} of {whole:,} tokens are written")
     size_of = (folder / FILE_NAME).stat().st_size
     print_data(f"{folder}: {outcome.tokens:,} tokens, {bytes_of(size_of)}")
-    say(f"{FILE_NAME} contains the text itself; open it with moe-microscope {folder}")
+    say(
+        f"{FILE_NAME} contains the text itself; open it with moe-microscope {folder}"
+        " (7 shows its tokens, 8 its slices)"
+    )
     return outcome
 
 

@@ -138,6 +138,10 @@ _TOKENS: Words = (
 _SLICES: Words = (
     ("-1.0, +2.0", "log2 of the share in the slice ÷ the share overall: half, four times as much"),
     ("chance, ·", "what shuffled slices reach too, in 99 of 100; a dot is no more than that"),
+    (
+        "few",
+        "fewer than 10 choices are expected in this slice: no ratio is told from chance, a dot",
+    ),
     ("none", "the expert was never chosen in this slice"),
     ("prefer, avoid", "a share in some slice that differs from its share overall beyond chance"),
     ("most telling", "tokens that go to the expert far more often than tokens overall"),

@@ -32,6 +32,9 @@ class Pieces(Protocol):
     def of_id(self, token: int) -> bytes:
         """The bytes that a token is in a text that a model writes."""
 
+    def strangers(self, text: str) -> frozenset[str]:
+        """Characters of ``text`` to leave out: there is no token for them."""
+
 
 class CharacterPieces:
     """One token per character of a vocabulary."""
@@ -50,6 +53,10 @@ class CharacterPieces:
         """See ``Pieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
+
+    def strangers(self, text: str) -> frozenset[str]:
+        """See ``Pieces``: those that the model was not trained on."""
+        return frozenset(text).difference(self._tokenizer.vocabulary)
 
 
 class TokenizerPieces:
@@ -90,6 +97,10 @@ class TokenizerPieces:
         if token not in self._known:
             self._known[token] = self._bytes(token)
         return self._known[token]
+
+    def strangers(self, text: str) -> frozenset[str]:
+        """See ``Pieces``: none; the tokenizer has a token for what it does not know, or refuses."""
+        return frozenset()
 
     def _bytes(self, token: int) -> bytes:
         if token in self._added:

@@ -6,6 +6,7 @@ stay in the order of the text, so that a probe that is interrupted holds its beg
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from microscope_tui.probe.pieces import Pieces
 from microscope_tui.probe.texts import BadText, Slice, read_text
+
+_SHOWN = 20
+"""Characters that a note lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Reading:
 
 
 def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: int) -> Reading:
-    """Read and cut the texts.
+    """Read and cut the texts; characters that the model has no token for are left out, and said.
 
     Args:
         length: Tokens of a window at most, those that the tokenizer puts before a text included.
@@ -50,6 +54,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
     """
     found, split = Reading([], []), 0
     skipped: list[str] = []
+    strangers: Counter[str] = Counter()
     room = length - len(pieces.prefix)
     if room < 1:
         raise BadText(f"a window of {length} has no room for text: choose a larger --window")
@@ -57,7 +62,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
         left = max(1, tokens // len(slices))
         for path in one.files:
             try:
-                ids, texts = _encode(path, pieces, left)
+                ids, texts = _encode(path, pieces, left, strangers)
             except BadText as error:
                 if path in one.named:
                     raise
@@ -70,6 +75,8 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
                 found.windows.append(_window(pieces, ids[part], texts[part], number, start == 0))
             if left <= 0:
                 break
+    if not found.windows and strangers:
+        raise BadText(f"{_listed(strangers)} are all there is, and the model has no token for them")
     if not found.windows:
         names = ", ".join(one.name for one in slices)
         raise BadText(f"{names}: no text to read; name UTF-8 files that are not empty")
@@ -78,6 +85,8 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
             f"texts longer than a window of {length:,} tokens: {split:,}; read in several windows, "
             "each without what came before"
         )
+    if strangers:
+        found.notes.append(f"left out, as the model has no token for them: {_listed(strangers)}")
     if skipped:
         found.notes.append(f"files left out: {len(skipped):,}; the first: {skipped[0]}")
     return found
@@ -91,11 +100,22 @@ def _window(
     return Window(ids, texts, [number] * len(ids), begins)
 
 
-def _encode(path: Path, pieces: Pieces, most: int) -> tuple[list[int], list[bytes]]:
+def _listed(characters: Counter[str]) -> str:
+    """How many there are, and the most frequent ones."""
+    shown = "".join(one for one, _ in characters.most_common(_SHOWN))
+    return f"{characters.total():,} characters {shown!r}"
+
+
+def _encode(
+    path: Path, pieces: Pieces, most: int, strangers: Counter[str]
+) -> tuple[list[int], list[bytes]]:
     """The first ``most`` tokens of a file; no more of it is read than they need."""
     ids: list[int] = []
     texts: list[bytes] = []
     for text in read_text(path, piece_bytes=min(1 << 20, max(1 << 12, most * 8))):
+        if unknown := pieces.strangers(text):
+            strangers.update(one for one in text if one in unknown)
+            text = "".join(one for one in text if one not in unknown)
         try:
             more_ids, more_texts = pieces.encode(text)
         except ValueError as error:

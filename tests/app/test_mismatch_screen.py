@@ -82,6 +82,19 @@ async def test_two_probes_are_compared_once_the_other_is_pinned(
         assert "▶ L2" in shown
 
 
+async def test_a_probe_is_not_compared_with_itself(
+    make_probe: Make, until: Until, seen: Seen
+) -> None:
+    run = make_probe("only", age=0)
+    async with Microscope(Fleet(run)).run_test(size=(80, 24)) as pilot:
+        app = await judged(pilot, until)
+        (found,) = app.session.fleet.runs
+        app.session.fleet.pinned = app.session.fleet.comparable(found)
+        await pilot.press("9")
+        await until(pilot, lambda: "is also the open one" in rows(seen, pilot), "why not")
+        assert "0.00%" not in rows(seen, pilot)
+
+
 @pytest.mark.parametrize("size", [(60, 12), (80, 24), (200, 60)])
 async def test_the_picture_of_the_comparison_needs_no_keys(
     make_probe: Make, size: tuple[int, int]

@@ -7,6 +7,7 @@ import pytest
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.screens.slices_screen import SlicesScreen
 from microscope_tui.app.screens.tokens_screen import TokensScreen
+from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.routing.file import Routing
 from microscope_tui.routing.layout import FILE_NAME, Shape, Tables
 from microscope_tui.routing.write import RoutingWriter
@@ -42,6 +43,21 @@ async def test_key_8_shows_the_experts_with_slices_and_tokens(
         top = seen(pilot, "#slice-top")
         assert "of 16 experts prefer or avoid a slice" in top
         assert "token identity explains" in top
+
+
+async def test_few_experts_leave_their_rows_to_the_detail(probed: Path, until: Until) -> None:
+    async with Microscope(Fleet(probed)).run_test(size=(80, 40)) as pilot:
+        app, _, routing = await shown(pilot, until, SlicesScreen, "8")
+        rows, detail = (app.screen.query_one(f"#slice-{name}", Rows) for name in ("rows", "detail"))
+        assert rows.region.height == 16
+        assert detail.region.y == rows.region.bottom + 1
+        text = " ".join(detail.texts)
+        assert all(f"{name} " in text for name in routing.slices)
+        assert app.screen.query_one("#keys", Rows).region.bottom == 40
+        await pilot.resize_terminal(80, 20)
+        await until(pilot, lambda: app.screen.query_one("#keys", Rows).region.bottom == 20, "20")
+        await pilot.pause()
+        assert rows.region.height < 16
 
 
 async def test_the_cursor_moves_among_experts_and_layers_and_stays_on_its_expert(

@@ -41,6 +41,19 @@ async def test_key_7_shows_the_text_with_the_choice_at_the_cursor(
         assert f"expert {choice.experts[0]} " in seen(pilot, "#token-title")
 
 
+async def test_the_main_screen_names_the_keys_of_the_probe_where_there_is_one(
+    probed: Path, tmp_path: Path, until: Until, seen: Seen
+) -> None:
+    bare = copied(probed, tmp_path)
+    (bare / FILE_NAME).unlink()
+    for run, named in ((probed, True), (bare, False)):
+        async with Microscope(Fleet(run)).run_test(size=(80, 24)) as pilot:
+            app = await read(pilot, until)
+            await app.screen.redraw()
+            await pilot.pause()
+            assert seen(pilot, "#keys").startswith(" 7 tokens  8 slices") == named
+
+
 async def test_arrows_move_through_layers_and_tokens_and_stop_at_the_ends(
     probed: Path, until: Until, seen: Seen
 ) -> None:

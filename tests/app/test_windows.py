@@ -1,5 +1,6 @@
 """Windows of any size: what matters is shown, what is left out is named, and help can be read."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from textual.binding import Binding
 from textual.pilot import Pilot
 
-from microscope_tui.app import key_lines, keys
+from microscope_tui.app import key_lines, keys, probe_keys
 from microscope_tui.app.microscope import SCREENS, Microscope
 from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.widgets.rows import Rows
@@ -62,13 +63,24 @@ async def test_all_of_the_help_can_be_read_in_any_window(
 @pytest.mark.parametrize("width", range(40, 121, 8))
 @pytest.mark.parametrize("glyphs", [Glyphs.BRAILLE, Glyphs.ASCII])
 def test_the_line_of_keys_fits_and_never_loses_help_and_quit(width: int, glyphs: Glyphs) -> None:
-    for own in (keys.MAIN, keys.LAYER, keys.RUNS):
-        line = plain(key_lines.key_line(own, glyphs, width))
+    for own, probed in product((keys.MAIN, keys.LAYER, keys.RUNS), (False, True)):
+        line = plain(key_lines.key_line(own, glyphs, width, probed=probed))
+        assert line.startswith(" 7 tokens  8 slices  ") == probed
         assert len(line) <= width
         assert line.endswith("? help  q quit")
         shown = sum(b.show for b in own)
-        if width >= 120 and glyphs is Glyphs.BRAILLE:
+        if width >= 120 and not probed and glyphs is Glyphs.BRAILLE:
             assert sum(b.description in line for b in own if b.show) == shown
+
+
+@pytest.mark.parametrize("own", [probe_keys.SLICES, probe_keys.TOKENS, keys.LAYER, keys.RUNS])
+def test_help_begins_with_the_keys_of_its_screen_and_ends_with_the_way_to_others(
+    own: list[Binding],
+) -> None:
+    lines = [plain(line).strip() for line in key_lines.help_lines(own, Glyphs.BRAILLE, 60)]
+    heads = [line for at, line in enumerate(lines) if at == 0 or not lines[at - 1]]
+    assert heads[0] != "Screens"
+    assert heads[-1] == "Screens"
 
 
 async def test_a_small_window_says_what_it_cannot_show(

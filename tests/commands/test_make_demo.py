@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.probe.folders import own
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TOOLS = (
@@ -146,6 +148,34 @@ def test_q_stops_the_trainer_and_gives_the_terminal_back(
     before, after = ((house.folder / name).read_text() for name in ("before", "after"))
     assert before == after
     house.assert_no_orphan()
+
+
+def test_the_printed_commands_probe_the_checkpoint_and_show_its_tokens(
+    house: House, play: Play
+) -> None:
+    said, _ = play(
+        house.command(), ("wait", SHOWN), ("press", "q"), ("wait", "see tokens (7):"),
+        ("see", ""), ("end", ""), columns=200, rows=40,
+    )  # fmt: skip
+    [latest] = house.folder.glob("checkpoints/*/latest")
+    run = latest.parent.name
+    made = (
+        f".venv/bin/moe-microscope probe checkpoints/{run} README.md train.py -o logs/{run}-probe"
+    )
+    opened = f".venv/bin/moe-microscope logs/{run}-probe"
+    assert f"probe it (20 s): {made}" in said[0]
+    assert f"see tokens (7):  {opened}" in said[0]
+    latest.rmdir()  # of the stub
+    own(latest)
+    (house.folder / "README.md").write_text("Here `prose` is read.\n" * 20)
+    (house.folder / "train.py").write_text("def read(self): return 0\n" * 20)
+    screens, code = play(
+        f"cd '{house.folder}' && {made} && {opened}",
+        ("wait", "7 tokens"), ("press", "7"), ("wait", "slice README"), ("wait", "busiest"),
+        ("see", ""), ("press", "q"), ("end", ""),
+    )  # fmt: skip
+    assert code == 0
+    assert "Here prose is read." in screens[0]
 
 
 @pytest.mark.parametrize("terminal", TERMINALS)

@@ -18,7 +18,7 @@ from microscope_tui.lines.pages.slice_table import (
 )
 from microscope_tui.lines.spans import line_width, plain
 from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, Tables
+from microscope_tui.routing.layout import FEWEST_EXPECTED, FILE_NAME, Tables
 from tests.probed import SLICES, class_of, texts, write_probed
 
 
@@ -48,7 +48,9 @@ def test_the_ratio_is_share_in_the_slice_over_share_overall(counts: list[list[in
             if part[row.expert]:
                 expected = part[row.expert] / sum(part) / (whole / total)
                 assert 2**cell.ratio == pytest.approx(expected)
-                assert cell.beyond == (abs(math.log2(expected)) > 0.25)
+                few = sum(part) * whole / total < FEWEST_EXPECTED
+                assert cell.few == few
+                assert cell.beyond == (abs(math.log2(expected)) > 0.25 and not few)
 
 
 def test_an_expert_that_a_slice_never_chose_is_beyond_chance_only_where_it_was_expected() -> None:
@@ -59,12 +61,52 @@ def test_an_expert_that_a_slice_never_chose_is_beyond_chance_only_where_it_was_e
     assert not few.beyond
 
 
+def test_where_fewer_than_ten_pairs_are_expected_no_ratio_is_told_from_chance() -> None:
+    """4 pairs of 100 are expected, or 40 of 1,000; both have three times as many."""
+    small = table([[12, 88], [28, 872]])
+    cell = small.rows[0].cells[0]
+    assert cell.ratio == pytest.approx(math.log2(3))
+    assert cell.few
+    assert not cell.beyond
+    assert small.rows[0].slice_read is None
+    large = table([[120, 880], [280, 8720]])
+    assert large.rows[0].cells[0].ratio == cell.ratio
+    assert large.rows[0].cells[0].beyond
+    assert small.by_chance < large.by_chance
+
+
+def test_a_cell_with_few_pairs_is_a_grey_dot_and_the_detail_says_why() -> None:
+    found = table([[12, 88], [28, 872]])
+    layout = slice_lines.fit_slices(["a", "b"], 80, 0)
+    line = slice_lines.expert_line(found.rows[0], layout, named, chosen=False, colour=True)
+    assert "·" in plain(line)
+    assert "+1.6" not in plain(line)
+    said = plain(slice_lines.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
+    assert "a +1.6 (12 of 100) few" in said
+    tiny = table([[1, 8], [2800, 87200]])
+    below = plain(slice_lines.heads(layout, ["a", "b"], Ordering.NUMBER, tiny)[1])
+    assert "few" in below
+    assert below.count("±") == 1, "a slice with few pairs of every expert has no noise to show"
+
+
 def test_without_a_baseline_nothing_is_beyond_chance() -> None:
     found = table([[900, 100], [100, 900]], noise=())
     assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
     said = plain(slice_lines.summary(found, ["a", "b"], "L1", "1 of 1", 120))
     assert "no shuffled baseline" in said
     assert found.by_chance == 0.0
+
+
+@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.0,)])
+def test_a_single_slice_is_compared_with_nothing(noise: tuple[float, ...]) -> None:
+    """An interrupted probe may hold tokens of one slice: no rounding may look like a preference."""
+    counts = [[14950, 17400, 15000, 14500, 14300, 13500, 12300, 15590], [0] * 8][: len(noise)]
+    found = table(counts, noise)
+    assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
+    names = ["docs", "code"][: len(noise)]
+    said = plain(slice_lines.summary(found, names, "L1", "1 of 1", 120))
+    assert "0 of 8 experts" in said
+    assert "one slice: nothing to compare it with" in said
 
 
 def test_the_most_telling_experts_are_first_and_slices_stay_together() -> None:

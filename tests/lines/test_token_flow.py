@@ -135,6 +135,9 @@ def test_a_token_in_a_list_shows_its_blanks() -> None:
     assert shown_token(b"  x y") == "␣␣x y"
     assert shown_token(b" ") == "␣"
     assert shown_token(b"\n\n") == "↵↵"
+    assert shown_token(b"\n    ") == "↵␣␣␣␣"
+    assert shown_token(b"\n" + b" " * 19, 16) == "↵␣×19"
+    assert shown_token(b"x \n") == "x␣↵"
     assert shown_token(b"") == NOTHING
 
 

@@ -162,6 +162,21 @@ def test_slices_have_their_names_and_share_the_tokens(
         assert [routing.window_of(n) for n in (0, 5, 6, 12, 13, 50, 99)] == [0, 0, 1, 1, 2, 3, 3]
 
 
+def test_characters_that_a_model_of_characters_does_not_know_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, mixed = own(tmp_path / "model"), tmp_path / "mixed.txt"
+    mixed.write_text("a `quick` fox, 日\x1b[31m and $ 3 more words; ")
+    assert probe(str(model), str(mixed), output=tmp_path / "out", device="cpu") == 0
+    with Routing(tmp_path / "out" / "routing.bin") as routing:
+        assert b"".join(routing.text(0, routing.tokens)) == b"a quick fox, 31m and  3 more words; "
+    said = capsys.readouterr().err
+    assert "no token for them: 6 characters '`" in said
+    assert "\x1b" not in said, "repr() spells what a terminal could obey"
+    mixed.write_text("日本\U0001d518")
+    refused(model, mixed, said="3 characters '日本.' are all there is, and the model has no token")
+
+
 def test_what_a_model_writes_is_a_slice_of_its_own(tmp_path: Path, words: Path) -> None:
     for name, made in (("own", own(tmp_path / "o")), ("theirs", family("mixtral", tmp_path / "t"))):
         out = tmp_path / name
@@ -197,13 +212,18 @@ SMALL: Any = {"device": "cpu", "window": 50, "batch_size": 2}
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_readable_shorter_probe(
-    number: signal.Signals, model: Path, words: Path, tmp_path: Path
+    number: signal.Signals,
+    model: Path,
+    words: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
         signalled = in_third_batch(lambda: os.kill(os.getpid(), number))
         patch.setattr(probing, "batches", signalled)
         assert probe(str(model), str(words), output=out, **SMALL) == 130
+    assert "interrupted: 200 of 400 tokens are written" in capsys.readouterr().err
     (end,) = (one for one in records(out, "event") if one["event"] == "end")
     assert (end["step"], end["reason"]) == (2, "signal")
     with Routing(out / "routing.bin") as routing:

@@ -106,6 +106,11 @@ class BaseScreen(Screen[None]):
         """The bindings of this screen with the user's keys."""
         return bindings_of(self, self.session.keymap)
 
+    @property
+    def leads_to_probe(self) -> bool:
+        """Whether the last line begins with the screens of the probe."""
+        return False
+
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
         session, glyphs, width = self.session, self.session.glyphs, self.size.width
@@ -119,7 +124,8 @@ class BaseScreen(Screen[None]):
             line = key_lines.film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
             paused = not time.following
-            line = key_lines.key_line(self.bindings_shown, glyphs, width, paused=paused)
+            shown, probed = self.bindings_shown, self.leads_to_probe
+            line = key_lines.key_line(shown, glyphs, width, paused=paused, probed=probed)
         self.query_one("#keys", Rows).show([pad(line, width)])
 
     def prompt_hint(self) -> tuple[str, str | None]:

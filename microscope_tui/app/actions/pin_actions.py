@@ -62,7 +62,7 @@ class PinActions(BaseScreen):
         self._compare_with(found)
         session.fleet.pinned = pinned
         session.look = session.look.compared(True)
-        self.tell(f"pinned: {file.name} is A of 5 compare", "accent")
+        self.tell(f"pinned: {file.name} is A of 5 compare and 9 mismatch", "accent")
 
     def unpin_run(self) -> None:
         """Stop comparing with the pinned run."""

@@ -66,12 +66,17 @@ class MainScreen(LookActions):
     def page(self) -> int:
         return self._layout.visible_layers if self._layout else 10
 
+    @property
+    def leads_to_probe(self) -> bool:
+        return self.session.anatomy.is_beside
+
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
         probe = session.view(1, 1, range(0))
-        if probe is None:
+        if probe is None or session.watch is None:
             return
+        await session.anatomy.look(session.watch.path, session.version)
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter.text)

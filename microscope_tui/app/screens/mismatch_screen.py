@@ -72,6 +72,8 @@ class MismatchScreen(RunScreen):
         if pinned is None:
             return "Pin the run to compare with: 4 runs, then p. It is A, the open run is B."
         theirs = pinned.file.path.with_name(FILE_NAME)
+        if theirs == mine:
+            return "A, the pinned run, is also the open one: open another, which is B, on 4 runs."
         if not theirs.is_file():
             return f"A, {pinned.file.name}, has no probe (no {FILE_NAME} beside its log)."
         key = (*_state(theirs), *_state(mine))

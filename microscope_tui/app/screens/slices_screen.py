@@ -67,6 +67,10 @@ class SlicesScreen(AnatomyActions):
                 self.draw_nothing("#slice-rows")
         self.draw_header(view)
 
+    def draw_nothing(self, selector: str) -> None:
+        self.query_one(selector, Rows).styles.height = "1fr"
+        super().draw_nothing(selector)
+
     def _draw(self, routing: Routing) -> None:
         anatomy, (columns, rows) = self.session.anatomy, self.room
         layer, names = anatomy.layer, routing.slices
@@ -80,6 +84,7 @@ class SlicesScreen(AnatomyActions):
         layout = slice_lines.fit_slices(names, columns, self._first_slice)
         self._first_slice = layout.shown.start
         shown = self._order[self._first : self._first + self._visible]
+        spare = self._visible - len(shown)
         lines = [
             slice_lines.expert_line(
                 row,
@@ -93,17 +98,22 @@ class SlicesScreen(AnatomyActions):
         heads = slice_lines.heads(layout, names, self._ordering, table)
         self._show_top(routing, table)
         self.query_one("#slice-heads", Rows).show(heads)
-        self.query_one("#slice-rows", Rows).show(lines, self.session.look.palette)
-        self._draw_detail(table, names, columns, detail_rows)
+        part = self.query_one("#slice-rows", Rows)
+        part.styles.height = len(lines)
+        part.show(lines, self.session.look.palette)
+        blank = spare > 0 and not airy
+        self._draw_detail(table, names, columns, detail_rows + spare, blank=blank)
 
     def _draw_detail(
-        self, table: SliceTable, names: Sequence[str], columns: int, rows: int
+        self, table: SliceTable, names: Sequence[str], columns: int, rows: int, *, blank: bool
     ) -> None:
+        """Directly below the experts, with the rows that they leave free."""
         part = self.query_one("#slice-detail", Rows)
         part.styles.height = rows
         if self._order:
             named, row = self.session.anatomy.name_of, self._order[self._at]
-            part.show(slice_lines.detail(row, table, names, named, columns, rows))
+            lines = slice_lines.detail(row, table, names, named, columns, rows - blank)
+            part.show([pad([], columns)] * blank + lines)
 
     def _show_top(self, routing: Routing, table: SliceTable) -> None:
         layer, shape, columns = self.session.anatomy.layer, routing.shape, self.room.width
@@ -123,7 +133,9 @@ class SlicesScreen(AnatomyActions):
         how = "its tokens are there: 7 shows them"
         lines = [pad([], columns), pad([Span(f"  {why}", "warn")], columns)]
         lines.append(pad([Span(f"  {how}", "dim")], columns))
-        self.query_one("#slice-rows", Rows).show(lines)
+        part = self.query_one("#slice-rows", Rows)
+        part.styles.height = "1fr"
+        part.show(lines)
 
     def _table_of(self, routing: Routing, layer: int) -> SliceTable:
         known = self._table

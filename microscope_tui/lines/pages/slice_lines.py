@@ -1,6 +1,6 @@
 """The screen of the slices as lines: a row is an expert, with the slices and tokens that it reads.
 
-A number has a colour only beyond chance; the rest is a dot.
+A number has a colour only beyond chance; the rest, few expected choices among it, is a dot.
 """
 
 import math
@@ -26,6 +26,8 @@ _EXPERT, _SHARE, _GAP = 8, 7, 2
 _LEAST_CELL, _MOST_CELL = 6, 12
 _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
+_LEVELS_PER_OCTAVE = 6
+"""The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 Named = Callable[[int], str]
@@ -65,18 +67,20 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
         Span(f" of {len(table.rows)} experts prefer or avoid a slice", "value"),
     ]
     chance = table.by_chance
-    if not any(math.isfinite(one) for one in table.noise):
+    if table.is_single:
+        line.append(Span("   one slice: nothing to compare it with", "warn"))
+    elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
         said = f"{chance:.1f}" if chance < 10 else f"{chance:.0f}"
         line.append(Span(f"   by chance {said}", "dim"))
     read = [row.slice_read for row in table.rows]
+    preferred: Line = [Span("   preferred:", "dim")]
     for number, name in enumerate(names):
         if (count := read.count(number)) > 0:
-            part = [Span(f"   {shortened(name, 16)} ", "dim"), Span(f"{count}")]
-            if line_width([*line, *part]) > width - 1:
-                break
-            line += part
+            preferred += [Span(f" {shortened(name, 16)} ", "dim"), Span(f"{count} ")]
+    if len(preferred) > 1 and line_width([*line, *preferred]) < width:
+        line += preferred
     return pad(line, width)
 
 
@@ -120,6 +124,7 @@ def heads(
         top += [Span(" "), *_centred(name, layout.cell, "value")]
         limit = table.noise[at]
         said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
+        said = "few" if all(row.cells[at].few for row in table.rows) else said
         below += [Span(" "), *_centred(said, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
@@ -172,7 +177,7 @@ def detail(
     """The expert at the cursor in full: every slice with its number, every token with its lift."""
     said = [
         f"{shortened(names[at], 16)} {_signed(cell.ratio)} ({cell.count:,} of {table.sizes[at]:,})"
-        + ("" if cell.beyond else " chance")
+        + ("" if cell.beyond else " few" if cell.few else " chance")
         for at, cell in enumerate(row.cells[:64])
     ]
     tokens = [
@@ -207,7 +212,7 @@ def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Line:
         return _centred("-", width, "faint")
     if not cell.beyond:
         return _centred("·", width, "faint")
-    level = round(4 * cell.ratio)
+    level = round(_LEVELS_PER_OCTAVE * cell.ratio)
     level = max(-_STRONGEST, min(_STRONGEST, level))
     level = max(_FAINTEST, level) if cell.ratio > 0 else min(-_FAINTEST, level)
     text = "none" if not cell.count else _signed(cell.ratio)

@@ -1,7 +1,8 @@
 """What one layer's experts read: the numbers behind the screen of the slices.
 
 For every expert and slice the log2 of its share in the slice over its share overall. What shuffled
-slices reach too (``Tables.noise``, the 99 % point) counts as chance.
+slices reach too (``Tables.noise``, the 99 % point) counts as chance, and so does every ratio of an
+expert with fewer than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from microscope_tui.routing.layout import Tables
+from microscope_tui.routing.layout import FEWEST_EXPECTED, Tables
 
 CHANCE_BEYOND = 0.01
 """Share of the cells that shuffled slices put beyond the noise."""
@@ -35,6 +36,8 @@ class Cell:
     """log2 of the share in the slice over the share overall."""
     beyond: bool
     """Whether it is more than shuffled slices reach."""
+    few: bool = False
+    """Whether so few pairs were expected that the ratio means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class SliceTable:
     rows: Sequence[ExpertRow]
     """By number."""
     noise: Sequence[float]
-    """Per slice; infinite where there is no baseline."""
+    """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
     """Choices in each slice."""
 
@@ -98,10 +101,21 @@ class SliceTable:
         )
 
     @property
+    def is_single(self) -> bool:
+        """Whether all choices are in one slice: there is nothing to compare it with."""
+        return sum(size > 0 for size in self.sizes) < 2
+
+    @property
     def by_chance(self) -> float:
         """How many experts would differ in a slice by chance alone."""
-        known = sum(math.isfinite(one) for one in self.noise)
-        return len(self.rows) * (1.0 - (1.0 - CHANCE_BEYOND) ** known)
+        judged = [
+            sum(
+                math.isfinite(noise) and not cell.few
+                for noise, cell in zip(self.noise, row.cells, strict=True)
+            )
+            for row in self.rows
+        ]
+        return sum(1.0 - (1.0 - CHANCE_BEYOND) ** cells for cells in judged)
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
@@ -120,7 +134,7 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     sizes = [sum(row) for row in layers]
     total = sum(sizes)
     noise = [
-        tables.noise[at] if at < len(tables.noise) and tables.noise[at] >= 0 else math.inf
+        tables.noise[at] if at < len(tables.noise) and tables.noise[at] > 0 else math.inf
         for at in range(slices)
     ]
     lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
@@ -147,7 +161,8 @@ def _known(values: Sequence[float | None], layer: int) -> float | None:
 
 
 def _cell(count: int, size: int, share: float, noise: float) -> Cell:
-    if not size or not share > 0:
-        return Cell(count, 0.0, False)
-    ratio = math.log2(max(count, _NONE) / size / share)
-    return Cell(count, ratio, abs(ratio) > noise)
+    expected = size * share
+    if not expected > 0:
+        return Cell(count, 0.0, False, few=True)
+    ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
+    return Cell(count, ratio, abs(ratio) > noise and not few, few)

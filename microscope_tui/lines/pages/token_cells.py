@@ -4,6 +4,7 @@ A character belongs to the token in which it begins; a token that holds only the
 nothing, shows ``·``. What a terminal could obey becomes ``�``; a newline is shown, and ends a line.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -14,6 +15,8 @@ from microscope_tui.runlog.safe_text import REPLACEMENT, safe_text
 NEWLINE, RETURN, TAB, NOTHING = "↵", "␍", "→   ", "·"
 _BASE = "\N{DOTTED CIRCLE}"
 _MOST_MARKS = 2
+_MOST_BLANKS = 4
+_BLANKS = re.compile(" +")
 _LONGEST_REST = 3
 """Bytes of a character after its first."""
 
@@ -52,8 +55,16 @@ def shown_token(text: bytes, most: int = 24) -> str:
     """A token on its own, for a list: its blanks and newlines are visible."""
     pieces = pieces_of([text], 0)
     joined = "".join(piece.text for piece in pieces).replace(TAB, "→")
-    lead = len(joined) - len(joined.lstrip(" "))
-    return safe_text("␣" * lead + joined[lead:], most)
+    word = joined.strip(f" {NEWLINE}→")
+    before, _, after = joined.partition(word) if word else (joined, "", "")
+    around = (_BLANKS.sub(_counted, part) for part in (before, after))
+    return safe_text(word.join(around), most)
+
+
+def _counted(blanks: re.Match[str]) -> str:
+    """Visible blanks; many are a number, so that two tokens of blanks do not look alike."""
+    count = len(blanks[0])
+    return "␣" * count if count <= _MOST_BLANKS else f"␣×{count}"
 
 
 def _chars_of(

@@ -130,7 +130,8 @@ def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
             width,
         )
     others = experts - len(light.busiest.shares)
-    rest = Span(f"  {'. ' if letters else ''}the other {others}" if others > 0 else "", _REST)
+    said = "one other" if others == 1 else f"the other {others}"
+    rest = Span(f"  {'. ' if letters else ''}{said}" if others > 0 else "", _REST)
     for with_shares, with_rest in ((True, True), (False, True), (False, False)):
         line: Line = [Span("  busiest ", "dim")]
         for at, (expert, share) in enumerate(light.busiest.shares.items()):
