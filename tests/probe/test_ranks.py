@@ -10,7 +10,7 @@ import pytest
 from tests.probe.layers import records
 
 SCRIPT = """
-import sys, json, pathlib, torch, torch.distributed as dist
+import os, sys, json, pathlib, torch, torch.distributed as dist
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 
@@ -55,6 +55,8 @@ with attach(model, folder / "run") as probe:
         probe.step(loss=output.loss)
 (folder / f"seen{rank}.json").write_text(json.dumps(steps))
 dist.destroy_process_group()
+sys.stderr.flush()
+os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 
@@ -110,7 +112,7 @@ def test_training_continues_where_the_probe_of_one_rank_fails_and_lines_say_so(
 
 
 PARTS = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from microscope_tui.probe import attach
 from tests.probe.layers import ADAPTER, Model
 
@@ -124,6 +126,8 @@ except ValueError as error:
     print(error)
 attach(model, f"{folder}/run", routers={"layers.1.gate": ADAPTER}).detach()
 dist.destroy_process_group()
+sys.stderr.flush()
+os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 
@@ -165,6 +169,8 @@ for kind, sizes in {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size"
         probe.step(loss=loss)
 (folder / f"seen{rank}.json").write_text(json.dumps([chosen, norms]))
 dist.destroy_process_group()
+sys.stderr.flush()
+os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 
