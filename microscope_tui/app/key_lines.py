@@ -110,7 +110,7 @@ def _entry(binding: Binding, glyphs: Glyphs, width: int) -> list[Line]:
     names = "  ".join(_plain(shown_key(key), glyphs) for key in binding.key.split(","))
     texts = wrap(binding.tooltip or binding.description, max(12, width - _KEYS - 1))
     return [
-        [Span(f"  {names if at == 0 else '':<{_KEYS - 2}}", "accent"), Span(text, "value")]
+        [Span(f"  {names if at == 0 else '':<{_KEYS - 3}} ", "accent"), Span(text, "value")]
         for at, text in enumerate(texts)
     ]
 

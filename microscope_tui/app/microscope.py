@@ -143,6 +143,8 @@ class Microscope(App[None]):
         again = wanted is not None and type(self.screen) is wanted
         while len(self.screen_stack) > 1 and not isinstance(self.screen, WaitingScreen):
             await self.pop_screen()
+        if isinstance(self.screen, WaitingScreen) and name != "runs":
+            return  # there is no run to show
         if wanted is not None and not again:
             await self.push_screen(wanted(self.session))
 

@@ -125,7 +125,8 @@ def coverage_of(
             _add(sums, now, entry)
     layers = [_layer(one, wanted) for one in sums if one.tokens]
     if not layers:
-        raise NoCounts("counts without the number of tokens they belong to")
+        missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
+        raise NoCounts(f"counts without the number of tokens they belong to{missing}")
     notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
     if len(layers) < len(run.routers):
         notes.append(f"{len(run.routers) - len(layers)} layers have no counts")
@@ -171,11 +172,13 @@ def _add(sums: Sequence[_Sums], run: RunRecord, entry: StepEntry) -> None:
             continue
         of_router = record.router.tokens[index] if record.router.tokens else None
         tokens = of_router if of_router is not None else record.tokens
+        top_k = one.router.top_k  # 0: unknown
         if run.counts == "shares":
-            pairs = (tokens or 0) * one.router.top_k
+            pairs = (tokens or 0) * top_k
             row = [round(count / _SHARES * pairs) for count in row]
-        elif tokens is None:
-            tokens = sum(row) / one.router.top_k
+            tokens = tokens if top_k else None
+        elif tokens is None and top_k:
+            tokens = sum(row) / top_k
         if tokens is not None and 0 < tokens < 2**53:
             one.add(row, tokens, [values[index] for values in means])
 

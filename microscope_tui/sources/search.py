@@ -103,7 +103,8 @@ class Search:
             return find_runs(path)  # says why
         raise NoRuns(
             f"{path}: is not a run log ({why_not_a_run(path)}), and no other format that is known "
-            f"({', '.join(tried)}); `moe-microscope sources` lists them, --source names one"
+            f"({', '.join(tried)}) with a reading of a router; `moe-microscope sources` lists "
+            "them, --source names one, --map adds keys"
         )
 
     def _of_folder(self, path: Path) -> list[RunFile]:

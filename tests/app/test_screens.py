@@ -119,6 +119,8 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         assert shown.split("\n")[2].strip() in listed[0]
         entries = key_lines.help_lines(bindings, Glyphs.BRAILLE, width=60)
         assert sum(line[0].role == "accent" for line in entries if line) == len(bindings)
+        named = [line[0].text for line in entries if line and line[0].role == "accent"]
+        assert all(keys.endswith(" ") for keys in named)  # apart from what they do
         await pilot.press("escape")
         assert isinstance(app.screen, MainScreen)
 

@@ -110,6 +110,21 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(
     assert [expert.tokens for expert in some.layers[0].experts] == [33, 30_000, 0, 0]
 
 
+@pytest.mark.parametrize("counts", ["exact", "shares"])
+def test_without_top_k_the_tokens_of_an_expert_are_known_only_beside_those_of_the_step(
+    write_log: Write, make_header: Any, make_step: Any, counts: str
+) -> None:
+    model = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": None}
+    header = make_header(model=model, source={"writer": "test", "counts": counts})
+    step = make_step(1, [[10, 20, 30, 40]], 50)
+    file = RunFile("run", write_log([header, step]), 0.0)
+    if counts == "exact":
+        assert coverage_of(file, 1).layers[0].experts[3].share == pytest.approx(0.8)
+        file = RunFile("run", write_log([header, {**step, "tokens": None}], "other"), 0.0)
+    with pytest.raises(NoCounts, match=r"top_k \(use --top-k\)"):
+        coverage_of(file, 1)
+
+
 def test_saliency_is_the_mean_over_the_pairs_of_all_steps(
     write_log: Write, make_header: Any, make_step: Any
 ) -> None:

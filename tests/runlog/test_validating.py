@@ -87,7 +87,7 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("type step", "step", str),
     ("type step", "step", float),
     ("type step", "step", True),
-    ("range step", "step", 0),
+    ("range step", "step", -1),
     ("range step", "step", 10**400),
     ("twice", "step", lambda n: n - 1),
     ("backwards", "step", 1),
@@ -234,6 +234,10 @@ def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> Non
 
 def test_a_step_beyond_the_plan_is_worth_a_hint() -> None:
     assert codes([header(planned_steps=1), step(2)]) == [(2, "hint", "beyond planned")]
+
+
+def test_a_step_0_as_other_tools_write_it_is_worth_a_hint() -> None:
+    assert codes([header(), step(0), step(1)]) == [(2, "hint", "step 0")]
 
 
 def test_a_log_that_starts_with_a_step_has_no_run_record() -> None:

@@ -58,7 +58,7 @@ def test_links_are_followed_only_if_they_are_named(mixed: Path) -> None:
 
 def test_a_file_of_no_known_kind_lists_what_was_tried(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello\n")
-    with pytest.raises(NoRuns, match=r"is not a run log .*wandb, tensorboard.*--source"):
+    with pytest.raises(NoRuns, match=r"is not a run log .*wandb, tensorboard.*--source.*--map"):
         Search(tmp_path / "notes.txt").runs()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from microscope_tui.runlog.follow import MAX_LINE_BYTES
 from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.validation.fields import POSITIVE, TIME, fits, number
+from microscope_tui.runlog.validation.fields import COUNT, POSITIVE, TIME, fits, number
 from microscope_tui.runlog.validation.problems import Problem, Problems, shown
 from microscope_tui.runlog.validation.run import RunPromise, check_event, check_run
 from microscope_tui.runlog.validation.steps import check_step
@@ -146,7 +146,13 @@ class LogValidator:
             self.problems.error(
                 "step", "step is missing: write the number of optimizer steps completed, from 1"
             )
-        known = number(self.problems, "step", step, POSITIVE)
+        known = number(self.problems, "step", step, COUNT)
+        if known == 0:
+            self.problems.hint(
+                "step 0",
+                "step is 0, as in files of other tools: a trainer writes the number of optimizer "
+                "steps completed, from 1",
+            )
         if known is not None:
             self._check_order(int(known))
         self._check_time(record.get("time"))
