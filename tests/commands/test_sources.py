@@ -45,6 +45,24 @@ def test_an_imported_log_is_sound(microscope: Run, source: Path, tmp_path: Path)
     assert done.returncode == 0, done.stdout
 
 
+def test_an_imported_log_that_begins_at_step_0_is_sound(microscope: Run, tmp_path: Path) -> None:
+    rows = [{"step": step, "max_vio/max": 0.5} for step in range(3)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert microscope("import", tmp_path / "train.jsonl", tmp_path / "logs").returncode == 0
+    done = microscope("check", tmp_path / "logs", "--format-only")
+    assert done.returncode == 0, done.stdout
+    assert "3 steps" in done.stdout
+
+
+def test_a_table_without_known_keys_says_how_to_add_them(microscope: Run, tmp_path: Path) -> None:
+    table = tmp_path / "run.csv"
+    table.write_text("step,load_0_0,load_0_1\n1,3,5\n2,4,4\n")
+    guessed, named = microscope("check", table), microscope("check", table, "--source", "csv")
+    assert guessed.returncode == named.returncode == 3
+    assert "--map adds keys" in guessed.stderr
+    assert "no reading of a router in it yet: --map adds keys" in named.stdout
+
+
 def test_an_existing_run_is_never_overwritten(
     microscope: Run, source: Path, tmp_path: Path
 ) -> None:
