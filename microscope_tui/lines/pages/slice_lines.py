@@ -60,11 +60,12 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
 def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width: int) -> Line:
     """How many experts differ from chance, and which slices they read."""
     differ = sum(row.telling > 0 for row in table.rows)
+    do = "prefers or avoids" if differ == 1 else "prefer or avoid"
     line: Line = [
         Span(f"  {layer}", "title"),
         Span(f" {at}   ", "dim"),
         Span(f"{differ}", "title"),
-        Span(f" of {len(table.rows)} experts prefer or avoid a slice", "value"),
+        Span(f" of {len(table.rows)} experts {do} a slice", "value"),
     ]
     chance = table.by_chance
     if table.is_single:
