@@ -292,11 +292,12 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     assert log.defects.count == 0
 
 
-def test_the_late_rest_of_a_step_before_the_header_is_merged() -> None:
-    logger = Logger([(1, {"loss": 2.0})])
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
+    logger = Logger([(step, {"loss": 2.0})])
     reader = RowRecords(logger, "run", "test", Asked())
     assert not reader.read().records
-    logger._rows.append((1, shares(3, [0.5, 0.5])))
+    logger._rows.append((step, shares(3, [0.5, 0.5])))
     found = [*reader.read().records]
     assert [r["kind"] for r in found] == ["run", "step"]
     assert (found[1]["loss"], len(found[1]["tokens_per_expert"])) == (2.0, 1)
@@ -349,3 +350,15 @@ def test_the_late_rest_of_a_step_delays_no_alarm_and_a_resumed_run_is_given_time
     assert alarms(late) == alarms(whole) != []
     resumed = [record | {"time": 1e9} if record is again else record for record in late]
     assert min(step for _, step in alarms(resumed)) > max(step for _, step in alarms(whole))
+
+
+def test_the_late_rest_of_step_0_leaves_a_log_that_resumes_nowhere() -> None:
+    reader = RowRecords(logger := Logger([(0, shares(3, [0.5, 0.5]))]), "run", "test", Asked())
+    found = list(reader.read().records)
+    for row in ((0, {"loss": 2.0}), (1, {"loss": 1.5})):
+        logger._rows.append(row)
+        found += reader.read().records
+    assert [(r["kind"], r.get("step")) for r in found] == [
+        ("run", None), ("step", 0), ("step", 0), ("step", 1)
+    ]  # fmt: skip
+    assert not any(r.get("resumed_at_step") for r in found)
