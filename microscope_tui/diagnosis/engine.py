@@ -144,14 +144,20 @@ class Diagnosis:
             self.checkpoints.append(step)
             del self.checkpoints[:-_MOST_CHECKPOINTS]
 
-    def restart(self, step: int) -> None:
-        """The run resumes at ``step``: later evidence no longer holds."""
+    def restart(self, step: int, *, corrected: bool = False) -> None:
+        """The run resumes at ``step``: later evidence no longer holds.
+
+        Args:
+            corrected: The process never stopped, it only writes the last step again: no warm-up.
+        """
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
         self.restarted = True
         grace = step - 1 + AFTER_RESTART_STEPS
         # Not after every restart: a run that is pre-empted often would never be judged.
-        if step <= self.warm_until + AFTER_RESTART_STEPS:
+        if corrected:
+            grace = self.warm_until
+        elif step <= self.warm_until + AFTER_RESTART_STEPS:
             grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
         self.warm_until = grace
         if self.judged_since is not None and self.judged_since >= step:

@@ -57,6 +57,14 @@ class Calls:
         """What has been counted since ``clear``; a router may be in several."""
         return list(self._tallies.values())
 
+    @property
+    def many_wait(self) -> bool:
+        """Whether to ``count`` before the pass ends: judged by the last call."""
+        tensors = self._waiting[-1].ids_TK, self._waiting[-1].logits_TE
+        # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
+        size = sum(one.numel() * one.element_size() for one in tensors if one is not None)
+        return size * len(self._waiting) > _WAITING_BYTES
+
     def clear(self) -> None:
         """Forget everything."""
         self._waiting, self._tallies = [], {}
@@ -64,7 +72,7 @@ class Calls:
     def add(
         self, key: Key, choice: Choice, real_T: Tensor | None, logits_TE: Tensor | None
     ) -> None:
-        """Keep a call until ``count``, or until many wait.
+        """Keep a call until ``count``.
 
         Args:
             real_T: False for padding; ``None`` where there is none.
@@ -86,9 +94,6 @@ class Calls:
                 _copy(bias_E),
             )
         )
-        size = ids_TK.nbytes + (0 if logits_TE is None else logits_TE.nbytes)
-        if size * len(self._waiting) > _WAITING_BYTES:
-            self.count()
 
     def count(self) -> list[Counted]:
         """Count the calls that wait."""

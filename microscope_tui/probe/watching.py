@@ -205,7 +205,9 @@ class Watch:
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         self.calls.add((place, number), choice, real_T, logits)
         if self.tracer is None and not self._saliency:
-            return  # counted when the pass ends
+            if self.calls.many_wait:
+                self.calls.count()
+            return  # the rest is counted when the pass ends
         (counted,) = self.calls.count()
         slots_TK, weights_TK = counted.slots_LTK[0], choice.weights_TK
         if self.tracer is not None:
@@ -213,7 +215,8 @@ class Watch:
             self.tracer.add((place, number), experts, slots_TK, weights_TK, counted.scored)
         if self._saliency and weights_TK is not None:
             counted.tally.add_weights(weights_TK, counted.slots_LTK)
-            self._counted[place] = counted, args
+            if self.sites[place].experts is not None:  # else nobody takes it: hold no activations
+                self._counted[place] = counted, args
 
     def _real(self, place: int, rows: int, choice: Choice) -> tuple[int, Tensor | None]:
         """Which pass through the site this is, and which of its rows are real tokens."""

@@ -74,7 +74,7 @@ class RowRecords(RecordReader):
             self._grew = time.monotonic()
         if self.exhausted and (self._step is not None or self._waiting):
             if found.ended or self._is_quiet():
-                if self._step:  # step 0 cannot be written again
+                if self._step is not None:
                     self._early = self._step, self._time, dict(self._cells)
                 records += [*self._close(), *self._flush()]
             else:
@@ -105,12 +105,14 @@ class RowRecords(RecordReader):
     def _open(self, row: Row) -> None:
         """Begin a step, or continue the one that was returned too early."""
         early, self._early = self._early, None
+        self._step, self._time, self._cells = row.step, row.time, {}
         if early is None or early[0] != row.step:
-            self._step, self._time, self._cells = row.step, row.time, {}
             return
-        self._step, self._time, self._cells = early
         late_s = time.monotonic() - self._grew
         self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
+        if self._layout is not None and not row.step:
+            return  # the format has no restart at step 0: what was returned stands
+        self._step, self._time, self._cells = early
         if self._layout is not None:
             self._again = True
         elif self._waiting and self._waiting[-1][0] == row.step:

@@ -5,6 +5,7 @@ until it reaches the scan; from then on they advance together.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from microscope_tui.diagnosis.criteria import Criteria
@@ -58,7 +59,8 @@ class Judge:
             self.diagnosis = Diagnosis(run, self._criteria)
             return
         if run.resumed_at_step is not None:
-            diagnosis.restart(max(1, min(run.resumed_at_step, diagnosis.last_step + 1)))
+            step = max(1, min(run.resumed_at_step, diagnosis.last_step + 1))
+            diagnosis.restart(step, corrected=_is_correction(run, diagnosis))
         diagnosis.go_on(run)
 
     def _take_step(self, entry: StepEntry) -> None:
@@ -66,3 +68,11 @@ class Judge:
             return  # a repeated step: the first one stands
         complete_summary(entry)
         self.diagnosis.observe(entry.record, entry.counts, entry.biases)
+
+
+def _is_correction(run: RunRecord, diagnosis: Diagnosis) -> bool:
+    """The last step is written again behind the same header, its time included: the rest of the
+    step came late."""
+    again = replace(run, resumed_at_step=None, profile=diagnosis.run.profile)
+    is_last = run.resumed_at_step == diagnosis.last_step
+    return is_last and again == replace(diagnosis.run, resumed_at_step=None)

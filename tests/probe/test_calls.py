@@ -13,7 +13,7 @@ from microscope_tui.probe import attach
 from microscope_tui.probe import calls as calls_module
 from microscope_tui.probe.calls import Calls
 from microscope_tui.probe.sites import Choice, Scores, Site
-from tests.probe.layers import ROUTERS, Block, Model, records, tokens
+from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
 Made = tuple[tuple[int, int], Choice, Tensor | None]
@@ -114,3 +114,25 @@ def test_many_waiting_calls_are_counted_before_the_pass_ends(
         lines.append(records(tmp_path / str(limit))[0]["tokens_per_expert"])
     assert counted == [1, 2, 0, 0]
     assert lines[0] == lines[1]
+
+
+def test_a_call_too_large_to_wait_is_counted_in_a_saliency_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module, "_WAITING_BYTES", 0)
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS, saliency=True) as probe:
+        model(tokens())
+        probe.step()
+        assert not probe.problem
+    assert sums(tmp_path) == [[2 * 12 * TOP_K] * 2]
+
+
+def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path: Path) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for length in (12, 16, 20):  # from the second on it is compiled for any length
+            compiled(tokens(length=length)).sum().backward()
+            probe.step()
+    assert sums(tmp_path) == [[2 * length * TOP_K] * 2 for length in (12, 16, 20)]

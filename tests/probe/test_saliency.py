@@ -110,3 +110,15 @@ def test_the_gradient_norm_of_a_router_is_that_of_its_tokens_added_up(
     norm = sum(g * g for row in gradient_ED for g in row) ** 0.5
     assert norm > 0
     assert line["router"]["grad_norm"][-1] == pytest.approx(norm, rel=1e-4)
+
+
+def test_where_no_expert_is_asked_no_activations_are_held_between_steps(tmp_path: Path) -> None:
+    model = build("mixtral")
+    with attach(model, tmp_path, saliency=True) as probe:
+        for site in probe.sites:
+            site.experts = None
+        loss(model, batch("mixtral", model, "left", 0)[0]).backward()
+        assert not probe._watch._counted
+        probe.step()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["mean_weight"]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microscope_tui.diagnosis.criteria import Criteria
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import RunRecord
 from microscope_tui.runlog.writer import encode_record
@@ -17,6 +18,7 @@ from microscope_tui.sources.header import Asked, config_number
 from microscope_tui.sources.keys import BadMapping, Keys, rules_of
 from microscope_tui.sources.reader import Row, RowReader, Rows
 from microscope_tui.sources.steps import SHARES_SUM, counts_of_shares
+from microscope_tui.watch.judge import Judge
 
 Logged = tuple[int, Mapping[str, float]]
 
@@ -290,11 +292,12 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     assert log.defects.count == 0
 
 
-def test_the_late_rest_of_a_step_before_the_header_is_merged() -> None:
-    logger = Logger([(1, {"loss": 2.0})])
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
+    logger = Logger([(step, {"loss": 2.0})])
     reader = RowRecords(logger, "run", "test", Asked())
     assert not reader.read().records
-    logger._rows.append((1, shares(3, [0.5, 0.5])))
+    logger._rows.append((step, shares(3, [0.5, 0.5])))
     found = [*reader.read().records]
     assert [r["kind"] for r in found] == ["run", "step"]
     assert (found[1]["loss"], len(found[1]["tokens_per_expert"])) == (2.0, 1)
@@ -321,3 +324,41 @@ def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
     assert [kind for kind, _ in kinds].count("run") == 1
     now[0] += 3.0
     assert [r["step"] for r in reader.read().records] == [7]
+
+
+def alarms(found: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """What the diagnosis says of these records, and at which step."""
+    log, judge = RunReader("run"), Judge("run", Criteria())
+    for record in found:
+        for entry in log.feed(encode_record(record)):
+            judge.take(entry)
+    assert judge.diagnosis is not None
+    return [(episode.rule, episode.alarm) for episode in judge.diagnosis.episodes]
+
+
+def test_the_late_rest_of_a_step_delays_no_alarm_and_a_resumed_run_is_given_time() -> None:
+    fair, hot = shares(3, [1.0] * 8), shares(3, [4.0, *[4 / 7] * 7])
+    steps = [(n, fair if n < 300 else hot) for n in range(1, 460)]
+    whole = records(Logger(steps, {"top_k": 2}))
+    reader = RowRecords(logger := Logger(steps[:289], {"top_k": 2}), "run", "test", Asked())
+    late: list[dict[str, Any]] = []
+    for rest in ([], [(289, {"loss": 2.0}), *steps[289:]]):
+        logger._rows += rest
+        while not reader.exhausted or logger._rows:
+            late += reader.read().records
+    (again,) = (record for record in late if record.get("resumed_at_step"))
+    assert alarms(late) == alarms(whole) != []
+    resumed = [record | {"time": 1e9} if record is again else record for record in late]
+    assert min(step for _, step in alarms(resumed)) > max(step for _, step in alarms(whole))
+
+
+def test_the_late_rest_of_step_0_leaves_a_log_that_resumes_nowhere() -> None:
+    reader = RowRecords(logger := Logger([(0, shares(3, [0.5, 0.5]))]), "run", "test", Asked())
+    found = list(reader.read().records)
+    for row in ((0, {"loss": 2.0}), (1, {"loss": 1.5})):
+        logger._rows.append(row)
+        found += reader.read().records
+    assert [(r["kind"], r.get("step")) for r in found] == [
+        ("run", None), ("step", 0), ("step", 0), ("step", 1)
+    ]  # fmt: skip
+    assert not any(r.get("resumed_at_step") for r in found)
