@@ -19,8 +19,8 @@ from microscope_tui.probe.tally import Scored, Tally
 Key = tuple[int, int]
 """Place of a site, and the number of the pass through it."""
 
-_WAITING_BYTES = 64 * 1024 * 1024
-"""About as much may wait to be counted."""
+_WAITING_BYTES = 16 * 1024 * 1024
+"""About as much may wait to be counted, which then takes six times as much for a moment."""
 
 
 class Call(NamedTuple):

@@ -86,6 +86,7 @@ class Watch:
     def reset(self, on: bool) -> None:
         """Forget the step; count the next one if it is ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
+        self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
@@ -201,6 +202,8 @@ class Watch:
 
     def _see(self, place: int, choice: Choice, args: tuple[Any, ...]) -> None:
         rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
+        if rows == 0:
+            return
         number, real_T = self._real(place, rows, choice)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         self.calls.add((place, number), choice, real_T, logits)
@@ -242,9 +245,10 @@ class Watch:
 
     def _ask_experts(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
         """The norm of what every chosen expert returns, before it is weighted."""
-        if self.sites[place].experts is None:
+        found = self._counted.pop(place, None)
+        if found is None:
             return
-        counted, args = self._counted.pop(place)
+        counted, args = found
         hidden_TD, ids_TK, weights_TK = args[:3]
         ones_T1 = torch.ones_like(weights_TK[:, :1])
         try:

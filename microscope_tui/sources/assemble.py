@@ -108,8 +108,9 @@ class RowRecords(RecordReader):
         self._step, self._time, self._cells = row.step, row.time, {}
         if early is None or early[0] != row.step:
             return
-        late_s = time.monotonic() - self._grew
-        self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
+        if early[2].keys().isdisjoint(target for target, _ in row.values):  # not a resumed run
+            late_s = time.monotonic() - self._grew
+            self._patience_s = min(MOST_PATIENCE_S, max(self._patience_s, 2 * late_s))
         if self._layout is not None and not row.step:
             return  # the format has no restart at step 0: what was returned stands
         self._step, self._time, self._cells = early

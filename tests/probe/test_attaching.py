@@ -296,6 +296,33 @@ def test_a_loss_that_is_not_finite_is_logged_as_it_is(tmp_path: Path) -> None:
     assert [line["grad_norm"] for line in records(tmp_path)] == [1.5] * 3
 
 
+def test_after_a_pass_that_ctrl_c_ended_the_next_step_counts(tmp_path: Path) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+
+        def interrupt(module: nn.Module, args: Any) -> None:
+            raise KeyboardInterrupt
+
+        handle = model.layers[2].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(tokens())
+        handle.remove()
+        probe.step()
+        model(tokens())
+        probe.step()
+    assert [sum(row) for row in records(tmp_path)[-1]["tokens_per_expert"]] == [PAIRS, PAIRS]
+
+
+def test_a_pass_without_tokens_counts_nothing_and_ends_nothing(tmp_path: Path) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        for batch in (tokens(), tokens()[:0], tokens()):
+            model(batch)
+        probe.step()
+        assert not probe.problem
+    assert sums(tmp_path) == [[2 * PAIRS] * 2]
+
+
 def test_an_exception_inside_the_with_is_passed_on_and_ends_the_run_as_failed(
     tmp_path: Path,
 ) -> None:

@@ -292,6 +292,24 @@ def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     assert log.defects.count == 0
 
 
+@pytest.mark.parametrize(
+    ("late", "is_learned"), [({"loss": 1.5}, True), (shares(3, [0.75, 0.25]), False)]
+)
+def test_only_a_rest_and_no_repeated_step_teaches_patience(
+    late: dict[str, float], is_learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("microscope_tui.sources.assemble.time.monotonic", lambda: now)
+    logger = Logger([(step, shares(3, [0.5, 0.5])) for step in (1, 2, 3)])
+    reader = RowRecords(logger, "run", "test", Asked())
+    while logger._rows:
+        reader.read()
+    now = 107.0
+    logger._rows.append((3, late))
+    reader.read()
+    assert reader._patience_s == (14.0 if is_learned else 0.0)
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
     logger = Logger([(step, {"loss": 2.0})])
