@@ -1,4 +1,4 @@
-"""How long until a finished run stands on the screen, and what that costs.
+"""How long until a finished run is shown, and what that costs.
 
     python -m benchmarks.open_log [--routers 10] [--experts 8] [--steps 10000] [--runs 5]
 

@@ -1,4 +1,4 @@
-"""How long until the whole history of a W&B file of gigabytes stands on the screen.
+"""How long until the whole history of a W&B file of gigabytes is shown.
 
     python -m benchmarks.open_wandb [--gigabytes 2] [--steps 100000] [--keys 3000] [--runs 3]
 

@@ -10,8 +10,8 @@ gradient norm, eleven summaries of every layer, the tokens of every expert) is w
 scalars of an offline W&B run and of a TensorBoard event file. Then, from the start of the process:
 
 - moe-microscope on the log, on the ``.wandb`` file and on the event file, and ``wandb leet`` on
-  that ``.wandb`` file, in a pseudo-terminal of 120 × 40: seconds until a chart with data stands on
-  the screen, and until the whole run is read (the verdict on all steps; ``State: Finished``)
+  that ``.wandb`` file, in a pseudo-terminal of 120 × 40: seconds until a chart with data is
+  shown, and until the whole run is read (the verdict on all steps; ``State: Finished``)
 - TensorBoard's ``EventAccumulator`` with nothing sampled away, in a process of its own: seconds
   until all scalars are in memory
 - ``tensorboard`` with its fast data server and nothing sampled away: seconds until it serves the

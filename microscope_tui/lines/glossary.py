@@ -140,7 +140,7 @@ _SLICES: Words = (
     ("chance, ·", "what shuffled slices reach too, in 99 of 100; a dot is no more than that"),
     (
         "few",
-        "fewer than 10 choices are expected in this slice: no ratio is told from chance, a dot",
+        "fewer than 10 choices are expected in this slice, too few to tell a ratio from chance",
     ),
     ("none", "the expert was never chosen in this slice"),
     ("prefer, avoid", "a share in some slice that differs from its share overall beyond chance"),

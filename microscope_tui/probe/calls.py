@@ -24,7 +24,7 @@ _WAITING_BYTES = 16 * 1024 * 1024
 
 
 class Call(NamedTuple):
-    """What is kept of a call: copies, because the model may go on to change its own tensors."""
+    """What is kept of a call: copies, because the model may change its own tensors later."""
 
     key: Key
     ids_TK: Tensor

@@ -1,7 +1,7 @@
 """Sums over the tokens that routers saw in one optimizer step, on their device until the line.
 
 L calls of routers are counted at once. Counts are integers; nothing here waits for the device, and
-no id can be out of range: what is no real expert lands in a slot of its own.
+no id can be out of range: those outside the experts share a slot of their own.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ class Watch:
                 self.losses.add(output, batch.divides_loss)
 
     def _check_rows(self, batch: Batch, output: Any) -> None:
-        """A router that sees a part of the tokens (of a sequence split over ranks) is not guessed
-        about: nobody tells which part."""
+        """Fail where a router saw only a part of the tokens (of a sequence that is split over
+        ranks): it is not known which part."""
         for place, rows in self._rows.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
@@ -218,7 +218,7 @@ class Watch:
             self.tracer.add((place, number), experts, slots_TK, weights_TK, counted.scored)
         if self._saliency and weights_TK is not None:
             counted.tally.add_weights(weights_TK, counted.slots_LTK)
-            if self.sites[place].experts is not None:  # else nobody takes it: hold no activations
+            if self.sites[place].experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
     def _real(self, place: int, rows: int, choice: Choice) -> tuple[int, Tensor | None]:

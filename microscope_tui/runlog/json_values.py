@@ -1,4 +1,4 @@
-"""Values of a JSON object, field by field: a value of another type is no value."""
+"""Values of a JSON object, field by field: a value of another type counts as missing."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def number(value: Any) -> float | None:
-    """A JSON number or a non-finite name as float; anything else is no value."""
+    """A JSON number or a non-finite name as float; anything else counts as missing."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):

@@ -9,6 +9,12 @@ import pytest
 
 from tests.probe.layers import records
 
+END = """
+dist.destroy_process_group()
+sys.stderr.flush()
+sys.stdout.flush()
+os._exit(0)  # threads of torch abort the end of the interpreter now and then
+"""
 SCRIPT = """
 import os, sys, json, pathlib, torch, torch.distributed as dist
 from benchmarks.families.tiny import build
@@ -54,15 +60,12 @@ with attach(model, folder / "run") as probe:
         optimizer.zero_grad()
         probe.step(loss=output.loss)
 (folder / f"seen{rank}.json").write_text(json.dumps(steps))
-dist.destroy_process_group()
-sys.stderr.flush()
-os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 
 def run(script: str, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script + END, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -125,9 +128,6 @@ try:
 except ValueError as error:
     print(error)
 attach(model, f"{folder}/run", routers={"layers.1.gate": ADAPTER}).detach()
-dist.destroy_process_group()
-sys.stderr.flush()
-os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 
@@ -168,9 +168,6 @@ for kind, sizes in {"tensor": {"tp_size": 2}, "expert": {"tp_size": 2, "ep_size"
         loss.backward()
         probe.step(loss=loss)
 (folder / f"seen{rank}.json").write_text(json.dumps([chosen, norms]))
-dist.destroy_process_group()
-sys.stderr.flush()
-os._exit(0)  # threads of torch abort the end of the interpreter now and then
 """
 
 

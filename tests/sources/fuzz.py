@@ -161,6 +161,7 @@ def _to_the_end(records: RecordReader, max_bytes: int = 1 << 20) -> None:
     for _ in range(MOST_READS):
         batch = records.read(max_bytes)
         for record in batch.records:
+            assert record["kind"] != "step" or 0 <= record["step"] < 2**62
             list(log.feed(encode_record(record)))
         if records.exhausted:
             return

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.csv_table import CsvReader, recognises
@@ -149,22 +147,3 @@ def test_huge_fields_are_defects(tmp_path: Path) -> None:
     reader = CsvReader(table(tmp_path / "m.csv", text), Keys())
     assert [row.step for row in all_rows(reader)] == [2]
     assert "field larger" in reader.defects.first[0]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_the_reader(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(data.draw(st.sampled_from([wide(), long()])).encode())
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        blob[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=12))
-    path = tmp_path_factory.mktemp("fuzz") / "metrics.csv"
-    path.write_bytes(bytes(blob))
-    recognises(path)
-    try:
-        rows = all_rows(CsvReader(path, Keys()))
-    except Unreadable:
-        return
-    assert all(0 <= row.step < 2**62 for row in rows)

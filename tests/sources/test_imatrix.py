@@ -4,8 +4,6 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.imatrix import NAMES, ImatrixReader, recognises
@@ -15,10 +13,8 @@ from tests.peers.test_imatrix import counts_of as written_counts
 from tests.sources.dumped import (
     counts_of,
     drained,
-    encoded,
     header_of,
     model_of,
-    refusal,
     restarted,
     settle,
 )
@@ -142,22 +138,3 @@ def test_only_importance_matrices_are_recognised(tmp_path: Path) -> None:
         assert not recognises(model)
     assert not recognises(tmp_path)
     assert all(map(NAMES.fullmatch, ("imatrix.dat", "imatrix_unsloth.gguf", "m-IMatrix.gguf")))
-
-
-EXAMPLE = GOLDEN.read_bytes()
-
-
-@given(st.lists(st.tuples(st.integers(0, len(EXAMPLE) - 1), st.integers(0, 255)), max_size=8))
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_never_crash_the_reader(
-    tmp_path: Path, changes: list[tuple[int, int]]
-) -> None:
-    content = bytearray(EXAMPLE)
-    for at, new in changes:
-        content[at] = new
-    path = tmp_path / "x.gguf"
-    path.write_bytes(content)
-    settle(path)
-    assert refusal(lambda: encoded(read(path))).isprintable()

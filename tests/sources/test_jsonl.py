@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.runlog.writer import encode_record
 from microscope_tui.sources.assemble import RowRecords
@@ -333,25 +331,3 @@ def test_deep_nesting_and_endless_digits_are_defects(tmp_path: Path, bomb: str) 
     path.write_text(bomb + '\n{"step": 2, "loss": 1}\n')
     assert [row.step for row in all_rows(JsonlReader(path, Keys()))] == [2]
     assert not recognises(path)
-
-
-WHOLE = lines([{"step": s, "time": 1.0, **counts_row(s)} for s in (1, 2, 3)])
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_the_reader(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(WHOLE)
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        blob[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=12))
-    path = tmp_path_factory.mktemp("fuzz") / "metrics.jsonl"
-    path.write_bytes(bytes(blob))
-    recognises(path)
-    try:
-        rows = all_rows(JsonlReader(path, Keys()))
-    except Unreadable:
-        return
-    assert all(0 <= row.step < 2**62 for row in rows)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources import megatron, router_trace
 from microscope_tui.sources.header import Asked
@@ -16,11 +14,9 @@ from microscope_tui.sources.reader import Record, Unreadable
 from tests.sources.dumped import (
     counts_of,
     drained,
-    encoded,
     entries_of,
     header_of,
     model_of,
-    refusal,
     restarted,
     settle,
 )
@@ -364,22 +360,3 @@ def test_traces_are_recognised_by_content(tmp_path: Path) -> None:
     other.write_text('{"step": 1, "loss": 2.0}\n')
     assert not recognises(other)
     assert recognises((tmp_path / "router_trace_rank1.jsonl").rename(tmp_path / "renamed"))
-
-
-CONTENT = "".join(line(0, step, 0, torch.tensor([[1, 2], [3, 4]])) for step in range(3)).encode()
-
-
-@given(st.lists(st.tuples(st.integers(0, len(CONTENT) - 1), st.integers(0, 255)), max_size=6))
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_never_crash_the_reader(
-    tmp_path: Path, changes: list[tuple[int, int]]
-) -> None:
-    content = bytearray(CONTENT)
-    for at, value in changes:
-        content[at] = value
-    path = tmp_path / "router_trace_rank0.jsonl"
-    path.write_bytes(content)
-    settle(path, 60)
-    assert refusal(lambda: encoded(read(path, num_experts=None))).isprintable()

@@ -4,13 +4,10 @@ import json
 import math
 import os
 import sqlite3
-import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys, rules_of
@@ -20,7 +17,7 @@ from microscope_tui.sources.mlflow import (
     recognises,
     runs,
 )
-from microscope_tui.sources.reader import Row, RowReader, Unreadable
+from microscope_tui.sources.reader import Row, RowReader
 from tests.sources.sqlite_writer import GOLDEN, Writer, golden
 from tests.sources.tables import all_rows, run_of, same_as_the_run_log, values
 
@@ -212,27 +209,3 @@ def test_folders_and_databases_without_a_router_are_not_recognised(
         found.execute("DELETE FROM latest_metrics WHERE key LIKE 'moe%'")
         found.commit()
     assert not recognises(database)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return golden(tmp_path_factory.mktemp("whole") / "mlflow.db", "mlflow.sql").read_bytes()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_or_hang(
-    whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 8))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        new = data.draw(st.binary(min_size=1, max_size=16))
-        blob[at : at + len(new)] = new
-    path = tmp_path_factory.mktemp("fuzz") / "mlflow.db"
-    path.write_bytes(bytes(blob))
-    begin = time.monotonic()
-    with suppress(Unreadable):
-        for run in runs(path):
-            all_rows(MlflowDatabaseReader(path, Keys(), run))
-    assert time.monotonic() - begin < 6.0

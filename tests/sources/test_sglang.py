@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources import dumps, sglang
 from microscope_tui.sources.header import Asked
@@ -15,10 +13,8 @@ from microscope_tui.sources.sglang import SGLangReader, recognises
 from tests.sources.dumped import (
     counts_of,
     drained,
-    encoded,
     header_of,
     model_of,
-    refusal,
     restarted,
     settle,
 )
@@ -327,28 +323,6 @@ def test_more_files_than_any_server_writes_are_refused(
     stat(tmp_path, counts(1), 2.5)
     with pytest.raises(Unreadable, match="move older ones away"):
         read(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    folder = tmp_path_factory.mktemp("example")
-    return detail(folder, 0, counts(2, PHYSICAL), 1.5).read_bytes()
-
-
-@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6))
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_never_crash_the_reader(
-    example: bytes, tmp_path: Path, changes: list[tuple[int, int]]
-) -> None:
-    content = bytearray(example)
-    for at, value in changes:
-        content[at % len(content)] = value
-    path = tmp_path / "x.pt"
-    path.write_bytes(content)
-    settle(path)
-    assert refusal(lambda: encoded(read(path))).isprintable()
 
 
 def test_names_are_those_of_the_recorder() -> None:

@@ -3,13 +3,10 @@
 import json
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.header import Asked
@@ -123,21 +120,3 @@ def test_a_file_of_too_many_bytes_is_refused(path: Path) -> None:
         file.truncate(9 << 20)
     with pytest.raises(Unreadable, match="at most 8,388,608"):
         reader(path).read()
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_the_reader(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(json.dumps(ENTRIES).encode())
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        blob[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=12))
-    path = tmp_path_factory.mktemp("fuzz") / "training_metrics.json"
-    path.write_bytes(bytes(blob))
-    os.utime(path, (time.time() - 60,) * 2)
-    recognises(path)
-    with suppress(Unreadable):
-        if found := records(reader(path)):
-            as_run(found)

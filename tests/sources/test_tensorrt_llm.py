@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.header import Asked
 from microscope_tui.sources.reader import Record, Unreadable
@@ -15,10 +13,8 @@ from microscope_tui.sources.tensorrt_llm import TensorRTReader, recognises
 from tests.sources.dumped import (
     counts_of,
     drained,
-    encoded,
     header_of,
     model_of,
-    refusal,
     restarted,
     settle,
 )
@@ -165,21 +161,3 @@ def test_only_such_statistics_are_recognised(tmp_path: Path) -> None:
     assert not recognises(tmp_path)
     write(tmp_path)
     assert recognises(tmp_path)
-
-
-EXAMPLE = safetensors.torch.save(counted({"7_3": torch.tensor([[0, 1], [2, 3]])}))
-
-
-@given(st.lists(st.tuples(st.integers(0, len(EXAMPLE) - 1), st.integers(0, 255)), max_size=6))
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_never_crash_the_reader(
-    tmp_path: Path, changes: list[tuple[int, int]]
-) -> None:
-    content = bytearray(EXAMPLE)
-    for at, value in changes:
-        content[at] = value
-    (tmp_path / "rank0.safetensors").write_bytes(content)
-    settle(tmp_path)
-    assert refusal(lambda: encoded(read(tmp_path))).isprintable()

@@ -7,8 +7,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources.catalogue import FORMATS
 from microscope_tui.sources.keys import Keys, rules_of
@@ -182,27 +180,3 @@ def test_a_view_instead_of_the_table_is_refused(tmp_path: Path) -> None:
         recognises(path)
     with pytest.raises(Unreadable, match="metrics is a view"):
         TrackioReader(path, Keys(), "a").read()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return golden(tmp_path_factory.mktemp("whole") / "p.db", "trackio.sql").read_bytes()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_mutated_bytes_never_crash_or_hang(
-    whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    blob = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 8))):
-        at = data.draw(st.integers(0, len(blob) - 1))
-        new = data.draw(st.binary(min_size=1, max_size=16))
-        blob[at : at + len(new)] = new
-    path = tmp_path_factory.mktemp("fuzz") / "p.db"
-    path.write_bytes(bytes(blob))
-    begin = time.monotonic()
-    with suppress(Unreadable):
-        for run in runs(path):
-            all_rows(TrackioReader(path, Keys(), run))
-    assert time.monotonic() - begin < 6.0
