@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from microscope_tui.lines.pages.slice_table import ExpertRow, explained, slice_table
-from microscope_tui.lines.pages.token_cells import shown_token
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME
+from microscope_tui.lines import ExpertRow, explained, shown_token, slice_table
+from microscope_tui.routing import FILE_NAME, Routing
 
 KIND_CHARACTERS, FILES = 250_000, 20
 HELD_OUT = 2

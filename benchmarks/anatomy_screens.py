@@ -23,10 +23,9 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
-from microscope_tui.routing.layout import FILE_NAME, Shape, Tables
-from microscope_tui.routing.write import RoutingWriter
-from microscope_tui.scenarios.shape import Shape as RunShape
-from microscope_tui.scenarios.write import write_run
+from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
+from microscope_tui.scenarios import Shape as RunShape
+from microscope_tui.scenarios import write_run
 
 EXPERTS, TOP_K = 64, 6
 RARE = EXPERTS - 1

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.beside import writing
 from benchmarks.sittings import Sitting, shown_step
-from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.runlog import LOG_NAME
 
 WINDOW_S, OPENING_S = 10.0, 10.0
 _LOOK_S = 0.05

@@ -16,9 +16,8 @@ import msgspec
 
 from benchmarks.bulk_plan import BulkOptions, BulkPlan
 from microscope_tui import measures
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.scenarios.synthetic import draw_counts
+from microscope_tui.runlog import FORMAT_VERSION, encode_record
+from microscope_tui.scenarios import draw_counts
 
 CHECKPOINT_EVERY = 1_000
 _POOL = 32  # rows drawn for healthy routers, shared by all of them

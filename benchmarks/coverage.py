@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from microscope_tui.report.further_tokens import further
+from microscope_tui.report import further
 
 SEQUENCE = 128
 ONE_IN_A_HUNDRED = 2.33

@@ -22,10 +22,7 @@ from transformers import DynamicCache
 
 from benchmarks.machine import machine
 from benchmarks.transformers_peer import EXPERTS, peer
-from moe_model.cache import LatentCache
-from moe_model.config import ModelConfig
-from moe_model.decoder import Decoder
-from moe_model.model import LanguageModel
+from moe_model import Decoder, LanguageModel, LatentCache, ModelConfig
 
 CACHED = 1024
 AT_A_TIME = 4

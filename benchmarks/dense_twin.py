@@ -34,25 +34,27 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine
-from moe_model.balance import bias_rate_at, update_expert_bias
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel, ModelOutput
-from moe_model.training.batches import TrainingBatches, held_out_batches
-from moe_model.training.corpus import Corpus
-from moe_model.training.evaluation import evaluate
-from moe_model.training.losses import loss_shares, weights_at
-from moe_model.training.machine import choose_dtype, mixed_precision, seed_step
-from moe_model.training.optimizer import (
+from moe_model import LanguageModel, ModelConfig, ModelOutput, bias_rate_at, update_expert_bias
+from moe_model.training import (
     CLIP_NORM,
+    EVALUATION_SEQUENCES,
+    Corpus,
+    Options,
+    TrainingBatches,
+    choose_dtype,
+    evaluate,
+    held_out_batches,
     learning_rate_at,
+    load_documents,
+    loss_shares,
     make_optimizer,
+    make_tokenizer,
+    mixed_precision,
+    resolve,
+    seed_step,
     set_learning_rate,
+    weights_at,
 )
-from moe_model.training.options import Options
-from moe_model.training.resolve import resolve
-from moe_model.training.setup import EVALUATION_SEQUENCES
-from moe_model.training.sources import load_documents
-from moe_model.training.tokenizing import make_tokenizer
 
 MODELS = ("mixture", "dense")
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from benchmarks.scoreboard.plan import QUICK_SHAPES, SHAPES, Case, cases, finger
 from benchmarks.scoreboard.results import complete
 from benchmarks.scoreboard.table import failures, show
 from benchmarks.scoreboard.throughput import show_throughput
-from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios import SCENARIOS
 
 
 def main() -> int:

@@ -11,12 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from moe_model import experts
-from moe_model.config import ModelConfig
-from moe_model.experts import Experts
-from moe_model.model import LanguageModel
+from moe_model import Experts, LanguageModel, ModelConfig, experts
 from moe_model.sampling import generate
-from moe_model.training.machine import mixed_precision
+from moe_model.training import mixed_precision
 
 spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[1] / "train.py")
 assert spec is not None

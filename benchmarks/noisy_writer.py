@@ -18,9 +18,8 @@ from pathlib import Path
 
 from benchmarks.bulk import bulk_lines
 from microscope_tui import measures
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.synthetic import draw_counts, jittered
+from microscope_tui.runlog import encode_record
+from microscope_tui.scenarios import Shape, draw_counts, jittered
 
 PLANNED_STEPS = 100_000
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.terminal import Terminal
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
+from microscope_tui.scenarios import Shape, write_run
 
 
 def main() -> None:

@@ -21,13 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.probe.unfailing import UnfailingLog
-from microscope_tui.scenarios.synthetic import draw_counts
-from moe_model.training.distributed import World
-from moe_model.training.options import Options
-from moe_model.training.resolve import resolve
-from moe_model.training.setup import prepare
+from microscope_tui.probe import RunRecorder, UnfailingLog
+from microscope_tui.scenarios import draw_counts
+from moe_model.training import Options, World, prepare, resolve
 from train import optimizer_step
 
 SIZES = ((5, 8, 2), (7, 16, 4), (58, 256, 8))

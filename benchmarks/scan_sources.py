@@ -14,10 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import RowReader
-from microscope_tui.sources.tensorboard import TensorBoardReader
-from microscope_tui.sources.wandb import WandbReader
+from microscope_tui.sources import Keys, RowReader, TensorBoardReader, WandbReader
 from tests.sources import event_bytes, wandb_bytes
 
 PLACES = 100

@@ -31,9 +31,8 @@ from benchmarks.sittings import (
     resize_storm,
     silence,
 )
-from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
+from microscope_tui.runlog import LOG_NAME
+from microscope_tui.scenarios import Shape, write_run
 
 MOST_OPENING_S = 0.45
 MOST_SENT = 10_000.0

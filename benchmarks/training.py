@@ -23,8 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import machine
 from benchmarks.transformers_peer import EXPERTS, gemm_peak, peer
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=256, num_hidden_layers=6, first_k_dense_replace=1,

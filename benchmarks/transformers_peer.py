@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel
 
 EXPERTS = ("eager", "grouped_mm")
 """Backends of transformers that run on a CPU; the faster one counts."""

@@ -20,9 +20,9 @@ from pathlib import Path
 os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 os.environ.pop("NO_COLOR", None)
 
-from microscope_tui.app.picture import Wanted, draw
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Wanted, draw
+from microscope_tui.scenarios import write_run
+from microscope_tui.watch import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "screenshots"

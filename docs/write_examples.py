@@ -8,11 +8,10 @@ import re
 import tempfile
 from pathlib import Path
 
-from microscope_tui.report.check import Demand, judge
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.report import Demand, judge, verdict_json
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import write_run
+from microscope_tui.watch import RunWatch
 
 PAGE = Path(__file__).with_name("check-json.md")
 SCENARIO = "collapse"

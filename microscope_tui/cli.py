@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from microscope_tui.commands.table import COMMANDS
+from microscope_tui.commands import COMMANDS
 from microscope_tui.console import DEFAULT_PATH, PIPE, fail, memory_bytes, spool_bytes
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.runlog.discover import NoRuns
+from microscope_tui.report import NO_VERDICT
+from microscope_tui.runlog import NoRuns
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -33,12 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(tokens: Sequence[str]) -> int | None:
     if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
-        from microscope_tui.commands.config import read_config
-        from microscope_tui.commands.watch import watch_with
+        from microscope_tui.commands import read_config, watch_with
 
         path = Path(tokens[0]) if tokens else DEFAULT_PATH
         return watch_with(path, memory_bytes(""), read_config(None), spool_bytes(""))
-    from microscope_tui.commands.parser import run
+    from microscope_tui.commands import run
 
     return run(tokens)
 

@@ -12,18 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.lines.words import bytes_of
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.runlog.discover import RunFile, unreadable_logs
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.spool import MOST_BYTES, Spool
-from microscope_tui.sources.catalogue import address_of
-from microscope_tui.sources.search import Search, split_run
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.summaries import DEFAULT_MEMORY
+from microscope_tui.diagnosis import ANYTHING, Criteria
+from microscope_tui.lines import bytes_of
+from microscope_tui.report import NO_VERDICT
+from microscope_tui.runlog import MOST_BYTES, PipedLog, RunFile, Spool, safe_text, unreadable_logs
+from microscope_tui.sources import Search, address_of, split_run
+from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
 
 USAGE = 64
 PIPE = Path("-")

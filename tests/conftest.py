@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import RunWatch
 from tests.forked import ForkServer
 
 # Started in the background, a shell has us ignore Ctrl-C, and with us every program that we start.

@@ -11,10 +11,9 @@ import struct
 from collections import Counter
 from pathlib import Path
 
-from microscope_tui.routing.layout import FILE_NAME, Shape, Tables
-from microscope_tui.routing.write import RoutingWriter
-from microscope_tui.scenarios.shape import Shape as RunShape
-from microscope_tui.scenarios.write import write_run
+from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
+from microscope_tui.scenarios import Shape as RunShape
+from microscope_tui.scenarios import write_run
 
 CODE = '''# Wrap paragraphs of text, as the standard library does it.
 import re

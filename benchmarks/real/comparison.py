@@ -16,10 +16,9 @@ from benchmarks.real.stretches import (
     collapse_index,
     summed,
 )
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.discover import find_runs
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.runlog import find_runs
+from microscope_tui.watch import RunWatch
 
 TOLERANCE_STEPS = 40
 """An alarm may come so much before or after the stretch it is about: windows begin differently."""

@@ -17,17 +17,18 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from microscope_tui.probe.recorder import RunRecorder
-from moe_model.tokenizer import CharTokenizer
-from moe_model.training.batches import TrainingBatches
-from moe_model.training.corpus import Tokens
-from moe_model.training.optimizer import (
+from microscope_tui.probe import RunRecorder
+from moe_model import CharTokenizer
+from moe_model.training import (
     CLIP_NORM,
+    PYTHON_DOCS,
+    Tokens,
+    TrainingBatches,
     learning_rate_at,
+    load_documents,
     make_optimizer,
     set_learning_rate,
 )
-from moe_model.training.sources import PYTHON_DOCS, load_documents
 
 LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import torch
 
-from microscope_tui.probe.recorder import RunRecorder
-from moe_model.training.describe import describe
-from moe_model.training.distributed import World
-from moe_model.training.options import ModelOverrides, Options
-from moe_model.training.resolve import resolve
-from moe_model.training.run import Run
-from moe_model.training.setup import prepare
+from microscope_tui.probe import RunRecorder
+from moe_model.training import Options, Run, World, describe, prepare, resolve
+from moe_model.training.options import ModelOverrides
 from train import optimizer_step
 
 SHAPE = ModelOverrides(

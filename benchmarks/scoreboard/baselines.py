@@ -7,9 +7,8 @@ alarm, so that a number that flickers at its limit is not counted a hundred time
 import math
 from collections.abc import Callable
 
-from microscope_tui.diagnosis.episodes import Episode, Grade
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
+from microscope_tui.diagnosis import Episode, Grade, Severity
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 
 WARM_UP, PERSISTENCE, COOLDOWN = 100, 25, 100
 _E8 = math.log(8)

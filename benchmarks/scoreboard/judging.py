@@ -7,15 +7,10 @@ from dataclasses import dataclass, field
 from benchmarks.scoreboard.baselines import Alarm, baselines
 from benchmarks.scoreboard.plan import Case, drawn
 from microscope_tui import measures
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord, StepRecord
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.truth import Truth
-from microscope_tui.scenarios.write import lines
-from microscope_tui.watch.judge import Judge
+from microscope_tui.diagnosis import Criteria, Diagnosis, Episode
+from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, StepRecord
+from microscope_tui.scenarios import Shape, Truth, lines
+from microscope_tui.watch import Judge
 
 
 @dataclass(slots=True)

@@ -4,8 +4,7 @@ from benchmarks.scoreboard.judging import Judged, in_time, judge
 from benchmarks.scoreboard.plan import Case
 from benchmarks.scoreboard.score import false_alarms, outcomes, plain
 from benchmarks.scoreboard.table import said_of
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.episodes import Finding
+from microscope_tui.diagnosis import Finding, advise
 
 _MOST_EPISODES = 8
 

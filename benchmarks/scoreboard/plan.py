@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.shape import Shape
+from microscope_tui.scenarios import SCENARIOS, Shape
 
 SHAPES = ("4/1", "8/1", "8/2", "64/8", "128/8", "256/8")
 QUICK_SHAPES = ("8/2", "64/8")

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.scenarios.truth import Expected, Truth
+from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity
+from microscope_tui.scenarios import Expected, Truth
 
 SEVERITIES = {severity.label: severity for severity in Severity}
 LOAD_RULES = ("COLLAPSE", "ERODING", "STARVED", "DEAD", "OVERLOAD")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.bulk import bulk_lines
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.runlog.reader import RunReader
-from microscope_tui.watch.judge import Judge
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import RunReader
+from microscope_tui.watch import Judge
 
 CHUNK = 1 << 20
 REPEATS = 3

@@ -1,1 +1,5 @@
 """The Textual user interface. Drawing < widgets < actions < screens < the application."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

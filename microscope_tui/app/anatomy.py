@@ -4,10 +4,9 @@ import asyncio
 import os
 from pathlib import Path
 
-from microscope_tui.lines.pages.token_cells import shown_token
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.lines import shown_token
+from microscope_tui.routing import FILE_NAME, BadRouting, Routing
+from microscope_tui.runlog import safe_text
 
 
 class Anatomy:

@@ -5,13 +5,12 @@ Plain text for a chat or a ticket, readable without the screen, in the same word
 
 import math
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.lines import words
-from microscope_tui.lines.spans import WORD_OF_SEVERITY, plain
+from microscope_tui.diagnosis import Episode
+from microscope_tui.lines import WORD_OF_SEVERITY, plain, words
 from microscope_tui.lines.table import frame
-from microscope_tui.report.export import effective_experts
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.report import effective_experts
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import LayerView, RunView
 
 MOST_BYTES = 4096
 _MOST_CELLS = 1000  # of one line

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from textual.binding import Binding
 
 from microscope_tui.app.keymap import shown_key
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import Line, Span, line_width, pad, wrap
+from microscope_tui.lines import Glyphs, Line, Span, line_width, pad, wrap
 
 _SECTIONS = {
     "layer": "Layers and experts",

@@ -20,7 +20,7 @@ from textual.binding import Binding
 from textual.keys import REPLACED_KEYS, Keys, key_to_character
 from textual.screen import Screen
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 Keymap = Mapping[str, str]
 """Id of a binding → its keys: Textual's names, separated by commas."""

@@ -6,9 +6,7 @@ from typing import TypeVar
 
 from microscope_tui.app.saved_view import SavedView, load_view, save_view
 from microscope_tui.app.session import Session
-from microscope_tui.lines.axis import Axis
-from microscope_tui.lines.look import Look, Measure, Order, Palette
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines import Axis, Look, Measure, Order, Palette, Pattern
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _NEEDS_REFERENCE = Measure.DIFFERENCE

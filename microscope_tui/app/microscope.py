@@ -24,8 +24,8 @@ from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
 from microscope_tui.app.traffic import counting
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet
 
 _FOLDER = "microscope_tui.app.screens"
 SCREENS = {

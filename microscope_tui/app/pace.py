@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from microscope_tui.app.traffic import WINDOW_S
 from microscope_tui.console import size_of
-from microscope_tui.report.terminal import is_remote
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.report import is_remote
+from microscope_tui.runlog import safe_text
 
 INTERVALS_S = (0.5, 1.0, 2.0, 3.8)
 """Seconds between two redraws, by notch; at most four including the redraw itself."""

@@ -16,11 +16,9 @@ from microscope_tui.app.renderables.svg import stand_alone
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
 from microscope_tui.app.widgets.rows import Rows, in_truecolor
-from microscope_tui.lines.glyphs import Glyphs, spelled
-from microscope_tui.lines.table.steady import SteadyLevels
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.fleet import JUDGING_S, Fleet
-from microscope_tui.watch.reference import NothingToCompare, aligned
+from microscope_tui.lines import Glyphs, SteadyLevels, spelled
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import JUDGING_S, Fleet, NothingToCompare, aligned
 
 SCREEN_NAMES = ("main", *SCREENS, "help")
 _PATIENCE_S = 600.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from microscope_tui.lines.look import Palette
+from microscope_tui.lines import Palette
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ Not a screen of its own: keys that are typed fast would still reach the screen b
 
 from typing import Literal
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import Line, Span
+from microscope_tui.lines import Glyphs, Line, Span
 
 Kind = Literal["", "place", "filter", "copy", "token", "find"]
 

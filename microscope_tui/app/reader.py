@@ -8,11 +8,8 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.file_events import FileEvents
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.watch import FileEvents, Fleet, RunWatch
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
 _HUSH_S = 0.05

@@ -12,13 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.state_folder import (
-    read_small,
-    remove_oldest,
-    state_folder,
-    write_whole,
-)
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import read_small, remove_oldest, state_folder, write_whole
 
 _VERSION = 1
 _MOST_BYTES = 64 << 10

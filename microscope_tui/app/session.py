@@ -11,21 +11,21 @@ from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.app.traffic import Traffic
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.lines.axis import Axis
-from microscope_tui.lines.glyphs import Glyphs, shade_level
-from microscope_tui.lines.look import Look
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.table.steady import SteadyLevels
-from microscope_tui.routing.compare import Mismatch
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.moment import Pin
-from microscope_tui.watch.recent import Recent, recent_of
-from microscope_tui.watch.reference import Reference, reference_of
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import Axis, Glyphs, Look, Pattern, SteadyLevels, shade_level
+from microscope_tui.routing import Mismatch
+from microscope_tui.runlog import PipedLog, RunFile
+from microscope_tui.watch import (
+    Fleet,
+    Pin,
+    Recent,
+    Reference,
+    RunView,
+    RunWatch,
+    recent_of,
+    reference_of,
+    view_of,
+)
 
 NO_PREFERENCES = Preferences()
 

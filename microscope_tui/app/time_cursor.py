@@ -6,11 +6,9 @@ The window is the range of steps that curves and ribbon cover.
 
 from collections.abc import Callable
 
-from microscope_tui.lines.words import bytes_of
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.moment import Pin, kept_steps, pin, pin_at
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.lines import bytes_of
+from microscope_tui.runlog import PipedLog
+from microscope_tui.watch import Pin, RunWatch, Window, kept_steps, pin, pin_at
 
 SPEEDS = (1, 4, 16)
 """Playback speeds, in columns of the ribbon per second."""

@@ -15,7 +15,7 @@ from microscope_tui.app.place import (
     FromShown,
     parse_place,
 )
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 
 @dataclass(frozen=True, slots=True)

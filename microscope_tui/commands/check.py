@@ -20,16 +20,19 @@ from microscope_tui.console import (
     read_pipe,
     runs_at,
 )
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.report import format_check
-from microscope_tui.report.check import NO_VERDICT, Demand, judge, worst_code
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.report.check_text import verdict_text
-from microscope_tui.runlog.discover import NoRuns, find_logs
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.search import Search, split_run
-from microscope_tui.watch.baseline import AgainstBaseline, BadBaseline, Baseline, read_baseline
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.report import (
+    NO_VERDICT,
+    Demand,
+    format_check,
+    judge,
+    verdict_json,
+    verdict_text,
+    worst_code,
+)
+from microscope_tui.runlog import NoRuns, find_logs
+from microscope_tui.sources import Asked, Search, split_run
+from microscope_tui.watch import AgainstBaseline, BadBaseline, Baseline, RunWatch, read_baseline
 
 _DEFAULTS = Options()
 

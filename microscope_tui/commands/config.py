@@ -28,14 +28,12 @@ from typing import Literal, NoReturn, get_args
 
 from platformdirs import user_config_path
 
-from microscope_tui.app.pace import budget_of
+from microscope_tui.app import budget_of
 from microscope_tui.console import USAGE, fail
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.own_limits import BadLimit, changed_limits
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.lines.look import Palette
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.sources.keys import BadMapping, Rule, rules_of
+from microscope_tui.diagnosis import DEFAULTS, BadLimit, Criteria, Limits, changed_limits
+from microscope_tui.lines import Palette
+from microscope_tui.runlog import safe_text
+from microscope_tui.sources import BadMapping, Rule, rules_of
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
 GlyphChoice = Literal["auto", "braille", "block", "ascii"]
@@ -124,7 +122,7 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
     """
     if not config.keys:
         return {}
-    from microscope_tui.app.keymap import BadKey, keymap_of
+    from microscope_tui.app import BadKey, keymap_of
     from microscope_tui.app.keys import screens
 
     try:

@@ -10,16 +10,10 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, print_data, runs_at, say
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.coverage import NoCounts, coverage_of
-from microscope_tui.report.coverage_text import coverage_json, coverage_text
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.records import UnknownFormat
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources.search import Search
+from microscope_tui.report import NO_VERDICT, NoCounts, coverage_json, coverage_of, coverage_text
+from microscope_tui.routing import FILE_NAME, BadRouting, Routing
+from microscope_tui.runlog import RunFile, UnknownFormat, encode_record, safe_text
+from microscope_tui.sources import Search
 
 _STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 _MOST = 1_000_000_000

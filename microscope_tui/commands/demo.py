@@ -11,10 +11,8 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.watch import watch_with
 from microscope_tui.console import USAGE, fail, memory_bytes, say
-from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.live import writing
-from microscope_tui.scenarios.write import write_run
+from microscope_tui.runlog import LOG_NAME
+from microscope_tui.scenarios import SCENARIOS, write_run, writing
 
 _SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 

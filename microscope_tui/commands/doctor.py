@@ -17,10 +17,9 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.ask_terminal import synchronised_output
 from microscope_tui.console import print_data
-from microscope_tui.lines.glyphs import glyphs_for
-from microscope_tui.report.doctor import Facts, doctor_json, doctor_text
-from microscope_tui.report.terminal import Multiplexer, Terminal, colours_of
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.lines import glyphs_for
+from microscope_tui.report import Facts, Multiplexer, Terminal, colours_of, doctor_json, doctor_text
+from microscope_tui.runlog import safe_text
 
 _ANSWER_S = 2.0
 _SHOWN = 60
@@ -38,7 +37,7 @@ def doctor(
     as_json_
         Print the same as JSON.
     """
-    from microscope_tui.app.renderables.frame_cost import cost
+    from microscope_tui.app import cost
 
     terminal = _terminal(os.environ)
     system = terminal.colours.system
@@ -117,7 +116,7 @@ def _samples(terminal: Terminal) -> list[str]:
     """Samples for a terminal only: no escape sequences into a pipe."""
     if not sys.stdout.isatty() or terminal.colours.system is None:
         return []
-    from microscope_tui.app.renderables.samples import colour_samples, glyph_samples
+    from microscope_tui.app import colour_samples, glyph_samples
 
     glyphs = glyphs_for("auto", sys.stdout)
     return [*([] if terminal.no_color else colour_samples(glyphs)), *glyph_samples(glyphs)]

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.config import limits_of
 from microscope_tui.console import USAGE, fail, print_data
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.report.explain import as_list, explained, rule_text, rules_json
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.diagnosis import RULES
+from microscope_tui.report import as_list, explained, rule_text, rules_json
+from microscope_tui.runlog import safe_text
 
 
 def explain(

@@ -13,11 +13,10 @@ from cyclopts import Parameter
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.export import cell
-from microscope_tui.report.long_table import EXPERT_COLUMNS, ROUTER_COLUMNS, Row, rows_of
-from microscope_tui.runlog.records import UnknownFormat
-from microscope_tui.sources.search import Search
+from microscope_tui.report import NO_VERDICT, ROUTER_COLUMNS, Row, cell, rows_of
+from microscope_tui.report.long_table import EXPERT_COLUMNS
+from microscope_tui.runlog import UnknownFormat
+from microscope_tui.sources import Search
 
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})

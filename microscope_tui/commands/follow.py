@@ -18,16 +18,21 @@ from microscope_tui.commands.notify import Notifier
 from microscope_tui.commands.options import Options
 from microscope_tui.commands.patience import Patience
 from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.check import NO_VERDICT, Demand, judge
-from microscope_tui.report.check_json import news_json, verdict_json
-from microscope_tui.report.check_text import news_text, verdict_text
-from microscope_tui.report.news import Alerts, News
-from microscope_tui.runlog.discover import NoRuns, RunFile, unreadable_logs
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.sources.catalogue import address_of
-from microscope_tui.sources.search import Search, split_run
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.diagnosis import Severity
+from microscope_tui.report import (
+    NO_VERDICT,
+    Alerts,
+    Demand,
+    News,
+    judge,
+    news_json,
+    news_text,
+    verdict_json,
+    verdict_text,
+)
+from microscope_tui.runlog import NoRuns, PipedLog, RunFile, unreadable_logs
+from microscope_tui.sources import Search, address_of, split_run
+from microscope_tui.watch import RunWatch
 
 POLL_S = 0.5
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up

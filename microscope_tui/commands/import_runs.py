@@ -9,10 +9,9 @@ from pathlib import Path
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import USAGE, fail, print_data, runs_at, say
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.sources.search import Search
+from microscope_tui.report import NO_VERDICT
+from microscope_tui.runlog import LOG_NAME, RunFile
+from microscope_tui.sources import Search
 
 _UNSAFE = re.compile(r"[^\w.@+=-]+")
 _LONGEST_NAME = 100

@@ -25,8 +25,7 @@ def keys_command(
     as_json_
         Print the same as JSON.
     """
-    from microscope_tui.app import keys
-    from microscope_tui.app.keymap import remapped
+    from microscope_tui.app import keys, remapped
 
     own = keymap_from(read_config())  # invalid keys exit with a usage error
     screens = {name: remapped(bindings, own) for name, bindings in keys.screens().items()}
@@ -71,7 +70,7 @@ def _row(binding: "Binding") -> tuple[str, str, str]:
 
 
 def _written(binding: "Binding") -> list[str]:
-    from microscope_tui.app.keymap import written_key
+    from microscope_tui.app import written_key
 
     return [written_key(key.strip()) for key in binding.key.split(",")]
 

@@ -10,16 +10,20 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from microscope_tui.console import USAGE, fail, print_data
-from microscope_tui.lines.glyphs import glyphs_for
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.mismatch import described, mismatch_json, mismatch_report
-from microscope_tui.routing.compare import NotComparable, compare
-from microscope_tui.routing.engine import SUFFIXES, BadEngineOutput, convert
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
+from microscope_tui.lines import glyphs_for
+from microscope_tui.report import NO_VERDICT, described, mismatch_json, mismatch_report
+from microscope_tui.routing import (
+    FILE_NAME,
+    SUFFIXES,
+    BadEngineOutput,
+    BadRouting,
+    NotComparable,
+    Routing,
+    compare,
+    convert,
+)
 from microscope_tui.routing.responses import Beside
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.writer import encode_record
+from microscope_tui.runlog import encode_record, safe_text
 
 
 def mismatch(

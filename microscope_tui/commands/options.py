@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from microscope_tui.console import USAGE, fail
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.diagnosis import RULES
+from microscope_tui.runlog import safe_text
 
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""

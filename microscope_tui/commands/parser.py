@@ -15,7 +15,7 @@ from microscope_tui.commands.config import read_config
 from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.commands.table import COMMANDS
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes, spool_bytes
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 
 def watch(
@@ -71,7 +71,7 @@ def watch(
 
 
 def _budget(text: str) -> int | None:
-    from microscope_tui.app.pace import budget_of
+    from microscope_tui.app import budget_of
 
     try:
         return budget_of(text)

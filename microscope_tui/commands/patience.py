@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 
 from microscope_tui.console import say
-from microscope_tui.runlog.records import EventRecord
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import RunState
+from microscope_tui.runlog import EventRecord
+from microscope_tui.watch import RunState, RunWatch
 
 _HOW = {RunState.CRASHED: "has been silent for long", RunState.DELETED: "was deleted"}
 _FOR_GOOD = ("finished", "failed", "collapse")

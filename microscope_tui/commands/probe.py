@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 from microscope_tui.commands.probe_options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say
-from microscope_tui.lines.words import bytes_of
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.routing.layout import FILE_NAME
+from microscope_tui.lines import bytes_of
+from microscope_tui.report import NO_VERDICT
+from microscope_tui.routing import FILE_NAME
 
 if TYPE_CHECKING:
-    from microscope_tui.probe.probing import Outcome
-    from microscope_tui.probe.subject import Subject
-    from microscope_tui.probe.windows import Reading
+    from microscope_tui.probe import Outcome, Reading, Subject
 
 INTERRUPTED = 130
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -51,8 +49,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
     if [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         fail("probe needs pip install 'moe-microscope[train]'", USAGE)
 
-    from microscope_tui.probe.subject import CannotProbe
-    from microscope_tui.probe.texts import BadText
+    from microscope_tui.probe import BadText, CannotProbe
 
     try:
         outcome = _run(*_prepare(model, text, options), options)
@@ -71,11 +68,7 @@ def _prepare(
     model: str, text: tuple[str, ...], options: ProbeOptions
 ) -> tuple[Subject, list[str], Reading]:
     """The model, the names of the slices, and the windows of all texts."""
-    from microscope_tui.probe.checkpoints import load
-    from microscope_tui.probe.probing import refuse_unknown
-    from microscope_tui.probe.subject import CannotProbe
-    from microscope_tui.probe.texts import find_slices
-    from microscope_tui.probe.windows import read_windows
+    from microscope_tui.probe import CannotProbe, find_slices, load, read_windows, refuse_unknown
 
     slices = find_slices(text)  # before a model is loaded for minutes
     subject = load(model, dtype=options.dtype, device=options.device, download=options.download)
@@ -96,7 +89,7 @@ def _continued(
     subject: Subject, reading: Reading, num_slices: int, length: int, most: int
 ) -> Reading:
     """The beginnings of the texts, and what the model writes after them."""
-    from microscope_tui.probe.windows import Reading, continued
+    from microscope_tui.probe import Reading, continued
 
     windows, count = [], 0
     for one in continued(
@@ -112,7 +105,7 @@ def _continued(
 
 def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOptions) -> Outcome:
     """Probe, with progress, and print where it is written."""
-    from microscope_tui.probe.probing import run_probe
+    from microscope_tui.probe import run_probe
 
     for note in reading.notes:
         say(note)

@@ -1,16 +1,16 @@
 """``snapshot --format json`` of the screens that show a probe."""
 
 from microscope_tui.console import USAGE, fail
-from microscope_tui.report.anatomy import slices_json, tokens_json
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.mismatch import compared_probes, mismatch_json
-from microscope_tui.routing.compare import NotComparable
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.report import (
+    NO_VERDICT,
+    compared_probes,
+    mismatch_json,
+    slices_json,
+    tokens_json,
+)
+from microscope_tui.routing import FILE_NAME, BadRouting, NotComparable, Routing
+from microscope_tui.runlog import RunFile, encode_record, safe_text
+from microscope_tui.watch import RunWatch
 
 
 def probe_as_json(watched: RunWatch, screen: str, layer: str, token: int) -> str:

@@ -25,20 +25,20 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
-from microscope_tui.lines.glyphs import Glyphs, glyphs_for
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.export import runs_json, view_json
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.sources.search import Search
-from microscope_tui.watch.fleet import JUDGING_S, Fleet
-from microscope_tui.watch.moment import Pin, pin_at
-from microscope_tui.watch.run_card import RunCard
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.verdict_cache import VerdictCache
-from microscope_tui.watch.view import view_of
+from microscope_tui.lines import Glyphs, glyphs_for, snapshot_text
+from microscope_tui.report import NO_VERDICT, runs_json, view_json
+from microscope_tui.runlog import PipedLog, RunFile, safe_text
+from microscope_tui.sources import Search
+from microscope_tui.watch import (
+    JUDGING_S,
+    Fleet,
+    Pin,
+    RunCard,
+    RunWatch,
+    VerdictCache,
+    pin_at,
+    view_of,
+)
 
 _SMALLEST = (20, 5)
 Screen = Literal[
@@ -181,7 +181,7 @@ def _drawn(
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
-    from microscope_tui.app.picture import NoPicture, Wanted, draw
+    from microscope_tui.app import NoPicture, Wanted, draw
 
     try:
         picture = asyncio.run(draw(fleet, Wanted(*what), glyphs))

@@ -7,10 +7,8 @@ from cyclopts import Parameter
 
 from microscope_tui.commands.config import UserConfig
 from microscope_tui.console import USAGE, fail
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.keys import BadMapping, rules_of
+from microscope_tui.runlog import safe_text
+from microscope_tui.sources import FORMATS, Asked, BadMapping, rules_of
 
 
 @Parameter(name="*")

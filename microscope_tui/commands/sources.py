@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from microscope_tui.console import print_data
-from microscope_tui.sources.catalogue import FORMATS
+from microscope_tui.sources import FORMATS
 
 
 def sources(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 _PROCESSES = Path("/proc")
 _WRITABLE = 0o200  # of the link that represents a descriptor

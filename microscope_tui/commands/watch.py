@@ -22,16 +22,11 @@ from microscope_tui.console import (
     runs_at,
     say,
 )
-from microscope_tui.lines.glyphs import glyphs_for
-from microscope_tui.lines.look import Palette
-from microscope_tui.report.check import NO_VERDICT
-from microscope_tui.report.terminal import colours_of, in_multiplexer
-from microscope_tui.runlog.piped import take_over_stdin
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.search import Search
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.lines import Palette, glyphs_for
+from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer
+from microscope_tui.runlog import take_over_stdin
+from microscope_tui.sources import Asked, Search
+from microscope_tui.watch import Fleet, RunWatch, VerdictCache
 
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
@@ -87,9 +82,7 @@ def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
 def _open(fleet: Fleet, user: UserConfig) -> int:
     view = user.view
     _prepare_terminal(view.color)
-    from microscope_tui.app.microscope import Microscope
-    from microscope_tui.app.pace import budget_for
-    from microscope_tui.app.preferences import Preferences
+    from microscope_tui.app import Microscope, Preferences, budget_for
 
     preferences = Preferences(
         palette=Palette(view.palette),

@@ -2,3 +2,7 @@
 
 ``engine.Diagnosis`` is the entrance. It streams: one record in, changed episodes out.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

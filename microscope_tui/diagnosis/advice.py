@@ -15,7 +15,7 @@ from microscope_tui.diagnosis.episodes import Episode, Finding
 from microscope_tui.diagnosis.moment import WHEN, is_moment
 from microscope_tui.diagnosis.reading import EXACT, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _CHANGED = 0.5
 """The current value differs from the worst by more than this share of (worst − limit)."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from microscope_tui.diagnosis.moment import is_moment
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
 from microscope_tui.diagnosis.timing import warm_up
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 PROFILES = ("pretrain", "finetune", "eval")
 

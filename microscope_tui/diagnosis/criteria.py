@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from microscope_tui.diagnosis.context import PROFILES, Context, RouterBaseline
 from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 @dataclass(frozen=True, slots=True)

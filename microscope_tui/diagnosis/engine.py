@@ -20,7 +20,7 @@ from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import BiasSource, CountSource, StepView
 from microscope_tui.diagnosis.timing import AFTER_RESTART_STEPS
 from microscope_tui.diagnosis.tracks import Track
-from microscope_tui.runlog.records import EventRecord, RunRecord, StepRecord
+from microscope_tui.runlog import EventRecord, RunRecord, StepRecord
 
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000

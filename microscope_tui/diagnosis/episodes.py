@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from microscope_tui.diagnosis.reading import EXACT, WHOLE_RUN, Fact, Severity
-from microscope_tui.runlog.records import RouterInfo
+from microscope_tui.runlog import RouterInfo
 
 _MOST_GRADES = 50
 

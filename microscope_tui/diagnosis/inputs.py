@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence, Set
 
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 BALANCE = ("effective_experts", "num_experts", "top_k")
 """What the collapse index is computed from."""

@@ -8,7 +8,7 @@ import math
 
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.thresholds import Limits
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 WHEN = "in this dump"
 

@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
 from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.tracks import Track
 from microscope_tui.diagnosis.windows import Trail
-from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 STATE_VERSION = 3
 

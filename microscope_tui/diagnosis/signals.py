@@ -10,7 +10,7 @@ from itertools import repeat
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.reading import WHOLE_RUN
-from microscope_tui.runlog.records import RouterInfo, StepRecord, Values
+from microscope_tui.runlog import RouterInfo, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
 """Decodes the counts of one router of the current step."""

@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
 from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.runlog.records import RouterInfo
+from microscope_tui.runlog import RouterInfo
 
 _EVEN_ENOUGH = DEFAULTS.COLLAPSE.leave
 """A balance above this does not look like a collapse, even if most steps before did."""

@@ -3,3 +3,7 @@
 ``table`` is the main screen, ``charts`` are curves and bars over an axis, ``pages`` are the other
 screens and the list of runs. No terminals, colours or keys here.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

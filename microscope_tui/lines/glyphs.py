@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 
-from microscope_tui.watch.curve import Column
+from microscope_tui.watch import Column
 
 
 class Glyphs(StrEnum):

@@ -1,7 +1,7 @@
 """Why a part of a screen is empty, and what would fill it."""
 
 from microscope_tui.lines import words
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.watch import LayerView, RunView
 
 NO_ENTROPY = "not measured (docs/probe.md)"
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Severity
 
 
 class Span(NamedTuple):

@@ -17,7 +17,7 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
-from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.runlog import LOG_NAME
 
 _logger = logging.getLogger(__name__)
 

@@ -14,10 +14,8 @@ from torch import Tensor
 from microscope_tui.probe import hub, published
 from microscope_tui.probe.pieces import CharacterPieces, Pieces, TokenizerPieces
 from microscope_tui.probe.subject import DTYPES, CannotProbe, Subject, choose_device
-from moe_model.description import DESCRIPTION, CheckpointError
+from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
-from moe_model.store import read_checkpoint
-from moe_model.tokenizer import CharTokenizer
 
 
 def load(

@@ -12,19 +12,26 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.diagnosis import saved
-from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.circumstances import circumstances
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Finding, overall
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.inputs import unknown
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.saved import BadState
-from microscope_tui.diagnosis.signals import BiasSource, CountSource
-from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord
+from microscope_tui.diagnosis import (
+    Advice,
+    BadState,
+    BiasSource,
+    CountSource,
+    Diagnosis,
+    Finding,
+    Severity,
+    advise,
+    circumstances,
+    gathering,
+    group,
+    not_judged_yet,
+    overall,
+    pending,
+    saved,
+    unknown,
+    warm_up_left,
+)
+from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 
 STATE_VERSION = 1
 MOST_LINES = 5

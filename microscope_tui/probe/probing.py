@@ -23,8 +23,8 @@ from microscope_tui.probe.recording import Recording
 from microscope_tui.probe.subject import CannotProbe, Subject, out_of_memory
 from microscope_tui.probe.tracer import Tracer
 from microscope_tui.probe.windows import Window, batches, tensors
-from microscope_tui.routing.layout import FILE_NAME, Tables
-from microscope_tui.runlog.records import LOG_NAME
+from microscope_tui.routing import FILE_NAME, Tables
+from microscope_tui.runlog import LOG_NAME
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, whole)``: ``tokens`` while the model runs, then ``layers`` of tables."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from microscope_tui.diagnosis.saved import BadState
+from microscope_tui.diagnosis import BadState
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.plain import (
     balances,
@@ -31,14 +31,17 @@ from microscope_tui.probe.plain import (
     rounded,
     router_object,
 )
-from microscope_tui.runlog.background import (
+from microscope_tui.runlog import (
+    FORMAT_VERSION,
+    LOG_NAME,
     MEANS,
     SYNC_TIMEOUT_S,
     BackgroundLog,
+    EventRecord,
+    RunLogWriter,
+    encode_record,
     without_matrices,
 )
-from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME, EventRecord
-from microscope_tui.runlog.writer import RunLogWriter, encode_record
 
 _logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepsums import Row
 from microscope_tui.probe.tracer import Traced
 from microscope_tui.probe.windows import Window
-from microscope_tui.routing.layout import Shape, Tables, sections
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.routing import RoutingWriter, Shape, Tables, sections
 
 Key = tuple[int, int]
 _MOST_TABLE_ROWS = 1_000_000

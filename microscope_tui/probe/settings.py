@@ -17,8 +17,7 @@ from microscope_tui.probe.judge import Alert, judged_by_its_settings
 from microscope_tui.probe.plain import plain
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stepsums import Layout
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.writer import encode_record
+from microscope_tui.runlog import FORMAT_VERSION, encode_record
 
 _logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from microscope_tui.routing.layout import FEWEST_EXPECTED
+from microscope_tui.routing import FEWEST_EXPECTED
 
 Array = npt.NDArray[Any]
 SEED = 0

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog import open_regular_file
 
 PIECE_BYTES = 1 << 20
 MOST_FILES = 100_000

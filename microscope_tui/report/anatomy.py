@@ -7,10 +7,9 @@ print; the bytes of a token that is not text on its own are ``�`` there.
 import math
 from typing import Any
 
-from microscope_tui.lines.pages.slice_table import NoTables, explained, slice_table
-from microscope_tui.routing.file import Routing
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.writer import encode_record
+from microscope_tui.lines import NoTables, explained, slice_table
+from microscope_tui.routing import Routing
+from microscope_tui.runlog import encode_record, safe_text
 
 SCHEMA_VERSION = 1
 MOST_TOKENS = 200

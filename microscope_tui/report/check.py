@@ -9,19 +9,22 @@ How a judgement is written down is in ``check_text.py`` and ``check_json.py``.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, Finding, overall
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.moment import is_moment
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import (
+    ANYTHING,
+    Advice,
+    Criteria,
+    Diagnosis,
+    Episode,
+    Finding,
+    Severity,
+    advise,
+    group,
+    is_moment,
+    overall,
+)
 from microscope_tui.lines.words import listed
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import RunState
-from microscope_tui.watch.verdict import evidence, waits_until, why_no_verdict
+from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}

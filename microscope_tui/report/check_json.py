@@ -4,13 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.reading import Facts
+from microscope_tui.diagnosis import Advice, Episode, Facts, Finding
 from microscope_tui.report.check import Judgement
 from microscope_tui.report.news import News
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import RunFile, safe_text
 
 SCHEMA_VERSION = 1
 

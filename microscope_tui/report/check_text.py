@@ -1,8 +1,6 @@
 """The judgement as text: one line for a healthy run, three per finding otherwise."""
 
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Finding
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Advice, Finding, Severity
 from microscope_tui.report.check import HEALTHY, Judgement
 from microscope_tui.report.news import News
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 
 from microscope_tui.report.further_tokens import Need, further
 from microscope_tui.report.long_table import surviving_steps
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RouterInfo, RunRecord, Values
+from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values
 
 LAST_STEPS = 200
 """Counted steps at the end of a training run that describe it."""

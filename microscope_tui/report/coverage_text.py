@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from microscope_tui.lines.words import short_number
+from microscope_tui.lines import short_number
 from microscope_tui.report.coverage import Coverage, ExpertCoverage
 from microscope_tui.report.further_tokens import Need
 

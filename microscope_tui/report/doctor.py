@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import wrap
-from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
+from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Glyphs, wrap
 from microscope_tui.report.terminal import Multiplexer, Terminal, layout_of
 
 SCHEMA_VERSION = 2

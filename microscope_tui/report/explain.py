@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.context import PROFILES
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.diagnosis.timing import WARM_UP_MAX, WARM_UP_SHARE, WARM_UP_STEPS
-from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.diagnosis import (
+    DEFAULTS,
+    PROFILES,
+    RULES,
+    WARM_UP_MAX,
+    WARM_UP_SHARE,
+    WARM_UP_STEPS,
+    Episode,
+    Limits,
+    Severity,
+)
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 SCHEMA_VERSION = 1
 _WIDTH = 96

@@ -12,13 +12,10 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.diagnosis import value_at
 from microscope_tui.report.check_json import finding_json
-from microscope_tui.runlog.records import StepRecord
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.watch.run_card import RunCard
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.runlog import StepRecord, encode_record, safe_text
+from microscope_tui.watch import LayerView, RunCard, RunView
 
 SCHEMA_VERSION = 1
 EXPERT_COLUMNS = (

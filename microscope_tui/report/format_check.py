@@ -14,12 +14,18 @@ from typing import Any, BinaryIO
 import msgspec
 
 from microscope_tui.report.check import HEALTHY, NO_VERDICT
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
-from microscope_tui.runlog.follow import LineSplitter, open_regular_file
-from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.validation.syntax import byte_order_mark, hole
-from microscope_tui.runlog.validation.validator import LogValidator, Problem
+from microscope_tui.runlog import (
+    ARCHIVE_SUFFIXES,
+    LOG_NAME,
+    CompressedLog,
+    LineSplitter,
+    LogValidator,
+    byte_order_mark,
+    hole,
+    open_regular_file,
+    safe_text,
+)
+from microscope_tui.runlog.validation.validator import Problem
 
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20

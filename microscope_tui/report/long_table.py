@@ -8,11 +8,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from microscope_tui.report.export import Cell
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RouterSummary, RunRecord
-from microscope_tui.runlog.whole import entries_of
-from microscope_tui.watch.summaries import balance_now, complete_summary
+from microscope_tui.runlog import RouterSummary, RunFile, RunRecord, StepEntry, entries_of
+from microscope_tui.watch import balance_now, complete_summary
 
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
 _SUMMARIES = RouterSummary.__struct_fields__

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines.glyphs import Glyphs, spelled
-from microscope_tui.lines.pages.mismatch import mismatch_text
-from microscope_tui.lines.spans import plain
-from microscope_tui.routing.compare import Mismatch, compare
-from microscope_tui.routing.file import Routing
+from microscope_tui.lines import Glyphs, mismatch_text, plain, spelled
+from microscope_tui.routing import Mismatch, Routing, compare
 
 SCHEMA_VERSION = 1
 _WIDTH = 80

@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Advice, Diagnosis, Episode, Finding, Severity
 from microscope_tui.report.check import told
 
 Event = Literal["opened", "worse", "recovered"]

@@ -8,9 +8,8 @@ neither reports its reasons, and because tmux and GNU screen show 256 colours ev
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Glyphs
+from microscope_tui.runlog import safe_text
 
 ROOMY_ROWS = 30
 _COLOURLESS = ("dumb", "unknown")

@@ -26,8 +26,7 @@ from microscope_tui.routing.layout import (
     Shape,
     sections,
 )
-from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import open_regular_file, safe_text
 
 _MOST_SHOWN = 64
 """Bytes of a token of the vocabulary."""

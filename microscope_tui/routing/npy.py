@@ -10,8 +10,7 @@ import struct
 from array import array
 from pathlib import Path
 
-from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import open_regular_file, safe_text
 
 MAGIC = b"\x93NUMPY"
 _MOST_HEADER = 1 << 12

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import open_regular_file, safe_text
 
 _MOST_LINE = 64 << 20
 _Rows = list[list[list[int]]]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from microscope_tui.runlog.records import FORMAT_VERSION, LOG_NAME
-from microscope_tui.runlog.writer import encode_record
+from microscope_tui.runlog import FORMAT_VERSION, LOG_NAME, encode_record
 from microscope_tui.scenarios.catalogue import SCENARIOS
 from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
 from microscope_tui.scenarios.run import Record, Run

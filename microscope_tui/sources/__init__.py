@@ -3,3 +3,7 @@
 A reader turns what it finds into records of the run log; everything above reads those and knows no
 other format.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

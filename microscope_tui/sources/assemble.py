@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
-from microscope_tui.runlog.records import Values
+from microscope_tui.runlog import Values
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K, Asked, config_number, run_record
 from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
 from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader

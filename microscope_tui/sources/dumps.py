@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.exact_bytes import Bytes, opened
 from microscope_tui.sources.reader import Batch, Record, RecordReader, Unreadable
 

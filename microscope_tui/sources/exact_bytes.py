@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from microscope_tui.runlog.follow import open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import open_regular_file, safe_text
 from microscope_tui.sources.reader import Unreadable
 
 MOST_BYTES = 64 << 20

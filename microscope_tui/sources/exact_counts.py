@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.header import Asked, run_record
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
 from microscope_tui.sources.reader import Record, Unreadable

@@ -6,7 +6,7 @@ Layout: ``docs/gguf.md`` of ggml. Only F32 tensors are read, and only those that
 import struct
 from dataclasses import dataclass, field
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.exact_bytes import Bytes
 
 MOST_HEADER = 16 << 20

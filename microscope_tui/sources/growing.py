@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog import open_regular_file
 
 _FINGERPRINT_BYTES = 256
 

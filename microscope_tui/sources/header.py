@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import FORMAT_VERSION, safe_text
 from microscope_tui.sources.keys import Rule
 from microscope_tui.sources.reader import Record
 

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.reader import Unreadable
 
 MOST_S = 5.0

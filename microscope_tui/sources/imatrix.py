@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources import gguf
 from microscope_tui.sources.dumps import DumpReader, begins_with
 from microscope_tui.sources.exact_bytes import Bytes, opened

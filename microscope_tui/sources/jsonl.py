@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from microscope_tui.runlog.records import BadLine
+from microscope_tui.runlog import BadLine
 from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.line_rows import LineRows
 from microscope_tui.sources.named_numbers import (

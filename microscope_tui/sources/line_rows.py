@@ -7,10 +7,7 @@ that begins with many of them is refused.
 from abc import abstractmethod
 from pathlib import Path
 
-from microscope_tui.runlog.follow import LineSplitter, LogFollower
-from microscope_tui.runlog.reader import Defects
-from microscope_tui.runlog.records import BadLine
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import BadLine, Defects, LineSplitter, LogFollower, safe_text
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.named_numbers import MAX_ROW_BYTES
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable

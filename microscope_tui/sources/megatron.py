@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.dumps import MOST_FILES, Late, begins_with, candidates
 from microscope_tui.sources.exact_counts import ExactCounts
 from microscope_tui.sources.header import Asked

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from microscope_tui.runlog.records import BadLine
+from microscope_tui.runlog import BadLine
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.mlflow_folder import (

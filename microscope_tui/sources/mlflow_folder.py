@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from microscope_tui.runlog.follow import LineSplitter, LogFollower, open_regular_file
-from microscope_tui.runlog.reader import Defects
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import Defects, LineSplitter, LogFollower, open_regular_file, safe_text
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.named_numbers import as_step, as_time, parse_number

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog import open_regular_file
 from microscope_tui.sources.keys import MAX_EXPERTS, Keys, Target
 
 HEAD_BYTES = 64 << 10

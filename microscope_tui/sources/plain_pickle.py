@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from struct import Struct
 from typing import Any
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 MOST_OPCODES = 4_000_000
 """At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""

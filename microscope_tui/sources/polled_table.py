@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from microscope_tui.runlog.reader import Defects
-from microscope_tui.runlog.records import BadLine
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import BadLine, Defects, safe_text
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
 from microscope_tui.sources.sqlite import Database

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from microscope_tui.runlog.reader import Defects
+from microscope_tui.runlog import Defects
 from microscope_tui.sources.keys import Keys, Target
 
 Record = dict[str, Any]

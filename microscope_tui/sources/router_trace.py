@@ -17,8 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from microscope_tui.runlog.follow import LineSplitter, LogFollower
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import LineSplitter, LogFollower, safe_text
 from microscope_tui.sources.exact_counts import Router
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
 from microscope_tui.sources.reader import Unreadable

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.exact_bytes import Bytes
 
 MOST_HEADER = 16 << 20

@@ -12,11 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog.discover import KnownLogs, NoRuns, RunFile, find_runs, why_not_a_run
-from microscope_tui.runlog.follow import Source
-from microscope_tui.runlog.glance import Identity
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.spool import Spool
+from microscope_tui.runlog import (
+    Identity,
+    KnownLogs,
+    NoRuns,
+    RunFile,
+    Source,
+    Spool,
+    find_runs,
+    safe_text,
+    why_not_a_run,
+)
 from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, Format, address_of
 from microscope_tui.sources.header import DEFAULT, Asked
 from microscope_tui.sources.translated import TranslatedLog

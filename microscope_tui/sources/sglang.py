@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources import sglang_dump
 from microscope_tui.sources.dumps import MOST_FILES, DumpReader, Late, begins_with, candidates
 from microscope_tui.sources.exact_bytes import Bytes, opened

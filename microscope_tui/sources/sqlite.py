@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from microscope_tui.runlog.follow import QUIET_S, open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import QUIET_S, open_regular_file, safe_text
 from microscope_tui.sources.reader import Unreadable
 from microscope_tui.sources.sqlite_limits import Tables, restricted
 

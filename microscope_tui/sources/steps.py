@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from microscope_tui import measures
-from microscope_tui.runlog.records import Values
+from microscope_tui.runlog import Values
 from microscope_tui.sources.reader import Record
 
 SHARES_SUM = 1_000_000

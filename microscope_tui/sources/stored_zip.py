@@ -7,7 +7,7 @@ read later, piece by piece. The archive must begin at the first byte and end wit
 import struct
 from dataclasses import dataclass
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.exact_bytes import Bytes
 from microscope_tui.sources.reader import Unreadable
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog.follow import QUIET_S, open_regular_file
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import QUIET_S, open_regular_file, safe_text
 from microscope_tui.sources.header import Asked, run_record
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
 from microscope_tui.sources.named_numbers import (

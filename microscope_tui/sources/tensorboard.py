@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.growing import GrowingFile, coarse_to_fine, read_head
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources import safetensors_file
 from microscope_tui.sources.dumps import DumpReader, Late, begins_with, candidates
 from microscope_tui.sources.exact_bytes import Bytes, opened

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources import plain_pickle
 from microscope_tui.sources.exact_bytes import Bytes
 from microscope_tui.sources.plain_pickle import ORDERED, Refused

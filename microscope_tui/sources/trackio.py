@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from microscope_tui.runlog.records import BadLine
+from microscope_tui.runlog import BadLine
 from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.named_numbers import as_step, as_time, decode_object, matched
 from microscope_tui.sources.polled_table import (

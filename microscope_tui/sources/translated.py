@@ -7,9 +7,7 @@ diagnosis and the screens read it like any log, and earlier steps can be read ag
 import time
 from pathlib import Path
 
-from microscope_tui.runlog.follow import Chunk, Source
-from microscope_tui.runlog.spool import Spool
-from microscope_tui.runlog.writer import encode_record
+from microscope_tui.runlog import Chunk, Source, Spool, encode_record
 from microscope_tui.sources.reader import RecordReader
 
 

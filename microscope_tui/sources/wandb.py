@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 from microscope_tui.sources.growing import GrowingFile, coarse_to_fine, read_head
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import Keys

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Context, RouterBaseline
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.windows import median
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RouterInfo, RunRecord, UnknownFormat
-from microscope_tui.runlog.whole import entries_of
+from microscope_tui.diagnosis import Context, Criteria, RouterBaseline, StepView, median
+from microscope_tui.runlog import (
+    RouterInfo,
+    RunFile,
+    RunRecord,
+    StepEntry,
+    UnknownFormat,
+    entries_of,
+)
 
 MOST_STEPS = 200
 

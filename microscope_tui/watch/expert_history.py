@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord, UnknownFormat
-from microscope_tui.runlog.seek import read_at
+from microscope_tui.runlog import RunReader, RunRecord, StepEntry, UnknownFormat, read_at
 from microscope_tui.watch.history import Window
 from microscope_tui.watch.moment import kept_steps
 from microscope_tui.watch.run_watch import RunWatch

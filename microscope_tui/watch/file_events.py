@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
+from microscope_tui.runlog import ARCHIVE_SUFFIXES
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent

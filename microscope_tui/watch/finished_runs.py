@@ -7,10 +7,8 @@ long, but never much memory.
 
 from pathlib import Path
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.glance import Identity
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import Identity, RunFile, safe_text
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.verdict import Verdict, verdict_on
 from microscope_tui.watch.verdict_cache import VerdictCache

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.runlog.discover import NoRuns, RunFile
-from microscope_tui.sources.search import Search
+from microscope_tui.diagnosis import ANYTHING, Criteria
+from microscope_tui.runlog import NoRuns, RunFile
+from microscope_tui.sources import Search
 from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_card import RunCard, Seen, card_of

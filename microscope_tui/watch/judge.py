@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord
-from microscope_tui.runlog.seek import read_at
+from microscope_tui.diagnosis import Criteria, Diagnosis
+from microscope_tui.runlog import Entry, EventRecord, RunReader, RunRecord, StepEntry, read_at
 from microscope_tui.watch.summaries import complete_summary
 
 

@@ -3,8 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.seek import find_step, step_at
+from microscope_tui.runlog import StepEntry, find_step, step_at
 from microscope_tui.watch.history import History
 from microscope_tui.watch.rows import find_in, steps_in
 from microscope_tui.watch.run_watch import RunWatch

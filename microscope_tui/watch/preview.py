@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.follow import EVERYTHING, Source
-from microscope_tui.runlog.overview import Overview, sample, sample_of
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import (
+    EVERYTHING,
+    Overview,
+    RunFile,
+    RunRecord,
+    Source,
+    StepEntry,
+    sample,
+    sample_of,
+)
 from microscope_tui.watch.history import Row
 from microscope_tui.watch.scan import MEAN_OF, Scan
 from microscope_tui.watch.summaries import complete_summary, new_history, row_maker

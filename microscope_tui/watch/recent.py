@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from microscope_tui import measures
-from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog import StepEntry
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import MEAN_OF
 from microscope_tui.watch.view import LayerView

@@ -9,9 +9,8 @@ from pathlib import Path
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.signals import value_at
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
+from microscope_tui.diagnosis import value_at
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunFile, RunRecord, StepRecord, Values
 from microscope_tui.watch.moment import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 

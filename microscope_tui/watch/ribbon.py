@@ -8,8 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Episode, Severity
 from microscope_tui.watch.run_watch import RunWatch
 
 

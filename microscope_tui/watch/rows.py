@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.runlog.seek import step_at, surviving_steps
+from microscope_tui.runlog import RunRecord, StepEntry, step_at, surviving_steps
 from microscope_tui.watch.history import Row
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.glance import Glance
+from microscope_tui.runlog import Glance, RunFile
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, verdict_on

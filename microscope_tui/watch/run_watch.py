@@ -6,13 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.follow import EVERYTHING, Source
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.runlog.reader import Defects, Entry, RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord, UnknownFormat
+from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
+from microscope_tui.runlog import (
+    EVERYTHING,
+    Defects,
+    Entry,
+    PipedLog,
+    RunFile,
+    RunReader,
+    RunRecord,
+    Source,
+    StepEntry,
+    UnknownFormat,
+)
 from microscope_tui.watch.history import MAX_ROWS, History, Row
 from microscope_tui.watch.judge import Judge
 from microscope_tui.watch.preview import preview

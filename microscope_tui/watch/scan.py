@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from microscope_tui.runlog.reader import Entry, StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord, seconds_between
+from microscope_tui.runlog import Entry, EventRecord, RunRecord, StepEntry, seconds_between
 from microscope_tui.watch.history import History, Row
 from microscope_tui.watch.summaries import complete_summary, new_history, row_maker
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from enum import StrEnum
 
-from microscope_tui.runlog.records import EventRecord
+from microscope_tui.runlog import EventRecord
 
 SLOW_S, STALE_S, CRASHED_S = 5.0, 60.0, 600.0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from platformdirs import user_state_path
 
-from microscope_tui.runlog.follow import open_regular_file
+from microscope_tui.runlog import open_regular_file
 
 
 def state_folder() -> Path:

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.signals import value_at
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, Values
+from microscope_tui.diagnosis import value_at
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepEntry, Values
 from microscope_tui.watch.curve import NAN, Column
 from microscope_tui.watch.history import History, rows_within
 

@@ -7,12 +7,17 @@ from typing import Annotated
 
 import msgspec
 
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.inputs import unknown
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.signals import value_at
-from microscope_tui.diagnosis.standing import gathering, not_judged_yet, pending, warm_up_left
+from microscope_tui.diagnosis import (
+    RULES,
+    Diagnosis,
+    Severity,
+    gathering,
+    not_judged_yet,
+    pending,
+    unknown,
+    value_at,
+    warm_up_left,
+)
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.summaries import balance_now
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.runlog.glance import Identity
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import Identity, safe_text
 from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 from microscope_tui.watch.verdict import Verdict
 

@@ -7,14 +7,17 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Finding
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.signals import value_at
-from microscope_tui.diagnosis.standing import Pending, pending
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
+from microscope_tui.diagnosis import (
+    Advice,
+    Finding,
+    Pending,
+    Severity,
+    advise,
+    group,
+    pending,
+    value_at,
+)
+from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.curve import Column
 from microscope_tui.watch.history import Curves, Window
 from microscope_tui.watch.moment import Pin

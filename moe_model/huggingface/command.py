@@ -17,19 +17,32 @@ from typing import Any, Literal
 import torch
 from cyclopts import App
 
-from moe_model.command import FAILED, FINISHED, UsageError, say, version
-from moe_model.config import ModelConfig
-from moe_model.description import CheckpointError
-from moe_model.fresh_folder import fresh_folder, write_tensors
+from moe_model import (
+    FAILED,
+    FINISHED,
+    TOKENIZER,
+    WEIGHTS,
+    CharTokenizer,
+    CheckpointError,
+    LanguageModel,
+    ModelConfig,
+    PretrainedTokenizer,
+    Tokenizer,
+    UsageError,
+    character_files,
+    fresh_folder,
+    read_checkpoint,
+    say,
+    stop_ids_of,
+    version,
+    write_description,
+    write_tensors,
+)
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.files import inside
 from moe_model.huggingface.read import read_tokenizer, read_weights
 from moe_model.huggingface.stop_tokens import read_stop_ids
 from moe_model.huggingface.write import SHARD_BYTES, write_config, write_weights
-from moe_model.model import LanguageModel
-from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.store import WEIGHTS, read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]

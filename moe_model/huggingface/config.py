@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model.config import ModelConfig
+from moe_model import ModelConfig
 from moe_model.huggingface.model_types import (
     ARCHITECTURES,
     in_terms_of_deepseek_v3,

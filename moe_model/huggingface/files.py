@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe_model.command import say
+from moe_model import say
 from moe_model.huggingface.config import CONFIG, HuggingFaceError
 
 WEIGHTS = "model.safetensors"

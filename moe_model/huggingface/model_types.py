@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from moe_model.config import ModelConfig, ModelType
+from moe_model import ModelConfig, ModelType
 
 _GLM: ModelType = "glm4_moe_lite"
 _V2: ModelType = "deepseek_v2"

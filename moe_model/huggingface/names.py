@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from moe_model.config import ModelConfig
+from moe_model import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

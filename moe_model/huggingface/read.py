@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from moe_model.config import ModelConfig
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, Published
-from moe_model.huggingface.files import PublishedTensors, inside, now_and_then
-from moe_model.huggingface.names import Part, copies, interleave, parts, published_name
-from moe_model.model import LanguageModel
-from moe_model.pretrained_tokenizer import (
+from moe_model import (
     FILES,
     SETTINGS,
     TOKENIZER,
+    LanguageModel,
+    ModelConfig,
     PretrainedTokenizer,
     read_small_file,
     without_code,
 )
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, Published
+from moe_model.huggingface.files import PublishedTensors, inside, now_and_then
+from moe_model.huggingface.names import Part, copies, interleave, parts, published_name
 
 
 def read_weights(

@@ -10,8 +10,8 @@ import dataclasses
 import math
 from typing import Any
 
-from moe_model.config import Llama3Scaling, ModelConfig, YarnScaling
-from moe_model.rotary import mscale
+from moe_model import ModelConfig, mscale
+from moe_model.config import Llama3Scaling, YarnScaling
 
 _ORIGINAL = "original_max_position_embeddings"
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from moe_model import read_small_file, shown
 from moe_model.huggingface.config import CONFIG, HuggingFaceError
 from moe_model.huggingface.files import inside
-from moe_model.json_types import shown
-from moe_model.pretrained_tokenizer import read_small_file
 
 GENERATION_CONFIG = "generation_config.json"
 

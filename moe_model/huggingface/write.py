@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_model.config import ModelConfig
-from moe_model.fresh_folder import write_tensors
+from moe_model import ModelConfig, write_tensors
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, kept_fields, published_fields
 from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
 from moe_model.huggingface.names import Part, parts, stays_fp32

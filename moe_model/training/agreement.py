@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moe_model.command import UsageError
-from moe_model.description import CheckpointError, read_plain_description
+from moe_model import CheckpointError, UsageError, read_plain_description
 from moe_model.training.options import Options, flag_name
 from moe_model.training.resume import candidates
 from moe_model.training.token_cache import cache_key
 
 if TYPE_CHECKING:
-    from moe_model.store import Checkpoint
+    from moe_model import Checkpoint
     from moe_model.training.corpus import Corpus
     from moe_model.training.distributed import World
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_model.json_types import count
+from moe_model import count
 from moe_model.training.corpus import Tokens
 
 IGNORED = -100

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_model.fresh_folder import force_to_disk, fresh_folder
+from moe_model import force_to_disk, fresh_folder
 
 LATEST = "latest"
 PREVIOUS = "previous"

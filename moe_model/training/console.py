@@ -18,7 +18,7 @@ from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from moe_model.plain_text import plain_text
+from moe_model import plain_text
 from moe_model.training.run import Progress
 
 _PLAIN_INTERVAL_S = 10.0

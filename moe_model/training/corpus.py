@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe_model.command import UsageError, say
-from moe_model.huggingface.files import now_and_then
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model import CharTokenizer, Tokenizer, UsageError, say
+from moe_model.huggingface import now_and_then
 from moe_model.training.sources import LONG_TEXT, Document, UserCache, count_characters, user_cache
 from moe_model.training.token_cache import DTYPES, cache_key, dtype_name, kept_tokens
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel
 from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_model.command import FAILED, USAGE, UsageError, say
+from moe_model import FAILED, USAGE, UsageError, say
 from moe_model.training.launch import launched, number_of, own_gpu
 
 TIMEOUT_S = 600.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from moe_model.model import ModelOutput
+from moe_model import ModelOutput
 from moe_model.training.batches import Batch
 from moe_model.training.distributed import ALONE, World
 from moe_model.training.machine import mixed_precision

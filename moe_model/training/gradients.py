@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel
 from moe_model.training.distributed import World
 from moe_model.training.parallel import square_norms
 

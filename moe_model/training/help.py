@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter
 
-from moe_model.command import FAILED, need_packages, run_command, version
-from moe_model.config import PRESETS, ModelConfig
+from moe_model import FAILED, PRESETS, ModelConfig, need_packages, run_command, version
 from moe_model.training.options import RUN_DEFAULTS, Options
 
 if TYPE_CHECKING:

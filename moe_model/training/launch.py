@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from moe_model.command import UsageError
+from moe_model import UsageError
 
 
 def launched() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from moe_model.command import UsageError, say
+from moe_model import UsageError, say
 from moe_model.training.distributed import World
 
 LOCK = ".lock"

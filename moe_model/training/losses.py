@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
-from moe_model.model import ModelOutput
+from moe_model import ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.training.batches import StepBatches
 from moe_model.training.options import Options
 

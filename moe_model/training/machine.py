@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from moe_model.command import UsageError
-from moe_model.config import ModelConfig
+from moe_model import ModelConfig, UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

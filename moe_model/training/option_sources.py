@@ -14,8 +14,7 @@ from cyclopts import App
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
-from moe_model.command import UsageError
-from moe_model.description import CheckpointError, read_plain_description
+from moe_model import CheckpointError, UsageError, read_plain_description
 from moe_model.training.resume import candidates
 
 _BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")

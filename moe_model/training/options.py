@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from moe_model.command import UsageError
-from moe_model.config import PRESETS, DropPolicy, ModelConfig
+from moe_model import PRESETS, DropPolicy, ModelConfig, UsageError
 from moe_model.training.overrides import ModelOverrides
 
 _DATA = Group("Model and data", sort_key=1)

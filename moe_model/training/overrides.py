@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from moe_model.config import ModelConfig, YarnScaling
+from moe_model import ModelConfig
+from moe_model.config import YarnScaling
 
 
 def _field_docs(cls: type) -> dict[str, str]:

@@ -22,8 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_model.command import UsageError
-from moe_model.model import LanguageModel, ModelOutput
+from moe_model import LanguageModel, ModelOutput, UsageError
 from moe_model.training.distributed import World
 
 Parallel = Literal["ddp", "fsdp"]

@@ -11,8 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 
-from moe_model.command import UsageError
-from moe_model.config import PRESETS
+from moe_model import PRESETS, UsageError
 from moe_model.training.distributed import ALONE, World
 from moe_model.training.launch import launched
 from moe_model.training.options import (

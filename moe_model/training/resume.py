@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_model.command import UsageError
-from moe_model.config import ModelConfig
-from moe_model.description import DESCRIPTION, CheckpointError, read_plain_description
-from moe_model.json_types import count, number
-from moe_model.store import TRAINING_STATE, Checkpoint, read_checkpoint
+from moe_model import (
+    DESCRIPTION,
+    TRAINING_STATE,
+    Checkpoint,
+    CheckpointError,
+    ModelConfig,
+    UsageError,
+    count,
+    number,
+    read_checkpoint,
+    read_plain_description,
+)
 from moe_model.training.checkpoint import LATEST, LINKS
 from moe_model.training.run import Progress
 from moe_model.training.sharded import is_sharded, load_shards, optimizer_state

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from moe_model.json_types import count, number, shown
-from moe_model.model import LanguageModel, ModelOutput
+from moe_model import LanguageModel, ModelOutput, count, number, shown
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from moe_model.model import ModelOutput
+from moe_model import ModelOutput
 from moe_model.sampling import generate
 from moe_model.training.run import Run
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from moe_model.fresh_folder import write_tensors
-from moe_model.store import TRAINING_STATE, WEIGHTS, write_description
+from moe_model import TRAINING_STATE, WEIGHTS, write_description, write_tensors
 from moe_model.training.checkpoint import JUDGEMENT, Checkpoints
 from moe_model.training.parallel import whole_weights
 from moe_model.training.resume import facts

@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 
-from moe_model.command import UsageError
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.store import Checkpoint
-from moe_model.tokenizer import stop_ids_of
+from moe_model import Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
 from moe_model.training.agreement import agree, start_facts
 from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import JUDGEMENT

@@ -25,8 +25,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from moe_model.description import CheckpointError
-from moe_model.fresh_folder import force_to_disk
+from moe_model import CheckpointError, force_to_disk
 
 _SHARDS = "shard-*.safetensors"
 

@@ -16,8 +16,7 @@ from typing import Literal
 
 from platformdirs import user_cache_path
 
-from moe_model.command import UsageError, say
-from moe_model.text import python_docs, read_text
+from moe_model import UsageError, python_docs, read_text, say
 
 PYTHON_DOCS = "python-docs"
 TINY_SHAKESPEARE = "tinyshakespeare"

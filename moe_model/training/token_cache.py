@@ -23,10 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_model.command import say
-from moe_model.fresh_folder import force_to_disk
-from moe_model.pretrained_tokenizer import PretrainedTokenizer
-from moe_model.tokenizer import Tokenizer
+from moe_model import PretrainedTokenizer, Tokenizer, force_to_disk, say
 
 FORMAT = "moe-microscope tokens"
 FORMAT_VERSION = 1

@@ -12,16 +12,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_model.command import UsageError, say
-from moe_model.huggingface.config import HuggingFaceError
-from moe_model.huggingface.read import read_tokenizer
-from moe_model.pretrained_tokenizer import (
+from moe_model import (
     SETTINGS,
     SPECIAL_TOKENS,
     TOKENIZER,
+    CharTokenizer,
     PretrainedTokenizer,
+    Tokenizer,
+    UsageError,
+    say,
 )
-from moe_model.tokenizer import CharTokenizer, Tokenizer
+from moe_model.huggingface import HuggingFaceError, read_tokenizer
 from moe_model.training.sources import LONG_TEXT, Document, count_characters
 
 CHAR = "char"

@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_model.command import need_packages, run_command
+from moe_model import need_packages, run_command
 
 if __name__ == "__main__":
     need_packages("python -m moe_model.upcycle", "transformers")

@@ -40,9 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model.attention import MultiHeadLatentAttention
+from moe_model import MultiHeadLatentAttention, slowed_as_in_llama3
 from moe_model.config import Llama3Scaling, YarnScaling
-from moe_model.rotary import slowed_as_in_llama3
 from moe_model.upcycle.llama import LayerReadings
 from moe_model.upcycle.truncation import (
     covariance,

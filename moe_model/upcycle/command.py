@@ -15,14 +15,22 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from moe_model.command import FAILED, FINISHED, UsageError, say, version
-from moe_model.fresh_folder import fresh_folder, write_tensors
-from moe_model.huggingface.config import HuggingFaceError
-from moe_model.huggingface.read import read_tokenizer
-from moe_model.huggingface.stop_tokens import read_stop_ids
-from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer
-from moe_model.store import WEIGHTS, write_description
-from moe_model.text import python_docs, read_text
+from moe_model import (
+    FAILED,
+    FINISHED,
+    TOKENIZER,
+    WEIGHTS,
+    PretrainedTokenizer,
+    UsageError,
+    fresh_folder,
+    python_docs,
+    read_text,
+    say,
+    version,
+    write_description,
+    write_tensors,
+)
+from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama
 from moe_model.upcycle.text import windows_of

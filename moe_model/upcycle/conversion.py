@@ -15,10 +15,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from moe_model.command import UsageError, say
-from moe_model.config import Llama3Scaling, ModelConfig
-from moe_model.decoder_layer import DecoderLayer, MixtureOfExperts
-from moe_model.model import LanguageModel
+from moe_model import DecoderLayer, LanguageModel, MixtureOfExperts, ModelConfig, UsageError, say
+from moe_model.config import Llama3Scaling
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
 from moe_model.upcycle.llama import LayerReadings, has_biases, mean_loss, observe

@@ -18,8 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_model.config import ModelConfig
-from moe_model.decoder_layer import MixtureOfExperts
+from moe_model import MixtureOfExperts, ModelConfig
 
 _MULTIPLE = 8
 """Expert widths are a multiple of this: 16 bytes in half precision, which grouped products need."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model.command import UsageError
+from moe_model import UsageError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Same names and arithmetic, as long as sliding windows are off; Qwen2 also has biases."""

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_model.command import UsageError
-from moe_model.tokenizer import Tokenizer
+from moe_model import Tokenizer, UsageError
 
 _WINDOW = 256
 _HELD_OUT_SHARE = 0.1

@@ -17,7 +17,7 @@ import pyte
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.widgets.rows import Rows, Tiles
+from microscope_tui.app import Rows, Tiles
 from tests.app import sitting
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from microscope_tui.app.anatomy import Anatomy
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.routing.file import Routing
+from microscope_tui.app import Anatomy, Microscope
+from microscope_tui.routing import Routing
 from tests.app.sitting import Until, read
 
 

@@ -6,9 +6,7 @@ from collections.abc import Awaitable, Callable
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.app import MainScreen, Microscope, Rows
 
 Until = Callable[..., Awaitable[None]]
 Seen = Callable[[Pilot[None], str], str]

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.alerts_screen import AlertsScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import AlertsScreen, MainScreen, Microscope
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, opened
 
 SICK = [2048, 2048, 0, 0, 0, 0, 0, 0]

@@ -6,13 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.app.renderables.charts import GUTTER, figure
-from microscope_tui.lines.charts.chart import Chart, Curve
-from microscope_tui.lines.charts.time_scale import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
-from microscope_tui.lines.glyphs import Glyphs, spelled
-from microscope_tui.lines.spans import Line, line_width, plain
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.history import Window
+from microscope_tui.app import figure
+from microscope_tui.app.renderables.charts import GUTTER
+from microscope_tui.lines import (
+    EVALUATION,
+    ONSET,
+    RESTART,
+    Chart,
+    Curve,
+    Glyphs,
+    Line,
+    TimeMark,
+    TimeScale,
+    line_width,
+    plain,
+    spelled,
+)
+from microscope_tui.watch import Column, Window
 
 VALUE = st.one_of(st.floats(width=32), st.just(math.nan), st.just(math.inf))
 

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.compare_screen import CompareScreen
-from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import CompareScreen, LayerScreen, MainScreen, Microscope, RunsScreen
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, judged, opened
 
 Make = Callable[..., Path]

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.app.copying import MOST_BYTES, _clean, row_text, value_text, verdict_text
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.app import MOST_BYTES, row_text, value_text, verdict_text
+from microscope_tui.app.copying import _clean
+from microscope_tui.diagnosis import Advice
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import RunView, RunWatch, view_of
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.course_screen import CourseScreen
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import CourseScreen, Microscope
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, charts_shown, opened
 
 ALL = ["loss", "balance", "max-load", "gradient-norm", "learning-rate"]

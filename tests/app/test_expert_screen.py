@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.microscope import Microscope
+from microscope_tui.app import ExpertScreen, MainScreen, Microscope
 from microscope_tui.app.screens import expert_screen
-from microscope_tui.app.screens.expert_screen import ExpertScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, opened
 
 

@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.picture import Wanted, draw
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.lines.look import Measure
-from microscope_tui.lines.table.steady import SteadyLevels
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import MainScreen, Microscope, Rows, Tiles, Wanted, draw
+from microscope_tui.lines import Measure, SteadyLevels
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, judged
 
 Start = Callable[..., Any]

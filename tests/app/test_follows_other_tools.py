@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.actions.base_screen import BaseScreen
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.sources.dumps import SETTLED_S
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import BaseScreen, Microscope
+from microscope_tui.sources import SETTLED_S
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, latest_step
 from tests.app.test_time_travel import step_in
 from tests.sources.live_writers import FIRST, LAYERS, WRITERS, Live, SGLang

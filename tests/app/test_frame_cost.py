@@ -2,13 +2,10 @@
 
 from typing import Any
 
+from microscope_tui.app import TILE, colour_samples, cost, glyph_samples
 from microscope_tui.app.renderables import frame_cost
-from microscope_tui.app.renderables.frame_cost import cost
-from microscope_tui.app.renderables.samples import colour_samples, glyph_samples
-from microscope_tui.app.widgets.rows import TILE
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.table.layout import fit
-from microscope_tui.watch.view import view_of
+from microscope_tui.lines import Glyphs, fit
+from microscope_tui.watch import view_of
 
 
 def test_the_made_up_table_has_the_size_that_the_layout_gives_it(

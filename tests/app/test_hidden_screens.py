@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.pace import INTERVALS_S
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import INTERVALS_S, MainScreen, Microscope
+from microscope_tui.watch import Fleet
 from tests.app.sitting import latest_step, read, until
 
 

@@ -13,16 +13,8 @@ from textual.binding import Binding
 from textual.events import Key
 from textual.keys import Keys
 
-from microscope_tui.app import keys
-from microscope_tui.app.keymap import (
-    BadKey,
-    conflicts,
-    keymap_of,
-    remapped,
-    shown_key,
-    written_key,
-)
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.app import BadKey, conflicts, keymap_of, keys, remapped, shown_key, written_key
+from microscope_tui.runlog import safe_text
 
 QUIT = [
     Binding("question_mark", "help", "help", id="app.help"),

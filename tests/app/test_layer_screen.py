@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.expert_screen import ExpertScreen
-from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import ExpertScreen, LayerScreen, Microscope
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, charts_shown, opened
 
 

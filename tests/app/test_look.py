@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.lines.look import Measure, Order, Palette
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Microscope
+from microscope_tui.lines import Measure, Order, Palette
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read_until
 
 

@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.picture import Wanted, draw
-from microscope_tui.app.screens.mismatch_screen import MismatchScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.routing.layout import Shape
-from microscope_tui.routing.write import RoutingWriter
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Microscope, MismatchScreen, RunsScreen, Wanted, draw
+from microscope_tui.routing import RoutingWriter, Shape
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, judged, opened
 
 Make = Callable[..., Path]

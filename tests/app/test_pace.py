@@ -7,16 +7,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.app.pace import (
+from microscope_tui.app import (
     COARSE_FROM,
     INTERVALS_S,
     REMOTE_BUDGET,
     UNLIMITED,
     Pace,
+    Traffic,
     budget_for,
     budget_of,
 )
-from microscope_tui.app.traffic import Traffic
 
 BUDGET = st.integers(1_000, 100_000)
 TICK_S = 0.5

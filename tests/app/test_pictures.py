@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from microscope_tui.app.picture import SCREEN_NAMES, Wanted, draw
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch import fleet, run_card, run_watch
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import SCREEN_NAMES, Wanted, draw
+from microscope_tui.lines import Glyphs
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import Fleet, fleet, run_card, run_watch
 
 PICTURES = Path(__file__).parent / "pictures"
 DRAWN_WITH = PICTURES / "drawn-with.txt"

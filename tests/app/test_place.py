@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.app.place import (
+from microscope_tui.app import (
     AtClock,
     AtEnd,
     AtShare,
@@ -25,7 +25,7 @@ from microscope_tui.app.place import (
     place_to_time,
     step_at_time,
 )
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog import safe_text
 
 STEPS = st.integers(0, 10**12)
 TIMES = st.lists(st.floats(0, 1e9), min_size=1, max_size=80)

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from microscope_tui.app.picture import Wanted, draw
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch import fleet, run_card, run_watch
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Wanted, draw
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet, fleet, run_card, run_watch
 from tests.app.test_pictures import DRAWN_WITH, UPDATE, edit, versions, without_clock, words
 from tests.probed import write_probed
 

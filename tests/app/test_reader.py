@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.reader import Reader
-from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.app import Microscope, Preferences, Reader
+from microscope_tui.diagnosis import ANYTHING
+from microscope_tui.watch import Fleet, VerdictCache
 from tests.watch.test_fleet import write
 
 SLICE_S = 0.01

@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import MainScreen, Microscope, RunsScreen, WaitingScreen
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until
 
 Make = Callable[..., Path]

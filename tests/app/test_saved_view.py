@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.app.saved_view import SavedView, load_view, save_view
+from microscope_tui.app import SavedView, load_view, save_view
 
 CHOSEN = SavedView(
     layer="L4",

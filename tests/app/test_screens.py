@@ -9,16 +9,19 @@ import pytest
 from textual.binding import Binding
 from textual.pilot import Pilot
 
-from microscope_tui.app import key_lines
-from microscope_tui.app.microscope import SCREENS, Microscope
-from microscope_tui.app.screens.help_screen import HelpScreen
-from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import plain
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import (
+    SCREENS,
+    HelpScreen,
+    LayerScreen,
+    MainScreen,
+    Microscope,
+    Rows,
+    Tiles,
+    WaitingScreen,
+    key_lines,
+)
+from microscope_tui.lines import Glyphs, plain
+from microscope_tui.watch import Fleet
 from tests.app.sitting import judged, latest_step, until
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.app.session import Session
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Session
+from microscope_tui.lines import Glyphs
+from microscope_tui.watch import Fleet
 
 
 def test_the_chosen_layer_is_one_that_the_run_has(

@@ -4,14 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.slices_screen import SlicesScreen
-from microscope_tui.app.screens.tokens_screen import TokensScreen
-from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME, Shape, Tables
-from microscope_tui.routing.write import RoutingWriter
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Microscope, Rows, SlicesScreen, TokensScreen
+from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
+from microscope_tui.watch import Fleet
 from tests.app.probe_session import copied, shown
 from tests.app.sitting import Seen, Until
 from tests.probed import write_probed

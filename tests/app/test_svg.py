@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from microscope_tui.app.renderables.svg import stand_alone, without_web_fonts
+from microscope_tui.app import stand_alone, without_web_fonts
 
 HOSTILE = [
     "</text></svg><script>alert(1)</script> & \"quoted\" 'title'",

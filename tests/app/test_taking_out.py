@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.preferences import Preferences
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Microscope, Preferences
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read_until
 
 

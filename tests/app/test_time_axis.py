@@ -7,18 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.renderables.charts import figure
-from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.charts.chart import GUTTER, Chart, Curve
-from microscope_tui.lines.charts.chart_layout import arranged, plot_area
-from microscope_tui.lines.charts.time_scale import TimeScale
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import plain
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.ribbon import column_of
+from microscope_tui.app import Microscope, Rows, figure
+from microscope_tui.lines import GUTTER, Chart, Curve, Glyphs, TimeScale, arranged, plain, plot_area
+from microscope_tui.watch import Column, Fleet, Window, column_of
 from tests.app.sitting import Until, judged
 
 WINDOWS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)).map(

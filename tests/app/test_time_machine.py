@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.time_cursor import TimeCursor
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import Microscope, TimeCursor
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read_until
 
 

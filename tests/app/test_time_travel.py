@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from textual import events
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.screens.layer_screen import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import LayerScreen, MainScreen, Microscope
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read
 
 Log = Callable[..., Path]

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app.microscope import Microscope
-from microscope_tui.app.place import BadPlace
-from microscope_tui.app.screens.help_screen import HelpScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.tokens_screen import TokensScreen
-from microscope_tui.app.token_place import OfExpert, parse_token
-from microscope_tui.routing.layout import FILE_NAME, Shape
-from microscope_tui.routing.write import RoutingWriter
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import (
+    BadPlace,
+    HelpScreen,
+    MainScreen,
+    Microscope,
+    OfExpert,
+    TokensScreen,
+    parse_token,
+)
+from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape
+from microscope_tui.watch import Fleet
 from tests.app.probe_session import copied, shown, typed
 from tests.app.sitting import Seen, Until, read
 from tests.probed import write_probed

@@ -17,7 +17,7 @@ from textual.driver import Driver
 from textual.drivers.headless_driver import HeadlessDriver
 from textual.drivers.linux_driver import LinuxDriver
 
-from microscope_tui.app.traffic import Traffic, counting
+from microscope_tui.app import Traffic, counting
 
 
 class Clock:

@@ -8,14 +8,9 @@ import pytest
 from textual.binding import Binding
 from textual.pilot import Pilot
 
-from microscope_tui.app import key_lines, keys, probe_keys
-from microscope_tui.app.microscope import SCREENS, Microscope
-from microscope_tui.app.screens.help_screen import HelpScreen
-from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.glossary import GLOSSARY
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import plain
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.app import SCREENS, HelpScreen, Microscope, Rows, key_lines, keys, probe_keys
+from microscope_tui.lines import GLOSSARY, Glyphs, plain
+from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, read
 
 

@@ -1,6 +1,7 @@
 """The house stays as it was drawn: who needs what at run time, file sizes, words."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -12,23 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("moe_model", "microscope_tui")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-MAX_FILE_LINES = 300
-LONGER = {"moe_model/fused.py": 540}
-"""Every hand-written backward pass is in one file, beside the definition it must equal."""
+FRONTS = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("__init__.pyi"))
+BUDGETS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["budgets"]
+MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declared for older ones
-NEEDS_TORCH = frozenset(
-    f"microscope_tui.probe.{name}"
-    for name in (
-        "attaching", "batch", "calls", "checkpoints", "complaints", "earlier", "families",
-        "finding", "frameworks", "gradients", "header", "hub", "losses", "machine", "probe",
-        "probing", "published", "ranks", "recording", "same_weights", "sample_trace", "settings",
-        "sites", "stepline",
-        "stepsums", "subject", "tables", "tally", "tracer", "trainer_callback", "watching",
-        "windows",
-    )
-)  # fmt: skip
-"""What hooks into a model; nothing else of the microscope imports these when it is imported."""
+MAY_NEED_TORCH = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "moe_model")
 FORBIDDEN_FILES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
 # One word per idea: what is on the left is called what is on the right.
 WORDS = {
@@ -50,10 +40,70 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMES = frozenset(module_name(path) for path in SOURCES)
+
+
+def inside(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "microscope_tui")
+
+
+@functools.cache
+def front(package: str) -> dict[str, str]:
+    """Name → module of what a package re-exports lazily."""
+    stub = ROOT / package.replace(".", "/") / "__init__.pyi"
+    if not stub.exists():
+        return {}
+    return {
+        alias.name: f"{package}.{node.module}"
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Our modules that this one imports anywhere, through fronts too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            homes = front(node.module)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(homes.get(alias.name, submodule if submodule in NAMES else node.module))
+    return found
+
+
+@functools.cache
+def needs_torch() -> frozenset[str]:
+    """Modules of the probe that import torch at their top, directly or through each other."""
+    graph = {module_name(p): loaded_at_import(p) for p in SOURCES if inside(p)}
+    found = {name for name, uses in graph.items() if uses & set(MAY_NEED_TORCH)}
+    while more := {name for name, uses in graph.items() if uses & found} - found:
+        found |= more
+    assert all(name.startswith("microscope_tui.probe.") for name in found), found
+    return frozenset(found)
+
+
+def loaded_at_import(path: Path) -> set[str]:
+    """What the top of a file imports: our modules by full name, others by their first word."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+            homes = front(node.module)
+            found |= {homes.get(a.name, f"{node.module}.{a.name}") for a in node.names}
+            found.add(node.module)
+    return found
+
+
 def test_the_whole_microscope_imports_without_torch() -> None:
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in ("torch", "numpy", "moe_model"))
     modules = [module_name(p) for p in SOURCES if p.is_relative_to(ROOT / "microscope_tui")]
-    modules = [name for name in modules if name not in NEEDS_TORCH]
+    modules = [name for name in modules if name not in needs_torch()]
     assert len(modules) > 40
     done = fresh(f"import sys; {blocked}; import {', '.join(modules)}")
     assert done.returncode == 0, done.stderr
@@ -82,14 +132,62 @@ def test_imports_load_no_more_than_they_need(module: str, unwanted: list[str]) -
 def test_a_file_is_small_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert path.name not in FORBIDDEN_FILES
-    most = LONGER.get(str(path.relative_to(ROOT)), MAX_FILE_LINES)
-    assert len(text.splitlines()) <= most
+    assert len(text.splitlines()) <= MAX_FILE_LINES
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a file opens with what it is"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("room", BUDGETS)
+def test_a_room_keeps_its_budget(room: str) -> None:
+    names = room.split()
+    files = [
+        path
+        for base in (ROOT, ROOT / "microscope_tui")
+        for name in names
+        for path in (
+            *(base / name).rglob("*.py"),
+            *(base / f"{name}.py", base / name if name.endswith(".py") else base / "none"),
+        )
+        if path.is_file()
+    ]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert files
+    assert lines <= BUDGETS[room], "delete something, or argue in docs/decisions.md"
+
+
+def test_every_package_has_a_budget() -> None:
+    budgeted = {name for room in BUDGETS for name in room.split()}
+    tops = {p.relative_to(ROOT / "microscope_tui").parts[0] for p in SOURCES if inside(p)}
+    assert {name.removesuffix(".py") for name in tops} - {"__init__"} <= budgeted
+
+
+@pytest.mark.xfail(strict=True, reason="keys and probe_keys, follow and reader: to be merged")
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Imports for types alone count: a circle means that two files are one subject."""
+    graph = {module_name(path): imported_modules(path) for path in SOURCES}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " → ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name] & graph.keys()):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("front", FRONTS, ids=lambda p: module_name(p.with_suffix(".py")))
+def test_every_name_of_a_front_is_there(front: Path) -> None:
+    package = module_name(front.with_suffix(".py"))
+    code = f"import {package} as p; [getattr(p, name) for name in dir(p)]"
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -104,7 +202,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     needed = [*project["dependencies"], *project["optional-dependencies"]["parquet"]]
     declared = {re.split(r"[<>=\[;.]", line)[0] for line in needed}
     viewer = {p for p in SOURCES if p.is_relative_to(ROOT / "microscope_tui")}
-    viewer = {p for p in viewer if module_name(p) not in NEEDS_TORCH}
+    viewer = {p for p in viewer if module_name(p) not in needs_torch()}
     for path in viewer:
         for name in imported(path):
             standard = name in sys.stdlib_module_names or name in NEWER_STANDARD_LIBRARY

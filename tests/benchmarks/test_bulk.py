@@ -10,8 +10,8 @@ import pytest
 from benchmarks.bulk import BulkTruth, bulk_lines, write_bulk
 from benchmarks.bulk_plan import BulkOptions
 from microscope_tui import measures
-from microscope_tui.report.check import judge
-from microscope_tui.runlog.discover import RunFile
+from microscope_tui.report import judge
+from microscope_tui.runlog import RunFile
 
 SMALL = BulkOptions(routers=11, num_experts=16, top_k=2, tokens=1024, steps=400, seed=3)
 

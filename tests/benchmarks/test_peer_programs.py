@@ -5,10 +5,7 @@ from pathlib import Path
 
 from benchmarks.bulk import write_bulk
 from benchmarks.peer_programs import config, scalars
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import Row, RowReader, Rows
+from microscope_tui.sources import Asked, Keys, Row, RowReader, RowRecords, Rows
 
 
 class Logged(RowReader):

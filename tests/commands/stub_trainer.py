@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import lines
+from microscope_tui.scenarios import Shape, lines
 
 
 def main() -> int:

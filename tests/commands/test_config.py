@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.config import (
+from microscope_tui.commands import (
     UserConfig,
     ViewConfig,
     changes_in,
@@ -18,9 +18,8 @@ from microscope_tui.commands.config import (
     read_config,
 )
 from microscope_tui.console import USAGE
-from microscope_tui.diagnosis.own_limits import changed_limits
-from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.lines.look import Palette
+from microscope_tui.diagnosis import DEFAULTS, changed_limits
+from microscope_tui.lines import Palette
 
 Run = Callable[..., Any]
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.routing.layout import Shape
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.routing import RoutingWriter, Shape
 
 Run = Callable[..., CompletedProcess[str]]
 MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}

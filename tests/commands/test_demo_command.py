@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios import SCENARIOS
 
 Microscope = Callable[..., subprocess.CompletedProcess[str]]
 

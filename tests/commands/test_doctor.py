@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.renderables.frame_cost import cost
+from microscope_tui.app import cost
+from microscope_tui.commands import ask, doctor, multiplexer
 from microscope_tui.commands import doctor as command
-from microscope_tui.commands.ask_terminal import ask
-from microscope_tui.commands.doctor import doctor, multiplexer
 
 Run = Callable[..., Any]
 KNOWS_SYNC = "\x1b[?2026;2$y"

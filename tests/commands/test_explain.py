@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from microscope_tui.diagnosis.catalogue import RULES
+from microscope_tui.diagnosis import RULES
 
 Run = Callable[..., Any]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.report.long_table import EXPERT_COLUMNS, ROUTER_COLUMNS, rows_of
-from microscope_tui.runlog.discover import RunFile
+from microscope_tui.report import ROUTER_COLUMNS, rows_of
+from microscope_tui.report.long_table import EXPERT_COLUMNS
+from microscope_tui.runlog import RunFile
 
 Run = Callable[..., CompletedProcess[str]]
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]

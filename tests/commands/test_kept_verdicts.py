@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 from microscope_tui.cli import main
+from microscope_tui.commands import UserConfig, ViewConfig
 from microscope_tui.commands import watch as watch_command
-from microscope_tui.commands.config import UserConfig, ViewConfig
-from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.glance import identity_of
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.verdict import Trouble, Verdict
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.diagnosis import ANYTHING, Severity
+from microscope_tui.runlog import identity_of
+from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache
 from tests.watch.test_finished_runs import judge_all
 
 FALSE = Verdict((Trouble("COLLAPSE", Severity.CRITICAL, ("L1",), 9, True),), None, "", 150, 150)

@@ -5,9 +5,8 @@ import json
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import keys
-from microscope_tui.app.keymap import keymap_of
-from microscope_tui.commands.keys import keys_command, keys_json, keys_text
+from microscope_tui.app import keymap_of, keys
+from microscope_tui.commands import keys_command, keys_json, keys_text
 
 HELP = Binding("question_mark,comma", "help", "help", id="app.help")
 SCREENS = {

@@ -10,8 +10,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from microscope_tui.routing.layout import Shape
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.routing import RoutingWriter, Shape
 
 Run = Callable[..., CompletedProcess[str]]
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import notify
-from microscope_tui.commands.notify import Notifier
+from microscope_tui.commands import Notifier, notify
 
 Follow = Callable[..., Any]
 

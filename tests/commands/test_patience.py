@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.patience import Patience
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.commands import Patience
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch
 
 
 class Clock:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.cli import main
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME
+from microscope_tui.routing import FILE_NAME, Routing
 from tests.probed import SLICES, write_probed
 
 

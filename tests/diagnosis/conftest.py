@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
+from microscope_tui.diagnosis import Diagnosis, Episode
 
 Record = dict[str, Any]
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]

@@ -4,11 +4,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.diagnosis import Episode, Finding, Severity, advise, group
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 
 def episode(index: int = 0, rule: str = "COLLAPSE", **changes: Any) -> Episode:

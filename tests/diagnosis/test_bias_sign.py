@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory, again
-from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.rules.lint import WRONG_SIGN
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
-from microscope_tui.scenarios.synthetic import draw_counts
+from microscope_tui.diagnosis import (
+    WRONG_SIGN,
+    BiasSign,
+    Context,
+    Diagnosis,
+    SignMemory,
+    StepView,
+    advise,
+    again,
+)
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
+from microscope_tui.scenarios import draw_counts
 
 E, K, ROUTERS, TOKENS = 8, 2, 3, 1024
 ROUTER = tuple(RouterInfo(f"L{i + 1}", i + 1, E, K) for i in range(ROUTERS))

@@ -5,9 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from microscope_tui.diagnosis.catalogue import RULES, rules_in_files
-from microscope_tui.diagnosis.context import PROFILES
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
+from microscope_tui.diagnosis import DEFAULTS, PROFILES, RULES, Limits, rules_in_files
 
 CAUSES_FIRST = ["METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION"]
 CAUSES_FIRST += [

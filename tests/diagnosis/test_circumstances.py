@@ -4,11 +4,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.diagnosis import WHOLE_RUN, Advice, Episode, Finding, Severity, advise, group
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 RUN = RunRecord("r", (), balance={"method": "bias", "bias_update_rate": 0.001})
 CHECKPOINTS = [800, 900, 1000, 1100]

@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import overall
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.synthetic import draw_counts
-from microscope_tui.watch.baseline import AgainstBaseline, read_baseline
+from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, advise, group, overall
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import draw_counts
+from microscope_tui.watch import AgainstBaseline, read_baseline
 from tests.diagnosis.conftest import COLLAPSED, of
 
 Make = Callable[..., Any]
@@ -102,8 +97,8 @@ def test_without_counts_and_max_load_the_text_says_that_a_hot_expert_would_look_
 
 
 def test_the_balance_on_the_screen_is_the_one_that_is_judged(run_of: Make) -> None:
-    from microscope_tui.report.export import view_json
-    from microscope_tui.watch.view import view_of
+    from microscope_tui.report import view_json
+    from microscope_tui.watch import view_of
 
     view = view_of(run_of(lambda n: hot(32, 2, n), 32, 2, 120))
     (layer,) = view.layers

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.thresholds import GradientLimits, Limits
-from microscope_tui.report.check import told
-from microscope_tui.runlog.records import RouterInfo, RunRecord, StepRecord
+from microscope_tui.diagnosis import Criteria, Diagnosis, Limits, Severity
+from microscope_tui.diagnosis.thresholds import GradientLimits
+from microscope_tui.report import told
+from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]
@@ -103,8 +101,8 @@ def test_the_overflows_of_a_loss_scale_are_nothing(
 def test_how_soon_a_divergence_follows_a_spike_is_a_limit_of_one_s_own(
     write_log: Make, steps: Make, make_header: Make
 ) -> None:
-    from microscope_tui.runlog.discover import RunFile
-    from microscope_tui.watch.run_watch import RunWatch
+    from microscope_tui.runlog import RunFile
+    from microscope_tui.watch import RunWatch
 
     exploding = steps(
         1,

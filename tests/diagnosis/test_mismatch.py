@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.format_check import check_format, exit_code, format_text
+from microscope_tui.diagnosis import Severity, advise, group
+from microscope_tui.probe import RunRecorder
+from microscope_tui.report import check_format, format_text
+from microscope_tui.report.format_check import exit_code
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]

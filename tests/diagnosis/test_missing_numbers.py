@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report.check import Demand, Judgement, judge
-from microscope_tui.runlog.discover import RunFile
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import snapshot_text
+from microscope_tui.report import Demand, Judgement, judge
+from microscope_tui.runlog import RunFile
 from tests.diagnosis.conftest import COLLAPSED, of
 
 Make = Callable[..., Any]

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.report.check import Demand, Judgement, judge
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.diagnosis import Criteria, restore, save
+from microscope_tui.report import Demand, Judgement, judge
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED
 

@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.advice import advise
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Diagnosis, Episode, Severity, advise, group
 from tests.diagnosis.conftest import without_expert
 
 Make = Callable[..., Any]

@@ -8,15 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.own_limits import RELATIONS, BadLimit, changed_limits
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.report.check import told
-from microscope_tui.runlog.reader import Entry, RunReader
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import lines
-from microscope_tui.watch.judge import Judge
+from microscope_tui.diagnosis import DEFAULTS, RELATIONS, BadLimit, Criteria, Limits, changed_limits
+from microscope_tui.report import told
+from microscope_tui.runlog import Entry, RunReader
+from microscope_tui.scenarios import SCENARIOS, Shape, lines
+from microscope_tui.watch import Judge
 
 RULES = {rule.name: getattr(DEFAULTS, rule.name) for rule in fields(Limits)}
 LIMITS = [(rule, entry.name) for rule, table in RULES.items() for entry in fields(table)]

@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Diagnosis, Episode, Severity
 from tests.diagnosis.conftest import COLLAPSED
 
 Make = Callable[..., Any]

@@ -6,14 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from microscope_tui.diagnosis.advice import Advice, advise
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.lines.pages.alert_detail import unfolded
-from microscope_tui.lines.pages.alert_list import Entry, Standing
-from microscope_tui.report.check_json import finding_json
+from microscope_tui.diagnosis import Advice, Diagnosis, Episode, advise, group, restore, save
+from microscope_tui.lines import Entry, Standing, unfolded
+from microscope_tui.report import finding_json
 from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 
 Make = Callable[..., Any]

@@ -9,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.saved import BadState, restore, save
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
-from microscope_tui.scenarios.synthetic import draw_counts
+from microscope_tui.diagnosis import BadState, Diagnosis, Episode, Severity, restore, save
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
+from microscope_tui.scenarios import draw_counts
 
 Rows = Sequence[list[int]]
 E, K, T = 8, 2, 1024

@@ -6,9 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.saved import restore, save
+from microscope_tui.diagnosis import Criteria, Severity, restore, save
 from tests.diagnosis.conftest import COLLAPSED, of, without_expert
 
 Make = Callable[..., Any]

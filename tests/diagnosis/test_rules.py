@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.scenarios.synthetic import draw_counts, inclusion_shares
+from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.scenarios import draw_counts, inclusion_shares
 
 Make = Callable[..., dict[str, Any]]
 Rows = Callable[[int], list[list[int]]]
@@ -282,10 +281,10 @@ def test_resuming_often_hides_no_collapse(
 def test_an_ignored_meter_mutes_nothing(
     write_log: Any, make_header: Make, make_step: Make, balanced: Any
 ) -> None:
-    from microscope_tui.diagnosis.criteria import Criteria
-    from microscope_tui.report.check import Demand
-    from microscope_tui.report.check import judge as judge_file
-    from microscope_tui.runlog.discover import RunFile
+    from microscope_tui.diagnosis import Criteria
+    from microscope_tui.report import Demand
+    from microscope_tui.report import judge as judge_file
+    from microscope_tui.runlog import RunFile
 
     doubled = [2 * count for count in COLLAPSED]
     steps = [make_step(n, [balanced(), doubled, balanced()], 2048) for n in range(1, 300)]

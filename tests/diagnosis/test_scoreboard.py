@@ -12,11 +12,9 @@ from benchmarks.scoreboard.plan import SHAPES, Case, cases, drawn
 from benchmarks.scoreboard.results import RunScore, complete, load
 from benchmarks.scoreboard.score import Outcome, false_alarms, outcomes, plain
 from benchmarks.scoreboard.table import failures, show
-from microscope_tui.diagnosis.episodes import Episode, Grade
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.truth import Expected, Truth
+from microscope_tui.diagnosis import Episode, Grade, Severity
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
+from microscope_tui.scenarios import SCENARIOS, Expected, Truth
 
 STEPS, ROUTERS = 1000, 4
 COLLAPSE = Expected(rule="COLLAPSE", routers=(2,), onset=300, severity="crit", tolerance=40)

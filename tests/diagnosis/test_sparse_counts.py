@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.report.check import judge as check
-from microscope_tui.runlog.discover import RunFile
+from microscope_tui.report import judge as check
+from microscope_tui.runlog import RunFile
 from tests.diagnosis.conftest import of, without_expert
 
 Make = Callable[..., Any]

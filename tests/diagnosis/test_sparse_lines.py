@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import overall
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.scenarios.synthetic import draw_counts
+from microscope_tui.diagnosis import Severity, overall
+from microscope_tui.scenarios import draw_counts
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]

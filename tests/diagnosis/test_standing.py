@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.saved import restore, save
-from microscope_tui.diagnosis.standing import Pending, gathering, pending, warm_up_left
-from microscope_tui.runlog.records import RouterInfo
+from microscope_tui.diagnosis import Pending, gathering, pending, restore, save, warm_up_left
+from microscope_tui.runlog import RouterInfo
 from tests.diagnosis.conftest import COLLAPSED, of
 
 Make = Callable[..., Any]

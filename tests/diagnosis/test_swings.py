@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.rules.oscillation import Oscillation
-from microscope_tui.diagnosis.swings import recurring, swinging, to_and_fro
-from microscope_tui.runlog.records import RouterInfo, RunRecord
-from microscope_tui.scenarios.synthetic import draw_counts, jittered
+from microscope_tui.diagnosis import Context, Oscillation, recurring, swinging, to_and_fro
+from microscope_tui.runlog import RouterInfo, RunRecord
+from microscope_tui.scenarios import draw_counts, jittered
 from tests.diagnosis.conftest import of
 
 Make = Callable[..., Any]

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.tracks import Track
+from microscope_tui.diagnosis import Severity, Track
 
 WARN, CRITICAL = Severity.WARN, Severity.CRITICAL
 

@@ -19,24 +19,20 @@ from pathlib import Path
 from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.lines.glyphs import Glyphs, spelled
-from microscope_tui.lines.pages.run_list import fit_list, run_heads, run_line
-from microscope_tui.lines.spans import plain as text_of
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report import format_check
-from microscope_tui.report.check import Demand, judge
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.report.check_text import verdict_text
-from microscope_tui.runlog.discover import NoRuns, RunFile, find_runs
-from microscope_tui.runlog.glance import glance
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import UnknownFormat
-from microscope_tui.watch import run_watch
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.moment import pin, pin_at
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.lines import Glyphs, fit_list, run_heads, run_line, snapshot_text, spelled
+from microscope_tui.lines import plain as text_of
+from microscope_tui.report import Demand, format_check, judge, verdict_json, verdict_text
+from microscope_tui.runlog import (
+    NoRuns,
+    RunFile,
+    RunReader,
+    StepEntry,
+    UnknownFormat,
+    find_runs,
+    glance,
+)
+from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import difference, hurts, outcome, plain
 

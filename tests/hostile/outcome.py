@@ -9,9 +9,8 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.watch.history import History
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import StepEntry
+from microscope_tui.watch import History, RunWatch
 
 _FORBIDDEN = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
 _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\ufe00-\ufe0f]{3,}")

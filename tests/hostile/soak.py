@@ -11,11 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.writer import RunLogWriter, encode_record
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import RunFile, RunLogWriter, RunReader, StepEntry, encode_record
+from microscope_tui.watch import RunWatch, view_of
 from tests.hostile.outcome import difference, outcome
 
 ROOT = Path(__file__).resolve().parents[2]

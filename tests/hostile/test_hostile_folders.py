@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.pages.run_list import fit_list, run_line
-from microscope_tui.lines.spans import plain
-from microscope_tui.runlog.discover import find_runs
-from microscope_tui.watch.fleet import Fleet
+from microscope_tui.lines import Glyphs, fit_list, plain, run_line
+from microscope_tui.runlog import find_runs
+from microscope_tui.watch import Fleet
 from tests.hostile import poison
 from tests.hostile.outcome import hurts
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.glance import glance
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord, StepRecord
-from microscope_tui.watch.history import Row
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import (
+    RunFile,
+    RunReader,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    decode_line,
+    glance,
+)
+from microscope_tui.watch import Row, RunWatch
 
 HEADER = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'
 STEP = b'{"kind":"step","step":%d,"tokens":8,"tokens_per_expert":[[4,4]]}\n'

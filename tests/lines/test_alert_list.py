@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import Entry, Glyphs, Pattern, Standing, line_width, plain
 from microscope_tui.lines.pages import alert_detail, alert_list
-from microscope_tui.lines.pages.alert_list import Entry, Standing
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 
 ALL = Pattern.parse("")
 

@@ -7,15 +7,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.axis import Axis
-from microscope_tui.lines.charts.chart import Chart, Curve, smoothed, tick_text
-from microscope_tui.lines.charts.chart_layout import arranged
-from microscope_tui.lines.charts.expert_bars import bias_bars, load_bars
-from microscope_tui.lines.charts.time_scale import TimeScale
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.history import Window
+from microscope_tui.lines import (
+    Axis,
+    Chart,
+    Curve,
+    Glyphs,
+    TimeScale,
+    arranged,
+    bias_bars,
+    line_width,
+    load_bars,
+    plain,
+    smoothed,
+    tick_text,
+)
+from microscope_tui.watch import Column, Window
 
 FINITE = st.floats(-1e6, 1e6)
 VALUES = st.lists(st.one_of(FINITE, st.just(math.nan)), max_size=60)

@@ -9,24 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines import Glyphs, Heat, Look, Measure, Span, Terms, line_width, plain
 from microscope_tui.lines.pages import compare, moments
-from microscope_tui.lines.spans import Span, line_width, plain
-from microscope_tui.lines.table.heat import Heat, Terms
 from microscope_tui.measures import rank_correlation
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.reference import (
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import (
     NothingToCompare,
     PinnedRun,
     Reference,
+    RunView,
+    RunWatch,
     aligned,
+    pin_at,
     reference_in,
     reference_of,
+    view_of,
 )
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731
 LOADS = st.lists(

@@ -6,12 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines.charts.course_charts import course_charts, loss_answer
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.router_health import router_health
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.lines import course_charts, line_width, loss_answer, plain
+from microscope_tui.watch import RunView, RunWatch, Window, router_health, view_of
 
 
 def answered(view: RunView) -> str:

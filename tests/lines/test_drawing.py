@@ -8,28 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import (
+from microscope_tui.lines import (
+    MIN_COLUMNS,
     Glyphs,
+    Heat,
+    Span,
     bar,
     bin_loads,
+    crop,
+    first_visible,
+    fit,
+    line_width,
     load_glyph,
     load_level,
     merged,
+    pad,
+    plain,
+    ribbon_width,
+    snapshot_text,
     spark,
+    width_of,
+    words,
+    wrap,
 )
-from microscope_tui.lines.spans import Span, crop, line_width, pad, plain, width_of, wrap
 from microscope_tui.lines.table import frame, layer_row
-from microscope_tui.lines.table.heat import Heat
-from microscope_tui.lines.table.layout import MIN_COLUMNS, first_visible, fit
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.lines.table.time_line import ribbon_width
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.records import LOG_NAME
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import LOG_NAME, RunFile
+from microscope_tui.scenarios import write_run
+from microscope_tui.watch import Column, RunWatch, view_of
 
 NUMBER = st.floats(-1e9, 1e9) | st.just(math.nan) | st.just(math.inf)
 COLUMNS = st.lists(st.builds(lambda v: Column(v, v, v), NUMBER), max_size=80)

@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.lines.glyphs import Glyphs, spelled
+from microscope_tui.lines import LEAST_SAMPLES, Glyphs, LoadSeries, line_width, plain, spelled
 from microscope_tui.lines.pages import expert_card
-from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.expert_history import Sample, samples
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import RunWatch, Sample, samples, view_of
 
 NOTHING = LoadSeries(())
 

@@ -10,31 +10,43 @@ import pytest
 
 from microscope_tui import measures
 from microscope_tui.app import keys
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.lines.charts.course_charts import course_charts
-from microscope_tui.lines.charts.layer_charts import layer_charts
-from microscope_tui.lines.glossary import GLOSSARY
-from microscope_tui.lines.look import Look, Measure, Order
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import (
+    GLOSSARY,
+    WORD_OF_SEVERITY,
+    Heat,
+    LoadSeries,
+    Look,
+    Measure,
+    Order,
+    Pattern,
+    Standing,
+    Terms,
+    condition,
+    course_charts,
+    entries_of,
+    expert_charts,
+    fit,
+    fit_alerts,
+    layer_charts,
+    plain,
+    terms_of,
+    unfolded,
+)
 from microscope_tui.lines.pages import alert_list, compare, expert_card, run_list
-from microscope_tui.lines.pages.alert_detail import unfolded
-from microscope_tui.lines.pages.alert_list import Standing, entries_of, fit_alerts
-from microscope_tui.lines.pages.expert_card import condition, expert_charts
-from microscope_tui.lines.pages.load_series import LoadSeries
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.spans import WORD_OF_SEVERITY, plain
 from microscope_tui.lines.table import frame
-from microscope_tui.lines.table.heat import Heat, Terms, terms_of
-from microscope_tui.lines.table.layout import fit
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch import state
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.moment import pin
-from microscope_tui.watch.reference import reference_of
-from microscope_tui.watch.router_health import router_health
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import (
+    Fleet,
+    RunView,
+    RunWatch,
+    pin,
+    reference_of,
+    router_health,
+    state,
+    view_of,
+)
 
 _PLAIN = """
 a against all alert at before by cell each expert experts for from in is its layers log mean no of

@@ -4,14 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.lines.spans import plain
+from microscope_tui.lines import TableLayout, fit, plain
 from microscope_tui.lines.table import frame
-from microscope_tui.lines.table.layout import TableLayout, fit
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import RunView, RunWatch, view_of
 
 
 @pytest.fixture(scope="module", params=[(8, 6), (16, 10), (64, 5)], ids=lambda p: f"{p[0]} experts")

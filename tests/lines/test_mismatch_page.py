@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.pages.mismatch import beside_each_other, mismatch_text, percent
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.lines import (
+    Glyphs,
+    beside_each_other,
+    line_width,
+    mismatch_text,
+    percent,
+    plain,
+)
+from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
 
 
 @st.composite

@@ -5,19 +5,24 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import missing, words
-from microscope_tui.lines.charts.expert_bars import load_bars
-from microscope_tui.lines.charts.layer_charts import layer_charts
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines import (
+    Glyphs,
+    LoadSeries,
+    Look,
+    Measure,
+    Terms,
+    expert_line,
+    layer_charts,
+    line_width,
+    load_bars,
+    missing,
+    plain,
+    snapshot_text,
+    why_nothing,
+    words,
+)
 from microscope_tui.lines.pages import expert_card
-from microscope_tui.lines.pages.load_series import LoadSeries
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.lines.table.heat import Terms, why_nothing
-from microscope_tui.lines.table.layers import expert_line
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.watch import RunWatch, view_of
 
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
 SIZES = [(80, 24), (120, 40), (100, 30)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.pattern import MOST_CHARACTERS, Pattern, equals_glob
+from microscope_tui.lines import MOST_CHARACTERS, Pattern, equals_glob
 
 NAMES = ["L1.moe", "L12.moe", "L3.dense", "exp/lr 3e-4"]
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=20).filter(

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.pages import slice_lines
-from microscope_tui.lines.pages.slice_table import (
+from microscope_tui.lines import (
+    Glyphs,
     NoTables,
     Ordering,
     SliceTable,
     explained,
+    line_width,
+    plain,
     slice_table,
 )
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FEWEST_EXPECTED, FILE_NAME, Tables
+from microscope_tui.lines.pages import slice_lines
+from microscope_tui.routing import FEWEST_EXPECTED, FILE_NAME, Routing, Tables
 from tests.probed import SLICES, class_of, texts, write_probed
 
 

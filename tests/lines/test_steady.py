@@ -6,12 +6,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.glyphs import FAIR_WITHIN, is_calm, shade_level
-from microscope_tui.lines.table.steady import (
+from microscope_tui.lines import (
     CALM_HYSTERESIS,
+    FAIR_WITHIN,
     HYSTERESIS,
     MOST_KEYS,
     SteadyLevels,
+    is_calm,
+    shade_level,
 )
 
 OCTAVES = st.floats(-6, 6)

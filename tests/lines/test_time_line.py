@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines.axis import Axis
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import plain
-from microscope_tui.lines.table.time_line import ribbon
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.lines import Axis, Glyphs, plain, ribbon
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunView, RunWatch, Window, view_of
 
 HOUR, DAY = 3600.0, 86400.0
 BEGAN = 1_795_560_003.0
@@ -22,8 +17,7 @@ BEGAN = 1_795_560_003.0
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunView:
-    from microscope_tui.scenarios.shape import Shape
-    from microscope_tui.scenarios.write import write_run
+    from microscope_tui.scenarios import Shape, write_run
 
     folder: Path = tmp_path_factory.mktemp("logs") / "run"
     write_run(folder, "healthy", shape=Shape(routers=2, steps=60))

@@ -10,11 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.pages.token_cells import NOTHING, pieces_of, shown_token
-from microscope_tui.lines.pages.token_flow import CHUNK, Flow, Place, wrapped
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import BadRouting, Shape
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.lines import CHUNK, NOTHING, Flow, Place, pieces_of, shown_token, wrapped
+from microscope_tui.routing import BadRouting, Routing, RoutingWriter, Shape
 
 HOSTILE = (
     "\x1b]52;c;aGFja2Vk\x07\x9b2J\u202eevil\u2066\u200b\ufeff"

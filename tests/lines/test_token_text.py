@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines import (
+    LETTERS,
+    Busiest,
+    Flow,
+    Glyphs,
+    Light,
+    Place,
+    busiest,
+    line_width,
+    plain,
+)
 from microscope_tui.lines.pages import no_probe, token_detail, token_text
-from microscope_tui.lines.pages.token_flow import Flow, Place
-from microscope_tui.lines.pages.token_text import LETTERS, Busiest, Light, busiest
-from microscope_tui.lines.spans import line_width, plain
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import FILE_NAME
+from microscope_tui.routing import FILE_NAME, Routing
 from tests.probed import CLASSES, SLICES, class_of, write_probed
 
 

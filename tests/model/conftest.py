@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, ModelConfig
 
 SMALL = {
     "vocab_size": 97,

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from moe_model.command import run_command
-from moe_model.pretrained_tokenizer import character_files
-from moe_model.text import python_docs
-from moe_model.upcycle.command import app
+from moe_model import character_files, python_docs, run_command
+from moe_model.upcycle import app
 
 SHAPE = {
     "vocab_size": 97,

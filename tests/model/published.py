@@ -14,10 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 from transformers.utils import logging
 
-from moe_model.command import run_command
-from moe_model.huggingface.command import app
-from moe_model.model import LanguageModel
-from moe_model.store import read_checkpoint
+from moe_model import LanguageModel, read_checkpoint, run_command
+from moe_model.huggingface import app
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

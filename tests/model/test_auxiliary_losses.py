@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.balance import balance_loss, sequence_balance_loss
-from moe_model.router import Routing
+from moe_model import Routing, balance_loss, sequence_balance_loss
 
 E, K = 8, 2
 

@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.config import DropPolicy, ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.router import Router
+from moe_model import DropPolicy, LanguageModel, ModelConfig, Router
 from tests.model.conftest import SMALL
 
 E, K = 8, 2

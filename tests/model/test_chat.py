@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from moe_model import chat
-from moe_model.chat import encode_chats
-from moe_model.command import run_command
-from moe_model.generate import app
-from moe_model.pretrained_tokenizer import PretrainedTokenizer
-from moe_model.render_chat import answer_to
-from moe_model.tokenizer import CharTokenizer
+from moe_model import (
+    CharTokenizer,
+    PretrainedTokenizer,
+    answer_to,
+    app,
+    chat,
+    encode_chats,
+    run_command,
+)
 from tests.model.published import command, their_model
 from tests.model.test_huggingface_tokenizers import byte_pairs, files_of, with_template, write
 

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from moe_model.balance import bias_rate_at, update_expert_bias
-from moe_model.model import LanguageModel
-from moe_model.readings import RouterReport
+from moe_model import LanguageModel, RouterReport, bias_rate_at, update_expert_bias
 from moe_model.sampling import generate
 
 MakeModel = Callable[..., LanguageModel]

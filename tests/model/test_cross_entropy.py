@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import cross_entropy
-from moe_model.cross_entropy import summed_cross_entropy
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, cross_entropy, summed_cross_entropy
 
 B, S, D, V = 3, 11, 8, 50
 

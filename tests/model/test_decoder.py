@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.cache import LatentCache
-from moe_model.config import ModelConfig, YarnScaling
-from moe_model.decoder import FEW, Decoder
-from moe_model.model import LanguageModel
+from moe_model import FEW, Decoder, LanguageModel, LatentCache, ModelConfig
+from moe_model.config import YarnScaling
 
 MakeModel = Callable[..., LanguageModel]
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)

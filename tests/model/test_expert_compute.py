@@ -11,9 +11,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from moe_model import Experts, ModelConfig
 from moe_model import experts as experts_module
-from moe_model.config import ModelConfig
-from moe_model.experts import Experts
 from moe_model.fused import _row_blocks
 
 T, K = 33, 2

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_model.command import run_command
-from moe_model.fresh_folder import write_tensors
-from moe_model.generate import app
-from moe_model.model import LanguageModel
-from moe_model.store import WEIGHTS, write_description
-from moe_model.tokenizer import CharTokenizer
+from moe_model import (
+    WEIGHTS,
+    CharTokenizer,
+    LanguageModel,
+    app,
+    run_command,
+    write_description,
+    write_tensors,
+)
 
 
 @pytest.fixture

@@ -13,14 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.command import run_command
-from moe_model.fresh_folder import write_tensors
-from moe_model.generate import app, pieces
-from moe_model.model import LanguageModel
-from moe_model.plain_text import REPLACEMENT
-from moe_model.sampling import Sampler, SamplingRules, generate
-from moe_model.store import WEIGHTS, write_description
-from moe_model.tokenizer import CharTokenizer
+from moe_model import (
+    REPLACEMENT,
+    WEIGHTS,
+    CharTokenizer,
+    LanguageModel,
+    SamplingRules,
+    app,
+    pieces,
+    run_command,
+    write_description,
+    write_tensors,
+)
+from moe_model.sampling import Sampler, generate
 
 
 def test_same_seed_same_text_and_the_global_generator_is_left_alone(

@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_model.huggingface.command import load_pretrained
-from moe_model.huggingface.config import HuggingFaceError
+from moe_model.huggingface import HuggingFaceError, load_pretrained
 from tests.model.published import change_config, change_tensors, command, their_model
 
 EXPERT = "model.layers.1.mlp.experts.15.up_proj.weight"

@@ -20,14 +20,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 
+from moe_model import (
+    CharTokenizer,
+    LanguageModel,
+    read_checkpoint,
+    write_description,
+    write_tensors,
+)
 from moe_model.config import YarnScaling
-from moe_model.fresh_folder import write_tensors
-from moe_model.huggingface.command import load_pretrained, save_pretrained
-from moe_model.huggingface.config import HuggingFaceError
-from moe_model.model import LanguageModel
-from moe_model.store import read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer
-from moe_model.training.checkpoint import LATEST, Checkpoints
+from moe_model.huggingface import HuggingFaceError, load_pretrained, save_pretrained
+from moe_model.training import LATEST, Checkpoints
 from tests.model.published import (
     BIAS_MEAN,
     BIAS_SPREAD,

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.huggingface.command import load_pretrained
-from moe_model.huggingface.config import HuggingFaceError
-from moe_model.huggingface.names import parts
+from moe_model.huggingface import HuggingFaceError, load_pretrained, parts
 from tests.model.published import change_config, change_tensors, imported, tensors, their_model
 
 PLAIN = ("embed_tokens", "lm_head", "norm", ".gate.")

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from moe_model.huggingface.command import load_pretrained
-from moe_model.huggingface.config import HuggingFaceError, read_config
-from moe_model.store import read_checkpoint
+from moe_model import read_checkpoint
+from moe_model.huggingface import HuggingFaceError, load_pretrained, read_config
 from tests.model.published import (
     YARN,
     assert_same,

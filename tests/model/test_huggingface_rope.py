@@ -18,9 +18,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,
 )
 
-from moe_model.config import Llama3Scaling, ModelConfig, YarnScaling
-from moe_model.huggingface.config import HuggingFaceError, published_fields, read_config
-from moe_model.rotary import rotary_table, softmax_scale
+from moe_model import ModelConfig, rotary_table, softmax_scale
+from moe_model.config import Llama3Scaling, YarnScaling
+from moe_model.huggingface import HuggingFaceError, published_fields, read_config
 from tests.model.published import SHAPE
 
 POSITIONS = 40

@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from moe_model import generate
-from moe_model.command import run_command
-from moe_model.huggingface.command import load_pretrained
-from moe_model.pretrained_tokenizer import SETTINGS, TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.store import read_checkpoint
-from moe_model.tokenizer import CharTokenizer
+from moe_model import (
+    SETTINGS,
+    TOKENIZER,
+    CharTokenizer,
+    PretrainedTokenizer,
+    character_files,
+    generate,
+    read_checkpoint,
+    run_command,
+)
+from moe_model.huggingface import load_pretrained
 from tests.model.published import SHAPE, command, their_model
 
 SPECIAL = ["<s>", "</s>"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.config import PRESETS, ModelConfig, YarnScaling
-from moe_model.model import LanguageModel
+from moe_model import PRESETS, LanguageModel, ModelConfig
+from moe_model.config import YarnScaling
 
 
 def test_a_future_token_does_not_change_past_logits(

@@ -16,11 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.transformers_peer import their_name
-from moe_model.cache import LatentCache
-from moe_model.decoder import Decoder
-from moe_model.huggingface.command import load_pretrained
-from moe_model.huggingface.config import HuggingFaceError
-from moe_model.store import WEIGHTS, file_facts, read_checkpoint
+from moe_model import WEIGHTS, Decoder, LatentCache, file_facts, read_checkpoint
+from moe_model.huggingface import HuggingFaceError, load_pretrained
 from tests.model.published import (
     LLAMA3,
     TOLERANCE,

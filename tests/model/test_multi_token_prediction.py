@@ -13,11 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import MtpModel
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model.balance import update_expert_bias
-from moe_model.model import LanguageModel
-from moe_model.mtp import valid_ahead
-from moe_model.training.batches import Batch, StepBatches
-from moe_model.training.losses import loss_shares
+from moe_model import LanguageModel, update_expert_bias, valid_ahead
+from moe_model.training import Batch, StepBatches, loss_shares
 
 MakeModel = Callable[..., LanguageModel]
 S, D = 20, 2

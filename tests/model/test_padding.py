@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model.attention import absorbing_is_cheaper
-from moe_model.cache import LatentCache
+from moe_model import LanguageModel, LatentCache, absorbing_is_cheaper
 from moe_model.config import YarnScaling
-from moe_model.model import LanguageModel
 
 TOLERANCE = 2e-5
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)

@@ -20,11 +20,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
+from moe_model import LanguageModel, LatentCache
 from moe_model import rotary as rotary_module
 from moe_model import router as router_module
-from moe_model.cache import LatentCache
 from moe_model.config import Llama3Scaling, YarnScaling
-from moe_model.model import LanguageModel
 
 TOLERANCE = 2e-5
 SHAPE = {

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model.balance import sequence_balance_loss
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, sequence_balance_loss
 
 MakeModel = Callable[..., LanguageModel]
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.model import LanguageModel
-from moe_model.router import Router
+from moe_model import LanguageModel, Router
 
 
 @pytest.mark.parametrize("policy", ["position", "weight"])

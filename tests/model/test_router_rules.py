@@ -11,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from moe_model.balance import update_expert_bias
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.router import Router
-from moe_model.training.optimizer import make_optimizer
+from moe_model import LanguageModel, ModelConfig, Router, update_expert_bias
+from moe_model.training import make_optimizer
 
 D = 6
 

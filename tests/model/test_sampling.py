@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from benchmarks.transformers_peer import peer
-from moe_model.batch_sampling import BatchSampler, generate_batch
-from moe_model.model import LanguageModel
-from moe_model.sampling import Sampler, SamplingRules, generate
+from moe_model import BatchSampler, LanguageModel, SamplingRules, generate_batch
+from moe_model.sampling import Sampler, generate
 
 MakeModel = Callable[..., LanguageModel]
 

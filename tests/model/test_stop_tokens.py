@@ -10,15 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe_model import generate
-from moe_model.command import run_command
-from moe_model.description import CheckpointError
-from moe_model.fresh_folder import write_tensors
+from moe_model import (
+    WEIGHTS,
+    CharTokenizer,
+    CheckpointError,
+    character_files,
+    generate,
+    read_checkpoint,
+    run_command,
+    write_description,
+    write_tensors,
+)
 from moe_model.generate import Sampler
-from moe_model.huggingface.stop_tokens import read_stop_ids
-from moe_model.pretrained_tokenizer import character_files
-from moe_model.store import WEIGHTS, read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer
+from moe_model.huggingface import read_stop_ids
 from tests.model.llamas import random_llama, story, upcycle
 from tests.model.llamas import save as save_llama
 from tests.model.published import change_config, command, their_model

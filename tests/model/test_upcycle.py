@@ -12,14 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from moe_model.command import FINISHED, run_command
-from moe_model.huggingface.command import save_pretrained
-from moe_model.store import read_checkpoint
-from moe_model.text import python_docs
-from moe_model.tokenizer import CharTokenizer
-from moe_model.upcycle.command import app
-from moe_model.upcycle.llama import mean_loss, read_llama
-from moe_model.upcycle.text import windows_of
+from moe_model import FINISHED, CharTokenizer, python_docs, read_checkpoint, run_command
+from moe_model.huggingface import save_pretrained
+from moe_model.upcycle import app, mean_loss, read_llama, windows_of
 from tests.model.llamas import SHAPE, random_llama, save, story, trained_llama, upcycle
 from tests.model.published import LLAMA3, assert_same, change_config, our_logits, their_logits
 

@@ -16,14 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from moe_model.attention import MultiHeadLatentAttention
+from moe_model import (
+    MultiHeadLatentAttention,
+    rotary_table,
+    rotate,
+    slowed_as_in_llama3,
+    softmax_scale,
+)
 from moe_model.config import Llama3Scaling
-from moe_model.rotary import rotary_table, rotate, slowed_as_in_llama3, softmax_scale
-from moe_model.upcycle.attention import convert_attention, rotary_base
-from moe_model.upcycle.conversion import Shape, resolve, upcycle, upcycled_config
-from moe_model.upcycle.llama import observe
-from moe_model.upcycle.text import Windows
-from moe_model.upcycle.truncation import expansion, latent_view, shortened
+from moe_model.upcycle import (
+    Shape,
+    Windows,
+    convert_attention,
+    expansion,
+    latent_view,
+    observe,
+    resolve,
+    rotary_base,
+    shortened,
+    upcycle,
+    upcycled_config,
+)
 from tests.model.llamas import SHAPE, random_llama
 from tests.model.published import LLAMA3
 

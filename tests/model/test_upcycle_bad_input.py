@@ -12,8 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe_model.command import FAILED, USAGE
-from moe_model.text import python_docs
+from moe_model import FAILED, USAGE, python_docs
 from tests.model.llamas import random_llama, save, story, upcycle
 
 

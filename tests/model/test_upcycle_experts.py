@@ -12,11 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.config import ModelConfig
-from moe_model.decoder_layer import MixtureOfExperts
-from moe_model.experts import FeedForward
-from moe_model.upcycle.conversion import WithoutRouting
-from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
+from moe_model import FeedForward, MixtureOfExperts, ModelConfig
+from moe_model.upcycle import WithoutRouting, break_symmetry, expert_width, split_into_experts
 from tests.model.llamas import SHAPE, random_llama
 
 MakeConfig = Callable[..., ModelConfig]

@@ -14,13 +14,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.mlflow import (
-    MlflowDatabaseReader,
-    MlflowFolderReader,
-    recognises,
-    runs,
-)
+from microscope_tui.sources import Keys, MlflowDatabaseReader
+from microscope_tui.sources.mlflow import MlflowFolderReader, recognises, runs
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.trackio import TrackioReader, recognises, runs
+from microscope_tui.sources import Keys, TrackioReader
+from microscope_tui.sources.trackio import recognises, runs
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import Row
-from microscope_tui.sources.wandb import WandbReader, recognises
+from microscope_tui.sources import FORMATS, Keys, Row, WandbReader
+from microscope_tui.sources.wandb import recognises
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
 

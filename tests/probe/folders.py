@@ -10,14 +10,17 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.utils import logging
 
 from benchmarks.families.tiny import build
-from microscope_tui.commands.probe import probe as command
-from microscope_tui.commands.probe_options import ProbeOptions
-from moe_model.config import ModelConfig
-from moe_model.fresh_folder import write_tensors
-from moe_model.model import LanguageModel
-from moe_model.pretrained_tokenizer import character_files
-from moe_model.store import WEIGHTS, write_description
-from moe_model.tokenizer import CharTokenizer
+from microscope_tui.commands import ProbeOptions
+from microscope_tui.commands import probe as command
+from moe_model import (
+    WEIGHTS,
+    CharTokenizer,
+    LanguageModel,
+    ModelConfig,
+    character_files,
+    write_description,
+    write_tensors,
+)
 
 logging.disable_progress_bar()
 CHARACTERS = "".join(sorted(string.ascii_letters + string.digits + " .,;\n"))

@@ -6,13 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import lines
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.diagnosis import Diagnosis
+from microscope_tui.probe import Alert, RunRecorder
+from microscope_tui.runlog import RunFile
+from microscope_tui.scenarios import Shape, lines
+from microscope_tui.watch import RunWatch
 
 Record = dict[str, Any]
 EVEN, COLLAPSED = [512, 500, 520, 516, 510, 514, 512, 512], [2048, 2048, 0, 0, 0, 0, 0, 0]

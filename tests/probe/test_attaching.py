@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from microscope_tui.probe import Adapter, attach
-from microscope_tui.runlog.validation.validator import problems_in
+from microscope_tui.runlog import problems_in
 from tests.probe.layers import ADAPTER, EXPERTS, ROUTERS, TOP_K, Model, records, sums, tokens
 
 PAIRS = 2 * 12 * TOP_K

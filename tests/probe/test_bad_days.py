@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.format_check import check_format, format_text
+from microscope_tui.probe import Alert, RunRecorder
+from microscope_tui.report import check_format, format_text
 from tests.probe.replay import HEADER, collapsing, told_by, watch
 
 Fields = dict[str, Any]

@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import attach
+from microscope_tui.probe import Calls, Choice, Scores, Site, attach
 from microscope_tui.probe import calls as calls_module
-from microscope_tui.probe.calls import Calls
-from microscope_tui.probe.sites import Choice, Scores, Site
 from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.probe.judge import Alert, RunJudge
+from microscope_tui.diagnosis import Diagnosis
+from microscope_tui.probe import Alert, RunJudge
 from tests.probe.replay import (
     EVEN,
     HEADER,

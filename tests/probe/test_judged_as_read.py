@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report.check import exit_code, judge
-from microscope_tui.report.check_text import verdict_text
-from microscope_tui.report.format_check import check_format
-from microscope_tui.report.format_check import format_text as format_report
-from microscope_tui.runlog.discover import RunFile, find_runs
-from microscope_tui.runlog.glance import glance
-from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.diagnosis import Diagnosis
+from microscope_tui.lines import snapshot_text
+from microscope_tui.report import check_format, judge, verdict_text
+from microscope_tui.report import format_text as format_report
+from microscope_tui.report.check import exit_code
+from microscope_tui.runlog import RunFile, RunReader, StepEntry, find_runs, glance
 from tests.probe.replay import (
     EVEN,
     HEADER,

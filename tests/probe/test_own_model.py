@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from microscope_tui.probe import attach
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, ModelConfig
 from tests.probe.layers import records
 
 

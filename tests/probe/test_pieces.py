@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from microscope_tui.probe.pieces import CharacterPieces, TokenizerPieces
-from moe_model.tokenizer import CharTokenizer
+from microscope_tui.probe import CharacterPieces, TokenizerPieces
+from moe_model import CharTokenizer
 from tests.probe.real_text import tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -14,10 +14,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from microscope_tui.probe import checkpoints, hub, probing
-from microscope_tui.probe.subject import CannotProbe, out_of_memory
-from microscope_tui.routing.file import Routing
-from moe_model.tokenizer import CharTokenizer
+from microscope_tui.probe import CannotProbe, checkpoints, hub, out_of_memory, probing
+from microscope_tui.routing import Routing
+from moe_model import CharTokenizer
 from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
 from tests.probe.layers import records
 

@@ -10,12 +10,10 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.families.oracle import Oracle
-from microscope_tui.probe.checkpoints import load
-from microscope_tui.probe.finding import find_sites
-from microscope_tui.routing.file import Routing
-from microscope_tui.runlog.validation.validator import problems_in
-from moe_model.pretrained_tokenizer import character_files
-from moe_model.store import read_checkpoint
+from microscope_tui.probe import find_sites, load
+from microscope_tui.routing import Routing
+from microscope_tui.runlog import problems_in
+from moe_model import character_files, read_checkpoint
 from tests.model.llamas import random_llama, upcycle
 from tests.model.published import command, their_model
 from tests.probe.folders import CHARACTERS, family, own, probe, save, text

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.runlog.reader import RunReader, StepEntry
+from microscope_tui.probe import RunRecorder
+from microscope_tui.runlog import RunReader, StepEntry
 
 MODEL = {"name": "m", "layers": [1, 3], "layer_names": ["L1", "L3"], "num_experts": 4, "top_k": 1}
 

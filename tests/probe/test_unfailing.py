@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.probe.unfailing import SilentLog, UnfailingLog
+from microscope_tui.probe import RunRecorder, SilentLog, UnfailingLog
 from tests.probe.replay import HEADER, collapsing
 from tests.probe.test_bad_days import written
 

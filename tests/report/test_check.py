@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.discover import find_runs, unreadable_logs
+from microscope_tui.runlog import find_runs, unreadable_logs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.coverage import covered
-from microscope_tui.report.coverage import LAST_STEPS, NoCounts, coverage_of
-from microscope_tui.report.coverage_text import coverage_json, coverage_text
-from microscope_tui.report.further_tokens import further, score_interval
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.means import decode_means
+from microscope_tui.report import (
+    LAST_STEPS,
+    NoCounts,
+    coverage_json,
+    coverage_of,
+    coverage_text,
+    further,
+    score_interval,
+)
+from microscope_tui.runlog import RunFile, decode_means
 
 Write = Callable[..., Path]
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}

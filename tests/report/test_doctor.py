@@ -9,18 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.table.layout import fit
-from microscope_tui.report.doctor import Cost, Facts, doctor_json, doctor_text, recommended
-from microscope_tui.report.terminal import (
+from microscope_tui.lines import Glyphs, fit
+from microscope_tui.report import (
     ROOMY_ROWS,
+    Cost,
+    Facts,
     Multiplexer,
     Terminal,
     colours_of,
+    doctor_json,
+    doctor_text,
     in_multiplexer,
     layout_of,
+    recommended,
 )
-from microscope_tui.watch.view import view_of
+from microscope_tui.watch import view_of
 
 GOOD = Facts(
     versions={"moe-microscope": "0.1.0", "Python": "3.11.7"},

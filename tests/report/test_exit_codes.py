@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.report.check import Judgement, exit_code, worst_code
-from microscope_tui.runlog.records import RouterInfo
+from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity, group
+from microscope_tui.report import Judgement, worst_code
+from microscope_tui.report.check import exit_code
+from microscope_tui.runlog import RouterInfo
 
 INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR
 

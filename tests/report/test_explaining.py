@@ -4,10 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.own_limits import changed_limits
-from microscope_tui.diagnosis.thresholds import DEFAULTS
-from microscope_tui.report.explain import as_list, explained, rule_text, rules_json
+from microscope_tui.diagnosis import DEFAULTS, RULES, changed_limits
+from microscope_tui.report import as_list, explained, rule_text, rules_json
 
 
 def test_the_list_has_every_rule_in_a_line_of_its_own() -> None:

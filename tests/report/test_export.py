@@ -13,20 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.app.new_file import free_name, write_new
-from microscope_tui.report.check import judge
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.report.export import (
-    EXPERT_COLUMNS,
-    _table,
-    view_csv,
-    view_json,
-)
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import write_run
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.app import free_name, write_new
+from microscope_tui.report import judge, verdict_json, view_csv, view_json
+from microscope_tui.report.export import EXPERT_COLUMNS, _table
+from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.scenarios import Shape, write_run
+from microscope_tui.watch import RunView, view_of
 
 Rows = list[dict[str, str]]
 NAME = st.text(max_size=20).map(safe_text)

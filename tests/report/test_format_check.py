@@ -15,17 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.check import judge
-from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
-from microscope_tui.runlog import follow
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.probe import RunRecorder
+from microscope_tui.report import check_format, format_json, format_text, judge
+from microscope_tui.report.format_check import exit_code
+from microscope_tui.runlog import SAID_IN_FULL, RunFile, follow, problems_in, safe_text
 from microscope_tui.runlog.validation import run as run_rules
 from microscope_tui.runlog.validation import steps as step_rules
 from microscope_tui.runlog.validation import validator
-from microscope_tui.runlog.validation.problems import SAID_IN_FULL
-from microscope_tui.runlog.validation.validator import problems_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
 Make = Callable[..., Any]

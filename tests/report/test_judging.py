@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.report.check import Demand, Judgement, judge
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.report.check_text import verdict_text
-from microscope_tui.runlog.discover import RunFile
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.report import Demand, Judgement, judge, verdict_json, verdict_text
+from microscope_tui.runlog import RunFile
 
 COLLAPSED = [2048, 2048, 0, 0, 0, 0, 0, 0]
 FORBIDDEN = {"ERODING", "OVERLOAD", "STARVED", "DEAD", "SHOCK", "HOT_EXPERT"}

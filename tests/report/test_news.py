@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.report.check_text import news_text
-from microscope_tui.report.news import Alerts
-from microscope_tui.runlog.records import RouterInfo, RunRecord
+from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.report import Alerts, news_text
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 ROUTERS = tuple(RouterInfo(f"L{n}", n, 8, 2) for n in range(3))
 

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.routing.compare import Mismatch, NotComparable, compare
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import Shape
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.routing import Mismatch, NotComparable, Routing, RoutingWriter, Shape, compare
 
 Ids = list[list[list[int]]]
 

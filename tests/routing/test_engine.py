@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.routing.engine import BadEngineOutput, Beside, convert
-from microscope_tui.routing.file import Routing
+from microscope_tui.routing import BadEngineOutput, Routing, convert
+from microscope_tui.routing.engine import Beside
 
 BESIDE = Beside((1, 3), ("L1", "L3"), 8, 2)
 Rows = list[list[list[int]]]

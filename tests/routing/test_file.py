@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import PREAMBLE, BadRouting, Shape, Tables
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.routing import PREAMBLE, BadRouting, Routing, RoutingWriter, Shape, Tables
 
 TEXTS = [b"The ", b"quick ", b"br", b"own ", b"\x1b[2J", b"fox"]
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.follow import LineSplitter, LogFollower
+from microscope_tui.runlog import LineSplitter, LogFollower
 
 
 class Reader:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.background import BackgroundLog, estimated_bytes
-from microscope_tui.runlog.writer import RunLogWriter
+from microscope_tui.runlog import BackgroundLog, RunLogWriter, estimated_bytes
 from tests.runlog.written import records, steps
 
 END = {"kind": "event", "event": "end", "step": 99}

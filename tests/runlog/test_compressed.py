@@ -13,8 +13,7 @@ from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.compressed import CompressedLog
-from microscope_tui.runlog.follow import LineSplitter, Source
+from microscope_tui.runlog import CompressedLog, LineSplitter, Source
 
 LINES = [
     b'{"kind":"step","step":%d,"counts":[%d,%d]}' % (n, n * 7919 % 1009, n) for n in range(400)

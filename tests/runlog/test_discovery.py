@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from microscope_tui.runlog import discover
-from microscope_tui.runlog.discover import (
+from microscope_tui.runlog import (
     MAX_DEPTH,
     KnownLogs,
     NoRuns,
     RunFile,
+    discover,
     find_runs,
     unreadable_logs,
     why_not_a_run,

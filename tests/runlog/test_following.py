@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.follow import LineSplitter, LogFollower, Source
+from microscope_tui.runlog import LineSplitter, LogFollower, Source
 
 RECORD = b'{"kind":"step","step":1}'
 

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.runlog.decode import _without_matrices, decode_line, decode_matrices
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord, StepRecord
-from microscope_tui.runlog.validation.validator import problems_in
+from microscope_tui.diagnosis import Diagnosis, Severity
+from microscope_tui.runlog import (
+    RunReader,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    decode_line,
+    decode_matrices,
+    problems_in,
+)
+from microscope_tui.runlog.decode import _without_matrices
 
 HEADER = {
     "kind": "run",

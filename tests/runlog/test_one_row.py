@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import StepRecord
+from microscope_tui.runlog import StepEntry, StepRecord
 
 COUNT = st.integers(0, 9999) | st.sampled_from([0, 2**61, 2**63, -1, 1.0, 1.5, None, "7", True, []])
 ROWS = st.lists(st.lists(COUNT, max_size=4) | COUNT, max_size=4)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.piped import PipedLog, take_over_stdin
+from microscope_tui.runlog import PipedLog, take_over_stdin
 
 
 @pytest.fixture

@@ -11,10 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.decode import decode_line, decode_matrices
-from microscope_tui.runlog.follow import LineSplitter, LogFollower
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
+from microscope_tui.runlog import (
+    BadLine,
+    EventRecord,
+    LineSplitter,
+    LogFollower,
+    RunReader,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    UnknownFormat,
+    decode_line,
+    decode_matrices,
+)
 
 HEADER = {
     "kind": "run",

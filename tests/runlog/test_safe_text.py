@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines.spans import width_of
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.lines import width_of
+from microscope_tui.runlog import safe_text
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.runlog.seek import read_at
-from microscope_tui.runlog.spool import Spool
+from microscope_tui.runlog import PipedLog, Spool, read_at
 
 
 def on_disk(spool: Spool) -> int:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.validation.validator import Problem, problems_in
+from microscope_tui.runlog import problems_in, safe_text
+from microscope_tui.runlog.validation.validator import Problem
 
 Fields = dict[str, Any]
 TOKENS = 24

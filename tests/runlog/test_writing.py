@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.writer import RunLogWriter, encode_record
+from microscope_tui.runlog import RunLogWriter, encode_record
 from tests.runlog.written import lost, records, run_python, step
 
 RUN = {"kind": "run", "run": "r"}

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.scenarios.synthetic import draw_counts
+from microscope_tui.scenarios import draw_counts
 
 WEIGHTS = st.lists(st.floats(0.0, 1e4) | st.just(0.0), min_size=2, max_size=64)
 

@@ -8,13 +8,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.report.format_check import check_format, format_text
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.mistakable import APART
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.write import UnknownScenario, lines, write_run
+from microscope_tui.report import check_format, format_text
+from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
+from microscope_tui.scenarios import APART, SCENARIOS, Shape, UnknownScenario, lines, write_run
 
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
 

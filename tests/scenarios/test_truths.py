@@ -8,11 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.scenarios.catalogue import SCENARIOS
-from microscope_tui.scenarios.mistakable import APART
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.truth import Expected, Truth
-from microscope_tui.scenarios.write import lines
+from microscope_tui.scenarios import APART, SCENARIOS, Expected, Shape, Truth, lines
 
 SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=600)
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)

@@ -6,11 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.runlog.validation.validator import problems_in
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources.reader import Record, RecordReader, Unreadable
+from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record, problems_in
+from microscope_tui.sources import Record, RecordReader, Unreadable
 
 UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"
 """The one thing that a source may not know."""

@@ -2,7 +2,7 @@
 
 import struct
 
-from microscope_tui.sources.tfrecord import masked_crc32c
+from microscope_tui.sources import masked_crc32c
 from tests.sources.wandb_bytes import part, varint
 
 

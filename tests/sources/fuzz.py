@@ -17,15 +17,26 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-from microscope_tui.runlog.reader import RunReader
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources import assemble, catalogue, mlflow, prometheus, tensorboard, wandb
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.keys import Keys, Target, rules_of
-from microscope_tui.sources.reader import RecordReader, RowReader, Unreadable
-from microscope_tui.sources.tfrecord import HEADER_BYTES, masked_crc32c
-from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
+from microscope_tui.runlog import RunReader, encode_record
+from microscope_tui.sources import (
+    BLOCK_BYTES,
+    HEADER_BYTES,
+    Asked,
+    Keys,
+    RecordReader,
+    RowReader,
+    RowRecords,
+    Target,
+    Unreadable,
+    assemble,
+    catalogue,
+    masked_crc32c,
+    mlflow,
+    prometheus,
+    rules_of,
+    tensorboard,
+    wandb,
+)
 from tests.sources import fuzz_seeds
 from tests.sources.mutate import mutated
 from tests.sources.truth import GOLDEN

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from microscope_tui.sources.prometheus import SGLANG
+from microscope_tui.sources import SGLANG
 from tests.sources.sqlite_writer import golden
 from tests.sources.tables import counts_row
 from tests.sources.truth import GOLDEN

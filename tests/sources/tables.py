@@ -3,13 +3,8 @@
 import time
 from typing import Any
 
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources import assemble
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Record, RecordReader, Row, RowReader
+from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, encode_record
+from microscope_tui.sources import Asked, Record, RecordReader, Row, RowReader, RowRecords, assemble
 
 COUNTS = [[[6, 1, 1, 0], [2, 2, 2, 2]], [[4, 2, 1, 1], [3, 3, 1, 1]], [[8, 0, 0, 0], [2, 3, 2, 1]]]
 """Three steps, two layers, four experts; k = 2 and 4 tokens per step."""

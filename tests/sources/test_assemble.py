@@ -8,17 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources import assemble
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked, config_number
-from microscope_tui.sources.keys import BadMapping, Keys, rules_of
-from microscope_tui.sources.reader import Row, RowReader, Rows
-from microscope_tui.sources.steps import SHARES_SUM, counts_of_shares
-from microscope_tui.watch.judge import Judge
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
+from microscope_tui.sources import (
+    SHARES_SUM,
+    Asked,
+    BadMapping,
+    Keys,
+    Row,
+    RowReader,
+    RowRecords,
+    Rows,
+    assemble,
+    config_number,
+    counts_of_shares,
+    rules_of,
+)
+from microscope_tui.watch import Judge
 
 Logged = tuple[int, Mapping[str, float]]
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.csv_table import CsvReader, recognises
-from microscope_tui.sources.keys import Keys, rules_of
-from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources import FORMATS, CsvReader, Keys, Unreadable, rules_of
+from microscope_tui.sources.csv_table import recognises
 from tests.sources.tables import (
     all_rows,
     counts_row,

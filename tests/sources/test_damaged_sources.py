@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources import catalogue
-from microscope_tui.sources.header import Asked
+from microscope_tui.runlog import encode_record
+from microscope_tui.sources import Asked, catalogue
 from tests.sources import fuzz, fuzz_seeds
 from tests.sources.dumped import drained, settle
 from tests.sources.fuzz import FORMATS, case

@@ -2,14 +2,16 @@
 
 import pytest
 
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources.header import run_record
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import RowReader
-from microscope_tui.sources.steps import counts_of_shares, step_record
-from microscope_tui.sources.tensorboard import TensorBoardReader
-from microscope_tui.sources.wandb import WandbReader
+from microscope_tui.runlog import Entry, RunReader, StepEntry, encode_record
+from microscope_tui.sources import (
+    Keys,
+    RowReader,
+    TensorBoardReader,
+    WandbReader,
+    counts_of_shares,
+    run_record,
+    step_record,
+)
 from tests.sources.truth import GOLDEN, STEPS, entries_of, logged
 
 READERS = {

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.search import Search
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.run_card import Seen
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.sources import Asked, Search
+from microscope_tui.watch import RunWatch, Seen, pin_at
 from tests.sources import wandb_bytes
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -7,10 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import gguf
-from microscope_tui.sources.exact_bytes import opened
-from microscope_tui.sources.gguf import GgufHeader
-from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources import GgufHeader, Unreadable, gguf, opened
 from tests.sources.dumped import refusal
 
 GOLDEN = Path(__file__).parent / "golden" / "imatrix.gguf"

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.imatrix import NAMES, ImatrixReader, recognises
-from microscope_tui.sources.reader import Record, Unreadable
+from microscope_tui.sources import Asked, ImatrixReader, Record, Unreadable
+from microscope_tui.sources.imatrix import NAMES, recognises
 from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.peers.test_imatrix import counts_of as written_counts
 from tests.sources.dumped import (

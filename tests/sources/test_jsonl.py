@@ -10,14 +10,19 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.header import Asked, run_record
-from microscope_tui.sources.jsonl import JsonlReader, recognises
-from microscope_tui.sources.keys import Keys, rules_of
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.steps import step_record
+from microscope_tui.runlog import encode_record
+from microscope_tui.sources import (
+    FORMATS,
+    Asked,
+    JsonlReader,
+    Keys,
+    RowRecords,
+    Unreadable,
+    rules_of,
+    run_record,
+    step_record,
+)
+from microscope_tui.sources.jsonl import recognises
 from tests.sources.tables import (
     COUNTS,
     LOSSES,

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microscope_tui.sources import megatron, router_trace
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.megatron import MegatronReader, recognises
-from microscope_tui.sources.reader import Record, Unreadable
+from microscope_tui.sources import Asked, MegatronReader, Record, Unreadable, megatron, router_trace
+from microscope_tui.sources.megatron import recognises
 from tests.sources.dumped import (
     counts_of,
     drained,

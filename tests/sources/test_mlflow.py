@@ -9,15 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.keys import Keys, rules_of
-from microscope_tui.sources.mlflow import (
-    MlflowDatabaseReader,
-    MlflowFolderReader,
-    recognises,
-    runs,
-)
-from microscope_tui.sources.reader import Row, RowReader
+from microscope_tui.sources import FORMATS, Keys, MlflowDatabaseReader, Row, RowReader, rules_of
+from microscope_tui.sources.mlflow import MlflowFolderReader, recognises, runs
 from tests.sources.sqlite_writer import GOLDEN, Writer, golden
 from tests.sources.tables import all_rows, run_of, same_as_the_run_log, values
 

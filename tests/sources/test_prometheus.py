@@ -12,12 +12,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import exposition, http_poll
-from microscope_tui.sources.exposition import Types, samples
-from microscope_tui.sources.http_poll import is_address, shown
-from microscope_tui.sources.keys import Keys, rules_of
-from microscope_tui.sources.prometheus import PrometheusReader
-from microscope_tui.sources.reader import Rows, Unreadable
+from microscope_tui.sources import (
+    Keys,
+    PrometheusReader,
+    Rows,
+    Types,
+    Unreadable,
+    exposition,
+    http_poll,
+    is_address,
+    rules_of,
+    samples,
+    shown,
+)
 from tests.sources.tables import COUNTS, run_of, values
 
 OWN = (r"tokens_per_expert=moe_tokens_total/layer=(?P<layer>\d+)/expert=(?P<expert>\d+)",)

@@ -11,9 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import safetensors_file
-from microscope_tui.sources.exact_bytes import opened
-from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources import Unreadable, opened, safetensors_file
 from tests.sources.dumped import refusal
 
 DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16]

@@ -8,15 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.report.check import judge
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.reader import RunReader, StepEntry
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.megatron import MegatronReader
-from microscope_tui.sources.reader import RecordReader
-from microscope_tui.sources.sglang import SGLangReader
-from microscope_tui.sources.tensorrt_llm import TensorRTReader
+from microscope_tui.probe import RunRecorder
+from microscope_tui.report import judge
+from microscope_tui.runlog import RunFile, RunReader, StepEntry
+from microscope_tui.sources import Asked, MegatronReader, RecordReader, SGLangReader, TensorRTReader
 from tests.sources import test_megatron, test_sglang
 from tests.sources.dumped import drained, encoded, entries_of, settle
 

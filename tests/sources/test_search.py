@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.discover import NoRuns
-from microscope_tui.sources.catalogue import FORMATS, address_of
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.search import Search, split_run
+from microscope_tui.runlog import NoRuns
+from microscope_tui.sources import FORMATS, Asked, Search, address_of, split_run
 
 GOLDEN = Path(__file__).with_name("golden")
 WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"

@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.sources import dumps, sglang
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Record, Unreadable
-from microscope_tui.sources.sglang import SGLangReader, recognises
+from microscope_tui.sources import Asked, Record, SGLangReader, Unreadable, dumps, sglang
+from microscope_tui.sources.sglang import recognises
 from tests.sources.dumped import (
     counts_of,
     drained,

@@ -13,10 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import sqlite, sqlite_limits
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.sqlite import Busy, Database, is_database
-from microscope_tui.sources.sqlite_limits import Tables
+from microscope_tui.sources import (
+    Busy,
+    Database,
+    Tables,
+    Unreadable,
+    is_database,
+    sqlite,
+    sqlite_limits,
+)
 from tests.sources.sqlite_writer import Writer
 
 CREATE = "CREATE TABLE metrics (id INTEGER PRIMARY KEY, step INTEGER, metrics TEXT)"

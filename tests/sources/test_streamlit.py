@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.streamlit import StreamlitReader, recognises
+from microscope_tui.sources import FORMATS, Asked, StreamlitReader, Unreadable
+from microscope_tui.sources.streamlit import recognises
 from tests.sources.tables import as_run, records
 
 

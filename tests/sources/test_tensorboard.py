@@ -10,12 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.sources.keys import Keys, Target
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.tensorboard import NAMES, TensorBoardReader, recognises
-from microscope_tui.sources.tensorboard_events import EventRows
+from microscope_tui.runlog import RunRecord, StepEntry
+from microscope_tui.sources import EventRows, Keys, Target, TensorBoardReader, Unreadable
+from microscope_tui.sources.tensorboard import NAMES, recognises
 from tests.sources import event_bytes as eb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 from tests.sources.wandb_bytes import part

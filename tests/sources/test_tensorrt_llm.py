@@ -7,9 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Record, Unreadable
-from microscope_tui.sources.tensorrt_llm import TensorRTReader, recognises
+from microscope_tui.sources import Asked, Record, TensorRTReader, Unreadable
+from microscope_tui.sources.tensorrt_llm import recognises
 from tests.sources.dumped import (
     counts_of,
     drained,

@@ -15,10 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import plain_pickle, stored_zip, torch_file
-from microscope_tui.sources.exact_bytes import opened
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.torch_file import Tensor
+from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, stored_zip, torch_file
 from tests.sources.dumped import refusal
 
 

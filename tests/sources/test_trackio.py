@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.keys import Keys, rules_of
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.sqlite import Busy
-from microscope_tui.sources.trackio import TrackioReader, recognises, runs
+from microscope_tui.sources import FORMATS, Busy, Keys, TrackioReader, Unreadable, rules_of
+from microscope_tui.sources.trackio import recognises, runs
 from tests.sources.sqlite_writer import Writer, golden
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.reader import StepEntry
-from microscope_tui.runlog.records import EventRecord, RunRecord
-from microscope_tui.sources.catalogue import FORMATS
-from microscope_tui.sources.keys import Keys, Target
-from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.wandb import WandbReader, recognises
-from microscope_tui.sources.wandb_blocks import BLOCK_BYTES
+from microscope_tui.runlog import EventRecord, RunRecord, StepEntry
+from microscope_tui.sources import BLOCK_BYTES, FORMATS, Keys, Target, Unreadable, WandbReader
+from microscope_tui.sources.wandb import recognises
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 

@@ -7,11 +7,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from microscope_tui.runlog.reader import Entry, RunReader
-from microscope_tui.runlog.writer import encode_record
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Row, RowReader
+from microscope_tui.runlog import Entry, RunReader, encode_record
+from microscope_tui.sources import Asked, Row, RowReader, RowRecords
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = (10, 20, 30, 40)

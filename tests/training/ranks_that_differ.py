@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from moe_model.command import UsageError, run_command
-from moe_model.training.agreement import agree
-from moe_model.training.distributed import World
+from moe_model import UsageError, run_command
+from moe_model.training import World, agree
 from tests.training.conftest import ROOT, SMALL
 from tests.training.worlds import fork_ranks, world_of
 

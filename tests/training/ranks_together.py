@@ -13,20 +13,22 @@ from typing import Any
 
 import torch
 
-from moe_model.model import LanguageModel
-from moe_model.readings import RouterReadings
-from moe_model.router import Routing
+from moe_model import LanguageModel, RouterReadings, Routing
 from moe_model.sampling import generate
-from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
-from moe_model.training.optimizer import make_optimizer
-from moe_model.training.parallel import (
+from moe_model.training import (
+    SHARDED_SAMPLE_TOKENS,
+    RankLostError,
+    World,
+    join_world,
+    lost_ranks,
+    make_optimizer,
     parallelize,
+    sample,
     square_norms,
     synchronised,
     whole,
     whole_weights,
 )
-from moe_model.training.sample import SHARDED_SAMPLE_TOKENS, sample
 from tests.training.worlds import (
     CPU,
     Work,

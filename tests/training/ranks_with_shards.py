@@ -10,11 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_model.model import LanguageModel
-from moe_model.training.distributed import World
-from moe_model.training.optimizer import make_optimizer
-from moe_model.training.parallel import parallelize, whole
-from moe_model.training.sharded import load_shards, optimizer_state, save_shards
+from moe_model import LanguageModel
+from moe_model.training import (
+    World,
+    load_shards,
+    make_optimizer,
+    optimizer_state,
+    parallelize,
+    save_shards,
+    whole,
+)
 from tests.training.worlds import make_model, train_step, world_of
 
 

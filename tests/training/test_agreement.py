@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.command import FAILED, FINISHED, USAGE
-from moe_model.store import read_checkpoint
-from moe_model.tokenizer import CharTokenizer
-from moe_model.training.agreement import agree, option_facts, start_facts
-from moe_model.training.corpus import Corpus
-from moe_model.training.distributed import World
-from moe_model.training.options import Options, flag_name
+from moe_model import FAILED, FINISHED, USAGE, CharTokenizer, read_checkpoint
+from moe_model.training import (
+    Corpus,
+    Document,
+    Options,
+    World,
+    agree,
+    flag_name,
+    option_facts,
+    start_facts,
+)
 from moe_model.training.overrides import ModelOverrides
-from moe_model.training.sources import Document
 from tests.forked import ForkServer
 from tests.training.worlds import Seen, seen_by
 

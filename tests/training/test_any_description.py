@@ -12,12 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_model.config import ModelConfig, YarnScaling
-from moe_model.description import CheckpointError
-from moe_model.fresh_folder import write_tensors
-from moe_model.model import LanguageModel
-from moe_model.store import read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer
+from moe_model import (
+    CharTokenizer,
+    CheckpointError,
+    LanguageModel,
+    ModelConfig,
+    read_checkpoint,
+    write_description,
+    write_tensors,
+)
+from moe_model.config import YarnScaling
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from moe_model.store import read_checkpoint
+from moe_model import read_checkpoint
 from tests.forked import Program
 from tests.training.story import Log, before_step
 

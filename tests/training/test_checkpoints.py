@@ -11,17 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_model import (
+    CharTokenizer,
+    CheckpointError,
+    LanguageModel,
+    ModelConfig,
+    read_checkpoint,
+    write_description,
+    write_tensors,
+)
 from moe_model import fresh_folder as fresh_folder_module
-from moe_model.config import ModelConfig
-from moe_model.description import CheckpointError
-from moe_model.fresh_folder import write_tensors
-from moe_model.model import LanguageModel
-from moe_model.store import read_checkpoint, write_description
-from moe_model.tokenizer import CharTokenizer
+from moe_model.training import (
+    BEST,
+    LATEST,
+    PREVIOUS,
+    Checkpoints,
+    load_shards,
+    make_optimizer,
+    optimizer_state,
+)
 from moe_model.training import checkpoint as checkpoint_module
-from moe_model.training.checkpoint import BEST, LATEST, PREVIOUS, Checkpoints
-from moe_model.training.optimizer import make_optimizer
-from moe_model.training.sharded import load_shards, optimizer_state
 
 Save = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.cli import main as microscope
-from moe_model.store import read_checkpoint
+from moe_model import read_checkpoint
 from tests.training.story import Log
 
 Train = Callable[..., int]

@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
+from moe_model import LanguageModel, ModelConfig
 from tests.training.story import Log, story
 
 Train = Callable[..., int]

@@ -14,12 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_model.command import UsageError
-from moe_model.tokenizer import CharTokenizer
+from moe_model import CharTokenizer, UsageError
+from moe_model.training import (
+    Corpus,
+    Document,
+    Tokens,
+    documents_digest,
+    encode_documents,
+    make_tokenizer,
+    train_byte_pairs,
+)
 from moe_model.training import corpus as corpus_module
-from moe_model.training.corpus import Corpus, Tokens, documents_digest, encode_documents
-from moe_model.training.sources import Document
-from moe_model.training.tokenizing import make_tokenizer, train_byte_pairs
 
 texts = st.text(st.characters(codec="utf-8"))
 BYTE_PAIRS = train_byte_pairs([Document("a", "the router and the experts " * 20)], 280)

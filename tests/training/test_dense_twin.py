@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import dense_twin
-from moe_model.config import PRESETS, ModelConfig
-from moe_model.training.corpus import Corpus
-from moe_model.training.options import Options
-from moe_model.training.resolve import resolve
-from moe_model.training.sources import load_documents
-from moe_model.training.tokenizing import make_tokenizer
+from moe_model import PRESETS, ModelConfig
+from moe_model.training import Corpus, Options, load_documents, make_tokenizer, resolve
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,

@@ -16,12 +16,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moe_model.command import UsageError
-from moe_model.training import parallel
-from moe_model.training.distributed import RankLostError, World, join_world, lost_ranks
-from moe_model.training.launch import launched
-from moe_model.training.parallel import parallelize
-from moe_model.training.sample import SHARDED_SAMPLE_TOKENS
+from moe_model import UsageError
+from moe_model.training import (
+    SHARDED_SAMPLE_TOKENS,
+    RankLostError,
+    World,
+    join_world,
+    launched,
+    lost_ranks,
+    parallel,
+    parallelize,
+)
 from tests.forked import ForkServer
 from tests.training.worlds import CPU, Seen, make_model, seen_by
 

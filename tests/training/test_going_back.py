@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from moe_model.store import read_checkpoint
+from moe_model import read_checkpoint
 from tests.forked import Program
 from tests.training.story import KilledError, Log, before_step, die, story
 

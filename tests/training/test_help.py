@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.commands.table import COMMANDS
-from moe_model.command import version
-from moe_model.config import PRESETS, ModelConfig
+from microscope_tui.commands import COMMANDS
+from moe_model import PRESETS, ModelConfig, version
+from moe_model.training import RUN_DEFAULTS
 from moe_model.training import help as help_module
-from moe_model.training.options import RUN_DEFAULTS
 from tests.forked import ROOT, ForkServer
 
 BLOCKED = (

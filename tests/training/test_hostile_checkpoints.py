@@ -16,11 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.description import MOST_BYTES, CheckpointError, read_plain_description
-from moe_model.store import read_checkpoint
-from moe_model.training.batches import TrainingBatches
-from moe_model.training.corpus import Tokens
-from moe_model.training.run import Progress
+from moe_model import MOST_BYTES, CheckpointError, read_checkpoint, read_plain_description
+from moe_model.training import Progress, Tokens, TrainingBatches
 
 Train = Callable[..., int]
 Resume = Callable[..., tuple[int, list[str]]]

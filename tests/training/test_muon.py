@@ -10,10 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.store import TRAINING_STATE, read_checkpoint
-from moe_model.training.optimizer import WEIGHT_DECAY, make_optimizer, set_learning_rate
+from moe_model import TRAINING_STATE, LanguageModel, ModelConfig, read_checkpoint
+from moe_model.training import WEIGHT_DECAY, make_optimizer, set_learning_rate
 from tests.training.story import KilledError, Log, before_step, die, from_step, story
 
 BY_ADAMW = (

@@ -22,13 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.unfailing import UnfailingLog
-from microscope_tui.runlog.safe_text import safe_text
-from moe_model.command import say
-from moe_model.plain_text import REPLACEMENT, plain_text
-from moe_model.training.console import Console
-from moe_model.training.run import Progress
+from microscope_tui.probe import Alert, UnfailingLog
+from microscope_tui.runlog import safe_text
+from moe_model import REPLACEMENT, plain_text, say
+from moe_model.training import Console, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a\x1b]52;c;eA==\x07b\x9b2J\u202ec\rd"

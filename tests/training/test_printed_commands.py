@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from moe_model.store import read_checkpoint
-from moe_model.training.resume import newest_before
+from moe_model import read_checkpoint
+from moe_model.training import newest_before
 
 Train = Callable[..., int]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.store import TRAINING_STATE, read_checkpoint
+from moe_model import TRAINING_STATE, read_checkpoint
 from tests.forked import Program
 from tests.training.story import KilledError, Log, before_step, die, from_step, story
 

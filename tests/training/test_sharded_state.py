@@ -15,9 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from moe_model.description import CheckpointError
-from moe_model.training.optimizer import make_optimizer
-from moe_model.training.sharded import is_sharded, load_shards, optimizer_state, save_shards
+from moe_model import CheckpointError
+from moe_model.training import is_sharded, load_shards, make_optimizer, optimizer_state, save_shards
 from tests.forked import ForkServer
 from tests.training.worlds import Seen, make_model, seen_by
 

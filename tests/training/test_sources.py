@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_model.command import UsageError
-from moe_model.text import python_docs
-from moe_model.training import sources
-from moe_model.training.sources import Document, load_documents, user_cache
+from moe_model import UsageError, python_docs
+from moe_model.training import Document, load_documents, sources, user_cache
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from moe_model.store import TRAINING_STATE, read_checkpoint
-from moe_model.training.stopping import StopRequest
+from moe_model import TRAINING_STATE, read_checkpoint
+from moe_model.training import StopRequest
 from tests.forked import ROOT, Program
 from tests.training.conftest import from_shell
 

@@ -15,15 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model.pretrained_tokenizer import TOKENIZER, PretrainedTokenizer, character_files
-from moe_model.tokenizer import CharTokenizer
-from moe_model.training import token_cache
-from moe_model.training.token_cache import (
+from moe_model import TOKENIZER, CharTokenizer, PretrainedTokenizer, character_files
+from moe_model.training import (
     DamagedError,
     cache_key,
     dtype_name,
     kept_tokens,
     read_tokens,
+    token_cache,
     write_tokens,
 )
 

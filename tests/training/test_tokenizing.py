@@ -11,11 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from moe_model.command import UsageError
-from moe_model.pretrained_tokenizer import SETTINGS, TOKENIZER, PretrainedTokenizer
-from moe_model.tokenizer import CharTokenizer
-from moe_model.training.sources import Document
-from moe_model.training.tokenizing import END, make_tokenizer, train_byte_pairs
+from moe_model import SETTINGS, TOKENIZER, CharTokenizer, PretrainedTokenizer, UsageError
+from moe_model.training import END, Document, make_tokenizer, train_byte_pairs
 
 DOCUMENTS = [
     Document("one", "the router sends the tokens to the experts\n" * 20),

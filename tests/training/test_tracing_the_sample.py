@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.routing.file import Routing
+from microscope_tui.routing import Routing
 
 PROMPT = "the 5 of " * 3
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_model.store import read_checkpoint
+from moe_model import read_checkpoint
 from tests.forked import ROOT, ForkServer, Program
 from tests.training.story import Log, from_step, story
 

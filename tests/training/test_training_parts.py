@@ -12,25 +12,25 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
-from moe_model.command import UsageError
-from moe_model.config import PRESETS, ModelConfig, YarnScaling
-from moe_model.device import choose_device
-from moe_model.model import LanguageModel
-from moe_model.training.batches import held_out_batches
-from moe_model.training.console import Console
-from moe_model.training.corpus import Tokens
-from moe_model.training.evaluation import evaluate
-from moe_model.training.machine import (
+from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError, choose_device
+from moe_model.config import YarnScaling
+from moe_model.training import (
+    RUN_DEFAULTS,
+    Console,
+    Options,
+    Progress,
+    Tokens,
     choose_dtype,
+    evaluate,
     has_native_bf16,
+    held_out_batches,
+    learning_rate_at,
+    make_optimizer,
     memory_bytes,
     refuse_too_large,
+    resolve,
     seed_step,
 )
-from moe_model.training.optimizer import learning_rate_at, make_optimizer
-from moe_model.training.options import RUN_DEFAULTS, Options
-from moe_model.training.resolve import resolve
-from moe_model.training.run import Progress
 
 FLAGS = [
     "--preset", "--data", "--tokenizer", "--config",

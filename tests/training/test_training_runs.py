@@ -14,9 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from microscope_tui.cli import main as microscope
+from moe_model import TRAINING_STATE, read_checkpoint, run_command
 from moe_model import generate as generate_module
-from moe_model.command import run_command
-from moe_model.store import TRAINING_STATE, read_checkpoint
 from tests.training.conftest import from_shell
 
 Log = list[dict[str, Any]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_model import generate as generate_module
-from moe_model.command import run_command
+from moe_model import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 

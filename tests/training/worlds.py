@@ -18,12 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model.balance import update_expert_bias
-from moe_model.config import ModelConfig
-from moe_model.model import LanguageModel
-from moe_model.training.distributed import World, join_world
-from moe_model.training.gradients import gradient_squares
-from moe_model.training.parallel import synchronised, whole
+from moe_model import LanguageModel, ModelConfig, update_expert_bias
+from moe_model.training import World, gradient_squares, join_world, synchronised, whole
 from tests.forked import ForkServer
 
 CPU = torch.device("cpu")

@@ -16,10 +16,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch import history, run_watch
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch, history, pin_at, run_watch
 from tests.hostile.outcome import difference, outcome
 from tests.watch.accidents import OPERATIONS, Log, Truth
 

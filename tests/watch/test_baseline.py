@@ -5,16 +5,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.records import RouterInfo, RunRecord
-from microscope_tui.watch.baseline import (
-    MOST_STEPS,
-    AgainstBaseline,
-    BadBaseline,
-    Baseline,
-    read_baseline,
-)
+from microscope_tui.diagnosis import Criteria
+from microscope_tui.runlog import RouterInfo, RunFile, RunRecord
+from microscope_tui.watch import MOST_STEPS, AgainstBaseline, BadBaseline, Baseline, read_baseline
 
 EVEN, ONE_DEAD = [4, 4, 4, 4], [8, 8, 0, 0]
 

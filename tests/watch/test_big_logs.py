@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import BulkTruth, write_bulk
-from microscope_tui.runlog import reader
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch import run_watch
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import RunFile, reader
+from microscope_tui.watch import RunWatch, pin_at, run_watch, view_of
 
 SHAPE: dict[str, Any] = {"routers": 4, "num_experts": 16, "top_k": 2, "tokens": 512}
 MIB = 1 << 20

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch import expert_history
-from microscope_tui.watch.expert_history import samples
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch, Window, expert_history, samples
 
 Make = Callable[..., dict[str, Any]]
 EXPERTS, TOKENS = 8, 32

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog.follow import LogFollower
-from microscope_tui.watch import file_events
-from microscope_tui.watch.file_events import FileEvents
+from microscope_tui.runlog import LogFollower
+from microscope_tui.watch import FileEvents, file_events
 
 ARRIVES_S = 5.0
 QUIET_S = 0.05

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines.pages.run_list import card_text
-from microscope_tui.runlog.glance import glance
-from microscope_tui.watch import finished_runs
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.run_card import RunCard
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.lines import card_text
+from microscope_tui.runlog import glance
+from microscope_tui.watch import Fleet, RunCard, VerdictCache, finished_runs
 from tests.watch.test_fleet import cards, read_all, write
 
 Make = Callable[..., Any]
@@ -55,7 +52,7 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
 
 
 def test_the_verdict_is_that_of_check(tmp_path: Path, scenario: Make) -> None:
-    from microscope_tui.report.check import judge
+    from microscope_tui.report import judge
 
     for name in ("collapse", "divergence", "shock", "nan", "lint-no-balance"):
         scenario(name, routers=3, steps=450)
@@ -143,7 +140,7 @@ def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
 
 
 def fleet_criteria() -> Any:
-    from microscope_tui.diagnosis.engine import ANYTHING
+    from microscope_tui.diagnosis import ANYTHING
 
     return ANYTHING
 

@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import bulk_lines, write_bulk
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.criteria import Criteria
+from microscope_tui.diagnosis import RULES, Criteria
 from microscope_tui.runlog import discover as discover_module
+from microscope_tui.runlog import glance
 from microscope_tui.runlog import glance as glance_module
-from microscope_tui.runlog.glance import glance
-from microscope_tui.watch.fleet import MOST_FOLLOWED, Fleet
-from microscope_tui.watch.run_card import RunCard
-from microscope_tui.watch.view import view_of
+from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, view_of
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.history import MAX_ROWS, MIN_ROWS, History, rows_within
+from microscope_tui.watch import MAX_ROWS, MIN_ROWS, Column, History, rows_within
 
 VALUES = st.lists(
     st.one_of(st.floats(-1e6, 1e6, width=32), st.just(math.nan), st.none()), max_size=300

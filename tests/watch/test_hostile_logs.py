@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.table.snapshot import snapshot_text
-from microscope_tui.report.check import judge
-from microscope_tui.report.check_json import verdict_json
-from microscope_tui.report.check_text import verdict_text
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.moment import pin
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.lines import Glyphs, snapshot_text
+from microscope_tui.report import judge, verdict_json, verdict_text
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch, pin, view_of
 
 NUMBERS = [0, 1, -1, 2, 8, 10**400, -(10**30), 1e308, 1e-308, 1.5, 2**62, 2**63]
 WORDS = ["NaN", "Infinity", "-Infinity", "x", "", "\x1b[2J", "日本語", None, True, False]

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
-from microscope_tui.runlog.discover import KnownLogs, RunFile, find_runs, unreadable_logs
-from microscope_tui.runlog.glance import glance
-from microscope_tui.runlog.overview import sample
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.moment import pin_at
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import KnownLogs, RunFile, find_runs, glance, sample, unreadable_logs
+from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 
 Make = Callable[..., dict[str, Any]]
 SKEWED = [2048, 2048, 0, 0, 0, 0, 0, 0]

@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.piped import PipedLog
-from microscope_tui.runlog.spool import Spool
-from microscope_tui.watch.expert_history import samples
-from microscope_tui.watch.moment import kept_steps, pin_at
-from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.runlog import PipedLog, RunFile, Spool
+from microscope_tui.watch import RunWatch, kept_steps, pin_at, samples
 
 LIMIT = 120_000
 

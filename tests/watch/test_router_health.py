@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.router_health import router_health
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.watch import RunWatch, Window, router_health, view_of
 
 
 @pytest.mark.parametrize("window", [(1, 300), (120, 200)])

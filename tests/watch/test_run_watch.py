@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.watch.moment import pin
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import view_of
+from microscope_tui.runlog import RunFile
+from microscope_tui.watch import RunWatch, pin, view_of
 
 Make = Callable[..., dict[str, Any]]
 

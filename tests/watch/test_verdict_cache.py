@@ -10,15 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.thresholds import CollapseLimits, Limits
-from microscope_tui.runlog.glance import Identity
-from microscope_tui.watch import verdict_cache
-from microscope_tui.watch.fleet import Fleet
-from microscope_tui.watch.verdict import Trouble, Verdict
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.diagnosis import ANYTHING, CollapseLimits, Criteria, Limits, Severity
+from microscope_tui.runlog import Identity
+from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache, verdict_cache
 from tests.watch.test_finished_runs import judge_all, verdict_of
 from tests.watch.test_fleet import cards, read_all, write
 

@@ -1,8 +1,8 @@
 """Keys that move between alerts, on every screen that shows layers."""
 
 from microscope_tui.app.actions.base_screen import BaseScreen
-from microscope_tui.diagnosis.episodes import key_of
-from microscope_tui.watch.view import RunView
+from microscope_tui.diagnosis import key_of
+from microscope_tui.watch import RunView
 
 
 class AlertActions(BaseScreen):

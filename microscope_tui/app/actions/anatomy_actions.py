@@ -7,8 +7,8 @@ from microscope_tui.app.token_place import OfExpert, parse_token
 from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.lines.pages import no_probe
 from microscope_tui.lines.table import frame
-from microscope_tui.routing.file import Routing
-from microscope_tui.watch.view import RunView
+from microscope_tui.routing import Routing
+from microscope_tui.watch import RunView
 
 
 class AnatomyActions(PromptActions):

@@ -5,13 +5,21 @@ from collections.abc import Mapping, Sequence
 from microscope_tui.app.actions.run_screen import RunScreen
 from microscope_tui.app.renderables.charts import figure
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import words
-from microscope_tui.lines.charts.chart import SMOOTHINGS, Chart
-from microscope_tui.lines.charts.chart_layout import ChartLayout, Placed, plot_area
-from microscope_tui.lines.charts.time_scale import TimeScale
-from microscope_tui.lines.spans import Line, Span, pad, shortened
+from microscope_tui.lines import (
+    SMOOTHINGS,
+    Chart,
+    ChartLayout,
+    Line,
+    Placed,
+    Span,
+    TimeScale,
+    pad,
+    plot_area,
+    shortened,
+    words,
+)
 from microscope_tui.lines.table import time_line
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView
 
 RIBBON_FROM_ROWS = 16
 ROOMY_FROM_ROWS = 30

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from microscope_tui.app.actions.pin_actions import PinActions
 from microscope_tui.app.actions.run_screen import RunScreen
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.table.heat import order_of
-from microscope_tui.watch.moment import pin
+from microscope_tui.lines import Pattern, order_of
+from microscope_tui.watch import pin
 
 
 class LookActions(RunScreen, PinActions):

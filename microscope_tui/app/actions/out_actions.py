@@ -7,9 +7,9 @@ from microscope_tui.app import copying
 from microscope_tui.app.actions.base_screen import BaseScreen
 from microscope_tui.app.new_file import free_name, write_new
 from microscope_tui.app.widgets.rows import in_truecolor
-from microscope_tui.lines.spans import shortened
+from microscope_tui.lines import shortened
 from microscope_tui.report import export
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView
 
 
 class OutActions(BaseScreen):

@@ -3,9 +3,8 @@
 import asyncio
 
 from microscope_tui.app.actions.base_screen import BaseScreen
-from microscope_tui.runlog.discover import RunFile
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.reference import NothingToCompare, PinnedRun, Reference, aligned
+from microscope_tui.runlog import RunFile, safe_text
+from microscope_tui.watch import NothingToCompare, PinnedRun, Reference, aligned
 
 _DEBOUNCE_S = 0.1
 

@@ -15,7 +15,7 @@ from microscope_tui.app.place import (
     step_at_time,
 )
 from microscope_tui.app.prompt import COPY_CHOICES, Kind
-from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines import Pattern
 
 
 class PromptActions(OutActions):

@@ -5,7 +5,7 @@ import asyncio
 from textual.timer import Timer
 
 from microscope_tui.app.actions.base_screen import BaseScreen
-from microscope_tui.lines.axis import Axis
+from microscope_tui.lines import Axis
 
 _TICK_S = 0.25
 

@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
-from microscope_tui.lines.charts.chart import GUTTER, Chart, smoothed, tick_text
-from microscope_tui.lines.charts.time_scale import EVALUATION, RESTART, TimeScale
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import Line, Span, pad
+from microscope_tui.lines import (
+    EVALUATION,
+    GUTTER,
+    RESTART,
+    Chart,
+    Glyphs,
+    Line,
+    Span,
+    TimeScale,
+    pad,
+    smoothed,
+    tick_text,
+)
 
 _MARKERS = {Glyphs.BRAILLE: ("braille", 2), Glyphs.BLOCK: ("hd", 2), Glyphs.ASCII: ("*", 1)}
 """plotext's marker, and its dots per cell width."""

@@ -13,10 +13,8 @@ from typing import Literal
 from rich.console import Console
 
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import Line, line_width
-from microscope_tui.lines.table.heat import Heat, heat_line
-from microscope_tui.report.doctor import Cost
+from microscope_tui.lines import Glyphs, Heat, Line, heat_line, line_width
+from microscope_tui.report import Cost
 
 EXPERTS, PER_CELL, COLUMNS, LINES, TILE = 256, 3, 86, 39, 16
 """39 of the 58 layers are visible, three experts per cell."""

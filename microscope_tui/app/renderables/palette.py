@@ -12,8 +12,7 @@ from rich.style import Style
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.expert_colours import expert_style
 from microscope_tui.app.renderables.ramps import RGB
-from microscope_tui.lines.glyphs import is_calm
-from microscope_tui.lines.look import Palette
+from microscope_tui.lines import Palette, is_calm
 
 GROUND = "#0f1419"
 TEXT = "#d5d9e0"

@@ -8,8 +8,7 @@ and blue separately would turn a calm band into stripes. Fewer steps also mean f
 from collections.abc import Sequence
 from typing import TypeVar
 
-from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, HOT_LEVEL
-from microscope_tui.lines.look import Palette
+from microscope_tui.lines import CALM_FROM, CALM_TO, HOT_LEVEL, Palette
 
 RGB = tuple[int, int, int]
 Stops = Sequence[tuple[float, str]]

@@ -16,9 +16,7 @@ from textual.strip import Strip
 from microscope_tui.app.renderables import ramps
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import to_strip
-from microscope_tui.lines.glyphs import Glyphs, load_mark
-from microscope_tui.lines.look import Palette
-from microscope_tui.lines.spans import Span
+from microscope_tui.lines import Glyphs, Palette, Span, load_mark
 
 _WIDTH = 48
 _STEPS = 16

@@ -8,9 +8,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.lines.glyphs import Glyphs, spelled
-from microscope_tui.lines.look import Palette
-from microscope_tui.lines.spans import Line, Span, width_of
+from microscope_tui.lines import Glyphs, Line, Palette, Span, spelled, width_of
 
 CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
 """Fill of calm cells in 16 colours, where greys are unreliable."""

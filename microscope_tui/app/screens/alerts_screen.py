@@ -10,13 +10,10 @@ from textual.containers import Container
 from microscope_tui.app import keys
 from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.lines import Entry, Line, Pattern, Span, first_visible, pad
 from microscope_tui.lines.pages import alert_detail, alert_list
-from microscope_tui.lines.pages.alert_list import Entry
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.spans import Line, Span, pad
-from microscope_tui.lines.table.layout import first_visible
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import RunView, view_of
 
 _FRAME_LINES = 5  # header, title, track, ribbon, keys
 _AIRY_FROM_ROWS = 30

@@ -9,17 +9,32 @@ from textual.binding import BindingType
 from microscope_tui.app import keys
 from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.look import Look, Measure
+from microscope_tui.lines import (
+    Heat,
+    Line,
+    Look,
+    Measure,
+    Span,
+    Terms,
+    first_visible,
+    line_width,
+    matching,
+    pad,
+    spread,
+)
 from microscope_tui.lines.pages import compare, moments
-from microscope_tui.lines.spans import Line, Span, line_width, listed, pad, spread
-from microscope_tui.lines.table.heat import Heat, Terms
-from microscope_tui.lines.table.layers import matching
-from microscope_tui.lines.table.layout import first_visible
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.moment import Pin, pin, pin_at
-from microscope_tui.watch.reference import Reference, aligned, reference_of
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView
+from microscope_tui.lines.spans import listed
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import (
+    Pin,
+    Reference,
+    RunView,
+    RunWatch,
+    aligned,
+    pin,
+    pin_at,
+    reference_of,
+)
 
 _BRIEF_BELOW_ROWS = 16
 _AIRY_FROM_ROWS = 30

@@ -19,12 +19,8 @@ from microscope_tui.app.actions.chart_actions import (
     hidden_line,
 )
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.charts.chart_layout import arranged
-from microscope_tui.lines.charts.course_charts import course_charts, loss_answer
-from microscope_tui.lines.charts.time_scale import time_scale
-from microscope_tui.lines.spans import Span
-from microscope_tui.watch.router_health import RouterHealth, router_health
-from microscope_tui.watch.view import RunView
+from microscope_tui.lines import Span, arranged, course_charts, loss_answer, time_scale
+from microscope_tui.watch import RouterHealth, RunView, router_health
 
 _NAMES = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
 _NOTHING = RouterHealth((), ())

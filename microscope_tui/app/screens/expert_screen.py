@@ -22,15 +22,9 @@ from microscope_tui.app.actions.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.charts.chart_layout import arranged
-from microscope_tui.lines.charts.time_scale import time_scale
+from microscope_tui.lines import Line, LoadSeries, arranged, time_scale
 from microscope_tui.lines.pages import expert_card
-from microscope_tui.lines.pages.load_series import LoadSeries
-from microscope_tui.lines.spans import Line
-from microscope_tui.watch.expert_history import samples
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.watch import LayerView, RunView, RunWatch, Window, samples
 
 _NOTHING = LoadSeries(())
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160

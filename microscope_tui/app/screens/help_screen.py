@@ -11,9 +11,7 @@ from textual.screen import ModalScreen
 from microscope_tui.app import key_lines, keys
 from microscope_tui.app.renderables.palette import FAINT, GROUND
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.glossary import GLOSSARY
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.spans import Line, Span, pad, wrap
+from microscope_tui.lines import GLOSSARY, Glyphs, Line, Span, pad, wrap
 
 _READING = (
     "a row is a layer: load per expert, balance c, token entropy, dropped share",

@@ -17,16 +17,24 @@ from microscope_tui.app.actions.chart_actions import (
 )
 from microscope_tui.app.screens.expert_screen import ExpertScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import missing
-from microscope_tui.lines.charts.chart import Chart
-from microscope_tui.lines.charts.chart_layout import Placed, arranged, plot_area
-from microscope_tui.lines.charts.expert_bars import bias_bars, load_bars
-from microscope_tui.lines.charts.layer_charts import layer_charts
-from microscope_tui.lines.charts.time_scale import time_scale
-from microscope_tui.lines.pages.alert_detail import evidence
-from microscope_tui.lines.pages.expert_card import most_remarkable
-from microscope_tui.lines.spans import Line, Span, pad, spread
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.lines import (
+    Chart,
+    Line,
+    Placed,
+    Span,
+    arranged,
+    bias_bars,
+    evidence,
+    layer_charts,
+    load_bars,
+    missing,
+    most_remarkable,
+    pad,
+    plot_area,
+    spread,
+    time_scale,
+)
+from microscope_tui.watch import LayerView, RunView
 
 _EVIDENCE_SHARE = 4  # share of the screen's lines
 

@@ -12,17 +12,27 @@ from textual.containers import Horizontal
 from microscope_tui.app import keys
 from microscope_tui.app.actions.look_actions import LookActions
 from microscope_tui.app.widgets.rows import Rows, Tiles
-from microscope_tui.lines import missing
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.look import Measure
-from microscope_tui.lines.spans import Line, Span, pad, plain
+from microscope_tui.lines import (
+    Glyphs,
+    Heat,
+    Line,
+    Measure,
+    Span,
+    TableLayout,
+    expert_line,
+    first_visible,
+    fit,
+    has_legend,
+    legend,
+    matching,
+    missing,
+    pad,
+    plain,
+    terms_of,
+)
 from microscope_tui.lines.table import frame, layer_row, time_line
-from microscope_tui.lines.table.heat import Heat, terms_of
-from microscope_tui.lines.table.layers import expert_line, matching
-from microscope_tui.lines.table.layout import TableLayout, first_visible, fit
-from microscope_tui.lines.table.legend import has_legend, legend
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.view import RunView
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import RunView
 
 
 class MainScreen(LookActions):

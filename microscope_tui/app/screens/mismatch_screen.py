@@ -10,14 +10,12 @@ from textual.binding import BindingType
 from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.run_screen import RunScreen
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.lines import Line, Span, first_visible, pad, wrap
 from microscope_tui.lines.pages import mismatch
-from microscope_tui.lines.spans import Line, Span, pad, wrap
 from microscope_tui.lines.table import frame
-from microscope_tui.lines.table.layout import first_visible
-from microscope_tui.report.mismatch import compared_probes
-from microscope_tui.routing.compare import Mismatch, NotComparable
-from microscope_tui.routing.layout import FILE_NAME, BadRouting
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.report import compared_probes
+from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
+from microscope_tui.runlog import safe_text
 
 _FRAME_ROWS = 6  # header, title, two lines of text, heading of the layers, keys
 _Key = tuple[object, ...]

@@ -13,21 +13,21 @@ from microscope_tui.app.actions.pin_actions import PinActions
 from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.prompt import Kind
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.lines.pages import run_list
-from microscope_tui.lines.pattern import Pattern
-from microscope_tui.lines.spans import (
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import (
     ROLE_OF_SEVERITY,
     Line,
+    Pattern,
     Span,
+    first_visible,
     line_width,
-    listed,
     pad,
     spread,
 )
-from microscope_tui.lines.table.layout import first_visible
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.watch.run_card import RunCard
+from microscope_tui.lines.pages import run_list
+from microscope_tui.lines.spans import listed
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
 _PATIENCE_S = 1.0

@@ -10,20 +10,20 @@ from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.anatomy_actions import AnatomyActions
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.pages import slice_lines
-from microscope_tui.lines.pages.slice_table import (
+from microscope_tui.lines import (
     ExpertRow,
     NoTables,
     Ordering,
     SliceTable,
+    Span,
+    first_visible,
+    pad,
     slice_table,
 )
-from microscope_tui.lines.spans import Span, pad
-from microscope_tui.lines.table.layout import first_visible
-from microscope_tui.report.anatomy import slices_json
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import BadRouting
-from microscope_tui.watch.view import RunView
+from microscope_tui.lines.pages import slice_lines
+from microscope_tui.report import slices_json
+from microscope_tui.routing import BadRouting, Routing
+from microscope_tui.watch import RunView
 
 _AIRY_FROM_ROWS = 30
 _FRAME_LINES = 6  # header, summary, identity, two heads, keys

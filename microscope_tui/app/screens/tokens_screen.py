@@ -14,14 +14,11 @@ from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.anatomy_actions import AnatomyActions
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.lines import Busiest, Flow, Light, Place, Span
 from microscope_tui.lines.pages import token_detail, token_text
-from microscope_tui.lines.pages.token_flow import Flow, Place
-from microscope_tui.lines.pages.token_text import Busiest, Light
-from microscope_tui.lines.spans import Span
-from microscope_tui.report.anatomy import tokens_json
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import BadRouting
-from microscope_tui.watch.view import RunView
+from microscope_tui.report import tokens_json
+from microscope_tui.routing import BadRouting, Routing
+from microscope_tui.watch import RunView
 
 _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38

@@ -9,9 +9,8 @@ from textual.screen import Screen
 from microscope_tui.app import keys
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import words
-from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened
-from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.lines import Line, Span, line_width, pad, shortened, words
+from microscope_tui.runlog import safe_text
 
 
 class WaitingScreen(Screen[None]):

@@ -15,9 +15,7 @@ from textual.widget import Widget
 
 from microscope_tui.app.renderables.palette import style_of
 from microscope_tui.app.renderables.strips import cut, tiles, to_strip
-from microscope_tui.lines.glyphs import Glyphs
-from microscope_tui.lines.look import Palette
-from microscope_tui.lines.spans import Line
+from microscope_tui.lines import Glyphs, Line, Palette
 
 TILE = 16
 

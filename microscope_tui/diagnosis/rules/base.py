@@ -21,7 +21,7 @@ from microscope_tui.diagnosis.moment import expected
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.timing import ENTER_SHARE, LEAST_LINES
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class Nothing(msgspec.Struct):

@@ -10,7 +10,7 @@ from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class Memory(msgspec.Struct):

@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Rea
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
 from microscope_tui.diagnosis.signals import Signal, StepView, value_at
 from microscope_tui.diagnosis.windows import FirstValues, SummedCounts, window_steps
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _MARGIN = 1.3  # of a limit without a limit of its own for recovery
 

@@ -11,7 +11,7 @@ from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import window_steps
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _SPARSEST = 100  # with fewer lines with counts, the rule does not judge
 

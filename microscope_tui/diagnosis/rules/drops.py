@@ -4,7 +4,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Reading, Readings, graded
 from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class Drops(Rule):

@@ -9,7 +9,7 @@ from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Sever
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import median
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _EVERY, _SIZE, _RECENT, _REFRESH, _LEAST = 2, 110, 10, 5, 25
 

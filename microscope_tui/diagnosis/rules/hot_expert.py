@@ -5,7 +5,7 @@ from microscope_tui.diagnosis.inputs import BALANCE
 from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class HotExpert(Rule):

@@ -12,7 +12,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Severity
 from microscope_tui.diagnosis.rules.base import Rule
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 WRONG_SIGN = "wrong bias sign"
 """Cause: a bias update that favours the busy experts."""

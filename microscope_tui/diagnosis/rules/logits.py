@@ -8,7 +8,7 @@ from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import Signal, StepView
 from microscope_tui.diagnosis.windows import Trail, median
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _REFRESH = 5  # kept values between two medians: 20 steps
 _LEAST = 25  # kept values that make a reference: 100 steps

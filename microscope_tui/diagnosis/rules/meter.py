@@ -17,7 +17,7 @@ from microscope_tui.diagnosis.episodes import Episode
 from microscope_tui.diagnosis.reading import Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _PAIRS = ("exact", "top1", "local_rank")
 """Sources whose counts are pairs, at most one of an expert and a token."""

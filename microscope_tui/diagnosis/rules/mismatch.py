@@ -7,7 +7,7 @@ from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import Signal, StepView
 from microscope_tui.diagnosis.windows import median
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _CLEAR = 0.75
 

@@ -14,7 +14,7 @@ from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.swings import recurring, swinging, to_and_fro
 from microscope_tui.diagnosis.windows import Trail
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 _NOTICE = 8  # steps before a look in which an uneven router is noticed
 _FIRST = 200  # steps that show whether counts are logged at every step …

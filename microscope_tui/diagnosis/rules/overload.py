@@ -10,7 +10,7 @@ from microscope_tui.diagnosis.reading import Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import Signal, StepView
 from microscope_tui.diagnosis.windows import SummedCounts, median
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class Memory(msgspec.Struct):

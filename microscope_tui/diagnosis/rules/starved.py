@@ -10,7 +10,7 @@ from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Reading, Readings,
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.diagnosis.windows import SummedCounts, median, window_steps
-from microscope_tui.runlog.records import RunRecord
+from microscope_tui.runlog import RunRecord
 
 
 class Suspect(msgspec.Struct):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import Line, Span, line_width, pad, width_of
-from microscope_tui.watch.curve import Column
+from microscope_tui.watch import Column
 
 GUTTER = 7
 """Cells left of a chart, with the labels of its y axis."""

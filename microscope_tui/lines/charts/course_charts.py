@@ -4,13 +4,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis import DEFAULTS
 from microscope_tui.lines import words
 from microscope_tui.lines.charts.chart import Chart, Curve
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.router_health import RouterHealth
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import Column, RouterHealth, RunView
 
 _BEFORE = 12  # columns before an onset that give the usual value
 _LEAST = 3

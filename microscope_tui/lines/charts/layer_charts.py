@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
-from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis import DEFAULTS
 from microscope_tui.lines import missing, words
 from microscope_tui.lines.charts.chart import Chart, Curve
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.watch import LayerView, RunView
 
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:

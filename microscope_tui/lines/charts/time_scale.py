@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from microscope_tui.lines.axis import DAYS_FROM_S, Axis, axis_label
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span
-from microscope_tui.watch.history import Window
-from microscope_tui.watch.ribbon import column_of
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView, Window, column_of
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
 _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8

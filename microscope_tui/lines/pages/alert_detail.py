@@ -5,14 +5,11 @@ Without alerts: what healthy means, and how far the diagnosis has come.
 
 from collections.abc import Sequence
 
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Finding
-from microscope_tui.diagnosis.reading import EXACT
-from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis import DEFAULTS, EXACT, Advice, Finding
 from microscope_tui.lines.pages.alert_list import Entry, Standing, value_text
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, wrap
 from microscope_tui.lines.table import frame
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.watch import LayerView, RunView
 
 _LABEL = 13
 _WIDEST = 84

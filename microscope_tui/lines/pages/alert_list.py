@@ -8,9 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from microscope_tui.diagnosis.advice import Advice
-from microscope_tui.diagnosis.episodes import Finding, key_of
-from microscope_tui.diagnosis.reading import Severity
+from microscope_tui.diagnosis import Advice, Finding, Severity, key_of
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import (
@@ -24,8 +22,7 @@ from microscope_tui.lines.spans import (
     spread,
     width_of,
 )
-from microscope_tui.watch.ribbon import worst_of_columns
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView, worst_of_columns
 
 BESIDE_FROM = 100
 """Width from which the details are beside the list."""

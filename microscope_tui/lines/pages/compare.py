@@ -6,16 +6,14 @@ Numbers show how uneven a layer is; the rank correlation shows whether the same 
 import math
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis.signals import value_at
+from microscope_tui.diagnosis import value_at
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, Glyphs
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, shortened
 from microscope_tui.lines.table.heat import Heat, heat_line, values_of
 from microscope_tui.measures import rank_correlation
-from microscope_tui.runlog.records import RouterInfo
-from microscope_tui.watch.reference import Reference
-from microscope_tui.watch.summaries import balance_now
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.runlog import RouterInfo
+from microscope_tui.watch import LayerView, Reference, RunView, balance_now
 
 _GAP = 2
 _NUMBER, _CHANGE, _ARROW, _RANKS, _RANKS_IN_FULL = 4, 5, 3, 5, 10

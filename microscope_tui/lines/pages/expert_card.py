@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.episodes import Episode, Finding
+from microscope_tui.diagnosis import Episode, Finding
 from microscope_tui.lines import missing, words
 from microscope_tui.lines.charts.chart import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
-from microscope_tui.watch.curve import NAN, Column
-from microscope_tui.watch.view import LayerView, RunView
+from microscope_tui.watch import NAN, Column, LayerView, RunView
 
 _LABEL = 14
 _WIDEST_CELL = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from microscope_tui import measures
-from microscope_tui.watch.expert_history import Sample
+from microscope_tui.watch import Sample
 
 LEAST_SAMPLES = 16
 _MOST = 3

@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened, wrap
-from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
 
 _GAP = 2
 _SHARE = 6

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import Line, Span, pad, shortened, width_of
-from microscope_tui.runlog.records import StepRecord
-from microscope_tui.watch.reference import Reference
-from microscope_tui.watch.view import RunView
+from microscope_tui.runlog import StepRecord
+from microscope_tui.watch import Reference, RunView
 
 _MARK, _GAP = 4, 3
 _MOST_NAME = 32

@@ -20,9 +20,7 @@ from microscope_tui.lines.spans import (
     width_of,
 )
 from microscope_tui.lines.table.frame import STATE_ROLES
-from microscope_tui.watch.run_card import RunCard
-from microscope_tui.watch.state import RunState
-from microscope_tui.watch.verdict import Verdict
+from microscope_tui.watch import RunCard, RunState, Verdict
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
 _ENOUGH = 200

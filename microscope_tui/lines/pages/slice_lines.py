@@ -20,7 +20,7 @@ from microscope_tui.lines.spans import (
     width_of,
     wrap,
 )
-from microscope_tui.routing.layout import Tables
+from microscope_tui.routing import Tables
 
 _EXPERT, _SHARE, _GAP = 8, 7, 2
 _LEAST_CELL, _MOST_CELL = 6, 12

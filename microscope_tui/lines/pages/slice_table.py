@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from microscope_tui.routing.layout import FEWEST_EXPECTED, Tables
+from microscope_tui.routing import FEWEST_EXPECTED, Tables
 
 CHANCE_BEYOND = 0.01
 """Share of the cells that shuffled slices put beyond the noise."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from microscope_tui.runlog.safe_text import REPLACEMENT, safe_text
+from microscope_tui.runlog import REPLACEMENT, safe_text
 
 NEWLINE, RETURN, TAB, NOTHING = "↵", "␍", "→   ", "·"
 _BASE = "\N{DOTTED CIRCLE}"

@@ -9,8 +9,7 @@ from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.pages.token_cells import shown_token
 from microscope_tui.lines.pages.token_text import Busiest
 from microscope_tui.lines.spans import Line, Span, line_width, pad
-from microscope_tui.routing.file import Routing
-from microscope_tui.routing.layout import Choice
+from microscope_tui.routing import Choice, Routing
 
 _NUMBER = 5
 _WEIGHT = 5

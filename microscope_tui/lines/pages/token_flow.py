@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.lines.pages.token_cells import Piece, pieces_of
-from microscope_tui.routing.file import Routing
+from microscope_tui.routing import Routing
 
 CHUNK = 512
 _MOST_CHUNKS = 64

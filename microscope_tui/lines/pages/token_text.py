@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from microscope_tui.lines.pages.token_cells import NEWLINE, Piece
 from microscope_tui.lines.pages.token_flow import TextLine
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad, shortened, spread
-from microscope_tui.routing.file import Routing
+from microscope_tui.routing import Routing
 
 LETTERS = "abcdefg"
 _NEUTRAL = len(LETTERS)

@@ -3,10 +3,7 @@
 import math
 from collections.abc import Container, Sequence
 
-from microscope_tui.diagnosis.episodes import key_of
-from microscope_tui.diagnosis.reading import Severity
-from microscope_tui.diagnosis.standing import gathering
-from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis import DEFAULTS, Severity, gathering, key_of
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, spark
 from microscope_tui.lines.look import Measure, Order
@@ -27,9 +24,7 @@ from microscope_tui.lines.spans import (
 from microscope_tui.lines.table.heat import Heat, heat_title, is_mean
 from microscope_tui.lines.table.layer_row import curve_width
 from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, TableLayout
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.state import RunState
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import Column, RunState, RunView
 
 STATE_ROLES = {
     RunState.LIVE: "ok",

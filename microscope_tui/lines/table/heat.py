@@ -13,9 +13,8 @@ from typing import TypeVar
 from microscope_tui.lines.glyphs import load_glyph, load_level, load_mark, shade_level
 from microscope_tui.lines.look import Look, Measure, Order
 from microscope_tui.lines.spans import Line, Span, merged
-from microscope_tui.runlog.records import RunRecord
-from microscope_tui.watch.reference import Reference
-from microscope_tui.watch.view import LayerView
+from microscope_tui.runlog import RunRecord
+from microscope_tui.watch import LayerView, Reference
 
 Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
 """Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""

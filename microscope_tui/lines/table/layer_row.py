@@ -13,8 +13,7 @@ from microscope_tui.lines.look import Measure
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad
 from microscope_tui.lines.table.heat import Heat, heat_line, order_of, values_of, why_nothing
 from microscope_tui.lines.table.layout import TableLayout
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.view import LayerView
+from microscope_tui.watch import Column, LayerView
 
 FULL_DROP_BAR = 0.5
 """The drop rate that fills the bar."""

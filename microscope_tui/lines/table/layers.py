@@ -6,7 +6,7 @@ from microscope_tui.lines import missing, words
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import WORD_OF_SEVERITY
 from microscope_tui.lines.table.heat import Terms
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView
 
 
 def matching(view: RunView, pattern: Pattern) -> Sequence[int]:

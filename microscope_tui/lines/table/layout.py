@@ -7,7 +7,7 @@ the rest. What does not fit is named, never dropped silently.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import RunView
 
 MIN_COLUMNS, MIN_ROWS = 40, 10
 _MAX_CELL, _WIDE_CELL = 6, 12

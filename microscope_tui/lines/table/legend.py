@@ -10,7 +10,7 @@ from microscope_tui.lines.glyphs import Glyphs, load_glyph
 from microscope_tui.lines.look import Measure
 from microscope_tui.lines.spans import Line, Span, line_width, pad
 from microscope_tui.lines.table.heat import FULL_BIAS, Heat, ramp_glyph, why_nothing
-from microscope_tui.watch.view import LayerView
+from microscope_tui.watch import LayerView
 
 Sample = tuple[Sequence[int | None], str]
 """The levels of neighbouring cells, and their meaning."""

@@ -6,9 +6,7 @@ from microscope_tui.lines.spans import Line, Span, crop, plain
 from microscope_tui.lines.table import frame, layer_row, time_line
 from microscope_tui.lines.table.heat import Heat
 from microscope_tui.lines.table.layout import TableLayout, fit, worst_first
-from microscope_tui.watch.moment import Pin
-from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.view import RunView, view_of
+from microscope_tui.watch import Pin, RunView, RunWatch, view_of
 
 _ALL_WORDS = 9
 """Lines that hold any verdict."""

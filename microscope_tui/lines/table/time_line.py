@@ -17,8 +17,7 @@ from microscope_tui.lines.spans import (
     width_of,
 )
 from microscope_tui.lines.table.layout import TableLayout
-from microscope_tui.watch.ribbon import Mark, column_of
-from microscope_tui.watch.view import RunView
+from microscope_tui.watch import Mark, RunView, column_of
 
 _HEIGHTS = {1: "~▂", 2: "!▄", 3: "#▇", 4: "?▆"}
 _LEFT = 8  # cells before the first column, of the ribbon and of the notes
