@@ -1,7 +1,7 @@
 """What a live run costs the line: bytes to a real terminal, for one kind of run and all colours.
 
     python -m benchmarks.bandwidth [--seconds 60] [--spread 0.35] [--cv 0.075]
-        [--colours truecolor 256 16] [--budget none]
+        [--colours truecolor 256 16]
 
 The run has 58 layers x 256 experts and adds a record a second; its experts differ (log-normal
 spread of their mean loads), and every load trembles from step to step. The window is 140 x 50,
@@ -52,15 +52,13 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=0.35)
     parser.add_argument("--cv", type=float, default=0.075)
     parser.add_argument("--colours", nargs="+", choices=COLOURS, default=list(COLOURS))
-    parser.add_argument("--budget", default="")
     options = parser.parse_args()
-    more = ("--budget", options.budget) if options.budget else ()
     print("| colours | first 10 s | most in 10 s | median of 10 s | refreshed every |")
     print("|---|---|---|---|---|")
     for name in options.colours:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / name / LOG_NAME
-            sent = followed(log, options.cv, options.spread, COLOURS[name], options.seconds, more)
+            sent = followed(log, options.cv, options.spread, COLOURS[name], options.seconds)
         print(
             f"| {name} | {sent.opening / 1000:.0f} kB | {sent.most / 1000:.1f} kB/s "
             f"| {sent.median / 1000:.1f} kB/s | {sent.refreshes[0]:.1f} to "
@@ -75,7 +73,6 @@ def followed(
     spread: float,
     colours: Mapping[str, str],
     seconds: float,
-    options: tuple[str, ...] = (),
 ) -> Sent:
     """Follow a run that is written to ``log`` meanwhile; the log must not exist."""
     arguments = [str(log), "--cv", str(cv), "--spread", str(spread)]
@@ -83,7 +80,7 @@ def followed(
     steps: list[tuple[float, int]] = []
     with (
         writing("benchmarks.noisy_writer", arguments),
-        Sitting(log.parent, environment={**OVER_SSH, **colours}, options=options) as sitting,
+        Sitting(log.parent, environment={**OVER_SSH, **colours}) as sitting,
     ):
         while sitting.age < OPENING_S + seconds:
             sitting.read(_LOOK_S)

@@ -7,7 +7,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ TRUECOLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 SETTLING_S = 10.0
 _STEP = r"step ([\d,]+)"
 _HELD = r"([\d,]+) PAUSED"
-_RATE = r"net [\d.]+ "
 _AT_REST_S = 1.0  # twice the pace of the screen: what is painted by then is all there is
 _SIZES = ((20, 5), (39, 9), (40, 10), (60, 20), (80, 24), (100, 30), (140, 50), (200, 60))
 
@@ -46,9 +45,8 @@ class Sitting(Terminal):
         columns: int = COLUMNS,
         rows: int = ROWS,
         environment: Mapping[str, str] = TRUECOLOR,
-        options: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, "-m", "microscope_tui.cli", str(log), *options]
+        command = [sys.executable, "-m", "microscope_tui.cli", str(log)]
         super().__init__(command, columns=columns, rows=rows, environment=environment)
 
     def wait_until_at_rest(self, timeout: float = 120.0) -> None:
@@ -129,7 +127,7 @@ def resize_storm(log: Path, resizes: int) -> list[str]:
     sizes = random.Random(0)
     with Sitting(log, 120, 40) as fresh:
         fresh.wait_until_at_rest()
-        expected = _lines(fresh)
+        expected = fresh.text.split("\n")
     with Sitting(log, 80, 24) as sitting:
         sitting.wait_until_at_rest()
         for _ in range(resizes):
@@ -141,16 +139,10 @@ def resize_storm(log: Path, resizes: int) -> list[str]:
             return expected
         sitting.wait_until_at_rest()
         return [
-            wanted for wanted, seen in zip(expected, _lines(sitting), strict=True) if wanted != seen
+            wanted
+            for wanted, seen in zip(expected, sitting.text.split("\n"), strict=True)
+            if wanted != seen
         ]
-
-
-def _lines(sitting: Sitting) -> list[str]:
-    """The screen without the rate that was measured, which is another after a storm."""
-    lines = sitting.text.split("\n")
-    return [
-        " ".join(re.sub(_RATE, "net", line).split()) if "net " in line else line for line in lines
-    ]
 
 
 def shown_step(sitting: Sitting) -> int:

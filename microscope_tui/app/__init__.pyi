@@ -15,13 +15,6 @@ from .microscope import SCREENS as SCREENS
 from .microscope import Microscope as Microscope
 from .new_file import free_name as free_name
 from .new_file import write_new as write_new
-from .pace import COARSE_FROM as COARSE_FROM
-from .pace import INTERVALS_S as INTERVALS_S
-from .pace import REMOTE_BUDGET as REMOTE_BUDGET
-from .pace import UNLIMITED as UNLIMITED
-from .pace import Pace as Pace
-from .pace import budget_for as budget_for
-from .pace import budget_of as budget_of
 from .picture import SCREEN_NAMES as SCREEN_NAMES
 from .picture import NoPicture as NoPicture
 from .picture import Wanted as Wanted
@@ -68,8 +61,6 @@ from .session import Session as Session
 from .time_cursor import TimeCursor as TimeCursor
 from .token_place import OfExpert as OfExpert
 from .token_place import parse_token as parse_token
-from .traffic import Traffic as Traffic
-from .traffic import counting as counting
 from .widgets.rows import TILE as TILE
 from .widgets.rows import Rows as Rows
 from .widgets.rows import Tiles as Tiles

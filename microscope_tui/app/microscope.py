@@ -23,7 +23,6 @@ from microscope_tui.app.screens.help_screen import HelpScreen
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.waiting_screen import WaitingScreen
 from microscope_tui.app.session import NO_PREFERENCES, Session
-from microscope_tui.app.traffic import counting
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet
 
@@ -88,7 +87,7 @@ class Microscope(App[None]):
         self.session = Session(fleet, glyphs, preferences)
         if preferences.remember:
             recall(self.session)
-        super().__init__(driver_class=counting(self.get_driver_class(), self.session.traffic))
+        super().__init__()
         self.set_keymap(preferences.keymap)
         self.register_theme(_THEME)
         self.theme = _THEME.name

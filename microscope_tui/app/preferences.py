@@ -11,8 +11,8 @@ class Preferences:
     """By default the bell is silent and nothing is written."""
 
     palette: Palette = Palette.DIVERGING
-    budget: int | None = None
-    """Bytes per second to send to the terminal; ``None`` for unlimited."""
+    interval_s: float = 0.5
+    """Seconds between two redraws of a live run."""
     bell: bool = False
     """Ring the bell at a new critical alert."""
     remember: bool = False

@@ -1,16 +1,13 @@
 """Shared state of all screens: the runs, the open one, the step, and the view settings."""
 
 import os
-import time
 from collections.abc import Container, Hashable, Sequence
 from pathlib import Path
 
 from microscope_tui.app.anatomy import Anatomy
-from microscope_tui.app.pace import Pace
 from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
-from microscope_tui.app.traffic import Traffic
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Axis, Glyphs, Look, Pattern, SteadyLevels, shade_level
 from microscope_tui.routing import Mismatch
@@ -43,8 +40,6 @@ class Session:
         self.glyphs = glyphs
         self.preferences = preferences
         self.keymap = preferences.keymap
-        self.traffic = Traffic()
-        self.pace = Pace(preferences.budget)
         self.steady = SteadyLevels()
         self.axis = Axis.STEP
         self.smoothing = 0.0
@@ -141,10 +136,6 @@ class Session:
             return "file events"
         return f"polling: {events.reason}" if events.reason else "polling"
 
-    def keep_pace(self) -> None:
-        """Adapt the redraw interval to the bytes sent recently."""
-        self.pace.observe(self.traffic.bytes_per_s(), time.monotonic())
-
     def rings(self) -> bool:
         """Whether to ring the bell: there is a new critical alert."""
         watch = self.watch
@@ -165,7 +156,7 @@ class Session:
         """Heat levels with hysteresis against noise; exact ones for a paused step."""
         if self.paused:
             return [shade_level(ratio) for ratio in ratios]
-        return self.steady.levels((self.watch, key), ratios, self.pace.coarse, noise)
+        return self.steady.levels((self.watch, key), ratios, noise=noise)
 
     @property
     def paused(self) -> bool:

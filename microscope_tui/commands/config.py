@@ -28,7 +28,6 @@ from typing import Literal, NoReturn, get_args
 
 from platformdirs import user_config_path
 
-from microscope_tui.app import budget_of
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis import DEFAULTS, BadLimit, Criteria, Limits, changed_limits
 from microscope_tui.lines import Palette
@@ -58,10 +57,6 @@ class ViewConfig:
     color: Color = "auto"
     bell: bool = False
     """Ring the terminal's bell for a critical alert."""
-    budget: int | None = None
-    """Bytes per second to send to the terminal, 0 for unlimited; by default it depends on the
-    terminal.
-    """
     remember: bool = True
     """Save the view settings of each folder."""
 
@@ -237,8 +232,6 @@ def _view(table: Mapping[str, object]) -> ViewConfig:
             raise _BadConfig(f"[view] {safe_text(name, 40)}: no such key; {there}")
         if name in _CHOICES:
             values[name] = _choice(name, value, _CHOICES[name])
-        elif name == "budget":
-            values[name] = _budget(value)
         elif isinstance(value, bool):
             values[name] = value
         else:
@@ -254,16 +247,6 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
         there = f"{near}choose one of {', '.join(choices)}"
         raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
     return Palette(written) if name == "palette" else written
-
-
-def _budget(value: object) -> int | None:
-    written = str(value) if type(value) is int else value
-    if not isinstance(written, str):
-        raise _BadConfig(f'[view] budget is {_shown(value)}: write bytes a second, like "10k"')
-    try:
-        return budget_of(written)
-    except ValueError as error:
-        raise _BadConfig(f"[view] {error}") from error
 
 
 def _shown(value: object) -> str:

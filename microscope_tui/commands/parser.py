@@ -24,7 +24,6 @@ def watch(
     *,
     memory: str = "",
     spool: str = "",
-    budget: str = "",
     color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
     glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
     bell: Annotated[bool, Parameter(negative=())] = False,
@@ -43,10 +42,6 @@ def watch(
     spool
         Disk space for a log from standard input (an unnamed file in TMPDIR), which lets you go
         back in time: 1GB by default, 0 to disable.
-    budget
-        Bytes per second to send to the terminal, for example 10k: the screen is redrawn less
-        often (at least every 4 s) and with coarser colours. By default 10,000 over SSH and in
-        tmux or screen; ``none`` removes the limit.
     color
         How many colours to use; ``never`` is the same as NO_COLOR.
     glyphs
@@ -63,20 +58,10 @@ def watch(
         color=color or view.color,
         glyphs=glyphs or view.glyphs,
         bell=bell or view.bell,
-        budget=view.budget if (asked := _budget(budget)) is None else asked,
     )
     from microscope_tui.commands.watch import watch_with
 
     return watch_with(path, limit, replace(user, view=view), kept, reading.asked(user))
-
-
-def _budget(text: str) -> int | None:
-    from microscope_tui.app import budget_of
-
-    try:
-        return budget_of(text)
-    except ValueError as error:
-        fail(f"--{error}", USAGE)
 
 
 app = App(

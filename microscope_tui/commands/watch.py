@@ -23,11 +23,12 @@ from microscope_tui.console import (
     say,
 )
 from microscope_tui.lines import Palette, glyphs_for
-from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer
+from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import take_over_stdin
 from microscope_tui.sources import Asked, Search
 from microscope_tui.watch import Fleet, RunWatch, VerdictCache
 
+_LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
@@ -82,11 +83,11 @@ def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
 def _open(fleet: Fleet, user: UserConfig) -> int:
     view = user.view
     _prepare_terminal(view.color)
-    from microscope_tui.app import Microscope, Preferences, budget_for
+    from microscope_tui.app import Microscope, Preferences
 
     preferences = Preferences(
         palette=Palette(view.palette),
-        budget=budget_for(view.budget, os.environ),
+        interval_s=_REMOTE_S if is_remote(os.environ) else _LOCAL_S,
         bell=view.bell,
         remember=view.remember,
         keymap=keymap_from(user),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import INTERVALS_S, MainScreen, Microscope
+from microscope_tui.app import MainScreen, Microscope
 from microscope_tui.watch import Fleet
 from tests.app.sitting import latest_step, read, until
 
@@ -39,7 +39,7 @@ async def test_the_main_screen_below_another_one_is_left_alone(
         with log.open("ab") as file:
             file.write(json.dumps(make_step(41, [balanced()] * 3, 2048)).encode() + b"\n")
         await until(pilot, lambda: latest_step(app) == 41)
-        await pilot.pause(2 * INTERVALS_S[0])
+        await pilot.pause(2 * app.session.preferences.interval_s)
         assert drawn == []
         await pilot.press("escape")
         await until(pilot, lambda: drawn)

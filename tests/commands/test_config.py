@@ -108,9 +108,6 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("[view]\nglyphs = [1]\n", "[view] glyphs is [1]: choose one of auto, braille"),
         ("[view]\nbell = 1\n", "[view] bell is 1: write true or false"),
         ('[view]\nremember = "no"\n', "[view] remember is 'no': write true or false"),
-        ('[view]\nbudget = "a lot"\n', "[view] budget 'a lot': write bytes per second from 100 up"),
-        ("[view]\nbudget = 5\n", "[view] budget '5': write bytes per second from 100 up"),
-        ("[view]\nbudget = true\n", '[view] budget is True: write bytes a second, like "10k"'),
     ],
 )
 def test_a_file_that_says_nonsense_is_a_usage_error_with_its_place(
@@ -157,7 +154,6 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
         glyphs = "ascii"
         color = 256
         bell = true
-        budget = "10k"
         remember = false
         """
     )
@@ -170,16 +166,8 @@ def test_every_table_is_read_once_into_one_object(config: Any) -> None:
         glyphs="ascii",
         color="256",
         bell=True,
-        budget=10 * 1024,
         remember=False,
     )
-
-
-@pytest.mark.parametrize(
-    ("written", "budget"), [("2000", 2000), ('"2000"', 2000), ('"10kB/s"', 10240), ('""', None)]
-)
-def test_a_budget_is_a_number_or_a_text(config: Any, written: str, budget: int | None) -> None:
-    assert read_config(config(f"[view]\nbudget = {written}\n")).view.budget == budget
 
 
 def test_without_a_file_everything_is_as_it_is_by_default() -> None:

@@ -77,7 +77,7 @@ class BaseScreen(Screen[None]):
         return False
 
     def _look_again(self) -> None:
-        self.set_timer(self.session.pace.interval_s, self._look)
+        self.set_timer(self.session.preferences.interval_s, self._look)
 
     async def _look(self) -> None:
         """Redraw if the run, its state or its age in words has changed."""
@@ -88,7 +88,6 @@ class BaseScreen(Screen[None]):
             await self.redraw()
             if self.session.rings():
                 self.app.bell()
-        self.session.keep_pace()
         self._look_again()
 
     def state_now(self) -> tuple[object, ...]:

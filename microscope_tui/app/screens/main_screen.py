@@ -138,7 +138,7 @@ class MainScreen(LookActions):
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
         chosen = (session.selected, session.expert) if session.expert is not None else None
-        drawn_by = (session.look, session.steady, session.pace.coarse)
+        drawn_by = (session.look, session.steady)
         shown = (session.reference, session.time.window, *drawn_by)
         visible = tuple(self._visible(layout))
         return version, session.time.pin, layout, visible, severities, chosen, shown
@@ -183,7 +183,7 @@ class MainScreen(LookActions):
             heads.append(frame.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
         past = (session.time.past_of_pipe() or "").split(":")[0]
-        watching = [*filter(None, [past]), session.how_it_watches(), *self._net(view)]
+        watching = [*filter(None, [past]), session.how_it_watches()]
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
@@ -191,11 +191,6 @@ class MainScreen(LookActions):
         notes = time_line.notes(view, layout, session.glyphs, watching, chosen)
         self.query_one("#notes", Rows).show([notes])
         self.draw_frame(view)
-
-    def _net(self, view: RunView) -> list[str]:
-        """The bandwidth of the screen; hidden once the run has ended."""
-        counted = self.session.traffic.total and not view.state.ended
-        return [self.session.pace.words()] if counted else []
 
     def _heat(self, view: RunView) -> Heat:
         session = self.session
