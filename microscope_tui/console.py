@@ -16,7 +16,7 @@ from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import MOST_BYTES, PipedLog, RunFile, Spool, safe_text, unreadable_logs
-from microscope_tui.sources import Search, address_of, split_run
+from microscope_tui.sources import Search, split_run
 from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
 
 USAGE = 64
@@ -34,7 +34,7 @@ _LEAST_SIZE = 1 << 20
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
     """The runs that ``search`` finds; exits if its path or the runs are missing."""
     path, _ = split_run(search.root)
-    if address_of(path) is None and not path.exists():
+    if not path.exists():
         fail(f"{path}: no such file or folder; start a run, or name another path", NO_VERDICT)
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         fail(f"{path}: permission denied; ask the folder's owner for read access", NO_VERDICT)

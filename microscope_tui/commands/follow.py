@@ -31,7 +31,7 @@ from microscope_tui.report import (
     verdict_text,
 )
 from microscope_tui.runlog import NoRuns, PipedLog, RunFile, unreadable_logs
-from microscope_tui.sources import Search, address_of, split_run
+from microscope_tui.sources import Search, split_run
 from microscope_tui.watch import RunWatch
 
 POLL_S = 0.5
@@ -169,7 +169,7 @@ def _open(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
 def _newest(search: Search) -> RunFile | None:
     """The newest run, or ``None`` while waiting makes sense; else exits."""
     path, _ = split_run(search.root)
-    if address_of(path) is None and not path.exists():
+    if not path.exists():
         if not path.parent.is_dir():
             runs_at(search)  # prints the error and exits
         return None

@@ -30,8 +30,6 @@ class SourceOptions:
         Experts per token, if the source does not say it; without it no balance is computed.
     pipeline_parallel
         Pipeline stages of a Megatron run: each numbers its own layers from 0.
-    every
-        Seconds between two polls of a Prometheus address.
     """
 
     source: str = ""
@@ -39,7 +37,6 @@ class SourceOptions:
     num_experts: int | None = None
     top_k: int | None = None
     pipeline_parallel: int = 1
-    every: float = 15.0
 
     def asked(self, user: UserConfig) -> Asked:
         """The options with the mapping of the config file; exits if they cannot be used."""
@@ -54,8 +51,6 @@ class SourceOptions:
         for name, number in numbers.items():
             if number is not None and number < 1:
                 fail(f"{name} {number}: write a number from 1 up", USAGE)
-        if not 1 <= self.every <= 86_400:
-            fail(f"--every {self.every:g}: write seconds from 1 to 86,400", USAGE)
         try:
             rules = rules_of(self.map_)
         except BadMapping as error:
@@ -66,7 +61,6 @@ class SourceOptions:
             num_experts=self.num_experts,
             top_k=self.top_k,
             pipeline_parallel=self.pipeline_parallel,
-            every_s=self.every,
         )
 
 

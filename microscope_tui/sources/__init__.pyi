@@ -1,18 +1,13 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .assemble import RowRecords as RowRecords
 from .catalogue import FORMATS as FORMATS
-from .catalogue import address_of as address_of
 from .csv_table import CsvReader as CsvReader
 from .dumps import SETTLED_S as SETTLED_S
 from .exact_bytes import opened as opened
-from .exposition import Types as Types
-from .exposition import samples as samples
 from .gguf import GgufHeader as GgufHeader
 from .header import Asked as Asked
 from .header import config_number as config_number
 from .header import run_record as run_record
-from .http_poll import is_address as is_address
-from .http_poll import shown as shown
 from .imatrix import ImatrixReader as ImatrixReader
 from .jsonl import JsonlReader as JsonlReader
 from .keys import BadMapping as BadMapping
@@ -22,8 +17,6 @@ from .keys import Target as Target
 from .keys import rules_of as rules_of
 from .megatron import MegatronReader as MegatronReader
 from .mlflow import MlflowDatabaseReader as MlflowDatabaseReader
-from .prometheus import SGLANG as SGLANG
-from .prometheus import PrometheusReader as PrometheusReader
 from .reader import Record as Record
 from .reader import RecordReader as RecordReader
 from .reader import Row as Row

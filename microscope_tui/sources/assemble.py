@@ -57,8 +57,7 @@ class RowRecords(RecordReader):
 
     def wait_s(self) -> float:
         """See ``Progress``."""
-        wait = self._source.wait_s()
-        return wait if self._step is None else min(wait, COMPLETE_AFTER_S / 10)
+        return 0.0 if self._step is None else COMPLETE_AFTER_S / 10
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
@@ -239,8 +238,8 @@ class _Layout:
 
     @property
     def _names(self) -> list[str]:
-        name = "gate {}" if self._of_gates else self._source.layer_name
-        return [name.format(layer) for layer in self._layers]
+        name = "gate " if self._of_gates else "L"
+        return [f"{name}{layer}" for layer in self._layers]
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
         cells = self._unshifted(cells)

@@ -16,15 +16,6 @@ from microscope_tui.sources.header import Asked
 from microscope_tui.sources.keys import Keys
 from microscope_tui.sources.reader import RecordReader, RowReader
 
-_ADDRESS = re.compile(r"(https?):/+(?=[^/])")
-
-
-def address_of(path: Path) -> str | None:
-    """The web address that a path is; ``Path`` has merged its slashes."""
-    found = _ADDRESS.match(str(path))
-    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
-
-
 Arguments = Callable[[Path, str, Asked], Sequence[object]]
 """From a path, a run in it and the options to the arguments of a ``RowReader``."""
 
@@ -35,10 +26,6 @@ def _of_path(path: Path, run: str, asked: Asked) -> Sequence[object]:
 
 def _of_run(path: Path, run: str, asked: Asked) -> Sequence[object]:
     return path, Keys(asked.rules), run
-
-
-def _of_address(path: Path, run: str, asked: Asked) -> Sequence[object]:
-    return address_of(path) or "", Keys(asked.rules), asked.every_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +74,7 @@ class Format:
         Raises:
             OSError: it cannot be read.
         """
-        if not self.has_runs or path.is_dir():
-            return [""]
-        return cast(Sequence[str], self.module.runs(path, asked.rules))
+        return cast(Sequence[str], self.module.runs(path, asked.rules)) if self.has_runs else [""]
 
     def open(self, path: Path, run: str, name: str, asked: Asked) -> RecordReader:
         """The reader of a run at ``path``.
@@ -139,12 +124,11 @@ _FORMATS = (
     Format(
         name="mlflow",
         module_name="mlflow",
-        reader="reader_of",
+        reader="MlflowDatabaseReader",
         files=r"(?:mlflow|mlruns)\.(?:db|sqlite)",
-        reads="MLflow run folders and mlflow.db",
+        reads="MLflow's database mlflow.db",
         shows=_NAMED,
         has_runs=True,
-        folders=r"meta\.yaml",
         arguments=_of_run,
         by_mapping=True,
     ),
@@ -212,17 +196,11 @@ _FORMATS = (
         shows="shares of the first choice; its drop rates are simulated and not shown",
         live="when it is rewritten",
     ),
-    Format(
-        name="prometheus",
-        module_name="prometheus",
-        reader="PrometheusReader",
-        reads="http(s)://HOST/metrics, only when given as the path",
-        shows=_NAMED,
-        live="every 15 s (--every)",
-        arguments=_of_address,
-    ),
 )
 FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMATS}
 """Every format, in the order in which they are tried."""
-FILE_NAMES = re.compile("|".join(f"(?:{form.files}|{form.folders})" for form in _FORMATS))
-"""Names that a known writer uses: in a folder only such files are opened."""
+OF_AN_MLFLOW_FOLDER = "meta.yaml"
+FILE_NAMES = re.compile(
+    "|".join(f"(?:{form.files}|{form.folders})" for form in _FORMATS) + r"|meta\.yaml"
+)
+"""Names that a known writer uses: in a folder only such files are looked at."""

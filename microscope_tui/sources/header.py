@@ -41,8 +41,6 @@ class Asked:
     profile: str = ""
     pipeline_parallel: int = 1
     """Pipeline stages of a Megatron run."""
-    every_s: float = 15.0
-    """Seconds between two polls of a Prometheus endpoint."""
 
 
 DEFAULT = Asked()

@@ -1,7 +1,7 @@
-"""MLflow: a run in a file store (a folder) or in its SQLite database.
+"""MLflow: a run in its SQLite database, one value per metric, step and time.
 
-Both hold one value per metric, step and time. A file store has a file per metric with lines
-``timestamp value step``, a database the table ``metrics``. E and k come from the run's parameters.
+E and k come from the run's parameters. Its folders of text files are not read: MLflow itself moves
+them into a database.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,6 @@ from pathlib import Path
 from microscope_tui.runlog import BadLine
 from microscope_tui.sources.header import NUM_EXPERTS, TOP_K
 from microscope_tui.sources.keys import Keys, Rule
-from microscope_tui.sources.mlflow_folder import (
-    MlflowFolderReader,
-    folder_recognises,
-)
 from microscope_tui.sources.named_numbers import as_number, as_step, as_time
 from microscope_tui.sources.polled_table import (
     MOST_RUNS,
@@ -23,11 +19,9 @@ from microscope_tui.sources.polled_table import (
     Run,
     unique_labels,
 )
-from microscope_tui.sources.reader import Row, RowReader
+from microscope_tui.sources.reader import Row
 from microscope_tui.sources.sqlite import Database, is_database
 from microscope_tui.sources.sqlite_limits import Tables
-
-__all__ = ["MlflowDatabaseReader", "MlflowFolderReader", "recognises", "runs"]
 
 _NEEDED = {"key", "value", "timestamp", "run_uuid", "step", "is_nan"}
 _MOST_KEYS = 100_000
@@ -37,13 +31,11 @@ _REASONS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
 def recognises(path: Path, own: Sequence[Rule] = ()) -> bool:
-    """Whether it is the folder of a run, or a database, with a reading of a router.
+    """Whether it is a database of MLflow with a reading of a router.
 
     Raises:
         OSError: it cannot be read, or is a hostile database.
     """
-    if path.is_dir():
-        return folder_recognises(path, Keys(own))
     return is_database(path) and bool(runs(path, own))
 
 
@@ -53,8 +45,6 @@ def runs(path: Path, own: Sequence[Rule] = ()) -> list[str]:
     Raises:
         OSError: the file cannot be read, or is a hostile database.
     """
-    if path.is_dir():
-        return []
     return [run.label for run in Database(path).read(partial(_with_routers, own=own))]
 
 
@@ -83,13 +73,6 @@ def _runs(tables: Tables) -> list[Run]:
             f"SELECT DISTINCT run_uuid, run_uuid FROM metrics ORDER BY 1 LIMIT {MOST_RUNS}"
         )
     return unique_labels([(str(name or ""), str(run), (run,)) for run, name in pairs])
-
-
-def reader_of(path: Path, keys: Keys, run: str) -> RowReader:
-    """The reader of a run folder, or of a run in a database."""
-    return (
-        MlflowFolderReader(path, keys) if path.is_dir() else MlflowDatabaseReader(path, keys, run)
-    )
 
 
 class MlflowDatabaseReader(PolledTable):

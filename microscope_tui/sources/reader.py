@@ -116,8 +116,6 @@ class RowReader(Progress, ABC):
         self.keys = keys
         self.config: Mapping[str, object] = {}
         """The writer's configuration, as far as it was found; searched for E and k."""
-        self.layer_name = "L{}"
-        """Shown name of a router; ``{}`` is its layer."""
 
     def sample(self, count: int) -> Sequence[Row]:
         """Rows from about ``count`` places of the whole run; empty where it must be read.

@@ -7,7 +7,6 @@ content, whatever its name; in a folder only names that a known writer uses are 
 import hashlib
 import itertools
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from microscope_tui.runlog import (
     safe_text,
     why_not_a_run,
 )
-from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, Format, address_of
+from microscope_tui.sources.catalogue import FILE_NAMES, FORMATS, OF_AN_MLFLOW_FOLDER, Format
 from microscope_tui.sources.header import DEFAULT, Asked
 from microscope_tui.sources.translated import TranslatedLog
 
@@ -74,10 +73,9 @@ class Search:
         """The runs, newest first; empty while there is none yet.
 
         Raises:
-            NoRuns: the path is a single file that nothing recognises, or cannot be read.
+            NoRuns: the path is a single file that nothing recognises, or cannot be read, or a
+                folder with nothing but what is not read any more.
         """
-        if address_of(self.root) is not None:
-            return [self._of_address(self.root)]
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
             found = self._of_file(path)
@@ -97,8 +95,6 @@ class Search:
             return find_runs(path)
         tried = []
         for form in [FORMATS[named]] if named else FORMATS.values():
-            if form.name == "prometheus":
-                continue  # an address, never a file
             try:
                 if named or form.recognises(path, self.asked):
                     return self._runs_of(form, path)
@@ -123,6 +119,11 @@ class Search:
             if file.parent not in folders:
                 self._look_at(file, seen)
         runs = {run.path: run for _, found in self._seen.values() for run in found}
+        if not logs and not runs and any(map(_is_of_an_mlflow_folder, self._known.listed)):
+            raise NoRuns(
+                f"{path}: MLflow's folders are not read; make a database of them and open that: "
+                "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
+            )
         return sorted([*logs, *runs.values()], key=lambda run: (-run.modified, run.name))
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
@@ -157,14 +158,6 @@ class Search:
         origin = Foreign(form, path, run, name, self.asked)
         return RunFile(name, place, modified, size, origin=origin)
 
-    def _of_address(self, path: Path) -> RunFile:
-        """The run of an endpoint; its address is shown without credentials."""
-        from microscope_tui.sources.http_poll import shown
-
-        name = safe_text(shown(address_of(path) or "").partition("://")[2])
-        origin = Foreign(FORMATS["prometheus"], path, "", name, self.asked)
-        return RunFile(name, Path(name), time.time(), origin=origin)
-
 
 def split_run(path: Path) -> tuple[Path, str]:
     """``PATH#RUN`` as a path and a run; without a run if there is such a path."""
@@ -172,6 +165,10 @@ def split_run(path: Path) -> tuple[Path, str]:
     if not mark or path.exists() or not Path(file).exists():
         return path, ""
     return Path(file), run
+
+
+def _is_of_an_mlflow_folder(file: Path) -> bool:
+    return file.name == OF_AN_MLFLOW_FOLDER and (file.parent / "metrics").is_dir()
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:

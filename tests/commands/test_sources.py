@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from threading import Thread
 
 import pytest
 
@@ -98,7 +96,6 @@ def test_the_sources_are_listed_as_text_and_as_data(microscope: Run) -> None:
         (("--source", "excel"), "no such format"),
         (("--map", "share"), "write QUANTITY=REGEX"),
         (("--top-k", "0"), "from 1 up"),
-        (("--every", "0"), "--every 0"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_a_usage_error(
@@ -125,46 +122,3 @@ def test_coverage_reads_the_counts_of_an_importance_matrix(microscope: Run, tmp_
     for layer in json.loads(done.stdout)["layers"]:
         assert sum(expert["tokens"] for expert in layer["experts"]) == 192 * layer["top_k"]
         assert all(expert["tokens"] < 1000 for expert in layer["experts"])
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Counters of four experts that grow with every poll."""
-
-    polls = 0
-
-    def do_GET(self) -> None:
-        Endpoint.polls += 1
-        rows = (f'tokens{{layer="1",expert="{e}"}} {500 * Endpoint.polls}' for e in range(4))
-        body = "\n".join(("# TYPE tokens counter", *rows, "")).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the output of the tests stays readable."""
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    """Host and port of a metrics endpoint."""
-    server = HTTPServer(("127.0.0.1", 0), Endpoint)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_check_reads_two_polls_of_an_endpoint_and_never_shows_credentials(
-    microscope: Run, endpoint: str
-) -> None:
-    mapping = r"tokens_per_expert=tokens/layer=(?P<layer>\d+)/expert=(?P<expert>\d+)"
-    address = f"http://user:secret@{endpoint}/metrics"
-    done = microscope("check", address, "--map", mapping, "--top-k", "1", "--every", "1", "--json")
-    (run,) = json.loads(done.stdout)["runs"]
-    assert run["last_step"] == 2  # a counter needs two polls
-    assert endpoint in run["path"]
-    assert "secret" not in done.stdout + done.stderr
-    failed = microscope("check", "http://user:secret@127.0.0.1:9/metrics")
-    assert failed.returncode == 3
-    assert "refused" in failed.stdout
-    assert "secret" not in failed.stdout + failed.stderr

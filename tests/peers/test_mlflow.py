@@ -1,11 +1,9 @@
-"""MLflow itself writes; the readers give back what was logged.
+"""MLflow itself writes; the reader gives back what was logged.
 
-``python -m tests.peers.test_mlflow`` writes ``tests/sources/golden/mlflow.sql`` and
-``mlflow_folder.json`` again.
+``python -m tests.peers.test_mlflow`` writes ``tests/sources/golden/mlflow.sql`` again.
 """
 
 import importlib
-import json
 import sqlite3
 import sys
 from contextlib import closing
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, MlflowDatabaseReader
-from microscope_tui.sources.mlflow import MlflowFolderReader, recognises, runs
+from microscope_tui.sources.mlflow import recognises, runs
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
@@ -26,7 +24,6 @@ START_MS = 1_795_560_000_000
 def write(place: str) -> tuple[Any, str]:
     """Two runs of three steps in a store, the second without routers; a client, and the first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow: Any = importlib.import_module("mlflow")
         client = mlflow.MlflowClient(tracking_uri=place)
@@ -66,19 +63,6 @@ def test_what_mlflow_logged_into_a_database_comes_out(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_mlflow_logged_into_a_folder_comes_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_alone: Any
-) -> None:
-    _, first = write((tmp_path / "mlruns").as_uri())
-    path = tmp_path / "mlruns" / "0" / first
-    assert recognises(path)
-    run, steps = run_of(MlflowFolderReader(path, Keys()), monkeypatch)
-    same_as_the_run_log(steps)
-    assert run.run == "first try"
-    assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_a_growing_database_is_followed(tmp_path: Path, mlflow_alone: Any) -> None:
     pytest.importorskip("sqlalchemy")
     client, first = write(f"sqlite:///{tmp_path}/mlflow.db")
@@ -101,15 +85,6 @@ def _golden(folder: Path) -> None:
         ]
     dump = "\n".join(lines).replace(str(Path.cwd()), "/tmp/runs")
     (GOLDEN / "mlflow.sql").write_text(dump + "\n")
-    _, first = write((folder / "mlruns").as_uri())
-    run = folder / "mlruns" / "0" / first
-    files = {
-        str(path.relative_to(run)): path.read_text()
-        for path in sorted(run.rglob("*"))
-        if path.is_file()
-    }
-    text = json.dumps(files, indent=0).replace(str(folder), "/tmp/runs")
-    (GOLDEN / "mlflow_folder.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

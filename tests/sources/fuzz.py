@@ -2,8 +2,7 @@
 
 ``FORMATS`` names a function per format. What is damaged is a golden file or a file of
 ``fuzz_seeds``. Where a checksum would reject most of the damage, a function also reads the bytes
-with their checksums corrected. A folder or a series of answers is one text whose parts are
-separated by NUL, so that damage also reaches names and boundaries.
+with their checksums corrected.
 """
 
 import math
@@ -11,11 +10,9 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 from microscope_tui.runlog import RunReader, encode_record
 from microscope_tui.sources import (
@@ -28,12 +25,8 @@ from microscope_tui.sources import (
     RowRecords,
     Target,
     Unreadable,
-    assemble,
     catalogue,
     masked_crc32c,
-    mlflow,
-    prometheus,
-    rules_of,
     tensorboard,
     wandb,
 )
@@ -42,12 +35,11 @@ from tests.sources.mutate import mutated
 from tests.sources.truth import GOLDEN
 
 MOST_READS = 1000
-COUNTERS = r"tokens_per_expert=moe_total/layer=(?P<layer>\d+)/expert=(?P<expert>\d+)"
 
 
 def case(name: str, seed: int) -> bytes:
     """The bytes of one case."""
-    if name in fuzz_seeds.SEEDS:
+    if name in fuzz_seeds.NAMES:
         return mutated(fuzz_seeds.seed_of(name), seed)
     golden = sorted(GOLDEN.glob(f"{name}*"))
     return mutated(golden[seed % len(golden)].read_bytes(), seed)
@@ -90,70 +82,8 @@ def read_as(name: str, data: bytes) -> None:
             _check_message(why)
 
 
-def read_mlflow_folder(data: bytes) -> None:
-    """A run folder, followed from the first half of every file on."""
-    parts = data.split(b"\0")
-    files = [(n, text) for n, text in zip(parts[::2], parts[1::2], strict=False) if _is_inside(n)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        reader = None
-        for share in (0.5, 1.0):
-            for name, text in files:
-                _write_below(folder, name, text[: int(share * len(text))])
-            try:
-                mlflow.recognises(path)
-                reader = reader or RowRecords(
-                    _Checked(mlflow.reader_of(path, Keys(), "")), "fuzz", "fuzz", Asked()
-                )
-                _to_the_end(reader)
-            except Unreadable as why:
-                _check_message(why)
-
-
-def _is_inside(name: bytes) -> bool:
-    return b".." not in name.split(b"/") and not name.startswith(b"/")
-
-
-def _write_below(folder: str, name: bytes, content: bytes) -> None:
-    place = os.path.join(folder, os.fsdecode(name))
-    with suppress(OSError):  # damaged names: too long, empty, or below what is a file
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        _written(place, content)
-
-
-def read_prometheus(data: bytes) -> None:
-    """The answers to as many polls, without a mapping and with one."""
-    answers = data.split(b"\0")
-    for own in ((), (COUNTERS, "max_load=max_vio.*")):
-        with (
-            mock.patch.object(prometheus, "Poll", partial(_Answered, iter(answers))),
-            mock.patch.object(assemble, "COMPLETE_AFTER_S", 0.0),
-        ):
-            reader = prometheus.PrometheusReader("http://fuzz/", Keys(rules_of(own)), every=0.0)
-            records = RowRecords(_Checked(reader), "fuzz", "fuzz", Asked())
-            log = RunReader("fuzz")
-            for _ in answers:
-                try:
-                    found = records.read().records
-                except Unreadable as why:
-                    _check_message(why)
-                else:
-                    list(log.feed(b"".join(map(encode_record, found))))
-
-
-class _Answered:
-    """A poll whose answer is there."""
-
-    is_done = True
-
-    def __init__(self, answers: Iterator[bytes], address: str) -> None:
-        self.answer = lambda: next(answers)
-
-
 FORMATS: dict[str, Callable[[bytes], None]] = {
     **{name: partial(read_as, name) for name in fuzz_seeds.NAMES},
-    "mlflow-folder": read_mlflow_folder,
-    "prometheus": read_prometheus,
     "tensorboard": read_tensorboard,
     "wandb": read_wandb,
 }

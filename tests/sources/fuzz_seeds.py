@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from microscope_tui.sources import SGLANG
 from tests.sources.sqlite_writer import golden
 from tests.sources.tables import counts_row
 from tests.sources.truth import GOLDEN
@@ -57,22 +56,6 @@ def _tensorrt_llm() -> bytes:
     return save({"7_3": torch.tensor([5, 3, 0, 8], dtype=torch.int32)})
 
 
-def _mlflow_folder() -> bytes:
-    files = json.loads((GOLDEN / "mlflow_folder.json").read_text())
-    return "\0".join(part for file in files.items() for part in file).encode()
-
-
-def _prometheus() -> bytes:
-    answers = []
-    for poll in (1, 2, 3):
-        load = [(layer, e, poll * (e + 1)) for layer in (3, 12) for e in range(4)]
-        mine = [f'moe_total{{layer="{at}",expert="{e}"}} {count}' for at, e, count in load]
-        ranks = [f'{SGLANG}{{layer="{at}",le="{e}.0"}} {count}' for at, e, count in load]
-        lines = ["# TYPE moe_total counter", *mine, *ranks, f'max_vio{{layer="3"}} 0.{poll}']
-        answers.append("\n".join(lines) + "\n")
-    return "\0".join(answers).encode()
-
-
 _MAKERS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "csv": ("metrics.csv", _csv),
     "imatrix": ("imatrix.gguf", (GOLDEN / "imatrix.gguf").read_bytes),
@@ -86,11 +69,6 @@ _MAKERS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 NAMES = tuple(_MAKERS)
 """Formats of which a sound file is opened as the catalogue does."""
-_IN_PARTS: dict[str, Callable[[], bytes]] = {
-    "mlflow-folder": _mlflow_folder,  # name NUL content NUL name NUL content …
-    "prometheus": _prometheus,  # answer NUL answer …
-}
-SEEDS = (*_MAKERS, *_IN_PARTS)
 
 
 def file_name(form: str) -> str:
@@ -101,4 +79,4 @@ def file_name(form: str) -> str:
 @cache
 def seed_of(form: str) -> bytes:
     """The sound file."""
-    return _IN_PARTS[form]() if form in _IN_PARTS else _MAKERS[form][1]()
+    return _MAKERS[form][1]()

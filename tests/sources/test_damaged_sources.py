@@ -1,13 +1,11 @@
 """No bytes can hurt a reader: a sample of ``python -m benchmarks.fuzz_sources``."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import encode_record
 from microscope_tui.sources import Asked, catalogue
-from tests.sources import fuzz, fuzz_seeds
+from tests.sources import fuzz_seeds
 from tests.sources.dumped import drained, settle
 from tests.sources.fuzz import FORMATS, case
 
@@ -37,20 +35,3 @@ def test_what_is_damaged_was_sound_before(tmp_path: Path, name: str) -> None:
     for run in form.runs(path, asked):
         records = drained(form.open(path, run, "sound", asked))
         assert [record for record in records if record["kind"] == "step"]
-
-
-@pytest.mark.parametrize("name", ["mlflow-folder", "prometheus"])
-def test_what_is_damaged_in_parts_was_sound_before(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    made: list[dict[str, Any]] = []
-
-    def noted(record: dict[str, Any]) -> bytes:
-        made.append(record)
-        return encode_record(record)
-
-    monkeypatch.setattr(fuzz, "encode_record", noted)
-    fuzz.FORMATS[name](fuzz_seeds.seed_of(name))
-    counted = [r["tokens_per_expert"] for r in made if "tokens_per_expert" in r]
-    assert len(counted) >= 2
-    assert all(sum(row) for rows in counted for row in rows)

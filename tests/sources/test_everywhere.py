@@ -56,17 +56,7 @@ def trackio(folder: Path) -> None:
     base.close()
 
 
-def mlflow(folder: Path) -> None:
-    run = folder / "mlruns" / "0" / "abc"
-    for name in flat(1):
-        path = run / "metrics" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = (f"{1_000_000 + n} {flat(n)[name]} {n}\n" for n in range(1, 400))
-        path.write_text("".join(rows))
-    (run / "meta.yaml").write_text("run_name: my run\nrun_id: abc\nstatus: 3\n")
-
-
-WRITERS = {"jsonl": jsonl, "csv": csv, "trackio": trackio, "mlflow": mlflow}
+WRITERS = {"jsonl": jsonl, "csv": csv, "trackio": trackio}
 
 
 def opened(folder: Path, **asked: int) -> RunWatch:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import FORMATS, Asked, Search, address_of, split_run
+from microscope_tui.sources import FORMATS, Asked, Search, split_run
 
 GOLDEN = Path(__file__).with_name("golden")
 WANDB, IMATRIX = GOLDEN / "wandb", GOLDEN / "imatrix.gguf"
@@ -92,20 +92,20 @@ def test_a_run_in_a_file_is_named_after_a_hash(tmp_path: Path) -> None:
     assert split_run(tmp_path / "missing#run") == (tmp_path / "missing#run", "")
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("http://host:8000/metrics", "http://host:8000/metrics"),
-        ("https://host/metrics", "https://host/metrics"),
-        ("logs/http:/x", None),
-        ("http:", None),
-    ],
-)
-def test_an_address_is_told_from_a_path(text: str, address: str | None) -> None:
-    assert address_of(Path(text)) == address
+def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> None:
+    run = tmp_path / "mlruns" / "0" / "abc"
+    (run / "metrics").mkdir(parents=True)
+    (run / "meta.yaml").touch()
+    for place in (tmp_path, tmp_path / "mlruns", run):
+        with pytest.raises(
+            NoRuns, match=r"MLflow's folders are not read.*mlflow migrate-filestore"
+        ):
+            Search(place).runs()
+    shutil.copy(WANDB, tmp_path / "run-a.wandb")
+    assert kinds(tmp_path) == ["wandb"]
 
 
 def test_every_format_has_what_the_catalogue_says_of_it() -> None:
     for form in FORMATS.values():
-        assert hasattr(form.module, "recognises") or form.name == "prometheus"
+        assert hasattr(form.module, "recognises")
         assert hasattr(form.module, form.reader), form.name
