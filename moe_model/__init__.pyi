@@ -37,7 +37,6 @@ from .device import choose_device as choose_device
 from .experts import Experts as Experts
 from .experts import FeedForward as FeedForward
 from .fresh_folder import force_to_disk as force_to_disk
-from .fresh_folder import fresh_folder as fresh_folder
 from .fresh_folder import write_tensors as write_tensors
 from .generate import app as app
 from .generate import pieces as pieces

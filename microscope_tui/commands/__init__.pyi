@@ -7,7 +7,6 @@ from .config import default_config as default_config
 from .config import keymap_from as keymap_from
 from .config import limits_of as limits_of
 from .config import read_config as read_config
-from .doctor import doctor as doctor
 from .doctor import multiplexer as multiplexer
 from .keys import keys_command as keys_command
 from .keys import keys_json as keys_json
@@ -15,7 +14,6 @@ from .keys import keys_text as keys_text
 from .notify import Notifier as Notifier
 from .parser import run as run
 from .patience import Patience as Patience
-from .probe import probe as probe
 from .probe_options import ProbeOptions as ProbeOptions
 from .table import COMMANDS as COMMANDS
 from .watch import watch_with as watch_with

@@ -25,7 +25,6 @@ from .follow import Source as Source
 from .follow import open_regular_file as open_regular_file
 from .glance import Glance as Glance
 from .glance import Identity as Identity
-from .glance import glance as glance
 from .glance import identity_of as identity_of
 from .means import decode_means as decode_means
 from .overview import Overview as Overview

@@ -30,7 +30,6 @@ from moe_model import (
     Tokenizer,
     UsageError,
     character_files,
-    fresh_folder,
     read_checkpoint,
     say,
     stop_ids_of,
@@ -38,6 +37,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
+from moe_model.fresh_folder import fresh_folder
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.files import inside
 from moe_model.huggingface.read import read_tokenizer, read_weights

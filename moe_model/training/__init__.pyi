@@ -61,7 +61,6 @@ from .run import Progress as Progress
 from .run import Run as Run
 from .run import TrainingFailedError as TrainingFailedError
 from .sample import SHARDED_SAMPLE_TOKENS as SHARDED_SAMPLE_TOKENS
-from .sample import sample as sample
 from .saving import save_checkpoint as save_checkpoint
 from .setup import EVALUATION_SEQUENCES as EVALUATION_SEQUENCES
 from .setup import prepare as prepare

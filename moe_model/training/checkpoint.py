@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_model import force_to_disk, fresh_folder
+from moe_model import force_to_disk
+from moe_model.fresh_folder import fresh_folder
 
 LATEST = "latest"
 PREVIOUS = "previous"

@@ -22,7 +22,6 @@ from moe_model import (
     WEIGHTS,
     PretrainedTokenizer,
     UsageError,
-    fresh_folder,
     python_docs,
     read_text,
     say,
@@ -30,6 +29,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
+from moe_model.fresh_folder import fresh_folder
 from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama

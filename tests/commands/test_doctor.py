@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.app import cost
-from microscope_tui.commands import ask, doctor, multiplexer
+from microscope_tui.commands import ask, multiplexer
 from microscope_tui.commands import doctor as command
+from microscope_tui.commands.doctor import doctor
 
 Run = Callable[..., Any]
 KNOWS_SYNC = "\x1b[?2026;2$y"

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from benchmarks.families.tiny import build
 from microscope_tui.commands import ProbeOptions
-from microscope_tui.commands import probe as command
+from microscope_tui.commands.probe import probe as command
 from moe_model import (
     WEIGHTS,
     CharTokenizer,

@@ -23,12 +23,12 @@ from moe_model.training import (
     lost_ranks,
     make_optimizer,
     parallelize,
-    sample,
     square_norms,
     synchronised,
     whole,
     whole_weights,
 )
+from moe_model.training.sample import sample
 from tests.training.worlds import (
     CPU,
     Work,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.lines import card_text
-from microscope_tui.runlog import glance
+from microscope_tui.runlog.glance import glance
 from microscope_tui.watch import Fleet, RunCard, VerdictCache, finished_runs
 from tests.watch.test_fleet import cards, read_all, write
 

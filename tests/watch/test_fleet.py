@@ -13,8 +13,8 @@ import pytest
 from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis import RULES, Criteria
 from microscope_tui.runlog import discover as discover_module
-from microscope_tui.runlog import glance
 from microscope_tui.runlog import glance as glance_module
+from microscope_tui.runlog.glance import glance
 from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, view_of
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
