@@ -6,8 +6,7 @@ Plain text for a chat or a ticket, readable without the screen, in the same word
 import math
 
 from microscope_tui.diagnosis import Episode
-from microscope_tui.lines import WORD_OF_SEVERITY, plain, words
-from microscope_tui.lines.table import frame
+from microscope_tui.lines import WORD_OF_SEVERITY, frame, plain, words
 from microscope_tui.report import effective_experts
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import LayerView, RunView

@@ -1,7 +1,9 @@
-"""Numbers and times as a person reads them in a narrow column."""
+"""Numbers and times as a person reads them in a narrow column, and why a value is missing."""
 
 import math
 from collections.abc import Sequence
+
+from microscope_tui.watch import LayerView, RunView
 
 
 def short_number(value: float | None) -> str:
@@ -101,3 +103,33 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """``L1, L2, L3 and 5 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+NO_ENTROPY = "not measured (docs/probe.md)"
+
+
+def no_counts(view: RunView) -> str:
+    """Why no layer, or one of them, has loads per expert."""
+    if view.counts_step is not None:
+        return "no counts in this layer"
+    if view.run is not None and view.run.counts == "none":
+        return "no counts: only summaries; the probe writes counts (2 lines: docs/probe.md)"
+    return "no counts in the log; the probe writes them (2 lines: docs/probe.md)"
+
+
+def no_balance(layer: LayerView) -> tuple[str, str]:
+    """Why a layer has no collapse index, in a word or two and in a sentence."""
+    router = layer.router
+    if not router.num_experts:
+        return "E unknown", "unknown E: use --num-experts"
+    if not router.top_k:
+        return "k unknown", "top_k is unknown: use --top-k"
+    if router.num_experts <= router.top_k:
+        return "all chosen", "every token chooses all experts"
+    return "no load", "not measured: it needs counts"
+
+
+def router_size(layer: LayerView) -> str:
+    """``8 experts, top-2``."""
+    experts = f"{layer.router.num_experts:,} experts" if layer.router.num_experts else "experts ?"
+    return f"{experts}, {choices(layer.router.top_k)}"

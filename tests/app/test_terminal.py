@@ -145,7 +145,7 @@ def test_a_terminated_microscope_leaves_the_terminal_usable(
 def test_an_unexpected_error_leaves_the_terminal_usable_and_is_told(
     terminal: Start, collapsed: Path, tmp_path: Path
 ) -> None:
-    broken = "import microscope_tui.lines.table.frame as f\nf.verdict = lambda *_, **__: 1 / 0\n"
+    broken = "import microscope_tui.lines.frame as f\nf.verdict = lambda *_, **__: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
     screen = terminal(collapsed, PYTHONPATH=str(tmp_path))
     assert screen.exit_code() == 3

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Entry, Glyphs, Pattern, Standing, line_width, plain
-from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines import Entry, Glyphs, Pattern, Standing, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 
 ALL = Pattern.parse("")
@@ -27,7 +26,7 @@ def troubled(
 
 
 def entries(view: RunView, seen: Any = (), pattern: Pattern = ALL) -> list[Entry]:
-    return alert_list.entries_of(view, (), seen, pattern)
+    return alerts.entries_of(view, (), seen, pattern)
 
 
 def view_at(watch: RunWatch, step: int) -> RunView:
@@ -47,16 +46,16 @@ def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> 
 
 def test_what_begins_behind_the_shown_step_is_later(troubled: RunWatch) -> None:
     known = view_of(troubled).findings
-    found = alert_list.entries_of(view_at(troubled, 150), known, (), ALL)
+    found = alerts.entries_of(view_at(troubled, 150), known, (), ALL)
     assert [(e.finding.layers, e.standing) for e in found] == [
         (("L2",), Standing.ACTIVE),
         (("L3",), Standing.LATER),
     ]
-    layout = alert_list.fit_alerts(found, 80)
-    line = alert_list.entry_line(found[1], layout, Glyphs.BRAILLE, chosen=False)
+    layout = alerts.fit_alerts(found, 80)
+    line = alerts.entry_line(found[1], layout, Glyphs.BRAILLE, chosen=False)
     assert "later" in plain(line)
     assert {span.role for span in line if span.text.strip()} <= {"dim", "faint"}
-    early = alert_list.entries_of(view_at(troubled, 50), known, (), ALL)
+    early = alerts.entries_of(view_at(troubled, 50), known, (), ALL)
     assert [e.standing for e in early] == [Standing.LATER, Standing.LATER]
 
 
@@ -83,9 +82,9 @@ def test_alerts_that_were_seen_say_so(troubled: RunWatch) -> None:
     first, second = entries(view)
     again, other = entries(view, seen={first.key})
     assert (again.seen, other.seen) == (True, False)
-    layout = alert_list.fit_alerts([again, other], 80)
-    assert plain(alert_list.entry_line(again, layout, Glyphs.ASCII, chosen=True)).endswith("seen")
-    assert "seen" in plain(alert_detail.unfolded(again, 80, 12)[0])
+    layout = alerts.fit_alerts([again, other], 80)
+    assert plain(alerts.entry_line(again, layout, Glyphs.ASCII, chosen=True)).endswith("seen")
+    assert "seen" in plain(alerts.unfolded(again, 80, 12)[0])
     assert second.key != first.key
 
 
@@ -94,23 +93,23 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
 ) -> None:
     view = view_of(troubled)
     active, over = entries(view)
-    marks = alert_list.severities(active, view, 40)
+    marks = alerts.severities(active, view, 40)
     assert marks[:29] == [None] * 29
     assert all(mark is not None for mark in marks[30:])
     assert marks[-1] is Severity.CRITICAL
-    past = alert_list.severities(over, view, 40)
+    past = alerts.severities(over, view, 40)
     ended = max(e.recovered_at or 0 for e in over.finding.episodes)
     assert [n for n, mark in enumerate(past) if mark] == list(range(9, (ended - 2) // 10 + 1))
-    line = plain(alert_list.track(active, view, 100, 40, Glyphs.ASCII))
+    line = plain(alerts.track(active, view, 100, 40, Glyphs.ASCII))
     assert "C===" in line
     assert line.endswith("crit from 300") or "crit from" in line
-    assert line_width(alert_list.track(active, view, 60, 26, Glyphs.BRAILLE)) == 60
+    assert line_width(alerts.track(active, view, 60, 26, Glyphs.BRAILLE)) == 60
 
 
 def test_the_track_of_the_past_ends_at_the_shown_step(troubled: RunWatch) -> None:
     view = view_at(troubled, 120)
     (entry,) = entries(view)
-    marks = alert_list.severities(entry, view, 40)
+    marks = alerts.severities(entry, view, 40)
     assert [n for n, mark in enumerate(marks) if mark] == [9, 10, 11]
 
 
@@ -121,10 +120,10 @@ def test_list_and_unfolded_alert_keep_to_their_size(
 ) -> None:
     view = view_of(troubled)
     found = entries(view)
-    layout = alert_list.fit_alerts(found, width)
-    lines = [alert_list.heads(layout), alert_list.title_line(found, width, "1 to 2 of 2")]
-    lines += [alert_list.entry_line(e, layout, Glyphs.BRAILLE, chosen=True) for e in found]
-    unfolded = alert_detail.unfolded(found[0], width, height)
+    layout = alerts.fit_alerts(found, width)
+    lines = [alerts.heads(layout), alerts.title_line(found, width, "1 to 2 of 2")]
+    lines += [alerts.entry_line(e, layout, Glyphs.BRAILLE, chosen=True) for e in found]
+    unfolded = alerts.unfolded(found[0], width, height)
     assert {line_width(line) for line in [*lines, *unfolded]} == {width}
     assert len(unfolded) <= height
     assert ("more lines" in plain(unfolded[-1])) == (height == 5)
@@ -132,7 +131,7 @@ def test_list_and_unfolded_alert_keep_to_their_size(
 
 def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
     (active, over), view = entries(view_of(troubled)), view_of(troubled)
-    lines = (plain(line) for line in alert_detail.unfolded(active, 80, 30))
+    lines = (plain(line) for line in alerts.unfolded(active, 80, 30))
     text = "\n".join(" ".join(line.split()) for line in lines)
     for part in ("collapse in L3 since step 300", "why", "next", "steps 300 to 400", "alarm at"):
         assert part in text
@@ -140,7 +139,7 @@ def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
     assert "confidence exact counts" in text
     assert "the first time" in text
     assert "alarm at 326" in text
-    copied = alert_detail.copied_text(over, view)
+    copied = alerts.copied_text(over, view)
     assert copied.startswith(
         "run step 400: crit COLLAPSE, recovered\nVerdict: Router collapse in L2"
     )
@@ -151,12 +150,12 @@ def test_without_alerts_it_says_what_healthy_means_and_how_far_the_diagnosis_is(
     scenario: Callable[..., Path], open_log: Any
 ) -> None:
     watch = open_log(scenario("healthy", routers=3, steps=160) / "metrics.jsonl")
-    lines = alert_detail.no_alerts(view_of(watch), 80)
+    lines = alerts.no_alerts(view_of(watch), 80)
     text = "\n".join(map(plain, lines))
     assert {line_width(line) for line in lines} == {80}
     assert "c stays above 0.35" in text
     assert "up to step 160" in text
-    assert plain(alert_list.title_line([], 80, "")) == " alerts   none"
+    assert plain(alerts.title_line([], 80, "")) == " alerts   none"
 
 
 @pytest.mark.parametrize("columns", [100, 120, 200])
@@ -164,6 +163,6 @@ def test_a_list_beside_the_unfolded_alert_writes_severity_in_words(
     troubled: RunWatch, columns: int
 ) -> None:
     found = entries(view_of(troubled))[:1]
-    layout = alert_list.fit_alerts(found, alert_list.list_width(found, columns))
-    assert "C crit" in plain(alert_list.entry_line(found[0], layout, Glyphs.BRAILLE, chosen=False))
+    layout = alerts.fit_alerts(found, alerts.list_width(found, columns))
+    assert "C crit" in plain(alerts.entry_line(found[0], layout, Glyphs.BRAILLE, chosen=False))
     assert layout.columns <= columns - 40

@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscope_tui.lines import Glyphs, Heat, Look, Measure, Span, Terms, line_width, plain
-from microscope_tui.lines.pages import compare, moments
+from microscope_tui.lines import (
+    Glyphs,
+    Heat,
+    Look,
+    Measure,
+    Span,
+    Terms,
+    compare,
+    line_width,
+    plain,
+)
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import (
@@ -196,14 +205,14 @@ def test_every_width_is_filled_exactly_and_says_what_it_hides(make_log: Any, col
     assert ("entropy" in layout.hidden) == (not layout.entropy)
     remarks = Span("before"), Span("finished")
     for brief in (True, False):
-        lines = moments.moment_lines(view, reference, columns, remarks, brief=brief)
+        lines = compare.moment_lines(view, reference, columns, remarks, brief=brief)
         assert {line_width(line) for line in lines} == {columns}
         assert len(lines) == (2 if brief else 4)
 
 
 def test_the_moments_say_how_much_has_changed(make_log: Any) -> None:
     watch = opened(make_log())
-    lines = moments.moment_lines(
+    lines = compare.moment_lines(
         view_of(watch), at_step(watch, 10), 100, (Span("a"), Span("b")), brief=False
     )
     heads, a, b, change = (plain(line).split() for line in lines)

@@ -18,6 +18,7 @@ from microscope_tui.lines import (
     crop,
     first_visible,
     fit,
+    frame,
     line_width,
     load_glyph,
     load_level,
@@ -27,11 +28,11 @@ from microscope_tui.lines import (
     ribbon_width,
     snapshot_text,
     spark,
+    table,
     width_of,
     words,
     wrap,
 )
-from microscope_tui.lines.table import frame, layer_row
 from microscope_tui.runlog import LOG_NAME, RunFile
 from microscope_tui.scenarios import write_run
 from microscope_tui.watch import Column, RunWatch, view_of
@@ -152,11 +153,11 @@ def test_every_line_of_the_table_fits_every_window(
     view = view_of(watch, max(1, layout.spark), ribbon_width(columns))
     for layer in view.layers:
         parts = [
-            (layer_row.label(layer, layout, True), layout.label),
-            (layer_row.load(layer, layout, Heat()), layout.heat),
-            (layer_row.balance(layer, layout, glyphs), layer_row.curve_width(layout)),
-            (layer_row.entropy(layer, layout, glyphs), layer_row.curve_width(layout)),
-            (layer_row.drop(layer, layout, glyphs), layout.drop),
+            (table.label(layer, layout, True), layout.label),
+            (table.load(layer, layout, Heat()), layout.heat),
+            (table.balance(layer, layout, glyphs), table.curve_width(layout)),
+            (table.entropy(layer, layout, glyphs), table.curve_width(layout)),
+            (table.drop(layer, layout, glyphs), layout.drop),
         ]
         for lines, width in parts:
             assert [line_width(line) for line in lines] == [width] * layout.row_height
@@ -165,7 +166,7 @@ def test_every_line_of_the_table_fits_every_window(
     for lines, compact in [(3, False), (3, True), (2, True), (1, True)]:
         verdict = frame.verdict(view, columns, lines, compact=compact)
         assert [line_width(line) for line in verdict] == [columns] * lines
-    assert line_width(frame.column_heads(view, layout)) <= columns
+    assert line_width(table.column_heads(view, layout)) <= columns
     text = snapshot_text(watch, columns, 24, glyphs)
     assert all(width_of(line) <= columns for line in text.split("\n"))
     assert glyphs is not Glyphs.ASCII or text.isascii()

@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.lines import LEAST_SAMPLES, Glyphs, LoadSeries, line_width, plain, spelled
-from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines import (
+    LEAST_SAMPLES,
+    Glyphs,
+    LoadSeries,
+    expert_card,
+    line_width,
+    plain,
+    spelled,
+)
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunWatch, Sample, samples, view_of

@@ -22,19 +22,23 @@ from microscope_tui.lines import (
     Pattern,
     Standing,
     Terms,
+    alerts,
+    compare,
     condition,
     course_charts,
     entries_of,
+    expert_card,
     expert_charts,
     fit,
     fit_alerts,
+    frame,
     layer_charts,
     plain,
+    run_list,
+    table,
     terms_of,
     unfolded,
 )
-from microscope_tui.lines.pages import alert_list, compare, expert_card, run_list
-from microscope_tui.lines.table import frame
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import (
@@ -88,7 +92,7 @@ def test_every_column_of_the_main_screen(view: RunView) -> None:
     for look, columns in product(looks(), (60, 80, 100, 120, 200)):
         layout = fit(view, columns, 40)
         for terms in (terms_of(view.run, None), Terms(ranks=4)):
-            heads = plain(frame.column_heads(view, layout, Heat(look, terms)))
+            heads = plain(table.column_heads(view, layout, Heat(look, terms)))
             assert not unexplained("main", heads), heads
 
 
@@ -104,7 +108,7 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     entries = entries_of(view, (), (), Pattern.parse(""))
-    assert not unexplained("alerts", plain(alert_list.heads(fit_alerts(entries, 100))))
+    assert not unexplained("alerts", plain(alerts.heads(fit_alerts(entries, 100))))
     labels = [
         line[0].text for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1
     ]

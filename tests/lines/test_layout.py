@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.lines import TableLayout, fit, plain
-from microscope_tui.lines.table import frame
+from microscope_tui.lines import TableLayout, fit, plain, table
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunView, RunWatch, view_of
@@ -38,7 +37,7 @@ def test_a_row_uses_its_width_and_no_more(view: RunView, columns: int) -> None:
     assert used(layout) <= columns
     if columns <= 240:
         assert used(layout) >= 0.93 * columns
-    assert len(plain(frame.column_heads(view, layout))) <= columns
+    assert len(plain(table.column_heads(view, layout))) <= columns
 
 
 def test_with_more_columns_curves_shrink_only_where_the_load_grows(view: RunView) -> None:

@@ -11,17 +11,16 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Terms,
+    expert_card,
     expert_line,
     layer_charts,
     line_width,
     load_bars,
-    missing,
     plain,
     snapshot_text,
     why_nothing,
     words,
 )
-from microscope_tui.lines.pages import expert_card
 from microscope_tui.watch import RunWatch, view_of
 
 ONE = {"layers": [0], "layer_names": ["all layers"], "num_experts": 0, "top_k": None}
@@ -86,7 +85,7 @@ def test_the_charts_of_a_layer_say_what_they_need(watched: Any, summaries: RunWa
     assert "docs/probe.md" in charts["entropy"].nothing
     view = view_of(summaries)
     assert not view.layers[0].load
-    nothing = missing.no_counts(view)
+    nothing = words.no_counts(view)
     lines = load_bars(None, (40, 6), Glyphs.BRAILLE, step=1, nothing=nothing)
     assert " ".join(plain(line).strip() for line in lines).count("docs/probe.md") == 1
     assert [line_width(line) for line in lines] == [40] * 6
@@ -120,7 +119,7 @@ def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch
     across = plain(expert_card.across_layers(view, 0, 0, 80, colour=False))
     assert "no counts" in across
     assert "nowhere" not in across
-    assert missing.size(layer) == "experts ?, top-k unknown"
+    assert words.router_size(layer) == "experts ?, top-k unknown"
 
 
 def test_choices_are_spelled() -> None:

@@ -16,8 +16,8 @@ from microscope_tui.lines import (
     line_width,
     plain,
     slice_table,
+    slices,
 )
-from microscope_tui.lines.pages import slice_lines
 from microscope_tui.routing import FEWEST_EXPECTED, FILE_NAME, Routing, Tables
 from tests.probed import SLICES, class_of, texts, write_probed
 
@@ -77,14 +77,14 @@ def test_where_fewer_than_ten_pairs_are_expected_no_ratio_is_told_from_chance() 
 
 def test_a_cell_with_few_pairs_is_a_grey_dot_and_the_detail_says_why() -> None:
     found = table([[12, 88], [28, 872]])
-    layout = slice_lines.fit_slices(["a", "b"], 80, 0)
-    line = slice_lines.expert_line(found.rows[0], layout, named, chosen=False, colour=True)
+    layout = slices.fit_slices(["a", "b"], 80, 0)
+    line = slices.expert_line(found.rows[0], layout, named, chosen=False, colour=True)
     assert "·" in plain(line)
     assert "+1.6" not in plain(line)
-    said = plain(slice_lines.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
+    said = plain(slices.detail(found.rows[0], found, ["a", "b"], named, 120, 4)[0])
     assert "a +1.6 (12 of 100) few" in said
     tiny = table([[1, 8], [2800, 87200]])
-    below = plain(slice_lines.heads(layout, ["a", "b"], Ordering.NUMBER, tiny)[1])
+    below = plain(slices.heads(layout, ["a", "b"], Ordering.NUMBER, tiny)[1])
     assert "few" in below
     assert below.count("±") == 1, "a slice with few pairs of every expert has no noise to show"
 
@@ -92,7 +92,7 @@ def test_a_cell_with_few_pairs_is_a_grey_dot_and_the_detail_says_why() -> None:
 def test_without_a_baseline_nothing_is_beyond_chance() -> None:
     found = table([[900, 100], [100, 900]], noise=())
     assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
-    said = plain(slice_lines.summary(found, ["a", "b"], "L1", "1 of 1", 120))
+    said = plain(slices.summary(found, ["a", "b"], "L1", "1 of 1", 120))
     assert "no shuffled baseline" in said
     assert found.by_chance == 0.0
 
@@ -104,7 +104,7 @@ def test_a_single_slice_is_compared_with_nothing(noise: tuple[float, ...]) -> No
     found = table(counts, noise)
     assert not [cell for row in found.rows for cell in row.cells if cell.beyond]
     names = ["docs", "code"][: len(noise)]
-    said = plain(slice_lines.summary(found, names, "L1", "1 of 1", 120))
+    said = plain(slices.summary(found, names, "L1", "1 of 1", 120))
     assert "0 of 8 experts" in said
     assert "one slice: nothing to compare it with" in said
 
@@ -154,28 +154,28 @@ def test_every_line_fits_and_numbers_have_colour_only_beyond_chance(
     routing: Routing, columns: int
 ) -> None:
     found = slice_table(routing.tables, 0, len(SLICES), 16)
-    layout = slice_lines.fit_slices(SLICES, columns, 0)
+    layout = slices.fit_slices(SLICES, columns, 0)
     assert len(layout.shown) == 3
-    lines = slice_lines.heads(layout, SLICES, Ordering.TELLING, found)
+    lines = slices.heads(layout, SLICES, Ordering.TELLING, found)
     top = plain(lines[0])
     assert all(name in top for name in SLICES)
     for row in found.rows:
-        line = slice_lines.expert_line(row, layout, named, chosen=False, colour=True)
+        line = slices.expert_line(row, layout, named, chosen=False, colour=True)
         lines.append(line)
         coloured = [span for span in line if span.role.startswith(("heat:", "num:"))]
         assert len(coloured) == sum(cell.beyond for cell in row.cells)
-    lines.append(slice_lines.summary(found, SLICES, "L1", "1 of 6", columns))
+    lines.append(slices.summary(found, SLICES, "L1", "1 of 6", columns))
     names = [f"L{n}" for n in range(1, 7)]
-    lines.append(slice_lines.identity(routing.tables, 0, names, Glyphs.BRAILLE, columns))
-    lines += slice_lines.detail(found.rows[0], found, SLICES, named, columns, 5)
+    lines.append(slices.identity(routing.tables, 0, names, Glyphs.BRAILLE, columns))
+    lines += slices.detail(found.rows[0], found, SLICES, named, columns, 5)
     assert {line_width(line) for line in lines} == {columns}
 
 
 def test_without_colours_every_number_beyond_chance_is_there(routing: Routing) -> None:
     found = slice_table(routing.tables, 0, len(SLICES), 16)
-    layout = slice_lines.fit_slices(SLICES, 80, 0)
+    layout = slices.fit_slices(SLICES, 80, 0)
     for row in found.rows:
-        text = plain(slice_lines.expert_line(row, layout, named, chosen=True, colour=False))
+        text = plain(slices.expert_line(row, layout, named, chosen=True, colour=False))
         for cell in row.cells:
             if cell.beyond and cell.count:
                 assert f"{cell.ratio:+.1f}" in text
@@ -183,21 +183,21 @@ def test_without_colours_every_number_beyond_chance_is_there(routing: Routing) -
 
 def test_many_slices_are_scrolled_and_said() -> None:
     names = [f"slice-{n}" for n in range(40)]
-    layout = slice_lines.fit_slices(names, 80, 35)
+    layout = slices.fit_slices(names, 80, 35)
     assert layout.shown.stop == 40
     assert layout.hidden == 40 - len(layout.shown)
     found = table([[5, 5]] * 40, [0.1] * 40)
-    said = plain(slice_lines.heads(layout, names, Ordering.NUMBER, found)[0])
+    said = plain(slices.heads(layout, names, Ordering.NUMBER, found)[0])
     assert f"{layout.hidden} more" in said
-    wide = slice_lines.fit_slices(names, 200, 0)
-    said = plain(slice_lines.heads(wide, names, Ordering.NUMBER, found)[0])
+    wide = slices.fit_slices(names, 200, 0)
+    said = plain(slices.heads(wide, names, Ordering.NUMBER, found)[0])
     assert f"{wide.hidden} more slices" in said
 
 
 def test_the_detail_has_every_number_and_token(routing: Routing) -> None:
     found = slice_table(routing.tables, 0, len(SLICES), 16)
     row = found.ordered(Ordering.TELLING)[0]
-    text = " ".join(plain(line) for line in slice_lines.detail(row, found, SLICES, named, 120, 6))
+    text = " ".join(plain(line) for line in slices.detail(row, found, SLICES, named, 120, 6))
     for cell, size in zip(row.cells, found.sizes, strict=True):
         assert f"({cell.count:,} of {size:,})" in text
     for token_id, count, lift in row.lifts:
@@ -210,10 +210,10 @@ def test_what_identity_explains_is_shown_against_chance(routing: Routing) -> Non
     assert noise is not None
     assert value > noise
     names = [f"L{n}" for n in range(1, 7)]
-    line = slice_lines.identity(routing.tables, 0, names, Glyphs.ASCII, 120)
+    line = slices.identity(routing.tables, 0, names, Glyphs.ASCII, 120)
     assert f"explains {value:.2f}".replace("0.", ".") in plain(line)
     assert "most in L1" in plain(line)
-    none = slice_lines.identity(Tables(), 0, names, Glyphs.ASCII, 120)
+    none = slices.identity(Tables(), 0, names, Glyphs.ASCII, 120)
     assert "not measured" in plain(none)
     some = Tables(identity=[None, 0.5], identity_noise=[None, None])
-    assert "L2" in plain(slice_lines.identity(some, 1, ["L1", "L2"], Glyphs.BRAILLE, 90))
+    assert "L2" in plain(slices.identity(some, 1, ["L1", "L2"], Glyphs.BRAILLE, 90))

@@ -14,8 +14,8 @@ from microscope_tui.lines import (
     busiest,
     line_width,
     plain,
+    tokens,
 )
-from microscope_tui.lines.pages import no_probe, token_detail, token_text
 from microscope_tui.routing import FILE_NAME, Routing
 from tests.probed import CLASSES, SLICES, class_of, write_probed
 
@@ -68,7 +68,7 @@ def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
     lines = Flow(routing, 60).shown(Place(0, 0), 30)
     chosen = routing.chosen(0, 0, 500)
     here = Light(0, chosen, busiest(routing, 0), 0)
-    text = token_text.text_lines(lines, here, routing.slices, 60, letters=True)
+    text = tokens.text_lines(lines, here, routing.slices, 60, letters=True)
     assert plain(text[0]).startswith("── code ──")
     assert len(text) == 1 + 2 * (len(lines) - 1)
     for line, above, below in zip(lines[1:], text[1::2], text[2::2], strict=True):
@@ -84,14 +84,14 @@ def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
 @pytest.mark.parametrize("letters", [True, False])
 def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: bool) -> None:
     here = Light(0, routing.chosen(0, 0, 9), busiest(routing, 0), 3)
-    legend = token_text.legend(here, 16, width, letters=letters)
+    legend = tokens.legend(here, 16, width, letters=letters)
     assert line_width(legend) == width
     for at, expert in enumerate(here.busiest.shares):
         assert (f" {LETTERS[at]} {expert} " if letters else f" {expert} ") in f"{plain(legend)} "
-    only = plain(token_text.legend(light(7), 16, width, letters=letters))
+    only = plain(tokens.legend(light(7), 16, width, letters=letters))
     assert "only expert" in only
     assert "largest weight" in only
-    title = token_text.title(routing, 5, 1600, width, (4, 5))
+    title = tokens.title(routing, 5, 1600, width, (4, 5))
     assert line_width(title) == width
     assert plain(title).startswith("  L6 6 of 6   token 1,600 of ")
     assert "slice prose" in plain(title) or width < 80
@@ -100,9 +100,9 @@ def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: boo
 @pytest.mark.parametrize("rows", [6, 16, 20, 50])
 @pytest.mark.parametrize("width", [25, 37])
 def test_the_panel_holds_the_choice_and_fits(routing: Routing, rows: int, width: int) -> None:
-    detail = token_detail.detail_of(routing, 2, 1200)
+    detail = tokens.detail_of(routing, 2, 1200)
     busy = busiest(routing, 2)
-    lines = token_detail.panel(routing, detail, busy, Glyphs.BRAILLE, width, rows)
+    lines = tokens.panel(routing, detail, busy, Glyphs.BRAILLE, width, rows)
     assert len(lines) <= rows
     assert {line_width(line) for line in lines} == {width}
     text = "\n".join(plain(line) for line in lines)
@@ -117,8 +117,8 @@ def test_the_panel_holds_the_choice_and_fits(routing: Routing, rows: int, width:
 
 
 def test_the_brief_panel_has_the_choice_and_the_layers(routing: Routing) -> None:
-    detail = token_detail.detail_of(routing, 2, 1200)
-    lines = token_detail.brief(detail, routing, 60)
+    detail = tokens.detail_of(routing, 2, 1200)
+    lines = tokens.brief(detail, routing, 60)
     assert [line_width(line) for line in lines] == [60, 60, 60]
     assert str(detail.choice.experts[0]) in plain(lines[0])
     assert "margin" in plain(lines[1])
@@ -126,27 +126,27 @@ def test_the_brief_panel_has_the_choice_and_the_layers(routing: Routing) -> None
 
 
 def test_what_was_not_measured_is_said(routing: Routing) -> None:
-    detail = token_detail.detail_of(routing, 0, 5)
-    unknown = token_detail.Choice((), (), float("nan"), float("nan"))
-    bare = token_detail.TokenDetail(5, b"", 1, 0, [unknown] * 6, 0)
+    detail = tokens.detail_of(routing, 0, 5)
+    unknown = tokens.Choice((), (), float("nan"), float("nan"))
+    bare = tokens.TokenDetail(5, b"", 1, 0, [unknown] * 6, 0)
     text = "\n".join(
         plain(line)
-        for line in token_detail.panel(routing, bare, busiest(routing, 0), Glyphs.ASCII, 30, 20)
+        for line in tokens.panel(routing, bare, busiest(routing, 0), Glyphs.ASCII, 30, 20)
     )
     assert text.count("unknown") == 2
     assert "none chosen" in text
-    infinite = token_detail.Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
-    odd = token_detail.TokenDetail(5, b"\x1b[2J", 1, 0, [infinite] * 6, 0)
-    shown = token_detail.panel(routing, odd, busiest(routing, 0), Glyphs.BRAILLE, 30, 20)
+    infinite = tokens.Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
+    odd = tokens.TokenDetail(5, b"\x1b[2J", 1, 0, [infinite] * 6, 0)
+    shown = tokens.panel(routing, odd, busiest(routing, 0), Glyphs.BRAILLE, 30, 20)
     assert "\x1b" not in "".join(plain(line) for line in shown)
     assert detail.choice.experts
 
 
 def test_without_a_probe_two_lines_tell_how_to_make_one() -> None:
-    said = [plain(line) for line in no_probe.lines(80)]
+    said = [plain(line) for line in tokens.without_probe(80)]
     assert len([line for line in said if line]) == 2
     assert "moe-microscope probe MODEL TEXT" in said[2]
-    assert "cut off" in plain(no_probe.lines(80, "it is cut off")[1])
+    assert "cut off" in plain(tokens.without_probe(80, "it is cut off")[1])
 
 
 def test_the_planted_classes_cover_the_tokens_of_the_tests() -> None:

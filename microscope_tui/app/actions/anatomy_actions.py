@@ -5,8 +5,7 @@ from microscope_tui.app.place import BadPlace
 from microscope_tui.app.prompt import Kind
 from microscope_tui.app.token_place import OfExpert, parse_token
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines.pages import no_probe
-from microscope_tui.lines.table import frame
+from microscope_tui.lines import frame, tokens
 from microscope_tui.routing import Routing
 from microscope_tui.watch import RunView
 
@@ -43,7 +42,7 @@ class AnatomyActions(PromptActions):
         """Without a probe: how to make one."""
         anatomy = self.session.anatomy
         empty = anatomy.routing is not None
-        lines = no_probe.lines(self.room.width, anatomy.problem, empty=empty)
+        lines = tokens.without_probe(self.room.width, anatomy.problem, empty=empty)
         for rows in self.query(Rows).results(Rows):
             if rows.id not in ("header", "keys"):
                 rows.show([])

@@ -15,8 +15,7 @@ from microscope_tui.app.keymap import bindings_of
 from microscope_tui.app.prompt import Prompt
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Line, Span, pad, words
-from microscope_tui.lines.table import frame, time_line
+from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Line, Span, frame, pad, time_line, words
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunView
 

@@ -16,9 +16,9 @@ from microscope_tui.lines import (
     pad,
     plot_area,
     shortened,
+    time_line,
     words,
 )
-from microscope_tui.lines.table import time_line
 from microscope_tui.watch import RunView
 
 RIBBON_FROM_ROWS = 16

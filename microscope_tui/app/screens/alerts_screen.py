@@ -10,8 +10,7 @@ from textual.containers import Container
 from microscope_tui.app import keys
 from microscope_tui.app.actions.prompt_actions import PromptActions
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Entry, Line, Pattern, Span, first_visible, pad
-from microscope_tui.lines.pages import alert_detail, alert_list
+from microscope_tui.lines import Entry, Line, Pattern, Span, alerts, first_visible, pad
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunView, view_of
 
@@ -59,7 +58,7 @@ class AlertsScreen(PromptActions):
             return
         self._take(view)
         visible = self._draw_alerts(view, columns, rows)
-        title = alert_list.title_line(self._entries, columns, self._title(visible))
+        title = alerts.title_line(self._entries, columns, self._title(visible))
         self.query_one("#alerts-title", Rows).show([title])
         self.draw_frame(view)
 
@@ -68,7 +67,7 @@ class AlertsScreen(PromptActions):
         watch, session = self.session.watch, self.session
         pinned = watch is not None and not session.time.following
         known = view_of(watch, 1, 1, None, range(0)).findings if watch and pinned else ()
-        entries = alert_list.entries_of(view, known, session.seen, self._pattern)
+        entries = alerts.entries_of(view, known, session.seen, self._pattern)
         if self._chosen is None:
             self._at = next((n for n, e in enumerate(entries) if self._is_here(e)), 0)
         else:
@@ -93,10 +92,10 @@ class AlertsScreen(PromptActions):
     def _draw_alerts(self, view: RunView, columns: int, rows: int) -> int:
         """Draw the list and the chosen alert; returns how many alerts fit."""
         entries, glyphs = self._entries, self.session.glyphs
-        beside = columns >= alert_list.BESIDE_FROM and bool(entries)
+        beside = columns >= alerts.BESIDE_FROM and bool(entries)
         airy = rows >= _AIRY_FROM_ROWS
         room = rows - _FRAME_LINES - 2 * airy
-        width = alert_list.list_width(entries, columns) if beside else columns
+        width = alerts.list_width(entries, columns) if beside else columns
         height = room if beside or not entries else self._list_lines(room)
         self.set_class(beside, "beside")
         self.set_class(airy, "airy")
@@ -107,22 +106,20 @@ class AlertsScreen(PromptActions):
             detail.show([])
             self.query_one("#track", Rows).show([])
             return height
-        layout, visible = alert_list.fit_alerts(entries, width), height - 1
+        layout, visible = alerts.fit_alerts(entries, width), height - 1
         self._first = first_visible(visible, self._at, self._first, len(entries))
         shown = entries[self._first : self._first + visible]
-        lines = [alert_list.heads(layout)]
+        lines = [alerts.heads(layout)]
         for at, entry in enumerate(shown, self._first):
-            lines.append(alert_list.entry_line(entry, layout, glyphs, chosen=at == self._at))
+            lines.append(alerts.entry_line(entry, layout, glyphs, chosen=at == self._at))
         list_.show(lines)
         chosen = entries[self._at]
         gap = _GAP if beside else 1
         size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
-        unfolded = [[Span(" " * gap), *line] for line in alert_detail.unfolded(chosen, *size)]
+        unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
         detail.show(unfolded if beside else [[], *unfolded])
         cells = self.ribbon_columns()
-        self.query_one("#track", Rows).show(
-            [alert_list.track(chosen, view, columns, cells, glyphs)]
-        )
+        self.query_one("#track", Rows).show([alerts.track(chosen, view, columns, cells, glyphs)])
         return visible
 
     def _list_lines(self, room: int) -> int:
@@ -132,7 +129,7 @@ class AlertsScreen(PromptActions):
 
     def _nothing(self, view: RunView, columns: int) -> list[Line]:
         if not self._pattern.text:
-            return alert_detail.no_alerts(view, columns)
+            return alerts.no_alerts(view, columns)
         text = f"  no alert matches /{safe_text(self._pattern.text, 60)}"
         return [pad([], columns), pad([Span(text, "dim")], columns)]
 
@@ -157,7 +154,7 @@ class AlertsScreen(PromptActions):
         if what != "verdict" or entry is None or view is None:
             super().copy(what)
             return
-        self.put_in_clipboard(alert_detail.copied_text(entry, view), entry.finding.rule)
+        self.put_in_clipboard(alerts.copied_text(entry, view), entry.finding.rule)
 
     async def action_move(self, by: int) -> None:
         """Choose another alert."""

@@ -16,13 +16,13 @@ from microscope_tui.lines import (
     Measure,
     Span,
     Terms,
+    compare,
     first_visible,
     line_width,
     matching,
     pad,
     spread,
 )
-from microscope_tui.lines.pages import compare, moments
 from microscope_tui.lines.spans import listed
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import (
@@ -91,7 +91,7 @@ class CompareScreen(LookActions):
         at = self.position()
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= _AIRY_FROM_ROWS
         remarks = self._remark(view, reference), Span(self.moment(view), "accent")
-        top = moments.moment_lines(view, reference, columns, remarks, brief=brief)
+        top = compare.moment_lines(view, reference, columns, remarks, brief=brief)
         self._show_top([[], *top, []] if airy else top)
         body = rows - 5 - (len(top) + 2 if airy else len(top))
         layout = compare.fit_compare(view, reference, columns, body, len(self.layers_shown))

@@ -22,8 +22,7 @@ from microscope_tui.app.actions.chart_actions import (
 )
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Line, LoadSeries, arranged, time_scale
-from microscope_tui.lines.pages import expert_card
+from microscope_tui.lines import Line, LoadSeries, arranged, expert_card, time_scale
 from microscope_tui.watch import LayerView, RunView, RunWatch, Window, samples
 
 _NOTHING = LoadSeries(())

@@ -27,12 +27,12 @@ from microscope_tui.lines import (
     evidence,
     layer_charts,
     load_bars,
-    missing,
     most_remarkable,
     pad,
     plot_area,
     spread,
     time_scale,
+    words,
 )
 from microscope_tui.watch import LayerView, RunView
 
@@ -98,7 +98,7 @@ class LayerScreen(ChartActions):
         left = [
             Span(f"  {router.name}", "title"),
             Span(f"  {layer.index + 1} of {len(view.layers)} layers", "dim"),
-            Span(f"   {missing.size(layer)}", "dim"),
+            Span(f"   {words.router_size(layer)}", "dim"),
         ]
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))
@@ -146,7 +146,7 @@ class LayerScreen(ChartActions):
             step=step,
             chosen=chosen,
             focused=focused,
-            nothing=missing.no_counts(view),
+            nothing=words.no_counts(view),
         )
 
     def _layer(self) -> LayerView | None:

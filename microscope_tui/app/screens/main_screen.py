@@ -22,15 +22,17 @@ from microscope_tui.lines import (
     expert_line,
     first_visible,
     fit,
+    frame,
     has_legend,
     legend,
     matching,
-    missing,
     pad,
     plain,
+    table,
     terms_of,
+    time_line,
+    words,
 )
-from microscope_tui.lines.table import frame, layer_row, time_line
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunView
 
@@ -154,7 +156,7 @@ class MainScreen(LookActions):
     async def _arrange(self, layout: TableLayout) -> None:
         """Set the width of every part; Textual lays out again only on a change."""
         await self.query_one(Tiles).fit(layout.heat)
-        curve = layer_row.curve_width(layout)
+        curve = table.curve_width(layout)
         widths = {
             "#label": layout.label,
             "#load": layout.heat,
@@ -178,9 +180,9 @@ class MainScreen(LookActions):
             verdict[-1] = samples
         self.query_one("#verdict", Rows).show(verdict, session.look.palette)
         self.query_one("#legend", Rows).show([samples], session.look.palette)
-        heads = [frame.column_heads(view, layout, heat, session.recent().steps)]
+        heads = [table.column_heads(view, layout, heat, session.recent().steps)]
         if layout.numbered:
-            heads.append(frame.expert_numbers(view, layout, heat))
+            heads.append(table.expert_numbers(view, layout, heat))
         self.query_one("#heads", Rows).show(heads)
         past = (session.time.past_of_pipe() or "").split(":")[0]
         watching = [*filter(None, [past]), session.how_it_watches()]
@@ -188,7 +190,9 @@ class MainScreen(LookActions):
         if not chosen and session.filter.text:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
-        notes = time_line.notes(view, layout, session.glyphs, watching, chosen)
+        notes = time_line.notes(
+            view, layout.columns, layout.hidden, session.glyphs, watching, chosen
+        )
         self.query_one("#notes", Rows).show([notes])
         self.draw_frame(view)
 
@@ -201,7 +205,7 @@ class MainScreen(LookActions):
         """What the colours of the cells mean, where there are cells; else why there are none."""
         room = layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
-            return pad([Span(f" {missing.no_counts(view)}", "faint")], layout.columns)
+            return pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
         if not has_legend(heat, view.layers):
             return pad([], layout.columns)
         return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]
@@ -211,9 +215,9 @@ class MainScreen(LookActions):
         visible = [view.layers[index] for index in self._visible(layout)]
         self._draw_labels(view, layout)
         parts: dict[str, list[Line]] = {
-            "#balance": _flat(layer_row.balance(row, layout, glyphs, cursor) for row in visible),
-            "#entropy": _flat(layer_row.entropy(row, layout, glyphs, cursor) for row in visible),
-            "#drop": _flat(layer_row.drop(layer, layout, glyphs) for layer in visible),
+            "#balance": _flat(table.balance(row, layout, glyphs, cursor) for row in visible),
+            "#entropy": _flat(table.entropy(row, layout, glyphs, cursor) for row in visible),
+            "#drop": _flat(table.drop(layer, layout, glyphs) for layer in visible),
         }
         for selector, lines in parts.items():
             self.query_one(selector, Rows).show(lines)
@@ -224,7 +228,7 @@ class MainScreen(LookActions):
             if heat.look.measure is Measure.BIAS:
                 noise = 0.0  # a state of the router, not of a step
             steady = replace(heat, levels=partial(session.levels, noise=noise))
-            loads += layer_row.load(mean, layout, steady, chosen.get(layer.index))
+            loads += table.load(mean, layout, steady, chosen.get(layer.index))
         if not visible:
             loads = [pad([Span("no layer matches", "dim")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
@@ -233,7 +237,7 @@ class MainScreen(LookActions):
         chosen = self.session.selected
         visible = [view.layers[index] for index in self._visible(layout)]
         self.query_one("#label", Rows).show(
-            _flat(layer_row.label(layer, layout, layer.index == chosen) for layer in visible)
+            _flat(table.label(layer, layout, layer.index == chosen) for layer in visible)
         )
 
 

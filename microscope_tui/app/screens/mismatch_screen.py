@@ -10,9 +10,7 @@ from textual.binding import BindingType
 from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.run_screen import RunScreen
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Line, Span, first_visible, pad, wrap
-from microscope_tui.lines.pages import mismatch
-from microscope_tui.lines.table import frame
+from microscope_tui.lines import Line, Span, first_visible, frame, mismatch, pad, wrap
 from microscope_tui.report import compared_probes
 from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
 from microscope_tui.runlog import safe_text

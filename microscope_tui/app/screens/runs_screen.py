@@ -22,9 +22,9 @@ from microscope_tui.lines import (
     first_visible,
     line_width,
     pad,
+    run_list,
     spread,
 )
-from microscope_tui.lines.pages import run_list
 from microscope_tui.lines.spans import listed
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunCard

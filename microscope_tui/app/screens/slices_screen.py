@@ -19,8 +19,8 @@ from microscope_tui.lines import (
     first_visible,
     pad,
     slice_table,
+    slices,
 )
-from microscope_tui.lines.pages import slice_lines
 from microscope_tui.report import slices_json
 from microscope_tui.routing import BadRouting, Routing
 from microscope_tui.watch import RunView
@@ -81,12 +81,12 @@ class SlicesScreen(AnatomyActions):
         detail_rows = 6 if airy else 3
         self._visible = max(1, rows - _FRAME_LINES - detail_rows - 3 * airy)
         self._first = first_visible(self._visible, self._at, self._first, len(self._order))
-        layout = slice_lines.fit_slices(names, columns, self._first_slice)
+        layout = slices.fit_slices(names, columns, self._first_slice)
         self._first_slice = layout.shown.start
         shown = self._order[self._first : self._first + self._visible]
         spare = self._visible - len(shown)
         lines = [
-            slice_lines.expert_line(
+            slices.expert_line(
                 row,
                 layout,
                 anatomy.name_of,
@@ -95,7 +95,7 @@ class SlicesScreen(AnatomyActions):
             )
             for at, row in enumerate(shown, self._first)
         ]
-        heads = slice_lines.heads(layout, names, self._ordering, table)
+        heads = slices.heads(layout, names, self._ordering, table)
         self._show_top(routing, table)
         self.query_one("#slice-heads", Rows).show(heads)
         part = self.query_one("#slice-rows", Rows)
@@ -112,17 +112,15 @@ class SlicesScreen(AnatomyActions):
         part.styles.height = rows
         if self._order:
             named, row = self.session.anatomy.name_of, self._order[self._at]
-            lines = slice_lines.detail(row, table, names, named, columns, rows - blank)
+            lines = slices.detail(row, table, names, named, columns, rows - blank)
             part.show([pad([], columns)] * blank + lines)
 
     def _show_top(self, routing: Routing, table: SliceTable) -> None:
         layer, shape, columns = self.session.anatomy.layer, routing.shape, self.room.width
         at, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
         top = [
-            slice_lines.summary(table, routing.slices, name, at, columns),
-            slice_lines.identity(
-                routing.tables, layer, shape.layer_names, self.session.glyphs, columns
-            ),
+            slices.summary(table, routing.slices, name, at, columns),
+            slices.identity(routing.tables, layer, shape.layer_names, self.session.glyphs, columns),
         ]
         self.query_one("#slice-top", Rows).show(top)
 

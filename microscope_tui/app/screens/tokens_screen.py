@@ -14,8 +14,7 @@ from microscope_tui.app import probe_keys
 from microscope_tui.app.actions.anatomy_actions import AnatomyActions
 from microscope_tui.app.session import Session
 from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Busiest, Flow, Light, Place, Span
-from microscope_tui.lines.pages import token_detail, token_text
+from microscope_tui.lines import Busiest, Flow, Light, Place, Span, tokens
 from microscope_tui.report import tokens_json
 from microscope_tui.routing import BadRouting, Routing
 from microscope_tui.watch import RunView
@@ -88,17 +87,17 @@ class TokensScreen(AnatomyActions):
         height = body if beside else body - _BRIEF_ROWS
         width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
         light = self._draw_text(routing, layer, token, width, height)
-        detail = token_detail.detail_of(routing, layer, token)
+        detail = tokens.detail_of(routing, layer, token)
         part = self.query_one("#token-panel", Rows)
         part.styles.width, part.styles.height = (panel, body) if beside else (columns, _BRIEF_ROWS)
         if beside:
             size = (panel - 1, body)
-            part.show(token_detail.panel(routing, detail, light.busiest, session.glyphs, *size))
+            part.show(tokens.panel(routing, detail, light.busiest, session.glyphs, *size))
         else:
-            part.show(token_detail.brief(detail, routing, columns))
-        title = token_text.title(routing, layer, token, columns, light.choice(token))
+            part.show(tokens.brief(detail, routing, columns))
+        title = tokens.title(routing, layer, token, columns, light.choice(token))
         experts = routing.shape.num_experts
-        legend = token_text.legend(light, experts, columns, letters=self.letters)
+        legend = tokens.legend(light, experts, columns, letters=self.letters)
         self.query_one("#token-title", Rows).show([title])
         self.query_one("#token-legend", Rows).show([legend])
 
@@ -121,14 +120,14 @@ class TokensScreen(AnatomyActions):
         )
         part = self.query_one("#token-text", Rows)
         part.styles.width, part.styles.height = width + _MARGIN + _GAP, height
-        text = token_text.text_lines(lines, light, routing.slices, width, letters=self.letters)
+        text = tokens.text_lines(lines, light, routing.slices, width, letters=self.letters)
         part.show([[Span(" " * _MARGIN), *line] for line in text][:height])
         return light
 
     def _busiest_of(self, routing: Routing, layer: int) -> Busiest:
         known = self._busiest
         if known is None or known[:2] != (routing, layer):
-            known = self._busiest = (routing, layer, token_text.busiest(routing, layer))
+            known = self._busiest = (routing, layer, tokens.busiest(routing, layer))
         return known[2]
 
     def as_json(self, view: RunView) -> str:

@@ -1,4 +1,4 @@
-"""The heatmap of one layer: from numbers to levels of cells.
+"""The heatmap: display choices, from numbers to levels of cells, and its legend.
 
 Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
 around 1; shares are levels from low to high. If several experts share a cell it shows the most
@@ -7,14 +7,92 @@ extreme one, never the mean.
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import groupby
 from typing import TypeVar
 
-from microscope_tui.lines.glyphs import load_glyph, load_level, load_mark, shade_level
-from microscope_tui.lines.look import Look, Measure, Order
-from microscope_tui.lines.spans import Line, Span, merged
+from microscope_tui.lines.glyphs import Glyphs, load_glyph, load_level, load_mark, shade_level
+from microscope_tui.lines.spans import Line, Span, line_width, merged, pad
 from microscope_tui.runlog import RunRecord
 from microscope_tui.watch import LayerView, Reference
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+class Palette(StrEnum):
+    """Colours of the loads; only ``diverging`` is calm at the fair share."""
+
+    DIVERGING = "diverging"
+    VIRIDIS = "viridis"
+    CIVIDIS = "cividis"
+    GREY = "grey"
+
+
+class Measure(StrEnum):
+    """What a cell of the heatmap measures."""
+
+    LOAD = "load"
+    """Multiples of the fair share, on a log2 scale with a calm band around 1."""
+    SHARE = "share"
+    """Share of the tokens that chose the expert, linear."""
+    LOG_SHARE = "log share"
+    """The same, one level per octave."""
+    BIAS = "bias"
+    """The expert's bias, as the distance from the mean of its layer."""
+    OVERFLOW = "over capacity"
+    """Share of the tokens that chose the expert and found it full."""
+    RANKS = "load per rank"
+    """Load of the expert-parallel devices."""
+    DIFFERENCE = "difference"
+    """Load now as a multiple of the load at the reference."""
+
+
+class Order(StrEnum):
+    """Order of the experts in a layer."""
+
+    ID = "id"
+    LOAD = "load"
+    GROUP = "group"
+    """Overloaded, fair, starving, dead; by number within each: stable while loads fluctuate."""
+
+
+SCALES = (Measure.LOAD, Measure.SHARE, Measure.LOG_SHARE)
+OVERLAYS = (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The display choices of a session."""
+
+    measure: Measure = Measure.LOAD
+    order: Order = Order.ID
+    palette: Palette = Palette.DIVERGING
+
+    def next_scale(self) -> "Look":
+        """Load, share, log share."""
+        return replace(self, measure=_after(self.measure, SCALES))
+
+    def next_overlay(self) -> "Look":
+        """Load, bias, overflow, ranks."""
+        return replace(self, measure=_after(self.measure, OVERLAYS))
+
+    def next_order(self) -> "Look":
+        """By number, by load, in groups."""
+        return replace(self, order=_after(self.order, tuple(Order)))
+
+    def next_palette(self) -> "Look":
+        """The next palette."""
+        return replace(self, palette=_after(self.palette, tuple(Palette)))
+
+    def compared(self, on: bool) -> "Look":
+        """With the reference, or without."""
+        return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
+
+
+def _after(now: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
+    return choices[(choices.index(now) + 1) % len(choices)] if now in choices else choices[0]
+
 
 Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
 """Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
@@ -257,3 +335,83 @@ def _ramp(level: int, cell: int, colour: bool) -> str:
         return " " * cell
     glyph = ramp_glyph(level)
     return glyph * cell if cell == 1 else glyph * (cell - 1) + " "
+
+
+Sample = tuple[Sequence[int | None], str]
+"""The levels of neighbouring cells, and their meaning."""
+
+_RATIO_SAMPLES: Sequence[Sample] = (
+    *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),
+    *(((4,), "2"), ((8,), "4"), ((14,), "11 x fair")),
+)
+_SHARE_SAMPLES: Sequence[Sample] = (
+    ((0,), "0"),
+    ((4,), "25"),
+    ((8,), "50"),
+    ((12,), "75"),
+    ((15,), "100 %"),
+)
+_OCTAVE_SAMPLES: Sequence[Sample] = (
+    *(((0,), "0"), ((5,), ".1"), ((8,), ".8"), ((11,), "6"), ((13,), "25"), ((15,), "100 %")),
+)
+_LEGEND_ASCII = {"¼": ".25", "½": ".5"}
+_LEGEND_GAP = 2
+
+
+def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
+    """The samples in exactly ``width`` cells: with all values, with the ends, or nothing."""
+    samples = _legend_samples(heat.look.measure)
+    for chosen, gap in ((samples, _LEGEND_GAP), (samples, 1), (_fewer(samples), 1)):
+        line = _legend_line(chosen, heat, gap, glyphs)
+        if line_width(line) <= width:
+            return pad(line, width)
+    return pad([], width)
+
+
+def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
+    """Whether any layer has cells."""
+    return any(why_nothing(layer, heat.look, heat.terms) is None for layer in layers)
+
+
+def _legend_samples(measure: Measure) -> Sequence[Sample]:
+    match measure:
+        case Measure.BIAS:
+            quarter, half, full = FULL_BIAS / 4, FULL_BIAS / 2, FULL_BIAS
+            return (
+                *(((-16,), f"-{full:g}"), ((-8,), f"-{half:.2g}"), ((-1, 0, 1), "mean")),
+                *(((4,), f"+{quarter:.2g}"), ((8,), f"+{half:.2g}"), ((16,), f"+{full:g}")),
+            )
+        case Measure.DIFFERENCE:
+            same = {"fair": "same", "11 x fair": "11 x"}
+            return [(levels, same.get(text, text)) for levels, text in _RATIO_SAMPLES]
+        case Measure.SHARE | Measure.OVERFLOW:
+            return _SHARE_SAMPLES
+        case Measure.LOG_SHARE:
+            return _OCTAVE_SAMPLES
+        case _:
+            return _RATIO_SAMPLES
+
+
+def _fewer(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Both ends and the middle, the fair value."""
+    return [samples[0], samples[len(samples) // 2], samples[-1]]
+
+
+def _legend_line(samples: Sequence[Sample], heat: Heat, gap: int, glyphs: Glyphs) -> Line:
+    line: Line = []
+    for levels, text in samples:
+        cells = [_legend_cell(level, heat) for level in levels]
+        if not heat.colour:  # neighbours that look alike are one
+            cells = [next(group) for _, group in groupby(cells, key=lambda cell: cell.text)]
+        label = _LEGEND_ASCII.get(text, text) if glyphs is Glyphs.ASCII else text
+        line += [*([Span(" " * gap, "")] if line else []), *cells, Span(f" {label}", "dim")]
+    return line
+
+
+def _legend_cell(level: int | None, heat: Heat) -> Span:
+    """One sample, two characters wide where it is a colour alone."""
+    if heat.look.measure in (Measure.SHARE, Measure.LOG_SHARE, Measure.OVERFLOW):
+        return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
+    if level is None:
+        return Span("×" if heat.colour else load_glyph(None), "heat:dead")
+    return Span("  " if heat.colour else load_glyph(level), f"heat:{level}")

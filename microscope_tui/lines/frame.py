@@ -6,7 +6,6 @@ from collections.abc import Container, Sequence
 from microscope_tui.diagnosis import DEFAULTS, Severity, gathering, key_of
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, spark
-from microscope_tui.lines.look import Measure, Order
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -21,9 +20,6 @@ from microscope_tui.lines.spans import (
     width_of,
     wrap,
 )
-from microscope_tui.lines.table.heat import Heat, heat_title, is_mean
-from microscope_tui.lines.table.layer_row import curve_width
-from microscope_tui.lines.table.layout import MIN_COLUMNS, MIN_ROWS, TableLayout
 from microscope_tui.watch import Column, RunState, RunView
 
 STATE_ROLES = {
@@ -36,7 +32,8 @@ STATE_ROLES = {
     RunState.FAILED: "crit",
     RunState.DELETED: "crit",
 }
-PLAIN_HEAT = Heat()
+MIN_COLUMNS, MIN_ROWS = 40, 10
+"""The smallest window that has a table."""
 _LEAST_NAME = 12
 _BADGES = {
     Severity.INFO: "NOTE",
@@ -142,49 +139,6 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
     return rows[:lines]
 
 
-def column_heads(
-    view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT, steps: int = 1
-) -> Line:
-    """The names of the columns, with what one cell of the heatmap shows.
-
-    ``steps``: over how many of them the loads are means.
-    """
-    experts = max((layer.router.num_experts for layer in view.layers), default=0)
-    per_cell = layout.experts_per_cell
-    full = heat_title(heat.look, heat.terms, experts, per_cell, steps)
-    short = [
-        full.split(",")[0].removesuffix(" per expert"),
-        "load" if per_cell == 1 else f"{per_cell}/cell",
-    ]
-    if is_mean(heat.look, steps):  # a mean must not look like a single step
-        what = short[0]
-        mean = f"mean of {steps}"
-        short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
-    load = next((text for text in [full, *short] if len(text) <= layout.heat), short[-1])
-    curve = curve_width(layout)
-    wide = curve >= 12
-    dropped = "dropless" if _dropless(view) else "dropped"
-    return [
-        *pad([Span("  layer", "dim")], layout.label),
-        *pad([Span(load, "dim")], layout.heat),
-        Span("  "),
-        *pad([Span("balance c" if wide else "bal.", "dim")], curve),
-        Span("  "),
-        *pad([Span("entropy H" if wide else "ent.", "dim")], curve),
-        Span("  "),
-        *pad([Span(dropped if layout.drop >= 8 else "drop", "dim")], layout.drop),
-    ]
-
-
-def expert_numbers(view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT) -> Line:
-    """The number of every expert above its cells, if they are ordered by number."""
-    if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
-        return pad([], layout.columns)
-    experts = max((layer.router.num_experts for layer in view.layers), default=0)
-    numbers = "".join(str(expert).center(layout.cell) for expert in range(experts))
-    return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
-
-
 def _state(view: RunView) -> Line:
     role = STATE_ROLES.get(view.state, "dim")
     shown = f"{view.state} {words.age(view.age_s)}".rstrip()
@@ -271,10 +225,6 @@ def _all_well(view: RunView) -> Line:
     if over:
         text += f"; {over} earlier alert{'s' if over > 1 else ''}, recovered"
     return merged(span for span in [*line, Span(text, "dim")] if span.text)
-
-
-def _dropless(view: RunView) -> bool:
-    return all(layer.drop_rate is None for layer in view.layers)
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:

@@ -2,15 +2,71 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Episode, Finding
-from microscope_tui.lines import missing, words
-from microscope_tui.lines.charts.chart import Chart, Curve
+from microscope_tui.lines import words
+from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
-from microscope_tui.lines.pages.load_series import LEAST_SAMPLES, LoadSeries
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
-from microscope_tui.watch import NAN, Column, LayerView, RunView
+from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
+
+LEAST_SAMPLES = 16
+_MOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Comoving:
+    """The experts most and least correlated with one, each with its correlation."""
+
+    alike: Sequence[tuple[int, float]]
+    opposite: Sequence[tuple[int, float]]
+    chance: float
+    """Correlations below this are chance."""
+
+
+class LoadSeries:
+    """Loads and biases of all experts of one router over sampled steps."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        known = [(s, load) for s in samples if (load := measures.load(s.counts)) is not None]
+        self.steps = [sample.step for sample, _ in known]
+        self.loads = [load for _, load in known]
+        """One list per step: multiples of the fair share."""
+        self.biases = [sample.bias for sample, _ in known]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @cached_property
+    def unit(self) -> Sequence[Sequence[float]]:
+        """Every expert's series around zero and of length 1; empty for one that never moves."""
+        return [_unit(values) for values in zip(*self.loads, strict=True)]
+
+    def comoving(self, expert: int) -> Comoving | None:
+        """At most three of each kind, strongest first; ``None`` with too few samples."""
+        if len(self) < LEAST_SAMPLES or not 0 <= expert < len(self.loads[0]):
+            return None
+        own = self.unit[expert]
+        found = [
+            (other, sum(map(float.__mul__, own, values)))
+            for other, values in enumerate(self.unit)
+            if other != expert and values and own
+        ]
+        chance = 2 / math.sqrt(len(self))
+        alike = sorted((f for f in found if f[1] >= chance), key=lambda f: -f[1])
+        opposite = sorted((f for f in found if f[1] <= -chance), key=lambda f: f[1])
+        return Comoving(alike[:_MOST], opposite[:_MOST], chance)
+
+
+def _unit(values: Sequence[float]) -> Sequence[float]:
+    mean = math.fsum(values) / len(values)
+    away = [value - mean for value in values]
+    length = math.sqrt(math.fsum(d * d for d in away))
+    return [d / length for d in away] if length > 1e-9 else ()
+
 
 _LABEL = 14
 _WIDEST_CELL = 3
@@ -60,7 +116,7 @@ def facts(
     """Its load, share, place and bias at the shown step, in two lines."""
     load, counts = layer.load, layer.counts
     if not load or not counts or expert >= len(load):
-        return [pad([Span(f"  {missing.no_counts(view)}", "dim")], width), pad([], width)]
+        return [pad([Span(f"  {words.no_counts(view)}", "dim")], width), pad([], width)]
     what = condition(load[expert])
     kind = view.run.counts if view.run is not None else ""
     whole, of_all = words.all_of(counts, layer.router.top_k, kind)

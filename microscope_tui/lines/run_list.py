@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microscope_tui.lines import words
+from microscope_tui.lines.frame import STATE_ROLES
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
@@ -19,7 +20,6 @@ from microscope_tui.lines.spans import (
     shortened,
     width_of,
 )
-from microscope_tui.lines.table.frame import STATE_ROLES
 from microscope_tui.watch import RunCard, RunState, Verdict
 
 _MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3

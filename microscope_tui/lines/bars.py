@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from microscope_tui.lines import words
-from microscope_tui.lines.charts.chart import GUTTER, noted, tick_text
+from microscope_tui.lines.charts import GUTTER, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
 from microscope_tui.lines.spans import Line, Span, merged, pad, wrap
 

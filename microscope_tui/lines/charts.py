@@ -1,0 +1,400 @@
+"""Charts over time as data: curves, scale and title; which ones a screen has, and where.
+
+Numbers only; ``app/renderables/charts.py`` draws them. The focused chart is always shown; charts
+without room are named.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from microscope_tui.diagnosis import DEFAULTS
+from microscope_tui.lines import words
+from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, width_of
+from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
+
+GUTTER = 7
+"""Cells left of a chart, with the labels of its y axis."""
+SMOOTHINGS = (0.0, 0.6, 0.9)
+"""Smoothing weights, in the order of the key that cycles through them."""
+_WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
+_USUAL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One series of a chart. ``edge`` is the value of a column that is drawn."""
+
+    steps: Sequence[int]
+    """Positions of the columns."""
+    columns: Sequence[Column]
+    role: str = "value"
+    edge: str = "mean"
+    """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
+
+    @property
+    def values(self) -> list[float]:
+        """One value per column; non-finite values are gaps."""
+        values = [float(getattr(column, self.edge)) for column in self.columns]
+        return [value if math.isfinite(value) else math.nan for value in values]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart over one time axis."""
+
+    name: str
+    curves: Sequence[Curve]
+    """The curves; the title shows the value of the last one."""
+    now: float | None = None
+    """The exact value at the shown step."""
+    note: str = ""
+    bottom: float | None = 0.0
+    """Lower end of the scale; ``None`` fits the curves."""
+    top: float | None = None
+    limits: Sequence[tuple[float, str]] = ()
+    """Reference levels, each with a role."""
+    points: Sequence[tuple[int, float]] = ()
+    """Single measurements: step and value."""
+    spell: Callable[[float | None], str] = words.decimal
+    ends: tuple[str, str] | None = None
+    """Labels of the lower and the upper end, if they differ from the drawn numbers."""
+    nothing: str = "not measured in this window"
+    """Text for an empty chart."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
+
+    def scale(self) -> tuple[float, float, float | None]:
+        """Both ends of the y axis, and the highest value if it lies beyond."""
+        values = sorted(v for curve in self.curves for v in curve.values if v == v)
+        values += [v for _, v in self.points if math.isfinite(v)]
+        values.sort()
+        if not values:
+            return self.bottom or 0.0, self.top or 1.0, None
+        bottom = min(values) if self.bottom is None else self.bottom
+        top, beyond = max(values) if self.top is None else self.top, None
+        usual = values[int(_USUAL * (len(values) - 1))]
+        if self.top is None and top - bottom > _WILD * (usual - bottom) > 0:
+            top, beyond = usual + (usual - bottom), top
+        if not top > bottom:
+            bottom, top = (
+                (bottom - 0.5, bottom + 0.5) if self.bottom is None else (bottom, bottom + 1.0)
+            )
+        return bottom, top, beyond
+
+    def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
+        """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
+        _, _, beyond = self.scale()
+        value = self.spell(self.now) if self.now is not None else ""
+        line = [Span("▶ " if focused else "  ", "accent")]
+        line += [Span(self.name, "accent" if focused else "value")]
+        line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
+        said = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
+        said += [f"smoothing {smoothing:g}"] if smoothing else []
+        return noted(line, [*said, self.note], width)
+
+
+def noted(line: Line, notes: Sequence[str], width: int) -> Line:
+    """``line`` followed by the notes that fit, most important first."""
+    line = list(line)
+    for text in filter(None, notes):
+        if line_width(line) + 3 + width_of(text) <= width:
+            line.append(Span(f"   {text}", "dim"))
+    return pad(line, width)
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Bias-corrected exponential moving average; gaps stay."""
+    out, mean, known = [], 0.0, 0.0
+    for value in values:
+        if value != value:
+            out.append(math.nan)
+            continue
+        mean, known = weight * mean + (1 - weight) * value, weight * known + (1 - weight)
+        out.append(mean / known)
+    return out
+
+
+def tick_text(value: float, span: float) -> str:
+    """A label of the y axis, in at most six characters, as fine as the axis needs."""
+    if abs(value) >= 1000:
+        return words.short_number(value)
+    if value == 0:
+        return "0"
+    if abs(value) < 0.001 or 0 < span < 0.005:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    digits = 0 if span >= 50 else 1 if span >= 5 else 2 if span >= 0.05 else 3
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if 0 < abs(value) < 1 else text
+
+
+TWO_STACKS_FROM = 72
+_GAP = 2
+_GOOD_HEIGHT = 5  # a title, three lines, and one below
+_LEAST_HEIGHT = 4
+_ALL_FROM = 3.5  # minimum height of a chart before charts are left out
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One chart and its size."""
+
+    name: str
+    width: int
+    height: int
+    last: bool
+    """Last of its stack: the axis labels are below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChartLayout:
+    """The charts of a screen, in stacks from left to right."""
+
+    stacks: Sequence[Sequence[Placed]]
+    hidden: Sequence[str]
+
+
+def arranged(
+    stacks: Sequence[Sequence[str]], focus: str, size: tuple[int, int], *, enlarged: bool = False
+) -> ChartLayout:
+    """Place charts in ``size`` cells.
+
+    Args:
+        stacks: their names, those of a stack from the most useful to the least.
+        enlarged: the one in focus alone.
+    """
+    columns, rows = size
+    names = [name for stack in stacks for name in stack]
+    if enlarged:
+        alone = [Placed(focus, columns, rows, last=True)]
+        return ChartLayout([alone], [name for name in names if name != focus])
+    stacks = [stack for stack in stacks if stack]
+    if columns < TWO_STACKS_FROM and len(stacks) > 1:
+        stacks = [_by_turns(stacks)]
+    width = _stack_width(columns, len(stacks))
+    placed = [_stacked(stack, names, focus, width, rows) for stack in stacks]
+    shown = {chart.name for stack in placed for chart in stack}
+    return ChartLayout(placed, [name for name in names if name not in shown])
+
+
+def plot_area(columns: int, stacks: int = 1) -> tuple[int, int]:
+    """Start and width of the time axis of the charts in the last of ``stacks``."""
+    stacks = stacks if columns >= TWO_STACKS_FROM else 1
+    width = _stack_width(columns, stacks)
+    return (stacks - 1) * (width + _GAP) + GUTTER, max(1, width - GUTTER)
+
+
+def _stack_width(columns: int, stacks: int) -> int:
+    return (columns - _GAP * (stacks - 1)) // max(1, stacks)
+
+
+def _by_turns(stacks: Sequence[Sequence[str]]) -> Sequence[str]:
+    """All in one stack: the first of each, then the second of each."""
+    longest = max(map(len, stacks))
+    return [stack[at] for at in range(longest) for stack in stacks if at < len(stack)]
+
+
+def _stacked(
+    names: Sequence[str], order: Sequence[str], focus: str, width: int, rows: int
+) -> Sequence[Placed]:
+    """As many of ``names`` as fit, by ``order`` from the top."""
+    all_fit = rows - 1 >= _ALL_FROM * len(names)
+    room = len(names) if all_fit else max(1, (rows - 1) // _LEAST_HEIGHT)
+    shown = list(names[:room])
+    if focus in names and focus not in shown:
+        shown[-1] = focus
+    shown.sort(key=order.index)
+    heights = _heights(rows - 1, len(shown))
+    heights[-1] += 1
+    last = len(shown) - 1
+    return [
+        Placed(name, width, height, last=at == last)
+        for at, (name, height) in enumerate(zip(shown, heights, strict=True))
+    ]
+
+
+def _heights(rows: int, charts: int) -> list[int]:
+    """The first one is twice as high if all are high enough."""
+    height, rest = divmod(rows, charts + 1)
+    if charts > 1 and height >= _GOOD_HEIGHT:
+        return [2 * height + rest, *[height] * (charts - 1)]
+    height, rest = divmod(rows, charts)
+    return [height + (at < rest) for at in range(charts)]
+
+
+def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
+    """By short names, most useful first; no drop chart in a dropless run."""
+    limits, steps = DEFAULTS.COLLAPSE, view.axis
+    most = math.log(max(2, layer.router.num_experts))
+    charts = {
+        "balance": Chart(
+            "balance c",
+            [Curve(steps, layer.balance_history, edge="low")],
+            now=layer.collapse_index,
+            note=words.without(layer.without) or "1 is even",
+            top=1.0,
+            limits=[(limits.warn, "warn"), (limits.critical, "crit")],
+            spell=words.index,
+            nothing=words.no_balance(layer)[1],
+        ),
+        "entropy": Chart(
+            "entropy",
+            [
+                Curve(steps, layer.mean_entropy_history, role="dim"),
+                Curve(steps, layer.entropy_history),
+            ],
+            now=layer.entropy,
+            note=f"mean {words.decimal(layer.mean_entropy)}"
+            if layer.mean_entropy is not None
+            else "",
+            top=most,
+            nothing=words.NO_ENTROPY,
+        ),
+        "max-load": Chart(
+            "max load",
+            [Curve(steps, layer.max_load_history, edge="high")],
+            now=layer.max_load,
+            note="1 is fair",
+            limits=[(1.0, "dim")],
+        ),
+    }
+    if layer.drop_rate is not None or any(c.low == c.low for c in layer.drop_history):
+        dropped = [Curve(steps, layer.drop_history, edge="high")]
+        charts["drop"] = Chart(
+            "dropped", dropped, layer.drop_rate, "share of assignments", spell=words.percent
+        )
+    return charts
+
+
+_BEFORE = 12  # columns before an onset that give the usual value
+_LEAST = 3
+_SPREADS = 3.0
+
+
+def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
+    """By name, most useful first; without what the log does not contain."""
+    record, steps, limits = view.record, view.axis, DEFAULTS.COLLAPSE
+    layers = view.layers
+    indices = [(x.collapse_index, x.router.name) for x in layers if x.collapse_index is not None]
+    loads = [(x.max_load, x.router.name) for x in layers if _finite(x.max_load)]
+    lowest, highest = min(indices, default=(None, "")), max(loads, default=(None, ""))
+    validated = [(s, loss) for s, loss in view.evaluations if loss is not None and _finite(loss)]
+    charts = {
+        "loss": Chart(
+            "loss",
+            [Curve(steps, view.loss_history)],
+            record.loss if record else None,
+            _validation(validated),
+            bottom=None,
+            points=validated,
+        ),
+        "balance": Chart(
+            "lowest balance c",
+            [Curve(steps, health.balance, edge="low")],
+            lowest[0],
+            f"in {lowest[1]}" if lowest[1] else "",
+            top=1.0,
+            limits=[(limits.warn, "warn"), (limits.critical, "crit")],
+            spell=words.index,
+        ),
+        "max-load": Chart(
+            "highest load",
+            [Curve(steps, health.max_load, edge="high")],
+            highest[0],
+            f"in {highest[1]}, 1 is fair" if highest[1] else "1 is fair",
+            limits=[(1.0, "dim")],
+        ),
+        "gradient-norm": Chart(
+            "gradient norm",
+            [Curve(steps, view.grad_norm_history, edge="high")],
+            record.grad_norm if record else None,
+            spell=_significant,
+        ),
+        "learning-rate": Chart(
+            "learning rate",
+            [Curve(steps, view.learning_rate_history)],
+            record.learning_rate if record else None,
+            spell=_significant,
+        ),
+    }
+    return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
+
+
+def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
+    """Did the loss react to the routers? In numbers, since the onset of an alert.
+
+    Args:
+        layer: the layer whose alert is meant, if it has one; else the worst of all.
+    """
+    onsets = [
+        (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
+    ]
+    if not onsets:
+        return pad([*_of_the_run(view), Span("  no alert in any router", "dim")], width)
+    chosen = [pair for pair in onsets if pair[1].router_index == layer]
+    finding, episode = (chosen or onsets)[0]
+    name = episode.router.name if episode.router is not None else ""
+    line = [
+        Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),
+        Span(f"{finding.rule} in {name}"),
+        Span(f" since {episode.onset:,}   ", "dim"),
+    ]
+    return pad([*line, *_compared(view, episode.onset)], width)
+
+
+def _of_the_run(view: RunView) -> Line:
+    """The worst alert, if it concerns the whole run."""
+    if view.worst is None:
+        return []
+    finding, _ = view.worst
+    return [
+        Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),
+        Span(finding.rule),
+        Span(f" since {finding.onset:,} ", "dim"),
+    ]
+
+
+def _compared(view: RunView, onset: int) -> Line:
+    """The loss before the onset, and the highest since, against its usual spread."""
+    shown = [
+        (step, column)
+        for step, column in zip(view.axis, view.loss_history, strict=False)
+        if step <= view.step and math.isfinite(column.mean)
+    ]
+    before = [column.mean for step, column in shown if step < onset][-_BEFORE:]
+    since = [(step, column) for step, column in shown if step >= onset]
+    if len(before) < _LEAST or len(since) < _LEAST:
+        return [Span("too near the edge of the window to compare the loss", "dim")]
+    usual = statistics.median(before)
+    spread = max(statistics.pstdev(before), 0.002 * abs(usual))
+    now = statistics.median(column.mean for _, column in since[-_LEAST:])
+    noticed = _first_rise(since, usual + _SPREADS * spread)
+    numbers = Span(f": {words.decimal(usual)} before, {words.decimal(now)} now", "dim")
+    if noticed is None:
+        return [Span("the loss does not show it", "warn"), numbers]
+    after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"
+    return [Span(f"the loss rose {after}"), numbers]
+
+
+def _first_rise(since: Sequence[tuple[int, Column]], level: float) -> int | None:
+    """The first step from which the loss stays above ``level`` for three columns."""
+    for at in range(len(since) - _LEAST + 1):
+        if all(column.mean > level for _, column in since[at : at + _LEAST]):
+            return since[at][0]
+    return None
+
+
+def _validation(points: Sequence[tuple[int, float]]) -> str:
+    return f"● validation {words.decimal(points[-1][1])} at {points[-1][0]:,}" if points else ""
+
+
+def _significant(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,1 +1,0 @@
-"""The other screens and the list of runs, one file each, as lines."""

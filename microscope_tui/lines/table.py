@@ -1,0 +1,465 @@
+"""The table of the main screen: its layout, one layer on one row, and all of it as plain text.
+
+The load gets the room it can use (six cells per expert, more on a wide screen); the curves share
+the rest. What does not fit is named, never dropped silently. A row may be several lines high; words
+and numbers are on its middle line.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from microscope_tui.lines import frame, time_line, words
+from microscope_tui.lines.glyphs import Glyphs, bar, spark, spelled
+from microscope_tui.lines.heat import (
+    Heat,
+    Measure,
+    Order,
+    Terms,
+    heat_line,
+    heat_title,
+    is_mean,
+    order_of,
+    values_of,
+    why_nothing,
+)
+from microscope_tui.lines.pattern import Pattern
+from microscope_tui.lines.spans import (
+    ROLE_OF_SEVERITY,
+    WORD_OF_SEVERITY,
+    Line,
+    Span,
+    crop,
+    pad,
+    plain,
+)
+from microscope_tui.watch import Column, LayerView, Pin, RunView, RunWatch, view_of
+
+PLAIN_HEAT = Heat()
+_MAX_CELL, _WIDE_CELL = 6, 12
+_MAX_HEIGHT = 8
+_MAX_SPARK, _LONG_SPARK = 72, 48
+"""Cells grow beyond six only while the curves beside them are long."""
+_GOOD_SPARK = 8
+_MIN_SPARK = 5
+_GAP = 2
+_NOTED_FROM_ROWS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """Widths in cells, heights in lines."""
+
+    columns: int
+    rows: int
+    label: int
+    heat: int
+    """Width of the load column."""
+    cell: int
+    """Cells per expert (or per group of experts)."""
+    experts_per_cell: int
+    spark: int
+    """Width of each curve; 0 when curves are left out."""
+    drop: int
+    """Width of the drop column."""
+    drop_bar: int
+    """Width of its bar; 0 if nothing can be dropped or there is no room."""
+    row_height: int
+    table_rows: int
+    """Lines for the table's body."""
+    roomy: bool
+    """Blank lines between the parts, and a verdict of three lines."""
+    noted: bool
+    """Whether there is a line of notes under the ribbon; in small windows only if it has content.
+    """
+    legend: bool
+    """Whether the legend has its own line; without one a verdict replaces it."""
+    verdict_lines: int
+    """Two; three where there is room; up to five where no layer uses the lines."""
+    numbered: bool
+    """Whether expert numbers are shown above the cells."""
+    hidden: tuple[str, ...]
+    """What was left out for lack of room."""
+
+    @property
+    def visible_layers(self) -> int:
+        """Number of layers that fit the body."""
+        return max(1, self.table_rows // self.row_height)
+
+
+def fit(
+    view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
+) -> TableLayout:
+    """Lay out ``view`` in ``columns`` × ``rows`` cells.
+
+    Args:
+        shown: how many layers are to be shown; all of them by default.
+        noted: there is something to say under the ribbon, whatever else there is.
+    """
+    experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
+    layers = max(1, len(view.layers) if shown is None else shown)
+    names = max((len(layer.router.name) for layer in view.layers), default=2)
+    label = max(8, 2 + names + 3)
+    # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
+    roomy = rows >= 30
+    has_drops = any(layer.drop_rate is not None for layer in view.layers)
+    bar = 5 if columns >= 110 and has_drops else 0
+    drop = bar + 5 if bar else 8 if columns >= 72 else 4
+    room = columns - 1 - label - (_GAP + 4 + _GAP + 4 + _GAP + drop)
+    cell, per_cell, spark = _share(room, experts)
+    numbered = roomy and cell >= 3
+    fixed = (1 + 1 + 3 + 1 + 1 + numbered + 1 + 2 + 1) if roomy else (1 + 2 + 1 + 1 + 1)
+    body = max(1, rows - fixed)
+    if roomy or rows < _NOTED_FROM_ROWS:
+        noted = roomy
+    else:
+        noted = bool(noted or body < layers or not spark or view.defects or view.memory_limit)
+        body -= noted
+    height = max(1, min(_MAX_HEIGHT, body // layers))
+    free = max(0, body - layers * height)  # lines that no layer would use
+    if roomy and not view.worst:
+        free = 0
+    legend, verdict_lines = roomy or free >= 1, 3 + min(free, 2) if roomy else 2 + (free >= 2)
+    body -= min(free, 2)
+    hidden = []
+    if (more := layers - max(1, body // height)) > 0:
+        hidden.append(f"{more} more layer{'s' if more > 1 else ''}")
+    if not spark:
+        hidden.append("no room for curves")
+    if per_cell > 1:
+        hidden.append(f"{per_cell} experts a cell")
+    return TableLayout(
+        columns=columns,
+        rows=rows,
+        label=label,
+        heat=-(-experts // per_cell) * cell,
+        cell=cell,
+        experts_per_cell=per_cell,
+        spark=spark,
+        drop=drop,
+        drop_bar=bar,
+        row_height=height,
+        table_rows=body,
+        roomy=roomy,
+        noted=noted,
+        legend=legend,
+        verdict_lines=verdict_lines,
+        numbered=numbered,
+        hidden=tuple(hidden),
+    )
+
+
+def _share(room: int, experts: int) -> tuple[int, int, int]:
+    """Share ``room`` between load and two curves: cells an expert, experts a cell, curve width."""
+    for cell in range(_WIDE_CELL, 0, -1):
+        spark = (room - experts * cell) // 2 - 1
+        least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
+        if spark >= least:
+            return cell, 1, min(_MAX_SPARK, spark)
+    with_curves = room - 2 * (_MIN_SPARK + 1)
+    if with_curves >= 16:
+        per_cell = -(-experts // with_curves)
+        spark = (room - -(-experts // per_cell)) // 2 - 1
+        return 1, per_cell, min(_MAX_SPARK, spark)
+    return 1, -(-experts // max(1, room)), 0
+
+
+def first_visible(visible: int, selected: int, first: int, count: int) -> int:
+    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
+
+    It moves as little as possible from ``first``, where they began before.
+    """
+    first = max(min(first, selected), selected - visible + 1)
+    return max(0, min(first, count - visible))
+
+
+def worst_first(view: RunView) -> Sequence[int]:
+    """Layer indices, worst first: by severity, then by collapse index."""
+    return sorted(
+        range(len(view.layers)),
+        key=lambda i: (-(view.layers[i].severity or 0), _index_of(view, i), i),
+    )
+
+
+def _index_of(view: RunView, i: int) -> float:
+    value = view.layers[i].collapse_index
+    return 2.0 if value is None else value
+
+
+FULL_DROP_BAR = 0.5
+"""The drop rate that fills the bar."""
+
+
+def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
+    """Cursor, name and alert letter."""
+    severity = layer.severity
+    name_role = "value" if selected or severity else "dim"
+    line = [
+        Span("▶ " if selected else "  ", "accent"),
+        Span(layer.router.name.ljust(layout.label - 5), name_role),
+        Span(" "),
+        Span(severity.letter if severity else " ", _role_of(severity)),
+        Span(" "),
+    ]
+    return _tall(line, layout.label, layout.row_height)
+
+
+def load(
+    layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
+) -> list[Line]:
+    """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
+    why = why_nothing(layer, heat.look, heat.terms)
+    if why:
+        known = [] if layer.load or layer.max_load is None else [f"{why}, max load "]
+        longer = [f"{text}{words.decimal(layer.max_load)}" for text in known]
+        text = next((t for t in [*longer, why] if len(t) <= layout.heat), "-")
+        return _tall([Span(text, "faint")], layout.heat, layout.row_height)
+    values = values_of(layer, heat.look, heat.terms)
+    cell, at = layout.cell, None
+    if heat.look.measure is Measure.RANKS:
+        cell = max(1, layout.heat // len(values))
+    elif chosen is not None and chosen < len(values):
+        at = list(order_of(layer, heat.look.order)).index(chosen)
+    middle = (layout.row_height - 1) // 2
+    key = (layer.index, heat.look.measure, heat.look.order)
+    lines = {
+        marked: heat_line(key, values, heat, layout.heat // cell, cell, marked=marked, chosen=at)
+        for marked in ((True, False) if layout.row_height > 1 else (True,))
+    }
+    return [pad(lines[at == middle], layout.heat) for at in range(layout.row_height)]
+
+
+def balance(
+    layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
+) -> list[Line]:
+    """Collapse index c and its history on the fixed scale 0 … 1."""
+    role = _role_of(layer.severity) if layer.severity else "value"
+    number = Span(words.index(layer.collapse_index), role)
+    if layer.without != ():  # the line of notes explains the mark
+        number = Span(f"*{number.text[:3]}", role)
+    if layer.collapse_index is None and _is_empty(layer.balance_history):
+        return _reason(words.no_balance(layer)[0], layout)
+    return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
+
+
+def entropy(
+    layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
+) -> list[Line]:
+    """Token entropy in nats and its history on the fixed scale 0 … ln E."""
+    top = math.log(max(2, layer.router.num_experts))
+    number = Span(words.decimal(layer.entropy), "value")
+    if layer.entropy is None and _is_empty(layer.entropy_history):
+        return _reason("not logged", layout)
+    return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
+
+
+def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+    """Share of dropped assignments: a bar where there is room, and the number."""
+    rate = layer.drop_rate
+    role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
+    parts: Line = []
+    if layout.drop_bar:
+        share = rate / FULL_DROP_BAR if rate is not None and math.isfinite(rate) else 0.0
+        parts = [Span(bar(share, layout.drop_bar, glyphs), role), Span(" ")]
+    number_role = "faint" if rate is not None and rate < 0.02 else "value"
+    line = [*parts, Span(words.percent(rate).rjust(4), number_role)]
+    return _tall(line, layout.drop, layout.row_height)
+
+
+def curve_width(layout: TableLayout) -> int:
+    """Width of the balance and of the entropy column."""
+    return 4 + (layout.spark + 1 if layout.spark else 0)
+
+
+def _number_and_curve(
+    number: Span,
+    history: Sequence[Column],
+    top: float,
+    layout: TableLayout,
+    glyphs: Glyphs,
+    cursor: float | None,
+) -> list[Line]:
+    height, width = layout.row_height, layout.spark
+    if not width:
+        return _tall([Span(number.text.rjust(4), number.role)], 4, height)
+    role = "curve" if number.role == "value" else number.role
+    # From three lines on, the last stays blank, to separate the curves of neighbours.
+    blank = [" " * width] if height >= 3 else []
+    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
+    cells = -(-len(history) // (2 if glyphs is Glyphs.BRAILLE else 1))
+    drawn = min(width, cells)
+    past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
+    middle = (height - 1) // 2
+    return [
+        [
+            Span((number.text if at == middle else "").rjust(4), number.role),
+            Span(" "),
+            Span(text[:past], role),
+            Span(text[past:], "faint"),  # after the shown step
+        ]
+        for at, text in enumerate(curve)
+    ]
+
+
+def _is_empty(history: Sequence[Column]) -> bool:
+    return all(column.mean != column.mean for column in history)
+
+
+def _reason(why: str, layout: TableLayout) -> list[Line]:
+    """Why a column of a number and its curve is empty."""
+    width = curve_width(layout)
+    text = f"   {why}" if len(why) + 3 <= width else "   -"
+    return _tall([Span(text, "faint")], width, layout.row_height)
+
+
+def _tall(line: Line, width: int, height: int) -> list[Line]:
+    """``line`` on the middle one of ``height`` lines."""
+    middle = (height - 1) // 2
+    return [pad(line if at == middle else [], width) for at in range(height)]
+
+
+def _role_of(severity: object) -> str:
+    return ROLE_OF_SEVERITY.get(severity, "value")  # type: ignore[call-overload, no-any-return]
+
+
+def column_heads(
+    view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT, steps: int = 1
+) -> Line:
+    """The names of the columns, with what one cell of the heatmap shows.
+
+    ``steps``: over how many of them the loads are means.
+    """
+    experts = max((layer.router.num_experts for layer in view.layers), default=0)
+    per_cell = layout.experts_per_cell
+    full = heat_title(heat.look, heat.terms, experts, per_cell, steps)
+    short = [
+        full.split(",")[0].removesuffix(" per expert"),
+        "load" if per_cell == 1 else f"{per_cell}/cell",
+    ]
+    if is_mean(heat.look, steps):  # a mean must not look like a single step
+        what = short[0]
+        mean = f"mean of {steps}"
+        short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
+    load = next((text for text in [full, *short] if len(text) <= layout.heat), short[-1])
+    curve = curve_width(layout)
+    wide = curve >= 12
+    dropped = "dropless" if _dropless(view) else "dropped"
+    return [
+        *pad([Span("  layer", "dim")], layout.label),
+        *pad([Span(load, "dim")], layout.heat),
+        Span("  "),
+        *pad([Span("balance c" if wide else "bal.", "dim")], curve),
+        Span("  "),
+        *pad([Span("entropy H" if wide else "ent.", "dim")], curve),
+        Span("  "),
+        *pad([Span(dropped if layout.drop >= 8 else "drop", "dim")], layout.drop),
+    ]
+
+
+def expert_numbers(view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT) -> Line:
+    """The number of every expert above its cells, if they are ordered by number."""
+    if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
+        return pad([], layout.columns)
+    experts = max((layer.router.num_experts for layer in view.layers), default=0)
+    numbers = "".join(str(expert).center(layout.cell) for expert in range(experts))
+    return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
+
+
+def _dropless(view: RunView) -> bool:
+    return all(layer.drop_rate is None for layer in view.layers)
+
+
+def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
+    """Indices of the layers whose name or alert matches."""
+    if not pattern.text:
+        return range(len(view.layers))
+    troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
+    for finding, _ in view.findings:
+        for episode in finding.episodes:
+            if episode.active:
+                said = troubles.setdefault(episode.router_index, [])
+                said += [finding.rule, WORD_OF_SEVERITY[episode.severity]]
+    return [
+        layer.index
+        for layer in view.layers
+        if pattern.matches(" ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
+    ]
+
+
+def expert_line(view: RunView, layer_index: int, expert: int | None, terms: Terms) -> str:
+    """The exact values of one expert, for the line under the ribbon; empty where none is chosen."""
+    if expert is None or layer_index >= len(view.layers):
+        return ""
+    layer = view.layers[layer_index]
+    name = f"{layer.router.name} expert {expert}"
+    if not layer.load or not layer.counts or expert >= len(layer.load):
+        return f"{name}: {words.no_counts(view)}"
+    kind = view.run.counts if view.run is not None else ""
+    whole, of_all = words.all_of(layer.counts, layer.router.top_k, kind)
+    count = layer.counts[expert]
+    part = f"{count / max(1.0, whole):.1%}" if kind == "shares" else f"{count:,}"
+    parts = [
+        f"{name}: load {layer.load[expert]:.3g}",
+        f"{part} {of_all}",
+    ]
+    if layer.bias and expert < len(layer.bias):
+        parts.append(f"bias {layer.bias[expert]:+.4g}")
+    then = terms.reference.load_of(layer_index, len(layer.load)) if terms.reference else None
+    if then is not None and terms.reference is not None:
+        parts.append(f"load {then[expert]:.3g} at step {terms.reference.step:,}")
+    return ", ".join(parts)
+
+
+_ALL_WORDS = 9
+"""Lines that hold any verdict."""
+
+
+def snapshot_text(
+    watch: RunWatch,
+    columns: int = 100,
+    rows: int | None = None,
+    glyphs: Glyphs = Glyphs.BRAILLE,
+    at: Pin | None = None,
+) -> str:
+    """The main screen of ``watch`` as text of ``columns`` cells; all layers unless ``rows``."""
+    probe = view_of(watch, at=at)
+    all_words = not rows
+    if not rows:  # as many as show every layer on one line: a tall table has more lines around it
+        rows = len(probe.layers) + 6
+        rows += 7 if rows >= 30 else 0
+    layout = fit(probe, columns, rows)
+    per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
+    view = view_of(watch, max(1, layout.spark * per_cell), time_line.ribbon_width(columns), at)
+    lines = [frame.header(view, columns, glyphs, brand=False)]
+    verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
+    lines += [line for line in verdict if plain(line).strip()]
+    lines.append(column_heads(view, layout))
+    lines += _table_lines(view, layout, glyphs)
+    lines.append(time_line.ribbon(view, columns, glyphs, view.state if at is None else "then"))
+    lines.append(time_line.notes(view, columns, layout.hidden, glyphs))
+    legend = "        load: x dead  - starving  . fair  + over  # hot"
+    if not any(layer.load for layer in view.layers):
+        legend = f" {words.no_counts(view)}" if view.layers else ""
+    lines.append(crop([Span(legend, "dim")], columns))
+    return "\n".join(spelled(plain(line), glyphs) for line in lines)
+
+
+def _table_lines(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+    """The layers that fit: all of them, else the worst, in forward order."""
+    shown = sorted(worst_first(view)[: layout.visible_layers])
+    worst = worst_first(view)[:1]
+    lines: list[Line] = []
+    for index in shown:
+        layer = view.layers[index]
+        selected = view.worst is not None and index in worst
+        parts = (
+            label(layer, layout, selected),
+            load(layer, layout, Heat(colour=False)),
+            balance(layer, layout, glyphs),
+            entropy(layer, layout, glyphs),
+            drop(layer, layout, glyphs),
+        )
+        gap = Span("  ")
+        for name, cells, *rest in zip(*parts, strict=True):
+            lines.append([*name, *cells, *(span for part in rest for span in (gap, *part))])
+    return lines
