@@ -4,6 +4,7 @@ Standard output is data, standard error is narration. Every error names the prob
 what to do, and exits with a code that scripts can rely on.
 """
 
+import json
 import os
 import re
 import sys
@@ -145,6 +146,11 @@ def print_data(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(document: object, indent: int | None = 2) -> None:
+    """Print data as JSON; without ``indent`` as one line."""
+    print_data(json.dumps(document, indent=indent, ensure_ascii=False))
 
 
 def say(message: str) -> None:

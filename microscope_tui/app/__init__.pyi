@@ -36,10 +36,7 @@ from .preferences import Preferences as Preferences
 from .reader import Reader as Reader
 from .renderables.charts import figure as figure
 from .renderables.expert_colours import COLOURS as COLOURS
-from .renderables.frame_cost import cost as cost
 from .renderables.palette import style_of as style_of
-from .renderables.samples import colour_samples as colour_samples
-from .renderables.samples import glyph_samples as glyph_samples
 from .renderables.svg import stand_alone as stand_alone
 from .renderables.svg import without_web_fonts as without_web_fonts
 from .saved_view import SavedView as SavedView

@@ -1,5 +1,6 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .ask_terminal import ask as ask
+from .about import keys as keys
+from .about import tmux_around as tmux_around
 from .config import UserConfig as UserConfig
 from .config import ViewConfig as ViewConfig
 from .config import changes_in as changes_in
@@ -7,10 +8,6 @@ from .config import default_config as default_config
 from .config import keymap_from as keymap_from
 from .config import limits_of as limits_of
 from .config import read_config as read_config
-from .doctor import multiplexer as multiplexer
-from .keys import keys_command as keys_command
-from .keys import keys_json as keys_json
-from .keys import keys_text as keys_text
 from .notify import Notifier as Notifier
 from .parser import run as run
 from .patience import Patience as Patience

@@ -1,6 +1,5 @@
 """``moe-microscope check``: a verdict for Slurm, CI and cron, as text or JSON and as exit code."""
 
-import json
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +15,7 @@ from microscope_tui.console import (
     USAGE,
     fail,
     print_data,
+    print_json,
     read,
     read_pipe,
     runs_at,
@@ -70,7 +70,7 @@ def check(
         _compare(watch, baseline)
     judgements = [judge(watch.file, demand, watch=watch) for watch in watches]
     if options.as_json:
-        print_data(json.dumps(verdict_json(judgements), indent=2, ensure_ascii=False))
+        print_json(verdict_json(judgements))
     else:
         print_data("\n".join(verdict_text(judgement) for judgement in judgements))
     return worst_code(judgements)
@@ -130,7 +130,7 @@ def _check_format(path: Path, options: Options) -> int:
     if options.as_json:
         found = [format_check.format_json(report) for report in reports]
         shown = found if options.every else found[0]
-        print_data(json.dumps(shown, indent=2, ensure_ascii=False))
+        print_json(shown)
     else:
         print_data("\n".join(format_check.format_text(report) for report in reports))
     return max(format_check.exit_code(report) for report in reports)

@@ -6,7 +6,6 @@ with the verdict so far: batch systems send SIGTERM.
 """
 
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from types import FrameType
 from microscope_tui.commands.notify import Notifier
 from microscope_tui.commands.options import Options
 from microscope_tui.commands.patience import Patience
-from microscope_tui.console import PIPE, fail, piped, print_data, runs_at, say
+from microscope_tui.console import PIPE, fail, piped, print_data, print_json, runs_at, say
 from microscope_tui.diagnosis import Severity
 from microscope_tui.report import (
     NO_VERDICT,
@@ -65,7 +64,7 @@ def follow(
         remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
         judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
         if options.as_json:
-            print_data(json.dumps(verdict_json([judgement]), ensure_ascii=False))
+            print_json(verdict_json([judgement]), indent=None)
         else:
             print_data(verdict_text(judgement))
     if notifier is not None:
@@ -129,7 +128,7 @@ class _Follower:
     def _tell_one(self, alert: News) -> None:
         serious = alert.finding.severity >= Severity.WARN
         if self._as_json:
-            print_data(json.dumps(news_json(self._watch.file, alert), ensure_ascii=False))
+            print_json(news_json(self._watch.file, alert), indent=None)
         elif serious:
             print_data(news_text(alert))
         if self._notifier is not None and serious and alert.event != "recovered":

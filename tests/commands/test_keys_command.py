@@ -1,12 +1,11 @@
 """``keys`` prints every binding by its id, with the keys as the config file takes them."""
 
-import json
-
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import keymap_of, keys
-from microscope_tui.commands import keys_command, keys_json, keys_text
+from microscope_tui.app import keymap_of
+from microscope_tui.app import keys as all_keys
+from microscope_tui.commands import keys
 
 HELP = Binding("question_mark,comma", "help", "help", id="app.help")
 SCREENS = {
@@ -19,13 +18,14 @@ SCREENS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _screens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "screens", lambda: SCREENS, raising=False)
+@pytest.fixture
+def screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_keys, "screens", lambda: SCREENS, raising=False)
 
 
+@pytest.mark.usefixtures("screens")
 def test_every_binding_of_every_screen_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert keys_command() == 0
+    assert keys() == 0
     printed = capsys.readouterr()
     blocks = printed.out.split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == ["main screen", "layer screen"]
@@ -36,33 +36,13 @@ def test_every_binding_of_every_screen_has_its_line(capsys: pytest.CaptureFixtur
     assert "config.toml changes them" in printed.err
 
 
-def test_the_same_as_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert keys_command(as_json_=True) == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    main, layer = json.loads(printed.out)["screens"]
-    assert (main["screen"], layer["screen"]) == ("main", "layer")
-    back = next(one for one in main["bindings"] if one["id"] == "time.back")
-    assert back == {"id": "time.back", "keys": ["["], "does": "one step back"}
-
-
-def test_what_is_printed_can_be_written_into_the_config_file() -> None:
-    for screen in keys_json(SCREENS)["screens"]:
-        table = {one["id"]: ",".join(one["keys"]) for one in screen["bindings"]}
-        mine = keymap_of(table, SCREENS)
-        for binding in SCREENS[screen["screen"]]:
-            assert binding.id is not None
-            assert mine[binding.id] == binding.key
-
-
-def test_a_screen_without_keys_is_only_a_name() -> None:
-    assert keys_text({"empty": []}) == "empty screen"
-    assert keys_text({}) == ""
-
-
-def test_the_real_keys_are_printed_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_printed_can_be_written_into_the_config_file(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.undo()
-    assert keys_command() == 0
-    assert "app.quit" in capsys.readouterr().out
+    assert keys() == 0
+    for block in capsys.readouterr().out.split("\n\n"):
+        name, *lines = block.splitlines()
+        screen = {one.id: one for one in all_keys.screens()[name.split()[0]]}
+        for line in lines:
+            id_, written, *_ = (part for part in line.split("  ") if part)
+            assert keymap_of({id_.strip(): written.strip()}, {name: [screen[id_.strip()]]})

@@ -12,12 +12,9 @@ from rich.console import Console
 from microscope_tui.lines import Glyphs, fit
 from microscope_tui.report import (
     ROOMY_ROWS,
-    Cost,
-    Facts,
-    Multiplexer,
     Terminal,
+    Tmux,
     colours_of,
-    doctor_json,
     doctor_text,
     in_multiplexer,
     layout_of,
@@ -25,25 +22,12 @@ from microscope_tui.report import (
 )
 from microscope_tui.watch import view_of
 
-GOOD = Facts(
-    versions={"moe-microscope": "0.1.0", "Python": "3.11.7"},
-    terminal=Terminal(
-        term="xterm-256color",
-        colorterm="truecolor",
-        no_color=False,
-        colours=colours_of({"TERM": "xterm-256color", "COLORTERM": "truecolor"}),
-        encoding="utf-8",
-        locale="C.UTF-8",
-        glyphs=Glyphs.BRAILLE,
-        size=(120, 40),
-        declared=None,
-        synchronised="yes",
-        multiplexer=None,
-        ssh=False,
-    ),
-    costs={"truecolor": Cost(60_000, 2_000, 9_000)},
-)
-TMUX = Multiplexer("tmux", "tmux 3.4", "xterm-kitty", ("bpaste", "RGB", "title"))
+VERSIONS = {"moe-microscope": "0.1.0", "Python": "3.11.7"}
+XTERM = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+GOOD = Terminal(XTERM | {"COLORTERM": "truecolor"}, "utf-8", Glyphs.BRAILLE, (120, 40), (120, 40))
+OF_256 = replace(GOOD, environment=XTERM)
+TMUX = Tmux("tmux 3.4", "xterm-kitty", "bpaste,RGB,title")
+BLIND = replace(TMUX, features="title")
 TERMS = st.sampled_from(
     [*("xterm", "xterm-256color", "xterm-kitty", "tmux-256color", "screen", "linux", "dumb"),
      *("unknown", "XTERM-256COLOR", " xterm-16color ", "rxvt-unicode-256color", "kitty")]
@@ -51,15 +35,9 @@ TERMS = st.sampled_from(
 COLORTERMS = st.sampled_from(["truecolor", "24bit", " TrueColor", "yes", "", "256"])
 
 
-def facts_of(**changes: Any) -> Facts:
-    """A terminal with which all is well, but for ``changes``."""
-    return replace(GOOD, terminal=replace(GOOD.terminal, **changes))
-
-
-def of_256(**more: Any) -> Facts:
-    """One that says 256 colours."""
-    colours = colours_of({"TERM": "screen-256color"})
-    return facts_of(term="screen-256color", colorterm="", colours=colours, **more)
+def with_variables(terminal: Terminal = GOOD, **more: str) -> Terminal:
+    """The terminal with these variables in its environment."""
+    return replace(terminal, environment={**terminal.environment, **more})
 
 
 @given(TERMS, COLORTERMS | st.none(), st.sampled_from(["auto", "256", "standard", "truecolor"]))
@@ -90,65 +68,59 @@ def test_a_terminal_in_which_no_screen_can_open_gets_a_remedy(environment: dict[
     colours = colours_of(environment)
     assert colours.system is None
     assert colours.remedy
-    assert recommended(facts_of(colours=colours))[0] == colours.remedy
+    assert recommended(replace(GOOD, environment=environment))[0] == colours.remedy
 
 
 def test_where_all_is_well_nothing_is_recommended() -> None:
     assert recommended(GOOD) == []
-    assert "Recommended: nothing, all is well." in doctor_text(GOOD)
-    assert recommended(facts_of(multiplexer=TMUX)) == []
+    assert "Recommended: nothing, all is well." in doctor_text(VERSIONS, GOOD)
+    assert recommended(replace(GOOD, tmux=TMUX)) == []
 
 
 @pytest.mark.parametrize(
     ("tmux", "line"),
     [
         (TMUX, "`set-environment -g COLORTERM truecolor`"),
-        (replace(TMUX, features=("title",)), '`set -as terminal-features ",xterm-kitty:RGB"`'),
-        (replace(TMUX, features=("title",)), "then put `set-environment -g COLORTERM truecolor`"),
-        (Multiplexer("tmux", "tmux 3.0a"), '`set -ga terminal-overrides ",*:Tc"`'),
+        (BLIND, '`set -ga terminal-overrides ",xterm-kitty:Tc"`'),
+        (BLIND, "then put `set-environment -g COLORTERM truecolor`"),
+        (Tmux("tmux 3.0a"), '`set -ga terminal-overrides ",*:Tc"`'),
     ],
 )
-def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: Multiplexer, line: str) -> None:
-    facts = of_256(multiplexer=tmux)
-    assert line in " ".join(recommended(facts))
+def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: Tmux, line: str) -> None:
+    terminal = replace(OF_256, tmux=tmux)
+    assert line in " ".join(recommended(terminal))
     command = line[line.index("`") :]
-    assert any(command in shown for shown in doctor_text(facts).split("\n")), "in one piece"
+    shown = doctor_text(VERSIONS, terminal).split("\n")
+    assert any(command in row for row in shown), "in one piece"
 
 
 def test_truecolor_that_tmux_does_not_pass_on_is_said() -> None:
-    facts = facts_of(multiplexer=replace(TMUX, features=("title",)))
-    assert "passes through: no" in doctor_text(facts)
-    assert "until then use --color 256" in recommended(facts)[0]
-    assert "passes through: not known" in doctor_text(facts_of(multiplexer=Multiplexer("tmux")))
+    terminal = replace(GOOD, tmux=BLIND)
+    assert "passes through: no" in doctor_text(VERSIONS, terminal)
+    assert "until then use --color 256" in recommended(terminal)[0]
+    assert "passes through: not known" in doctor_text(VERSIONS, replace(GOOD, tmux=Tmux()))
 
 
 @pytest.mark.parametrize(
-    ("version", "advised"), [("Screen version 4.09.01 (GNU)", 1), ("Screen version 5.0.0", 0)]
-)
-def test_an_old_gnu_screen_is_no_place_for_truecolor(version: str, advised: int) -> None:
-    assert len(recommended(facts_of(multiplexer=Multiplexer("screen", version)))) == advised
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
+    ("terminal", "word"),
     [
-        ({"ssh": True}, "ssh -C"),
-        ({"no_color": True}, "NO_COLOR"),
-        ({"glyphs": Glyphs.ASCII, "locale": "C"}, "LANG=C.UTF-8"),
-        ({"size": (39, 20)}, "40x10"),
-        ({"declared": (80, 24)}, "COLUMNS"),
+        (with_variables(SSH_CONNECTION="1.2.3.4"), "ssh -C"),
+        (with_variables(NO_COLOR=""), "NO_COLOR"),
+        (with_variables(STY="1.pts"), "GNU screen before 5.0"),
+        (replace(GOOD, glyphs=Glyphs.ASCII), "LANG=C.UTF-8"),
+        (replace(GOOD, size=(39, 20), used=(39, 20)), "40x10"),
+        (replace(GOOD, used=(80, 24)), "COLUMNS"),
     ],
 )
-def test_every_hindrance_has_its_advice(changes: dict[str, Any], word: str) -> None:
-    (advice,) = recommended(facts_of(**changes))
+def test_every_hindrance_has_its_advice(terminal: Terminal, word: str) -> None:
+    (advice,) = recommended(terminal)
     assert word in advice
 
 
 def test_over_ssh_the_profile_to_change_is_the_one_of_this_machine() -> None:
-    colours = colours_of({"TERM": "xterm-256color"})
-    local, remote = (recommended(facts_of(colours=colours, ssh=ssh))[0] for ssh in (False, True))
-    assert "export COLORTERM=truecolor" in local
-    assert "on this machine" in remote
+    remote = with_variables(OF_256, SSH_CONNECTION="1.2.3.4")
+    assert "export COLORTERM=truecolor" in recommended(OF_256)[0]
+    assert "on this machine" in recommended(remote)[0]
 
 
 def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: Any) -> None:
@@ -159,18 +131,7 @@ def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: An
     assert layout_of(80, 9).startswith("one line")
 
 
-def test_data_say_the_same_as_the_text() -> None:
-    facts = facts_of(multiplexer=TMUX, ssh=True)
-    data = doctor_json(facts)
-    assert data["schema_version"] == 2
-    assert data["truecolor_passes"] is True
-    assert data["recommended"] == recommended(facts)
-    assert data["terminal"]["size"] == (120, 40)
-
-
 def test_every_line_of_the_report_fits_80_columns() -> None:
-    facts = of_256(
-        ssh=True, no_color=True, declared=(80, 24), multiplexer=replace(TMUX, features=("title",))
-    )
-    for shown in (facts, facts_of(colours=colours_of({"TERM": "xterm"}), ssh=True)):
-        assert max(len(line) for line in doctor_text(shown).split("\n")) <= 80
+    bad = with_variables(OF_256, SSH_CONNECTION="1.2.3.4", NO_COLOR="1")
+    for terminal in (replace(bad, used=(80, 24), tmux=BLIND), bad):
+        assert max(len(line) for line in doctor_text(VERSIONS, terminal).split("\n")) <= 80

@@ -1,0 +1,162 @@
+"""Commands that need no run: the rules, the formats of other tools, the keys, this terminal."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from microscope_tui.commands.config import default_config, keymap_from, read_config
+from microscope_tui.console import USAGE, fail, print_data, print_json, say
+from microscope_tui.diagnosis import RULES
+from microscope_tui.lines import glyphs_for
+from microscope_tui.report import (
+    Terminal,
+    Tmux,
+    as_list,
+    doctor_text,
+    explained,
+    rule_text,
+    rules_json,
+)
+from microscope_tui.runlog import safe_text
+from microscope_tui.sources import FORMATS
+
+_ANSWER_S = 2.0
+_ANSWER_SHOWN = 200
+
+
+def explain(
+    rule: str = "",
+    /,
+    *,
+    as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    config: Path | None = None,
+) -> int:
+    """List the rules, or explain one: what it means, when it fires, its limits, and the remedy.
+
+    Parameters
+    ----------
+    rule
+        Name of a rule, in any case; without it, list every rule.
+    as_json_
+        Print the same as JSON.
+    config
+        Config file whose limits to show; by default your own, if it exists.
+    """
+    if rule and rule.upper() not in RULES:
+        fail(f"{safe_text(rule, 40)}: no such rule; there are {', '.join(RULES)}", USAGE)
+    limits = read_config(config).limits
+    found = [explained(name, limits) for name in ([rule.upper()] if rule else RULES)]
+    if as_json_:
+        print_json(rules_json(found))
+    else:
+        print_data(rule_text(found[0]) if rule else as_list(found))
+    return 0
+
+
+def sources(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+    """List the formats: the name for --source, what is read, what it can show, whether it is live.
+
+    Parameters
+    ----------
+    as_json
+        Print them as JSON.
+    """
+    rows = [
+        {"source": form.name, "reads": form.reads, "shows": form.shows, "live": form.live}
+        for form in FORMATS.values()
+    ]
+    if as_json:
+        print_json(rows)
+        return 0
+    width = max(len(row["source"]) for row in rows)
+    for row in rows:
+        print_data(f"{row['source']:<{width}}  {row['reads']}")
+        print_data(f"{'':<{width}}  shows {row['shows']}; live: {row['live']}")
+    print_data("\nA run log needs none of these. --map adds keys: see docs/sources.md.")
+    return 0
+
+
+def keys() -> int:
+    """List the keys of every screen: id, keys, what they do."""
+    from microscope_tui.app import keys as all_keys
+    from microscope_tui.app import remapped, written_key
+
+    own = keymap_from(read_config())  # invalid keys exit with a usage error
+    screens = {
+        screen: [
+            (
+                one.id or "(fixed)",
+                "  ".join(written_key(key.strip()) for key in one.key.split(",")),
+                one.tooltip or one.description,
+            )
+            for one in remapped(bindings, own)
+        ]
+        for screen, bindings in all_keys.screens().items()
+    }
+    every = [row for rows in screens.values() for row in rows]
+    ids, written = (max(len(row[at]) for row in every) for at in (0, 1))
+    blocks = [
+        [f"{screen} screen", *(f"  {row[0]:<{ids}}  {row[1]:<{written}}  {row[2]}" for row in rows)]
+        for screen, rows in screens.items()
+    ]
+    print_data("\n\n".join("\n".join(lines) for lines in blocks))
+    say(f'[keys] in {default_config()} changes them, for example layer.next = "n,down"')
+    return 0
+
+
+def doctor() -> int:
+    """Report what this terminal can show, how that was detected, and what would help."""
+    versions = {name: metadata.version(name) for name in ("moe-microscope", "textual", "rich")}
+    versions |= {"Python": platform.python_version(), platform.system(): platform.release()}
+    size = used = _size()
+    if size and (os.environ.get("COLUMNS") or os.environ.get("LINES")):
+        columns, rows = shutil.get_terminal_size(size)
+        used = columns, rows
+    terminal = Terminal(
+        environment=os.environ,
+        encoding=(sys.stderr.encoding or "ascii").lower(),
+        glyphs=glyphs_for("auto", sys.stderr),
+        size=size,
+        used=used,
+        tmux=tmux_around(os.environ),
+    )
+    print_data(doctor_text(versions, terminal))
+    return 0
+
+
+def _size() -> tuple[int, int] | None:
+    """Size of the terminal on standard error, which the screens use."""
+    for stream in (sys.stderr, sys.stdout, sys.stdin):
+        if stream.isatty():
+            columns, rows = os.get_terminal_size(stream.fileno())
+            return columns, rows
+    return None
+
+
+def tmux_around(environment: Mapping[str, str]) -> Tmux | None:
+    """tmux, if running inside it, as far as it answers."""
+    if not environment.get("TMUX"):
+        return None
+    client = _said("tmux", "display-message", "-p", "#{client_termname} #{client_termfeatures}")
+    outer, _, features = client.partition(" ")
+    return Tmux(_said("tmux", "-V"), outer, features)
+
+
+def _said(*command: str) -> str:
+    """The first line that ``command`` prints; empty where it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    return safe_text(lines[0].strip(), _ANSWER_SHOWN) if lines else ""
