@@ -10,13 +10,12 @@ import sys
 import zlib
 from pathlib import Path
 
-from microscope_tui.runlog.follow import Chunk, LogFollower, Source, is_an_object, open_regular_file
+from microscope_tui.runlog.tail import Tail, is_an_object
 
 ARCHIVE_SUFFIXES = (".gz", ".zst")
 _PIECE_BYTES = 1 << 14
 _INPUT_BYTES = 1 << 20
 """Maximum of packed bytes per read, however little they unpack to."""
-_MARK_BYTES = 256
 _ZSTD_WINDOW_LOG = 27
 """128 MB, as used by ``zstd --ultra -22``: archives that need more memory are refused."""
 
@@ -25,27 +24,19 @@ class _Damaged(ValueError):
     """The rest of the archive cannot be unpacked."""
 
 
-class CompressedLog(Source):
+class CompressedLog(Tail):
     """The lines of a ``.jsonl.gz`` or ``.jsonl.zst``; ``offset`` and ``size`` in packed bytes."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, seekable=False)
-        self._inode: tuple[int, int] | None = None
-        self._start()
+        super().__init__(path)
+        self.seekable = False
 
     def kept(self) -> tuple[int, int]:
         """Nothing: an archive cannot be rewound."""
         return 0, 0
 
-    def relocate(self, path: Path) -> None:
-        """Continue under another name after a rename. A different file restarts the reading."""
-        self.path = path
-
-    def _start(self) -> None:
-        self.offset = 0
-        self._mark = (
-            b""  # the packed bytes at the start and before ``offset``: fingerprint of the file
-        )
+    def _reset(self) -> None:
+        super()._reset()
         self._decoder: _Gzip | _Zstd | None = None
         self._member = 0  # where the gzip member or zstd frame at ``offset`` starts …
         self._unpacked = 0  # … and how much was unpacked of it
@@ -53,50 +44,33 @@ class CompressedLog(Source):
         self._careful_from: int | None = None
         self._rest = b""  # the torn end of what was unpacked
         self._inside_line = False  # the start of this line was returned
-        self._newline_owed = False  # a newline was returned that the archive lacks
+        self._ended_early = False  # a newline was returned that the archive lacks
         self._fault = ""
 
-    def read(self, max_bytes: int = 1 << 20) -> Chunk:
+    def _look(self, file: int) -> None:
+        status = os.fstat(file)
+        if self._fault and (status.st_size, status.st_mtime_ns) != self._version:
+            self._reset()
+        super()._look(file)
+
+    def _next(self, file: int, max_bytes: int) -> bytes:
         """The next whole lines, or a piece of a long one: at most ``max_bytes``.
 
         Raises:
-            OSError: the file cannot be read, or what follows in it is damaged; everything
-                before the damage was handed out.
+            OSError: what follows is damaged; everything before the damage was handed out.
         """
-        try:
-            file = open_regular_file(self.path)
-        except FileNotFoundError:
-            self.deleted, self.exhausted = self._inode is not None, True
-            return Chunk(b"")
-        try:
-            restarted = self._look(file)
-            if self._fault:
-                self.exhausted = True
-                raise OSError(self._fault)
-            data = self._rest + self._unpack(file, max_bytes - len(self._rest))
-            self._mark = _mark(file, self.offset)
-        finally:
-            os.close(file)
-        if self._newline_owed and data:
+        if self._fault:
+            self.exhausted = True
+            raise OSError(self._fault)
+        data = self._rest + self._unpack(file, max_bytes - len(self._rest))
+        self._remember(file)
+        if self._ended_early and data:
             if not data.startswith(b"\n"):  # the last line continued, but was returned as complete
-                self._start()
+                self._reset()
                 self.exhausted = False
-                return Chunk(b"", restarted=True)
-            data, self._newline_owed = data[1:], False
-        return Chunk(self._lines_of(data, max_bytes), restarted)
-
-    def _look(self, file: int) -> bool:
-        status = os.fstat(file)
-        inode = (status.st_dev, status.st_ino)
-        changed = (status.st_size, status.st_mtime) != (self.size, self.modified)
-        restarted = (changed and self._fault != "") or (
-            self.offset > 0 and (inode != self._inode or _mark(file, self.offset) != self._mark)
-        )
-        if restarted:
-            self._start()
-        self._inode, self.deleted = inode, False
-        self.size, self.modified = status.st_size, status.st_mtime
-        return restarted
+                return b""
+            data, self._ended_early = data[1:], False
+        return self._lines_of(data, max_bytes)
 
     def _lines_of(self, data: bytes, max_bytes: int) -> bytes:
         end = data.rfind(b"\n") + 1
@@ -106,7 +80,7 @@ class CompressedLog(Source):
         self._inside_line = self._inside_line and not end
         last = data[end:]
         if self.exhausted and (self._inside_line or is_an_object(last)):
-            self._rest, self._inside_line, self._newline_owed = b"", False, True
+            self._rest, self._inside_line, self._ended_early = b"", False, True
             return data + b"\n"
         self._rest = last
         return data[:end]
@@ -167,9 +141,9 @@ class CompressedLog(Source):
         self._skip, self._decoder, self.offset = self._unpacked, None, self._member
 
 
-def open_log(path: Path) -> Source:
+def open_log(path: Path) -> Tail:
     """The reader for ``path``, chosen by its suffix."""
-    return CompressedLog(path) if path.suffix in ARCHIVE_SUFFIXES else LogFollower(path)
+    return CompressedLog(path) if path.suffix in ARCHIVE_SUFFIXES else Tail(path)
 
 
 class _Gzip:
@@ -234,8 +208,3 @@ def _new_decoder(path: Path) -> _Gzip | _Zstd:
         return _Zstd()
     except ImportError:
         raise OSError("reading zstd needs a package: pip install backports.zstd") from None
-
-
-def _mark(file: int, offset: int) -> bytes:
-    head = os.pread(file, min(offset, _MARK_BYTES), 0)
-    return head + os.pread(file, min(offset, _MARK_BYTES), max(0, offset - _MARK_BYTES))

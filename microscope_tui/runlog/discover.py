@@ -14,10 +14,16 @@ from typing import Protocol
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog, open_log
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.follow import LineSplitter, Source, open_regular_file
-from microscope_tui.runlog.glance import Glance, Identity, glance, identity_of
+from microscope_tui.runlog.glance import Glance, glance
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
+from microscope_tui.runlog.tail import (
+    Identity,
+    LineSplitter,
+    Source,
+    identity_of,
+    open_regular_file,
+)
 
 MAX_DEPTH = 4
 _LOG_SUFFIXES = (".jsonl", *(f".jsonl{suffix}" for suffix in ARCHIVE_SUFFIXES))

@@ -6,15 +6,12 @@ middle of the log: if the last step is beyond the first plan, it is searched in 
 impossible plan is left out.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.records import (
     BadLine,
     EventRecord,
@@ -23,22 +20,11 @@ from microscope_tui.runlog.records import (
     UnknownFormat,
     seconds_between,
 )
+from microscope_tui.runlog.tail import Identity, identity_of_open, open_regular_file
 
 _HEAD_BYTES = 1 << 13
 _TAIL_BYTES = 1 << 13
 _MOST_BYTES = 1 << 22
-_FINGERPRINT_BYTES = 256
-
-
-class Identity(NamedTuple):
-    """The state of a file: results stay valid while it is unchanged."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    head: str
-    """Fingerprint of the first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +50,7 @@ def glance(path: Path) -> Glance:
     except OSError as error:
         return Glance(error=error.strerror or str(error))
     try:
-        identity = _identity(file)
+        identity = identity_of_open(file)
         if path.suffix in ARCHIVE_SUFFIXES:
             return Glance(identity=identity)  # an archive's end is unknown before it is unpacked
         run = _header(file)
@@ -79,25 +65,6 @@ def glance(path: Path) -> Glance:
         return Glance(error=error.strerror or str(error))
     finally:
         os.close(file)
-
-
-def identity_of(path: Path) -> Identity:
-    """The present state of the file at ``path``.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    file = open_regular_file(path)
-    try:
-        return _identity(file)
-    finally:
-        os.close(file)
-
-
-def _identity(file: int) -> Identity:
-    status = os.fstat(file)
-    head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, head)
 
 
 def _with_sound_plan(

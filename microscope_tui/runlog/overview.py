@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.reader import RunReader, StepEntry
 from microscope_tui.runlog.records import EventRecord, RunRecord
 from microscope_tui.runlog.seek import line_after
+from microscope_tui.runlog.tail import open_regular_file
 
 _HEAD_BYTES = 1 << 16
 _LONGEST_HEAD = 8 << 20

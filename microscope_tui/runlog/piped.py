@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from microscope_tui.runlog.follow import Chunk, Source
 from microscope_tui.runlog.spool import Spool
+from microscope_tui.runlog.tail import Chunk, Source
 
 CAPACITY_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 16

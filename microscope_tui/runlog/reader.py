@@ -6,11 +6,9 @@ summary of the wrong length from a sound one, and it invents a header for a log 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import cast
 
 from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
-from microscope_tui.runlog.follow import LineSplitter
 from microscope_tui.runlog.means import Rows, decode_means
 from microscope_tui.runlog.one_row import CountRows
 from microscope_tui.runlog.records import (
@@ -22,25 +20,12 @@ from microscope_tui.runlog.records import (
     StepRecord,
     Values,
 )
+from microscope_tui.runlog.tail import Defects, LineSplitter
 
 _SUMMARY_NAMES = RouterSummary.__struct_fields__
 _MAX_TOKENS = 2.0**53
 _COUNTS_KEY = b'"tokens_per_expert"'
 _ROWS = re.compile(rb"\s*:\s*\[\s*\[")
-
-
-@dataclass(slots=True)
-class Defects:
-    """Unreadable records: their number, and the first three in words."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, line_number: int, reason: str) -> None:
-        """Count one defect."""
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(f"line {line_number:,}: {reason}")
 
 
 class StepEntry:
@@ -150,8 +135,7 @@ class RunReader:
                     yield record
             except BadLine as error:
                 self.defects.add(number, str(error))
-        while self._splitter.overlong:
-            self.defects.add(self._splitter.overlong.pop(0), "longer than 64 MB, skipped")
+        self._splitter.report(self.defects)
 
     def _step(self, number: int, line: bytes, record: StepRecord) -> Iterator[Entry]:
         if self.run is None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.follow import open_regular_file
 from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
 from microscope_tui.runlog.records import BadLine, RunRecord, StepRecord, UnknownFormat
+from microscope_tui.runlog.tail import open_regular_file
 
 _READ_BYTES = 1 << 19
 _NEAR_BYTES = 1 << 20
@@ -177,16 +177,3 @@ def line_after(file: int, start: int, end: int, guess: int = 1 << 16) -> tuple[i
         if len(data) < want or want >= _LONGEST_LINE:
             return None
         want *= 4
-
-
-def read_at(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a file; fewer at its end.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    file = open_regular_file(path)
-    try:
-        return os.pread(file, size, start)
-    finally:
-        os.close(file)

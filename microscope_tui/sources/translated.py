@@ -17,7 +17,7 @@ class TranslatedLog(Source):
     def __init__(self, reader: RecordReader, spool: Spool | None, path: Path) -> None:
         """``path``: of the source, shown where there is no ``spool``."""
         super().__init__(spool.path if spool is not None else path, seekable=spool is not None)
-        self.spool = spool
+        self.spool, self.translates = spool, True
         self._reader = reader
 
     def kept(self) -> tuple[int, int]:

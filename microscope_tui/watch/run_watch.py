@@ -124,7 +124,7 @@ class RunWatch:
     @property
     def defects(self) -> Defects:
         """Lines that could not be read."""
-        return self.source.defects or self._reader.defects
+        return self.source.defects if self.source.translates else self._reader.defects
 
     @property
     def can_seek(self) -> bool:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
-from microscope_tui.runlog import SAID_IN_FULL, RunFile, follow, problems_in, safe_text
+from microscope_tui.runlog import SAID_IN_FULL, RunFile, problems_in, safe_text, tail
 from microscope_tui.runlog.validation import run as run_rules
 from microscope_tui.runlog.validation import steps as step_rules
 from microscope_tui.runlog.validation import validator
@@ -166,7 +166,7 @@ def test_lines_that_are_too_long_are_named(
     write_log: Make, make_header: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 1000
-    monkeypatch.setattr(follow.LineSplitter.__init__, "__defaults__", (limit,))
+    monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit,))
     monkeypatch.setattr(validator, "MAX_LINE_BYTES", limit)
     path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
     report = check_format(path)
@@ -178,7 +178,7 @@ def test_lines_that_are_too_long_are_named(
 
 
 def test_a_line_above_the_limit_is_an_error_without_a_splitter_too() -> None:
-    lines = [(1, b"x" * (follow.MAX_LINE_BYTES + 1))]
+    lines = [(1, b"x" * (tail.MAX_LINE_BYTES + 1))]
     assert [problem.code for problem in problems_in(lines)] == ["overlong"]
 
 

@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.runlog import LineSplitter, LogFollower
+from microscope_tui.runlog import LineSplitter, Tail
 
 
 class Reader:
     """Keeps the lines since the last restart."""
 
-    def __init__(self, follower: LogFollower, max_bytes: int) -> None:
+    def __init__(self, follower: Tail, max_bytes: int) -> None:
         self.follower, self.max_bytes = follower, max_bytes
         self.lines: list[bytes] = []
         self.splitter = LineSplitter()
@@ -104,7 +104,7 @@ def test_any_accidents_in_any_order_leave_the_lines_of_the_file(
 ) -> None:
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "metrics.jsonl")
-        reader = Reader(LogFollower(writer.path, max_line_bytes), max_bytes)
+        reader = Reader(Tail(writer.path, max_line_bytes), max_bytes)
         for name, size in accidents:
             if name == "look":
                 reader.look()
@@ -115,3 +115,28 @@ def test_any_accidents_in_any_order_leave_the_lines_of_the_file(
         while reader.look() or not reader.follower.exhausted:
             pass
         assert reader.lines == writer.path.read_bytes().split(b"\n")[:-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(ACCIDENTS), st.integers(0, 700)), max_size=20),
+    st.sampled_from([7, 1000]),
+)
+def test_a_file_without_lines_ends_with_its_bytes(
+    accidents: list[tuple[str, int]], max_bytes: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        writer = Writer(Path(folder) / "metrics.bin")
+        tail, got = Tail(writer.path, max_line_bytes=None), b""
+
+        def look() -> None:
+            nonlocal got
+            chunk = tail.read(max_bytes)
+            got = (b"" if chunk.restarted else got) + chunk.data
+
+        for name, size in accidents:
+            look() if name == "look" else getattr(writer, name)(size)
+        look()
+        while not tail.exhausted:
+            look()
+        assert got == writer.path.read_bytes()

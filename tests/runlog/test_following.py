@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import LineSplitter, LogFollower, Source
+from microscope_tui.runlog import LineSplitter, Source, Tail
 
 RECORD = b'{"kind":"step","step":1}'
 
@@ -53,7 +53,7 @@ class Reader:
 
 def test_a_long_torn_line_that_is_cut_off_and_overwritten_loses_nothing(path: Path) -> None:
     path.write_bytes(b"one\n" + b"x" * 5000)
-    reader = Reader(LogFollower(path), max_bytes=1000)
+    reader = Reader(Tail(path), max_bytes=1000)
     assert reader.look_until_exhausted() == [b"one"]
     path.write_bytes(b"one\n" + b"y" * 6000 + b"\nthree\n")
     assert reader.look_until_exhausted() == [b"one", b"y" * 6000, b"three"]
@@ -62,7 +62,7 @@ def test_a_long_torn_line_that_is_cut_off_and_overwritten_loses_nothing(path: Pa
 
 def test_a_line_above_the_limit_is_skipped_in_pieces_and_counted(path: Path) -> None:
     path.write_bytes(b"one\n" + b"x" * 50_000 + b"\nthree\n" + b"y" * 50_000)
-    reader = Reader(LogFollower(path, max_line_bytes=10_000), max_bytes=1000)
+    reader = Reader(Tail(path, max_line_bytes=10_000), max_bytes=1000)
     reader.splitter = LineSplitter(max_line_bytes=10_000)
     largest = 0
     while not reader.source.exhausted:
@@ -72,9 +72,22 @@ def test_a_line_above_the_limit_is_skipped_in_pieces_and_counted(path: Path) -> 
     assert largest <= 1000
 
 
+def test_lines_are_numbered_and_those_above_the_limit_are_defects(path: Path) -> None:
+    path.write_bytes(b"one\n" + b"x" * (3 << 20) + b"\nthree\ntorn")
+    tail = Tail(path, max_line_bytes=2 << 20)
+    assert tail.read_lines().lines == [(1, b"one")]
+    while not (got := tail.read_lines()).lines:
+        pass
+    assert got.lines == [(3, b"three")]
+    assert tail.defects.first == ["line 2: longer than 2 MB, skipped"]
+    path.write_bytes(b"new\n")
+    got = tail.read_lines()
+    assert (got.lines, got.restarted, tail.defects.count) == ([(1, b"new")], True, 0)
+
+
 def test_after_a_line_above_the_limit_a_torn_line_waits_again(path: Path) -> None:
     path.write_bytes(b"x" * 5000 + b"\n" + b"two\ntorn")
-    reader = Reader(LogFollower(path, max_line_bytes=1000), max_bytes=100)
+    reader = Reader(Tail(path, max_line_bytes=1000), max_bytes=100)
     reader.look_until_exhausted()
     os.truncate(path, 5005)  # the writer repairs what it tore
     append(path, b"three\n")
@@ -84,7 +97,7 @@ def test_after_a_line_above_the_limit_a_torn_line_waits_again(path: Path) -> Non
 
 def test_another_file_with_the_same_beginning_is_a_new_one(path: Path) -> None:
     path.write_bytes(b"one\n")
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look()
     other = path.with_name("other")
     other.write_bytes(b"one\ntwo\n")
@@ -96,7 +109,7 @@ def test_another_file_with_the_same_beginning_is_a_new_one(path: Path) -> None:
 def test_a_rewritten_file_with_the_same_head_and_more_bytes_starts_again(path: Path) -> None:
     head = b'{"kind":"run","config":"%s"}\n' % (b"x" * 400)
     path.write_bytes(head + b"one\ntwo\n")
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look()
     with path.open("r+b") as file:  # the same inode, larger than before
         file.write(head + b"uno\ndos\ntres\n")
@@ -106,7 +119,7 @@ def test_a_rewritten_file_with_the_same_head_and_more_bytes_starts_again(path: P
 
 def test_a_file_of_which_nothing_was_handed_out_is_not_restarted(path: Path) -> None:
     path.write_bytes(b"torn" * 100)
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look()
     path.write_bytes(b"one\n")
     assert reader.look_until_exhausted() == [b"one"]
@@ -115,7 +128,7 @@ def test_a_file_of_which_nothing_was_handed_out_is_not_restarted(path: Path) -> 
 
 def test_a_finished_log_without_its_last_newline_shows_its_last_record(path: Path) -> None:
     path.write_bytes(b"one\n" + RECORD)
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     assert reader.look_until_exhausted() == [b"one"]  # its writer may be in the middle of it
     age(path)
     assert reader.look_until_exhausted() == [b"one", RECORD]
@@ -128,13 +141,13 @@ def test_a_finished_log_without_its_last_newline_shows_its_last_record(path: Pat
 def test_a_torn_record_at_rest_stays_in_the_file(path: Path, torn: bytes) -> None:
     path.write_bytes(b"one\n" + torn)
     age(path)
-    assert Reader(LogFollower(path)).look_until_exhausted() == [b"one"]
+    assert Reader(Tail(path)).look_until_exhausted() == [b"one"]
 
 
 def test_a_last_record_with_bare_nan_shows_too(path: Path) -> None:
     path.write_bytes(b'{"kind":"step","step":1,"loss":NaN}')
     age(path)
-    assert Reader(LogFollower(path)).look_until_exhausted() == [path.read_bytes()]
+    assert Reader(Tail(path)).look_until_exhausted() == [path.read_bytes()]
 
 
 def test_a_clock_ahead_of_ours_hides_no_last_record(
@@ -142,10 +155,10 @@ def test_a_clock_ahead_of_ours_hides_no_last_record(
 ) -> None:
     path.write_bytes(RECORD)
     age(path, -3600)
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     assert reader.look_until_exhausted() == []
     later = time.monotonic() + 3
-    monkeypatch.setattr("microscope_tui.runlog.follow.time.monotonic", lambda: later)
+    monkeypatch.setattr("microscope_tui.runlog.tail.time.monotonic", lambda: later)
     assert reader.look_until_exhausted() == [RECORD]
 
 
@@ -162,7 +175,7 @@ def test_a_last_record_that_was_shown_early_and_changed_is_read_again(
 ) -> None:
     path.write_bytes(b"one\n" + RECORD)
     age(path)
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look_until_exhausted()
     change(path)
     assert reader.look_until_exhausted() == path.read_bytes().split(b"\n")[:-1]
@@ -182,7 +195,7 @@ def test_a_large_hole_costs_no_memory_and_no_record(path: Path) -> None:
     path.write_bytes(b"one\n")
     os.truncate(path, 100 << 20)
     append(path, b"two\nthree\n")
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     tracemalloc.start()
     assert reader.look_until_exhausted() == [b"one", b"two", b"three"]
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
@@ -194,7 +207,7 @@ def test_a_long_torn_line_is_read_once_not_at_every_look(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_bytes(b"one\n" + b"x" * (3 << 20))
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look_until_exhausted()
     read: list[int] = []
     pread = os.pread
@@ -212,13 +225,13 @@ def test_a_long_torn_line_is_read_once_not_at_every_look(
 
 def test_a_renamed_file_is_followed_without_reading_it_again(path: Path) -> None:
     path.write_bytes(b"one\n")
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look()
     moved = path.rename(path.with_name("better-name.jsonl"))
     reader.look()
     assert reader.source.deleted
     append(moved, b"two\n")
-    assert isinstance(reader.source, LogFollower)
+    assert isinstance(reader.source, Tail)
     reader.source.relocate(moved)
     assert reader.look_until_exhausted() == [b"one", b"two"]
     assert (reader.restarts, reader.source.deleted) == (0, False)
@@ -233,7 +246,7 @@ def locked(path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_lost_permission_is_an_error_and_its_return_loses_nothing(locked: Path) -> None:
-    reader = Reader(LogFollower(locked))
+    reader = Reader(Tail(locked))
     reader.look()
     append(locked, b"two\n")
     locked.chmod(0)
@@ -248,7 +261,7 @@ def test_a_read_error_is_said_and_its_end_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_bytes(b"one\n")
-    reader = Reader(LogFollower(path))
+    reader = Reader(Tail(path))
     reader.look()
     append(path, b"two\n")
     with monkeypatch.context() as broken:
@@ -266,4 +279,4 @@ def test_a_read_error_is_said_and_its_end_loses_nothing(
 def test_what_is_no_file_is_refused_and_never_waited_for(path: Path, kind: str) -> None:
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     with pytest.raises(OSError, match="not a regular file"):
-        LogFollower(path).read()
+        Tail(path).read()

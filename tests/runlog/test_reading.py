@@ -15,11 +15,11 @@ from microscope_tui.runlog import (
     BadLine,
     EventRecord,
     LineSplitter,
-    LogFollower,
     RunReader,
     RunRecord,
     StepEntry,
     StepRecord,
+    Tail,
     UnknownFormat,
     decode_line,
     decode_matrices,
@@ -213,7 +213,7 @@ def test_an_endless_line_is_skipped_and_the_next_one_read() -> None:
 def test_following_costs_new_bytes_only_and_waits_for_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"one\ntwo\nthr")
-    follower = LogFollower(path)
+    follower = Tail(path)
     assert follower.read().data == b"one\ntwo\n"
     assert follower.read().data == b""
     with path.open("ab") as file:
@@ -225,7 +225,7 @@ def test_following_costs_new_bytes_only_and_waits_for_whole_lines(tmp_path: Path
 def test_a_line_longer_than_a_read_is_handed_out_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"a" * 25 + b"\nb\n")
-    follower, splitter, got = LogFollower(path), LineSplitter(), []
+    follower, splitter, got = Tail(path), LineSplitter(), []
     while not follower.exhausted:
         got += [line for _, line in splitter.feed(follower.read(10).data)]
     assert got == [b"a" * 25, b"b"]
@@ -235,7 +235,7 @@ def test_a_line_longer_than_a_read_is_handed_out_in_pieces(tmp_path: Path) -> No
 def test_a_truncated_or_replaced_file_starts_again(tmp_path: Path, change: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"first line\nsecond line\n")
-    follower = LogFollower(path)
+    follower = Tail(path)
     follower.read()
     if change == "truncate":
         path.write_bytes(b"new\n")
@@ -251,7 +251,7 @@ def test_a_truncated_or_replaced_file_starts_again(tmp_path: Path, change: str) 
 def test_a_writer_that_cuts_its_torn_line_is_no_new_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"one\ntorn")
-    follower = LogFollower(path)
+    follower = Tail(path)
     follower.read()
     path.write_bytes(b"one\ntwo\n")
     chunk = follower.read()
@@ -261,7 +261,7 @@ def test_a_writer_that_cuts_its_torn_line_is_no_new_file(tmp_path: Path) -> None
 def test_a_deleted_file_is_noticed_and_may_come_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"one\n")
-    follower = LogFollower(path)
+    follower = Tail(path)
     follower.read()
     path.unlink()
     assert follower.read().data == b""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import LogFollower
+from microscope_tui.runlog import Tail
 from microscope_tui.watch import FileEvents, file_events
 
 ARRIVES_S = 5.0
@@ -70,7 +70,7 @@ def test_what_a_trainer_does_is_announced(log: Path, watching: Callable[..., Fil
 def test_looking_at_a_log_announces_nothing(log: Path, watching: Callable[..., FileEvents]) -> None:
     events = watching(log.parents[1])
     wait_until_quiet(events)
-    LogFollower(log).read()
+    Tail(log).read()
     (log.parent / "checkpoint.bin").write_bytes(b"not a log")
     assert not events.wait(QUIET_S)
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from microscope_tui.runlog.follow import MAX_LINE_BYTES
 from microscope_tui.runlog.records import FORMAT_VERSION
+from microscope_tui.runlog.tail import MAX_LINE_BYTES
 from microscope_tui.runlog.validation.fields import COUNT, POSITIVE, TIME, fits, number
 from microscope_tui.runlog.validation.problems import Problem, Problems, shown
 from microscope_tui.runlog.validation.run import RunPromise, check_event, check_run

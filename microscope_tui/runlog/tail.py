@@ -1,12 +1,13 @@
-"""Follow a growing log: new bytes only, whole lines only.
+"""Follow a growing file: new bytes only, and whole lines where it has lines.
 
-``LineSplitter`` is the pure half: whatever the cuts in the byte stream, the same lines come out.
-``LogFollower`` is the half with the file: it remembers where the last complete line ended, and
-what the bytes before it looked like, so that it notices when the file under the name was
-truncated, rewritten, replaced or removed. ``Source`` is what every origin of a log offers.
+``Tail`` remembers how far it read and what the bytes before that looked like, so it notices when
+the file under the name was truncated, rewritten, replaced or removed. ``LineSplitter`` is the pure
+half: whatever the cuts in the byte stream, the same lines come out. ``Source`` is what every
+origin of a log offers, ``Identity`` the state of a file while nobody changes it.
 """
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -14,16 +15,13 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import msgspec
 
 from microscope_tui.runlog.spool import Spool
-
-if TYPE_CHECKING:
-    from microscope_tui.runlog.reader import Defects
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 QUIET_S = 2.0
@@ -32,6 +30,20 @@ EVERYTHING = (0, sys.maxsize)
 _FINGERPRINT_BYTES = 256
 _SCAN_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(slots=True)
+class Defects:
+    """Unreadable records: their number, and the first three in words."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, line_number: int, reason: str) -> None:
+        """Count one defect."""
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(f"line {line_number:,}: {reason}")
 
 
 class LineSplitter:
@@ -71,6 +83,12 @@ class LineSplitter:
         self._keep(chunk[start:])
         self._fed += len(chunk)
 
+    def report(self, defects: Defects) -> None:
+        """Count the lines that were skipped since the last call."""
+        for number in self.overlong:
+            defects.add(number, f"longer than {self._max >> 20} MB, skipped")
+        self.overlong = []
+
     def _keep(self, part: bytes) -> None:
         if self._size == 0:
             part = part.lstrip(b"\0")  # in pieces: a hole may be larger than the memory
@@ -83,43 +101,67 @@ class LineSplitter:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Result of one poll: bytes, and whether they belong to a new file."""
+    """Result of one read: bytes, and whether they belong to a new file."""
 
     data: bytes
     restarted: bool = False
-    """The log was truncated or replaced: everything read before is gone."""
+    """The file was truncated or replaced: everything read before is gone."""
 
 
-class Source(ABC):
-    """A source of log bytes: a file, a compressed file, a pipe."""
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Result of one read as lines."""
 
-    def __init__(self, path: Path, *, seekable: bool) -> None:
+    lines: list[tuple[int, bytes]]
+    """Line number from 1, and the line without its newline."""
+    restarted: bool = False
+    """See ``Chunk``; the numbers start again."""
 
-        self.path = path
-        """The path of the file, or a display name for other sources."""
+
+class Progress:
+    """How far something was read, and when it changed last."""
+
+    def __init__(self) -> None:
         self.offset = 0
-        """How far it was read; in the same bytes as ``size``, so that their ratio is the progress.
-
-        Everything before it was handed out.
-        """
+        """How far it was read, in the same bytes as ``size``: all before it was handed out."""
         self.size = 0
         self.modified: float | None = None
         """Time of the last change, by the file system's clock; ``None`` while there is no file."""
-        self.changed_at: float | None = None
-        """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
         self.deleted = False
         self.exhausted = False
-        """Whether no complete line was left at the last poll."""
+        """Whether nothing complete was left at the last read."""
+        self.defects = Defects()
+        """What could not be read and was skipped, before records were made of it."""
+
+    def wait_s(self) -> float:
+        """Seconds until another read may give anything."""
+        return 0.0
+
+    def report(self, *parts: "Progress") -> None:
+        """Take over the progress of the files that this is read from; defects stay."""
+        self.offset = sum(part.offset for part in parts)
+        self.size = sum(part.size for part in parts)
+        known = [part.modified for part in parts if part.modified is not None]
+        self.modified = max(known, default=self.modified)
+        self.deleted = bool(parts) and all(part.deleted for part in parts)
+        self.exhausted = all(part.exhausted for part in parts)
+
+
+class Source(Progress, ABC):
+    """A source of log bytes: a file, a compressed file, a pipe, another tool's run."""
+
+    def __init__(self, path: Path, *, seekable: bool) -> None:
+        super().__init__()
+        self.path = path
+        """The path of the file, or a display name for other sources."""
+        self.changed_at: float | None = None
+        """When we last saw it change, by the monotonic clock; ``None`` before the first time."""
         self.spool: Spool | None = None
         """Where its lines are kept, if they cannot be read again at their origin."""
         self.seekable = seekable
         """Whether ``path`` can be read at any offset in ``kept``."""
-        self.defects: Defects | None = None
-        """What was skipped before it became lines, if this source translates."""
-
-    def wait_s(self) -> float:
-        """Seconds until another ``read`` may give anything."""
-        return 0.0
+        self.translates = False
+        """Whether it makes lines of another format, so that its own ``defects`` count."""
 
     def sampled(self, count: int) -> bytes:
         """Lines of about ``count`` steps of the whole run, without reading all of it.
@@ -144,21 +186,30 @@ class Source(ABC):
         """
 
 
-class LogFollower(Source):
-    """Reads what was appended to ``path`` since the last poll, up to the last complete line."""
+class Tail(Source):
+    """Reads what was appended to ``path`` since the last read, up to the last complete line."""
 
-    def __init__(self, path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, path: Path, max_line_bytes: int | None = MAX_LINE_BYTES) -> None:
+        """``max_line_bytes``: ``None`` for a file without lines, of which all bytes are new."""
         super().__init__(path, seekable=True)
         self._max_line_bytes = max_line_bytes
         self._inode: tuple[int, int] | None = None
+        self._version: tuple[int, int] | None = None  # size and time of the last change
+        self._version_since = 0.0
+        self._fruitless: object = None  # the read that found only a long torn line
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the file that was read: the next read starts at the beginning."""
+        self.offset = 0
+        self.defects = Defects()
+        self._restarted = True
         # First and last bytes of what was returned: while they are unchanged in place, the
         # file is the one that was read.
         self._head = self._tail = b""
         self._newline_owed = False  # the line before ``offset`` was returned before its newline
         self._inside_overlong = False  # ``offset`` is within a line that is returned in pieces
-        self._version: tuple[int, int] | None = None  # size and time of the last change
-        self._version_since = 0.0
-        self._fruitless: object = None  # the poll that found only a long torn line
+        self._splitter = LineSplitter(self._max_line_bytes or 0)
 
     def kept(self) -> tuple[int, int]:
         """See ``Source``."""
@@ -167,6 +218,19 @@ class LogFollower(Source):
     def relocate(self, path: Path) -> None:
         """Continue under another name after a rename. A different file restarts the reading."""
         self.path = path
+
+    def read_lines(self, max_bytes: int = 1 << 20) -> Lines:
+        """The next complete lines; those above the limit are left out and count as defects.
+
+        Use either this or ``read``.
+
+        Raises:
+            OSError: as ``read``.
+        """
+        chunk = self.read(max_bytes)
+        lines = list(self._splitter.feed(chunk.data))
+        self._splitter.report(self.defects)
+        return Lines(lines, chunk.restarted)
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines: at most ``max_bytes``, or one line that is longer.
@@ -181,21 +245,34 @@ class LogFollower(Source):
         except FileNotFoundError:
             self.deleted, self.exhausted = self._inode is not None, True
             return Chunk(b"")
+        self._restarted = False
         try:
-            restarted = self._look(file)
-            return Chunk(self._next_lines(file, max_bytes), restarted)
+            self._look(file)
+            data = self._next(file, max_bytes)
+        finally:
+            os.close(file)
+        return Chunk(data, self._restarted)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Bytes at any place, and the present ``size``; nothing counts as read.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        file = open_regular_file(self.path)
+        try:
+            self.size = os.fstat(file).st_size
+            return os.pread(file, length, offset)
         finally:
             os.close(file)
 
-    def _look(self, file: int) -> bool:
-        """Update the state of the file; true if it is a different file."""
+    def _look(self, file: int) -> None:
+        """Update the state of the file; start again if it is a different one."""
         status = os.fstat(file)
         inode = (status.st_dev, status.st_ino)
         version = (status.st_size, status.st_mtime_ns)
-        restarted = self.offset > 0 and (inode != self._inode or not self._is_the_same(file))
-        if restarted:
-            self.offset, self._head, self._tail = 0, b"", b""
-            self._newline_owed = self._inside_overlong = False
+        if self.offset > 0 and (inode != self._inode or not self._is_the_same(file)):
+            self._reset()
         if version != self._version or inode != self._inode:
             if self._version is not None:
                 self.changed_at = time.monotonic()
@@ -203,7 +280,6 @@ class LogFollower(Source):
             self._fruitless = None
         self._inode, self.deleted = inode, False
         self.size, self.modified = status.st_size, status.st_mtime
-        return restarted
 
     def _is_the_same(self, file: int) -> bool:
         """Whether what was returned is still there (in a truncated file it is not)."""
@@ -218,15 +294,25 @@ class LogFollower(Source):
             self._newline_owed = False
         return True
 
-    def _next_lines(self, file: int, max_bytes: int) -> bytes:
+    def _next(self, file: int, max_bytes: int) -> bytes:
+        """What follows ``offset``, which moves behind it."""
+        if self._max_line_bytes is not None:
+            return self._next_lines(file, max_bytes, self._max_line_bytes)
+        data = os.pread(file, max_bytes, self.offset)
+        self._move_on(data)
+        self.size = max(self.size, self.offset)  # it grew since we looked
+        self.exhausted = self.offset >= self.size
+        return data
+
+    def _next_lines(self, file: int, max_bytes: int, max_line_bytes: int) -> bytes:
         at_rest = self._at_rest()
         look = (self.offset, self._version, at_rest)
         if self._fruitless == look:
             return b""
         data = os.pread(file, max_bytes, self.offset)
         if len(data) == max_bytes and b"\n" not in data and not self._inside_overlong:
-            length = self._line_length(file, len(data))
-            self._inside_overlong = length > self._max_line_bytes
+            length = self._line_length(file, len(data), max_line_bytes)
+            self._inside_overlong = length > max_line_bytes
             if not self._inside_overlong:
                 data = os.pread(file, length, self.offset)
         self.exhausted = self.offset + len(data) >= self.size
@@ -244,12 +330,12 @@ class LogFollower(Source):
         self._move_on(whole)
         return whole
 
-    def _line_length(self, file: int, length: int) -> int:
+    def _line_length(self, file: int, length: int, max_line_bytes: int) -> int:
         """Bytes of the line at ``offset``, of which ``length`` are known to hold no newline.
 
         The scan keeps nothing: a long line costs memory only once it is whole.
         """
-        while length <= self._max_line_bytes:
+        while length <= max_line_bytes:
             piece = os.pread(file, _SCAN_BYTES, self.offset + length)
             if not piece:
                 return length
@@ -268,6 +354,59 @@ class LogFollower(Source):
         if len(self._head) < _FINGERPRINT_BYTES:
             self._head = (self._head + data[:_FINGERPRINT_BYTES])[:_FINGERPRINT_BYTES]
         self._tail = (self._tail + data[-_FINGERPRINT_BYTES:])[-_FINGERPRINT_BYTES:]
+
+    def _remember(self, file: int) -> None:
+        """Take the fingerprint from the file, after ``offset`` was moved by hand."""
+        self._head = os.pread(file, min(self.offset, _FINGERPRINT_BYTES), 0)
+        start = max(0, self.offset - _FINGERPRINT_BYTES)
+        self._tail = os.pread(file, self.offset - start, start)
+
+
+LogFollower = Tail
+
+
+class Identity(NamedTuple):
+    """The state of a file: results stay valid while it is unchanged."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    head: str
+    """Hash of the first bytes."""
+
+
+def identity_of(path: Path) -> Identity:
+    """The present state of the file at ``path``.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        return identity_of_open(file)
+    finally:
+        os.close(file)
+
+
+def identity_of_open(file: int) -> Identity:
+    """The present state of an open file."""
+    status = os.fstat(file)
+    head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, head)
+
+
+def read_at(path: Path, start: int, size: int) -> bytes:
+    """Bytes of a regular file; fewer at its end.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = open_regular_file(path)
+    try:
+        return os.pread(file, size, start)
+    finally:
+        os.close(file)
 
 
 def open_regular_file(path: Path) -> int:
