@@ -8,6 +8,7 @@ from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES
 from .compressed import CompressedLog as CompressedLog
 from .decode import decode_line as decode_line
 from .decode import decode_matrices as decode_matrices
+from .decode import decode_means as decode_means
 from .discover import MAX_DEPTH as MAX_DEPTH
 from .discover import KnownLogs as KnownLogs
 from .discover import NoRuns as NoRuns
@@ -17,7 +18,6 @@ from .discover import find_runs as find_runs
 from .discover import unreadable_logs as unreadable_logs
 from .discover import why_not_a_run as why_not_a_run
 from .glance import Glance as Glance
-from .means import decode_means as decode_means
 from .overview import Overview as Overview
 from .overview import sample as sample
 from .overview import sample_of as sample_of

@@ -1,4 +1,4 @@
-"""One line of a run log becomes one record.
+"""One line of a run log becomes one record; its matrices are decoded when they are needed.
 
 Two paths. The fast one decodes a step with a typed struct that does not declare the matrices, so
 that msgspec skips them at disk speed. Whatever it refuses (bare ``NaN``, a string for a number,
@@ -7,21 +7,13 @@ costs that key, never the record, and never the reader.
 """
 
 import json
+import math
 from typing import Any
 
 import msgspec
 
-from microscope_tui.runlog.decode_header import MAX_ROUTERS, decode_run
-from microscope_tui.runlog.json_values import (
-    MAX_INTEGER,
-    counts_of,
-    floats_of,
-    integer,
-    number,
-    rows_of,
-    values_of,
-)
 from microscope_tui.runlog.records import (
+    FORMAT_VERSION,
     BadLine,
     EventRecord,
     Matrices,
@@ -30,14 +22,32 @@ from microscope_tui.runlog.records import (
     RouterSummary,
     RunRecord,
     StepRecord,
+    UnknownFormat,
+    Values,
 )
 from microscope_tui.runlog.safe_text import safe_text
 
+MAX_ROUTERS = 4096
+MAX_INTEGER = 2**62
 _MAX_OBJECT_BYTES = 8 << 20
 """Longer lines are not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
 _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the whole line
 
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+Rows = list[Values | None]
+_Raw = list[list[float | str | None]]
+
+
+class _Means(msgspec.Struct):
+    """Names only these two matrices, so that everything else of the line is skipped."""
+
+    mean_weight: _Raw | None = None
+    mean_output_norm: _Raw | None = None
+
+
 _step_decoder = msgspec.json.Decoder(StepRecord)
+_means_decoder = msgspec.json.Decoder(_Means)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
 _MATRIX_KEYS = (
     b'"mean_weight":',
@@ -72,7 +82,7 @@ def decode_line(line: bytes) -> Record | None:
         case "step":
             return _step(fields)
         case "run":
-            return decode_run(fields)
+            return _run(fields)
         case "event":
             return _event(fields)
         case str():
@@ -104,9 +114,65 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
     fields = _object(line)
     return Matrices(
-        [counts_of(row) for row in rows_of(fields.get("tokens_per_expert"), routers)],
-        [floats_of(row) for row in rows_of(fields.get("expert_bias"), routers)],
+        [_counts_of(row) for row in _rows_of(fields.get("tokens_per_expert"), routers)],
+        [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)],
     )
+
+
+def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
+    """Mean weight and mean output norm of every expert, a row per router.
+
+    ``None`` where a row is absent; a value that is not a finite number is ``None`` too.
+    """
+    try:
+        found = _means_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = _Means()
+    return _mean_rows(found.mean_weight, routers), _mean_rows(found.mean_output_norm, routers)
+
+
+def _mean_rows(raw: _Raw | None, routers: int) -> Rows:
+    if raw is None or len(raw) != routers:
+        return [None] * routers
+    finite = [
+        [v if isinstance(v, int | float) and math.isfinite(v) else None for v in row] for row in raw
+    ]
+    return [row or None for row in finite]
+
+
+def row_starts(line: bytes, routers: int) -> list[int]:
+    """Offsets of the opening brackets of the rows of counts; empty for an unusual line.
+
+    A rule that suspects one of 58 routers step after step would otherwise decode all of them.
+    Only a matrix in the writers' usual form is cut up like this.
+    """
+    key = b'"tokens_per_expert":'
+    at = line.rfind(key)
+    at = -1 if at < 0 else line.find(b"[", at + len(key))
+    if at < 0 or line[at - 1 : at] not in (b":", b" "):
+        return []
+    starts: list[int] = []
+    end = at
+    while (at := line.find(b"[", at + 1)) >= 0 and len(starts) <= routers:
+        if line[end + 1 : at].translate(None, b" ") != (b"," if starts else b""):
+            return []  # not a row, or a nested list
+        starts.append(at)
+        if (end := line.find(b"]", at)) < 0:
+            return []
+    # Behind the last row the matrix and the record end.
+    whole = len(starts) == routers and line[end + 1 :].translate(None, b" ") == b"]}"
+    return starts if whole else []
+
+
+def decode_row(line: bytes, start: int) -> list[int] | None:
+    """The counts of the row at ``start``; ``None`` if they are not certain."""
+    end = line.find(b"]", start)
+    if line.find(b"{", start, end) >= 0:
+        return None
+    try:
+        return _counts_of(msgspec.json.decode(line[start : end + 1]))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:
@@ -115,10 +181,10 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROUTERS:
         return None
-    tokens = number(fields.get("tokens"))
+    tokens = _number(fields.get("tokens"))
     routers = []
     for index, row in enumerate(rows):
-        counts = counts_of(row) or []
+        counts = _counts_of(row) or []
         top_k = 0
         if tokens is not None and tokens >= 1:
             top_k = max(1, min(round(sum(counts) / tokens), len(counts)))
@@ -144,41 +210,154 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def _mapping(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    value = fields.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _parsed_int(digits: str) -> int | None:
     return int(digits) if len(digits) < _MAX_DIGITS else None
 
 
 def _step(fields: dict[str, Any]) -> StepRecord:
-    step = integer(fields.get("step"))
+    step = _integer(fields.get("step"))
     if step is None or not 0 <= step < MAX_INTEGER:
         raise BadLine(f"step is {safe_text(repr(fields.get('step')), 30)}, not a step number")
-    router = fields.get("router")
-    router = router if isinstance(router, dict) else {}
-    losses = fields.get("losses")
-    losses = losses if isinstance(losses, dict) else {}
+    router, losses = _mapping(fields, "router"), _mapping(fields, "losses")
     numbers = {
-        name: number(fields.get(name))
+        name: _number(fields.get(name))
         for name in StepRecord.__struct_fields__
         if name not in ("step", "losses", "router")
     }
     return StepRecord(
         step=step,
-        losses={name: number(value) for name, value in losses.items()},
+        losses={name: _number(value) for name, value in losses.items()},
         router=RouterSummary(
-            **{name: values_of(router.get(name)) for name in RouterSummary.__struct_fields__}
+            **{name: _values_of(router.get(name)) for name in RouterSummary.__struct_fields__}
         ),
         **numbers,
     )
 
 
 def _event(fields: dict[str, Any]) -> EventRecord:
-    values = fields.get("values")
-    values = values if isinstance(values, dict) else {}
-    numbers = {safe_text(key, 40): number(value) for key, value in values.items()}
+    values = _mapping(fields, "values")
+    numbers = {safe_text(key, 40): _number(value) for key, value in values.items()}
     return EventRecord(
         event=safe_text(fields.get("event") or "", 30),
-        step=integer(fields.get("step")),
-        time=number(fields.get("time")),
+        step=_integer(fields.get("step")),
+        time=_number(fields.get("time")),
         reason=safe_text(fields.get("reason") or "", 60),
         values={key: value for key, value in numbers.items() if value is not None},
     )
+
+
+def _run(fields: dict[str, Any]) -> RunRecord:
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UnknownFormat(
+            f"format_version is {safe_text(repr(version), 20)}, this microscope reads "
+            f"{FORMAT_VERSION}: update moe-microscope, or write the log with a matching version"
+        )
+    model, config = _mapping(fields, "model"), _mapping(fields, "config")
+    return RunRecord(
+        run=safe_text(fields.get("run") or "", 120),
+        routers=_routers(model),
+        time=_number(fields.get("time")),
+        planned_steps=_integer(fields.get("planned_steps")),
+        resumed_at_step=_integer(fields.get("resumed_at_step")),
+        profile=safe_text(fields.get("profile") or "pretrain", 20),
+        model_name=safe_text(model.get("name") or "", 60),
+        dtype=safe_text(config.get("dtype") or "", 20),
+        sequence_length=_integer(config.get("seq_len")),
+        capacity_factor=_number(model.get("capacity_factor")),
+        score_function=safe_text(model.get("score_function") or "", 20),
+        norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
+        balance=_balance(_mapping(fields, "balance")),
+        counts=safe_text(_mapping(fields, "source").get("counts") or "exact", 20),
+        expert_parallel_size=max(1, _integer(fields.get("expert_parallel_size")) or 1),
+    )
+
+
+def _balance(fields: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the advice uses: the method by name, the rest as numbers (false is 0)."""
+    numbers = {
+        safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
+        for key, value in fields.items()
+    }
+    return numbers | {"method": safe_text(fields.get("method") or "", 20)}
+
+
+def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
+    depths = model.get("layers")
+    if not isinstance(depths, list) or len(depths) > MAX_ROUTERS:
+        raise BadLine("model.layers is missing or not a list: it names the depth of every router")
+    names = model.get("layer_names")
+    names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
+
+    def per_router(key: str, index: int) -> int:
+        value = model.get(key)
+        if isinstance(value, list):
+            value = value[index] if index < len(value) else None
+        return min(max(0, _integer(value) or 0), 1_000_000)
+
+    return tuple(
+        RouterInfo(
+            name=safe_text(f"L{_integer(depth) or 0}" if name is None else name, 12),
+            depth=_integer(depth) or 0,
+            num_experts=per_router("num_experts", index),
+            top_k=per_router("top_k", index),
+        )
+        for index, (depth, name) in enumerate(zip(depths, names, strict=True))
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number or a non-finite name as float; anything else counts as missing."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        try:
+            return float(value)
+        except OverflowError:  # 10^400 arrives as an int
+            return None
+    return _NON_FINITE.get(value) if isinstance(value, str) else None
+
+
+def _integer(value: Any) -> int | None:
+    """A finite JSON number without a fraction."""
+    known = _number(value)
+    if known is None or not math.isfinite(known) or known != int(known):
+        return None
+    return int(value) if isinstance(value, int) else int(known)
+
+
+def _values_of(value: Any) -> Values | None:
+    """A list of numbers, each of which may be no value."""
+    return [_number(item) for item in value] if isinstance(value, list) else None
+
+
+def _rows_of(value: Any, routers: int) -> list[Any]:
+    """A row per router, ``None`` in all if there is another number of them."""
+    return value if isinstance(value, list) and len(value) == routers else [None] * routers
+
+
+def _counts_of(row: Any) -> list[int] | None:
+    """A row of counts; ``None`` if one of them is none."""
+    if not isinstance(row, list) or not row:
+        return None
+    if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
+        return row if min(row) >= 0 and max(row) < MAX_INTEGER else None
+    counts = [_integer(item) for item in row]
+    if any(count is None or not 0 <= count < MAX_INTEGER for count in counts):
+        return None
+    return counts  # type: ignore[return-value]  # no None is left
+
+
+def _floats_of(row: Any) -> list[float] | None:
+    """A row of numbers; ``None`` if one of them is none."""
+    if isinstance(row, list) and set(map(type, row)) == {float}:
+        return row
+    values = _values_of(row)
+    if not values or any(value is None for value in values):
+        return None
+    return values  # type: ignore[return-value]  # no None is left

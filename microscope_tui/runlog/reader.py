@@ -8,9 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from microscope_tui.runlog.decode import decode_line, decode_matrices, infer_run
-from microscope_tui.runlog.means import Rows, decode_means
-from microscope_tui.runlog.one_row import CountRows
+from microscope_tui.runlog.decode import (
+    Rows,
+    decode_line,
+    decode_matrices,
+    decode_means,
+    decode_row,
+    infer_run,
+    row_starts,
+)
 from microscope_tui.runlog.records import (
     BadLine,
     EventRecord,
@@ -31,7 +37,7 @@ _ROWS = re.compile(rb"\s*:\s*\[\s*\[")
 class StepEntry:
     """A step with its line; matrices are decoded on demand."""
 
-    __slots__ = ("_line", "_matrices", "_rows", "offset", "record", "routers")
+    __slots__ = ("_line", "_matrices", "_starts", "offset", "record", "routers")
 
     def __init__(self, record: StepRecord, line: bytes, routers: int, offset: int = 0) -> None:
         self.record = record
@@ -41,7 +47,7 @@ class StepEntry:
         """Number of routers that the run had at this step."""
         self._line = line
         self._matrices: Matrices | None = None
-        self._rows: CountRows | None = None
+        self._starts: list[int] | None = None
 
     @property
     def has_counts(self) -> bool:
@@ -85,9 +91,10 @@ class StepEntry:
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def _row(self, router_index: int) -> list[int] | None:
-        if self._rows is None:
-            self._rows = CountRows(self._line, self.routers)
-        return self._rows.row(router_index)
+        if self._starts is None:
+            self._starts = row_starts(self._line, self.routers)
+        known = 0 <= router_index < len(self._starts)
+        return decode_row(self._line, self._starts[router_index]) if known else None
 
 
 Entry = StepEntry | RunRecord | EventRecord
