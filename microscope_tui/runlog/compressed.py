@@ -10,7 +10,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from microscope_tui.runlog.tail import Tail, is_an_object
+from microscope_tui.runlog.tail import Tail, is_an_object, stamp_of
 
 ARCHIVE_SUFFIXES = (".gz", ".zst")
 _PIECE_BYTES = 1 << 14
@@ -48,8 +48,7 @@ class CompressedLog(Tail):
         self._fault = ""
 
     def _look(self, file: int) -> None:
-        status = os.fstat(file)
-        if self._fault and (status.st_size, status.st_mtime_ns) != self._version:
+        if self._fault and stamp_of(os.fstat(file)) != self._stamp:
             self._reset()
         super()._look(file)
 

@@ -7,6 +7,7 @@ last one found opens nothing but new files, so that a folder of many runs can be
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from typing import Protocol
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog, open_log
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.glance import Glance, glance
+from microscope_tui.runlog.reader import Entry, RunReader
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.tail import (
     Identity,
     LineSplitter,
     Source,
+    Stamp,
     identity_of,
     open_regular_file,
+    stamp_of,
 )
 
 MAX_DEPTH = 4
@@ -100,7 +104,7 @@ class KnownLogs:
     """Results of the last search below one root. Pass the same object to every search."""
 
     root: Path | None = None
-    logs: dict[str, tuple[tuple[int, ...], RunFile | None]] = field(default_factory=dict)
+    logs: dict[str, tuple[Stamp, RunFile | None]] = field(default_factory=dict)
     """By path: the state of the file when its head was read, and the run if it is one."""
     others: re.Pattern[str] | None = None
     """Names of further files to list."""
@@ -124,7 +128,7 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     if known is None or known.root != root:
         known = known or KnownLogs()
         known.root, known.logs = root, {}
-    found: dict[str, tuple[tuple[int, ...], RunFile | None]] = {}
+    found: dict[str, tuple[Stamp, RunFile | None]] = {}
     known.listed = []
     for entry in _log_files(os.fspath(root), MAX_DEPTH, known):
         try:
@@ -162,6 +166,25 @@ def find_logs(root: Path) -> list[Path]:
         except OSError:
             continue  # vanished since the listing
     return [Path(path) for _, path in sorted(found, reverse=True)]
+
+
+def entries_of(file: RunFile) -> Iterator[Entry]:
+    """All records that are there now, for commands that need no screen.
+
+    A run that is replaced while it is read counts up to there.
+
+    Raises:
+        OSError: it cannot be read.
+        UnknownFormat: the log has another format version.
+    """
+    source, reader = file.open(), RunReader(file.name)
+    while True:
+        chunk = source.read()
+        if chunk.restarted or (source.exhausted and not chunk.data):
+            return
+        yield from reader.feed(chunk.data)
+        if not chunk.data:
+            time.sleep(source.wait_s())
 
 
 def why_not_a_run(path: Path) -> str | None:
@@ -206,10 +229,10 @@ def _look(
     path: str,
     status: os.stat_result,
     root: Path,
-    known: tuple[tuple[int, ...], RunFile | None] | None,
-) -> tuple[tuple[int, ...], RunFile | None]:
+    known: tuple[Stamp, RunFile | None] | None,
+) -> tuple[Stamp, RunFile | None]:
     """The run at ``path``; its head is read again only if it may have changed."""
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    state = stamp_of(status)
     if known is not None:
         before, run = known
         if state == before:

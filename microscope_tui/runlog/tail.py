@@ -193,9 +193,8 @@ class Tail(Source):
         """``max_line_bytes``: ``None`` for a file without lines, of which all bytes are new."""
         super().__init__(path, seekable=True)
         self._max_line_bytes = max_line_bytes
-        self._inode: tuple[int, int] | None = None
-        self._version: tuple[int, int] | None = None  # size and time of the last change
-        self._version_since = 0.0
+        self._stamp: Stamp | None = None
+        self._stamp_since = 0.0
         self._fruitless: object = None  # the read that found only a long torn line
         self._reset()
 
@@ -243,7 +242,7 @@ class Tail(Source):
         try:
             file = open_regular_file(self.path)
         except FileNotFoundError:
-            self.deleted, self.exhausted = self._inode is not None, True
+            self.deleted, self.exhausted = self._stamp is not None, True
             return Chunk(b"")
         self._restarted = False
         try:
@@ -269,16 +268,17 @@ class Tail(Source):
     def _look(self, file: int) -> None:
         """Update the state of the file; start again if it is a different one."""
         status = os.fstat(file)
-        inode = (status.st_dev, status.st_ino)
-        version = (status.st_size, status.st_mtime_ns)
-        if self.offset > 0 and (inode != self._inode or not self._is_the_same(file)):
+        stamp, before = stamp_of(status), self._stamp
+        if self.offset > 0 and (
+            before is None or stamp[:2] != before[:2] or not self._is_the_same(file)
+        ):
             self._reset()
-        if version != self._version or inode != self._inode:
-            if self._version is not None:
+        if stamp != before:
+            if before is not None:
                 self.changed_at = time.monotonic()
-            self._version, self._version_since = version, time.monotonic()
+            self._stamp, self._stamp_since = stamp, time.monotonic()
             self._fruitless = None
-        self._inode, self.deleted = inode, False
+        self.deleted = False
         self.size, self.modified = status.st_size, status.st_mtime
 
     def _is_the_same(self, file: int) -> bool:
@@ -306,7 +306,7 @@ class Tail(Source):
 
     def _next_lines(self, file: int, max_bytes: int, max_line_bytes: int) -> bytes:
         at_rest = self._at_rest()
-        look = (self.offset, self._version, at_rest)
+        look = (self.offset, self._stamp, at_rest)
         if self._fruitless == look:
             return b""
         data = os.pread(file, max_bytes, self.offset)
@@ -347,7 +347,7 @@ class Tail(Source):
     def _at_rest(self) -> bool:
         """Whether the file is at rest, by the file system's clock or by our own."""
         age = time.time() - (self.modified or 0.0)
-        return max(age, time.monotonic() - self._version_since) >= QUIET_S
+        return max(age, time.monotonic() - self._stamp_since) >= QUIET_S
 
     def _move_on(self, data: bytes) -> None:
         self.offset += len(data)
@@ -365,8 +365,22 @@ class Tail(Source):
 LogFollower = Tail
 
 
+class Stamp(NamedTuple):
+    """The state of a file by its status alone: equal while nobody writes or replaces it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file that was looked at."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class Identity(NamedTuple):
-    """The state of a file: results stay valid while it is unchanged."""
+    """The state of a file and its first bytes: results stay valid while it is unchanged."""
 
     device: int
     inode: int
@@ -391,9 +405,8 @@ def identity_of(path: Path) -> Identity:
 
 def identity_of_open(file: int) -> Identity:
     """The present state of an open file."""
-    status = os.fstat(file)
     head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, head)
+    return Identity(*stamp_of(os.fstat(file)), head)
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
