@@ -8,9 +8,9 @@ from .config import default_config as default_config
 from .config import keymap_from as keymap_from
 from .config import limits_of as limits_of
 from .config import read_config as read_config
-from .notify import Notifier as Notifier
+from .follow import Ending as Ending
+from .follow import Notifier as Notifier
+from .options import ProbeOptions as ProbeOptions
 from .parser import run as run
-from .patience import Patience as Patience
-from .probe_options import ProbeOptions as ProbeOptions
 from .table import COMMANDS as COMMANDS
 from .watch import watch_with as watch_with

@@ -6,8 +6,12 @@ from typing import BinaryIO
 
 from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.commands.follow import follow
-from microscope_tui.commands.options import Options
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
+from microscope_tui.commands.options import (
+    DEFAULT_CHECK,
+    DEFAULT_SOURCE,
+    CheckOptions,
+    SourceOptions,
+)
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -34,14 +38,12 @@ from microscope_tui.runlog import NoRuns, find_logs
 from microscope_tui.sources import Asked, Search, split_run
 from microscope_tui.watch import AgainstBaseline, BadBaseline, Baseline, RunWatch, read_baseline
 
-_DEFAULTS = Options()
-
 
 def check(
     path: Path = DEFAULT_PATH,
     /,
-    options: Options = _DEFAULTS,
-    reading: SourceOptions = DEFAULT_OPTIONS,
+    options: CheckOptions = DEFAULT_CHECK,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Judge the newest run: exit code 0 healthy, 1 warning, 2 critical, 3 no verdict.
 
@@ -76,7 +78,7 @@ def check(
     return worst_code(judgements)
 
 
-def _demand(options: Options, user: UserConfig, baseline: Baseline | None) -> Demand:
+def _demand(options: CheckOptions, user: UserConfig, baseline: Baseline | None) -> Demand:
     """The options as a ``Demand``."""
     limits, remarks = user.limits, user.changes
     kind = Criteria if baseline is None else AgainstBaseline
@@ -118,7 +120,7 @@ def _compare(watch: RunWatch, baseline: Baseline | None) -> None:
         )
 
 
-def _check_format(path: Path, options: Options) -> int:
+def _check_format(path: Path, options: CheckOptions) -> int:
     if path == PIPE:
         reports = [format_check.check_format(Path(PIPE_NAME), _standard_input())]
     else:

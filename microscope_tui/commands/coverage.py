@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import read_config
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
 from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, print_data, runs_at, say
 from microscope_tui.report import NO_VERDICT, NoCounts, coverage_json, coverage_of, coverage_text
 from microscope_tui.routing import FILE_NAME, BadRouting, Routing
@@ -26,7 +26,7 @@ def coverage(
     min_tokens: int = 1000,
     steps: str = "",
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    reading: SourceOptions = DEFAULT_OPTIONS,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """List the experts with too few tokens: 0 none, 1 some, 3 no counts.
 

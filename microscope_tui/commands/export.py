@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TextIO
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import read_config
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
 from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say
 from microscope_tui.report import NO_VERDICT, ROUTER_COLUMNS, Row, cell, rows_of
 from microscope_tui.report.long_table import EXPERT_COLUMNS
@@ -30,7 +30,7 @@ def export(
     format_: Annotated[Literal["csv", "parquet"], Parameter(name="--format")] = "csv",
     experts: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
-    reading: SourceOptions = DEFAULT_OPTIONS,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Write the newest run as a table: 0 written, 3 nothing to write.
 

@@ -1,28 +1,30 @@
 """``check --follow``: follows a run until it ends and reports alerts as they happen.
 
-One loop polls the log twice a second, prints what is new, and passes it to the user's command.
-``patience.py`` decides when the run is over. Ctrl-C and SIGTERM stop the loop between two polls,
-with the verdict so far: batch systems send SIGTERM.
+One loop polls the log twice a second, prints what is new, and passes it to the user's command. It
+ends with the run: at once, or at the deadline until which a stopped run may resume. Ctrl-C and
+SIGTERM stop it between two polls, with the verdict so far: batch systems send SIGTERM.
 """
 
 import contextlib
+import json
+import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from microscope_tui.commands.notify import Notifier
-from microscope_tui.commands.options import Options
-from microscope_tui.commands.patience import Patience
+from microscope_tui.commands.options import CheckOptions
 from microscope_tui.console import PIPE, fail, piped, print_data, print_json, runs_at, say
 from microscope_tui.diagnosis import Severity
 from microscope_tui.report import (
     NO_VERDICT,
     Alerts,
     Demand,
-    News,
     judge,
     news_json,
     news_text,
@@ -31,13 +33,15 @@ from microscope_tui.report import (
 )
 from microscope_tui.runlog import NoRuns, PipedLog, RunFile, unreadable_logs
 from microscope_tui.sources import Search, split_run
-from microscope_tui.watch import RunWatch
+from microscope_tui.watch import RunState, RunWatch
 
 POLL_S = 0.5
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced may be gone for a moment."""
 _HEAD_BYTES = 1 << 16
+_FOR_GOOD = ("finished", "failed", "collapse")
+_MOST_WAITING = 64
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class _Stop:
 
 
 def follow(
-    search: Search, demand: Demand, options: Options, compare: Callable[[RunWatch], None]
+    search: Search, demand: Demand, options: CheckOptions, compare: Callable[[RunWatch], None]
 ) -> int:
     """Follow the newest run that ``search`` finds to its end; the exit code of its verdict.
 
@@ -61,8 +65,9 @@ def follow(
     notifier = Notifier(options.notify_command) if options.notify_command else None
     with _asked_to_stop() as stop:
         watch = _open(search, demand, stop)
-        remarks = _Follower(watch, demand, options, compare, notifier).run(stop)
-        judgement = judge(watch.file, replace(demand, remarks=remarks), watch=watch)
+        remark = _until_its_end(watch, demand, options, compare, notifier, stop)
+        demand = replace(demand, remarks=(*demand.remarks, remark) if remark else demand.remarks)
+        judgement = judge(watch.file, demand, watch=watch)
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
         else:
@@ -72,79 +77,187 @@ def follow(
     return judgement.exit_code
 
 
-class _Follower:
-    """The loop and its state."""
-
-    def __init__(
-        self,
-        watch: RunWatch,
-        demand: Demand,
-        options: Options,
-        compare: Callable[[RunWatch], None],
-        notifier: Notifier | None,
-    ) -> None:
-        self._watch = watch
-        self._demand = demand
-        self._as_json = options.as_json
-        self._compare = compare
-        self._notifier = notifier
-        self._alerts = Alerts(demand.since_step)
-        self._patience = Patience(watch, options.wait)
-        self._gone_since: float | None = None
-        self._error = ""
-
-    def run(self, stop: _Stop) -> tuple[str, ...]:
-        """Follow until the run has ended; returns a remark on how it ended."""
-        while True:
-            moved = self._read(stop)
-            self._tell()
-            if stop.asked:
-                going_on = "interrupted; the run may still be in progress"
-                return (*self._demand.remarks, going_on)
-            if self._is_over():
-                return (*self._demand.remarks, *self._patience.remarks)
-            time.sleep(_BUSY_POLL_S if moved else POLL_S)
-
-    def _read(self, stop: _Stop) -> bool:
-        """Read and judge everything new; true if there was anything."""
-        watch = self._watch
+def _until_its_end(
+    watch: RunWatch,
+    demand: Demand,
+    options: CheckOptions,
+    compare: Callable[[RunWatch], None],
+    notifier: "Notifier | None",
+    stop: _Stop,
+) -> str:
+    """Read, judge and tell until the run is over; a remark on how it ended."""
+    alerts, ending, error = Alerts(demand.since_step), Ending(watch, options.wait), ""
+    while True:
         moved = watch.advance()
         while watch.unread and not stop.asked:
             watch.advance()
-        if (watch.error or "") != self._error:
-            self._error = watch.error or ""
-            if self._error and not watch.foreign:
-                say(f"{watch.path}: {self._error}; retrying")
-        self._compare(watch)
-        return moved
+        if (watch.error or "") != error:
+            error = watch.error or ""
+            if error and not watch.foreign:
+                say(f"{watch.path}: {error}; retrying")
+        compare(watch)
+        # A problem in the middle may be over further down.
+        for alert in alerts.news(watch.diagnosis) if watch.complete else ():
+            serious = alert.finding.severity >= Severity.WARN
+            if options.as_json:
+                print_json(news_json(watch.file, alert), indent=None)
+            elif serious:
+                print_data(news_text(alert))
+            if notifier is not None and serious and alert.event != "recovered":
+                notifier.send(news_json(watch.file, alert))
+        if stop.asked:
+            return "interrupted; the run may still be in progress"
+        if ending.is_over():
+            return ending.remark
+        time.sleep(_BUSY_POLL_S if moved else POLL_S)
 
-    def _tell(self) -> None:
-        if self._watch.complete:  # a problem in the middle may be over further down
-            for alert in self._alerts.news(self._watch.diagnosis):
-                self._tell_one(alert)
-        if self._notifier is not None:
-            self._notifier.look()
 
-    def _tell_one(self, alert: News) -> None:
-        serious = alert.finding.severity >= Severity.WARN
-        if self._as_json:
-            print_json(news_json(self._watch.file, alert), indent=None)
-        elif serious:
-            print_data(news_text(alert))
-        if self._notifier is not None and serious and alert.event != "recovered":
-            self._notifier.send(news_json(self._watch.file, alert))
+class Ending:
+    """When a followed run is over: at once, or at a deadline.
 
-    def _is_over(self) -> bool:
-        watch = self._watch
-        if isinstance(watch.source, PipedLog):
-            return watch.source.ended or watch.foreign
-        if watch.foreign:
+    A run that ends while it is followed is over. A run that had stopped or gone silent before may
+    belong to a job that was just restarted, so it is waited for. A run that finished, failed or
+    stopped on a collapse does not come back.
+    """
+
+    def __init__(
+        self, watch: RunWatch, wait_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``wait_s``: how long to wait for a run without new records."""
+        self.remark = ""
+        """The remark after waiting without a result."""
+        self._watch = watch
+        self._wait_s = wait_s
+        self._clock = clock
+        self._began: float | None = None
+        self._first: object = None
+        self._deadline: float | None = None
+
+    def is_over(self) -> bool:
+        """Whether the run is over. Call after everything new has been read."""
+        now, watch = self._clock(), self._watch
+        if watch.foreign or (isinstance(watch.source, PipedLog) and watch.source.ended):
             return True
-        if not watch.source.deleted:
-            self._gone_since = None
-            return watch.complete and watch.error is None and self._patience.is_over()
-        self._gone_since = self._gone_since or time.monotonic()
-        return time.monotonic() - self._gone_since > _GONE_S
+        if watch.source.deleted:
+            self._deadline = self._deadline or now + _GONE_S
+            return now > self._deadline
+        if not watch.complete or watch.error is not None:
+            return False
+        if self._began is None:
+            self._began, self._first = now, self._records()
+        state, _ = watch.state()
+        if not state.ended:
+            self._deadline = None
+            return False
+        if self._records() != self._first or not self._may_go_on():
+            return True
+        return self._waited(state, self._began + self._wait_s, now)
+
+    def _waited(self, state: RunState, deadline: float, now: float) -> bool:
+        if now >= deadline:
+            if self._deadline:
+                self.remark = f"waited {self._wait_s:,.0f} s; the run did not resume"
+            return True
+        if self._deadline is None:
+            how = "has been silent for long" if state is RunState.CRASHED else "has stopped"
+            wait = f"waiting up to {deadline - now:,.0f} s for it to resume (--wait 0 does not)"
+            say(f"{self._watch.path}: {how}, {wait}")
+        self._deadline = deadline
+        return False
+
+    def _records(self) -> tuple[int, object, int]:
+        """Differs once records came since the first poll. After an end, whole records only."""
+        watch, end = self._watch, self._watch.scan.end
+        return watch.generation, id(end), 0 if end else watch.source.size
+
+    def _may_go_on(self) -> bool:
+        end = self._watch.scan.end
+        # An archive no longer grows.
+        return self._watch.source.seekable and (end is None or end.reason not in _FOR_GOOD)
+
+
+class Notifier:
+    """``--notify-command``: runs the user's command for every alert.
+
+    The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding
+    is one line of JSON on its standard input. Commands run in the background, a few at a time, with
+    a timeout; their failures never stop the following.
+    """
+
+    def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
+        """Run ``command``.
+
+        Args:
+            command: for ``sh -c``.
+            timeout_s: a command that runs longer is ended.
+            at_once: how many may run at a time; the others wait.
+        """
+        self._command = command
+        self._timeout_s = timeout_s
+        self._most = _MOST_WAITING + at_once
+        self._pool = ThreadPoolExecutor(at_once)
+        self._pending: list[Future[None]] = []
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._said: set[str] = set()
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Queue the command for ``alert``."""
+        self._pending = [future for future in self._pending if not future.done()]
+        if len(self._pending) >= self._most:
+            self._say(f"more than {_MOST_WAITING} alerts are queued: some are dropped")
+            return
+        line = json.dumps(alert, ensure_ascii=False).encode() + b"\n"
+        self._pending.append(self._pool.submit(self._run, line))
+
+    def finish(self, within_s: float = 60.0) -> None:
+        """Wait for running and queued commands, up to a timeout."""
+        left: int = len(self._pending)
+        try:
+            left = len(wait(self._pending, within_s).not_done)
+        finally:  # Ctrl-C stops the waiting and kills what runs
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            while self._running:
+                _end(self._running.pop())
+        if left:
+            self._say(f"{left} alerts not delivered within {within_s:.0f} s; dropped")
+
+    def _run(self, line: bytes) -> None:
+        shell = ["sh", "-c", self._command]
+        try:
+            # Standard output is for our data.
+            with subprocess.Popen(
+                shell, stdin=subprocess.PIPE, stdout=2, start_new_session=True
+            ) as process:
+                self._running.add(process)
+                self._wait_for(process, line)
+                self._running.discard(process)
+        except (OSError, ValueError) as error:
+            self._say(f"cannot be started: {error}")
+
+    def _wait_for(self, process: "subprocess.Popen[bytes]", line: bytes) -> None:
+        try:
+            process.communicate(line, self._timeout_s)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            self._say(f"ran for more than {self._timeout_s:.0f} s and was killed")
+        else:
+            code = process.returncode
+            if code and process in self._running:
+                how = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
+                self._say(f"{how}; alerts continue, test it with a finding on its input")
+
+    def _say(self, message: str) -> None:
+        """Report each problem once."""
+        if message not in self._said:
+            self._said.add(message)
+            say(f"--notify-command: {message} (reported once)")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the command and its children, which are in their own session."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(1.0)
 
 
 def _open(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
@@ -172,12 +285,9 @@ def _newest(search: Search) -> RunFile | None:
         if not path.parent.is_dir():
             runs_at(search)  # prints the error and exits
         return None
-    if path.is_dir():
-        runs = search.runs()
-        return runs[0] if runs else None
     may_become_one = path.is_file() and _has_no_line_yet(path)  # before it is searched: it grows
     try:
-        return search.runs()[0]
+        return next(iter(search.runs()), None)
     except NoRuns:
         if may_become_one:
             return None

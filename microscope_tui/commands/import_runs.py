@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microscope_tui.commands.config import read_config
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
 from microscope_tui.console import USAGE, fail, print_data, runs_at, say
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import LOG_NAME, RunFile
@@ -17,7 +17,7 @@ _UNSAFE = re.compile(r"[^\w.@+=-]+")
 _LONGEST_NAME = 100
 
 
-def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_OPTIONS) -> int:
+def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE) -> int:
     """Write every run at SRC as DST/<run>/metrics.jsonl: 0 written, 3 nothing to write.
 
     Parameters

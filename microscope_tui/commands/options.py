@@ -1,4 +1,8 @@
-"""The options of ``check``, and which of them exclude each other."""
+"""The options of the commands: one dataclass for each purpose, and what cannot be meant.
+
+cyclopts makes options and help of the fields and docstrings. A value or a combination that cannot
+be meant is a usage error of one line, before anything is read.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,17 +10,36 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from microscope_tui.commands.config import UserConfig, read_config
 from microscope_tui.console import USAGE, fail
 from microscope_tui.diagnosis import RULES
 from microscope_tui.runlog import safe_text
+from microscope_tui.sources import FORMATS, Asked, BadMapping, Search, rules_of
 
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""
+DEFAULT_WINDOW = 2048
+Switch = Annotated[bool, Parameter(negative=())]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+Output = Annotated[Path | None, Parameter(name=["-o", "--output"])]
+GlyphChoice = Literal["auto", "braille", "block", "ascii"]
+_Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+
+
+def refuse_below(least: int, **given: int | None) -> None:
+    """Exit with a usage error if an option is below ``least``; named as their parameters."""
+    for name, number in given.items():
+        if number is not None and number < least:
+            fail(f"--{_spelled(name)} {number}: write a number from {least} up", USAGE)
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CheckOptions:
     """How to judge, what to print, and what to do about it.
 
     Parameters
@@ -58,16 +81,16 @@ class Options:
     """
 
     every: Annotated[bool, Parameter(name="--all", negative=())] = False
-    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False
+    as_json: AsJson = False
     profile: Literal["pretrain", "finetune", "eval"] | None = None
     since_step: int = 0
     fail_on: Literal["warn", "crit"] = "warn"
-    ignore: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    ignore: _Several = ()
     baseline: Path | None = None
-    follow: Annotated[bool, Parameter(negative=())] = False
+    follow: Switch = False
     wait: int = WAIT_S
     notify_command: str | None = None
-    format_only: Annotated[bool, Parameter(negative=())] = False
+    format_only: Switch = False
     config: Path | None = None
 
     @property
@@ -77,36 +100,131 @@ class Options:
 
     def refuse_nonsense(self) -> None:
         """Exit with a usage error if the options contradict each other."""
+        command, wait = self.notify_command, self.wait
         for name in self.ignore:
             if name.upper() not in RULES:
                 known = ", ".join(RULES)
                 fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
-        if self.since_step < 0:
-            fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
-        if self.format_only and (given := self._judging()):
-            fail(f"--format-only does not judge runs: remove {', '.join(given)} out", USAGE)
-        if self.follow and self.every:
-            fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
-        if self.wait < 0:
-            fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
-        if self.wait != WAIT_S and not self.follow:
-            fail(f"--wait {self.wait} waits for a run to resume: add --follow", USAGE)
-        if self.notify_command is not None and not self.follow:
-            fail("--notify-command reports alerts as they happen: add --follow", USAGE)
-        if self.notify_command is not None and not self.notify_command.strip():
-            fail("--notify-command is empty: give a command for the shell", USAGE)
-
-    def _judging(self) -> list[str]:
-        """The given options that concern the judgement of a run."""
-        given = {
-            "--profile": self.profile,
-            "--since-step": self.since_step,
-            "--fail-on": self.fail_on != "warn",
-            "--ignore": self.ignore,
-            "--baseline": self.baseline,
-            "--follow": self.follow,
-            "--wait": self.wait != WAIT_S,
-            "--notify-command": self.notify_command,
-            "--config": self.config,
+        judging = [
+            f"--{_spelled(name)}"
+            for name in (
+                *("profile", "since_step", "fail_on", "ignore", "baseline", "follow", "wait"),
+                *("notify_command", "config"),
+            )
+            if getattr(self, name) != getattr(DEFAULT_CHECK, name)
+        ]
+        refused = {
+            f"--since-step {self.since_step}: the first step of a run is 1": self.since_step < 0,
+            f"--format-only does not judge runs: remove {', '.join(judging)} out": (
+                self.format_only and judging
+            ),
+            "--follow follows the newest run: leave --all out, or name the run": (
+                self.follow and self.every
+            ),
+            f"--wait {wait}: write seconds, 0 for none": wait < 0,
+            f"--wait {wait} waits for a run to resume: add --follow": (
+                wait != WAIT_S and not self.follow
+            ),
+            "--notify-command reports alerts as they happen: add --follow": (
+                command is not None and not self.follow
+            ),
+            "--notify-command is empty: give a command for the shell": (
+                command is not None and not command.strip()
+            ),
         }
-        return [name for name, value in given.items() if value]
+        for message, wrong in refused.items():
+            if wrong:
+                fail(message, USAGE)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How to read files of other tools; a run log needs none of these.
+
+    Parameters
+    ----------
+    source
+        Format of the path, if it is not recognised: ``sources`` lists the names.
+    map_
+        QUANTITY=REGEX: keys of the source that hold this quantity of the run log (or ``share``),
+        with the named groups ``layer`` and, for a number per expert, ``expert``. May be repeated;
+        wins over the known keys.
+    num_experts
+        Experts per layer, if the source does not say it.
+    top_k
+        Experts per token, if the source does not say it; without it no balance is computed.
+    pipeline_parallel
+        Pipeline stages of a Megatron run: each numbers its own layers from 0.
+    """
+
+    source: str = ""
+    map_: Annotated[_Several, Parameter(name="--map")] = ()
+    num_experts: int | None = None
+    top_k: int | None = None
+    pipeline_parallel: int = 1
+
+    def asked(self, user: UserConfig) -> Asked:
+        """The options with the mapping of the config file; exits if they cannot be used."""
+        if self.source and self.source not in FORMATS:
+            known = ", ".join(FORMATS)
+            fail(f"--source {safe_text(self.source, 40)}: no such format; there are {known}", USAGE)
+        experts, top_k, stages = self.num_experts, self.top_k, self.pipeline_parallel
+        refuse_below(1, num_experts=experts, top_k=top_k, pipeline_parallel=stages)
+        try:
+            rules = rules_of(self.map_)
+        except BadMapping as error:
+            fail(f"--map {safe_text(error, 300)}", USAGE)
+        rules = (*rules, *user.rules)
+        return Asked(self.source, rules, experts, top_k, pipeline_parallel=stages)
+
+    def search(self, path: Path) -> Search:
+        """What to search at ``path``, with your own config file."""
+        return Search(path, self.asked(read_config()))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """What to read, how, and where to write it.
+
+    Parameters
+    ----------
+    tokens
+        Trace at most this many tokens, shared evenly between the slices.
+    dtype
+        Number format of the weights; auto keeps that of the files.
+    device
+        Device; auto uses a GPU if there is one.
+    generate
+        Use the beginning of each text as a prompt, let the model continue it by up to 256 tokens
+        (sampled, with a fixed seed), and trace both; what it writes is the slice "NAME written".
+    download
+        Fetch a model that is named ORG/NAME; its size is printed first.
+    window
+        Tokens that are read at once; by default what the model reads at most, but no more than
+        2,048. Longer texts are read in several windows.
+    batch_size
+        Windows in one forward pass; by default as many as hold 2,048 tokens, on a GPU 16,384.
+    output
+        Folder to write, which must not exist; by default logs/probe-MODEL-DATE. It contains the
+        text itself.
+    """
+
+    tokens: int = 1_000_000
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    generate: Switch = False
+    download: Switch = False
+    window: int | None = None
+    batch_size: int | None = None
+    output: Output = None
+
+    def refuse_nonsense(self) -> None:
+        """Exit with a usage error if a number is out of range or the folder exists."""
+        refuse_below(1, tokens=self.tokens, window=self.window, batch_size=self.batch_size)
+        if self.output is not None and self.output.exists():
+            fail(f"{self.output}: exists already; name another -o, or remove it", USAGE)
+
+
+DEFAULT_CHECK, DEFAULT_SOURCE, DEFAULT_PROBE = CheckOptions(), SourceOptions(), ProbeOptions()

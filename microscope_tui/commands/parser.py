@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from microscope_tui.commands.config import read_config
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
 from microscope_tui.commands.table import COMMANDS
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes, spool_bytes
 from microscope_tui.runlog import safe_text
@@ -28,7 +28,7 @@ def watch(
     glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
     bell: Annotated[bool, Parameter(negative=())] = False,
     config: Path | None = None,
-    reading: SourceOptions = DEFAULT_OPTIONS,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Watch a folder of runs, one run, a file of another tool (see ``sources``), or a pipe.
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microscope_tui.commands.probe_options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
+from microscope_tui.commands.options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
 from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import UserConfig, read_config
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
 from microscope_tui.commands.probe_snapshot import mismatch_as_json, probe_as_json
-from microscope_tui.commands.source_options import DEFAULT_OPTIONS, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -70,7 +70,7 @@ def snapshot(
     size: str = "",
     glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
-    reading: SourceOptions = DEFAULT_OPTIONS,
+    reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Print a screen of the newest run: text to read, JSON to work with, SVG to show.
 

@@ -3,11 +3,13 @@
 0 healthy (or info only), 1 warning, 2 critical, 3 no data, unreadable, not judged yet, or a meter
 fault that forbids a verdict. It is the worst severity of any episode that began in range, recovered
 or not: who was asleep wants to know. 2 wins over 3 where the critical layer's own meter is sound.
-How a judgement is written down is in ``check_text.py`` and ``check_json.py``.
+The JSON follows the versioned schema of ``docs/check-json.md``; keys are only added.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from microscope_tui.diagnosis import (
     ANYTHING,
@@ -15,6 +17,7 @@ from microscope_tui.diagnosis import (
     Criteria,
     Diagnosis,
     Episode,
+    Facts,
     Finding,
     Severity,
     advise,
@@ -28,7 +31,12 @@ from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_
 
 HEALTHY, WARNING, CRITICAL, NO_VERDICT = 0, 1, 2, 3
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
+_WORDS = {HEALTHY: "healthy", WARNING: "WARNING", CRITICAL: "CRITICAL", NO_VERDICT: "NO VERDICT"}
+SCHEMA_VERSION = 1
+_KEYS = ("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem", "notes")
 _MOST_NAMED = 3
+Event = Literal["opened", "worse", "recovered"]
+_Known = dict[tuple[str, int, int, int], tuple[Severity, bool]]
 _COUNTS = {
     "top1": "only first choices are counted: they are more uneven than all k choices",
     "shares": "the log has shares, not counts: whether all choices were counted cannot be checked",
@@ -59,8 +67,8 @@ class Judgement:
     path: str
     state: str
     last_step: int
-    profile: str
-    """The profile the run was judged by; empty without a run."""
+    profile: str | None
+    """The profile the run was judged by; ``None`` without a run."""
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
@@ -100,7 +108,7 @@ def judge(
         path=safe_text(file.path, 1000),
         state=state,
         last_step=watch.latest.record.step if watch.latest else 0,
-        profile=diagnosis.profile if diagnosis is not None else "",
+        profile=diagnosis.profile if diagnosis is not None else None,
         exit_code=code,
         findings=findings,
         problem=problem,
@@ -204,3 +212,166 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
         return f"an older finding is still active: {found[0]}" if found else ""
     more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return f"older findings are still active: {'; '.join(found[:_MOST_NAMED])}{more}"
+
+
+def verdict_text(judgement: Judgement) -> str:
+    """The report on one run: one line if it is healthy, else three lines per finding."""
+    word = _WORDS[judgement.exit_code]
+    forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
+    if judgement.exit_code == HEALTHY and forgiven:
+        word = "warnings, ignored by --fail-on crit,"
+    if judgement.waits_until is not None:
+        word = f"{judgement.problem},"
+    lines = [f"{judgement.run}: {word} at step {judgement.last_step:,} ({judgement.state})"]
+    if judgement.problem and judgement.waits_until is None:
+        lines.append(f"  {judgement.path}: {judgement.problem}")
+    for finding, advice in judgement.findings:
+        lines += [f"  {line}" for line in _finding_text(finding, advice)]
+    lines += [f"  note: {note}" for note in judgement.notes]
+    return "\n".join(lines)
+
+
+def _finding_text(finding: Finding, advice: Advice) -> list[str]:
+    label = f"{finding.severity.label.upper()} {finding.rule}"
+    if finding.severity is Severity.INFO:
+        return [f"{label}: {advice.short}"]
+    return [f"{label}: {advice.verdict}", f"  why   {advice.why}", f"  next  {advice.next}"]
+
+
+def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """The report on all judged runs."""
+    runs = [
+        {key: getattr(judgement, key) for key in _KEYS}
+        | {"findings": [finding_json(found, advice) for found, advice in judgement.findings]}
+        for judgement in judgements
+    ]
+    return {"schema_version": SCHEMA_VERSION, "runs": runs}
+
+
+def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
+    """A finding and its texts."""
+    worst = finding.worst
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity.label,
+        "layers": list(finding.layers),
+        "experts": _experts(worst.facts),
+        "onset": finding.onset,
+        "alarm": min(episode.alarm for episode in finding.episodes),
+        "last": finding.last,
+        "state": "active" if finding.active else "recovered",
+        "value": _number(worst.value),
+        "limit": _number(worst.limit),
+        "worst_at": worst.worst_at,
+        "now": _present(worst),
+        "confidence": worst.confidence,
+        "recurrence": worst.recurrence,
+        "evidence": {"window": [finding.onset, finding.last]},
+        "grades": [
+            {"step": grade.step, "severity": grade.severity.label, "value": _number(grade.value)}
+            for grade in worst.grades
+        ],
+        "short": advice.short,
+        "verdict": advice.verdict,
+        "why": advice.why,
+        "next": advice.next,
+    }
+
+
+def _present(worst: Episode) -> dict[str, Any] | None:
+    """The latest evaluation of the worst layer."""
+    if worst.now is None:
+        return None
+    return {
+        "step": worst.now.step,
+        "value": None if worst.now.inside and not worst.now.facts else _number(worst.now.value),
+        "experts": _experts(worst.now.facts),
+    }
+
+
+def _experts(facts: Facts) -> list[int]:
+    experts = facts.get("experts", ())
+    return list(experts) if isinstance(experts, tuple) else []
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A finding of a followed run that opened, grew worse or recovered."""
+
+    event: Event
+    step: int
+    """The last judged step at that time."""
+    finding: Finding
+    advice: Advice
+
+
+class Alerts:
+    """Tracks what was reported: each look compares the episodes with those of the previous one.
+
+    Episodes of one rule that start between two looks are one piece of news, however many layers
+    they are in. The first look reports what is active, and nothing that was already over.
+    """
+
+    def __init__(self, since_step: int = 0) -> None:
+        """``since_step``: earlier findings are not reported."""
+        self._since_step = since_step
+        self._known: _Known | None = None
+
+    def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:
+        """Changes since the last look; an episode that is already over is ``opened`` only."""
+        changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
+        known: _Known = {}
+        for episode in diagnosis.episodes if diagnosis is not None else ():
+            if episode.onset < self._since_step:
+                continue
+            key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
+            known[key] = (episode.severity, episode.active)
+            if (event := self._event(key, episode)) is not None:
+                changed[event].append(episode)
+        self._known = known  # an episode withdrawn by a restart may return, and is reported again
+        if diagnosis is None:
+            return ()
+        return [
+            News(event, diagnosis.last_step, finding, advice)
+            for event, episodes in changed.items()
+            for finding, advice in told(diagnosis, episodes)
+        ]
+
+    def _event(self, key: tuple[str, int, int, int], episode: Episode) -> Event | None:
+        if self._known is None:  # the first look
+            return "opened" if episode.active else None
+        before = self._known.get(key)
+        if before is None:
+            return "opened"
+        severity, active = before
+        if episode.severity > severity:
+            return "worse"
+        if episode.active != active:
+            return "opened" if episode.active else "recovered"
+        return None
+
+
+def news_text(alert: News) -> str:
+    """A piece of news as a block of lines; a recovery is one line."""
+    first, *rest = _finding_text(alert.finding, alert.advice)
+    event = "" if alert.event == "opened" else f"{alert.event}: "
+    if alert.event == "recovered":
+        rest = []
+    return "\n".join([f"step {alert.step:,}: {event}{first}", *(f"  {line}" for line in rest)])
+
+
+def news_json(file: RunFile, alert: News) -> dict[str, Any]:
+    """A piece of news as data: a finding, and what happened to it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "event": alert.event,
+        "run": file.name,
+        "path": safe_text(file.path, 1000),
+        "step": alert.step,
+        **finding_json(alert.finding, alert.advice),
+    }

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from microscope_tui.diagnosis import value_at
-from microscope_tui.report.check_json import finding_json
+from microscope_tui.report.check import finding_json
 from microscope_tui.runlog import StepRecord, encode_record, safe_text
 from microscope_tui.watch import LayerView, RunCard, RunView
 

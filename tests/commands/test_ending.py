@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import Patience
+from microscope_tui.commands import Ending
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
 
@@ -26,12 +26,12 @@ class Clock:
 
 
 class Followed:
-    """A log, its watch, and the patience with it."""
+    """A log, its watch, and its ending."""
 
     def __init__(self, log: Path, wait_s: float = 600) -> None:
         self.log, self.clock = log, Clock()
         self.watch = RunWatch(RunFile(log.parent.name, log, 0.0))
-        self.patience = Patience(self.watch, wait_s, self.clock)
+        self.ending = Ending(self.watch, wait_s, self.clock)
 
     def append(self, *records: dict[str, Any]) -> None:
         with self.log.open("a") as file:
@@ -40,7 +40,7 @@ class Followed:
     def is_over(self, after_s: float = 0) -> bool:
         self.clock.now += after_s
         self.watch.read_all()
-        return self.patience.is_over()
+        return self.ending.is_over()
 
     def fall_silent(self) -> None:
         """As if nothing had been written for an hour."""
@@ -76,7 +76,7 @@ def test_a_run_that_wanted_to_end_is_not_waited_for(
     run = Followed(log)
     run.append(end(reason))
     assert run.is_over()
-    assert (run.patience.remarks, capsys.readouterr().err) == ((), "")
+    assert (run.ending.remark, capsys.readouterr().err) == ("", "")
 
 
 @pytest.mark.parametrize("reason", ["signal", "stopped", "preempted", ""])
@@ -91,9 +91,9 @@ def test_a_run_that_had_stopped_is_waited_for_and_it_is_said_once(
         "(--wait 0 does not)\n"
     )
     assert not run.is_over(after_s=599)
-    assert not run.patience.remarks
+    assert not run.ending.remark
     assert run.is_over(after_s=1)
-    assert run.patience.remarks == ("waited 600 s; the run did not resume",)
+    assert run.ending.remark == "waited 600 s; the run did not resume"
     assert capsys.readouterr().err == ""
 
 
@@ -113,7 +113,7 @@ def test_without_patience_nothing_is_waited_for(
     run = Followed(log, wait_s=0)
     run.append(end("signal"))
     assert run.is_over()
-    assert (run.patience.remarks, capsys.readouterr().err) == ((), "")
+    assert (run.ending.remark, capsys.readouterr().err) == ("", "")
 
 
 def test_a_run_that_goes_on_is_over_at_its_next_end_whatever_that_is(
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_is_over_at_its_next_end_whatever_that_is(
     assert not run.is_over(after_s=10_000)
     run.append(end("signal", 21))
     assert run.is_over()
-    assert not run.patience.remarks
+    assert not run.ending.remark
 
 
 def test_half_a_line_after_the_end_is_no_sign_that_the_run_went_on(log: Path) -> None:
@@ -168,26 +168,19 @@ def test_a_log_that_was_replaced_is_another_one(
     assert run.is_over()
 
 
-def test_a_deleted_log_is_waited_for_and_then_over(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    followed = Followed(log, wait_s=60)
-    assert not followed.is_over()
-    log.unlink()
-    assert not followed.is_over()
-    assert "was deleted, waiting up to 60 s" in capsys.readouterr().err
-    assert not followed.is_over(after_s=59)
-    assert followed.is_over(after_s=2)
-    assert "did not resume" in followed.patience.remarks[0]
-
-
-def test_a_log_that_is_deleted_while_it_is_followed_is_over(log: Path, step: Any) -> None:
+def test_a_log_that_is_deleted_gets_a_moment_to_come_back(log: Path, step: Any) -> None:
     followed = Followed(log)
     assert not followed.is_over()
     followed.append(step(21))
-    assert not followed.is_over()
+    content = log.read_bytes()
     log.unlink()
-    assert followed.is_over()
+    assert not followed.is_over()
+    assert not followed.is_over(after_s=4)
+    log.write_bytes(content)
+    assert not followed.is_over(after_s=10)
+    log.unlink()
+    assert not followed.is_over()
+    assert followed.is_over(after_s=6)
 
 
 def test_an_archive_is_written_no_more(log: Path) -> None:
