@@ -29,7 +29,7 @@ from typing import Literal, NoReturn, get_args
 from platformdirs import user_config_path
 
 from microscope_tui.console import USAGE, fail
-from microscope_tui.diagnosis import DEFAULTS, BadLimit, Criteria, Limits, changed_limits
+from microscope_tui.diagnosis import DEFAULTS, RULES, BadLimit, Criteria, Limits, changed_limits
 from microscope_tui.lines import Palette
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, Rule, rules_of
@@ -129,11 +129,11 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
 def changes_in(limits: Limits) -> list[str]:
     """The changed limits, in words."""
     changes = []
-    for rule in fields(Limits):
-        mine, default = getattr(limits, rule.name), getattr(DEFAULTS, rule.name)
-        for name in (entry.name for entry in fields(mine)):
-            if getattr(mine, name) != (before := getattr(default, name)):
-                changes.append(f"{rule.name} {name} {getattr(mine, name):g} instead of {before:g}")
+    for rule in RULES.values():
+        mine, defaults = limits.of(rule.limits_type).values(), rule.limits_type().values()
+        for name, before in defaults.items():
+            if mine[name] != before:
+                changes.append(f"{rule.name} {name} {mine[name]:g} instead of {before:g}")
     return changes
 
 
@@ -173,8 +173,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
 
 def _unknown_table(name: str) -> str:
     """An error message that guesses where the name belongs."""
-    rules = [entry.name for entry in fields(Limits)]
-    if name.upper() in rules:
+    if name.upper() in RULES:
         return f"no such table; write [rules.{name.upper()}]"
     if name in (entry.name for entry in fields(ViewConfig)):
         return "is outside any table; move it below [view]"

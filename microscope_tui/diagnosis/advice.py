@@ -2,23 +2,29 @@
 
 Verdict is what and since when, Why is the numbers, Next is the advice for this run: it reads the
 run's header and names the user's own settings. The advice is never to prune an expert because it is
-cold.
+cold. Other trouble in the run may change it (``Circumstances``): GRADSPIKE, LOGITS and the COLLAPSE
+that follows them are one divergence, whose findings all name the same step to go back to, before
+the first sign, and the same remedy. More balancing does not help a router whose logits explode.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.balancing import BACK, calm_down, go_back, right_sign
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.circumstances import Circumstances, circumstances
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.moment import WHEN, is_moment
-from microscope_tui.diagnosis.reading import EXACT, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.balancing import BACK, WRONG_SIGN, calm_down, go_back, right_sign
+from microscope_tui.diagnosis.context import WHEN, is_moment
+from microscope_tui.diagnosis.episodes import EXACT, WHOLE_RUN, Episode, Finding, Severity
+from microscope_tui.diagnosis.rules import RULES, AnyRule
+from microscope_tui.diagnosis.rules.base import number
 from microscope_tui.runlog import RunRecord
 
 _CHANGED = 0.5
 """The current value differs from the worst by more than this share of (worst − limit)."""
+_GAP = 50
+"""Largest gap in steps between the last evidence of one episode and the onset of the next that it
+led to. An onset that is dated back may also precede the first sign of a divergence by this much.
+"""
+_REACH = 500
+"""A sign of a divergence that lasts longer than this does not explain later onsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,24 @@ class Advice:
     why: str
     next: str
     short: str
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """Other trouble in the run, as far as it changes the advice on one finding."""
+
+    onset: int
+    """The earliest onset of the chain of episodes that the finding is part of."""
+    first_sign: Episode | None = None
+    """Of the divergence that the finding is part of."""
+    wrong_sign: bool = False
+    """The bias update has the wrong sign."""
+    uneven: str = ""
+    """COLLAPSE or ERODING, if active at the same time in one of the finding's layers."""
+    collapsed: bool = False
+    """The layer that the numbers come from is below the limit of COLLAPSE now."""
+    swings: bool = False
+    """The load of one of the finding's layers oscillates now."""
 
 
 def advise(
@@ -54,8 +78,8 @@ def advise(
         since = f"from step {finding.onset:,} to {ended:,}, {_how_it_ended(finding)}"
     again = f" (occurrence {worst.recurrence + 1})" if worst.recurrence and where else ""
     why, gist = _why(finding, run, around)
-    if around.divergence is not None and around.divergence.first_sign.rule != finding.rule:
-        sign = around.divergence.first_sign
+    sign = around.first_sign
+    if sign is not None and sign.rule != finding.rule:
         why = f"{why} The first sign was {sign.rule} at step {sign.onset:,}."
     remedy = _remedy(finding, run, around, checkpoints)
     known = "" if worst.confidence == EXACT else f" Based on {worst.confidence}."
@@ -127,7 +151,7 @@ def _remedy(
 ) -> str:
     rule, back = RULES[finding.rule], go_back(around.onset, checkpoints)
     goes_back = finding.active and run.profile in rule.rolls_back_in
-    if around.divergence is not None:
+    if around.first_sign is not None:
         remedy = calm_down(run)
         if finding.active:
             remedy = f"{remedy}; {back}"
@@ -159,7 +183,7 @@ def _remedy(
     return remedy
 
 
-def _would_feed_a_swing(rule: type[Rule]) -> bool:
+def _would_feed_a_swing(rule: type[AnyRule]) -> bool:
     """While the load swings, stronger balancing does not help; damage still has to be undone."""
     return rule.wants_balance and not rule.rolls_back_in
 
@@ -173,3 +197,92 @@ def _layers(names: Sequence[str]) -> str:
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]} and {len(names) - 2} more layers"
+
+
+def circumstances(finding: Finding, beside: Iterable[Episode]) -> Circumstances:
+    """The circumstances of ``finding`` among the episodes of the run."""
+    others = list(beside)
+    mine = {(e.rule, e.router_index, e.onset) for e in finding.episodes}
+    now = [e for e in others if e.active and e.severity >= Severity.WARN]
+    collapsed = any(e.rule == "COLLAPSE" and _overlaps(e, [finding.worst]) for e in now)
+    for divergence in _divergences(others):
+        if mine & {(e.rule, e.router_index, e.onset) for e in divergence}:
+            onset = min(divergence[0].onset, finding.onset)
+            sign = next(e for e in divergence if _is_sign(e))
+            return Circumstances(onset, sign, collapsed=collapsed)
+    return Circumstances(
+        onset=min(_chain_onset(episode, others) for episode in finding.episodes),
+        wrong_sign=any(
+            e.rule == "LINT" and e.active and e.facts.get("cause") == WRONG_SIGN for e in others
+        ),
+        uneven=next(
+            (e.rule for rule in ("COLLAPSE", "ERODING") for e in others if e.rule == rule
+             and e.severity >= Severity.WARN and _overlaps(e, finding.episodes)),
+            "",
+        ),
+        collapsed=collapsed,
+        swings=any(e.rule == "OSCILLATION" and _overlaps(e, finding.episodes) for e in now),
+    )  # fmt: skip
+
+
+def _chain_onset(episode: Episode, others: Sequence[Episode]) -> int:
+    """The onset of the first episode of this router that led to this one without a gap."""
+    onset = episode.onset
+    if not _starves(episode):
+        return onset
+    before = [
+        e for e in others
+        if _starves(e) and e.router_index == episode.router_index and e.severity >= Severity.WARN
+    ]  # fmt: skip
+    for earlier in sorted(before, key=lambda e: -e.onset):
+        if earlier.onset < onset <= (earlier.recovered_at or earlier.last) + _GAP:
+            onset = earlier.onset
+    return onset
+
+
+def _starves(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "starvation"
+
+
+def _overlaps(trouble: Episode, episodes: Sequence[Episode]) -> bool:
+    return any(
+        trouble.router_index == e.router_index
+        and trouble.onset <= e.last
+        and (trouble.recovered_at is None or trouble.recovered_at > e.onset)
+        for e in episodes
+    )
+
+
+def _divergences(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    """The divergences of a run: their signs and what followed them, earliest onset first."""
+    serious = sorted((e for e in episodes if e.severity >= Severity.WARN), key=lambda e: e.onset)
+    clusters: list[list[Episode]] = []
+    for sign in filter(_is_sign, serious):
+        if clusters and sign.onset <= max(map(_end, clusters[-1])):
+            clusters[-1].append(sign)
+        else:
+            clusters.append([sign])
+    for signs in clusters:
+        followed = [e for e in serious if RULES[e.rule].wants_balance and _follows(e, signs)]
+        found = sorted([*signs, *followed], key=lambda e: e.onset)
+        # A gradient spike alone is not a divergence.
+        if any(RULES[e.rule].announced_by for e in found):
+            yield found
+
+
+def _is_sign(episode: Episode) -> bool:
+    return RULES[episode.rule].family == "divergence"
+
+
+def _end(sign: Episode) -> int:
+    return min(sign.last, sign.onset + _REACH) + _GAP
+
+
+def _follows(episode: Episode, signs: list[Episode]) -> bool:
+    """A gradient spike alone is a sign only if an alarm followed it at once."""
+    return any(
+        signs[0].onset - _GAP <= episode.onset <= _end(sign)
+        for sign in signs
+        if sign.router_index == episode.router_index
+        or (sign.router_index == WHOLE_RUN and sign.severity is Severity.CRITICAL)
+    )

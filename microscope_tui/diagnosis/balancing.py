@@ -13,6 +13,8 @@ SCALES = ("margin", "max_logit")
 """Names of the signals that give the scale of the scores: facts of the episodes of rules that
 advise stronger balancing.
 """
+WRONG_SIGN = "wrong bias sign"
+"""Cause: a bias update that favours the busy experts."""
 BACK = "go back to an earlier checkpoint"
 """The generic advice of a rule; ``go_back`` names the step for one finding."""
 _BRIDGED_IN = 100

@@ -1,13 +1,74 @@
-"""What rules use besides the steps of a run."""
+"""What rules use besides the steps of a run: its header, the criteria, limits and the reference.
+
+The limits of a rule are in its file. The config file may change them (``[rules.NAME]``).
+"""
 
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
-from microscope_tui.diagnosis.moment import is_moment
-from microscope_tui.diagnosis.thresholds import DEFAULTS, Limits
-from microscope_tui.diagnosis.timing import warm_up
+import msgspec
+
 from microscope_tui.runlog import RunRecord
 
 PROFILES = ("pretrain", "finetune", "eval")
+WHEN = "in this dump"
+"""When a single moment was, in words."""
+
+WARM_UP_STEPS = 100
+WARM_UP_SHARE = 0.02
+WARM_UP_MAX = 500
+AFTER_RESTART_STEPS = 100
+"""Steps after a resume that are treated as a warm-up: the bias may be lost."""
+GROUP_STEPS = 100
+"""The same trouble that starts within this many steps in several layers is one finding."""
+COOLDOWN_STEPS = 100
+"""Trouble that returns within this many steps had not recovered."""
+ENTER_SHARE = 0.9
+"""An alarm needs this share of the last evaluations over its limit."""
+LEAST_LINES = 5
+"""Persistence counts steps: a log with a line for every tenth step needs a tenth of the lines, but
+never fewer than these. A shock of 24 steps covers five lines only if they are less than seven
+steps apart, and then more are required.
+"""
+
+NEVER = "it could never fire"
+NEVER_ENDS = "its episodes would never end"
+SILENT_CUT = "it would be truncated silently"
+ENDS_INSIDE = "an episode would end inside its own limit"
+CRITICAL_FIRST = "it would be critical before it is a warning"
+
+
+class RuleLimits(msgspec.Struct, frozen=True):
+    """The limits of one rule, with their evidence in the docstring.
+
+    c is the collapse index of ``measures.py``. λ is the number of assignments an expert can expect
+    in a window, ``tokens × k ÷ E``.
+    """
+
+    relations: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """``low < high`` or ``low <= high``, each side the name of a limit or a number; and the
+    consequence of breaking it, which the error message shows after "or".
+    """
+
+    def values(self) -> dict[str, float]:
+        """Every limit by its name."""
+        return msgspec.structs.asdict(self)
+
+
+L = TypeVar("L", bound=RuleLimits)
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The limits of all rules: their defaults, except for the changed ones."""
+
+    changed: tuple[RuleLimits, ...] = ()
+
+    def of(self, kind: type[L]) -> L:
+        """The limits of one rule."""
+        return next((mine for mine in self.changed if isinstance(mine, kind)), None) or kind()
+
+
+DEFAULTS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +95,13 @@ class Context:
 
     @property
     def warm_up(self) -> int:
-        """Steps of warm-up; none in an evaluation."""
-        return 0 if self.profile == "eval" else warm_up(self.run.planned_steps)
+        """Steps in which routers of healthy runs are still uneven: 100, or 2 % of a long run; none
+        in an evaluation.
+        """
+        if self.profile == "eval":
+            return 0
+        planned = self.run.planned_steps or 0
+        return max(WARM_UP_STEPS, int(min(WARM_UP_SHARE * planned, WARM_UP_MAX)))
 
     @property
     def relative(self) -> bool:
@@ -49,7 +115,7 @@ class Context:
 
     @property
     def moment(self) -> bool:
-        """Whether there is a single step: see ``moment.py``."""
+        """Whether there is a single step: see ``is_moment``."""
         return is_moment(self.run, self.profile)
 
     @property
@@ -64,3 +130,37 @@ class Context:
             "none": "per-step summaries only",
         }
         return words.get(source, f"{source} counts")
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """The criteria of a judgement, shared by everything that judges the run."""
+
+    ignore: frozenset[str] = frozenset()
+    """Names of ignored rules; they mute nothing either."""
+    profile: str = ""
+    """Empty: the profile of the header."""
+    limits: Limits = DEFAULTS
+    baseline: RouterBaseline | None = None
+
+    def context(self, run: RunRecord) -> Context:
+        """The context of ``run``. A baseline of another model is left out."""
+        profile = self.profile or (run.profile if run.profile in PROFILES else "pretrain")
+        fits = self.baseline is not None and len(self.baseline.dead) == len(run.routers)
+        return Context(run, profile, self.limits, self.baseline if fits else None)
+
+
+ANYTHING = Criteria()
+
+
+def is_moment(run: RunRecord, profile: str = "") -> bool:
+    """Whether ``run`` is a single moment: an evaluation of one step, such as one dump of counts.
+
+    It has no time axis. Nothing can persist or change in it, so one line is enough for an alarm.
+    Its evidence is λ, the number of assignments an expert can expect: below the limits of the
+    rules nothing is judged.
+
+    Args:
+        profile: if it is not that of the header.
+    """
+    return (profile or run.profile) == "eval" and run.planned_steps == 1

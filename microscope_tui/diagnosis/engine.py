@@ -4,27 +4,33 @@ It runs over long histories in the background, beside a live run, and inside ``c
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from microscope_tui.diagnosis.catalogue import RULES
-from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.episodes import Episode, Finding
-from microscope_tui.diagnosis.grouping import group
-from microscope_tui.diagnosis.inputs import see, why_blind
-from microscope_tui.diagnosis.ledger import Ledger
-from microscope_tui.diagnosis.moment import too_few
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule
-from microscope_tui.diagnosis.signals import BiasSource, CountSource, StepView
-from microscope_tui.diagnosis.timing import AFTER_RESTART_STEPS
-from microscope_tui.diagnosis.tracks import Track
+from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, WHEN, Context, Criteria
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Finding,
+    Reading,
+    Readings,
+    Severity,
+)
+from microscope_tui.diagnosis.ledger import Ledger, Track, group
+from microscope_tui.diagnosis.rules import RULES, AnyRule
+from microscope_tui.diagnosis.signals import (
+    BiasSource,
+    CountSource,
+    StepView,
+    expected,
+    see,
+    why_blind,
+)
 from microscope_tui.runlog import EventRecord, RunRecord, StepRecord
 
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
-ANYTHING = Criteria()
 Routers = frozenset[int] | set[int]
 Muted = Mapping[int, Severity]
 """Routers in which a rule is muted, unless it has something worse to report."""
@@ -40,7 +46,7 @@ class Diagnosis:
         self.run = replace(run, profile=context.profile)
         """The header, with the profile by which it is judged."""
         self._criteria = criteria
-        self.rules: list[Rule] = [rule(context) for rule in self._wanted(context)]
+        self.rules: list[AnyRule] = [rule(context) for rule in self._wanted(context)]
         self.ledger = Ledger(context)
         self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
@@ -84,7 +90,7 @@ class Diagnosis:
         self.ledger.see(view)
         see(view, self.seen)
         if self.ledger.context.moment:
-            self.too_few = too_few(view, self.run, self.ledger.context.limits)
+            self.too_few = _too_few(view, self.ledger.context)
         changed: list[Episode] = []
         self._unmeasured = frozenset()
         for rule in self.rules:
@@ -128,7 +134,7 @@ class Diagnosis:
                 for track in self.tracks[rule.name].values():
                     track.ask(rule.window, rule.needed, rule.leave)
 
-    def _silent(self, rule: Rule) -> Muted:
+    def _silent(self, rule: AnyRule) -> Muted:
         """Routers with episodes of the muting rules, and their severity."""
         silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
         for name in rule.muted_by:
@@ -191,7 +197,7 @@ class Diagnosis:
         self.tracks = {rule.name: self.tracks.get(rule.name, {}) for rule in self.rules}
         self.ledger.end_others(self.tracks, self.last_step + 1)
 
-    def keep_looking(self, rule: Rule, episodes: Sequence[Episode]) -> None:
+    def keep_looking(self, rule: AnyRule, episodes: Sequence[Episode]) -> None:
         """Have the rules evaluate open episodes until they end."""
         tracks = self.tracks[rule.name]
         for episode in episodes:
@@ -214,13 +220,15 @@ class Diagnosis:
         """All episodes grouped over routers: active before recovered, worst first."""
         return group(self.episodes)
 
-    def _wanted(self, context: Context) -> Iterator[type[Rule]]:
+    def _wanted(self, context: Context) -> Iterator[type[AnyRule]]:
         for rule in RULES.values():
             fits = rule.judges_moment if context.moment else context.trains or not rule.trains_only
             if fits and rule.name not in self._criteria.ignore:
                 yield rule
 
-    def _take(self, rule: Rule, readings: Readings, step: int, silent: Muted) -> Iterator[Episode]:
+    def _take(
+        self, rule: AnyRule, readings: Readings, step: int, silent: Muted
+    ) -> Iterator[Episode]:
         tracks = self.tracks[rule.name]
         if not readings and not tracks:
             return
@@ -231,7 +239,7 @@ class Diagnosis:
                 yield from self._evaluate(rule, index, step, reading, silent.get(index))
 
     def _evaluate(
-        self, rule: Rule, index: int, step: int, reading: Reading, said: Severity | None
+        self, rule: AnyRule, index: int, step: int, reading: Reading, said: Severity | None
     ) -> Iterator[Episode]:
         tracks = self.tracks[rule.name]
         track = tracks.get(index)
@@ -252,7 +260,7 @@ class Diagnosis:
         ):
             yield self.ledger.open(rule.name, index, step, reading, severity, track)
 
-    def _alarm(self, rule: Rule, track: Track, step: int, reading: Reading) -> Severity | None:
+    def _alarm(self, rule: AnyRule, track: Track, step: int, reading: Reading) -> Severity | None:
         if reading.held:
             return None
         if reading.certain or reading.severity is None:
@@ -279,5 +287,29 @@ class Diagnosis:
         return self._everyone if WHOLE_RUN in muted else muted
 
 
-def _new_track(rule: Rule) -> Track:
+def _new_track(rule: AnyRule) -> Track:
     return Track(rule.window, rule.needed, rule.leave, [])
+
+
+def _too_few(view: StepView, context: Context) -> str:
+    """Why the assignments of a moment do not suffice for a verdict; empty if they do."""
+    effective = view.signal("effective_experts")
+    if effective is None:
+        return ""  # no load at all: that is the reason then
+    found = {
+        index: expected(view, index, context.run)
+        for index, value in enumerate(effective.values)
+        if math.isfinite(value)
+    }
+    if not found:
+        return ""
+    limits = [context.limits.of(rule.limits_type) for rule in RULES.values() if rule.judges_moment]
+    needed = max(getattr(mine, "evidence", 0) for mine in limits)
+    least = min(found, key=lambda index: found[index] or 0.0)
+    known = found[least]
+    if known is None:
+        return f"not judged: assignments per expert unknown {WHEN}, {needed:g} are needed"
+    if known >= needed:
+        return ""
+    name = context.run.routers[least].name
+    return f"not judged: {name} has {known:.3g} assignments per expert {WHEN}, needs {needed:g}"

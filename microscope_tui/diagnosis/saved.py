@@ -6,11 +6,11 @@ After a restore the same records give the same episodes as in one uninterrupted 
 
 import msgspec
 
-from microscope_tui.diagnosis.criteria import Criteria
-from microscope_tui.diagnosis.engine import ANYTHING, Diagnosis
+from microscope_tui.diagnosis.context import ANYTHING, Criteria
+from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.tracks import Track
-from microscope_tui.diagnosis.windows import Trail
+from microscope_tui.diagnosis.ledger import Track
+from microscope_tui.diagnosis.signals import Trail
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 STATE_VERSION = 3

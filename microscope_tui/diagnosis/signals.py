@@ -1,16 +1,20 @@
-"""What rules read: one step, its readings as clean lists, its matrices on demand.
+"""What rules read: one step, its readings as clean lists, its matrices on demand; past steps.
 
 Most steps of most routers are healthy. A ``Signal`` lets a rule see that with one comparison for
 all routers, so that a healthy run costs almost nothing however many layers it has.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence, Set
+from functools import cached_property
 from itertools import repeat
 
+import msgspec
+
 from microscope_tui import measures
-from microscope_tui.diagnosis.reading import WHOLE_RUN
-from microscope_tui.runlog import RouterInfo, StepRecord, Values
+from microscope_tui.diagnosis.episodes import WHOLE_RUN
+from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
 """Decodes the counts of one router of the current step."""
@@ -19,6 +23,25 @@ BiasSource = Callable[[int], list[float] | None]
 NAN = math.nan
 MOST_COUNTS = 1 << 50
 """Upper bound of the assignments in a step; rows above it are not counts."""
+
+BALANCE = ("effective_experts", "num_experts", "top_k")
+"""What the collapse index is computed from."""
+_NEEDED = {
+    "effective_experts": "counts or effective_experts",
+    "max_load": "counts or max_load",
+    "starved_experts": "counts or starved_experts",
+    "counts": "counts",
+    "tokens": "tokens",
+}
+"""Numbers of a step, in words."""
+_UNKNOWN = {
+    "num_experts": "the number of experts is unknown: use --num-experts",
+    "top_k": (
+        "how many experts a token chooses (top_k) is unknown: use --top-k, or write model.top_k in "
+        "a run log"
+    ),
+}
+"""Numbers of the header."""
 
 
 def value_at(values: Values | None, index: int) -> float | None:
@@ -71,8 +94,6 @@ class StepView:
         self._bias_source = biases
         self._counts: dict[int, list[int] | None] = {}
         self._signals: dict[str, Signal | None] = {}
-        self._collapse_index: Signal | None = None
-        self._plain_index: Signal | None = None
 
     def signal(self, name: str) -> Signal | None:
         """A per-router summary by its name in the format; ``None`` if not logged."""
@@ -82,36 +103,32 @@ class StepView:
             self._signals[name] = Signal(values) if usable else None
         return self._signals[name]
 
-    @property
+    @cached_property
     def collapse_index(self) -> Signal | None:
         """c of every router in this step alone; NaN where E ≤ k.
 
         Without an expert that every token chooses, where the maximal load shows that there is one.
         """
-        if self._collapse_index is None:
-            effective, loads = self.signal("effective_experts"), self.signal("max_load")
-            if effective is None:
-                return None
-            known = loads.values if loads is not None else repeat(None)
-            self._collapse_index = Signal(
-                [
-                    measures.balance_of_summary(value, load, router.num_experts, router.top_k)
-                    for value, load, router in zip(
-                        effective.values, known, self._routers, strict=False
-                    )
-                ]
-            )
-        return self._collapse_index
+        effective, loads = self.signal("effective_experts"), self.signal("max_load")
+        if effective is None:
+            return None
+        known = loads.values if loads is not None else repeat(None)
+        values = zip(effective.values, known, self._routers, strict=False)
+        return Signal(
+            [
+                measures.balance_of_summary(value, load, r.num_experts, r.top_k)
+                for value, load, r in values
+            ]
+        )
 
-    @property
+    @cached_property
     def plain_index(self) -> Signal | None:
         """The collapse index of every router with all of its experts."""
-        if self._plain_index is None and (effective := self.signal("effective_experts")):
-            pairs = zip(effective.values, self._routers, strict=True)
-            self._plain_index = Signal(
-                [measures.collapse_index(value, r.num_experts, r.top_k) for value, r in pairs]
-            )
-        return self._plain_index
+        effective = self.signal("effective_experts")
+        if effective is None:
+            return None
+        pairs = zip(effective.values, self._routers, strict=True)
+        return Signal([measures.collapse_index(v, r.num_experts, r.top_k) for v, r in pairs])
 
     @property
     def tokens(self) -> float | None:
@@ -164,3 +181,139 @@ class StepView:
                 if value is not None and not math.isfinite(value):
                     found.setdefault(index, f"router {name.replace('_', ' ')}")
         return found
+
+
+def expected(view: StepView, index: int, run: RunRecord) -> float | None:
+    """Assignments per expert (λ) of a router in this step; ``None`` if unknown.
+
+    Counts that are scaled shares do not show it.
+    """
+    router = run.routers[index]
+    counts = view.full_counts(index) if run.counts != "shares" else None
+    if counts is not None:
+        return sum(counts) / len(counts)
+    tokens = view.tokens_of(index)
+    if tokens is None or not router.top_k or not router.num_experts:
+        return None
+    return tokens * router.top_k / router.num_experts
+
+
+def see(view: StepView, seen: set[str]) -> None:
+    """Add the numbers of a step to those that the log has."""
+    for name in _NEEDED.keys() - seen:
+        if name == "counts":
+            found = view.has_counts
+        elif name == "tokens" and view.tokens is not None:
+            found = True
+        else:
+            signal = view.signal(name)
+            found = signal is not None and signal.high > -math.inf
+        if found:
+            seen.add(name)
+
+
+def unknown(run: RunRecord, name: str) -> bool:
+    """Whether no router of the header has this number."""
+    return not any(getattr(router, name) for router in run.routers)
+
+
+def why_blind(needs: Sequence[str], seen: Set[str], run: RunRecord) -> str | None:
+    """Which of the needed numbers are missing, in words; ``None`` if none is."""
+    lacks = [_NEEDED[name] for name in needs if name in _NEEDED and name not in seen]
+    if lacks:  # what the header lacks comes next
+        return f"it needs {' and '.join(lacks)}"
+    reasons = [_UNKNOWN[name] for name in needs if name in _UNKNOWN and unknown(run, name)]
+    return "; ".join(reasons) or None
+
+
+class SummedCounts(msgspec.Struct):
+    """Counts of one router summed over the last ``window`` steps with counts."""
+
+    window: int
+    rows: list[list[int]] = []
+    totals: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: Sequence[int]) -> None:
+        """Add the counts of one step; a full window drops the oldest."""
+        if len(row) != len(self.totals):
+            self.rows, self.totals = [], [0] * len(row)
+        if len(self.rows) >= self.window:
+            oldest = self.rows.pop(0)
+            self.totals = [t - o + n for t, o, n in zip(self.totals, oldest, row, strict=True)]
+        else:
+            self.totals = [t + n for t, n in zip(self.totals, row, strict=True)]
+        self.rows.append(list(row))
+
+
+class Trail(msgspec.Struct):
+    """Every ``every``-th value of all routers, the last ``size`` of them."""
+
+    every: int
+    size: int
+    steps: list[int] = []
+    rows: list[list[float]] = []
+    seen: int = 0
+
+    def add(self, step: int, values: Sequence[float]) -> bool:
+        """Add one step; true if it was kept."""
+        self.seen += 1
+        if (self.seen - 1) % self.every:
+            return False
+        self.steps.append(step)
+        self.rows.append(list(values))
+        if len(self.rows) > self.size:
+            del self.steps[0], self.rows[0]
+        return True
+
+    def forget_from(self, step: int) -> None:
+        """The run resumes at ``step``."""
+        while self.steps and self.steps[-1] >= step:
+            del self.steps[-1], self.rows[-1]
+
+    def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
+        """The kept finite values of one router, oldest first."""
+        return [v for row in self.rows[first:last] if (v := row[router]) == v]
+
+    def before(self, step: int, router: int) -> list[float]:
+        """The kept values of one router from before ``step``, oldest first."""
+        return self.column(router, 0, bisect_left(self.steps, step))
+
+
+class FirstValues(msgspec.Struct):
+    """Values of all routers in the first ``size`` lines of a run: its initial state.
+
+    A resume keeps them, or damage would become the new reference.
+    """
+
+    size: int
+    steps: list[int] = []
+    rows: list[list[float]] = []
+
+    def add(self, step: int, values: Sequence[float]) -> None:
+        """Add one line while there is room."""
+        if len(self.rows) < self.size:
+            self.steps.append(step)
+            self.rows.append(list(values))
+
+    def forget_from(self, step: int) -> None:
+        """The run continues from ``step`` again."""
+        kept = sum(at < step for at in self.steps)
+        del self.steps[kept:], self.rows[kept:]
+
+    def usual(self, router: int, lines: int) -> float:
+        """The median of one router in the first ``lines``; NaN before the first value."""
+        return median([v for row in self.rows[:lines] if (v := row[router]) == v])
+
+
+def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
+    """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
+    needed = math.ceil(evidence / expected) if expected > 0 else most
+    return min(most, max(least, needed))
+
+
+def median(values: Sequence[float]) -> float:
+    """The median, the upper one of two; NaN without values."""
+    return sorted(values)[len(values) // 2] if values else NAN

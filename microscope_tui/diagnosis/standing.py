@@ -7,13 +7,13 @@ runs and the trainer. A run without findings is healthy only once it is judged.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis.catalogue import RULES
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Severity
-from microscope_tui.diagnosis.thresholds import DEFAULTS
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Severity
+from microscope_tui.diagnosis.rules import RULES
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.runlog import RouterInfo
 
-_EVEN_ENOUGH = DEFAULTS.COLLAPSE.leave
+_EVEN_ENOUGH = CollapseLimits().leave
 """A balance above this does not look like a collapse, even if most steps before did."""
 
 

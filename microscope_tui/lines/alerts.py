@@ -8,7 +8,15 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from microscope_tui.diagnosis import DEFAULTS, EXACT, Advice, Finding, Severity, key_of
+from microscope_tui.diagnosis import (
+    Advice,
+    CollapseLimits,
+    DropLimits,
+    Finding,
+    Severity,
+    StarvedLimits,
+    key_of,
+)
 from microscope_tui.lines import frame
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.pattern import Pattern
@@ -289,11 +297,11 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
 
 def no_alerts(view: RunView, width: int) -> list[Line]:
     """What healthy means, and how far the diagnosis has come."""
-    limits = DEFAULTS
+    warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
     means = (
-        ("balance", f"c stays above {limits.COLLAPSE.warn:g}; 1 is even, 0 collapsed"),
-        ("experts", f"none dead, few below {limits.STARVED.share:g} of the fair share for long"),
-        ("tokens", f"dropped ones stay below {limits.DROPS.warn:.0%}, no expert far overloaded"),
+        ("balance", f"c stays above {warn:g}; 1 is even, 0 collapsed"),
+        ("experts", f"none dead, few below {share:g} of the fair share for long"),
+        ("tokens", f"dropped ones stay below {drops:.0%}, no expert far overloaded"),
         ("course", "logits, gradients and biases are steady, nothing swings"),
     )
     lines: list[Line] = [frame.verdict(view, width, 1)[0], []]
@@ -341,8 +349,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
         facts.append(("grades", ", ".join(said)))
     again = worst.recurrence
     facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
-    known = "exact counts" if worst.confidence == EXACT else worst.confidence
-    facts.append(("confidence", known))
+    facts.append(("confidence", worst.confidence))
     return facts
 
 

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from microscope_tui.diagnosis import DEFAULTS
+from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
 from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, width_of
 from microscope_tui.watch import Column, LayerView, RouterHealth, RunView
@@ -228,7 +228,7 @@ def _heights(rows: int, charts: int) -> list[int]:
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     """By short names, most useful first; no drop chart in a dropless run."""
-    limits, steps = DEFAULTS.COLLAPSE, view.axis
+    limits, steps = CollapseLimits(), view.axis
     most = math.log(max(2, layer.router.num_experts))
     charts = {
         "balance": Chart(
@@ -277,7 +277,7 @@ _SPREADS = 3.0
 
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     """By name, most useful first; without what the log does not contain."""
-    record, steps, limits = view.record, view.axis, DEFAULTS.COLLAPSE
+    record, steps, limits = view.record, view.axis, CollapseLimits()
     layers = view.layers
     indices = [(x.collapse_index, x.router.name) for x in layers if x.collapse_index is not None]
     loads = [(x.max_load, x.router.name) for x in layers if _finite(x.max_load)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Container, Sequence
 
-from microscope_tui.diagnosis import DEFAULTS, Severity, gathering, key_of
+from microscope_tui.diagnosis import CollapseLimits, Severity, gathering, key_of
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import Glyphs, spark
 from microscope_tui.lines.spans import (
@@ -185,7 +185,7 @@ def _not_judged_yet(view: RunView) -> Line:
     low = [
         layer
         for layer in view.layers
-        if layer.collapse_index is not None and layer.collapse_index < DEFAULTS.COLLAPSE.warn
+        if layer.collapse_index is not None and layer.collapse_index < CollapseLimits().warn
     ]
     if not low:
         return [Span(f"nothing found so far, {reading}", "dim")]

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from microscope_tui.diagnosis import (
@@ -52,17 +52,14 @@ class Explanation:
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
     """The rule of this name in the catalogue, with these limits."""
     rule = RULES[name]
-    mine, default = getattr(limits, name), getattr(DEFAULTS, name)
+    mine, defaults = limits.of(rule.limits_type), rule.limits_type().values()
     return Explanation(
         name=name,
         subject=rule.subject,
         means=rule.means,
         formula=rule.formula,
         evidence=" ".join((type(mine).__doc__ or "").split()),
-        limits=[
-            Limit(entry.name, getattr(mine, entry.name), getattr(default, entry.name))
-            for entry in fields(mine)
-        ],
+        limits=[Limit(name, value, defaults[name]) for name, value in mine.values().items()],
         silenced_by=_silenced_by(name),
         silent_profiles=[profile for profile in PROFILES if profile == "eval" and rule.trains_only],
         next=_typical_remedy(name),

@@ -1,11 +1,10 @@
 """What a rule says about itself is all that others know of it; the catalogue only finds it."""
 
-from dataclasses import fields
 from itertools import pairwise
 
 import pytest
 
-from microscope_tui.diagnosis import DEFAULTS, PROFILES, RULES, Limits, rules_in_files
+from microscope_tui.diagnosis import PROFILES, RULES
 
 CAUSES_FIRST = ["METER", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING", "OSCILLATION"]
 CAUSES_FIRST += [
@@ -23,10 +22,6 @@ CAUSES_FIRST += ["SHOCK"]
 each_rule = pytest.mark.parametrize("name", RULES)
 
 
-def test_every_rule_has_a_row_of_limits_and_every_row_is_of_a_rule() -> None:
-    assert set(rules_in_files()) == {row.name for row in fields(Limits)}
-
-
 @each_rule
 def test_a_rule_looks_at_a_step_after_those_that_mute_it(name: str) -> None:
     before = list(RULES)[: list(RULES).index(name)]
@@ -42,12 +37,16 @@ def test_a_rule_names_only_rules_and_profiles_that_there_are(name: str) -> None:
     assert named <= set(RULES) - {name}
     assert set(rule.rolls_back_in) <= set(PROFILES)
     if rule.announced_by:
-        assert getattr(DEFAULTS, rule.announced_by).followed > 0
+        assert RULES[rule.announced_by].limits_type().values()["followed"] > 0
 
 
 @each_rule
 def test_a_rule_judges_settings_where_it_gives_causes_that_stand(name: str) -> None:
     assert RULES[name].judges_settings == ("standing" in vars(RULES[name]))
+
+
+def test_every_rule_has_a_turn_of_its_own() -> None:
+    assert len({rule.turn for rule in RULES.values()}) == len(RULES)
 
 
 def test_every_rule_has_a_place_of_its_own_in_the_order_of_causes() -> None:

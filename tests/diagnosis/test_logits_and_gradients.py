@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Criteria, Diagnosis, Limits, Severity
-from microscope_tui.diagnosis.thresholds import GradientLimits
+from microscope_tui.diagnosis import Criteria, Diagnosis, GradientLimits, Limits, Severity
 from microscope_tui.report import told
 from microscope_tui.runlog import RouterInfo, RunRecord, StepRecord
 from tests.diagnosis.conftest import of
@@ -120,7 +119,7 @@ def test_how_soon_a_divergence_follows_a_spike_is_a_limit_of_one_s_own(
         return of(diagnosis, "GRADSPIKE").severity
 
     assert severity(Limits()) is Severity.CRITICAL
-    assert severity(Limits(GRADSPIKE=GradientLimits(followed=10))) is Severity.WARN
+    assert severity(Limits((GradientLimits(followed=10),))) is Severity.WARN
 
 
 def test_an_overloaded_rank_and_an_overloaded_expert_are_not_compared_as_numbers(

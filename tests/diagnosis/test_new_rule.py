@@ -1,4 +1,4 @@
-"""A new rule is two files: the rule, and its row in ``thresholds.py``. Tried in a scratch copy."""
+"""A new rule is one file, with its limits. Tried in a scratch copy."""
 
 import json
 import shutil
@@ -13,20 +13,31 @@ ROOT = Path(__file__).resolve().parents[2]
 RULE = '''
 """MASS: the chosen experts hold little of the probability."""
 
-from microscope_tui.diagnosis.reading import Reading, Severity
-from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.context import ENDS_INSIDE, RuleLimits
+from microscope_tui.diagnosis.episodes import Reading, Severity
+from microscope_tui.diagnosis.rules.base import Nothing, Rule
 
 
-class Mass(Rule):
+class MassLimits(RuleLimits, frozen=True):
+    """Invented for a test."""
+
+    warn: float = 0.3
+    leave: float = 0.4
+    persistence: int = 10
+
+    relations = (("warn <= leave", ENDS_INSIDE),)
+
+
+class Mass(Rule[MassLimits, Nothing]):
     name = "MASS"
     subject = "Undecided routing"
     means = "Most of the probability is on experts that were not chosen."
     formula = "selected_mass below its limit in 90 % of 10 steps"
+    turn = 155
     cause_rank = 115
     low_is_bad = True
 
     def set_up(self):
-        self.limits = self.context.limits.MASS
         self.persist(self.limits.persistence)
 
     def read(self, view):
@@ -51,25 +62,10 @@ class Mass(Rule):
     def remedy(worst, run):
         return "wait, or lower the temperature of the router"
 '''
-LIMITS = '''
-@dataclass(frozen=True, slots=True)
-class MassLimits:
-    """Invented for a test."""
-
-    warn: float = 0.3
-    leave: float = 0.4
-    persistence: int = 10
-
-    relations: ClassVar[Relations] = (("warn <= leave", ENDS_INSIDE),)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:'''
-ROW = "    MASS: MassLimits = field(default_factory=MassLimits)\n"
 JUDGE = """
 import json
 from microscope_tui.diagnosis.engine import Diagnosis
-from microscope_tui.diagnosis.grouping import group
+from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.runlog.records import RouterInfo, RouterSummary, RunRecord, StepRecord
 
@@ -94,13 +90,8 @@ def scratch(tmp_path: Path) -> Path:
     shutil.copytree(
         ROOT / "microscope_tui", tmp_path / "microscope_tui", ignore=shutil.ignore_patterns("*.pyc")
     )
-    diagnosis = tmp_path / "microscope_tui" / "diagnosis"
-    (diagnosis / "rules" / "mass.py").write_text(RULE.lstrip())
-    table = diagnosis / "thresholds.py"
-    text = table.read_text()
-    last_row = text.rindex("    BIAS_RUNAWAY: ")
-    text = text[:last_row] + ROW + text[last_row:]
-    table.write_text(text.replace("\n@dataclass(frozen=True, slots=True)\nclass Limits:", LIMITS))
+    rules = tmp_path / "microscope_tui" / "diagnosis" / "rules"
+    (rules / "mass.py").write_text(RULE.lstrip())
     return tmp_path
 
 

@@ -1,6 +1,5 @@
 """Limits of one's own: what passes can be judged by, what would do nothing or harm is refused."""
 
-from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -8,14 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.diagnosis import DEFAULTS, RELATIONS, BadLimit, Criteria, Limits, changed_limits
+from microscope_tui.diagnosis import (
+    DEFAULTS,
+    RULES,
+    BadLimit,
+    CollapseLimits,
+    Criteria,
+    Limits,
+    changed_limits,
+)
 from microscope_tui.report import told
 from microscope_tui.runlog import Entry, RunReader
 from microscope_tui.scenarios import SCENARIOS, Shape, lines
 from microscope_tui.watch import Judge
 
-RULES = {rule.name: getattr(DEFAULTS, rule.name) for rule in fields(Limits)}
-LIMITS = [(rule, entry.name) for rule, table in RULES.items() for entry in fields(table)]
+TABLES = {name: rule.limits_type().values() for name, rule in RULES.items()}
+LIMITS = [(rule, limit) for rule, table in TABLES.items() for limit in table]
+RELATIONS = [
+    (name, relation, otherwise)
+    for name, rule in RULES.items()
+    for relation, otherwise in rule.limits_type.relations
+]
 
 
 @cache
@@ -49,9 +61,9 @@ def value_of(default: float) -> st.SearchStrategy[float]:
 def passing_limits(draw: Any) -> Limits:
     """Some limits of every rule replaced; where they do not go together, none of that rule."""
     passed: dict[str, dict[str, float]] = {}
-    for rule, table in RULES.items():
-        names = st.lists(st.sampled_from([one.name for one in fields(table)]), max_size=4)
-        values = {name: draw(value_of(getattr(table, name))) for name in draw(names)}
+    for rule, table in TABLES.items():
+        names = st.lists(st.sampled_from(list(table)), max_size=4)
+        values = {name: draw(value_of(table[name])) for name in draw(names)}
         try:
             changed_limits({rule: values})
         except BadLimit:
@@ -92,7 +104,7 @@ def test_a_broken_relation_is_refused_with_the_values_and_what_to_do(
 ) -> None:
     rule, text, _ = relation
     left, _, right = text.split()
-    ends = {s: float(s) if s[0].isdigit() else getattr(RULES[rule], s) for s in (left, right)}
+    ends = {s: float(s) if s[0].isdigit() else TABLES[rule][s] for s in (left, right)}
     for side, value in ((left, 2 * ends[right]), (right, ends[left] / 2)):
         if side[0].isdigit():
             continue
@@ -109,7 +121,8 @@ def test_relations_hold_between_the_new_values_whatever_the_old_ones_were() -> N
     with pytest.raises(BadLimit, match=r"warn is 0\.7 and leave 0\.45.*lower warn or raise leave"):
         changed_limits({"COLLAPSE": {"warn": 0.7}})
     limits = changed_limits({"COLLAPSE": {"warn": 0.7, "leave": 0.8}})
-    assert (limits.COLLAPSE.warn, limits.COLLAPSE.leave) == (0.7, 0.8)
+    mine = limits.of(CollapseLimits)
+    assert (mine.warn, mine.leave) == (0.7, 0.8)
 
 
 def test_a_rule_that_stands_there_twice_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_another_state_of_the_log_has_no_verdict(tmp_path: Path, field: str) -> 
     [
         Criteria(profile="eval"),
         Criteria(ignore=frozenset({"DEAD"})),
-        Criteria(limits=Limits(COLLAPSE=CollapseLimits(warn=0.3))),
+        Criteria(limits=Limits((CollapseLimits(warn=0.3),))),
     ],
 )
 def test_other_criteria_have_another_verdict(tmp_path: Path, criteria: Criteria) -> None:

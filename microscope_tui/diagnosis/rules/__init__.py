@@ -1,1 +1,102 @@
-"""One file a rule; ``catalogue.py`` finds them here."""
+"""All rules: the classes of the files here, in the order in which they evaluate a step.
+
+The files are loaded when a rule is first asked for.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import msgspec
+
+from microscope_tui.diagnosis.context import Limits
+from microscope_tui.diagnosis.rules.base import Rule
+
+AnyRule = Rule[Any, Any]
+
+
+class _Catalogue(Mapping[str, type[AnyRule]]):
+    """Every rule by its name."""
+
+    @cached_property
+    def _found(self) -> dict[str, type[AnyRule]]:
+        for file in iter_modules(__path__, f"{__name__}."):
+            import_module(file.name)
+        return {rule.name: rule for rule in sorted(Rule.__subclasses__(), key=lambda r: r.turn)}
+
+    def __getitem__(self, name: str) -> type[AnyRule]:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+RULES: Mapping[str, type[AnyRule]] = _Catalogue()
+
+
+class BadLimit(ValueError):
+    """An unknown limit or an invalid value; the message says what to write."""
+
+
+def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
+    """The limits of all rules, some of them changed: ``{"COLLAPSE": {"warn": 0.3}}``.
+
+    Each value is checked by itself, and then against the others: values that would switch a rule
+    off silently, or keep it from ending, are refused.
+
+    Raises:
+        BadLimit: no such rule, no such limit, a value of another kind, or one that does not go
+            together with the others.
+    """
+    changed: dict[str, Any] = {}
+    for name, values in rules.items():
+        rule = name.upper()
+        if rule not in RULES:
+            raise BadLimit(f"[rules.{name}]: no such rule; there are {', '.join(RULES)}")
+        if rule in changed:
+            raise BadLimit(f"[rules.{name}]: {rule} is defined twice; merge the two tables")
+        defaults = RULES[rule].limits_type()
+        known = defaults.values()
+        for key, value in values.items():
+            if key not in known:
+                raise BadLimit(f"[rules.{name}] {key}: no such limit; there are {', '.join(known)}")
+            _check(f"[rules.{name}] {key}", value, known[key])
+        changed[rule] = msgspec.structs.replace(defaults, **values)
+    in_turn = [(name, changed[name]) for name in RULES if name in changed]
+    for rule, mine in in_turn:
+        for relation, otherwise in mine.relations:
+            _check_relation(rule, mine, relation, otherwise)
+    return Limits(tuple(mine for _, mine in in_turn if mine != type(mine)()))
+
+
+def _check(what: str, value: object, default: float) -> None:
+    if isinstance(default, int) and (type(value) is not int or not 1 <= value <= 10_000):
+        raise BadLimit(f"{what} is {value!r}: give an integer from 1 to 10,000, like {default}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise BadLimit(f"{what} is {value!r}: give a number from 0 to 1e12, like {default:g}")
+
+
+def _check_relation(rule: str, mine: object, relation: str, otherwise: str) -> None:
+    left, sign, right = relation.split()
+    low, high = _value(mine, left), _value(mine, right)
+    if low < high or (sign == "<=" and low == high):
+        return
+    below, above = ("be below", "be above") if sign == "<" else ("not be above", "not be below")
+    if left[0].isdigit():
+        what, must, mend = f"{right} is {high:g}", f"it must {above} {left}", "raise it"
+    elif right[0].isdigit():
+        what, must, mend = f"{left} is {low:g}", f"it must {below} {right}", "lower it"
+    else:
+        what = f"{left} is {low:g} and {right} {high:g}"
+        must, mend = f"{left} must {below} {right}", f"lower {left} or raise {right}"
+    raise BadLimit(f"[rules.{rule}] {what}: {must}, or {otherwise}; {mend}")
+
+
+def _value(mine: object, side: str) -> float:
+    value: float = float(side) if side[0].isdigit() else getattr(mine, side)
+    return value

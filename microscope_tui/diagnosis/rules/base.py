@@ -1,6 +1,6 @@
 """Base of all rules: a name, the required persistence, an evaluation per step, and its texts.
 
-To add one: a file here with a class like the others, and its row of limits in ``thresholds.py``.
+A rule is one file here: its limits with their evidence, its memory, its evaluation and its words.
 Everything other parts of the diagnosis need to know about a rule is one of its class variables.
 
 State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
@@ -11,26 +11,29 @@ another one. Persistence, warm-up, muting and episodes belong to the engine.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.moment import expected
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.timing import ENTER_SHARE, LEAST_LINES
+from microscope_tui.diagnosis.context import ENTER_SHARE, LEAST_LINES, Context, L, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.signals import StepView, expected
 from microscope_tui.runlog import RunRecord
+
+M = TypeVar("M", bound=msgspec.Struct)
+Found = dict[int, Reading | None]
+"""Readings that are being collected."""
 
 
 class Nothing(msgspec.Struct):
     """The memory of a rule without state."""
 
 
-class Rule(ABC):
-    """One rule on all routers of a run."""
+class Rule(ABC, Generic[L, M]):
+    """One rule on all routers of a run, ``Rule[its limits, its memory]``."""
 
+    limits_type: ClassVar[type[RuleLimits]]
+    memory_type: ClassVar[type[msgspec.Struct]]
     name: ClassVar[str]
     subject: ClassVar[str]
     """Name in texts."""
@@ -38,6 +41,10 @@ class Rule(ABC):
     """Meaning, in a sentence or two."""
     formula: ClassVar[str]
     """When it fires."""
+    turn: ClassVar[int]
+    """Rules evaluate a step in this order: one that mutes all first, then each after those in its
+    ``muted_by``.
+    """
     cause_rank: ClassVar[int]
     """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
     low_is_bad: ClassVar[bool] = False
@@ -49,7 +56,7 @@ class Rule(ABC):
     judges_moment: ClassVar[bool] = False
     """Evaluated where there is a single step."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Numbers without which it is blind, by the names of ``inputs.py``."""
+    """Numbers without which it is blind, by the names of ``StepView`` and of the header."""
     judges_settings: ClassVar[bool] = False
     """Needs no measurement: it reports the causes of ``standing``."""
     muted_by: ClassVar[tuple[str, ...]] = ()
@@ -76,26 +83,32 @@ class Rule(ABC):
     tells_usual: ClassVar[bool] = False
     """The text compares the effective experts with their usual value before the onset."""
 
+    def __init_subclass__(cls) -> None:
+        """Find the two types in ``Rule[limits, memory]``."""
+        base: Any = cls.__dict__["__orig_bases__"][0]
+        cls.limits_type, cls.memory_type = get_args(base)
+
     def __init__(self, context: Context) -> None:
-        self.context = context
         self.routers = context.run.routers
         self.window, self.needed, self.leave = 25, 23, 50
         self.spacing = 1
         """Steps between lines of the log."""
         self._persistence: tuple[int, int] | None = None
-        self.memory: msgspec.Struct = Nothing()
-        self.set_up()
+        self.memory: M
+        Rule.change(self, context)  # that of a subclass changes the memory
         self.start()
 
     def set_up(self) -> None:
-        """Set limits, persistence and everything else that follows from the context."""
+        """Set the persistence and everything else that follows from the context."""
 
     def start(self) -> None:
         """Reset the memory."""
+        self.memory = cast(M, self.memory_type())
 
     def change(self, context: Context) -> None:
         """The same model continues under another header; the memory is kept."""
         self.context = context
+        self.limits = cast(L, context.limits.of(self.limits_type))
         self.set_up()
 
     def persist(self, steps: int, leave: int | None = None) -> None:

@@ -5,12 +5,34 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui.diagnosis.balancing import stronger_balance
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.inputs import BALANCE
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.signals import BALANCE, StepView
 from microscope_tui.runlog import RunRecord
+
+
+class BiasRunawayLimits(RuleLimits, frozen=True):
+    """The bias grows without bound and the load does not follow."""
+
+    every: int = 25
+    points: int = 21
+    """500 steps."""
+    straightness: float = 0.98
+    """R² of the straight line through max − min of the bias."""
+    rate: float = 0.5
+    """Slope relative to the fastest that the update rate allows (two rates per step)."""
+    collapse_index: float = 0.8
+    rise: float = 0.03
+    """c rises by less than this in the same time."""
+    persistence: int = 4
+
+    relations = (
+        ("3 <= points", "two points always form a line"),
+        ("straightness < 1", f"{NEVER}: it is an R²"),
+        ("rate <= 1", f"{NEVER}: 1 is as fast as a bias can grow"),
+        ("collapse_index <= 1", "nothing is even enough: c is 1 at most"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -22,7 +44,7 @@ class Memory(msgspec.Struct):
     due: int = 0
 
 
-class BiasRunaway(Rule):
+class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
     """Detects a bias that keeps growing: an effective one stops."""
 
     name = "BIAS_RUNAWAY"
@@ -36,18 +58,15 @@ class BiasRunaway(Rule):
         "the fastest rate or more while c stays below 0.8 and does not rise"
     )
     trains_only = True
+    turn = 160
     cause_rank = 80
     wants_balance = True
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.BIAS_RUNAWAY
         self.persist(self.limits.persistence, leave=self.limits.persistence)
 
     def inputs(self) -> Sequence[str]:
         return BALANCE if self.context.run.balance.get("method") == "bias" else ()
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits, indices = self.memory, self.limits, view.collapse_index

@@ -4,16 +4,75 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.inputs import BALANCE
-from microscope_tui.diagnosis.moment import is_moment
-from microscope_tui.diagnosis.reading import EXACT, PER_STEP, Fact, Reading, Readings, Severity
+from microscope_tui.diagnosis.context import (
+    CRITICAL_FIRST,
+    ENDS_INSIDE,
+    NEVER,
+    NEVER_ENDS,
+    SILENT_CUT,
+    RuleLimits,
+    is_moment,
+)
+from microscope_tui.diagnosis.episodes import (
+    EXACT,
+    PER_STEP,
+    Episode,
+    Fact,
+    Reading,
+    Readings,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
-from microscope_tui.diagnosis.signals import Signal, StepView, value_at
-from microscope_tui.diagnosis.windows import FirstValues, SummedCounts, window_steps
+from microscope_tui.diagnosis.rules.shock import ShockLimits
+from microscope_tui.diagnosis.signals import (
+    BALANCE,
+    FirstValues,
+    Signal,
+    StepView,
+    SummedCounts,
+    value_at,
+    window_steps,
+)
 from microscope_tui.runlog import RunRecord
 
 _MARGIN = 1.3  # of a limit without a limit of its own for recovery
+
+
+class CollapseLimits(RuleLimits, frozen=True):
+    """Published healthy layers stay at c ≥ 0.42; every publicly collapsed one sits at ≤ 0.04."""
+
+    warn: float = 0.35
+    critical: float = 0.15
+    leave: float = 0.45
+    """Recovery needs a margin, or an episode would flicker at its limit."""
+    urgent: float = 0.05
+    """c this low for ``urgent_steps`` alarms even in the warm-up."""
+    urgent_steps: int = 50
+    window: int = 30
+    """Steps whose counts are summed: a bias that swings with period 2 looks collapsed in every
+    step and is perfectly even in the sum. A shock of 24 steps at a learning-rate restart passes."""
+    evidence: int = 50
+    """λ of the summed window below which noise alone lowers c; the window widens up to 200."""
+    max_window: int = 200
+    even: float = 0.8
+    """A layer that was at least this even …"""
+    even_steps: int = 50
+    """… for this many steps has settled: its fall counts even in the warm-up."""
+    relative_fall: float = 0.3
+    """A warning in fine-tuning needs c to lose this share of its reference (baseline, …"""
+    reference_steps: int = 50
+    """… or the median of the lines of this many first steps, at least five)."""
+
+    relations = (
+        ("critical <= warn", CRITICAL_FIRST),
+        ("urgent <= warn", "it would be urgent before it is a warning"),
+        ("warn <= leave", ENDS_INSIDE),
+        ("leave < 1", f"{NEVER_ENDS}: c is 1 at most"),
+        ("window <= max_window", SILENT_CUT),
+        ("max_window <= 1000", "too much is held: the counts of so many steps"),
+        ("even <= 1", "no layer would ever have settled: c is 1 at most"),
+        ("relative_fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
 
 
 class Suspect(msgspec.Struct):
@@ -41,7 +100,7 @@ class Memory(msgspec.Struct):
     """Routers that have been even for long enough."""
 
 
-class Collapse(Rule):
+class Collapse(Rule[CollapseLimits, Memory]):
     """Finds suspects in the summaries; only their counts are decoded and summed."""
 
     name = "COLLAPSE"
@@ -53,6 +112,7 @@ class Collapse(Rule):
         "95 % of the tokens is left out: it acts as a shared expert."
     )
     formula = "c = (exp(H_load) − k)/(E − k) of the counts summed over ≥ 30 steps, below its limit"
+    turn = 50
     cause_rank = 20
     judges_moment = True
     needs = BALANCE
@@ -64,12 +124,11 @@ class Collapse(Rule):
     tells_usual = True
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.COLLAPSE
         self.persist(self.limits.window)
 
     def start(self) -> None:
         first = FirstValues(self.limits.reference_steps, [], [])
-        self.memory: Memory = Memory(first, uneven_at=[0] * len(self.routers))
+        self.memory = Memory(first, uneven_at=[0] * len(self.routers))
 
     def restart(self, step: int) -> None:
         memory = self.memory
@@ -136,7 +195,7 @@ class Collapse(Rule):
         if view.signal("entropy") is None:
             facts["blind"] = "entropy"
         if not self.context.moment:
-            facts["shock_steps"] = self.context.limits.SHOCK.within
+            facts["shock_steps"] = self.context.limits.of(ShockLimits).within
         low_for = view.step - (suspect.low_since or view.step)
         clear = self._is_clear(value, reference)
         if clear and low_for > limits.window:

@@ -5,15 +5,47 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui.diagnosis.balancing import BACK, stronger_balance
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.moment import WHEN, expected, is_moment
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import (
+    CRITICAL_FIRST,
+    SILENT_CUT,
+    WHEN,
+    RuleLimits,
+    is_moment,
+)
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.windows import window_steps
+from microscope_tui.diagnosis.signals import StepView, expected, window_steps
 from microscope_tui.runlog import RunRecord
 
 _SPARSEST = 100  # with fewer lines with counts, the rule does not judge
+
+
+class DeadLimits(RuleLimits, frozen=True):
+    """Zero assignments where at least 56 were expected, in three disjoint windows.
+
+    Data that comes in blocks of 30 to 40 steps lets a quarter of the experts rest for as long, and
+    a shock may last 50 steps: twice as long for a warning, four times for a critical alarm.
+    """
+
+    evidence: float = 56.0
+    """λ of one window. Tokens of one sequence are correlated (overdispersion about 4): the chance
+    of zero tokens by chance is exp(−56 ÷ 4) < 1e-6.
+    """
+    min_window: int = 8
+    max_window: int = 200
+    windows: int = 3
+    warn_steps: int = 100
+    """Least difference of step numbers between the first window without tokens and the alarm …"""
+    critical_steps: int = 200
+    """… and for a critical one."""
+    critical_share: float = 0.2
+    """Share of dead experts that is critical."""
+
+    relations = (
+        ("min_window <= max_window", SILENT_CUT),
+        ("warn_steps <= critical_steps", CRITICAL_FIRST),
+        ("critical_share <= 1", "nothing would be critical: it is a share of the experts"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -35,7 +67,7 @@ class Memory(msgspec.Struct):
     """Last step of that window; 0 before its end."""
 
 
-class Dead(Rule):
+class Dead(Rule[DeadLimits, Memory]):
     """Zero assignments where chance cannot explain them."""
 
     name = "DEAD"
@@ -51,21 +83,18 @@ class Dead(Rule):
     muted_by = ("COLLAPSE",)
     judges_moment = True
     needs = ("counts", "tokens", "top_k")
+    turn = 80
     cause_rank = 50
     family = "starvation"
     wants_balance = True
     rolls_back_in = ("pretrain",)  # on narrow data dead experts are normal
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.DEAD
         self.needed = self.window = 1  # how long it lasts is counted in steps, expert by expert
         self.leave = self.limits.windows
 
     def inputs(self) -> Sequence[str]:
         return ("counts",) if self.context.moment else self.needs
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         before = self.memory

@@ -7,13 +7,43 @@ import msgspec
 
 from microscope_tui import measures
 from microscope_tui.diagnosis.balancing import stronger_balance
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.inputs import BALANCE
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.windows import NAN
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
+from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
 from microscope_tui.runlog import RunRecord
+
+
+class ErodingLimits(RuleLimits, frozen=True):
+    """A public run without balancing goes c 0.60, 0.47, 0.36, 0.33, 0.25 at steps 100 … 500."""
+
+    block: int = 5
+    """Steps whose c is averaged to one point of the trend."""
+    short: int = 12
+    long: int = 40
+    """Points of the two tested trends."""
+    z: float = 3.29
+    """Mann–Kendall: p < 0.001, two-sided."""
+    ahead: int = 500
+    """The slope must reach the limit of COLLAPSE within this many steps."""
+    fall: float = 0.20
+    """… and c must have lost this share of itself (one dead expert of eight costs 0.16), and
+    ``noise`` times its own scatter."""
+    noise: float = 4.0
+    level: float = 0.7
+    """… and be below this: experts that specialise from an equal start settle at 0.75 and above."""
+    steady: float = 0.5
+    """Largest share of the fall in any sixth of the window: a sudden step is not erosion."""
+    persistence: int = 3
+
+    relations = (
+        ("8 <= short", f"{NEVER}: a trend needs more points"),
+        ("short < long", NEVER),
+        ("long <= 400", "a look takes too long: it compares every point with every other"),
+        ("level <= 1", "every fall would be deep enough: c is 1 at most"),
+        ("fall < 1", f"{NEVER}: it is the share of c that is lost"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -27,7 +57,7 @@ class Memory(msgspec.Struct):
     blocks: list[list[float]] = []
 
 
-class Eroding(Rule):
+class Eroding(Rule[ErodingLimits, Memory]):
     """A trend: Mann–Kendall tests whether c falls, Theil–Sen estimates how fast."""
 
     name = "ERODING"
@@ -41,19 +71,16 @@ class Eroding(Rule):
     needs = BALANCE
     muted_by = ("COLLAPSE",)
     ends_in = ("COLLAPSE",)
+    turn = 70
     cause_rank = 60
     low_is_bad = True
     family = "starvation"
     wants_balance = True
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.ERODING
         self.persist(self.limits.persistence)
         self.leave = 4 * self.limits.persistence
-        self.leave_at = self.context.limits.COLLAPSE.leave
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
+        self.collapse = self.context.limits.of(CollapseLimits)
 
     def restart(self, step: int) -> None:
         memory = self.memory
@@ -91,7 +118,7 @@ class Eroding(Rule):
             elif max(then[index], first[index]) * (1.0 - self.limits.fall) >= value:
                 level = self.limits.level * self._ceiling(view, index)
                 found[index] = self._judge([row[index] for row in blocks], level)
-            elif value < self.leave_at:
+            elif value < self.collapse.leave:
                 found[index] = Reading(severity=None)  # it fell as far as it could: not a recovery
         return found
 
@@ -109,7 +136,7 @@ class Eroding(Rule):
 
     def _judge(self, series: list[float], level: float) -> Reading:
         limits = self.limits
-        floor = self.context.limits.COLLAPSE.warn
+        floor = self.collapse.warn
         for length in (limits.short, limits.long):
             steps, values = self._points(series, length)
             if len(values) < max(8, 0.8 * length) or series[-1] <= floor:
@@ -136,7 +163,7 @@ class Eroding(Rule):
         slope, _ = _trend(*self._points(series, limits.short))
         # Still falling, though not fast enough for an alarm: not a recovery.
         still = slope <= -limits.fall / (limits.long * limits.block)
-        return Reading(severity=None, clear=not still and series[-1] >= self.leave_at)
+        return Reading(severity=None, clear=not still and series[-1] >= self.collapse.leave)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
         """The last finite points, and the first steps of their blocks."""

@@ -4,14 +4,40 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import WHOLE_RUN, Reading, Readings, Severity
+from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.windows import median
+from microscope_tui.diagnosis.signals import StepView, median
 from microscope_tui.runlog import RunRecord
 
 _EVERY, _SIZE, _RECENT, _REFRESH, _LEAST = 2, 110, 10, 5, 25
+
+
+class GradientLimits(RuleLimits, frozen=True):
+    """Before a public collapse the gradient norm was × 56 fifteen steps earlier, then × 1e7."""
+
+    ratio: float = 10.0
+    raised: float = 2.0
+    """Ratio that marks the onset: episodes are dated back to it."""
+    once: float = 50.0
+    """Ratio at which a single step is enough."""
+    not_finite: int = 3
+    """NaN or infinite norms within ``persistence`` steps: fp16 loss scaling skips single steps, and
+    several at the start.
+    """
+    leave: float = 3.0
+    followed: int = 50
+    """LOGITS or COLLAPSE within this many steps afterwards makes it critical."""
+    persistence: int = 10
+
+    relations = (
+        ("not_finite <= persistence", "norms that are NaN could never fire it"),
+        ("1 <= raised", "every episode would be dated back to the start"),
+        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
+        ("raised <= ratio", "an episode would be dated to after its alarm"),
+        ("leave <= ratio", ENDS_INSIDE),
+        ("ratio <= once", "a single step would fire before many do"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -25,7 +51,7 @@ class Memory(msgspec.Struct):
     """For each of the last steps: the step number if its norm was NaN or infinite, else 0."""
 
 
-class GradSpike(Rule):
+class GradSpike(Rule[GradientLimits, Memory]):
     """Spikes of the whole model's gradient; LOGITS and COLLAPSE show which layer caused them."""
 
     name = "GRADSPIKE"
@@ -39,15 +65,12 @@ class GradSpike(Rule):
         "infinite in 3 (critical: 9) of 10 steps"
     )
     trains_only = True
+    turn = 30
     cause_rank = 40
     family = "divergence"
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.GRADSPIKE
         self.persist(self.limits.persistence, leave=50)
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         # The steps of the previous attempt are as good a reference.

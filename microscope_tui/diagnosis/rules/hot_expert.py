@@ -1,14 +1,28 @@
 """HOT_EXPERT: one expert takes nearly every token in an otherwise healthy layer."""
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.inputs import BALANCE
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
-from microscope_tui.diagnosis.signals import StepView
+from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, number
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
+from microscope_tui.diagnosis.signals import BALANCE, StepView
 from microscope_tui.runlog import RunRecord
 
 
-class HotExpert(Rule):
+class HotExpertLimits(RuleLimits, frozen=True):
+    """OLMoE routes 98 % of arXiv tokens to one expert of layer 0 at c = 0.76: a good model."""
+
+    share: float = 0.8
+    """Of the tokens, in the busiest expert."""
+    leave: float = 0.7
+    persistence: int = 25
+
+    relations = (
+        ("leave <= share", ENDS_INSIDE),
+        ("share <= 1", f"{NEVER}: it is a share of the tokens"),
+    )
+
+
+class HotExpert(Rule[HotExpertLimits, Nothing]):
     """A learned shared expert: only where tokens choose more than one."""
 
     name = "HOT_EXPERT"
@@ -19,12 +33,12 @@ class HotExpert(Rule):
     )
     formula = "max_load × k ÷ E above 0.8 of the tokens while c ≥ 0.35 and k > 1, for 25 steps"
     muted_by = ("COLLAPSE",)
+    turn = 100
     cause_rank = 140
     judges_moment = True
     needs = ("max_load", *BALANCE)
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.HOT_EXPERT
         self.persist(self.limits.persistence)
         self.scales = [
             r.top_k / r.num_experts if r.num_experts > r.top_k > 1 else 0.0 for r in self.routers
@@ -37,7 +51,7 @@ class HotExpert(Rule):
             return None
         if loads.known and loads.high < self.limits.leave * self.least:
             return {}
-        collapsed = self.context.limits.COLLAPSE
+        collapsed = self.context.limits.of(CollapseLimits)
         found: dict[int, Reading | None] = {}
         for index, (load, scale) in enumerate(zip(loads.values, self.scales, strict=True)):
             share = load * scale

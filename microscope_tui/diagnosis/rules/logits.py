@@ -3,16 +3,35 @@
 import msgspec
 
 from microscope_tui.diagnosis.balancing import calm_down
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity, graded
+from microscope_tui.diagnosis.context import CRITICAL_FIRST, ENDS_INSIDE, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import Signal, StepView
-from microscope_tui.diagnosis.windows import Trail, median
+from microscope_tui.diagnosis.signals import Signal, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 
 _REFRESH = 5  # kept values between two medians: 20 steps
 _LEAST = 25  # kept values that make a reference: 100 steps
 _RECENT = 5  # kept values that are too young to be a reference: 20 steps
+
+
+class LogitLimits(RuleLimits, frozen=True):
+    """Ratios to the median of the steps t − 220 … t − 20: robust to slow growth."""
+
+    warn: float = 3.0
+    critical: float = 10.0
+    leave: float = 1.5
+    least: float = 1.0
+    """A z-loss below this never counts as an explosion."""
+    max_logit: float = 64.0
+    """In bf16, adjacent logits of this size are at least 0.25 apart."""
+    persistence: int = 10
+
+    relations = (
+        ("1 <= leave", f"{NEVER_ENDS}: 1 is the usual value"),
+        ("leave <= warn", ENDS_INSIDE),
+        ("warn <= critical", CRITICAL_FIRST),
+        ("0 < max_logit", "every logit would be too large"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -24,7 +43,7 @@ class Memory(msgspec.Struct):
     raised_since: dict[int, int] = {}
 
 
-class Logits(Rule):
+class Logits(Rule[LogitLimits, Memory]):
     """The z-loss against its own past, and the largest logit against what bf16 can hold."""
 
     name = "LOGITS"
@@ -38,17 +57,17 @@ class Logits(Rule):
         "or a logit above 64 in bf16"
     )
     trains_only = True
+    turn = 40
     cause_rank = 30
     family = "divergence"
     announced_by = "GRADSPIKE"
     rolls_back_in = ("pretrain", "finetune")
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.LOGITS
         self.persist(self.limits.persistence, leave=50)
 
     def start(self) -> None:
-        self.memory: Memory = Memory(past=Trail(every=4, size=55))
+        self.memory = Memory(past=Trail(every=4, size=55))
 
     def restart(self, step: int) -> None:
         self.memory.past.forget_from(step)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Facts, Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
@@ -25,6 +25,27 @@ _ALL_CHOICES = ("exact", "shares", "none")
 """Sources that hold every choice of the tokens they count: first choices may all be one expert's,
 and so may be the pairs on the experts of one rank."""
 _OF_SUMMARIES = ("non-finite", "effective", "load")
+
+
+class MeterLimits(RuleLimits, frozen=True):
+    """Measurement faults are exact, so three steps are enough."""
+
+    needed: int = 3
+    window: int = 10
+    leave: int = 3
+    first_steps: int = 8
+    """Counts are checked on the first steps with counts, then on three after every ``every``."""
+    every: int = 58
+    luck: float = 2e-3
+    """Probability, in one step, that independent choices give counts equal to ±1."""
+    summary_error: float = 0.02
+    """Tolerance between the summary of a line and its own counts."""
+
+    relations = (
+        ("needed <= window", NEVER),
+        ("luck <= 1", "all counts would be forced ones: it is a chance"),
+        ("summary_error <= 1", "no summary would be wrong: it is a share of the value"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -40,7 +61,7 @@ class Memory(msgspec.Struct):
     had_entropy: bool = False
 
 
-class Meter(Rule):
+class Meter(Rule[MeterLimits, Memory]):
     """Checks whether the logged numbers of a router can be measurements."""
 
     name = "METER"
@@ -55,12 +76,12 @@ class Meter(Rule):
     )
     in_warm_up = True
     judges_moment = True
+    turn = 10
     cause_rank = 10
     mutes_all = True
     remedy_by_cause = True
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.METER
         self.window, self.needed = self.limits.window, self.limits.needed
         self.leave = self.limits.leave
         self.luck = self.limits.luck
@@ -81,7 +102,7 @@ class Meter(Rule):
         self.most = min((most for _, most in self.bounds), default=math.inf)
 
     def start(self) -> None:
-        self.memory: Memory = Memory(self.limits.first_steps)
+        self.memory = Memory(self.limits.first_steps)
 
     def restart(self, step: int) -> None:
         self.memory = Memory(self.limits.first_steps, had_entropy=self.memory.had_entropy)

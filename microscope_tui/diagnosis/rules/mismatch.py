@@ -2,14 +2,35 @@
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, NEVER_ENDS, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import Signal, StepView
-from microscope_tui.diagnosis.windows import median
+from microscope_tui.diagnosis.signals import Signal, StepView, median
 from microscope_tui.runlog import RunRecord
 
 _CLEAR = 0.75
+
+
+class MismatchLimits(RuleLimits, frozen=True):
+    """R3 (arXiv 2510.11370): trainer and rollout engine chose differently in about 10 % of the
+    routers of a forward pass, and for 94 % of the tokens in some layer. Three of three runs
+    collapsed, none with routing replay.
+    """
+
+    warn: float = 0.10
+    ratio: float = 2.0
+    """Or this many times the median of its first logged steps …"""
+    least: float = 0.02
+    """… and at least this share: rounding alone changes the closest choices."""
+    reference_steps: int = 50
+    persistence: int = 10
+
+    relations = (
+        ("0 < least", f"{NEVER_ENDS}: it ends below three quarters of this"),
+        ("1 < ratio", "the usual share would be too much"),
+        ("least <= warn", "a change would count only after it is a warning anyway"),
+        ("warn < 1", f"{NEVER}: it is a share of the choices"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -19,7 +40,7 @@ class Memory(msgspec.Struct):
     usual: list[float] = []
 
 
-class Mismatch(Rule):
+class Mismatch(Rule[MismatchLimits, Memory]):
     """Share of the choices that another engine or precision makes differently."""
 
     name = "MISMATCH"
@@ -34,14 +55,11 @@ class Mismatch(Rule):
     )
     trains_only = True
     in_warm_up = True
+    turn = 130
     cause_rank = 115
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.MISMATCH
         self.persist(self.limits.persistence)
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         """What is usual stays usual."""

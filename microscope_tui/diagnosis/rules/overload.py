@@ -4,13 +4,33 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Context
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER_ENDS, Context, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import Signal, StepView
-from microscope_tui.diagnosis.windows import SummedCounts, median
+from microscope_tui.diagnosis.signals import Signal, StepView, SummedCounts, median
 from microscope_tui.runlog import RunRecord
+
+
+class OverloadLimits(RuleLimits, frozen=True):
+    """A MaxVio of 2 and more is normal for healthy models: only a change within the run counts.
+
+    Fine-grained models specialise to a MaxVio of 2 to 11 (Moonlight runs at 4 to 9), so it is a
+    warning only with a capacity or expert parallelism.
+    """
+
+    ratio: float = 3.0
+    """MaxVio relative to the median of the reference window."""
+    least: float = 2.5
+    """Experts that specialise from an equal start reach a MaxVio of 2, as in healthy models."""
+    reference_steps: int = 100
+    rank_ratio: float = 1.5
+    """Assignments of the busiest expert-parallel rank relative to the mean rank."""
+    rank_every: int = 4
+    rank_window: int = 8
+    """Counts of every fourth step are summed over eight of them."""
+    persistence: int = 25
+
+    relations = (("1 < rank_ratio", f"{NEVER_ENDS}: the busiest rank has at least the mean"),)
 
 
 class Memory(msgspec.Struct):
@@ -27,7 +47,7 @@ class Memory(msgspec.Struct):
     wait: int = 0
 
 
-class Overload(Rule):
+class Overload(Rule[OverloadLimits, Memory]):
     """Costs speed and memory where a capacity or ranks make experts wait for each other."""
 
     name = "OVERLOAD"
@@ -43,20 +63,17 @@ class Overload(Rule):
         "capacity_factor or an expert_parallel_size above 1"
     )
     muted_by = ("COLLAPSE",)
+    turn = 110
     cause_rank = 110
     needs = ("max_load",)
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.OVERLOAD
         self.persist(self.limits.persistence)
         size = self.context.run.expert_parallel_size
         bounded = _is_bounded(self.context.run)
         self.severity = Severity.WARN if bounded else Severity.INFO
         """Severity of a busy expert."""
         self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def restart(self, step: int) -> None:
         self._forget_ranks()

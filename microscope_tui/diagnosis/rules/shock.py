@@ -4,13 +4,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.inputs import BALANCE
-from microscope_tui.diagnosis.reading import Reading, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
-from microscope_tui.diagnosis.signals import StepView
-from microscope_tui.diagnosis.windows import Trail, median
+from microscope_tui.diagnosis.signals import BALANCE, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
+
+
+class ShockLimits(RuleLimits, frozen=True):
+    """A dip of c that is over within 50 steps: a learning-rate restart, a change of data."""
+
+    drop: float = 0.25
+    back: float = 0.10
+    within: int = 50
+    least_steps: int = 2
+
+    relations = (
+        ("drop < 1", f"{NEVER}: c is 1 at most"),
+        ("back <= drop", "a dip would be over as it begins"),
+        ("least_steps <= within", NEVER),
+    )
 
 
 class Dip(msgspec.Struct):
@@ -29,22 +42,20 @@ class Memory(msgspec.Struct):
     dips: dict[int, Dip] = {}
 
 
-class Shock(Rule):
+class Shock(Rule[ShockLimits, Memory]):
     """Reported afterwards: before the recovery it cannot be distinguished from a collapse."""
 
     name = "SHOCK"
     subject = "A routing shock"
     means = "The load of a layer fell onto few experts for some steps and recovered by itself."
     formula = "c falls by more than 0.25 below its median and returns within 50 steps"
+    turn = 60
     cause_rank = 150
     needs = BALANCE
     low_is_bad = True
 
-    def set_up(self) -> None:
-        self.limits = self.context.limits.SHOCK
-
     def start(self) -> None:
-        self.memory: Memory = Memory(usual=Trail(every=4, size=25))
+        self.memory = Memory(usual=Trail(every=4, size=25))
 
     def restart(self, step: int) -> None:
         self.memory.dips.clear()

@@ -4,11 +4,35 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.reading import Reading, Readings, Severity
+from microscope_tui.diagnosis.context import NEVER, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import Signal, StepView
 from microscope_tui.runlog import RunRecord
+
+
+class UniformLimits(RuleLimits, frozen=True):
+    """A router whose gradient was 7e-10 kept 97 % of the entropy; so does soft routing."""
+
+    entropy_share: float = 0.97
+    """Of ln E."""
+    after_steps: int = 500
+    after_share: float = 0.3
+    gradient: float = 1e-6
+    """Router gradient norm relative to the global one, below which nothing is learned …"""
+    learning: float = 1e-4
+    """… and above which it learns, however soft its choices are. Healthy: 1e-2."""
+    lift: float = 1.2
+    """Mass on the chosen k relative to k ÷ E, above which the router prefers experts: 1.1 at the
+    start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E.
+    """
+    persistence: int = 100
+
+    relations = (
+        ("entropy_share <= 1", f"{NEVER}: it is a share of ln E"),
+        ("after_share <= 1", f"{NEVER}: it is a share of the planned steps"),
+        ("gradient <= learning", "a router that learns would learn nothing"),
+    )
 
 
 class Memory(msgspec.Struct):
@@ -17,7 +41,7 @@ class Memory(msgspec.Struct):
     since: dict[int, int] = {}
 
 
-class Uniform(Rule):
+class Uniform(Rule[UniformLimits, Memory]):
     """Perfect balance can be a fault; soft but consistent routing is not."""
 
     name = "UNIFORM"
@@ -32,10 +56,10 @@ class Uniform(Rule):
     )
     trains_only = True
     muted_by = ("COLLAPSE",)
+    turn = 140
     cause_rank = 120
 
     def set_up(self) -> None:
-        self.limits = self.context.limits.UNIFORM
         self.persist(self.limits.persistence)
         planned = self.context.run.planned_steps or 0
         self.after = max(
@@ -46,9 +70,6 @@ class Uniform(Rule):
             for r in self.routers
         ]
         self.least = min((1 / s for s in self.scales if s), default=math.inf)
-
-    def start(self) -> None:
-        self.memory: Memory = Memory()
 
     def read(self, view: StepView) -> Readings | None:
         entropy = view.signal("entropy")
