@@ -1,18 +1,16 @@
 """File system events as a hint to read now; polling remains the ground truth.
 
-The mode is ``polling`` where events cannot arrive (network and shared file systems do not report
-changes by other machines, a kernel limits watches) or do not arrive although files grow; ``reason``
-says why, in words for the screen.
+The mode is ``polling`` where events cannot be had (a kernel limits watches) or do not arrive
+although files grow (network and shared file systems do not report changes by other machines);
+``reason`` says why, in words for the screen.
 """
 
 import errno
 import logging
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
     from watchdog.observers.api import BaseObserver
 
-# Only changes made on this machine are announced there, and the trainer runs on another one.
-# (overlay, where containers live, announces what is written through the same mount. What is
-# written below it is not announced, and found by looking.)
-_NETWORK = ("afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "orangefs", "panfs")
-_SHARED_BY_A_HOST = ("9p", "drvfs", "prl_fs", "vboxsf", "virtiofs", "vmhgfs")
-_SILENT = frozenset((*_NETWORK, *_SHARED_BY_A_HOST, "smb3", "smbfs", "wekafs"))
 _MAX_FOLDERS = 8192
 """Limit of watched folders: more would take seconds, and the user's editor needs watches too."""
 _LATE_S = 1.0
@@ -40,13 +32,12 @@ _REASONS = {
 class FileEvents:
     """Waits for changes of the logs below ``root``, a folder or a single file."""
 
-    def __init__(self, root: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.mode = "polling"
         """``events`` or ``polling``; may become ``polling`` at any time."""
         self.reason = "not started"
         """Why ``polling``; empty in the mode ``events``."""
-        self._mountinfo = mountinfo
         self._observer: BaseObserver | None = None
         self._changed = threading.Event()
         self._only: str | None = None  # name of the single file that is watched
@@ -94,8 +85,6 @@ class FileEvents:
 
     def _start(self) -> None:
         root = self.root.resolve(strict=True)
-        if silent := _silent_file_system(root, self._mountinfo):
-            raise OSError(f"{silent} does not deliver events")
         folder, recursive = root, True
         if not root.is_dir():
             folder, recursive, self._only = root.parent, False, root.name
@@ -168,29 +157,3 @@ def _more_folders_than(root: Path, limit: int) -> bool:
         if seen > limit:
             return True
     return False
-
-
-def _silent_file_system(path: Path, mountinfo: Path) -> str | None:
-    """The type of a file system at or below ``path`` that does not announce changes."""
-    here, below = "", []
-    longest = -1
-    for mount, kind in _mounts(mountinfo):
-        if path.is_relative_to(mount) and len(mount.parts) >= longest:  # the last one covers
-            here, longest = kind, len(mount.parts)
-        elif mount.is_relative_to(path):
-            below.append(kind)
-    silent = (kind for kind in (here, *below) if kind in _SILENT or kind.startswith("fuse"))
-    return next(silent, None)
-
-
-def _mounts(mountinfo: Path) -> Iterator[tuple[Path, str]]:
-    try:
-        text = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return  # not Linux: events are requested, and polling verifies them
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if len(fields) > 4 and after:
-            name = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
-            yield Path(name), after.split(" ")[0]

@@ -1,4 +1,4 @@
-"""All runs below a path: their states, and which of them are followed.
+"""All runs below a path: their cards, and which of them are followed.
 
 One run is open; the other live ones are followed and judged beside it in turn. The rest cost an
 occasional ``stat``, and two short reads when they change; finished ones are judged when there is
@@ -9,20 +9,203 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.runlog import NoRuns, RunFile
+from microscope_tui.runlog import Glance, Identity, NoRuns, RunFile, safe_text
 from microscope_tui.sources import Search
-from microscope_tui.watch.finished_runs import FinishedRuns
 from microscope_tui.watch.reference import PinnedRun
-from microscope_tui.watch.run_card import RunCard, Seen, card_of
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.state import CRASHED_S, age_of
-from microscope_tui.watch.summaries import DEFAULT_MEMORY
-from microscope_tui.watch.verdict import verdict_on
-from microscope_tui.watch.verdict_cache import VerdictCache
+from microscope_tui.watch.scan import DEFAULT_MEMORY
+from microscope_tui.watch.state import CRASHED_S, STALE_S, RunState, age_of, state_of
+from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
+
+
+@dataclass(frozen=True, slots=True)
+class RunCard:
+    """One run in the list."""
+
+    file: RunFile
+    state: RunState
+    age_s: float | None
+    step: int
+    planned_steps: int | None
+    loss: float | None
+    verdict: Verdict | None
+    """Its verdict; ``None`` if not known yet."""
+    error: str | None
+    end_reason: str | None = None
+    """Why the run ended, if logged."""
+    judged: float = 0.0
+    """Share of the log that the diagnosis has seen."""
+    queued: bool = False
+    """Whether it will be judged in the background."""
+    open: bool = False
+    pinned: bool = False
+    """Whether the open run is compared with it."""
+    selected: bool = False
+
+    @property
+    def findings(self) -> Sequence[Trouble] | None:
+        """Active alerts, worst first; ``None`` where the run is not judged."""
+        return None if self.verdict is None else [t for t in self.verdict.troubles if t.active]
+
+    @property
+    def recovered(self) -> Sequence[Trouble]:
+        """Recovered alerts."""
+        return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The result of a glance, and when the file was seen to change (``None``: not yet)."""
+
+    file: RunFile
+    ends: Glance
+    changed_at: float | None
+
+    @property
+    def may_be_judged(self) -> bool:
+        """Whether it can be read and has ended."""
+        if self.ends.error or self.ends.identity is None:
+            return False
+        age = age_of(self.file.modified, changed_at=self.changed_at)
+        if self.file.is_read_whole:  # while it grows it would be read again and again
+            return self.file.origin is None or (age is not None and age >= STALE_S)
+        over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
+        return over and self.ends.last is not None
+
+
+def card_of(
+    run: RunFile,
+    seen: Seen | None,
+    watch: RunWatch | None,
+    verdict: Verdict | None,
+    now: float | None,
+) -> RunCard:
+    """The card of ``run``.
+
+    Args:
+        seen: the last glance at it.
+        watch: the run where it is followed.
+        verdict: what is known of it where it is not.
+        now: the time, in Unix seconds; by default that of the clock.
+    """
+    found = seen.ends if seen else Glance()
+    last, end, plan = found.last, found.end, found.run
+    age = age_of(run.modified, now, seen.changed_at if seen else None)
+    state = state_of(
+        age,
+        deleted=False,
+        has_steps=last is not None,
+        end=end,
+        step_times_s=[found.step_time_s] if found.step_time_s else [],
+    )
+    if run.is_read_whole and watch is None:
+        state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
+    if verdict is not None and plan is not None and verdict.last_step:
+        plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest
+    error = found.error or (watch.error if watch else None)
+    if watch is not None:
+        with watch.lock:
+            verdict = verdict_on(watch) if watch.diagnosis is not None else None
+            if watch.latest is not None and (watch.complete or last is None):
+                # The watch has read more than a glance, and the header is the same.
+                last, end, plan = watch.latest.record, watch.shown.end, watch.run
+                state, age = watch.state(now)
+    if error and last is None:
+        state = RunState.ERROR
+    elif seen is None and watch is None:
+        state = RunState.UNKNOWN  # not read yet
+    return RunCard(
+        file=run,
+        state=state,
+        age_s=age,
+        step=last.step if last else verdict.last_step if verdict else 0,
+        planned_steps=plan.planned_steps if plan else None,
+        loss=last.loss if last else None,
+        verdict=verdict,
+        error=error,
+        end_reason=end.reason if end else None,
+    )
+
+
+_MEMORY_BYTES = 1 << 20
+_SLICE_BYTES = 1 << 18
+
+
+class FinishedRuns:
+    """The verdicts on finished runs."""
+
+    def __init__(self, criteria: Criteria, cache: VerdictCache | None = None) -> None:
+        self._criteria = criteria
+        self._cache = cache
+        self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
+        self._at_work: tuple[RunWatch, Identity] | None = None
+
+    def verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
+        """The verdict on the log at ``path`` in this state, if there is one."""
+        known = self._verdicts.get(path)
+        return known[1] if known is not None and known[0] == identity else None
+
+    def progress(self, path: Path) -> float:
+        """Judged share of the log at ``path``, if it is being judged."""
+        at_work = self._at_work
+        return at_work[0].judged if at_work is not None and at_work[0].path == path else 0.0
+
+    def recall(self, path: Path, identity: Identity) -> None:
+        """Load a cached verdict, if there is one."""
+        kept = self._cache.load(identity) if self._cache is not None else None
+        if kept is not None:
+            self._verdicts[path] = identity, kept
+
+    def keep(self, path: Path, identity: Identity, verdict: Verdict) -> None:
+        """Store the verdict on a log in this state."""
+        self._verdicts[path] = identity, verdict
+        if self._cache is not None:
+            self._cache.keep(identity, verdict)
+
+    def forget_others(self, paths: set[Path]) -> None:
+        """Forget runs that are gone."""
+        for gone in self._verdicts.keys() - paths:
+            del self._verdicts[gone]
+        if self._at_work is not None and self._at_work[0].path not in paths:
+            self._at_work = None
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a run is being judged."""
+        return self._at_work is not None
+
+    def begin(self, run: RunFile, identity: Identity) -> None:
+        """Judge ``run`` next, which is in this state."""
+        watch = RunWatch(run, self._criteria, patient=True, memory_bytes=_MEMORY_BYTES)
+        self._at_work = watch, identity
+
+    def work_on(self) -> None:
+        """Continue judging for a few milliseconds."""
+        if self._at_work is None:
+            return
+        watch, identity = self._at_work
+        try:
+            watch.advance(_SLICE_BYTES)
+            if watch.unread:
+                return
+            self._conclude(watch, identity)
+        except Exception as error:  # one malformed log must not stop the reading of all others
+            problem = safe_text(f"cannot be judged: {error!r}", 200)
+            self._verdicts[watch.path] = identity, Verdict((), problem, "", 0, None)
+        self._at_work = None
+
+    def _conclude(self, watch: RunWatch, identity: Identity) -> None:
+        """A log that failed or changed meanwhile is judged again: its verdict is not cached."""
+        self._verdicts[watch.path] = identity, verdict_on(watch)
+        with suppress(OSError):
+            if not watch.error and not watch.source.deleted and watch.file.identity() == identity:
+                self.keep(watch.path, *self._verdicts[watch.path])
+
 
 MOST_FOLLOWED = 8
 """Number of live runs that are judged beside the open one."""
@@ -172,7 +355,7 @@ class Fleet:
         seen = self._glances.get(run.path)
         if seen is None or not seen.may_be_judged or self._followed(run.path) is not None:
             return False
-        return self._finished.is_wanted(run.path, seen.ends.identity)
+        return self._finished.verdict(run.path, seen.ends.identity) is None
 
     def _keep_verdict(self, watch: RunWatch | None) -> None:
         """Reuse the verdict of a run that was followed to its end."""

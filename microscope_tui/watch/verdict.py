@@ -1,14 +1,20 @@
 """The verdict on a run: its findings, why there is none, and evidence that is building up.
 
-Shared by ``check``, the screens and the list of runs, so that they agree.
+Shared by ``check``, the screens and the list of runs, so that they agree. Verdicts on finished runs
+are cached in the state folder: to judge 300 runs of 300 steps again takes ten seconds.
 """
 
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from microscope_tui.diagnosis import (
     RULES,
+    Criteria,
     Diagnosis,
     Severity,
     gathering,
@@ -18,8 +24,10 @@ from microscope_tui.diagnosis import (
     value_at,
     warm_up_left,
 )
+from microscope_tui.runlog import Identity, safe_text
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.summaries import balance_now
+from microscope_tui.watch.scan import balance_now
+from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
 _MOST_TROUBLES = 20
 _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -135,3 +143,73 @@ def _measured(watch: RunWatch) -> bool:
         return True  # the usual case, checked at every poll
     columns = (c for i in indices for c in watch.history.columns("effective_experts", i, 1))
     return any(column.low == column.low for column in columns)
+
+
+MOST_KEPT = 1000
+_MOST_BYTES = 64 << 10
+_MOST_CELLS = 500
+_OUR_FILE = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}-\w+\.tmp")
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    verdict: Verdict
+
+
+class VerdictCache:
+    """The cached verdicts for one set of criteria.
+
+    One small file per verdict, named after everything it depends on: the state of the log, the
+    product and the criteria. If any of them changes, or the file is damaged, the run is judged
+    again; a disk that cannot be written disables the cache.
+    """
+
+    def __init__(self, criteria: Criteria, folder: Path | None = None, *, keeps: bool = True):
+        """``keeps``: new verdicts are written; ``folder``: by default one in the state folder."""
+        self._folder = folder or state_folder() / "verdicts"
+        self._keeps = keeps
+        ignored = ",".join(sorted(criteria.ignore))
+        self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
+
+    def load(self, identity: Identity) -> Verdict | None:
+        """The verdict on a log in this state; ``None`` if there is no valid one."""
+        key = self._key(identity)
+        try:
+            data = read_small(self._folder / f"{key}.json", _MOST_BYTES)
+            entry = msgspec.json.decode(data, type=_Entry)
+        except (OSError, ValueError, RecursionError):
+            return None  # there is none, or it is damaged: the run is judged again
+        return entry.verdict if entry.key == key and _is_safe(entry.verdict) else None
+
+    def keep(self, identity: Identity, verdict: Verdict) -> None:
+        """Store a verdict; only those on the newest logs are kept."""
+        if not self._keeps:
+            return
+        key = self._key(identity)
+        data = msgspec.json.encode(_Entry(key, verdict))
+        if len(data) > _MOST_BYTES:
+            return
+        try:
+            write_whole(self._folder / f"{key}.json", data, identity.modified_ns)
+        except OSError:
+            self._keeps = False  # a full or read-only disk only disables the cache
+            return
+        remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
+
+    def _key(self, identity: Identity) -> str:
+        depends_on = repr((_product(), self._criteria, tuple(identity)))
+        return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
+
+
+def _is_safe(verdict: Verdict) -> bool:
+    """Whether all texts can be shown as they are: the file is untrusted."""
+    names = [name for trouble in verdict.troubles for name in (trouble.rule, *trouble.layers)]
+    texts = [*names, verdict.no_verdict or "", verdict.evidence]
+    return all(safe_text(text, _MOST_CELLS) == text for text in texts)
+
+
+@cache
+def _product() -> int:
+    """When the product last changed: other rules, other verdicts."""
+    files = Path(__file__).parents[1].rglob("*.py")
+    return max((path.stat().st_mtime_ns for path in files), default=0)

@@ -1,14 +1,19 @@
 """``RunView``: everything needed to draw one frame of a run, immutable.
 
-Screens, snapshots and the JSON report use the same view, so they always agree.
+Screens, snapshots and the JSON report use the same view, so they always agree. The time ribbon has
+the worst severity of each of its columns, never the mean: ten critical steps in a hundred thousand
+must be visible.
 """
 
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import (
     Advice,
+    Episode,
     Finding,
     Pending,
     Severity,
@@ -18,14 +23,70 @@ from microscope_tui.diagnosis import (
     value_at,
 )
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
-from microscope_tui.watch.curve import Column
-from microscope_tui.watch.history import Curves, Window
+from microscope_tui.watch.history import NAN, Column, Curves, Window
 from microscope_tui.watch.moment import Pin
-from microscope_tui.watch.ribbon import Mark, ribbon_of
 from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.scan import MEAN_OF, balance, balance_now
 from microscope_tui.watch.state import RunState
-from microscope_tui.watch.summaries import balance, balance_now
 from microscope_tui.watch.verdict import why_no_verdict
+
+
+@dataclass(slots=True)
+class Mark:
+    """One column of the time ribbon."""
+
+    severity: Severity | None = None
+    onset: bool = False
+    """A finding above a note begins here."""
+    restart: bool = False
+    evaluation: bool = False
+
+
+def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
+    """The marks of ``count`` equal parts of ``window``."""
+    marks = [Mark() for _ in range(count)]
+    for step in watch.history.restarts if watch.history else ():
+        if (at := column_of(step, window, count)) is not None:
+            marks[at].restart = True
+    for event in watch.shown.evaluations:
+        at = None if event.step is None else column_of(event.step, window, count)
+        if at is not None:
+            marks[at].evaluation = True
+    newest = watch.latest.record.step if watch.latest else 0
+    episodes = watch.diagnosis.episodes if watch.diagnosis else ()
+    for mark, severity in zip(
+        marks, worst_of_columns(episodes, window, count, newest), strict=True
+    ):
+        mark.severity = severity
+    for episode in episodes:
+        at = column_of(episode.onset, window, count)
+        if at is not None and episode.severity > Severity.INFO:
+            marks[at].onset = True
+    return marks
+
+
+def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
+    """The column that holds ``step``; ``None`` outside of the window."""
+    first, last = window
+    if not first <= step <= last:
+        return None
+    return min(count - 1, math.floor((step - first) * count / (last - first + 1)))
+
+
+def worst_of_columns(
+    episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
+) -> list[Severity | None]:
+    """The worst severity in each of ``count`` equal parts of ``window``."""
+    worst: list[Severity | None] = [None] * count
+    for episode in episodes:
+        for since, until, severity in episode.stretches(newest):
+            first, last = max(since, window[0]), min(until, window[1])
+            if first > last:
+                continue
+            a, b = (column_of(step, window, count) or 0 for step in (first, last))
+            for at in range(a, b + 1):
+                worst[at] = max(worst[at] or severity, severity)
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,3 +350,133 @@ def _quadrant(
         ),
         mass * router.num_experts / router.top_k if mass is not None and router.top_k else None,
     )
+
+
+_ENOUGH = 512  # differences of two steps needed to estimate the noise
+_OCTAVES = 1 / math.log(2)
+
+
+@dataclass(frozen=True, slots=True)
+class RecentLoad:
+    """One router over the last steps."""
+
+    load: Sequence[float] | None
+    """Multiples of the fair share; 0 only for an expert that no token chose in all the steps."""
+    noise: float
+    """Standard deviation of these means, in octaves."""
+
+
+def recent_entries(entries: Iterable[StepEntry]) -> Sequence[StepEntry]:
+    """The last ``MEAN_OF`` entries, newest last, without gaps."""
+    kept: list[StepEntry] = []
+    for entry in entries:
+        step = entry.record.step
+        kept = [e for e in kept if step - MEAN_OF < e.record.step < step]
+        kept.append(entry)
+    return kept
+
+
+def recent_load(entries: Sequence[StepEntry], router: int) -> RecentLoad:
+    """The mean of ``entries`` for one router; steps without its counts are left out."""
+    rows = [row for entry in entries if (row := entry.matrices().tokens_per_expert[router])]
+    rows = [row for row in rows if len(row) == len(rows[-1])]
+    if not rows:
+        return RecentLoad(None, 0.0)
+    total = [sum(column) for column in zip(*rows, strict=True)] if len(rows) > 1 else rows[0]
+    return RecentLoad(measures.load(total), _noise(rows, total))
+
+
+def _noise(rows: Sequence[Sequence[int]], total: Sequence[int]) -> float:
+    """Noise from the differences of neighbours: a drifting mean is not noise."""
+    pairs = list(pairwise(rows))[-max(1, _ENOUGH // len(total)) :]
+    if not pairs:
+        return 0.0
+    squares, count = 0.0, 0
+    for before, after in pairs:
+        for a, b in zip(before, after, strict=True):
+            if mean := (a + b) / 2:
+                squares += min(1.0, ((a - b) / mean) ** 2)  # one that dies is not noise
+                count += 1
+    return math.sqrt(squares / max(1, count) / 2 / len(rows)) * _OCTAVES
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The last steps of a run, or none to show a single step."""
+
+    entries: Sequence[StepEntry] = ()
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the mean."""
+        return len(self.entries)
+
+    def of(self, layer: LayerView) -> tuple[LayerView, float]:
+        """``layer`` with its mean load and noise; unchanged without a mean."""
+        if self.steps < 2 or layer.load is None:
+            return layer, 0.0
+        recent = recent_load(self.entries, layer.index)
+        if recent.load is None or len(recent.load) != len(layer.load):
+            return layer, 0.0
+        return replace(layer, load=recent.load), recent.noise
+
+
+def recent_of(watch: RunWatch) -> Recent:
+    """The last steps of ``watch`` up to the one whose counts are shown."""
+    with watch.lock:
+        shown, entries = watch.shown.with_counts, tuple(watch.shown.recent)
+    if shown is None or not entries or entries[-1] is not shown:
+        return Recent()
+    return Recent(recent_entries(entries))
+
+
+@dataclass(frozen=True, slots=True)
+class RouterHealth:
+    """The worst router of every column."""
+
+    balance: Sequence[Column]
+    """The lowest collapse index c of all routers."""
+    max_load: Sequence[Column]
+    """The highest load of any expert of any router."""
+
+
+def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth:
+    """The worst router of every column of ``window``."""
+    with watch.lock:
+        routers = watch.run.routers if watch.run is not None else ()
+        curves = Curves(watch.history, columns, window)
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for index, router in enumerate(routers):
+            kinds.setdefault((router.num_experts, router.top_k), []).append(index)
+        lowest = [
+            [c.low for c in balance(_flat(_lowest(curves, members)), experts, top_k)]
+            for (
+                experts,
+                top_k,
+            ), members in kinds.items()  # of one kind the lowest stays the lowest
+        ]
+        highest = [
+            [-math.inf if c.high != c.high else c.high for c in curves.of("max_load", index)]
+            for index in range(len(routers))
+        ]
+    return RouterHealth(
+        _flat(min(known, default=NAN) for known in map(_known, zip(*lowest, strict=True))),
+        _flat(NAN if (most := max(x)) == -math.inf else most for x in zip(*highest, strict=True)),
+    )
+
+
+def _lowest(curves: Curves, routers: Sequence[int]) -> Iterable[float]:
+    """The fewest effective experts of any of the routers, column by column."""
+    series = [
+        [math.inf if c.low != c.low else c.low for c in curves.of("effective_experts", index)]
+        for index in routers
+    ]
+    return (NAN if (least := min(x)) == math.inf else least for x in zip(*series, strict=True))
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if value == value]
+
+
+def _flat(values: Iterable[float]) -> list[Column]:
+    return [Column(value, value, value) for value in values]

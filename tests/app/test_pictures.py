@@ -21,7 +21,7 @@ import pytest
 from microscope_tui.app import SCREEN_NAMES, Wanted, draw
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
-from microscope_tui.watch import Fleet, fleet, run_card, run_watch
+from microscope_tui.watch import Fleet, fleet, run_watch
 
 PICTURES = Path(__file__).parent / "pictures"
 DRAWN_WITH = PICTURES / "drawn-with.txt"
@@ -153,7 +153,7 @@ async def test_a_screen_looks_as_it_did(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if case.colours == "mono-ascii":
         monkeypatch.setenv("NO_COLOR", "1")
-    for module in (fleet, run_card, run_watch):
+    for module in (fleet, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
     monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE

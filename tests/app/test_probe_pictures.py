@@ -12,7 +12,7 @@ import pytest
 
 from microscope_tui.app import Wanted, draw
 from microscope_tui.lines import Glyphs
-from microscope_tui.watch import Fleet, fleet, run_card, run_watch
+from microscope_tui.watch import Fleet, fleet, run_watch
 from tests.app.test_pictures import DRAWN_WITH, UPDATE, edit, versions, without_clock, words
 from tests.probed import write_probed
 
@@ -72,7 +72,7 @@ async def test_a_screen_looks_as_it_did(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if case.colours == "mono-ascii":
         monkeypatch.setenv("NO_COLOR", "1")
-    for module in (fleet, run_card, run_watch):
+    for module in (fleet, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
     wanted = Wanted(case.screen, *case.size, expert=case.expert, token=case.token)

@@ -27,10 +27,8 @@ def log(tmp_path: Path) -> Path:
 def watching() -> Iterator[Callable[..., FileEvents]]:
     started: list[FileEvents] = []
 
-    def watch(root: Path, lines: str | None = None) -> FileEvents:
-        mountinfo = root.parent / "mountinfo"
-        mountinfo.write_text("22 1 8:1 / / rw - ext4 /dev/sda rw\n" if lines is None else lines)
-        started.append(FileEvents(root, mountinfo))
+    def watch(root: Path) -> FileEvents:
+        started.append(FileEvents(root))
         started[-1].start()
         return started[-1]
 
@@ -100,51 +98,6 @@ def test_a_folder_that_is_a_link_is_watched(
 
 
 @pytest.mark.parametrize(
-    "kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "fuse.sshfs", "9p", "virtiofs"]
-)
-def test_a_file_system_that_delivers_no_events_is_polled(
-    log: Path, watching: Callable[..., FileEvents], kind: str
-) -> None:
-    root = log.parents[1]
-    lines = f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:1 / {root.parent} rw - {kind} server:/x rw\n"
-    events = watching(root, lines)
-    assert (events.mode, events.reason) == ("polling", f"{kind} does not deliver events")
-    started = time.monotonic()
-    events.wait(0)
-    assert not events.wait(QUIET_S)  # the wait is the pause between two looks
-    assert time.monotonic() - started >= QUIET_S
-
-
-def test_the_longest_and_last_mount_counts(log: Path, watching: Callable[..., FileEvents]) -> None:
-    root = log.parents[1]
-    above = "1 0 0:1 / / rw shared:1 - nfs server:/ rw\n"
-    mine = f"2 1 8:1 / {root} rw shared:2 master:3 - ext4 /dev/sda rw\n"
-    assert watching(root, above + mine).mode == "events"
-    assert watching(root, mine + f"3 1 0:2 / {root} rw - nfs server:/ rw\n").mode == "polling"
-    beside = f"3 1 0:2 / {root}2 rw - nfs server:/ rw\n"
-    assert watching(root, mine + beside).mode == "events"
-    inside = f"3 1 0:2 / {root}/run rw - nfs server:/ rw\n"
-    assert watching(root, mine + inside).mode == "polling"
-
-
-def test_a_mount_point_with_a_space_is_understood(
-    tmp_path: Path, watching: Callable[..., FileEvents]
-) -> None:
-    root = tmp_path / "my logs"
-    root.mkdir()
-    escaped = str(root).replace(" ", r"\040")
-    events = watching(root, f"1 0 0:1 / {escaped} rw - nfs4 server:/ rw\n")
-    assert events.reason == "nfs4 does not deliver events"
-
-
-def test_without_mountinfo_events_are_tried(log: Path, tmp_path: Path) -> None:
-    events = FileEvents(log.parent, tmp_path / "no such file")
-    events.start()
-    assert events.mode == "events"
-    events.stop()
-
-
-@pytest.mark.parametrize(
     ("error", "reason"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "inotify watch limit reached"),
@@ -164,7 +117,7 @@ def test_a_failed_start_is_polling_with_the_reason(
         raise error
 
     monkeypatch.setattr(FileEvents, "_observe", fail)
-    events = FileEvents(log.parent, log.parent / "no mountinfo")
+    events = FileEvents(log.parent)
     events.start()
     assert events.mode == "polling"
     assert events.reason.startswith(reason)
@@ -198,7 +151,7 @@ class Mute:
 @pytest.fixture
 def mute(log: Path, monkeypatch: pytest.MonkeyPatch) -> FileEvents:
     monkeypatch.setattr(FileEvents, "_observe", lambda *_, **__: Mute())
-    events = FileEvents(log.parent, log.parent / "no mountinfo")
+    events = FileEvents(log.parent)
     events.start()
     return events
 

@@ -11,7 +11,8 @@ import pytest
 
 from microscope_tui.lines import card_text
 from microscope_tui.runlog.glance import glance
-from microscope_tui.watch import Fleet, RunCard, VerdictCache, finished_runs
+from microscope_tui.watch import Fleet, RunCard, VerdictCache
+from microscope_tui.watch import fleet as fleet_module
 from tests.watch.test_fleet import cards, read_all, write
 
 Make = Callable[..., Any]
@@ -123,7 +124,7 @@ def test_an_archive_is_judged_too(tmp_path: Path) -> None:
 def test_a_log_that_changes_while_it_is_judged_costs_no_other_its_verdict(
     tmp_path: Path, damage: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished_runs, "_SLICE_BYTES", 4096)
+    monkeypatch.setattr(fleet_module, "_SLICE_BYTES", 4096)
     first = write(tmp_path, "first", 3600, steps=400)
     write(tmp_path, "second", 7200, steps=400)
     fleet = Fleet(tmp_path, kept=VerdictCache(fleet_criteria(), tmp_path / "state"))
@@ -187,14 +188,14 @@ def test_a_fault_in_the_judging_is_said_in_the_row_and_ends_nothing(
 ) -> None:
     write(tmp_path, "first", 3600, steps=150)
     write(tmp_path, "second", 7200, steps=150)
-    real = finished_runs.verdict_on
+    real = fleet_module.verdict_on
 
     def failing(watch: Any) -> Any:
         if watch.file.name == "first":
             raise ZeroDivisionError("\x1b[31mboom")
         return real(watch)
 
-    monkeypatch.setattr(finished_runs, "verdict_on", failing)
+    monkeypatch.setattr(fleet_module, "verdict_on", failing)
     fleet = Fleet(tmp_path)
     judge_all(fleet)
     found = cards(fleet)
