@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.watch import read_small, remove_oldest, state_folder, write_whole
+from microscope_tui.watch import read_small, remove_oldest, write_whole
+from microscope_tui.watch.state_folder import state_folder
 
 _VERSION = 1
 _MOST_BYTES = 64 << 10

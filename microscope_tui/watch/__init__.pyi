@@ -38,7 +38,6 @@ from .scan import complete_summary as complete_summary
 from .state import RunState as RunState
 from .state_folder import read_small as read_small
 from .state_folder import remove_oldest as remove_oldest
-from .state_folder import state_folder as state_folder
 from .state_folder import write_whole as write_whole
 from .verdict import Trouble as Trouble
 from .verdict import Verdict as Verdict
