@@ -9,7 +9,6 @@ from .balance import update_expert_bias as update_expert_bias
 from .batch_sampling import BatchSampler as BatchSampler
 from .batch_sampling import generate_batch as generate_batch
 from .cache import LatentCache as LatentCache
-from .chat import encode_chats as encode_chats
 from .command import FAILED as FAILED
 from .command import FINISHED as FINISHED
 from .command import STOPPED_BY_SIGNAL as STOPPED_BY_SIGNAL
@@ -58,7 +57,6 @@ from .pretrained_tokenizer import read_small_file as read_small_file
 from .pretrained_tokenizer import without_code as without_code
 from .readings import RouterReadings as RouterReadings
 from .readings import RouterReport as RouterReport
-from .render_chat import answer_to as answer_to
 from .rotary import mscale as mscale
 from .rotary import rotary_table as rotary_table
 from .rotary import rotate as rotate

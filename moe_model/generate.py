@@ -3,8 +3,7 @@
     python -m moe_model.generate checkpoints/RUN/best --prompt "The " --temperature 0.8
 
 Generation uses a latent cache; the same seed gives the same text. Text goes to standard output as
-it is generated, speed to standard error. Several prompts are continued together, and their texts
-are printed one after the other at the end.
+it is generated, speed to standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,8 +26,6 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from moe_model.batch_sampling import BatchSampler
-from moe_model.chat import encode_chats
 from moe_model.description import CheckpointError
 from moe_model.device import DeviceName, choose_device
 from moe_model.plain_text import plain_text
@@ -41,8 +39,6 @@ app = App(
     version=version,
 )
 
-_PROMPT = Parameter(allow_leading_hyphen=True, negative=(), show_default=False)
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C; the text written so far is valid."""
 
@@ -52,8 +48,7 @@ def main(
     checkpoint: Path,
     /,
     *,
-    prompt: Annotated[tuple[str, ...], _PROMPT] = ("\n",),
-    chat: Annotated[bool, Parameter(negative=())] = False,
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True, show_default=False)] = "\n",
     max_new_tokens: int = 400,
     rules: Annotated[SamplingRules, Parameter(name="*")] = SamplingRules(),  # noqa: B008  # frozen
     seed: int = 0,
@@ -65,43 +60,40 @@ def main(
 
     Args:
         checkpoint: Folder such as checkpoints/RUN/best, or a run for its latest checkpoint.
-        prompt: Text to continue (default: a line break). Repeat the option to continue several
-            prompts together.
-        chat: Pass the prompt as a chat message, formatted by the model's chat template, and print
-            only the answer. The template runs in a sandbox, for 5 s at most.
+        prompt: Text to continue (default: a line break).
         max_new_tokens: Number of tokens to sample.
         rules: See SamplingRules.
         seed: Same seed, same text.
         device: auto uses a GPU if there is one.
         weights: fp32 rounds as the model does; fp16 halves the memory traffic, logits differ by
-            about 0.005. For one prompt on a CPU.
+            about 0.005. For a CPU.
         draft: Draft one token ahead: the same text in fewer forward passes. Needs a model trained
-            with --mtp, and a single prompt.
+            with --mtp.
     """
     place = choose_device(device)
     _refuse_out_of_range(rules, max_new_tokens, seed)
-    _refuse_for_several(len(prompt), place, half=weights == "fp16", draft=draft)
+    if weights == "fp16" and place.type != "cpu":
+        raise UsageError(f"--weights fp16 is for a CPU, not for {place.type}: use fp32.")
     try:
         found = read_checkpoint(checkpoint)
-        prompts = encode(found.tokenizer, prompt, chat)
+        prompt_S = encode(found.tokenizer, prompt)
         model = found.load_model(place)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    options = dataclasses.asdict(rules) | {
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "stop_at": found.stop_ids,
-    }
-    before = [""] * len(prompt) if chat else prompt
-    if len(prompts) > 1:
-        batch = BatchSampler(model, prompts, **options)
-        return _write(_several(batch, found.tokenizer, before), batch)
     try:
-        half = torch.float16 if weights == "fp16" else None
-        sampler = Sampler(model, prompts[0], **options, weights=half, draft=draft)
+        sampler = Sampler(
+            model,
+            prompt_S,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop_at=found.stop_ids,
+            weights=torch.float16 if weights == "fp16" else None,
+            draft=draft,
+            **dataclasses.asdict(rules),
+        )
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error
-    return _write(_one(sampler, found.tokenizer, before[0]), sampler)
+    return _write(chain([prompt], pieces(sampler, found.tokenizer)), sampler)
 
 
 def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
@@ -116,35 +108,18 @@ def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -
         raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
 
 
-def _refuse_for_several(prompts: int, place: torch.device, *, half: bool, draft: bool) -> None:
-    """Raise ``UsageError`` for options that need a single prompt."""
-    if half and (prompts > 1 or place.type != "cpu"):
-        raise UsageError(
-            f"--weights fp16 supports one prompt on a CPU, not {prompts} on {place.type}: use fp32."
-        )
-    if draft and prompts > 1:
-        raise UsageError(f"--draft supports one prompt, not {prompts}: omit it.")
+def encode(tokenizer: Tokenizer, prompt: str) -> Tensor:
+    """Token ids of the prompt; ``UsageError`` if it is empty or cannot be encoded."""
+    try:
+        prompt_S = tokenizer.encode(prompt)
+    except ValueError as error:
+        raise UsageError(f"--prompt {prompt!r}: {error}") from error
+    if not len(prompt_S):
+        raise UsageError("--prompt is empty: pass at least one character.")
+    return prompt_S
 
 
-def encode(tokenizer: Tokenizer, prompts: Sequence[str], chat: bool) -> list[Tensor]:
-    """Token ids of every prompt; ``UsageError`` for an empty prompt."""
-    if chat:
-        try:
-            return encode_chats(tokenizer, prompts)
-        except ValueError as error:
-            raise UsageError(f"--chat: {error}") from error
-    encoded = []
-    for prompt in prompts:
-        try:
-            encoded.append(tokenizer.encode(prompt))
-        except ValueError as error:
-            raise UsageError(f"--prompt {prompt!r}: {error}") from error
-        if not len(encoded[-1]):
-            raise UsageError("--prompt is empty: pass at least one character.")
-    return encoded
-
-
-def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
+def _write(texts: Iterable[str], sampler: Sampler) -> int:
     """Write the text as it is generated, then the speed on standard error."""
     started = time.perf_counter()
     code = FINISHED
@@ -165,29 +140,6 @@ def _write(texts: Iterable[str], sampler: Sampler | BatchSampler) -> int:
         f"{given / max(1, sampler.passes):.2f} tokens a pass"
     )
     return code
-
-
-def _one(sampler: Sampler, tokenizer: Tokenizer, before: str) -> Iterator[str]:
-    """``before`` and the text that follows, as it is generated."""
-    yield before
-    yield from pieces(sampler, tokenizer)
-
-
-def _several(sampler: BatchSampler, tokenizer: Tokenizer, before: Sequence[str]) -> Iterator[str]:
-    """The first text as it is generated, the others at the end, separated by blank lines."""
-    ids: list[list[int]] = [[] for _ in before]
-
-    def first() -> Iterator[int]:
-        for number, token in sampler:
-            ids[number].append(token)
-            if number == 0:
-                yield token
-
-    yield before[0]
-    yield from pieces(first(), tokenizer)
-    for prompt, following in zip(before[1:], ids[1:], strict=True):
-        yield f"\n\n{prompt}"
-        yield from pieces(following, tokenizer)
 
 
 def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:

@@ -71,38 +71,10 @@ class PretrainedTokenizer:
         """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
         return self._tokenizer
 
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja chat template, if there is one."""
-        if (content := self.files.get(CHAT_TEMPLATE)) is not None:
-            return content.decode("utf-8", errors="replace")
-        found = self._settings.get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        return found if isinstance(found, str) else None
-
-    @property
-    def special_tokens(self) -> dict[str, str]:
-        """The text of each special token that has a role, such as ``bos_token``."""
-        texts = {}
-        for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
-            said = self._settings.get(f"{name}_token")
-            token = said.get("content") if isinstance(said, dict) else said
-            if isinstance(token, str):
-                texts[f"{name}_token"] = token
-        return texts
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> Tensor:
-        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds.
-
-        Args:
-            text: May contain special tokens.
-            add_special_tokens: False for the output of a chat template, which has its own.
-        """
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds."""
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-            return torch.tensor(ids, dtype=torch.int64)
+            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
         except Exception as error:  # the library has no error class
             raise ValueError(f"the tokenizer cannot encode this text ({error}).") from error
 
