@@ -37,32 +37,39 @@ from moe_model.command import (
     STOPPED_ON_COLLAPSE,
     USAGE,
     UsageError,
+    choose_device,
     run_command,
     say,
 )
-from moe_model.description import CheckpointError
-from moe_model.device import choose_device
-from moe_model.training.agreement import agree, option_facts
-from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints
-from moe_model.training.console import Console
-from moe_model.training.describe import describe, introduction, layer_names, places
-from moe_model.training.distributed import RankLostError, join_world, lost_ranks
-from moe_model.training.evaluation import evaluate
-from moe_model.training.gradients import gradient_squares
-from moe_model.training.launch import is_first, own_rank
-from moe_model.training.lock import only_training
-from moe_model.training.losses import loss_shares, weights_at
-from moe_model.training.machine import memory_bytes, mixed_precision, seed_step
-from moe_model.training.optimizer import CLIP_NORM, learning_rate_at, set_learning_rate
-from moe_model.training.option_sources import read_option_sources
+from moe_model.store import CheckpointError
+from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
+from moe_model.training.console import Console, introduction, places
+from moe_model.training.distributed import (
+    RankLostError,
+    agree,
+    is_first,
+    join_world,
+    lost_ranks,
+    own_rank,
+)
+from moe_model.training.evaluation import evaluate, sample
+from moe_model.training.machine import StopRequest, only_training
 from moe_model.training.options import Options
-from moe_model.training.parallel import synchronised
-from moe_model.training.resolve import resolve
-from moe_model.training.run import Run, TrainingFailedError
-from moe_model.training.sample import sample
-from moe_model.training.saving import save_checkpoint
+from moe_model.training.resolving import option_facts, read_option_sources, resolve
+from moe_model.training.run import Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
-from moe_model.training.stopping import StopRequest
+from moe_model.training.step import (
+    CLIP_NORM,
+    gradient_squares,
+    learning_rate_at,
+    loss_shares,
+    memory_bytes,
+    mixed_precision,
+    seed_step,
+    set_learning_rate,
+    synchronised,
+    weights_at,
+)
 
 ENDINGS = {
     "finished": (FINISHED, "finished"),

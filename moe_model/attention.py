@@ -1,30 +1,116 @@
-"""Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, eq. 1-11).
+"""Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, eq. 1-11), with its rotary
+positions and its cache.
 
 Keys and values of all heads are expanded from one small latent per token, and position enters
 through a separate rotary part whose key is shared by all heads. So a cache needs ``kv_lora_rank +
-qk_rope_head_dim`` numbers per token instead of ``2 · heads · head_dim``.
+qk_rope_head_dim`` numbers per token instead of ``2 · heads · head_dim``. The normed latent and the
+rotated key are stored side by side, so that one product scores both.
 
 There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
 for few new tokens and a long past, as in generation.
+
+Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
+dimensions (0, 1), (2, 3), … are complex numbers turned by ``position · theta^(-2i/d)``. The tables
+are computed in fp32 where they are used: a buffer would follow the model to bf16, where position
+257 and position 258 are the same number. YaRN (Peng et al., 2023) stretches the context: dimensions
+that turn often keep their frequency, those that turn less than once in the original context are
+slowed down by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales the
+rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
+:func:`softmax_scale` multiplies **all** scores by ``m(mscale_all_dim)²``, which is 1.87 there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_model.config import ModelConfig
-from moe_model.fused import causal_attention, keys_and_values, queries_with_position
-from moe_model.norm import RMSNorm, compute_dtype
-from moe_model.rotary import rotate, softmax_scale
+from moe_model.config import Llama3Scaling, ModelConfig, YarnScaling
+from moe_model.fused import (
+    RMSNorm,
+    causal_attention,
+    compute_dtype,
+    keys_and_values,
+    queries_with_position,
+    rotate,
+)
 
 Remember = Callable[[Tensor], Tensor]
 """Appends the cache entries ``(B, S, R + rope)`` of new tokens; returns all ``(B, N, …)``."""
+
+
+def rotary_table(
+    config: ModelConfig, start: int, positions: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for ``positions`` tokens from ``start`` on, each ``(S, rope_dim / 2)``, fp32.
+
+    Positions are whole numbers up to 2^24, so that fp32 holds them exactly.
+    """
+    position_S = torch.arange(start, start + positions, dtype=torch.float32, device=device)
+    return rotary_table_at(config, position_S)
+
+
+def rotary_table_at(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for any positions ``(S,)`` or ``(B, S)``: one more dimension, fp32."""
+    device = position.device
+    even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
+    frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
+    amplitude = 1.0
+    scaling = config.rope_scaling
+    if isinstance(scaling, YarnScaling):
+        frequency = _stretched(frequency, config, scaling)
+        numerator = mscale(scaling.factor, scaling.mscale)
+        amplitude = numerator / mscale(scaling.factor, scaling.mscale_all_dim)
+    elif scaling is not None:
+        frequency = slowed_as_in_llama3(frequency, scaling)
+    angles = position.float().unsqueeze(-1) * frequency
+    return angles.cos() * amplitude, angles.sin() * amplitude
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """What attention scores are multiplied with: ``qk_head_dim^-0.5``, under YaRN times m²."""
+    scale: float = config.qk_head_dim**-0.5
+    if isinstance(yarn := config.rope_scaling, YarnScaling):
+        scale *= mscale(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale
+
+
+def mscale(factor: float, strength: float) -> float:
+    """YaRN's correction m for a stretch by ``factor``."""
+    return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
+
+
+def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Kept, divided by the factor, or between the two, by the turns in the original context.
+
+    What becomes of a pair depends on its own frequency alone.
+    """
+    turns = frequency * (scaling.original_max_position_embeddings / (2 * math.pi))
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency / scaling.factor * (1 - kept) + frequency * kept
+
+
+def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:
+    """The frequencies under YaRN: kept, divided by the factor, or between the two."""
+    dims, theta = config.qk_rope_head_dim, config.rope_theta
+
+    def dimension_that_turns(times: float) -> float:
+        original = yarn.original_max_position_embeddings
+        return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_that_turns(yarn.beta_fast)), 0)
+    high: float = min(math.ceil(dimension_that_turns(yarn.beta_slow)), dims - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp
+    pair = torch.arange(len(frequency), dtype=torch.float32, device=frequency.device)
+    slowed = ((pair - low) / (high - low)).clamp(0, 1)
+    return frequency / yarn.factor * slowed + frequency * (1 - slowed)
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -202,3 +288,99 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
     causal_SN = causal_mask(queries, tokens, valid_BN.device)
     itself_SN = causal_SN.triu(tokens - queries)
     return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
+
+
+class LatentCache:
+    """Room for ``length`` tokens of ``batch`` sequences, allocated once.
+
+    :attr:`used` is the number of tokens in it. Lower it to forget the last ones, such as a rejected
+    draft of speculative decoding.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        length: int,
+        *,
+        layers: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Allocate.
+
+        Args:
+            config: Of the model.
+            batch: Sequences B.
+            length: Tokens N.
+            layers: Number of layers; ``None`` for all decoder layers without multi-token
+                prediction.
+            dtype: Data type of the entries.
+            device: Device of the entries.
+        """
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        depth = config.num_hidden_layers if layers is None else layers
+        self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
+        self.used = 0
+        self.valid_BN: Tensor | None = None
+        """False for padding; ``None`` as long as no sequence had any."""
+
+    def __len__(self) -> int:
+        """Capacity in tokens."""
+        return self.entries_LBNW.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the entries in bytes."""
+        return self.entries_LBNW.nbytes
+
+    def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
+        """Append the entries of S new tokens; return all entries of ``layer`` so far.
+
+        This does not change :attr:`used`: every layer writes at the same position, and the model
+        advances it once all layers have written.
+
+        Returns:
+            ``(B, used + S, W)``, a view.
+
+        Raises:
+            ValueError: If the tokens do not fit.
+        """
+        end = self._end_of(entries_BSW.shape[1])
+        layer_BNW = self.entries_LBNW[layer]
+        layer_BNW[:, self.used : end] = entries_BSW
+        return layer_BNW[:, :end]
+
+    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
+        """Append the padding mask of S new tokens, ``None`` for no padding; return the whole mask.
+
+        Returns:
+            ``(B, used + S)``, a view; ``None`` if there is no padding at all.
+
+        Raises:
+            ValueError: As :meth:`append`.
+        """
+        end = self._end_of(tokens)
+        if self.valid_BN is None:
+            if valid_BS is None:
+                return None
+            shape, device = self.entries_LBNW.shape[1:3], self.entries_LBNW.device
+            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=device)
+        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
+        return self.valid_BN[:, :end]
+
+    def keep(self, sequences: list[int]) -> None:
+        """Keep only these sequences and free the memory of the others."""
+        self.entries_LBNW = self.entries_LBNW[:, sequences]
+        if self.valid_BN is not None:
+            self.valid_BN = self.valid_BN[sequences]
+
+    def _end_of(self, tokens: int) -> int:
+        """The end position after ``tokens`` more."""
+        end = self.used + tokens
+        if end > len(self):
+            raise ValueError(
+                f"the cache holds {len(self)} tokens, {self.used} of them used: "
+                f"{tokens} more do not fit; create a longer cache, or lower used."
+            )
+        return end

@@ -1,18 +1,23 @@
-"""Command lines that exit with 64 for a usage error, never 2.
+"""What every command needs: exit codes, errors in one line, text that is safe to print, a device.
 
-cyclopts, like argparse, would exit with 2, which is a verdict of ``moe-microscope check``.
+cyclopts, like argparse, would exit with 2 for a usage error, which is a verdict of
+``moe-microscope check``: here it is 64.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
+import os
 import sys
+import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
+import torch
 from cyclopts import App, CycloptsError
-
-from moe_model.plain_text import plain_text
 
 FINISHED = 0
 FAILED = 1
@@ -21,6 +26,14 @@ USAGE = 64
 STOPPED_BY_SIGNAL = 75
 NEEDED = ("torch", "numpy", "safetensors", "tokenizers")
 """Packages of ``moe-microscope[train]`` that the model needs."""
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# Control, format (bidi, zero-width), private use, surrogate, unassigned, line separators.
+_STEERING_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"})
+_TO_SPACE = dict.fromkeys(map(ord, "\t\n\r\v\f"), " ")
 
 
 def version() -> str:
@@ -90,3 +103,73 @@ def _drop_unsaid() -> None:
             sys.stderr.flush()
     except (OSError, ValueError):
         sys.stderr = None
+
+
+def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
+    """Return the device; ``auto`` is a GPU if there is one. ``UsageError`` for a missing GPU.
+
+    ``deterministic`` enables deterministic operations, which must happen before anything runs on a
+    GPU: attention sums its gradients in any order there otherwise, and cuBLAS may. A CPU is
+    deterministic anyway.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no usable GPU: use --device cpu.")
+    return torch.device(name)
+
+
+def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
+    """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do.
+
+    Args:
+        path: A UTF-8 file.
+        flag: The option that named it.
+        instead: Advice if the file cannot be read or is not text.
+    """
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder: name one text file in it.")
+    if not path.exists():
+        raise UsageError(f"{flag} {path} does not exist: name a UTF-8 text file, or omit it.")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{flag} {path} is not UTF-8 text (byte {error.start} is "
+            f"0x{error.object[error.start]:02x}): convert it, or {instead}."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{flag} {path} cannot be read ({error.strerror}): {instead}.") from error
+
+
+def python_docs(flag: str) -> str:
+    """The language reference behind ``help()``, which comes with Python: no download."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "this Python was built without pydoc_data, the default text: name a "
+            f"UTF-8 text file with {flag}."
+        ) from error
+    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+
+
+def plain_text(text: str, *, multi_line: bool = False) -> str:
+    """Replace the characters of ``text`` that could control a terminal; the length stays the same.
+
+    Args:
+        text: Any string, including lone surrogates.
+        multi_line: Keep line breaks and tabs. Otherwise every whitespace control becomes a space:
+            one line in, one line out.
+    """
+    if not multi_line:
+        text = text.translate(_TO_SPACE)
+    return "".join(REPLACEMENT if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    return char not in "\n\t" and unicodedata.category(char) in _STEERING_CATEGORIES

@@ -3,8 +3,8 @@
 A forward pass over one token does two floating-point operations per weight, so its speed depends on
 the memory layout of the weights and on the number of small operations between products. A
 :class:`Decoder` keeps its own copy of the weights: transposed, those with the same input side by
-side, every expert separate, and the softmax scale folded into the queries. Half precision halves
-the bytes: weights in fp16, everything else (sums, attention, cache) in fp32.
+side, every expert separate, norm weights and the softmax scale folded into the following matrix.
+Half precision halves the bytes: weights in fp16, everything else (sums, attention, cache) in fp32.
 
 Long prompts use the model itself, and so does everything on a GPU, where the number of kernels
 matters more than the layout.
@@ -13,16 +13,20 @@ matters more than the layout.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model.cache import LatentCache
-from moe_model.model import LanguageModel
-from moe_model.mtp import PredictionDepth
-from moe_model.prepared_layer import PreparedLayer, PreparedLinear, normed
-from moe_model.rotary import rotary_table
+from moe_model.attention import LatentCache, rotary_table, softmax_scale
+from moe_model.experts import FeedForward
+from moe_model.model import DecoderLayer, LanguageModel, MixtureOfExperts, PredictionDepth
+from moe_model.router import Router
 
 FEW = 8
 """Up to this many new tokens, the prepared weights are faster than the model."""
+
+_FEW_EXPERTS = 64
+"""Up to this many scores, choosing experts in Python is faster than the router's tensor
+operations."""
 
 
 class Decoder:
@@ -151,3 +155,218 @@ class Drafter:
             ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
         self._cache.used = end
         return int(self._decoder.logits(ahead_SD[-1:]).argmax())
+
+
+class PreparedLinear:
+    """``x @ weightᵀ`` for few rows, at the speed of memory; in and out in the weight's format.
+
+    In fp32 the weight is transposed, so that its rows are added up in order, and cut into one part
+    per thread: a product with one row runs on one core otherwise. In fp16 it stays as it is, and
+    every row is a product of its own, for which torch has a kernel that runs on all cores.
+    """
+
+    def __init__(self, weight_OI: Tensor, dtype: torch.dtype) -> None:
+        self.half = dtype == torch.float16
+        if self.half:
+            self.weight = weight_OI.detach().to(dtype).contiguous()
+            return
+        (outputs, inputs), parts = weight_OI.shape, torch.get_num_threads()
+        self.parts = parts if inputs % parts == 0 else 1
+        weight_IO = weight_OI.detach().to(dtype).t().contiguous()
+        self.weight = weight_IO.view(self.parts, inputs // self.parts, outputs)
+
+    def __call__(self, x_SI: Tensor) -> Tensor:
+        if self.half:
+            if len(x_SI) == 1:
+                return F.linear(x_SI, self.weight)
+            return torch.stack([torch.mv(self.weight, row) for row in x_SI])
+        x_PSi = x_SI.view(len(x_SI), self.parts, -1).transpose(0, 1)
+        return torch.bmm(x_PSi, self.weight).sum(dim=0)
+
+
+class PreparedFeedForward:
+    """A SwiGLU whose gate and up are one matrix."""
+
+    def __init__(self, gate_up_FD: Tensor, down_DF: Tensor, dtype: torch.dtype) -> None:
+        self.gate_up = PreparedLinear(gate_up_FD, dtype)
+        self.down = PreparedLinear(down_DF, dtype)
+
+    def __call__(self, x_SD: Tensor) -> Tensor:
+        gate, up = self.gate_up(x_SD).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up))
+
+
+class PreparedLayer:
+    """The weights of one layer as :class:`~moe_model.decoder.Decoder` reads them."""
+
+    def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
+        self.config, self.dtype = layer.self_attn.config, dtype
+        self.eps = layer.input_layernorm.eps
+        self._prepare_attention(layer)
+        norm_D = layer.post_attention_layernorm.weight.detach().float()
+        self.router: Router | None = None
+        dense: FeedForward | None
+        if isinstance(layer.mlp, MixtureOfExperts):
+            router, experts, dense = layer.mlp.router, layer.mlp.experts, layer.mlp.shared_experts
+            self.router, self.router_norm = router, norm_D
+            self.router_weight_DE = (router.weight.detach().float() * norm_D).t().contiguous()
+            self.router_bias = router.expert_bias.tolist()
+            self.experts = [
+                PreparedFeedForward(gate_up_FD.float() * norm_D, down_DF, dtype)
+                for gate_up_FD, down_DF in zip(
+                    experts.gate_up_proj.detach().unbind(),
+                    experts.down_proj.detach().unbind(),
+                    strict=True,
+                )
+            ]
+        else:
+            dense = layer.mlp
+        self.dense = None if dense is None else _prepared(dense, norm_D, dtype)
+
+    def _prepare_attention(self, layer: DecoderLayer) -> None:
+        attention, config, dtype = layer.self_attn, self.config, self.dtype
+        heads, R, nope = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
+        rope = config.qk_rope_head_dim
+        norm_D = layer.input_layernorm.weight.detach().float()
+        key_value = attention.kv_a_proj_with_mqa.weight.detach().float() * norm_D
+        # [latent | rotary key], and of the queries [all without position | all rotary], so that
+        # the rotary key follows the rotary queries.
+        latent_and_key = (key_value[R:], key_value[:R])
+        self.query_up = None
+        if config.q_lora_rank is None:
+            query = attention.q_proj.weight.detach().float() * norm_D
+            parts = [*_nope_then_rope(query, heads, nope, softmax_scale(config)), *latent_and_key]
+        else:
+            inner_norm = attention.q_a_layernorm.weight.detach().float()
+            query_up = attention.q_b_proj.weight.detach().float() * inner_norm
+            both = _nope_then_rope(query_up, heads, nope, softmax_scale(config))
+            self.query_up = PreparedLinear(torch.cat(both), dtype)
+            query = attention.q_a_proj.weight.detach().float() * norm_D
+            parts = [query, *latent_and_key]
+        self.first = PreparedLinear(torch.cat(parts), dtype)
+        self.first_bias: Tensor | None = None
+        if (bias := attention.first_bias()) is not None:
+            query_bias, latent, key = torch.split(bias.detach().float(), [len(query), R, rope])
+            self.first_bias = torch.cat((query_bias, key, latent))
+            self.out_bias = attention.o_proj.bias.detach().float()
+        self.widths = [len(query), rope, R]
+        self.latent_norm = attention.kv_a_layernorm.weight.detach().float()
+        up_HxR = attention.kv_b_proj.weight.detach().float().view(heads, -1, R)
+        self.up_key_HnR = up_HxR[:, :nope].contiguous()
+        self.up_value_HRv = up_HxR[:, nope:].transpose(1, 2).contiguous()
+        self.out = PreparedLinear(attention.o_proj.weight, dtype)
+
+    def read(self, x_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
+        """The stream of S tokens after this layer; writes their entries into the cache.
+
+        Args:
+            x_SD: The stream, fp32.
+            turn_S1r: Rotation of their positions, complex.
+            entries_NW: The cache of this layer.
+            start: Tokens in the cache before these.
+        """
+        x_SD = x_SD + self._attend(unit(x_SD, self.eps), turn_S1r, entries_NW, start)
+        unit_SD = unit(x_SD, self.eps)
+        y_SD = unit_SD.to(self.dtype)
+        if self.dense is not None:
+            x_SD += self.dense(y_SD)
+        if self.router is not None:
+            choices = self._choose(self.router, unit_SD)
+            rows = zip(torch.split(x_SD, 1), torch.split(y_SD, 1), choices, strict=True)
+            for x_1D, y_1D, choice in rows:
+                for expert, share in zip(*choice, strict=True):
+                    x_1D.add_(self.experts[expert](y_1D), alpha=share)
+        return x_SD
+
+    def _attend(self, unit_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
+        config, tokens = self.config, len(unit_SD)
+        heads, R, rope = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
+        first = self.first(unit_SD.to(self.dtype)).float()
+        if self.first_bias is not None:
+            first += self.first_bias
+        query, key_Sr, latent_SR = first.split_with_sizes(self.widths, dim=-1)
+        if self.query_up is not None:
+            query = self.query_up(unit(query, 1e-6).to(self.dtype)).float()
+        rotary = torch.cat((query[:, heads * config.qk_nope_head_dim :], key_Sr), dim=-1)
+        pairs = torch.view_as_complex(rotary.view(tokens, heads + 1, rope // 2, 2))
+        turned = torch.view_as_real(pairs * turn_S1r).view(tokens, heads + 1, rope)
+
+        end = start + tokens
+        entries_NW[start:end, :R] = normed(latent_SR, self.latent_norm, 1e-6)
+        entries_NW[start:end, R:] = turned[:, heads]
+        nope_HSn = (
+            query[:, : heads * config.qk_nope_head_dim].view(tokens, heads, -1).transpose(0, 1)
+        )
+        query_HSR = torch.bmm(nope_HSn, self.up_key_HnR)
+        query_HSW = torch.cat((query_HSR, turned[:, :heads].transpose(0, 1)), dim=-1)
+        context_HSR = _look_back(query_HSW, entries_NW, start, R)
+        value_HSv = torch.bmm(context_HSR, self.up_value_HRv)
+        out_SD = self.out(value_HSv.transpose(0, 1).reshape(tokens, -1).to(self.dtype))
+        return out_SD if self.first_bias is None else out_SD + self.out_bias
+
+    def _choose(self, router: Router, unit_SD: Tensor) -> list[tuple[list[int], list[float]]]:
+        """Experts and weights of every token, as the router chooses them."""
+        config = router.config
+        simple = config.n_group == 1 and config.n_routed_experts <= _FEW_EXPERTS
+        if not simple or config.scoring_func != "sigmoid":
+            routing = router(unit_SD * self.router_norm)
+            chosen, weights = routing.expert_ids_TK.tolist(), routing.weights_TK.tolist()
+            return list(zip(chosen, weights, strict=True))
+        choices = []
+        for scores in (unit_SD @ self.router_weight_DE).sigmoid_().tolist():
+            by_choice = [score + bias for score, bias in zip(scores, self.router_bias, strict=True)]
+            order = sorted(range(len(scores)), key=by_choice.__getitem__, reverse=True)
+            ids = order[: config.num_experts_per_tok]
+            total = sum(scores[e] for e in ids) + 1e-20 if config.norm_topk_prob else 1.0
+            choices.append((ids, [scores[e] / total * config.routed_scaling_factor for e in ids]))
+        return choices
+
+
+def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> Tensor:
+    """Attention of the S tokens from ``start`` on to themselves and the past, ``(H, S, R)``.
+
+    The past is cut into one part per thread, the same for both products, so that every core finds
+    its part in its own cache the second time. Parts are equally long: the last one may reach a few
+    tokens beyond the end, which are hidden like the future.
+    """
+    heads, tokens, width = query_HSW.shape
+    parts, end = torch.get_num_threads(), start + tokens
+    each = -(-end // parts)
+    if parts * each > len(entries_NW):
+        parts, each = 1, end
+    past = entries_NW[: parts * each].view(parts, each, width)
+    queries = query_HSW.reshape(1, heads * tokens, width).expand(parts, -1, -1)
+    scores = torch.bmm(queries, past.transpose(1, 2)).transpose(0, 1).reshape(heads, tokens, -1)
+    if tokens > 1 or parts * each > end:
+        hidden_SN = torch.ones(tokens, parts * each, dtype=torch.bool).triu(start + 1)
+        scores.masked_fill_(hidden_SN, float("-inf"))
+    share = scores.softmax(dim=-1).view(heads * tokens, parts, each).transpose(0, 1)
+    return torch.bmm(share, past[..., :rank]).sum(dim=0).view(heads, tokens, rank)
+
+
+def unit(x_SD: Tensor, eps: float) -> Tensor:
+    """RMSNorm without its weight; for one row by way of a Python number, in a third of the time."""
+    if len(x_SD) > 1:
+        return F.rms_norm(x_SD, x_SD.shape[1:], None, eps)
+    row = x_SD.view(-1)
+    scale: float = (torch.dot(row, row).item() / len(row) + eps) ** -0.5
+    return x_SD * scale
+
+
+def normed(x_SD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm in fp32."""
+    return unit(x_SD.float(), eps).mul_(weight_D)
+
+
+def _nope_then_rope(
+    weight_OI: Tensor, heads: int, nope: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The rows of all heads without position, and the rotary rows of all heads, both scaled."""
+    weight_HdI = weight_OI.view(heads, -1, weight_OI.shape[1]) * scale
+    return weight_HdI[:, :nope].flatten(0, 1), weight_HdI[:, nope:].flatten(0, 1)
+
+
+def _prepared(feed_forward: FeedForward, norm_D: Tensor, dtype: torch.dtype) -> PreparedFeedForward:
+    gate_up = torch.cat((feed_forward.gate_proj.weight, feed_forward.up_proj.weight))
+    down = feed_forward.down_proj.weight
+    return PreparedFeedForward(gate_up.detach().float() * norm_D, down, dtype)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_model.config import ModelConfig
-from moe_model.fused import combine, dispatch, experts_in_turn, feed_forward, swiglu
-from moe_model.norm import compute_dtype
+from moe_model.fused import combine, compute_dtype, dispatch, experts_in_turn, feed_forward, swiglu
 
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
 _GROUPED_DTYPES = (torch.float32, *_HALF_DTYPES)

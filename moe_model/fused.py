@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from moe_model.rotary import rotate
 
 LONGEST_BLOCKWISE = {"training": 512, "half precision": 2048}
 """Tokens up to which attention in blocks is faster than torch's own on a CPU: while training, whose
@@ -25,6 +23,28 @@ backward pass computes everything again, and in half precision."""
 BLOCK = 64
 ROWS_AT_A_TIME = 512
 """Tokens whose hidden activations stay in the cache of a core from one product to the next."""
+
+
+class RMSNorm(nn.Module):
+    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension.
+
+    Returns the dtype of ``x``; under autocast the autocast dtype, which the next product needs.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, compute_dtype(x))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The autocast dtype where autocast is on, else that of ``x``."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -514,3 +534,11 @@ def _hide_the_future(score_XqN: Tensor, start: int) -> None:
     size = score_XqN.shape[1]
     future = torch.ones(size, size, dtype=torch.bool, device=score_XqN.device).triu(1)
     score_XqN[:, :, start:].masked_fill_(future, float("-inf"))
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs of ``x`` ``(B, S, heads, rope_dim)`` by the angles of their position."""
+    cos, sin = (part.unsqueeze(-2) for part in table)
+    real, imaginary = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return turned.flatten(-2).type_as(x)

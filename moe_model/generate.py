@@ -26,11 +26,9 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from moe_model.description import CheckpointError
-from moe_model.device import DeviceName, choose_device
-from moe_model.plain_text import plain_text
+from moe_model.command import DeviceName, choose_device, plain_text
 from moe_model.sampling import Sampler, SamplingRules
-from moe_model.store import read_checkpoint
+from moe_model.store import CheckpointError, read_checkpoint
 from moe_model.tokenizer import Tokenizer
 
 app = App(

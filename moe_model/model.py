@@ -1,4 +1,16 @@
-"""The language model: embedding, pre-norm decoder layers, norm, head (DeepSeek-V3, section 2)."""
+"""The language model: embedding, pre-norm decoder layers, norm, head (DeepSeek-V3, section 2), and
+multi-token prediction (section 2.2).
+
+The first layers have a dense feed-forward, the others one shared and many routed experts. Parameter
+names follow Hugging Face's ``DeepseekV3ForCausalLM``, except ``router`` for ``gate``.
+
+Depth k of multi-token prediction takes the hidden state of depth k − 1 and the embedding of token
+i + k, and its output goes through the head of the main model to predict token i + k + 1. It
+improves the training of the main model, and drafts tokens in generation. Where the sources differ,
+this follows the released weights and inference engines: the projection sees **[embedding, hidden]**
+(the paper has hidden first), and the hidden state is that **after** the final norm, as in
+transformers, vLLM and SGLang (torchtitan takes it from before the norm).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +23,125 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from moe_model.attention import Remember, visible_tokens
-from moe_model.cache import LatentCache
+from moe_model.attention import (
+    LatentCache,
+    MultiHeadLatentAttention,
+    Remember,
+    rotary_table,
+    rotary_table_at,
+    visible_tokens,
+)
 from moe_model.config import ModelConfig
-from moe_model.cross_entropy import summed_cross_entropy
-from moe_model.decoder_layer import DecoderLayer
-from moe_model.mtp import PredictionDepth, valid_ahead
-from moe_model.norm import RMSNorm
+from moe_model.experts import Experts, FeedForward
+from moe_model.fused import RMSNorm
 from moe_model.readings import RouterReadings
-from moe_model.rotary import rotary_table, rotary_table_at
 from moe_model.router import Router, Routing
+
+MOST_LOGITS = 2**27
+"""Logits per chunk, 512 MB in fp32. A batch that fits is one chunk without recomputation, as in
+all presets but ``deepseek-v3``."""
+
+
+class MixtureOfExperts(nn.Module):
+    """``shared(x) + sum_k weight_k · expert_k(x)``; the shared expert is not gated or scaled."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        shared_width = config.n_shared_experts * config.moe_intermediate_size
+        self.shared_experts = (
+            FeedForward(config.hidden_size, shared_width) if shared_width else None
+        )
+
+    def forward(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> tuple[Tensor, Routing]:
+        x_TD = x_BSD.flatten(0, 1)
+        routing = self.router(x_TD, None if valid_BS is None else valid_BS.flatten())
+        y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.weights_TK)
+        if self.shared_experts is not None:
+            y_TD = y_TD + self.shared_experts(x_TD)
+        return y_TD.view_as(x_BSD), routing
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each applied to the normed residual stream and added to it."""
+
+    def __init__(self, config: ModelConfig, depth: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MultiHeadLatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: MixtureOfExperts | FeedForward
+        if depth < config.first_k_dense_replace:
+            self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+        else:
+            self.mlp = MixtureOfExperts(config)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid_BS: Tensor | None = None,
+        remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the stream, followed by the fields of a ``Routing`` if this layer has a router.
+
+        Every kind of activation checkpointing supports a flat tuple of tensors.
+        """
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
+        y_BSD = self.post_attention_layernorm(x_BSD)
+        if isinstance(self.mlp, MixtureOfExperts):
+            y_BSD, routing = self.mlp(y_BSD, valid_BS)
+            return (x_BSD + y_BSD, *routing)
+        return (x_BSD + self.mlp(y_BSD),)
+
+
+class PredictionDepth(nn.Module):
+    """One more depth: combine, one decoder layer with experts, norm. Names as Hugging Face's."""
+
+    def __init__(self, config: ModelConfig, depth: int) -> None:
+        super().__init__()
+        D = config.hidden_size
+        self.enorm = RMSNorm(D, config.rms_norm_eps)
+        self.hnorm = RMSNorm(D, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * D, D, bias=False)
+        self.layer = DecoderLayer(config, config.num_hidden_layers + depth)
+        self.norm = RMSNorm(D, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        embedding_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid_BS: Tensor | None = None,
+        remember: Remember | None = None,
+        visible_BSN: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The hidden state of this depth after its norm, and the fields of a ``Routing``.
+
+        Args:
+            hidden_BSD: Normed hidden state of the depth before, at positions i.
+            embedding_BSD: Embeddings of the tokens at i + k, where k counts from 1.
+            rotary: Angles of the positions i; attention only sees differences of positions.
+            valid_BS: See :func:`valid_ahead`.
+            remember: Cache of this depth.
+            visible_BSN: See :func:`~moe_model.attention.visible_tokens`.
+        """
+        both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
+        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
+        return (self.norm(x_BSD), *routing)
+
+
+def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
+    """Where a position and the next ``depth`` tokens are all real.
+
+    After the end of a row without padding comes a real token, which the caller supplied.
+    """
+    for _ in range(depth):
+        following_BS = torch.cat((valid_BS[:, 1:], valid_BS[:, -1:]), dim=1)
+        valid_BS = valid_BS & following_BS
+    return valid_BS
 
 
 class ModelOutput(NamedTuple):
@@ -229,3 +350,27 @@ _KEEP_CHOICES = partial(
     create_selective_checkpoint_contexts,
     [torch.ops.aten.topk.default, torch.ops.aten.sort.stable],
 )
+
+
+def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Sum over all tokens of the cross-entropy in nats, fp32.
+
+    Args:
+        hidden_BSD: Input of the head.
+        head_VD: Weight of the head.
+        targets_BS: Token ids; -100 to ignore a position.
+    """
+    hidden_TD, targets_T = hidden_BSD.flatten(0, 1), targets_BS.flatten()
+    rows = max(1, MOST_LOGITS // len(head_VD))
+    if len(targets_T) <= rows:
+        return _cross_entropy(hidden_TD, head_VD, targets_T)
+    total = torch.zeros((), device=hidden_BSD.device)
+    parts = zip(torch.split(hidden_TD, rows), torch.split(targets_T, rows), strict=True)
+    for some_TD, some_T in parts:
+        total = total + checkpoint(_cross_entropy, some_TD, head_VD, some_T, use_reentrant=False)
+    return total
+
+
+def _cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
+    logits_TV = F.linear(hidden_TD, head_VD).float()
+    return F.cross_entropy(logits_TV, targets_T, reduction="sum")

@@ -1,9 +1,14 @@
-"""The contents of a checkpoint folder, and how to read it.
+"""The contents of a checkpoint folder, and how to read and write it.
 
 ``checkpoint.json`` describes the model and lists the other files with their size and SHA-256.
 ``model.safetensors`` has the weights, ``training.safetensors`` the state of the optimizer and the
 data sampler, which an imported model lacks. A tokenizer other than characters has its own files.
 Reading executes nothing: no pickle.
+
+The ``sha256`` of ``checkpoint.json`` covers all its other entries, serialised as ASCII JSON with
+sorted keys and no spaces, so that reformatting is allowed and changes are detected. A file without
+it (older, or hand-made) is accepted. It is not a signature: every value is validated as untrusted
+input.
 """
 
 from __future__ import annotations
@@ -11,34 +16,98 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from moe_model.config import ModelConfig
-from moe_model.description import (
-    DESCRIPTION,
-    FORMAT,
-    FORMAT_VERSION,
-    UNREADABLE,
-    CheckpointError,
-    digest_of,
-    no_description,
-    read_plain,
-    reason,
-)
 from moe_model.json_types import count, shown
 from moe_model.model import LanguageModel
-from moe_model.pretrained_tokenizer import KIND, PretrainedTokenizer
-from moe_model.tokenizer import CharTokenizer, Tokenizer, stop_ids_of
+from moe_model.tokenizer import KIND, CharTokenizer, PretrainedTokenizer, Tokenizer, stop_ids_of
+
+FORMAT = "moe-microscope checkpoint"
+FORMAT_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+MOST_BYTES = 16 * 2**20
+"""Size limit of ``checkpoint.json``; its largest part by far is a vocabulary of characters."""
+
+UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OSError,
+)  # fmt: skip
+"""Errors that reading an untrusted file can raise."""
 
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training.safetensors"
+
+
+class CheckpointError(ValueError):
+    """The folder is not a checkpoint, or is damaged; the message says which and what to do."""
+
+
+def read_plain_description(folder: Path) -> dict[str, Any]:
+    """Read ``checkpoint.json`` in ``folder`` without checking the files it lists.
+
+    Raises:
+        CheckpointError: If it is missing, was changed, or describes something else.
+    """
+    path = folder / DESCRIPTION
+    try:
+        return read_plain(path)
+    except UNREADABLE as error:
+        raise no_description(path, error) from error
+
+
+def no_description(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a description of a checkpoint ({reason(error)}): use another checkpoint."
+    )
+
+
+def reason(error: Exception) -> str:
+    return f"{shown(error.args[0])} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        raise ValueError(f"it is not a file of at most {MOST_BYTES} bytes")
+    text = path.read_bytes().decode("utf-8")
+    plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise ValueError(f"it lacks format={FORMAT!r}")
+    version = plain["format_version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"format_version={shown(version)}, but only {FORMAT_VERSION} is supported")
+    digest = digest_of(plain)
+    if plain.get("sha256", digest) != digest:
+        raise ValueError("it is damaged: its checksum does not match")
+    count("step", plain["step"])
+    return plain
+
+
+def _finite(number: str) -> float:
+    """Raise ``ValueError`` for numbers that Python accepts but JSON does not: NaN, Infinity,
+    1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is not a finite number")
+    return value
+
+
+def digest_of(description: dict[str, Any]) -> str:
+    rest = {name: value for name, value in description.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +315,47 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
             f"{path} does not fit its own {DESCRIPTION} ({found} numbers, the model has "
             f"{expected}): use another checkpoint."
         )
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes ``target`` at the end.
+
+    Raises:
+        FileExistsError: If ``target`` exists.
+        OSError: If it cannot be written, or the disk is full.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
+    aside = target.parent / f".{target.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed process
+    aside.mkdir()
+    try:
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            force_to_disk(path)
+        aside.rename(target)
+        force_to_disk(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file with the permissions of any new file; ``OSError`` if it fails."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        # Transformers 4 rejects a file without this metadata.
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # raised on a full disk
+        raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(mode)
+
+
+def force_to_disk(path: Path) -> None:
+    """Force the file or folder at ``path`` to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

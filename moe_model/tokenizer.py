@@ -1,14 +1,35 @@
-"""The interface of tokenizers, and a tokenizer of characters."""
+"""Tokenizers: one of characters, and those that were published.
+
+A published tokenizer is a ``tokenizer.json``, run by the ``tokenizers`` library; transformers is
+not needed. It is defined by its files, which are copied with the weights byte for byte. Encoding
+depends on ``tokenizer.json`` alone, as in transformers 5, which ignores ``add_bos_token`` in
+``tokenizer_config.json``. The character tokenizer can be exported to such a file.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from moe_model.json_types import shown
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+KIND = "huggingface"
+TOKENIZER = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, CHAT_TEMPLATE)
+"""The files of a tokenizer; only the first is required."""
+MOST_BYTES = 256 * 2**20
 
 
 class Tokenizer(Protocol):
@@ -110,3 +131,139 @@ class CharTokenizer:
         """The text of ``ids``; ids beyond the vocabulary (a padded head) become U+FFFD."""
         size = len(self.vocabulary)
         return "".join(self.vocabulary[i] if i < size else "\N{REPLACEMENT CHARACTER}" for i in ids)
+
+
+class PretrainedTokenizer:
+    """A ``tokenizer.json`` behind the interface of :class:`~moe_model.tokenizer.CharTokenizer`."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Create the tokenizer from ``files``, contents by name.
+
+        Raises:
+            ValueError: If they are not a tokenizer, or the library is not installed.
+        """
+        self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
+        if TOKENIZER not in self.files:
+            raise ValueError(f"{TOKENIZER} is missing: a tokenizer needs it.")
+        self._settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
+        # Older files list the special tokens separately; transformers prefers these.
+        if "added_tokens_decoder" not in self._settings:
+            apart = _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
+            self._settings |= apart
+        self._tokenizer = _load(self.files[TOKENIZER])
+        # As in transformers, the name of a special token in a text is plain text.
+        self._tokenizer.encode_special_tokens = self._settings.get("split_special_tokens") is True
+
+    @classmethod
+    def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
+        """The inverse of :meth:`to_dict`, with the files in ``folder``."""
+        names = description["files"]
+        if not set(names) <= set(FILES):
+            raise ValueError(f"tokenizer files {names} are unknown: allowed are {FILES}.")
+        return cls({name: read_small_file(folder / name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry in a checkpoint's description; the files are stored beside it."""
+        return {"kind": KIND, "files": list(self.files)}
+
+    def __len__(self) -> int:
+        """One more than the highest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
+        return self._tokenizer
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds."""
+        try:
+            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+        except Exception as error:  # the library has no error class
+            raise ValueError(f"the tokenizer cannot encode this text ({error}).") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``, without special tokens; unknown ids (of a padded head) are
+        ignored."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    @property
+    def end(self) -> int | None:
+        """``eos_token_id``."""
+        return self.special_ids["eos_token_id"]
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """``bos_token_id`` and ``eos_token_id``; ``None`` if the tokenizer has no such token."""
+        ids = {}
+        for name in ("bos_token", "eos_token"):
+            said = self._settings.get(name)
+            token = said.get("content") if isinstance(said, dict) else said
+            ids[f"{name}_id"] = (
+                self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+            )
+        return ids
+
+
+def character_files(vocabulary: str) -> dict[str, bytes]:
+    """The files of a tokenizer with one token per character of ``vocabulary``, ids in its order.
+
+    Encoding any other character is an error, as here: there is no unknown token.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # A name of several characters is never a token, so unknown characters are rejected.
+    model = models.WordLevel({c: i for i, c in enumerate(vocabulary)}, unk_token="<unknown>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
+
+
+def without_code(settings: bytes) -> bytes:
+    """A ``tokenizer_config.json`` without custom code: ``tokenizer.json`` is enough."""
+    fields = _json_object(SETTINGS, settings)
+    if "auto_map" not in fields:
+        return settings
+    del fields["auto_map"]
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return json.dumps(fields, ensure_ascii=False, indent=2).encode()
+
+
+def read_small_file(path: Path) -> bytes:
+    """The bytes of ``path``; ``ValueError`` if it is too large."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} has {size} bytes; the limit is {MOST_BYTES}.")
+    return path.read_bytes()
+
+
+def _load(content: bytes) -> tokenizers.Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{TOKENIZER} needs the tokenizers library: pip install tokenizers."
+        ) from error
+    try:
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library has no error class
+        raise ValueError(f"{TOKENIZER} is not a tokenizer ({error}): download it again.") from error
+    # Published files may truncate every text, for example at 512 tokens.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _json_object(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON ({error}): download it again.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name} does not contain a JSON object: download it again.")
+    return fields

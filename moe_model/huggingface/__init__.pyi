@@ -1,11 +1,11 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .command import app as app
-from .command import load_pretrained as load_pretrained
-from .command import save_pretrained as save_pretrained
+from .__main__ import app as app
 from .config import HuggingFaceError as HuggingFaceError
 from .config import published_fields as published_fields
 from .config import read_config as read_config
-from .files import now_and_then as now_and_then
 from .names import parts as parts
+from .read import load_pretrained as load_pretrained
+from .read import now_and_then as now_and_then
+from .read import read_stop_ids as read_stop_ids
 from .read import read_tokenizer as read_tokenizer
-from .stop_tokens import read_stop_ids as read_stop_ids
+from .write import save_pretrained as save_pretrained

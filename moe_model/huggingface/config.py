@@ -4,30 +4,145 @@ The behaviour of transformers is the reference: an absent field has transformers
 with an unsupported value is rejected by name, and unknown fields are ignored, since published
 configs contain many.
 
-:mod:`moe_model.huggingface.model_types` has the differences of the model types,
-:mod:`moe_model.huggingface.rope` the positions.
+The architectures share names and shapes of tensors. DeepSeek-V2 uses a softmax router without a
+bias, so it has no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of every layer instead
+of the number of dense ones. For rotary positions, transformers 4 and the hub use ``rope_scaling``
+and ``rope_theta``, transformers 5 ``rope_parameters``: both are read, and both are written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model import ModelConfig
-from moe_model.huggingface.model_types import (
-    ARCHITECTURES,
-    in_terms_of_deepseek_v3,
-    layer_kinds,
-    model_type_of,
-)
-from moe_model.huggingface.rope import number, read_rope, rope_fields
+from moe_model import ModelConfig, ModelType, mscale
+from moe_model.config import Llama3Scaling, YarnScaling
+
+_GLM: ModelType = "glm4_moe_lite"
+_V2: ModelType = "deepseek_v2"
 
 CONFIG = "config.json"
 FP8_BLOCK = (128, 128)
 MOST_CHARACTERS = 2**20
 """Size limit of a ``config.json``, all of which a checkpoint keeps."""
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+class Architecture(NamedTuple):
+    """One of transformers' model types."""
+
+    name: str
+    """Its entry in ``architectures``."""
+    rules: Mapping[str, int | float | bool]
+    """transformers' defaults for absent fields."""
+    always: Mapping[str, tuple[Any, ...]]
+    """The supported values of a field; absent or null means the first."""
+
+
+_EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",), "moe_layer_freq": (1,), "partial_rotary_factor": (1.0,),
+}  # fmt: skip
+_NOAUX = {**_EVERYWHERE, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
+
+ARCHITECTURES: Mapping[ModelType, Architecture] = {
+    "deepseek_v3": Architecture(
+        "DeepseekV3ForCausalLM",
+        {
+            "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
+            "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rms_norm_eps": 1e-6,
+            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
+            "num_nextn_predict_layers": 1,
+        },
+        _NOAUX,
+    ),
+    _V2: Architecture(
+        "DeepseekV2ForCausalLM",
+        {
+            "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1,
+            "routed_scaling_factor": 1.0, "norm_topk_prob": False, "rms_norm_eps": 1e-6,
+            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
+            "num_nextn_predict_layers": 0,
+        },
+        {
+            **_EVERYWHERE,
+            "scoring_func": ("softmax",),
+            "topk_method": ("greedy", "group_limited_greedy"),
+            # If true, transformers ignores it, and DeepSeek's own code divides by the sum but omits
+            # the scaling factor.
+            "norm_topk_prob": (False,),
+            "mlp_bias": (False,),
+        },
+    ),
+    _GLM: Architecture(
+        "Glm4MoeLiteForCausalLM",
+        {
+            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+            "routed_scaling_factor": 1.8, "norm_topk_prob": True, "rms_norm_eps": 1e-5,
+            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
+            "num_nextn_predict_layers": 0,
+        },
+        _NOAUX,
+    ),
+}  # fmt: skip
+
+
+def model_type_of(fields: Mapping[str, Any]) -> ModelType:
+    """The model type of ``fields``; ``ValueError`` if it is not supported."""
+    names, said = fields.get("architectures"), fields.get("model_type")
+    for model_type, architecture in ARCHITECTURES.items():
+        if names == [architecture.name] if names else said == model_type:
+            return model_type
+    known = [architecture.name for architecture in ARCHITECTURES.values()]
+    raise ValueError(
+        f"architectures={names}, model_type={said!r}: only {', '.join(known[:-1])} and "
+        f"{known[-1]} can be imported."
+    )
+
+
+def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` in DeepSeek-V3's convention; ``ValueError`` if they contradict each other."""
+    translated = dict(fields)
+    if model_type == _V2:
+        if translated.get("norm_topk_prob") is None:
+            translated["norm_topk_prob"] = False
+        if translated.get("topk_method") in (None, "greedy"):
+            translated |= {"n_group": 1, "topk_group": 1}  # groups are ignored
+    if model_type == _GLM:
+        translated["first_k_dense_replace"] = _dense_layers(fields)
+    return translated
+
+
+def layer_kinds(config: ModelConfig) -> list[str]:
+    """``mlp_layer_types`` of GLM-4.7-Flash."""
+    dense = config.first_k_dense_replace
+    return ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
+
+
+def _dense_layers(fields: Mapping[str, Any]) -> int:
+    """Number of leading dense layers; transformers uses ``mlp_layer_types`` only."""
+    kinds, dense = fields.get("mlp_layer_types"), 1
+    if kinds is not None:
+        dense = kinds.count("dense") if isinstance(kinds, list) else -1
+        if (
+            dense < 0
+            or kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense)
+            or (len(kinds) != fields.get("num_hidden_layers"))
+        ):
+            raise ValueError(
+                f"mlp_layer_types={kinds!r} is not supported: it must be 'dense' for some of the "
+                "first layers and 'sparse' for all others."
+            )
+    if (said := fields.get("first_k_dense_replace")) not in (None, dense):
+        raise ValueError(
+            f"first_k_dense_replace={said!r} contradicts mlp_layer_types={kinds!r}, where "
+            f"{dense} are dense (absent: 1): remove the wrong one."
+        )
+    return dense
 
 
 class HuggingFaceError(ValueError):
@@ -176,3 +291,123 @@ _NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_
 def kept_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The imported ``config.json`` fields that an export keeps; its own fields override them."""
     return {n: v for n, v in fields.items() if n not in _NOT_KEPT and not n.startswith("_")}
+
+
+def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
+    """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
+    rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
+    for source in ("rope_scaling", "rope_parameters"):
+        given = fields.get(source)
+        if not isinstance(given, dict | None):
+            raise ValueError(f"{source}={given!r} is neither an object nor null.")
+        for name, value in (given or {}).items():
+            name = "rope_type" if name == "type" else name
+            if rope.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{source}.{name}={value!r} contradicts {name}={rope[name]!r} elsewhere in the "
+                    "file: remove the wrong one."
+                )
+    theta: float = number({"rope_theta": 10_000.0, **rope}, "rope_theta", float)
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return theta, None
+    if kind not in ("yarn", "llama3"):
+        raise ValueError(f"rope_type={kind!r} is not supported: only default, yarn and llama3 are.")
+    for name, only in (("truncate", True), ("partial_rotary_factor", 1.0)):
+        if rope.get(name, only) != only:
+            raise ValueError(f"rope {name}={rope[name]!r} is not supported: only {only} is.")
+    known = {name: value for name, value in rope.items() if value is not None}
+    known[_ORIGINAL] = number(
+        {_ORIGINAL: fields.get("max_position_embeddings"), **known, **fields}, _ORIGINAL, int
+    )
+    return theta, _read_yarn(known) if kind == "yarn" else _read_llama3(known)
+
+
+def _read_llama3(rope: dict[str, Any]) -> Llama3Scaling:
+    if rope.get("mscale_all_dim"):
+        raise ValueError(
+            f"rope mscale_all_dim={rope['mscale_all_dim']!r} is not supported with "
+            "rope_type='llama3': it belongs to yarn."
+        )
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    factors = {name: number(rope, name, float) for name in names}
+    return Llama3Scaling(**factors, original_max_position_embeddings=rope[_ORIGINAL])
+
+
+def _read_yarn(known: dict[str, Any]) -> YarnScaling:
+    numbers = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+    yarn = {name: number(known, name, float) for name in numbers if name in known}
+    if not yarn.get("factor", 0) >= 1:
+        raise ValueError(f"rope factor={known.get('factor')!r} is not a number of 1 or more.")
+    mscale, mscale_all_dim = _strengths(yarn)
+    return YarnScaling(
+        factor=yarn["factor"],
+        original_max_position_embeddings=known[_ORIGINAL],
+        beta_fast=yarn.get("beta_fast") or 32.0,
+        beta_slow=yarn.get("beta_slow") or 1.0,
+        mscale=mscale,
+        mscale_all_dim=mscale_all_dim,
+    )
+
+
+def _strengths(yarn: dict[str, float]) -> tuple[float, float]:
+    """The ``mscale`` and ``mscale_all_dim`` that are equivalent to the file in transformers.
+
+    There the amplitude of the rotated parts is m(mscale) / m(mscale_all_dim) only where both are
+    given and not 0, otherwise m(1), and ``attention_factor`` overrules both; the correction of the
+    softmax is m(mscale_all_dim)² in any case. Here the amplitude is always the quotient, so where
+    the file's own ``mscale`` does not give the amplitude, another does.
+    """
+    factor, all_dim = yarn["factor"], yarn.get("mscale_all_dim", 0.0)
+    amplitude = yarn.get("attention_factor", default_amplitude(yarn))
+    for strength in (yarn.get("mscale", 1.0), 1.0):
+        if mscale(factor, strength) / mscale(factor, all_dim) == amplitude:
+            return strength, all_dim
+    needed = amplitude * mscale(factor, all_dim) - 1
+    if factor == 1 or needed < 0:
+        raise ValueError(
+            f"rope attention_factor={amplitude} with factor={factor} and mscale_all_dim={all_dim} "
+            "is not supported: no mscale of 0 or more gives it."
+        )
+    return needed / (0.1 * math.log(factor)), all_dim
+
+
+def default_amplitude(yarn: dict[str, Any]) -> float:
+    """transformers' scale of the rotated parts if ``attention_factor`` is absent."""
+    over, under = yarn.get("mscale"), yarn.get("mscale_all_dim")
+    if over and under:
+        return mscale(yarn["factor"], over) / mscale(yarn["factor"], under)
+    return mscale(yarn["factor"], 1.0)
+
+
+def rope_fields(config: ModelConfig) -> dict[str, Any]:
+    """The rotary fields of ``config`` in a ``config.json``."""
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if (scaling := config.rope_scaling) is not None:
+        # Transformers 4 warns if one of these is an integer.
+        rope = {name: float(value) for name, value in dataclasses.asdict(scaling).items()}
+        kind = "yarn" if isinstance(scaling, YarnScaling) else "llama3"
+        rope |= {"rope_type": kind, "type": kind, _ORIGINAL: int(rope[_ORIGINAL])}
+    if isinstance(scaling, YarnScaling):
+        factor = scaling.factor
+        amplitude = mscale(factor, scaling.mscale) / mscale(factor, scaling.mscale_all_dim)
+        if amplitude != default_amplitude(rope):
+            rope["attention_factor"] = amplitude
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if scaling is not None else None,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+    }
+
+
+def number(fields: dict[str, Any], name: str, kind: type) -> Any:
+    """Field ``name`` if it has type ``kind``, else ``ValueError``."""
+    value: Any = fields.get(name)
+    if kind is float and type(value) is int:
+        value = float(value)
+    fits = type(value) is kind
+    if fits and abs(value) < float("inf"):
+        return value
+    said = f"{name}={value!r}" if name in fields else f"{name} is missing"
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    raise ValueError(f"{said}: it must be {kinds[kind]}.")

@@ -14,14 +14,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_model import ModelConfig, write_tensors
-from moe_model.huggingface.config import CONFIG, HuggingFaceError, kept_fields, published_fields
-from moe_model.huggingface.files import INDEX, WEIGHTS, now_and_then
+from moe_model import (
+    WEIGHTS,
+    CharTokenizer,
+    LanguageModel,
+    ModelConfig,
+    PretrainedTokenizer,
+    Tokenizer,
+    character_files,
+    fresh_folder,
+    stop_ids_of,
+    write_tensors,
+)
+from moe_model.huggingface.config import (
+    CONFIG,
+    HuggingFaceError,
+    kept_fields,
+    published_fields,
+)
 from moe_model.huggingface.names import Part, parts, stays_fp32
-from moe_model.huggingface.stop_tokens import GENERATION_CONFIG
+from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then
 
 SHARD_BYTES = 5_000_000_000
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def save_pretrained(
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    *,
+    stop_ids: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``model`` atomically as a new folder that transformers can load.
+
+    Args:
+        model: On any device.
+        tokenizer: ``None`` omits its files.
+        folder: Must not exist yet.
+        stop_ids: Tokens that end a text, in addition to that of the tokenizer.
+        dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
+        shard_bytes: Largest size of a file.
+
+    Raises:
+        HuggingFaceError: If transformers' class cannot represent this model.
+        OSError: If ``folder`` exists or cannot be written.
+    """
+    with fresh_folder(folder) as fresh:
+        publish(model, tokenizer, stop_ids, fresh, dtype, shard_bytes)
+
+
+def publish(
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    stop_ids: Sequence[int],
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    imported: Mapping[str, Any] | None = None,
+) -> None:
+    if isinstance(tokenizer, CharTokenizer):
+        tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
+    begin = None
+    if isinstance(tokenizer, PretrainedTokenizer):
+        begin = tokenizer.special_ids["bos_token_id"]
+    ends = stop_ids_of(tokenizer, stop_ids)
+    write_config(folder, model.config, dtype, begin, ends, imported)
+    write_tokenizer(tokenizer, folder)
+    write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
+
+
+def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    for name, content in ({} if tokenizer is None else tokenizer.files).items():
+        (folder / name).write_bytes(content)
 
 
 def write_config(

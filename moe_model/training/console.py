@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
@@ -19,7 +21,10 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from moe_model import plain_text
-from moe_model.training.run import Progress
+from moe_model.training.checkpoint import BEST, LATEST
+from moe_model.training.options import Options
+from moe_model.training.resume import newest_before
+from moe_model.training.run import Progress, Run, dtype_name
 
 _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34
@@ -209,3 +214,68 @@ def _duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def introduction(run: Run) -> list[str]:
+    """Lines about the run that starts, and how to watch it."""
+    config, options, world = run.model.config, run.options, run.world
+    over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
+    lines = [
+        f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
+        f"per token, on {run.device.type} in {dtype_name(run.dtype)}{over}"
+    ]
+    if run.resumed_from is not None:
+        lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")
+    if config.num_experts_per_tok == 1 and config.norm_topk_prob:
+        lines.append(
+            "warning: one expert a token with normalised weights: every weight is "
+            f"{config.routed_scaling_factor:g} for every score, so the language loss does not "
+            "train the router: add --model.no-norm_topk_prob, or choose "
+            "--model.num_experts_per_tok 2"
+        )
+    return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
+
+
+def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
+    """Paths, and commands to resume or to go back, by their label on the screen.
+
+    You can paste every command into a shell.
+
+    Args:
+        onset: First step of the collapse, if any; used to suggest a checkpoint before it.
+    """
+    options = run.options
+    checkpoints = options.checkpoint_dir / options.run
+    found = {
+        "checkpoint": str(checkpoints / LATEST),
+        "log": str(options.log_dir / options.run),
+    }
+    if reason == "signal":
+        found["resume"] = _again(run, "auto")
+    if reason == "collapse":
+        found["go back"] = _back(run, checkpoints, onset or run.progress.step)
+        found["resume"] = f"{_again(run, 'auto')} --on-collapse log"
+    if reason == "finished":
+        best = shlex.quote(str(checkpoints / (BEST if (checkpoints / BEST).exists() else LATEST)))
+        found["try it"] = f"python -m moe_model.generate {best}"
+    return found
+
+
+def _back(run: Run, checkpoints: Path, onset: int) -> str:
+    sound = newest_before(checkpoints, onset)
+    if sound is None:
+        return f"no checkpoint before step {onset}: start again with another setting"
+    path, step = sound
+    return f"{_again(run, str(path))}  # step {step}; append the setting to change"
+
+
+def _again(run: Run, resume: str) -> str:
+    """The command line that resumes the run; omitted options keep their values."""
+    options, size = run.options, run.world.size
+    start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
+    words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
+    for name in ("log_dir", "checkpoint_dir"):
+        folder = getattr(options, name)
+        if folder != getattr(Options(), name):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(folder))}")
+    return " ".join(words)

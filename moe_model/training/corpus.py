@@ -1,4 +1,10 @@
-"""Documents as token ids, split into training text and held-out text.
+"""The text of a run: documents, tokenizer, token ids, training part and held-out part.
+
+``python-docs`` comes with Python, ``tinyshakespeare`` is downloaded once and checked against its
+SHA-256, and anything else is a local path: a file is one document, a folder one document per file.
+A tokenizer is made of characters, of byte pairs learnt from the text, or published: only its
+``tokenizer.json`` and the settings beside it are read, no code runs, and the network is used only
+for a tokenizer that you name.
 
 The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
 sentence is not really tested on it.
@@ -7,17 +13,39 @@ sentence is not really tested on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import importlib.metadata
+import itertools
+import json
+import mmap
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 
-from moe_model import CharTokenizer, Tokenizer, UsageError, say
-from moe_model.huggingface import now_and_then
-from moe_model.training.sources import LONG_TEXT, Document, UserCache, count_characters, user_cache
-from moe_model.training.token_cache import DTYPES, cache_key, dtype_name, kept_tokens
+from moe_model import (
+    SETTINGS,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    CharTokenizer,
+    PretrainedTokenizer,
+    Tokenizer,
+    UsageError,
+    force_to_disk,
+    python_docs,
+    read_text,
+    say,
+)
+from moe_model.huggingface import HuggingFaceError, now_and_then, read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""
@@ -29,6 +57,39 @@ KEPT_FROM_AS_CHARACTERS = 64_000_000
 that a file can be mapped instead of held in memory."""
 
 _PIECE = 1 << 22
+
+FORMAT = "moe-microscope tokens"
+FORMAT_VERSION = 1
+"""Part of the key; increase it when the format changes, or how documents become ids."""
+
+DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
+_CHUNK = 1 << 22
+_DAY_S = 24 * 3600.0
+
+PYTHON_DOCS = "python-docs"
+TINY_SHAKESPEARE = "tinyshakespeare"
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_FILE = "tinyshakespeare.txt"
+
+LONG_TEXT = 20_000_000
+"""From this many characters on, a line announces that processing takes a while."""
+
+UserCache = Literal["user"]
+"""Placeholder for :func:`user_cache`, which is evaluated on use, not on import."""
+
+CHAR = "char"
+BPE = "bpe"
+BPE_VOCABULARY = 8192
+END = "<|endoftext|>"
+LEAST_VOCABULARY = 256 + 1
+"""All 256 bytes, so that any text can be encoded, and the end token."""
+HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MOST_IDS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +236,383 @@ def _starts_from(starts: Tensor, first: int) -> Tensor:
     """Document starts counted from token ``first``, where the first document may be a rest."""
     later = starts[starts > first] - first
     return torch.cat((torch.zeros(1, dtype=torch.int64), later))
+
+
+class DamagedError(ValueError):
+    """A file of the cache is damaged; the message contains the reason."""
+
+
+def dtype_name(vocabulary: int) -> str:
+    """The smallest of ``DTYPES`` that holds every id below ``vocabulary``."""
+    return "uint16" if vocabulary <= 1 << 16 else "int32"
+
+
+def cache_key(digest: str, tokenizer: Tokenizer) -> str:
+    """SHA-256, in hexadecimal, of everything that determines the ids.
+
+    Args:
+        digest: Hash of the documents.
+        tokenizer: Its description, its files and the version of the library enter the hash.
+    """
+    known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
+    known["files"] = {
+        name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files.items()
+    }
+    if isinstance(tokenizer, PretrainedTokenizer):
+        known["library"] = importlib.metadata.version("tokenizers")
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def kept_tokens(
+    folder: Path, key: str, vocabulary: int, encode: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The ids and document starts of ``key``: from ``folder``, or from ``encode``, then cached.
+
+    Damaged files are rewritten. If the folder is not writable, the ids stay in memory and a line is
+    printed.
+    """
+    try:
+        return read_tokens(folder, key, vocabulary)
+    except DamagedError as error:
+        say(f"{folder / key}.ids is damaged ({error}): encoding again.")
+    except OSError:  # not there yet; on any other problem writing fails too
+        pass
+    ids, starts = encode()
+    if not len(ids):
+        return ids, starts
+    try:
+        write_tokens(folder, key, vocabulary, ids, starts)
+        return read_tokens(folder, key, vocabulary)
+    except (OSError, DamagedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        say(f"{folder} cannot store token ids ({reason}): keeping them in memory for this run.")
+    return ids, starts
+
+
+def read_tokens(folder: Path, key: str, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Ids ``(tokens,)``, mapped and read-only, and document starts ``(documents,)``, int64.
+
+    Raises:
+        FileNotFoundError: If ``key`` is not cached.
+        OSError: If it cannot be read.
+        DamagedError: If it is truncated, changed, or belongs to another key.
+    """
+    name = dtype_name(vocabulary)
+    said = _read_description(folder / f"{key}.json", {"key": key, "dtype": name})
+    ids = _map(folder / f"{key}.ids", DTYPES[name], said["tokens"])
+    found = hashlib.sha256()
+    for chunk in torch.split(ids, _CHUNK):
+        found.update(chunk.numpy().data)
+        low, high = (int(value) for value in chunk.to(torch.int64).aminmax())
+        if low < 0 or high >= vocabulary:
+            raise DamagedError(f"an id of {low or high} is not below the vocabulary {vocabulary}")
+    if found.hexdigest() != said["sha256"]:
+        raise DamagedError("its SHA-256 differs")
+    return ids, torch.tensor(said["starts"], dtype=torch.int64)
+
+
+def write_tokens(folder: Path, key: str, vocabulary: int, ids: Tensor, starts: Tensor) -> None:
+    """Store ``ids``, at least one, under ``key``; ``OSError`` if it cannot be written.
+
+    Concurrent readers and writers see complete files. The description is written last; without it
+    an entry does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(folder)
+    content = ids.numpy().data
+    description = {
+        "format": FORMAT,
+        "key": key,
+        "dtype": dtype_name(vocabulary),
+        "tokens": len(ids),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "starts": starts.tolist(),
+    }
+    _replace(folder / f"{key}.ids", content)
+    _replace(folder / f"{key}.json", memoryview(json.dumps(description).encode()))
+
+
+def _read_description(path: Path, expected: dict[str, str]) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name} is not JSON") from error
+    expected = {"format": FORMAT, **expected}
+    if not isinstance(said, dict) or any(said.get(name) != v for name, v in expected.items()):
+        raise DamagedError(f"{path.name} describes something else")
+    tokens, starts = said.get("tokens"), said.get("starts")
+    if type(tokens) is not int or not isinstance(starts, list) or not starts:
+        raise DamagedError(f"{path.name} lacks the number of tokens, or the documents")
+    bounds = [*starts, tokens]
+    if any(type(n) is not int for n in bounds) or starts[0] != 0 or not _rises(bounds):
+        raise DamagedError(f"{path.name} has documents that are out of order")
+    return said
+
+
+def _rises(numbers: list[int]) -> bool:
+    return all(first < second for first, second in itertools.pairwise(numbers))
+
+
+def _map(path: Path, dtype: torch.dtype, tokens: int) -> Tensor:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != tokens * dtype.itemsize:
+            raise DamagedError(f"it has {size} bytes instead of {tokens * dtype.itemsize}")
+        # Not torch.from_file: its mapping could be written, and Linux refuses one of those that is
+        # larger than the memory.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # intended
+        return torch.frombuffer(mapped, dtype=dtype)
+
+
+def _replace(path: Path, content: memoryview) -> None:
+    # A unique name: ranks that start together all write.
+    descriptor, name = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        force_to_disk(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove partial files of killed processes."""
+    for path in folder.glob(".*.partial"):
+        if path.stat().st_mtime < time.time() - _DAY_S:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that is independent of the documents before it."""
+
+    name: str
+    """Its name in errors: the name given to ``--data``, or a path inside that folder."""
+    text: str
+
+
+def count_characters(documents: Iterable[Document]) -> int:
+    """Total characters of all ``documents``."""
+    return sum(len(document.text) for document in documents)
+
+
+def user_cache() -> Path:
+    """The user's cache folder; it follows ``XDG_CACHE_HOME``."""
+    return user_cache_path("moe-microscope")
+
+
+def load_documents(data: str, cache: Path | UserCache = "user") -> list[Document]:
+    """The documents that ``data`` names: at least one, none of them empty.
+
+    Args:
+        data: ``python-docs``, ``tinyshakespeare``, a UTF-8 file or a folder of such files.
+        cache: Folder for downloads.
+
+    Raises:
+        UsageError: If it does not exist, cannot be read or downloaded, is not text, or is empty.
+    """
+    if data == PYTHON_DOCS:
+        return [Document(data, python_docs("--data"))]
+    if data == TINY_SHAKESPEARE:
+        return [Document(data, _tiny_shakespeare(user_cache() if cache == "user" else cache))]
+    try:
+        os.stat(data)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
+            f"{TINY_SHAKESPEARE}."
+        ) from error
+    except (OSError, ValueError) as error:  # no access, a loop of links, too long, a NUL
+        raise UsageError(f"--data {data!r} cannot be read ({error}): name another file.") from error
+    documents = _read_folder(Path(data)) if Path(data).is_dir() else _read_file(Path(data))
+    if not documents:
+        raise UsageError(f"--data {data} contains no text: name a file or folder that does.")
+    return documents
+
+
+def _read_file(path: Path) -> list[Document]:
+    text = read_text(path, "--data")
+    return [Document(str(path), text)] if text else []
+
+
+def _read_folder(root: Path) -> list[Document]:
+    try:
+        names = sorted(path.relative_to(root).as_posix() for path in _visible_files(root))
+    except OSError as error:
+        raise UsageError(
+            f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
+        ) from error
+    instead = "move it out of the folder"
+    texts = ((name, read_text(root / name, "--data", instead)) for name in names)
+    return [Document(name, text) for name, text in texts if text]
+
+
+def _visible_files(root: Path) -> Iterator[Path]:
+    """Files below ``root`` that are not hidden; a folder reached through several links is read
+    once."""
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        # In a fixed order, which decides under which of its names a folder is read.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(folder, name)
+            # A dangling link is treated as a missing file: reading it reports the error.
+            if not name.startswith(".") and (path.is_file() or not path.exists()):
+                yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _tiny_shakespeare(cache: Path) -> str:
+    try:
+        import pooch
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--data {TINY_SHAKESPEARE} needs pooch: pip install 'moe-microscope[train]', or name "
+            "a file."
+        ) from error
+    with _download_folder(cache) as folder:
+        try:
+            path = pooch.retrieve(
+                SHAKESPEARE_URL,
+                known_hash=f"sha256:{SHAKESPEARE_SHA256}",
+                fname=SHAKESPEARE_FILE,
+                path=folder,
+            )
+        except OSError as error:  # requests' errors are OSErrors too
+            raise _not_fetched(type(error).__name__) from error
+        except ValueError as error:
+            raise _not_fetched("its SHA-256 differs from the expected one") from error
+        return read_text(Path(path), "--data")
+
+
+def _not_fetched(reason: str) -> UsageError:
+    return UsageError(
+        f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download {SHAKESPEARE_URL} "
+        "on another machine and pass the file to --data, or omit --data."
+    )
+
+
+@contextmanager
+def _download_folder(cache: Path) -> Iterator[Path]:
+    """``cache``, or a temporary folder if it is not writable."""
+    try:
+        if not (cache / SHAKESPEARE_FILE).is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        say(f"cannot write {cache} ({error.strerror}): the download will not be cached.")
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield cache
+
+
+def make_tokenizer(
+    name: str, documents: Sequence[Document], vocabulary: int | None = None
+) -> Tokenizer:
+    """The tokenizer that ``--tokenizer`` names.
+
+    Args:
+        name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
+            Face hub. A folder wins over a name on the hub.
+        documents: ``char`` and ``bpe`` are built from them.
+        vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
+
+    Raises:
+        UsageError: If it does not exist, cannot be read or downloaded, or is not a tokenizer.
+    """
+    if name == CHAR:
+        known: set[str] = set().union(*(document.text for document in documents))
+        return CharTokenizer("".join(sorted(known)))
+    if name == BPE:
+        return train_byte_pairs(documents, BPE_VOCABULARY if vocabulary is None else vocabulary)
+    if os.path.isdir(name):
+        return _from_folder(Path(name))
+    if os.path.isfile(name):
+        raise UsageError(f"--tokenizer {name} is a file: name the folder with {TOKENIZER}.")
+    if _HUB_NAME.fullmatch(name):
+        return _from_hub(name)
+    raise UsageError(
+        f"--tokenizer {name!r} is unknown: choose {CHAR}, {BPE}, a folder with {TOKENIZER}, or "
+        "the org/name of a model on the Hugging Face hub."
+    )
+
+
+def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
+    """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
+
+    The same documents give the same files. A short text may give fewer tokens than asked for.
+
+    Raises:
+        UsageError: If ``vocabulary`` is too small for 256 bytes and the end token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocabulary < LEAST_VOCABULARY:
+        raise UsageError(
+            f"--tokenizer {BPE} cannot have a vocabulary of {vocabulary}: choose "
+            f"{LEAST_VOCABULARY} or more, for the 256 bytes and the end of text."
+        )
+    characters = count_characters(documents)
+    if characters > LONG_TEXT:
+        say(f"learning byte pairs from {characters / 1e6:,.0f} million characters ...")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "clean_up_tokenization_spaces": False,
+        # A text that contains the spelling of the end token does not end there.
+        "split_special_tokens": True,
+    }
+    return PretrainedTokenizer(
+        {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
+    )
+
+
+def _from_folder(folder: Path) -> PretrainedTokenizer:
+    try:
+        tokenizer = read_tokenizer(folder, _MOST_IDS)
+    except HuggingFaceError as error:
+        raise UsageError(f"--tokenizer {error}") from error
+    if tokenizer is None:
+        raise UsageError(f"--tokenizer {folder} has no {TOKENIZER}: name a folder that has one.")
+    return tokenizer
+
+
+def _from_hub(name: str) -> PretrainedTokenizer:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # All files of one commit; without a network, those in the library's cache.
+        folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the library's errors and its transport's have no common class
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"--tokenizer {name} is not a folder and cannot be downloaded from Hugging Face "
+            f"({reason}): check the name, or fetch {TOKENIZER} and {SETTINGS} elsewhere and name "
+            "their folder."
+        ) from error
+    return _from_folder(folder)

@@ -1,25 +1,47 @@
-"""Processes that train one model together: ranks, collectives, and the loss of a rank.
+"""Processes that train one model together: ranks, collectives, the loss of a rank, and a model that
+is whole on every rank (DDP) or spread over them (FSDP2).
 
 All ranks do the same steps in the same order and make the same decisions because they use the same
-numbers. So they exchange little: one sum per step, some bytes from rank 0 at the start, and errors.
-Ranks exchange tensors only; nothing is pickled here.
+numbers. A rank with another learning rate or another text would not fail: it would train, and its
+gradients would count. So what must be the same is compared before the first step (:func:`agree`).
+After that they exchange little: one sum per step, and errors. Ranks exchange tensors only; nothing
+is pickled here.
+
+Each rank reads other sequences; gradients meet in the backward pass. DDP and FSDP average them over
+the ranks: **a loss that is multiplied by the number of ranks leaves their plain sum**. The routers'
+bias is a buffer, whole on every rank, and is not synchronised: every rank computes the same update
+from the same counts.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
-from moe_model import FAILED, USAGE, UsageError, say
-from moe_model.training.launch import launched, number_of, own_gpu
+from moe_model import (
+    FAILED,
+    USAGE,
+    LanguageModel,
+    ModelOutput,
+    UsageError,
+    say,
+)
 
 TIMEOUT_S = 600.0
 """Seconds a rank waits for the others in a step before it fails."""
@@ -27,6 +49,50 @@ _WITHOUT_LIMIT = timedelta(days=365)
 """gloo requires a number; a rank that ends breaks its connections, which ends the others at
 once."""
 _CPU = torch.device("cpu")
+NOT_GIVEN = "not given"
+
+Parallel = Literal["ddp", "fsdp"]
+
+_WITHOUT_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}  # before torch 2.13
+)
+
+
+def launched() -> bool:
+    """Whether this process is one of several, started by torchrun or by a recipe that sets the same
+    environment variables."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, also where the ranks could not meet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_rank() -> str:
+    """This process in an error message, also where the ranks could not meet."""
+    return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+
+
+def own_gpu(local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UsageError(
+            f"LOCAL_RANK={local_rank} but this process sees {gpus} GPUs: start at most that many "
+            "processes per machine (--nproc-per-node), set LOCAL_RANK=0 if each process sees only "
+            "its own GPU, or train with --device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def number_of(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text!r} is not a number: start with torchrun, or correct it.")
+    return int(text)
 
 
 class RankLostError(RuntimeError):
@@ -274,3 +340,103 @@ def _first_line(error: RuntimeError) -> str:
     if line.startswith("["):
         line = line.partition("] ")[2] or line
     return line.partition(". This is typically")[0]
+
+
+def agree(world: World, facts: Mapping[str, str]) -> None:
+    """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
+
+    Args:
+        world: The ranks to compare.
+        facts: Values by the name an error shows; the error names the first that differs.
+
+    Raises:
+        UsageError: On rank 0, if they are not, with the rank, the fact and both values.
+        SystemExit: On the others then, with the same exit code.
+    """
+    if world.size == 1:
+        return
+    of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))
+    with world.together():
+        for name in {**of_first, **facts}:
+            here, there = facts.get(name, NOT_GIVEN), of_first.get(name, NOT_GIVEN)
+            if here != there:
+                raise UsageError(
+                    f"{name} is {here}, on rank 0 it is {there}: start all ranks with the same "
+                    "command, files and software versions."
+                )
+
+
+def parallelize(
+    model: LanguageModel, kind: Parallel | None, world: World
+) -> Callable[..., ModelOutput]:
+    """Distribute ``model``; return what to call instead of it. Create the optimizer afterwards.
+
+    Keep using ``model`` for everything but the forward pass. It now has the weights of rank 0 on
+    every rank, and with ``fsdp`` its parameters are DTensors: each rank holds a share of their
+    rows. A process without a launcher gets ``model`` back, whatever ``kind`` is.
+
+    Args:
+        model: Of the same shape on every rank. It is moved to ``world.device``, with ``fsdp`` layer
+            by layer, so that the device never holds all of it.
+        kind: ``ddp`` needs memory for the whole model on every rank, ``fsdp`` communicates more.
+        world: The ranks.
+
+    Raises:
+        UsageError: If there are several ranks and no kind.
+    """
+    if kind is None and world.size > 1:
+        raise UsageError(
+            f"{world.size} processes were started but --parallel is not given: add --parallel ddp, "
+            "or --parallel fsdp for a model too large for one of them."
+        )
+    if kind is None or not dist.is_initialized():
+        return model.to(world.device)
+    if kind == "ddp":
+        own_gpu = [world.device] if world.device.type == "cuda" else None
+        whole_model = model.to(world.device)
+        return DistributedDataParallel(whole_model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
+    for tensor in model.state_dict().values():
+        on_device = tensor.to(world.device)
+        dist.broadcast(on_device, src=0)
+        tensor.copy_(on_device)
+    # Without a mesh torch uses the accelerator's, even if this process computes on the CPU.
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for layer in (*model.layers, *model.mtp):
+        fully_shard(layer, mesh=mesh)
+    for layer, following in pairwise(model.layers):
+        if isinstance(layer, FSDPModule) and isinstance(following, FSDPModule):
+            layer.set_modules_to_forward_prefetch([following])
+    fully_shard(model, mesh=mesh)
+    model.sharded = True
+    model.register_forward_hook(_share_again)
+    return model
+
+
+def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
+    """After a forward pass without a backward pass, free the gathered embedding and head.
+
+    FSDP keeps the weights of the outermost module for the backward pass. After an evaluation
+    ``parameters()`` would still return those instead of the optimizer's.
+    """
+    if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
+        model.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; gathering a DTensor is a collective, so all ranks must call this."""
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
+
+
+def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
+    """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks.
+
+    Tensors are gathered one by one, so a GPU holds one full tensor at a time. All ranks must call
+    this.
+    """
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor)
+        if world.is_main:
+            weights[name] = full.cpu()
+    return weights

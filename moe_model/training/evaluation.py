@@ -1,16 +1,24 @@
-"""Loss on held-out text: the same batches every time, without any effect on the router readings."""
+"""What a run shows of its model: the loss on held-out text, and a sample at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from moe_model import ModelOutput
+from moe_model.sampling import generate
 from moe_model.training.batches import Batch
 from moe_model.training.distributed import ALONE, World
-from moe_model.training.machine import mixed_precision
+from moe_model.training.run import Run
+from moe_model.training.step import mixed_precision
+
+SAMPLE_TOKENS = 200
+SHARDED_SAMPLE_TOKENS = 40
+"""Fewer where every token gathers every layer."""
 
 
 @torch.no_grad()
@@ -51,3 +59,37 @@ def evaluate(
     model.train(was_training)
     world.sum(sums)
     return (sums[0] / sums[1]).item()
+
+
+def sample(run: Run) -> str:
+    """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
+
+    A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
+    while it computes.
+
+    Raises:
+        ValueError: If it cannot be continued.
+    """
+    sharded = run.options.parallel == "fsdp" and run.world.size > 1
+    if not (sharded or run.world.is_main):
+        return ""
+    tokenizer = run.corpus.tokenizer
+    prompt_S = tokenizer.encode(run.prompt)
+    in_step = run.model.register_forward_hook(_logits_of_first) if sharded else None
+    try:
+        ids = generate(
+            run.model,
+            prompt_S,
+            max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
+            seed=run.options.seed,
+            stop_at=run.stop_ids,
+        )
+    finally:
+        if in_step is not None:
+            in_step.remove()
+    return tokenizer.decode(ids)
+
+
+def _logits_of_first(model: Any, inputs: Any, output: ModelOutput) -> None:
+    """Logits of rank 0 on all ranks: ranks that pick different tokens would not stop together."""
+    dist.broadcast(output.logits_BSV, src=0)

@@ -1,20 +1,36 @@
-"""The machine of a run: device, number format, memory."""
+"""The process of a run and its machine: device, number format, memory, lock, signals.
+
+Only one process trains a run: two would mix their logs and delete each other's checkpoints.
+Ctrl-C, SIGTERM and a lost terminal finish the step and save. Batch systems send SIGTERM some
+seconds before SIGKILL, enough for a step and a checkpoint. A second Ctrl-C exits at once. Signals
+that were ignored at the start stay ignored, as nohup requires, except SIGTERM.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
-import random
-import resource
+import signal
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
-from moe_model import ModelConfig, UsageError
+from moe_model import ModelConfig, UsageError, say
+from moe_model.training.distributed import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LOCK = ".lock"
+_NOT_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -44,16 +60,6 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run matrix products in ``dtype``; weights, norms and losses stay fp32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def loss_scale(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Automatic loss scaling for fp16; does nothing for other formats."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
 def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) -> None:
     """Raise ``UsageError`` if weights, gradients and optimizer state exceed the memory of
     ``device``.
@@ -75,22 +81,109 @@ def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) 
         )
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random number of a step depend only on the seed, the step and the rank.
+@contextmanager
+def only_training(folder: Path, world: World) -> Iterator[None]:
+    """While entered, no other process can train in ``folder``, which is created. A collective.
 
-    So no generator state needs to be saved, and numbers drawn between two steps change nothing.
+    A folder in which nothing was saved is removed again, with the parents made for it.
+
+    The operating system holds the lock and releases it when the process ends, even after a crash.
+    If a file system has no locks, a line on the console says so.
+
+    Raises:
+        UsageError: On all ranks, if another process trains there.
+        OSError: If the folder cannot be made.
     """
-    number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
-    random.seed(number)
-    torch.manual_seed(number)  # the CPU generator and those of all GPUs
+    with ExitStack() as stack:
+        with world.together():
+            if world.is_main and not _take(folder, stack):
+                raise UsageError(
+                    f"{folder}: another process is training this run: stop it first, or choose "
+                    "another --run."
+                )
+        yield
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Peak memory on a GPU, else the current resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text("ascii").split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _take(folder: Path, stack: ExitStack) -> bool:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as mine:
+        file = mine.enter_context((folder / LOCK).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            say(
+                f"train.py: {folder} is on a disk without file locks: make sure that no other "
+                "process trains this run."
+            )
+        mine.callback(_tidy, folder, made)  # before the lock is released
+        stack.enter_context(mine.pop_all())
+    return True
+
+
+def _tidy(folder: Path, made: list[Path]) -> None:
+    """If ``folder`` holds nothing but the lock, remove it and each empty folder of ``made``."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            for path in made:
+                path.rmdir()
+
+
+class StopRequest:
+    """While entered, a signal sets :attr:`requested`; a Ctrl-C after that interrupts at once.
+
+    SIGINT and SIGHUP are left alone where the process was started with them ignored.
+    """
+
+    def __init__(self, *, to_the_end: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            to_the_end: The process ends with the block, so SIGTERM and SIGHUP are ignored after
+                it. torchrun sends SIGTERM to every rank as soon as the first has ended; without
+                this the slower ranks would report 143.
+        """
+        self.requested = False
+        self._to_the_end = to_the_end
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        taken = [number for number in _SIGNALS if number == signal.SIGTERM or not _ignored(number)]
+        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            if self._to_the_end and number != signal.SIGINT:
+                # Not a Python handler: those are removed while Python shuts down.
+                handler = signal.SIG_IGN
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            # A closing terminal sends several, and torchrun repeats what the scheduler sent.
+            if number != signal.SIGINT:
+                return
+            raise KeyboardInterrupt
+        self.requested = True
+        if sys.__stderr__ is None:
+            return  # closed from the start: descriptor 2 may now be any file, such as the run log
+        name = signal.Signals(number).name
+        line = f"\n{name}: saving, then stopping; press Ctrl-C to exit without saving.\n"
+        # Not through sys.stderr: the signal may have come in the middle of a write to it.
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

@@ -6,7 +6,11 @@ resolved options describe the run completely.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +18,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from moe_model import PRESETS, DropPolicy, ModelConfig, UsageError
-from moe_model.training.overrides import ModelOverrides
+from moe_model.config import YarnScaling
 
 _DATA = Group("Model and data", sort_key=1)
 _TRAINING = Group("Training", sort_key=2)
@@ -37,6 +41,38 @@ Profile = Literal["pretrain", "finetune"]
 
 AUX_WEIGHT = 1e-2
 MTP_WEIGHT = 0.3
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, by field name."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    docs = {}
+    for field, doc in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            docs[field.target.id] = inspect.cleandoc(doc.value.value)  # type: ignore[union-attr, attr-defined]
+    return docs
+
+
+def _override(name: str, kind: Any, doc: str) -> tuple[str, Any, Any]:
+    help_text = " ".join(doc.split())
+    return name, Annotated[kind | None, Parameter(help=help_text, show_default=False)], None
+
+
+def _all_optional(cls: type, name: str, **nested: Any) -> Any:
+    """A dataclass with the fields of ``cls``, all optional, each with its docstring."""
+    kinds = {**typing.get_type_hints(cls), **nested}
+    return dataclasses.make_dataclass(
+        name,
+        [_override(field, kinds[field], doc) for field, doc in _field_docs(cls).items()],
+        namespace={"__module__": __name__},  # else it counts as built in, and has no fields
+        frozen=True,
+        kw_only=True,
+    )
+
+
+YarnOverrides: Any = _all_optional(YarnScaling, "YarnOverrides")
+ModelOverrides: Any = _all_optional(ModelConfig, "ModelOverrides", rope_scaling=YarnOverrides)
+"""The fields of ``ModelConfig``, all optional, as ``--model.FIELD`` sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +100,6 @@ RUN_DEFAULTS = {
 }  # fmt: skip
 """DeepSeek-V3 uses a bias rate of 1e-3 over many steps; a short run needs ten times that to balance
 the load before it ends."""
-
 
 _SHORT_FOR = {
     "mtp": "num_nextn_predict_layers",

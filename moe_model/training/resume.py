@@ -11,11 +11,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_model import (
     DESCRIPTION,
-    TRAINING_STATE,
     Checkpoint,
     CheckpointError,
     ModelConfig,
@@ -25,14 +24,16 @@ from moe_model import (
     read_checkpoint,
     read_plain_description,
 )
-from moe_model.training.checkpoint import LATEST, LINKS
-from moe_model.training.run import Progress
-from moe_model.training.sharded import is_sharded, load_shards, optimizer_state
-
-if TYPE_CHECKING:
-    from moe_model.training.distributed import World
-    from moe_model.training.options import Options
-    from moe_model.training.run import Run
+from moe_model.training.checkpoint import (
+    LATEST,
+    LINKS,
+    has_training_state,
+    load_shards,
+    optimizer_state,
+)
+from moe_model.training.distributed import World
+from moe_model.training.options import Options
+from moe_model.training.run import Progress, Run
 
 AUTO = "auto"
 MOST_LOSS_SCALE = 2.0**127
@@ -186,25 +187,6 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
             )
 
 
-def has_training_state(folder: Path) -> bool:
-    """Whether a checkpoint has more than weights; an imported model has only weights."""
-    return (folder / TRAINING_STATE).exists() or is_sharded(folder)
-
-
-def facts(run: Run) -> dict[str, Any]:
-    """The part of a checkpoint that is not tensors, for :func:`restore`."""
-    return {
-        "options": run.options.to_dict(),
-        "stop_ids": list(run.stop_ids),
-        "progress": run.progress.to_dict(),
-        "data": {"order": _data_order(run), "sequences": run.batches.drawn},
-        "loss_scale": run.scaler.state_dict(),
-        "sequences_per_step": _sequences_per_step(run),
-        "life": run.attempt,
-        "published": run.published,
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class SavedState:
     """The run's entries in ``checkpoint.json``, validated: the file is not trusted."""
@@ -266,33 +248,20 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         # No checkpoint under the name of this run holds this state yet.
         progress.saved_step = None
     order = saved.order
-    if order != _data_order(run) or checkpoint.folder.parent != _own_folder(run).resolve():
+    if order != run.data_order or checkpoint.folder.parent != run.folder.resolve():
         progress.best_loss = math.inf  # it was measured on another text, or belongs to another run
     # Multi-token prediction, whose routers come last, may have been enabled now.
     routers = len(run.model.routers)
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
-    before, now = saved.sequences_per_step, _sequences_per_step(run)
+    before, now = saved.sequences_per_step, run.sequences_per_step
     if before != now:
         run.world.say(f"a step now has {now} sequences; it had {before} before.")
-    if order == _data_order(run):
+    if order == run.data_order:
         run.batches.drawn = saved.drawn
     else:
         run.world.say(
             "the text, --seq-len or --seed differ from the checkpoint: the text is read from "
             "its beginning."
         )
-
-
-def _own_folder(run: Run) -> Path:
-    return run.options.checkpoint_dir / run.options.run
-
-
-def _sequences_per_step(run: Run) -> int:
-    return run.world.size * run.options.grad_accum * run.options.batch_size
-
-
-def _data_order(run: Run) -> list[str | int]:
-    """The facts that determine, with the tokenizer, which sequence is the n-th."""
-    return [run.corpus.digest, run.options.seq_len, run.options.seed]

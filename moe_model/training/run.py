@@ -1,8 +1,9 @@
-"""A training run: its parts and its progress."""
+"""A training run: its parts, its progress, and how the run log describes it."""
 
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from moe_model import LanguageModel, ModelOutput, count, number, shown
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
+from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options
 
 GIVE_UP_AFTER = 20
@@ -140,6 +142,75 @@ class Run:
     published: dict[str, Any] | None
     """The ``config.json`` that the model was imported with, kept for its export."""
 
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return self.options.checkpoint_dir / self.options.run
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Of all ranks and micro-batches together."""
+        return self.world.size * self.options.grad_accum * self.options.batch_size
+
+    @property
+    def data_order(self) -> list[str | int]:
+        """The facts that determine, with the tokenizer, which sequence is the n-th."""
+        return [self.corpus.digest, self.options.seq_len, self.options.seed]
+
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """The arguments of a ``RunRecorder``: model, balancing, settings, how often experts count."""
+    options, config = run.options, run.model.config
+    return {
+        "run": options.run,
+        "planned_steps": options.steps,
+        "resumed_at_step": run.resumed_at_step,
+        "judgement": run.judgement,
+        "profile": options.profile,
+        "world_size": run.world.size,
+        "counts_every": options.counts_every,
+        "model": {
+            "name": "deepseek-v3",
+            "layers": list(run.model.router_depths),
+            "layer_names": layer_names(run.model),
+            "num_experts": config.n_routed_experts,
+            "top_k": config.num_experts_per_tok,
+            "num_shared_experts": config.n_shared_experts,
+            "score_function": config.scoring_func,
+            "norm_top_k": config.norm_topk_prob,
+            "capacity_factor": config.capacity_factor,
+            "parameters": config.parameters(),
+            "active_parameters": config.active_parameters(),
+        },
+        "balance": {
+            "method": options.balance,
+            "bias_update_rate": options.bias_update_rate,
+            "seq_aux_weight": options.seq_aux_weight,
+            "aux_weight": options.aux_weight,
+            "z_loss_weight": options.z_loss_weight,
+        },
+        "config": {
+            **options.to_dict(),
+            "device": run.device.type,
+            "dtype": dtype_name(run.dtype),
+            "model": config.to_dict(),
+        },
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def layer_names(model: LanguageModel) -> list[str]:
+    """Names of the trained routers as a screen shows them."""
+    layers = model.config.num_hidden_layers
+    return [
+        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in model.router_depths
+    ]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The number format as the command line spells it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)

@@ -5,36 +5,41 @@ All errors in the options are found here, before any file is written.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_model import Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
-from moe_model.training.agreement import agree, start_facts
+from moe_model import (
+    Checkpoint,
+    LanguageModel,
+    ModelConfig,
+    UsageError,
+    stop_ids_of,
+)
 from moe_model.training.batches import TrainingBatches, held_out_batches
-from moe_model.training.checkpoint import JUDGEMENT
-from moe_model.training.corpus import Corpus
-from moe_model.training.distributed import World
-from moe_model.training.lock import LOCK
-from moe_model.training.machine import choose_dtype, loss_scale, refuse_too_large
-from moe_model.training.optimizer import make_optimizer
-from moe_model.training.options import Options
-from moe_model.training.parallel import parallelize
-from moe_model.training.resolve import parse_forced_collapse
+from moe_model.training.checkpoint import JUDGEMENT, has_training_state
+from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
+from moe_model.training.distributed import World, agree, parallelize
+from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
+from moe_model.training.options import (
+    Options,
+)
 from moe_model.training.resume import (
     AUTO,
     find_checkpoint,
-    has_training_state,
     is_newest,
     refuse_contradictions,
     refuse_other_model,
     restore,
 )
 from moe_model.training.run import Progress, Run
-from moe_model.training.sources import load_documents
-from moe_model.training.tokenizing import make_tokenizer
+from moe_model.training.step import loss_scale, make_optimizer
 
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
@@ -204,3 +209,63 @@ def _choose_prompt(options: Options, corpus: Corpus) -> str:
     except ValueError as error:
         raise UsageError(f"--sample-prompt {options.sample_prompt!r}: {error}") from error
     return options.sample_prompt
+
+
+def start_facts(
+    corpus: Corpus, checkpoint: Checkpoint | None, dtype: torch.dtype
+) -> dict[str, str]:
+    """What a run starts from: the same options may find different files on different machines.
+
+    Args:
+        corpus: The text, and the tokenizer that read it.
+        checkpoint: The one to resume from.
+        dtype: Number format of matrix products; ``auto`` depends on the machine.
+    """
+    tokenizer = corpus.tokenizer
+    return {
+        "the version of torch": torch.__version__,
+        "the number format (--dtype)": str(dtype).removeprefix("torch."),
+        "the checkpoint (--resume)": _checkpoint_fact(checkpoint),
+        "the text (--data)": f"sha256 {corpus.digest[:16]}",
+        "the tokenizer (--tokenizer)": (
+            f"{len(tokenizer)} tokens, sha256 {cache_key('', tokenizer)[:16]}"
+        ),
+    }
+
+
+def _checkpoint_fact(checkpoint: Checkpoint | None) -> str:
+    """Its description lists the SHA-256 of all its files."""
+    if checkpoint is None:
+        return "none"
+    plain = json.dumps(checkpoint.description, sort_keys=True).encode()
+    return f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"
+
+
+def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
+    """Index of the router and first step of ``--force-collapse LAYER@STEP``.
+
+    Args:
+        text: As given.
+        depths: Depths of the trained routers.
+        steps: Steps of the run.
+
+    Raises:
+        UsageError: If it has another form, the layer has no router, or the step is out of range.
+    """
+    match = re.fullmatch(r"(\d+)@(\d+)", text)
+    if match is None:
+        raise UsageError(
+            f"--force-collapse {text!r} is not LAYER@STEP: use for example "
+            f"{depths[0]}@{max(1, steps // 2)}."
+        )
+    layer, step = int(match[1]), int(match[2])
+    if layer not in depths:
+        layers = ", ".join(map(str, depths))
+        raise UsageError(
+            f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
+        )
+    if not 1 <= step <= steps:
+        raise UsageError(
+            f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
+        )
+    return depths.index(layer), step

@@ -1,7 +1,10 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
+from .__main__ import app as app
 from .attention import convert_attention as convert_attention
+from .attention import expansion as expansion
+from .attention import latent_view as latent_view
 from .attention import rotary_base as rotary_base
-from .command import app as app
+from .attention import shortened as shortened
 from .conversion import Shape as Shape
 from .conversion import WithoutRouting as WithoutRouting
 from .conversion import resolve as resolve
@@ -10,11 +13,8 @@ from .conversion import upcycled_config as upcycled_config
 from .experts import break_symmetry as break_symmetry
 from .experts import expert_width as expert_width
 from .experts import split_into_experts as split_into_experts
+from .llama import Windows as Windows
 from .llama import mean_loss as mean_loss
 from .llama import observe as observe
 from .llama import read_llama as read_llama
-from .text import Windows as Windows
-from .text import windows_of as windows_of
-from .truncation import expansion as expansion
-from .truncation import latent_view as latent_view
-from .truncation import shortened as shortened
+from .llama import windows_of as windows_of

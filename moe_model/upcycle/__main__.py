@@ -1,12 +1,157 @@
-"""``python -m moe_model.upcycle SRC DST``."""
+"""Convert a Llama to a Mixture of Experts with latent attention, to train from existing weights.
 
+    python -m moe_model.upcycle SmolLM2-135M checkpoints/smol --n-routed-experts 8
+
+The feed-forwards are converted exactly, the attention approximately. The loss is measured before,
+between and after; training has to recover the difference. Nothing is downloaded. The output is
+written atomically.
+"""
+
+from __future__ import annotations
+
+import os
 import sys
+from pathlib import Path
+from typing import Annotated, Any
 
-from moe_model import need_packages, run_command
+from cyclopts import App, Parameter
+
+from moe_model import (
+    FAILED,
+    FINISHED,
+    TOKENIZER,
+    WEIGHTS,
+    PretrainedTokenizer,
+    UsageError,
+    fresh_folder,
+    need_packages,
+    python_docs,
+    read_text,
+    run_command,
+    say,
+    version,
+    write_description,
+    write_tensors,
+)
+from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer
+from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
+from moe_model.upcycle.llama import read_llama, windows_of
+
+_SHAPE = Shape()
+app = App(
+    name="python -m moe_model.upcycle",
+    help="Turn a Llama into a Mixture of Experts with latent attention.",
+    version=version,
+)
+
+
+@app.default
+def main(
+    src: Path,
+    dst: Path,
+    /,
+    *,
+    shape: Annotated[Shape, Parameter(name="*")] = _SHAPE,
+    noise: float = 0.01,
+    seed: int = 0,
+    text: Path | None = None,
+    calibration_tokens: int = 8192,
+) -> int:
+    """Turn a Llama into a Mixture of Experts with latent attention.
+
+    Args:
+        src: Folder with config.json, safetensors and tokenizer.json of a LlamaForCausalLM,
+            MistralForCausalLM or Qwen2ForCausalLM.
+        dst: Folder to create, such as checkpoints/NAME/latest.
+        noise: Standard deviation of the noise that makes the routed experts differ, as a fraction
+            of that of the weights; 0 keeps them equal.
+        seed: Same seed, same checkpoint.
+        text: UTF-8 file for calibration and for measuring the loss (default: the language reference
+            that comes with Python).
+            calibration_tokens: Tokens for calibration; as many again measure the loss.
+    """
+    if not 0 <= noise < float("inf"):
+        raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
+    if not dst.parent.is_dir():
+        raise UsageError(f"{dst.parent} is not a folder: create it first.")
+    if os.path.lexists(dst):
+        raise UsageError(f"{dst} exists: choose another name, or remove it first.")
+    llama = read_llama(src)
+    tokenizer, stop_ids = _read_tokenizer(src, llama.config.vocab_size)
+    shape = resolve(shape, llama.config)
+    words = python_docs("--text") if text is None else read_text(text, "--text")
+    context = upcycled_config(llama.config, shape).max_position_embeddings
+    windows = windows_of(words, tokenizer, calibration_tokens, context)
+    parameters = llama.num_parameters()
+    upcycled = upcycle(llama, shape, windows, noise, seed)
+    _tell(upcycled, llama.config, parameters, noise)
+    try:
+        facts = {"source": src.name, "noise": noise, "seed": seed}
+        _write(upcycled, tokenizer, stop_ids, dst, facts)
+    except OSError as error:
+        say(f"{dst} cannot be written ({error}): nothing was written.")
+        return FAILED
+    say(f"wrote {dst}")
+    return FINISHED
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> tuple[PretrainedTokenizer, list[int]]:
+    """The tokenizer of the source, and its end-of-text tokens."""
+    try:
+        tokenizer = read_tokenizer(folder, vocab_size)
+        stop_ids = read_stop_ids(folder, vocab_size)
+    except HuggingFaceError as error:
+        raise UsageError(str(error)) from error
+    if tokenizer is None:
+        raise UsageError(f"{folder} has no {TOKENIZER}, which is needed to encode the text.")
+    return tokenizer, stop_ids
+
+
+def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
+    config = upcycled.model.config
+    rotary, latent = (sum(share) / len(upcycled.kept) for share in zip(*upcycled.kept, strict=True))
+    cached = config.kv_lora_rank + config.qk_rope_head_dim
+    before = 2 * source.num_key_value_heads * source.head_dim
+    say(
+        f"parameters: {parameters:,}, all active -> {config.parameters():,}, "
+        f"{config.active_parameters():,} active"
+    )
+    say(f"cache: {before} numbers per token and layer -> {cached}")
+    say("What training has to recover:")
+    say(
+        f"- attention, {upcycled.attention - upcycled.noise:+.4f} nats per token: one rotary key "
+        f"keeps {rotary:.1%} of the fast pairs of all heads, a latent of {config.kv_lora_rank} "
+        f"keeps {latent:.1%} of the keys without position and of the values"
+    )
+    say(
+        f"- experts: {config.n_routed_experts} per layer, equal except for noise of {noise:g}, "
+        "with untrained routers"
+    )
+
+
+def _write(
+    upcycled: Upcycled,
+    tokenizer: PretrainedTokenizer,
+    stop_ids: list[int],
+    dst: Path,
+    facts: dict[str, Any],
+) -> None:
+    losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
+    with fresh_folder(dst) as folder:
+        write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        write_description(
+            folder,
+            upcycled.model.config,
+            step=0,
+            tokenizer=tokenizer.to_dict(),
+            stop_ids=stop_ids,
+            upcycled={**facts, "losses": losses},
+        )
+
 
 if __name__ == "__main__":
     need_packages("python -m moe_model.upcycle", "transformers")
-
-    from moe_model.upcycle.command import app
 
     sys.exit(run_command(app, None))

@@ -19,8 +19,7 @@ from moe_model import DecoderLayer, LanguageModel, MixtureOfExperts, ModelConfig
 from moe_model.config import Llama3Scaling
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
-from moe_model.upcycle.llama import LayerReadings, has_biases, mean_loss, observe
-from moe_model.upcycle.text import Windows
+from moe_model.upcycle.llama import LayerReadings, Windows, has_biases, mean_loss, observe
 
 _DERIVED: Any = None
 """Placeholder for values that :func:`resolve` derives from the source."""

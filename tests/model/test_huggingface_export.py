@@ -258,11 +258,11 @@ def test_nothing_is_left_after_an_error(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("moe_model.fresh_folder.save_file", full)
+        patch.setattr("moe_model.store.save_file", full)
         assert command("export", run, target) == 1
     assert "No space left on device" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr("moe_model.fresh_folder.os.fsync", full)
+        patch.setattr("moe_model.store.os.fsync", full)
         assert command("export", run, target) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", full)
@@ -288,8 +288,8 @@ def test_ctrl_c_leaves_nothing(make: Make, tmp_path: Path) -> None:
     run = checkpoint(make(), tmp_path / "run", CharTokenizer("ab"))
     (tmp_path / "out").mkdir()
     slowly = (
-        "import sys, time, moe_model.fresh_folder as f\n"
-        "from moe_model import command; from moe_model.huggingface.command import app\n"
+        "import sys, time, moe_model.store as f\n"
+        "from moe_model import command; from moe_model.huggingface import app\n"
         "f.force_to_disk = lambda path: time.sleep(60)\n"
         "sys.exit(command.run_command(app, sys.argv[1:]))\n"
     )

@@ -180,7 +180,7 @@ def test_long_work_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     their_model().save_pretrained(tmp_path / "theirs")
-    monkeypatch.setattr("moe_model.huggingface.files.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("moe_model.huggingface.read.SECONDS_BETWEEN_LINES", 0.0)
     imported(tmp_path / "theirs")
     captured = capsys.readouterr()
     assert re.search(r"^read \d+ of \d+ tensors$", captured.err, re.MULTILINE)

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
 from moe_model import LanguageModel, LatentCache
-from moe_model import rotary as rotary_module
+from moe_model import attention as attention_module
 from moe_model import router as router_module
 from moe_model.config import Llama3Scaling, YarnScaling
 
@@ -155,11 +155,11 @@ def test_both_corrections_of_yarn_are_needed(
     bug: str, make_biased: MakeModel, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_biased(rope_scaling=YARN)
-    right = rotary_module.mscale(YARN.factor, YARN.mscale_all_dim) ** 2
-    wrong = rotary_module.mscale(YARN.factor, YARN.mscale) ** 2
+    right = attention_module.mscale(YARN.factor, YARN.mscale_all_dim) ** 2
+    wrong = attention_module.mscale(YARN.factor, YARN.mscale) ** 2
     if bug == "no amplitude":
-        table = rotary_module.rotary_table
-        amplitude = rotary_module.mscale(YARN.factor, YARN.mscale) / right**0.5
+        table = attention_module.rotary_table
+        amplitude = attention_module.mscale(YARN.factor, YARN.mscale) / right**0.5
 
         def without(*arguments: Any) -> tuple[Tensor, Tensor]:
             cos, sin = table(*arguments)
@@ -168,7 +168,7 @@ def test_both_corrections_of_yarn_are_needed(
         monkeypatch.setattr("moe_model.model.rotary_table", without)
     else:
         factor = 1 / right if bug == "none on the softmax" else wrong / right
-        scale = rotary_module.softmax_scale(model.config) * factor
+        scale = attention_module.softmax_scale(model.config) * factor
         monkeypatch.setattr("moe_model.attention.softmax_scale", lambda _: scale)
     assert difference(model, ids_BS) > 1e-3
 

@@ -211,6 +211,6 @@ def test_a_full_disk_leaves_nothing(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moe_model.upcycle.command.write_tensors", full)
+    monkeypatch.setattr("moe_model.upcycle.__main__.write_tensors", full)
     assert upcycle(plain, tmp_path / "new", text) == FAILED
     assert list(tmp_path.iterdir()) == []

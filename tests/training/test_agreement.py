@@ -26,7 +26,7 @@ from moe_model.training import (
     option_facts,
     start_facts,
 )
-from moe_model.training.overrides import ModelOverrides
+from moe_model.training.options import ModelOverrides
 from tests.forked import ForkServer
 from tests.training.worlds import Seen, seen_by
 

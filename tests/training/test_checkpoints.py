@@ -17,10 +17,10 @@ from moe_model import (
     LanguageModel,
     ModelConfig,
     read_checkpoint,
+    store,
     write_description,
     write_tensors,
 )
-from moe_model import fresh_folder as fresh_folder_module
 from moe_model.training import (
     BEST,
     LATEST,
@@ -150,7 +150,7 @@ def test_failing_at_any_moment_keeps_a_loadable_latest(
         for owner, name in [
             (sys.modules[__name__], "write_tensors"),
             (checkpoint_module, "force_to_disk"),
-            (fresh_folder_module, "force_to_disk"),
+            (store, "force_to_disk"),
             (Path, "rename"),
             (Path, "symlink_to"),
             (Path, "write_text"),

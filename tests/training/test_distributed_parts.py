@@ -21,10 +21,10 @@ from moe_model.training import (
     SHARDED_SAMPLE_TOKENS,
     RankLostError,
     World,
+    distributed,
     join_world,
     launched,
     lost_ranks,
-    parallel,
     parallelize,
 )
 from tests.forked import ForkServer
@@ -245,7 +245,7 @@ def test_a_sharded_model_writes_its_sample_without_becoming_whole(claim: Claim) 
 def test_a_model_on_the_cpu_is_sharded_over_a_mesh_of_the_cpu(alone: pytest.MonkeyPatch) -> None:
     """Without a mesh ``fully_shard`` takes the accelerator's, where the machine has one."""
     meshes = []
-    alone.setattr(parallel, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
+    alone.setattr(distributed, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -287,8 +287,8 @@ def test_half_a_launcher_is_a_usage_error(
 
 WAITS = """
 from torch import device
-from moe_model.training.distributed import join_world
-from moe_model.training.stopping import StopRequest
+from moe_model.training import join_world
+from moe_model.training import StopRequest
 with StopRequest(), join_world(device("cpu")):
     pass
 """

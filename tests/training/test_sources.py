@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from moe_model import UsageError, python_docs
-from moe_model.training import Document, load_documents, sources, user_cache
+from moe_model.training import Document, corpus, load_documents, user_cache
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
@@ -56,8 +56,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.start()
         monkeypatch.setenv("NO_PROXY", "*")
         url = f"http://127.0.0.1:{server.server_port}/input.txt"
-        monkeypatch.setattr(sources, "SHAKESPEARE_URL", url)
-        monkeypatch.setattr(sources, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+        monkeypatch.setattr(corpus, "SHAKESPEARE_URL", url)
+        monkeypatch.setattr(corpus, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
         yield server
         server.shutdown()
         thread.join()
@@ -189,7 +189,7 @@ def test_another_text_than_shakespeare_is_refused(tmp_path: Path, server: Server
 def test_without_a_network_there_is_a_way_out(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
+    monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     with pytest.raises(
         UsageError, match=r"ConnectionError.*download http.*pass the file to --data"
     ):

@@ -108,7 +108,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored(
     """And every other one is obeyed."""
     program = (
         "import json, os, signal, sys\n"
-        "from moe_model.training.stopping import StopRequest\n"
+        "from moe_model.training import StopRequest\n"
         "def requested(number):\n"
         "    with StopRequest() as stop:\n"
         "        os.kill(os.getpid(), number)\n"
@@ -182,7 +182,7 @@ def test_nothing_is_told_to_a_file_that_took_the_place_of_standard_error(tmp_pat
     """Closed from the start, its number goes to what is opened next: the log, a checkpoint."""
     program = (
         "import os, signal, sys\n"
-        "from moe_model.training.stopping import StopRequest\n"
+        "from moe_model.training import StopRequest\n"
         "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -1,19 +1,25 @@
-"""Complete the given options so that they describe a run.
+"""From the given options to those that describe a run completely, in one merge.
 
-Omitted options get the value of the checkpoint that is resumed (``option_sources.py``) or of the
-preset. Every range is checked, and contradictory values are rejected.
+Precedence: command line, ``--config FILE.toml``, the run that ``--resume`` continues, the preset.
+So a resumed run keeps every option that you do not change. Every range is checked, and
+contradictory values are rejected.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from moe_model import PRESETS, UsageError
-from moe_model.training.distributed import ALONE, World
-from moe_model.training.launch import launched
+from cyclopts import App
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict, Toml
+
+from moe_model import PRESETS, CheckpointError, UsageError, read_plain_description
+from moe_model.training.distributed import ALONE, NOT_GIVEN, World, launched
 from moe_model.training.options import (
     AUX_WEIGHT,
     MTP_WEIGHT,
@@ -21,12 +27,80 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
-from moe_model.training.resume import AUTO, find_start
+from moe_model.training.resume import AUTO, candidates, find_start
+
+_BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")
+_NOT_INHERITED = ("resume", "config", "parallel")
+"""Options of a start, not of the run: the number of processes may change at every start."""
 
 MOST_SEQUENCES = 2**20
 SLOWER = 10
 """Divides the preset's learning rate when a run starts from trained weights, which the rate for a
 new model would first destroy."""
+
+_MAY_DIFFER = ("config", "device")
+"""Not compared: what a config file sets is compared anyway, and different devices cannot meet."""
+_FOLDERS = ("log_dir", "checkpoint_dir")
+
+
+def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill in arguments that have no value from the file or from the checkpoint.
+
+    cyclopts calls this between reading the command line and converting it.
+
+    Raises:
+        UsageError: If the file is missing or not TOML.
+        CycloptsError: If it holds an unknown option, or a value of the wrong type.
+    """
+    if commands:
+        return  # --help-all takes no options
+    path = _given(arguments, "--config")
+    if path is not None:
+        if not Path(path).is_file():
+            raise UsageError(f"--config {path} is not a file: name a TOML file of options.")
+        Toml(path)(app, commands, arguments)
+    _refuse_broken_integers(arguments)
+    resume = _given(arguments, "--resume")
+    if resume is None:
+        return
+    folder = Path(_given(arguments, "--checkpoint-dir") or "checkpoints")
+    for candidate in candidates(resume, _given(arguments, "--run"), folder):
+        try:
+            saved = read_plain_description(candidate).get("options", {})
+            inherited = _inherited(saved, _given(arguments, "--balance"))
+        except (CheckpointError, AttributeError):
+            continue  # loading it reports what is wrong
+        Dict(inherited, allow_unknown=True, source=str(candidate))(app, commands, arguments)
+        return
+
+
+def _refuse_broken_integers(arguments: ArgumentCollection) -> None:
+    """Reject fractions: cyclopts would silently round 1.5 steps to 2."""
+    for argument in arguments:
+        if argument.hint not in (int, int | None):
+            continue
+        for token in argument.tokens:
+            if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
+                raise UsageError(
+                    f"{argument.name} {token.value} is not a whole number: choose one."
+                )
+
+
+def _given(arguments: ArgumentCollection, name: str) -> str | None:
+    argument, _, _ = arguments.match(name)
+    return argument.tokens[0].value if argument.tokens else None
+
+
+def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
+    """The options set in a checkpoint, without those of another balance method."""
+    left_out = list(_NOT_INHERITED)
+    if balance is not None and balance != saved.get("balance"):
+        left_out += _BELONGS_TO_BALANCE
+    return {
+        name: value
+        for name, value in saved.items()
+        if name not in left_out and value is not None and value is not False
+    }
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
@@ -154,31 +228,25 @@ def _check_run_name(run: str) -> None:
         )
 
 
-def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
-    """Index of the router and first step of ``--force-collapse LAYER@STEP``.
+def option_facts(options: Options) -> dict[str, str]:
+    """Every option by its flag, folders as full paths; the same on ranks that
+    were given the same."""
+    plain = options.to_dict()
+    model = plain.pop("model")
+    facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}
+    facts |= {name: os.path.abspath(facts[name]) for name in _FOLDERS}
+    # First what --resume finds: a checkpoint also supplies the options that were not given.
+    named = {"what --resume finds": _newest(options)}
+    named |= {flag_name(name): value for name, value in facts.items()}
+    named |= {f"--model.{field}": value for field, value in model.items()}
+    return {flag: NOT_GIVEN if v is None else str(v) for flag, v in named.items()}
 
-    Args:
-        text: As given.
-        depths: Depths of the trained routers.
-        steps: Steps of the run.
 
-    Raises:
-        UsageError: If it has another form, the layer has no router, or the step is out of range.
-    """
-    match = re.fullmatch(r"(\d+)@(\d+)", text)
-    if match is None:
-        raise UsageError(
-            f"--force-collapse {text!r} is not LAYER@STEP: use for example "
-            f"{depths[0]}@{max(1, steps // 2)}."
-        )
-    layer, step = int(match[1]), int(match[2])
-    if layer not in depths:
-        layers = ", ".join(map(str, depths))
-        raise UsageError(
-            f"--force-collapse {text}: layer {layer} has no router: choose one of {layers}."
-        )
-    if not 1 <= step <= steps:
-        raise UsageError(
-            f"--force-collapse {text}: step {step} is not in this run: choose 1 to {steps}."
-        )
-    return depths.index(layer), step
+def _newest(options: Options) -> str:
+    if options.resume is not None:
+        for checkpoint in candidates(options.resume, options.run, options.checkpoint_dir):
+            try:
+                return f"step {read_plain_description(checkpoint).get('step')}"
+            except CheckpointError:
+                return "damaged"  # loading it reports the details
+    return "nothing"

@@ -1,0 +1,235 @@
+"""The parts of one optimizer step: losses, gradients, optimizer and learning rate, number format.
+
+Training minimises next-token cross-entropy and the terms added to it. Every loss here is a *share*:
+summed over the micro-batches of a step and over all ranks it is the mean over the whole step. So a
+step is identical however it is split.
+
+AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2).
+Only matrices decay; the gains of norms do not. The routers' bias is a buffer, not a parameter, so
+the optimizer never sees it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_model import (
+    LanguageModel,
+    ModelOutput,
+    balance_loss,
+    router_z_loss,
+    sequence_balance_loss,
+)
+from moe_model.training.batches import StepBatches
+from moe_model.training.distributed import World
+from moe_model.training.options import OptimizerName, Options
+
+MTP_HIGH_SHARE = 10 / 14.8
+"""DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
+tokens (section 4.2)."""
+
+WEIGHT_DECAY = 0.1
+CLIP_NORM = 1.0
+FINAL_SHARE = 0.1
+"""Where the cosine ends, as a share of the peak learning rate."""
+
+
+def weights_at(step: int, options: Options) -> dict[str, float]:
+    """The terms added to the loss in 1-based ``step``: weights by name, without those that are 0.
+
+    Balance losses add up over the routers; each is 1 where the load is balanced.
+    """
+    mtp = options.mtp_weight / (3 if step > options.steps * MTP_HIGH_SHARE else 1)
+    weights = {
+        "mtp": mtp,
+        "seq_aux": options.seq_aux_weight,
+        "aux": options.aux_weight,
+        "z_loss": options.z_loss_weight,
+    }
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def loss_shares(
+    output: ModelOutput,
+    names: Sequence[str],
+    step_batches: StepBatches,
+    num_passes: int,
+) -> list[Tensor]:
+    """The share of the next-token loss, then of each loss in ``names``.
+
+    Args:
+        output: Result of the forward pass over a micro-batch, with targets.
+        names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
+        step_batches: All micro-batches of the step, with the number of targets in it.
+        num_passes: Forward passes in the step, over all ranks.
+    """
+    num_targets = step_batches.num_targets
+    first, *ahead = [
+        total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
+    ]
+    shares = [first]
+    for name in names:
+        if name == "mtp":
+            shares.append(torch.stack(ahead).mean())  # DeepSeek-V3, eq. 25
+        else:
+            hidden_BSD = output.hidden_BSD
+            valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
+            shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
+    return shares
+
+
+_BALANCE_LOSSES = {
+    "seq_aux": sequence_balance_loss,
+    "aux": balance_loss,
+    "z_loss": router_z_loss,
+}
+
+
+@contextmanager
+def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iterator[None]:
+    """Wraps forward **and** backward of a micro-batch: gradients are reduced in the ``last``
+    only."""
+    if isinstance(parallel_model, DistributedDataParallel) and not last:
+        with parallel_model.no_sync():
+            yield
+        return
+    if isinstance(parallel_model, FSDPModule):
+        parallel_model.set_requires_gradient_sync(last)
+    yield
+
+
+def gradient_squares(model: LanguageModel, world: World) -> Tensor:
+    """This rank's contribution to the squared gradient norm of every router, and last to the total.
+
+    fp64, ``(L + 1,)``; the sum over ranks is the squared norm.
+    """
+    squares_L = square_norms([router.weight.grad for router in model.routers], world)
+    squares_P = square_norms([p.grad for p in model.parameters()], world)
+    return torch.cat([squares_L, squares_P.sum().unsqueeze(0)])
+
+
+def square_norms(gradients: Iterable[Tensor | None], world: World) -> Tensor:
+    """This rank's contribution to the squared norm of each gradient, fp64: one number per gradient.
+
+    Summed over the ranks they are the squared norms, so they can be added to a reduction that is
+    needed anyway. For a sharded gradient every rank contributes its rows, for a replicated one rank
+    0 does. A missing gradient counts as zero.
+    """
+    squares = []
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            squares.append(_square_norm(gradient.to_local()))
+        elif gradient is not None and world.is_main:
+            squares.append(_square_norm(gradient))
+        else:
+            squares.append(torch.zeros((), dtype=torch.float64, device=world.device))
+    return torch.stack(squares)
+
+
+def _square_norm(tensor: Tensor) -> Tensor:
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+    return norm.double().square()
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon and torch's AdamW as one optimizer: its groups and its state are theirs."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._parts = (muon, adamw)
+        muon.state = adamw.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step()  # type: ignore[no-untyped-call]  # torch
+
+
+def make_optimizer(
+    model: nn.Module, learning_rate: float, name: OptimizerName = "adamw"
+) -> torch.optim.Optimizer:
+    """The optimizer for the parameters of ``model``.
+
+    ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves what lies
+    between embedding and head and is a plain matrix by its orthogonalised momentum (Jordan, 2024),
+    scaled so that learning rate and decay are those of AdamW (Liu et al., 2025, section 2.2). The
+    experts (a stack of matrices each), routers, embedding, head and norms keep AdamW.
+    """
+    matrices = []
+    if name == "muon":
+        linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        matrices = [module.weight for n, module in linear.items() if n != "lm_head"]
+    taken = set(matrices)
+    others = [parameter for parameter in model.parameters() if parameter not in taken]
+    groups = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    if not matrices:
+        return adamw
+    muon = torch.optim.Muon(
+        matrices,
+        lr=learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonAndAdamW(muon, adamw)
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Learning rate of 1-based ``step``: warm-up for a tenth (100 at most), then a cosine."""
+    warm_up = max(1, min(100, steps // 10))
+    if step <= warm_up:
+        return peak * step / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Run matrix products in ``dtype``; weights, norms and losses stay fp32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def loss_scale(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Automatic loss scaling for fp16; does nothing for other formats."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make every random number of a step depend only on the seed, the step and the rank.
+
+    So no generator state needs to be saved, and numbers drawn between two steps change nothing.
+    """
+    number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
+    random.seed(number)
+    torch.manual_seed(number)  # the CPU generator and those of all GPUs
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory on a GPU, else the current resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text("ascii").split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
