@@ -14,10 +14,12 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from cyclopts import App, CycloptsError
+
+if TYPE_CHECKING:
+    import torch
 
 FINISHED = 0
 FAILED = 1
@@ -112,6 +114,8 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
     GPU: attention sums its gradients in any order there otherwise, and cuBLAS may. A CPU is
     deterministic anyway.
     """
+    import torch  # not before need_packages()
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -15,8 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import torch
 from cyclopts import App
+
+from moe_model import need_packages
+
+if __name__ == "__main__":
+    need_packages("python -m moe_model.huggingface")
+
+import torch
 
 from moe_model import (
     FAILED,

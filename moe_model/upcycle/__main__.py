@@ -16,6 +16,11 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from moe_model import need_packages
+
+if __name__ == "__main__":
+    need_packages("python -m moe_model.upcycle", "transformers")
+
 from moe_model import (
     FAILED,
     FINISHED,
@@ -24,7 +29,6 @@ from moe_model import (
     PretrainedTokenizer,
     UsageError,
     fresh_folder,
-    need_packages,
     python_docs,
     read_text,
     run_command,
@@ -152,6 +156,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    need_packages("python -m moe_model.upcycle", "transformers")
-
     sys.exit(run_command(app, None))

@@ -28,7 +28,7 @@ from moe_model.training import (
     whole,
     whole_weights,
 )
-from moe_model.training.sample import sample
+from moe_model.training.evaluation import sample
 from tests.training.worlds import (
     CPU,
     Work,

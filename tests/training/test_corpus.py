@@ -189,7 +189,7 @@ def test_token_ids_are_kept_in_the_users_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Corpus.build(long, Words(), 4, 0)
-    assert len(list((tmp_path / "moe-microscope" / "tokens").iterdir())) == 2
+    assert len(list((tmp_path / "moe-microscope" / "tokens").iterdir())) == 1
 
 
 def test_another_text_or_other_documents_are_encoded_anew(

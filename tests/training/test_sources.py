@@ -196,10 +196,9 @@ def test_without_a_network_there_is_a_way_out(
         load_documents("tinyshakespeare", tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_costs_one_line(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+def test_a_cache_that_cannot_be_written_has_the_same_way_out(
+    tmp_path: Path, server: Server
 ) -> None:
     cache = write(tmp_path, {"file": ""}) / "file" / "cache"
-    assert load_documents("tinyshakespeare", cache)[0].text == PLAY.decode()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"cannot write {cache} (Not a directory): the download will not be cached."
+    with pytest.raises(UsageError, match=r"download http.*pass the file to --data"):
+        load_documents("tinyshakespeare", cache)
