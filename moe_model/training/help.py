@@ -91,11 +91,11 @@ def _presets() -> str:
     """A table of the presets, indented as a block of code."""
     rows = [("--preset", "parameters", "active", "steps", "minutes", "checkpoint")]
     for name, defaults in RUN_DEFAULTS.items():
-        fields = {"vocab_size": _VOCABULARY[defaults.tokenizer], **PRESETS[name]}
+        fields = {"vocab_size": _VOCABULARY[defaults["tokenizer"]], **PRESETS[name]}
         config = ModelConfig.from_dict(fields)
         size = config.parameters()
         main = _count(config.parameters(multi_token_prediction=False))
-        row = (name, main, _count(config.active_parameters()), f"{defaults.steps:,}")
+        row = (name, main, _count(config.active_parameters()), f"{defaults['steps']:,}")
         if BYTES_PER_PARAMETER * size > _memory():
             needed = _bytes(BYTES_PER_PARAMETER * size)
             rows.append((*row, "-", f"needs {needed} of memory"))

@@ -1,7 +1,8 @@
 """Every option of a run, each once: command line, help and log header are derived from here.
 
-An option that is ``None`` takes the preset's value; ``resolve.py`` fills those in, so that the
-resolved options describe the run completely.
+An option that is ``None`` takes the preset's value; :mod:`.resolving` fills those in. Every field
+of the model is an option too, ``--model.FIELD``, derived from ``ModelConfig``: a new field of the
+model is a flag at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from dataclasses import dataclass
@@ -20,15 +22,15 @@ from cyclopts import Group, Parameter
 from moe_model import PRESETS, DropPolicy, ModelConfig, UsageError
 from moe_model.config import YarnScaling
 
-_DATA = Group("Model and data", sort_key=1)
-_TRAINING = Group("Training", sort_key=2)
-_BALANCE = Group("Balance", sort_key=3)
-_RUN = Group("Run and checkpoints", sort_key=4)
-_OUTPUT = Group("Log and output", sort_key=5)
+_DATA = Parameter(group=Group("Model and data", sort_key=1))
+_TRAINING = Parameter(group=Group("Training", sort_key=2))
+_BALANCE = Parameter(group=Group("Balance", sort_key=3))
+_RUN = Parameter(group=Group("Run and checkpoints", sort_key=4))
+_OUTPUT = Parameter(group=Group("Log and output", sort_key=5))
 _MODEL = Group("Model fields (default: the preset's)", sort_key=6)
 
-_SWITCH = Parameter(group=_TRAINING, negative=(), show_default=False)
-_SPEED = Parameter(group=_TRAINING, show_default=False)
+_SWITCH = Parameter(negative=(), show_default=False)
+_SPEED = Parameter(show_default=False)
 """Can be switched off (``--no-compile``) when a run is resumed."""
 
 _PRESET: Any = None
@@ -43,27 +45,22 @@ AUX_WEIGHT = 1e-2
 MTP_WEIGHT = 0.3
 
 
-def _field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, by field name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    docs = {}
-    for field, doc in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            docs[field.target.id] = inspect.cleandoc(doc.value.value)  # type: ignore[union-attr, attr-defined]
-    return docs
-
-
-def _override(name: str, kind: Any, doc: str) -> tuple[str, Any, Any]:
-    help_text = " ".join(doc.split())
-    return name, Annotated[kind | None, Parameter(help=help_text, show_default=False)], None
-
-
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
-    """A dataclass with the fields of ``cls``, all optional, each with its docstring."""
+    """A dataclass with the fields of ``cls``, all optional, each with its docstring as help."""
     kinds = {**typing.get_type_hints(cls), **nested}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]  # a class
+    fields = []
+    for statement in itertools.pairwise(body):
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(
+                value=ast.Constant(value=str() as doc)
+            ):
+                kind: Any = kinds[field]
+                flag = Parameter(help=" ".join(doc.split()))
+                fields.append((field, Annotated[kind | None, flag], None))
     return dataclasses.make_dataclass(
         name,
-        [_override(field, kinds[field], doc) for field, doc in _field_docs(cls).items()],
+        fields,
         namespace={"__module__": __name__},  # else it counts as built in, and has no fields
         frozen=True,
         kw_only=True,
@@ -75,30 +72,23 @@ ModelOverrides: Any = _all_optional(ModelConfig, "ModelOverrides", rope_scaling=
 """The fields of ``ModelConfig``, all optional, as ``--model.FIELD`` sets them."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunDefaults:
-    """The training defaults of a preset, beside the shape of its model."""
-
-    data: str
-    tokenizer: str
-    steps: int
-    batch_size: int
-    lr: float
-    bias_update_rate: float
-    seq_aux_weight: float
-    """With ``--balance bias``."""
-    eval_every: int
-    save_every: int
-
-
-RUN_DEFAULTS = {
-    #                          data            tokenizer steps batch lr bias seq   eval save
-    "tiny":        RunDefaults("python-docs",    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
-    "small":       RunDefaults("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
-    "shakespeare": RunDefaults("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
-    "deepseek-v3": RunDefaults("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
+_COLUMNS = (
+    "data", "tokenizer", "steps", "batch_size", "lr", "bias_update_rate", "seq_aux_weight",
+    "eval_every", "save_every",
+)  # fmt: skip
+RUN_DEFAULTS: dict[str, dict[str, Any]] = {
+    name: dict(zip(_COLUMNS, row, strict=True))
+    for name, row in {
+        #              data           tokenizer steps batch lr  bias  seq   eval  save
+        "tiny":        ("python-docs",    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
+        "small":       ("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
+        "shakespeare": ("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
+        "deepseek-v3": ("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
+    }.items()
 }  # fmt: skip
-"""DeepSeek-V3 uses a bias rate of 1e-3 over many steps; a short run needs ten times that to balance
+"""What a preset sets beside the shape of its model; ``seq_aux_weight`` with ``--balance bias``.
+
+DeepSeek-V3 uses a bias rate of 1e-3 over many steps; a short run needs ten times that to balance
 the load before it ends."""
 
 _SHORT_FOR = {
@@ -114,105 +104,105 @@ _SHORT_FOR = {
 class Options:
     """The options of a run."""
 
-    preset: Annotated[str, Parameter(group=_DATA)] = "tiny"
+    preset: Annotated[str, _DATA] = "tiny"
     """Shape of the model and defaults of the run: tiny, small, shakespeare or deepseek-v3."""
-    data: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
+    data: Annotated[str, _DATA] = _PRESET
     """Training text: python-docs (comes with Python; the default, except for the preset
     shakespeare), tinyshakespeare (1 MB, downloaded once), a UTF-8 file, or a folder of UTF-8
     files."""
-    tokenizer: Annotated[str, Parameter(group=_DATA, show_default=False)] = _PRESET
+    tokenizer: Annotated[str, _DATA] = _PRESET
     """Tokenizer: char, bpe (byte pairs, learned from the text), a name on the Hugging Face hub such
     as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the preset's)."""
-    config: Annotated[Path | None, Parameter(group=_DATA)] = None
+    config: Annotated[Path | None, _DATA] = None
     """TOML file with any of these options by the same names; the command line wins."""
 
-    steps: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    steps: Annotated[int, _TRAINING] = _PRESET
     """Optimizer steps (default: the preset's)."""
-    batch_size: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    batch_size: Annotated[int, _TRAINING] = _PRESET
     """Sequences in one forward pass (default: the preset's)."""
-    seq_len: Annotated[int, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    seq_len: Annotated[int, _TRAINING] = _PRESET
     """Tokens in a sequence (default: the model's max_position_embeddings)."""
-    mtp: Annotated[bool, _SWITCH] = False
+    mtp: Annotated[bool, _TRAINING, _SWITCH] = False
     """Multi-token prediction: also predict the token after the next, as DeepSeek-V3 does."""
-    mtp_weight: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    mtp_weight: Annotated[float, _TRAINING] = _PRESET
     """Weight of the multi-token prediction loss; divided by 3 for the last third of the run
     (default: 0.3)."""
-    grad_accum: Annotated[int, Parameter(group=_TRAINING)] = 1
+    grad_accum: Annotated[int, _TRAINING] = 1
     """Micro-batches (forward passes) in one optimizer step."""
-    lr: Annotated[float, Parameter(group=_TRAINING, show_default=False)] = _PRESET
+    lr: Annotated[float, _TRAINING] = _PRESET
     """Peak learning rate, after warm-up and before the cosine (default: the preset's, or a tenth of
     it when you start from an imported or upcycled model)."""
-    optimizer: Annotated[OptimizerName, Parameter(group=_TRAINING)] = "adamw"
+    optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
     """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
     rest."""
-    seed: Annotated[int, Parameter(group=_TRAINING)] = 0
+    seed: Annotated[int, _TRAINING] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(group=_TRAINING)] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], _TRAINING] = "auto"
     """Device; auto uses a GPU if there is one."""
-    dtype: Annotated[DtypeName, Parameter(group=_TRAINING)] = "auto"
+    dtype: Annotated[DtypeName, _TRAINING] = "auto"
     """Number format of matrix products; auto uses bf16 if the hardware supports it, and fp16 with
     automatic loss scaling on older GPUs."""
-    compile: Annotated[bool, _SPEED] = False
+    compile: Annotated[bool, _TRAINING, _SPEED] = False
     """Compile every layer with torch.compile; takes minutes at the start."""
-    activation_checkpointing: Annotated[bool, _SPEED] = False
+    activation_checkpointing: Annotated[bool, _TRAINING, _SPEED] = False
     """Keep only the input of each layer and recompute the rest: less memory, slower steps."""
-    deterministic: Annotated[bool, _SPEED] = False
+    deterministic: Annotated[bool, _TRAINING, _SPEED] = False
     """On a GPU, use deterministic operations only: slower, but resuming is bit for bit there
     too."""
-    parallel: Annotated[Literal["ddp", "fsdp"] | None, Parameter(group=_TRAINING)] = None
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, _TRAINING] = None
     """Parallelism under torchrun: ddp (the default there) keeps the whole model in every process,
     fsdp a part of it."""
 
-    balance: Annotated[Literal["bias", "aux", "none"], Parameter(group=_BALANCE)] = "bias"
+    balance: Annotated[Literal["bias", "aux", "none"], _BALANCE] = "bias"
     """Load balancing: bias (DeepSeek-V3, without a loss), aux (classic auxiliary loss), or none."""
-    bias_update_rate: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
+    bias_update_rate: Annotated[float, _BALANCE] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's)."""
-    seq_aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
+    seq_aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the sequence-wise auxiliary loss (default: the preset's with --balance bias, else
     0)."""
-    aux_weight: Annotated[float, Parameter(group=_BALANCE, show_default=False)] = _PRESET
+    aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
-    z_loss_weight: Annotated[float, Parameter(group=_BALANCE)] = 0.0
+    z_loss_weight: Annotated[float, _BALANCE] = 0.0
     """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
     it."""
-    router_noise: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
+    router_noise: Annotated[float | None, _BALANCE] = None
     """In training, multiply router inputs by random factors within 1 ± this value (default: the
     model's, 0)."""
-    capacity_factor: Annotated[float | None, Parameter(group=_BALANCE, show_default=False)] = None
+    capacity_factor: Annotated[float | None, _BALANCE] = None
     """In training, an expert accepts at most this multiple of its fair share of tokens (default: no
     limit)."""
-    drop_policy: Annotated[DropPolicy | None, Parameter(group=_BALANCE, show_default=False)] = None
+    drop_policy: Annotated[DropPolicy | None, _BALANCE] = None
     """What to drop beyond the capacity: the last tokens of the batch (position), or those with the
     smallest weights (weight)."""
-    force_collapse: Annotated[str | None, Parameter(group=_BALANCE)] = None
+    force_collapse: Annotated[str | None, _BALANCE] = None
     """LAYER@STEP: from that step on, route every token of that layer to the same experts."""
 
-    run: Annotated[str, Parameter(group=_RUN, show_default=False)] = _PRESET
+    run: Annotated[str, _RUN] = _PRESET
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
-    log_dir: Annotated[Path, Parameter(group=_OUTPUT)] = Path("logs")
+    log_dir: Annotated[Path, _OUTPUT] = Path("logs")
     """Write the run log to LOG_DIR/RUN."""
-    profile: Annotated[Profile | None, Parameter(group=_OUTPUT, show_default=False)] = None
+    profile: Annotated[Profile | None, _OUTPUT] = None
     """Which limits the diagnosis uses (default: finetune when you start from an imported model,
     else pretrain; a resumed run keeps its profile)."""
-    counts_every: Annotated[int, Parameter(group=_OUTPUT)] = 1
+    counts_every: Annotated[int, _OUTPUT] = 1
     """Log counts and biases of all experts at step 1 and every N steps; other steps have summaries
     only."""
-    checkpoint_dir: Annotated[Path, Parameter(group=_RUN)] = Path("checkpoints")
+    checkpoint_dir: Annotated[Path, _RUN] = Path("checkpoints")
     """Write checkpoints to CHECKPOINT_DIR/RUN/latest, previous and best."""
-    save_every: Annotated[int, Parameter(group=_RUN, show_default=False)] = _PRESET
+    save_every: Annotated[int, _RUN] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
-    eval_every: Annotated[int, Parameter(group=_OUTPUT, show_default=False)] = _PRESET
+    eval_every: Annotated[int, _OUTPUT] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
-    resume: Annotated[str | None, Parameter(group=_RUN)] = None
+    resume: Annotated[str | None, _RUN] = None
     """Resume from a checkpoint, bit for bit: auto takes the newest intact checkpoint of --run, or
     starts the run if there is none; or name a checkpoint. Options not given are taken from that
     run."""
-    on_collapse: Annotated[OnCollapse, Parameter(group=_RUN)] = "log"
+    on_collapse: Annotated[OnCollapse, _RUN] = "log"
     """When a router has collapsed: log reports it, checkpoint also saves the state at that step,
     stop saves and exits with 3."""
-    sample_prompt: Annotated[str | None, Parameter(group=_OUTPUT, allow_leading_hyphen=True)] = None
+    sample_prompt: Annotated[str | None, _OUTPUT, Parameter(allow_leading_hyphen=True)] = None
     """Prompt for the sample at the end (default: the start of the held-out text)."""
-    trace_sample: Annotated[bool, Parameter(group=_OUTPUT, negative=(), show_default=False)] = False
+    trace_sample: Annotated[bool, _OUTPUT, _SWITCH] = False
     """Also write LOG_DIR/RUN-sample: the prompt and the sample with the experts that every token
     chose."""
 

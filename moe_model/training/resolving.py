@@ -8,9 +8,11 @@ contradictory values are rejected.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from cyclopts import App
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict, Toml
 
-from moe_model import PRESETS, CheckpointError, UsageError, read_plain_description
+from moe_model import PRESETS, UsageError
+from moe_model.training.checkpoint import has_training_state
 from moe_model.training.distributed import ALONE, NOT_GIVEN, World, launched
 from moe_model.training.options import (
     AUX_WEIGHT,
@@ -27,9 +30,18 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
-from moe_model.training.resume import AUTO, candidates, find_start
+from moe_model.training.resume import AUTO, described
 
-_BELONGS_TO_BALANCE = ("bias_update_rate", "seq_aux_weight", "aux_weight")
+_BELONGS_TO: dict[str, tuple[str, ...]] = {
+    "bias_update_rate": ("bias",),
+    "aux_weight": ("aux",),
+    "seq_aux_weight": ("bias", "aux"),
+}
+"""Options that have an effect with some balance methods only."""
+_COUNTS = (
+    "steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every", "counts_every",
+)  # fmt: skip
+_WEIGHTS = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight")
 _NOT_INHERITED = ("resume", "config", "parallel")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
@@ -64,13 +76,9 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
     if resume is None:
         return
     folder = Path(_given(arguments, "--checkpoint-dir") or "checkpoints")
-    for candidate in candidates(resume, _given(arguments, "--run"), folder):
-        try:
-            saved = read_plain_description(candidate).get("options", {})
-            inherited = _inherited(saved, _given(arguments, "--balance"))
-        except (CheckpointError, AttributeError):
-            continue  # loading it reports what is wrong
-        Dict(inherited, allow_unknown=True, source=str(candidate))(app, commands, arguments)
+    for checkpoint, plain in described(resume, _given(arguments, "--run"), folder):
+        inherited = _inherited(plain["options"], _given(arguments, "--balance"))
+        Dict(inherited, allow_unknown=True, source=str(checkpoint))(app, commands, arguments)
         return
 
 
@@ -95,7 +103,7 @@ def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
     """The options set in a checkpoint, without those of another balance method."""
     left_out = list(_NOT_INHERITED)
     if balance is not None and balance != saved.get("balance"):
-        left_out += _BELONGS_TO_BALANCE
+        left_out += _BELONGS_TO
     return {
         name: value
         for name, value in saved.items()
@@ -117,16 +125,16 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
         )
-    defaults = dataclasses.asdict(RUN_DEFAULTS[options.preset])
+    defaults = dict(RUN_DEFAULTS[options.preset])
     defaults["seq_len"] = (
         options.model.max_position_embeddings or PRESETS[options.preset]["max_position_embeddings"]
     )
     defaults["aux_weight"] = AUX_WEIGHT if options.balance == "aux" else 0.0
-    start = find_start(options)
     defaults["profile"] = "pretrain"
-    if start is not None and start.weights_only:
+    start = _start(options)
+    if start is not None and not has_training_state(start[0]):
         # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
-        defaults["profile"] = "pretrain" if start.upcycled else "finetune"
+        defaults["profile"] = "pretrain" if "upcycled" in start[1] else "finetune"
         defaults["lr"] = float(f"{defaults['lr'] / SLOWER:.12g}")
         if options.lr is None:
             world.say(
@@ -134,10 +142,9 @@ def resolve(options: Options, world: World = ALONE) -> Options:
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
     depths = options.model.num_nextn_predict_layers
-    if depths is None and start is not None:
-        depths = start.depths
-    elif depths is None:
-        depths = PRESETS[options.preset].get("num_nextn_predict_layers", 0)
+    if depths is None:
+        model = PRESETS[options.preset] if start is None else start[1]["model"]
+        depths = model.get("num_nextn_predict_layers", 0)
     defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
@@ -149,82 +156,64 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    _check_ranges(resolved)
-    _check_balance(resolved)
-    _check_mtp(resolved, depths)
-    _check_run_name(resolved.run)
-    _check_parallel(resolved)
+    for problem in _problems(resolved, depths):
+        raise UsageError(problem)
     return resolved
 
 
-def _check_ranges(options: Options) -> None:
-    whole = ("steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every")
-    for name in (*whole, "counts_every"):
+def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint that ``--resume`` names, and its description."""
+    if options.resume is None:
+        return None
+    return next(described(options.resume, options.run, options.checkpoint_dir), None)
+
+
+def _problems(options: Options, depths: int) -> Iterator[str]:
+    """Values that are out of range, or contradict each other."""
+
+    def said(name: str) -> str:
+        return f"{flag_name(name)} {getattr(options, name)}"
+
+    for name in _COUNTS:
         if getattr(options, name) < 1:
-            raise UsageError(
-                f"{flag_name(name)} {getattr(options, name)} is too few: choose 1 or more."
-            )
+            yield f"{said(name)} is too few: choose 1 or more."
     for name in ("batch_size", "grad_accum"):
         if getattr(options, name) > MOST_SEQUENCES:
-            raise UsageError(
-                f"{flag_name(name)} {getattr(options, name)} is too many: choose {MOST_SEQUENCES} "
-                "at most."
-            )
-    if not 0 < options.lr < float("inf"):
-        raise UsageError(f"--lr {options.lr} is out of range: choose above 0, such as 1e-3.")
+            yield f"{said(name)} is too many: choose {MOST_SEQUENCES} at most."
+    if not 0 < options.lr < math.inf:
+        yield f"{said('lr')} is out of range: choose above 0, such as 1e-3."
     if not 0 <= options.seed < 2**63:
-        raise UsageError(f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1.")
-    for name in ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise UsageError(
-                f"{flag_name(name)} {getattr(options, name)} is out of range: choose 0 or more."
-            )
-
-
-def _check_balance(options: Options) -> None:
-    belongs_to: dict[str, tuple[str, ...]] = {
-        "bias_update_rate": ("bias",),
-        "aux_weight": ("aux",),
-        "seq_aux_weight": ("bias", "aux"),
-    }
-    for name, methods in belongs_to.items():
+        yield f"{said('seed')} is out of range: choose 0 to 2^63 - 1."
+    for name in _WEIGHTS:
+        if not 0 <= getattr(options, name) < math.inf:
+            yield f"{said(name)} is out of range: choose 0 or more."
+    for name, methods in _BELONGS_TO.items():
         if getattr(options, name) and options.balance not in methods:
-            raise UsageError(
-                f"{flag_name(name)} {getattr(options, name)} has no effect with --balance "
-                f"{options.balance}: omit it, or choose --balance {' or '.join(methods)}."
+            yield (
+                f"{said(name)} has no effect with --balance {options.balance}: omit it, or choose "
+                f"--balance {' or '.join(methods)}."
             )
-
-
-def _check_mtp(options: Options, depths: int) -> None:
     if options.mtp_weight and not (options.mtp or depths):
-        raise UsageError(
-            f"--mtp-weight {options.mtp_weight} has no effect without --mtp: add it, or omit the "
-            "weight."
+        yield f"{said('mtp_weight')} has no effect without --mtp: add it, or omit the weight."
+    if options.run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", options.run):
+        yield (
+            f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
+            "only."
         )
-
-
-def _check_parallel(options: Options) -> None:
     if options.parallel == "fsdp" and options.trace_sample:
-        raise UsageError(
+        yield (
             "--trace-sample does not work with --parallel fsdp: it needs the whole model in one "
             "process; run moe-microscope probe on the checkpoint afterwards."
         )
     if options.parallel == "fsdp" and options.optimizer == "muon":
-        raise UsageError(
+        yield (
             "--optimizer muon does not work with --parallel fsdp: Muon needs whole matrices, but "
             "each rank has only some rows: choose --optimizer adamw, or --parallel ddp."
         )
     if options.parallel is not None and not launched():
-        raise UsageError(
-            f"--parallel {options.parallel} needs several processes: start torchrun "
-            "--nproc-per-node N -- train.py …, or omit it."
-        )
-
-
-def _check_run_name(run: str) -> None:
-    if run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", run):
-        raise UsageError(
-            f"--run {run!r} cannot name a folder: use letters, digits, '-', '_' and '.' only."
+        yield (
+            f"{said('parallel')} needs several processes: start torchrun --nproc-per-node N -- "
+            "train.py …, or omit it."
         )
 
 
@@ -236,17 +225,9 @@ def option_facts(options: Options) -> dict[str, str]:
     facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}
     facts |= {name: os.path.abspath(facts[name]) for name in _FOLDERS}
     # First what --resume finds: a checkpoint also supplies the options that were not given.
-    named = {"what --resume finds": _newest(options)}
+    start = _start(options)
+    found = "nothing" if start is None else f"step {start[1]['step']}"
+    named = {"what --resume finds": found}
     named |= {flag_name(name): value for name, value in facts.items()}
     named |= {f"--model.{field}": value for field, value in model.items()}
     return {flag: NOT_GIVEN if v is None else str(v) for flag, v in named.items()}
-
-
-def _newest(options: Options) -> str:
-    if options.resume is not None:
-        for checkpoint in candidates(options.resume, options.run, options.checkpoint_dir):
-            try:
-                return f"step {read_plain_description(checkpoint).get('step')}"
-            except CheckpointError:
-                return "damaged"  # loading it reports the details
-    return "nothing"

@@ -1,7 +1,7 @@
 """Resuming: find the checkpoint, check it, restore its state.
 
 A resumed run equals one that never stopped: same weights, moments, bias, data position and loss
-scale, and every random number is a function of seed and step (``machine.seed_step``).
+scale, and every random number is a function of seed and step (``step.seed_step``).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_model import (
     DESCRIPTION,
@@ -72,23 +72,26 @@ def _age(checkpoint: Path) -> tuple[float, float]:
         plain = read_plain_description(checkpoint)
     except CheckpointError:
         return math.inf, math.inf  # first, so that loading it reports what is wrong
-    attempt, step = plain.get("life", 1), plain.get("step")
-    numbers = isinstance(attempt, int) and isinstance(step, int)
-    return (attempt, step) if numbers else (math.inf, math.inf)  # type: ignore[return-value]
+    attempt = plain.get("life", 1)
+    return attempt if isinstance(attempt, int) else math.inf, plain["step"]
+
+
+def described(
+    resume: str, run: str | None, checkpoint_dir: Path
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The :func:`candidates` whose description is sound, with it; loading reports the others."""
+    for path in candidates(resume, run, checkpoint_dir):
+        with contextlib.suppress(ValueError, KeyError, OverflowError):
+            plain = read_plain_description(path)
+            ModelConfig.from_dict(plain["model"])
+            if isinstance(plain.setdefault("options", {}), dict):
+                yield path, plain
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
     """The newest checkpoint in ``folder`` that is older than ``step``, and its own step."""
-    found = []
-    for link in LINKS:
-        with contextlib.suppress(CheckpointError):  # gone or damaged: not one to go back to
-            at = read_plain_description(folder / link).get("step")
-            if isinstance(at, int) and 0 < at < step:
-                found.append((at, link))
-    if not found:
-        return None
-    at, link = max(found, key=lambda pair: (pair[0], -LINKS.index(pair[1])))
-    return folder / link, at
+    found = ((path, plain["step"]) for path, plain in described(str(folder), None, folder))
+    return next(((path, at) for path, at in found if 0 < at < step), None)
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
@@ -122,33 +125,6 @@ def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
             if place + 1 == len(found):
                 raise
             world.say(f"{path} is damaged, trying {found[place + 1]}: {error}")
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Facts about the checkpoint of ``--resume`` that the defaults of a run depend on."""
-
-    depths: int
-    """Depths of multi-token prediction in the model."""
-    weights_only: bool
-    """The model was imported or upcycled and has not been trained here yet."""
-    upcycled: bool
-    """The model was upcycled, so its routers are untrained."""
-
-
-def find_start(options: Options) -> Start | None:
-    """The start that ``--resume`` names; ``None`` if there is no intact checkpoint."""
-    found = []
-    if options.resume is not None:
-        found = candidates(options.resume, options.run, options.checkpoint_dir)
-    for path in found:
-        try:
-            plain = read_plain_description(path)
-            depths = ModelConfig.from_dict(plain["model"]).num_nextn_predict_layers
-        except (ValueError, KeyError, OverflowError):
-            continue  # loading it reports what is wrong
-        return Start(depths, not has_training_state(path), "upcycled" in plain)
     return None
 
 
@@ -187,8 +163,7 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class SavedState:
+class SavedState(NamedTuple):
     """The run's entries in ``checkpoint.json``, validated: the file is not trusted."""
 
     progress: Progress

@@ -88,7 +88,7 @@ def test_the_table_of_presets_is_true() -> None:
     assert set(table) == set(PRESETS)
     assert table["tiny"] == ["4.7 M", "2.3 M", "1,500", "5.1", "56 MB"]
     for name, (_, _, steps, minutes, _) in table.items():
-        assert steps == f"{RUN_DEFAULTS[name].steps:,}"
+        assert steps == f"{RUN_DEFAULTS[name]['steps']:,}"
         assert (minutes == "-") == (name != "tiny"), "nothing else was measured"
     assert table["deepseek-v3"][:2] == ["671 B", "38 B"], "as published"
 

@@ -18,7 +18,7 @@ from tests.training.story import Log
 
 Train = Callable[..., int]
 ReadLog = Callable[[str], Log]
-PRESET_LR = RUN_DEFAULTS["tiny"].lr
+PRESET_LR = RUN_DEFAULTS["tiny"]["lr"]
 
 
 @pytest.fixture

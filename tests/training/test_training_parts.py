@@ -80,7 +80,7 @@ def test_resolved_options_are_complete_and_options_given_win(preset: str) -> Non
     optional |= {"config", "parallel", "resume"}
     assert {k for k, v in resolved.to_dict().items() if v is None} == optional
     assert resolved.steps == 7
-    assert resolved.lr == RUN_DEFAULTS[preset].lr
+    assert resolved.lr == RUN_DEFAULTS[preset]["lr"]
     assert resolved.seq_len == PRESETS[preset]["max_position_embeddings"]
 
 
