@@ -33,8 +33,6 @@ from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import (
     FAILED,
     FINISHED,
-    STOPPED_BY_SIGNAL,
-    STOPPED_ON_COLLAPSE,
     USAGE,
     UsageError,
     choose_device,
@@ -56,7 +54,7 @@ from moe_model.training.evaluation import evaluate, sample
 from moe_model.training.machine import StopRequest, only_training
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
-from moe_model.training.run import Run, TrainingFailedError, describe, layer_names
+from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
 from moe_model.training.step import (
     CLIP_NORM,
@@ -70,12 +68,6 @@ from moe_model.training.step import (
     synchronised,
     weights_at,
 )
-
-ENDINGS = {
-    "finished": (FINISHED, "finished"),
-    "signal": (STOPPED_BY_SIGNAL, "stopped by a signal"),
-    "collapse": (STOPPED_ON_COLLAPSE, "stopped on a collapse"),
-}
 
 app = new_app(__doc__, config=read_option_sources)
 

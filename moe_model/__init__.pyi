@@ -50,7 +50,6 @@ from .readings import RouterReadings as RouterReadings
 from .readings import RouterReport as RouterReport
 from .router import Router as Router
 from .router import Routing as Routing
-from .sampling import BatchSampler as BatchSampler
 from .sampling import SamplingRules as SamplingRules
 from .sampling import generate_batch as generate_batch
 from .store import DESCRIPTION as DESCRIPTION

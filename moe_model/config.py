@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from moe_model.json_types import MOST, fields_of, shown
@@ -167,9 +168,8 @@ class ModelConfig:
     """Model type of an export to transformers: that of the imported model."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        _check_experts(self)
-        _check_capacity(self)
+        for problem in chain(_sizes_out_of_range(self), _contradictions(self)):
+            raise ValueError(problem)
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
@@ -238,98 +238,82 @@ class ModelConfig:
         return tables * self.vocab_size * D + layers + D + (ahead if count_ahead else 0)
 
 
-def _check_sizes(config: ModelConfig) -> None:
-    may_be_zero = {"first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers"}
+_MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers")
+_POSITIVE = ("rms_norm_eps", "initializer_range", "routed_scaling_factor")
+_CHOICES = {
+    "scoring_func": ScoreFunction,
+    "topk_method": TopkMethod,
+    "model_type": ModelType,
+    "drop_policy": DropPolicy,
+}
+
+
+def _sizes_out_of_range(config: ModelConfig) -> Iterator[str]:
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        own_range = field.name in ("router_jitter_noise", "capacity_factor")
+        name, value = field.name, getattr(config, field.name)
+        if name in _CHOICES and value not in (choices := get_args(_CHOICES[name])):
+            several = f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
+            yield f"{name}={shown(value)} is unknown: choose {several}."
+        own_range = name in ("router_jitter_noise", "capacity_factor")
         if isinstance(value, bool) or not isinstance(value, int | float) or own_range:
             continue
-        least = 0 if field.name in may_be_zero else 1
-        if field.name in ("rms_norm_eps", "initializer_range", "routed_scaling_factor"):
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if name in _POSITIVE:
             if not 0 < value < math.inf:
-                raise ValueError(f"{field.name}={value} must be positive.")
+                yield f"{name}={value} must be positive."
         elif not least <= value < math.inf:
-            raise ValueError(f"{field.name}={value} is out of range: choose {least} or more.")
-    if config.rope_theta == 1:
-        raise ValueError(
-            "rope_theta=1 rotates all pairs alike: choose a larger one, such as 10000."
-        )
-    if config.qk_rope_head_dim % 2:
-        raise ValueError(
-            f"qk_rope_head_dim={config.qk_rope_head_dim} is odd: rotary embedding rotates pairs, "
-            f"choose {config.qk_rope_head_dim + 1}."
-        )
-    if config.first_k_dense_replace >= config.num_hidden_layers:
-        raise ValueError(
-            f"first_k_dense_replace={config.first_k_dense_replace} leaves no expert layer in "
-            f"num_hidden_layers={config.num_hidden_layers}: choose at most "
-            f"{config.num_hidden_layers - 1}."
-        )
-
-
-def _check_experts(config: ModelConfig) -> None:
-    E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
-    if config.scoring_func not in ("sigmoid", "softmax"):
-        raise ValueError(
-            f"scoring_func={shown(config.scoring_func)} is unknown: choose sigmoid or softmax."
-        )
-    methods = get_args(TopkMethod)
-    if config.topk_method not in methods:
-        raise ValueError(
-            f"topk_method={shown(config.topk_method)} is unknown: choose one of "
-            f"{', '.join(methods)}."
-        )
-    if config.model_type not in get_args(ModelType):
-        raise ValueError(
-            f"model_type={shown(config.model_type)} is unknown: choose one of "
-            f"{', '.join(get_args(ModelType))}."
-        )
-    if config.topk_method == "greedy" and groups > 1:
-        raise ValueError(
-            f"topk_method='greedy' does not support groups, but n_group={groups}: choose "
-            "group_limited_greedy, or 1 group."
-        )
-    if K > E:
-        raise ValueError(
-            f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
-        )
-    if E % groups:
-        small = [n for n in range(1, math.isqrt(min(E, MOST)) + 1) if E % n == 0]
-        nearest = min((*small, *(E // n for n in small)), key=lambda n: (abs(n - groups), n))
-        raise ValueError(
-            f"n_routed_experts={E} is not divisible by n_group={groups}: choose {nearest} groups "
-            f"or {-(-E // groups) * groups} experts."
-        )
-    if config.topk_group > groups:
-        raise ValueError(
-            f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."
-        )
-    if config.topk_method == "noaux_tc" and groups > 1 and E // groups < 2:
-        raise ValueError(
-            f"n_routed_experts={E} in n_group={groups} groups leaves {E // groups} expert a group, "
-            f"but a group needs two to be scored: choose at most {E // 2} groups."
-        )
-    reachable = config.topk_group * (E // groups)
-    if reachable < K:
-        raise ValueError(
-            f"topk_group={config.topk_group} groups of {E // groups} experts hold {reachable}, "
-            f"less than num_experts_per_tok={K}: choose at least {-(-K * groups // E)} groups."
-        )
-
-
-def _check_capacity(config: ModelConfig) -> None:
+            yield f"{name}={value} is out of range: choose {least} or more."
     if not 0 <= config.router_jitter_noise < 1:
-        raise ValueError(
+        yield (
             f"router_jitter_noise={config.router_jitter_noise} is out of range: choose 0 to below "
             "1, such as 0.01."
         )
     factor = config.capacity_factor
     if factor is not None and not 0 < factor < math.inf:
-        raise ValueError(f"capacity_factor={factor} must be positive: choose for example 1.25.")
-    policy = config.drop_policy
-    if policy not in ("position", "weight"):
-        raise ValueError(f"drop_policy={shown(policy)} is unknown: choose position or weight.")
+        yield f"capacity_factor={factor} must be positive: choose for example 1.25."
+
+
+def _contradictions(config: ModelConfig) -> Iterator[str]:
+    E, K, groups = config.n_routed_experts, config.num_experts_per_tok, config.n_group
+    rope, layers = config.qk_rope_head_dim, config.num_hidden_layers
+    if config.rope_theta == 1:
+        yield "rope_theta=1 rotates all pairs alike: choose a larger one, such as 10000."
+    if rope % 2:
+        yield (
+            f"qk_rope_head_dim={rope} is odd: rotary embedding rotates pairs, choose {rope + 1}."
+        )
+    if config.first_k_dense_replace >= layers:
+        yield (
+            f"first_k_dense_replace={config.first_k_dense_replace} leaves no expert layer in "
+            f"num_hidden_layers={layers}: choose at most {layers - 1}."
+        )
+    if config.topk_method == "greedy" and groups > 1:
+        yield (
+            f"topk_method='greedy' does not support groups, but n_group={groups}: choose "
+            "group_limited_greedy, or 1 group."
+        )
+    if K > E:
+        yield f"num_experts_per_tok={K} is more than n_routed_experts={E}: choose at most {E}."
+    if E % groups:
+        small = [n for n in range(1, math.isqrt(min(E, MOST)) + 1) if E % n == 0]
+        nearest = min((*small, *(E // n for n in small)), key=lambda n: (abs(n - groups), n))
+        yield (
+            f"n_routed_experts={E} is not divisible by n_group={groups}: choose {nearest} groups "
+            f"or {-(-E // groups) * groups} experts."
+        )
+    if config.topk_group > groups:
+        yield f"topk_group={config.topk_group} exceeds n_group={groups}: choose {groups} or less."
+    if config.topk_method == "noaux_tc" and groups > 1 and E // groups < 2:
+        yield (
+            f"n_routed_experts={E} in n_group={groups} groups leaves {E // groups} expert a group, "
+            f"but a group needs two to be scored: choose at most {E // 2} groups."
+        )
+    reachable = config.topk_group * (E // groups)
+    if reachable < K:
+        yield (
+            f"topk_group={config.topk_group} groups of {E // groups} experts hold {reachable}, "
+            f"less than num_experts_per_tok={K}: choose at least {-(-K * groups // E)} groups."
+        )
 
 
 _COLUMNS = (

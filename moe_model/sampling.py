@@ -7,7 +7,7 @@ top k, top p, min p. The past is kept in a latent cache as long as prompt and an
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -219,128 +219,93 @@ def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int
     return list(Sampler(model, prompt_S, **options))
 
 
-class BatchSampler:
-    """Iterates over pairs: the index of a prompt, and its next token."""
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Tensor],
-        *,
-        max_new_tokens: int,
-        seed: int = 0,
-        stop_at: Collection[int] = (),
-        **rules: Any,
-    ) -> None:
-        """Prepare; no forward pass runs yet.
-
-        Args:
-            model: In evaluation mode during iteration, then restored.
-            prompts: Each at least one token id, int64; only the last tokens that fit the context
-                count.
-            max_new_tokens: How many tokens to sample for each.
-            seed: Seed of every text's generator, so that each text is the same as alone.
-            stop_at: The tokens that end a text; they are not yielded.
-            rules: Fields of :class:`~moe_model.sampling.SamplingRules`.
-        """
-        if not all(len(prompt_S) for prompt_S in prompts):
-            raise ValueError("a prompt has 0 tokens: each needs at least one.")
-        self.given = 0
-        """Tokens yielded so far, of all texts."""
-        self.passes = 0
-        """Forward passes so far."""
-        self._model, self._stop_at = model, stop_at
-        self._max_new_tokens = max_new_tokens
-        self._rules = SamplingRules(**rules)
-        self._rules.check()
-        self._context = model.config.max_position_embeddings
-        self._texts = [
-            _Text(number, prompt_S.tolist()[-self._context :], seed)
-            for number, prompt_S in enumerate(prompts)
-        ]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            yield from self._tokens()
-        finally:
-            self._model.train(was_training)
-
-    def _tokens(self) -> Iterator[tuple[int, int]]:
-        texts, weight = self._texts, self._model.embed_tokens.weight
-        longest = max((len(text.ids) for text in texts), default=0)
-        cache = LatentCache(
-            self._model.config,
-            len(texts),
-            min(self._context, longest + self._max_new_tokens),
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        while texts and self._max_new_tokens:
-            logits_BV = self._read(texts, cache).cpu()
-            for text, logits_V in zip(texts, logits_BV, strict=True):
-                token = self._rules.pick(logits_V, text.ids, text.generator)
-                text.ended = token in self._stop_at
-                if not text.ended:
-                    text.ids.append(token)
-                    text.given += 1
-                    self.given += 1
-                    yield text.number, token
-            going = [
-                row
-                for row, text in enumerate(texts)
-                if not text.ended and text.given < self._max_new_tokens
-            ]
-            if len(going) < len(texts):
-                texts = [texts[row] for row in going]
-                cache.keep(going)
-
-    @torch.inference_mode()
-    def _read(self, texts: list[_Text], cache: LatentCache) -> Tensor:
-        """Next-token logits of every text, ``(B, V)``.
-
-        A text whose context is full restarts from its second half, as a single text does; the
-        others are read again with it.
-        """
-        if 0 < cache.used < len(cache):
-            rows, valid_BS = [text.ids[-1:] for text in texts], None
-        else:
-            cache.used = 0
-            for text in texts:
-                if len(text.ids) > self._context:
-                    text.ids = text.ids[-max(1, self._context // 2) :]
-            rows = [text.ids for text in texts]
-            length = max(map(len, rows))
-            valid_BS = torch.tensor(
-                [[i >= length - len(row) for i in range(length)] for row in rows]
-            )
-            rows = [[0] * (length - len(row)) + row for row in rows]
-        self.passes += 1
-        device = self._model.embed_tokens.weight.device
-        ids_BS = torch.tensor(rows, device=device)
-        if valid_BS is not None:
-            valid_BS = None if valid_BS.all() else valid_BS.to(device)
-        logits_BSV: Tensor = self._model(ids_BS, valid_BS, cache=cache).logits_BSV
-        return logits_BSV[:, -1].float()
-
-
+@dataclass(slots=True)
 class _Text:
-    """One of the texts: its context and its progress."""
+    """One of several texts that are continued together."""
 
-    def __init__(self, number: int, ids: list[int], seed: int) -> None:
-        self.number = number
-        self.ids = ids
-        self.generator = torch.Generator().manual_seed(seed)
-        self.given = 0
-        self.ended = False
+    ids: list[int]
+    """What it is continued from: no more than the context."""
+    generator: torch.Generator
+    new: list[int] = field(default_factory=list)
 
 
 def generate_batch(
-    model: LanguageModel, prompts: Sequence[Tensor], **options: Any
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+    stop_at: Collection[int] = (),
+    **rules: Any,
 ) -> list[list[int]]:
-    """The token ids of a :class:`BatchSampler`, all at once, a list per prompt."""
-    texts: list[list[int]] = [[] for _ in prompts]
-    for number, token in BatchSampler(model, prompts, **options):
-        texts[number].append(token)
-    return texts
+    """Continue several prompts together: every forward pass reads one token of each.
+
+    Shorter prompts are padded on the left, so that all texts grow at the same end. Every text has
+    its own random generator and context, so it equals the text that its prompt gives alone, up to
+    rounding of the logits.
+
+    Args:
+        model: In evaluation mode meanwhile, then restored.
+        prompts: As for :class:`Sampler`, like the other arguments.
+        max_new_tokens: How many tokens to sample for each.
+        seed: Seed of every text's generator.
+        stop_at: The tokens that end a text; they are left out.
+        rules: Fields of :class:`SamplingRules`.
+    """
+    if not all(len(prompt_S) for prompt_S in prompts):
+        raise ValueError("a prompt has 0 tokens: each needs at least one.")
+    picking = SamplingRules(**rules)
+    picking.check()
+    context, weight = model.config.max_position_embeddings, model.embed_tokens.weight
+    texts = [
+        _Text(prompt_S.tolist()[-context:], torch.Generator().manual_seed(seed))
+        for prompt_S in prompts
+    ]
+    length = min(context, max(len(text.ids) for text in texts) + max_new_tokens)
+    cache = LatentCache(model.config, len(texts), length, dtype=weight.dtype, device=weight.device)
+    was_training, going = model.training, texts
+    model.eval()
+    try:
+        while going:
+            kept = []
+            logits_BV = _read_batch(model, going, cache).cpu()
+            for row, (text, logits_V) in enumerate(zip(going, logits_BV, strict=True)):
+                token = picking.pick(logits_V, text.ids, text.generator)
+                if token in stop_at:
+                    continue
+                text.ids.append(token)
+                text.new.append(token)
+                if len(text.new) < max_new_tokens:
+                    kept.append(row)
+            if len(kept) < len(going):
+                going = [going[row] for row in kept]
+                cache.keep(kept)
+    finally:
+        model.train(was_training)
+    return [text.new for text in texts]
+
+
+@torch.inference_mode()
+def _read_batch(model: LanguageModel, texts: Sequence[_Text], cache: LatentCache) -> Tensor:
+    """Next-token logits of every text, ``(B, V)``.
+
+    A text whose context is full restarts from its second half, as a single text does; the others
+    are read again with it.
+    """
+    device, valid_BS = model.embed_tokens.weight.device, None
+    rows = [text.ids[-1:] for text in texts]
+    if not 0 < cache.used < len(cache):
+        cache.used = 0
+        context = model.config.max_position_embeddings
+        for text in texts:
+            if len(text.ids) > context:
+                text.ids = text.ids[-max(1, context // 2) :]
+        length = max(len(text.ids) for text in texts)
+        padding = [length - len(text.ids) for text in texts]
+        rows = [[0] * pad + text.ids for pad, text in zip(padding, texts, strict=True)]
+        if any(padding):
+            place_S = torch.arange(length, device=device)
+            valid_BS = place_S >= torch.tensor(padding, device=device)[:, None]
+    ids_BS = torch.tensor(rows, device=device)
+    logits_BSV: Tensor = model(ids_BS, valid_BS, cache=cache).logits_BSV
+    return logits_BSV[:, -1].float()

@@ -11,13 +11,28 @@ from typing import Any
 
 import torch
 
-from moe_model import LanguageModel, ModelOutput, count, number, shown
+from moe_model import (
+    FINISHED,
+    STOPPED_BY_SIGNAL,
+    STOPPED_ON_COLLAPSE,
+    LanguageModel,
+    ModelOutput,
+    count,
+    number,
+    shown,
+)
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
 from moe_model.training.distributed import World
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options
 
+ENDINGS = {
+    "finished": (FINISHED, "finished"),
+    "signal": (STOPPED_BY_SIGNAL, "stopped by a signal"),
+    "collapse": (STOPPED_ON_COLLAPSE, "stopped on a collapse"),
+}
+"""Exit code and words for the reasons to end a run in order."""
 GIVE_UP_AFTER = 20
 """Steps in a row without a finite gradient after which a run has failed."""
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from benchmarks.transformers_peer import peer
-from moe_model import BatchSampler, LanguageModel, SamplingRules, generate_batch
+from moe_model import LanguageModel, SamplingRules, generate_batch
 from moe_model.sampling import Sampler, generate
 
 MakeModel = Callable[..., LanguageModel]
@@ -98,7 +98,7 @@ def test_a_draft_is_picked_by_the_same_rules(make_model: MakeModel) -> None:
         ({"repetition_penalty": 0.0}, "repetition-penalty 0.0 is out of range: choose above 0"),
     ],
 )
-@pytest.mark.parametrize("sampler", [Sampler, BatchSampler])
+@pytest.mark.parametrize("sampler", [Sampler, generate_batch])
 def test_rules_that_cannot_be_are_refused(
     sampler: Callable[..., object], rules: dict[str, Any], message: str, make_model: MakeModel
 ) -> None:
@@ -185,9 +185,11 @@ def test_each_text_of_a_batch_ends_where_it_ends_alone(make_model: MakeModel) ->
 
 
 def test_a_batch_takes_as_many_passes_as_its_longest_text(make_model: MakeModel) -> None:
-    sampler = BatchSampler(make_model(), PROMPTS[:2], max_new_tokens=12)
-    assert len(list(sampler)) == sampler.given == 24
-    assert sampler.passes == 12
+    model, passes = make_model(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    texts = generate_batch(model, PROMPTS[:2], max_new_tokens=12)
+    assert [len(ids) for ids in texts] == [12, 12]
+    assert len(passes) == 12
 
 
 def test_an_empty_prompt_in_a_batch_is_refused(make_model: MakeModel) -> None:
