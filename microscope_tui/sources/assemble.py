@@ -1,21 +1,32 @@
-"""Rows of named numbers become records of the run log.
+"""Rows of named numbers become records of the run log, and records its lines.
 
 Rows of one step are merged: loggers write several. If the rest of a step comes after the step was
 returned, the step is written again, behind a run record with ``resumed_at_step``. The routers are
 those of the first steps that have readings of routers; if a layer or an expert appears later, a new
 run record follows, so that no number ends up in the wrong row.
+
+Everything above reads log lines and knows no other format: ``TranslatedLog`` writes those of a
+reader into an unnamed spool file, so that earlier steps can be read again.
 """
 
 import math
+import re
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from microscope_tui.runlog import Values
-from microscope_tui.sources.header import NUM_EXPERTS, TOP_K, Asked, config_number, run_record
+from microscope_tui import measures
+from microscope_tui.runlog import (
+    FORMAT_VERSION,
+    Chunk,
+    Source,
+    Spool,
+    Values,
+    encode_record,
+    safe_text,
+)
 from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
-from microscope_tui.sources.reader import Batch, Record, RecordReader, Row, RowReader
-from microscope_tui.sources.steps import counts_of_shares, step_record
+from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Row, RowReader
 
 LOOK_AHEAD = 2
 """Steps with router readings that are collected before the header is written."""
@@ -27,8 +38,29 @@ MAX_NUMBERS = 1 << 20
 """Distinct numbers of a run; further ones are left out: a hostile file must not fill the memory."""
 MOST_PATIENCE_S = 60.0
 """The longest that is waited for the rest of a step, where it came late before."""
+SHARES_SUM = 1_000_000
+"""What the counts of a router add up to if only shares are known."""
+NUM_EXPERTS = (
+    "num_experts",
+    "n_routed_experts",
+    "num_local_experts",
+    "moe_num_experts",
+    "num_moe_experts",
+)
+TOP_K = (
+    "top_k",
+    "num_experts_per_tok",
+    "moe_router_topk",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+)
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
+_MOST_DEPTH = 6
+_MOST_VALUES = 20_000
+Counts = Sequence[int]
 _Cells = dict[Target, float]
 _Step = tuple[int, float | None, _Cells]
 
@@ -38,8 +70,8 @@ class RowRecords(RecordReader):
 
     def __init__(self, rows: RowReader, name: str, writer: str, asked: Asked) -> None:
         """``name``: of the run, where the source has none; ``writer``: for the header."""
-        super().__init__()
-        self._source, self._name, self._writer, self._asked = rows, name, writer, asked
+        super().__init__(rows.path, name, asked)
+        self._source, self._writer = rows, writer
         self._start()
 
     def _start(self) -> None:
@@ -56,7 +88,7 @@ class RowRecords(RecordReader):
         self._ended = False
 
     def wait_s(self) -> float:
-        """See ``Progress``."""
+        """See ``RecordReader``."""
         return 0.0 if self._step is None else COMPLETE_AFTER_S / 10
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
@@ -65,10 +97,8 @@ class RowRecords(RecordReader):
         if found.restarted:
             self._start()
         records = [record for row in found.rows for record in self._take(row)]
-        source = self._source
-        self.offset, self.size, self.deleted = source.offset, source.size, source.deleted
-        self.modified, self.exhausted = source.modified, source.exhausted
-        self.defects = source.defects
+        self.report(self._source)
+        self.defects = self._source.defects
         if found.rows:
             self._grew = time.monotonic()
         if self.exhausted and (self._step is not None or self._waiting):
@@ -288,3 +318,168 @@ def _integers(row: Sequence[float] | None) -> list[int] | None:
     if row is None or not (min(row) >= 0 and max(row) <= 2**53) or math.isnan(sum(row)):
         return None
     return list(map(round, row))
+
+
+def run_record(
+    run: str,
+    depths: Sequence[int],
+    experts: Sequence[int],
+    top_k: int | None,
+    *,
+    writer: str,
+    counts: str,
+    names: Sequence[str] | None = None,
+    profile: str = "pretrain",
+    time: float | None = None,
+    planned_steps: int | None = None,
+    note: str = "",
+    layer_order: str | None = None,
+) -> Record:
+    """The ``run`` record of a source.
+
+    Args:
+        depths: of every router, in forward order.
+        experts: number of experts of every router; 0 where unknown.
+        top_k: choices per token; ``None`` if nothing says so.
+        writer: what wrote the source, for example ``wandb``.
+        counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
+        names: shown names of the routers, by default ``L{depth}``.
+        profile: ``pretrain``, ``finetune`` or ``eval``.
+        note: what limits these counts, in a few words.
+        layer_order: ``unknown`` if the routers may be listed in another order than in the model.
+    """
+    model: Record = {
+        "layers": list(depths),
+        "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
+        "num_experts": experts[0] if len(set(experts)) == 1 else list(experts),
+        "top_k": top_k,  # null: unknown
+    }
+    record: Record = {
+        "kind": "run",
+        "format_version": FORMAT_VERSION,
+        "run": safe_text(run, 120),
+        "time": time,
+        "planned_steps": planned_steps,
+        "profile": profile,
+        "model": model,
+        "source": {"writer": writer, "counts": counts} | ({"note": note} if note else {}),
+    }
+    if layer_order is not None:
+        record["source"]["layer_order"] = layer_order
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def config_number(config: Mapping[str, object], names: Sequence[str]) -> int | None:
+    """The first positive integer that one of ``names`` has in a nested configuration.
+
+    Keys may be nested (``{"model": {"num_experts": 8}}``), dotted (``model.num_experts``) or spelt
+    with hyphens; W&B wraps values as ``{"value": …}``.
+    """
+    left = _MOST_VALUES
+    found: dict[str, int] = {}
+    todo: list[tuple[Mapping[object, object], int]] = [(config, 0)]  # type: ignore[list-item]
+    while todo and left > 0:
+        level, depth = todo.pop()
+        for key, value in level.items():
+            left -= 1
+            if isinstance(value, Mapping) and set(value) <= {"value", "desc"} and "value" in value:
+                value = value["value"]
+            name = re.split(r"[./]", str(key)[-200:])[-1].replace("-", "_")
+            if type(value) is int and 0 < value < 1 << 20:
+                found.setdefault(name, value)
+            elif isinstance(value, Mapping) and depth < _MOST_DEPTH:
+                todo.append((value, depth + 1))
+    return next((found[name] for name in names if name in found), None)
+
+
+def step_record(
+    step: int,
+    tokens_per_expert: Sequence[Counts | None] | None = None,
+    *,
+    expert_bias: Sequence[Sequence[float] | None] | None = None,
+    router: Mapping[str, Values] | None = None,
+    **numbers: float | None,
+) -> Record:
+    """The record of one step.
+
+    Args:
+        step: number of the optimizer step, or of the forward pass.
+        tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
+        expert_bias: the selection bias, in the same order.
+        router: summaries that the source has; those that follow from the counts are derived.
+        numbers: ``time``, ``loss``, ``tokens`` … as in the run log.
+    """
+    summaries = dict(router or {})
+    rows = tokens_per_expert
+    if rows is not None and any(row is not None for row in rows):
+        derived = measures.summarise([row or [] for row in rows])
+        for name, values in derived.items():
+            given = summaries.get(name) or [None] * len(rows)
+            both = zip(values, given, rows, strict=True)
+            summaries[name] = [value if row else other for value, other, row in both]
+    else:
+        rows = None
+    record: Record = {"kind": "step", "step": step, **numbers}
+    record["router"] = summaries or None
+    record["expert_bias"] = expert_bias and [row or [] for row in expert_bias]
+    record["tokens_per_expert"] = rows
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def counts_of_shares(shares: Sequence[float]) -> list[int] | None:
+    """Shares (or loads: any multiple of them) as counts that sum to ``SHARES_SUM``.
+
+    The remainders go to the largest fractions, so that no count is off by more than one. ``None``
+    if they are no distribution: negative, not finite, or all zero.
+    """
+    total = sum(shares)
+    if not 0 < total < float("inf") or min(shares) < 0:
+        return None
+    exact = [share / total * SHARES_SUM for share in shares]
+    counts = [int(value) for value in exact]
+    left = SHARES_SUM - sum(counts)
+    by_fraction = sorted(range(len(exact)), key=lambda e: counts[e] - exact[e])
+    for expert in by_fraction[:left]:
+        counts[expert] += 1
+    return counts
+
+
+class TranslatedLog(Source):
+    """The lines of a reader; ``offset`` and ``size`` in bytes of its source."""
+
+    def __init__(self, reader: RecordReader) -> None:
+        try:
+            spool = Spool()
+        except OSError:  # no folder for temporary files: earlier steps cannot be shown again
+            spool = None
+        shown = spool.path if spool is not None else reader.path
+        super().__init__(shown, seekable=spool is not None)
+        self.spool, self.translates = spool, True
+        self._reader = reader
+
+    def kept(self) -> tuple[int, int]:
+        """The bytes of the lines that the spool holds."""
+        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
+
+    def wait_s(self) -> float:
+        """See ``Source``."""
+        return self._reader.wait_s()
+
+    def sampled(self, count: int) -> bytes:
+        """See ``Source``."""
+        return b"".join(map(encode_record, self._reader.sample(count)))
+
+    def read(self, max_bytes: int = 1 << 20) -> Chunk:
+        """The lines of the next records; see ``RecordReader.read``."""
+        reader = self._reader
+        batch = reader.read(max_bytes)
+        if batch.restarted and self.spool is not None:
+            self.spool.clear()
+        if reader.modified != self.modified and self.modified is not None:
+            self.changed_at = time.monotonic()
+        lines = b"".join(map(encode_record, batch.records))
+        if self.spool is not None:
+            self.spool.keep(lines)
+        self.report(reader)
+        self.defects = reader.defects
+        return Chunk(lines, batch.restarted)

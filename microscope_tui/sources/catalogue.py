@@ -1,31 +1,39 @@
-"""The formats that are understood: their names, files, and what each can and cannot show.
+"""The formats that are understood, and the runs at a path, whoever wrote them.
 
-The names are an API (``--source``). A format's module is imported when a file with a fitting name
-was found, not before.
+The names of the formats are an API (``--source``). A format's module is imported when a file with a
+fitting name was found, not before. A run log wins: the folder that holds one is that run. A file
+that was named is recognised by its content, whatever its name; in a folder only names that a known
+writer uses are opened.
 """
 
+import hashlib
+import itertools
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
 
-from microscope_tui.sources.assemble import RowRecords
-from microscope_tui.sources.header import Asked
+from microscope_tui.runlog import (
+    Identity,
+    KnownLogs,
+    NoRuns,
+    RunFile,
+    Source,
+    find_runs,
+    safe_text,
+    why_not_a_run,
+)
 from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import RecordReader, RowReader
+from microscope_tui.sources.reader import DEFAULT, Asked, RecordReader, RowReader
 
-Arguments = Callable[[Path, str, Asked], Sequence[object]]
-"""From a path, a run in it and the options to the arguments of a ``RowReader``."""
-
-
-def _of_path(path: Path, run: str, asked: Asked) -> Sequence[object]:
-    return path, Keys(asked.rules)
-
-
-def _of_run(path: Path, run: str, asked: Asked) -> Sequence[object]:
-    return path, Keys(asked.rules), run
+MOST_RUNS = 10_000
+"""Runs of one place that are listed."""
+_MOST_FILES = 10_000  # of one folder that are looked at for its state
+_MLFLOW_FOLDER = "meta.yaml"
+_Seen = tuple[tuple[int, float], list[RunFile]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,26 +41,23 @@ class Format:
     """One format."""
 
     name: str
-    module_name: str
-    reader: str
-    """Its class in the module: a ``RowReader``, or a ``RecordReader`` without ``arguments``."""
+    where: str
+    """Module and class of its reader."""
     reads: str
-    shows: str
+    shows: str = "summaries per layer, and counts or shares where the keys have them"
     live: str = "as it grows"
     files: str = "(?!)"
     """Names of files that its writers use, as a regular expression."""
     folders: str = "(?!)"
     """The same where the run is the folder around the file."""
-    arguments: Arguments | None = None
-    by_mapping: bool = False
-    """Whether the rules of the user decide what is of this format."""
-    has_runs: bool = False
-    """Whether one file may hold several runs."""
 
     @property
-    def module(self) -> Any:
-        """The module that reads it."""
-        return import_module(f"microscope_tui.sources.{self.module_name}")
+    def reader(self) -> type[RowReader] | type[RecordReader]:
+        """The class that reads it."""
+        module, name = self.where.split(".")
+        found: type[RowReader] | type[RecordReader]
+        found = getattr(import_module(f"microscope_tui.sources.{module}"), name)
+        return found
 
     def place_of(self, file: Path) -> Path | None:
         """Where the run of a file in a folder is: the file or its folder; ``None``: not ours."""
@@ -61,20 +66,12 @@ class Format:
         return file if re.fullmatch(self.files, file.name) else None
 
     def recognises(self, path: Path, asked: Asked) -> bool:
-        """Whether the content at ``path`` is of this format.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        return bool(self.module.recognises(path, *([asked.rules] if self.by_mapping else [])))
+        """Whether the content at ``path`` is of this format; raises ``OSError``."""
+        return self.reader.recognises(path, asked.rules)
 
     def runs(self, path: Path, asked: Asked) -> Sequence[str]:
-        """Names of the runs at ``path``; one empty name where it is a run itself.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        return cast(Sequence[str], self.module.runs(path, asked.rules)) if self.has_runs else [""]
+        """Names of the runs at ``path``; one empty name where it is one; raises ``OSError``."""
+        return self.reader.runs(path, asked.rules)
 
     def open(self, path: Path, run: str, name: str, asked: Asked) -> RecordReader:
         """The reader of a run at ``path``.
@@ -83,87 +80,61 @@ class Format:
             run: one of ``runs``.
             name: the run's name, where the source has none.
         """
-        reader = getattr(self.module, self.reader)
-        if self.arguments is None:
-            return cast(RecordReader, reader(path, name, asked))
-        rows = cast(RowReader, reader(*self.arguments(path, run, asked)))
-        return RowRecords(rows, name, self.name, asked)
+        from microscope_tui.sources.assemble import RowRecords
+
+        reader = self.reader
+        if issubclass(reader, RecordReader):
+            return reader(path, name, asked)
+        return RowRecords(reader(path, Keys(asked.rules), run), name, self.name, asked)
 
 
-_NAMED = "summaries per layer, and counts or shares where the keys have them"
 _FORMATS = (
     Format(
         name="wandb",
-        module_name="wandb",
-        reader="WandbReader",
+        where="wandb.WandbReader",
         files=r"run-.+\.wandb",
         reads="W&B .wandb files, online or offline",
-        shows=_NAMED,
-        arguments=_of_path,
     ),
     Format(
         name="tensorboard",
-        module_name="tensorboard",
-        reader="TensorBoardReader",
+        where="tensorboard.TensorBoardReader",
         folders=r"events\.out\.tfevents\..+",
         reads="a folder of TensorBoard event files",
-        shows=_NAMED,
-        arguments=_of_path,
     ),
     Format(
         name="trackio",
-        module_name="trackio",
-        reader="TrackioReader",
+        where="databases.TrackioReader",
         files=r".+\.db",
         reads="Trackio databases",
-        shows=_NAMED,
-        has_runs=True,
-        arguments=_of_run,
-        by_mapping=True,
     ),
     Format(
         name="mlflow",
-        module_name="mlflow",
-        reader="MlflowDatabaseReader",
+        where="databases.MlflowReader",
         files=r"(?:mlflow|mlruns)\.(?:db|sqlite)",
         reads="MLflow's database mlflow.db",
-        shows=_NAMED,
-        has_runs=True,
-        arguments=_of_run,
-        by_mapping=True,
     ),
     Format(
         name="megatron",
-        module_name="megatron",
-        reader="MegatronReader",
+        where="megatron.MegatronReader",
         folders=r"router_trace_rank\d+\.jsonl",
         reads="Megatron-LM routing traces, the folder of all ranks",
         shows="exact counts",
     ),
     Format(
         name="jsonl",
-        module_name="jsonl",
-        reader="JsonlReader",
+        where="text_rows.JsonlReader",
         files=r"(?:metrics|training|train|log|logs|history|wandb-history)\.jsonl",
         reads="JSON lines with a step, as prime-rl writes them",
-        shows=_NAMED,
-        arguments=_of_path,
-        by_mapping=True,
     ),
     Format(
         name="csv",
-        module_name="csv_table",
-        reader="CsvReader",
+        where="text_rows.CsvReader",
         files=r"(?:metrics|progress|log|history|training)\.[ct]sv",
         reads="CSV with a column step: wide, or step,key,value",
-        shows=_NAMED,
-        arguments=_of_path,
-        by_mapping=True,
     ),
     Format(
         name="sglang",
-        module_name="sglang",
-        reader="SGLangReader",
+        where="sglang.SGLangReader",
         folders=r"expert_distribution_recorder_.+\.pt",
         reads="SGLang's expert distribution dumps, the folder of the recorder or one dump",
         shows="exact counts",
@@ -171,8 +142,7 @@ _FORMATS = (
     ),
     Format(
         name="tensorrt-llm",
-        module_name="tensorrt_llm",
-        reader="TensorRTReader",
+        where="tensorrt_llm.TensorRTReader",
         folders=r"meta_info\.json|rank\d+(?:_raw)?\.safetensors",
         reads="TensorRT-LLM expert statistics, the folder of all ranks",
         shows="exact counts",
@@ -180,8 +150,7 @@ _FORMATS = (
     ),
     Format(
         name="imatrix",
-        module_name="imatrix",
-        reader="ImatrixReader",
+        where="imatrix.ImatrixReader",
         files=r"(?i:.*imatrix.*\.(?:gguf|dat))",
         reads="importance matrices of llama.cpp (GGUF)",
         shows="exact counts of one calibration",
@@ -189,8 +158,7 @@ _FORMATS = (
     ),
     Format(
         name="streamlit",
-        module_name="streamlit",
-        reader="StreamlitReader",
+        where="streamlit.StreamlitReader",
         files=r"training_metrics\.json",
         reads="training_metrics.json of the older microscope",
         shows="shares of the first choice; its drop rates are simulated and not shown",
@@ -199,8 +167,160 @@ _FORMATS = (
 )
 FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMATS}
 """Every format, in the order in which they are tried."""
-OF_AN_MLFLOW_FOLDER = "meta.yaml"
-FILE_NAMES = re.compile(
-    "|".join(f"(?:{form.files}|{form.folders})" for form in _FORMATS) + r"|meta\.yaml"
-)
-"""Names that a known writer uses: in a folder only such files are looked at."""
+
+
+@cache
+def _file_names() -> re.Pattern[str]:
+    """Names that a known writer uses: in a folder only such files are looked at."""
+    names = [f"(?:{form.files}|{form.folders})" for form in _FORMATS]
+    return re.compile("|".join([*names, re.escape(_MLFLOW_FOLDER)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A run that another tool wrote: see ``runlog.discover.Origin``."""
+
+    form: Format
+    path: Path
+    run: str
+    name: str
+    asked: Asked
+
+    def open(self) -> Source:
+        """See ``Origin``."""
+        from microscope_tui.sources.assemble import TranslatedLog
+
+        return TranslatedLog(self.form.open(self.path, self.run, self.name, self.asked))
+
+    def identity(self) -> Identity:
+        """See ``Origin``."""
+        size, modified = _size_and_time(self.path)
+        known = repr((self.form.name, os.fspath(self.path), self.run, self.asked))
+        return Identity(
+            0, 0, size, round(modified * 1e9), hashlib.sha256(known.encode()).hexdigest()[:16]
+        )
+
+
+class Search:
+    """Finds the runs at one path; later searches open only what is new or has changed."""
+
+    def __init__(self, root: Path, asked: Asked = DEFAULT) -> None:
+        self.root = root
+        self.asked = asked
+        self._known = KnownLogs(others=_file_names())
+        self._seen: dict[Path, _Seen] = {}
+
+    def runs(self) -> list[RunFile]:
+        """The runs, newest first; empty while there is none yet.
+
+        Raises:
+            NoRuns: the path is a single file that nothing recognises, or cannot be read, or a
+                folder with nothing but what is not read any more.
+        """
+        path, run = split_run(self.root)
+        if path.exists() and not path.is_dir():
+            found = self._of_file(path)
+        else:
+            found = self._of_folder(path)
+        if not run:
+            return found
+        chosen = [one for one in found if one.path == self.root]
+        if not chosen and found:
+            there = ", ".join(sorted(one.name for one in found)[:8])
+            raise NoRuns(f"{path}: has no run {safe_text(run, 60)!r}; there are {there}")
+        return chosen
+
+    def _of_file(self, path: Path) -> list[RunFile]:
+        named = self.asked.source
+        if not named and why_not_a_run(path) is None:
+            return find_runs(path)
+        tried = []
+        for form in [FORMATS[named]] if named else FORMATS.values():
+            try:
+                if named or form.recognises(path, self.asked):
+                    return self._runs_of(form, path)
+            except OSError as error:
+                raise NoRuns(f"{path}: {error.strerror or error}") from error
+            tried.append(form.name)
+        if not path.is_file():
+            return find_runs(path)  # says why
+        raise NoRuns(
+            f"{path}: is not a run log ({why_not_a_run(path)}), and no other format that is known "
+            f"({', '.join(tried)}) with a reading of a router; `moe-microscope sources` lists "
+            "them, --source names one, --map adds keys"
+        )
+
+    def _of_folder(self, path: Path) -> list[RunFile]:
+        logs = find_runs(path, self._known)
+        folders = {log.path.parent for log in logs}
+        if self.asked.source:
+            logs, folders = [], set()
+        seen, self._seen = self._seen, {}
+        for file in self._known.listed:
+            if file.parent not in folders:
+                self._look_at(file, seen)
+        runs = {run.path: run for _, found in self._seen.values() for run in found}
+        if not logs and not runs and any(map(_is_of_an_mlflow_folder, self._known.listed)):
+            raise NoRuns(
+                f"{path}: MLflow's folders are not read; make a database of them and open that: "
+                "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
+            )
+        return sorted([*logs, *runs.values()], key=lambda run: (-run.modified, run.name))
+
+    def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
+        """What ``file`` holds; opened only if it has changed since the last search."""
+        try:
+            state = _size_and_time(file)
+            before = seen.get(file)
+            if before is not None and before[0] == state:
+                self._seen[file] = before
+            else:
+                self._seen[file] = state, self._found(file)
+        except OSError:
+            return  # vanished since the listing, or not readable: tried again next time
+
+    def _found(self, file: Path) -> list[RunFile]:
+        named = self.asked.source
+        for form in [FORMATS[named]] if named else FORMATS.values():
+            place = form.place_of(file)
+            if place is not None and (named or form.recognises(place, self.asked)):
+                return self._runs_of(form, place)
+        return []
+
+    def _runs_of(self, form: Format, path: Path) -> list[RunFile]:
+        names = list(form.runs(path, self.asked))[:MOST_RUNS]
+        return [self._run(form, path, name) for name in names]
+
+    def _run(self, form: Format, path: Path, run: str) -> RunFile:
+        """``run``: what follows the ``#`` of its path, in a file of several runs."""
+        place = path.with_name(f"{path.name}#{run}") if run else path
+        name = safe_text(run or (path.name if path.is_dir() else path.stem))
+        size, modified = _size_and_time(path)
+        origin = Foreign(form, path, run, name, self.asked)
+        return RunFile(name, place, modified, size, origin=origin)
+
+
+def split_run(path: Path) -> tuple[Path, str]:
+    """``PATH#RUN`` as a path and a run; without a run if there is such a path."""
+    file, mark, run = str(path).rpartition("#")
+    if not mark or path.exists() or not Path(file).exists():
+        return path, ""
+    return Path(file), run
+
+
+def _is_of_an_mlflow_folder(file: Path) -> bool:
+    return file.name == _MLFLOW_FOLDER and (file.parent / "metrics").is_dir()
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes and time of the last change of a file, or of the files in a folder."""
+    if not path.is_dir():
+        status = path.stat()
+        return status.st_size, status.st_mtime
+    size, modified = 0, 0.0
+    with os.scandir(path) as entries:
+        for entry in itertools.islice(entries, _MOST_FILES):
+            if entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                size, modified = size + status.st_size, max(modified, status.st_mtime)
+    return size, modified

@@ -1,37 +1,94 @@
-"""Files that are written once each, and a folder in which more of them may appear.
+"""Exact counts: how they are read from files that are written once each, and become records.
 
-New files are read together once none of them was written to for a moment: the ranks of a server
-write theirs at about the same time. A file that changes after it was read restarts the reading.
+``DumpReader`` is for a file, or a folder in which more of them may appear. New files are read
+together once none of them was written to for a moment: the ranks of a server write theirs at about
+the same time. A file that changes after it was read restarts the reading.
+
+``ExactCounts`` makes the records. The header is written after a few steps, because a router that
+was not used yet cannot be told from a dense layer. If a router or an expert appears later, another
+header follows. A dump of one moment plans one step, and is judged by it.
 """
 
 import os
-import re
-import stat
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from microscope_tui.runlog import safe_text
-from microscope_tui.sources.exact_bytes import Bytes, opened
-from microscope_tui.sources.reader import Batch, Record, RecordReader, Unreadable
+from microscope_tui.runlog import Stamp, open_regular_file, safe_text, stamp_of
+from microscope_tui.sources.assemble import Counts, run_record, step_record
+from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
+from microscope_tui.sources.reader import (
+    Asked,
+    Batch,
+    Record,
+    RecordReader,
+    Unreadable,
+    files_of,
+)
 
+MOST_BYTES = 64 << 20
+"""The longest piece read at once: as much as the longest line of a run log."""
 SETTLED_S = 1.0
 """A file that nothing was written to for this long is complete."""
 MOST_FILES = 4096
 """Files of a folder that are read; a dump has one per rank."""
+LOOK_AHEAD = 8
+"""Steps that are collected before the header is written."""
 _TURN_S = 0.05
 _TURN_RECORDS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """Identifies what a file holds without reading it."""
+class Bytes:
+    """The bytes of one open file."""
 
-    inode: tuple[int, int]
-    size: int
-    modified_ns: int
+    def __init__(self, file: int, name: str) -> None:
+        self.file = file
+        self.name = safe_text(name, 60)
+        """Shown in messages."""
+        self.size = os.fstat(file).st_size
+
+    def read(self, offset: int, length: int, what: str) -> bytes:
+        """``length`` bytes from ``offset``; ``what`` names them in the message.
+
+        Raises:
+            Unreadable: they are not all inside the file, or too many.
+        """
+        if length > MOST_BYTES:
+            raise self.broken(
+                f"{what}: {length:,} bytes, at most {MOST_BYTES:,} are read; is it damaged?"
+            )
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise self.broken(
+                f"{what} at {offset:,} is not inside the {self.size:,} bytes; copy the file again"
+            )
+        data = os.pread(self.file, length, offset)
+        if len(data) != length:
+            raise self.broken(f"{what}: the file became shorter while it was read")
+        return data
+
+    def broken(self, why: str) -> Unreadable:
+        """The error that says what is wrong with this file."""
+        return Unreadable(f"{self.name}: {why}")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Bytes]:
+    """The bytes of ``path`` while it is open.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    file = open_regular_file(path)
+    try:
+        yield Bytes(file, path.name)
+    finally:
+        os.close(file)
 
 
 class Late(Exception):
@@ -41,13 +98,10 @@ class Late(Exception):
 class DumpReader(RecordReader):
     """Reads records from whole files."""
 
-    def __init__(self, path: Path, names: re.Pattern[str]) -> None:
-        """``path``: a file of any name, or a folder with files whose names match ``names``."""
-        super().__init__()
-        self.path = path
-        self._names = names
-        self._versions: dict[Path, Version] = {}  # of the files that were read or are being read
-        self._seen: dict[Path, tuple[Version, float]] = {}  # when a version was seen first
+    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+        super().__init__(path, name, asked)
+        self._versions: dict[Path, Stamp] = {}  # of the files that were read or are being read
+        self._seen: dict[Path, tuple[Stamp, float]] = {}  # when a version was seen first
         self._records: Iterator[tuple[float, Record]] | None = None
         self._before = self._reading = 0  # bytes of the files before, and of these
         self._failed: Unreadable | None = None
@@ -97,7 +151,7 @@ class DumpReader(RecordReader):
         self.exhausted = not unread and self._records is None and self._failed is None
         return Batch(records, changed)
 
-    def _next(self, found: dict[Path, Version], records: list[Record], max_bytes: int) -> None:
+    def _next(self, found: dict[Path, Stamp], records: list[Record], max_bytes: int) -> None:
         """Append the next records."""
         if self._records is None:
             new = {path: version for path, version in found.items() if path not in self._versions}
@@ -117,7 +171,7 @@ class DumpReader(RecordReader):
         self._records = None
         self._before = self.offset = self._before + self._reading
 
-    def _look(self) -> dict[Path, Version]:
+    def _look(self) -> dict[Path, Stamp]:
         """The files that are there now, in the order of their names."""
         found = dict(sorted(self._present()))
         now = time.monotonic()
@@ -131,25 +185,15 @@ class DumpReader(RecordReader):
         self.deleted = not found and bool(self._versions)
         return found
 
-    def _present(self) -> Iterator[tuple[Path, Version]]:
-        try:
-            status = os.stat(self.path)
-        except FileNotFoundError:
-            return
-        if not stat.S_ISDIR(status.st_mode):
-            yield self.path, _version(status)
-            return
-        number = 0
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if self._names.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    number += 1
-                    if number > MOST_FILES:
-                        raise Unreadable(
-                            f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move "
-                            "older ones away"
-                        )
-                    yield self.path / entry.name, _version(entry.stat(follow_symlinks=False))
+    def _present(self) -> Iterator[tuple[Path, Stamp]]:
+        found = files_of(self.path, self.names, MOST_FILES + 1)
+        if len(found) > MOST_FILES:
+            raise Unreadable(
+                f"{safe_text(self.path.name)}: more than {MOST_FILES:,} files; move older ones away"
+            )
+        for path in found:
+            with suppress(FileNotFoundError):
+                yield path, stamp_of(path.stat())
 
     def _is_settled(self, path: Path) -> bool:
         version, since = self._seen[path]
@@ -163,34 +207,163 @@ class DumpReader(RecordReader):
 
     def _check_unchanged(self, data: Bytes, path: Path) -> None:
         """Raise ``OSError`` if a file is not the one that was found; the next read restarts."""
-        if _version(os.fstat(data.file)) != self._versions.get(path):
+        if stamp_of(os.fstat(data.file)) != self._versions.get(path):
             raise OSError(f"{data.name} changed while it was read")
 
 
-def begins_with(path: Path, most: int = 1 << 16) -> bytes:
-    """The first bytes of a file; none if there is no such regular file.
+class Router(NamedTuple):
+    """A router, in forward order."""
 
-    Raises:
-        OSError: it cannot be read.
-    """
-    if not path.is_file():
-        return b""
-    with opened(path) as data:
-        return data.read(0, min(most, data.size), "the beginning")
+    mtp: int
+    """Number of the multi-token prediction block, from 1; 0 in the decoder."""
+    layer: int
+    """0-based depth; inside a prediction block, the layer of the block."""
 
-
-def candidates(path: Path, names: re.Pattern[str], most: int = 8) -> list[Path]:
-    """The file itself, or the first files in a folder whose names match."""
-    if not path.is_dir():
-        return [path]
-    with os.scandir(path) as entries:
-        found = [
-            entry.name
-            for entry in entries
-            if names.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-        ]
-    return [path / name for name in sorted(found)[:most]]
+    def name(self) -> str:
+        """As the screen shows it."""
+        if not self.mtp:
+            return f"L{self.layer}"
+        return f"mtp.{self.mtp - 1}" + (f".{self.layer}" if self.layer else "")
 
 
-def _version(status: os.stat_result) -> Version:
-    return Version((status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns)
+@dataclass(slots=True)
+class Counted:
+    """The counts of one step."""
+
+    step: int
+    rows: Mapping[Router, Counts]
+    """Tokens per expert; routers without any are absent. Rows may be of different lengths."""
+    tokens: Mapping[Router, int] = field(default_factory=dict)
+    """Tokens that each router saw, where that is known."""
+    top_k: int | None = None
+
+
+class ExactCounts:
+    """Makes the records of one run."""
+
+    def __init__(
+        self,
+        run: str,
+        writer: str,
+        asked: Asked,
+        *,
+        profile: str,
+        counts: str = "exact",
+        top_k: int | None = None,
+        num_experts: int = 0,
+        note: str = "",
+        time: float | None = None,
+    ) -> None:
+        """``asked`` wins over the other arguments, which are those of ``run_record``."""
+        self._run, self._writer, self._asked = run, writer, asked
+        self._profile, self._counts, self._time = asked.profile or profile, counts, time
+        self.note = note
+        self._top_k = asked.top_k or top_k
+        self._num_experts = asked.num_experts or num_experts
+        self._width = 0  # experts seen
+        self._routers: set[Router] = set()
+        self._order: list[Router] = []
+        self._waiting: deque[Counted] = deque()
+        self._started = self._is_moment = False
+
+    def add(self, counted: Counted) -> Iterator[Record]:
+        """The records that one more step gives.
+
+        Raises:
+            Unreadable: more routers or experts than there can be.
+        """
+        grown = self._grow(counted)
+        if not self._started:
+            self._waiting.append(counted)
+            if len(self._waiting) >= LOOK_AHEAD:
+                yield from self.flush()
+            return
+        if grown or self._is_moment:
+            self._is_moment = False
+            yield self._header()
+        yield self._record(counted)
+
+    def flush(self) -> Iterator[Record]:
+        """The records of the steps that still wait for the header."""
+        if self._waiting and not self._started:
+            self._started = True
+            self._is_moment = self._profile == "eval" and len(self._waiting) == 1
+            yield self._header()
+        while self._waiting:
+            yield self._record(self._waiting.popleft())
+        if self._is_moment:
+            yield {"kind": "event", "event": "end", "reason": "finished"}
+
+    def _grow(self, counted: Counted) -> bool:
+        before = len(self._routers), self._experts, self._top_k
+        self._routers.update(counted.rows)
+        self._width = max([self._width, *map(len, counted.rows.values())])
+        self._top_k = self._top_k or counted.top_k
+        if len(self._routers) > MAX_LAYERS or self._experts > MAX_EXPERTS:
+            raise Unreadable(
+                f"{len(self._routers):,} routers with {self._experts:,} experts; at most "
+                f"{MAX_LAYERS:,} with {MAX_EXPERTS:,} are read"
+            )
+        if self._asked.num_experts and self._width > self._asked.num_experts:
+            raise Unreadable(
+                f"expert {self._width - 1} was chosen, but there are said to be "
+                f"{self._asked.num_experts}; give the number of routed experts of a layer"
+            )
+        if (len(self._routers), self._experts, self._top_k) == before:
+            return False
+        self._order = sorted(self._routers)
+        return True
+
+    @property
+    def _experts(self) -> int:
+        return max(self._width, self._num_experts)
+
+    def _header(self) -> Record:
+        deepest = max((router.layer for router in self._order if not router.mtp), default=-1)
+        depths = [deepest + router.mtp if router.mtp else router.layer for router in self._order]
+        return run_record(
+            self._run,
+            depths,
+            [self._experts] * len(depths),
+            self._top_k,
+            names=[router.name() for router in self._order],
+            writer=self._writer,
+            counts=self._counts,
+            profile=self._profile,
+            time=self._time,
+            note=safe_text(self.note, 200),
+            planned_steps=1 if self._is_moment else None,
+        )
+
+    def _record(self, counted: Counted) -> Record:
+        rows = [self._row(counted.rows.get(router)) for router in self._order]
+        seen = [counted.tokens.get(router) for router in self._order]
+        known = [tokens for tokens in seen if tokens is not None]
+        alike = len(set(known)) == 1
+        per_router: list[float | None] = list(seen)
+        return step_record(
+            counted.step,
+            rows,
+            tokens=known[0] if known else None,
+            router={} if alike or not known else {"tokens": per_router},
+        )
+
+    def _row(self, row: Counts | None) -> Sequence[int] | None:
+        return None if row is None else [*row, *[0] * (self._experts - len(row))]
+
+
+def add_counts(total: "list[int] | array[int]", counts: Sequence[int]) -> None:
+    """Add counts per expert; ``total`` grows as needed."""
+    if len(counts) > len(total):
+        total.extend([0] * (len(counts) - len(total)))
+    for expert, count in enumerate(counts):
+        total[expert] += count
+
+
+def tokens_of(rows: Mapping[Router, Counts], top_k: int | None) -> dict[Router, int]:
+    """The tokens that each router saw, where its counts are those of whole tokens."""
+    return {
+        router: sum(row) // top_k
+        for router, row in rows.items()
+        if top_k and sum(row) % top_k == 0 and max(row) * top_k <= sum(row)
+    }

@@ -4,46 +4,64 @@
 one number per expert) for each MoE layer. The tensors of one layer count the same choices, so one
 of them is taken and they are never summed. It is one moment without a time axis, judged in the
 profile ``eval``. The legacy format (``.dat``) has one count per tensor and is refused.
+
+GGUF: versions 2 and 3, little-endian; layout in ``docs/gguf.md`` of ggml. Only F32 tensors are
+read, and only those that are asked for.
 """
 
+import math
 import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import gguf
-from microscope_tui.sources.dumps import DumpReader, begins_with
-from microscope_tui.sources.exact_bytes import Bytes, opened
-from microscope_tui.sources.exact_counts import Counted, ExactCounts, Router
-from microscope_tui.sources.gguf import GgufHeader
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.keys import MAX_LAYERS
+from microscope_tui.sources.dumps import (
+    Bytes,
+    Counted,
+    DumpReader,
+    ExactCounts,
+    Router,
+    opened,
+    tokens_of,
+)
+from microscope_tui.sources.keys import MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Record
 
-NAMES = re.compile(r"[^/]*imatrix[^/]*", re.IGNORECASE)
+MOST_HEADER = 16 << 20
+"""Bytes before the tensors; those of an importance matrix take less than 1 MB."""
+MOST_TENSORS = 1 << 16
+MOST_VALUES = 1 << 14
+"""Key-value pairs."""
+MOST_ARRAY = 1024
+"""Elements of an array that are kept; longer arrays are skipped."""
+MOST_ELEMENTS = 1 << 22
+_MOST_NAME = 1 << 16
+_MOST_DIMENSIONS = 4
+_CHUNK = 1 << 16
+_F32, _STRING, _ARRAY = 0, 8, 9
+_SCALARS = {
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
+    **{10: "<Q", 11: "<q", 12: "<d"},
+}
 _COUNTS = re.compile(r"blk\.(\d{1,4})\.ffn_(gate_up|gate|up|down)_exps\.weight\.counts")
 _TENSOR_NAME = re.compile(rb"(?:blk\.\d+\.|output|token_embd)[\w.]*")
 _EXACT_FLOAT = 1 << 24
 _ROUNDED = "counts above 16,777,216 are rounded to float32"
-
-
-def recognises(path: Path) -> bool:
-    """Whether it is an importance matrix, of the present or the legacy format."""
-    head = begins_with(path)
-    if head.startswith(b"GGUF"):
-        return b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
-    return _is_legacy(head)
+Value = int | float | str | list[int | float | str]
 
 
 class ImatrixReader(DumpReader):
     """Reads one file."""
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        """``name``: of the run; ``asked``: E and k, where the user knows them."""
-        super().__init__(path, NAMES)
-        self._name, self._asked = name, asked
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``; of the present or the legacy format."""
+        if head.startswith(b"GGUF"):
+            return b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
+        return _is_legacy(head)
 
     def _start(self) -> None:
         pass  # all records come from one file, at once
@@ -60,18 +78,13 @@ class ImatrixReader(DumpReader):
                         "a legacy importance matrix has one count per tensor, not per expert; "
                         "compute it again with a llama.cpp that writes GGUF"
                     )
-                header = gguf.read_header(data)
+                header = read_header(data)
                 counts = _counts(data, header)
             for record in self._snapshot(counts, header):
                 yield 1.0, record
 
-    def _snapshot(self, counts: dict[Router, list[int]], header: GgufHeader) -> Iterator[Record]:
+    def _snapshot(self, counts: dict[Router, list[int]], header: "GgufHeader") -> Iterator[Record]:
         top_k = self._asked.top_k or _top_k(counts, _tokens(header))
-        tokens = {
-            router: sum(row) // top_k
-            for router, row in counts.items()
-            if top_k is not None and sum(row) % top_k == 0 and max(row) * top_k <= sum(row)
-        }
         run = ExactCounts(
             self._name,
             "imatrix",
@@ -80,11 +93,11 @@ class ImatrixReader(DumpReader):
             top_k=top_k,
             note=_note(counts, header),
         )
-        yield from run.add(Counted(1, counts, tokens))
+        yield from run.add(Counted(1, counts, tokens_of(counts, top_k)))
         yield from run.flush()
 
 
-def _counts(data: Bytes, header: GgufHeader) -> dict[Router, list[int]]:
+def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
     """The counts of each layer, from one of its tensors."""
     chosen: dict[int, str] = {}
     for name in header.tensors:
@@ -92,7 +105,7 @@ def _counts(data: Bytes, header: GgufHeader) -> dict[Router, list[int]]:
             chosen.setdefault(int(found[1]), name)
     counts: dict[Router, list[int]] = {}
     for layer, name in sorted(chosen.items()):
-        row = gguf.float32(data, header.tensors[name], name)
+        row = float32(data, header.tensors[name], name)
         if layer >= MAX_LAYERS or not all(0 <= count < 2**53 for count in row):
             raise data.broken(f"{safe_text(name, 60)} holds {safe_text(row[:4])}, not counts")
         if any(row):
@@ -105,7 +118,7 @@ def _counts(data: Bytes, header: GgufHeader) -> dict[Router, list[int]]:
     return counts
 
 
-def _tokens(header: GgufHeader) -> int:
+def _tokens(header: "GgufHeader") -> int:
     """Tokens of the calibration; 0 if the file does not say."""
     chunks, size = (header.values.get(f"imatrix.chunk_{key}") for key in ("count", "size"))
     return chunks * size if type(chunks) is int and type(size) is int else 0
@@ -120,7 +133,7 @@ def _top_k(counts: dict[Router, list[int]], tokens: int) -> int | None:
     return int(ratio) if ratio >= 1 and ratio.is_integer() else None
 
 
-def _note(counts: dict[Router, list[int]], header: GgufHeader) -> str:
+def _note(counts: dict[Router, list[int]], header: "GgufHeader") -> str:
     notes = []
     datasets = header.values.get("imatrix.datasets")
     if isinstance(datasets, list) and datasets:
@@ -138,3 +151,145 @@ def _is_legacy(head: bytes) -> bool:
     entries, length = struct.unpack_from("<ii", head)
     name = head[8 : 8 + max(0, min(length, 256))]
     return 0 < entries < 1 << 20 and len(name) == length and bool(_TENSOR_NAME.fullmatch(name))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where a tensor is."""
+
+    shape: tuple[int, ...]
+    """As in the file: the fastest dimension first."""
+    is_float32: bool
+    offset: int
+    """From the start of the file."""
+
+
+@dataclass(slots=True)
+class GgufHeader:
+    """What stands before the tensors."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    """Without arrays that are longer than ``MOST_ARRAY``."""
+    tensors: dict[str, TensorPlace] = field(default_factory=dict)
+
+
+def read_header(data: Bytes) -> GgufHeader:
+    """Read everything but the tensors.
+
+    Raises:
+        Unreadable: no GGUF file, another version, damaged, or above a limit.
+    """
+    cursor = _Cursor(data)
+    if cursor.take(4) != b"GGUF":
+        raise data.broken("not a GGUF file")
+    version = cursor.number("<I")
+    if version not in (2, 3):
+        raise data.broken(
+            f"GGUF version {version}; versions 2 and 3 (little-endian) are read, convert the file"
+        )
+    tensors, values = cursor.number("<Q"), cursor.number("<Q")
+    if tensors > MOST_TENSORS or values > MOST_VALUES:
+        raise data.broken(
+            f"{tensors:,} tensors and {values:,} values; at most {MOST_TENSORS:,} and "
+            f"{MOST_VALUES:,} are read"
+        )
+    header = GgufHeader()
+    for _ in range(values):
+        key = cursor.text()
+        value = _value(cursor, cursor.number("<I"))
+        if value is not None:
+            header.values[key] = value
+    found = [_tensor(cursor) for _ in range(tensors)]
+    alignment = header.values.get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= 1 << 20:
+        raise data.broken(f"general.alignment is {safe_text(alignment, 20)}")
+    start = -(-cursor.at // alignment) * alignment
+    for name, (shape, kind, offset) in found:
+        header.tensors[name] = TensorPlace(shape, kind == _F32, start + offset)
+    return header
+
+
+def float32(data: Bytes, tensor: TensorPlace, name: str) -> list[float]:
+    """The numbers of an F32 tensor in the order of the file.
+
+    Raises:
+        Unreadable: another type, too large, or not inside the file.
+    """
+    number = math.prod(tensor.shape)
+    if not tensor.is_float32 or number > MOST_ELEMENTS:
+        raise data.broken(
+            f"tensor {safe_text(name, 60)} is not F32, or has more than {MOST_ELEMENTS:,} numbers"
+        )
+    raw = data.read(tensor.offset, 4 * number, f"tensor {safe_text(name, 60)}")
+    return list(struct.unpack(f"<{number}f", raw))
+
+
+class _Cursor:
+    """Reads the header from its start on, in chunks."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data = data
+        self._chunk, self._start = b"", 0
+        self.at = 0
+        """Bytes taken or skipped."""
+
+    def take(self, length: int) -> bytes:
+        """The next bytes."""
+        if self.at + length > MOST_HEADER:
+            raise self.data.broken(f"the metadata take more than {MOST_HEADER >> 20} MB")
+        first = self.at - self._start
+        if not 0 <= first <= first + length <= len(self._chunk):
+            size = max(length, min(_CHUNK, self.data.size - self.at))
+            self._chunk = self.data.read(self.at, size, "the metadata")
+            self._start, first = self.at, 0
+        self.at += length
+        return self._chunk[first : first + length]
+
+    def skip(self, length: int) -> None:
+        """Leave out bytes; that they are there is checked where the next are taken."""
+        self.at += length
+
+    def number(self, layout: str) -> int:
+        """An integer (or another scalar, by its layout)."""
+        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        return value
+
+    def text(self, most: int = _MOST_NAME) -> str:
+        """A string; a longer one than ``most`` is refused."""
+        length = self.number("<Q")
+        if length > most:
+            raise self.data.broken(f"a text of {length:,} bytes, at most {most:,} are read")
+        return self.take(length).decode("utf-8", "replace")
+
+
+def _value(cursor: _Cursor, kind: int) -> Value | None:
+    """One value; ``None`` for an array that is too long to keep."""
+    if kind in _SCALARS:
+        return cursor.number(_SCALARS[kind])
+    if kind == _STRING:
+        return cursor.text(MOST_HEADER)
+    if kind != _ARRAY:
+        raise cursor.data.broken(f"a value of the unknown type {kind}")
+    inner, length = cursor.number("<I"), cursor.number("<Q")
+    if inner not in _SCALARS and inner != _STRING:
+        raise cursor.data.broken(f"an array of the unknown type {inner}")
+    if length > MOST_HEADER:
+        raise cursor.data.broken(f"an array of {length:,} elements")
+    if length <= MOST_ARRAY:
+        texts = inner == _STRING
+        return [cursor.text() if texts else cursor.number(_SCALARS[inner]) for _ in range(length)]
+    if inner in _SCALARS:
+        cursor.skip(length * struct.calcsize(_SCALARS[inner]))
+    else:
+        for _ in range(length):
+            cursor.skip(cursor.number("<Q"))
+    return None
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    name = cursor.text()
+    dimensions = cursor.number("<I")
+    if dimensions > _MOST_DIMENSIONS:
+        raise cursor.data.broken(f"tensor {safe_text(name, 60)} has {dimensions} dimensions")
+    shape = tuple(cursor.number("<Q") for _ in range(dimensions))
+    return name, (shape, cursor.number("<I"), cursor.number("<Q"))

@@ -1,14 +1,24 @@
-"""Which key of a logger is which number of the run log.
+"""Which key of a logger is which number of the run log, and how the number is read.
 
 Every distinct key is matched once, against the mapping of the user first and the keys of known
 writers then. The patterns are whole-key regular expressions with the named groups ``layer`` and,
 for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does not matter.
+
+Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``moe/load/0`` and
+``moe/load/1``. Only values whose key has a target are turned into numbers.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from itertools import compress
 from typing import NamedTuple
+
+import msgspec
 
 STEP_QUANTITIES = (
     "loss",
@@ -43,6 +53,27 @@ MAX_REMEMBERED_CHARACTERS = 32 << 20
 """The same in characters: a hostile file with long keys must not fill the memory."""
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65_536
+MAX_ROW_BYTES = 8 << 20
+"""A row of 94 layers × 512 experts with shares and biases has 4 MB; 8 MB of ``{},`` become 200 MB
+of objects."""
+MAX_DEPTH = 8
+"""Deeper objects are skipped: no logger nests its numbers further."""
+MAX_OUTER_CHARACTERS = 128
+"""Longest name of an object with numbers: it is copied into the key of each."""
+MAX_STEP = 2**62
+STEP_NAMES = (
+    "step",
+    "_step",
+    "global_step",
+    "train/global_step",
+    "trainer/global_step",
+    "iteration",
+)
+TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_CONTAINERS = {dict, list}
+_MILLISECONDS = 1e11
+"""As seconds this is the year 5138: larger times are in milliseconds."""
 
 
 class Target(NamedTuple):
@@ -82,43 +113,48 @@ def _known(quantity: str, pattern: str, plus: float = 0.0) -> Rule:
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"
-KNOWN_RULES: Sequence[Rule] = (
-    # torchtitan forks; EP means expert here, not rank
-    _known("share", rf"moe_ep_usage/L-{_L}_EP-{_E}"),
-    _known("expert_bias", rf"moe_bias/L-{_L}_EP-{_E}"),
-    _known("entropy", rf"moe_entropy/L-{_L}"),
-    _known("max_load", rf"moe_maxvio_batch/L-{_L}", 1.0),
-    # ltp-megatron-lm
-    _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
-    # AutoModel: load ÷ mean load
-    replace(
-        _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
-        of_gates=True,
-    ),
-    # VeOmni, verl
-    _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
-    _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),
-    # prime-rl
-    _known("max_load", r"max_vio/max", 1.0),
-    _known("max_load", r"expert_load/max_mean/max"),
-    # OLMo-core: max ÷ mean; tensorboardX turns spaces into underscores
-    _known("max_load", rf"block[ _]{_L}/load[ _]imbalance"),
-    _known("z_loss", rf"block[ _]{_L}/router[ _]Z[ _]loss[ _]unscaled"),
-    _known("max_load", r"load[ _]imbalance"),
-    # Megatron-LM, NeMo-RL
-    _known("z_loss", rf"moe/z_loss_layer_{_L}"),
-    # our own names, as another logger flattens them
-    *(
-        _known(name, rf"router/{name}/{_L}(?:/{_E})?")
-        for name in (*ROUTER_QUANTITIES, *MATRIX_QUANTITIES)
-    ),
-    # the usual names of the whole step
-    _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
-    _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),
-    _known("grad_norm", r"(?:grad[_ ]norm|optim/grad_norm|total grad norm)"),
-    _known("tokens_per_s", r"(?:throughput/tokens_per_s|tokens_per_s|tps|throughput\(tps\))"),
-    _known("tokens", r"(?:tokens_per_step|num_tokens_per_step|batch_tokens)"),
-)
+
+
+@cache
+def known_rules() -> Sequence[Rule]:
+    """The keys of known writers; compiled when the first key is looked up."""
+    return (
+        # torchtitan forks; EP means expert here, not rank
+        _known("share", rf"moe_ep_usage/L-{_L}_EP-{_E}"),
+        _known("expert_bias", rf"moe_bias/L-{_L}_EP-{_E}"),
+        _known("entropy", rf"moe_entropy/L-{_L}"),
+        _known("max_load", rf"moe_maxvio_batch/L-{_L}", 1.0),
+        # ltp-megatron-lm
+        _known("tokens_per_expert", rf"moe-expert/\w*tokens_per_expert_layer{_L}_expert{_E}"),
+        # AutoModel: load ÷ mean load
+        replace(
+            _known("share", rf"moe_expert_utilization/layer_{_L}_expert_{_E}"),
+            of_gates=True,
+        ),
+        # VeOmni, verl
+        _known("max_load", rf"(?:rollout/)?moe/max_vio/layer_{_L}", 1.0),
+        _known("max_load", r"(?:rollout/)?moe/max_vio(?:/max)?", 1.0),
+        # prime-rl
+        _known("max_load", r"max_vio/max", 1.0),
+        _known("max_load", r"expert_load/max_mean/max"),
+        # OLMo-core: max ÷ mean; tensorboardX turns spaces into underscores
+        _known("max_load", rf"block[ _]{_L}/load[ _]imbalance"),
+        _known("z_loss", rf"block[ _]{_L}/router[ _]Z[ _]loss[ _]unscaled"),
+        _known("max_load", r"load[ _]imbalance"),
+        # Megatron-LM, NeMo-RL
+        _known("z_loss", rf"moe/z_loss_layer_{_L}"),
+        # our own names, as another logger flattens them
+        *(
+            _known(name, rf"router/{name}/{_L}(?:/{_E})?")
+            for name in (*ROUTER_QUANTITIES, *MATRIX_QUANTITIES)
+        ),
+        # the usual names of the whole step
+        _known("loss", r"(?:loss|lm[_ ]loss|CE loss)"),
+        _known("learning_rate", r"(?:lr|learning[_ ]rate|optim/lr)"),
+        _known("grad_norm", r"(?:grad[_ ]norm|optim/grad_norm|total grad norm)"),
+        _known("tokens_per_s", r"(?:throughput/tokens_per_s|tokens_per_s|tps|throughput\(tps\))"),
+        _known("tokens", r"(?:tokens_per_step|num_tokens_per_step|batch_tokens)"),
+    )
 
 
 def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
@@ -158,10 +194,10 @@ def _rule_of(pair: str) -> Rule:
 class Keys(dict[str, Target | None]):
     """The target of each key, matched at its first appearance."""
 
-    def __init__(self, own: Sequence[Rule] = (), known: Sequence[Rule] = KNOWN_RULES) -> None:
-        """``own``: rules of the user, which win over ``known``."""
+    def __init__(self, own: Sequence[Rule] = ()) -> None:
+        """``own``: rules of the user, which win over the known ones."""
         super().__init__()
-        self._rules = (*own, *known)
+        self._rules = (*own, *known_rules())
         self._characters = 0
         self.of_gates = False
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
@@ -194,3 +230,105 @@ class Keys(dict[str, Target | None]):
 
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() and len(text) < 10 else None
+
+
+def decode_object(data: bytes) -> dict[str, object] | None:
+    """The JSON object in ``data``, bare ``NaN`` allowed; ``None`` if it is anything else."""
+    try:
+        value = decode_json(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def decode_json(data: bytes) -> object:
+    """What ``data`` holds; bare ``NaN`` and ``Infinity`` are allowed, as Python writes them.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
+    """
+    if len(data) > MAX_ROW_BYTES:
+        raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MB")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # the standard library takes NaN, and bytes that are not UTF-8 in a text
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def matched(
+    fields: Mapping[str, object], keys: Keys, depth: int = 0
+) -> Iterator[tuple[Target, float]]:
+    """The numbers in ``fields`` whose key has a target.
+
+    Most keys have none: they cost a look-up and no line of Python.
+    """
+    values = fields.values()
+    targets = list(map(keys.__getitem__, fields))
+    for target, value in compress(zip(targets, values, strict=True), targets):
+        assert target is not None
+        number = value if type(value) is float else as_number(value)
+        if number is not None:
+            yield target, number
+    if depth == MAX_DEPTH or _CONTAINERS.isdisjoint(map(type, values)):
+        return
+    for name, value in fields.items():
+        if isinstance(value, list):
+            value = dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
+        if isinstance(value, dict) and len(name) <= MAX_OUTER_CHARACTERS:
+            inner = {f"{name}/{key}": item for key, item in value.items()}
+            yield from matched(inner, keys, depth + 1)
+
+
+def as_number(value: object) -> float | None:
+    """A number of JSON, or the name of one that JSON cannot hold."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def as_step(value: object) -> int | None:
+    """A step: a whole number from 0, also written as ``10.0`` or ``"10"``."""
+    if isinstance(value, str):
+        value = parse_number(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_step = type(value) is int and 0 <= value < MAX_STEP
+    return value if is_step else None  # type: ignore[return-value]
+
+
+def as_time(value: object) -> float | None:
+    """Unix seconds of a number (seconds or milliseconds) or of an ISO 8601 text (UTC if bare)."""
+    if isinstance(value, str):
+        if (number := parse_number(value)) is not None:
+            return as_time(number)
+        try:
+            moment = datetime.fromisoformat(value[:64])
+            return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    seconds = as_number(value)
+    if seconds is None or not 0 <= seconds < _MILLISECONDS * 1000:
+        return None
+    return seconds / 1000 if seconds >= _MILLISECONDS else seconds
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text spells, also ``nan`` and ``inf``."""
+    try:
+        return float(text) if len(text) <= 64 else None
+    except ValueError:
+        return None
+
+
+def first_of(fields: Mapping[str, object], names: tuple[str, ...]) -> object:
+    """The value of the first of ``names`` that ``fields`` holds, or ``None``."""
+    return next((fields[name] for name in names if name in fields), None)

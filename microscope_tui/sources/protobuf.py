@@ -4,8 +4,17 @@ Only one level is decoded at a time, so that no nesting can exhaust the stack:
 https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from microscope_tui.sources.keys import Target
+
+MAX_STEP = 2**53
+MAX_HEADS = 1 << 18
+"""Keys that are recognised by their bytes: 512 experts in 128 layers, four times. Further ones are
+looked up each time."""
+_MAX_HEAD_BYTES = 600  # a key of 512 characters, and what is around it
+SLOW = "slow"
+Head = Target | str | None
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 _SIZE_OF = {FIXED64: 8, FIXED32: 4}
@@ -92,3 +101,20 @@ def as_number(value: int | bytes) -> int:
     if not isinstance(value, int):
         raise BadMessage("a text or a message where a number belongs")
     return value
+
+
+class Heads(dict[bytes, Head]):
+    """What a message is, by all of its bytes but the number, which are the same in every step.
+
+    A target, another key, ``None`` where nobody wants it, or ``SLOW``: to be decoded by its fields.
+    """
+
+    def __init__(self, find: Callable[[bytes], Head]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, head: bytes) -> Head:
+        found = self._find(head)
+        if len(self) < MAX_HEADS and len(head) <= _MAX_HEAD_BYTES:
+            self[head] = found
+        return found

@@ -3,18 +3,42 @@
 A ``RecordReader`` yields records of the run log as plain dicts, from the start of the source on and
 then whatever is appended. A ``RowReader`` is for the formats that hold named numbers (W&B,
 TensorBoard, JSONL …): it yields rows of numbers, and ``assemble.RowRecords`` makes records of them.
+Both are recognised by how their content begins.
 """
 
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from microscope_tui.runlog import Defects
-from microscope_tui.sources.keys import Keys, Target
+from microscope_tui.runlog import Progress, read_at
+from microscope_tui.sources.keys import Keys, Rule, Target
 
+HEAD_BYTES = 64 << 10
+"""A file is recognised by this much of its beginning."""
 Record = dict[str, Any]
 """One record of the run log, as ``docs/run-log.md`` describes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user says about a source; it wins over what the source says."""
+
+    source: str = ""
+    """Name of its format; by default it is recognised."""
+    rules: tuple[Rule, ...] = ()
+    """Which key is which quantity, before the known ones."""
+    num_experts: int | None = None
+    top_k: int | None = None
+    profile: str = ""
+    pipeline_parallel: int = 1
+    """Pipeline stages of a Megatron run."""
+
+
+DEFAULT = Asked()
 
 
 class Unreadable(OSError):
@@ -24,24 +48,59 @@ class Unreadable(OSError):
         super().__init__(why)
 
 
-class Progress:
-    """How far a source was read, and when it changed last; see ``runlog.follow.Source``."""
+class Reader(Progress):
+    """How a format is recognised, and how far it was read."""
 
-    def __init__(self) -> None:
-        self.offset = 0
-        """How far it was read, in the same bytes as ``size``."""
-        self.size = 0
-        self.modified: float | None = None
-        """Time of the last change, in Unix seconds; ``None`` while there is no file."""
-        self.deleted = False
-        self.exhausted = False
-        """Whether nothing complete was left at the last ``read``."""
-        self.defects = Defects()
-        """What could not be read and was skipped."""
+    names: re.Pattern[str] | None = None
+    """Files of a folder that is one run; ``None`` where a run is one file."""
+    head_bytes = HEAD_BYTES
 
-    def wait_s(self) -> float:
-        """Seconds until another ``read`` may give anything."""
-        return 0.0
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @classmethod
+    def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
+        """Whether the file at ``path``, or one of the first in a folder, is of this format.
+
+        Args:
+            path: of a file or a folder.
+            own: rules of the user; what they map counts as a reading of a router too.
+
+        Raises:
+            OSError: it cannot be read, or is not a regular file.
+        """
+        files = files_of(path, cls.names)
+        return any(cls.begins(read_at(file, 0, cls.head_bytes), own) for file in files)
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """Whether a file of this format begins like this."""
+        return False
+
+    @classmethod
+    def runs(cls, path: Path, own: Sequence[Rule] = ()) -> Sequence[str]:
+        """Names of the runs in a file that may hold several; else one empty name.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return [""]
+
+
+def files_of(path: Path, names: re.Pattern[str] | None, most: int = 8) -> list[Path]:
+    """The file itself, or the first files in a folder whose names match; links are not followed."""
+    if not path.is_dir():
+        return [path]
+    if names is None:
+        return []
+    with os.scandir(path) as entries:
+        found = [
+            entry.name
+            for entry in entries
+            if names.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        ]
+    return [path / name for name in sorted(found)[:most]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +112,13 @@ class Batch:
     """The source was truncated or replaced: everything read before is gone."""
 
 
-class RecordReader(Progress, ABC):
+class RecordReader(Reader, ABC):
     """Reads records from a source that may still grow."""
+
+    def __init__(self, path: Path, name: str, asked: Asked) -> None:
+        """``name``: of the run, where the source has none."""
+        super().__init__(path)
+        self._name, self._asked = name, asked
 
     def sample(self, count: int) -> Sequence[Record]:
         """A header and about ``count`` steps of the whole run; empty where it must be read.
@@ -101,7 +165,7 @@ class Rows:
     """Reason, if the writer said that the run ended: ``finished``, ``failed`` …"""
 
 
-class RowReader(Progress, ABC):
+class RowReader(Reader, ABC):
     """Reads named numbers from a source that may still grow.
 
     ``keys[name]`` gives the target of a key or ``None``; it matches every distinct key once. Parse
@@ -111,9 +175,10 @@ class RowReader(Progress, ABC):
     name = ""
     """Name of the run, if the source has one."""
 
-    def __init__(self, keys: Keys) -> None:
-        super().__init__()
-        self.keys = keys
+    def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
+        """``run``: one of ``runs``."""
+        super().__init__(path)
+        self.keys, self.run = keys, run
         self.config: Mapping[str, object] = {}
         """The writer's configuration, as far as it was found; searched for E and k."""
 
@@ -134,3 +199,12 @@ class RowReader(Progress, ABC):
         Raises:
             OSError, Unreadable: as ``RecordReader.read``.
         """
+
+
+def coarse_to_fine(count: int) -> Iterator[float]:
+    """``count`` evenly spaced places in [0, 1), so that the first few of them are spread too."""
+    bits = (count - 1).bit_length()
+    for i in range(1 << bits):
+        place = int(f"{i:0{bits}b}"[::-1] or "0", 2) if bits else 0
+        if place < count:
+            yield place / count

@@ -8,44 +8,85 @@ does not learn, so the profile is ``eval``.
 
 Where all ranks see the same tokens (tensor parallelism without data-parallel attention), SGLang's
 own sums are a multiple of the counts: the shares are right, ``tokens`` is therefore left out.
+
+``stat`` and ``stat_approx`` write the counts of the buffered forward passes, summed over the ranks.
+``per_pass`` and ``per_token`` write a file per rank with the counts of each *physical* expert: a
+logical expert may have several copies. Layout: ``sglang/srt/eplb/expert_distribution.py``.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import sglang_dump
-from microscope_tui.sources.dumps import MOST_FILES, DumpReader, Late, begins_with, candidates
-from microscope_tui.sources.exact_bytes import Bytes, opened
-from microscope_tui.sources.exact_counts import Counted, ExactCounts, Router
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.reader import Record
-from microscope_tui.sources.sglang_dump import Detail, Pass, Stat
+from microscope_tui.sources import torch_file
+from microscope_tui.sources.dumps import (
+    MOST_FILES,
+    Bytes,
+    Counted,
+    DumpReader,
+    ExactCounts,
+    Late,
+    Router,
+    add_counts,
+    opened,
+)
+from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
+from microscope_tui.sources.reader import Asked, Record, files_of
+from microscope_tui.sources.torch_file import Tensor
 
-NAMES = re.compile(r"expert_distribution_recorder_(\d{1,12}(?:\.\d{1,9})?)(?:_(\d{1,6}))?\.pt")
 UNORDERED = "a circular buffer that is not rotated: the order of the passes is not guaranteed"
 ONE_RANK = "one rank of the server; open the folder of its dumps for all ranks"
+MOST_PASSES = 1 << 20
+_MOST_COUNT = 2**40
 _KEYS = (b"logical_count", b"global_physical_count")
 
 
-def recognises(path: Path) -> bool:
-    """Whether it is such a dump, or a folder with one."""
-    for file in candidates(path, NAMES):
-        head = begins_with(file)
-        if head.startswith(b"PK\3\4") and b"/data.pkl" in head[:256]:
-            return any(key in head for key in _KEYS)
-    return False
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Counts ``[passes, layers, logical experts]`` over all ranks; unused passes are zero."""
+
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass on one rank."""
+
+    number: int
+    """``forward_pass_id``"""
+    counts: Tensor
+    """``[layers, physical experts]``"""
+    choices: Tensor | None
+    """Experts of each token ``[layers, tokens, choices]``, -1 for none; only in ``per_token``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """The forward passes of one rank."""
+
+    rank: int
+    passes: Sequence[Pass]
+    logical: Sequence[Sequence[int]]
+    """The logical expert of each physical one ``[layers, physical experts]``."""
 
 
 class SGLangReader(DumpReader):
     """Reads one dump, or the folder of the recorder, in which more dumps may appear."""
 
+    names = re.compile(r"expert_distribution_recorder_(\d{1,12}(?:\.\d{1,9})?)(?:_(\d{1,6}))?\.pt")
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``."""
+        is_zip = head.startswith(b"PK\3\4") and b"/data.pkl" in head[:256]
+        return is_zip and any(key in head for key in _KEYS)
+
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        """``name``: of the run; ``asked``: E and k, where the user knows them."""
-        super().__init__(path, NAMES)
-        self._name, self._asked = name, asked
+        super().__init__(path, name, asked)
         self._start()
 
     def _start(self) -> None:
@@ -58,7 +99,7 @@ class SGLangReader(DumpReader):
         details: list[tuple[Path, Detail]] = []
         for number, path in enumerate(sorted(paths, key=_time_of)):
             with self._opened(path) as data:
-                dump = sglang_dump.load(data)
+                dump = _load(data)
                 self._kind = self._kind or type(dump)
                 if type(dump) is not self._kind:
                     raise data.broken(
@@ -82,7 +123,7 @@ class SGLangReader(DumpReader):
     def _stat(self, data: Bytes, dump: Stat) -> Iterator[tuple[float, Counted]]:
         passes = dump.counts.shape[0]
         for index in range(passes):
-            rows = _routers(sglang_dump.rows_of(data, dump.counts, index))
+            rows = _routers(_rows_of(data, dump.counts, index))
             if rows:
                 self._steps += 1
                 yield index / passes, Counted(self._steps, rows)
@@ -127,16 +168,13 @@ class SGLangReader(DumpReader):
         top_k = None
         for path, dump, one in ranks:
             with self._opened(path) as data:
-                physical = sglang_dump.rows_of(data, one.counts)
-                rows = _routers(sglang_dump.by_logical(physical, dump.logical))
+                physical = _rows_of(data, one.counts)
+                rows = _routers(_by_logical(physical, dump.logical))
                 if one.choices is not None and rows and self._run is None:
                     layer = min(rows).layer
-                    top_k = max(top_k or 0, sglang_dump.top_k_of(data, one.choices, layer) or 0)
+                    top_k = max(top_k or 0, _top_k_of(data, one.choices, layer) or 0)
             for router, row in rows.items():
-                summed = total.setdefault(router, [0] * len(row))
-                summed += [0] * (len(row) - len(summed))
-                for expert, count in enumerate(row):
-                    summed[expert] += count
+                add_counts(total.setdefault(router, []), row)
         return Counted(number + 1, total, top_k=top_k or None)
 
     def _begin(self, counted: Counted, paths: Sequence[Path]) -> ExactCounts:
@@ -159,7 +197,7 @@ class SGLangReader(DumpReader):
         """Whether another rank wrote a dump that is not among these."""
         ranks = set(self._returned)
         if not self.path.is_dir():
-            for path in candidates(self.path.parent, NAMES, MOST_FILES):
+            for path in files_of(self.path.parent, self.names, MOST_FILES):
                 ranks.add(_time_of(path)[1])
         return len(ranks) > len(self._returned) or ranks != set(range(len(ranks)))
 
@@ -176,7 +214,102 @@ def _routers(rows: Sequence[Sequence[int]]) -> dict[Router, list[int]]:
 
 
 def _time_of(path: Path) -> tuple[float, int, str]:
-    found = NAMES.fullmatch(path.name)
+    found = SGLangReader.names.fullmatch(path.name)
     if found is None:
         return 0.0, 0, safe_text(path.name)
     return float(found[1]), int(found[2] or 0), ""
+
+
+def _load(data: Bytes) -> Stat | Detail:
+    """Read a dump; the counts stay in the file.
+
+    Raises:
+        Unreadable: as ``torch_file.load``, or it is no such dump.
+    """
+    content = torch_file.load(data)
+    if isinstance(content, dict) and "logical_count" in content:
+        return Stat(_counts(data, content["logical_count"], 3))
+    if isinstance(content, dict) and isinstance(content.get("records"), list):
+        return _detail(data, content)
+    raise data.broken(
+        "not a dump of SGLang's expert distribution recorder: neither logical_count nor records"
+    )
+
+
+def _rows_of(data: Bytes, counts: Tensor, *index: int) -> list[list[int]]:
+    """The rows ``[layers][experts]`` of one forward pass.
+
+    Raises:
+        Unreadable: a count is negative or larger than any count can be.
+    """
+    flat = counts.numbers(data, *index)
+    if flat and not 0 <= min(flat) <= max(flat) <= _MOST_COUNT:
+        raise data.broken("a count is negative or too large; is it such a dump?")
+    width = counts.shape[-1]
+    return [flat[at : at + width] for at in range(0, len(flat), width)]
+
+
+def _by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Counts per physical expert summed to counts per logical expert."""
+    width = 1 + max(max(row) for row in logical)
+    found = [[0] * width for _ in rows]
+    for row, experts, summed in zip(rows, logical, found, strict=True):
+        if any(row):
+            for count, expert in zip(row, experts, strict=True):
+                summed[expert] += count
+    return found
+
+
+def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
+    """The most experts that a token chose in one layer; ``None`` without a token.
+
+    The recorder has room for eight choices; where there are fewer, the rest is -1.
+    """
+    ids = choices.numbers(data, layer)
+    width = choices.shape[-1]
+    tokens = (ids[at : at + width] for at in range(0, len(ids), width or 1))
+    return max((sum(i >= 0 for i in token) for token in tokens), default=0) or None
+
+
+def _detail(data: Bytes, content: dict[Any, Any]) -> Detail:
+    found = content["records"]
+    if len(found) > MOST_PASSES:
+        raise data.broken(f"{len(found):,} forward passes, at most {MOST_PASSES:,} are read")
+    if not found:
+        return Detail(0, [], [])
+    mapping = _counts(data, content.get("last_physical_to_logical_map"), 2)
+    logical = _rows_of(data, mapping)
+    if max(map(max, logical)) >= MAX_EXPERTS:
+        raise data.broken("last_physical_to_logical_map has experts that no model has")
+    passes, ranks = [], set()
+    for record in found:
+        match record:
+            case {"forward_pass_id": int(number), "rank": int(rank), "global_physical_count": t}:
+                counts = _counts(data, t, 2)
+            case _:
+                raise data.broken("a record has no forward_pass_id, rank or global_physical_count")
+        if counts.shape != mapping.shape or not 0 <= number < 2**62:
+            raise data.broken(
+                f"a record counts {counts.shape} experts, last_physical_to_logical_map has "
+                f"{mapping.shape}; the dump is not consistent"
+            )
+        choices = record.get("topk_ids_of_layer")
+        usable = isinstance(choices, Tensor) and choices.is_integer and len(choices.shape) == 3
+        usable = usable and choices.shape[0] == counts.shape[0]
+        passes.append(Pass(number, counts, choices if usable else None))
+        ranks.add(rank)
+    if len(ranks) > 1:
+        raise data.broken(f"records of {len(ranks)} ranks in one file; a file holds one rank")
+    return Detail(ranks.pop(), passes, logical)
+
+
+def _counts(data: Bytes, value: Any, dimensions: int) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_integer or len(value.shape) != dimensions:
+        raise data.broken(f"the counts are not a tensor of integers with {dimensions} dimensions")
+    layers, experts = value.shape[-2:]
+    if not (0 < layers <= MAX_LAYERS and 0 < experts <= MAX_EXPERTS):
+        raise data.broken(
+            f"{layers:,} layers with {experts:,} experts; there must be some, and at most "
+            f"{MAX_LAYERS:,} with {MAX_EXPERTS:,} are read"
+        )
+    return value

@@ -8,6 +8,8 @@ SQLite itself never opens the database in a way that takes a lock or makes a fil
   if the header of the ``-wal`` is the same before and after (a writer only appends under one
   header, and every page that it moves into the database is still in the log), or if neither the
   ``-journal`` nor the database changed. The database is copied again only when that header changes.
+
+A hostile database may not run code of its schema, or take memory and time: see ``_restricted``.
 """
 
 import os
@@ -16,7 +18,7 @@ import sqlite3
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +26,6 @@ from urllib.parse import quote
 
 from microscope_tui.runlog import QUIET_S, open_regular_file, safe_text
 from microscope_tui.sources.reader import Unreadable
-from microscope_tui.sources.sqlite_limits import Tables, restricted
 
 MAGIC = b"SQLite format 3\0"
 MOST_COPIED = 4 << 30
@@ -32,6 +33,34 @@ MOST_COPIED = 4 << 30
 TRIES = 5
 BETWEEN_TRIES_S = 0.02
 """A transaction of a logger takes a few milliseconds."""
+DEADLINE_S = 5.0
+"""Time for all queries of one reading; an honest one of a megabyte takes milliseconds."""
+MOST_VALUE_BYTES = 8 << 20
+"""Longest text or blob; as long as a line of JSON may be."""
+MOST_HEAP_BYTES = 256 << 20
+"""Memory of SQLite in this process, which uses it for nothing else."""
+_CHECK_EVERY = 1000
+"""Instructions of SQLite between two looks at the clock: well below a millisecond."""
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: MOST_VALUE_BYTES,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 1 << 20,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 3,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+_SETTINGS = (
+    "trusted_schema=OFF",  # functions in the schema run only if they are harmless
+    "cell_size_check=ON",
+    "mmap_size=0",  # a file that shrinks must not end the process
+    "temp_store=MEMORY",
+    "query_only=ON",
+    f"hard_heap_limit={MOST_HEAP_BYTES}",
+)
+_FUNCTIONS = ("min", "like")
+_ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 _WAL_HEADER = 32
 _Version = tuple[object, ...]
 Result = TypeVar("Result")
@@ -39,19 +68,6 @@ Result = TypeVar("Result")
 
 class Busy(OSError):
     """The writer changed the database during every try; a later one will succeed."""
-
-
-def is_database(path: Path) -> bool:
-    """Whether the file begins as an SQLite database does.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    file = open_regular_file(path)
-    try:
-        return os.pread(file, len(MAGIC), 0) == MAGIC
-    finally:
-        os.close(file)
 
 
 class Database:
@@ -86,7 +102,7 @@ class Database:
         status = self.path.stat()
         return (status.st_dev, status.st_ino)
 
-    def read(self, use: Callable[[Tables], Result]) -> Result:
+    def read(self, use: "Callable[[Tables], Result]") -> Result:
         """What ``use`` returns for the tables of one moment; it may be called several times.
 
         Raises:
@@ -103,7 +119,7 @@ class Database:
         raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} readings; try again")
 
     @contextmanager
-    def _reading(self) -> Iterator[Tables]:
+    def _reading(self) -> "Iterator[Tables]":
         before = self.version()
         path, how, self._opened = self.path, "mode=ro&immutable=1", before
         if before[1] or before[2]:
@@ -117,7 +133,7 @@ class Database:
         with _readable(self.path):
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
         with closing(connection), _readable(self.path, self._may_have_changed):
-            yield restricted(connection, safe_text(self.path.name))
+            yield _restricted(connection, safe_text(self.path.name))
 
     def _is_unchanged(self) -> bool:
         """Whether the tables belonged together up to now; those of a private copy do."""
@@ -212,3 +228,63 @@ def _readable(path: Path, changed: Callable[[], bool] = lambda: False) -> Iterat
             raise Busy(f"{name}: written while it was read; try again") from error
         why = safe_text(str(error)) or type(error).__name__
         raise Unreadable(f"{name}: cannot be read as an SQLite database: {why}") from error
+
+
+class Tables:
+    """The real tables of an open database."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        self._connection, self._name = connection, name
+
+    def columns(self, table: str) -> frozenset[str]:
+        """Names of the stored columns of a table; none if there is no such table.
+
+        Raises:
+            Unreadable: the name belongs to a view or a virtual table.
+        """
+        found = self.rows(
+            "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)
+        )
+        kinds = list(found)
+        if not kinds:
+            return frozenset()
+        if any(kind != "table" or not page for kind, page in kinds):
+            raise Unreadable(
+                f"{self._name}: {table} is a view or a virtual table, not a table; "
+                "only tables are read"
+            )
+        info = self.rows(f"PRAGMA table_info({table})")  # leaves out columns that are computed
+        return frozenset(column[1] for column in info if isinstance(column[1], str))
+
+    def rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[object, ...]]:
+        """The rows of a query, one at a time."""
+        cursor = self._connection.execute(query, values)
+        try:
+            yield from cursor
+        finally:
+            cursor.close()
+
+
+def _restricted(connection: sqlite3.Connection, name: str) -> Tables:
+    """Put every limit on a connection that has run nothing yet; ``name`` is for messages."""
+    for limit, value in _LIMITS.items():
+        connection.setlimit(limit, value)
+    end = time.monotonic() + DEADLINE_S
+    connection.set_progress_handler(lambda: int(time.monotonic() > end), _CHECK_EVERY)
+    for setting in _SETTINGS:
+        connection.execute(f"PRAGMA {setting}").close()
+    connection.set_authorizer(_authorised)
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return Tables(connection, name)
+
+
+def _authorised(
+    action: int, first: str | None, second: str | None, _: str | None, within: str | None
+) -> int:
+    """Queries may select from tables and ask for their columns, nothing else."""
+    allowed = action in _ALLOWED and within is None  # else a view or a trigger asks
+    if action == sqlite3.SQLITE_PRAGMA:
+        allowed = first == "table_info"
+    if action == sqlite3.SQLITE_FUNCTION:
+        allowed = second in _FUNCTIONS
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog import QUIET_S, open_regular_file, safe_text
-from microscope_tui.sources.header import Asked, run_record
-from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
-from microscope_tui.sources.named_numbers import (
+from microscope_tui.runlog import QUIET_S, Stamp, open_regular_file, safe_text, stamp_of
+from microscope_tui.sources.assemble import counts_of_shares, run_record, step_record
+from microscope_tui.sources.keys import (
+    MAX_EXPERTS,
+    MAX_LAYERS,
     MAX_ROW_BYTES,
+    Rule,
     as_number,
     as_step,
     as_time,
     decode_json,
-    head_of,
 )
-from microscope_tui.sources.reader import Batch, Record, RecordReader, Unreadable
-from microscope_tui.sources.steps import counts_of_shares, step_record
+from microscope_tui.sources.reader import Asked, Batch, Record, RecordReader, Unreadable
 
 MOST_BYTES = MAX_ROW_BYTES
 """10 layers × 8 experts × 100 entries have 0.2 MB."""
@@ -34,24 +34,17 @@ _LOAD_BYTES = re.compile(rb'"layer_\d{1,5}_load"\s*:\s*\[')
 _Shares = dict[int, list[float]]
 
 
-def recognises(path: Path) -> bool:
-    """Whether the file is an array that begins with loads of layers.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    head = head_of(path)
-    return re.match(rb"\s*\[\s*\{", head) is not None and _LOAD_BYTES.search(head) is not None
-
-
 class StreamlitReader(RecordReader):
     """The entries of the array as steps; ``restarted`` if earlier entries were changed."""
 
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``: an array that begins with loads of layers."""
+        return re.match(rb"\s*\[\s*\{", head) is not None and bool(_LOAD_BYTES.search(head))
+
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        """``name``: of the run, which the file does not hold."""
-        super().__init__()
-        self._path, self._name, self._asked = path, name, asked
-        self._version: tuple[int, ...] = ()
+        super().__init__(path, name, asked)
+        self._version: Stamp | None = None
         self._given = 0
         self._digest = b""  # of the entries that were given
         self._shape: list[tuple[int, int]] = []
@@ -60,13 +53,13 @@ class StreamlitReader(RecordReader):
         """See ``RecordReader``; the whole array is read at once."""
         self.exhausted = True
         try:
-            file = open_regular_file(self._path)
+            file = open_regular_file(self.path)
         except FileNotFoundError:
-            self.deleted = bool(self._version)
+            self.deleted = self._version is not None
             return Batch()
         try:
             status = os.fstat(file)
-            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            version = stamp_of(status)
             self.deleted = False
             self.size, self.modified = status.st_size, status.st_mtime
             if version == self._version:
@@ -83,7 +76,7 @@ class StreamlitReader(RecordReader):
         return self._new(entries)
 
     def _message(self, why: str) -> str:
-        return f"{safe_text(self._path.name)}: {why}; not the file that the older microscope wrote"
+        return f"{safe_text(self.path.name)}: {why}; not the file that the older microscope wrote"
 
     def _entries(self, data: bytes) -> list[dict[str, object]] | None:
         try:

@@ -1,61 +1,85 @@
 """Runs of TensorBoard: a folder of event files, or one of them.
 
-A folder is one run. A trainer that resumes starts another file, and several writers may share a
-folder, so the rows of all files are merged by their time: files that follow each other are read one
-after the other, files that were written at once side by side. Subfolders are other runs:
-``SummaryWriter.add_scalars`` makes one for each of its numbers. The tensorboard package is not
-used: it brings numpy and a web server.
+From the file to the row: a TFRecord file (``RecordSplitter``) holds events, an event holds a step,
+a time and named numbers (``EventRows``). A folder is one run. A trainer that resumes starts another
+file, and several writers may share a folder, so the rows of all files are merged by their time:
+files that follow each other are read one after the other, files that were written at once side by
+side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for each of its numbers.
+The tensorboard package is not used: it brings numpy and a web server.
 """
 
 import os
 import re
+import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from microscope_tui.runlog import safe_text
-from microscope_tui.sources.growing import GrowingFile, coarse_to_fine, read_head
-from microscope_tui.sources.keys import Keys
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
-from microscope_tui.sources.tensorboard_events import EventRows, is_first_event
-from microscope_tui.sources.tfrecord import (
-    HEADER_BYTES,
-    RecordSplitter,
-    find_record,
-    length_of,
-)
+import msgspec
 
-NAMES = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
+from microscope_tui.runlog import Tail, safe_text
+from microscope_tui.sources.keys import Keys, Rule, Target
+from microscope_tui.sources.protobuf import (
+    MAX_STEP,
+    SLOW,
+    BadMessage,
+    Head,
+    Heads,
+    as_bytes,
+    as_number,
+    fields,
+    varint,
+)
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine
+
+HEADER_BYTES = 12
+OVERHEAD_BYTES = 16
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+"""Longer records are skipped: they hold pictures or graphs, no scalars."""
 MAX_FILES = 256
 """Event files of one run that are followed, the oldest first."""
 MAX_ENTRIES = 10_000
 """Names in a folder that are looked at."""
 MAX_SAMPLED_BYTES = 32 << 20
 """What ``sample`` reads at most: about a second."""
+MAX_CONFIG_BYTES = 1 << 20
+CONFIG_TAGS = ("model_config/text_summary", "model_config")
+"""Where the Hugging Face Trainer writes the configuration of the model, as JSON."""
+FILE_VERSION = b"brain.Event:"
 _LEAST_OF_A_FILE = 16 * 1024
 _SAMPLED_AT_ONCE = 16 * 1024  # a place needs three steps: the first is torn, the third ends it
-_RECOGNISED_BY = 4096  # the first event has 40 bytes
 _TIME = re.compile(r"tfevents\.(\d{1,18})")
-
-
-def recognises(path: Path) -> bool:
-    """Whether it is an event file, or a folder with at least one.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if path.is_dir():
-        return any(map(_is_event_file, _event_files(path)[:16]))
-    return path.is_file() and _is_event_file(path)
+_MAX_KNOWN_HEADERS = 1 << 16
+_HEADER = struct.Struct("<QI")
+_POLYNOMIAL = 0x82F63B78
+_MASK_DELTA = 0xA282EAD8
+_WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = 1, 2, 3, 5  # of Event
+_VALUE = 1  # of Summary
+_TAG, _SIMPLE_VALUE, _TENSOR = 1, 2, 8  # of Summary.Value
+_DTYPE, _CONTENT, _FLOATS, _DOUBLES, _STRINGS = 1, 4, 5, 6, 8  # of TensorProto
+_DT_FLOAT, _DT_DOUBLE = 1, 2
+_DOUBLE, _FLOAT = struct.Struct("<d"), struct.Struct("<f")
 
 
 class TensorBoardReader(RowReader):
     """The rows of one run, as they are logged."""
 
-    def __init__(self, path: Path, keys: Keys) -> None:
-        """``path``: a folder of event files, or an event file."""
-        super().__init__(keys)
-        self._path = path
+    names = re.compile(r"events\.out\.tfevents\..+", re.DOTALL)
+    head_bytes = 4096  # the first event has 40 bytes
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``."""
+        length = length_of(head[:HEADER_BYTES]) if len(head) >= HEADER_BYTES else None
+        try:
+            found = dict(fields(head[HEADER_BYTES : HEADER_BYTES + (length or 0)]))
+        except BadMessage:
+            return False
+        version = found.get(_FILE_VERSION)
+        return isinstance(version, bytes) and version.startswith(FILE_VERSION)
+
+    def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
+        super().__init__(path, keys, run)
         self._start([])
 
     def _start(self, paths: Iterable[Path]) -> None:
@@ -76,10 +100,7 @@ class TensorBoardReader(RowReader):
             self.exhausted = False
             return Rows((), restarted=True)
         rows = list(_by_time(files))
-        self.offset = sum(file.bytes.offset for file in files)
-        self.size = sum(file.bytes.size for file in files)
-        times = [file.bytes.modified for file in files if file.bytes.modified is not None]
-        self.modified = max(times, default=self.modified)
+        self.report(*(file.bytes for file in files))
         self.exhausted = not any(file.rows or file.may_have_more for file in files)
         damage = next((file.damage for file in files if file.damage is not None), None)
         if damage is not None and not rows and self.exhausted:
@@ -115,11 +136,10 @@ class TensorBoardReader(RowReader):
 
     def _look(self) -> None:
         """Find files that are new, or gone."""
-        if self._path.is_dir():
-            found = _event_files(self._path)[:MAX_FILES]
+        if self.path.is_dir():
+            found = _event_files(self.path)[:MAX_FILES]
         else:
-            found = [self._path] if self._path.exists() else []
-        self.deleted = bool(self._files) and not found
+            found = [self.path] if self.path.exists() else []
         if found:
             self._files = {
                 path: self._files.get(path) or _EventFile(path, self._decoder) for path in found
@@ -129,8 +149,8 @@ class TensorBoardReader(RowReader):
 class _EventFile:
     """One event file, and its rows that are not handed out yet."""
 
-    def __init__(self, path: Path, decoder: EventRows) -> None:
-        self.bytes = GrowingFile(path)
+    def __init__(self, path: Path, decoder: "EventRows") -> None:
+        self.bytes = Tail(path, None)
         self.rows: deque[Row] = deque()
         self.damage: Unreadable | None = None
         self.restarted = False
@@ -144,10 +164,11 @@ class _EventFile:
 
     def fill(self, max_bytes: int) -> None:
         """Decode the next bytes."""
-        data, self.restarted = self.bytes.read(max_bytes)
+        chunk = self.bytes.read(max_bytes)
+        self.restarted = chunk.restarted
         if self.damage is not None or self.restarted:
             return
-        rows, why = self._decoder.rows(self._splitter.feed(data))
+        rows, why = self._decoder.rows(self._splitter.feed(chunk.data))
         self.rows += rows
         self.damage = self._splitter.damage
         if why is not None:
@@ -196,15 +217,249 @@ def _event_files(folder: Path) -> list[Path]:
     found: list[tuple[int, str]] = []
     with os.scandir(folder) as entries:
         for entry, _ in zip(entries, range(MAX_ENTRIES), strict=False):
-            if NAMES.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            if TensorBoardReader.names.fullmatch(entry.name) and entry.is_file(
+                follow_symlinks=False
+            ):
                 time = _TIME.search(entry.name)
                 found.append((int(time[1]) if time else 0, entry.name))
     return [folder / name for _, name in sorted(found)]
 
 
-def _is_event_file(path: Path) -> bool:
-    head = read_head(path, _RECOGNISED_BY)
-    if len(head) < HEADER_BYTES:
-        return False
-    length = length_of(head[:HEADER_BYTES])
-    return length is not None and is_first_event(head[HEADER_BYTES : HEADER_BYTES + length])
+def _table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (_POLYNOMIAL if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_TABLE = _table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of TFRecord files: crc32c, rotated, plus a constant."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def length_of(header: bytes) -> int | None:
+    """The length of the data after a record's first 12 bytes; ``None`` if its checksum is wrong."""
+    length, checksum = _HEADER.unpack(header)
+    return length if masked_crc32c(header[:8]) == checksum else None
+
+
+class RecordSplitter:
+    """Splits a byte stream into the data of its records; keeps what is torn for the next bytes.
+
+    A record is its length (8 bytes, little endian), a masked crc32c of the length, the data, and a
+    masked crc32c of the data. The checksum of the length is always verified. That of the data is
+    not: crc32c is not in the standard library, and in Python it would take a hundred times as long
+    as decoding the event. https://www.tensorflow.org/tutorials/load_data/tfrecord
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        """``start``: offset in the file of the first byte, for messages."""
+        self.damage: Unreadable | None = None
+        """Why nothing follows the records that were returned."""
+        self.overlong = 0
+        """Records above ``MAX_RECORD_BYTES``, which were skipped."""
+        self._parts: list[bytes] = []  # what is torn
+        self._have = 0
+        self._need = HEADER_BYTES  # bytes with which there is something to do
+        self._skip = 0  # bytes of an overlong record that are still to come
+        self._at = start
+        self._lengths: dict[bytes, int] = {}  # of headers that were verified
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The records that ``data`` completes."""
+        if self.damage is not None:
+            return []
+        self._parts.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return []
+        data = b"".join(self._parts)
+        records, used = self._split(data)
+        rest = data[used:]
+        self._parts, self._have, self._at = [rest], len(rest), self._at + used
+        return records
+
+    def _split(self, data: bytes) -> tuple[list[bytes], int]:
+        records: list[bytes] = []
+        lengths, end = self._lengths, len(data)
+        at = min(self._skip, end)
+        self._skip -= at
+        while not self._skip:
+            start = at + HEADER_BYTES
+            self._need = HEADER_BYTES
+            if start > end:
+                break
+            header = data[at:start]
+            length = lengths.get(header)
+            if length is None:
+                length = self._verified(header, self._at + at)
+                if length is None:
+                    break
+            stop = start + length
+            if length > MAX_RECORD_BYTES:
+                self.overlong += 1
+                at, self._skip = min(end, stop + 4), max(0, stop + 4 - end)
+                continue
+            if stop + 4 > end:
+                self._need = OVERHEAD_BYTES + length
+                break
+            records.append(data[start:stop])
+            at = stop + 4
+        return records, at
+
+    def _verified(self, header: bytes, at: int) -> int | None:
+        length = length_of(header)
+        if length is None:
+            hole = " (zeros that a crash left)" if not any(header) else ""
+            self.damage = Unreadable(
+                f"the event file is damaged at byte {at:,}: the checksum of a length is wrong"
+                f"{hole}: copy the file again. What comes before is shown"
+            )
+        elif len(self._lengths) < _MAX_KNOWN_HEADERS:
+            self._lengths[header] = length
+        return length
+
+
+def find_record(data: bytes) -> int | None:
+    """Where the first record in ``data`` begins that has a valid length, wherever ``data`` is from.
+
+    The upper bytes of a length are zeros, so only a few places need their checksum computed, and a
+    wrong one passes once in four billion.
+    """
+    at = data.find(b"\0\0\0\0\0", 3)
+    while at >= 0 and at + 9 <= len(data):
+        if length_of(data[at - 3 : at + 9]) is not None:
+            return at - 3
+        at = data.find(b"\0\0\0\0\0", at + 1)
+    return None
+
+
+class EventRows:
+    """Turns the events of a run into rows; those of one step that follow each other are one row.
+
+    Most writers put one number into an event. All bytes of such an event but step, time and number
+    are the same each time, so they are looked up as a whole. All other layouts are decoded field by
+    field.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self.config: dict[str, object] = {}
+        self._keys = keys
+        self._heads = Heads(self._head_of)
+
+    def rows(self, events: Sequence[bytes]) -> tuple[list[Row], BadMessage | None]:
+        """The rows of some events, and why the next one cannot be decoded, if so."""
+        rows: list[Row] = []
+        last = Row(-1, None)
+        heads, unpack_double, unpack_float = self._heads, _DOUBLE.unpack_from, _FLOAT.unpack
+        try:
+            for event in events:
+                head: Head = SLOW
+                if event[:1] == b"\x09" and event[9:10] == b"\x10":
+                    step, at = event[10], 11
+                    if step > 127:
+                        step, at = varint(event, 10)
+                    head = heads[event[at:-4]]
+                    if head is None:
+                        continue
+                if type(head) is Target:
+                    number = unpack_float(event[-4:])[0]
+                    if step == last.step:
+                        last.values.append((head, number))
+                        continue
+                    wall, values = unpack_double(event, 1)[0], [(head, number)]
+                else:
+                    step, wall, values = self._slow(event)
+                if step == last.step:
+                    last.values += values
+                elif values and step < MAX_STEP:
+                    last = Row(step, wall if 0 <= wall < MAX_STEP else None, values)
+                    rows.append(last)
+        except BadMessage as why:
+            return rows, why
+        except IndexError:
+            return rows, BadMessage("it is cut off")
+        return rows, None
+
+    def _head_of(self, head: bytes) -> Head:
+        """``summary { value { tag simple_value } }`` without the number, and nothing else."""
+        if not head.endswith(b"\x15"):
+            return SLOW
+        try:
+            name, at = b"", 0
+            for tag, after in ((b"\x2a", 4), (b"\x0a", 4), (b"\x0a", -1)):
+                if head[at : at + 1] != tag:
+                    return SLOW
+                length, at = varint(head, at + 1)
+                if at + length != len(head) + after:
+                    return SLOW
+            name = head[at:-1]
+        except BadMessage:
+            return SLOW
+        return self._keys[name.decode("utf-8", "replace")]
+
+    def _slow(self, event: bytes) -> tuple[int, float, list[tuple[Target, float]]]:
+        step, wall = 0, -1.0
+        values: list[tuple[Target, float]] = []
+        for number, value in fields(event):
+            if number == _WALL_TIME and len(as_bytes(value)) == 8:
+                wall = _DOUBLE.unpack(as_bytes(value))[0]
+            elif number == _STEP:
+                step = as_number(value)
+            elif number == _SUMMARY:
+                for inner, part in fields(as_bytes(value)):
+                    if inner == _VALUE and (found := self._value(as_bytes(part))) is not None:
+                        values.append(found)
+        return step, wall, values
+
+    def _value(self, message: bytes) -> tuple[Target, float] | None:
+        tag, number_read, tensor = "", None, b""
+        for number, value in fields(message):
+            if number == _TAG:
+                tag = as_bytes(value).decode("utf-8", "replace")
+            elif number == _SIMPLE_VALUE and len(as_bytes(value)) == 4:
+                number_read = _FLOAT.unpack(as_bytes(value))[0]
+            elif number == _TENSOR:
+                tensor = as_bytes(value)
+        if tag in CONFIG_TAGS and tensor:
+            self._take_config(tensor)
+        target = self._keys[tag]
+        if target is None:
+            return None
+        if number_read is None and tensor:
+            number_read = _scalar(tensor)
+        return None if number_read is None else (target, number_read)
+
+    def _take_config(self, tensor: bytes) -> None:
+        text = next((as_bytes(v) for n, v in fields(tensor) if n == _STRINGS), b"")
+        if len(text) > MAX_CONFIG_BYTES:
+            return
+        try:
+            found = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return  # some other text under that name: without it E and k are asked for
+        if isinstance(found, dict):
+            self.config.update(found)
+
+
+def _scalar(tensor: bytes) -> float | None:
+    """The number in a ``TensorProto`` that holds exactly one of type float or double."""
+    found: dict[int, int | bytes] = dict(fields(tensor))
+    layout, listed = {
+        _DT_FLOAT: (_FLOAT, _FLOATS),
+        _DT_DOUBLE: (_DOUBLE, _DOUBLES),
+    }.get(as_number(found.get(_DTYPE, 0)), (_FLOAT, 0))
+    data = found.get(_CONTENT) or found.get(listed) if listed else None
+    if not isinstance(data, bytes) or len(data) != layout.size:
+        return None
+    number: float = layout.unpack(data)[0]
+    return number

@@ -7,24 +7,31 @@ rank has both, the counts are taken. The ranks are summed, as TensorRT-LLM's own
 step is the iteration + 1 (iterations completed). A file of the folder means the whole folder.
 """
 
+import math
 import re
+import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import safetensors_file
-from microscope_tui.sources.dumps import DumpReader, Late, begins_with, candidates
-from microscope_tui.sources.exact_bytes import Bytes, opened
-from microscope_tui.sources.exact_counts import Counted, ExactCounts, Router
-from microscope_tui.sources.header import Asked
-from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS
-from microscope_tui.sources.reader import Record, Unreadable
-from microscope_tui.sources.safetensors_file import StoredTensor
+from microscope_tui.sources.dumps import (
+    Bytes,
+    Counted,
+    DumpReader,
+    ExactCounts,
+    Late,
+    Router,
+    add_counts,
+    opened,
+    tokens_of,
+)
+from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
+from microscope_tui.sources.reader import Asked, Record, Unreadable
 
-NAMES = re.compile(r"meta_info\.json|rank(\d{1,6})(_raw)?\.safetensors")
 MOST_META_BYTES = 1 << 16
 MOST_ENTRIES = 1 << 20
 """Tensors of all ranks together; each takes 200 bytes of memory."""
@@ -32,6 +39,14 @@ MISSING = "the files of some ranks are missing; these are the counts of the othe
 _KEY = re.compile(r"(\d{1,12})_(\d{1,5})")
 _FIRST_KEY = re.compile(rb'.{8}\{(?:"__metadata__":\{[^{}]*\},)?"\d+_\d+":\{"dtype"', re.DOTALL)
 _META_KEYS = (b'"num_experts"', b'"num_experts_per_token"')
+_MOST_HEADER = 16 << 20
+"""About 150 bytes a tensor: more than 100,000 tensors."""
+MOST_ELEMENTS = 1 << 22
+_INTEGERS = {
+    **{"I64": "q", "I32": "i", "I16": "h", "I8": "b"},
+    **{"U64": "Q", "U32": "I", "U16": "H", "U8": "B"},
+}
+_Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
 Key = tuple[int, int]
 """Iteration and layer."""
 
@@ -41,23 +56,19 @@ class _Meta(msgspec.Struct):
     num_experts_per_token: int | None = None
 
 
-def recognises(path: Path) -> bool:
-    """Whether it is a folder of such statistics, or one of its files."""
-    for file in candidates(path, NAMES):
-        head = begins_with(file)
-        is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
-        if is_meta or _FIRST_KEY.match(head):
-            return True
-    return False
-
-
 class TensorRTReader(DumpReader):
     """Reads a folder of statistics."""
 
+    names = re.compile(r"meta_info\.json|rank(\d{1,6})(_raw)?\.safetensors")
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``."""
+        is_meta = head.startswith(b"{") and all(key in head for key in _META_KEYS)
+        return is_meta or _FIRST_KEY.match(head) is not None
+
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        """``name``: of the run; ``asked``: E and k, where the user knows them."""
-        super().__init__(path if path.is_dir() else path.parent, NAMES)
-        self._name, self._asked = name, asked
+        super().__init__(path if path.is_dir() else path.parent, name, asked)
         self._start()
 
     def _start(self) -> None:
@@ -111,18 +122,10 @@ class TensorRTReader(DumpReader):
                 with opened(rank.path) as data:
                     self._check_unchanged(data, rank.path)
                     for layer, row in rank.rows(data, iteration, experts):
-                        summed = total.setdefault(Router(0, layer), [0] * len(row))
-                        summed += [0] * (len(row) - len(summed))
-                        for expert, count in enumerate(row):
-                            summed[expert] += count
+                        add_counts(total.setdefault(Router(0, layer), []), row)
             rows = {router: row for router, row in total.items() if any(row)}
-            tokens = {
-                router: sum(row) // top_k
-                for router, row in rows.items()
-                if top_k and sum(row) % top_k == 0 and max(row) * top_k <= sum(row)
-            }
             if rows:
-                yield Counted(iteration + 1, rows, tokens)
+                yield Counted(iteration + 1, rows, tokens_of(rows, top_k))
 
 
 class _Rank:
@@ -130,9 +133,9 @@ class _Rank:
 
     def __init__(self, path: Path, is_raw: bool) -> None:
         self.path, self._is_raw = path, is_raw
-        self._places: dict[int, tuple[array[int], list[StoredTensor]]] = {}
+        self._places: dict[int, tuple[array[int], list[Tensor]]] = {}
         with opened(path) as data:
-            for name, tensor in safetensors_file.read_header(data).items():
+            for name, tensor in read_tensors(data).items():
                 found = _KEY.fullmatch(name)
                 if found is None or int(found[2]) >= MAX_LAYERS:
                     raise data.broken(
@@ -160,7 +163,7 @@ class _Rank:
         layers, tensors = self._places.get(iteration, (array("i"), []))
         for layer, tensor in zip(layers, tensors, strict=True):
             name = f"{iteration}_{layer}"
-            numbers = safetensors_file.integers(data, tensor, name)
+            numbers = integers(data, tensor, name)
             dimensions = 2 if self._is_raw else 1
             highest = MAX_EXPERTS if self._is_raw else 2**40
             if len(tensor.shape) != dimensions or not all(0 <= n < highest for n in numbers):
@@ -184,7 +187,7 @@ def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
     """The file of each rank, and whether it holds choices: counts are preferred."""
     found: dict[int, tuple[Path, bool]] = {}
     for path in paths:
-        match = NAMES.fullmatch(path.name)
+        match = TensorRTReader.names.fullmatch(path.name)
         if match is not None and match[1] and (match[2] is None or int(match[1]) not in found):
             found[int(match[1])] = (path, match[2] is not None)
     if not found:
@@ -206,3 +209,61 @@ def _meta(data: Bytes) -> _Meta:
     if not all(number is None or 0 < number < MAX_EXPERTS for number in numbers):
         raise data.broken("num_experts or num_experts_per_token is not a number of experts")
     return meta
+
+
+class Tensor(msgspec.Struct):
+    """A tensor of a safetensors file, as its header names it."""
+
+    dtype: str
+    """``I64``, ``F32`` …"""
+    shape: Annotated[tuple[_Natural, ...], msgspec.Meta(max_length=16)]
+    data_offsets: tuple[_Natural, _Natural]
+    """Begin and end; as read, from the start of the file."""
+
+
+def read_tensors(data: Bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Layout: 8 bytes with the length of the header, the header in JSON, then the data.
+
+    Raises:
+        Unreadable: damaged, above a limit, or with tensors that overlap or lie outside the file.
+    """
+    (length,) = struct.unpack("<Q", data.read(0, 8, "the length of the header"))
+    if length > _MOST_HEADER:
+        raise data.broken(f"a header of {length:,} bytes; at most {_MOST_HEADER:,} are read")
+    try:
+        raw = msgspec.json.decode(data.read(8, length, "the header"), type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        found = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in raw.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise data.broken(
+            f"not a safetensors file: its header is damaged ({safe_text(error, 60)})"
+        ) from None
+    before = 8 + length
+    for name, tensor in sorted(found.items(), key=lambda item: item[1].data_offsets):
+        start, end = (8 + length + offset for offset in tensor.data_offsets)
+        if not before <= start <= end <= data.size:
+            raise data.broken(
+                f"tensor {safe_text(name, 40)!r} overlaps another one or is not inside the file"
+            )
+        before, tensor.data_offsets = end, (start, end)
+    return found
+
+
+def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
+    """The numbers of a tensor of integers, in row-major order.
+
+    Raises:
+        Unreadable: another type, another size, or too large.
+    """
+    number = math.prod(tensor.shape)
+    code = _INTEGERS.get(tensor.dtype)
+    start, end = tensor.data_offsets
+    if code is None or number > MOST_ELEMENTS or end - start != number * struct.calcsize(code):
+        raise data.broken(
+            f"tensor {safe_text(name, 40)!r}: {end - start:,} bytes for {number:,} numbers of type "
+            f"{safe_text(tensor.dtype, 12)}; at most {MOST_ELEMENTS:,} integers are read"
+        )
+    raw = data.read(start, end - start, f"tensor {safe_text(name, 40)!r}")
+    return list(struct.unpack(f"<{number}{code}", raw))

@@ -8,16 +8,20 @@ the numbers stay in the file until they are asked for. Layout: ``torch/serializa
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import plain_pickle
-from microscope_tui.sources.exact_bytes import Bytes
+from microscope_tui.sources.dumps import Bytes
 from microscope_tui.sources.plain_pickle import ORDERED, Refused
-from microscope_tui.sources.stored_zip import Member, members, start_of
 
 MOST_ELEMENTS = 1 << 22
 """Numbers that are read at once: the counts of one pass of 4,096 routers with 1,024 experts."""
+MOST_MEMBERS = 1 << 17
+"""A member takes some hundred bytes of memory; a dump has one for each tensor."""
+_MOST_DIRECTORY = 16 << 20
+_LOCAL_BYTES = 30
 _MOST_DIMENSIONS = 16
 _MOST_SIZE = 1 << 48
 _REBUILD = "torch._utils._rebuild_tensor_v2"
@@ -41,7 +45,7 @@ DTYPES = {
 class _Storage:
     dtype: str
     code: str
-    member: Member
+    member: ZipInfo
     elements: int
 
 
@@ -94,7 +98,7 @@ class Tensor:
     def _flat(self, data: Bytes, first: int, number: int) -> tuple[Any, ...]:
         layout = struct.Struct(f"{self._order}{number}{self._storage.code}")
         size = struct.calcsize(f"{self._order}{self._storage.code}")
-        start = start_of(data, self._storage.member) + first * size
+        start = _start_of(data, self._storage.member) + first * size
         values = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
         if self.dtype == _BFLOAT16:  # the upper half of a float32
             wide = struct.pack(f"<{number}I", *(value << 16 for value in values))
@@ -123,25 +127,86 @@ def load(data: Bytes) -> Any:
     """The value that ``torch.save`` got: containers, numbers, texts and ``Tensor``.
 
     Raises:
-        Unfinished: the end of the file is missing.
-        Unreadable: damaged, too large, or it holds something else.
+        Unreadable: damaged, unfinished, too large, or it holds something else.
     """
-    found = members(data)
+    found = _members(data)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise data.broken("a zip file without a pickle of torch.save")
     folder = pickles[0].removesuffix("data.pkl")
     order = "<"
     if (member := found.get(f"{folder}byteorder")) is not None:
-        text = data.read(start_of(data, member), min(member.size, 16), "the byte order")
+        text = data.read(_start_of(data, member), min(member.file_size, 16), "the byte order")
         order = ">" if text.strip() == b"big" else "<"
     tensors = _Tensors(data, found, folder, order)
     member = found[pickles[0]]
-    content = data.read(start_of(data, member), member.size, "the pickle")
+    content = data.read(_start_of(data, member), member.file_size, "the pickle")
     try:
         return plain_pickle.load(content, _is_allowed, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
+
+
+def _members(data: Bytes) -> dict[str, ZipInfo]:
+    """The members by name; they are only located, what they hold is read piece by piece."""
+    try:
+        with ZipFile(cast(BinaryIO, _Limited(data))) as archive:
+            found = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        raise data.broken(
+            "the end of the zip file is missing: it is still being written, or was cut off; write "
+            "the dump again"
+        ) from None
+    if len(found) > MOST_MEMBERS:
+        raise data.broken(f"{len(found):,} members, at most {MOST_MEMBERS:,} are read")
+    end = 0
+    for info in sorted(found, key=lambda info: info.header_offset):
+        if info.flag_bits & 1 or info.compress_type != ZIP_STORED:
+            raise data.broken(
+                f"member {safe_text(info.filename, 40)!r} is encrypted or compressed; torch.save "
+                "does neither, save it again"
+            )
+        start, end = end, info.header_offset + _LOCAL_BYTES + info.file_size
+        if info.header_offset < start or end > data.size:
+            raise data.broken("members overlap or lie outside the file")
+    return {info.filename: info for info in found}
+
+
+class _Limited:
+    """A file as ``zipfile`` reads it: no more than a directory may have is read at once."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data, self._at = data, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._data.size)[whence]
+        if self._at < 0:
+            raise ValueError("an offset before the file")
+        return self._at
+
+    def read(self, length: int = -1) -> bytes:
+        left = max(0, self._data.size - self._at)
+        length = left if length < 0 else min(length, left)
+        if length > _MOST_DIRECTORY:
+            raise self._data.broken(f"a directory of {length:,} bytes; dump more often")
+        piece = self._data.read(self._at, length, "the directory of the zip file")
+        self._at += length
+        return piece
+
+
+def _start_of(data: Bytes, member: ZipInfo) -> int:
+    """Offset of the data of a member in the file."""
+    header = data.read(member.header_offset, _LOCAL_BYTES, "the header of a member")
+    start: int = member.header_offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26))
+    if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:
+        raise data.broken("a member is not where the directory says; copy the file again")
+    return start
 
 
 def _is_allowed(name: str) -> bool:
@@ -151,7 +216,7 @@ def _is_allowed(name: str) -> bool:
 class _Tensors:
     """Makes storages and tensors, and checks that their numbers are inside the file."""
 
-    def __init__(self, data: Bytes, found: dict[str, Member], folder: str, order: str) -> None:
+    def __init__(self, data: Bytes, found: dict[str, ZipInfo], folder: str, order: str) -> None:
         self._data, self._found, self._folder, self._order = data, found, folder, order
 
     def storage(self, reference: Any) -> _Storage:
@@ -165,7 +230,11 @@ class _Tensors:
             raise Refused(f"{safe_text(name, 60)} is not the storage of a tensor")
         member = self._found.get(f"{self._folder}data/{key}")
         dtype, code = DTYPES[name]
-        if member is None or elements < 0 or elements * struct.calcsize(f"<{code}") > member.size:
+        if (
+            member is None
+            or elements < 0
+            or elements * struct.calcsize(f"<{code}") > member.file_size
+        ):
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle says")
         return _Storage(dtype, code, member, elements)
 

@@ -1,24 +1,31 @@
 """Runs of Weights & Biases, from the ``.wandb`` file that a run writes, online or offline.
 
-The messages are those of ``wandb_internal.proto`` in wandb 0.31. A file holds the history, a
-summary after every step (as large as the history) and the console; only the records of history,
-run, configuration and exit are collected. The wandb package is not used: it brings a service of its
-own and a hundred megabytes, and reads files only to send them.
+From the file to the row: the blocks of a LevelDB log (``RecordSplitter``) hold records, those of
+the history hold rows of key and JSON text (``HistoryRows``). The messages are those of
+``wandb_internal.proto`` in wandb 0.31. A file holds the history, a summary after every step (as
+large as the history) and the console; only the records of history, run, configuration and exit are
+collected. The wandb package is not used: it brings a service of its own and a hundred megabytes,
+and reads files only to send them.
 """
 
 import re
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog import safe_text
-from microscope_tui.sources.growing import GrowingFile, coarse_to_fine, read_head
-from microscope_tui.sources.header import NUM_EXPERTS, TOP_K
-from microscope_tui.sources.keys import Keys
+from microscope_tui.runlog import Tail, safe_text
+from microscope_tui.sources.assemble import NUM_EXPERTS, TOP_K
+from microscope_tui.sources.keys import Keys, Rule, Target
 from microscope_tui.sources.protobuf import (
+    MAX_STEP,
+    SLOW,
     BadMessage,
+    Head,
+    Heads,
     as_bytes,
     as_number,
     field,
@@ -26,73 +33,85 @@ from microscope_tui.sources.protobuf import (
     signed,
     varint,
 )
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
-from microscope_tui.sources.wandb_blocks import (
-    BLOCK_BYTES,
-    FILE_HEADER,
-    MAGIC,
-    RecordSplitter,
-)
-from microscope_tui.sources.wandb_history import Heads, HistoryRows, named_value
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine
 
+BLOCK_BYTES = 32 * 1024
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+"""As a line of a run log. 100,000 numbers of one step are 8 MB."""
+MAX_NUMBER_BYTES = 64
+"""Longer JSON texts are no numbers: the longest float has 24 characters."""
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
 MAX_SAMPLED_BYTES = 20 << 20
 """What ``sample`` reads at most: half a second if all of it is numbers that match."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
 _LAST_BLOCKS = (2 << 20) // BLOCK_BYTES  # where the last row is looked for
+_FILE_HEADER = struct.Struct("<4sHB")
+_MAGIC = (b":W&B", 0xBEE1)
+_VERSION = 0
+_CHUNK = struct.Struct("<IHB")
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_SEEDS = [zlib.crc32(bytes([kind])) for kind in range(5)]
 _HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18  # of Record
 _WANTED = {_HISTORY, _CONFIG, _RUN, _EXIT}
 _BEFORE_THE_TYPE = {1, 16, 19, 200}  # num, control, uuid, _info
 _RUN_ID, _RUN_CONFIG, _DISPLAY_NAME = 1, 4, 8  # of RunRecord
 _EXIT_CODE, _NOT_COMPLETE = 1, 3  # of RunExitRecord
 _UPDATE = 1  # of ConfigRecord
+_ITEM, _STEP_FIELD = 1, 2  # of HistoryRecord
+_KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16  # of HistoryItem and ConfigItem
+_ITEM_TAG, _SHORT = 0x0A, 128
+_VALUE_TAG = b"\x82\x01"
+_OF_THE_ROW = {name: name for name in ("_step", "_timestamp")}
 _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").encode())
-
-
-def recognises(path: Path) -> bool:
-    """Whether it is a ``.wandb`` file, of whatever version.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if not path.is_file():
-        return False
-    head = read_head(path, FILE_HEADER.size)
-    return len(head) == FILE_HEADER.size and FILE_HEADER.unpack(head)[:2] == MAGIC
 
 
 class WandbReader(RowReader):
     """The rows of one run, as they are logged."""
 
-    def __init__(self, path: Path, keys: Keys) -> None:
-        super().__init__(keys)
-        self._file = GrowingFile(path)
+    head_bytes = _FILE_HEADER.size
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``; of whatever version."""
+        return len(head) == cls.head_bytes and _FILE_HEADER.unpack(head)[:2] == _MAGIC
+
+    def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
+        super().__init__(path, keys, run)
+        self._file = Tail(path, None)
         self._start()
 
     def _start(self) -> None:
         self._splitter = RecordSplitter(_is_wanted)
-        self._heads = Heads(self.keys)
-        self._history = HistoryRows(self._heads)
+        self._heads = Heads(self._head_of)
+        self._history = HistoryRows(self._heads, self._name_of)
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
         self._ended = ""
         self.config, self.name = self._config, ""
 
+    def _head_of(self, head: bytes) -> Head:
+        """What an item is, by its bytes up to the value: one key, and every length below 128."""
+        plain = len(head) > 4 and head[0] in (_KEY << 3 | 2, _NESTED_KEY << 3 | 2)
+        if not plain or head[1] != len(head) - 4 or not head.endswith(_VALUE_TAG):
+            return SLOW
+        return self._name_of(head[2:-2].decode("utf-8", "replace"))
+
+    def _name_of(self, name: str) -> Head:
+        return _OF_THE_ROW.get(name) or self.keys[name]
+
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """See ``RowReader``."""
-        data, restarted = self._file.read(max_bytes)
-        if restarted:
+        chunk = self._file.read(max_bytes)
+        if chunk.restarted:
             self._start()
-        file = self._file
-        self.offset, self.size, self.modified = file.offset, file.size, file.modified
-        self.deleted, self.exhausted = file.deleted, file.exhausted
-        rows = list(self._rows(self._splitter.feed(data))) if self._damage is None else []
+        self.report(self._file)
+        rows = list(self._rows(self._splitter.feed(chunk.data))) if self._damage is None else []
         self._damage = self._damage or self._splitter.damage
-        if self._damage is not None and not rows and not restarted:
+        if self._damage is not None and not rows and not chunk.restarted:
             raise self._damage
-        return Rows(rows, restarted, self._ended if self.exhausted else "")
+        return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
 
     def sample(self, count: int) -> list[Row]:
         """Rows from about ``count`` places of the file, in its order; the rest is not read.
@@ -139,7 +158,8 @@ class WandbReader(RowReader):
         ``most``: how many blocks are read at most.
         """
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
-        history = HistoryRows(self._heads)  # of its own: a row without a step follows no other
+        # Of its own: a row without a step follows no other.
+        history = HistoryRows(self._heads, self._name_of)
         for block in range(start, start + most):
             data = self._file.pread(BLOCK_BYTES, block * BLOCK_BYTES)
             for record in splitter.feed(data):
@@ -164,7 +184,7 @@ class WandbReader(RowReader):
             if row is not None:
                 yield row
 
-    def _take(self, record: bytes, history: HistoryRows) -> Row | None:
+    def _take(self, record: bytes, history: "HistoryRows") -> Row | None:
         for number, value in fields(record):
             if number == _HISTORY:
                 return history.row(as_bytes(value))
@@ -191,17 +211,16 @@ class WandbReader(RowReader):
         for number, value in fields(message):
             if number != _UPDATE or not _OF_EXPERTS.search(as_bytes(value)):
                 continue
-            name, text = named_value(as_bytes(value))
+            name, text = _named_value(as_bytes(value))
             self._config_bytes += len(text)
             if self._config_bytes > MAX_CONFIG_BYTES:
                 return
-            try:
+            # Not JSON, or nested too deep: without it E and k are asked for.
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 self._config[name] = msgspec.json.decode(text)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                continue  # not JSON, or nested too deep: without it E and k are asked for
 
     def _take_exit(self, message: bytes) -> None:
-        found = {number: value for number, value in fields(message)}
+        found = dict(fields(message))
         if not found.get(_NOT_COMPLETE):
             code = signed(as_number(found.get(_EXIT_CODE, 0)))
             self._ended = "failed" if code else "finished"
@@ -219,3 +238,214 @@ def _is_wanted(chunk: bytes) -> bool:
     except BadMessage:
         return True  # decoding reports it
     return False
+
+
+class RecordSplitter:
+    """Splits a byte stream into records; keeps what is torn for the next bytes.
+
+    Seven bytes of header, then blocks of 32 KiB. A record is one chunk, or several where it crosses
+    the end of a block: FIRST, MIDDLE …, LAST. No chunk crosses the end of a block, so a reader can
+    start at any multiple of 32 KiB. The checksum is zlib's crc32 over the type and the data;
+    LevelDB itself uses a masked crc32c.
+    """
+
+    def __init__(self, keep: Callable[[bytes], bool], start: int = 0) -> None:
+        """``start``: 0, or a multiple of 32 KiB from which the first whole record is taken.
+
+        ``keep`` gets the first chunk of a record; false skips the record without collecting it.
+        """
+        self.damage: Unreadable | None = None
+        """Why nothing follows the records that were returned."""
+        self._keep = keep
+        self._at = start  # offset in the file of the first byte of ``_rest``
+        self._rest = b""
+        self._parts: list[bytes] | None = None  # of the open record; none if it is skipped
+        self._size = 0
+        self._open = start > 0  # the chunks until the next record belong to one that is skipped
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The records that ``data`` completes."""
+        records: list[bytes] = []
+        if self.damage is None:
+            data = self._rest + data
+            try:
+                used = self._split(data, records)
+            except Unreadable as damage:
+                self.damage, used = damage, len(data)
+            self._at, self._rest = self._at + used, data[used:]
+        return records
+
+    def _split(self, data: bytes, records: list[bytes]) -> int:
+        at, end, base = 0, len(data), self._at
+        if base == 0:
+            if end < _FILE_HEADER.size:
+                return 0
+            _check_file_header(data)
+            at = _FILE_HEADER.size
+        while True:
+            left = BLOCK_BYTES - (base + at) % BLOCK_BYTES
+            body = at + _CHUNK.size
+            if left >= _CHUNK.size:
+                if body > end:
+                    return at
+                checksum, length, kind = _CHUNK.unpack_from(data, at)
+            # The end of a block is filled up, and a crash leaves a hole of zeros.
+            if left < _CHUNK.size or not (checksum or length or kind):
+                if at + left > end:
+                    return at
+                at += left
+                continue
+            if not _FULL <= kind <= _LAST or length > left - _CHUNK.size:
+                raise _damaged(base + at, f"its type is {kind}, its length {length}")
+            if body + length > end:
+                return at
+            chunk = data[body : body + length]
+            if (found := zlib.crc32(chunk, _SEEDS[kind])) != checksum:
+                raise _damaged(base + at, f"its checksum is {found:08x}, not {checksum:08x}")
+            self._take(kind, chunk, records, base + at)
+            at = body + length
+
+    def _take(self, kind: int, chunk: bytes, records: list[bytes], at: int) -> None:
+        if kind in (_FULL, _FIRST):  # a record before it that has no end is dropped
+            keeps, self._open = self._keep(chunk), kind == _FIRST
+            self._parts, self._size = [chunk] if keeps and self._open else None, len(chunk)
+            if keeps and kind == _FULL:
+                records.append(chunk)
+            return
+        if not self._open:
+            raise _damaged(at, "it continues a record that has no beginning")
+        if self._parts is not None:
+            self._size += len(chunk)
+            if self._size > MAX_RECORD_BYTES:
+                raise _damaged(at, f"its record is longer than {MAX_RECORD_BYTES:,} bytes")
+            self._parts.append(chunk)
+            if kind == _LAST:
+                records.append(b"".join(self._parts))
+        if kind == _LAST:
+            self._parts, self._open = None, False
+
+
+def _check_file_header(data: bytes) -> None:
+    ident, magic, version = _FILE_HEADER.unpack_from(data)
+    if (ident, magic) != _MAGIC:
+        raise Unreadable("not a .wandb file: its first seven bytes are not the header of W&B")
+    if version != _VERSION:
+        raise Unreadable(
+            f"a .wandb file of version {version}, this reads version {_VERSION}: update "
+            "moe-microscope, or export the run from W&B as CSV"
+        )
+
+
+def _damaged(at: int, why: str) -> Unreadable:
+    return Unreadable(
+        f"the .wandb file is damaged at byte {at:,} ({why}): copy it again. "
+        "What comes before is shown"
+    )
+
+
+class HistoryRows:
+    """Turns history records into rows.
+
+    Most of the time is spent here. The common layout of an item is recognised by its bytes before
+    the value, with one lookup; the value is parsed only if the key has a target. W&B writes the
+    items of every record in another order, so every key must be looked at. All other layouts are
+    decoded field by field.
+    """
+
+    def __init__(self, heads: Heads, name_of: Callable[[str], Head]) -> None:
+        """``name_of``: what a key is."""
+        self._heads, self._name_of = heads, name_of
+        self._last_step = -1
+
+    def row(self, record: bytes) -> Row | None:
+        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
+
+        Raises:
+            BadMessage: the bytes are no such record.
+        """
+        try:
+            return self._row(record)
+        except IndexError:
+            raise BadMessage("an item is cut off") from None
+
+    def _row(self, record: bytes) -> Row | None:
+        heads, at, end = self._heads, 0, len(record)
+        step: int | None = None
+        row = Row(0, None)
+        values = row.values
+        of_the_row: dict[str, float] = {}
+        while at < end:
+            size = record[at + 1]
+            if size < _SHORT and record[at] == _ITEM_TAG:
+                value_at = at + 6 + record[at + 3]
+                head = heads[record[at + 2 : value_at]]
+                if head is None:
+                    at += 2 + size
+                    continue
+                if head is not SLOW:
+                    at += 2 + size
+                    if record[value_at] != at - value_at - 1:
+                        raise BadMessage("the length of a value is not that of its item")
+                    text = record[value_at + 1 : at]
+                    try:
+                        number: float | None = float(text)
+                    except ValueError:
+                        number = json_number(text)
+                    if type(head) is Target and number is not None:
+                        values.append((head, number))
+                    else:
+                        _take(head, number, values, of_the_row)
+                    continue
+            kind, value, at = field(record, at)
+            if kind == _ITEM:
+                name, text = _named_value(as_bytes(value))
+                _take(self._name_of(name), json_number(text), values, of_the_row)
+            elif kind == _STEP_FIELD:  # protobuf omits a zero
+                numbers = [signed(as_number(n)) for key, n in fields(as_bytes(value)) if key == 1]
+                step = numbers[-1] if numbers else 0
+        if at != end:
+            raise BadMessage("an item is longer than its record")
+        row.time = of_the_row.get("_timestamp")
+        if step is None:
+            step = int(of_the_row.get("_step", self._last_step + 1))
+        row.step = self._last_step = step
+        return row if values and 0 <= step < MAX_STEP else None
+
+
+def _take(
+    head: Head,
+    number: float | None,
+    values: list[tuple[Target, float]],
+    of_the_row: dict[str, float],
+) -> None:
+    """Put the number of an item where it belongs; one without a target is dropped."""
+    if number is None or head is None:
+        return
+    if type(head) is Target:
+        values.append((head, number))
+    elif abs(number) < MAX_STEP:
+        of_the_row.setdefault(str(head), number)
+
+
+def _named_value(item: bytes) -> tuple[str, bytes]:
+    """Name and JSON text of a ``HistoryItem`` or ``ConfigItem``; nested names joined by dots."""
+    parts: list[bytes] = []
+    text = b""
+    for number, value in fields(item):
+        if number in (_KEY, _NESTED_KEY):
+            parts.append(as_bytes(value))
+        elif number == _VALUE_JSON:
+            text = as_bytes(value)
+    return b".".join(part for part in parts if part).decode("utf-8", "replace"), text
+
+
+def json_number(text: bytes) -> float | None:
+    """The number that a JSON text is; ``"NaN"`` and the infinities with and without quotes."""
+    if len(text) > MAX_NUMBER_BYTES:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        if text[:1] == b'"' and text.strip(b'"') in (b"NaN", b"Infinity", b"-Infinity"):
+            return float(text.strip(b'"'))
+        return None

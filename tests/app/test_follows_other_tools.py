@@ -80,7 +80,7 @@ async def test_the_screen_shows_a_step_within_a_second_and_keeps_all_before_a_to
         read_s, looks = waits.reader_s, waits.looks
         await until(pilot, lambda: shown(pilot, seen) == step, "the step is shown")
         settling_s = SETTLED_S if begin is SGLang else 0.0
-        assert read_s + app.session.pace.interval_s <= MOST_S + settling_s
+        assert read_s + app.session.preferences.interval_s <= MOST_S + settling_s
         assert waits.looks - looks <= 1
         assert app.session.watch is not None
         assert app.session.watch.defects.count == 0

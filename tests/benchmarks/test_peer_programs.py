@@ -12,7 +12,7 @@ class Logged(RowReader):
     """The numbers that are written for the peers, in one read."""
 
     def __init__(self, log: Path) -> None:
-        super().__init__(Keys())
+        super().__init__(Path(), Keys())
         self.config, self.log, self.modified = config(log), log, 0.0
 
     def read(self, max_bytes: int = 0) -> Rows:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import Keys, MlflowDatabaseReader
-from microscope_tui.sources.mlflow import recognises, runs
+from microscope_tui.sources import Keys, MlflowReader
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
+
+recognises, runs = MlflowReader.recognises, MlflowReader.runs
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
 TABLES = ("metrics", "latest_metrics", "params", "runs")
@@ -57,7 +58,7 @@ def test_what_mlflow_logged_into_a_database_comes_out(
     path = tmp_path / "mlflow.db"
     assert recognises(path)
     assert runs(path) == ["first try"]
-    run, steps = run_of(MlflowDatabaseReader(path, Keys(), "first try"), monkeypatch)
+    run, steps = run_of(MlflowReader(path, Keys(), "first try"), monkeypatch)
     same_as_the_run_log(steps)
     assert [(router.num_experts, router.top_k) for router in run.routers] == [(4, 2)] * 2
 
@@ -66,7 +67,7 @@ def test_what_mlflow_logged_into_a_database_comes_out(
 def test_a_growing_database_is_followed(tmp_path: Path, mlflow_alone: Any) -> None:
     pytest.importorskip("sqlalchemy")
     client, first = write(f"sqlite:///{tmp_path}/mlflow.db")
-    reader = MlflowDatabaseReader(tmp_path / "mlflow.db", Keys(), "first try")
+    reader = MlflowReader(tmp_path / "mlflow.db", Keys(), "first try")
     assert len(all_rows(reader)) == 3
     client.update_run(first, status="RUNNING")
     for step in range(4, 10):

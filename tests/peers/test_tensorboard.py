@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, TensorBoardReader
-from microscope_tui.sources.tensorboard import NAMES, recognises
 from tests.sources import event_bytes
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of, read_all
+
+recognises, NAMES = TensorBoardReader.recognises, TensorBoardReader.names
 
 pytest.importorskip("tensorboard")
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import Keys, TrackioReader
-from microscope_tui.sources.trackio import recognises, runs
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log
+
+recognises, runs = TrackioReader.recognises, TrackioReader.runs
 
 GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
 

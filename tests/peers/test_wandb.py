@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import FORMATS, Keys, Row, WandbReader
-from microscope_tui.sources.wandb import recognises
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
+
+recognises = WandbReader.recognises
 
 wandb = pytest.importorskip("wandb")
 

@@ -50,7 +50,7 @@ def read_wandb(data: bytes) -> None:
     for content in (data, with_chunk_checksums(data)):
         with tempfile.NamedTemporaryFile(suffix=".wandb") as file:
             path = _written(file.name, content)
-            wandb.recognises(path)
+            wandb.WandbReader.recognises(path)
             journey(wandb.WandbReader(path, Keys()))
             journey(wandb.WandbReader(path, Keys()), max_bytes=1000)
             _sample(wandb.WandbReader(path, Keys()))
@@ -61,7 +61,7 @@ def read_tensorboard(data: bytes) -> None:
     for content in (data, with_length_checksums(data)):
         with tempfile.NamedTemporaryFile(prefix="events.out.tfevents.") as file:
             path = _written(file.name, content)
-            tensorboard.recognises(path)
+            tensorboard.TensorBoardReader.recognises(path)
             journey(tensorboard.TensorBoardReader(path, Keys()))
             journey(tensorboard.TensorBoardReader(path, Keys()), max_bytes=1000)
             _sample(tensorboard.TensorBoardReader(path, Keys()))
@@ -113,7 +113,7 @@ class _Checked(RowReader):
     """Passes rows on if they are what a reader may yield."""
 
     def __init__(self, reader: RowReader) -> None:
-        super().__init__(reader.keys)
+        super().__init__(reader.path, reader.keys)
         self._reader = reader
 
     def read(self, max_bytes: int = 1 << 20):  # type: ignore[no-untyped-def]

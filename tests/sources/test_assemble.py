@@ -1,6 +1,7 @@
 """Named numbers end up in the right row of the right step."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,7 @@ class Logger(RowReader):
     """A source that is fed in the test; each poll returns what one ``log`` call wrote."""
 
     def __init__(self, rows: Sequence[Logged], config: Mapping[str, object] = {}, **asked: Any):
-        super().__init__(Keys(rules_of(asked.pop("maps", ()))))
+        super().__init__(Path(), Keys(rules_of(asked.pop("maps", ()))))
         self.config = config
         self._rows = list(rows)
         self.modified = 0.0  # at rest

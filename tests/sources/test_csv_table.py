@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.sources import FORMATS, CsvReader, Keys, Unreadable, rules_of
-from microscope_tui.sources.csv_table import recognises
 from tests.sources.tables import (
     all_rows,
     counts_row,
@@ -17,6 +16,8 @@ from tests.sources.tables import (
     same_as_the_run_log,
     values,
 )
+
+recognises = CsvReader.recognises
 
 
 def wide(separator: str = ",") -> str:

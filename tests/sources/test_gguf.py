@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import GgufHeader, Unreadable, gguf, opened
+from microscope_tui.sources import GgufHeader, Unreadable, imatrix, opened
 from tests.sources.dumped import refusal
 
 GOLDEN = Path(__file__).parent / "golden" / "imatrix.gguf"
@@ -35,7 +35,7 @@ def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) ->
 def header_of(path: Path, content: bytes) -> GgufHeader:
     path.write_bytes(content)
     with opened(path) as data:
-        return gguf.read_header(data)
+        return imatrix.read_header(data)
 
 
 SCALARS = [
@@ -65,7 +65,7 @@ def test_values_of_every_type_are_read(tmp_path: Path, version: int) -> None:
 
 
 def test_long_arrays_are_skipped_and_what_follows_is_read(tmp_path: Path) -> None:
-    number = gguf.MOST_ARRAY + 1
+    number = imatrix.MOST_ARRAY + 1
     values = (
         value("numbers", 9, struct.pack("<IQ", 5, number) + b"\0" * 4 * number),
         value("texts", 9, struct.pack("<IQ", 8, number) + text("token") * number),
@@ -82,8 +82,8 @@ def test_tensors_begin_at_the_alignment_that_the_file_names(tmp_path: Path) -> N
         path = tmp_path / "x.gguf"
         found = header_of(path, body + struct.pack("<2f", 4, 5))
         with opened(path) as data:
-            assert gguf.float32(data, found.tensors["a"], "a") == [1, 2, 3]
-            assert gguf.float32(data, found.tensors["b"], "b") == [4, 5]
+            assert imatrix.float32(data, found.tensors["a"], "a") == [1, 2, 3]
+            assert imatrix.float32(data, found.tensors["b"], "b") == [4, 5]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_tensor_outside_the_file_or_of_another_type_is_refused(
     path = tmp_path / "x.gguf"
     found = header_of(path, file_of(tensors=(tensor("a", shape, kind),)))
     with opened(path) as data, pytest.raises(Unreadable, match=why):
-        gguf.float32(data, found.tensors["a"], "a")
+        imatrix.float32(data, found.tensors["a"], "a")
 
 
 EXAMPLE = GOLDEN.read_bytes()

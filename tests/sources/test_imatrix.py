@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Asked, ImatrixReader, Record, Unreadable
-from microscope_tui.sources.imatrix import NAMES, recognises
+from microscope_tui.sources import FORMATS, Asked, ImatrixReader, Record, Unreadable
 from tests.peers.test_imatrix import CHUNK_SIZE, CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.peers.test_imatrix import counts_of as written_counts
 from tests.sources.dumped import (
@@ -18,6 +17,8 @@ from tests.sources.dumped import (
     settle,
 )
 from tests.sources.test_gguf import file_of, tensor, value
+
+recognises = ImatrixReader.recognises
 
 COUNTS = "blk.{}.ffn_{}_exps.weight.counts"
 
@@ -136,4 +137,5 @@ def test_only_importance_matrices_are_recognised(tmp_path: Path) -> None:
         model.write_bytes(content)
         assert not recognises(model)
     assert not recognises(tmp_path)
-    assert all(map(NAMES.fullmatch, ("imatrix.dat", "imatrix_unsloth.gguf", "m-IMatrix.gguf")))
+    names = ("imatrix.dat", "imatrix_unsloth.gguf", "m-IMatrix.gguf")
+    assert all(FORMATS["imatrix"].place_of(Path(name)) for name in names)

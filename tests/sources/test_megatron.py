@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microscope_tui.sources import Asked, MegatronReader, Record, Unreadable, megatron, router_trace
-from microscope_tui.sources.megatron import recognises
+from microscope_tui.sources import Asked, MegatronReader, Record, Unreadable, megatron
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -18,6 +17,8 @@ from tests.sources.dumped import (
     restarted,
     settle,
 )
+
+recognises = MegatronReader.recognises
 
 LAYERS, EXPERTS, K, TOKENS, STEPS = 3, 8, 2, 20, 3
 Chosen = dict[tuple[int, int], torch.Tensor]
@@ -344,7 +345,7 @@ def test_a_damaged_line_is_refused_after_the_steps_before_it(
 def test_a_line_longer_than_any_micro_batch_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_trace, "MOST_LINE_BYTES", 2000)
+    monkeypatch.setattr(megatron, "MOST_LINE_BYTES", 2000)
     with pytest.raises(Unreadable, match="longer than"):
         read(trace(tmp_path, 0, chosen(0, steps=1), more=line(0, 0, 0, torch.zeros(900, K).long())))
 

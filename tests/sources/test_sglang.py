@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.sources import Asked, Record, SGLangReader, Unreadable, dumps, sglang
-from microscope_tui.sources.sglang import recognises
+from microscope_tui.sources import Asked, Record, SGLangReader, Unreadable, dumps
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -16,6 +15,8 @@ from tests.sources.dumped import (
     restarted,
     settle,
 )
+
+recognises = SGLangReader.recognises
 
 LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2
 DENSE = 0
@@ -297,7 +298,6 @@ def test_dumps_are_recognised_by_content_whatever_the_name(tmp_path: Path) -> No
     assert not recognises(tmp_path / "a")
     torch.save({"model": torch.zeros(3)}, tmp_path / "model.pt")
     assert not recognises(tmp_path / "model.pt")
-    assert not recognises(tmp_path / "nothing")
     assert not recognises(tmp_path)
     detail(tmp_path, 0, counts(2, PHYSICAL), 2.5)
     assert recognises(tmp_path)
@@ -324,6 +324,6 @@ def test_more_files_than_any_server_writes_are_refused(
 
 
 def test_names_are_those_of_the_recorder() -> None:
-    assert sglang.NAMES.fullmatch("expert_distribution_recorder_1751349033.8436363.pt")
-    assert sglang.NAMES.fullmatch("expert_distribution_recorder_1751349033.8436363_12.pt")
-    assert not sglang.NAMES.fullmatch("model.pt")
+    assert SGLangReader.names.fullmatch("expert_distribution_recorder_1751349033.8436363.pt")
+    assert SGLangReader.names.fullmatch("expert_distribution_recorder_1751349033.8436363_12.pt")
+    assert not SGLangReader.names.fullmatch("model.pt")

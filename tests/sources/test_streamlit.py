@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import FORMATS, Asked, StreamlitReader, Unreadable
-from microscope_tui.sources.streamlit import recognises
 from tests.sources.tables import as_run, records
+
+recognises = StreamlitReader.recognises
 
 
 def entry(step: int, *loads: list[float]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from microscope_tui.runlog import RunRecord, StepEntry
 from microscope_tui.sources import EventRows, Keys, Target, TensorBoardReader, Unreadable
-from microscope_tui.sources.tensorboard import NAMES, recognises
 from tests.sources import event_bytes as eb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 from tests.sources.wandb_bytes import part
+
+recognises, NAMES = TensorBoardReader.recognises, TensorBoardReader.names
 
 NAME = "events.out.tfevents.{}.host.1.0"
 

@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 
 from microscope_tui.sources import Asked, Record, TensorRTReader, Unreadable
-from microscope_tui.sources.tensorrt_llm import recognises
 from tests.sources.dumped import (
     counts_of,
     drained,
@@ -17,6 +16,8 @@ from tests.sources.dumped import (
     restarted,
     settle,
 )
+
+recognises = TensorRTReader.recognises
 
 EXPERTS, K, TOKENS = 8, 2, 20
 ITERATIONS, LAYERS, RANKS = range(100, 112), (1, 2, 5), 3

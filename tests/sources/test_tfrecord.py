@@ -5,8 +5,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.sources import MAX_RECORD_BYTES, find_record, masked_crc32c
-from microscope_tui.sources.tfrecord import RecordSplitter
+from microscope_tui.sources import find_record, masked_crc32c
+from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter
 from tests.sources import event_bytes as eb
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.sources import FORMATS, Busy, Keys, TrackioReader, Unreadable, rules_of
-from microscope_tui.sources.trackio import recognises, runs
 from tests.sources.sqlite_writer import Writer, golden
 from tests.sources.tables import all_rows, counts_row, run_of, same_as_the_run_log, values
+
+recognises, runs = TrackioReader.recognises, TrackioReader.runs
 
 OLDER = (
     "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT, "

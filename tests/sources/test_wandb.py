@@ -10,7 +10,6 @@ import pytest
 
 from microscope_tui.runlog import EventRecord, RunRecord, StepEntry
 from microscope_tui.sources import BLOCK_BYTES, FORMATS, Keys, Target, Unreadable, WandbReader
-from microscope_tui.sources.wandb import recognises
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, entries_of, expected, numbers_of, read_all
 
@@ -33,7 +32,7 @@ def rows_of(folder: Path, *records: bytes) -> dict[int, dict[str, float]]:
 
 def test_the_file_of_wandb_gives_what_was_logged() -> None:
     reader = WandbReader(GOLDEN / "wandb", Keys())
-    assert recognises(GOLDEN / "wandb")
+    assert WandbReader.recognises(GOLDEN / "wandb")
     assert numbers_of(read_all(reader)) == expected()
     assert reader.name == "golden"
     assert reader.config["model"] == CONFIG["model"]
@@ -206,7 +205,7 @@ def test_an_item_that_is_longer_than_its_record_is_refused(tmp_path: Path) -> No
 
 def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
     path = written(tmp_path, wb.FILE_HEADER[:-1] + b"\x01")
-    assert recognises(path)
+    assert WandbReader.recognises(path)
     with pytest.raises(Unreadable, match="version 1, this reads version 0"):
         WandbReader(path, Keys()).read()
     with pytest.raises(Unreadable, match="version 1"):
@@ -215,8 +214,8 @@ def test_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b":W&B", b"\x89PNG\r\n\x1a\n", b'{"kind": "run"}'])
 def test_other_files_are_not_recognised(tmp_path: Path, data: bytes) -> None:
-    assert not recognises(written(tmp_path, data))
-    assert not recognises(tmp_path)
+    assert not WandbReader.recognises(written(tmp_path, data))
+    assert not WandbReader.recognises(tmp_path)
 
 
 def test_the_names_are_those_of_wandb() -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.sources import BLOCK_BYTES
-from microscope_tui.sources.wandb_blocks import RecordSplitter
+from microscope_tui.sources.wandb import RecordSplitter
 from tests.sources import wandb_bytes as wb
 
 

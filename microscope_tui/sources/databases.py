@@ -1,0 +1,386 @@
+"""Runs in the table ``metrics`` of an SQLite database that a writer appends to.
+
+Every poll reads the rows after the last one. If that row is gone or has changed, the table was
+rewritten and is read from the start.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from microscope_tui.runlog import BadLine, Defects, safe_text
+from microscope_tui.sources.assemble import NUM_EXPERTS, TOP_K
+from microscope_tui.sources.keys import (
+    Keys,
+    Rule,
+    as_number,
+    as_step,
+    as_time,
+    decode_object,
+    matched,
+)
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
+from microscope_tui.sources.sqlite import MAGIC, Database, Tables
+
+MOST_RUNS = 1000
+"""Runs of one database that are listed."""
+_ROW_BYTES = 64
+"""What a row costs besides its texts."""
+_FINDS_A_RUN = ("run_name", "run_id", "project_name")
+_SAMPLE = 16
+"""Rows of a run in which a reading of a router must appear."""
+_NEEDED = {"key", "value", "timestamp", "run_uuid", "step", "is_nan"}
+_MOST_KEYS = 100_000
+_LARGEST = 1.7976931348623157e308
+"""What MLflow stores for infinity, because some databases have none."""
+_REASONS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+
+
+class Run(NamedTuple):
+    """A run of a database: its shown name, and what finds it."""
+
+    label: str
+    values: tuple[object, ...]
+
+
+@dataclass(slots=True)
+class _Found:
+    """Result of one poll, before it counts."""
+
+    restarted: bool = False
+    last: int = 0
+    anchor: tuple[object, ...] | None = None
+    all: bool = True
+    ended: str = ""
+    rows: list[Row] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+
+class DatabaseReader(RowReader):
+    """Follows the rows of one run in a table."""
+
+    head_bytes = len(MAGIC)
+    order = ""
+    """Column of the table that grows with every row."""
+    columns = ""
+    """SQL of what is selected."""
+
+    @classmethod
+    def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
+        """See ``Reader``; there must be a run with a reading of a router."""
+        return super().recognises(path, own) and bool(cls.runs(path, own))
+
+    @classmethod
+    def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
+        """See ``Reader``."""
+        return head == MAGIC
+
+    @classmethod
+    def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
+        """See ``Reader``; those that have readings of routers, in the order of their beginning.
+
+        Raises:
+            OSError: the file cannot be read, or is a hostile database.
+        """
+        found = Database(path).read(lambda tables: cls.with_routers(tables, own))
+        return [run.label for run in found]
+
+    def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
+        super().__init__(path, keys, run)
+        self._database = Database(path)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._seen: object = None  # version of the database that was read to its end
+        self._identity: object = None
+        self._last = 0
+        self._anchor: tuple[object, ...] | None = None  # the last row, to notice a rewritten table
+        # Found once: listing the runs reads the whole table, and a later run may take the name.
+        self._found: Run | None = None
+        self.defects = Defects()
+
+    @classmethod
+    @abstractmethod
+    def all_runs(cls, tables: Tables) -> list[Run]:
+        """The runs; none if this is the database of another program."""
+
+    @classmethod
+    @abstractmethod
+    def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
+        """Those of them with a reading of a router."""
+
+    @classmethod
+    @abstractmethod
+    def _where(cls, tables: Tables) -> str:
+        """SQL that is true for the rows of the run with these ``values``."""
+
+    @abstractmethod
+    def _config(self, tables: Tables, run: Run) -> Mapping[str, object]:
+        """The configuration of a run, or an empty one."""
+
+    @abstractmethod
+    def _row(self, values: tuple[object, ...]) -> Row:
+        """The row of the selected columns.
+
+        Raises:
+            BadLine: it is skipped for this reason.
+        """
+
+    def _ended(self, tables: Tables, run: Run) -> str:
+        """Why the run ended, if the database holds that."""
+        return ""
+
+    def read(self, max_bytes: int = 1 << 20) -> Rows:
+        """See ``RowReader``."""
+        database = self._database
+        try:
+            version, identity = database.version(), database.identity
+        except FileNotFoundError:
+            self.deleted, self.exhausted = self._identity is not None, True
+            return Rows()
+        self.deleted, self.modified, self.size = False, database.modified, database.size
+        replaced = self._identity not in (None, identity)
+        if replaced:
+            self._begin()
+        if version == self._seen:
+            self.exhausted = True
+            return Rows()
+        found = database.read(lambda tables: self._after(tables, max_bytes))
+        restarted = replaced or found.restarted
+        if restarted:
+            self._begin()
+        self._identity = identity
+        self._last, self._anchor = found.last, found.anchor
+        for number, reason in found.bad:
+            self.defects.add(number, reason)
+        self.exhausted = found.all
+        if found.all:
+            self._seen, self.offset = version, self.size
+        return Rows(found.rows, restarted, found.ended)
+
+    def _after(self, tables: Tables, max_bytes: int) -> _Found:
+        """The rows after the last one; changes only what is known of the run itself."""
+        runs = [self._found] if self._found is not None else self.all_runs(tables)
+        run = next((run for run in runs if run.label == self.run), None)
+        if run is None:
+            return _Found(restarted=self._anchor is not None)
+        self._found, self.name = run, run.label
+        self.config = self.config or self._config(tables, run)
+        found = _Found(last=self._last, anchor=self._anchor)
+        if self._anchor is not None and self._anchor_of(tables, run, self._last) != self._anchor:
+            found = _Found(restarted=True)
+        left = max_bytes
+        values: tuple[object, ...]
+        for number, *rest in tables.rows(
+            f"SELECT {self.order}, {self.columns} FROM metrics "
+            f"WHERE {self.order} > ? AND {self._where(tables)} ORDER BY {self.order}",
+            (found.last, *run.values),
+        ):
+            values = tuple(rest)
+            if type(number) is not int:
+                raise Unreadable(f"{safe_text(self.path.name)}: rows of metrics have no number")
+            if left <= 0:
+                found.all = False
+                break
+            left -= _ROW_BYTES + sum(len(v) for v in values if isinstance(v, bytes | str))
+            found.last = number
+            self._add(found, number, values)
+        if found.last:
+            found.anchor = self._anchor_of(tables, run, found.last)
+        found.ended = self._ended(tables, run) if found.all else ""
+        return found
+
+    def _add(self, found: _Found, number: int, values: tuple[object, ...]) -> None:
+        try:
+            row = self._row(values)
+        except BadLine as error:
+            found.bad.append((number, str(error)))
+            return
+        last = found.rows[-1] if found.rows else None
+        if last is not None and (last.step, last.time) == (row.step, row.time):
+            last.values += row.values
+        elif row.values:
+            found.rows.append(row)
+
+    def _anchor_of(self, tables: Tables, run: Run, number: int) -> tuple[object, ...] | None:
+        where = f"{self.order} = ? AND {self._where(tables)}"
+        select = f"SELECT timestamp, step FROM metrics WHERE {where}"
+        return next(tables.rows(select, (number, *run.values)), None)
+
+
+def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[Run]:
+    """Runs with names that tell them apart: ``name``, or ``name/more`` where it is not unique.
+
+    Args:
+        runs: name, what makes it unique, and the values that find the run.
+    """
+    names = [safe_text(name, 120) for name, _, _ in runs]
+    counts = {name: names.count(name) for name in names}
+    return [
+        Run(name if counts[name] == 1 and name else safe_text(f"{name}/{more}", 200), values)
+        for name, (_, more, values) in zip(names, runs, strict=True)
+    ]
+
+
+class TrackioReader(DatabaseReader):
+    """Trackio: the database of a project, a row per logged dictionary.
+
+    The columns differ by version: older ones have ``project_name``, newer ones ``run_id``. A run is
+    one by all of those, and has its name unless several runs share it.
+    """
+
+    order = "id"
+    columns = "timestamp, step, CAST(metrics AS BLOB)"
+
+    @classmethod
+    def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
+        """See ``DatabaseReader``."""
+        return [run for run in cls.all_runs(tables) if cls._logs_routers(tables, run, own)]
+
+    @classmethod
+    def _logs_routers(cls, tables: Tables, run: Run, own: Sequence[Rule]) -> bool:
+        keys = Keys(own)
+        rows = tables.rows(
+            f"SELECT CAST(metrics AS BLOB) FROM metrics WHERE {cls._where(tables)} "
+            f"ORDER BY id LIMIT {_SAMPLE}",
+            run.values,
+        )
+        found = (target for (data,) in rows for target, _ in matched(_object(data) or {}, keys))
+        return any(target.of_router for target in found)
+
+    @classmethod
+    def all_runs(cls, tables: Tables) -> list[Run]:
+        """See ``DatabaseReader``."""
+        finding = _finding(tables)
+        if not finding:
+            return []
+        names = ", ".join(finding)
+        found = tables.rows(
+            f"SELECT {names}, min(id) FROM metrics GROUP BY {names} "
+            f"ORDER BY min(id) LIMIT {MOST_RUNS}"
+        )
+        return _unique_labels(
+            [
+                (str(values[0]), "/".join(map(str, reversed(values[1:-1]))), values[:-1])
+                for values in found
+            ]
+        )
+
+    @classmethod
+    def _where(cls, tables: Tables) -> str:
+        # The plus keeps SQLite from an index: rows come by their number, without a sort.
+        return " AND ".join(f"+{name} IS ?" for name in _finding(tables))
+
+    def _row(self, values: tuple[object, ...]) -> Row:
+        at, step, data = values
+        number, fields = as_step(step), _object(data)
+        if number is None or fields is None:
+            raise BadLine("without a step from 0, or not a JSON object")
+        return Row(number, as_time(at), list(matched(fields, self.keys)))
+
+    def _config(self, tables: Tables, run: Run) -> Mapping[str, object]:
+        finding = zip(_finding(tables), run.values, strict=True)
+        known = tables.columns("configs")
+        usable = [(name, value) for name, value in finding if name in known]
+        if "config" not in known or not usable:
+            return {}
+        rows = tables.rows(
+            "SELECT CAST(config AS BLOB) FROM configs WHERE "
+            + " AND ".join(f"{name} IS ?" for name, _ in usable)
+            + " LIMIT 1",
+            [value for _, value in usable],
+        )
+        (data,) = next(rows, (None,))
+        return _object(data) or {}
+
+
+def _finding(tables: Tables) -> list[str]:
+    """The columns that find a run; none if this is another database."""
+    columns = tables.columns("metrics")
+    is_trackio = {"id", "run_name", "timestamp", "step", "metrics"} <= columns
+    return [name for name in _FINDS_A_RUN if name in columns] if is_trackio else []
+
+
+def _object(data: object) -> dict[str, object] | None:
+    return decode_object(data) if isinstance(data, bytes) else None
+
+
+class MlflowReader(DatabaseReader):
+    """MLflow: one value per metric, step and time; E and k come from the run's parameters.
+
+    Its folders of text files are not read: MLflow itself moves them into a database.
+    """
+
+    order = "rowid"
+    columns = "key, value, timestamp, step, is_nan"
+
+    @classmethod
+    def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
+        """See ``DatabaseReader``."""
+        runs = cls.all_runs(tables)
+        latest = {"run_uuid", "key"} <= tables.columns("latest_metrics")  # a row per run and key
+        table = "latest_metrics" if latest else "metrics"
+        keys = Keys(own)
+        found: set[object] = set()
+        query = f"SELECT DISTINCT run_uuid, key FROM {table} LIMIT {_MOST_KEYS}"
+        for run, key in tables.rows(query) if runs else ():
+            target = keys[key] if isinstance(key, str) else None
+            if target is not None and target.of_router:
+                found.add(run)
+        return [run for run in runs if run.values[0] in found]
+
+    @classmethod
+    def all_runs(cls, tables: Tables) -> list[Run]:
+        """See ``DatabaseReader``."""
+        if not tables.columns("metrics") >= _NEEDED:
+            return []
+        if "name" in tables.columns("runs"):
+            pairs = tables.rows(
+                f"SELECT run_uuid, name FROM runs ORDER BY start_time, run_uuid LIMIT {MOST_RUNS}"
+            )
+        else:
+            pairs = tables.rows(
+                f"SELECT DISTINCT run_uuid, run_uuid FROM metrics ORDER BY 1 LIMIT {MOST_RUNS}"
+            )
+        return _unique_labels([(str(name or ""), str(run), (run,)) for run, name in pairs])
+
+    @classmethod
+    def _where(cls, tables: Tables) -> str:
+        # The plus keeps SQLite from an index: rows come in the order in which they were written.
+        return "+run_uuid = ?"
+
+    def _row(self, values: tuple[object, ...]) -> Row:
+        key, value, at, step, is_nan = values
+        number = as_step(step)
+        if number is None or not isinstance(key, str):
+            raise BadLine("without a step from 0, or without a key")
+        row = Row(number, as_time(at))
+        target = self.keys[key]
+        measured = float("nan") if is_nan else as_number(value)
+        if target is not None and measured is not None:
+            if abs(measured) >= _LARGEST:
+                measured *= 2.0  # the infinity that it stands for
+            row.values.append((target, measured))
+        return row
+
+    def _ended(self, tables: Tables, run: Run) -> str:
+        if "status" not in tables.columns("runs"):
+            return ""
+        found = tables.rows("SELECT status FROM runs WHERE run_uuid = ?", run.values)
+        (status,) = next(found, ("",))
+        return _REASONS.get(str(status), "")
+
+    def _config(self, tables: Tables, run: Run) -> Mapping[str, object]:
+        """The parameters of a run that name E or k."""
+        if not tables.columns("params") >= {"key", "value", "run_uuid"}:
+            return {}
+        wanted = tuple(f"%{name}" for name in (*NUM_EXPERTS, *TOP_K))
+        pairs = tables.rows(
+            "SELECT key, value FROM params WHERE run_uuid = ? AND ("
+            + " OR ".join(["key LIKE ?"] * len(wanted))
+            + ") LIMIT 100",
+            (*run.values, *wanted),
+        )
+        return {str(key): int(value) for key, value in pairs if str(value).isdecimal()}  # type: ignore[call-overload]
