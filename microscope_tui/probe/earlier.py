@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from microscope_tui.probe.sites import Site
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import glance
 
 
 def last_logged_step(log: Path, sites: Sequence[Site]) -> int:

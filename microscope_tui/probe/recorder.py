@@ -4,7 +4,7 @@ The trainer hands over raw counts and router readings; everything that can be de
 counts is derived here, once, so that every writer of logs agrees with every reader. On the
 training thread a step is checked, copied, summarised and judged (``judge.py``), so that what it
 alarms about does not depend on the disk; encoding the matrices and writing wait for nobody
-(``runlog/background.py``).
+(``runlog/writer.py``).
 """
 
 import logging

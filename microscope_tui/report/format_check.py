@@ -25,7 +25,7 @@ from microscope_tui.runlog import (
     open_regular_file,
     safe_text,
 )
-from microscope_tui.runlog.validation.validator import Problem
+from microscope_tui.runlog.validate import Problem
 
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20

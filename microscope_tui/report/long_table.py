@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from microscope_tui.report.export import Cell
-from microscope_tui.runlog import RouterSummary, RunFile, RunRecord, StepEntry, entries_of
+from microscope_tui.runlog import Course, RouterSummary, RunFile, RunRecord, StepEntry, entries_of
 from microscope_tui.watch import balance_now, complete_summary
 
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
@@ -50,22 +50,18 @@ def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
 
 def _surviving(file: RunFile) -> bytearray:
     """For every step record: whether no later record supersedes it."""
-    kept = bytearray()
+    kept, course = bytearray(), Course()
     steps, numbers = array("q"), array("q")  # of the records that survive so far
-
-    def drop(step: int) -> None:
-        while steps and steps[-1] >= step:
+    for entry in entries_of(file):
+        cut = course.take(entry)
+        while cut is not None and steps and steps[-1] >= cut:
             kept[numbers.pop()] = 0
             steps.pop()
-
-    for entry in entries_of(file):
-        if isinstance(entry, RunRecord) and entry.resumed_at_step is not None:
-            drop(max(1, entry.resumed_at_step))
-        elif isinstance(entry, StepEntry):
-            drop(entry.record.step)
-            steps.append(entry.record.step)
-            numbers.append(len(kept))
-            kept.append(1)
+        if isinstance(entry, StepEntry):
+            kept.append(not course.repeats)
+            if not course.repeats:
+                steps.append(entry.record.step)
+                numbers.append(len(kept) - 1)
     return kept
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog, open_log
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.glance import Glance, glance
+from microscope_tui.runlog.index import Glance, glance
 from microscope_tui.runlog.reader import Entry, RunReader
 from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
@@ -26,6 +26,7 @@ from microscope_tui.runlog.tail import (
     Stamp,
     identity_of,
     open_regular_file,
+    read_lines_at,
     stamp_of,
 )
 
@@ -259,12 +260,7 @@ def _head(path: Path) -> bytes:
     """The first bytes of ``path``: more only if its first line is longer."""
     file = open_regular_file(path)
     try:
-        size = _PROBE_BYTES
-        head = os.pread(file, size, 0)
-        while b"\n" not in head and len(head) == size < _MAX_PROBE_BYTES:
-            size *= 4
-            head = os.pread(file, size, 0)
-        return head
+        return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)
     finally:
         os.close(file)
 

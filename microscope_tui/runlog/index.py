@@ -1,39 +1,243 @@
 """The file is its own index: steps grow with the byte offset, so nothing is indexed up front.
 
-A first picture of a whole history (``sample``) costs as many small reads as the screen has columns,
-whatever the size of the file: seek, skip to the next newline, decode that record without matrices.
-``read_steps`` reads on from a known line; ``find_step`` narrows a stretch of the file, in which
-steps are known to grow, by interpolation until a single read covers what is left;
-``surviving_steps`` reads a stretch with restarts in it.
+**Head and last** (``glance``): two short reads give a run's name, plan, last step and end, so that
+a list of a thousand runs does not read a thousand logs. **All over** (``sample``): a first picture
+of a history costs as many small reads as the screen has columns, whatever the size of the file:
+seek, skip to the next newline, decode that record without its matrices. **Between** two known lines
+``read_steps`` reads on, ``surviving_steps`` reads a stretch with restarts in it, and ``find_step``
+narrows a stretch by interpolation until a single read covers what is left.
 """
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES
 from microscope_tui.runlog.decode import decode_line
-from microscope_tui.runlog.reader import Entry, RunReader, StepEntry
-from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
-from microscope_tui.runlog.tail import open_regular_file
+from microscope_tui.runlog.reader import Course, Entry, RunReader, StepEntry, drop_from
+from microscope_tui.runlog.records import (
+    BadLine,
+    EventRecord,
+    Record,
+    RunRecord,
+    StepRecord,
+    UnknownFormat,
+    seconds_between,
+)
+from microscope_tui.runlog.tail import (
+    Identity,
+    identity_of_open,
+    open_regular_file,
+    read_lines_at,
+)
 
+_END_BYTES = 1 << 13  # a glance at an end of the file …
+_MOST_END_BYTES = 1 << 22  # … and what it reads there at most
+_FIRST_BYTES = 1 << 16
 _READ_BYTES = 1 << 19
 _NEAR_BYTES = 1 << 20
 _LONGEST_LINE = 8 << 20
 _MOST_PROBES = 40
-_FIRST_BYTES = 1 << 16
-_TAIL_LINES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The ends of one log."""
+
+    run: RunRecord | None = None
+    last: StepRecord | None = None
+    """The last whole step."""
+    step_time_s: float | None = None
+    """Seconds between the last two steps, if known."""
+    end: EventRecord | None = None
+    """The event that ended the run, if it is the last record."""
+    error: str | None = None
+    identity: Identity | None = None
+    """State of the file that was read; ``None`` if it cannot be read."""
+
+
+def glance(path: Path) -> Glance:
+    """Read both ends of the log at ``path``; never raises because of its content.
+
+    The plan is that of the newest run record. In a resumed run it is in the middle of the log: if
+    the last step is beyond the first plan, it is searched in the last 4 MB, and an impossible plan
+    is left out.
+    """
+    try:
+        file = open_regular_file(path)
+    except OSError as error:
+        return Glance(error=error.strerror or str(error))
+    try:
+        identity = identity_of_open(file)
+        if path.suffix in ARCHIVE_SUFFIXES:
+            return Glance(identity=identity)  # an archive's end is unknown before it is unpacked
+        run = _header(file)
+        steps, end, resumed = _last(file, identity.size)
+        steps.sort(key=lambda step: step.step)
+        last = steps[-1] if steps else None
+        run = _with_sound_plan(resumed or run, last, file, identity.size)
+        before = steps[0] if len(steps) == 2 else None
+        step_time = seconds_between(before, last) if last is not None else None
+        return Glance(run, last, step_time, end, identity=identity)
+    except UnknownFormat as error:
+        return Glance(error=str(error))
+    except OSError as error:
+        return Glance(error=error.strerror or str(error))
+    finally:
+        os.close(file)
+
+
+def _with_sound_plan(
+    run: RunRecord | None, last: StepRecord | None, file: int, size: int
+) -> RunRecord | None:
+    """``run``, or the newest run record of the log where the last step is beyond its plan."""
+    if run is None or last is None or last.step <= (run.planned_steps or last.step):
+        return run
+    start = max(0, size - _MOST_END_BYTES)
+    lines = os.pread(file, size - start, start).split(b"\n")
+    headers = (_record(line) for line in reversed(lines) if b'"run"' in line)
+    run = next((record for record in headers if isinstance(record, RunRecord)), run)
+    return (
+        run if last.step <= (run.planned_steps or last.step) else replace(run, planned_steps=None)
+    )
+
+
+def _header(file: int) -> RunRecord | None:
+    """The run record of the first line; ``None`` for a log without one."""
+    first = read_lines_at(file, 0, _END_BYTES, _MOST_END_BYTES).partition(b"\n")[0]
+    record = _record(first)
+    return record if isinstance(record, RunRecord) else None
+
+
+def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
+    """The last two steps, an end event if it is the last record, and a late header."""
+    want = _END_BYTES
+    while True:
+        start = max(0, size - want)
+        lines = os.pread(file, want, start).split(b"\n")
+        found = _ends(lines[1:] if start else lines)
+        if len(found[0]) == 2 or start == 0 or want >= _MOST_END_BYTES:
+            return found
+        want *= 8
+
+
+def _ends(lines: list[bytes]) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
+    steps: list[StepRecord] = []
+    end: EventRecord | None = None
+    resumed: RunRecord | None = None
+    for line in reversed(lines):
+        record = _record(line)
+        if isinstance(record, RunRecord):
+            if steps:
+                return steps, end, resumed or record
+            resumed = resumed or record  # nothing came after it yet: continue backwards
+        elif isinstance(record, EventRecord):
+            if record.event == "end" and not steps and resumed is None:
+                end = end or record
+        elif isinstance(record, StepRecord):
+            first = resumed.resumed_at_step if resumed is not None else None
+            if first is not None and record.step >= first:
+                continue  # superseded
+            steps.append(record)
+            if len(steps) == 2:
+                break
+    return steps, end, resumed
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        return decode_line(line)
+    except BadLine:  # a torn or foreign line: the full reader counts those
+        return None
+
+
+@dataclass(slots=True)
+class Overview:
+    """Steps spread evenly over the bytes of a log, in increasing order."""
+
+    run: RunRecord | None = None
+    samples: list[StepEntry] = field(default_factory=list)
+    line_bytes: int = 0
+    """Length of a typical line."""
+    monotonic: bool = True
+    """Whether no sample went backwards: between two of them steps grow with the offset."""
+
+    end: EventRecord | None = None
+    """The event that ended the run, if it is the last record."""
+
+    def take(self, lines: bytes, offset: int, name: str) -> None:
+        """Add the steps of whole lines, each once; removes steps that they supersede."""
+        reader = RunReader(name, self.run, offset)
+        for entry in reader.feed(lines):
+            if isinstance(entry, StepEntry):
+                self._take_step(entry)
+            elif isinstance(entry, EventRecord) and entry.event == "end":
+                self.end = entry
+        self.run = reader.run
+
+    def _take_step(self, entry: StepEntry) -> None:
+        if self.samples and entry.offset <= self.samples[-1].offset:
+            return
+        self.end = None
+        while self.samples and self.samples[-1].record.step >= entry.record.step:
+            self.samples.pop()
+            self.monotonic = False
+        self.samples.append(entry)
+
+
+def sample(path: Path, name: str, count: int) -> Overview:
+    """About ``count`` steps of the whole file, without torn lines and other records.
+
+    A restart between two samples is found by the full scan only.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnknownFormat: the log has another format version.
+    """
+    overview = Overview()
+    file = open_regular_file(path)
+    try:
+        size = os.fstat(file).st_size
+        head = read_lines_at(file, 0, _FIRST_BYTES, _LONGEST_LINE, 2)
+        reader = RunReader(name)
+        entries = list(reader.feed(head[: head.rfind(b"\n") + 1]))
+        steps = [entry for entry in entries if isinstance(entry, StepEntry)]
+        # A header may be a hundred times longer than the steps behind it.
+        overview.line_bytes = max((step.length for step in steps[:8]), default=len(head) + 1)
+        overview.run, overview.samples = reader.run, steps[:4]
+        for index in range(1, count):
+            found = line_after(file, size * index // count, size, overview.line_bytes + 32)
+            if found is not None:
+                overview.take(found[1], found[0], name)
+        start = max(0, size - 3 * overview.line_bytes)  # on to the last whole line
+        data = os.pread(file, size - start, start)
+        begin, end = data.find(b"\n") + 1, data.rfind(b"\n") + 1
+        overview.take(data[begin:end], start + begin, name)
+    finally:
+        os.close(file)
+    return overview
+
+
+def sample_of(lines: bytes, name: str) -> Overview:
+    """The same of lines that a source sampled; their places in the log are unknown."""
+    overview = Overview()
+    overview.take(lines, 0, name)
+    overview.monotonic = False
+    return overview
 
 
 def read_steps(
-    path: Path, run: RunRecord, start: int, end: int | None = None
+    path: Path, run: RunRecord, start: int, end: int | None = None, piece: int = _READ_BYTES
 ) -> Iterator[StepEntry]:
-    """The steps from the line at ``start`` on, until the next ``run`` record or ``end``.
+    """The steps from the line at ``start`` on, until the next ``run`` record or behind ``end``.
+
+    ``piece``: bytes that are read at a time.
 
     Raises:
         OSError: the file cannot be read.
     """
-    for _, entry in _read(path, run, start, end):
+    for _, entry in _between(path, run, start, end, piece):
         if isinstance(entry, RunRecord):
             return
         if isinstance(entry, StepEntry):
@@ -53,30 +257,17 @@ def surviving_steps(
         OSError: the file cannot be read.
     """
     kept: list[tuple[int, int]] = []
-    before: int | None = None
-    for at, entry in _read(path, run, start, end):
-        if at >= end:
+    course = Course(run)
+    for at, entry in _between(path, run, start, end):
+        if at >= end or (isinstance(entry, RunRecord) and entry.routers != run.routers):
             break
-        if isinstance(entry, RunRecord):
-            if entry.routers != run.routers:
-                break
-            if entry.resumed_at_step is not None:
-                _drop_from(kept, max(1, entry.resumed_at_step))
-        elif isinstance(entry, StepEntry):
-            step = entry.record.step
-            if step >= limit and not restarted:
-                break
-            if not (kept and kept[-1][0] == step == before):  # of a step twice, the first
-                _drop_from(kept, step)
-                kept.append((step, at))
-            before = step
-    _drop_from(kept, limit)
+        if isinstance(entry, StepEntry) and entry.record.step >= limit and not restarted:
+            break
+        drop_from(kept, course.take(entry))
+        if isinstance(entry, StepEntry) and not course.repeats:
+            kept.append((entry.record.step, at))
+    drop_from(kept, limit)
     return kept
-
-
-def _drop_from(kept: list[tuple[int, int]], step: int) -> None:
-    while kept and kept[-1][0] >= step:
-        kept.pop()
 
 
 def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
@@ -89,12 +280,14 @@ def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
     return entry if entry is not None and entry.offset == offset else None
 
 
-def _read(path: Path, run: RunRecord, start: int, end: int | None) -> Iterator[tuple[int, Entry]]:
+def _between(
+    path: Path, run: RunRecord, start: int, end: int | None, piece: int = _READ_BYTES
+) -> Iterator[tuple[int, Entry]]:
     """Records from the line at ``start`` on, each with its offset; some lines behind ``end``."""
     reader = RunReader(run.run, run, start)
     file = open_regular_file(path)
     try:
-        while data := os.pread(file, _READ_BYTES, start):
+        while data := os.pread(file, piece, start):
             start += len(data)
             for entry in reader.feed(data):
                 yield reader.line_start, entry
@@ -170,110 +363,9 @@ def line_after(file: int, start: int, end: int, guess: int = 1 << 16) -> tuple[i
 
     ``None`` where it would begin at ``end`` or later.
     """
-    want = 2 * guess
-    while True:
-        data = os.pread(file, want, start)
-        begin = data.find(b"\n") + 1
-        if begin and start + begin >= end:
-            return None
-        stop = data.find(b"\n", begin) + 1 if begin else 0
-        if stop:
-            return start + begin, data[begin:stop]
-        if len(data) < want or want >= _LONGEST_LINE:
-            return None
-        want *= 4
-
-
-@dataclass(slots=True)
-class Overview:
-    """Steps spread evenly over the bytes of a log, in increasing order."""
-
-    run: RunRecord | None = None
-    samples: list[StepEntry] = field(default_factory=list)
-    line_bytes: int = 0
-    """Length of a typical line."""
-    monotonic: bool = True
-    """Whether no sample went backwards: between two of them steps grow with the offset."""
-
-    end: EventRecord | None = None
-    """The event that ended the run, if it is the last record."""
-
-    def take(self, entry: StepEntry) -> None:
-        """Add one sample; removes steps that it supersedes."""
-        while self.samples and self.samples[-1].record.step >= entry.record.step:
-            if self.samples[-1].offset == entry.offset:
-                return
-            self.samples.pop()
-            self.monotonic = False
-        self.samples.append(entry)
-
-
-def sample(path: Path, name: str, count: int) -> Overview:
-    """About ``count`` steps of the whole file, without torn lines and other records.
-
-    A restart between two samples is found by the full scan only.
-
-    Raises:
-        OSError: the file cannot be read.
-        UnknownFormat: the log has another format version.
-    """
-    overview = Overview()
-    file = open_regular_file(path)
-    try:
-        size = os.fstat(file).st_size
-        head = _head(file)
-        reader = RunReader(name)
-        entries = list(reader.feed(head[: head.rfind(b"\n") + 1]))
-        steps = [entry for entry in entries if isinstance(entry, StepEntry)]
-        # A header may be a hundred times longer than the steps behind it.
-        overview.line_bytes = max((step.length for step in steps[:8]), default=len(head) + 1)
-        for entry in steps[:4]:
-            overview.take(entry)
-        overview.run = reader.run
-        for index in range(1, count):
-            _take_line(file, name, overview, size * index // count, size)
-        end: int | None = max(0, size - 3 * overview.line_bytes)
-        for _ in range(_TAIL_LINES):  # on to the last whole line
-            if end is not None:
-                end = _take_line(file, name, overview, end, size)
-    finally:
-        os.close(file)
-    return overview
-
-
-def sample_of(lines: bytes, name: str) -> Overview:
-    """The same of lines that a source sampled; their places in the log are unknown."""
-    overview, reader = Overview(monotonic=False), RunReader(name)
-    for entry in reader.feed(lines):
-        if isinstance(entry, StepEntry):
-            overview.take(entry)
-    overview.run = reader.run
-    return overview
-
-
-def _take_line(file: int, name: str, overview: Overview, start: int, size: int) -> int | None:
-    """Add the first line that begins after ``start``; returns where it ends."""
-    found = line_after(file, start, size, overview.line_bytes + 32)
-    if found is None:
+    data = read_lines_at(file, start, 2 * guess, _LONGEST_LINE, 2)
+    begin = data.find(b"\n") + 1
+    stop = data.find(b"\n", begin) + 1 if begin else 0
+    if not stop or start + begin >= end:
         return None
-    at, line = found
-    reader = RunReader(name, overview.run, at)
-    for entry in reader.feed(line):
-        if isinstance(entry, StepEntry):
-            overview.take(entry)
-            overview.end = None
-        elif isinstance(entry, EventRecord) and entry.event == "end":
-            overview.end = entry
-        elif isinstance(entry, RunRecord):
-            overview.run = entry
-    return at + len(line) - 1
-
-
-def _head(file: int) -> bytes:
-    """The first lines of the file; at least two, where they are not absurdly long."""
-    want = _FIRST_BYTES
-    while True:
-        head = os.pread(file, want, 0)
-        if head.count(b"\n") > 1 or len(head) < want or want >= _LONGEST_LINE:
-            return head
-        want *= 4
+    return start + begin, data[begin:stop]

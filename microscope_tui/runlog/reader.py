@@ -2,11 +2,12 @@
 
 ``RunReader`` is the pure part (bytes in, entries out); it knows the header, so it can tell a
 summary of the wrong length from a sound one, and it invents a header for a log without one.
+``Course`` tells which of the steps a restart supersedes.
 """
 
 import re
 from collections.abc import Iterator
-from typing import cast
+from typing import TypeVar, cast
 
 from microscope_tui.runlog.decode import (
     Rows,
@@ -32,6 +33,7 @@ _SUMMARY_NAMES = RouterSummary.__struct_fields__
 _MAX_TOKENS = 2.0**53
 _COUNTS_KEY = b'"tokens_per_expert"'
 _ROWS = re.compile(rb"\s*:\s*\[\s*\[")
+T = TypeVar("T")
 
 
 class StepEntry:
@@ -163,3 +165,47 @@ class RunReader:
                     number, f"router.{name} has {len(values)} values for {routers} routers"
                 )
         yield StepEntry(record, line, routers, self.line_start)
+
+
+class Course:
+    """Which steps hold, told record by record.
+
+    A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
+    that is not after the last one. Other routers are another model: no step before them holds. Of
+    a step that is written twice in a row the first one stands.
+    """
+
+    def __init__(self, run: RunRecord | None = None) -> None:
+        """``run``: the header under which the first record was written, if it is known."""
+        self.last_step = -1
+        """The last step that holds; before the first one, less than any."""
+        self.repeats = False
+        """Whether the last entry is a step for the second time: it does not hold."""
+        self._routers = run.routers if run is not None else None
+        self._latest = -1  # of the step record before, whether it holds or not
+
+    def take(self, entry: Entry) -> int | None:
+        """The step from which on earlier ones no longer hold; ``None`` if nothing restarts."""
+        self.repeats = False
+        if isinstance(entry, StepEntry):
+            step = entry.record.step
+            self.repeats = step == self._latest <= self.last_step
+            cut = step if step <= self.last_step and not self.repeats else None
+            self._latest = self.last_step = step
+            return cut
+        if not isinstance(entry, RunRecord):
+            return None
+        known, self._routers = self._routers, entry.routers
+        if known is None or (known == entry.routers and entry.resumed_at_step is None):
+            return None  # without a step to resume at, the steps show whether they go backwards
+        cut = 0
+        if known == entry.routers and entry.resumed_at_step is not None:
+            cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
+        self.last_step = cut - 1
+        return cut
+
+
+def drop_from(kept: list[tuple[int, T]], step: int | None) -> None:
+    """Remove the steps that no longer hold; ``step`` is what ``Course.take`` returned."""
+    while step is not None and kept and kept[-1][0] >= step:
+        kept.pop()

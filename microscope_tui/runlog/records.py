@@ -5,15 +5,18 @@ NaN is a value: a measurement that was not a number.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 FORMAT_VERSION = 1
 LOG_NAME = "metrics.jsonl"
 
 Values = list[float | None]
+T = TypeVar("T")
 
 
 class BadLine(ValueError):
@@ -116,6 +119,37 @@ class RunRecord:
     counts: str = "exact"
     expert_parallel_size: int = 1
     inferred: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """A run record as its writer says it; what it does not say is left out, ``None`` is null."""
+
+    run: str
+    time: float | UnsetType | None = UNSET
+    planned_steps: int | UnsetType | None = UNSET
+    resumed_at_step: int | UnsetType | None = UNSET
+    profile: str = "pretrain"
+    model: Mapping[str, Any]
+    """``layers``, ``layer_names``, ``num_experts``, ``top_k`` …"""
+    balance: Mapping[str, Any] | UnsetType = UNSET
+    source: Mapping[str, Any] | UnsetType = UNSET
+    """``writer``, ``counts``, ``note``."""
+    world_size: int | UnsetType = UNSET
+    expert_parallel_size: int | UnsetType = UNSET
+    config: Mapping[str, Any] | UnsetType = UNSET
+    versions: Mapping[str, Any] | UnsetType = UNSET
+
+    def to_json(self) -> dict[str, Any]:
+        """The record, its keys in the order of the format."""
+        said = {key.name: getattr(self, key.name) for key in fields(self)}
+        head = {"kind": "run", "format_version": FORMAT_VERSION}
+        return head | {key: value for key, value in said.items() if value is not UNSET}
+
+
+def one_or_each(values: Sequence[T]) -> T | list[T]:
+    """A setting of the routers for a header: one value where they share it, else one each."""
+    return values[0] if len(set(values)) == 1 else list(values)
 
 
 @dataclass(frozen=True, slots=True)

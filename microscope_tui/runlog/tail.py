@@ -422,6 +422,15 @@ def read_at(path: Path, start: int, size: int) -> bytes:
         os.close(file)
 
 
+def read_lines_at(file: int, start: int, want: int, most: int, lines: int = 1) -> bytes:
+    """``want`` bytes of an open file, or more (about ``most``) until they hold ``lines`` ends."""
+    while True:
+        data = os.pread(file, want, start)
+        if len(data) < want or want >= most or data.count(b"\n") >= lines:
+            return data
+        want *= 4
+
+
 def open_regular_file(path: Path) -> int:
     """Open ``path`` for reading; never blocks on a pipe or a device.
 

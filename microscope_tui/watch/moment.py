@@ -5,17 +5,15 @@ first record, so evenly spaced rows give evenly spaced samples for the price of 
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microscope_tui.runlog import (
-    RunReader,
     RunRecord,
     StepEntry,
-    UnknownFormat,
     find_step,
-    read_at,
+    read_steps,
     step_at,
 )
 from microscope_tui.watch.history import History, Window
@@ -210,7 +208,8 @@ def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) 
     """The first step from ``place`` on with counts of the router, if it is near."""
     experts = run.routers[router].num_experts
     before = 0
-    for entry in _steps_from(path, run, place.offset, size):
+    end = place.offset + max(size, _WALK_BYTES)
+    for entry in read_steps(path, run, place.offset, end, size):
         step = entry.record.step
         if (not before and step != place.step) or step <= before or step >= place.before:
             return None  # the log changed, or what follows is of another life of the run
@@ -218,18 +217,3 @@ def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) 
         if step >= place.since and len(entry.counts(router) or ()) == experts:
             return entry
     return None
-
-
-def _steps_from(path: Path, run: RunRecord, offset: int, size: int) -> Iterator[StepEntry]:
-    """The steps from the line at ``offset`` on, ``size`` bytes read at a time, not very far."""
-    reader, at = RunReader(run.run, run, offset), offset
-    while at - offset < max(size, _WALK_BYTES) and (data := read_at(path, at, size)):
-        at += len(data)
-        try:
-            for entry in reader.feed(data):
-                if isinstance(entry, RunRecord):
-                    return
-                if isinstance(entry, StepEntry):
-                    yield entry
-        except UnknownFormat:
-            return

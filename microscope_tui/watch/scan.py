@@ -15,6 +15,7 @@ from microscope_tui import measures
 from microscope_tui.diagnosis import value_at
 from microscope_tui.runlog import (
     EVERYTHING,
+    Course,
     Entry,
     EventRecord,
     Overview,
@@ -178,6 +179,7 @@ class Scan:
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
         """Seconds between the last records."""
+        self._course = Course()
         self._row_of = row_maker(())
         self._reread = reread
         self._memory_bytes = memory_bytes
@@ -211,24 +213,25 @@ class Scan:
 
     def _take_run(self, run: RunRecord) -> None:
         before, self.run, self.end = self.run, run, None
+        cut = self._course.take(run)
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
             self.recent.clear()
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
             self._row_of = row_maker(run.routers)
-        elif run.resumed_at_step is not None:
-            # Without a step to resume at, the steps themselves show whether they go backwards.
-            self._restart(max(1, min(run.resumed_at_step, self.history.last_step + 1)), before)
+        elif cut is not None:
+            self._restart(cut, before)
 
     def _take_step(self, entry: StepEntry) -> None:
         run, history, step = self.run, self.history, entry.record.step
         if run is None or history is None:
             return
-        if self.latest is not None and self.latest.record.step == step <= history.last_step:
+        cut = self._course.take(entry)
+        if self._course.repeats:
             raise RepeatedStep(f"step {step:,} again: two writers?")
-        if step <= history.last_step and (len(history) or history.last_step):
-            self._restart(step, run)
+        if cut is not None:
+            self._restart(cut, run)
         self.end = None
         complete_summary(entry)
         self._time_step(self.latest, entry)

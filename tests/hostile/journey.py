@@ -23,8 +23,15 @@ from microscope_tui.diagnosis import Criteria
 from microscope_tui.lines import Glyphs, fit_list, run_heads, run_line, snapshot_text, spelled
 from microscope_tui.lines import plain as text_of
 from microscope_tui.report import Demand, format_check, judge, verdict_json, verdict_text
-from microscope_tui.runlog import NoRuns, RunFile, RunReader, StepEntry, UnknownFormat, find_runs
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import (
+    NoRuns,
+    RunFile,
+    RunReader,
+    StepEntry,
+    UnknownFormat,
+    find_runs,
+    glance,
+)
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import difference, hurts, outcome, plain

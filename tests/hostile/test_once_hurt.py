@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import RunFile, RunReader, RunRecord, StepEntry, StepRecord, decode_line
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import (
+    RunFile,
+    RunReader,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    decode_line,
+    glance,
+)
 from microscope_tui.watch import Row, RunWatch
 
 HEADER = b'{"kind":"run","format_version":1,"model":{"layers":[1],"num_experts":2,"top_k":1}}\n'

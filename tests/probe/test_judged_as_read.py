@@ -13,8 +13,7 @@ from microscope_tui.lines import snapshot_text
 from microscope_tui.report import check_format, judge, verdict_text
 from microscope_tui.report import format_text as format_report
 from microscope_tui.report.check import exit_code
-from microscope_tui.runlog import RunFile, RunReader, StepEntry, find_runs
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import RunFile, RunReader, StepEntry, find_runs, glance
 from tests.probe.replay import (
     EVEN,
     HEADER,

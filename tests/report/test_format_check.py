@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
-from microscope_tui.runlog import SAID_IN_FULL, RunFile, problems_in, safe_text, tail
-from microscope_tui.runlog.validation import run as run_rules
-from microscope_tui.runlog.validation import steps as step_rules
-from microscope_tui.runlog.validation import validator
+from microscope_tui.runlog import SAID_IN_FULL, RunFile, problems_in, safe_text, tail, validate
+from microscope_tui.runlog import validate_run as run_rules
+from microscope_tui.runlog import validate_steps as step_rules
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
 Make = Callable[..., Any]
@@ -167,7 +166,7 @@ def test_lines_that_are_too_long_are_named(
 ) -> None:
     limit = 1000
     monkeypatch.setattr(tail.LineSplitter.__init__, "__defaults__", (limit,))
-    monkeypatch.setattr(validator, "MAX_LINE_BYTES", limit)
+    monkeypatch.setattr(validate, "MAX_LINE_BYTES", limit)
     path = write_log([make_header(), b"x" * 1001, make_header(), b"y" * 5000])
     report = check_format(path)
     assert [(p.line, p.code) for p in report.problems if p.severity == "error"] == [

@@ -121,7 +121,7 @@ def test_a_queue_full_of_steps_still_takes_run_records_and_events(
 def test_the_reserve_is_bounded_too(
     slow: SlowLog, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microscope_tui.runlog.background.RESERVE_RECORDS", 2)
+    monkeypatch.setattr("microscope_tui.runlog.writer.RESERVE_RECORDS", 2)
     log = hang(slow, max_records=1)
     for _ in range(5):
         log.write(END)

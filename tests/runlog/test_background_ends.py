@@ -16,7 +16,7 @@ def path(tmp_path: Path) -> Path:
 def python(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a process of its own; it must end well, and within a minute."""
     head = "import os, signal, sys\nfrom pathlib import Path\n"
-    head += "from microscope_tui.runlog.background import BackgroundLog\n"
+    head += "from microscope_tui.runlog.writer import BackgroundLog\n"
     head += "from microscope_tui.runlog.writer import RunLogWriter\n"
     head += "log = BackgroundLog(RunLogWriter(Path(sys.argv[1])))\n"
     return run_python(head, code, path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microscope_tui import measures
 from microscope_tui.runlog import problems_in, safe_text
-from microscope_tui.runlog.validation.validator import Problem
+from microscope_tui.runlog.validate import Problem
 
 Fields = dict[str, Any]
 TOKENS = 24

@@ -2,15 +2,15 @@
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microscope_tui.runlog import RunFile
-from microscope_tui.watch import RunWatch, Window, moment, samples
+from microscope_tui.watch import RunWatch, Window, samples
 
 Make = Callable[..., dict[str, Any]]
 EXPERTS, TOKENS = 8, 32
@@ -116,13 +116,13 @@ def test_work_is_bounded_by_the_number_of_samples_not_by_the_log(
 ) -> None:
     watch = open_log(write_log(make_records([(1, 400)])))
     read: list[int] = []
-    real = moment.read_at
+    real = os.pread
 
-    def counted(path: Path, start: int, size: int) -> bytes:
+    def counted(file: int, size: int, start: int) -> bytes:
         read.append(size)
-        return real(path, start, size)
+        return real(file, size, start)
 
-    monkeypatch.setattr(moment, "read_at", counted)
+    monkeypatch.setattr(os, "pread", counted)
     assert len(samples(watch, 0, 20)) == 20
     assert len(read) == 20
     assert sum(read) <= 20 * (1 << 14)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.lines import card_text
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import glance
 from microscope_tui.watch import Fleet, RunCard, VerdictCache
 from microscope_tui.watch import fleet as fleet_module
 from tests.watch.test_fleet import cards, read_all, write
@@ -262,7 +262,7 @@ def test_a_smaller_plan_after_a_resume_is_known_once_the_run_is_judged(
 def test_the_look_for_a_run_record_is_bounded(
     tmp_path: Path, make_header: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microscope_tui.runlog.glance._MOST_BYTES", 1 << 16)
+    monkeypatch.setattr("microscope_tui.runlog.index._MOST_END_BYTES", 1 << 16)
     path = tmp_path / "long.jsonl"
     head = json.dumps(make_header(planned_steps=12)).encode()
     again = json.dumps(make_header(planned_steps=9999, resumed_at_step=13)).encode()
@@ -275,7 +275,7 @@ def test_the_look_for_a_run_record_is_bounded(
         read.append(len(data))
         return data
 
-    monkeypatch.setattr("microscope_tui.runlog.glance.os.pread", counting)
+    monkeypatch.setattr("microscope_tui.runlog.index.os.pread", counting)
     found = glance(path).run
     assert found is not None
     assert found.planned_steps is None  # out of reach: no plan rather than a wrong one

@@ -13,8 +13,8 @@ import pytest
 from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis import RULES, Criteria
 from microscope_tui.runlog import discover as discover_module
-from microscope_tui.runlog import glance as glance_module
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import glance
+from microscope_tui.runlog import index as index_module
 from microscope_tui.watch import MOST_FOLLOWED, Fleet, RunCard, view_of
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
@@ -103,7 +103,7 @@ def test_a_list_of_many_runs_reads_only_the_ends_of_their_logs(
         read.append(len(data))
         return data
 
-    monkeypatch.setattr(glance_module.os, "pread", counting)
+    monkeypatch.setattr(index_module.os, "pread", counting)
     seen = glance(path)
     assert seen.last is not None
     assert seen.last.step == 3_000

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
-from microscope_tui.runlog import KnownLogs, RunFile, find_runs, sample, unreadable_logs
-from microscope_tui.runlog.glance import glance
+from microscope_tui.runlog import KnownLogs, RunFile, find_runs, glance, sample, unreadable_logs
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 
 Make = Callable[..., dict[str, Any]]

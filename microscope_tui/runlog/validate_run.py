@@ -4,21 +4,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from microscope_tui.runlog.records import FORMAT_VERSION
-from microscope_tui.runlog.safe_text import safe_text
-from microscope_tui.runlog.validation.fields import (
+from microscope_tui.runlog.problems import (
     COUNT,
     POSITIVE,
     TIME,
     Number,
+    Problems,
     choice,
     mapping,
     number,
     per_router,
+    shown,
     text,
     unknown_keys,
 )
-from microscope_tui.runlog.validation.problems import Problems, shown
+from microscope_tui.runlog.records import FORMAT_VERSION
+from microscope_tui.runlog.safe_text import safe_text
 
 SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 PROFILES = ("pretrain", "finetune", "eval")

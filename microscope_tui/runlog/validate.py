@@ -9,13 +9,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from microscope_tui.runlog.problems import (
+    COUNT,
+    POSITIVE,
+    TIME,
+    Problem,
+    Problems,
+    fits,
+    number,
+    shown,
+    strict_object,
+)
 from microscope_tui.runlog.records import FORMAT_VERSION
 from microscope_tui.runlog.tail import MAX_LINE_BYTES
-from microscope_tui.runlog.validation.fields import COUNT, POSITIVE, TIME, fits, number
-from microscope_tui.runlog.validation.problems import Problem, Problems, shown
-from microscope_tui.runlog.validation.run import RunPromise, check_event, check_run
-from microscope_tui.runlog.validation.steps import check_step
-from microscope_tui.runlog.validation.syntax import strict_object
+from microscope_tui.runlog.validate_run import RunPromise, check_event, check_run
+from microscope_tui.runlog.validate_steps import check_step
 
 __all__ = ["LogValidator", "Problem", "problems_in"]
 
