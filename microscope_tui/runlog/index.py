@@ -171,12 +171,13 @@ class Overview:
         reader = RunReader(name, self.run, offset)
         for entry in reader.feed(lines):
             if isinstance(entry, StepEntry):
-                self._take_step(entry)
+                self.keep(entry)
             elif isinstance(entry, EventRecord) and entry.event == "end":
                 self.end = entry
         self.run = reader.run
 
-    def _take_step(self, entry: StepEntry) -> None:
+    def keep(self, entry: StepEntry) -> None:
+        """Add a step behind the others."""
         if self.samples and entry.offset <= self.samples[-1].offset:
             return
         self.end = None
@@ -205,7 +206,9 @@ def sample(path: Path, name: str, count: int) -> Overview:
         steps = [entry for entry in entries if isinstance(entry, StepEntry)]
         # A header may be a hundred times longer than the steps behind it.
         overview.line_bytes = max((step.length for step in steps[:8]), default=len(head) + 1)
-        overview.run, overview.samples = reader.run, steps[:4]
+        overview.run = reader.run
+        for entry in steps[:4]:
+            overview.keep(entry)
         for index in range(1, count):
             found = line_after(file, size * index // count, size, overview.line_bytes + 32)
             if found is not None:
