@@ -1,4 +1,4 @@
-"""The Textual user interface. Drawing < widgets < actions < screens < the application."""
+"""The Textual user interface. Drawing < widgets < session < screens < the application."""
 
 import lazy_loader
 

@@ -1,7 +1,6 @@
 """The probe of the open run: its ``routing.bin``, the cursor in its text, and the searched text."""
 
 import asyncio
-import os
 from pathlib import Path
 
 from microscope_tui.lines import shown_token
@@ -26,17 +25,8 @@ class Anatomy:
         """The text that was last looked for."""
         self.names: dict[int, str] = {}
         """Tokens of the vocabulary as they are shown, by their ids."""
-        self.is_beside = False
-        """Whether there is such a file beside the log; see ``look``."""
-        self._looked: tuple[object, ...] = ()
         self._log: Path | None = None
         self._router: tuple[str, int] | None = None
-
-    async def look(self, log: Path, version: object) -> None:
-        """Look for the file, once for each version of the run."""
-        if self._looked != (log, version):
-            self.is_beside = await asyncio.to_thread(os.path.isfile, log.with_name(FILE_NAME))
-            self._looked = (log, version)
 
     async def open(self, log: Path) -> Routing | None:
         """The routing file beside ``log``; opened once, and tried again while there is none."""

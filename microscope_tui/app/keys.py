@@ -1,250 +1,203 @@
-"""All keys: bindings, the line of keys and the help are generated from these lists.
+"""The screens and the keys: bindings, the last line, the help and the palette derive from here.
 
-Every binding has an id, by which the config file may give it other keys (see ``keymap.py``).
+A new screen is a row of ``SCREENS`` and a file. The keys of one screen stand in its file, those
+of several in the lists here. Every binding has an id, by which the config file may give it other
+keys (see ``keymap``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 from textual.binding import Binding
+from textual.keys import REPLACED_KEYS, key_to_character
+from textual.screen import Screen
+
+_SHOWN = {
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "escape": "esc",
+    "enter": "⏎",
+    "pageup": "page up",
+    "pagedown": "page down",
+}
 
 
-def key(
-    keys: str, action: str, does: str, id: str, shown: str = "", *, first_of: str = ""
-) -> Binding:
-    """A binding; ``shown``: its keys in the last line, where it has a place there.
+class ScreenRow(NamedTuple):
+    """One screen: its keys, what they lead to, and where its class is."""
 
-    ``first_of``: what the line says of the whole pair or group that the binding begins.
+    keys: str
+    does: str
+    place: str
+    """``module:class`` below ``screens``: imported when the screen is opened."""
+
+
+SCREENS = {
+    "main": ScreenRow("1", "all layers", "main_screen:MainScreen"),
+    "layer": ScreenRow("2", "one layer", "chart_screens:LayerScreen"),
+    "expert": ScreenRow("", "an expert", "expert_screen:ExpertScreen"),
+    "alerts": ScreenRow("3", "alerts", "alerts_screen:AlertsScreen"),
+    "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen"),
+    "compare": ScreenRow("5", "compare", "compare_screen:CompareScreen"),
+    "course": ScreenRow("6", "loss and learning rate", "chart_screens:CourseScreen"),
+    "tokens": ScreenRow("7", "tokens of a probe", "probe_screens:TokensScreen"),
+    "slices": ScreenRow("8", "slices of a probe", "probe_screens:SlicesScreen"),
+    "mismatch": ScreenRow("9", "mismatch of two probes", "mismatch_screen:MismatchScreen"),
+    "waiting": ScreenRow("", "waiting for a run", "waiting_screen:WaitingScreen"),
+    "help": ScreenRow("", "help", "help_screen:HelpScreen"),
+}
+"""By the names that ``action_go``, snapshots and the glossary use."""
+
+
+def screen_class(name: str) -> type[Any]:
+    """The class of a screen, imported now."""
+    found: type[Any] = resolve_name(f"microscope_tui.app.screens.{SCREENS[name].place}")
+    return found
+
+
+def name_of(screen: Screen[Any]) -> str:
+    """The name of a screen in ``SCREENS``."""
+    return type(screen).__name__.removesuffix("Screen").lower()
+
+
+def key(id: str, keys: str, action: str, does: str, short: str = "", shown: str = "") -> Binding:
+    """A binding; ``short`` is what the last line says of it, where it has a place there.
+
+    ``shown``: its key there, where that is not its first one.
     """
     return Binding(
         keys,
         action,
-        first_of or does,
+        short or does,
         id=id,
-        show=bool(shown),
+        show=bool(short),
         key_display=shown or None,
         tooltip=does,
     )
 
 
+def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
+    """Two bindings that share a place in the last line: ``↑↓ layer``, or ``[ ] step``."""
+    group = Binding.Group(short, compact)
+    return [
+        Binding(one.key, one.action, one.description, id=one.id, tooltip=one.tooltip, group=group)
+        for one in bindings
+    ]
+
+
+_LEADS = [
+    key(
+        f"screen.{name}",
+        row.keys,
+        f"app.go('{name}')",
+        row.does,
+        name if name == "runs" else "",
+        "r" if name == "runs" else "",
+    )
+    for name, row in SCREENS.items()
+    if row.keys
+]
+UP_AND_DOWN = pair(
+    "layer",
+    key("layer.previous", "up,k", "move(-1)", "previous layer"),
+    key("layer.next", "down,j", "move(1)", "next layer"),
+)
 LAYERS = [
-    key("up,k", "move(-1)", "previous layer", "layer.previous", "↑↓", first_of="layer"),
-    key("down,j", "move(1)", "next layer", "layer.next"),
-    key("home,g", "move(-9999)", "first layer", "layer.first"),
-    key("end,G", "move(9999)", "last layer", "layer.last"),
-    key("pageup", "page(-1)", "one page up", "layer.page_up"),
-    key("pagedown", "page(1)", "one page down", "layer.page_down"),
+    *UP_AND_DOWN,
+    key("layer.first", "home,g", "move(-9999)", "first layer"),
+    key("layer.last", "end,G", "move(9999)", "last layer"),
+    key("layer.page_up", "pageup", "page(-1)", "one page up"),
+    key("layer.page_down", "pagedown", "page(1)", "one page down"),
 ]
 EXPERTS = [
-    key("left,h", "expert(-1)", "previous expert", "expert.previous"),
-    key("right,l", "expert(1)", "next expert", "expert.next"),
+    key("expert.previous", "left,h", "expert(-1)", "previous expert"),
+    key("expert.next", "right,l", "expert(1)", "next expert"),
 ]
 TIME = [
-    key(
-        "left_square_bracket",
-        "step(-1)",
-        "previous logged step",
-        "time.back",
-        "[ ]",
-        first_of="step",
+    *pair(
+        "step",
+        key("time.back", "left_square_bracket", "step(-1)", "previous logged step"),
+        key("time.on", "right_square_bracket", "step(1)", "next logged step"),
+        compact=False,
     ),
-    key("right_square_bracket", "step(1)", "next logged step", "time.on"),
-    key("left_curly_bracket", "step(-10)", "ten steps back", "time.back_ten"),
-    key("right_curly_bracket", "step(10)", "ten steps forward", "time.on_ten"),
-    key(
-        "colon,comma",
-        "ask('place')",
-        "go to a step, percentage or time",
-        "time.go_to",
-        ":",
-        first_of="go to",
-    ),
-    key(
-        "f,space",
-        "toggle_follow",
-        "pause or follow live; stop playback",
-        "time.follow",
-        "f",
-        first_of="pause",
-    ),
-    key("P", "play", "play back 1, 4, 16 columns a second", "time.play"),
-    key("plus,equals_sign", "zoom(0.5)", "zoom in: half as much time", "time.zoom_in"),
-    key("minus", "zoom(2)", "zoom out: twice as much time", "time.zoom_out"),
-    key("0", "show_all", "show the whole run", "time.show_all"),
-    key("x", "next_axis", "time axis: step, run time, clock", "time.axis"),
+    key("time.back_ten", "left_curly_bracket", "step(-10)", "ten steps back"),
+    key("time.on_ten", "right_curly_bracket", "step(10)", "ten steps forward"),
+    key("time.go_to", "colon,comma", "ask('place')", "go to a step, percentage or time", "go to"),
+    key("time.follow", "f,space", "toggle_follow", "pause or follow live; stop playback", "pause"),
+    key("time.play", "P", "play", "play back 1, 4, 16 columns a second"),
+    key("time.zoom_in", "plus,equals_sign", "zoom(0.5)", "zoom in: half as much time"),
+    key("time.zoom_out", "minus", "zoom(2)", "zoom out: twice as much time"),
+    key("time.show_all", "0", "show_all", "show the whole run"),
+    key("time.axis", "x", "next_axis", "time axis: step, run time, clock"),
 ]
 ALERTS = [
-    key("a", "next_alert", "next alert, unseen first", "alert.next", "a", first_of="alert"),
-    key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge"),
-    key("o", "onset", "jump to the onset of the alert", "alert.onset", "o", first_of="onset"),
+    key("alert.next", "a", "next_alert", "next alert, unseen first", "alert"),
+    key("alert.acknowledge", "A", "acknowledge", "mark the alert as seen"),
+    key("alert.onset", "o", "onset", "jump to the onset of the alert", "onset"),
 ]
-LOOK = [
-    key(
-        "v",
-        "look('overlay')",
-        "load, bias, over capacity, ranks",
-        "look.overlay",
-        "v",
-        first_of="view",
-    ),
-    key("y", "look('scale')", "scale: load, share, log share", "look.scale"),
-    key("s", "look('order')", "experts by number, by load, in groups", "look.order"),
-    key("c", "look('palette')", "palette", "look.palette"),
-    key(
-        "b",
-        "compare",
-        "compare with this step; again: stop",
-        "look.compare",
-        "b",
-        first_of="compare",
-    ),
-]
+PALETTE = key("look.palette", "c", "look('palette')", "palette")
 FILTER = [
-    key(
-        "slash",
-        "ask('filter')",
-        "filter: text, !text, L1*",
-        "filter.ask",
-        "/",
-        first_of="filter",
-    ),
-    key("n", "match(1)", "next match", "filter.next"),
-    key("N", "match(-1)", "previous match", "filter.previous"),
+    key("filter.ask", "slash", "ask('filter')", "filter: text, !text, L1*", "filter"),
+    key("filter.next", "n", "match(1)", "next match"),
+    key("filter.previous", "N", "match(-1)", "previous match"),
 ]
-OUT = [
-    key("Y", "ask('copy')", "copy the verdict, the row or the value", "out.copy"),
-    key("w", "write('csv')", "export the loads of this step as CSV", "out.csv"),
-    key("W", "write('json')", "export this step as JSON", "out.json"),
-    key("S", "write('svg')", "export the screen as SVG", "out.svg"),
-]
+COPY = key("out.copy", "Y", "ask('copy')", "copy the verdict, the row or the value")
+CSV = key("out.csv", "w", "write('csv')", "export the loads of this step as CSV")
+JSON = key("out.json", "W", "write('json')", "export this step as JSON")
+SVG = key("out.svg", "S", "write('svg')", "export the screen as SVG")
+OUT = [COPY, CSV, JSON, SVG]
 EVERYWHERE = [
-    key("1", "app.go('main')", "all layers", "screen.main"),
-    key("2", "app.go('layer')", "one layer", "screen.layer"),
-    key("3", "app.go('alerts')", "alerts", "screen.alerts"),
-    key("4,r", "app.go('runs')", "runs", "screen.runs", "r", first_of="runs"),
-    key("5", "app.go('compare')", "compare", "screen.compare"),
-    key("6", "app.go('course')", "loss and learning rate", "screen.course"),
-    key("7", "app.go('tokens')", "tokens of a probe", "screen.tokens", first_of="tokens"),
-    key("8", "app.go('slices')", "slices of a probe", "screen.slices", first_of="slices"),
-    key("9", "app.go('mismatch')", "mismatch of two probes", "screen.mismatch"),
-    key("ctrl+p", "app.command_palette", "all commands", "app.palette"),
-    key("ctrl+l", "app.repaint", "repaint the screen", "app.repaint"),
-    key("question_mark", "app.help", "help", "app.help", "?"),
-    key("q", "app.quit", "quit", "app.quit", "q"),
+    *_LEADS,
+    key("app.palette", "ctrl+p", "app.command_palette", "all commands"),
+    key("app.repaint", "ctrl+l", "app.repaint", "repaint the screen"),
+    key("app.help", "question_mark", "app.help", "help", "help"),
+    key("app.quit", "q", "app.quit", "quit", "quit"),
 ]
-BACK = key("escape", "back", "back", "screen.back", "esc")
-OPEN_LAYER = key("enter", "open_layer", "open the layer", "layer.open", "⏎", first_of="open")
-OPEN_EXPERT = key("enter", "open_expert", "open the expert", "expert.open", "⏎", first_of="expert")
-
-MAIN = [
-    *LAYERS,
-    OPEN_LAYER,
-    *EXPERTS,
-    *ALERTS,
-    *TIME,
-    *LOOK,
-    *FILTER,
-    *OUT,
-    key("escape", "clear", "clear the filter and the cursor", "main.clear"),
-    *EVERYWHERE,
-]
-LAYER = [
-    BACK,
-    LAYERS[0],
-    OPEN_EXPERT,
-    *LAYERS[1:],
-    *EXPERTS,
-    key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
-    key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
-    key("z", "enlarge", "enlarge the chart", "chart.enlarge"),
-    key("e", "smooth", "smooth the curves", "chart.smooth"),
-    *ALERTS,
-    *TIME,
-    *OUT,
-    *EVERYWHERE,
-]
-EXPERT = [
-    BACK,
-    key("left,h,up,k", "expert(-1)", "previous expert", "expert.previous", "←→", first_of="expert"),
-    key("right,l,down,j", "expert(1)", "next expert", "expert.next"),
-    *TIME,
-    *OUT,
-    *EVERYWHERE,
-]
-ALERT_LIST = [
-    BACK,
-    key("up,k", "move(-1)", "previous alert", "alert.up", "↑↓", first_of="alert"),
-    key("down,j", "move(1)", "next alert", "alert.down"),
-    key("home,g", "move(-9999)", "first alert", "alert.first"),
-    key("end,G", "move(9999)", "last alert", "alert.last"),
-    key("enter", "open_onset", "show the layer at the onset", "alert.open", "⏎", first_of="onset"),
-    key("A", "acknowledge", "mark the alert as seen", "alert.acknowledge", "A", first_of="seen"),
-    *FILTER,
-    *OUT,
-    *EVERYWHERE,
-]
-COMPARE = [
-    BACK,
-    *LAYERS,
-    OPEN_LAYER,
-    key("b", "compare", "compare with this step", "look.compare", "b", first_of="from here"),
-    key("c", "look('palette')", "palette", "look.palette"),
-    *TIME,
-    *FILTER,
-    *OUT,
-    *EVERYWHERE,
-]
-COURSE = [
-    BACK,
-    key("tab", "focus_chart(1)", "next chart", "chart.next", "tab", first_of="chart"),
-    key("shift+tab", "focus_chart(-1)", "previous chart", "chart.previous"),
-    key("z", "enlarge", "enlarge the chart", "chart.enlarge", "z", first_of="enlarge"),
-    key("e", "smooth", "smooth the curves", "chart.smooth", "e", first_of="smooth"),
-    *ALERTS,
-    *TIME,
-    *OUT,
-    *EVERYWHERE,
-]
-RUNS = [
-    key("escape", "back", "back", "screen.back", "esc"),
-    key("up,k", "move(-1)", "previous run", "run.previous", "↑↓", first_of="run"),
-    key("enter", "open_run", "open this run", "run.open", "⏎", first_of="open"),
-    key("down,j", "move(1)", "next run", "run.next"),
-    key("home,g", "move(-99999)", "first run", "run.first"),
-    key("end,G", "move(99999)", "last run", "run.last"),
-    key("pageup", "page(-1)", "one page up", "run.page_up"),
-    key("pagedown", "page(1)", "one page down", "run.page_down"),
-    key("space", "select", "select this run", "run.select", "space", first_of="select"),
-    key("s", "solo", "selected runs only; again: all", "run.solo", "s", first_of="solo"),
-    key("p", "pin", "compare the open run with this one", "run.pin", "p", first_of="pin"),
-    *FILTER,
-    *EVERYWHERE,
-]
-WAITING = [*EVERYWHERE]
-HELP = [
-    Binding("escape,question_mark,q,enter", "dismiss_help", "close", id="help.close"),
-    Binding("up,k", "scroll(-1)", "up", id="help.up"),
-    Binding("down,j", "scroll(1)", "down", id="help.down"),
-    Binding("pageup", "scroll(-10)", "ten lines up", id="help.page_up"),
-    Binding("pagedown,space", "scroll(10)", "ten lines down", id="help.page_down"),
-    Binding("w", "words", "what the words mean", id="help.words"),
-]
+BACK = key("screen.back", "escape", "back", "back", "back")
+OPEN_LAYER = key("layer.open", "enter", "open_layer", "open the layer", "open")
+OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "expert")
 
 
-def screens() -> Mapping[str, Sequence[Binding]]:
-    """All bindings, by the name of the screen that has them."""
-    from microscope_tui.app import probe_keys  # it is made of the lists above
+def with_keymap(bindings: Iterable[Binding], keymap: Mapping[str, str]) -> list[Binding]:
+    """The bindings with the user's keys, as Textual lays a keymap over them."""
+    return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in bindings]
 
+
+def bindings_of(screen: Screen[Any] | type[Any], keymap: Mapping[str, str]) -> list[Binding]:
+    """The bindings of a screen with the user's keys, each once, in the order of its list."""
+    return with_keymap((one for one in screen.BINDINGS if isinstance(one, Binding)), keymap)
+
+
+def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
+    """The bindings of every screen, by its name; it imports all screens."""
+    return {name: bindings_of(screen_class(name), keymap or {}) for name in SCREENS}
+
+
+def key_table(keymap: Mapping[str, str]) -> dict[str, list[tuple[str, str, str]]]:
+    """Id, keys as the config file takes them, and what they do, of all bindings of every screen."""
     return {
-        "main": MAIN,
-        "layer": LAYER,
-        "expert": EXPERT,
-        "alerts": ALERT_LIST,
-        "runs": RUNS,
-        "compare": COMPARE,
-        "course": COURSE,
-        "tokens": probe_keys.TOKENS,
-        "slices": probe_keys.SLICES,
-        "mismatch": probe_keys.MISMATCH,
-        "waiting": WAITING,
-        "help": HELP,
+        screen: [
+            (one.id or "", "  ".join(map(written_key, one.key.split(","))), one.tooltip)
+            for one in bindings
+        ]
+        for screen, bindings in all_bindings(keymap).items()
     }
+
+
+def shown_key(key: str) -> str:
+    """One of Textual's names of keys as a screen shows it: ``↑``, ``[``, ``page up``."""
+    return _SHOWN.get(key) or character_of(key) or key
+
+
+def written_key(key: str) -> str:
+    """One of Textual's names of keys as the config file takes it: ``up``, ``[``, ``comma``."""
+    return key if key == "comma" else character_of(key) or key
+
+
+def character_of(key: str) -> str | None:
+    """The visible character behind one of Textual's names, ``question_mark`` for one."""
+    character = key_to_character(REPLACED_KEYS.get(key, key))
+    visible = character and len(character) == 1 and character.isprintable() and character != " "
+    return character if visible else None

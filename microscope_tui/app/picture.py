@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from textual.pilot import Pilot
 from textual.widget import Widget
 
-from microscope_tui.app.actions.base_screen import BaseScreen
-from microscope_tui.app.microscope import SCREENS, Microscope
-from microscope_tui.app.preferences import Preferences
-from microscope_tui.app.renderables.svg import stand_alone
-from microscope_tui.app.screens.waiting_screen import WaitingScreen
-from microscope_tui.app.session import NO_PREFERENCES, Session
-from microscope_tui.app.widgets.rows import Rows, in_truecolor
+from microscope_tui.app.keys import SCREENS
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.rows import Rows, in_truecolor
+from microscope_tui.app.screens.base import BaseScreen
+from microscope_tui.app.session import NO_PREFERENCES, Preferences
+from microscope_tui.app.svg import stand_alone
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RunFile
-from microscope_tui.watch import JUDGING_S, Fleet, NothingToCompare, aligned
+from microscope_tui.watch import JUDGING_S, Fleet
 
-SCREEN_NAMES = ("main", *SCREENS, "help")
+SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help", "waiting"}), "help")
 _PATIENCE_S = 600.0
 _LOOK_S = 0.02
 
@@ -116,7 +115,7 @@ async def _read(app: Microscope) -> None:
         looked = session.reader.first_look.is_set()
         if looked and watch is None:
             return
-        waiting = session.has_run and isinstance(app.screen, WaitingScreen)
+        waiting = session.has_run and app.shown == "waiting"
         if watch is not None and watch.complete and not watch.unread and not waiting:
             return
         await asyncio.sleep(_LOOK_S)
@@ -144,7 +143,7 @@ async def _choose(app: Microscope, wanted: Wanted) -> None:
     if wanted.layer and wanted.layer not in names:
         shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
         raise NoPicture(f"no layer {wanted.layer!r}: there are {shown}")
-    view = session.view(1, 1, range(0))
+    view = session.glance()
     worst = view.worst[0].worst.router_index if view is not None and view.worst else 0
     session.selected = names.index(wanted.layer) if wanted.layer else max(0, worst)
     if wanted.expert is not None:
@@ -160,20 +159,9 @@ async def _choose(app: Microscope, wanted: Wanted) -> None:
             raise NoPicture(f"no token {wanted.token:,}: {there}")
         session.anatomy.token = wanted.token
     if wanted.against is not None:
-        await _pin(session, wanted.against)
-
-
-async def _pin(session: Session, against: RunFile) -> None:
-    """Compare the open run with another one, as ``p`` does on the screen of the runs."""
-    pinned, watch = session.fleet.comparable(against), session.watch
-    try:
-        found = await asyncio.to_thread(pinned.at, session.time.shown_step)
-    except (NothingToCompare, OSError) as problem:
-        raise NoPicture(f"--against {against.path}: {problem}") from None
-    run = watch.run if watch is not None else None
-    session.reference = aligned(found, run) if run is not None else found
-    session.fleet.pinned = pinned
-    session.look = session.look.compared(True)
+        problem = await session.pin_run(wanted.against)
+        if problem:
+            raise NoPicture(f"--against {wanted.against.path}: {problem}")
 
 
 def _text(app: Microscope) -> str:

@@ -1,28 +1,53 @@
 """Shared state of all screens: the runs, the open one, the step, and the view settings."""
 
+import asyncio
 import os
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from microscope_tui.app.anatomy import Anatomy
-from microscope_tui.app.preferences import Preferences
 from microscope_tui.app.reader import Reader
 from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Axis, Glyphs, Look, Pattern, SteadyLevels, shade_level
-from microscope_tui.routing import Mismatch
-from microscope_tui.runlog import PipedLog, RunFile
+from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
+from microscope_tui.routing import FILE_NAME
+from microscope_tui.runlog import PipedLog, RunFile, safe_text
 from microscope_tui.watch import (
     Fleet,
+    NothingToCompare,
     Pin,
+    PinnedRun,
     Recent,
     Reference,
     RunView,
     RunWatch,
+    aligned,
     recent_of,
     reference_of,
     view_of,
 )
+
+if TYPE_CHECKING:  # most sessions show no probe
+    from microscope_tui.app.anatomy import Anatomy
+    from microscope_tui.routing import Mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What the command line and the config file say; by default nothing rings and is written."""
+
+    palette: Palette = Palette.DIVERGING
+    interval_s: float = 0.5
+    """Seconds between two redraws of a live run."""
+    bell: bool = False
+    """Ring the bell at a new critical alert."""
+    remember: bool = False
+    """Save the view settings of each folder."""
+    keymap: Mapping[str, str] = field(default_factory=dict)
+    """Custom keys, by the id of their binding."""
+
 
 NO_PREFERENCES = Preferences()
 
@@ -39,7 +64,6 @@ class Session:
         self.fleet = fleet
         self.glyphs = glyphs
         self.preferences = preferences
-        self.keymap = preferences.keymap
         self.steady = SteadyLevels()
         self.axis = Axis.STEP
         self.smoothing = 0.0
@@ -53,12 +77,12 @@ class Session:
         """Which layers the main screen shows."""
         self.reference: Reference | None = None
         """The reference for loads."""
+        self.pin_problem = ""
+        """Why the pinned run could not be moved to the shown step."""
         self.mismatches: dict[tuple[object, ...], Mismatch | str] = {}
         """Comparisons of two probes, by the state of their files; or why there is none."""
         self.expert: int | None = None
         """The chosen expert of the chosen layer."""
-        self.anatomy = Anatomy()
-        """The probe of the open run."""
         self.seen: dict[str, None] = {}
         """Alerts that were acknowledged, oldest first; see ``key_of``."""
         self.written: list[Path] = []
@@ -66,12 +90,8 @@ class Session:
         self.wanted_layer = ""
         """Name of the layer to choose once there is a run."""
         self._selected = 0
+        self._looked: tuple[tuple[object, ...], bool] = ((), False)
         self._rung: set[tuple[object, ...]] | None = None  # critical alerts at the last check
-
-    @property
-    def path(self) -> Path:
-        """Where the runs are."""
-        return self.fleet.root
 
     @property
     def watch(self) -> RunWatch | None:
@@ -81,6 +101,28 @@ class Session:
             self._open, self._selected, self.expert = watch, 0, None
             self.time.reset()
         return watch
+
+    @cached_property
+    def anatomy(self) -> "Anatomy":
+        """The probe of the open run."""
+        from microscope_tui.app.anatomy import Anatomy
+
+        return Anatomy()
+
+    async def has_probe(self) -> bool:
+        """Whether the open run has a probe; looked up once for each version of the run."""
+        watch = self.watch
+        wanted = (watch, self.version)
+        if self._looked[0] != wanted and watch is not None:
+            there = watch.path.with_name(FILE_NAME)
+            self._looked = wanted, await asyncio.to_thread(os.path.isfile, there)
+        return self._looked[1]
+
+    def close(self) -> None:
+        """Stop reading, and close the files."""
+        if "anatomy" in vars(self):
+            self.anatomy.close()
+        self.reader.stop()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -104,6 +146,12 @@ class Session:
         self._selected = index
 
     @property
+    def layer_count(self) -> int:
+        """Number of routers of the run."""
+        run = self.watch.run if self.watch is not None else None
+        return len(run.routers) if run is not None else 0
+
+    @property
     def has_run(self) -> bool:
         """Whether there is a run with at least one step."""
         return self.watch is not None and self.watch.latest is not None
@@ -113,13 +161,6 @@ class Session:
         """Whether the open run was read and has no step."""
         watch = self.watch
         return watch is not None and watch.latest is None and (watch.complete or bool(watch.error))
-
-    def shows(self, path: Path) -> bool:
-        """Whether the run at ``path`` is open and has a step."""
-        watch = self.watch
-        if watch is None or watch.path != path:
-            return False
-        return watch.latest is not None or watch.complete or watch.error is not None
 
     @property
     def pipe_ended(self) -> bool:
@@ -154,23 +195,14 @@ class Session:
         self, key: Hashable, ratios: Sequence[float], noise: float = 0.0
     ) -> Sequence[int | None]:
         """Heat levels with hysteresis against noise; exact ones for a paused step."""
-        if self.paused:
+        if not self.time.following and not self.time.speed:
             return [shade_level(ratio) for ratio in ratios]
         return self.steady.levels((self.watch, key), ratios, noise=noise)
-
-    @property
-    def paused(self) -> bool:
-        """Whether the view is paused at one step."""
-        return not self.time.following and not self.time.speed
 
     def recent(self) -> Recent:
         """The steps whose mean load is shown; none while paused, which shows exact loads."""
         watch = self.watch
         return recent_of(watch) if watch is not None and self.time.following else Recent()
-
-    def choose(self, file: RunFile) -> None:
-        """Open a run and stay with it; the reader thread does so at its next iteration."""
-        self.reader.choose(file)
 
     def compare_with(self, moment: Pin | None) -> None:
         """Set a step of the open run as the reference; ``None`` removes it."""
@@ -181,9 +213,59 @@ class Session:
             self.reference = reference_of(watch.file.name, moment, watch.run)
         self.look = self.look.compared(self.reference is not None)
 
+    @property
+    def pinned(self) -> PinnedRun | None:
+        """The pinned run; ``None`` once the reference was replaced or removed."""
+        fleet, reference = self.fleet, self.reference
+        name = fleet.pinned.file.name if fleet.pinned is not None else None
+        if reference is None or reference.run != name:
+            fleet.pinned = None
+        return fleet.pinned
+
+    async def pin_run(self, file: RunFile) -> str:
+        """Compare the open run with ``file`` at the shown step; returns the problem, if any."""
+        pinned = self.fleet.comparable(file)
+        found = await asyncio.to_thread(_moment, pinned, self.time.shown_step)
+        if isinstance(found, str):
+            return found
+        self._refer_to(found)
+        self.fleet.pinned = pinned
+        self.look = self.look.compared(True)
+        return ""
+
+    async def move_pinned(self, pinned: PinnedRun, step: int) -> str:
+        """Compare with another step of the pinned run; returns a problem that is new."""
+        found = await asyncio.to_thread(_moment, pinned, step)
+        if self.pinned is not pinned:
+            return ""
+        problem = found if isinstance(found, str) else ""
+        known, self.pin_problem = self.pin_problem, problem
+        if not isinstance(found, str):
+            self._refer_to(found)
+        return problem if problem != known else ""
+
+    def _refer_to(self, found: Reference) -> None:
+        self.pin_problem = ""
+        run = self.watch.run if self.watch is not None else None
+        self.reference = aligned(found, run) if run is not None else found
+
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:
         """The current view, or that of the pinned step; ``None`` without a run."""
         watch = self.watch
         if watch is None or watch.run is None:
             return None
         return view_of(watch, columns, ribbon, self.time.pin, only, self.time.window)
+
+    def glance(self) -> RunView | None:
+        """The current view without any history."""
+        return self.view(1, 1, range(0))
+
+
+def _moment(pinned: PinnedRun, step: int) -> Reference | str:
+    """The step of the pinned run, or why there is none. Reads from the disk."""
+    try:
+        return pinned.at(step)
+    except NothingToCompare as problem:
+        return str(problem)
+    except OSError as error:
+        return safe_text(f"{pinned.file.name}: {error.strerror or error}", 200)

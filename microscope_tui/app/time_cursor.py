@@ -6,6 +6,7 @@ The window is the range of steps that curves and ribbon cover.
 
 from collections.abc import Callable
 
+from microscope_tui.app.place import BadPlace, parse_place, step_at
 from microscope_tui.lines import bytes_of
 from microscope_tui.runlog import PipedLog
 from microscope_tui.watch import Pin, RunWatch, Window, kept_steps, pin, pin_at
@@ -145,6 +146,24 @@ class TimeCursor:
         Reads from the disk: not for the thread that draws.
         """
         return self._look_at(self._moment(step)) or self._why_not_all(step)
+
+    def go(self, typed: str) -> str | None:
+        """Show the place that was typed; returns the problem, if any. Reads from the disk."""
+        watch, newest = self._watch(), self.newest_step
+        if watch is None or watch.history is None or watch.latest is None:
+            return "no step yet"
+        self.speed = 0
+        try:
+            place = parse_place(typed, shown=self.shown_step, newest=newest)
+            if not isinstance(place, int):
+                history, newest_s = watch.history, watch.latest.record.time
+                place = step_at(place, history.steps, history.times, newest_s)
+        except BadPlace as error:
+            return str(error)
+        problem = self.go_to(max(1, min(place, newest)))
+        if problem is None and place > newest:
+            return f"step {place:,} is not in the log: showing the newest, {newest:,}"
+        return problem
 
     def _why_not_all(self, step: int) -> str | None:
         """Why the nearest step of a pipe is shown instead of ``step``; else ``None``."""

@@ -86,21 +86,10 @@ def sources(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] =
 
 def keys() -> int:
     """List the keys of every screen: id, keys, what they do."""
-    from microscope_tui.app import keys as all_keys
-    from microscope_tui.app import remapped, written_key
+    from microscope_tui.app import key_table
 
     own = keymap_from(read_config())  # invalid keys exit with a usage error
-    screens = {
-        screen: [
-            (
-                one.id or "(fixed)",
-                "  ".join(written_key(key.strip()) for key in one.key.split(",")),
-                one.tooltip or one.description,
-            )
-            for one in remapped(bindings, own)
-        ]
-        for screen, bindings in all_keys.screens().items()
-    }
+    screens = key_table(own)
     every = [row for rows in screens.values() for row in rows]
     ids, written = (max(len(row[at]) for row in every) for at in (0, 1))
     blocks = [

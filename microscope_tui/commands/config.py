@@ -117,11 +117,10 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
     """
     if not config.keys:
         return {}
-    from microscope_tui.app import BadKey, keymap_of
-    from microscope_tui.app.keys import screens
+    from microscope_tui.app import BadKey, all_bindings, keymap_of
 
     try:
-        return keymap_of(config.keys, screens())
+        return keymap_of(config.keys, all_bindings())
     except BadKey as error:
         _refuse(config.path, error)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui.app import figure
-from microscope_tui.app.renderables.charts import GUTTER
 from microscope_tui.lines import (
     EVALUATION,
+    GUTTER,
     ONSET,
     RESTART,
     Chart,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscope_tui.app import MOST_BYTES, row_text, value_text, verdict_text
-from microscope_tui.app.copying import _clean
+from microscope_tui.app.out import _clean
 from microscope_tui.diagnosis import Advice
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run

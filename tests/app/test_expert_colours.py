@@ -5,8 +5,7 @@ from itertools import combinations
 import pytest
 from rich.color import Color
 
-from microscope_tui.app import COLOURS, style_of
-from microscope_tui.app.renderables import palette
+from microscope_tui.app import COLOURS, palette, style_of
 from microscope_tui.lines import LETTERS
 from tests.app.colour_vision import EYES, RGB, contrast, distance
 from tests.app.test_palettes import READABLE, SEEN_AT_A_GLANCE, ground, ink, seen

@@ -9,8 +9,7 @@ from rich.style import Style
 from textual._ansi_theme import MONOKAI
 from textual.filter import ANSIToTruecolor
 
-from microscope_tui.app import style_of
-from microscope_tui.app.renderables import palette
+from microscope_tui.app import palette, style_of
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Palette
 from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness

@@ -18,7 +18,7 @@ from microscope_tui.app import (
     Rows,
     Tiles,
     WaitingScreen,
-    key_lines,
+    help_lines,
 )
 from microscope_tui.lines import Glyphs, plain
 from microscope_tui.watch import Fleet
@@ -117,10 +117,10 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
         await until(pilot, lambda: isinstance(app.screen, HelpScreen), "help")
         await pilot.pause()
         shown = text_of(app, "#help")
-        listed = [plain(line) for line in key_lines.help_lines(bindings, Glyphs.BRAILLE, width=108)]
+        listed = [plain(line) for line in help_lines(bindings, Glyphs.BRAILLE, width=108)]
         assert all(binding.tooltip in "\n".join(listed) for binding in bindings if binding.tooltip)
         assert shown.split("\n")[2].strip() in listed[0]
-        entries = key_lines.help_lines(bindings, Glyphs.BRAILLE, width=60)
+        entries = help_lines(bindings, Glyphs.BRAILLE, width=60)
         assert sum(line[0].role == "accent" for line in entries if line) == len(bindings)
         named = [line[0].text for line in entries if line and line[0].role == "accent"]
         assert all(keys.endswith(" ") for keys in named)  # apart from what they do
@@ -131,7 +131,7 @@ async def test_help_lists_exactly_the_bindings_of_the_screen(collapsed: Path) ->
 async def test_every_binding_has_an_action_and_an_id_of_its_own(collapsed: Path) -> None:
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         app = await settled(pilot)
-        for screen in ("main", *SCREENS):
+        for screen in SCREENS.keys() - {"waiting", "help"}:
             await app.action_go("main")
             await app.action_go(screen)
             await pilot.pause()

@@ -72,7 +72,7 @@ async def test_a_folder_that_cannot_be_written_is_said(
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("microscope_tui.app.actions.out_actions.write_new", refused)
+    monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
     async with Microscope(Fleet(collapsed)).run_test(size=(120, 40)) as pilot:
         await read_until(pilot, until, seen, "#verdict", "CRITICAL")
         await pilot.press("w")

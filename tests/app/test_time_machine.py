@@ -125,7 +125,7 @@ async def test_o_goes_to_where_the_trouble_began(collapsed: Path, until: Until, 
 
 
 @pytest.mark.parametrize(
-    ("typed", "step"), [("50%", 225), ("-100", 350), ("first", 1), ("0.2k", 200), ("-0s", 450)]
+    ("typed", "step"), [("50%", 225), ("-100", 350), ("1", 1), ("end", 450), ("-0min", 450)]
 )
 async def test_places_are_typed_as_people_think_of_them(
     collapsed: Path, until: Until, seen: Seen, typed: str, step: int

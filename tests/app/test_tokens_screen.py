@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.app import (
-    BadPlace,
     HelpScreen,
     MainScreen,
     Microscope,
-    OfExpert,
     TokensScreen,
-    parse_token,
 )
 from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape
 from microscope_tui.watch import Fleet
@@ -143,8 +140,8 @@ async def test_jumps_by_number_share_and_distance(probed: Path, until: Until, se
             ("+10", 1010),
             ("-20", 990),
             ("50%", round((routing.tokens - 1) / 2)),
-            ("last", routing.tokens - 1),
-            ("first", 0),
+            ("end", routing.tokens - 1),
+            ("0", 0),
         ):
             await typed(pilot, "colon", text)
             assert anatomy.token == token, text
@@ -299,19 +296,6 @@ async def test_the_tokens_in_view_are_written_as_data(
         assert tuple(found["tokens"][0]["experts"]) == routing.choice(0, 7).experts
         await pilot.press("question_mark")
         assert isinstance(app.screen, HelpScreen)
-
-
-def test_what_may_be_typed_after_the_colon() -> None:
-    def place(text: str) -> int | OfExpert:
-        return parse_token(text, shown=50, tokens=1000, experts=64)
-
-    assert [place(text) for text in ("0", "12", "first", "last", "100%", "-60", "+9k")] == [
-        *(0, 12, 0, 999, 999, 0, 999)
-    ]
-    assert [place(text) for text in ("e17", "E17", "#17", "e 17")] == [OfExpert(17)] * 4
-    for text, why in (("1000", "0 to 999"), ("e64", "0 to 63"), ("14:30", "try 12k"), ("x", "try")):
-        with pytest.raises(BadPlace, match=why):
-            place(text)
 
 
 @pytest.mark.parametrize(("key", "said"), [("7", "colour of the expert"), ("8", "is an expert")])

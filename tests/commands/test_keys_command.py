@@ -7,11 +7,11 @@ from microscope_tui.app import keymap_of
 from microscope_tui.app import keys as all_keys
 from microscope_tui.commands import keys
 
-HELP = Binding("question_mark,comma", "help", "help", id="app.help")
+HELP = Binding("question_mark,comma", "help", id="app.help", tooltip="help")
 SCREENS = {
     "main": [
         Binding("up,k", "move(-1)", "layer", id="layer.previous", tooltip="previous layer"),
-        Binding("left_square_bracket", "step(-1)", "one step back", id="time.back"),
+        Binding("left_square_bracket", "step(-1)", id="time.back", tooltip="one step back"),
         HELP,
     ],
     "layer": [Binding("escape", "back", "back", id="screen.back"), HELP],
@@ -20,7 +20,7 @@ SCREENS = {
 
 @pytest.fixture
 def screens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(all_keys, "screens", lambda: SCREENS, raising=False)
+    monkeypatch.setattr(all_keys, "all_bindings", lambda _: SCREENS)
 
 
 @pytest.mark.usefixtures("screens")
@@ -42,7 +42,7 @@ def test_what_is_printed_can_be_written_into_the_config_file(
     assert keys() == 0
     for block in capsys.readouterr().out.split("\n\n"):
         name, *lines = block.splitlines()
-        screen = {one.id: one for one in all_keys.screens()[name.split()[0]]}
+        screen = {one.id: one for one in all_keys.all_bindings()[name.split()[0]]}
         for line in lines:
             id_, written, *_ = (part for part in line.split("  ") if part)
             assert keymap_of({id_.strip(): written.strip()}, {name: [screen[id_.strip()]]})

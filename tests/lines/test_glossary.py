@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.app import keys
+from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import (
     GLOSSARY,
@@ -153,7 +153,7 @@ def test_every_quadrant() -> None:
 
 
 def test_every_screen_of_a_run_has_its_words_and_no_word_twice() -> None:
-    assert set(GLOSSARY) == set(keys.screens()) - {"waiting", "help"}
+    assert set(GLOSSARY) == set(SCREENS) - {"waiting", "help"}
     for screen, words in GLOSSARY.items():
         names = [name.strip() for entry, _ in words for name in entry.split(",")]
         assert len(names) == len(set(names)), screen

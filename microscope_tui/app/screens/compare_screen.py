@@ -1,14 +1,15 @@
 """Two steps side by side: A, the reference, and B, the shown one, of one run or of two."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
-from microscope_tui.app.actions.look_actions import LookActions
-from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.app.keys import key
+from microscope_tui.app.screens.base import AIRY_FROM_ROWS
+from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     Heat,
     Line,
@@ -17,14 +18,12 @@ from microscope_tui.lines import (
     Span,
     Terms,
     compare,
-    first_visible,
     line_width,
     matching,
     pad,
     spread,
 )
 from microscope_tui.lines.spans import listed
-from microscope_tui.runlog import safe_text
 from microscope_tui.watch import (
     Pin,
     Reference,
@@ -37,78 +36,65 @@ from microscope_tui.watch import (
 )
 
 _BRIEF_BELOW_ROWS = 16
-_AIRY_FROM_ROWS = 30
 _EARLY = 0.1
 
 
-class CompareScreen(LookActions):
+class CompareScreen(RunScreen):
     """What changed in every layer from A to B."""
 
     CSS = """
     #compare-heads, #moved { height: 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.COMPARE]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *keys.LAYERS,
+        keys.OPEN_LAYER,
+        key("look.compare", "b", "compare", "compare with this step", "from here"),
+        keys.PALETTE,
+        *keys.TIME,
+        *keys.FILTER,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("header", "moments", "compare-heads", "pairs", "moved", "ribbon", "keys")
 
+    layers_shown: Sequence[int] = ()
     _own: Reference | None = None
     _why_own = ""
     _problem = ""
     _tried: tuple[object, ...] = ()
-    _first = 0
-    _visible = 10
 
-    def compose(self) -> ComposeResult:
-        glyphs = self.session.glyphs
-        for name in ("header", "moments", "compare-heads", "pairs", "moved", "ribbon", "keys"):
-            yield Rows(glyphs, id=name)
+    def points(self) -> int:
+        return 12
 
-    @property
-    def busy(self) -> bool:
-        """A is still being read."""
-        return any(worker.node is self and not worker.is_finished for worker in self.workers)
-
-    def page(self) -> int:
-        return self._visible
-
-    async def redraw(self) -> None:
-        session, (columns, rows) = self.session, self.room
-        view = session.view(12, self.ribbon_columns(), range(0))
-        if view is None or view.run is None:
-            return
-        if self.draw_small(view):
-            return
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
         self.follow_pinned()
         self._choose_once(view)
-        reference = session.reference or self._own
-        if reference is None:
+        reference = self.session.reference or self._own
+        if reference is None or view.run is None:
             self._draw_nothing(columns)
-        else:
-            self._draw(view, aligned(reference, view.run), columns, rows)
-        self.draw_frame(view)
-
-    def _draw(self, view: RunView, reference: Reference, columns: int, rows: int) -> None:
+            return
+        reference = aligned(reference, view.run)
         session, glyphs = self.session, self.session.glyphs
         self.layers_shown = matching(view, session.filter)
-        at = self.position()
-        brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= _AIRY_FROM_ROWS
+        at, count = self.position(), len(self.layers_shown)
+        brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= AIRY_FROM_ROWS
         remarks = self._remark(view, reference), Span(self.moment(view), "accent")
         top = compare.moment_lines(view, reference, columns, remarks, brief=brief)
-        self._show_top([[], *top, []] if airy else top)
-        body = rows - 5 - (len(top) + 2 if airy else len(top))
-        layout = compare.fit_compare(view, reference, columns, body, len(self.layers_shown))
-        self._visible = visible = layout.visible_layers
-        self._first = first_visible(visible, at, self._first, len(self.layers_shown))
-        self.query_one("#compare-heads", Rows).show([compare.heads(layout)])
+        top = [[], *top, []] if airy else top
+        self._show_top(top)
+        layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
+        self.show("compare-heads", [compare.heads(layout)])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
         heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)
         lines: list[Line] = []
-        for index in self.layers_shown[self._first : self._first + visible]:
-            chosen = index == session.selected
-            lines += compare.layer_lines(
-                view.layers[index], reference, layout, heat, glyphs, chosen=chosen
-            )
+        for index in self.in_view(at, count, layout.visible_layers):
+            layer = view.layers[self.layers_shown[index]]
+            chosen = layer.index == session.selected
+            lines += compare.layer_lines(layer, reference, layout, heat, glyphs, chosen=chosen)
         if not self.layers_shown:
             lines = [pad([Span("  no layer matches", "dim")], columns)]
-        self.query_one("#pairs", Rows).show(lines, session.look.palette)
+        self.show("pairs", lines, session.look.palette)
         self._draw_moved(view, reference, layout)
 
     def _draw_moved(
@@ -121,43 +107,40 @@ class CompareScreen(LookActions):
             moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
         left: Line = [Span(f" {moved}", "accent")]
         more = len(self.layers_shown) - layout.visible_layers
-        filter_ = f"/{safe_text(session.filter.text, 40)}" if session.filter.text else ""
         said = [
             compare.only_in_reference(view, reference),
-            filter_,
+            self.filter_said(),
             f"{more} more layer{'s' if more > 1 else ''}" if more > 0 else "",
             layout.hidden,
         ]
         right = listed([text for text in said if text], columns - line_width(left) - 3)
-        line = pad(spread(left, [Span(f"{right} ", "faint")], columns), columns)
-        self.query_one("#moved", Rows).show([line])
+        self.show("moved", [pad(spread(left, [Span(f"{right} ", "faint")], columns), columns)])
 
     def _draw_nothing(self, columns: int) -> None:
         """Without a reference: how to set one."""
-        why = self._problem or self.pin_problem or "looking for a step to compare with"
+        problem = self._problem or self.session.pin_problem
         texts = [
-            (why, "warn" if self._problem or self.pin_problem else "dim"),
+            (problem or "looking for a step to compare with", "warn" if problem else "dim"),
             ("b sets A to this step: then move in time, or wait for the run", "dim"),
             ("r lists the runs, and p pins one as A, at the same step", "dim"),
         ]
-        lines = [pad([Span(f"  {text}", role)], columns) for text, role in texts]
-        self._show_top([pad([], columns), *lines])
-        for name in ("#compare-heads", "#pairs", "#moved"):
-            self.query_one(name, Rows).show([])
+        self._show_top([[], *([Span(f"  {text}", role)] for text, role in texts)])
+        for name in ("compare-heads", "pairs", "moved"):
+            self.show(name, [])
 
-    def _show_top(self, lines: list[Line]) -> None:
-        rows = self.query_one("#moments", Rows)
-        rows.styles.height = len(lines)
-        rows.show([pad(line, self.room.width) for line in lines])
+    def _show_top(self, lines: Sequence[Line]) -> None:
+        columns = self.room.width
+        self.show("moments", [pad(line, columns) for line in lines], height=len(lines))
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
         """How A was chosen, or why it cannot be read."""
-        if self.session.reference is None:
+        session = self.session
+        if session.reference is None:
             remark = self._why_own
-        elif self.pinned is None:
+        elif session.pinned is None:
             remark = "set with b"
-        elif self.pin_problem:
-            return Span(self.pin_problem, "warn")
+        elif session.pin_problem:
+            return Span(session.pin_problem, "warn")
         else:
             behind = reference.step < view.step
             remark = "pinned, its last step before B" if behind else "pinned, at the same step"
@@ -167,8 +150,8 @@ class CompareScreen(LookActions):
 
     def _choose_once(self, view: RunView) -> None:
         """Choose A automatically if the user has not; again once the whole log is read."""
-        watch = self.session.watch
-        if watch is None or watch.latest is None or self.session.reference or self.pinned:
+        session, watch = self.session, self.session.watch
+        if watch is None or watch.latest is None or session.reference or session.pinned:
             return
         tried = (watch, watch.generation, watch.complete)
         if tried[:2] != self._tried[:2]:
@@ -181,11 +164,8 @@ class CompareScreen(LookActions):
         step, said = _sensible(view)
         found = await asyncio.to_thread(self._moment, watch, step)
         if isinstance(found, Pin):
-            self._own, self._why_own, self._problem = (
-                reference_of(watch.file.name, found, watch.run),
-                said,
-                "",
-            )
+            self._own = reference_of(watch.file.name, found, watch.run)
+            self._why_own, self._problem = said, ""
         else:
             self._problem = found
         await self.redraw_if_current()
@@ -202,12 +182,11 @@ class CompareScreen(LookActions):
         """Make the shown step A."""
         session, watch = self.session, self.session.watch
         moment = session.time.pin or (pin(watch) if watch is not None else None)
-        if watch is None or moment is None:
+        if moment is None:
             self.tell("no step yet", "dim")
             return
         session.fleet.pinned = None
-        session.reference = reference_of(watch.file.name, moment, watch.run)
-        session.look = session.look.compared(True)
+        session.compare_with(moment)
         self.tell(f"A is step {moment.step:,}: move in time with [ ] and :", "accent")
         await self.redraw()
 

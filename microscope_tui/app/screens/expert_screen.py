@@ -9,20 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
 
 from microscope_tui.app import keys
-from microscope_tui.app.actions.chart_actions import (
-    MOST_POINTS,
-    RIBBON_FROM_ROWS,
-    ROOMY_FROM_ROWS,
-    ChartActions,
-)
-from microscope_tui.app.session import Session
-from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Line, LoadSeries, arranged, expert_card, time_scale
+from microscope_tui.app.keys import key, pair
+from microscope_tui.app.screens.chart_screens import MOST_POINTS, ChartScreen
+from microscope_tui.lines import LoadSeries, expert_card, time_scale
 from microscope_tui.watch import LayerView, RunView, RunWatch, Window, samples
 
 _NOTHING = LoadSeries(())
@@ -53,65 +45,68 @@ class _Wanted:
         )
 
 
-class ExpertScreen(ChartActions):
+class ExpertScreen(ChartScreen):
     """Left and right move to the neighbouring expert."""
 
     CSS = f"""
-    {ChartActions.CSS}
+    {ChartScreen.CSS}
     #layer-title {{ height: 1; }}
     #facts {{ height: 2; }}
     .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.EXPERT]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *pair(
+            "expert",
+            key("expert.previous", "left,h,up,k", "expert(-1)", "previous expert"),
+            key("expert.next", "right,l,down,j", "expert(1)", "next expert"),
+        ),
+        *keys.TIME,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = (
+        "header",
+        "layer-title",
+        "facts",
+        ("charts", "chart-load", "chart-bias", "chart-place"),
+        "more",
+        "ribbon",
+        "keys",
+    )
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._series = _NOTHING
-        self._of: _Wanted | None = None
-        """What the series was read for."""
-        self._asked: _Wanted | None = None
-        self._problem = ""
+    has_focus_key = False
+    _series = _NOTHING
+    _of: _Wanted | None = None
+    """What the series was read for."""
+    _asked: _Wanted | None = None
+    _problem = ""
 
-    def compose(self) -> ComposeResult:
-        glyphs = self.session.glyphs
-        yield Rows(glyphs, id="header")
-        yield Rows(glyphs, id="layer-title")
-        yield Rows(glyphs, id="facts")
-        with Vertical(id="charts"):
-            yield Rows(glyphs, id="chart-load")
-            yield Rows(glyphs, id="chart-bias")
-            yield Rows(glyphs, id="chart-place")
-        yield Rows(glyphs, id="more")
-        yield Rows(glyphs, id="ribbon")
-        yield Rows(glyphs, id="keys")
+    def points(self) -> int:
+        return MOST_POINTS
 
-    async def redraw(self) -> None:
-        session, (columns, rows) = self.session, self.room
-        view, selected = (
-            session.view(MOST_POINTS, self.ribbon_columns(), range(0)),
-            session.selected,
-        )
-        if view is None or selected >= len(view.layers):
-            return
-        if self.draw_small(view):
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        session, selected = self.session, self.session.selected
+        if selected >= len(view.layers):
             return
         layer = view.layers[selected]
         expert = self._expert(layer)
         self._ask_for_samples(view, columns)
         known = self._known()
         moment = "" if session.time.following else self.moment(view)
-        title = expert_card.title(view, layer, expert, moment, columns)
-        self.query_one("#layer-title", Rows).show([title])
-        self.query_one("#facts", Rows).show(expert_card.facts(view, layer, expert, known, columns))
-        more = self._more(view, layer, expert, known)
-        roomy = rows >= ROOMY_FROM_ROWS
-        self.set_class(roomy, "roomy")
-        self.show_part("#more", more)
-        with_ribbon = rows >= RIBBON_FROM_ROWS
-        self.query_one("#ribbon").set_class(not with_ribbon, "gone")
-        room = rows - 5 - len(more) - with_ribbon - 4 * roomy
-        self._draw_charts(view, layer, expert, known, room)
-        self.draw_frame(view)
+        self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
+        self.show("facts", expert_card.facts(view, layer, expert, known, columns))
+        colour = not self.app.no_color
+        more = [
+            expert_card.across_layers(view, expert, layer.index, columns, colour=colour),
+            expert_card.findings_line(view, layer, expert, columns),
+            expert_card.comoving_line(known, expert, columns),
+        ]
+        self.show_part("more", more)
+        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
+        room = max(4, self.rows_of_charts(rows, 5 + len(more), gaps=4))
+        time = time_scale(view, session.axis, layer.index)
+        self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
 
     def _expert(self, layer: LayerView) -> int:
         """The chosen expert; by default the one farthest from fair."""
@@ -120,28 +115,6 @@ class ExpertScreen(ChartActions):
             chosen = expert_card.most_remarkable(layer.load or ())
         self.session.expert = max(0, min(experts - 1, chosen))
         return self.session.expert
-
-    def _more(self, view: RunView, layer: LayerView, expert: int, known: LoadSeries) -> list[Line]:
-        columns, colour = self.room.width, not self.app.no_color
-        across = expert_card.across_layers(view, expert, layer.index, columns, colour=colour)
-        together = expert_card.comoving_line(known, expert, columns)
-        return [across, expert_card.findings_line(view, layer, expert, columns), together]
-
-    def _draw_charts(
-        self, view: RunView, layer: LayerView, expert: int, known: LoadSeries, room: int
-    ) -> None:
-        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
-        layout = arranged([list(charts)], "load", (self.room.width - 1, max(4, room)))
-        time = time_scale(view, self.session.axis, layer.index)
-        step = view.counts_step or view.step
-        self.show_stacks(
-            layout,
-            {
-                place.name: self.draw_figure(charts[place.name], time, place, step)
-                for stack in layout.stacks
-                for place in stack
-            },
-        )
 
     def _why_nothing(self) -> str:
         if self._problem:
@@ -164,9 +137,8 @@ class ExpertScreen(ChartActions):
             self._problem = f"history cannot be read: {problem}" if problem else ""
             return
         count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))
-        wanted = _Wanted(
-            watch, watch.generation, watch.complete, self.session.selected, view.window, count
-        )
+        router = self.session.selected
+        wanted = _Wanted(watch, watch.generation, watch.complete, router, view.window, count)
         if any(one is not None and wanted.fits(one) for one in (self._of, self._asked)):
             return
         self._asked = wanted
@@ -178,7 +150,7 @@ class ExpertScreen(ChartActions):
         try:
             found = await asyncio.to_thread(_read_series, wanted, stop.is_set)
         except OSError as error:
-            problem, found = f"history cannot be read: {error.strerror or error}", _NOTHING
+            problem = f"history cannot be read: {error.strerror or error}"
         finally:
             stop.set()  # also after cancellation: another worker reads the current samples
         if self._asked is wanted:

@@ -1,6 +1,6 @@
 """Help: the keys, generated from the bindings, and the words of the screen behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import ClassVar
 
@@ -8,9 +8,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
-from microscope_tui.app import key_lines, keys
-from microscope_tui.app.renderables.palette import FAINT, GROUND
-from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.app.keys import key, shown_key
+from microscope_tui.app.palette import FAINT, GROUND
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.last_line import plain_key
 from microscope_tui.lines import GLOSSARY, Glyphs, Line, Span, pad, wrap
 
 _READING = (
@@ -31,6 +32,22 @@ _READING_OF = {
 _WORDS = 27
 """Cells of the column of words."""
 _WIDE, _WIDEST = 56, 112
+_SECTIONS = {
+    "layer": "Layers and experts",
+    "expert": "Layers and experts",
+    "run": "Runs",
+    "token": "Tokens",
+    "slice": "Slices",
+    "alert": "Alerts",
+    "time": "Time",
+    "look": "Cells",
+    "chart": "Charts",
+    "filter": "Filter",
+    "out": "Copy and export",
+    "screen": "Screens",
+    "app": "Screens",
+}
+_COLUMN, _KEYS = 53, 13  # cells of a column, and of the keys in it
 _FRAME_LINES = 4  # the border, and the title with a blank line below it
 
 
@@ -41,7 +58,14 @@ class HelpScreen(ModalScreen[None]):
     HelpScreen {{ align: center middle; background: {GROUND} 70%; }}
     #help {{ border: round {FAINT}; background: {GROUND}; }}
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.HELP]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        key("help.close", "escape,question_mark,q,enter", "dismiss_help", "close"),
+        key("help.up", "up,k", "scroll(-1)", "up"),
+        key("help.down", "down,j", "scroll(1)", "down"),
+        key("help.page_up", "pageup", "scroll(-10)", "ten lines up"),
+        key("help.page_down", "pagedown,space", "scroll(10)", "ten lines down"),
+        key("help.words", "w", "words", "what the words mean"),
+    ]
 
     def __init__(self, bindings: Sequence[Binding], glyphs: Glyphs, screen: str = "") -> None:
         """``screen``: the name of the screen behind, by which its words are found."""
@@ -82,7 +106,7 @@ class HelpScreen(ModalScreen[None]):
         help_.show([pad(line, width - 2) for line in shown])
 
     def _lines(self, width: int) -> list[Line]:
-        lines = key_lines.help_lines(self._bindings_shown, self._glyphs, width)
+        lines = help_lines(self._bindings_shown, self._glyphs, width)
         self._words_at = len(lines) + 1
         if self._words:
             lines += [[], [Span("  Reading the screen", "title")]]
@@ -109,3 +133,39 @@ class HelpScreen(ModalScreen[None]):
     def action_dismiss_help(self) -> None:
         """Close the help."""
         self.dismiss()
+
+
+def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
+    """Every binding with all its keys, in sections, in two columns where there is room.
+
+    What leads to other screens comes last: it is the same everywhere.
+    """
+    sections: dict[str, list[Line]] = {}
+    for binding in bindings:
+        kind = (binding.id or "").split(".")[0]
+        lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
+        lines += _entry(binding, glyphs, min(width, _COLUMN))
+    sections["Screens"] = sections.pop("Screens", [])
+    blocks = [[[Span(f"  {name}", "dim")], *lines, []] for name, lines in sections.items()]
+    if width < 2 * _COLUMN:
+        return [line for block in blocks for line in block][:-1]
+    total, left = sum(map(len, blocks)), 0
+    columns: tuple[list[Line], list[Line]] = ([], [])
+    for block in blocks:
+        at_right = left + len(block) // 2 > total / 2
+        columns[at_right].extend(block)
+        left += 0 if at_right else len(block)
+    one, two = columns
+    height = max(len(one), len(two))
+    one, two = (part + [[]] * (height - len(part)) for part in (one, two))
+    return [[*pad(a, _COLUMN), *b] for a, b in zip(one, two, strict=True)][:-1]
+
+
+def _entry(binding: Binding, glyphs: Glyphs, width: int) -> list[Line]:
+    """The keys of a binding and what it does, on as many lines as that takes."""
+    names = "  ".join(plain_key(shown_key(key), glyphs) for key in binding.key.split(","))
+    texts = wrap(binding.tooltip or binding.description, max(12, width - _KEYS - 1))
+    return [
+        [Span(f"  {names if at == 0 else '':<{_KEYS - 3}} ", "accent"), Span(text, "value")]
+        for at, text in enumerate(texts)
+    ]

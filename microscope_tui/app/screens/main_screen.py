@@ -10,22 +10,24 @@ from textual.binding import BindingType
 from textual.containers import Horizontal
 
 from microscope_tui.app import keys
-from microscope_tui.app.actions.look_actions import LookActions
-from microscope_tui.app.widgets.rows import Rows, Tiles
+from microscope_tui.app.keys import key
+from microscope_tui.app.rows import Rows, Tiles
+from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     Glyphs,
     Heat,
     Line,
     Measure,
+    Pattern,
     Span,
     TableLayout,
     expert_line,
-    first_visible,
     fit,
     frame,
     has_legend,
     legend,
     matching,
+    order_of,
     pad,
     plain,
     table,
@@ -34,10 +36,10 @@ from microscope_tui.lines import (
     words,
 )
 from microscope_tui.runlog import safe_text
-from microscope_tui.watch import RunView
+from microscope_tui.watch import RunView, pin
 
 
-class MainScreen(LookActions):
+class MainScreen(RunScreen):
     """Header, verdict, the table of layers, the time ribbon, the keys."""
 
     CSS = """
@@ -52,87 +54,80 @@ class MainScreen(LookActions):
     MainScreen.noted #notes { display: block; }
     MainScreen.small #notes { display: none; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.MAIN]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *keys.LAYERS,
+        keys.OPEN_LAYER,
+        *keys.EXPERTS,
+        *keys.ALERTS,
+        *keys.TIME,
+        key("look.overlay", "v", "look('overlay')", "load, bias, over capacity, ranks", "view"),
+        key("look.scale", "y", "look('scale')", "scale: load, share, log share"),
+        key("look.order", "s", "look('order')", "experts by number, by load, in groups"),
+        keys.PALETTE,
+        key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
+        *keys.FILTER,
+        *keys.OUT,
+        key("main.clear", "escape", "clear", "clear the filter and the cursor"),
+        *keys.EVERYWHERE,
+    ]
 
+    layers_shown: Sequence[int] = ()
     _layout: TableLayout | None = None
-    _first = 0
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         glyphs = self.session.glyphs
-        yield Rows(glyphs, id="header")
-        yield Rows(glyphs, id="verdict")
-        yield Rows(glyphs, id="heads")
+        yield from (Rows(glyphs, id=name) for name in ("header", "verdict", "heads"))
         with Horizontal(id="table"):
             yield Rows(glyphs, id="label")
             yield Tiles(glyphs, id="load")
-            yield Rows(glyphs, id="balance", classes="part")
-            yield Rows(glyphs, id="entropy", classes="part")
-            yield Rows(glyphs, id="drop", classes="part")
-        yield Rows(glyphs, id="legend")
-        yield Rows(glyphs, id="ribbon")
-        yield Rows(glyphs, id="notes")
-        yield Rows(glyphs, id="keys")
-
-    def page(self) -> int:
-        return self._layout.visible_layers if self._layout else 10
-
-    @property
-    def leads_to_probe(self) -> bool:
-        return self.session.anatomy.is_beside
+            yield from (
+                Rows(glyphs, id=name, classes="part") for name in ("balance", "entropy", "drop")
+            )
+        yield from (Rows(glyphs, id=name) for name in ("legend", "ribbon", "notes", "keys"))
 
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
-        probe = session.view(1, 1, range(0))
+        probe = session.glance()
         if probe is None or session.watch is None:
             return
-        await session.anatomy.look(session.watch.path, session.version)
+        self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter.text)
         layout = self._layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
-        self.set_class(layout.roomy, "roomy")
-        self.set_class(layout.noted, "noted")
-        self.set_class(layout.legend, "legend")
+        for name in ("roomy", "noted", "legend"):
+            self.set_class(getattr(layout, name), name)
         self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):
             self._drawn = None
             return
-        self._first = self._scrolled(layout)
+        self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
         await self._arrange(layout)
         content = self._content(probe, layout)
         if self._drawn is not None and content == self._drawn_content:
             self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
             self._draw_labels(self._drawn, layout)
             return
-        view = self._view(layout, self._visible(layout))
+        view = self._view(layout, self._visible())
         self._draw_around(view, layout)
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
 
     async def select(self) -> None:
         """Choose another layer: while it is in view, only the labels change."""
-        view, layout = self._drawn, self._layout
-        if view is None or layout is None or self.has_class("small"):
-            await self.redraw()
-            return
-        if self.session.expert is not None:
-            await self.redraw()
-            return
-        if self._scrolled(layout) != self._first:
-            await self.redraw()
-            return
-        self._draw_labels(view, layout)
+        view, layout, first = self._drawn, self._layout, self.first
+        if view is not None and layout is not None and not self.has_class("small"):
+            self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
+            if self.first == first and self.session.expert is None:
+                self._draw_labels(view, layout)
+                return
+        await self.redraw()
 
-    def _scrolled(self, layout: TableLayout) -> int:
-        """The first row to show, to keep the chosen one in view."""
-        count = len(self.layers_shown)
-        return first_visible(layout.visible_layers, self.position(), self._first, count)
-
-    def _visible(self, layout: TableLayout) -> Sequence[int]:
-        return self.layers_shown[self._first : self._first + layout.visible_layers]
+    def _visible(self) -> Sequence[int]:
+        return self.layers_shown[self.first : self.first + self.list_rows]
 
     def _content(self, view: RunView, layout: TableLayout) -> tuple[object, ...]:
         """Everything that the table depends on, as a cache key."""
@@ -140,10 +135,8 @@ class MainScreen(LookActions):
         version = None if watch is None else (watch.path, watch.generation, watch.version)
         severities = tuple(layer.severity for layer in view.layers)
         chosen = (session.selected, session.expert) if session.expert is not None else None
-        drawn_by = (session.look, session.steady)
-        shown = (session.reference, session.time.window, *drawn_by)
-        visible = tuple(self._visible(layout))
-        return version, session.time.pin, layout, visible, severities, chosen, shown
+        shown = (session.reference, session.time.window, session.look, session.steady)
+        return version, session.time.pin, layout, tuple(self._visible()), severities, chosen, shown
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
         """The view, with the history of the visible layers only."""
@@ -167,34 +160,39 @@ class MainScreen(LookActions):
         for selector, width in widths.items():
             self.query_one(selector).styles.width = width
         self.query_one("#table").styles.height = layout.table_rows
-        self.query_one("#heads").styles.height = 2 if layout.numbered else 1
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         """Everything except the table."""
-        session = self.session
+        session, palette = self.session, self.session.look.palette
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
         heat = self._heat(view)
         samples = self._legend(view, layout, heat)
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
-        self.query_one("#verdict", Rows).show(verdict, session.look.palette)
-        self.query_one("#legend", Rows).show([samples], session.look.palette)
+        self.show("header", [frame.header(view, layout.columns, session.glyphs)])
+        self.show("verdict", verdict, palette)
+        self.show("legend", [samples], palette)
         heads = [table.column_heads(view, layout, heat, session.recent().steps)]
         if layout.numbered:
             heads.append(table.expert_numbers(view, layout, heat))
-        self.query_one("#heads", Rows).show(heads)
+        self.show("heads", heads, height=len(heads))
         past = (session.time.past_of_pipe() or "").split(":")[0]
-        watching = [*filter(None, [past]), session.how_it_watches()]
         chosen = expert_line(view, session.selected, session.expert, heat.terms)
         if not chosen and session.filter.text:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
-        notes = time_line.notes(
-            view, layout.columns, layout.hidden, session.glyphs, watching, chosen
+        watching = [*filter(None, [past]), session.how_it_watches()]
+        self.show(
+            "notes",
+            [
+                time_line.notes(
+                    view, layout.columns, layout.hidden, session.glyphs, watching, chosen
+                )
+            ],
         )
-        self.query_one("#notes", Rows).show([notes])
-        self.draw_frame(view)
+        self.show("ribbon", [self.ribbon(view)])
+        self.draw_last_line()
 
     def _heat(self, view: RunView) -> Heat:
         session = self.session
@@ -203,24 +201,20 @@ class MainScreen(LookActions):
 
     def _legend(self, view: RunView, layout: TableLayout, heat: Heat) -> Line:
         """What the colours of the cells mean, where there are cells; else why there are none."""
-        room = layout.columns - layout.label
         if view.layers and not any(layer.load for layer in view.layers):
             return pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
         if not has_legend(heat, view.layers):
             return pad([], layout.columns)
+        room = layout.columns - layout.label
         return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]
 
     def _draw_table(self, view: RunView, layout: TableLayout) -> None:
         session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
-        visible = [view.layers[index] for index in self._visible(layout)]
+        visible = [view.layers[index] for index in self._visible()]
         self._draw_labels(view, layout)
-        parts: dict[str, list[Line]] = {
-            "#balance": _flat(table.balance(row, layout, glyphs, cursor) for row in visible),
-            "#entropy": _flat(table.entropy(row, layout, glyphs, cursor) for row in visible),
-            "#drop": _flat(table.drop(layer, layout, glyphs) for layer in visible),
-        }
-        for selector, lines in parts.items():
-            self.query_one(selector, Rows).show(lines)
+        self.show("balance", _flat(table.balance(row, layout, glyphs, cursor) for row in visible))
+        self.show("entropy", _flat(table.entropy(row, layout, glyphs, cursor) for row in visible))
+        self.show("drop", _flat(table.drop(layer, layout, glyphs) for layer in visible))
         chosen = {session.selected: session.expert}
         loads, recent, heat = [], session.recent(), self._heat(view)
         for layer in visible:
@@ -235,10 +229,40 @@ class MainScreen(LookActions):
 
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
-        visible = [view.layers[index] for index in self._visible(layout)]
-        self.query_one("#label", Rows).show(
-            _flat(table.label(layer, layout, layer.index == chosen) for layer in visible)
+        visible = [view.layers[index] for index in self._visible()]
+        self.show(
+            "label",
+            _flat(table.label(layer, layout, layer.index == chosen) for layer in visible),
         )
+
+    async def action_expert(self, by: int) -> None:
+        """Choose another expert of the layer, in the order that is shown."""
+        session, view = self.session, self.session.glance()
+        if view is None or session.selected >= len(view.layers):
+            return
+        order = list(order_of(view.layers[session.selected], session.look.order))
+        if not order:
+            self.tell("no counts in this layer at this step")
+            return
+        at = order.index(session.expert) + by if session.expert in order else 0
+        session.expert = order[max(0, min(len(order) - 1, at))]
+        await self.redraw()
+
+    async def action_compare(self) -> None:
+        """Compare loads with the shown step; again: stop comparing."""
+        session, watch = self.session, self.session.watch
+        if session.reference is not None:
+            session.compare_with(None)
+            self.tell("no comparison", "accent")
+        elif watch is not None:
+            session.compare_with(session.time.pin or pin(watch))
+            self.tell("comparing with this step: move in time, or open 5 compare", "accent")
+        await self.redraw()
+
+    async def action_clear(self) -> None:
+        """Clear the filter and the cursor."""
+        self.session.filter, self.session.expert = Pattern.parse(""), None
+        await self.redraw()
 
 
 def _flat(rows: Iterable[list[Line]]) -> list[Line]:

@@ -4,16 +4,16 @@ import asyncio
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import BindingType
 
-from microscope_tui.app import probe_keys
-from microscope_tui.app.actions.run_screen import RunScreen
-from microscope_tui.app.widgets.rows import Rows
-from microscope_tui.lines import Line, Span, first_visible, frame, mismatch, pad, wrap
+from microscope_tui.app import keys
+from microscope_tui.app.keys import key
+from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.lines import Line, Span, mismatch, pad, wrap
 from microscope_tui.report import compared_probes
 from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
 from microscope_tui.runlog import safe_text
+from microscope_tui.watch import RunView
 
 _FRAME_ROWS = 6  # header, title, two lines of text, heading of the layers, keys
 _Key = tuple[object, ...]
@@ -26,36 +26,43 @@ class MismatchScreen(RunScreen):
     #mismatch-title { height: 1; }
     #mismatch-head { height: 2; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*probe_keys.MISMATCH]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *keys.LAYERS,
+        key("mismatch.pinned", "b", "app.go('runs')", "choose the run to compare with", "pick A"),
+        keys.SVG,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("header", "mismatch-title", "mismatch-head", "mismatch-rows", "keys")
 
     _asked: _Key = ()
-    _first = 0
-    _visible = 10
 
-    def compose(self) -> ComposeResult:
-        for name in ("header", "mismatch-title", "mismatch-head", "mismatch-rows", "keys"):
-            yield Rows(self.session.glyphs, id=name)
-
-    @property
-    def busy(self) -> bool:
-        """The probes are still being compared."""
-        return any(worker.node is self and not worker.is_finished for worker in self.workers)
-
-    def page(self) -> int:
-        return self._visible
-
-    async def redraw(self) -> None:
-        session, columns = self.session, self.room.width
-        view = session.view(1, 1, range(0))
-        if view is None or self.draw_small(view):
-            return
-        self.query_one("#header", Rows).show([frame.header(view, columns, session.glyphs)])
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
         found = self._found()
+        title: Line = [Span("mismatch", "brand")]
         if isinstance(found, str):
-            self._draw_problem(found)
+            waits = found.endswith("…")
+            lines = (
+                [[Span(line, "dim")] for line in wrap(found, columns)]
+                if waits
+                else mismatch.without_probe(found, columns)
+            )
+            head: list[Line] = []
+            body = [pad(line, columns) for line in lines]
         else:
-            self._draw(found)
-        self.draw_last_line()
+            session, layers = self.session, len(found.layers)
+            session.selected = max(0, min(layers - 1, session.selected))
+            self.in_view(session.selected, layers, max(1, rows - _FRAME_ROWS))
+            pinned = session.fleet.pinned
+            a = pinned.file.name if pinned is not None else ""
+            title = [Span("mismatch ", "brand"), Span(f"A {a}, B the open run", "dim")]
+            head = mismatch.head_lines(found, columns)
+            body = mismatch.beside_each_other(
+                found, columns, self.list_rows + 1, session.glyphs, session.selected, self.first
+            )
+        self.show("mismatch-title", [pad(title, columns)])
+        self.show("mismatch-head", head)
+        self.show("mismatch-rows", body)
 
     def _found(self) -> Mismatch | str:
         """The comparison, or why there is none."""
@@ -80,46 +87,8 @@ class MismatchScreen(RunScreen):
         return known if known is not None else "comparing the choices of both probes …"
 
     async def _compare(self, key: _Key, theirs: Path, mine: Path) -> None:
-        found = await asyncio.to_thread(_compared, theirs, mine)
-        self.session.mismatches[key] = found
+        self.session.mismatches[key] = await asyncio.to_thread(_compared, theirs, mine)
         await self.redraw_if_current()
-
-    def _draw(self, found: Mismatch) -> None:
-        session, (columns, rows) = self.session, self.room
-        layers = len(found.layers)
-        session.selected = max(0, min(layers - 1, session.selected))
-        self._visible = max(1, rows - _FRAME_ROWS)
-        self._first = first_visible(self._visible, session.selected, self._first, layers)
-        self._show_title(
-            [Span("mismatch ", "brand"), Span(f"A {self._name_of_a()}, B the open run", "dim")]
-        )
-        self.query_one("#mismatch-head", Rows).show(mismatch.head_lines(found, columns))
-        body = mismatch.beside_each_other(
-            found, columns, self._visible + 1, session.glyphs, session.selected, self._first
-        )
-        self.query_one("#mismatch-rows", Rows).show(body)
-
-    def _name_of_a(self) -> str:
-        pinned = self.session.fleet.pinned
-        return pinned.file.name if pinned is not None else ""
-
-    def _draw_problem(self, problem: str) -> None:
-        columns = self.room.width
-        self._show_title([Span("mismatch", "brand")])
-        self.query_one("#mismatch-head", Rows).show([])
-        lines: list[Line]
-        if problem.endswith("…"):
-            lines = [[Span(line, "dim")] for line in wrap(problem, columns)]
-        else:
-            lines = mismatch.without_probe(problem, columns)
-        self.query_one("#mismatch-rows", Rows).show([pad(line, columns) for line in lines])
-
-    def _show_title(self, line: Line) -> None:
-        self.query_one("#mismatch-title", Rows).show([pad(line, self.room.width)])
-
-    async def action_pinned(self) -> None:
-        """Choose the run to compare with."""
-        await self.app.run_action("app.go('runs')")
 
 
 def _state(path: Path) -> _Key:

@@ -5,160 +5,132 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from microscope_tui.app import keys
-from microscope_tui.app.actions.pin_actions import PinActions
-from microscope_tui.app.actions.prompt_actions import PromptActions
-from microscope_tui.app.prompt import Kind
-from microscope_tui.app.widgets.rows import Rows
+from microscope_tui.app.keys import key
+from microscope_tui.app.screens.base import ListScreen
+from microscope_tui.app.screens.last_line import Kind
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import (
-    ROLE_OF_SEVERITY,
-    Line,
-    Pattern,
-    Span,
-    first_visible,
-    line_width,
-    pad,
-    run_list,
-    spread,
-)
+from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, line_width, pad, run_list, spread
 from microscope_tui.lines.spans import listed
-from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
 _PATIENCE_S = 1.0
+_UP, _DOWN = keys.pair(
+    "run",
+    key("run.previous", "up,k", "move(-1)", "previous run"),
+    key("run.next", "down,j", "move(1)", "next run"),
+)
 
 
-class RunsScreen(PromptActions, PinActions):
+class RunsScreen(ListScreen):
     """All runs below the path, newest first, or the selected or filtered ones."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.RUNS]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        _UP,
+        key("run.open", "enter", "open_run", "open this run", "open"),
+        _DOWN,
+        key("run.first", "home,g", "move(-99999)", "first run"),
+        key("run.last", "end,G", "move(99999)", "last run"),
+        key("run.page_up", "pageup", "page(-1)", "one page up"),
+        key("run.page_down", "pagedown", "page(1)", "one page down"),
+        key("run.select", "space", "select", "select this run", "select"),
+        key("run.solo", "s", "solo", "selected runs only; again: all", "solo"),
+        key("run.pin", "p", "pin", "compare the open run with this one", "pin"),
+        *keys.FILTER,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("runs", "keys")
 
-    _at = 0
-    _first = 0
     _count = 0
     _cards: Sequence[RunCard] = ()
-    _layout_of_list: run_list.RunListLayout | None = None
-    _pattern = Pattern.parse("")
-
-    def compose(self) -> ComposeResult:
-        yield Rows(self.session.glyphs, id="runs")
-        yield Rows(self.session.glyphs, id="keys")
-
-    def on_mount(self) -> None:  # type: ignore[override]  # Textual calls that of BaseScreen too
-        self._take()
-        self._at = next((at for at, card in enumerate(self._cards) if card.open), 0)
+    _layout: run_list.RunListLayout | None = None
+    """``None`` where the list is to be made again."""
+    _listed = ""
 
     def state_now(self) -> tuple[object, ...]:
         """Updated at every poll: ages grow without events."""
-        self._take()
+        self._layout = None
         return (time.monotonic(),)
 
     def _take(self) -> None:
-        """Update the list; the chosen run stays chosen."""
-        chosen = self._cards[self._at].file.path if self._at < len(self._cards) else None
-        fleet, _ = self.session.fleet, self.pinned  # release it first
+        """Update the list."""
+        fleet, _ = self.session.fleet, self.session.pinned  # release it first
         cards = fleet.cards()
-        self._count = len(cards)
+        self._count, self._listed = len(cards), self.pattern.text
         if fleet.solo and not any(card.selected for card in cards):
             fleet.solo = False  # they are gone
-        self._cards = [
+        self._cards = cards = [
             card
             for card in cards
             if (card.selected or not fleet.solo)
-            and (not self._pattern.text or self._pattern.matches(run_list.card_text(card)))
+            and (not self.pattern.text or self.pattern.matches(run_list.card_text(card)))
         ]
-        self._layout_of_list = None
-        paths = [card.file.path for card in self._cards]
-        self._at = paths.index(chosen) if chosen in paths else min(self._at, len(paths) - 1)
-        self._at = max(0, self._at)
+        opened = next((at for at, card in enumerate(cards) if card.open), 0)
+        self.keep_chosen((card.file.path for card in cards), start=opened)
 
     async def redraw(self) -> None:
         """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
-        glyphs, room = self.session.glyphs, max(1, rows - _FRAME_LINES)
-        self._first = first_visible(room, self._at, self._first, len(self._cards))
-        layout = self._layout_of_list
-        if layout is None or layout.columns != columns:
-            layout = self._layout_of_list = run_list.fit_list(self._cards, columns)
-        lines = [self._title(layout, room), pad([], columns), run_list.run_heads(layout)]
+        layout = self._layout
+        if layout is None or layout.columns != columns or self._listed != self.pattern.text:
+            self._take()
+            layout = self._layout = run_list.fit_list(self._cards, columns)
+        shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
+        lines = [self._title(layout), pad([], columns), run_list.run_heads(layout)]
         lines += [
-            run_list.run_line(card, layout, glyphs, chosen=at == self._at)
-            for at, card in enumerate(self._cards[self._first : self._first + room], self._first)
+            run_list.run_line(self._cards[at], layout, self.session.glyphs, chosen=at == self.at)
+            for at in shown
         ]
         if not self._cards:
             why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
             lines.append(pad([Span(f"   {why}", "dim")], columns))
         lines += [pad([], columns)] * (rows - 1 - len(lines))
-        self.query_one("#runs", Rows).show(lines)
+        self.show("runs", lines)
         self.draw_last_line()
 
-    def _title(self, layout: run_list.RunListLayout, room: int) -> Line:
-        cards = self._cards
+    def _title(self, layout: run_list.RunListLayout) -> Line:
+        cards, fleet = self._cards, self.session.fleet
         live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
         sick = [severity for severity in worst if severity >= Severity.WARN]
         was_sick = sum(bool(card.recovered) and not card.findings for card in cards)
         queued = sum(card.queued for card in cards)
         of_all = f" of {self._count:,}" if len(cards) < self._count else ""
+        selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
         left: Line = [
             Span(f" {len(cards):,}{of_all} {'run' if self._count == 1 else 'runs'}", "title"),
-            *self._asked_for(),
+            Span("   solo" if fleet.solo else selected, "accent"),
+            Span(f"   {self.filter_said(30)}" if self.pattern.text else "", "accent"),
             Span(f"   {live:,} live", "ok" if live else "dim"),
             Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
             Span(f"   {was_sick:,} recovered" if was_sick else "", "dim"),
             Span(f"   {queued:,} to judge" if queued else "", "dim"),
         ]
-        part = f"{self._first + 1:,} to {self._first + room:,}" if len(cards) > room else ""
+        hides = len(cards) > self.list_rows
+        part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
         right = [text for text in (part, layout.hidden, self.session.how_it_watches()) if text]
         said = listed(right, layout.columns - line_width(left) - 2)
         return pad(spread(left, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
 
-    def _asked_for(self) -> Line:
-        """Why not all runs are listed, and how many are selected."""
-        fleet, text = self.session.fleet, self._pattern.text
-        selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
-        return [
-            Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   /{safe_text(text, 30)}" if text else "", "accent"),
-        ]
-
     @property
     def _card(self) -> RunCard | None:
         """The chosen run."""
-        return self._cards[self._at] if self._at < len(self._cards) else None
+        return self._cards[self.at] if self.at < len(self._cards) else None
 
     async def action_ask(self, kind: Kind) -> None:
         """Open the prompt, also where no run is open."""
-        self.prompt.ask(kind, self.filter_text())
+        self.prompt.ask(kind, self.pattern.text)
         self.draw_last_line()
-
-    def filter_text(self) -> str:
-        return self._pattern.text
-
-    async def set_filter(self, pattern: Pattern) -> None:
-        self._pattern = pattern
-        self._take()
-        await self.redraw()
-
-    async def action_move(self, by: int) -> None:
-        """Choose another run."""
-        self._at = max(0, min(len(self._cards) - 1, self._at + by))
-        await self.redraw()
-
-    async def action_page(self, direction: int) -> None:
-        """Move by a screenful."""
-        await self.action_move(direction * max(1, self.size.height - _FRAME_LINES))
 
     async def action_select(self) -> None:
         """Select or deselect the chosen run."""
         if self._card is not None:
             self.session.fleet.selected ^= {self._card.file.path}
-            self._take()
+            self._layout = None
             await self.redraw()
 
     async def action_solo(self) -> None:
@@ -167,8 +139,7 @@ class RunsScreen(PromptActions, PinActions):
         if not fleet.solo and not fleet.selected:
             self.tell("no run is selected: space selects one", "dim")
             return
-        fleet.solo = not fleet.solo
-        self._take()
+        fleet.solo, self._layout = not fleet.solo, None
         await self.redraw()
 
     async def action_pin(self) -> None:
@@ -177,12 +148,16 @@ class RunsScreen(PromptActions, PinActions):
         if card is None:
             return
         if card.pinned:
-            self.unpin_run()
+            self.session.fleet.pinned = None
+            self.session.compare_with(None)
+            self.tell("unpinned", "accent")
         elif card.open:
             self.tell("this is the open run: b compares with one of its steps", "dim")
+        elif problem := await self.session.pin_run(card.file):
+            self.tell(problem)
         else:
-            await self.pin_run(card.file)
-        self._take()
+            self.tell(f"pinned: {card.file.name} is A of 5 compare and 9 mismatch", "accent")
+        self._layout = None
         await self.redraw()
 
     async def action_open_run(self) -> None:
@@ -190,8 +165,15 @@ class RunsScreen(PromptActions, PinActions):
         if self._card is None:
             return
         file = self._card.file
-        self.session.choose(file)
+        self.session.reader.choose(file)  # at its next iteration
         until = time.monotonic() + _PATIENCE_S
-        while not self.session.shows(file.path) and time.monotonic() < until:
+        while not self._is_shown(file.path) and time.monotonic() < until:
             await asyncio.sleep(0.01)
         await self.app.pop_screen()
+
+    def _is_shown(self, path: object) -> bool:
+        """Whether the run at ``path`` is open and has a step."""
+        watch = self.session.watch
+        if watch is None or watch.path != path:
+            return False
+        return watch.latest is not None or watch.complete or watch.error is not None

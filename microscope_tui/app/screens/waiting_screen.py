@@ -6,9 +6,9 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from microscope_tui.app import keys
+from microscope_tui.app.keys import EVERYWHERE
+from microscope_tui.app.rows import Rows
 from microscope_tui.app.session import Session
-from microscope_tui.app.widgets.rows import Rows
 from microscope_tui.lines import Line, Span, line_width, pad, shortened, words
 from microscope_tui.runlog import safe_text
 
@@ -16,7 +16,7 @@ from microscope_tui.runlog import safe_text
 class WaitingScreen(Screen[None]):
     """Waits for the first step; the application then shows the run."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.WAITING]
+    BINDINGS: ClassVar[list[BindingType]] = [*EVERYWHERE]
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -24,6 +24,9 @@ class WaitingScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Rows(self.session.glyphs, id="waiting")
+
+    def on_mount(self) -> None:
+        self.set_interval(0.25, self.redraw)
 
     def on_resize(self) -> None:
         self.redraw()
@@ -61,7 +64,7 @@ class WaitingScreen(Screen[None]):
             name = Span(shortened(watch.file.name, max(10, columns - 30)))
             since = [Span("last written ", "dim"), Span(age), Span(" ago", "dim")] if age else []
             return [[Span("waiting for the first step of ", "dim"), name], since, *bad]
-        where = safe_text(self.session.path, max(10, columns - 24))
+        where = safe_text(self.session.fleet.root, max(10, columns - 24))
         return [
             [Span("waiting for a run in ", "dim"), Span(where)],
             [Span("start one with  ", "dim"), Span("python train.py", "accent")],

@@ -8,20 +8,24 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from microscope_tui.app.session import Session
+from microscope_tui.lines import Axis, Look, Measure, Order, Palette, Pattern
 from microscope_tui.runlog import safe_text
 from microscope_tui.watch import read_small, remove_oldest, write_whole
 from microscope_tui.watch.state_folder import state_folder
 
 _VERSION = 1
-_MOST_BYTES = 64 << 10
+_MOST_BYTES = 1 << 20
 _MOST_CHARS = 200
 _MOST_SEEN = 500
 _MOST_FILES = 200
 _MOST_SMOOTHING = 1e6
+_Choice = TypeVar("_Choice", bound=StrEnum)
 _OUR_FILE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}-\w+\.tmp")
 
 
@@ -39,6 +43,40 @@ class SavedView:
     smoothing: float = 0.0
     seen: tuple[str, ...] = ()
     """Keys of acknowledged alerts, newest last."""
+
+
+def recall(session: Session) -> None:
+    """Restore the saved view of the folder; missing settings keep their values."""
+    kept, look = load_view(session.fleet.root), session.look
+    measure = _choice(Measure, kept.measure, look.measure)
+    session.look = Look(
+        measure=Measure.LOAD if measure is Measure.DIFFERENCE else measure,  # has no reference yet
+        order=_choice(Order, kept.order, look.order),
+        palette=_choice(Palette, kept.palette, look.palette),
+    )
+    session.axis = _choice(Axis, kept.axis, session.axis)
+    session.filter = Pattern.parse(kept.filter)
+    session.smoothing = kept.smoothing
+    session.seen = dict.fromkeys(kept.seen)
+    session.wanted_layer = kept.layer
+
+
+def remember(session: Session) -> str | None:
+    """Save the view of the folder; returns the problem, if any."""
+    look, run = session.look, session.watch.run if session.watch is not None else None
+    layer = run.routers[session.selected].name if run and run.routers else ""
+    default = Look()
+    kept = SavedView(
+        layer=layer if session.selected else "",
+        measure=look.measure if look.measure not in (default.measure, Measure.DIFFERENCE) else "",
+        palette=look.palette if look.palette is not default.palette else "",
+        order=look.order if look.order is not default.order else "",
+        filter=session.filter.text,
+        axis=session.axis if session.axis is not Axis.STEP else "",
+        smoothing=session.smoothing,
+        seen=tuple(session.seen),
+    )
+    return save_view(session.fleet.root, kept)
 
 
 def load_view(logs: Path, state_dir: Path | None = None) -> SavedView:
@@ -68,7 +106,8 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
     try:
         folder = os.path.realpath(logs)
         path = _file_of(folder, state_dir)
-        write_whole(path, _encoded(folder, view))
+        document = {"version": _VERSION, "logs": folder, **asdict(view)}
+        write_whole(path, json.dumps(document, allow_nan=False, indent=1).encode())
     except (OSError, ValueError) as error:
         where = safe_text(state_dir or state_folder(), _MOST_CHARS)
         why = getattr(error, "strerror", None) or error
@@ -78,6 +117,11 @@ def save_view(logs: Path, view: SavedView, state_dir: Path | None = None) -> str
         )
     remove_oldest(path.parent, _OUR_FILE, _MOST_FILES, kept=path.name)
     return None
+
+
+def _choice(kind: type[_Choice], value: str, otherwise: _Choice) -> _Choice:
+    """The member of that name; ``otherwise`` for a name of another version."""
+    return kind(value) if value in [member.value for member in kind] else otherwise
 
 
 def _file_of(folder: str, state_dir: Path | None) -> Path:
@@ -105,13 +149,3 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         return ""
     return safe_text(value[:_MOST_CHARS], _MOST_CHARS)[:_MOST_CHARS]
-
-
-def _encoded(folder: str, view: SavedView) -> bytes:
-    """The content of the file; if too large, the older half of ``seen`` is dropped."""
-    while True:
-        document = {"version": _VERSION, "logs": folder, **asdict(view)}
-        data = json.dumps(document, allow_nan=False, indent=1).encode()
-        if len(data) <= _MOST_BYTES or not view.seen:
-            return data
-        view = replace(view, seen=view.seen[len(view.seen) // 2 + 1 :])

@@ -1,9 +1,14 @@
-"""Texts to copy: a verdict, a layer in one line, a single number.
+"""What leaves the screens: texts to copy, and files that never overwrite an existing one.
 
-Plain text for a chat or a ticket, readable without the screen, in the same words.
+The texts are for a chat or a ticket, readable without the screen, in the same words.
 """
 
+import itertools
 import math
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
 
 from microscope_tui.diagnosis import Episode
 from microscope_tui.lines import WORD_OF_SEVERITY, frame, plain, words
@@ -13,6 +18,7 @@ from microscope_tui.watch import LayerView, RunView
 
 MOST_BYTES = 4096
 _MOST_CELLS = 1000  # of one line
+_MAX_STEM = 80
 
 
 def verdict_text(view: RunView) -> str:
@@ -94,3 +100,39 @@ def _clean(*lines: str) -> str:
     if len(data) <= MOST_BYTES:
         return text
     return data[: MOST_BYTES - 3].decode(errors="ignore") + "…"
+
+
+def free_name(folder: Path, stem: str, suffix: str) -> Path:
+    """``stem.suffix`` in ``folder``, or the first unused of ``stem-2.suffix`` …
+
+    Args:
+        stem: may be any text; only letters, digits, ``.``, ``_`` and ``-`` of it are kept, and
+            of a long one its two ends.
+        suffix: with its dot.
+    """
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "view"
+    if len(stem) > _MAX_STEM:  # names that differ at either end stay different
+        stem = f"{stem[: _MAX_STEM // 2]}-{stem[1 - _MAX_STEM // 2 :]}"
+    path = folder / f"{stem}{suffix}"
+    for number in itertools.count(2):
+        if not os.path.lexists(path):  # a link that leads nowhere takes the name as well
+            break
+        path = folder / f"{stem}-{number}{suffix}"
+    return path
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new file; a partly written file is removed.
+
+    Raises:
+        OSError: it is there already, or cannot be written.
+    """
+    data = text.encode("utf-8", "replace")
+    with open(path, "xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise

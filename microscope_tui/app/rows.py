@@ -4,20 +4,24 @@ Textual re-sends a dirty span from the left edge of its widget, so what changes 
 be a widget of its own, and a wide heatmap is split into ``Tiles``. Never one region per cell.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
+from rich.segment import Segment
+from rich.style import Style
 from textual.app import App
 from textual.containers import Horizontal
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from microscope_tui.app.renderables.palette import style_of
-from microscope_tui.app.renderables.strips import cut, tiles, to_strip
-from microscope_tui.lines import Glyphs, Line, Palette
+from microscope_tui.app.palette import style_of
+from microscope_tui.lines import Glyphs, Line, Palette, Span, spelled, width_of
 
 TILE = 16
+CALM_MARKS = {"heat:-1": "·", "heat:0": "·", "heat:1": "░"}
+"""Fill of calm cells in 16 colours, where greys are unreliable."""
 
 
 def changed_width(before: Strip, after: Strip) -> int:
@@ -126,3 +130,58 @@ def in_truecolor(app: App[None]) -> Iterator[None]:
     finally:
         for part in rows:
             part.recolour(system)
+
+
+@cache
+def _ground_of(style: Style) -> Style:
+    return Style(bgcolor=style.bgcolor)
+
+
+def to_strip(
+    line: Iterable[Span],
+    color_system: str | None,
+    glyphs: Glyphs,
+    palette: Palette = Palette.DIVERGING,
+    *,
+    plain_cells: bool = False,
+) -> Strip:
+    """One line as a strip. Neighbours of one style are merged: every segment costs bytes.
+
+    ``plain_cells``: cells are characters (NO_COLOR), which must be read on greys of no kind.
+    """
+    segments: list[Segment] = []
+    before: Style | None = None
+    for text, role in line:
+        if not text:
+            continue
+        cell = plain_cells and role.startswith(("heat:", "seq:"))
+        style = style_of(role, None if cell else color_system, palette)
+        if color_system == "standard" and role in CALM_MARKS and palette is Palette.DIVERGING:
+            text = text.replace(" ", CALM_MARKS[role])
+        if text.isspace() and style.bgcolor is not None and not style.reverse:
+            style = _ground_of(style)  # without a foreground: half of the bytes of a heatmap
+        text = spelled(text, glyphs)
+        if style == before:
+            segments[-1] = Segment(segments[-1].text + text, style)
+        else:
+            segments.append(Segment(text, style))
+            before = style
+    return Strip(segments)
+
+
+def cut(line: Line, start: int, end: int) -> Line:
+    """The cells ``start`` to ``end`` of a line of one-cell characters."""
+    out: Line = []
+    at = 0
+    for span in line:
+        size = width_of(span.text)
+        first, last = max(start - at, 0), min(end - at, size)
+        if first < last:
+            out.append(Span(span.text[first:last], span.role))
+        at += size
+    return out
+
+
+def tiles(width: int, tile: int) -> list[tuple[int, int]]:
+    """Start and end of each tile of a part ``width`` cells wide."""
+    return [(at, min(width, at + tile)) for at in range(0, width, tile)]

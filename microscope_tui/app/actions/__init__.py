@@ -1,1 +1,0 @@
-"""Actions of the keys, one file per kind, and the base class of all screens."""

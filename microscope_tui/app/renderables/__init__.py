@@ -1,1 +1,0 @@
-"""Pure drawing: spans and numbers in, strips out. No widgets."""

@@ -1,0 +1,444 @@
+"""The base of all screens: parts, when they are drawn, the last line, the prompt, what leaves.
+
+A screen names its parts from top to bottom, draws them in ``draw``, and lists its keys.
+"""
+
+import asyncio
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import ClassVar, Union
+
+from textual import containers, events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
+from textual.geometry import Size
+from textual.screen import Screen
+from textual.widget import Widget
+
+from microscope_tui.app.keys import bindings_of, name_of
+from microscope_tui.app.rows import Rows, in_truecolor
+from microscope_tui.app.screens.last_line import COPY_CHOICES, Kind, Prompt, film_line, key_line
+from microscope_tui.app.session import Session
+from microscope_tui.lines import (
+    MIN_COLUMNS,
+    MIN_ROWS,
+    Line,
+    Palette,
+    Pattern,
+    Span,
+    first_visible,
+    frame,
+    pad,
+    shortened,
+    time_line,
+    words,
+)
+from microscope_tui.runlog import safe_text
+from microscope_tui.watch import RunView
+
+AIRY_FROM_ROWS = 30
+"""Rows from which there are blank lines between the parts."""
+Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
+
+
+class BaseScreen(Screen[None]):
+    """Redraws when the session has changed; an unchanged session costs nothing."""
+
+    SCOPED_CSS = False  # a scope would not reach the classes of the screen itself
+    AUTO_FOCUS: ClassVar[str | None] = None
+    BINDINGS: ClassVar[list[BindingType]] = []
+    PARTS: ClassVar[Sequence[Part]] = ()
+    """Ids of the rows, from top to bottom; a tuple is the id of a container and its parts."""
+
+    first = 0
+    """The first line of the list that is in view."""
+    list_rows = 10
+    """Lines of the list that fit."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self.prompt = Prompt()
+        self._shown: tuple[object, ...] = ()
+        self._said: tuple[str, str] = ("", "")
+        self._unsent = ExitStack()  # paints of a new screen are held back
+        self._new = True
+
+    def compose(self) -> ComposeResult:
+        yield from map(self._made, self.PARTS)
+
+    def _made(self, part: Part) -> Widget:
+        if isinstance(part, str):
+            return Rows(self.session.glyphs, id=part)
+        name, *inside = part
+        return containers.Container(*map(self._made, inside), id=str(name))
+
+    async def on_mount(self) -> None:
+        # Textual paints a new screen three times: laid out, resumed, and laid out again without
+        # the toasts that it might have shown. Only the final state is sent.
+        self._unsent.enter_context(self.app.batch_update())
+        # Before the first layout: every paint of the whole screen that is saved is 50 KB.
+        await self.redraw()
+        self._look_again()
+
+    async def on_screen_resume(self) -> None:
+        await self.redraw()
+        self.call_later(self.call_later, self._send)  # behind the events of the first layout
+
+    def on_unmount(self) -> None:
+        self._unsent.close()  # otherwise nothing would be sent again
+
+    def _send(self) -> None:
+        """Send the new screen, once."""
+        if self._new:
+            self._new = False
+            self._unsent.close()
+            self.refresh(layout=True)
+
+    async def on_resize(self) -> None:
+        await self.redraw()
+
+    async def redraw(self) -> None:
+        """Draw everything from the current state of the session."""
+        columns, rows = self.room
+        view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
+        if view is None or self.draw_small(view):
+            return
+        self.show("header", [frame.header(view, columns, self.session.glyphs)])
+        await self.draw(view, columns, rows)
+        if "ribbon" in self.PARTS:
+            self.show("ribbon", [self.ribbon(view)])
+        self.draw_last_line()
+
+    def points(self) -> int:
+        """Points of the curves that this screen draws."""
+        return 1
+
+    def layers_in_detail(self) -> Container[int]:
+        """Layers of which this screen draws curves."""
+        return range(0)
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        """Draw all parts but the header, the ribbon and the last line."""
+        raise TypeError(f"{type(self).__name__} does not draw itself")
+
+    def show(
+        self,
+        part: str,
+        lines: Sequence[Line],
+        palette: Palette = Palette.DIVERGING,
+        *,
+        height: int | str | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Replace the content of a part, and its size where one is given."""
+        rows = self.query_one(f"#{part}", Rows)
+        if height is not None:
+            rows.styles.height = height
+        if width is not None:
+            rows.styles.width = width
+        rows.show(lines, palette)
+
+    def in_view(self, at: int, count: int, visible: int) -> range:
+        """Scroll a list so that ``at`` is in view; the indices that are."""
+        self.list_rows = visible
+        self.first = first_visible(visible, at, self.first, count)
+        return range(self.first, min(count, self.first + visible))
+
+    async def redraw_if_current(self) -> None:
+        """Redraw after background work; a screen below another one redraws when it comes back."""
+        if self.is_current:
+            with suppress(NoMatches):  # at exit the parts of a screen are removed before the screen
+                await self.redraw()
+
+    @property
+    def busy(self) -> bool:
+        """Whether part of the screen is still being read."""
+        return any(worker.node is self and not worker.is_finished for worker in self.workers)
+
+    def _look_again(self) -> None:
+        self.set_timer(self.session.preferences.interval_s, self._look)
+
+    async def _look(self) -> None:
+        """Redraw if the run, its state or its age in words has changed."""
+        now = self.state_now()
+        if now != self._shown and self.app.screen is self:
+            self._shown = now
+            self.session.reader.hush()
+            await self.redraw()
+            if self.session.rings():
+                self.app.bell()
+        self._look_again()
+
+    def state_now(self) -> tuple[object, ...]:
+        """Everything that a redraw depends on and that changes without a key."""
+        watch = self.session.watch
+        if watch is None:
+            return ()
+        state, age = watch.state()
+        return self.session.version, watch, state, words.age(age)
+
+    @property
+    def bindings_shown(self) -> Sequence[Binding]:
+        """The bindings of this screen with the user's keys."""
+        return bindings_of(self, self.session.preferences.keymap)
+
+    leads_to_probe = False
+    """Whether the last line begins with the screens of the probe."""
+
+    def draw_last_line(self) -> None:
+        """The last line: keys, a message, or the prompt while it is open."""
+        glyphs, width, time = self.session.glyphs, self.size.width, self.session.time
+        said, role = self._said
+        if self.prompt.open:
+            hint, problem = self.prompt_hint()
+            line = self.prompt.line(hint, problem, glyphs)
+        elif said:
+            line = [Span(f" {said}", role)]
+        elif time.speed:
+            line = film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
+        else:
+            paused, probed = not time.following, self.leads_to_probe
+            line = key_line(self.bindings_shown, glyphs, width, paused=paused, probed=probed)
+        self.show("keys", [pad(line, width)])
+
+    def tell(self, text: str | None, role: str = "warn") -> None:
+        """Show a message in the last line until the next key."""
+        self._said = (safe_text(text, 300), role) if text else ("", "")
+        if self.is_current:
+            self.draw_last_line()
+
+    @property
+    def has_said(self) -> bool:
+        """Whether a message is shown."""
+        return bool(self._said[0])
+
+    async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
+        """Run ``work`` in a thread, show the problem that it returns, and redraw."""
+        self.tell(await asyncio.to_thread(work, *arguments))
+        await self.redraw()
+
+    def moment(self, view: RunView) -> str:
+        """The state of the time cursor, in a word or two."""
+        time = self.session.time
+        if time.following:
+            ended = self.session.pipe_ended and not view.state.ended
+            return "pipe ended" if ended else view.state
+        behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
+        return f"{f'PLAYING {time.speed}x' if time.speed else 'PAUSED'}{behind}"
+
+    @property
+    def room(self) -> Size:
+        """Size of the screen in cells; that of the terminal before the first layout."""
+        return self.size or self.app.size
+
+    def ribbon_columns(self) -> int:
+        """Columns of the ribbon on this screen."""
+        return time_line.ribbon_width(self.room.width)
+
+    def ribbon(self, view: RunView) -> Line:
+        """The time ribbon of this screen."""
+        session = self.session
+        columns, moment = self.room.width, self.moment(view)
+        return time_line.ribbon(view, columns, session.glyphs, moment, session.axis)
+
+    def draw_small(self, view: RunView) -> bool:
+        """In a window that is too small, show one line and the size that is needed."""
+        columns, rows = self.room
+        small = columns < MIN_COLUMNS or rows < MIN_ROWS
+        self.set_class(small, "small")
+        if small:
+            self.show("header", frame.smallest(view, columns, rows))
+        return small
+
+    async def action_back(self) -> None:
+        """Return to the screen before."""
+        await self.app.pop_screen()
+
+    async def action_move(self, by: int) -> None:
+        """Choose another layer, alert or run."""
+        raise TypeError(f"{type(self).__name__} has nothing to move among")
+
+    async def action_page(self, direction: int) -> None:
+        """Move by a screenful."""
+        await self.action_move(direction * self.list_rows)
+
+    # The prompt receives keys before any binding does.
+
+    async def action_ask(self, kind: Kind) -> None:
+        """Open the prompt."""
+        if self.session.has_run:
+            self.prompt.ask(kind, self.pattern.text if kind == "filter" else "")
+            self.draw_last_line()
+
+    async def on_key(self, event: events.Key) -> None:
+        """Send keys to the prompt while it is open, in order."""
+        self.session.reader.key_pressed()
+        if self.has_said:
+            self.tell(None)
+        if self.prompt.open:
+            event.stop()
+            await self._type(event.key, event.character)
+        elif (kind := self._asked_by(event.key)) is not None:
+            event.stop()
+            await self.action_ask(kind)
+
+    async def on_paste(self, event: events.Paste) -> None:
+        """Paste text into the prompt."""
+        if self.prompt.open:
+            for character in event.text.strip():
+                if character.isprintable():
+                    await self._type(character, character)
+
+    def _asked_by(self, key: str) -> Kind | None:
+        """What a key prompts for: keys typed right after it belong to the prompt."""
+        for binding in self.bindings_shown:
+            if key in binding.key.split(",") and binding.action.startswith("ask("):
+                kind = binding.action[len("ask('") : -len("')")]
+                return kind  # type: ignore[return-value]  # the lists of keys know the kinds
+        return None
+
+    async def _type(self, key: str, character: str | None) -> None:
+        kind = self.prompt.kind
+        entered = self.prompt.take(key, character)
+        self.draw_last_line()
+        if kind == "filter":  # applied while typing; esc clears it
+            gone = not self.prompt.open and entered is None
+            self.pattern = Pattern.parse("" if gone else self.prompt.typed)
+            await self.redraw()
+        elif kind == "copy" and entered:
+            self.copy(COPY_CHOICES[entered])
+        elif kind == "place" and entered:
+            await self.from_disk(self.session.time.go, entered)
+        elif entered:
+            await self.answered(kind, entered)
+
+    def prompt_hint(self) -> tuple[str, str | None]:
+        """The hint of the prompt, and why the input is invalid."""
+        if self.prompt.kind == "place":
+            time = self.session.time
+            return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
+        if self.prompt.kind == "filter":
+            return "text, !text, L1*", Pattern.parse(self.prompt.typed).error or None
+        return "", None
+
+    async def answered(self, kind: Kind, text: str) -> None:
+        """Do what was typed into a prompt that only some screens have."""
+        raise TypeError(f"{type(self).__name__} does not ask for a {kind}")
+
+    @property
+    def pattern(self) -> Pattern:
+        """The filter of this screen."""
+        return self.session.filter
+
+    @pattern.setter
+    def pattern(self, pattern: Pattern) -> None:
+        self.session.filter = pattern
+
+    def filter_said(self, cells: int = 40) -> str:
+        """The filter as it is shown."""
+        return f"/{safe_text(self.pattern.text, cells)}" if self.pattern.text else ""
+
+    async def action_match(self, by: int) -> None:
+        """The next layer, alert or run that the filter shows."""
+        if not self.pattern.text:
+            self.tell("no filter: / sets one", "dim")
+            return
+        await self.action_move(by)
+
+    # What leaves the screen: through the terminal (OSC 52), or into the working directory.
+
+    async def action_write(self, what: str) -> None:
+        """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
+        from microscope_tui.app import out, stand_alone  # only for this key
+        from microscope_tui.report import view_csv
+
+        view = self.session.view(1, 1)
+        if view is None:
+            return
+        try:
+            if what == "svg":
+                with in_truecolor(self.app):
+                    text = stand_alone(self.app.export_screenshot(simplify=True))
+            else:
+                text = view_csv(view) if what == "csv" else self.as_json(view)
+            path = out.free_name(Path.cwd(), f"{view.name}-{view.step}-{name_of(self)}", f".{what}")
+            await asyncio.to_thread(out.write_new, path, text)  # the disk may be slow
+        except OSError as error:
+            reason = error.strerror or error
+            self.tell(
+                f"cannot write here: {reason}; start moe-microscope in a folder you can write to"
+            )
+        else:
+            self.session.written.append(path)
+            said = f"written: {path.name} in "
+            room = max(8, self.size.width - len(said) - 2)
+            self.tell(said + shortened(str(path.parent), room), "ok")
+
+    def as_json(self, view: RunView) -> str:
+        """What the screen shows, as data."""
+        from microscope_tui.report import view_json
+
+        return view_json(view)
+
+    def copy(self, what: str) -> None:
+        """Copy a ``verdict``, ``row`` or ``value`` to the clipboard of the terminal."""
+        from microscope_tui.app import out  # only for this key
+
+        session, view = self.session, self.session.glance()
+        if view is None or session.selected >= len(view.layers):
+            return
+        layer = view.layers[session.selected]
+        text = {
+            "verdict": lambda: out.verdict_text(view),
+            "row": lambda: out.row_text(layer, view),
+            "value": lambda: out.value_text(layer, session.expert),
+        }[what]()
+        if not text:
+            self.tell("no such value at this step")
+            return
+        self.put_in_clipboard(text, text.splitlines()[0])
+
+    def put_in_clipboard(self, text: str, said: str) -> None:
+        """Copy through the terminal."""
+        self.app.copy_to_clipboard(text)
+        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
+        self.tell(f"copied: {said}{hint}", "ok")
+
+
+class ListScreen(BaseScreen):
+    """A list with a cursor and a filter of its own; what was chosen stays so wherever it moves."""
+
+    at = 0
+    _ids: Sequence[Hashable] = ()
+    _chosen: Hashable = None
+    _own_pattern = Pattern.parse("")
+
+    @property
+    def pattern(self) -> Pattern:
+        return self._own_pattern
+
+    @pattern.setter
+    def pattern(self, pattern: Pattern) -> None:
+        self._own_pattern = pattern
+
+    def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:
+        """Move the cursor to where its entry is now; at first to ``start``."""
+        self._ids = list(ids)
+        if self._chosen is None:
+            self.at = start
+        elif self._chosen in self._ids:
+            self.at = self._ids.index(self._chosen)
+        self._choose(self.at)
+
+    def _choose(self, at: int) -> None:
+        self.at = max(0, min(len(self._ids) - 1, at))
+        if self._ids:
+            self._chosen = self._ids[self.at]
+
+    async def action_move(self, by: int) -> None:
+        """Choose another entry."""
+        self._choose(self.at + by)
+        await self.redraw()

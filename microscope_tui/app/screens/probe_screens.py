@@ -1,0 +1,484 @@
+"""The screens of a probe: its text, token by token, and which slice each expert reads.
+
+The layers are those of the file; they need not be those of the run.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.binding import BindingType
+
+from microscope_tui.app import keys
+from microscope_tui.app.keys import key, pair
+from microscope_tui.app.place import BadPlace, OfExpert, parse_token
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.base import AIRY_FROM_ROWS, BaseScreen
+from microscope_tui.app.screens.last_line import Kind
+from microscope_tui.app.session import Session
+from microscope_tui.lines import (
+    Busiest,
+    ExpertRow,
+    Flow,
+    Light,
+    NoTables,
+    Ordering,
+    Place,
+    SliceTable,
+    Span,
+    pad,
+    slice_table,
+    slices,
+    tokens,
+)
+from microscope_tui.report import slices_json, tokens_json
+from microscope_tui.routing import BadRouting, Routing
+from microscope_tui.watch import RunView
+
+_BESIDE_FROM, _WIDE_FROM = 72, 110
+_PANEL, _WIDE_PANEL = 26, 38
+_MARGIN, _GAP = 2, 3
+_BRIEF_ROWS = 3
+_SLICE_FRAME = 6  # header, summary, identity, two heads, keys
+
+
+class ProbeScreen(BaseScreen):
+    """What both share: the file, the layer, the expert, and the prompts."""
+
+    MAIN_PART = ""
+    """Where it is said that there is no probe."""
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        session, anatomy = self.session, self.session.anatomy
+        routing = await anatomy.open(session.watch.path) if session.watch else None
+        if routing is not None:  # take over the layer and the expert that another screen chose
+            if session.selected < len(view.layers):
+                name = view.layers[session.selected].router.name
+                anatomy.follow_router(name, session.selected)
+            if session.expert is not None:
+                session.expert = max(0, min(routing.shape.num_experts - 1, session.expert))
+            if routing.tokens:
+                try:
+                    self.draw_probe(routing, columns, rows)
+                    return
+                except BadRouting as error:
+                    anatomy.problem = str(error)
+        empty = anatomy.routing is not None
+        self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
+
+    def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
+        """Draw the parts between header and last line."""
+        raise TypeError(f"{type(self).__name__} draws no probe")
+
+    def show_alone(self, lines: Sequence[list[Span]]) -> None:
+        """Lines in place of everything else."""
+        for rows in self.query(Rows).results(Rows):
+            if rows.id not in ("header", "keys"):
+                rows.show([])
+        self.show(self.MAIN_PART, lines)
+
+    async def action_move(self, by: int) -> None:
+        """Choose another layer of the file."""
+        session, anatomy = self.session, self.session.anatomy
+        if anatomy.routing is None:
+            return
+        names = anatomy.routing.shape.layer_names
+        anatomy.layer = max(0, min(len(names) - 1, anatomy.layer + by))
+        run = session.watch.run if session.watch is not None else None
+        routers = [router.name for router in run.routers] if run is not None else []
+        if names[anatomy.layer] in routers:
+            session.selected = routers.index(names[anatomy.layer])
+            anatomy.follow_router(names[anatomy.layer], session.selected)
+        await self.redraw()
+
+    def prompt_hint(self) -> tuple[str, str | None]:
+        routing = self.session.anatomy.routing
+        if self.prompt.kind == "token":
+            last = routing.tokens - 1 if routing is not None else 0
+            return f"0 to {last:,}, 50%, +100, or e17 for expert 17", None
+        if self.prompt.kind == "find":
+            return "the text as written", None
+        return super().prompt_hint()
+
+    async def answered(self, kind: Kind, text: str) -> None:
+        anatomy, routing = self.session.anatomy, self.session.anatomy.routing
+        if routing is None or not routing.tokens:
+            return
+        if kind == "find":
+            anatomy.found = text
+            await self.from_disk(self.find, False)
+            return
+        count, experts = routing.tokens, routing.shape.num_experts
+        try:
+            place = parse_token(text, shown=anatomy.token, tokens=count, experts=experts)
+        except BadPlace as error:
+            self.tell(str(error))
+            return
+        if isinstance(place, OfExpert):
+            self.session.expert = place.expert
+            await self.from_disk(self.go_to_expert, False)
+        else:
+            anatomy.token = place
+            await self.redraw()
+
+    def find(self, back: bool) -> str | None:
+        """Go to the next token where the text begins; the problem, if any. Reads from the disk."""
+        anatomy, routing = self.session.anatomy, self.session.anatomy.routing
+        if routing is None:
+            return None
+        if not anatomy.found:
+            return "nothing to find: / asks for a text"
+        wanted = anatomy.found.encode("utf-8", "replace")
+        found = routing.find_text(wanted, anatomy.token, back=back)
+        if found is None:
+            return f"{anatomy.found!r} is not in the text"
+        wrapped = found >= anatomy.token if back else found <= anatomy.token
+        anatomy.token = found
+        if wrapped:
+            return "from the end again" if back else "from the start again"
+        return None
+
+    def go_to_expert(self, back: bool) -> str | None:
+        """Go to the next token of the chosen expert; the problem, if any. Reads from the disk."""
+        anatomy, routing = self.session.anatomy, self.session.anatomy.routing
+        expert = self.session.expert
+        if routing is None or expert is None:
+            return None
+        layer = routing.shape.layer_names[anatomy.layer]
+        found = routing.next_of(anatomy.layer, expert, anatomy.token, back=back)
+        if found is None:
+            where = "earlier" if back else "later"
+            return f"no {where} token chose expert {expert} in {layer}"
+        anatomy.token = found
+        return None
+
+
+class TokensScreen(ProbeScreen):
+    """Every token in the colour of its expert; the cursor moves by tokens, and from one token of
+    an expert to the next. Colours, letters and the panel are of the chosen layer."""
+
+    CSS = """
+    #token-title, #token-legend { height: 1; }
+    #token-body { height: 1fr; layout: vertical; }
+    .beside #token-body { layout: horizontal; }
+    .airy #token-body { margin: 1 0; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *keys.UP_AND_DOWN,
+        *pair(
+            "token",
+            key("token.previous", "left,h", "token(-1)", "previous token"),
+            key("token.next", "right,l", "token(1)", "next token"),
+        ),
+        key("token.line_up", "K", "line(-1)", "line above"),
+        key("token.line_down", "J", "line(1)", "line below"),
+        key("token.page_up", "pageup", "page(-1)", "one page back"),
+        key("token.page_down", "pagedown,space", "page(1)", "one page on"),
+        key("token.first", "home,g", "first", "first token"),
+        key("token.last", "end,G", "last", "last token"),
+        key(
+            "token.next_of_expert",
+            "e",
+            "next_of_expert(1)",
+            "next token of the expert at the cursor, or of the one lit",
+            "next of expert",
+        ),
+        key("token.previous_of_expert", "E", "next_of_expert(-1)", "its previous token"),
+        key(
+            "token.light",
+            "enter",
+            "light",
+            "light up one expert: the one at the cursor; again: all",
+            "one expert",
+        ),
+        key(
+            "token.go_to",
+            "colon,comma",
+            "ask('token')",
+            "go to a token or to an expert: 12k, 50%, +100, e17",
+            "go to",
+        ),
+        key("token.find", "slash", "ask('find')", "find text", "find"),
+        key("token.next_match", "n", "match(1)", "next match"),
+        key("token.previous_match", "N", "match(-1)", "previous match"),
+        key("token.letters", "v", "letters", "letters of the experts below the text"),
+        keys.JSON,
+        keys.SVG,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = (
+        "header",
+        "token-title",
+        "token-legend",
+        ("token-body", "token-text", "token-panel"),
+        "keys",
+    )
+    MAIN_PART = "token-text"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._flow: Flow | None = None
+        self._top = Place(0, 0)
+        self._busiest: tuple[Routing, int, Busiest] | None = None
+
+    @property
+    def letters(self) -> bool:
+        """Whether letters stand below the text."""
+        chosen = self.session.anatomy.letters
+        return self.app.no_color if chosen is None else chosen
+
+    def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
+        layer, token = self.session.anatomy.layer, self.session.anatomy.token
+        beside, airy = columns >= _BESIDE_FROM, rows >= AIRY_FROM_ROWS
+        self.set_class(beside, "beside")
+        self.set_class(airy, "airy")
+        panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
+        body = rows - 4 - 2 * airy
+        height = body if beside else body - _BRIEF_ROWS
+        width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
+        light = self._draw_text(routing, layer, token, width, height)
+        detail = tokens.detail_of(routing, layer, token)
+        if beside:
+            glyphs = self.session.glyphs
+            lines = tokens.panel(routing, detail, light.busiest, glyphs, panel - 1, body)
+            self.show("token-panel", lines, width=panel, height=body)
+        else:
+            lines = tokens.brief(detail, routing, columns)
+            self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
+        title = tokens.title(routing, layer, token, columns, light.choice(token))
+        experts = routing.shape.num_experts
+        legend = tokens.legend(light, experts, columns, letters=self.letters)
+        self.show("token-title", [title])
+        self.show("token-legend", [legend])
+        routing.release()
+
+    def _draw_text(
+        self, routing: Routing, layer: int, token: int, width: int, height: int
+    ) -> Light:
+        if self._flow is None or (self._flow.routing, self._flow.width) != (routing, width):
+            self._flow = Flow(routing, width)
+        self.list_rows = max(1, height // 2 if self.letters else height)
+        self._top = self._flow.scrolled(self._top, self._flow.place_of(token), self.list_rows)
+        lines = self._flow.shown(self._top, self.list_rows)
+        last = next((line.pieces[-1].token for line in reversed(lines) if line.pieces), token)
+        first = min(token, lines[0].first)
+        known = self._busiest
+        if known is None or known[:2] != (routing, layer):
+            known = self._busiest = (routing, layer, tokens.busiest(routing, layer))
+        chosen = routing.chosen(layer, first, max(last, token) + 1)
+        light = Light(first, chosen, known[2], token, self.session.expert)
+        text = tokens.text_lines(lines, light, routing.slices, width, letters=self.letters)
+        margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
+        self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
+        return light
+
+    def as_json(self, view: RunView) -> str:
+        anatomy = self.session.anatomy
+        if anatomy.routing is None:
+            return super().as_json(view)
+        return tokens_json(anatomy.routing, anatomy.layer, anatomy.token)
+
+    async def _go(self, token: int) -> None:
+        routing = self.session.anatomy.routing
+        if routing is not None and routing.tokens:
+            self.session.anatomy.token = max(0, min(routing.tokens - 1, token))
+            await self.redraw()
+
+    async def action_token(self, by: int) -> None:
+        """Move the cursor by tokens."""
+        await self._go(self.session.anatomy.token + by)
+
+    async def action_first(self) -> None:
+        """Go to the first token."""
+        await self._go(0)
+
+    async def action_last(self) -> None:
+        """Go to the last token."""
+        await self._go(1 << 62)
+
+    async def action_line(self, by: int) -> None:
+        """Move the cursor by lines, in its column."""
+        if self._flow is not None:
+            await self._go(self._flow.token_below(self.session.anatomy.token, by))
+
+    async def action_page(self, direction: int) -> None:
+        """Move the cursor by a page."""
+        await self.action_line(direction * max(1, self.list_rows - 1))
+
+    async def action_next_of_expert(self, direction: int) -> None:
+        """Go to the next, or previous, token of an expert, which stays lit."""
+        if self.session.expert is None:
+            self.session.expert = self._expert_here()
+        if self.session.expert is None:
+            self.tell("no expert was chosen here", "dim")
+            return
+        await self.from_disk(self.go_to_expert, direction < 0)
+
+    async def action_light(self) -> None:
+        """Light up the expert at the cursor, or all again."""
+        session = self.session
+        session.expert = self._expert_here() if session.expert is None else None
+        await self.redraw()
+
+    async def action_match(self, by: int) -> None:
+        """Go to the next, or previous, place of the text that was looked for."""
+        await self.from_disk(self.find, by < 0)
+
+    async def action_letters(self) -> None:
+        """Show letters below the text, or hide them."""
+        self.session.anatomy.letters = not self.letters
+        await self.redraw()
+
+    def _expert_here(self) -> int | None:
+        anatomy = self.session.anatomy
+        if anatomy.routing is None or not anatomy.routing.tokens:
+            return None
+        return next(iter(anatomy.routing.choice(anatomy.layer, anatomy.token).experts), None)
+
+
+class SlicesScreen(ProbeScreen):
+    """A row is an expert, with its most telling tokens; the cursor is on one."""
+
+    CSS = """
+    #slice-top, #slice-heads { height: 2; }
+    .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *pair(
+            "expert",
+            key("slice.expert_up", "up,k", "expert(-1)", "expert above"),
+            key("slice.expert_down", "down,j", "expert(1)", "expert below"),
+        ),
+        *pair(
+            "layer",
+            key("slice.previous_layer", "left,h", "move(-1)", "previous layer"),
+            key("slice.next_layer", "right,l", "move(1)", "next layer"),
+        ),
+        key("slice.page_up", "pageup", "page(-1)", "one page up"),
+        key("slice.page_down", "pagedown,space", "page(1)", "one page down"),
+        key("slice.first", "home,g", "expert(-99999)", "first expert"),
+        key("slice.last", "end,G", "expert(99999)", "last expert"),
+        key("slice.tokens", "enter", "open_tokens", "show its tokens", "its tokens"),
+        key(
+            "slice.order",
+            "s",
+            "order",
+            "most telling first, by slice, by number, by share",
+            "order",
+        ),
+        key("slice.right", "tab", "more_slices(1)", "slices further right"),
+        key("slice.left", "shift+tab", "more_slices(-1)", "slices further left"),
+        keys.JSON,
+        keys.SVG,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("header", "slice-top", "slice-heads", "slice-rows", "slice-detail", "keys")
+    MAIN_PART = "slice-rows"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._table: tuple[Routing, int, SliceTable] | None = None
+        self._ordering = Ordering.TELLING
+        self._order: Sequence[ExpertRow] = ()
+        self._at = self._first_slice = 0
+
+    def show_alone(self, lines: Sequence[list[Span]]) -> None:
+        self.query_one("#slice-rows").styles.height = "1fr"
+        super().show_alone(lines)
+
+    def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
+        anatomy, names = self.session.anatomy, routing.slices
+        layer, shape, glyphs = anatomy.layer, routing.shape, self.session.glyphs
+        try:
+            table = self._table_of(routing, layer)
+        except NoTables as error:
+            self._order = ()
+            said = [
+                ("", ""),
+                (f"  {error}", "warn"),
+                ("  its tokens are there: 7 shows them", "dim"),
+            ]
+            self.show_alone([pad([Span(text, role)], columns) for text, role in said])
+            return
+        self._take(table)
+        airy = rows >= AIRY_FROM_ROWS
+        self.set_class(airy, "airy")
+        detail_rows = 6 if airy else 3
+        room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
+        shown = self.in_view(self._at, len(self._order), room)
+        layout = slices.fit_slices(names, columns, self._first_slice)
+        self._first_slice, colour = layout.shown.start, not self.app.no_color
+        lines = [
+            slices.expert_line(
+                self._order[at], layout, anatomy.name_of, chosen=at == self._at, colour=colour
+            )
+            for at in shown
+        ]
+        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
+        top = [
+            slices.summary(table, names, name, which, columns),
+            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
+        ]
+        self.show("slice-top", top)
+        self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
+        self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
+        spare = room - len(lines)  # the detail is directly below the experts
+        blank, height = spare > 0 and not airy, detail_rows + spare
+        detail = slices.detail(
+            self._order[self._at], table, names, anatomy.name_of, columns, height - blank
+        )
+        self.show("slice-detail", [pad([], columns)] * blank + detail, height=height)
+
+    def _table_of(self, routing: Routing, layer: int) -> SliceTable:
+        known = self._table
+        if known is None or known[:2] != (routing, layer):
+            shape = routing.shape
+            table = slice_table(routing.tables, layer, len(routing.slices), shape.num_experts)
+            known = self._table = (routing, layer, table)
+        return known[2]
+
+    def _take(self, table: SliceTable) -> None:
+        """Order the experts; the chosen one stays chosen wherever it moved."""
+        self._order = table.ordered(self._ordering)
+        experts = [row.expert for row in self._order]
+        if self.session.expert in experts:
+            self._at = experts.index(self.session.expert)
+        self._at = max(0, min(self._at, len(experts) - 1))
+
+    def as_json(self, view: RunView) -> str:
+        anatomy = self.session.anatomy
+        if anatomy.routing is None:
+            return super().as_json(view)
+        return slices_json(anatomy.routing, anatomy.layer)
+
+    async def action_expert(self, by: int) -> None:
+        """Choose another expert, in the order that is shown."""
+        if self._order:
+            self._at = max(0, min(len(self._order) - 1, self._at + by))
+            self.session.expert = self._order[self._at].expert
+            await self.redraw()
+
+    async def action_page(self, direction: int) -> None:
+        """Move by a screenful of experts."""
+        await self.action_expert(direction * self.list_rows)
+
+    async def action_order(self) -> None:
+        """Another order of the experts."""
+        orders = list(Ordering)
+        self._ordering = orders[(orders.index(self._ordering) + 1) % len(orders)]
+        await self.redraw()
+
+    async def action_more_slices(self, by: int) -> None:
+        """Show the slices further left or right."""
+        self._first_slice = max(0, self._first_slice + by)
+        await self.redraw()
+
+    async def action_open_tokens(self) -> None:
+        """Show the next token of the expert at the cursor, with only this expert lit."""
+        if not self._order:
+            return
+        self.session.expert = self._order[self._at].expert
+        await self.from_disk(self.go_to_expert, False)
+        if not self.has_said:
+            await self.app.run_action("app.go('tokens')")

@@ -1,0 +1,190 @@
+"""A screen of a run: moving among layers, alerts and steps, and how loads are looked at."""
+
+import asyncio
+from collections.abc import Sequence
+
+from textual.timer import Timer
+
+from microscope_tui.app.screens.base import BaseScreen
+from microscope_tui.diagnosis import key_of
+from microscope_tui.lines import Axis
+from microscope_tui.watch import PinnedRun, RunView
+
+_TICK_S = 0.25
+_DEBOUNCE_S = 0.1
+
+
+class RunScreen(BaseScreen):
+    """Base of the main, layer, expert, compare, course and mismatch screens."""
+
+    layers_shown: Sequence[int] | None = None
+    """Indices of the layers that the filter shows, as they were last drawn; ``None`` for all."""
+    _player: Timer | None = None
+    _wanted: tuple[object, ...] = ()
+
+    # Layers
+
+    def position(self) -> int:
+        """Position of the chosen layer among the shown ones, or that of the nearest shown layer."""
+        shown, selected = self.layers_shown, self.session.selected
+        if shown is None:
+            return selected
+        if shown and selected not in shown:
+            self.session.selected = min(shown, key=lambda index: abs(index - selected))
+        return list(shown).index(self.session.selected) if shown else 0
+
+    async def action_move(self, by: int) -> None:
+        """Choose another one of the shown layers."""
+        shown = self.layers_shown
+        if shown is None:
+            shown = range(self.session.layer_count)
+        if shown:
+            at = max(0, min(len(shown) - 1, self.position() + by))
+            if shown[at] != self.session.selected:
+                self.session.selected = shown[at]
+                await self.select()
+
+    async def select(self) -> None:
+        """Show that another layer was chosen."""
+        await self.redraw()
+
+    async def action_open_layer(self) -> None:
+        """Open the screen of the chosen layer."""
+        if self.session.layer_count:
+            await self.app.run_action("app.go('layer')")
+
+    async def action_look(self, what: str) -> None:
+        """Cycle through overlays, scales, orders or palettes."""
+        look = self.session.look
+        self.session.look = {
+            "overlay": look.next_overlay,
+            "scale": look.next_scale,
+            "order": look.next_order,
+            "palette": look.next_palette,
+        }[what]()
+        now = self.session.look
+        said = {"order": f"experts by {now.order}", "palette": f"palette: {now.palette}"}
+        self.tell(said.get(what, f"cells show: {now.measure}"), "accent")
+        await self.redraw()
+
+    def follow_pinned(self) -> None:
+        """Move the pinned run to the shown step, after a short delay."""
+        pinned, watch, step = self.session.pinned, self.session.watch, self.session.time.shown_step
+        wanted = (pinned, watch, step)
+        if pinned is not None and watch is not None and wanted != self._wanted:
+            self._wanted = wanted
+            self.run_worker(self._follow(pinned, step), group="pinned", exclusive=True)
+
+    async def _follow(self, pinned: PinnedRun, step: int) -> None:
+        await asyncio.sleep(_DEBOUNCE_S)  # another step may come at once, and end this worker
+        if problem := await self.session.move_pinned(pinned, step):
+            self.tell(problem)
+        await self.redraw_if_current()
+
+    # Alerts
+
+    async def action_next_alert(self) -> None:
+        """Go to the next layer with an alert: unseen alerts first, then the worst."""
+        view = self.session.glance()
+        sick = self._sick(view) if view is not None else []
+        if not sick:
+            self.tell("no active alert", "dim")
+            return
+        here = self.session.selected
+        at = sick.index(here) + 1 if here in sick else 0
+        self.session.selected = sick[at % len(sick)]
+        await self.redraw()
+
+    def _sick(self, view: RunView) -> list[int]:
+        """Layers with active alerts: unseen findings first, then by severity."""
+        seen = self.session.seen
+        findings = sorted(view.alerts, key=lambda pair: key_of(view.name, pair[0]) in seen)
+        layers = [e.router_index for finding, _ in findings for e in finding.episodes if e.active]
+        return list(dict.fromkeys(layer for layer in layers if layer >= 0))
+
+    async def action_acknowledge(self) -> None:
+        """Mark the alerts of the chosen layer, or the one on top, as seen."""
+        view = self.session.glance()
+        if view is None or not view.alerts:
+            self.tell("no active alert", "dim")
+            return
+        here = self.session.selected
+        chosen = [f for f, _ in view.alerts if any(e.router_index == here for e in f.episodes)]
+        chosen = chosen or [view.alerts[0][0]]
+        marks = {key_of(view.name, finding) for finding in chosen}
+        seen = self.session.seen
+        if marks <= seen.keys():
+            self.session.seen = {key: None for key in seen if key not in marks}
+            self.tell(f"{chosen[0].rule}: not seen", "accent")
+        else:
+            self.session.seen = seen | dict.fromkeys(sorted(marks))
+            self.tell(f"{chosen[0].rule}: seen", "accent")
+        await self.redraw()
+
+    async def action_onset(self) -> None:
+        """Go to the step where the alert of the chosen layer, or the one on top, began."""
+        view = self.session.glance()
+        if view is None or not view.alerts:
+            self.tell("no active alert at this step", "dim")
+            return
+        here = self.session.selected
+        onsets = [e for f, _ in view.alerts for e in f.episodes if e.router_index == here]
+        episode = onsets[0] if onsets else view.alerts[0][0].worst
+        if episode.router_index >= 0:
+            self.session.selected = episode.router_index
+        await self.from_disk(self.session.time.go_to, episode.onset)
+
+    # Time
+
+    async def action_toggle_follow(self) -> None:
+        """Pause at the shown step, or follow the live run."""
+        self.session.time.toggle_follow()
+        await self.redraw()
+
+    async def action_step(self, by: int) -> None:
+        """Show an earlier or later step."""
+        self.session.time.speed = 0
+        await self.from_disk(self.session.time.step_by, by)
+
+    async def action_play(self) -> None:
+        """Play back the run from the shown step, or, at its end, from the first step in view."""
+        time = self.session.time
+        problem = time.why_no_past()
+        if problem:
+            self.tell(problem)
+            return
+        if time.following:
+            await asyncio.to_thread(time.go_to, time.window.first if time.window else 1)
+        time.speed = time.next_speed()
+        if self._player is None:
+            self._player = self.set_interval(_TICK_S, self._play_on)
+        self.tell(None)
+        await self.redraw()
+
+    async def _play_on(self) -> None:
+        time = self.session.time
+        if not time.speed or self.app.screen is not self:
+            if self._player is not None:
+                self._player.stop()
+                self._player = None
+            return
+        columns = time.speed * _TICK_S
+        self.tell(await asyncio.to_thread(time.play_on, columns, self.ribbon_columns()))
+        await self.redraw()
+
+    async def action_zoom(self, by: float) -> None:
+        """Zoom the window around the shown step."""
+        self.session.time.zoom(by)
+        await self.redraw()
+
+    async def action_show_all(self) -> None:
+        """Show the whole run."""
+        self.session.time.show_all()
+        await self.redraw()
+
+    async def action_next_axis(self) -> None:
+        """Switch the time axis: steps, run time, clock."""
+        axes = list(Axis)
+        self.session.axis = axes[(axes.index(self.session.axis) + 1) % len(axes)]
+        self.tell(f"time axis: {self.session.axis}", "accent")
+        await self.redraw()

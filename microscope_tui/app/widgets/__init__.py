@@ -1,1 +1,0 @@
-"""Widgets that show what the renderables draw, and repaint no more than what changed."""
