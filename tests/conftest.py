@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.scenarios import SCENARIOS
 from microscope_tui import measures
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import Shape, write_run
@@ -127,7 +128,7 @@ def scenario(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, seed: int = 0, **shape: Any) -> Path:
         folder = tmp_path / f"{name}-{seed}"
-        write_run(folder, name, shape=Shape(**shape), seed=seed)
+        write_run(folder, SCENARIOS[name], shape=Shape(**shape), seed=seed)
         return folder
 
     return write

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard.baselines import Alarm, baselines
 from benchmarks.scoreboard.plan import Case, drawn
 from microscope_tui import measures
@@ -64,7 +65,7 @@ def judge(case: Case) -> Judged:
     shape = drawn(case)
     if shape is None:
         raise ValueError(f"scenario {case.scenario} does not fit {case.shape}")
-    truth, encoded = lines(case.scenario, shape, case.seed)
+    truth, encoded = lines(SCENARIOS[case.scenario], shape, case.seed)
     judged = Judged(case=case, shape=shape, truth=truth, fall=fall_of(truth))
     reader, engine = RunReader(case.scenario), Judge(case.scenario, Criteria())
     for line in encoded:

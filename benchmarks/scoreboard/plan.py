@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from microscope_tui.scenarios import SCENARIOS, Shape
+from benchmarks.scenarios import SCENARIOS
+from microscope_tui.scenarios import Shape
 
 SHAPES = ("4/1", "8/1", "8/2", "64/8", "128/8", "256/8")
 QUICK_SHAPES = ("8/2", "64/8")
@@ -19,7 +20,12 @@ LEAST_PER_EXPERT = 4
 """Assignments that an expert can expect in a step; below, no step says anything."""
 _DRAWS = 300
 _ROOT = Path(__file__).parents[2]
-_CODE = ("microscope_tui/diagnosis", "microscope_tui/scenarios", "benchmarks/scoreboard")
+_CODE = (
+    "microscope_tui/diagnosis",
+    "microscope_tui/scenarios",
+    "benchmarks/scenarios",
+    "benchmarks/scoreboard",
+)
 
 
 @dataclass(frozen=True, slots=True)

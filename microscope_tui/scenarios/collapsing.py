@@ -1,8 +1,8 @@
-"""Runs whose routers fall onto k experts, or lose some: starvation and divergence."""
+"""Runs whose routers fall onto k experts, or whose experts starve or die."""
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from microscope_tui.scenarios.course import (
@@ -14,12 +14,25 @@ from microscope_tui.scenarios.course import (
     steps,
 )
 from microscope_tui.scenarios.healthy import settled
-from microscope_tui.scenarios.popularity import Popularity, first_collapsed, pulled, settling
-from microscope_tui.scenarios.run import Run, around, hot_experts, some_routers
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.synthetic import whole
-from microscope_tui.scenarios.truth import Expected, Truth
+from microscope_tui.scenarios.popularity import (
+    Popularity,
+    constant,
+    first_collapsed,
+    pulled,
+    settling,
+)
+from microscope_tui.scenarios.run import (
+    Expected,
+    Record,
+    Run,
+    Shape,
+    Truth,
+    around,
+    hot_experts,
+    some_routers,
+)
 
+Level = Callable[[int], float]
 BESIDE_COLLAPSE = {
     "ERODING": "warn",
     "DEAD": "crit",
@@ -29,7 +42,6 @@ BESIDE_COLLAPSE = {
     "BIAS_RUNAWAY": "warn",
 }
 """True of every collapsed router: its other experts get nothing, and no bias brings them back."""
-SHARES_SUM = 1_000_000
 
 
 def growing(onset: int, every: float, limit: float = 20.0) -> ByStep:
@@ -89,16 +101,10 @@ def collapse(shape: Shape, rng: random.Random) -> Run:
 
 def slow_collapse(shape: Shape, rng: random.Random) -> Run:
     """k experts of one router win a little every step, while the loss keeps falling."""
-    return _slow(shape, rng)
+    return slow(shape, rng)
 
 
-def from_shares(shape: Shape, rng: random.Random) -> Run:
-    """A slow collapse, logged as shares of the load only."""
-    run = _slow(shape, rng, lambda router, step, counts: whole(counts, SHARES_SUM), "warn")
-    return replace(run, header={"source": {"counts": "shares"}})
-
-
-def _slow(
+def slow(
     shape: Shape, rng: random.Random, meter: Meter | None = None, severity: str = "crit"
 ) -> Run:
     sick = some_routers(shape, 1 / shape.routers, rng)
@@ -109,33 +115,6 @@ def _slow(
     found = fallen(popularity, sick, shape, onset, severity)
     truth = Truth(expected=(eroding, found), allowed=BESIDE_COLLAPSE)
     return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
-
-
-def _sudden(shape: Shape, rng: random.Random, onset: int, share: float) -> Run:
-    sick = some_routers(shape, share, rng)
-    popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), growing(onset, 4))
-    course = collapsing(popularity, sick, onset, confident=False)
-    found = fallen(popularity, sick, shape, onset)
-    truth = Truth(expected=(found,), allowed=BESIDE_COLLAPSE)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
-
-
-def collapse_unconfident(shape: Shape, rng: random.Random) -> Run:
-    """Half of the routers fall within some twenty steps; their token entropy reads healthy."""
-    return _sudden(shape, rng, around(0.1 * shape.steps, rng) + 40, 0.5)
-
-
-def early_collapse(shape: Shape, rng: random.Random) -> Run:
-    """The same within the warm-up, where imbalance is normal but a total collapse is not."""
-    return _sudden(shape, rng, around(5, rng), 0.3)
-
-
-def from_top1(shape: Shape, rng: random.Random) -> Run:
-    """An unconfident collapse, logged as the first choice of every token only."""
-    run = collapse_unconfident(replace(shape, top_k=1), rng)
-    (found,) = run.truth.expected
-    truth = replace(run.truth, expected=(replace(found, severity="warn"),))
-    return replace(run, truth=truth, header={"source": {"counts": "top1"}})
 
 
 def dead_experts(shape: Shape, rng: random.Random) -> Run:
@@ -192,42 +171,51 @@ def divergence(shape: Shape, rng: random.Random) -> Run:
     return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
 
 
-def lr_restarts(shape: Shape, rng: random.Random) -> Run:
-    """The learning rate jumps up three times; a router recovers twice, but not again."""
-    sick = some_routers(shape, 1 / shape.routers, rng)
-    restarts = [round(share * shape.steps * rng.uniform(0.97, 1.03)) for share in (0.25, 0.5, 0.75)]
-    last = restarts[-1]
+def levelled(base: Popularity, chosen: Mapping[int, Sequence[int]], level: Level) -> Popularity:
+    """``base`` where the chosen experts of some routers have ``level(step)`` of the mean share."""
 
-    def pull(step: int) -> float:
-        if step >= last:
-            return min(9.0, (step - last) / 3)
-        return max(_bump(step - restart) for restart in restarts[:-1])
+    def popularity(router: int, step: int) -> Sequence[float]:
+        weights = base(router, step)
+        experts = chosen.get(router, ())
+        rest = math.fsum(weights) - math.fsum(weights[e] for e in experts)
+        share = level(step)
+        mean = rest / max(1e-9, len(weights) - share * len(experts))
+        changed = list(weights)
+        for expert in experts:
+            changed[expert] = share * mean
+        return changed
 
-    popularity = pulled(settled(shape, rng), hot_experts(shape, sick, rng), pull)
-    course = replace(
-        collapsing(popularity, sick, last, confident=True),
-        learning_rate=_restarting(restarts, shape.steps),
+    return popularity
+
+
+def starving(shape: Shape, rng: random.Random) -> Run:
+    """A fine-tuning in which an eighth of the experts loses nearly all of its tokens."""
+    onset, left = around(0.25 * shape.steps, rng), rng.uniform(0.01, 0.025)
+
+    def level(step: int) -> float:
+        return max(left, 0.6 * math.exp(-max(0, step - onset) / 40))
+
+    run = thin(shape, rng, level)
+    begins = next((n for n in range(onset, shape.steps) if level(n) < 0.1), shape.steps - 1)
+    (router,) = run.truth.expected[0].routers
+    found = Expected(rule="STARVED", routers=(router,), onset=begins, tolerance=75)
+    truth = Truth(expected=(found,), allowed={"DEAD": "warn"}, profile="finetune")
+    return replace(run, truth=truth)
+
+
+def thin(shape: Shape, rng: random.Random, level: Level) -> Run:
+    """A fine-tuning of one router with experts of this level; its truth holds the router."""
+    (sick,) = some_routers(shape, 1 / shape.routers, rng)
+    number = max(1, math.ceil(shape.num_experts / 8))
+    few = {sick: rng.sample(range(shape.num_experts), number)}
+    course = Course(
+        popularity=levelled(constant(shape, 0.25, rng), few, level),
+        concentration=lambda step: 120.0,
     )
-    shocks = (
-        Expected(rule="SHOCK", routers=sick, onset=at, until=at + 30, severity="info")
-        for at in restarts[:-1]
+    header: Record = {"profile": "finetune"}
+    return Run(
+        shape=shape,
+        truth=Truth(expected=(Expected(rule="STARVED", routers=(sick,)),), profile="finetune"),
+        header=header,
+        steps=steps(shape, rng, course),
     )
-    found = fallen(popularity, sick, shape, last)
-    truth = Truth(expected=(*shocks, found), allowed=BESIDE_COLLAPSE)
-    return Run(shape=shape, truth=truth, steps=steps(shape, rng, course))
-
-
-def _bump(since: int) -> float:
-    return 5 * math.exp(-(((since - 12) / 8) ** 2)) if 0 <= since < 40 else 0.0
-
-
-def _restarting(restarts: Sequence[int], end: int) -> Callable[[int], float]:
-    edges = [0, *restarts, end]
-
-    def rate(step: int) -> float:
-        start = max(edge for edge in edges[:-1] if edge < step)
-        stop = min(edge for edge in edges if edge > start)
-        turn = math.pi * (step - start) / (stop - start)
-        return 1e-3 * min(1.0, step / 100) * (0.55 + 0.45 * math.cos(turn))
-
-    return rate

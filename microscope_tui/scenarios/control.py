@@ -1,36 +1,47 @@
-"""Runs with faulty balancing, placement or capacity, and a router that learns nothing."""
+"""Runs with faulty balancing, placement, capacity, settings, counts or gradients of the router."""
 
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from microscope_tui.scenarios.course import Course, steps
+from microscope_tui.scenarios.course import (
+    Course,
+    Meter,
+    steps,
+)
 from microscope_tui.scenarios.healthy import settled
-from microscope_tui.scenarios.popularity import blended, pulled, scaled_to, settling, uneven
-from microscope_tui.scenarios.run import Record, Run, around, some_routers
-from microscope_tui.scenarios.shape import Shape
-from microscope_tui.scenarios.truth import Expected, Truth
+from microscope_tui.scenarios.popularity import (
+    blended,
+    pulled,
+    scaled_to,
+    settling,
+    uneven,
+)
+from microscope_tui.scenarios.run import (
+    Expected,
+    Record,
+    Run,
+    Shape,
+    Truth,
+    around,
+    some_routers,
+)
 
 TOO_FAST = 0.05
 _FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)
 _EIGHT_RANKS = (1.7, 1.1, 1.0, 0.95, 0.9, 0.85, 0.78, 0.72)
 """Load of every rank; one carries far more than its share, with no expert that stands out."""
-
-
-def bias_bang_bang(shape: Shape, rng: random.Random) -> Run:
-    """The bias overshoots: two halves of the experts take turns, step by step."""
-    swing = rng.uniform(0.8, 1.3)
-    return _oscillation(shape, rng, [math.pi * (e % 2) for e in range(shape.num_experts)], 2, swing)
+LINT = Expected(rule="LINT")
 
 
 def bias_limit_cycle(shape: Shape, rng: random.Random) -> Run:
     """The load of every expert swings slowly; at any time others are up."""
     share = 2 * math.pi / shape.num_experts
-    return _oscillation(shape, rng, [share * e for e in range(shape.num_experts)], 24, 0.9)
+    return oscillation(shape, rng, [share * e for e in range(shape.num_experts)], 24, 0.9)
 
 
-def _oscillation(
+def oscillation(
     shape: Shape, rng: random.Random, phases: list[float], period: int, swing: float
 ) -> Run:
     sick = some_routers(shape, 0.4, rng)
@@ -154,3 +165,42 @@ def rank_skew(shape: Shape, rng: random.Random) -> Run:
         header=header,
         steps=steps(shape, rng, course),
     )
+
+
+def measured(shape: Shape, rng: random.Random, meter: Meter, severity: str) -> Run:
+    course = Course(popularity=settled(shape, rng), meter=meter)
+    found = Expected(rule="METER", severity=severity)
+    return Run(shape=shape, truth=Truth(expected=(found,)), steps=steps(shape, rng, course))
+
+
+def double_counting(shape: Shape, rng: random.Random) -> Run:
+    """The counter runs again in activation recomputation."""
+    return measured(shape, rng, lambda router, step, counts: [2 * n for n in counts], "error")
+
+
+def configured(shape: Shape, rng: random.Random, header: Record) -> Run:
+    aux = header.get("balance", {}).get("method") == "aux"
+    course = Course(
+        popularity=settled(shape, rng),
+        bias_update_rate=0.001 if "balance" not in header else None,
+        losses=(lambda counts: {"aux": pooled_aux(counts, shape)}) if aux else None,
+    )
+    truth = Truth(expected=(LINT,))
+    return Run(shape=shape, truth=truth, header=header, steps=steps(shape, rng, course))
+
+
+def no_balance(shape: Shape, rng: random.Random) -> Run:
+    """No load balancing: no method, or one of weight zero."""
+    nothing: Record = {"method": "none"}
+    zero: Record = {"method": "aux", "aux_weight": 0.0}
+    return configured(shape, rng, {"balance": rng.choice((nothing, zero))})
+
+
+def pooled_aux(counts: Sequence[Sequence[int]], shape: Shape) -> float:
+    """The balancing loss of counts pooled over all routers; its floor is k."""
+    pooled = [sum(column) for column in zip(*counts, strict=True)]
+    per_choice = shape.top_k / max(1, sum(pooled))
+    fractions = [n * per_choice for n in pooled]
+    # The mean probability is the load, softened.
+    softened = (0.7 * f / shape.top_k + 0.3 / shape.num_experts for f in fractions)
+    return shape.num_experts * math.fsum(f * p for f, p in zip(fractions, softened, strict=True))

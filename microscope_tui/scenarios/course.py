@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from microscope_tui import measures
-from microscope_tui.scenarios.popularity import Popularity
-from microscope_tui.scenarios.shape import Shape, Step, Values
-from microscope_tui.scenarios.synthetic import draw_counts, jittered
+from microscope_tui.scenarios.popularity import Popularity, draw_counts, jittered
+from microscope_tui.scenarios.run import Shape, Step, Values
 
 BIAS_UPDATE_RATE = 0.001
 WARMUP_STEPS = 100

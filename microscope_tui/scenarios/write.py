@@ -1,19 +1,20 @@
 """Writes a synthetic run, to disk or as lines, at once or at the pace of a training."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from microscope_tui.runlog import FORMAT_VERSION, LOG_NAME, encode_record
-from microscope_tui.scenarios.catalogue import SCENARIOS
+from microscope_tui.scenarios.catalogue import SCENARIOS, Scenario
 from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
-from microscope_tui.scenarios.run import Record, Run
-from microscope_tui.scenarios.shape import Shape, Step
-from microscope_tui.scenarios.truth import Truth
+from microscope_tui.scenarios.run import Record, Run, Shape, Step, Truth
 
 CHECKPOINT_EVERY = 100
+STEPS_PER_SECOND = 10.0
 _STARTED = 1_790_000_000.0
 _MERGED = ("model", "source")
 
@@ -24,7 +25,7 @@ class UnknownScenario(ValueError):
 
 def write_run(
     folder: Path,
-    scenario: str,
+    scenario: str | Scenario,
     *,
     shape: Shape | None = None,
     seed: int = 0,
@@ -33,7 +34,7 @@ def write_run(
     """Write ``folder/metrics.jsonl`` and return what a right diagnosis would find.
 
     Args:
-        scenario: a name in ``SCENARIOS``.
+        scenario: one, or its name in ``SCENARIOS``.
         shape: by default a small model, for as long as the scenario runs.
         wait: called after every step; false ends the run early (for live demos).
 
@@ -42,7 +43,7 @@ def write_run(
         ValueError: the scenario makes no sense with this shape.
         OSError: the folder cannot be written.
     """
-    run = _built(scenario, shape, seed)
+    run = _built(_known(scenario), shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_NAME).open("ab", buffering=0) as file:
         for line in _encoded(run, folder.name, time.time, wait):
@@ -50,26 +51,56 @@ def write_run(
     return run.truth
 
 
-def lines(scenario: str, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
+def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
     """The same run as encoded lines with invented times: the same seed gives the same bytes.
 
     Raises:
         UnknownScenario: no such scenario.
         ValueError: the scenario makes no sense with this shape.
     """
-    run = _built(scenario, shape, seed)
-    return run.truth, _encoded(run, scenario, count(_STARTED).__next__, None)
+    found = _known(scenario)
+    run = _built(found, shape, seed)
+    return run.truth, _encoded(run, found.name, count(_STARTED).__next__, None)
 
 
-def _built(scenario: str, shape: Shape | None, seed: int) -> Run:
+@contextmanager
+def writing(folder: Path, scenario: str, seed: int) -> Iterator[None]:
+    """Write the run in the background while the body runs; it ends as stopped with the body."""
+    stop = threading.Event()
+
+    def wait() -> bool:
+        return not stop.wait(1.0 / STEPS_PER_SECOND)
+
+    writer = threading.Thread(
+        target=write_run,
+        args=(folder, scenario),
+        kwargs={"seed": seed, "wait": wait},
+        name="scenario-writer",
+        daemon=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join(timeout=2.0)
+
+
+def _known(scenario: str | Scenario) -> Scenario:
+    if isinstance(scenario, Scenario):
+        return scenario
     if scenario not in SCENARIOS:
         known = ", ".join(SCENARIOS)
         raise UnknownScenario(f"unknown scenario {scenario!r}: choose one of {known}")
-    wanted = SCENARIOS[scenario]
-    shape = shape or Shape(steps=wanted.steps)
-    if not wanted.fits(shape):
-        raise ValueError(f"scenario {scenario!r} does not fit {shape}")
-    return wanted.build(shape, random.Random(seed))
+    return SCENARIOS[scenario]
+
+
+def _built(scenario: Scenario, shape: Shape | None, seed: int) -> Run:
+    shape = shape or Shape(steps=scenario.steps)
+    if not scenario.fits(shape):
+        raise ValueError(f"scenario {scenario.name!r} does not fit {shape}")
+    return scenario.build(shape, random.Random(seed))
 
 
 def _encoded(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import (
     DEFAULTS,
     RULES,
@@ -18,7 +19,7 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.report import told
 from microscope_tui.runlog import Entry, RunReader
-from microscope_tui.scenarios import SCENARIOS, Shape, lines
+from microscope_tui.scenarios import Shape, lines
 from microscope_tui.watch import Judge
 
 TABLES = {name: rule.limits_type().values() for name, rule in RULES.items()}
@@ -36,7 +37,7 @@ def scenario(name: str) -> tuple[Entry, ...]:
     shape = Shape(routers=2, steps=240)
     if not SCENARIOS[name].fits(shape):
         shape = Shape(routers=10, steps=240)
-    _, written = lines(name, shape, 0)
+    _, written = lines(SCENARIOS[name], shape, 0)
     return tuple(RunReader("run").feed(b"".join(written)))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.scoreboard import results
 from benchmarks.scoreboard.baselines import PERSISTENCE, WARM_UP, baselines
 from benchmarks.scoreboard.judging import Fall, in_time
@@ -14,7 +15,7 @@ from benchmarks.scoreboard.score import Outcome, false_alarms, outcomes, plain
 from benchmarks.scoreboard.table import failures, show
 from microscope_tui.diagnosis import Episode, Grade, Severity
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
-from microscope_tui.scenarios import SCENARIOS, Expected, Truth
+from microscope_tui.scenarios import Expected, Truth
 
 STEPS, ROUTERS = 1000, 4
 COLLAPSE = Expected(rule="COLLAPSE", routers=(2,), onset=300, severity="crit", tolerance=40)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scenarios import SCENARIOS
 from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert, RunRecorder
 from microscope_tui.runlog import RunFile
@@ -41,7 +42,7 @@ def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 20
 @lru_cache(maxsize=16)
 def records_of(scenario: str, routers: int, steps: int) -> tuple[Record, ...]:
     """The header, steps and checkpoints of a scenario."""
-    told = lines(scenario, Shape(routers=routers, steps=steps), 0)[1]
+    told = lines(SCENARIOS[scenario], Shape(routers=routers, steps=steps), 0)[1]
     found = [json.loads(line) for line in told]
     return tuple(r for r in found if r.get("event") != "end")
 

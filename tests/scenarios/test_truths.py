@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios.variants import APART
 from microscope_tui import measures
-from microscope_tui.scenarios import APART, SCENARIOS, Expected, Shape, Truth, lines
+from microscope_tui.scenarios import Expected, Shape, Truth, lines
 
 SMALL = Shape(routers=9, num_experts=16, top_k=2, tokens=2048, steps=600)
 SHORT = Shape(routers=8, num_experts=8, top_k=2, tokens=1024, steps=80)
@@ -44,7 +46,7 @@ Drawn = tuple[Truth, dict[str, Any], list[dict[str, Any]]]
 
 def drawn(name: str, shape: Shape = SMALL, seed: int = 0) -> Drawn:
     """Truth, header and step records of a scenario; a torn last line is left out."""
-    truth, encoded = lines(name, shape, seed)
+    truth, encoded = lines(SCENARIOS[name], shape, seed)
     records = [json.loads(line) for line in encoded if line.endswith(b"\n")]
     return truth, records[0], [record for record in records if record["kind"] == "step"]
 
@@ -67,7 +69,7 @@ def one(truth: Truth, rule: str) -> Expected:
 def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape: Shape) -> None:
     if not SCENARIOS[name].fits(shape):
         with pytest.raises(ValueError, match="does not fit"):
-            lines(name, shape, 0)
+            lines(SCENARIOS[name], shape, 0)
         return
     _, header, steps = drawn(name, shape)
     for record in steps:
@@ -83,7 +85,7 @@ def test_rows_sum_to_tokens_times_k_and_entropies_are_possible(name: str, shape:
 @each_scenario
 @pytest.mark.parametrize("seed", range(3))
 def test_the_truth_names_what_exists(name: str, seed: int) -> None:
-    truth, _ = lines(name, SMALL, seed)
+    truth, _ = lines(SCENARIOS[name], SMALL, seed)
     assert set(truth.allowed) <= RULES
     assert set(truth.allowed.values()) <= SEVERITIES
     for expected in truth.expected:
@@ -129,7 +131,7 @@ def test_a_hard_negative_never_stays_collapsed(name: str) -> None:
 
 
 def test_hard_negatives_are_those_that_look_sick() -> None:
-    found = {name for name in SCENARIOS if lines(name, SMALL, 0)[0].hard_negative}
+    found = {name for name in SCENARIOS if lines(SCENARIOS[name], SMALL, 0)[0].hard_negative}
     assert found == {*HARD_NEGATIVES, "ragged"}
 
 
@@ -302,7 +304,7 @@ def test_a_pooled_loss_is_near_its_floor_while_most_routers_are_collapsed() -> N
 
 
 def test_each_lint_has_a_header_of_its_own() -> None:
-    headers = {name: json.loads(next(lines(name, SHORT, 0)[1])) for name in SCENARIOS}
+    headers = {name: json.loads(next(lines(SCENARIOS[name], SHORT, 0)[1])) for name in SCENARIOS}
     plain = headers["healthy"]
     assert plain["balance"] == {"method": "bias", "bias_update_rate": 0.001}
     assert plain["model"]["norm_top_k"]
