@@ -12,7 +12,6 @@ equal experts, so only what the trained one shows beyond that is learned. What i
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib
 import inspect
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from microscope_tui.lines import ExpertRow, explained, shown_token, slice_table
 from microscope_tui.routing import FILE_NAME, Routing
 
@@ -159,12 +158,7 @@ def draw(probe: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("anatomy"))
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=Path, help="folder to draw the screens into")
-    options = parser.parse_args()
+    options = options_of(__doc__, folder=Path("anatomy"), steps=1500, seed=0, pictures=Path)
     print(machine())
     for steps in (1, options.steps):
         probe = make(options.folder, steps, options.seed)

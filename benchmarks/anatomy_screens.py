@@ -11,7 +11,6 @@ memory after all of it. On a busy machine the CPU seconds tell more than the tim
 Exits with 1 if a target is missed.
 """
 
-import argparse
 import math
 import os
 import random
@@ -21,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.terminal import Terminal
 from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
 from microscope_tui.scenarios import Shape as RunShape
@@ -37,13 +36,7 @@ _OPENINGS, _JUMPS = 5, 40
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--layers", type=int, default=27)
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
-    options = parser.parse_args()
+    options = options_of(__doc__, tokens=1_000_000, layers=27, folder=Path)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         run = Path(folder) / "probe"
         size = write_probe(run, options.tokens, options.layers)

@@ -9,16 +9,164 @@ reached over SSH. Only bytes are counted, so other work on the machine does not 
 """
 
 import argparse
+import fcntl
+import random
+import re
 import statistics
+import struct
+import sys
 import tempfile
+import termios
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.beside import writing
-from benchmarks.sittings import Sitting, shown_step
+from benchmarks.big_log import Direction, press
+from benchmarks.live_writer import writing
+from benchmarks.open_log import history_is_shown
+from benchmarks.terminal import Terminal
 from microscope_tui.runlog import LOG_NAME
+
+COLUMNS, ROWS = 140, 50
+COLOURS_256 = {"TERM": "xterm-256color", "COLORTERM": ""}
+TRUECOLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+SETTLING_S = 10.0
+_STEP = r"step ([\d,]+)"
+_HELD = r"([\d,]+) PAUSED"
+_AT_REST_S = 1.0  # twice the pace of the screen: what is painted by then is all there is
+_SIZES = ((20, 5), (39, 9), (40, 10), (60, 20), (80, 24), (100, 30), (140, 50), (200, 60))
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What it costs to follow a run, a second."""
+
+    sent: float
+    """Bytes to the terminal."""
+    cpu: float
+    """Share of one core."""
+
+
+class Sitting(Terminal):
+    """The microscope on one log, in a window that can change its size."""
+
+    def __init__(
+        self,
+        log: Path,
+        columns: int = COLUMNS,
+        rows: int = ROWS,
+        environment: Mapping[str, str] = TRUECOLOR,
+    ) -> None:
+        command = [sys.executable, "-m", "microscope_tui.cli", str(log)]
+        super().__init__(command, columns=columns, rows=rows, environment=environment)
+
+    def wait_until_at_rest(self, timeout: float = 120.0) -> None:
+        """Until there is a step on the screen and nothing has been sent for a while.
+
+        Raises:
+            TimeoutError: it never came to rest.
+        """
+        self.wait_until(lambda text: bool(re.search(_STEP, text)), timeout)
+        until = time.monotonic() + timeout
+        sent = -1
+        while sent != self.sent:
+            if time.monotonic() > until:
+                raise TimeoutError(f"still painting after {timeout:.0f} s:\n{self.text}")
+            sent = self.sent
+            self.read(_AT_REST_S)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Another size of the window; the program gets SIGWINCH."""
+        self._screen.resize(rows, columns)
+        fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def opening(log: Path, steps: int) -> float:
+    """Seconds from the start of the process to the whole history on the screen."""
+    with Sitting(log, 120, 40) as sitting:
+        return sitting.wait_until(lambda text: history_is_shown(text, steps))
+
+
+def following(log: Path, cv: float, colours: Mapping[str, str], seconds: float) -> Following:
+    """Follow a training of one record a second whose loads have this coefficient of variation.
+
+    The log is made for it, and must not exist.
+
+    Raises:
+        RuntimeError: the screen did not follow, so there is nothing to measure.
+    """
+    training = writing(log, "--rate", 1, "--history", 200, "--cv", cv)
+    with training, Sitting(log.parent, environment=colours) as sitting:
+        sitting.wait_until(lambda text: bool(re.search(_STEP, text)))
+        sitting.read(SETTLING_S)
+        before, at, sent, step = sitting.usage(), sitting.age, sitting.sent, shown_step(sitting)
+        sitting.read(seconds)
+        after, lasted = sitting.usage(), sitting.age - at
+        if not sitting.open or shown_step(sitting) - step < 0.8 * seconds:
+            raise RuntimeError(f"it does not follow the run:\n{sitting.text}")
+        return Following((sitting.sent - sent) / lasted, (after.cpu_s - before.cpu_s) / lasted)
+
+
+def silence(log: Path, seconds: float) -> int:
+    """Bytes that are sent in so many seconds in which nothing changes."""
+    with Sitting(log) as sitting:
+        sitting.wait_until_at_rest()
+        sent = sitting.sent
+        sitting.read(seconds)
+        return sitting.sent - sent
+
+
+def keys(log: Path, presses: int) -> tuple[list[float], list[float]]:
+    """Milliseconds from a key to what it paints: to another layer, and to the step before."""
+    with Sitting(log) as sitting:
+        sitting.wait_until_at_rest()
+        direction = Direction()
+        moves = [press(sitting, direction.next()) for _ in range(presses)]
+        return moves, [_step_back(sitting) for _ in range(presses)]
+
+
+def _step_back(sitting: Sitting) -> float:
+    sitting.read(random.uniform(0.01, 0.1))
+    before = _held(sitting.text)
+    # The ribbon stands below the table: when it has arrived, so has the heatmap.
+    return sitting.react("[", lambda text: _held(text) not in (before, None))
+
+
+def resize_storm(log: Path, resizes: int) -> list[str]:
+    """Lines that differ from those of a fresh start after a storm of sizes; all of them if dead."""
+    sizes = random.Random(0)
+    with Sitting(log, 120, 40) as fresh:
+        fresh.wait_until_at_rest()
+        expected = fresh.text.split("\n")
+    with Sitting(log, 80, 24) as sitting:
+        sitting.wait_until_at_rest()
+        for _ in range(resizes):
+            sitting.resize(*sizes.choice(_SIZES))
+            sitting.read(sizes.uniform(0.0, 0.1))
+        sitting.resize(120, 40)
+        sitting.read(_AT_REST_S)
+        if not sitting.open:
+            return expected
+        sitting.wait_until_at_rest()
+        return [
+            wanted
+            for wanted, seen in zip(expected, sitting.text.split("\n"), strict=True)
+            if wanted != seen
+        ]
+
+
+def shown_step(sitting: Sitting) -> int:
+    """The step on the screen, 0 before there is one."""
+    found = re.search(_STEP, sitting.text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def _held(text: str) -> str | None:
+    found = re.search(_HELD, text)
+    return found[1] if found else None
+
 
 WINDOW_S, OPENING_S = 10.0, 10.0
 _LOOK_S = 0.05
@@ -75,11 +223,11 @@ def followed(
     seconds: float,
 ) -> Sent:
     """Follow a run that is written to ``log`` meanwhile; the log must not exist."""
-    arguments = [str(log), "--cv", str(cv), "--spread", str(spread)]
+    loads = ("--cv", cv, "--spread", spread)
     samples: list[tuple[float, int]] = [(0.0, 0)]
     steps: list[tuple[float, int]] = []
     with (
-        writing("benchmarks.noisy_writer", arguments),
+        writing(log, "--rate", 1, "--history", 200, *loads),
         Sitting(log.parent, environment={**OVER_SSH, **colours}) as sitting,
     ):
         while sitting.age < OPENING_S + seconds:

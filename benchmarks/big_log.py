@@ -14,7 +14,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal
 
@@ -24,12 +24,7 @@ SCANNING, JUDGING = "scanning the log", "diagnosis at step"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--steps", type=int, default=100_000, help="last step of LOG")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--wait-for-diagnosis", action="store_true")
-    options = parser.parse_args()
+    options = options_of(__doc__, "log", steps=100_000, runs=3, wait_for_diagnosis=False)
     size = warm(options.log)
     print(machine())
     print(f"{options.log}: {size / 1e9:.2f} GB, {options.steps:,} steps")

@@ -10,11 +10,11 @@ tokens that come in sequences of 128, where the share differs from sequence to s
 coefficient of variation of 1.
 """
 
-import argparse
 import math
 
 import numpy as np
 
+from benchmarks.machine import options_of
 from microscope_tui.report import further
 
 SEQUENCE = 128
@@ -63,11 +63,7 @@ def covered(calibrations: int, wanted: int, seed: int, *, together: bool = False
 
 def main() -> int:
     """Measure and print a Markdown table; 1 if the interval does not keep its promise."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calibrations", type=int, default=1000)
-    parser.add_argument("--wanted", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = options_of(__doc__, calibrations=1000, wanted=1000, seed=0)
     sizes = (options.calibrations, options.wanted, options.seed)
     print(f"{options.calibrations:,} calibrations, {options.wanted:,} tokens wanted\n")
     print("| tokens | within the interval |\n|---|---|")

@@ -11,7 +11,6 @@ token.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable
 import torch
 from transformers import DynamicCache
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.transformers_peer import EXPERTS, peer
 from moe_model import Decoder, LanguageModel, LatentCache, ModelConfig
 
@@ -74,10 +73,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def main() -> int:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=40, help="single tokens in a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = options_of(__doc__, tokens=40, rounds=3)
     torch.manual_seed(0)
     config = ModelConfig.preset("shakespeare", vocab_size=256, max_position_embeddings=CACHED + 64)
     model = LanguageModel(config).eval()

@@ -19,11 +19,10 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.scoreboard.one import show_one
+from benchmarks.scoreboard.judging import show_throughput
 from benchmarks.scoreboard.plan import QUICK_SHAPES, SHAPES, Case, cases, fingerprint, numbers
 from benchmarks.scoreboard.results import complete
-from benchmarks.scoreboard.table import failures, show
-from benchmarks.scoreboard.throughput import show_throughput
+from benchmarks.scoreboard.table import failures, show, show_one
 
 
 def main() -> int:

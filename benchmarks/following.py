@@ -8,7 +8,6 @@ from ten seconds after its start: its share of one core, its memory at the start
 at the end, the bytes a second it sends to the terminal, and how many steps the screen is behind.
 """
 
-import argparse
 import re
 import statistics
 import sys
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.beside import writing
-from benchmarks.machine import machine
+from benchmarks.live_writer import writing
+from benchmarks.machine import machine, options_of
 from benchmarks.terminal import Terminal
 
 COLUMNS, ROWS = 140, 50
@@ -42,15 +41,7 @@ class Sample:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=20.0)
-    parser.add_argument("--history", type=int, default=2000)
-    parser.add_argument("--routers", type=int, default=58)
-    parser.add_argument("--experts", type=int, default=256)
-    options = parser.parse_args()
+    options = options_of(__doc__, seconds=60.0, rate=20.0, history=2000, routers=58, experts=256)
     print(machine())
     print(
         f"{options.routers} layers x {options.experts} experts at {options.rate:g} records/s, "
@@ -58,11 +49,11 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "live" / "metrics.jsonl"
-        arguments = ["--rate", str(options.rate), "--history", str(options.history)]
-        arguments += ["--routers", str(options.routers), "--experts", str(options.experts)]
+        size = ("--routers", options.routers, "--experts", options.experts)
+        pace = ("--rate", options.rate, "--history", options.history)
         command = [sys.executable, "-m", "microscope_tui.cli", str(log.parent)]
         with (
-            writing("benchmarks.paced_writer", [str(log), *arguments]),
+            writing(log, *pace, *size),
             Terminal(command, columns=COLUMNS, rows=ROWS, environment=COLOURS_256) as terminal,
         ):
             shown = terminal.wait_until(lambda text: bool(re.search(STEP_SHOWN, text)))

@@ -6,7 +6,6 @@ Trains the tiny preset healthily and with ``--force-collapse 3@100``, and prints
 and ``moe-microscope check`` say. ``--full`` adds the preset's own number of steps.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,15 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from microscope_tui.measures import collapse_index
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
+    options = options_of(__doc__, steps=300, full=False)
     runs = {
         "healthy": ["--steps", str(options.steps)],
         "forced": ["--steps", str(options.steps), "--force-collapse", "3@100"],

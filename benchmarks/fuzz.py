@@ -8,7 +8,6 @@ with ``--first`` at the number it printed last. Logs that hurt are saved below `
 with 1 if any did.
 """
 
-import argparse
 import multiprocessing
 import resource
 import sys
@@ -20,7 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from tests.hostile.journey import travel
 from tests.hostile.logs import hostile_log
 from tests.hostile.soak import soak
@@ -35,13 +34,9 @@ Failure = tuple[int, str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=200_000)
-    parser.add_argument("--first", type=int, default=1_000_000, help="number of the first log")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"))
-    parser.add_argument("--soak", type=float, help="seconds of a writer that is killed and resumes")
-    options = parser.parse_args()
+    options = options_of(
+        __doc__, cases=200_000, first=1_000_000, jobs=2, keep=Path("fuzz-failures"), soak=float
+    )
     print(machine())
     if options.soak:
         with tempfile.TemporaryDirectory() as folder:

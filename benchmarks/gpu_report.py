@@ -9,18 +9,240 @@ checks passed, 1 one failed, 64 no GPU.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import socket
 import sys
 import tempfile
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from benchmarks.gpu_checks import CHECKS, Place
+from moe_model import Experts, LanguageModel, ModelConfig, experts
+from moe_model.sampling import generate
+from moe_model.training import mixed_precision
+
+spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[1] / "train.py")
+assert spec is not None
+assert spec.loader is not None
+trainer = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(trainer)
+
+SHAPE = {
+    "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "first_k_dense_replace": 1,
+    "intermediate_size": 96, "moe_intermediate_size": 32, "n_routed_experts": 8,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "num_attention_heads": 2, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "max_position_embeddings": 128, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+Result = tuple[bool, dict]
+
+
+@dataclass
+class Place:
+    """Where a check runs, and a folder that is its own."""
+
+    device: torch.device
+    folder: Path
+
+    @property
+    def large(self) -> bool:
+        return self.device.type == "cuda"
+
+    def wait(self) -> None:
+        if self.large:
+            torch.cuda.synchronize()
+
+
+def small_model(device: torch.device) -> LanguageModel:
+    model = LanguageModel(ModelConfig(**SHAPE))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.to(device).train()
+
+
+def losses_and_gradients(place_device: torch.device, dtype: torch.dtype, compiled: bool = False):
+    """Loss of one pass over fixed tokens, its gradients by name, and seconds of a second pass."""
+    model = small_model(place_device)
+    if compiled:
+        # Generated code takes minutes on a CPU, where one layer and its graph must do.
+        on_cpu = place_device.type == "cpu"
+        for layer in model.layers[-1:] if on_cpu else (*model.layers, *model.mtp):
+            layer.compile(backend="aot_eager" if on_cpu else "inductor")
+    ids_BN = torch.randint(0, 97, (4, 66), generator=torch.Generator().manual_seed(1))
+    ids_BN = ids_BN.to(place_device)
+    for _ in range(2):
+        model.zero_grad()
+        with mixed_precision(place_device, dtype):
+            output = model(
+                ids_BN[:, :64], next_ids=ids_BN[:, 1:-1], targets=[ids_BN[:, 1:-1], ids_BN[:, 2:]]
+            )
+        loss = sum(output.losses) / ids_BN[:, 2:].numel()
+        loss.backward()
+    return loss.item(), {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compared(one, other, most_loss: float, most_gradient: float) -> Result:
+    """Relative differences of two passes."""
+    (loss, gradients), (expected, their_gradients) = one, other
+    apart = {n: (gradients[n] - g).norm() / g.norm() for n, g in their_gradients.items()}
+    worst = float(max(apart.values()))
+    numbers = {"loss": loss, "expected_loss": expected, "gradients_apart": worst}
+    return abs(loss - expected) <= most_loss and worst <= most_gradient, numbers
+
+
+def parity_fp32(place: Place) -> Result:
+    reference = losses_and_gradients(torch.device("cpu"), torch.float32)
+    return compared(losses_and_gradients(place.device, torch.float32), reference, 1e-4, 1e-3)
+
+
+def parity_bf16(place: Place) -> Result:
+    """Against fp32 on a CPU: near-tied tokens may take another expert."""
+    reference = losses_and_gradients(torch.device("cpu"), torch.float32)
+    return compared(losses_and_gradients(place.device, torch.bfloat16), reference, 0.05, 0.3)
+
+
+def grouped_against_in_turn(place: Place) -> Result:
+    """Milliseconds of a pass of the experts, forward and backward, each way; and the same sums."""
+    width, tokens, count = (1024, 16384, 64) if place.large else (64, 256, 8)
+    config = ModelConfig(**{
+        **SHAPE, "hidden_size": width, "moe_intermediate_size": width // 2,
+        "n_routed_experts": count,
+    })  # fmt: skip
+    layer = Experts(config).to(place.device, torch.bfloat16)
+    x_TD = torch.randn(tokens, width, device=place.device, dtype=torch.bfloat16)
+    ids_TK = torch.rand(tokens, count, device=place.device).topk(2).indices
+    weights_TK = torch.rand(tokens, 2, device=place.device)
+    before, numbers, sums = experts._grouped_is_better, {}, []
+    numbers["chosen"] = "grouped" if before(x_TD, layer.gate_up_proj) else "in turn"
+    try:
+        for way in ("grouped", "in turn"):
+            experts._grouped_is_better = lambda *_, way=way: way == "grouped"
+            seconds = []
+            for _ in range(5):
+                place.wait()
+                started = time.perf_counter()
+                y_TD = layer(x_TD, ids_TK, weights_TK)
+                y_TD.float().sum().backward()
+                place.wait()
+                seconds.append(time.perf_counter() - started)
+            numbers[f"{way} ms"] = round(1e3 * min(seconds), 3)
+            sums.append(y_TD.float())
+    finally:
+        experts._grouped_is_better = before
+    numbers["apart"] = float((sums[0] - sums[1]).norm() / sums[1].norm())
+    return numbers["apart"] < 2e-2, numbers
+
+
+def compiled(place: Place) -> Result:
+    """Compiled layers against plain ones."""
+    plain = losses_and_gradients(place.device, torch.float32)
+    other = losses_and_gradients(place.device, torch.float32, compiled=True)
+    return compared(other, plain, 1e-4, 1e-3)
+
+
+def train(place: Place, run: str, *more: str, rank: bool = False, own_shape: bool = True) -> Path:
+    """Run the trainer in this process and return its newest checkpoint.
+
+    Args:
+        own_shape: Train the small model of these checks on a small text, instead of the preset on
+            the text that ships with Python.
+    """
+    text = place.folder / "text.txt"
+    text.write_text("".join(f"{n} of {n * 7 % 13} is {n * n % 97}.\n" for n in range(300)))
+    folders = [f"--log-dir={place.folder / 'logs'}", f"--checkpoint-dir={place.folder / 'ck'}"]
+    fields = [f"--model.{name}={SHAPE[name]}" for name in TRAINED if own_shape]
+    data = text if own_shape else "python-docs"
+    own = [f"--data={data}", f"--run={run}", f"--device={place.device.type}", "--batch-size=4"]
+    flags = [*own, *folders, *fields, "--dtype=fp32", *more]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    names["MASTER_PORT"] = port
+    try:
+        if rank:
+            os.environ.update(names)
+        code = trainer.run_command(trainer.app, list({f.split("=")[0]: f for f in flags}.values()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for name in names if rank else ():
+            del os.environ[name]
+    if code:
+        raise RuntimeError(f"train.py ended with {code}; its message is above")
+    return place.folder / "ck" / run / "latest"
+
+
+TRAINED = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "moe_intermediate_size",
+    "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def losses_of(place: Place, run: str) -> list[float]:
+    lines = (place.folder / "logs" / run / "metrics.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record["loss"] for record in records if record["kind"] == "step"]
+
+
+def resumed_bit_for_bit(place: Place) -> Result:
+    """Six steps at once, and three and three."""
+    straight = train(place, "straight", "--steps=6", "--save-every=3", "--deterministic")
+    previous = straight.parent / "previous"
+    again = train(place, "again", "--steps=6", f"--resume={previous}", "--deterministic")
+    one, other = (load_file(path / "model.safetensors") for path in (straight, again))
+    different = [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
+    return not different, {"tensors": len(one), "different": len(different)}
+
+
+def sharded_on_one(place: Place) -> Result:
+    """FSDP2 with one rank against no FSDP."""
+    train(place, "alone", "--steps=3")
+    train(place, "sharded", "--steps=3", "--parallel=fsdp", rank=True)
+    one, other = losses_of(place, "alone"), losses_of(place, "sharded")
+    apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
+    return apart < 1e-3, {"losses_apart": apart, "last_loss": other[-1]}
+
+
+def generated(place: Place) -> Result:
+    """The likeliest tokens, against those of the CPU."""
+    prompt_S, answers, seconds = torch.arange(1, 9), [], 0.0
+    for device in (torch.device("cpu"), place.device):
+        model = small_model(device).eval()
+        started = time.perf_counter()
+        answers.append(generate(model, prompt_S, max_new_tokens=64, temperature=0.0))
+        seconds = time.perf_counter() - started
+    alike = next((i for i, (a, b) in enumerate(zip(*answers, strict=True)) if a != b), 64)
+    return alike >= 32, {"same_tokens": alike, "tokens_per_s": round(64 / seconds, 1)}
+
+
+def throughput(place: Place) -> Result:
+    """Tokens a second of the preset ``small`` on a GPU, after its first steps."""
+    more = ["--steps=60", "--preset=small", "--batch-size=32"] if place.large else ["--steps=4"]
+    train(place, "speed", *more, "--dtype=auto", own_shape=not place.large)
+    lines = (place.folder / "logs" / "speed" / "metrics.jsonl").read_text("utf-8").splitlines()
+    rates = [r["tokens_per_s"] for r in map(json.loads, lines) if r["kind"] == "step"]
+    rate = sorted(rates[len(rates) // 2 :])[len(rates) // 4]
+    return rate > 0, {"tokens_per_s": round(rate, 1)}
+
+
+CHECKS = {
+    "parity fp32": parity_fp32,
+    "parity bf16": parity_bf16,
+    "grouped products": grouped_against_in_turn,
+    "compile": compiled,
+    "resume bit for bit": resumed_bit_for_bit,
+    "fsdp on one": sharded_on_one,
+    "generation": generated,
+    "throughput": throughput,
+}
+
 
 NO_DEVICE = 64
 

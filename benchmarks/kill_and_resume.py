@@ -7,7 +7,6 @@ compared, bit for bit: every row of the log from the resume point on (losses, co
 events, alerts; not clock times, speeds and memory), and all files of the last checkpoint.
 """
 
-import argparse
 import json
 import os
 import random
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -34,14 +33,7 @@ SMALL = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked = options_of(__doc__, kills=20, steps=120, dtype="fp32", seed=0)
     moment = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

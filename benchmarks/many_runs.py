@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.beside import writing
 from benchmarks.bulk import write_bulk
 from benchmarks.following import COLOURS_256, COLUMNS, ROWS
-from benchmarks.machine import machine
+from benchmarks.live_writer import writing
+from benchmarks.machine import machine, options_of
 from benchmarks.terminal import Terminal
 
 KEYS = "4"
@@ -34,25 +34,17 @@ ROUTERS, EXPERTS, TOP_K, TOKENS = 10, 8, 2, 4096
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = options_of(
+        __doc__, runs=1000, live=3, steps=60, keys=KEYS, pattern=PATTERN, timeout=60.0
     )
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--live", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="steps of every run that is over")
-    parser.add_argument("--keys", default=KEYS)
-    parser.add_argument("--pattern", default=PATTERN)
-    parser.add_argument("--timeout", type=float, default=60.0)
-    options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         live = make_runs(folder, options.runs, options.live, options.steps)
         size = sum(log.stat().st_size for log in folder.glob("*/*.jsonl"))
         print(f"{options.runs:,} runs, {len(live)} of them live, {size / 1e6:.0f} MB")
-        arguments = ["--rate", "1", "--history", str(options.steps), "--top-k", str(TOP_K)]
-        arguments += ["--routers", str(ROUTERS), "--experts", str(EXPERTS)]
-        with writing("benchmarks.paced_writer", [*map(str, live), *arguments]):
+        shape = ("--routers", ROUTERS, "--experts", EXPERTS, "--top-k", TOP_K)
+        with writing(*live, "--rate", 1, "--history", options.steps, *shape):
             measure(folder, options)
 
 

@@ -7,25 +7,19 @@ process: the first picture of the whole history, the verdict on all of its steps
 CPU seconds until then, and the peak memory.
 """
 
-import argparse
 import re
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.terminal import Terminal
 from microscope_tui.scenarios import Shape, write_run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--routers", type=int, default=10)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
+    options = options_of(__doc__, routers=10, experts=8, steps=10_000, runs=5)
     shape = Shape(routers=options.routers, num_experts=options.experts, steps=options.steps)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

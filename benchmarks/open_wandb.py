@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.big_log import SCANNING, say, warm
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal
 from tests.sources import wandb_bytes
@@ -31,13 +31,7 @@ CRITICAL = "CRITICAL"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--keys", type=int, default=3000)
-    parser.add_argument("--summaries", action="store_true", help="with a summary per step")
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
+    options = options_of(__doc__, gigabytes=2.0, steps=100_000, keys=3000, summaries=False, runs=3)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run-x.wandb"

@@ -8,7 +8,6 @@ other in the second. A ratio is the geometric mean of a pair of each half. A hal
 that its judgement is past its warm-up. Quote nothing from a busy machine.
 """
 
-import argparse
 import copy
 import math
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from benchmarks.machine import options_of
 from microscope_tui.probe import attach
 
 LEAST_S = 0.2
@@ -31,12 +31,7 @@ TARGETS = {1: 1.02, 10: 1.005}
 
 def main() -> None:
     """Print the ratio of a step with the probe to one without."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=60)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=1024)
-    given = parser.parse_args()
+    given = options_of(__doc__, every=1, pairs=60, width=256, tokens=1024)
     model, ids_BS = made(given.width, given.tokens)
     models = [model, copy.deepcopy(model)]
     steps = given.every * math.ceil(STEPS / given.every)

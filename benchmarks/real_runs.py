@@ -13,28 +13,17 @@ nothing else at the severity of a warning or above. ``~`` marks what lies in the
 what does so on its harmless side. ERODING is a forecast: it is judged by what came of it.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.real.comparison import Comparison, compare, found_words, true_words
-from benchmarks.real.plans import PLANS, Plan, Where
-from benchmarks.real.training import is_finished, log_of, train
+from benchmarks.real.plans import PLANS, Plan, Where, is_finished, log_of, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="folder of the logs")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--only", default="", help="names, separated by commas")
-    parser.add_argument("--judge-only", action="store_true", help="train nothing")
-    parser.add_argument("--threads", type=int, default=1, help="of one training")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = options_of(__doc__, out=Path, steps=600, only="", judge_only=False, threads=1, seed=0)
     names = [plan.name for plan in PLANS]
     only = [name.strip() for name in options.only.split(",") if name.strip()] or names
     if unknown := sorted(set(only) - set(names)):

@@ -1,30 +1,24 @@
 """What it costs a training to record and to judge every step.
 
-    python -m benchmarks.recording [--preset tiny|small] [--pairs 40]
+    python -m benchmarks.recording [--steps 400]
 
-First ``RunRecorder`` alone on invented healthy steps: time on the training thread, and processor
-time of the writing thread too. Then real training steps of a preset in one process, five with and
-five without the log in turn, so that a slow moment of the machine counts for both. A step varies
-by more than the log costs: the calls timed by themselves are the exact number, the difference
-says that nothing is hidden elsewhere (the writing thread takes a core while others compute).
+``RunRecorder`` alone on invented healthy steps: time on the training thread, and processor time of
+the writing thread too. A real step varies by more than the log costs: ``benchmarks.probe_overhead``
+compares steps with and without the probe.
 """
 
-import argparse
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
-from microscope_tui.probe import RunRecorder, UnfailingLog
+from benchmarks.machine import machine, options_of
+from microscope_tui.probe import RunRecorder
 from microscope_tui.scenarios import draw_counts
-from moe_model.training import Options, World, prepare, resolve
-from train import optimizer_step
 
 SIZES = ((5, 8, 2), (7, 16, 4), (58, 256, 8))
 """Routers, experts and choices per token: of the presets tiny, small and deepseek-v3."""
@@ -33,8 +27,6 @@ READINGS = (
     *("entropy", "mean_entropy", "z_loss", "max_logit", "grad_norm", "selected_mass"),
     "margin",
 )
-TURN, WARM_UP_STEPS = 5, 5
-RESAMPLES = 2000
 PAUSE_S = 0.02
 """Between steps of the recorder alone: a training computes then, and the writing thread writes."""
 
@@ -89,70 +81,12 @@ def alone(folder: Path, size: tuple[int, int, int], steps: int, **changes: Any) 
     return [1e3 * statistics.median(times), 1e3 * usual[-1], 1e3 * processor / steps]
 
 
-def in_pairs(folder: Path, preset: str, pairs: int) -> tuple[list[float], ...]:
-    """Seconds a step: of every turn with the log, of those without, of the calls by themselves."""
-    steps = WARM_UP_STEPS + 2 * TURN * pairs
-    options = resolve(
-        Options(
-            preset=preset,
-            run="recording",
-            steps=steps,
-            log_dir=folder / "logs",
-            checkpoint_dir=folder / "checkpoints",
-        )
-    )
-    run = prepare(options, World())
-    config = run.model.config
-    sizes = (len(config.router_depths), config.n_routed_experts, config.num_experts_per_tok)
-    log = UnfailingLog(recorder(folder / "log", *sizes), fail)
-    step, calls = 0, list[float]()
-
-    def turn(recorded: bool, length: int) -> float:
-        nonlocal step
-        started = time.perf_counter()
-        for _ in range(length):
-            step += 1
-            record = optimizer_step(run, step)
-            if recorded:
-                called = time.perf_counter()
-                log.step(record)
-                log.alerts()
-                calls.append(time.perf_counter() - called)
-        return (time.perf_counter() - started) / length
-
-    turn(True, WARM_UP_STEPS)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for pair in range(pairs):
-        for recorded in (True, False) if pair % 2 else (False, True):
-            times[recorded].append(turn(recorded, TURN))
-    log.end(step, "finished")
-    return times[True], times[False], calls[WARM_UP_STEPS:]
-
-
-def fail(message: str) -> None:
-    """A log with gaps measures nothing."""
-    raise SystemExit(message)
-
-
-def spread(values: list[float], of: Callable[[list[float]], float]) -> tuple[float, float]:
-    """Between what ``of`` lies with 95 % confidence, by resampling."""
-    rng = random.Random(0)
-    drawn = sorted(of(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return drawn[RESAMPLES // 40], drawn[-RESAMPLES // 40]
-
-
 def main() -> int:
-    """Measure and print two Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=["tiny", "small"], default="tiny")
-    parser.add_argument("--pairs", type=int, default=40, help=f"turns of {TURN} steps; 0 for none")
-    parser.add_argument("--steps", type=int, default=400, help="of the recorder alone")
-    asked = parser.parse_args()
+    """Measure and print a Markdown table."""
+    asked = options_of(__doc__, steps=400)
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print(
-        "| routers × experts | training thread, median | 95 % below | without the judge |", end=""
-    )
-    print(" all threads, processor |\n|---|---|---|---|---|")
+    heads = "training thread, median | 95 % below | without the judge | all threads, processor"
+    print(f"| routers × experts | {heads} |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for at, size in enumerate(SIZES):
             steps = asked.steps if size[1] < 100 else asked.steps // 4
@@ -163,26 +97,6 @@ def main() -> int:
                 f"{plain[0]:.3f} ms | {judged[2]:.3f} ms |",
                 flush=True,
             )
-        if asked.pairs < 2:
-            return 0
-        logged, bare, calls = in_pairs(Path(folder), asked.preset, asked.pairs)
-    median = statistics.median
-    costs = [1e3 * (a - b) for a, b in zip(logged, bare, strict=True)]
-    low, high = spread(costs, median)
-    step_ms = 1e3 * median(bare)
-    call_ms = 1e3 * median(calls)
-    print(f"\n| {asked.preset}, {asked.pairs} pairs of {TURN} steps | per step |\n|---|---|")
-    print(f"| with the log | {1e3 * median(logged):.2f} ms |")
-    print(f"| without | {step_ms:.2f} ms |")
-    print(f"| the calls of the log, median | {call_ms:.3f} ms, {call_ms / step_ms:.2%} of a step |")
-    print(
-        f"| difference within a pair, median | {median(costs):+.2f} ms "
-        f"({low:+.2f} to {high:+.2f}) |"
-    )
-    print(
-        f"| share of a step | {median(costs) / step_ms:+.2%} "
-        f"({low / step_ms:+.2%} to {high / step_ms:+.2%}) |"
-    )
     return 0
 
 

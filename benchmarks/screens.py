@@ -10,7 +10,6 @@ paint, and 50 changes of the window's size; and what a run whose experts differ 
 minutes instead of fourteen: less of everything, and calm loads only.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -20,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import bandwidth
-from benchmarks.bulk import write_bulk
-from benchmarks.machine import machine
-from benchmarks.sittings import (
+from benchmarks.bandwidth import (
     COLOURS_256,
     TRUECOLOR,
     following,
@@ -31,6 +28,8 @@ from benchmarks.sittings import (
     resize_storm,
     silence,
 )
+from benchmarks.bulk import write_bulk
+from benchmarks.machine import machine, options_of
 from microscope_tui.runlog import LOG_NAME
 from microscope_tui.scenarios import Shape, write_run
 
@@ -72,11 +71,7 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    plan = QUICK if parser.parse_args().quick else Plan()
+    plan = QUICK if options_of(__doc__, quick=False).quick else Plan()
     print(machine())
     print(f"{plan.layers} layers x {plan.experts} experts where nothing else is said")
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}")

@@ -11,7 +11,6 @@ round, so that a slow moment of the machine counts for both.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, options_of
 from benchmarks.transformers_peer import EXPERTS, gemm_peak, peer
 from moe_model import LanguageModel, ModelConfig
 
@@ -82,10 +81,7 @@ def theirs(model: LanguageModel, experts: str) -> Callable[[], None]:
 
 def main() -> int:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--compiled", action="store_true", help="also compiled; takes minutes")
-    arguments = parser.parse_args()
+    arguments = options_of(__doc__, rounds=12, compiled=False)
     torch.manual_seed(0)
     model = LanguageModel(CONFIG)
     steps: dict[str, Any] = {f"transformers, {e}": theirs(model, e) for e in EXPERTS}

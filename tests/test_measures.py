@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.real.stretches import collapse_index as brute_force
+from benchmarks.real.arrays import collapse_index as brute_force
 from microscope_tui import measures
 
 COUNTS = st.lists(st.integers(0, 10**6), min_size=2, max_size=64).filter(any)

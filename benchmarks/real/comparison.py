@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.real.log import ArrayLog
-from benchmarks.real.oracle import COMES_WITH, RULES, eroded
-from benchmarks.real.oracle_load import WINDOW
-from benchmarks.real.stretches import (
+from benchmarks.real.arrays import (
     WHOLE_RUN,
+    ArrayLog,
     Stretch,
     Stretches,
     Zone,
     collapse_index,
     summed,
 )
+from benchmarks.real.oracle import COMES_WITH, RULES, WINDOW, eroded
 from microscope_tui.diagnosis import Episode, Severity
 from microscope_tui.runlog import find_runs
 from microscope_tui.watch import RunWatch

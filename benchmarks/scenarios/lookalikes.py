@@ -6,13 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 
-from microscope_tui.scenarios.collapsing import (
-    thin,
-)
-from microscope_tui.scenarios.course import (
-    Course,
-    steps,
-)
+from microscope_tui.scenarios.collapsing import thin
+from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.healthy import hot_shared, settled
 from microscope_tui.scenarios.popularity import (
     Popularity,

@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.scenarios.lookalikes import Weight, groups_of, modulated, narrow
-from microscope_tui.scenarios.collapsing import (
-    BESIDE_COLLAPSE,
-    collapsing,
-    fallen,
-    growing,
-    slow,
-)
+from microscope_tui.scenarios.collapsing import BESIDE_COLLAPSE, collapsing, fallen, growing, slow
 from microscope_tui.scenarios.control import (
     LINT,
     TOO_FAST,
@@ -21,17 +15,9 @@ from microscope_tui.scenarios.control import (
     oscillation,
     pooled_aux,
 )
-from microscope_tui.scenarios.course import (
-    BIAS_UPDATE_RATE,
-    Course,
-    steps,
-)
+from microscope_tui.scenarios.course import BIAS_UPDATE_RATE, Course, steps
 from microscope_tui.scenarios.healthy import settled
-from microscope_tui.scenarios.popularity import (
-    constant,
-    pulled,
-    whole,
-)
+from microscope_tui.scenarios.popularity import constant, pulled, whole
 from microscope_tui.scenarios.run import (
     Expected,
     Record,

@@ -39,7 +39,6 @@ class Scenario:
     """A kind of run with known ground truth."""
 
     name: str
-    summary: str
     build: Callable[[Shape, random.Random], Run]
     fits: Callable[[Shape], bool] = any_shape
     """Whether the scenario supports the shape."""
@@ -48,21 +47,21 @@ class Scenario:
 
 
 _ALL = (
-    Scenario("healthy", "nothing is wrong", healthy.healthy),
-    Scenario("shock", "a layer falls and comes back at once", healthy.shock),
-    Scenario("hot-expert", "one expert serves every token", healthy.hot_expert, several_choices),
-    Scenario("collapse", "a layer falls onto k experts", collapsing.collapse, steps=600),
-    Scenario("slow-collapse", "a layer erodes, then collapses", collapsing.slow_collapse),
-    Scenario("dead-experts", "some experts fade away", collapsing.dead_experts, can_lose_experts),
-    Scenario("starving-finetune", "experts starve", collapsing.starving, _can_starve),
-    Scenario("divergence", "gradients and logits blow up first", collapsing.divergence),
-    Scenario("bias-limit-cycle", "the load swings slowly", control.bias_limit_cycle),
-    Scenario("bias-runaway", "the bias grows without effect", control.bias_runaway),
-    Scenario("overflow", "experts beyond their capacity", control.overflow),
-    Scenario("dead-gradient", "routers that learn nothing", control.dead_gradient),
-    Scenario("rank-skew", "one rank does most of the work", control.rank_skew, _fills_ranks),
-    Scenario("double-counting", "every choice is counted twice", control.double_counting),
-    Scenario("lint-no-balance", "nothing balances the load", control.no_balance),
+    Scenario("healthy", healthy.healthy),
+    Scenario("shock", healthy.shock),
+    Scenario("hot-expert", healthy.hot_expert, several_choices),
+    Scenario("collapse", collapsing.collapse, steps=600),
+    Scenario("slow-collapse", collapsing.slow_collapse),
+    Scenario("dead-experts", collapsing.dead_experts, can_lose_experts),
+    Scenario("starving-finetune", collapsing.starving, _can_starve),
+    Scenario("divergence", collapsing.divergence),
+    Scenario("bias-limit-cycle", control.bias_limit_cycle),
+    Scenario("bias-runaway", control.bias_runaway),
+    Scenario("overflow", control.overflow),
+    Scenario("dead-gradient", control.dead_gradient),
+    Scenario("rank-skew", control.rank_skew, _fills_ranks),
+    Scenario("double-counting", control.double_counting),
+    Scenario("lint-no-balance", control.no_balance),
 )
 
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -5,14 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from microscope_tui.scenarios.course import (
-    ByStep,
-    Course,
-    Meter,
-    falling_loss,
-    sharpening,
-    steps,
-)
+from microscope_tui.scenarios.course import ByStep, Course, Meter, falling_loss, sharpening, steps
 from microscope_tui.scenarios.healthy import settled
 from microscope_tui.scenarios.popularity import (
     Popularity,

@@ -3,16 +3,8 @@
 import math
 import random
 
-from microscope_tui.scenarios.course import (
-    Course,
-    steps,
-)
-from microscope_tui.scenarios.popularity import (
-    Popularity,
-    constant,
-    pulled,
-    settling,
-)
+from microscope_tui.scenarios.course import Course, steps
+from microscope_tui.scenarios.popularity import Popularity, constant, pulled, settling
 from microscope_tui.scenarios.run import (
     Expected,
     Run,

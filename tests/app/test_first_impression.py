@@ -95,8 +95,9 @@ def test_a_live_run_whose_experts_differ_costs_little_over_ssh(
 ) -> None:
     """Bytes of any ten seconds, after those in which the screen opens."""
     log = tmp_path / "live" / "metrics.jsonl"
-    command = [sys.executable, "-m", "benchmarks.noisy_writer", str(log), "--cv", "0.075"]
-    command += ["--spread", "0.35", "--history", "40", "--routers", "30", "--experts", "128"]
+    command = [sys.executable, "-m", "benchmarks.live_writer", str(log), "--rate", "1"]
+    command += ["--cv", "0.075", "--spread", "0.35", "--history", "40"]
+    command += ["--routers", "30", "--experts", "128"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         try:
             assert writer.stdout is not None

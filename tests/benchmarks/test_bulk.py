@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bulk import BulkTruth, bulk_lines, write_bulk
-from benchmarks.bulk_plan import BulkOptions
+from benchmarks.bulk import BulkOptions, BulkTruth, bulk_lines, write_bulk
 from microscope_tui import measures
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_checks, gpu_report
+from benchmarks import gpu_report
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(
@@ -31,7 +31,7 @@ def test_every_check_passes_on_a_cpu_and_the_report_names_no_host(tmp_path: Path
     text = out.read_text("utf-8")
     report = json.loads(text)
     assert {name for name, check in report["checks"].items() if check["passed"]} == set(
-        gpu_checks.CHECKS
+        gpu_report.CHECKS
     )
     assert all(check["numbers"] for check in report["checks"].values())
     for private in (socket.gethostname(), str(Path.home()), "/tmp", getpass.getuser() + "@"):
@@ -41,7 +41,7 @@ def test_every_check_passes_on_a_cpu_and_the_report_names_no_host(tmp_path: Path
 def test_a_check_that_breaks_or_fails_is_told_without_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(place: gpu_checks.Place) -> gpu_checks.Result:
+    def broken(place: gpu_report.Place) -> gpu_report.Result:
         raise OSError(f"{place.folder} is full")
 
     wrong = {"broken": broken, "wrong": lambda place: (False, {"apart": 1.0})}
@@ -54,7 +54,7 @@ def test_a_check_that_breaks_or_fails_is_told_without_its_folder(
 
 
 def test_other_weights_fail_the_comparison() -> None:
-    one = gpu_checks.losses_and_gradients(torch.device("cpu"), torch.float32)
+    one = gpu_report.losses_and_gradients(torch.device("cpu"), torch.float32)
     other = (one[0], {name: 1.1 * gradient for name, gradient in one[1].items()})
-    assert gpu_checks.compared(one, one, 1e-4, 1e-3)[0]
-    assert not gpu_checks.compared(other, one, 1e-4, 1e-3)[0]
+    assert gpu_report.compared(one, one, 1e-4, 1e-3)[0]
+    assert not gpu_report.compared(other, one, 1e-4, 1e-3)[0]

@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui.diagnosis.balancing import BACK, stronger_balance
-from microscope_tui.diagnosis.context import (
-    CRITICAL_FIRST,
-    SILENT_CUT,
-    WHEN,
-    RuleLimits,
-    is_moment,
-)
+from microscope_tui.diagnosis.context import CRITICAL_FIRST, SILENT_CUT, WHEN, RuleLimits, is_moment
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
 from microscope_tui.diagnosis.signals import StepView, expected, window_steps
