@@ -20,10 +20,10 @@ import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
-from benchmarks.big_log import Direction, press
+from benchmarks.big_log import MOVES, press
 from benchmarks.live_writer import writing
 from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal
@@ -122,8 +122,8 @@ def keys(log: Path, presses: int) -> tuple[list[float], list[float]]:
     """Milliseconds from a key to what it paints: to another layer, and to the step before."""
     with Sitting(log) as sitting:
         sitting.wait_until_at_rest()
-        direction = Direction()
-        moves = [press(sitting, direction.next()) for _ in range(presses)]
+        directions = cycle(MOVES)
+        moves = [press(sitting, next(directions)) for _ in range(presses)]
         return moves, [_step_back(sitting) for _ in range(presses)]
 
 

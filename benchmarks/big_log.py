@@ -12,6 +12,7 @@ import argparse
 import random
 import statistics
 import sys
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks.machine import machine, options_of
@@ -19,6 +20,7 @@ from benchmarks.open_log import history_is_shown
 from benchmarks.terminal import Terminal
 
 COLUMNS, ROWS = 140, 50
+MOVES = 20 * "j" + 20 * "k"  # down the layers and up again, so that every key moves something
 KEYS, JUMPS = 60, 40
 SCANNING, JUDGING = "scanning the log", "diagnosis at step"
 
@@ -68,25 +70,14 @@ def under_keys(
 ) -> None:
     """Press keys while the scan runs, and jump about while the diagnosis does."""
     terminal.wait_until(lambda text: SCANNING in text)
-    direction = Direction()
+    moves = cycle(MOVES)
     while SCANNING in terminal.text:
-        measured.add("key to paint, scanning, ms", press(terminal, direction.next()))
+        measured.add("key to paint, scanning, ms", press(terminal, next(moves)))
     for _ in range(KEYS):
-        measured.add("key to paint, judging, ms", press(terminal, direction.next()))
+        measured.add("key to paint, judging, ms", press(terminal, next(moves)))
     jumps = random.Random(0)
     for _ in range(JUMPS):
         measured.add("jump to a step, ms", jump(terminal, jumps.randrange(1, options.steps)))
-
-
-class Direction:
-    """Down the layers and up again, so that every key moves something."""
-
-    def __init__(self) -> None:
-        self._pressed = 0
-
-    def next(self) -> str:
-        self._pressed += 1
-        return "j" if (self._pressed - 1) % 40 < 20 else "k"
 
 
 def press(terminal: Terminal, key: str) -> float:
