@@ -54,6 +54,17 @@ class CheckpointError(ValueError):
     """The folder is not a checkpoint, or is damaged; the message says which and what to do."""
 
 
+@contextmanager
+def _blamed_on(path: Path, what: str) -> Iterator[None]:
+    """Turn what reading an untrusted file can raise into ``CheckpointError``."""
+    try:
+        yield
+    except UNREADABLE as error:
+        missing = isinstance(error, KeyError)
+        reason = f"{shown(error.args[0])} is missing" if missing else str(error)
+        raise CheckpointError(f"{path} {what} ({reason}): use another checkpoint.") from error
+
+
 def read_plain_description(folder: Path) -> dict[str, Any]:
     """Read ``checkpoint.json`` in ``folder`` without checking the files it lists.
 
@@ -61,37 +72,23 @@ def read_plain_description(folder: Path) -> dict[str, Any]:
         CheckpointError: If it is missing, was changed, or describes something else.
     """
     path = folder / DESCRIPTION
-    try:
-        return read_plain(path)
-    except UNREADABLE as error:
-        raise no_description(path, error) from error
-
-
-def no_description(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a description of a checkpoint ({reason(error)}): use another checkpoint."
-    )
-
-
-def reason(error: Exception) -> str:
-    return f"{shown(error.args[0])} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def read_plain(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-        raise ValueError(f"it is not a file of at most {MOST_BYTES} bytes")
-    text = path.read_bytes().decode("utf-8")
-    plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError(f"it lacks format={FORMAT!r}")
-    version = plain["format_version"]
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"format_version={shown(version)}, but only {FORMAT_VERSION} is supported")
-    digest = digest_of(plain)
-    if plain.get("sha256", digest) != digest:
-        raise ValueError("it is damaged: its checksum does not match")
-    count("step", plain["step"])
+    with _blamed_on(path, "is not a description of a checkpoint"):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise ValueError(f"it is not a file of at most {MOST_BYTES} bytes")
+        text = path.read_bytes().decode("utf-8")
+        plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            raise ValueError(f"it lacks format={FORMAT!r}")
+        version = plain["format_version"]
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={shown(version)}, but only {FORMAT_VERSION} is supported"
+            )
+        digest = digest_of(plain)
+        if plain.get("sha256", digest) != digest:
+            raise ValueError("it is damaged: its checksum does not match")
+        count("step", plain["step"])
     return plain
 
 
@@ -184,19 +181,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "checkpoints/RUN/latest or checkpoints/RUN/best."
         )
     folder = folder.resolve()
-    description = _read_description(folder / DESCRIPTION)
-    for name, expected in description["files"].items():
-        _verify(folder / name, expected["bytes"], expected["sha256"])
-    _refuse_other_size(folder / WEIGHTS, description["model"])
-    tokenizer = _read_tokenizer(description["tokenizer"], folder, description["model"].vocab_size)
-    return Checkpoint(
-        folder=folder,
-        step=description["step"],
-        config=description["model"],
-        tokenizer_if_any=tokenizer,
-        stop_ids=stop_ids_of(tokenizer, description["stop_ids"]),
-        description=description["plain"],
-    )
+    plain = read_plain_description(folder)
+    with _blamed_on(folder / DESCRIPTION, "is not a description of a checkpoint"):
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in plain["files"].items()}
+        if WEIGHTS not in files:
+            raise ValueError(f"it does not list {WEIGHTS}")
+        for name in files:
+            if Path(name).name != name or not name.isprintable() or len(name) > 255:
+                raise ValueError(f"it lists {shown(name)}: not a file name inside the folder")
+        config = ModelConfig.from_dict(plain["model"])
+        ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
+        if max(ends, default=0) >= config.vocab_size:
+            raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
+        said = plain["tokenizer"]
+    for name, facts in files.items():
+        _verify(folder / name, *facts)
+    _refuse_other_size(folder / WEIGHTS, config)
+    tokenizer: Tokenizer | None = None
+    if said is not None:
+        with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
+            published = said["kind"] == KIND
+            tokenizer = (
+                PretrainedTokenizer.from_folder(said, folder)
+                if published
+                else CharTokenizer.from_dict(said)
+            )
+            if len(tokenizer) > config.vocab_size:
+                raise ValueError(
+                    f"it has {len(tokenizer)} tokens, but vocab_size={config.vocab_size}"
+                )
+    return Checkpoint(folder, plain["step"], config, tokenizer, stop_ids_of(tokenizer, ends), plain)
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -206,52 +220,6 @@ def file_facts(path: Path) -> dict[str, Any]:
             "bytes": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        plain = read_plain(path)
-        files = plain["files"]
-        if not isinstance(files, dict) or WEIGHTS not in files:
-            raise ValueError(f"it does not list {WEIGHTS}")
-        for name in files:
-            if Path(name).name != name or not name.isprintable() or len(name) > 255:
-                raise ValueError(f"it lists {shown(name)}: not a file name inside the folder")
-        config = ModelConfig.from_dict(plain["model"])
-        ends = [count("stop_ids", token) for token in plain.get("stop_ids", [])]
-        if max(ends, default=0) >= config.vocab_size:
-            raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
-        return {
-            "step": plain["step"],
-            "model": config,
-            "stop_ids": ends,
-            "tokenizer": plain["tokenizer"],
-            "files": {n: {k: f[k] for k in ("bytes", "sha256")} for n, f in files.items()},
-            "plain": plain,
-        }
-    except UNREADABLE as error:
-        raise no_description(path, error) from error
-
-
-def _read_tokenizer(
-    description: dict[str, Any] | None, folder: Path, vocab_size: int
-) -> Tokenizer | None:
-    if description is None:
-        return None
-    tokenizer: Tokenizer
-    try:
-        if description["kind"] == KIND:
-            tokenizer = PretrainedTokenizer.from_folder(description, folder)
-        else:
-            tokenizer = CharTokenizer.from_dict(description)
-        if len(tokenizer) > vocab_size:
-            raise ValueError(f"it has {len(tokenizer)} tokens, but vocab_size={vocab_size}")
-        return tokenizer
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no usable tokenizer ({reason(error)}): use "
-            "another checkpoint."
-        ) from error
 
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:

@@ -39,7 +39,6 @@ from .distributed import launched as launched
 from .distributed import lost_ranks as lost_ranks
 from .distributed import own_rank as own_rank
 from .distributed import parallelize as parallelize
-from .distributed import whole as whole
 from .distributed import whole_weights as whole_weights
 from .evaluation import SHARDED_SAMPLE_TOKENS as SHARDED_SAMPLE_TOKENS
 from .evaluation import evaluate as evaluate

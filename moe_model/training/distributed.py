@@ -76,19 +76,7 @@ def own_rank() -> str:
     return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
-def own_gpu(local_rank: int) -> torch.device:
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
-        raise UsageError(
-            f"LOCAL_RANK={local_rank} but this process sees {gpus} GPUs: start at most that many "
-            "processes per machine (--nproc-per-node), set LOCAL_RANK=0 if each process sees only "
-            "its own GPU, or train with --device cpu."
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def number_of(name: str) -> int:
+def _number_of(name: str) -> int:
     text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise UsageError(f"{name}={text!r} is not a number: start with torchrun, or correct it.")
@@ -147,8 +135,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 before the other ranks: rank 0 downloads, the others use the
-        file.
+        """Run the block on rank 0 before the others: it downloads, they use the file.
 
         An error ends all ranks, as in :meth:`together`; if rank 0 raises one, the others do not
         enter the block.
@@ -162,10 +149,8 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that either succeeds on all ranks or fails on all; see :meth:`share_fault`.
-
-        All ranks enter it. Collectives inside must come before anything that can fail.
-        """
+        """A block that succeeds on all ranks or fails on all; see :meth:`share_fault`. All ranks
+        enter it. Collectives inside must come before anything that can fail."""
         fault = None
         try:
             yield
@@ -260,10 +245,18 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     if not launched():
         yield World(device=device)
         return
-    rank, size, local_rank = (number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (_number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = device.type == "cuda"
     if cuda:
-        device = own_gpu(local_rank)
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UsageError(
+                f"LOCAL_RANK={local_rank} but this process sees {gpus} GPUs: start at most that "
+                "many processes per machine (--nproc-per-node), set LOCAL_RANK=0 if each process "
+                "sees only its own GPU, or train with --device cpu."
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
     backend, timeout = "nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
         with _ended_by_signals():
@@ -293,9 +286,11 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 def _ended_by_signals() -> Iterator[None]:
     """Restore default signals while ranks connect: torch blocks Python's handlers, and there is
     nothing to save yet."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
+    before = {
+        number: signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -305,11 +300,8 @@ def _ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Turn the error that torch raises when another rank has ended or hangs into ``RankLostError``.
-
-    Raises:
-        RankLostError: Instead of the error of a collective whose peer is gone.
-    """
+    """Turn the error that torch raises when another rank has ended or hangs into
+    ``RankLostError``."""
     try:
         yield
     except RuntimeError as error:
@@ -380,15 +372,7 @@ def parallelize(
             by layer, so that the device never holds all of it.
         kind: ``ddp`` needs memory for the whole model on every rank, ``fsdp`` communicates more.
         world: The ranks.
-
-    Raises:
-        UsageError: If there are several ranks and no kind.
     """
-    if kind is None and world.size > 1:
-        raise UsageError(
-            f"{world.size} processes were started but --parallel is not given: add --parallel ddp, "
-            "or --parallel fsdp for a model too large for one of them."
-        )
     if kind is None or not dist.is_initialized():
         return model.to(world.device)
     if kind == "ddp":
@@ -422,21 +406,15 @@ def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
         model.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of ``tensor``; gathering a DTensor is a collective, so all ranks must call this."""
-    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full
-
-
 def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
     """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks.
 
-    Tensors are gathered one by one, so a GPU holds one full tensor at a time. All ranks must call
-    this.
+    Tensors are gathered one by one, so a GPU holds one full tensor at a time. Gathering a DTensor
+    is a collective, so all ranks must call this.
     """
     weights = {}
     for name, tensor in model.state_dict().items():
-        full = whole(tensor)
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if world.is_main:
             weights[name] = full.cpu()
     return weights

@@ -8,7 +8,6 @@ that were ignored at the start stay ignored, as nohup requires, except SIGTERM.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -85,10 +84,9 @@ def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) 
 def only_training(folder: Path, world: World) -> Iterator[None]:
     """While entered, no other process can train in ``folder``, which is created. A collective.
 
-    A folder in which nothing was saved is removed again, with the parents made for it.
-
-    The operating system holds the lock and releases it when the process ends, even after a crash.
-    If a file system has no locks, a line on the console says so.
+    A folder in which nothing was saved is removed again, with the parents made for it. The
+    operating system holds the lock and releases it when the process ends, even after a crash. If a
+    file system has no locks, a line on the console says so.
 
     Raises:
         UsageError: On all ranks, if another process trains there.
@@ -96,33 +94,30 @@ def only_training(folder: Path, world: World) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with world.together():
-            if world.is_main and not _take(folder, stack):
-                raise UsageError(
-                    f"{folder}: another process is training this run: stop it first, or choose "
-                    "another --run."
-                )
+            if world.is_main:
+                _lock(folder, stack)
         yield
 
 
-def _take(folder: Path, stack: ExitStack) -> bool:
+def _lock(folder: Path, stack: ExitStack) -> None:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as mine:
-        file = mine.enter_context((folder / LOCK).open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NOT_HERE:
-                raise
-            say(
-                f"train.py: {folder} is on a disk without file locks: make sure that no other "
-                "process trains this run."
-            )
-        mine.callback(_tidy, folder, made)  # before the lock is released
-        stack.enter_context(mine.pop_all())
-    return True
+    file = stack.enter_context((folder / LOCK).open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{folder}: another process is training this run: stop it first, or choose another "
+            "--run."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+        say(
+            f"train.py: {folder} is on a disk without file locks: make sure that no other process "
+            "trains this run."
+        )
+    stack.callback(_tidy, folder, made)  # before the lock is released
 
 
 def _tidy(folder: Path, made: list[Path]) -> None:
@@ -141,33 +136,24 @@ class StopRequest:
     """
 
     def __init__(self, *, to_the_end: bool = False) -> None:
-        """Prepare.
-
-        Args:
-            to_the_end: The process ends with the block, so SIGTERM and SIGHUP are ignored after
-                it. torchrun sends SIGTERM to every rank as soon as the first has ended; without
-                this the slower ranks would report 143.
-        """
+        """``to_the_end``: the process ends with the block, so SIGTERM and SIGHUP are ignored after
+        it. torchrun sends SIGTERM to every rank as soon as the first has ended; without this the
+        slower ranks would report 143."""
         self.requested = False
         self._to_the_end = to_the_end
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        taken = [number for number in _SIGNALS if number == signal.SIGTERM or not _ignored(number)]
-        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
+        for number in _SIGNALS:
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            if self._to_the_end and number != signal.SIGINT:
-                # Not a Python handler: those are removed while Python shuts down.
-                handler = signal.SIG_IGN
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+            # Not a Python handler: those are removed while Python shuts down.
+            ignored = self._to_the_end and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -181,9 +167,5 @@ class StopRequest:
         name = signal.Signals(number).name
         line = f"\n{name}: saving, then stopping; press Ctrl-C to exit without saving.\n"
         # Not through sys.stderr: the signal may have come in the middle of a write to it.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(2, line.encode())
-
-
-def _ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN

@@ -25,7 +25,6 @@ from moe_model.training import (
     parallelize,
     square_norms,
     synchronised,
-    whole,
     whole_weights,
 )
 from moe_model.training.evaluation import sample
@@ -37,6 +36,7 @@ from tests.training.worlds import (
     loss_of,
     make_model,
     train_step,
+    whole,
     world_of,
 )
 

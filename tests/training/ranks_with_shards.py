@@ -18,9 +18,8 @@ from moe_model.training import (
     optimizer_state,
     parallelize,
     save_shards,
-    whole,
 )
-from tests.training.worlds import make_model, train_step, world_of
+from tests.training.worlds import make_model, train_step, whole, world_of
 
 
 def state_of(world: World) -> tuple[LanguageModel, Any, dict[str, Tensor]]:

@@ -109,11 +109,6 @@ def test_rank_0_alone_gets_the_whole_weights(claim: Claim, kind: str) -> None:
     assert second["whole_weights"] == {}
 
 
-def test_several_processes_need_to_be_told_how_to_share() -> None:
-    with pytest.raises(UsageError, match=r"2 processes .* add --parallel ddp, or --parallel fsdp"):
-        parallelize(make_model(), None, World(rank=0, size=2))
-
-
 def test_a_process_on_its_own_trains_the_model_as_it_is() -> None:
     model = make_model()
     assert parallelize(model, "fsdp", World()) is model

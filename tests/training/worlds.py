@@ -17,15 +17,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from moe_model import LanguageModel, ModelConfig, update_expert_bias
-from moe_model.training import World, gradient_squares, join_world, synchronised, whole
+from moe_model.training import World, gradient_squares, join_world, synchronised
 from tests.forked import ForkServer
 
 CPU = torch.device("cpu")
 SEQUENCES, LENGTH = 12, 10
 Seen = dict[str, Any]
 Work = Callable[[World, Path], Seen]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; gathering a DTensor is a collective."""
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
 
 
 def seen_by(server: ForkServer, ranks: str, claim: str, folder: Path) -> Seen:
