@@ -12,9 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich import progress as bars
 from rich.console import Console as RichConsole
@@ -30,21 +28,6 @@ _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34
 """Width of the step count, a readable bar and the time left."""
 _SEVERITY_STYLES = {"crit": "bold white on red", "error": "bold magenta", "warn": "bold yellow"}
-
-
-class Alert(Protocol):
-    """An alert of the diagnosis at a step."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def severity(self) -> str: ...
-    @property
-    def rule(self) -> str: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def next(self) -> str: ...
 
 
 class Console:
@@ -84,12 +67,7 @@ class Console:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def say(self, line: str) -> None:
@@ -98,11 +76,7 @@ class Console:
 
     def step(self, progress: Progress, evidence: str = "") -> None:
         """Show a completed step: on the bar, or as a line every ten seconds, first and last step
-        included.
-
-        Args:
-            evidence: Text about a possible alert; replaces the worst layer where it fits.
-        """
+        included. ``evidence`` of a possible alert replaces the worst layer where it fits."""
         numbers = self._numbers(progress, evidence)
         if self._rich.is_terminal:
             self._bar.update(self._task, completed=progress.step, numbers=numbers)
@@ -115,8 +89,8 @@ class Console:
             seconds = (now - self._started) / done * (self._steps - progress.step)
             self.say(f"step {progress.step}/{self._steps}  {numbers}  ETA {_duration(seconds)}")
 
-    def alert(self, alert: Alert) -> None:
-        """Print a new alert in the colour of its severity; notes are not printed."""
+    def alert(self, alert: Any) -> None:
+        """Print a new alert of the diagnosis in the colour of its severity, but no notes."""
         style = _SEVERITY_STYLES.get(alert.severity)
         if style is not None:
             label = Text(f" {alert.severity.upper()} ", style=style)
@@ -127,10 +101,13 @@ class Console:
         """Print the summary: time, tokens, losses, the final state of every router, the verdict."""
         took = _duration(time.monotonic() - self._started)
         self.say(f"{ended} at step {progress.step}/{self._steps} after {took}")
+        best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
+        known = progress.validation_loss
+        validation = "" if known is None else f"{known:.3f}{best}"
         facts = {
             "tokens": f"{progress.tokens:,} in the whole run",
             "loss": f"{progress.loss:.3f}",
-            "validation": _validation(progress),
+            "validation": validation,
             "balance c": self._balance(progress),
             "verdict": verdict,
         }
@@ -184,13 +161,6 @@ class Console:
         return [worst] if entropy is None else [worst, f"H {entropy:.2f}"]
 
 
-def _validation(progress: Progress) -> str:
-    if progress.validation_loss is None:
-        return ""
-    best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
-    return f"{progress.validation_loss:.3f}{best}"
-
-
 class _Narration:
     """Standard error that may be full or closed: this must not end the training."""
 
@@ -239,34 +209,24 @@ def introduction(run: Run) -> list[str]:
 def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
     """Paths, and commands to resume or to go back, by their label on the screen.
 
-    You can paste every command into a shell.
-
-    Args:
-        onset: First step of the collapse, if any; used to suggest a checkpoint before it.
+    You can paste every command into a shell. ``onset``, the first step of a collapse, is what the
+    checkpoint to go back to lies before.
     """
-    options = run.options
-    checkpoints = options.checkpoint_dir / options.run
-    found = {
-        "checkpoint": str(checkpoints / LATEST),
-        "log": str(options.log_dir / options.run),
-    }
+    options, checkpoints = run.options, run.folder
+    found = {"checkpoint": str(checkpoints / LATEST), "log": str(options.log_dir / options.run)}
     if reason == "signal":
         found["resume"] = _again(run, "auto")
     if reason == "collapse":
-        found["go back"] = _back(run, checkpoints, onset or run.progress.step)
+        onset = onset or run.progress.step
+        found["go back"] = f"no checkpoint before step {onset}: start again with another setting"
+        if (sound := newest_before(checkpoints, onset)) is not None:
+            again = _again(run, str(sound[0]))
+            found["go back"] = f"{again}  # step {sound[1]}; append the setting to change"
         found["resume"] = f"{_again(run, 'auto')} --on-collapse log"
     if reason == "finished":
         best = shlex.quote(str(checkpoints / (BEST if (checkpoints / BEST).exists() else LATEST)))
         found["try it"] = f"python -m moe_model.generate {best}"
     return found
-
-
-def _back(run: Run, checkpoints: Path, onset: int) -> str:
-    sound = newest_before(checkpoints, onset)
-    if sound is None:
-        return f"no checkpoint before step {onset}: start again with another setting"
-    path, step = sound
-    return f"{_again(run, str(path))}  # step {step}; append the setting to change"
 
 
 def _again(run: Run, resume: str) -> str:

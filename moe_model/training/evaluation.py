@@ -35,12 +35,12 @@ def evaluate(
 
     Args:
         model: In evaluation mode meanwhile.
-        batches: All of them, on every rank; each rank evaluates its share.
+        batches: All of them, on every rank; each rank evaluates its share, in the same number of
+            forward passes: sharded ranks wait for each other.
         device: Of the model.
         dtype: Number format of matrix products.
         forward: What to call instead of the model where it is spread over ranks.
-        world: The ranks. Each makes the same number of forward passes: sharded ones wait for each
-            other.
+        world: The ranks.
     """
     forward = forward or model
     was_training = model.training
