@@ -147,7 +147,7 @@ class MultiHeadLatentAttention(nn.Module):
         Args:
             x_BSD: The normed residual stream.
             rotary: Angles of these S positions.
-            remember: Appends these tokens to a cache and returns the whole past.
+            remember: Appends to a cache, if there is one.
             visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.
         """
         config, tokens = self.config, x_BSD.shape[1]
@@ -307,17 +307,7 @@ class LatentCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Allocate.
-
-        Args:
-            config: Of the model.
-            batch: Sequences B.
-            length: Tokens N.
-            layers: Number of layers; ``None`` for all decoder layers without multi-token
-                prediction.
-            dtype: Data type of the entries.
-            device: Device of the entries.
-        """
+        """Allocate; without ``layers`` for all decoder layers, without multi-token prediction."""
         width = config.kv_lora_rank + config.qk_rope_head_dim
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
@@ -329,11 +319,6 @@ class LatentCache:
         """Capacity in tokens."""
         return self.entries_LBNW.shape[2]
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the entries in bytes."""
-        return self.entries_LBNW.nbytes
-
     def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
         """Append the entries of S new tokens; return all entries of ``layer`` so far.
 
@@ -342,11 +327,8 @@ class LatentCache:
 
         Returns:
             ``(B, used + S, W)``, a view.
-
-        Raises:
-            ValueError: If the tokens do not fit.
         """
-        end = self._end_of(entries_BSW.shape[1])
+        end = self.end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
@@ -356,11 +338,8 @@ class LatentCache:
 
         Returns:
             ``(B, used + S)``, a view; ``None`` if there is no padding at all.
-
-        Raises:
-            ValueError: As :meth:`append`.
         """
-        end = self._end_of(tokens)
+        end = self.end_of(tokens)
         if self.valid_BN is None:
             if valid_BS is None:
                 return None
@@ -375,8 +354,8 @@ class LatentCache:
         if self.valid_BN is not None:
             self.valid_BN = self.valid_BN[sequences]
 
-    def _end_of(self, tokens: int) -> int:
-        """The end position after ``tokens`` more."""
+    def end_of(self, tokens: int) -> int:
+        """The end position of ``tokens`` more; ``ValueError`` if they do not fit."""
         end = self.used + tokens
         if end > len(self):
             raise ValueError(

@@ -49,28 +49,21 @@ class Decoder:
         dtype = model.embed_tokens.weight.dtype if weights is None else torch.float32
         self.cache = LatentCache(model.config, 1, length, dtype=dtype, device=self.device)
         self.table = rotary_table(model.config, 0, length, self.device)
-        self._turn_N1r = torch.complex(*self.table).unsqueeze(1)
+        self.turn_N1r = torch.complex(*self.table).unsqueeze(1)
         self._layers: list[PreparedLayer] = []
         if weights is not None:
-            layers = model.decoder_layers
-            self._layers = [PreparedLayer(layer, weights) for layer in layers]
+            self._layers = [PreparedLayer(layer, weights) for layer in model.decoder_layers]
             self._head = PreparedLinear(model.head_weight, weights)
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         """Append ``ids``; return logits ``(S, V)`` and normed hidden states ``(S, D)``."""
-        room = len(self.cache) - self.cache.used
-        if len(ids) > room:
-            raise ValueError(
-                f"{len(ids)} tokens do not fit: {room} of {len(self.cache)} are free. Forget some, "
-                "or create a longer decoder."
-            )
         ids_S = torch.tensor(ids, device=self.device)
         if not self._layers or len(ids) > FEW:
             output = self.model(ids_S[None], cache=self.cache)
             return output.logits_BSV[0].float(), output.hidden_BSD[0]
-        start, end = self.cache.used, self.cache.used + len(ids)
-        turn_S1r = self.turn(start, end)
+        start, end = self.cache.used, self.cache.end_of(len(ids))
+        turn_S1r = self.turn_N1r[start:end]
         x_SD = self.model.embed_tokens.weight[ids_S].float()
         for depth, layer in enumerate(self._layers):
             x_SD = layer.read(x_SD, turn_S1r, self.cache.entries_LBNW[depth, 0], start)
@@ -83,10 +76,6 @@ class Decoder:
         if self.weights is None:
             return self.model.head(hidden_SD).float()
         return self._head(hidden_SD.to(self.weights)).float()
-
-    def turn(self, start: int, end: int) -> Tensor:
-        """Rotation of the positions from ``start`` to ``end``, complex, ``(S, 1, rope / 2)``."""
-        return self._turn_N1r[start:end]
 
     def forget(self, tokens: int) -> None:
         """Forget the last ``tokens``."""
@@ -150,7 +139,7 @@ class Drafter:
                 normed(hidden_SD, depth.hnorm.weight, depth.hnorm.eps),
             )
             x_SD = self._combine(torch.cat(both, dim=-1).to(self._decoder.weights)).float()
-            turn_S1r, entries_NW = self._decoder.turn(start, end), self._cache.entries_LBNW[0, 0]
+            turn_S1r, entries_NW = self._decoder.turn_N1r[start:end], self._cache.entries_LBNW[0, 0]
             x_SD = self._layer.read(x_SD, turn_S1r, entries_NW, start)
             ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
         self._cache.used = end

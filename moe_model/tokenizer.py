@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Library
 from torch import Tensor
 
 from moe_model.json_types import shown
-
-if TYPE_CHECKING:
-    import tokenizers
-
 
 KIND = "huggingface"
 TOKENIZER = "tokenizer.json"
@@ -74,6 +72,8 @@ class CharTokenizer:
                 "once."
             )
         self.vocabulary = vocabulary
+        self.end: int | None = None
+        self.files: Mapping[str, bytes] = {}
         points = [ord(character) for character in vocabulary]
         self._id_of_point = torch.full((max(points) + 1,), -1, dtype=torch.int64)
         self._id_of_point[torch.tensor(points)] = torch.arange(len(points))
@@ -98,16 +98,6 @@ class CharTokenizer:
     def to_dict(self) -> dict[str, Any]:
         """The entry in a checkpoint's description, ready for JSON."""
         return {"kind": "char", "vocabulary": self.vocabulary}
-
-    @property
-    def end(self) -> int | None:
-        """None: characters have no end token."""
-        return None
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        """None: the description is enough."""
-        return {}
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -137,19 +127,14 @@ class PretrainedTokenizer:
     """A ``tokenizer.json`` behind the interface of :class:`~moe_model.tokenizer.CharTokenizer`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        """Create the tokenizer from ``files``, contents by name.
-
-        Raises:
-            ValueError: If they are not a tokenizer, or the library is not installed.
-        """
+        """From ``files``, contents by name; ``ValueError`` if they are not a tokenizer."""
         self.files: Mapping[str, bytes] = {n: files[n] for n in FILES if n in files}
         if TOKENIZER not in self.files:
             raise ValueError(f"{TOKENIZER} is missing: a tokenizer needs it.")
         self._settings = _json_object(SETTINGS, self.files.get(SETTINGS, b"{}"))
         # Older files list the special tokens separately; transformers prefers these.
         if "added_tokens_decoder" not in self._settings:
-            apart = _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
-            self._settings |= apart
+            self._settings |= _json_object(SPECIAL_TOKENS, self.files.get(SPECIAL_TOKENS, b"{}"))
         self._tokenizer = _load(self.files[TOKENIZER])
         # As in transformers, the name of a special token in a text is plain text.
         self._tokenizer.encode_special_tokens = self._settings.get("split_special_tokens") is True
@@ -171,7 +156,7 @@ class PretrainedTokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
-    def library(self) -> tokenizers.Tokenizer:
+    def library(self) -> Library:
         """The same tokenizer of the ``tokenizers`` library, which reports offsets too."""
         return self._tokenizer
 
@@ -210,17 +195,13 @@ def character_files(vocabulary: str) -> dict[str, bytes]:
 
     Encoding any other character is an error, as here: there is no unknown token.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
     # A name of several characters is never a token, so unknown characters are rejected.
     model = models.WordLevel({c: i for i, c in enumerate(vocabulary)}, unk_token="<unknown>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer = Library(model)
+    every = Regex(r"[\s\S]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(every, "isolated")
     tokenizer.decoder = decoders.Fuse()
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return {TOKENIZER: tokenizer.to_str().encode(), SETTINGS: json.dumps(settings).encode()}
 
 
@@ -242,15 +223,9 @@ def read_small_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _load(content: bytes) -> tokenizers.Tokenizer:
+def _load(content: bytes) -> Library:
     try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{TOKENIZER} needs the tokenizers library: pip install tokenizers."
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+        tokenizer = Library.from_str(content.decode("utf-8"))
     except Exception as error:  # the library has no error class
         raise ValueError(f"{TOKENIZER} is not a tokenizer ({error}): download it again.") from error
     # Published files may truncate every text, for example at 512 tokens.

@@ -49,25 +49,23 @@ _EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _NOAUX = {**_EVERYWHERE, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
 
+_RULES: Mapping[str, int | float | bool] = {
+    "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+    "norm_topk_prob": True, "rms_norm_eps": 1e-6, "initializer_range": 0.02,
+    "tie_word_embeddings": False, "attention_bias": False, "num_nextn_predict_layers": 0,
+}  # fmt: skip
 ARCHITECTURES: Mapping[ModelType, Architecture] = {
     "deepseek_v3": Architecture(
         "DeepseekV3ForCausalLM",
         {
-            "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
-            "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rms_norm_eps": 1e-6,
-            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
-            "num_nextn_predict_layers": 1,
+            **_RULES, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
+            "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
         },
         _NOAUX,
     ),
     _V2: Architecture(
         "DeepseekV2ForCausalLM",
-        {
-            "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1,
-            "routed_scaling_factor": 1.0, "norm_topk_prob": False, "rms_norm_eps": 1e-6,
-            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
-            "num_nextn_predict_layers": 0,
-        },
+        {**_RULES, "norm_topk_prob": False},
         {
             **_EVERYWHERE,
             "scoring_func": ("softmax",),
@@ -80,12 +78,7 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
     ),
     _GLM: Architecture(
         "Glm4MoeLiteForCausalLM",
-        {
-            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
-            "routed_scaling_factor": 1.8, "norm_topk_prob": True, "rms_norm_eps": 1e-5,
-            "initializer_range": 0.02, "tie_word_embeddings": False, "attention_bias": False,
-            "num_nextn_predict_layers": 0,
-        },
+        {**_RULES, "first_k_dense_replace": 1, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5},
         _NOAUX,
     ),
 }  # fmt: skip
@@ -115,12 +108,6 @@ def in_terms_of_deepseek_v3(model_type: ModelType, fields: Mapping[str, Any]) ->
     if model_type == _GLM:
         translated["first_k_dense_replace"] = _dense_layers(fields)
     return translated
-
-
-def layer_kinds(config: ModelConfig) -> list[str]:
-    """``mlp_layer_types`` of GLM-4.7-Flash."""
-    dense = config.first_k_dense_replace
-    return ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
 
 
 def _dense_layers(fields: Mapping[str, Any]) -> int:
@@ -254,24 +241,26 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
     """
     kind = ARCHITECTURES[config.model_type]
     alone = config.topk_method == "noaux_tc" and config.n_routed_experts < 2 * config.n_group
-    other = [
+    impossible = [
         f"{name}={getattr(config, name)!r}: it has {' or '.join(map(str, values))}"
         for name, values in kind.always.items()
         if getattr(config, name, values[0]) not in values
     ]
-    for impossible, said in (
-        (bool(other), "".join(other[:1])),
-        (alone, f"n_routed_experts={config.n_routed_experts}: it has at least two a group"),
-    ):
-        if impossible:
-            raise HuggingFaceError(
-                f"{said}; {kind.name} of transformers cannot be this model, so it cannot be "
-                "exported."
-            )
+    if alone:
+        impossible.append(
+            f"n_routed_experts={config.n_routed_experts}: it has at least two a group"
+        )
+    if impossible:
+        raise HuggingFaceError(
+            f"{impossible[0]}; {kind.name} of transformers cannot be this model, so it cannot be "
+            "exported."
+        )
     names = (*_SIZES, *kind.rules, "q_lora_rank", "n_shared_experts", "scoring_func")
     plain = {name: getattr(config, name) for name in (*names, "topk_method")}
     if config.model_type == "glm4_moe_lite":
-        plain["mlp_layer_types"] = layer_kinds(config)
+        dense = config.first_k_dense_replace
+        kinds = ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
+        plain["mlp_layer_types"] = kinds
     return {
         "architectures": [kind.name],
         "model_type": config.model_type,

@@ -10,13 +10,14 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moe_model import DecoderLayer, LanguageModel, MixtureOfExperts, ModelConfig, UsageError, say
 from moe_model.config import Llama3Scaling
+from moe_model.huggingface import published_name
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.experts import break_symmetry, expert_width, split_into_experts
 from moe_model.upcycle.llama import LayerReadings, Windows, has_biases, mean_loss, observe
@@ -52,14 +53,10 @@ class Shape:
 
 
 def resolve(shape: Shape, source: Any) -> Shape:
-    """``shape`` with all defaults filled in.
+    """``shape`` with all defaults filled in, for transformers' ``LlamaConfig`` or a similar one.
 
     The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
     room without position. A latent as wide as four heads is what DeepSeek-V3 has.
-
-    Args:
-        shape: The requested shape.
-        source: transformers' ``LlamaConfig``, or a similar one.
 
     Raises:
         UsageError: If the source is too small for it.
@@ -150,9 +147,8 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
         say(f"loss {loss:.5f}  {what}{difference}")
         return loss
 
-    def llama_logits(ids_BS: Tensor) -> Tensor:
-        logits_BSV: Tensor = llama(ids_BS, use_cache=False).logits
-        return logits_BSV
+    def llama_logits(ids_BS: Tensor) -> Any:
+        return llama(ids_BS, use_cache=False).logits
 
     source = say_loss(llama_logits, "the source, nats per token")
     if not math.isfinite(source):
@@ -174,18 +170,17 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
 
 
 def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
-    """Initialise routers as for a new model and copy what needs no conversion."""
+    """Initialise routers as for a new model and copy what has the same name and needs no
+    conversion. The gain of a layer's first norm is folded into the attention."""
     with torch.device("meta"):
         model = LanguageModel(config)
     model = model.to_empty(device="cpu").eval()
     model.init_weights(generator)
-    model.embed_tokens.weight.copy_(llama.model.embed_tokens.weight)
-    model.norm.weight.copy_(llama.model.norm.weight)
-    if model.lm_head is not None:
-        model.lm_head.weight.copy_(llama.lm_head.weight)
-    for ours, theirs in _layers(model, llama):
-        # The gain of the other norm is folded into the attention.
-        ours.post_attention_layernorm.weight.copy_(theirs.post_attention_layernorm.weight)
+    theirs = llama.state_dict()
+    for name, tensor in model.state_dict().items():
+        published = published_name(name, config)
+        if published in theirs and not (".self_attn." in name or ".input_layernorm." in name):
+            tensor.copy_(theirs[published])
     return model
 
 
@@ -195,20 +190,18 @@ def _convert_feed_forwards(
     """Fill the experts of ``model`` and put them into ``llama``; return the layers with experts."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
-        dense = theirs.mlp
         if isinstance(ours.mlp, MixtureOfExperts):
+            dense = theirs.mlp
             weights = (dense.gate_proj.weight, dense.up_proj.weight, dense.down_proj.weight)
             split_into_experts(ours.mlp, *weights, seen.usefulness_F)
             theirs.mlp = WithoutRouting(ours.mlp)
             routed.append(ours.mlp)
-        else:
-            ours.mlp.load_state_dict(dense.state_dict())
     return routed
 
 
 def _layers(model: LanguageModel, llama: Any) -> Iterator[tuple[DecoderLayer, Any]]:
     """Every layer of the new model with that of the source."""
-    return zip(cast("list[DecoderLayer]", model.layers), llama.model.layers, strict=True)
+    return zip(model.decoder_layers, llama.model.layers, strict=True)
 
 
 class WithoutRouting(nn.Module):

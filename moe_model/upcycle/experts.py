@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_model import MixtureOfExperts, ModelConfig
+from moe_model import MixtureOfExperts
 
 _MULTIPLE = 8
 """Expert widths are a multiple of this: 16 bytes in half precision, which grouped products need."""
@@ -41,12 +41,16 @@ def split_into_experts(
 
     Args:
         moe: Its router is not changed.
-        gate_FD: Weights of the dense layer, as are ``up_FD`` and ``down_DF``.
-        up_FD: See there.
-        down_DF: See there.
+        gate_FD: Weights of the dense layer, like the next two.
+        up_FD: Of the dense layer.
+        down_DF: Of the dense layer.
         usefulness_F: Neurons with the highest values are shared.
     """
     config = moe.router.config
+    if not config.norm_topk_prob:
+        raise ValueError(
+            "norm_topk_prob=False does not fix the sum of a token's weights: choose True."
+        )
     width = config.moe_intermediate_size
     shared = config.n_shared_experts * width
     order_F = usefulness_F.argsort(descending=True, stable=True)
@@ -59,15 +63,7 @@ def split_into_experts(
         moe.shared_experts.up_proj.weight.copy_(up_ND[:shared])
         moe.shared_experts.down_proj.weight.copy_(down_DN[:, :shared])
     moe.experts.gate_up_proj.copy_(torch.cat((gate_ND[shared:], up_ND[shared:])))
-    moe.experts.down_proj.copy_(down_DN[:, shared:] / _sum_of_weights(config))
-
-
-def _sum_of_weights(config: ModelConfig) -> float:
-    if not config.norm_topk_prob:
-        raise ValueError(
-            "norm_topk_prob=False does not fix the sum of a token's weights: choose True."
-        )
-    return config.routed_scaling_factor
+    moe.experts.down_proj.copy_(down_DN[:, shared:] / config.routed_scaling_factor)
 
 
 @torch.no_grad()

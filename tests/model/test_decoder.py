@@ -95,7 +95,7 @@ def test_cache_takes_latent_and_rotary_key_and_nothing_else(
         a_token = config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * size
         live = [tensor for tensor in vars(cache).values() if isinstance(tensor, Tensor)]
         assert sum(tensor.untyped_storage().nbytes() for tensor in live) == 2 * 10 * a_token
-        assert cache.nbytes == 2 * 10 * a_token
+        assert cache.entries_LBNW.nbytes == 2 * 10 * a_token
 
 
 def test_shakespeare_caches_an_eighth_of_keys_and_values() -> None:
@@ -104,13 +104,13 @@ def test_shakespeare_caches_an_eighth_of_keys_and_values() -> None:
     heads_of_width = config.num_attention_heads * config.v_head_dim
     assert heads_of_width == config.hidden_size == 768
     keys_and_values = config.num_hidden_layers * 2 * heads_of_width * 4
-    assert cache.nbytes * 8 == keys_and_values
+    assert cache.entries_LBNW.nbytes * 8 == keys_and_values
 
 
 def test_published_configuration_caches_70272_bytes_a_token() -> None:
     config = ModelConfig.preset("deepseek-v3")
     cache = LatentCache(config, batch=1, length=1, dtype=torch.bfloat16, device="meta")
-    assert cache.nbytes == 70_272
+    assert cache.entries_LBNW.nbytes == 70_272
 
 
 def test_a_full_cache_says_what_fits(make_model: MakeModel, ids_BS: Tensor) -> None:
