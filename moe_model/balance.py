@@ -28,9 +28,7 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 
 
 @torch.no_grad()
-def update_expert_bias(
-    routers: Sequence[Router], counts_LE: Tensor, rate: float, *, centred: bool = False
-) -> None:
+def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float) -> None:
     """``b += rate · sign(mean count − count)``, in place, for every router.
 
     Args:
@@ -38,26 +36,20 @@ def update_expert_bias(
         counts_LE: Tokens per expert of the whole optimizer step, integers: an expert exactly at the
             mean must get no change, and fp32 cannot tell above 16.7 million.
         rate: Added to or taken from a bias, in units of the score.
-        centred: Take the mean of the change away, so that the mean bias stays. Routing is the same
-            either way.
     """
     if len(routers) != len(counts_LE):
         raise ValueError(
             f"{len(routers)} routers got counts for {len(counts_LE)}: pass all of them."
         )
-    cast = [
-        router.expert_bias.dtype for router in routers if router.expert_bias.dtype != torch.float32
-    ]
-    if cast:
+    dtypes = {router.expert_bias.dtype for router in routers} - {torch.float32}
+    if dtypes:
         raise ValueError(
-            f"expert_bias is {cast[0]}, in which small steps are lost: load weights without "
+            f"expert_bias is {dtypes.pop()}, in which small steps are lost: load weights without "
             "assign=True, which keeps it fp32."
         )
     # count · E compared with the sum: the mean itself may not be an integer.
     total_L1 = counts_LE.sum(dim=-1, keepdim=True)
     change_LE = (total_L1 - counts_LE * counts_LE.shape[-1]).sign().to(torch.float32) * rate
-    if centred:
-        change_LE -= change_LE.mean(dim=-1, keepdim=True)
     for router, change_E in zip(routers, change_LE, strict=True):
         router.expert_bias.add_(change_E)
 

@@ -58,8 +58,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     """
     if torch.compiler.is_compiling():
         return plain_rms_norm(x, weight, eps, dtype)
-    normed: Tensor = _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
-    return normed
+    return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -101,8 +100,7 @@ def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tenso
     """
     if torch.compiler.is_compiling():
         return plain_queries_with_position(q_BSHd, table)
-    y: Tensor = _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call]
-    return y
+    return _QueriesWithPosition.apply(q_BSHd, *table)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -142,8 +140,7 @@ def keys_and_values(
     """
     if torch.compiler.is_compiling():
         return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
-    k_and_v: tuple[Tensor, Tensor] = _KeysAndValues.apply(kv_BSHx, k_rope_BSr, *table, v_dim)  # type: ignore[no-untyped-call]
-    return k_and_v
+    return _KeysAndValues.apply(kv_BSHx, k_rope_BSr, *table, v_dim)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_keys_and_values(
@@ -209,8 +206,7 @@ def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return plain_swiglu(gate_up, weight_P1)
-    y: Tensor = _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call]
-    return y
+    return _SwiGLU.apply(gate_up, weight_P1)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
@@ -252,8 +248,7 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
         token_P: The token of each row.
         place_TK: The rows of each token; rows that are nobody's pad an expert.
     """
-    x_PD: Tensor = _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call]
-    return x_PD
+    return _Dispatch.apply(x_TD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -261,8 +256,7 @@ def combine(y_PD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
 
     Rows that pad an expert get a gradient too. It ends at their weight, which is zero.
     """
-    y_TD: Tensor = _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call]
-    return y_TD
+    return _Combine.apply(y_PD, token_P, place_TK)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
@@ -320,8 +314,7 @@ def experts_in_turn(
         gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
         down_EDF: Down of each expert.
     """
-    y_PD: Tensor = _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call]
-    return y_PD
+    return _ExpertsInTurn.apply(x_PD, weight_P1, rows, gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_experts_in_turn(
@@ -396,8 +389,7 @@ def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) 
     """
     if torch.compiler.is_compiling():
         return plain_feed_forward(x_TD, gate_FD, up_FD, down_DF)
-    y_TD: Tensor = _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call]
-    return y_TD
+    return _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def plain_feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:

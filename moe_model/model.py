@@ -120,13 +120,9 @@ class PredictionDepth(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The hidden state of this depth after its norm, and the fields of a ``Routing``.
 
-        Args:
-            hidden_BSD: Normed hidden state of the depth before, at positions i.
-            embedding_BSD: Embeddings of the tokens at i + k, where k counts from 1.
-            rotary: Angles of the positions i; attention only sees differences of positions.
-            valid_BS: See :func:`valid_ahead`.
-            remember: Cache of this depth.
-            visible_BSN: See :func:`~moe_model.attention.visible_tokens`.
+        ``hidden_BSD`` is the normed one of the depth before at positions i, ``embedding_BSD`` is of
+        the tokens at i + k, where k counts from 1; for ``valid_BS`` see :func:`valid_ahead`. The
+        angles are those of the positions i: attention only sees differences of positions.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
         x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
@@ -353,12 +349,12 @@ _KEEP_CHOICES = partial(
 
 
 def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Sum over all tokens of the cross-entropy in nats, fp32.
+    """Sum over all tokens of the cross-entropy in nats, fp32; target -100 ignores a position.
 
-    Args:
-        hidden_BSD: Input of the head.
-        head_VD: Weight of the head.
-        targets_BS: Token ids; -100 to ignore a position.
+    Logits are the largest tensor of a training step: 32,768 tokens times a vocabulary of 129,280
+    are 17 GB in fp32, again for every depth of multi-token prediction, and again for their
+    gradient. So the head is applied in chunks of tokens and its logits are recomputed in the
+    backward pass.
     """
     hidden_TD, targets_T = hidden_BSD.flatten(0, 1), targets_BS.flatten()
     rows = max(1, MOST_LOGITS // len(head_VD))

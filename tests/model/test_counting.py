@@ -192,14 +192,6 @@ def test_counts_beyond_fp32_still_decide_the_sign(make_model: MakeModel) -> None
     assert routers[0].expert_bias.tolist() == pytest.approx([-0.01, 0.01, 0, 0, 0, 0, 0, 0])
 
 
-def test_centred_update_keeps_the_mean_bias(make_model: MakeModel) -> None:
-    routers = make_model().routers[:1]
-    update_expert_bias(routers, torch.tensor([[40, 0, 0, 0, 0, 0, 0, 0]]), 0.01, centred=True)
-    assert routers[0].expert_bias.mean().item() == pytest.approx(0, abs=1e-9)
-    spread = routers[0].expert_bias.max() - routers[0].expert_bias.min()
-    assert spread.item() == pytest.approx(0.02)
-
-
 def test_counts_for_other_routers_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="2 routers got counts for 1"):
         update_expert_bias(make_model().routers, torch.ones(1, 8, dtype=torch.int64), 0.01)
