@@ -145,7 +145,6 @@ class MultiHeadLatentAttention(nn.Module):
         """Attend from every position to itself and the past; returns ``(B, S, D)``.
 
         Args:
-            x_BSD: The normed residual stream.
             rotary: Angles of these S positions.
             remember: Appends to a cache, if there is one.
             visible_BSN: See :func:`visible_tokens`; ``None`` for the whole past.

@@ -131,7 +131,6 @@ def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
     """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do.
 
     Args:
-        path: A UTF-8 file.
         flag: The option that named it.
         instead: Advice if the file cannot be read or is not text.
     """

@@ -39,7 +39,6 @@ class Decoder:
 
         Args:
             model: In evaluation mode; later changes to its weights have no effect.
-            length: Tokens of prompt and answer together.
             weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. With
                 ``None`` the model itself always runs, which is right on a GPU.
         """

@@ -80,8 +80,6 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
     """Where each (token, expert) pair goes, so that every expert owns a contiguous range of rows.
 
     Args:
-        ids_TK: Chosen experts.
-        num_experts: E.
         block: Round each expert's rows up to a multiple of this. The extra rows hold some token;
             their output is not used.
 

@@ -48,14 +48,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, computed in fp32 or better.
-
-    Args:
-        x: Any shape ``(…, D)``.
-        weight: ``(D,)``.
-        eps: Added to the mean square.
-        dtype: Of the result.
-    """
+    """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, in fp32 or better."""
     if torch.compiler.is_compiling():
         return plain_rms_norm(x, weight, eps, dtype)
     return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call, no-any-return]
@@ -135,8 +128,6 @@ def keys_and_values(
     Args:
         kv_BSHx: For every head its key without position, then its value.
         k_rope_BSr: The rotary key, in interleaved pairs.
-        table: As for :func:`queries_with_position`.
-        v_dim: Dimensions of a value.
     """
     if torch.compiler.is_compiling():
         return plain_keys_and_values(kv_BSHx, k_rope_BSr, table, v_dim)
@@ -244,7 +235,6 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     every token knows its K rows, so the gradient is a gather and a sum over K.
 
     Args:
-        x_TD: Tokens.
         token_P: The token of each row.
         place_TK: The rows of each token; rows that are nobody's pad an expert.
     """
@@ -379,14 +369,7 @@ class _ExpertsInTurn(torch.autograd.Function):
 
 
 def feed_forward(x_TD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """A SwiGLU for every token; on a CPU some hundred tokens at a time, which stay in the cache.
-
-    Args:
-        x_TD: Tokens.
-        gate_FD: Weights, as are ``up_FD`` and ``down_DF``.
-        up_FD: See there.
-        down_DF: See there.
-    """
+    """A SwiGLU for every token; on a CPU some hundred tokens at a time, which stay in the cache."""
     if torch.compiler.is_compiling():
         return plain_feed_forward(x_TD, gate_FD, up_FD, down_DF)
     return _FeedForward.apply(x_TD, gate_FD, up_FD, down_DF)  # type: ignore[no-untyped-call, no-any-return]

@@ -53,11 +53,8 @@ class SamplingRules:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")
 
     def pick(self, logits_V: Tensor, ids: list[int], generator: torch.Generator) -> int:
-        """The next token id after ``ids``, drawn from :meth:`probabilities`.
-
-        Raises:
-            ValueError: If the model has diverged.
-        """
+        """The next token id after ``ids``, drawn from :meth:`probabilities`; ``ValueError`` if the
+        model has diverged."""
         if not logits_V.isfinite().all():
             raise ValueError(
                 "the logits are not finite: the model has diverged; use another checkpoint."
@@ -120,7 +117,6 @@ class Sampler:
         Args:
             model: In evaluation mode during iteration, then restored.
             prompt_S: At least one token id, int64; only the last tokens that fit the context count.
-            max_new_tokens: How many tokens to sample.
             seed: Seed of a separate generator, so that sampling never affects training.
             weights: fp32 or fp16, see :class:`~moe_model.decoder.Decoder`; by default fp32 on a
                 CPU.

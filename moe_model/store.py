@@ -66,11 +66,8 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """Read ``checkpoint.json`` in ``folder`` without checking the files it lists.
-
-    Raises:
-        CheckpointError: If it is missing, was changed, or describes something else.
-    """
+    """Read ``checkpoint.json`` in ``folder`` without checking the files it lists;
+    ``CheckpointError`` if it is missing, was changed, or describes something else."""
     path = folder / DESCRIPTION
     with _blamed_on(path, "is not a description of a checkpoint"):
         found = path.stat()
@@ -168,11 +165,8 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run.
-
-    Raises:
-        CheckpointError: If there is none, or a file is missing, truncated or changed.
-    """
+    """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run;
+    ``CheckpointError`` if there is none, or a file is missing, truncated or changed."""
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
         early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
@@ -226,9 +220,6 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
     """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
 
     Args:
-        folder: The checkpoint folder.
-        config: Config of the model.
-        step: Optimizer steps completed.
         facts: The other entries; ``tokenizer`` must be among them.
     """
     description = {
@@ -287,12 +278,8 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes ``target`` at the end.
-
-    Raises:
-        FileExistsError: If ``target`` exists.
-        OSError: If it cannot be written, or the disk is full.
-    """
+    """An empty folder to fill, which becomes ``target`` at the end; ``FileExistsError`` if
+    ``target`` exists, another ``OSError`` if it cannot be written, or the disk is full."""
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
     aside = target.parent / f".{target.name}.partial"

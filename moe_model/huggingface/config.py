@@ -234,11 +234,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:
-    """The ``config.json`` for ``config``, without the fields of the tokenizer and the weights.
-
-    Raises:
-        HuggingFaceError: If transformers' class cannot represent this model.
-    """
+    """The ``config.json`` for ``config``, without the fields of the tokenizer and the weights;
+    ``HuggingFaceError`` if transformers' class cannot represent this model."""
     kind = ARCHITECTURES[config.model_type]
     alone = config.topk_method == "noaux_tc" and config.n_routed_experts < 2 * config.n_group
     impossible = [

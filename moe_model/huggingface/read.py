@@ -50,8 +50,6 @@ def load_pretrained(
     """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
 
     Args:
-        folder: With ``config.json``, ``model.safetensors`` or shards with an index, and
-            ``tokenizer.json``.
         dtype: Data type of the weights in memory; routers stay fp32.
 
     Raises:
@@ -69,11 +67,8 @@ def load_pretrained(
 def read_weights(
     folder: Path, published: Published, dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32.
-
-    Raises:
-        HuggingFaceError: If a tensor is missing, too many, of another shape, or not finite.
-    """
+    """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32;
+    ``HuggingFaceError`` if a tensor is missing, too many, of another shape, or not finite."""
     with PublishedTensors(folder, published.fp8_block) as source:
         config = _with_what_is_there(published.config, source.names())
         model = _unfilled(config, dtype)
@@ -93,12 +88,9 @@ def read_weights(
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
-    """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``.
-
-    Raises:
-        HuggingFaceError: If it is damaged, has more ids than the model has rows, or is only a
-            tiktoken vocabulary.
-    """
+    """The tokenizer of a published folder; ``None`` without a ``tokenizer.json``;
+    ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
+    tiktoken vocabulary."""
     if not (folder / TOKENIZER).exists():
         _refuse_tiktoken(folder)
         return None
@@ -198,11 +190,8 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
-    """Every ``eos_token_id`` of the files in ``folder``, each once.
-
-    Raises:
-        HuggingFaceError: If a file is damaged, or names a token that the model does not have.
-    """
+    """Every ``eos_token_id`` of the files in ``folder``, each once; ``HuggingFaceError`` if a file
+    is damaged, or names a token that the model does not have."""
     found: list[int] = []
     for name in (GENERATION_CONFIG, CONFIG):
         if (folder / name).exists():

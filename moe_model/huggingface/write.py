@@ -51,12 +51,8 @@ def save_pretrained(
     """Write ``model`` atomically as a new folder that transformers can load.
 
     Args:
-        model: On any device.
-        tokenizer: ``None`` omits its files.
-        folder: Must not exist yet.
         stop_ids: Tokens that end a text, in addition to that of the tokenizer.
         dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
-        shard_bytes: Largest size of a file.
 
     Raises:
         HuggingFaceError: If transformers' class cannot represent this model.
@@ -102,9 +98,7 @@ def write_config(
     """Write ``config.json``, and ``generation_config.json`` if there are end tokens.
 
     Args:
-        folder: Destination.
         config: Of the model; ``HuggingFaceError`` if transformers' class cannot represent it.
-        dtype: Data type of the weights.
         begin: ``bos_token_id``; transformers would default to 0, an ordinary character here.
         ends: ``eos_token_id``, a list if there are several; transformers would default to 1.
         imported: Fields of the imported ``config.json``; those that do not contradict ``config``
@@ -134,10 +128,6 @@ def write_weights(
     """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
 
     Args:
-        folder: Destination.
-        config: Config of the model.
-        state: State dict of the model.
-        dtype: Data type of the weights in the files.
         shard_bytes: Largest size of a file; a larger tensor gets its own file.
 
     Raises:

@@ -78,14 +78,8 @@ class TrainingBatches:
         """Draw for one of several ranks. All arguments but ``rank`` must be equal on all ranks.
 
         Args:
-            tokens: To learn from.
             batch_size: Sequences in a micro-batch of one rank.
-            grad_accum: Micro-batches in a step.
-            seq_len: Tokens in a sequence.
-            ahead: Tokens to predict beyond the next one.
             seed: Of the order; global random generators are neither read nor advanced.
-            rank: Which rank this is, from 0 on.
-            world_size: How many there are.
             pin: Put batches into pinned memory.
 
         Raises:
@@ -189,11 +183,8 @@ class HiddenTargets:
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
-    """The same sequences every time: up to ``most``, spread evenly and without overlap.
-
-    Raises:
-        ValueError: If ``tokens`` hold no sequence and one token more.
-    """
+    """The same sequences every time: up to ``most``, spread evenly and without overlap;
+    ``ValueError`` if ``tokens`` hold no sequence and one token more."""
     windows = (len(tokens) - 1) // seq_len
     if windows < 1:
         raise ValueError(

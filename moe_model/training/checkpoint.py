@@ -78,15 +78,9 @@ class Checkpoints:
     def save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
         """Let ``write`` fill the folder of ``step`` and ``name`` (latest, best …) point to it.
 
-        Two names for one step share its files. The former latest becomes previous.
-
-        Args:
-            name: ``LATEST``, ``BEST`` or ``COLLAPSE``.
-            step: Optimizer steps completed.
-            write: Fills the folder it is given; not called if this step is already saved.
-
-        Raises:
-            OSError: If the disk is full or the folder is gone; the links are unchanged.
+        Two names for one step share its files: ``write`` is not called if it is already saved. The
+        former latest becomes previous. Raises ``OSError`` if the disk is full or the folder is
+        gone; the links are unchanged.
         """
         target = self._written.get(step)
         if target is None or not target.exists():
@@ -170,7 +164,11 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
         write_tensors(folder / WEIGHTS, _on_cpu(whole_weights(run.model, run.world)))
-        _write_the_rest(folder, run, judgement)
+        for file, contents in run.corpus.tokenizer.files.items():
+            (folder / file).write_bytes(contents)
+        if judgement is not None:
+            (folder / JUDGEMENT).write_bytes(judgement)
+        write_description(folder, run.model.config, run.progress.step, **_facts(run))
 
     try:
         return checkpoints.save(name, run.progress.step, write)
@@ -179,24 +177,14 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
             run.world.broadcast_text("")
 
 
-def _write_the_rest(folder: Path, run: Run, judgement: bytes | None) -> None:
-    tokenizer = run.corpus.tokenizer
-    for file, contents in tokenizer.files.items():
-        (folder / file).write_bytes(contents)
-    if judgement is not None:
-        (folder / JUDGEMENT).write_bytes(judgement)
-    write_description(
-        folder, run.model.config, run.progress.step, tokenizer=tokenizer.to_dict(), **facts(run)
-    )
-
-
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """The part of a checkpoint that is not tensors, for :func:`restore`."""
+def _facts(run: Run) -> dict[str, Any]:
+    """The part of a checkpoint that is not tensors."""
     return {
+        "tokenizer": run.corpus.tokenizer.to_dict(),
         "options": run.options.to_dict(),
         "stop_ids": list(run.stop_ids),
         "progress": run.progress.to_dict(),
@@ -225,11 +213,7 @@ def save_shards(
 
     All ranks must call this with the same names. Each rank writes its rows of a DTensor; a plain
     tensor is equal on all ranks and written once. Without a process group this process writes all.
-
-    Args:
-        folder: Destination.
-        tensors: By name.
-        ranks: Group that waits for all files; a slow disk may take longer than a step.
+    The group ``ranks`` waits for all files; a slow disk may take longer than a step.
 
     Raises:
         OSError: On every rank, if one of them could not write.
@@ -249,10 +233,8 @@ def save_shards(
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name.
 
-    Every rank reads what it needs. Tensors that are not in ``into`` are not read.
-
-    Raises:
-        CheckpointError: If a name, a part of a tensor or a file is missing or has another type.
+    Every rank reads what it needs. Tensors that are not in ``into`` are not read. Raises
+    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type.
     """
     reader = HuggingFaceStorageReader(str(folder))
     try:
@@ -306,9 +288,6 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
     The tensors themselves, not copies: the next step uses what is written into them. Before the
     first step they are created here, as the first step would create them.
-
-    Raises:
-        ValueError: If a parameter is not one of the optimizer's.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -323,15 +302,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-    named = dict(model.named_parameters())
-    strange = [name for name, parameter in named.items() if parameter not in optimizer.state]
-    if strange:
-        raise ValueError(
-            f"{len(strange)} parameters, such as {strange[0]}, are not the optimizer's: make it "
-            "after parallelize()."
-        )
     return {
         f"optimizer.{name}.{key}": value
-        for name, parameter in named.items()
+        for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }

@@ -112,11 +112,7 @@ class Corpus:
         """Encode ``documents``, or take the ids from an earlier run, and split them.
 
         Args:
-            documents: In the order in which they are concatenated.
             tokenizer: Its end token, if it has one, ends each document.
-            seq_len: Tokens in a sequence; each part must hold one sequence and the tokens it
-                predicts.
-            ahead: Tokens to predict beyond the next one.
             cache: Folder for the token ids of a long text; ``None`` for the user's.
 
         Raises:
@@ -158,10 +154,8 @@ def documents_digest(documents: Sequence[Document]) -> str:
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents one after the other: ids ``(tokens,)`` and starts ``(documents,)``.
 
-    Documents without tokens are left out.
-
-    Raises:
-        UsageError: If the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
+    Documents without tokens are left out. Raises ``UsageError`` if the tokenizer cannot encode a
+    document, or returns ids beyond its vocabulary.
     """
     characters = count_characters(documents)
     if characters > LONG_TEXT:
@@ -211,7 +205,6 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
     """SHA-256, in hexadecimal, of everything that determines the ids.
 
     Args:
-        digest: Hash of the documents.
         tokenizer: Its description, its files and the version of the library enter the hash.
     """
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
@@ -288,15 +281,8 @@ def user_cache() -> Path:
 
 
 def load_documents(data: str, cache: Path | None = None) -> list[Document]:
-    """The documents that ``data`` names: at least one, none of them empty.
-
-    Args:
-        data: ``python-docs``, ``tinyshakespeare``, a UTF-8 file or a folder of such files.
-        cache: Folder for downloads; ``None`` for the user's.
-
-    Raises:
-        UsageError: If it does not exist, cannot be read or downloaded, is not text, or is empty.
-    """
+    """The documents that ``data`` names: at least one, none of them empty; ``UsageError`` if it
+    does not exist, cannot be read or downloaded, is not text, or is empty."""
     if data == PYTHON_DOCS:
         return [Document(data, python_docs("--data"))]
     if data == TINY_SHAKESPEARE:
@@ -393,7 +379,6 @@ def make_tokenizer(
     Args:
         name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
             Face hub. A folder wins over a name on the hub.
-        documents: ``char`` and ``bpe`` are built from them.
         vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
 
     Raises:
@@ -420,9 +405,7 @@ def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> Pretrain
     """Byte-level byte-pair encoding as in GPT-2, learned from ``documents``; encodes any text.
 
     The same documents give the same files. A short text may give fewer tokens than asked for.
-
-    Raises:
-        UsageError: If ``vocabulary`` is too small for 256 bytes and the end token.
+    Raises ``UsageError`` if ``vocabulary`` is too small for 256 bytes and the end token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

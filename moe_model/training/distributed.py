@@ -170,9 +170,6 @@ class World:
         end silently. A rank whose own error differs from that, or for which rank 0 has only the
         message, raises its own too.
 
-        Args:
-            fault: The error of this rank, if any.
-
         Raises:
             UsageError: On rank 0, for a usage error, with the rank that found it.
             RankLostError: On rank 0, for any other error of another rank.
@@ -338,7 +335,6 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
     """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
 
     Args:
-        world: The ranks to compare.
         facts: Values by the name an error shows; the error names the first that differs.
 
     Raises:
@@ -371,7 +367,6 @@ def parallelize(
         model: Of the same shape on every rank. It is moved to ``world.device``, with ``fsdp`` layer
             by layer, so that the device never holds all of it.
         kind: ``ddp`` needs memory for the whole model on every rank, ``fsdp`` communicates more.
-        world: The ranks.
     """
     if kind is None or not dist.is_initialized():
         return model.to(world.device)

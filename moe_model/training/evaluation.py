@@ -34,13 +34,9 @@ def evaluate(
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
     Args:
-        model: In evaluation mode meanwhile.
         batches: All of them, on every rank; each rank evaluates its share, in the same number of
             forward passes: sharded ranks wait for each other.
-        device: Of the model.
-        dtype: Number format of matrix products.
         forward: What to call instead of the model where it is spread over ranks.
-        world: The ranks.
     """
     forward = forward or model
     was_training = model.training
@@ -65,10 +61,7 @@ def sample(run: Run) -> str:
     """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
 
     A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
-    while it computes.
-
-    Raises:
-        ValueError: If it cannot be continued.
+    while it computes. Raises ``ValueError`` if it cannot be continued.
     """
     sharded = run.options.parallel == "fsdp" and run.world.size > 1
     if not (sharded or run.world.is_main):

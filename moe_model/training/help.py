@@ -50,7 +50,6 @@ def new_app(doc: str, **settings: Any) -> App:
 
     Args:
         doc: The module's docstring: a summary, then examples.
-        settings: Passed to :class:`cyclopts.App`.
     """
     summary, examples = doc.split("\n\n")[:2]
     settings = {"help_formatter": _CommonOptions(), **settings}

@@ -210,11 +210,8 @@ class Options:
     """Fields of the model that differ from the preset."""
 
     def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
-        """The preset, or the model that is resumed, with the fields of ``--model``.
-
-        Raises:
-            UsageError: If they contradict each other or ``vocabulary``, the number of tokens.
-        """
+        """The preset, or the model that is resumed, with the fields of ``--model``; ``UsageError``
+        if they contradict each other or ``vocabulary``, the number of tokens."""
         fields = {"vocab_size": vocabulary, **PRESETS[self.preset]}
         if earlier is not None:
             fields = earlier.to_dict()

@@ -58,11 +58,9 @@ _FOLDERS = ("log_dir", "checkpoint_dir")
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill in arguments that have no value from the file or from the checkpoint.
 
-    cyclopts calls this between reading the command line and converting it.
-
-    Raises:
-        UsageError: If the file is missing or not TOML.
-        CycloptsError: If it holds an unknown option, or a value of the wrong type.
+    cyclopts calls this between reading the command line and converting it. Raises ``UsageError`` if
+    the file is missing or not TOML, ``CycloptsError`` if it holds an unknown option, or a value of
+    the wrong type.
     """
     if commands:
         return  # --help-all takes no options
@@ -115,7 +113,6 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     """The same options with the preset's values filled in and every range checked.
 
     Args:
-        options: As given.
         world: The processes that train together; they agree on the name of the run.
 
     Raises:

@@ -48,11 +48,8 @@ _MAY_CHANGE = {
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
     """The checkpoints from which ``--resume`` may continue, newest first.
 
-    Args:
-        resume: ``auto``, the folder of a run, or one checkpoint. For ``latest``, the checkpoints
-            that can replace it are candidates too.
-        run: Name of the run, for ``auto``.
-        checkpoint_dir: Where its folder is.
+    ``resume`` is ``auto``, the folder of a run, or one checkpoint. For ``latest``, the checkpoints
+    that can replace it are candidates too.
     """
     folder = Path(resume)
     if resume == AUTO:
@@ -95,12 +92,8 @@ def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
-    """The newest intact checkpoint for ``--resume``; ``None`` if a new run starts.
-
-    Raises:
-        UsageError: If ``--resume`` names nothing.
-        CheckpointError: If every checkpoint is damaged.
-    """
+    """The newest intact checkpoint for ``--resume``; ``None`` if a new run starts; ``UsageError``
+    if ``--resume`` names nothing, ``CheckpointError`` if every checkpoint is damaged."""
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
@@ -198,11 +191,8 @@ def read_state(checkpoint: Checkpoint) -> SavedState:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Restore the state of ``checkpoint`` in ``run``, which already has its weights.
-
-    Raises:
-        CheckpointError: If its state does not fit this model.
-    """
+    """Restore the state of ``checkpoint`` in ``run``, which already has its weights;
+    ``CheckpointError`` if it does not fit this model."""
     if not has_training_state(checkpoint.folder):
         run.world.say(
             f"{checkpoint.folder} has weights only (an imported or upcycled model): training "
@@ -211,12 +201,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         return
     saved = read_state(checkpoint)
     progress = saved.progress
-    try:
-        load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
-        ) from error
+    load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
     if run.scaler.is_enabled() and saved.loss_scale:
         run.scaler.load_state_dict(saved.loss_scale)
     if not run.is_newest:

@@ -46,12 +46,8 @@ PROMPT_TOKENS = 32
 
 
 def prepare(options: Options, world: World) -> Run:
-    """Read the data, build the model and its optimizer, and restore their state.
-
-    Raises:
-        UsageError: If the options cannot be satisfied.
-        CheckpointError: If the checkpoint to resume from is damaged.
-    """
+    """Read the data, build the model and its optimizer, and restore their state; ``UsageError`` if
+    the options cannot be satisfied, ``CheckpointError`` if the checkpoint is damaged."""
     device = world.device
     with world.together():
         checkpoint = find_checkpoint(options, world)
@@ -172,11 +168,8 @@ def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dic
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
-    """Whether the folders of this run may exist already, because it is resumed in them.
-
-    Raises:
-        UsageError: If they exist and the run is not resumed.
-    """
+    """Whether the folders of this run may exist already, because it is resumed in them;
+    ``UsageError`` if they exist and the run is not resumed."""
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
@@ -217,8 +210,6 @@ def start_facts(
     """What a run starts from: the same options may find different files on different machines.
 
     Args:
-        corpus: The text, and the tokenizer that read it.
-        checkpoint: The one to resume from.
         dtype: Number format of matrix products; ``auto`` depends on the machine.
     """
     tokenizer = corpus.tokenizer
@@ -242,16 +233,8 @@ def _checkpoint_fact(checkpoint: Checkpoint | None) -> str:
 
 
 def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
-    """Index of the router and first step of ``--force-collapse LAYER@STEP``.
-
-    Args:
-        text: As given.
-        depths: Depths of the trained routers.
-        steps: Steps of the run.
-
-    Raises:
-        UsageError: If it has another form, the layer has no router, or the step is out of range.
-    """
+    """Index of the router and first step of ``--force-collapse LAYER@STEP``; ``UsageError`` if it
+    has another form, the layer has no router, or the step is out of range."""
     match = re.fullmatch(r"(\d+)@(\d+)", text)
     if match is None:
         raise UsageError(

@@ -70,7 +70,6 @@ def loss_shares(
     """The share of the next-token loss, then of each loss in ``names``.
 
     Args:
-        output: Result of the forward pass over a micro-batch, with targets.
         names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
         step_batches: All micro-batches of the step, with the number of targets in it.
         num_passes: Forward passes in the step, over all ranks.

@@ -56,10 +56,8 @@ def resolve(shape: Shape, source: Any) -> Shape:
     """``shape`` with all defaults filled in, for transformers' ``LlamaConfig`` or a similar one.
 
     The fast half of the rotary pairs goes to the shared key, for the slow half there is as much
-    room without position. A latent as wide as four heads is what DeepSeek-V3 has.
-
-    Raises:
-        UsageError: If the source is too small for it.
+    room without position. A latent as wide as four heads is what DeepSeek-V3 has. Raises
+    ``UsageError`` if the source is too small for it.
     """
     D, head, groups = source.hidden_size, source.head_dim, source.num_key_value_heads
     mixes = min(2, groups) if shape.rotary_mixes is None else shape.rotary_mixes
@@ -135,8 +133,6 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
 
     Args:
         llama: Its feed-forwards are replaced in place.
-        shape: A resolved shape.
-        text: For calibration, and for measuring the loss.
         noise: See :func:`~moe_model.upcycle.experts.break_symmetry`.
         seed: Seed of the routers and of the noise.
     """

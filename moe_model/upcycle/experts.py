@@ -41,9 +41,6 @@ def split_into_experts(
 
     Args:
         moe: Its router is not changed.
-        gate_FD: Weights of the dense layer, like the next two.
-        up_FD: Of the dense layer.
-        down_DF: Of the dense layer.
         usefulness_F: Neurons with the highest values are shared.
     """
     config = moe.router.config
@@ -71,9 +68,7 @@ def break_symmetry(moe: MixtureOfExperts, noise: float, generator: torch.Generat
     """Add normal noise to every routed expert.
 
     Args:
-        moe: Its shared expert is not changed.
         noise: Standard deviation, as a fraction of that of the gate, up or down matrix.
-        generator: Random generator.
     """
     gate_EFD, up_EFD = moe.experts.gate_up_proj.chunk(2, dim=1)
     for weight_EXX in (gate_EFD, up_EFD, moe.experts.down_proj):

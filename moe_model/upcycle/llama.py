@@ -53,11 +53,8 @@ class LayerReadings:
 
 
 def read_llama(folder: Path) -> Any:
-    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode.
-
-    Raises:
-        UsageError: If there is none, it is damaged or incomplete, or it is not exactly a Llama.
-    """
+    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode; ``UsageError`` if there is
+    none, it is damaged or incomplete, or it is not exactly a Llama."""
     architecture = _architecture(folder)
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
@@ -243,8 +240,6 @@ def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Wi
     """About ``tokens`` tokens for calibration and as many for measuring, if available.
 
     Args:
-        text: Of any length.
-        tokenizer: Tokenizer of the source.
         tokens: Most tokens of each part.
         context: Longest window the source can read.
 
