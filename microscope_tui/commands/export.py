@@ -1,6 +1,5 @@
 """``moe-microscope export``: a run as a table, for pandas, polars or a spreadsheet."""
 
-import csv
 import itertools
 import os
 import sys
@@ -10,13 +9,17 @@ from typing import Annotated, Literal, TextIO
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.config import read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
+from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions, Switch
 from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say
-from microscope_tui.report import NO_VERDICT, ROUTER_COLUMNS, Row, cell, rows_of
-from microscope_tui.report.long_table import EXPERT_COLUMNS
+from microscope_tui.report import (
+    EXPERT_COLUMNS,
+    NO_VERDICT,
+    ROUTER_COLUMNS,
+    Row,
+    rows_of,
+    write_csv,
+)
 from microscope_tui.runlog import UnknownFormat
-from microscope_tui.sources import Search
 
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
@@ -28,8 +31,8 @@ def export(
     /,
     *,
     format_: Annotated[Literal["csv", "parquet"], Parameter(name="--format")] = "csv",
-    experts: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    experts: Switch = False,
+    output: Output = None,
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Write the newest run as a table: 0 written, 3 nothing to write.
@@ -47,7 +50,7 @@ def export(
     """
     if path == PIPE:
         fail("a pipe is read once, a table needs two passes: save it to a file first", USAGE)
-    (run, *_) = runs_at(Search(path, reading.asked(read_config())))
+    (run, *_) = runs_at(reading.search(path))
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
     rows = rows_of(run, experts=experts)
     try:
@@ -59,10 +62,11 @@ def export(
         if format_ == "parquet":
             _write_parquet(columns, rows, output)
         elif output is None or output == PIPE:
-            _write_csv(columns, rows, sys.stdout)
+            write_csv(columns, rows, sys.stdout)
+            sys.stdout.flush()
         else:
             with _opened(output) as file:
-                _write_csv(columns, rows, file)
+                write_csv(columns, rows, file)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -78,13 +82,6 @@ def _opened(output: Path) -> TextIO:
         return output.open("w", encoding="utf-8", newline="")
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
-
-
-def _write_csv(columns: Sequence[str], rows: Iterator[Row], file: TextIO) -> None:
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows([cell(value) for value in row] for row in rows)
-    file.flush()
 
 
 def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | None) -> None:

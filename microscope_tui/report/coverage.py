@@ -2,16 +2,28 @@
 
 A training run changes its routers, so its last counted steps describe it; an evaluation does not,
 and all of it counts.
+
+How many more tokens an expert needs until it has seen a wanted number comes with a 95 % interval.
+The expert has n hits in T tokens. If tokens are independent, the first N − 1 of its N hits are
+spread evenly over the T + M tokens that it takes to reach N, so the share of them that falls into
+the first T tokens is T / (T + M), and n of N − 1 measures that share. Its interval is that of a
+proportion: the score interval of Wilson (1927) with continuity correction (Newcombe 1998, Stat.
+Med. 17:857-872, method 4). So the interval holds for the number of tokens that will really be
+needed, not only for its mean. Without a hit there is only a lower limit: the rule of three.
 """
 
+import math
+import textwrap
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from microscope_tui.report.further_tokens import Need, further
-from microscope_tui.report.long_table import surviving_steps
+from microscope_tui.lines import short_number
+from microscope_tui.report.export import surviving_steps
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values
 
+SCHEMA_VERSION = 1
 LAST_STEPS = 200
 """Counted steps at the end of a training run that describe it."""
 _SHARES = 1_000_000
@@ -20,6 +32,71 @@ _LIMITS = {
     "local_rank": "these are the counts of one rank",
     "shares": "the counts are computed from shares and tokens",
 }
+_Z = 1.959963984540054
+_Z2 = _Z * _Z
+_NEVER_SEEN = 0.05
+"""Chance of no hit at the limit: with ln 20 ≈ 3 in the exponent, the rule of three."""
+_WIDTH = 79
+_MOST_ROWS = 20
+_CAUTION = (
+    "Rarely used does not mean useless: the rarest experts of a model can matter more for each of "
+    "their tokens than the others."
+)
+_INTERVAL = (
+    "In brackets: 95 % interval, if more text is like this text and its tokens are independent. "
+    "Text in long passages of one subject needs more."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Further tokens that one expert needs."""
+
+    tokens: float | None
+    """Estimate from the measured share; ``None`` without a hit."""
+    low: float
+    """Lower end of the interval; without a hit, a one-sided limit of 95 %."""
+    high: float | None
+    """Upper end; ``None`` without a hit: it may never be reached."""
+
+
+def further(hits: int, tokens: int, wanted: int) -> Need | None:
+    """What is missing after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached.
+
+    Raises:
+        ValueError: more hits than tokens, or a negative number.
+    """
+    if not 0 <= hits <= tokens:
+        raise ValueError(f"{hits:,} hits in {tokens:,} tokens: expected 0 to {tokens:,}")
+    missing = wanted - hits
+    if missing <= 0:
+        return None
+    if hits == 0:
+        limit = 1 - _NEVER_SEEN ** (1 / (wanted - 1)) if wanted > 1 else 1.0
+        return Need(None, max(float(missing), tokens * (1 - limit) / limit), None)
+    least, most = score_interval(hits, wanted - 1)
+    low, high = (tokens * (1 - share) / share for share in (most, least))
+    return Need(missing * tokens / hits, max(float(missing), low), max(float(missing), high))
+
+
+def score_interval(hits: int, of: int) -> tuple[float, float]:
+    """95 % interval of a proportion: Wilson's score with continuity correction.
+
+    Args:
+        hits: 0 to ``of``.
+        of: at least 1.
+    """
+    share = hits / of
+    scale = 2 * (of + _Z2)
+    middle = 2 * hits + _Z2
+    low, high = 0.0, 1.0
+    if hits:
+        root = _Z2 - 2 - 1 / of + 4 * share * (of * (1 - share) + 1)
+        low = max(0.0, (middle - 1 - _Z * math.sqrt(root)) / scale)
+    if hits < of:
+        root = _Z2 + 2 - 1 / of + 4 * share * (of * (1 - share) - 1)
+        high = min(1.0, (middle + 1 + _Z * math.sqrt(max(0.0, root))) / scale)
+    return low, high
 
 
 @dataclass(slots=True)
@@ -69,7 +146,7 @@ class Coverage:
     """Counted steps between them."""
     sequence_length: int | None
     layers: Sequence[LayerCoverage]
-    notes: Sequence[str]
+    notes: list[str]
 
     @property
     def short(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
@@ -82,15 +159,16 @@ class NoCounts(ValueError):
     """The run has nothing to count; the message says why."""
 
 
-@dataclass(slots=True)
 class _Sums:
     """Sums over steps of one router."""
 
-    router: RouterInfo
-    counts: list[int]
-    tokens: float = 0.0
-    means: list[tuple[list[float], list[float]]] = field(default_factory=list)
-    """Mean weight, then mean output norm: per expert the sum over pairs, and the pairs."""
+    def __init__(self, router: RouterInfo) -> None:
+        zeros = [0.0] * router.num_experts
+        self.router = router
+        self.counts = [0] * router.num_experts
+        self.tokens = 0.0
+        self.means = [(zeros[:], zeros[:]) for _ in range(2)]
+        """Mean weight, then mean output norm: per expert the sum over pairs, and the pairs."""
 
     def add(self, row: Sequence[int], tokens: float, means: Sequence[Values | None]) -> None:
         self.counts = [have + new for have, new in zip(self.counts, row, strict=True)]
@@ -111,16 +189,30 @@ def coverage_of(
 
     Raises:
         NoCounts: no step there has counts.
-        OSError, UnknownFormat: as ``long_table.rows_of``.
+        OSError, UnknownFormat: as ``export.rows_of``.
     """
-    chosen, run = _chosen(file, first, last)
-    if not chosen or run is None:
-        raise NoCounts("no step with counts" if first is last is None else "no counts in --steps")
+    run: RunRecord | None = None
     sums: list[_Sums] = []
+    steps: list[int] = []
+    window: deque[tuple[RunRecord, StepEntry]] = deque(maxlen=LAST_STEPS)
     for now, entry in surviving_steps(file):
-        if entry.record.step in chosen and entry.has_counts and now.routers == run.routers:
-            sums = sums or [_empty(router) for router in now.routers]
+        step = entry.record.step
+        if not entry.has_counts or step < (first or 0) or (last is not None and step > last):
+            continue
+        if run is None or now.routers != run.routers:  # another model from here on
+            sums, steps = [_Sums(router) for router in now.routers], []
+            window.clear()
+        run = now
+        if first is last is None and now.profile != "eval":
+            window.append((now, entry))
+        else:
+            steps.append(step)
             _add(sums, now, entry)
+    if run is None:
+        raise NoCounts("no step with counts" if first is last is None else "no counts in --steps")
+    for now, entry in window:
+        steps.append(entry.record.step)
+        _add(sums, now, entry)
     layers = [_layer(one, wanted) for one in sums if one.tokens]
     if not layers:
         missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
@@ -128,39 +220,9 @@ def coverage_of(
     notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
     if len(layers) < len(run.routers):
         notes.append(f"{len(run.routers) - len(layers)} layers have no counts")
-    return Coverage(
-        run.run or file.name,
-        wanted,
-        min(chosen),
-        max(chosen),
-        len(chosen),
-        run.sequence_length,
-        layers,
-        notes,
-    )
-
-
-def _chosen(
-    file: RunFile, first: int | None, last: int | None
-) -> tuple[frozenset[int], RunRecord | None]:
-    """The steps to count, and the header of the last one."""
-    steps: deque[int] = deque()
-    run: RunRecord | None = None
-    for now, entry in surviving_steps(file):
-        step = entry.record.step
-        if (first or 0) <= step and (last is None or step <= last) and entry.has_counts:
-            if run is not None and now.routers != run.routers:
-                steps.clear()  # another model from here on
-            run = now
-            steps.append(step)
-            if first is last is None and now.profile != "eval" and len(steps) > LAST_STEPS:
-                steps.popleft()
-    return frozenset(steps), run
-
-
-def _empty(router: RouterInfo) -> _Sums:
-    zeros = [0.0] * router.num_experts
-    return _Sums(router, [0] * router.num_experts, means=[(zeros[:], zeros[:]) for _ in range(2)])
+    length = run.sequence_length
+    name = run.run or file.name
+    return Coverage(name, wanted, min(steps), max(steps), len(steps), length, layers, notes)
 
 
 def _add(sums: Sequence[_Sums], run: RunRecord, entry: StepEntry) -> None:
@@ -191,3 +253,139 @@ def _layer(sums: _Sums, wanted: int) -> LayerCoverage:
         need = further(min(count, tokens), tokens, wanted)
         experts.append(ExpertCoverage(index, count, count / tokens, weight, norm, need))
     return LayerCoverage(sums.router, tokens, experts)
+
+
+def coverage_text(coverage: Coverage) -> str:
+    """Few lines for a person: the experts with too few tokens, and what they need."""
+    short = coverage.short
+    experts = sum(len(layer.experts) for layer in coverage.layers)
+    tokens = max(layer.tokens for layer in coverage.layers)
+    steps = (
+        f"{coverage.steps:,} counted steps ({coverage.first_step:,} to {coverage.last_step:,})"
+        if coverage.steps > 1
+        else f"step {coverage.last_step:,}"
+    )
+    head = [f"{coverage.run}: {tokens:,} tokens in {steps}"]
+    head += [f"note: {note}" for note in coverage.notes]
+    wanted = f"{coverage.wanted:,} token{'s' * (coverage.wanted != 1)}"
+    if not short:
+        head += [f"All {experts:,} experts have at least {wanted}.", _CAUTION]
+        return "\n".join(_wrapped(*head))
+    layers = sum(bool(layer.short) for layer in coverage.layers)
+    head.append(
+        f"{len(short):,} of {experts:,} experts have fewer than {wanted}, in {layers:,} of "
+        f"{len(coverage.layers):,} layers."
+    )
+    more = f"… {len(short) - _MOST_ROWS:,} more; --json lists all of them"
+    table = _table(coverage) + [more] * (len(short) > _MOST_ROWS)
+    needs = [expert.need for _, expert in short if expert.need is not None]
+    total = _total(needs, coverage.sequence_length)
+    return "\n".join([*_wrapped(*head), "", *table, "", *_wrapped(total, _INTERVAL, _CAUTION)])
+
+
+def _table(coverage: Coverage) -> list[str]:
+    """The first experts in aligned columns: the first to the left, the others to the right."""
+    pairs = [(layer, one, one.need) for layer, one in coverage.short if one.need][:_MOST_ROWS]
+    length = coverage.sequence_length
+    columns = {
+        "layer": [layer.router.name for layer, _, _ in pairs],
+        "expert": [str(one.index) for _, one, _ in pairs],
+        "tokens": [f"{one.tokens:,}" for _, one, _ in pairs],
+        "share": [_percent(one.share) for _, one, _ in pairs],
+        "more tokens": [_need_words(need) for _, _, need in pairs],
+    }
+    if length:
+        columns["sequences"] = [
+            f"> {short_number(need.low // length)}"
+            if need.tokens is None
+            else short_number(-(-need.tokens // length))
+            for _, _, need in pairs
+        ]
+    if any(one.saliency is not None for _, one, _ in pairs):
+        columns["weight"] = [_value(one.mean_weight) for _, one, _ in pairs]
+        columns["norm"] = [_value(one.mean_output_norm) for _, one, _ in pairs]
+        columns["product"] = [_value(one.saliency) for _, one, _ in pairs]
+        if length:
+            del columns["share"]
+    table = [(head, *cells) for head, cells in columns.items()]
+    aligned = [[cell.rjust(max(map(len, column))) for cell in column] for column in table]
+    aligned[0] = [cell.ljust(max(map(len, table[0]))) for cell in table[0]]
+    return ["  ".join(row) for row in zip(*aligned, strict=True)]
+
+
+def _need_words(need: Need) -> str:
+    """``41k (32k to 55k)``, or ``more than 16M``."""
+    if need.tokens is None or need.high is None:
+        return f"more than {short_number(need.low)}"
+    low, high = short_number(need.low), short_number(need.high)
+    return f"{short_number(need.tokens)} ({low} to {high})"
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 or not share else f"{share * 100:.1g}%"
+
+
+def _total(needs: Sequence[Need], length: int | None) -> str:
+    """What all of these experts need."""
+
+    def further_tokens(amount: str, tokens: float) -> str:
+        if not length:
+            return f"{amount} further tokens"
+        sequences = short_number(-(-tokens // length))
+        return f"{amount} further tokens, {sequences} sequences of {length:,}"
+
+    unseen = [need for need in needs if need.tokens is None]
+    if unseen:
+        least = max(need.low for need in unseen)
+        amount = further_tokens(f"more than {short_number(least)}", least)
+        experts = "1 expert was" if len(unseen) == 1 else f"{len(unseen):,} experts were"
+        return f"{experts} never chosen: to reach all of them takes {amount}, if it is possible."
+    slowest = max(needs, key=lambda need: need.tokens or 0.0)
+    amount = further_tokens(_need_words(slowest), slowest.tokens or 0.0)
+    return f"The expert that is farthest behind needs {amount}."
+
+
+def _wrapped(*paragraphs: str) -> list[str]:
+    return [
+        line for text in paragraphs for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)
+    ]
+
+
+def coverage_json(coverage: Coverage) -> dict[str, Any]:
+    """All experts as data; ``schema_version`` is 1, keys may be added."""
+    keys = ("first_step", "last_step", "steps", "sequence_length")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": coverage.run,
+        "min_tokens": coverage.wanted,
+        **{key: getattr(coverage, key) for key in keys},
+        "short": len(coverage.short),
+        "notes": coverage.notes,
+        "layers": [
+            {
+                "layer": layer.router.name,
+                "depth": layer.router.depth,
+                "top_k": layer.router.top_k,
+                "tokens": layer.tokens,
+                "experts": [_expert_json(expert, coverage) for expert in layer.experts],
+            }
+            for layer in coverage.layers
+        ],
+    }
+
+
+def _expert_json(expert: ExpertCoverage, coverage: Coverage) -> dict[str, Any]:
+    need, length = expert.need or Need(0, 0, 0), coverage.sequence_length
+    keys = ("tokens", "share", "mean_weight", "mean_output_norm", "saliency")
+    return {
+        "expert": expert.index,
+        **{key: getattr(expert, key) for key in keys},
+        "more_tokens": need.tokens,
+        "more_tokens_low": need.low,
+        "more_tokens_high": need.high,
+        "more_sequences": need.tokens / length if need.tokens and length else None,
+    }

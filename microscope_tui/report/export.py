@@ -1,29 +1,48 @@
-"""A view as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of it.
+"""Runs as data: tidy tables for pandas or a spreadsheet, and one JSON object with all of a view.
 
 What was not measured is an empty cell, or null. A number that is not finite was measured, and is
 written by its name, as in the run log. The names of the columns are those of the run log too.
+A whole run is one long table: one row per step and router, or per expert. Steps that a restart
+superseded are left out, so the run is read twice: first the step numbers, then the rows.
 """
 
 import csv
 import io
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TextIO
 
 from microscope_tui.diagnosis import value_at
 from microscope_tui.report.check import finding_json
-from microscope_tui.runlog import StepRecord, encode_record, safe_text
-from microscope_tui.watch import LayerView, RunCard, RunView
+from microscope_tui.runlog import (
+    Course,
+    RouterSummary,
+    RunFile,
+    RunRecord,
+    StepEntry,
+    StepRecord,
+    encode_record,
+    entries_of,
+    safe_text,
+)
+from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now, complete_summary
 
 SCHEMA_VERSION = 1
-EXPERT_COLUMNS = (
+_PLACE = ("run", "step", "router", "layer", "depth")
+_STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
+_SUMMARIES = RouterSummary.__struct_fields__
+ROUTER_COLUMNS = (*_PLACE, *_STEP, "collapse_index", *(f"router.{name}" for name in _SUMMARIES))
+EXPERT_COLUMNS = (*_PLACE, "expert", "tokens_per_expert", "expert_bias")
+VIEW_COLUMNS = (
     *("run", "step", "counts_step", "router", "layer", "depth", "expert"),
     *("tokens", "load", "expert_bias"),
 )
 _FORMULA = "=+-@"
 Cell = str | float | None
+Row = Sequence[Cell]
 
 
 def view_csv(view: RunView) -> str:
@@ -31,13 +50,15 @@ def view_csv(view: RunView) -> str:
 
     Tokens, load and bias are those of ``counts_step``. A layer without counts has no rows.
     """
-    rows: list[Sequence[Cell]] = []
+    rows: list[Row] = []
     for layer in view.layers:
         router = layer.router
         of_layer = (view.name, view.step, view.counts_step, layer.index, router.name, router.depth)
         of_experts = zip_longest(layer.counts or (), layer.load or (), layer.bias or ())
         rows += [(*of_layer, expert, *values) for expert, values in enumerate(of_experts)]
-    return _table(EXPERT_COLUMNS, rows)
+    text = io.StringIO()
+    write_csv(VIEW_COLUMNS, rows, text)
+    return text.getvalue()
 
 
 def view_json(view: RunView) -> str:
@@ -89,20 +110,19 @@ def runs_json(cards: Sequence[RunCard]) -> str:
             "judged": card.verdict is not None and card.verdict.no_verdict is None,
             "no_verdict": card.verdict.no_verdict if card.verdict is not None else None,
             "evidence": (card.verdict.evidence or None) if card.verdict is not None else None,
-            "findings": None
-            if card.findings is None
-            else [
-                {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
-                for f in card.findings
-            ],
-            "recovered": [
-                {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
-                for f in card.recovered
-            ],
+            "findings": None if card.findings is None else _in_short(card.findings),
+            "recovered": _in_short(card.recovered),
         }
         for card in cards
     ]
     return encode_record({"schema_version": SCHEMA_VERSION, "runs": runs}).decode()
+
+
+def _in_short(findings: Iterable[Trouble]) -> list[dict[str, Any]]:
+    return [
+        {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
+        for f in findings
+    ]
 
 
 def effective_experts(layer: LayerView, view: RunView) -> float | None:
@@ -139,21 +159,92 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
     return values
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None:
+    """Write a table with its heads; a spreadsheet runs none of its names as a formula."""
+    table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
-    table.writerows([cell(value) for value in row] for row in rows)
-    return text.getvalue()
+    table.writerows([_cell(value) for value in row] for row in rows)
 
 
-def cell(value: Cell) -> Cell:
+def _cell(value: Cell) -> Cell:
     """Escape names that a spreadsheet would run as formulas; numbers stay numbers."""
     if isinstance(value, str):
-        first = unicodedata.normalize(
-            "NFKC", value.lstrip()[:1]
-        )  # a full-width = is a formula as well
+        # A full-width = is a formula as well.
+        first = unicodedata.normalize("NFKC", value.lstrip()[:1])
         return f"'{value}" if first and first in _FORMULA else value
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
+    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``.
+
+    Raises:
+        OSError: it cannot be read.
+        UnknownFormat: the log has another format version.
+    """
+    for run, entry in surviving_steps(file):
+        yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
+
+
+def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
+    """The steps that no restart superseded, each with the header it was written under.
+
+    Raises:
+        OSError, UnknownFormat: as ``rows_of``.
+    """
+    kept = _surviving(file)
+    run: RunRecord | None = None
+    number = 0
+    for entry in entries_of(file):
+        if isinstance(entry, RunRecord):
+            run = entry
+        elif isinstance(entry, StepEntry) and run is not None:
+            if number < len(kept) and kept[number]:
+                yield run, entry
+            number += 1
+
+
+def _surviving(file: RunFile) -> bytearray:
+    """For every step record: whether no later record supersedes it."""
+    kept, course = bytearray(), Course()
+    steps, numbers = array("q"), array("q")  # of the records that survive so far
+    for entry in entries_of(file):
+        cut = course.take(entry)
+        while cut is not None and steps and steps[-1] >= cut:
+            kept[numbers.pop()] = 0
+            steps.pop()
+        if isinstance(entry, StepEntry):
+            kept.append(not course.repeats)
+            if not course.repeats:
+                steps.append(entry.record.step)
+                numbers.append(len(kept) - 1)
+    return kept
+
+
+def _of_routers(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
+    complete_summary(entry)
+    record, summary = entry.record, entry.record.router
+    of_step = [getattr(record, name) for name in _STEP]
+    for index, router in enumerate(run.routers):
+        values = [getattr(summary, name) for name in _SUMMARIES]
+        c, _ = balance_now(summary, index, router)
+        yield (
+            *(run.run, record.step, index, router.name, router.depth),
+            *of_step,
+            c,
+            *(None if one is None else one[index] for one in values),
+        )
+
+
+def _of_experts(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
+    if not entry.has_counts:
+        return
+    matrices = entry.matrices()
+    for index, router in enumerate(run.routers):
+        counts = matrices.tokens_per_expert[index]
+        bias = matrices.expert_bias[index] or ()
+        for expert, count in enumerate(counts or ()):
+            place = (run.run, entry.record.step, index, router.name, router.depth, expert)
+            yield (*place, count, bias[expert] if expert < len(bias) else None)

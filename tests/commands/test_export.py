@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.report import ROUTER_COLUMNS, rows_of
-from microscope_tui.report.long_table import EXPERT_COLUMNS
+from microscope_tui.report import EXPERT_COLUMNS, ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 
 Run = Callable[..., CompletedProcess[str]]

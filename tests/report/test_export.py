@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscope_tui.app import free_name, write_new
-from microscope_tui.report import judge, verdict_json, view_csv, view_json
-from microscope_tui.report.export import EXPERT_COLUMNS, _table
+from microscope_tui.report import VIEW_COLUMNS, judge, verdict_json, view_csv, view_json, write_csv
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunView, view_of
@@ -56,7 +55,7 @@ def view(write_log: Any, make_header: Any, make_step: Any, open_log: Any) -> Any
 def test_every_expert_of_every_layer_has_a_row(view: Any) -> None:
     bias = [[0.25, -0.5] + [0.0] * 6] * 3
     text = view_csv(view(expert_bias=bias))
-    assert text.splitlines()[0] == ",".join(EXPERT_COLUMNS)
+    assert text.splitlines()[0] == ",".join(VIEW_COLUMNS)
     rows = rows_of(text)
     assert [(row["layer"], int(row["expert"])) for row in rows] == [
         (f"L{layer}", expert) for layer in (1, 2, 3) for expert in range(8)
@@ -122,7 +121,9 @@ def test_a_negative_number_is_no_formula(view: Any) -> None:
 
 @given(st.lists(st.none() | st.floats() | NAME, min_size=3, max_size=3), NAME)
 def test_any_names_and_numbers_make_a_table_of_the_same_shape(values: list[Any], name: str) -> None:
-    rows = list(csv.reader(io.StringIO(_table("abcd", [[*values, name]] * 2), newline="")))
+    file = io.StringIO(newline="")
+    write_csv("abcd", [[*values, name]] * 2, file)
+    rows = list(csv.reader(io.StringIO(file.getvalue(), newline="")))
     assert [len(row) for row in rows] == [4, 4, 4]
     assert not [cell for cell in rows[1] if cell[:1] in "=+@" and cell]
 
@@ -170,7 +171,7 @@ def test_a_run_without_a_step_is_exported_as_nothing_yet(
     write_log: Any, make_header: Any, open_log: Any
 ) -> None:
     empty = view_of(open_log(write_log([make_header()])))
-    assert view_csv(empty) == ",".join(EXPERT_COLUMNS) + "\n"
+    assert view_csv(empty) == ",".join(VIEW_COLUMNS) + "\n"
     document = json.loads(view_json(empty))
     assert (document["step"], document["counts_step"], document["loss"]) == (0, None, None)
     assert document["layers"] == document["findings"] == []
