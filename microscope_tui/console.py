@@ -9,14 +9,22 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
-from microscope_tui.runlog import MOST_BYTES, PipedLog, RunFile, Spool, safe_text, unreadable_logs
+from microscope_tui.runlog import (
+    MOST_BYTES,
+    PipedLog,
+    RunFile,
+    Spool,
+    encode_record,
+    safe_text,
+    unreadable_logs,
+)
 from microscope_tui.sources import Search, split_run
 from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
 
@@ -138,6 +146,14 @@ def size_of(text: str) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
+def to_file(output: Path) -> TextIO:
+    """The file of ``-o``, opened to write; an existing one is replaced."""
+    try:
+        return output.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
+
+
 def print_data(text: str) -> None:
     """Print data to standard output. A closed pipe (``| head``) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -151,6 +167,11 @@ def print_data(text: str) -> None:
 def print_json(document: object, indent: int | None = 2) -> None:
     """Print data as JSON; without ``indent`` as one line."""
     print_data(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
+def print_record(document: Mapping[str, Any]) -> None:
+    """Print data as one line of JSON, with non-finite numbers by their names."""
+    print_data(encode_record(document).decode().rstrip())
 
 
 def say(message: str) -> None:

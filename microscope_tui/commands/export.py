@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions, Switch
-from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say
+from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say, to_file
 from microscope_tui.report import (
     EXPERT_COLUMNS,
     NO_VERDICT,
@@ -65,7 +65,7 @@ def export(
             write_csv(columns, rows, sys.stdout)
             sys.stdout.flush()
         else:
-            with _opened(output) as file:
+            with to_file(output) as file:
                 write_csv(columns, rows, file)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,13 +75,6 @@ def export(
     if output is not None and output != PIPE:
         say(f"written: {output}")
     return 0
-
-
-def _opened(output: Path) -> TextIO:
-    try:
-        return output.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
 
 
 def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | None) -> None:
@@ -96,7 +89,7 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
     types |= {name: pa.string() for name in columns if name in _TEXTS}
     types |= {name: pa.int64() for name in columns if name in _INTEGERS}
     schema = pa.schema(types)
-    with _opened(output):
+    with to_file(output):
         pass  # a path that cannot be written is a usage error
     with pq.ParquetWriter(output, schema) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):

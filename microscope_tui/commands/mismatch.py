@@ -3,15 +3,12 @@
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from microscope_tui.console import USAGE, fail, print_data
-from microscope_tui.lines import glyphs_for
-from microscope_tui.report import NO_VERDICT, described, mismatch_json, mismatch_report
+from microscope_tui.commands.options import AsJson
+from microscope_tui.console import USAGE, fail, print_data, print_record
+from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
+from microscope_tui.report import NO_VERDICT, mismatch_json
 from microscope_tui.routing import (
     FILE_NAME,
     SUFFIXES,
@@ -23,16 +20,13 @@ from microscope_tui.routing import (
     convert,
 )
 from microscope_tui.routing.responses import Beside
-from microscope_tui.runlog import encode_record, safe_text
+from microscope_tui.runlog import safe_text
+
+_WIDTH = 80
 
 
 def mismatch(
-    a: Path,
-    b: Path,
-    /,
-    *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    max_share: float | None = None,
+    a: Path, b: Path, /, *, as_json: AsJson = False, max_share: float | None = None
 ) -> int:
     """Compare what was chosen for the same tokens: 0 compared, 1 too different, 3 not comparable.
 
@@ -52,66 +46,56 @@ def mismatch(
     if max_share is not None and not 0 <= max_share <= 1:
         fail(f"--max-share {max_share:g}: write a share from 0 to 1", USAGE)
     with ExitStack() as opened:
-        first, second = _both(a, b, opened)
+        sides, engine, token_ids = _opened((a, b), opened)
+        margins = not all(engine)
+        turned = engine[0] and margins  # an engine has no margins: the probe comes first
         try:
-            found = compare(
-                *(side.routing for side in _margins_first(first, second)),
-                token_ids=first.has_token_ids and second.has_token_ids,
-                margins=not (first.engine and second.engine),
-            )
+            found = compare(*sides[:: -1 if turned else 1], token_ids=token_ids, margins=margins)
         except NotComparable as error:
             fail(f"{a} and {b} cannot be compared: {error}", NO_VERDICT)
-        if first.engine and not second.engine:
+        if turned:
             found = found.turned()
         names = safe_text(a, 200), safe_text(b, 200)
+        code = int(max_share is not None and found.share > max_share)
         if as_json:
-            print_data(encode_record(mismatch_json(found, *names)).decode().rstrip())
-        else:
-            sides = zip("AB", names, (first, second), strict=True)
-            heads = [described(at, name, one.routing, engine=one.engine) for at, name, one in sides]
-            text = mismatch_report(found, glyphs_for("auto", sys.stdout))
-            print_data("\n".join([*heads, text]))
-    return int(max_share is not None and found.share > max_share)
+            print_record(mismatch_json(found, *names))
+            return code
+        for letter, name, side, converted in zip("AB", names, sides, engine, strict=True):
+            facts = [side.model, side.dtype, "engine output" if converted else ""]
+            known = ", ".join(fact for fact in facts if fact)
+            print_data(f"{letter}  {name}: {known}" if known else f"{letter}  {name}")
+        glyphs = glyphs_for("auto", sys.stdout)
+        for line in mismatch_text(found, _WIDTH, glyphs):
+            print_data(spelled(plain(line), glyphs))
+        return code
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    routing: Routing
-    engine: bool = False
-    has_token_ids: bool = True
+def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing], list[bool], bool]:
+    """Both sides, which of them are an engine's output, and whether both have token ids.
 
-
-def _both(a: Path, b: Path, opened: ExitStack) -> tuple[_Side, _Side]:
-    """Both sides; an engine's output is read with what the other side says about the model."""
-    paths = [path / FILE_NAME if path.is_dir() else path for path in (a, b)]
-    sides: dict[int, _Side] = {}
+    An engine's output is read with what the other side says about the model.
+    """
+    paths = [path / FILE_NAME if path.is_dir() else path for path in places]
+    engine, token_ids = [path.suffix in SUFFIXES for path in paths], True
+    sides: dict[int, Routing] = {}
+    beside = None
     try:
-        for at, path in enumerate(paths):
-            if path.suffix not in SUFFIXES:
-                sides[at] = _Side(opened.enter_context(Routing(path)))
-        beside = next((_beside(side.routing) for side in sides.values()), None)
-        for at, path in enumerate(paths):
-            if at not in sides:
+        for at in sorted(range(2), key=lambda at: engine[at]):
+            path = paths[at]
+            if engine[at]:
                 folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
                 done = convert(path, Path(folder) / FILE_NAME, beside)
-                routing = opened.enter_context(Routing(done.path))
-                sides[at] = _Side(routing, True, done.has_token_ids)
+                path, token_ids = done.path, token_ids and done.has_token_ids
+            sides[at] = opened.enter_context(Routing(path))
+            shape = sides[at].shape
+            if not engine[at]:
+                known = shape.layers, shape.layer_names, shape.num_experts, shape.top_k
+                beside = Beside(*known)
     except FileNotFoundError as error:
-        fail(
-            f"{error.filename}: no such file; make a probe with `moe-microscope probe MODEL TEXT`",
-            NO_VERDICT,
-        )
+        how = "make a probe with `moe-microscope probe MODEL TEXT`"
+        fail(f"{error.filename}: no such file; {how}", NO_VERDICT)
     except (BadRouting, BadEngineOutput) as error:
         fail(str(error), NO_VERDICT)
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}", NO_VERDICT)
-    return sides[0], sides[1]
-
-
-def _beside(probe: Routing) -> Beside:
-    shape = probe.shape
-    return Beside(shape.layers, shape.layer_names, shape.num_experts, shape.top_k)
-
-
-def _margins_first(first: _Side, second: _Side) -> tuple[_Side, _Side]:
-    return (second, first) if first.engine else (first, second)
+    return [sides[0], sides[1]], engine, token_ids

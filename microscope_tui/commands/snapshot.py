@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import UserConfig, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
-from microscope_tui.commands.probe_snapshot import mismatch_as_json, probe_as_json
+from microscope_tui.commands.options import DEFAULT_SOURCE, GlyphChoice, Output, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -24,10 +23,20 @@ from microscope_tui.console import (
     read_pipe,
     runs_at,
     say,
+    to_file,
 )
 from microscope_tui.lines import Glyphs, glyphs_for, snapshot_text
-from microscope_tui.report import NO_VERDICT, runs_json, view_json
-from microscope_tui.runlog import PipedLog, RunFile, safe_text
+from microscope_tui.report import (
+    NO_VERDICT,
+    compared_probes,
+    mismatch_json,
+    runs_json,
+    slices_json,
+    tokens_json,
+    view_json,
+)
+from microscope_tui.routing import FILE_NAME, BadRouting, NotComparable, Routing
+from microscope_tui.runlog import PipedLog, RunFile, encode_record, safe_text
 from microscope_tui.sources import Search
 from microscope_tui.watch import (
     JUDGING_S,
@@ -41,26 +50,16 @@ from microscope_tui.watch import (
 )
 
 _SMALLEST = (20, 5)
-Screen = Literal[
-    "main",
-    "layer",
-    "expert",
-    "alerts",
-    "runs",
-    "compare",
-    "course",
-    "tokens",
-    "slices",
-    "mismatch",
-    "help",
-]
+_SIZE, _WIDTH = (120, 40), 100
+_Probed = Literal["tokens", "slices", "mismatch"]
+_Main = Literal["main", "layer", "expert", "alerts", "runs", "compare", "course"]
 
 
 def snapshot(
     path: Path = DEFAULT_PATH,
     /,
     *,
-    screen: Screen = "main",
+    screen: Literal[_Main, _Probed, "help"] = "main",
     format_: Annotated[Literal["text", "json", "svg"], Parameter(name="--format")] = "text",
     step: int | None = None,
     layer: str = "",
@@ -68,8 +67,8 @@ def snapshot(
     token: int | None = None,
     against: Path | None = None,
     size: str = "",
-    glyphs: Literal["auto", "braille", "block", "ascii"] = "auto",
-    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    glyphs: GlyphChoice = "auto",
+    output: Output = None,
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Print a screen of the newest run: text to read, JSON to work with, SVG to show.
@@ -100,28 +99,39 @@ def snapshot(
     output
         Write to this file instead of standard output.
     """
-    chosen = _alphabet(glyphs, to_terminal=output in (None, PIPE) and format_ == "text")
-    columns, rows = _size(size) or (120, 40)
+    columns, rows = _size(size) or _SIZE
     user = read_config()
     search = Search(path, reading.asked(user))
     other = _other(against, screen, search)
+    alphabet = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
+    if output in (None, PIPE) and format_ == "text":
+        alphabet = glyphs_for(glyphs, sys.stdout)
     if format_ == "json":
-        text = _as_json(search, user, screen, step, (layer, token or 0), other)
+        text = _as_json(search, user, screen, step, layer, token or 0, other)
     elif screen == "main" and format_ == "text" and not layer and expert is token is None:
         watched = _newest(search, user)
-        width, height = (columns, rows) if size else (100, None)
-        text = snapshot_text(watched, width, height, chosen, _moment(watched, step))
+        width, height = (columns, rows) if size else (_WIDTH, None)
+        text = snapshot_text(watched, width, height, alphabet, _moment(watched, step))
     else:
-        wanted = (screen, columns, rows, step, layer, expert, token, other)
-        text = _drawn(search, user, wanted, chosen, svg=format_ == "svg")
-    _write(text, output)
+        wanted = dict[str, Any](screen=screen, columns=columns, rows=rows, step=step)
+        wanted |= {"layer": layer, "expert": expert, "token": token, "against": other}
+        text = _drawn(search, user, wanted, alphabet, svg=format_ == "svg")
+    if output is None or output == PIPE:
+        print_data(text)
+    else:
+        with to_file(output) as file:
+            file.write(text + "\n")
+        say(f"written: {output}")
     return 0
 
 
-def _alphabet(choice: str, *, to_terminal: bool) -> Glyphs:
-    if to_terminal:
-        return glyphs_for(choice, sys.stdout)
-    return Glyphs.BRAILLE if choice == "auto" else Glyphs(choice)
+def _size(size: str) -> tuple[int, int] | None:
+    if not size:
+        return None
+    columns, _, rows = size.lower().partition("x")
+    if not (columns.isdecimal() and rows.isdecimal()):
+        fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
+    return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))
 
 
 def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
@@ -133,48 +143,67 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
     return runs_at(Search(against, search.asked))[0]
 
 
-def _write(text: str, output: Path | None) -> None:
-    if output is None or output == PIPE:
-        print_data(text)
-        return
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        fail(f"{output}: cannot be written: {error.strerror}; choose another -o", USAGE)
-    say(f"written: {output}")
-
-
 def _as_json(
     search: Search,
     user: UserConfig,
     screen: str,
     step: int | None,
-    chosen: tuple[str, int],
+    layer: str,
+    token: int,
     other: RunFile | None,
 ) -> str:
-    """The view, the list of runs, a probe or a comparison as JSON.
-
-    ``chosen``: layer and token of a probe.
-    """
+    """The view, the list of runs, a probe or a comparison as JSON."""
     if screen == "mismatch":
-        return mismatch_as_json(runs_at(search)[0], other)
+        return _mismatch(runs_at(search)[0], other)
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = _newest(search, user)
     if screen in ("tokens", "slices"):
-        return probe_as_json(watched, screen, *chosen)
+        return _of_probe(watched.path.with_name(FILE_NAME), screen, layer, token)
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
 
 
+def _of_probe(path: Path, screen: str, layer: str, token: int) -> str:
+    """The tokens from ``token`` on, or the slices, of one layer of a probe."""
+    try:
+        with Routing(path) as routing:
+            names = routing.shape.layer_names
+            if layer and layer not in names:
+                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
+            at = names.index(layer) if layer else 0
+            if screen == "slices":
+                return slices_json(routing, at)
+            if not 0 <= token < routing.tokens:
+                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
+            return tokens_json(routing, at, token)
+    except FileNotFoundError:
+        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
+    except BadRouting as error:
+        fail(safe_text(error, 300), NO_VERDICT)
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
+
+
+def _mismatch(run: RunFile, against: RunFile | None) -> str:
+    """The comparison of two probes."""
+    if against is None:
+        fail("--screen mismatch as JSON needs the other run: --against PATH", USAGE)
+    paths = [run.path.with_name(FILE_NAME) for run in (against, run)]
+    try:
+        found = compared_probes(*paths)
+    except (NotComparable, BadRouting) as error:
+        fail(str(error), NO_VERDICT)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror or error}; no probe there", NO_VERDICT)
+    names = [safe_text(path, 200) for path in paths]
+    return encode_record(mismatch_json(found, *names)).decode().rstrip()
+
+
 def _drawn(
-    search: Search,
-    user: UserConfig,
-    what: tuple[str, int, int, int | None, str, int | None, int | None, RunFile | None],
-    glyphs: Glyphs,
-    *,
-    svg: bool,
+    search: Search, user: UserConfig, wanted: dict[str, Any], glyphs: Glyphs, *, svg: bool
 ) -> str:
-    """The screen as the application draws it; ``what`` are the fields of ``Wanted``."""
+    """The screen as the application draws it; ``wanted`` are the fields of ``Wanted``."""
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
@@ -184,7 +213,7 @@ def _drawn(
     from microscope_tui.app import NoPicture, Wanted, draw
 
     try:
-        picture = asyncio.run(draw(fleet, Wanted(*what), glyphs))
+        picture = asyncio.run(draw(fleet, Wanted(**wanted), glyphs))
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text
@@ -212,16 +241,10 @@ def _cards(fleet: Fleet) -> Sequence[RunCard]:
     return fleet.cards()
 
 
-def print_snapshot(
-    watched: RunWatch,
-    glyphs: Glyphs,
-    columns: int = 100,
-    rows: int | None = None,
-    moment: Pin | None = None,
-) -> int:
-    """Print the snapshot of a run; exits if it could not be read."""
-    fail_if_nothing_came(watched)
-    print_data(snapshot_text(watched, columns, rows, glyphs, moment))
+def print_snapshot(watched: RunWatch, choice: GlyphChoice) -> int:
+    """Print the main screen of a run, all layers; exits if it could not be read."""
+    _fail_if_nothing_came(watched)
+    print_data(snapshot_text(watched, _WIDTH, None, glyphs_for(choice, sys.stdout)))
     return 0
 
 
@@ -231,11 +254,11 @@ def _newest(search: Search, user: UserConfig) -> RunWatch:
         watched = read_pipe(criteria=user.criteria)
     else:
         watched = read(runs_at(search)[0], user.criteria)
-    fail_if_nothing_came(watched)
+    _fail_if_nothing_came(watched)
     return watched
 
 
-def fail_if_nothing_came(watched: RunWatch) -> None:
+def _fail_if_nothing_came(watched: RunWatch) -> None:
     """Exit if the run could not be read, or the pipe ended without a step."""
     if watched.error:
         fail(f"{watched.path}: {watched.error}", NO_VERDICT)
@@ -265,12 +288,3 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
         why = f"the newest is {newest:,}" if step > newest else f"showing {found.step:,}"
         say(f"--step {step}: not in the log, {why}")
     return found
-
-
-def _size(size: str) -> tuple[int, int] | None:
-    if not size:
-        return None
-    columns, _, rows = size.lower().partition("x")
-    if not (columns.isdecimal() and rows.isdecimal()):
-        fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
-    return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))

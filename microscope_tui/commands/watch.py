@@ -107,7 +107,7 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
 def _print(watched: RunWatch, user: UserConfig) -> int:
     from microscope_tui.commands.snapshot import print_snapshot
 
-    return print_snapshot(watched, glyphs_for(user.view.glyphs, sys.stdout))
+    return print_snapshot(watched, user.view.glyphs)
 
 
 def _prepare_terminal(color: str) -> None:

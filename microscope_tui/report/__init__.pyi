@@ -1,6 +1,4 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .anatomy import slices_json as slices_json
-from .anatomy import tokens_json as tokens_json
 from .check import NO_VERDICT as NO_VERDICT
 from .check import Alerts as Alerts
 from .check import Demand as Demand
@@ -47,7 +45,7 @@ from .export import write_csv as write_csv
 from .format_check import check_format as check_format
 from .format_check import format_json as format_json
 from .format_check import format_text as format_text
-from .mismatch import compared_probes as compared_probes
-from .mismatch import described as described
-from .mismatch import mismatch_json as mismatch_json
-from .mismatch import mismatch_report as mismatch_report
+from .probes import compared_probes as compared_probes
+from .probes import mismatch_json as mismatch_json
+from .probes import slices_json as slices_json
+from .probes import tokens_json as tokens_json

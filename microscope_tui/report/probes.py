@@ -1,19 +1,22 @@
-"""The screens of a probe as data: the tokens from the cursor on, and the slices of a layer.
+"""Probes as data: the tokens from the cursor on, the slices of a layer, and two probes compared.
 
 ``schema_version`` is 1: keys may be added. What was not measured is null. Text is made safe to
 print; the bytes of a token that is not text on its own are ``�`` there.
 """
 
 import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from microscope_tui.lines import NoTables, explained, slice_table
-from microscope_tui.routing import Routing
+from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
 
 SCHEMA_VERSION = 1
 MOST_TOKENS = 200
 _MOST_CHARACTERS = 256
+_MOST_SWAPS = 100
 
 
 def tokens_json(routing: Routing, layer: int, token: int) -> str:
@@ -101,3 +104,50 @@ def _name(routing: Routing, number: int) -> str | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def compared_probes(a: Path, b: Path) -> Mismatch:
+    """Compare two probes.
+
+    Raises:
+        OSError: one of them cannot be read.
+        BadRouting: one of them is damaged.
+        NotComparable: see ``compare``.
+    """
+    with Routing(a) as first, Routing(b) as second:
+        return compare(first, second)
+
+
+def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
+    """As data; ``schema_version`` is 1, keys may be added."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "a": a,
+        "b": b,
+        "tokens": found.tokens,
+        "tokens_differing": found.tokens_differing,
+        "choices": found.compared,
+        "choices_differing": found.differing,
+        "share": found.share,
+        "layers": [
+            {
+                "layer": layer.name,
+                "depth": layer.depth,
+                "choices": layer.compared,
+                "differing": layer.differing,
+                "share": layer.share,
+                "swaps": _swaps(layer.swaps),
+            }
+            for layer in found.layers
+        ],
+        "margins_of": found.margins_of,
+        "margins": [
+            {"low": m.low, "high": m.high, "choices": m.compared, "differing": m.differing}
+            for m in found.margins
+        ],
+    }
+
+
+def _swaps(swaps: Counter[tuple[int, int]]) -> list[dict[str, int]]:
+    pairs = swaps.most_common(_MOST_SWAPS)
+    return [{"from": old, "to": new, "times": times} for (old, new), times in pairs]
