@@ -6,7 +6,6 @@ what to do, and exits with a code that scripts can rely on.
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import (
-    MOST_BYTES,
     PipedLog,
     RunFile,
     Spool,
@@ -36,8 +34,6 @@ DEFAULT_PATH = Path("logs")
 """Where the trainer writes its runs; the default path of every command."""
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_LEAST_SIZE = 1 << 20
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
@@ -116,34 +112,6 @@ def piped(
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory), pipe
-
-
-def memory_bytes(text: str) -> int:
-    """``128MB``, ``2G`` or a number of bytes; a usage error for anything else."""
-    size = size_of(text) if text else DEFAULT_MEMORY
-    if size is None or size < _LEAST_SIZE:
-        fail(
-            f"--memory {safe_text(text, 20)!r}: write a size from 1MB up, for example 128MB", USAGE
-        )
-    return size
-
-
-def spool_bytes(text: str) -> int:
-    """The same for ``--spool``, where 0 means none."""
-    size = size_of(text) if text else MOST_BYTES
-    if size is None or 0 < size < _LEAST_SIZE:
-        fail(
-            f"--spool {safe_text(text, 20)!r}: write a size from 1MB up, for example 500MB, "
-            "or 0 for none",
-            USAGE,
-        )
-    return size
-
-
-def size_of(text: str) -> int | None:
-    """``128MB``, ``2G`` or a number of bytes, in powers of 1,024; ``None`` for anything else."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
-    return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
 def to_file(output: Path) -> TextIO:

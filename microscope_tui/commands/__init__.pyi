@@ -6,11 +6,10 @@ from .config import ViewConfig as ViewConfig
 from .config import changes_in as changes_in
 from .config import default_config as default_config
 from .config import keymap_from as keymap_from
-from .config import limits_of as limits_of
 from .config import read_config as read_config
 from .follow import Ending as Ending
 from .follow import Notifier as Notifier
 from .options import ProbeOptions as ProbeOptions
+from .parser import bytes_option as bytes_option
 from .parser import run as run
-from .table import COMMANDS as COMMANDS
 from .watch import watch_with as watch_with

@@ -21,10 +21,10 @@ and ``check`` reports what it changed. Unknown names are errors: a typo must not
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from platformdirs import user_config_path
 
@@ -36,12 +36,13 @@ from microscope_tui.sources import BadMapping, Rule, rules_of
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
 GlyphChoice = Literal["auto", "braille", "block", "ascii"]
-_TABLES = ("rules", "keys", "view", "import")
-_CHOICES = {
-    "palette": tuple(Palette),
-    "glyphs": get_args(GlyphChoice),
-    "color": get_args(Color),
+_TABLES = {
+    "rules": "[rules.NAME] and its limits",
+    "keys": "[keys] and your keys",
+    "view": "[view] and your settings",
+    "import": "[import.map] and your patterns",
 }
+_CHOICES = {"palette": tuple(Palette), "glyphs": get_args(GlyphChoice), "color": get_args(Color)}
 
 
 class _BadConfig(ValueError):
@@ -80,6 +81,11 @@ class UserConfig:
         """The criteria that the screens judge by."""
         return Criteria(limits=self.limits)
 
+    def with_options(self, **given: object) -> "UserConfig":
+        """The same with view settings of the command line, which win; empty ones do not count."""
+        view: dict[str, Any] = {name: value for name, value in given.items() if value}
+        return replace(self, view=replace(self.view, **view))
+
 
 def default_config() -> Path:
     """Default path of the config file."""
@@ -92,21 +98,20 @@ def read_config(config: Path | None = None) -> UserConfig:
     A missing ``config`` or an invalid file is a usage error and exits.
     """
     path = config or default_config()
-    text = _text_of(path, named=config is not None)
-    if text is None:
-        return UserConfig(path=path)
     try:
-        return _config_of(path, tomllib.loads(text))
+        return _config_of(path, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        if config is None:
+            return UserConfig(path=path)
+        fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}; fix or remove it", USAGE)
+    except UnicodeDecodeError as error:
+        fail(f"{path}: not UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         fail(f"{path}: not valid TOML: {error}; fix or remove it", USAGE)
     except (BadLimit, _BadConfig) as error:
-        _refuse(path, error)
-
-
-def limits_of(config: Path | None) -> tuple[Limits, tuple[str, ...]]:
-    """The limits of ``config``, and what it changed; see ``read_config``."""
-    found = read_config(config)
-    return found.limits, found.changes
+        fail(f"{path}: {error}", USAGE)
 
 
 def keymap_from(config: UserConfig) -> Mapping[str, str]:
@@ -122,7 +127,7 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
     try:
         return keymap_of(config.keys, all_bindings())
     except BadKey as error:
-        _refuse(config.path, error)
+        fail(f"{config.path}: {error}", USAGE)
 
 
 def changes_in(limits: Limits) -> list[str]:
@@ -136,38 +141,31 @@ def changes_in(limits: Limits) -> list[str]:
     return changes
 
 
-def _text_of(path: Path, *, named: bool) -> str | None:
-    """The text of the file; ``None`` if the default file does not exist."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        if not named:
-            return None
-        fail(f"--config {path}: no such file; name a TOML file with [rules.NAME] tables", USAGE)
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror}; fix or remove it", USAGE)
-    except UnicodeDecodeError as error:
-        fail(f"{path}: not UTF-8 text (byte {error.start:,}); a config file is TOML", USAGE)
-
-
-def _refuse(path: Path, error: ValueError) -> NoReturn:
-    fail(f"{path}: {error}", USAGE)
-
-
 def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
             raise _BadConfig(f"{safe_text(name, 40)}: {_unknown_table(name)}")
-    limits = changed_limits(_rules(_table(document, "rules", "[rules.NAME] and its limits")))
-    changes, where = changes_in(limits), safe_text(path, 200)
+    tables = {name: _table(document.get(name, {}), name, below) for name, below in _TABLES.items()}
+    rules = {}
+    for name, limits in tables["rules"].items():
+        shown = safe_text(name, 40)
+        rules[name] = _table(limits, f"rules.{shown}", f"[rules.{shown}] and limits")
+    changed = changed_limits(rules)
+    changes = ", ".join(changes_in(changed))
     return UserConfig(
         path=path,
-        limits=limits,
-        changes=(f"limits changed by {where}: {', '.join(changes)}",) if changes else (),
-        keys=_table(document, "keys", "[keys] and your keys"),
-        view=_view(_table(document, "view", "[view] and your settings")),
-        rules=_key_rules(_table(document, "import", "[import.map] and your patterns")),
+        limits=changed,
+        changes=(f"limits changed by {safe_text(path, 200)}: {changes}",) if changes else (),
+        keys=tables["keys"],
+        view=_view(tables["view"]),
+        rules=_key_rules(tables["import"]),
     )
+
+
+def _table(table: object, name: str, below: str) -> dict[str, object]:
+    if not isinstance(table, dict):
+        raise _BadConfig(f"{name}: is not a table; write {below} below it")
+    return table
 
 
 def _unknown_table(name: str) -> str:
@@ -185,32 +183,13 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near}? " if near else ""
 
 
-def _table(document: Mapping[str, object], name: str, what: str) -> dict[str, object]:
-    table = document.get(name, {})
-    if not isinstance(table, dict):
-        raise _BadConfig(f"{name}: is not a table; write {what} below it")
-    return table
-
-
-def _rules(tables: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    rules: dict[str, dict[str, object]] = {}
-    for name, values in tables.items():
-        if not isinstance(values, dict):
-            shown = safe_text(name, 40)
-            raise _BadConfig(
-                f"rules.{shown}: is not a table; write [rules.{shown}] and limits below it"
-            )
-        rules[name] = values
-    return rules
-
-
 def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
     """The pairs of ``[import.map]``: a quantity, and one pattern or a list of them."""
     for name in table:
         if name != "map":
             raise _BadConfig(f"[import] {safe_text(name, 40)}: no such key; there is [import.map]")
     pairs = []
-    for quantity, patterns in _table(table, "map", "[import.map] and your patterns").items():
+    for quantity, patterns in _table(table.get("map", {}), "map", _TABLES["import"]).items():
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             if not isinstance(pattern, str):
                 raise _BadConfig(f"[import.map] {safe_text(quantity, 40)}: write a pattern as text")
@@ -223,28 +202,24 @@ def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
 
 def _view(table: Mapping[str, object]) -> ViewConfig:
     known = [entry.name for entry in fields(ViewConfig)]
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:
             there = f"{_near(name, known)}there are {', '.join(known)}"
             raise _BadConfig(f"[view] {safe_text(name, 40)}: no such key; {there}")
-        if name in _CHOICES:
-            values[name] = _choice(name, value, _CHOICES[name])
-        elif isinstance(value, bool):
-            values[name] = value
-        else:
+        # color = 256 without quotes means the same.
+        written = str(value) if type(value) is int else value
+        choices = _CHOICES.get(name)
+        if choices is None and not isinstance(value, bool):
             raise _BadConfig(f"[view] {name} is {_shown(value)}: write true or false")
-    return ViewConfig(**values)  # type: ignore[arg-type]  # each was checked for its own key
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    # color = 256 without quotes means the same.
-    written = str(value) if type(value) is int else value
-    if not isinstance(written, str) or written not in choices:
-        near = _near(written, choices) if isinstance(written, str) else ""
-        there = f"{near}choose one of {', '.join(choices)}"
-        raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
-    return Palette(written) if name == "palette" else written
+        if choices is not None and written not in choices:
+            near = _near(written, choices) if isinstance(written, str) else ""
+            there = f"{near}choose one of {', '.join(choices)}"
+            raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
+        values[name] = value if choices is None else written
+    if "palette" in values:
+        values["palette"] = Palette(values["palette"])
+    return ViewConfig(**values)
 
 
 def _shown(value: object) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import read_config
+from microscope_tui.commands.options import Output, Switch
 from microscope_tui.commands.watch import watch_with
-from microscope_tui.console import USAGE, fail, memory_bytes, say
+from microscope_tui.console import USAGE, fail, say
 from microscope_tui.runlog import LOG_NAME
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 
@@ -20,9 +21,9 @@ _SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 def demo(
     *,
     scenario: Annotated[str, Parameter(help=_SCENARIOS_HELP)] = "collapse",
-    live: Annotated[bool, Parameter(negative=())] = False,
+    live: Switch = False,
     seed: int = 0,
-    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    output: Output = None,
 ) -> int:
     """Write a synthetic run with known ground truth and open it.
 
@@ -58,6 +59,4 @@ def demo(
 def _show(logs: Path) -> int:
     """Open the run without saving view settings."""
     user = read_config()
-    return watch_with(
-        logs, memory_bytes(""), replace(user, view=replace(user.view, remember=False))
-    )
+    return watch_with(logs, replace(user, view=replace(user.view, remember=False)))

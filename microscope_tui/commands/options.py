@@ -22,7 +22,6 @@ DEFAULT_WINDOW = 2048
 Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 Output = Annotated[Path | None, Parameter(name=["-o", "--output"])]
-GlyphChoice = Literal["auto", "braille", "block", "ascii"]
 _Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 

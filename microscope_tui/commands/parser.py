@@ -3,19 +3,21 @@
 A command is imported when it is called, not before: ``check`` does not wait for the screens.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from microscope_tui.commands.config import read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions
-from microscope_tui.commands.table import COMMANDS
-from microscope_tui.console import DEFAULT_PATH, USAGE, fail, memory_bytes, spool_bytes
-from microscope_tui.runlog import safe_text
+from microscope_tui.commands.config import Color, GlyphChoice, read_config
+from microscope_tui.commands.options import DEFAULT_SOURCE, SourceOptions, Switch
+from microscope_tui.console import DEFAULT_PATH, USAGE, fail
+from microscope_tui.runlog import MOST_BYTES, safe_text
+from microscope_tui.watch import DEFAULT_MEMORY
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_LEAST_SIZE = 1 << 20
 
 
 def watch(
@@ -24,9 +26,9 @@ def watch(
     *,
     memory: str = "",
     spool: str = "",
-    color: Literal["auto", "truecolor", "256", "16", "never"] | None = None,
-    glyphs: Literal["auto", "braille", "block", "ascii"] | None = None,
-    bell: Annotated[bool, Parameter(negative=())] = False,
+    color: Color | None = None,
+    glyphs: GlyphChoice | None = None,
+    bell: Switch = False,
     config: Path | None = None,
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
@@ -51,36 +53,52 @@ def watch(
     config
         Config file to use instead of your own.
     """
-    limit, kept, user = memory_bytes(memory), spool_bytes(spool), read_config(config)
-    view = user.view
-    view = replace(
-        view,
-        color=color or view.color,
-        glyphs=glyphs or view.glyphs,
-        bell=bell or view.bell,
-    )
+    limit = bytes_option("--memory", memory, "128MB", DEFAULT_MEMORY)
+    kept = bytes_option("--spool", spool, "500MB, or 0 for none", MOST_BYTES, least=0)
+    user = read_config(config).with_options(color=color, glyphs=glyphs, bell=bell)
+    asked = reading.asked(user)
     from microscope_tui.commands.watch import watch_with
 
-    return watch_with(path, limit, replace(user, view=view), kept, reading.asked(user))
+    return watch_with(path, user, memory=limit, spool=kept, asked=asked)
 
 
-app = App(
-    name="moe-microscope",
-    help="Watch the routers of a Mixture-of-Experts model while it trains.",
-    # Empty strings and flags that are off are not worth showing.
-    default_parameter=Parameter(
-        show_default=lambda value: None if value is False or value in ("", ()) else value
-    ),
-    version=lambda: metadata.version("moe-microscope"),
-    result_action="return_value",
-)
-app.default(watch)
-for name, (place, help_) in COMMANDS.items():
-    app.command(f"microscope_tui.commands.{place}", name=name, help=help_)
+def bytes_option(
+    name: str, text: str, example: str, default: int, *, least: int = _LEAST_SIZE
+) -> int:
+    """``128MB``, ``2G`` or a number of bytes, in powers of 1,024; a usage error for anything else.
+
+    Args:
+        least: smaller sizes than 1 MB are refused unless they are just this.
+    """
+    if not text:
+        return default
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else -1
+    if size < _LEAST_SIZE and size != least:
+        shown = safe_text(text, 20)
+        fail(f"{name} {shown!r}: write a size from 1MB up, for example {example}", USAGE)
+    return size
 
 
-def run(tokens: Sequence[str]) -> int | None:
-    """Call the command; returns its exit code, or ``None`` for success."""
+def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int | None:
+    """Call the command; returns its exit code, or ``None`` for success.
+
+    Args:
+        commands: name → its module and function, and a one-line description.
+    """
+    app = App(
+        name="moe-microscope",
+        help="Watch the routers of a Mixture-of-Experts model while it trains.",
+        # Empty strings and flags that are off are not worth showing.
+        default_parameter=Parameter(
+            show_default=lambda value: None if value is False or value in ("", ()) else value
+        ),
+        version=lambda: metadata.version("moe-microscope"),
+        result_action="return_value",
+    )
+    app.default(watch)
+    for name, (place, help_) in commands.items():
+        app.command(f"microscope_tui.commands.{place}", name=name, help=help_)
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:

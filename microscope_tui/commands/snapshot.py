@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.config import UserConfig, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, GlyphChoice, Output, SourceOptions
+from microscope_tui.commands.config import GlyphChoice, UserConfig, read_config
+from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -99,30 +99,33 @@ def snapshot(
     output
         Write to this file instead of standard output.
     """
-    columns, rows = _size(size) or _SIZE
     user = read_config()
     search = Search(path, reading.asked(user))
     other = _other(against, screen, search)
-    alphabet = Glyphs.BRAILLE if glyphs == "auto" else Glyphs(glyphs)
-    if output in (None, PIPE) and format_ == "text":
-        alphabet = glyphs_for(glyphs, sys.stdout)
     if format_ == "json":
         text = _as_json(search, user, screen, step, layer, token or 0, other)
-    elif screen == "main" and format_ == "text" and not layer and expert is token is None:
-        watched = _newest(search, user)
-        width, height = (columns, rows) if size else (_WIDTH, None)
-        text = snapshot_text(watched, width, height, alphabet, _moment(watched, step))
     else:
-        wanted = dict[str, Any](screen=screen, columns=columns, rows=rows, step=step)
-        wanted |= {"layer": layer, "expert": expert, "token": token, "against": other}
-        text = _drawn(search, user, wanted, alphabet, svg=format_ == "svg")
+        wanted: dict[str, Any] = {"screen": screen, "step": step, "layer": layer}
+        wanted |= {"expert": expert, "token": token, "against": other}
+        here = output in (None, PIPE) and format_ == "text"
+        text = _drawn(search, user, wanted, size, _alphabet(glyphs, here), svg=format_ == "svg")
+    _write(text, output)
+    return 0
+
+
+def _alphabet(choice: GlyphChoice, to_terminal: bool) -> Glyphs:
+    if to_terminal:
+        return glyphs_for(choice, sys.stdout)
+    return Glyphs.BRAILLE if choice == "auto" else Glyphs(choice)
+
+
+def _write(text: str, output: Path | None) -> None:
     if output is None or output == PIPE:
         print_data(text)
-    else:
-        with to_file(output) as file:
-            file.write(text + "\n")
-        say(f"written: {output}")
-    return 0
+        return
+    with to_file(output) as file:
+        file.write(text + "\n")
+    say(f"written: {output}")
 
 
 def _size(size: str) -> tuple[int, int] | None:
@@ -201,9 +204,25 @@ def _mismatch(run: RunFile, against: RunFile | None) -> str:
 
 
 def _drawn(
-    search: Search, user: UserConfig, wanted: dict[str, Any], glyphs: Glyphs, *, svg: bool
+    search: Search,
+    user: UserConfig,
+    wanted: dict[str, Any],
+    size: str,
+    glyphs: Glyphs,
+    *,
+    svg: bool,
 ) -> str:
-    """The screen as the application draws it; ``wanted`` are the fields of ``Wanted``."""
+    """The screen as the application draws it; ``wanted`` are fields of ``Wanted``.
+
+    The main screen as text needs no application.
+    """
+    columns, rows = _size(size) or _SIZE
+    nothing_selected = not wanted["layer"] and wanted["expert"] is wanted["token"] is None
+    if wanted["screen"] == "main" and not svg and nothing_selected:
+        watched = _newest(search, user)
+        moment = _moment(watched, wanted["step"])
+        width, height = (columns, rows) if size else (_WIDTH, None)
+        return snapshot_text(watched, width, height, glyphs, moment)
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
@@ -213,7 +232,7 @@ def _drawn(
     from microscope_tui.app import NoPicture, Wanted, draw
 
     try:
-        picture = asyncio.run(draw(fleet, Wanted(**wanted), glyphs))
+        picture = asyncio.run(draw(fleet, Wanted(columns=columns, rows=rows, **wanted), glyphs))
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text

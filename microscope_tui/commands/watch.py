@@ -5,11 +5,13 @@ commands need is not imported, so that the first frame comes soon.
 """
 
 import os
+import re
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from microscope_tui.commands.config import UserConfig, keymap_from
-from microscope_tui.commands.upstream import dismiss_writers
 from microscope_tui.console import (
     PIPE,
     USAGE,
@@ -24,60 +26,95 @@ from microscope_tui.console import (
 )
 from microscope_tui.lines import Palette, glyphs_for
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
-from microscope_tui.runlog import take_over_stdin
+from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
 from microscope_tui.sources import Asked, Search
-from microscope_tui.watch import Fleet, RunWatch, VerdictCache
+from microscope_tui.watch import DEFAULT_MEMORY, Fleet, RunWatch, VerdictCache
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
+_WRITABLE = 0o200  # of the link that represents a descriptor
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}
 
 
 def watch_with(
-    path: Path, limit: int, user: UserConfig, spool: int = 0, asked: Asked | None = None
+    path: Path,
+    user: UserConfig,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    spool: int = MOST_BYTES,
+    asked: Asked | None = None,
 ) -> int:
     """Open the screens on ``path``.
 
     Args:
         path: A folder of runs, one run folder, one log, or a pipe.
-        limit: Bytes that the history may take.
         user: What the config file and the options say.
+        memory: Bytes that the history may take.
         spool: Bytes of a pipe that may be kept on disk.
         asked: How to read what other tools wrote; by default as the config file says.
     """
     criteria = user.criteria
     if path == PIPE:
-        return _watch_pipe(limit, user, spool)
+        return _watch_pipe(memory, user, spool)
     search = Search(path, asked or Asked(rules=user.rules))
     runs = runs_at(search, may_be_empty=True)
     if not (sys.stderr.isatty() and sys.stdin.isatty()):
         fail_without_runs(path, runs)
         say("no terminal here: printing a snapshot instead")
-        return _print(read(runs[0], criteria, limit), user)
+        return _print(read(runs[0], criteria, memory), user)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
     kept = VerdictCache(criteria) if user.view.remember else None
-    return _open(Fleet(path, limit, search, criteria, kept), user)
+    return _open(Fleet(path, memory, search, criteria, kept), user)
 
 
-def _watch_pipe(limit: int, user: UserConfig, spool: int) -> int:
+def _watch_pipe(memory: int, user: UserConfig, spool: int) -> int:
     criteria = user.criteria
     if not sys.stderr.isatty():
         say("no terminal here: printing a snapshot at the end of the input instead")
-        return _print(read_pipe(criteria=criteria, memory=limit), user)
+        return _print(read_pipe(criteria=criteria, memory=memory), user)
     try:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
     try:
-        watched, _ = piped(descriptor, criteria, limit, spool)
+        watched, _ = piped(descriptor, criteria, memory, spool)
     except OSError as error:
         reason = error.strerror or error
         say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
-        watched, _ = piped(descriptor, criteria, limit)
+        watched, _ = piped(descriptor, criteria, memory)
     code = _open(Fleet.of_one(watched), user)
-    for writer in dismiss_writers(descriptor):
+    for writer in _dismiss_writers(descriptor):
         say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
     return code
+
+
+def _dismiss_writers(descriptor: int) -> list[str]:
+    """Stop the programs of our pipeline that write to our pipe; the names of those that stay.
+
+    A shell takes its terminal back only when all programs of a pipeline have ended, and ``tail -F``
+    may wait hours for its next line. So each gets SIGPIPE now, as it would at its next write. A
+    program that ignores the signal (``ssh``, a trainer in Python) is left alone. Without ``/proc``
+    nothing is done.
+    """
+    staying: list[str] = []
+    with suppress(OSError):
+        pipe = os.readlink(f"/proc/self/fd/{descriptor}")
+        for process in Path("/proc").glob("[1-9]*") if pipe.startswith("pipe:") else ():
+            number = int(process.name)
+            with suppress(OSError):  # it has ended, or belongs to another user
+                if number == os.getpid() or os.getpgid(number) != os.getpgrp():
+                    continue
+                links = [link for link in (process / "fd").iterdir() if os.readlink(link) == pipe]
+                if not any(os.lstat(link).st_mode & _WRITABLE for link in links):
+                    continue
+                status = (process / "status").read_text(errors="replace")
+                ignored = re.search(r"^SigIgn:\s*([0-9a-f]+)$", status, re.MULTILINE)
+                if ignored and not int(ignored[1], 16) >> (signal.SIGPIPE - 1) & 1:
+                    os.kill(number, signal.SIGPIPE)
+                else:
+                    name = (process / "comm").read_text(errors="replace").strip()
+                    staying.append(f"{safe_text(name, 40)} (process {number})")
+    return staying
 
 
 def _open(fleet: Fleet, user: UserConfig) -> int:

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from microscope_tui.diagnosis import (
@@ -20,31 +20,23 @@ from microscope_tui.runlog import RouterInfo, RunRecord
 
 SCHEMA_VERSION = 1
 _WIDTH = 96
-_LINE = 86
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """One limit of a rule."""
-
-    name: str
-    value: float
-    default: float
+_LINE, _INDENT = 86, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Everything about a rule."""
 
-    name: str
+    rule: str
     subject: str
     means: str
     formula: str
     evidence: str
     """The source of the limits."""
-    limits: Sequence[Limit]
-    silenced_by: Sequence[str]
-    silent_profiles: Sequence[str]
+    limits: dict[str, float]
+    defaults: dict[str, float]
+    silenced_by: list[str]
+    silent_profiles: list[str]
     next: str | None
     """What to do in a typical run; ``None`` if it depends on the cause."""
 
@@ -52,14 +44,15 @@ class Explanation:
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
     """The rule of this name in the catalogue, with these limits."""
     rule = RULES[name]
-    mine, defaults = limits.of(rule.limits_type), rule.limits_type().values()
+    mine = limits.of(rule.limits_type)
     return Explanation(
-        name=name,
+        rule=name,
         subject=rule.subject,
         means=rule.means,
         formula=rule.formula,
         evidence=" ".join((type(mine).__doc__ or "").split()),
-        limits=[Limit(name, value, defaults[name]) for name, value in mine.values().items()],
+        limits=mine.values(),
+        defaults=rule.limits_type().values(),
         silenced_by=_silenced_by(name),
         silent_profiles=[profile for profile in PROFILES if profile == "eval" and rule.trains_only],
         next=_typical_remedy(name),
@@ -68,63 +61,40 @@ def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
 
 def as_list(explanations: Sequence[Explanation]) -> str:
     """One line per rule: name, subject, and the first sentence of its meaning."""
-    lines = (f"{one.subject}: {one.means.partition('. ')[0]}" for one in explanations)
-    names = (one.name for one in explanations)
-    return "\n".join(
-        f"{name:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}"
-        for name, line in zip(names, lines, strict=True)
-    )
+    lines = []
+    for one in explanations:
+        line = f"{one.subject}: {one.means.partition('. ')[0]}"
+        lines.append(f"{one.rule:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}")
+    return "\n".join(lines)
 
 
 def rule_text(one: Explanation) -> str:
     """A rule in full."""
-    shown = [
-        f"{limit.name} = {limit.value:g}"
-        + ("" if limit.value == limit.default else f" (by default {limit.default:g})")
-        for limit in one.limits
+    limits = [
+        f"{name} = {value:g}"
+        + ("" if value == one.defaults[name] else f" (by default {one.defaults[name]:g})")
+        for name, value in one.limits.items()
     ]
+    profiles = [f"the profile {profile}" for profile in one.silent_profiles]
     paragraphs = [
         ("means", one.means),
         ("fires", one.formula),
         ("evidence", one.evidence),
-        ("silent", "; ".join([*one.silenced_by, *_profiles(one)]) or "never"),
+        ("silent", "; ".join([*one.silenced_by, *profiles]) or "never"),
         ("next", one.next or "depends on the cause, which `check` names"),
     ]
-    lines = [f"{one.name}: {one.subject}"]
+    lines = [f"{one.rule}: {one.subject}"]
     for label, text in paragraphs:
-        lines.append(
-            textwrap.fill(
-                text,
-                _WIDTH,
-                initial_indent=f"  {label:<9} ",
-                subsequent_indent=" " * 12,
-                break_on_hyphens=False,
-            )
-        )
-    lines.append(f"  limits    [rules.{one.name}] in the config file changes them")
-    return "\n".join([*lines, *(f"{' ' * 12}{line}" for line in shown)])
+        wrapped = textwrap.wrap(text, _WIDTH - _INDENT, break_on_hyphens=False)
+        lines += [f"  {label:<9} {wrapped[0]}", *(" " * _INDENT + line for line in wrapped[1:])]
+    lines.append(f"  limits    [rules.{one.rule}] in the config file changes them")
+    return "\n".join([*lines, *(" " * _INDENT + limit for limit in limits)])
 
 
 def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "rules": [
-            {
-                "rule": one.name,
-                "subject": one.subject,
-                "means": one.means,
-                "formula": one.formula,
-                "evidence": one.evidence,
-                "limits": {limit.name: limit.value for limit in one.limits},
-                "defaults": {limit.name: limit.default for limit in one.limits},
-                "silenced_by": list(one.silenced_by),
-                "silent_profiles": list(one.silent_profiles),
-                "next": one.next,
-            }
-            for one in explanations
-        ],
-    }
+    rules = [asdict(one) for one in explanations]
+    return {"schema_version": SCHEMA_VERSION, "rules": rules}
 
 
 def _silenced_by(name: str) -> list[str]:
@@ -141,10 +111,6 @@ def _silenced_by(name: str) -> list[str]:
             f"{WARM_UP_MAX}, except where the evidence is overwhelming"
         )
     return reasons
-
-
-def _profiles(one: Explanation) -> list[str]:
-    return [f"the profile {profile}" for profile in one.silent_profiles]
 
 
 def _typical_remedy(name: str) -> str | None:

@@ -14,7 +14,6 @@ from microscope_tui.commands import (
     changes_in,
     default_config,
     keymap_from,
-    limits_of,
     read_config,
 )
 from microscope_tui.console import USAGE
@@ -220,5 +219,6 @@ def test_a_file_that_may_not_be_read_is_said(microscope: Run, overflow: Path, co
 
 
 def test_a_file_without_rules_changes_nothing(config: Any) -> None:
-    assert limits_of(config("[view]\nbell = true\n")) == (DEFAULTS, ())
+    found = read_config(config("[view]\nbell = true\n"))
+    assert (found.limits, found.changes) == (DEFAULTS, ())
     assert changes_in(changed_limits({"DROPS": {"warn": 0.05}})) == []

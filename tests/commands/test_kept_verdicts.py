@@ -64,7 +64,7 @@ def test_with_remember_false_the_viewer_keeps_no_verdict(
         monkeypatch.setattr(stream, "isatty", lambda: True)
     os.utime(log, (1e9, 1e9))  # another state than the kept one
     user = UserConfig(path=tmp_path / "config.toml", view=ViewConfig(remember=remember))
-    assert watch_command.watch_with(log.parent, 1 << 24, user) == 0
+    assert watch_command.watch_with(log.parent, user) == 0
     before = len(list((tmp_path / "state").rglob("*.json")))
     judge_all(opened[0])
     after = len(list((tmp_path / "state").rglob("*.json")))

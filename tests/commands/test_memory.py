@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
-from microscope_tui.console import memory_bytes
+from microscope_tui.commands import bytes_option
 
 Run = Callable[..., Any]
 
@@ -16,11 +16,11 @@ Run = Callable[..., Any]
     ("text", "size"),
     [
         *(("1MB", 1 << 20), ("64mb", 64 << 20), ("2G", 2 << 30), ("1.5 GiB", 3 << 29)),
-        *(("2048k", 2 << 20), ("1048576", 1 << 20), ("", 128 << 20)),
+        *(("2048k", 2 << 20), ("1048576", 1 << 20), ("", 7)),
     ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert memory_bytes(text) == size
+    assert bytes_option("--memory", text, "128MB", 7) == size
 
 
 @pytest.mark.parametrize("text", ["0", "1", "1023kB", "-5", "64 apples", "MB", "1e9", "nan"])

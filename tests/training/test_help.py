@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.commands import COMMANDS
+from microscope_tui.cli import COMMANDS
 from moe_model import PRESETS, ModelConfig, version
 from moe_model.training import RUN_DEFAULTS
 from moe_model.training import help as help_module
