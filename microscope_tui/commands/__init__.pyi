@@ -1,6 +1,6 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .about import keys as keys
-from .about import tmux_around as tmux_around
+from .about import tmux_says as tmux_says
 from .config import UserConfig as UserConfig
 from .config import ViewConfig as ViewConfig
 from .config import changes_in as changes_in

@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,6 @@ from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
 from microscope_tui.report import (
     Terminal,
-    Tmux,
     as_list,
     doctor_text,
     explained,
@@ -109,14 +107,9 @@ def doctor() -> int:
     if size and (os.environ.get("COLUMNS") or os.environ.get("LINES")):
         columns, rows = shutil.get_terminal_size(size)
         used = columns, rows
-    terminal = Terminal(
-        environment=os.environ,
-        encoding=(sys.stderr.encoding or "ascii").lower(),
-        glyphs=glyphs_for("auto", sys.stderr),
-        size=size,
-        used=used,
-        tmux=tmux_around(os.environ),
-    )
+    glyphs, encoding = glyphs_for("auto", sys.stderr), (sys.stderr.encoding or "ascii").lower()
+    tmux = tmux_says() if os.environ.get("TMUX") else None
+    terminal = Terminal(os.environ, encoding, glyphs, size, used, tmux)
     print_data(doctor_text(versions, terminal))
     return 0
 
@@ -130,22 +123,19 @@ def _size() -> tuple[int, int] | None:
     return None
 
 
-def tmux_around(environment: Mapping[str, str]) -> Tmux | None:
-    """tmux, if running inside it, as far as it answers."""
-    if not environment.get("TMUX"):
-        return None
-    client = _said("tmux", "display-message", "-p", "#{client_termname} #{client_termfeatures}")
-    outer, _, features = client.partition(" ")
-    return Tmux(_said("tmux", "-V"), outer, features)
-
-
-def _said(*command: str) -> str:
-    """The first line that ``command`` prints; empty where it fails or takes too long."""
+def tmux_says() -> tuple[str, str, str]:
+    """tmux's version, TERM of the terminal outside, its features; empty where it fails or hangs."""
+    question = "#{version} #{client_termname} #{client_termfeatures}"
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=False
+            ["tmux", "display-message", "-p", question],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ANSWER_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    return safe_text(lines[0].strip(), _ANSWER_SHOWN) if lines else ""
+        return "", "", ""
+    answer = safe_text(done.stdout.decode("utf-8", "replace").strip(), _ANSWER_SHOWN)
+    version, outer, features = [*answer.split(" "), "", ""][:3]
+    return version, outer, features

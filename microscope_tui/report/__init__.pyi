@@ -21,7 +21,6 @@ from .coverage import further as further
 from .coverage import score_interval as score_interval
 from .doctor import ROOMY_ROWS as ROOMY_ROWS
 from .doctor import Terminal as Terminal
-from .doctor import Tmux as Tmux
 from .doctor import colours_of as colours_of
 from .doctor import doctor_text as doctor_text
 from .doctor import in_multiplexer as in_multiplexer

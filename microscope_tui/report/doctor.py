@@ -6,7 +6,7 @@ promises 16, so the screens use them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Glyphs, wrap
@@ -18,7 +18,7 @@ _SYSTEMS = {"truecolor": "truecolor", "256": "256", "standard": "16", "windows":
 _IN_MULTIPLEXER = ("screen", "tmux")
 _BY_TERM = {"kitty": "256", "256color": "256", "16color": "16"}
 _SHOWN = 60
-_LABEL, _WIDTH = 12, 74
+_WIDTH = 74
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,6 @@ class Colours:
 
 
 @dataclass(frozen=True, slots=True)
-class Tmux:
-    """tmux, as far as it answered."""
-
-    version: str = ""
-    outer: str = ""
-    """TERM of the terminal outside."""
-    features: str = ""
-    """What the terminal outside can do, separated by commas; ``RGB`` is truecolor."""
-
-    @property
-    def truecolor_passes(self) -> bool | None:
-        """Whether truecolor reaches the terminal outside; ``None`` if unknown."""
-        return "RGB" in self.features.split(",") if self.features else None
-
-
-@dataclass(frozen=True, slots=True)
 class Terminal:
     """The terminal that the screens would open in."""
 
@@ -59,20 +43,14 @@ class Terminal:
     """Columns and rows; ``None`` without a terminal."""
     used: tuple[int, int] | None
     """The size that Textual uses: COLUMNS and LINES come first where they are set."""
-    tmux: Tmux | None = None
-
-    def said(self, *names: str) -> str:
-        """The first of these variables that is set, safe to print; empty without one."""
-        return next((safe_text(self.environment[n], _SHOWN) for n in names if self.has(n)), "")
-
-    def has(self, name: str) -> bool:
-        """Whether the variable is set and not empty."""
-        return bool(self.environment.get(name))
+    tmux: tuple[str, str, str] | None = None
+    """In tmux, as far as it answers: its version, TERM of the terminal outside, its features."""
 
     @property
-    def no_color(self) -> bool:
-        """Whether colours are off; Textual honours an empty NO_COLOR, too."""
-        return "NO_COLOR" in self.environment
+    def truecolor_passes(self) -> bool | None:
+        """Whether tmux hands truecolor on; ``None`` if unknown."""
+        features = self.tmux[2] if self.tmux else ""
+        return "RGB" in features.split(",") if features else None
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
@@ -127,99 +105,84 @@ def layout_of(columns: int, rows: int) -> str:
 
 def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
     """The report: one page for users and for bug reports."""
-    programs = ", ".join(f"{name} {version}" for name, version in versions.items())
-    blocks = [
-        [programs],
-        ["terminal", *_rows(_of_terminal(terminal))],
-        ["connection", *_rows(_of_connection(terminal))],
+    lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""]
+    lines += [f"{label:<12} {value}" for label, value in _facts(terminal)]
+    advice = recommended(terminal)
+    lines += ["", "Recommended:" if advice else "Recommended: nothing, all is well."]
+    for one in advice:
+        # Commands to copy stay on one line.
+        whole = re.sub("`[^`]+`", lambda found: found[0].replace(" ", "\0"), one)
+        first, *rest = (line.replace("\0", " ") for line in wrap(whole, _WIDTH))
+        lines += [f"  - {first}", *(f"    {line}" for line in rest)]
+    return "\n".join(lines)
+
+
+def _facts(terminal: Terminal) -> list[tuple[str, str]]:
+    """What was detected, and why."""
+    environment, size, used = terminal.environment, terminal.size, terminal.used
+    colours = colours_of(environment)
+
+    def said(*names: str) -> str:
+        values = (safe_text(environment.get(name, ""), _SHOWN) for name in names)
+        return next(filter(None, values), "not set")
+
+    locale = f"{terminal.encoding}, locale {said('LC_ALL', 'LANG')}"
+    facts = [
+        ("TERM", said("TERM")),
+        ("COLORTERM", said("COLORTERM")),
+        ("NO_COLOR", "set: loads as characters" if "NO_COLOR" in environment else "not set"),
+        ("colours", f"{colours.system or 'none'}: {colours.reason}"),
+        ("characters", f"{terminal.glyphs}: {locale}"),
     ]
-    if advice := recommended(terminal):
-        blocks.append(["Recommended:", *(line for one in advice for line in _item(one))])
+    if size and used:
+        given = "" if used == size else ", COLUMNS and LINES give {}x{}".format(*used)
+        facts += [("size", "{}x{}".format(*size) + given), ("layout", layout_of(*used))]
     else:
-        blocks.append(["Recommended: nothing, all is well."])
-    return "\n\n".join("\n".join(block) for block in blocks)
+        facts.append(("size", "no terminal"))
+    if terminal.tmux:
+        version, outer, _ = terminal.tmux
+        passes = {None: "not known", True: "yes", False: "no"}[terminal.truecolor_passes]
+        facts.append(("tmux", f"{version or 'version unknown'} in {outer or 'a terminal'}"))
+        facts.append(("truecolor", f"passes through tmux: {passes}"))
+    return [*facts, ("ssh", "yes" if environment.get("SSH_CONNECTION") else "no")]
 
 
 def recommended(terminal: Terminal) -> list[str]:
     """What to change, most important first; empty if all is well."""
-    colours = colours_of(terminal.environment)
-    advice = [colours.remedy] if colours.remedy else _for_colours(terminal, colours.system)
-    if terminal.no_color:
+    environment, size, used = terminal.environment, terminal.size, terminal.used
+    colours = colours_of(environment)
+    advice = [colours.remedy] if colours.remedy else _for_truecolor(terminal, colours.system)
+    if "NO_COLOR" in environment:  # Textual honours an empty one, too
         advice.append("unset NO_COLOR to show loads as colours instead of characters")
     if terminal.glyphs is Glyphs.ASCII and colours.system:
         advice.append("for finer curves use a UTF-8 locale, for example LANG=C.UTF-8")
-    columns, rows = terminal.used or (MIN_COLUMNS, MIN_ROWS)
-    if terminal.used != terminal.size:
+    if used != size:
         advice.append("unset COLUMNS and LINES: they override the real size of the window")
-    elif columns < MIN_COLUMNS or rows < MIN_ROWS:
+    elif used and (used[0] < MIN_COLUMNS or used[1] < MIN_ROWS):
         advice.append(f"make the window at least {MIN_COLUMNS}x{MIN_ROWS}")
-    if terminal.has("SSH_CONNECTION"):
+    if environment.get("SSH_CONNECTION"):
         advice.append("connect with `ssh -C`: compressed, a screen is a fraction of its bytes")
     return advice
 
 
-def _for_colours(terminal: Terminal, system: str | None) -> list[str]:
-    full = system == "truecolor"
-    if terminal.tmux is not None:
-        passes, outer = terminal.tmux.truecolor_passes, terminal.tmux.outer or "*"
-        advice = []
+def _for_truecolor(terminal: Terminal, system: str | None) -> list[str]:
+    environment, full = terminal.environment, system == "truecolor"
+    if terminal.tmux:
+        advice, passes = [], terminal.truecolor_passes
         if passes is False or (passes is None and not full):
-            advice.append(
-                f'if your terminal has truecolor, put `set -ga terminal-overrides ",{outer}:Tc"` '
-                "into ~/.tmux.conf and restart tmux" + ("; until then use --color 256" * full)
-            )
+            line = f'set -ga terminal-overrides ",{terminal.tmux[1] or "*"}:Tc"'
+            then = "; until then use --color 256" if full else ""
+            how = f"put `{line}` into ~/.tmux.conf and restart tmux{then}"
+            advice.append(f"if your terminal has truecolor, {how}")
         if not full:
-            then = "then " if advice else ""
             line = "`set-environment -g COLORTERM truecolor`"
-            advice.append(f"{then}put {line} into ~/.tmux.conf and open a new pane")
+            advice.append(f"put {line} into ~/.tmux.conf and open a new pane")
         return advice
-    if terminal.has("STY"):
+    if environment.get("STY"):
         return ["in GNU screen before 5.0 use --color 256: it has no truecolor"] if full else []
-    if full or terminal.said("TERM") == "linux":
+    if full or environment.get("TERM") == "linux":
         return []
-    remote = terminal.has("SSH_CONNECTION")
+    remote = bool(environment.get("SSH_CONNECTION"))
     where = " on this machine (ssh does not pass it on)" if remote else ""
     line = "`export COLORTERM=truecolor`"
     return [f"if your terminal has truecolor, put {line} into your shell's profile{where}"]
-
-
-def _of_terminal(terminal: Terminal) -> list[tuple[str, str]]:
-    size = [("size", "no terminal")]
-    if terminal.size and terminal.used:
-        size = [("size", "{}x{}".format(*terminal.size))]
-        if terminal.used != terminal.size:
-            size.append(("", "COLUMNS and LINES give {}x{}".format(*terminal.used)))
-        size.append(("layout", layout_of(*terminal.used)))
-    colours = colours_of(terminal.environment)
-    locale = terminal.said("LC_ALL", "LANG") or "not set"
-    no_color = "set: no colours, loads as characters" if terminal.no_color else "not set"
-    return [
-        ("TERM", terminal.said("TERM") or "not set"),
-        ("COLORTERM", terminal.said("COLORTERM") or "not set"),
-        ("NO_COLOR", no_color),
-        ("colours", f"{colours.system or 'none'}: {colours.reason}"),
-        ("characters", f"{terminal.glyphs}: {terminal.encoding}, locale {locale}"),
-        *size,
-    ]
-
-
-def _of_connection(terminal: Terminal) -> list[tuple[str, str]]:
-    ssh = ("ssh", "yes" if terminal.has("SSH_CONNECTION") else "no")
-    tmux = terminal.tmux
-    if tmux is None:
-        return [("tmux, screen", "GNU screen" if terminal.has("STY") else "no"), ssh]
-    passes = {None: "not known", True: "yes", False: "no"}[tmux.truecolor_passes]
-    outside = tmux.outer or "an unnamed terminal"
-    through = f"passes through: {passes} (terminal outside: {outside})"
-    return [("tmux", tmux.version or "version unknown"), ("truecolor", through), ssh]
-
-
-def _item(advice: str) -> list[str]:
-    """Wrapped to lines; commands to copy stay on one line."""
-    whole = re.sub("`[^`]+`", lambda found: found[0].replace(" ", "\0"), advice)
-    first, *rest = (line.replace("\0", " ") for line in wrap(whole, _WIDTH))
-    return [f"  - {first}", *(f"    {line}" for line in rest)]
-
-
-def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"  {label:<{_LABEL}} {value}" for label, value in rows]

@@ -13,7 +13,6 @@ from microscope_tui.lines import Glyphs, fit
 from microscope_tui.report import (
     ROOMY_ROWS,
     Terminal,
-    Tmux,
     colours_of,
     doctor_text,
     in_multiplexer,
@@ -26,8 +25,9 @@ VERSIONS = {"moe-microscope": "0.1.0", "Python": "3.11.7"}
 XTERM = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
 GOOD = Terminal(XTERM | {"COLORTERM": "truecolor"}, "utf-8", Glyphs.BRAILLE, (120, 40), (120, 40))
 OF_256 = replace(GOOD, environment=XTERM)
-TMUX = Tmux("tmux 3.4", "xterm-kitty", "bpaste,RGB,title")
-BLIND = replace(TMUX, features="title")
+TMUX = ("3.4", "xterm-kitty", "bpaste,RGB,title")
+BLIND = ("3.4", "xterm-kitty", "title")
+SILENT = ("", "", "")
 TERMS = st.sampled_from(
     [*("xterm", "xterm-256color", "xterm-kitty", "tmux-256color", "screen", "linux", "dumb"),
      *("unknown", "XTERM-256COLOR", " xterm-16color ", "rxvt-unicode-256color", "kitty")]
@@ -82,11 +82,11 @@ def test_where_all_is_well_nothing_is_recommended() -> None:
     [
         (TMUX, "`set-environment -g COLORTERM truecolor`"),
         (BLIND, '`set -ga terminal-overrides ",xterm-kitty:Tc"`'),
-        (BLIND, "then put `set-environment -g COLORTERM truecolor`"),
-        (Tmux("tmux 3.0a"), '`set -ga terminal-overrides ",*:Tc"`'),
+        (BLIND, "`set-environment -g COLORTERM truecolor`"),
+        (("3.0a", "", ""), '`set -ga terminal-overrides ",*:Tc"`'),
     ],
 )
-def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: Tmux, line: str) -> None:
+def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: tuple[str, str, str], line: str) -> None:
     terminal = replace(OF_256, tmux=tmux)
     assert line in " ".join(recommended(terminal))
     command = line[line.index("`") :]
@@ -96,9 +96,9 @@ def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: Tmux, line: str) -> Non
 
 def test_truecolor_that_tmux_does_not_pass_on_is_said() -> None:
     terminal = replace(GOOD, tmux=BLIND)
-    assert "passes through: no" in doctor_text(VERSIONS, terminal)
+    assert "passes through tmux: no" in doctor_text(VERSIONS, terminal)
     assert "until then use --color 256" in recommended(terminal)[0]
-    assert "passes through: not known" in doctor_text(VERSIONS, replace(GOOD, tmux=Tmux()))
+    assert "passes through tmux: not known" in doctor_text(VERSIONS, replace(GOOD, tmux=SILENT))
 
 
 @pytest.mark.parametrize(
