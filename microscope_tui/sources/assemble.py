@@ -246,30 +246,20 @@ class _Layout:
         return sorted(self._experts, key=lambda layer: -1 if layer is None else layer)
 
     def header(self, run: str, writer: str) -> Record:
-        layers = self._layers
-        one = layers == [None]
+        layers, gates = self._layers, self._source.keys.of_gates
+        names = [f"{'gate ' if gates else 'L'}{layer}" for layer in layers]
         exact = "tokens_per_expert" in self._rows
         return run_record(
             run,
             [layer or 0 for layer in layers],
             [max(self._num_experts, self._experts[layer]) for layer in layers],
             self._top_k,
-            names=["all layers"] if one else self._names,
+            names=["all layers"] if layers == [None] else names,
             writer=writer,
             counts="exact" if exact else "shares" if "share" in self._rows else "none",
             profile=self._asked.profile or "pretrain",
-            layer_order="unknown" if self._of_gates else None,
+            layer_order="unknown" if gates else None,  # see keys.Rule
         )
-
-    @property
-    def _of_gates(self) -> bool:
-        """Nothing says which layer each gate belongs to: see ``keys.Rule``."""
-        return self._source.keys.of_gates
-
-    @property
-    def _names(self) -> list[str]:
-        name = "gate " if self._of_gates else "L"
-        return [f"{name}{layer}" for layer in self._layers]
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
         cells = self._unshifted(cells)
@@ -278,7 +268,7 @@ class _Layout:
             counts = [_integers(row) for row in self._matrix("tokens_per_expert", cells)]
         elif "share" in self._rows:
             rows = self._matrix("share", cells)
-            if self._of_gates:
+            if self._source.keys.of_gates:
                 rows = [
                     row if row and abs(sum(row) / len(row) - 1) < _OFF else None for row in rows
                 ]

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,16 +101,17 @@ class DumpReader(RecordReader):
 
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
         super().__init__(path, name, asked)
-        self._versions: dict[Path, Stamp] = {}  # of the files that were read or are being read
         self._seen: dict[Path, tuple[Stamp, float]] = {}  # when a version was seen first
-        self._records: Iterator[tuple[float, Record]] | None = None
-        self._before = self._reading = 0  # bytes of the files before, and of these
-        self._failed: Unreadable | None = None
-        self._lost = False  # a read failed in the middle
+        self._start()
 
-    @abstractmethod
     def _start(self) -> None:
         """Forget everything that was read."""
+        self._run: ExactCounts | None = None
+        self._versions: dict[Path, Stamp] = {}  # of the files that were read or are being read
+        self._records: Iterator[tuple[float, Record]] | None = None
+        self._before = self._reading = self.offset = 0  # bytes of the files before, and of these
+        self._failed: Unreadable | None = None
+        self._lost = False  # a read failed in the middle
 
     @abstractmethod
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
@@ -120,9 +122,10 @@ class DumpReader(RecordReader):
             Late: one of them should have been read with the files before.
         """
 
-    @abstractmethod
-    def _waiting(self) -> Iterator[Record]:
+    def _waiting(self) -> Iterator[tuple[float, Record]]:
         """Records that are held back, when no more will come."""
+        for record in self._run.flush() if self._run is not None else ():
+            yield 1.0, record
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         """See ``RecordReader``."""
@@ -130,7 +133,7 @@ class DumpReader(RecordReader):
         changed = any(found.get(path, old) != old for path, old in self._versions.items())
         changed = changed or self._lost
         if changed:
-            self._forget()
+            self._start()
         if self._failed is not None:
             raise self._failed
         records: list[Record] = []
@@ -138,14 +141,14 @@ class DumpReader(RecordReader):
             self._next(found, records, max_bytes)
         except Unreadable as why:
             self._failed = why
-            records += self._waiting()
+            records += [record for _, record in self._waiting()]
             if not records:
                 raise
         except OSError:
             self._lost = True  # what was read so far cannot be continued
             raise
         except Late:
-            self._forget()
+            self._start()
             changed, records = True, []
         unread = any(path not in self._versions for path in found)
         self.exhausted = not unread and self._records is None and self._failed is None
@@ -159,7 +162,7 @@ class DumpReader(RecordReader):
                 return
             self._versions |= new
             self._reading = sum(version.size for version in new.values())
-            self._records = self._read_files(list(new))
+            self._records = chain(self._read_files(list(new)), self._waiting())
         end = time.monotonic() + _TURN_S
         until = self.offset + max_bytes
         for done, record in self._records:
@@ -199,11 +202,6 @@ class DumpReader(RecordReader):
         version, since = self._seen[path]
         age = time.time() - version.modified_ns / 1e9
         return max(age, time.monotonic() - since) >= SETTLED_S
-
-    def _forget(self) -> None:
-        self._versions, self._records, self._failed, self._lost = {}, None, None, False
-        self._before = self._reading = self.offset = 0
-        self._start()
 
     def _check_unchanged(self, data: Bytes, path: Path) -> None:
         """Raise ``OSError`` if a file is not the one that was found; the next read restarts."""

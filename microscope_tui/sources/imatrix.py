@@ -63,12 +63,6 @@ class ImatrixReader(DumpReader):
             return b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
         return _is_legacy(head)
 
-    def _start(self) -> None:
-        pass  # all records come from one file, at once
-
-    def _waiting(self) -> Iterator[Record]:
-        yield from ()
-
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         for path in paths:
             with opened(path) as data:
@@ -85,7 +79,7 @@ class ImatrixReader(DumpReader):
 
     def _snapshot(self, counts: dict[Router, list[int]], header: "GgufHeader") -> Iterator[Record]:
         top_k = self._asked.top_k or _top_k(counts, _tokens(header))
-        run = ExactCounts(
+        self._run = ExactCounts(
             self._name,
             "imatrix",
             self._asked,
@@ -93,8 +87,7 @@ class ImatrixReader(DumpReader):
             top_k=top_k,
             note=_note(counts, header),
         )
-        yield from run.add(Counted(1, counts, tokens_of(counts, top_k)))
-        yield from run.flush()
+        yield from self._run.add(Counted(1, counts, tokens_of(counts, top_k)))
 
 
 def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:

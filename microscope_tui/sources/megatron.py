@@ -21,7 +21,7 @@ import re
 import time
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -50,6 +50,7 @@ MOST_CHOICES = 1024
 MOST_BLOCKS = 64
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
+_Expert = Annotated[int, msgspec.Meta(ge=0, lt=MAX_EXPERTS)]
 COMPLETE_AFTER_S = 0.4
 """The last step is complete if nothing was written for this long and all ranks have reached it."""
 LAG_S = 10.0
@@ -60,6 +61,110 @@ _KEYS = (b'"step"', b'"layer"', b'"num_tokens"', b'"topk"', b'"top_indices"')
 ONE_RANK = "one rank of several; open the folder of the trace for all ranks"
 WIDTH = "the number of experts is the largest that was chosen; --num-experts says it exactly"
 STAGES = "the ranks count as one pipeline stage; if that is wrong, give --pipeline-parallel"
+
+
+class _Line(msgspec.Struct):
+    """One call of one router."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, lt=2**60)]
+    layer: Annotated[int, msgspec.Meta(ge=0, lt=MAX_LAYERS)]
+    num_tokens: _Natural
+    topk: Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
+    top_indices: list[Annotated[list[_Expert], msgspec.Meta(min_length=1)]]
+    block: str = "decoder"
+    mtp_idx: Annotated[int, msgspec.Meta(ge=0, lt=MOST_BLOCKS)] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` if it contradicts itself."""
+        rows, widths = self.top_indices, set(map(len, self.top_indices))
+        if len(rows) != self.num_tokens or not widths <= {self.topk}:
+            raise ValueError(
+                f"{len(rows):,} tokens with {sorted(widths)[:3]} choices, but num_tokens is "
+                f"{self.num_tokens:,} and topk {self.topk}"
+            )
+        if self.block not in ("decoder", "mtp"):
+            raise ValueError(f"block {self.block!r} is neither decoder nor mtp")
+
+    @property
+    def router(self) -> Router:
+        """With the layer as it is numbered within the pipeline stage."""
+        return Router((self.mtp_idx or 0) + 1 if self.block == "mtp" else 0, self.layer)
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+@dataclass(slots=True)
+class RankStep:
+    """The calls of one rank in one step, each counted once."""
+
+    counts: "dict[Router, array[int]]" = field(default_factory=dict)
+    tokens: dict[Router, int] = field(default_factory=dict)
+    calls: set[tuple[Router, bytes]] = field(default_factory=set)
+    """With a digest that is equal for equal choices."""
+    top_k: int = 0
+
+    def add(self, line: _Line) -> None:
+        """Count a call, unless it is a recomputation of an earlier one."""
+        digest = blake2b(msgspec.json.encode(line.top_indices), digest_size=16).digest()
+        router = line.router
+        if (router, digest) in self.calls:
+            return
+        self.calls.add((router, digest))
+        self.top_k = self.top_k or line.topk
+        self.tokens[router] = self.tokens.get(router, 0) + line.num_tokens
+        found = Counter(chain.from_iterable(line.top_indices))
+        row = [found[expert] for expert in range(max(found, default=-1) + 1)]
+        add_counts(self.counts.setdefault(router, array("q")), row)
+
+
+class RankTrace:
+    """Follows the file of one rank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = Tail(path, MOST_LINE_BYTES)
+        self.step = -1
+        """The step of the last line."""
+        self.is_silent = False
+        """It wrote nothing for so long that the others no longer wait for it."""
+
+    def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
+        """The calls in new lines.
+
+        Raises:
+            Unreadable: while they are taken, at a line that is not of such a trace.
+        """
+        for number, line in lines:
+            if not line.strip():
+                continue
+            try:
+                call = _decoder.decode(line)
+            except (ValueError, RecursionError) as error:
+                why = safe_text(error, 120)
+                raise self._broken(number, f"not a line of a router trace: {why}") from None
+            if call.step < self.step:
+                raise self._broken(
+                    number,
+                    f"step {call.step} after step {self.step}; two runs wrote to this file: give "
+                    "each its own folder",
+                )
+            self.step = call.step
+            yield call
+        for why in self.source.defects.first:
+            name = safe_text(self.path.name, 60)
+            raise Unreadable(f"{name}, {why}; trace smaller micro-batches")
+
+    def _broken(self, number: int, why: str) -> Unreadable:
+        return Unreadable(f"{safe_text(self.path.name, 60)}, line {number:,}: {why}")
+
+    @property
+    def was_rewritten(self) -> bool:
+        """Whether the file is shorter than what was read of it."""
+        try:
+            return self.path.stat().st_size < self.source.offset
+        except OSError:
+            return False
 
 
 class MegatronReader(RecordReader):
@@ -74,16 +179,14 @@ class MegatronReader(RecordReader):
 
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
         super().__init__(path, name, asked)
-        self._number_of_stages = asked.pipeline_parallel
         self._start()
 
     def _start(self) -> None:
         self._ranks: dict[int, RankTrace] = {}
-        self._open: dict[int, tuple[int, RankStep]] = {}  # what a rank is writing, by rank
-        self._sums: dict[int, StepSum] = {}
+        self._steps: dict[int, dict[int, RankStep]] = {}  # not yet returned; by step and rank
         self._returned = -1  # the last step that was returned
         self._run: ExactCounts | None = None
-        self._stages = Stages(self._number_of_stages)
+        self._stages: list[tuple[int, int]] = []  # of each the first layer, and how many
         self._grew = time.monotonic()
         self._failed: Unreadable | None = None
 
@@ -105,7 +208,7 @@ class MegatronReader(RecordReader):
                 self._failed = why
             if self._failed is not None and self._run is not None:
                 records += self._run.flush()
-        elif any(map(_was_rewritten, self._ranks.values())):
+        elif any(trace.was_rewritten for trace in self._ranks.values()):
             restarted = True
         if restarted:
             self._start()
@@ -122,7 +225,7 @@ class MegatronReader(RecordReader):
             found = self.names.fullmatch(path.name)
             rank = int(found[1]) if found else 0
             if rank not in self._ranks:
-                self._ranks[rank] = RankTrace(path, rank)
+                self._ranks[rank] = RankTrace(path)
 
     def _take(self, max_bytes: int) -> bool:
         """Read from the ranks that are furthest behind; true if a file is another one."""
@@ -133,12 +236,12 @@ class MegatronReader(RecordReader):
             if trace.step > self._behind() + _AHEAD:
                 return False
             before = trace.source.offset
-            restarted, calls = trace.read(min(left, _PIECE))
-            if restarted:
+            found = trace.source.read_lines(min(left, _PIECE))
+            if found.restarted:
                 return True
             try:
-                for call in calls:
-                    self._count(trace, call)
+                for call in trace.calls(found.lines):
+                    self._count(rank, call)
             except Unreadable as why:
                 self._failed = why  # the steps before it are returned first
                 return False
@@ -153,25 +256,18 @@ class MegatronReader(RecordReader):
         """The lowest step that a rank is writing."""
         return min((t.step for t in self._ranks.values() if not t.is_silent), default=-1)
 
-    def _count(self, trace: "RankTrace", call: "Call") -> None:
+    def _count(self, rank: int, call: _Line) -> None:
         if call.step <= self._returned:
             raise Late
+        trace = self._ranks[rank]
         trace.is_silent = False
-        step, part = self._open.get(trace.rank, (call.step, RankStep()))
-        if step != call.step:
-            self._close(trace.rank)
-            part = RankStep()
-        self._open[trace.rank] = (call.step, part)
+        part = self._steps.setdefault(call.step, {}).setdefault(rank, RankStep())
         part.add(call)
         if len(part.calls) > MOST_CALLS:
             raise Unreadable(
                 f"{safe_text(trace.path.name, 60)}: more than {MOST_CALLS:,} calls in step "
                 f"{call.step}; is it a router trace?"
             )
-
-    def _close(self, rank: int) -> None:
-        step, part = self._open.pop(rank)
-        self._sums.setdefault(step, StepSum()).add(rank, self._stages.of(rank, self._ranks), part)
 
     def _complete(self, records: list[Record]) -> None:
         """Append the records of the steps that are complete."""
@@ -182,12 +278,10 @@ class MegatronReader(RecordReader):
             return
         last = max((trace.step for trace in traces), default=-1)
         lags = any(trace.step < last for trace in traces if not trace.is_silent)
-        if quiet < LAG_S and (lags or not self._is_even(last)):
+        if quiet < LAG_S and (lags or self._disagreement(last)):
             return
         for trace in traces:
             trace.is_silent = trace.step < last
-        for rank in list(self._open):
-            self._close(rank)
         self._append(self._until(last, last=last), records)
         if self._run is not None:
             records += self._run.flush()
@@ -197,43 +291,96 @@ class MegatronReader(RecordReader):
         for record in found:  # those before an error are kept
             records.append(record)
 
-    def _is_even(self, step: int) -> bool:
-        """Whether the ranks of a stage traced the same layers in a step that is still open."""
-        routers = {
-            (self._stages.of(rank, self._ranks), frozenset(part.counts))
-            for rank, (at, part) in self._open.items()
-            if at == step
-        }
-        return len(routers) == len({stage for stage, _ in routers})
-
     def _quiet_for(self) -> float:
         modified = max((t.source.modified or 0.0 for t in self._ranks.values()), default=0.0)
         return max(time.time() - modified, time.monotonic() - self._grew)
 
     def _until(self, end: int, last: int | None = None) -> Iterator[Record]:
         """The records of the steps before ``end``, and of the step ``last``."""
-        for step in sorted(self._sums):
+        for step in sorted(self._steps):
             if step >= end and step != last:
                 break
-            summed = self._sums.pop(step)
+            why = self._disagreement(step)
+            parts = self._steps.pop(step)
             interrupted = step == last and self._returned >= 0
-            why = self._stages.disagreement(step, summed, self._ranks)
             if why and not interrupted:
                 raise Unreadable(why)
             self._returned = step
             if why:
                 continue
-            counted = self._stages.counted(step, summed)
+            counted, ranks = self._counted(step, parts)
             if self._run is None:
-                self._run = self._begin(summed)
+                self._run = self._begin(ranks)
             yield from self._run.add(counted)
 
-    def _begin(self, summed: "StepSum") -> ExactCounts:
+    def _stage_of(self, rank: int) -> int:
+        """The pipeline stage of a rank; raises ``Unreadable`` if the ranks do not fit them."""
+        number, stages = len(self._ranks), self._asked.pipeline_parallel
+        if stages == 1:
+            return 0
+        if sorted(self._ranks) != list(range(number)) or number % stages:
+            raise Unreadable(
+                f"{number} ranks do not make {stages} pipeline stages; all ranks from 0 on "
+                "must be there, and --pipeline-parallel must divide their number"
+            )
+        return rank // (number // stages)
+
+    def _disagreement(self, step: int) -> str:
+        """In words, if ranks of one stage traced different layers; else empty."""
+        first: dict[int, tuple[int, set[Router]]] = {}
+        for rank, part in sorted(self._steps.get(step, {}).items()):
+            routers = set(part.counts)
+            other, expected = first.setdefault(self._stage_of(rank), (rank, routers))
+            if routers != expected:
+                return (
+                    f"ranks {other} and {rank} trace different layers in step {step} "
+                    f"({_shown(expected)}; {_shown(routers)}): layers are numbered within a "
+                    f"pipeline stage; give --pipeline-parallel N (now "
+                    f"{self._asked.pipeline_parallel})"
+                )
+        return ""
+
+    def _counted(self, step: int, parts: dict[int, RankStep]) -> tuple[Counted, int]:
+        """The sum over ranks, layers numbered through all stages; the number of ranks summed."""
+        if not self._stages:
+            self._number_stages(parts)
+        total: dict[Router, list[int]] = {}
+        tokens: dict[Router, int] = {}
+        seen: set[frozenset[tuple[Router, bytes]]] = set()
+        for rank, part in parts.items():
+            calls = frozenset(part.calls)
+            if calls in seen:
+                continue  # a sibling, which traced the same tokens
+            seen.add(calls)
+            stage = self._stage_of(rank)
+            first, number = self._stages[stage]
+            for router, counts in part.counts.items():
+                if not router.mtp and router.layer >= number and len(self._stages) > 1:
+                    raise Unreadable(
+                        f"layer {router.layer} of pipeline stage {stage} appears only in step "
+                        f"{step}: the numbers of the layers after it are not known"
+                    )
+                place = router if router.mtp else Router(0, first + router.layer)
+                add_counts(total.setdefault(place, []), counts)
+                tokens[place] = tokens.get(place, 0) + part.tokens[router]
+        top_k = next((part.top_k for part in parts.values()), None)
+        return Counted(step + 1, total, tokens, top_k), len(seen)
+
+    def _number_stages(self, parts: dict[int, RankStep]) -> None:
+        """Each stage continues the layers of the one before."""
+        start = 0
+        for stage in range(self._asked.pipeline_parallel):
+            of_stage = (part for rank, part in parts.items() if self._stage_of(rank) == stage)
+            layers = [router.layer for part in of_stage for router in part.counts if not router.mtp]
+            self._stages.append((start, max(layers, default=-1) + 1))
+            start += self._stages[-1][1]
+
+    def _begin(self, ranks: int) -> ExactCounts:
         notes = []
         alone = self._misses_ranks()
         if alone:
             notes.append(ONE_RANK)
-        elif summed.summed > 1 and self._number_of_stages == 1:
+        elif ranks > 1 and self._asked.pipeline_parallel == 1:
             notes.append(STAGES)
         if not self._asked.num_experts:
             notes.append(WIDTH)
@@ -247,248 +394,18 @@ class MegatronReader(RecordReader):
         )
 
     def _misses_ranks(self) -> bool:
-        there = {int(f[1]) for p in self._siblings() if (f := self.names.fullmatch(p.name))}
-        return bool(there - set(self._ranks)) or sorted(self._ranks) != list(
-            range(len(self._ranks))
-        )
-
-    def _siblings(self) -> list[Path]:
-        return files_of(
-            self.path if self.path.is_dir() else self.path.parent, self.names, MOST_FILES
-        )
+        """Whether another rank wrote a trace that is not among these."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        names = [path.name for path in files_of(folder, self.names, MOST_FILES)]
+        there = {int(found[1]) for name in names if (found := self.names.fullmatch(name))}
+        return bool(there - set(self._ranks)) or set(self._ranks) != set(range(len(self._ranks)))
 
     def _state(self) -> None:
         self.report(*(trace.source for trace in self._ranks.values()))
-        self.exhausted &= not self._open and not self._sums and self._failed is None
+        self.exhausted &= not self._steps and self._failed is None
 
 
-def _was_rewritten(trace: "RankTrace") -> bool:
-    try:
-        return trace.path.stat().st_size < trace.source.offset
-    except OSError:
-        return False
-
-
-@dataclass(slots=True)
-class StepSum:
-    """One step over the ranks that have finished it."""
-
-    counts: "dict[tuple[int, Router], array[int]]" = field(default_factory=dict)
-    """By stage and router."""
-    tokens: dict[tuple[int, Router], int] = field(default_factory=dict)
-    routers: dict[int, frozenset[Router]] = field(default_factory=dict)
-    """By rank."""
-    seen: set[int] = field(default_factory=set)
-    top_k: int = 0
-    summed: int = 0
-    """Ranks with tokens of their own."""
-
-    def add(self, rank: int, stage: int, part: "RankStep") -> None:
-        """Add what one rank traced, unless another one traced the same tokens."""
-        self.routers[rank] = frozenset(part.counts)
-        what = hash(frozenset(part.calls))
-        if what in self.seen:
-            return
-        self.seen.add(what)
-        self.summed += 1
-        self.top_k = self.top_k or part.top_k
-        for router, counts in part.counts.items():
-            key = (stage, router)
-            add_counts(self.counts.setdefault(key, array("q")), counts)
-            self.tokens[key] = self.tokens.get(key, 0) + part.tokens[router]
-
-
-class Stages:
-    """The pipeline stages of a run, and where the layers of each begin."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._layers: list[tuple[int, int]] = []  # by stage: its first layer, and how many
-
-    def of(self, rank: int, ranks: Collection[int]) -> int:
-        """The stage of one of all ranks.
-
-        Raises:
-            Unreadable: the ranks do not fit the number of stages.
-        """
-        if self._number == 1:
-            return 0
-        number = len(ranks)
-        if sorted(ranks) != list(range(number)) or number % self._number:
-            raise Unreadable(
-                f"{number} ranks do not make {self._number} pipeline stages; all ranks from 0 on "
-                "must be there, and --pipeline-parallel must divide their number"
-            )
-        return rank // (number // self._number)
-
-    def disagreement(self, step: int, summed: "StepSum", ranks: Collection[int]) -> str:
-        """In words, if ranks of one stage traced different layers; else empty."""
-        first: dict[int, tuple[int, frozenset[Router]]] = {}
-        for rank, routers in sorted(summed.routers.items()):
-            other, expected = first.setdefault(self.of(rank, ranks), (rank, routers))
-            if routers != expected:
-                return (
-                    f"ranks {other} and {rank} trace different layers in step {step} "
-                    f"({_shown(expected)}; {_shown(routers)}): layers are numbered within a "
-                    f"pipeline stage; give --pipeline-parallel N (now {self._number})"
-                )
-        return ""
-
-    def counted(self, step: int, summed: "StepSum") -> Counted:
-        """The step with the layers numbered through all stages.
-
-        Raises:
-            Unreadable: a stage has more layers than in the first step.
-        """
-        if not self._layers:
-            start = 0
-            for stage in range(self._number):
-                layers = [r.layer for s, r in summed.counts if s == stage and not r.mtp]
-                self._layers.append((start, max(layers, default=-1) + 1))
-                start += self._layers[-1][1]
-        rows: dict[Router, list[int]] = {}
-        tokens: dict[Router, int] = {}
-        for (stage, router), counts in summed.counts.items():
-            first, number = self._layers[stage]
-            if not router.mtp and router.layer >= number and self._number > 1:
-                raise Unreadable(
-                    f"layer {router.layer} of pipeline stage {stage} appears only in step {step}: "
-                    "the numbers of the layers after it are not known"
-                )
-            place = router if router.mtp else Router(0, first + router.layer)
-            rows[place] = list(counts)
-            tokens[place] = summed.tokens[stage, router]
-        return Counted(step + 1, rows, tokens, summed.top_k or None)
-
-
-def _shown(routers: frozenset[Router]) -> str:
+def _shown(routers: set[Router]) -> str:
     """A few names of routers."""
     names = [router.name() for router in sorted(routers)]
     return ", ".join(names if len(names) < 6 else [*names[:2], "…", *names[-2:]]) or "none"
-
-
-class _Line(msgspec.Struct):
-    step: Annotated[int, msgspec.Meta(ge=0, lt=2**60)]
-    layer: Annotated[int, msgspec.Meta(ge=0, lt=MAX_LAYERS)]
-    num_tokens: _Natural
-    topk: Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
-    top_indices: list[Annotated[list[_Natural], msgspec.Meta(min_length=1)]]
-    block: str = "decoder"
-    mtp_idx: Annotated[int, msgspec.Meta(ge=0, lt=MOST_BLOCKS)] | None = None
-
-
-_decoder = msgspec.json.Decoder(_Line)
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of one router."""
-
-    step: int
-    router: Router
-    """With the layer as it is numbered within the pipeline stage."""
-    top_k: int
-    tokens: int
-    digest: bytes
-    """Equal for equal choices."""
-    counts: "array[int]"
-
-
-@dataclass(slots=True)
-class RankStep:
-    """The calls of one rank in one step, each counted once."""
-
-    counts: "dict[Router, array[int]]" = field(default_factory=dict)
-    tokens: dict[Router, int] = field(default_factory=dict)
-    calls: set[tuple[Router, bytes]] = field(default_factory=set)
-    top_k: int = 0
-
-    def add(self, call: "Call") -> None:
-        """Count a call, unless it is a recomputation of an earlier one."""
-        key = (call.router, call.digest)
-        if key in self.calls:
-            return
-        self.calls.add(key)
-        self.top_k = self.top_k or call.top_k
-        self.tokens[call.router] = self.tokens.get(call.router, 0) + call.tokens
-        add_counts(self.counts.setdefault(call.router, array("q")), call.counts)
-
-
-class RankTrace:
-    """Follows the file of one rank."""
-
-    def __init__(self, path: Path, rank: int) -> None:
-        self.path, self.rank = path, rank
-        self.source = Tail(path, MOST_LINE_BYTES)
-        self.step = -1
-        """The step of the last line."""
-        self.is_silent = False
-        """It wrote nothing for so long that the others no longer wait for it."""
-
-    def read(self, max_bytes: int) -> tuple[bool, Iterator[Call]]:
-        """Whether the file is another one, and the calls in its new lines.
-
-        Raises:
-            OSError: it cannot be read now.
-            Unreadable: while the calls are taken, at a line that is not of such a trace.
-        """
-        found = self.source.read_lines(max_bytes)
-        return found.restarted, self._calls(found.lines)
-
-    def _calls(self, lines: list[tuple[int, bytes]]) -> Iterator[Call]:
-        for number, line in lines:
-            if not line.strip():
-                continue
-            try:
-                call = _call(line)
-            except ValueError as error:
-                why = safe_text(error, 120)
-                raise self._broken(number, f"not a line of a router trace: {why}") from None
-            if call.step < self.step:
-                raise self._broken(
-                    number,
-                    f"step {call.step} after step {self.step}; two runs wrote to this file: give "
-                    "each its own folder",
-                )
-            self.step = call.step
-            yield call
-        for why in self.source.defects.first:
-            name = safe_text(self.path.name, 60)
-            raise Unreadable(f"{name}, {why}; trace smaller micro-batches")
-
-    def _broken(self, number: int, why: str) -> Unreadable:
-        return Unreadable(f"{safe_text(self.path.name, 60)}, line {number:,}: {why}")
-
-
-def _call(line: bytes) -> Call:
-    """One line.
-
-    Raises:
-        ValueError: it is damaged, or contradicts itself.
-    """
-    try:
-        record = _decoder.decode(line)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    rows = record.top_indices
-    widths = set(map(len, rows))
-    if len(rows) != record.num_tokens or not widths <= {record.topk}:
-        raise ValueError(
-            f"{len(rows):,} tokens with {sorted(widths)[:3]} choices, but num_tokens is "
-            f"{record.num_tokens:,} and topk {record.topk}"
-        )
-    if record.block not in ("decoder", "mtp"):
-        raise ValueError(f"block {record.block!r} is neither decoder nor mtp")
-    found = Counter(chain.from_iterable(rows))
-    width = max(found, default=-1) + 1
-    if width > MAX_EXPERTS:
-        raise ValueError(f"expert {width - 1:,}; at most {MAX_EXPERTS:,} experts are read")
-    mtp = (record.mtp_idx or 0) + 1 if record.block == "mtp" else 0
-    return Call(
-        record.step,
-        Router(mtp, record.layer),
-        record.topk,
-        record.num_tokens,
-        blake2b(msgspec.json.encode(rows), digest_size=16).digest(),
-        array("q", [found[expert] for expert in range(width)]),
-    )

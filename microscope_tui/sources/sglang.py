@@ -35,7 +35,7 @@ from microscope_tui.sources.dumps import (
     opened,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
-from microscope_tui.sources.reader import Asked, Record, files_of
+from microscope_tui.sources.reader import Record, files_of
 from microscope_tui.sources.torch_file import Tensor
 
 UNORDERED = "a circular buffer that is not rotated: the order of the passes is not guaranteed"
@@ -85,13 +85,9 @@ class SGLangReader(DumpReader):
         is_zip = head.startswith(b"PK\3\4") and b"/data.pkl" in head[:256]
         return is_zip and any(key in head for key in _KEYS)
 
-    def __init__(self, path: Path, name: str, asked: Asked) -> None:
-        super().__init__(path, name, asked)
-        self._start()
-
     def _start(self) -> None:
+        super()._start()
         self._kind: type[Stat] | type[Detail] | None = None
-        self._run: ExactCounts | None = None
         self._steps = 0  # of stat dumps: they have no number
         self._returned: dict[int, set[int]] = {}  # forward passes, by rank, since a restart
 
@@ -113,12 +109,6 @@ class SGLangReader(DumpReader):
                     for record in self._begin(counted, paths).add(counted):
                         yield (number + done) / len(paths), record
         yield from self._details(details, paths)
-        for record in self._waiting():
-            yield 1.0, record
-
-    def _waiting(self) -> Iterator[Record]:
-        if self._run is not None:
-            yield from self._run.flush()
 
     def _stat(self, data: Bytes, dump: Stat) -> Iterator[tuple[float, Counted]]:
         passes = dump.counts.shape[0]

@@ -21,10 +21,10 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from microscope_tui.runlog import QUIET_S, open_regular_file, safe_text
+from microscope_tui.runlog import QUIET_S, Stamp, open_regular_file, safe_text, stamp_of
 from microscope_tui.sources.reader import Unreadable
 
 MAGIC = b"SQLite format 3\0"
@@ -62,8 +62,19 @@ _SETTINGS = (
 _FUNCTIONS = ("min", "like")
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 _WAL_HEADER = 32
-_Version = tuple[object, ...]
+_LOGS = ("-wal", "-journal")
 Result = TypeVar("Result")
+
+
+class _State(NamedTuple):
+    """A file at one moment."""
+
+    stamp: Stamp
+    head: bytes
+
+
+_Version = tuple[_State, _State | None, _State | None]
+"""Of the database, its ``-wal`` and its ``-journal``, where those hold anything."""
 
 
 class Busy(OSError):
@@ -78,9 +89,11 @@ class Database:
         self.size = 0
         self.modified: float | None = None
         """Time of the last change of the database or of its log."""
+        self.identity: tuple[int, ...] = ()
+        """Changes if another file was put under the name."""
         self._folder: Path | None = None
-        self._opened: _Version = ()  # state of the file that is read in place
-        self._copied: _Version = ()  # header of the log that the private copy belongs to
+        self._opened: _Version | None = None  # of the file that is read in place
+        self._copied: object = None  # header of the log that the private copy belongs to
 
     def version(self) -> _Version:
         """Equal as long as nothing was written.
@@ -89,18 +102,12 @@ class Database:
             FileNotFoundError: the database is gone.
             OSError: it cannot be read.
         """
-        database = _version(self.path, 100)
-        logs = [self._log(suffix) for suffix in ("-wal", "-journal")]
-        states = [database, *(log for log in logs if log)]
-        self.size = int(str(database[2]))
-        self.modified = max(int(str(state[3])) for state in states) / 1e9
-        return (database, *logs)
-
-    @property
-    def identity(self) -> _Version:
-        """Changes if another file was put under the name."""
-        status = self.path.stat()
-        return (status.st_dev, status.st_ino)
+        database = _state(self.path, 100)
+        wal, journal = (self._log(suffix) for suffix in _LOGS)
+        stamps = [state.stamp for state in (database, wal, journal) if state is not None]
+        self.size, self.identity = database.stamp.size, database.stamp[:2]
+        self.modified = max(stamp.modified_ns for stamp in stamps) / 1e9
+        return database, wal, journal
 
     def read(self, use: "Callable[[Tables], Result]") -> Result:
         """What ``use`` returns for the tables of one moment; it may be called several times.
@@ -125,7 +132,7 @@ class Database:
         if before[1] or before[2]:
             if before[2] and time.time() - (self.modified or 0.0) < QUIET_S:
                 raise Busy(f"{safe_text(path.name)}: within a transaction; try again")
-            path, self._opened = self._private_copy(), ()
+            path, self._opened = self._private_copy(), None
             how = "mode=rw" if before[2] else "mode=ro"  # a transaction that died is rolled back
         else:
             self._forget_copy()
@@ -137,22 +144,20 @@ class Database:
 
     def _is_unchanged(self) -> bool:
         """Whether the tables belonged together up to now; those of a private copy do."""
-        return not self._opened or self.version() == self._opened
+        return self._opened is None or self.version() == self._opened
 
     def _may_have_changed(self) -> bool:
         with suppress(OSError):
             return not self._is_unchanged()
         return True
 
-    def _log(self, suffix: str) -> _Version:
-        """State of a file beside the database; empty if there is none with content."""
+    def _log(self, suffix: str) -> _State | None:
+        """State of a file beside the database; ``None`` if there is none with content."""
         try:
-            state = _version(self.path.with_name(self.path.name + suffix), _WAL_HEADER)
+            state = _state(self.path.with_name(self.path.name + suffix), _WAL_HEADER)
         except FileNotFoundError:
-            return ()
-        head = state[4]
-        assert isinstance(head, bytes)
-        return state if head.strip(b"\0") else ()  # zeros: a journal that is kept for reuse
+            return None
+        return state if state.head.strip(b"\0") else None  # zeros: a journal kept for reuse
 
     def _private_copy(self) -> Path:
         if self._folder is None:
@@ -164,27 +169,26 @@ class Database:
                 time.sleep(BETWEEN_TRIES_S)
             before = self._copy_state()
             if before != self._copied:
-                self._copied = ()
+                self._copied = None
                 self._copy(self.path, place)
-            for suffix in ("-wal", "-journal", "-shm"):
+            for suffix in (*_LOGS, "-shm"):
                 place.with_name(place.name + suffix).unlink(missing_ok=True)
-            for suffix in ("-wal", "-journal"):
+            for suffix in _LOGS:
                 beside = self.path.with_name(self.path.name + suffix)
                 with suppress(FileNotFoundError):
                     self._copy(beside, place.with_name(place.name + suffix))
             if self._copy_state() == before:
                 # SQLite may change the copy of a database with a journal: copy it anew each time.
-                self._copied = before if before[1] and not before[2] else ()
+                self._copied = before if before[1] and not before[2] else None
                 return place
         raise Busy(f"{safe_text(self.path.name)}: written during {TRIES} copies; try again")
 
-    def _copy_state(self) -> _Version:
+    def _copy_state(self) -> tuple[object, object, object]:
         """What must not change during a copy: with a ``-wal``, only its header."""
-        _, wal, journal = self.version()
+        database, wal, journal = self.version()
         if journal or not wal:
-            return (self.version(), None, journal)
-        assert isinstance(wal, tuple)
-        return (self.identity, (wal[:2], wal[4]), journal)
+            return database, None, (wal, journal)
+        return self.identity, (wal.stamp[:2], wal.head), None
 
     def _copy(self, source: Path, target: Path) -> None:
         file = open_regular_file(source)
@@ -203,17 +207,15 @@ class Database:
             assert self._folder is not None
             for file in self._folder.iterdir():
                 file.unlink()
-        self._copied = ()
+        self._copied = None
 
 
-def _version(path: Path, head: int) -> _Version:
+def _state(path: Path, head: int) -> _State:
     file = open_regular_file(path)
     try:
-        status = os.fstat(file)
-        begin = os.pread(file, head, 0)
+        return _State(stamp_of(os.fstat(file)), os.pread(file, head, 0))
     finally:
         os.close(file)
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, begin)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ step is the iteration + 1 (iterations completed). A file of the folder means the
 import math
 import re
 import struct
-from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -47,13 +47,12 @@ _INTEGERS = {
     **{"U64": "Q", "U32": "I", "U16": "H", "U8": "B"},
 }
 _Natural = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
-Key = tuple[int, int]
-"""Iteration and layer."""
+_Experts = Annotated[int, msgspec.Meta(gt=0, lt=MAX_EXPERTS)]
 
 
 class _Meta(msgspec.Struct):
-    num_experts: int | None = None
-    num_experts_per_token: int | None = None
+    num_experts: _Experts | None = None
+    num_experts_per_token: _Experts | None = None
 
 
 class TensorRTReader(DumpReader):
@@ -69,14 +68,6 @@ class TensorRTReader(DumpReader):
 
     def __init__(self, path: Path, name: str, asked: Asked) -> None:
         super().__init__(path if path.is_dir() else path.parent, name, asked)
-        self._start()
-
-    def _start(self) -> None:
-        self._run: ExactCounts | None = None
-
-    def _waiting(self) -> Iterator[Record]:
-        if self._run is not None:
-            yield from self._run.flush()
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         if self._run is not None:
@@ -88,13 +79,11 @@ class TensorRTReader(DumpReader):
                     meta = _meta(data)
         files = _by_rank(paths)
         ranks: list[_Rank] = []
-        left = MOST_ENTRIES
         for path, is_raw in files.values():
             ranks.append(_Rank(path, is_raw))
-            left -= sum(1 for _ in ranks[-1].entries())
-            if left < 0:
+            if sum(rank.entries for rank in ranks) > MOST_ENTRIES:
                 raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
-        keys = sorted({key for rank in ranks for key in rank.entries()})
+        iterations = sorted({iteration for rank in ranks for iteration in rank.tensors})
         complete = list(files) == list(range(len(files)))
         self._run = ExactCounts(
             self._name,
@@ -107,25 +96,23 @@ class TensorRTReader(DumpReader):
             note="" if complete else MISSING,
         )
         top_k = self._asked.top_k or meta.num_experts_per_token
-        for number, counted in enumerate(self._steps(keys, ranks, meta.num_experts, top_k)):
-            for record in self._run.add(counted):
-                yield min(1.0, number / len(keys)), record
-        for record in self._run.flush():
-            yield 1.0, record
-
-    def _steps(
-        self, keys: Sequence[Key], ranks: "Sequence[_Rank]", experts: int | None, top_k: int | None
-    ) -> Iterator[Counted]:
-        for iteration in dict.fromkeys(iteration for iteration, _ in keys):
-            total: dict[Router, list[int]] = {}
-            for rank in ranks:
-                with opened(rank.path) as data:
-                    self._check_unchanged(data, rank.path)
-                    for layer, row in rank.rows(data, iteration, experts):
-                        add_counts(total.setdefault(Router(0, layer), []), row)
-            rows = {router: row for router, row in total.items() if any(row)}
+        for number, iteration in enumerate(iterations):
+            rows = self._sum(ranks, iteration, meta.num_experts)
             if rows:
-                yield Counted(iteration + 1, rows, tokens_of(rows, top_k))
+                counted = Counted(iteration + 1, rows, tokens_of(rows, top_k))
+                for record in self._run.add(counted):
+                    yield number / len(iterations), record
+
+    def _sum(
+        self, ranks: "Sequence[_Rank]", iteration: int, experts: int | None
+    ) -> dict[Router, list[int]]:
+        total: dict[Router, list[int]] = {}
+        for rank in ranks:
+            with opened(rank.path) as data:
+                self._check_unchanged(data, rank.path)
+                for layer, row in rank.rows(data, iteration, experts):
+                    add_counts(total.setdefault(Router(0, layer), []), row)
+        return {router: row for router, row in total.items() if any(row)}
 
 
 class _Rank:
@@ -133,7 +120,8 @@ class _Rank:
 
     def __init__(self, path: Path, is_raw: bool) -> None:
         self.path, self._is_raw = path, is_raw
-        self._places: dict[int, tuple[array[int], list[Tensor]]] = {}
+        self.tensors: dict[int, list[tuple[int, Tensor]]] = {}
+        """By iteration, with their layers."""
         with opened(path) as data:
             for name, tensor in read_tensors(data).items():
                 found = _KEY.fullmatch(name)
@@ -142,15 +130,12 @@ class _Rank:
                         f"tensor {safe_text(name, 40)!r} is not named ITERATION_LAYER; these are "
                         "not expert statistics of TensorRT-LLM"
                     )
-                layers, tensors = self._places.setdefault(int(found[1]), (array("i"), []))
-                layers.append(int(found[2]))
-                tensors.append(tensor)
+                self.tensors.setdefault(int(found[1]), []).append((int(found[2]), tensor))
 
-    def entries(self) -> Iterator[Key]:
-        """All iterations with their layers."""
-        for iteration, (layers, _) in self._places.items():
-            for layer in layers:
-                yield iteration, layer
+    @property
+    def entries(self) -> int:
+        """Tensors of all iterations."""
+        return sum(map(len, self.tensors.values()))
 
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
@@ -160,27 +145,22 @@ class _Rank:
         Raises:
             Unreadable: they are not counts, or not choices, of this number of experts.
         """
-        layers, tensors = self._places.get(iteration, (array("i"), []))
-        for layer, tensor in zip(layers, tensors, strict=True):
+        for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)
             dimensions = 2 if self._is_raw else 1
             highest = MAX_EXPERTS if self._is_raw else 2**40
             if len(tensor.shape) != dimensions or not all(0 <= n < highest for n in numbers):
                 raise data.broken(f"tensor {name!r} of shape {tensor.shape} holds no counts")
-            row = _counted(numbers) if self._is_raw else numbers
+            row = numbers
+            if self._is_raw:
+                found = Counter(numbers)
+                row = [found[expert] for expert in range(max(found, default=-1) + 1)]
             if len(row) > (experts or MAX_EXPERTS):
                 raise data.broken(
                     f"tensor {name!r} has {len(row):,} experts, meta_info.json says {experts}"
                 )
             yield layer, row
-
-
-def _counted(choices: Sequence[int]) -> list[int]:
-    row = [0] * (max(choices, default=-1) + 1)
-    for expert in choices:
-        row[expert] += 1
-    return row
 
 
 def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
@@ -200,15 +180,11 @@ def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
 def _meta(data: Bytes) -> _Meta:
     raw = data.read(0, min(data.size, MOST_META_BYTES), "meta_info.json")
     try:
-        meta = msgspec.json.decode(raw, type=_Meta)
+        return msgspec.json.decode(raw, type=_Meta)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise data.broken(
             f"not the meta_info.json of TensorRT-LLM: {safe_text(error, 60)}"
         ) from None
-    numbers = (meta.num_experts, meta.num_experts_per_token)
-    if not all(number is None or 0 < number < MAX_EXPERTS for number in numbers):
-        raise data.broken("num_experts or num_experts_per_token is not a number of experts")
-    return meta
 
 
 class Tensor(msgspec.Struct):
