@@ -15,14 +15,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
+from msgspec import UNSET
+
 from microscope_tui import measures
 from microscope_tui.runlog import (
-    FORMAT_VERSION,
     Chunk,
+    RunHeader,
     Source,
     Spool,
     Values,
     encode_record,
+    one_or_each,
     safe_text,
 )
 from microscope_tui.sources.keys import ROUTER_QUANTITIES, STEP_QUANTITIES, Target
@@ -258,7 +261,7 @@ class _Layout:
             writer=writer,
             counts="exact" if exact else "shares" if "share" in self._rows else "none",
             profile=self._asked.profile or "pretrain",
-            layer_order="unknown" if gates else None,  # see keys.Rule
+            layer_order="unknown" if gates else "",  # see keys.Rule
         )
 
     def record(self, step: int, at: float | None, cells: _Cells) -> Record:
@@ -323,7 +326,7 @@ def run_record(
     time: float | None = None,
     planned_steps: int | None = None,
     note: str = "",
-    layer_order: str | None = None,
+    layer_order: str = "",
 ) -> Record:
     """The ``run`` record of a source.
 
@@ -338,25 +341,20 @@ def run_record(
         note: what limits these counts, in a few words.
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
     """
-    model: Record = {
-        "layers": list(depths),
-        "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
-        "num_experts": experts[0] if len(set(experts)) == 1 else list(experts),
-        "top_k": top_k,  # null: unknown
-    }
-    record: Record = {
-        "kind": "run",
-        "format_version": FORMAT_VERSION,
-        "run": safe_text(run, 120),
-        "time": time,
-        "planned_steps": planned_steps,
-        "profile": profile,
-        "model": model,
-        "source": {"writer": writer, "counts": counts} | ({"note": note} if note else {}),
-    }
-    if layer_order is not None:
-        record["source"]["layer_order"] = layer_order
-    return {key: value for key, value in record.items() if value is not None}
+    source: Record = {"writer": writer, "counts": counts, "note": note, "layer_order": layer_order}
+    return RunHeader(
+        run=safe_text(run, 120),
+        time=UNSET if time is None else time,
+        planned_steps=UNSET if planned_steps is None else planned_steps,
+        profile=profile,
+        model={
+            "layers": list(depths),
+            "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
+            "num_experts": one_or_each(experts),
+            "top_k": top_k,  # null: unknown
+        },
+        source={key: value for key, value in source.items() if value},
+    ).to_json()
 
 
 def config_number(config: Mapping[str, object], names: Sequence[str]) -> int | None:

@@ -203,10 +203,13 @@ class DumpReader(RecordReader):
         age = time.time() - version.modified_ns / 1e9
         return max(age, time.monotonic() - since) >= SETTLED_S
 
-    def _check_unchanged(self, data: Bytes, path: Path) -> None:
-        """Raise ``OSError`` if a file is not the one that was found; the next read restarts."""
-        if stamp_of(os.fstat(data.file)) != self._versions.get(path):
-            raise OSError(f"{data.name} changed while it was read")
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Bytes]:
+        """The bytes of a file; ``OSError`` if it is not the one that was found: read it again."""
+        with opened(path) as data:
+            if stamp_of(os.fstat(data.file)) != self._versions.get(path):
+                raise OSError(f"{data.name} changed while it was read")
+            yield data
 
 
 class Router(NamedTuple):

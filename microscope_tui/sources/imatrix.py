@@ -24,7 +24,6 @@ from microscope_tui.sources.dumps import (
     DumpReader,
     ExactCounts,
     Router,
-    opened,
     tokens_of,
 )
 from microscope_tui.sources.keys import MAX_LAYERS, Rule
@@ -40,7 +39,6 @@ MOST_ARRAY = 1024
 MOST_ELEMENTS = 1 << 22
 _MOST_NAME = 1 << 16
 _MOST_DIMENSIONS = 4
-_CHUNK = 1 << 16
 _F32, _STRING, _ARRAY = 0, 8, 9
 _SCALARS = {
     **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
@@ -65,8 +63,7 @@ class ImatrixReader(DumpReader):
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         for path in paths:
-            with opened(path) as data:
-                self._check_unchanged(data, path)
+            with self._opened(path) as data:
                 if _is_legacy(data.read(0, min(data.size, 1 << 10), "the beginning")):
                     raise data.broken(
                         "a legacy importance matrix has one count per tensor, not per expert; "
@@ -218,25 +215,23 @@ def float32(data: Bytes, tensor: TensorPlace, name: str) -> list[float]:
 
 
 class _Cursor:
-    """Reads the header from its start on, in chunks."""
+    """Reads the header from its start on."""
 
     def __init__(self, data: Bytes) -> None:
         self.data = data
-        self._chunk, self._start = b"", 0
         self.at = 0
         """Bytes taken or skipped."""
+        self._head = data.read(0, min(data.size, MOST_HEADER), "the metadata")
 
     def take(self, length: int) -> bytes:
         """The next bytes."""
-        if self.at + length > MOST_HEADER:
-            raise self.data.broken(f"the metadata take more than {MOST_HEADER >> 20} MB")
-        first = self.at - self._start
-        if not 0 <= first <= first + length <= len(self._chunk):
-            size = max(length, min(_CHUNK, self.data.size - self.at))
-            self._chunk = self.data.read(self.at, size, "the metadata")
-            self._start, first = self.at, 0
-        self.at += length
-        return self._chunk[first : first + length]
+        start, self.at = self.at, self.at + length
+        if self.at > len(self._head):
+            raise self.data.broken(
+                f"the metadata at {start:,} is not inside the first {len(self._head):,} bytes; "
+                "copy the file again"
+            )
+        return self._head[start : self.at]
 
     def skip(self, length: int) -> None:
         """Leave out bytes; that they are there is checked where the next are taken."""

@@ -16,7 +16,6 @@ logical expert may have several copies. Layout: ``sglang/srt/eplb/expert_distrib
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from microscope_tui.sources.dumps import (
     Late,
     Router,
     add_counts,
-    opened,
 )
 from microscope_tui.sources.keys import MAX_EXPERTS, MAX_LAYERS, Rule
 from microscope_tui.sources.reader import Record, files_of
@@ -46,30 +44,17 @@ _KEYS = (b"logical_count", b"global_physical_count")
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
-    """Counts ``[passes, layers, logical experts]`` over all ranks; unused passes are zero."""
-
-    counts: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Pass:
     """One forward pass on one rank."""
 
+    path: Path
+    rank: int
     number: int
     """``forward_pass_id``"""
     counts: Tensor
     """``[layers, physical experts]``"""
     choices: Tensor | None
     """Experts of each token ``[layers, tokens, choices]``, -1 for none; only in ``per_token``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Detail:
-    """The forward passes of one rank."""
-
-    rank: int
-    passes: Sequence[Pass]
     logical: Sequence[Sequence[int]]
     """The logical expert of each physical one ``[layers, physical experts]``."""
 
@@ -87,48 +72,43 @@ class SGLangReader(DumpReader):
 
     def _start(self) -> None:
         super()._start()
-        self._kind: type[Stat] | type[Detail] | None = None
+        self._kind: type | None = None  # of what the dumps hold: counts of all ranks, or passes
         self._steps = 0  # of stat dumps: they have no number
         self._returned: dict[int, set[int]] = {}  # forward passes, by rank, since a restart
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
-        details: list[tuple[Path, Detail]] = []
+        dumps: list[list[Pass]] = []
         for number, path in enumerate(sorted(paths, key=_time_of)):
             with self._opened(path) as data:
-                dump = _load(data)
+                dump = _load(data, path)
                 self._kind = self._kind or type(dump)
                 if type(dump) is not self._kind:
                     raise data.broken(
                         "this folder has dumps of two modes of the recorder; name one file, or "
                         "move the others away"
                     )
-                if isinstance(dump, Detail):
-                    details.append((path, dump))
+                if isinstance(dump, list):
+                    dumps.append(dump)
                     continue
                 for done, counted in self._stat(data, dump):
                     for record in self._begin(counted, paths).add(counted):
                         yield (number + done) / len(paths), record
-        yield from self._details(details, paths)
+        yield from self._details(dumps, paths)
 
-    def _stat(self, data: Bytes, dump: Stat) -> Iterator[tuple[float, Counted]]:
-        passes = dump.counts.shape[0]
+    def _stat(self, data: Bytes, counts: Tensor) -> Iterator[tuple[float, Counted]]:
+        passes = counts.shape[0]
         for index in range(passes):
-            rows = _routers(_rows_of(data, dump.counts, index))
+            rows = _routers(_rows_of(data, counts, index))
             if rows:
                 self._steps += 1
                 yield index / passes, Counted(self._steps, rows)
 
     def _details(
-        self, dumps: list[tuple[Path, Detail]], paths: Sequence[Path]
+        self, dumps: list[list[Pass]], paths: Sequence[Path]
     ) -> Iterator[tuple[float, Record]]:
         """The records of the passes, in the order of their numbers between two restarts."""
-        todo = sum(len(dump.passes) for _, dump in dumps)
-        done = 0
-        for group in self._between_restarts(dumps):
-            by_number: dict[int, list[tuple[Path, Detail, Pass]]] = {}
-            for path, dump in group:
-                for one in dump.passes:
-                    by_number.setdefault(one.number, []).append((path, dump, one))
+        todo, done = sum(map(len, dumps)), 0
+        for by_number in self._between_restarts(dumps):
             for number in sorted(by_number):
                 done += len(by_number[number])
                 counted = self._sum(number, by_number[number])
@@ -136,30 +116,29 @@ class SGLangReader(DumpReader):
                     for record in self._begin(counted, paths).add(counted):
                         yield done / todo, record
 
-    def _between_restarts(
-        self, dumps: list[tuple[Path, Detail]]
-    ) -> Iterator[list[tuple[Path, Detail]]]:
-        """The dumps in groups; a server that restarts counts its passes from the start again."""
-        group: list[tuple[Path, Detail]] = []
+    def _between_restarts(self, dumps: list[list[Pass]]) -> Iterator[dict[int, list[Pass]]]:
+        """The passes by number; a server that restarts counts them from the start again."""
+        group: dict[int, list[Pass]] = {}
         earlier = {number for numbers in self._returned.values() for number in numbers}
-        for path, dump in dumps:
-            numbers = {one.number for one in dump.passes}
-            if numbers & self._returned.get(dump.rank, set()):
+        for dump in filter(None, dumps):
+            rank, numbers = dump[0].rank, {one.number for one in dump}
+            if numbers & self._returned.get(rank, set()):
                 yield group
-                group, earlier, self._returned = [], set(), {}
+                group, earlier, self._returned = {}, set(), {}
             if numbers & earlier:
                 raise Late  # another rank of passes that were returned without it
-            self._returned.setdefault(dump.rank, set()).update(numbers)
-            group.append((path, dump))
+            self._returned.setdefault(rank, set()).update(numbers)
+            for one in dump:
+                group.setdefault(one.number, []).append(one)
         yield group
 
-    def _sum(self, number: int, ranks: list[tuple[Path, Detail, Pass]]) -> Counted:
+    def _sum(self, number: int, ranks: list[Pass]) -> Counted:
         total: dict[Router, list[int]] = {}
         top_k = None
-        for path, dump, one in ranks:
-            with self._opened(path) as data:
+        for one in ranks:
+            with self._opened(one.path) as data:
                 physical = _rows_of(data, one.counts)
-                rows = _routers(_by_logical(physical, dump.logical))
+                rows = _routers(_by_logical(physical, one.logical))
                 if one.choices is not None and rows and self._run is None:
                     layer = min(rows).layer
                     top_k = max(top_k or 0, _top_k_of(data, one.choices, layer) or 0)
@@ -169,7 +148,7 @@ class SGLangReader(DumpReader):
 
     def _begin(self, counted: Counted, paths: Sequence[Path]) -> ExactCounts:
         if self._run is None:
-            alone = self._kind is Detail and self._misses_ranks()
+            alone = self._kind is list and self._misses_ranks()
             times = [time for path in paths if (time := _time_of(path)[0])]
             self._run = ExactCounts(
                 self._name,
@@ -178,7 +157,7 @@ class SGLangReader(DumpReader):
                 profile="eval",
                 counts="local_rank" if alone else "exact",
                 top_k=counted.top_k,
-                note=ONE_RANK if alone else UNORDERED if self._kind is Stat else "",
+                note=ONE_RANK if alone else UNORDERED if self._kind is Tensor else "",
                 time=min(times, default=None),
             )
         return self._run
@@ -190,12 +169,6 @@ class SGLangReader(DumpReader):
             for path in files_of(self.path.parent, self.names, MOST_FILES):
                 ranks.add(_time_of(path)[1])
         return len(ranks) > len(self._returned) or ranks != set(range(len(ranks)))
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Bytes]:
-        with opened(path) as data:
-            self._check_unchanged(data, path)
-            yield data
 
 
 def _routers(rows: Sequence[Sequence[int]]) -> dict[Router, list[int]]:
@@ -210,17 +183,19 @@ def _time_of(path: Path) -> tuple[float, int, str]:
     return float(found[1]), int(found[2] or 0), ""
 
 
-def _load(data: Bytes) -> Stat | Detail:
-    """Read a dump; the counts stay in the file.
+def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
+    """Counts ``[passes, layers, logical experts]`` over all ranks, or the passes of one rank.
+
+    The numbers stay in the file; unused passes of the former are zero.
 
     Raises:
         Unreadable: as ``torch_file.load``, or it is no such dump.
     """
     content = torch_file.load(data)
     if isinstance(content, dict) and "logical_count" in content:
-        return Stat(_counts(data, content["logical_count"], 3))
+        return _counts(data, content["logical_count"], 3)
     if isinstance(content, dict) and isinstance(content.get("records"), list):
-        return _detail(data, content)
+        return _passes(data, path, content)
     raise data.broken(
         "not a dump of SGLang's expert distribution recorder: neither logical_count nor records"
     )
@@ -261,17 +236,17 @@ def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
     return max((sum(i >= 0 for i in token) for token in tokens), default=0) or None
 
 
-def _detail(data: Bytes, content: dict[Any, Any]) -> Detail:
+def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
     found = content["records"]
     if len(found) > MOST_PASSES:
         raise data.broken(f"{len(found):,} forward passes, at most {MOST_PASSES:,} are read")
     if not found:
-        return Detail(0, [], [])
+        return []
     mapping = _counts(data, content.get("last_physical_to_logical_map"), 2)
     logical = _rows_of(data, mapping)
     if max(map(max, logical)) >= MAX_EXPERTS:
         raise data.broken("last_physical_to_logical_map has experts that no model has")
-    passes, ranks = [], set()
+    passes = []
     for record in found:
         match record:
             case {"forward_pass_id": int(number), "rank": int(rank), "global_physical_count": t}:
@@ -286,11 +261,10 @@ def _detail(data: Bytes, content: dict[Any, Any]) -> Detail:
         choices = record.get("topk_ids_of_layer")
         usable = isinstance(choices, Tensor) and choices.is_integer and len(choices.shape) == 3
         usable = usable and choices.shape[0] == counts.shape[0]
-        passes.append(Pass(number, counts, choices if usable else None))
-        ranks.add(rank)
-    if len(ranks) > 1:
+        passes.append(Pass(path, rank, number, counts, choices if usable else None, logical))
+    if len(ranks := {one.rank for one in passes}) > 1:
         raise data.broken(f"records of {len(ranks)} ranks in one file; a file holds one rank")
-    return Detail(ranks.pop(), passes, logical)
+    return passes
 
 
 def _counts(data: Bytes, value: Any, dimensions: int) -> Tensor:

@@ -4,7 +4,6 @@ Each entry has ``step`` and, per layer, ``layer_{i}_load``: the shares of the ex
 choice. Its entropies follow from those, and its drop rates were simulated: neither is read.
 """
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog import QUIET_S, Stamp, open_regular_file, safe_text, stamp_of
+from microscope_tui.runlog import QUIET_S, Stamp, read_at, safe_text, stamp_of
 from microscope_tui.sources.assemble import counts_of_shares, run_record, step_record
 from microscope_tui.sources.keys import (
     MAX_EXPERTS,
@@ -53,22 +52,16 @@ class StreamlitReader(RecordReader):
         """See ``RecordReader``; the whole array is read at once."""
         self.exhausted = True
         try:
-            file = open_regular_file(self.path)
+            version = stamp_of(self.path.stat())
+            if version == self._version:
+                return Batch()
+            if version.size > MOST_BYTES:
+                raise Unreadable(self._message(f"{version.size:,} bytes, at most {MOST_BYTES:,}"))
+            data = read_at(self.path, 0, MOST_BYTES)
         except FileNotFoundError:
             self.deleted = self._version is not None
             return Batch()
-        try:
-            status = os.fstat(file)
-            version = stamp_of(status)
-            self.deleted = False
-            self.size, self.modified = status.st_size, status.st_mtime
-            if version == self._version:
-                return Batch()
-            if status.st_size > MOST_BYTES:
-                raise Unreadable(self._message(f"{status.st_size:,} bytes, at most {MOST_BYTES:,}"))
-            data = os.pread(file, MOST_BYTES, 0)
-        finally:
-            os.close(file)
+        self.deleted, self.size, self.modified = False, len(data), version.modified_ns / 1e9
         entries = self._entries(data)
         if entries is None:
             return Batch()  # it is being written

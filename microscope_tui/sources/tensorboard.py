@@ -8,7 +8,6 @@ side. Subfolders are other runs: ``SummaryWriter.add_scalars`` makes one for eac
 The tensorboard package is not used: it brings numpy and a web server.
 """
 
-import os
 import re
 import struct
 from collections import deque
@@ -30,7 +29,7 @@ from microscope_tui.sources.protobuf import (
     fields,
     varint,
 )
-from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable, coarse_to_fine, files_of
 
 HEADER_BYTES = 12
 OVERHEAD_BYTES = 16
@@ -38,8 +37,6 @@ MAX_RECORD_BYTES = 64 * 1024 * 1024
 """Longer records are skipped: they hold pictures or graphs, no scalars."""
 MAX_FILES = 256
 """Event files of one run that are followed, the oldest first."""
-MAX_ENTRIES = 10_000
-"""Names in a folder that are looked at."""
 MAX_SAMPLED_BYTES = 32 << 20
 """What ``sample`` reads at most: about a second."""
 MAX_CONFIG_BYTES = 1 << 20
@@ -48,7 +45,6 @@ CONFIG_TAGS = ("model_config/text_summary", "model_config")
 FILE_VERSION = b"brain.Event:"
 _LEAST_OF_A_FILE = 16 * 1024
 _SAMPLED_AT_ONCE = 16 * 1024  # a place needs three steps: the first is torn, the third ends it
-_TIME = re.compile(r"tfevents\.(\d{1,18})")
 _MAX_KNOWN_HEADERS = 1 << 16
 _HEADER = struct.Struct("<QI")
 _POLYNOMIAL = 0x82F63B78
@@ -136,11 +132,7 @@ class TensorBoardReader(RowReader):
 
     def _look(self) -> None:
         """Find files that are new, or gone."""
-        if self.path.is_dir():
-            found = _event_files(self.path)[:MAX_FILES]
-        else:
-            found = [self.path] if self.path.exists() else []
-        if found:
+        if found := files_of(self.path, self.names, MAX_FILES) if self.path.exists() else []:
             self._files = {
                 path: self._files.get(path) or _EventFile(path, self._decoder) for path in found
             }
@@ -212,19 +204,6 @@ def _by_time(files: list[_EventFile]) -> Iterator[Row]:
         yield first.rows.popleft()
 
 
-def _event_files(folder: Path) -> list[Path]:
-    """The event files of a folder, in the order of the times in their names; no links."""
-    found: list[tuple[int, str]] = []
-    with os.scandir(folder) as entries:
-        for entry, _ in zip(entries, range(MAX_ENTRIES), strict=False):
-            if TensorBoardReader.names.fullmatch(entry.name) and entry.is_file(
-                follow_symlinks=False
-            ):
-                time = _TIME.search(entry.name)
-                found.append((int(time[1]) if time else 0, entry.name))
-    return [folder / name for _, name in sorted(found)]
-
-
 def _table() -> list[int]:
     table = []
     for value in range(256):
@@ -265,8 +244,6 @@ class RecordSplitter:
         """``start``: offset in the file of the first byte, for messages."""
         self.damage: Unreadable | None = None
         """Why nothing follows the records that were returned."""
-        self.overlong = 0
-        """Records above ``MAX_RECORD_BYTES``, which were skipped."""
         self._parts: list[bytes] = []  # what is torn
         self._have = 0
         self._need = HEADER_BYTES  # bytes with which there is something to do
@@ -306,7 +283,6 @@ class RecordSplitter:
                     break
             stop = start + length
             if length > MAX_RECORD_BYTES:
-                self.overlong += 1
                 at, self._skip = min(end, stop + 4), max(0, stop + 4 - end)
                 continue
             if stop + 4 > end:

@@ -108,8 +108,7 @@ class TensorRTReader(DumpReader):
     ) -> dict[Router, list[int]]:
         total: dict[Router, list[int]] = {}
         for rank in ranks:
-            with opened(rank.path) as data:
-                self._check_unchanged(data, rank.path)
+            with self._opened(rank.path) as data:
                 for layer, row in rank.rows(data, iteration, experts):
                     add_counts(total.setdefault(Router(0, layer), []), row)
         return {router: row for router, row in total.items() if any(row)}

@@ -37,7 +37,6 @@ def test_a_record_that_is_too_long_is_skipped_in_any_cut() -> None:
         for at in range(0, len(data), cut):
             found += splitter.feed(data[at : at + cut])
         assert found == [b"before", b"after"]
-        assert splitter.overlong == 1
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**16))
