@@ -20,29 +20,15 @@ from typing import NamedTuple
 
 import msgspec
 
-STEP_QUANTITIES = (
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens",
-    "tokens_per_s",
-    "step_time_s",
-    "memory_bytes",
+from microscope_tui.runlog import RouterSummary, StepRecord
+
+STEP_QUANTITIES = tuple(
+    name
+    for name in StepRecord.__struct_fields__
+    if name not in ("step", "time", "losses", "router")
 )
-ROUTER_QUANTITIES = (
-    "entropy",
-    "mean_entropy",
-    "effective_experts",
-    "max_load",
-    "dead_experts",
-    "starved_experts",
-    "drop_rate",
-    "z_loss",
-    "max_logit",
-    "grad_norm",
-    "selected_mass",
-    "margin",
-    "disagreement",
+ROUTER_QUANTITIES = tuple(
+    name for name in RouterSummary.__struct_fields__ if name not in ("tokens", "unrouted")
 )
 MATRIX_QUANTITIES = ("tokens_per_expert", "expert_bias", "share")
 MAX_KEY_CHARACTERS = 512
