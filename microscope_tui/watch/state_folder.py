@@ -7,7 +7,6 @@ only; their content is as untrusted as a log.
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,16 +68,8 @@ def remove_oldest(folder: Path, ours: re.Pattern[str], most: int, kept: str = ""
     """
     with suppress(OSError):
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if ours.fullmatch(entry.name)]
-        if len(found) <= most:
-            return
-        others = (entry for entry in found if entry.name != kept)
-        for _, path in sorted(_ages(others), reverse=True)[most - bool(kept) :]:
+            found = [e for e in entries if ours.fullmatch(e.name) and e.name != kept]
+        files = [e for e in found if e.is_file(follow_symlinks=False)]
+        ages = [(e.stat(follow_symlinks=False).st_mtime_ns, e.path) for e in files]
+        for _, path in sorted(ages, reverse=True)[most - bool(kept) :]:
             os.unlink(path)
-
-
-def _ages(entries: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[int, str]]:
-    """Time of change and path of every regular file."""
-    for entry in entries:
-        if entry.is_file(follow_symlinks=False):
-            yield entry.stat(follow_symlinks=False).st_mtime_ns, entry.path

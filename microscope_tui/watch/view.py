@@ -6,7 +6,7 @@ must be visible.
 """
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -207,61 +207,50 @@ def view_of(
         window: the stretch of the run that curves and ribbon cover; all of it by default.
     """
     with watch.lock:
-        return _view(watch, columns, ribbon, at, only, window)
-
-
-def _view(
-    watch: RunWatch,
-    columns: int,
-    ribbon: int,
-    at: Pin | None,
-    only: Container[int] | None,
-    window: Window | None,
-) -> RunView:
-    routers = len(watch.run.routers) if watch.run else 0
-    if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
-        at = None  # the log was replaced: the pinned step is gone
-    latest = at.latest if at else watch.latest
-    with_counts = at.with_counts if at else watch.shown.with_counts
-    findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
-    state, age = watch.state()
-    newest = watch.latest.record.step if watch.latest else 0
-    window = window or Window(1, max(1, newest))
-    curves = Curves(watch.history, columns, window)
-    return RunView(
-        name=watch.file.name,
-        run=watch.run,
-        state=state,
-        age_s=age,
-        record=latest.record if latest else None,
-        counts_step=with_counts.record.step if with_counts else None,
-        layers=_layers(watch, latest, with_counts, findings, curves, only),
-        findings=findings,
-        window=window,
-        newest_step=newest,
-        cursor=curves.share_of(at.step) if at else None,
-        axis=(axis := curves.axis()),
-        times=curves.times(axis),
-        loss_history=curves.of("loss"),
-        learning_rate_history=curves.of("learning_rate"),
-        grad_norm_history=curves.of("grad_norm"),
-        ribbon=ribbon_of(watch, window, ribbon) if newest else (),
-        restarts=tuple(step for step in curves.restarts if window.first <= step <= window.last),
-        evaluations=tuple(
-            (event.step, event.values.get("loss"))
-            for event in watch.shown.evaluations
-            if event.step is not None and window.first <= event.step <= window.last
-        ),
-        progress=1.0 if watch.complete else watch.progress,
-        judged=watch.judged,
-        judged_step=diagnosis.last_step if diagnosis else 0,
-        no_verdict=why_no_verdict(watch, at.step if at else None),
-        pending=pending(diagnosis) if diagnosis and at is None else (),
-        memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
-        defects=watch.defects.count,
-        first_defects=tuple(watch.defects.first),
-        error=watch.error,
-    )
+        routers = len(watch.run.routers) if watch.run else 0
+        if at is not None and (at.generation != watch.generation or at.latest.routers != routers):
+            at = None  # the log was replaced: the pinned step is gone
+        latest = at.latest if at else watch.latest
+        with_counts = at.with_counts if at else watch.shown.with_counts
+        findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
+        state, age = watch.state()
+        newest = watch.latest.record.step if watch.latest else 0
+        window = window or Window(1, max(1, newest))
+        curves = Curves(watch.history, columns, window)
+        return RunView(
+            name=watch.file.name,
+            run=watch.run,
+            state=state,
+            age_s=age,
+            record=latest.record if latest else None,
+            counts_step=with_counts.record.step if with_counts else None,
+            layers=_layers(watch, latest, with_counts, findings, curves, only),
+            findings=findings,
+            window=window,
+            newest_step=newest,
+            cursor=curves.share_of(at.step) if at else None,
+            axis=(axis := curves.axis()),
+            times=curves.times(axis),
+            loss_history=curves.of("loss"),
+            learning_rate_history=curves.of("learning_rate"),
+            grad_norm_history=curves.of("grad_norm"),
+            ribbon=ribbon_of(watch, window, ribbon) if newest else (),
+            restarts=tuple(step for step in curves.restarts if window.first <= step <= window.last),
+            evaluations=tuple(
+                (event.step, event.values.get("loss"))
+                for event in watch.shown.evaluations
+                if event.step is not None and window.first <= event.step <= window.last
+            ),
+            progress=1.0 if watch.complete else watch.progress,
+            judged=watch.judged,
+            judged_step=diagnosis.last_step if diagnosis else 0,
+            no_verdict=why_no_verdict(watch, at.step if at else None),
+            pending=pending(diagnosis) if diagnosis and at is None else (),
+            memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
+            defects=watch.defects.count,
+            first_defects=tuple(watch.defects.first),
+            error=watch.error,
+        )
 
 
 def _findings(watch: RunWatch, until: int | None) -> list[tuple[Finding, Advice]]:
@@ -357,52 +346,11 @@ _OCTAVES = 1 / math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
-class RecentLoad:
-    """One router over the last steps."""
-
-    load: Sequence[float] | None
-    """Multiples of the fair share; 0 only for an expert that no token chose in all the steps."""
-    noise: float
-    """Standard deviation of these means, in octaves."""
-
-
-def recent_entries(entries: Iterable[StepEntry]) -> Sequence[StepEntry]:
-    """The last ``MEAN_OF`` entries, newest last, without gaps."""
-    kept: list[StepEntry] = []
-    for entry in entries:
-        step = entry.record.step
-        kept = [e for e in kept if step - MEAN_OF < e.record.step < step]
-        kept.append(entry)
-    return kept
-
-
-def recent_load(entries: Sequence[StepEntry], router: int) -> RecentLoad:
-    """The mean of ``entries`` for one router; steps without its counts are left out."""
-    rows = [row for entry in entries if (row := entry.matrices().tokens_per_expert[router])]
-    rows = [row for row in rows if len(row) == len(rows[-1])]
-    if not rows:
-        return RecentLoad(None, 0.0)
-    total = [sum(column) for column in zip(*rows, strict=True)] if len(rows) > 1 else rows[0]
-    return RecentLoad(measures.load(total), _noise(rows, total))
-
-
-def _noise(rows: Sequence[Sequence[int]], total: Sequence[int]) -> float:
-    """Noise from the differences of neighbours: a drifting mean is not noise."""
-    pairs = list(pairwise(rows))[-max(1, _ENOUGH // len(total)) :]
-    if not pairs:
-        return 0.0
-    squares, count = 0.0, 0
-    for before, after in pairs:
-        for a, b in zip(before, after, strict=True):
-            if mean := (a + b) / 2:
-                squares += min(1.0, ((a - b) / mean) ** 2)  # one that dies is not noise
-                count += 1
-    return math.sqrt(squares / max(1, count) / 2 / len(rows)) * _OCTAVES
-
-
-@dataclass(frozen=True, slots=True)
 class Recent:
-    """The last steps of a run, or none to show a single step."""
+    """The last steps of a run: a single step of a balanced router is half noise, their mean is not.
+
+    Empty to show a single step.
+    """
 
     entries: Sequence[StepEntry] = ()
 
@@ -412,22 +360,41 @@ class Recent:
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
-        """``layer`` with its mean load and noise; unchanged without a mean."""
+        """``layer`` with its mean load, and the noise of that mean in octaves.
+
+        Unchanged without a mean. Steps that lack the counts of the router are left out.
+        """
         if self.steps < 2 or layer.load is None:
             return layer, 0.0
-        recent = recent_load(self.entries, layer.index)
-        if recent.load is None or len(recent.load) != len(layer.load):
-            return layer, 0.0
-        return replace(layer, load=recent.load), recent.noise
+        every = (entry.matrices().tokens_per_expert[layer.index] for entry in self.entries)
+        rows = [row for row in every if row and len(row) == len(layer.load)]
+        total = [sum(column) for column in zip(*rows, strict=True)]
+        load = measures.load(total)
+        return (layer, 0.0) if load is None else (replace(layer, load=load), _noise(rows))
 
 
 def recent_of(watch: RunWatch) -> Recent:
-    """The last steps of ``watch`` up to the one whose counts are shown."""
+    """The last ``MEAN_OF`` steps up to the one whose counts are shown, without gaps."""
     with watch.lock:
         shown, entries = watch.shown.with_counts, tuple(watch.shown.recent)
-    if shown is None or not entries or entries[-1] is not shown:
-        return Recent()
-    return Recent(recent_entries(entries))
+    kept: list[StepEntry] = []
+    if shown is not None and entries and entries[-1] is shown:
+        for entry in entries:
+            step = entry.record.step
+            kept = [e for e in kept if step - MEAN_OF < e.record.step < step] + [entry]
+    return Recent(kept)
+
+
+def _noise(rows: Sequence[Sequence[int]]) -> float:
+    """Noise from the differences of neighbours: a drifting mean is not noise."""
+    pairs = list(pairwise(rows))[-max(1, _ENOUGH // len(rows[0])) :]
+    squares = [
+        min(1.0, ((a - b) / mean) ** 2)  # one that dies is not noise
+        for before, after in pairs
+        for a, b in zip(before, after, strict=True)
+        if (mean := (a + b) / 2)
+    ]
+    return math.sqrt(sum(squares) / max(1, len(squares)) / 2 / len(rows)) * _OCTAVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,35 +415,20 @@ def router_health(watch: RunWatch, columns: int, window: Window) -> RouterHealth
         kinds: dict[tuple[int, int], list[int]] = {}
         for index, router in enumerate(routers):
             kinds.setdefault((router.num_experts, router.top_k), []).append(index)
-        lowest = [
-            [c.low for c in balance(_flat(_lowest(curves, members)), experts, top_k)]
-            for (
-                experts,
-                top_k,
-            ), members in kinds.items()  # of one kind the lowest stays the lowest
-        ]
-        highest = [
-            [-math.inf if c.high != c.high else c.high for c in curves.of("max_load", index)]
-            for index in range(len(routers))
-        ]
-    return RouterHealth(
-        _flat(min(known, default=NAN) for known in map(_known, zip(*lowest, strict=True))),
-        _flat(NAN if (most := max(x)) == -math.inf else most for x in zip(*highest, strict=True)),
-    )
+        lowest = []
+        for (experts, top_k), members in kinds.items():  # of one kind the lowest stays the lowest
+            fewest = _worst(
+                min, ([c.low for c in curves.of("effective_experts", i)] for i in members)
+            )
+            lowest.append([c.low for c in balance(fewest, experts, top_k)])
+        highest = [[c.high for c in curves.of("max_load", i)] for i in range(len(routers))]
+    return RouterHealth(_worst(min, lowest), _worst(max, highest))
 
 
-def _lowest(curves: Curves, routers: Sequence[int]) -> Iterable[float]:
-    """The fewest effective experts of any of the routers, column by column."""
-    series = [
-        [math.inf if c.low != c.low else c.low for c in curves.of("effective_experts", index)]
-        for index in routers
-    ]
-    return (NAN if (least := min(x)) == math.inf else least for x in zip(*series, strict=True))
-
-
-def _known(values: Iterable[float]) -> list[float]:
-    return [value for value in values if value == value]
-
-
-def _flat(values: Iterable[float]) -> list[Column]:
+def _worst(
+    worst: Callable[[list[float]], float], series: Iterable[Sequence[float]]
+) -> list[Column]:
+    """The worst of all series in each column; NaN where none has a value."""
+    known = ([x for x in values if x == x] for values in zip(*series, strict=True))
+    values = (worst(values) if values else NAN for values in known)
     return [Column(value, value, value) for value in values]
