@@ -215,7 +215,8 @@ def view_of(
         findings, diagnosis = _findings(watch, at.step if at else None), watch.diagnosis
         state, age = watch.state()
         newest = watch.latest.record.step if watch.latest else 0
-        window = window or Window(1, max(1, newest))
+        first, last = window = window or Window(1, max(1, newest))
+        evaluations = ((e.step, e.values.get("loss")) for e in watch.shown.evaluations if e.step)
         curves = Curves(watch.history, columns, window)
         return RunView(
             name=watch.file.name,
@@ -235,12 +236,8 @@ def view_of(
             learning_rate_history=curves.of("learning_rate"),
             grad_norm_history=curves.of("grad_norm"),
             ribbon=ribbon_of(watch, window, ribbon) if newest else (),
-            restarts=tuple(step for step in curves.restarts if window.first <= step <= window.last),
-            evaluations=tuple(
-                (event.step, event.values.get("loss"))
-                for event in watch.shown.evaluations
-                if event.step is not None and window.first <= event.step <= window.last
-            ),
+            restarts=[step for step in curves.restarts if first <= step <= last],
+            evaluations=[(step, loss) for step, loss in evaluations if first <= step <= last],
             progress=1.0 if watch.complete else watch.progress,
             judged=watch.judged,
             judged_step=diagnosis.last_step if diagnosis else 0,
