@@ -24,7 +24,6 @@ if __name__ == "__main__":
     need_packages("python -m moe_model.generate")
 
 import torch
-from torch import Tensor
 
 from moe_model.command import DeviceName, choose_device, plain_text
 from moe_model.sampling import Sampler, SamplingRules
@@ -74,10 +73,15 @@ def main(
         raise UsageError(f"--weights fp16 is for a CPU, not for {place.type}: use fp32.")
     try:
         found = read_checkpoint(checkpoint)
-        prompt_S = encode(found.tokenizer, prompt)
-        model = found.load_model(place)
+        tokenizer, model = found.tokenizer, found.load_model(place)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
+    try:
+        prompt_S = tokenizer.encode(prompt)
+    except ValueError as error:
+        raise UsageError(f"--prompt {prompt!r}: {error}") from error
+    if not len(prompt_S):
+        raise UsageError("--prompt is empty: pass at least one character.")
     try:
         sampler = Sampler(
             model,
@@ -91,7 +95,7 @@ def main(
         )
     except ValueError as error:
         raise UsageError(f"--draft: {error}") from error
-    return _write(chain([prompt], pieces(sampler, found.tokenizer)), sampler)
+    return _write(chain([prompt], pieces(sampler, tokenizer)), sampler)
 
 
 def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -> None:
@@ -104,17 +108,6 @@ def _refuse_out_of_range(rules: SamplingRules, max_new_tokens: int, seed: int) -
         raise UsageError(f"--max-new-tokens {max_new_tokens} is too few: choose 1 or more.")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed} is out of range: choose 0 to 2^63 - 1.")
-
-
-def encode(tokenizer: Tokenizer, prompt: str) -> Tensor:
-    """Token ids of the prompt; ``UsageError`` if it is empty or cannot be encoded."""
-    try:
-        prompt_S = tokenizer.encode(prompt)
-    except ValueError as error:
-        raise UsageError(f"--prompt {prompt!r}: {error}") from error
-    if not len(prompt_S):
-        raise UsageError("--prompt is empty: pass at least one character.")
-    return prompt_S
 
 
 def _write(texts: Iterable[str], sampler: Sampler) -> int:

@@ -30,8 +30,8 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     Args:
         cls: Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one
             of these ``| None``, or several dataclasses ``| None``.
-            found: The parsed JSON, of any type.
-            what: Its name in errors.
+        found: The parsed JSON, of any type.
+        what: Its name in errors.
 
     Raises:
         ValueError: If it is not an object, a field is unknown or missing, or a value has a wrong

@@ -133,17 +133,8 @@ class Checkpoint:
 
     @property
     def published(self) -> dict[str, Any] | None:
-        """The ``config.json`` that the model was imported with; ``None`` if it was not imported.
-
-        Raises ``CheckpointError`` if it is not an object.
-        """
-        found = self.description.get("published")
-        if not isinstance(found, dict | None):
-            raise CheckpointError(
-                f"{self.folder / DESCRIPTION} has published={shown(found)}: it must be an object, "
-                "use another checkpoint."
-            )
-        return found
+        """The ``config.json`` that the model was imported with; ``None`` if it was not imported."""
+        return self.description.get("published")
 
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
         """The model in evaluation mode; ``CheckpointError`` if weights and config disagree."""
@@ -188,18 +179,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if max(ends, default=0) >= config.vocab_size:
             raise ValueError(f"stop_ids={shown(ends)} for a vocab_size of {config.vocab_size}")
         said = plain["tokenizer"]
+        if not isinstance(published := plain.get("published"), dict | None):
+            raise ValueError(f"published={shown(published)}: it must be an object")
     for name, facts in files.items():
         _verify(folder / name, *facts)
     _refuse_other_size(folder / WEIGHTS, config)
     tokenizer: Tokenizer | None = None
     if said is not None:
         with _blamed_on(folder / DESCRIPTION, "describes no usable tokenizer"):
-            published = said["kind"] == KIND
-            tokenizer = (
-                PretrainedTokenizer.from_folder(said, folder)
-                if published
-                else CharTokenizer.from_dict(said)
-            )
+            if said["kind"] == KIND:
+                tokenizer = PretrainedTokenizer.from_folder(said, folder)
+            else:
+                tokenizer = CharTokenizer.from_dict(said)
             if len(tokenizer) > config.vocab_size:
                 raise ValueError(
                     f"it has {len(tokenizer)} tokens, but vocab_size={config.vocab_size}"

@@ -10,3 +10,4 @@ from .read import now_and_then as now_and_then
 from .read import read_stop_ids as read_stop_ids
 from .read import read_tokenizer as read_tokenizer
 from .write import save_pretrained as save_pretrained
+from .write import write_tokenizer as write_tokenizer

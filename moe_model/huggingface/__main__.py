@@ -42,7 +42,7 @@ from moe_model import (
 )
 from moe_model.huggingface.config import CONFIG, HuggingFaceError, read_config
 from moe_model.huggingface.read import inside, load_pretrained, read_stop_ids
-from moe_model.huggingface.write import publish, write_tokenizer
+from moe_model.huggingface.write import save_pretrained, write_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DtypeName = Literal["fp32", "bf16"]
@@ -92,17 +92,16 @@ def export(src: Path, dst: Path, /, *, dtype: DtypeName = "fp32") -> int:
         dtype: Data type of the weights; routers and their bias are always fp32.
     """
     with _said_in_one_line(dst):
-        with fresh_folder(dst) as fresh:
-            found = read_checkpoint(src)
-            model, tokenizer = found.load_model(), found.tokenizer_if_any
-            publish(
-                model,
-                tokenizer,
-                found.stop_ids,
-                fresh,
-                DTYPES[dtype],
-                imported=found.published,
-            )
+        found = read_checkpoint(src)
+        tokenizer = found.tokenizer_if_any
+        save_pretrained(
+            found.load_model(),
+            tokenizer,
+            dst,
+            stop_ids=found.stop_ids,
+            dtype=DTYPES[dtype],
+            imported=found.published,
+        )
         if tokenizer is None:
             say(f"{src} has no tokenizer: {dst} has none either.")
         if found.config.router_jitter_noise or found.config.capacity_factor is not None:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Set
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,21 +68,21 @@ def read_weights(
 ) -> LanguageModel:
     """The model of ``folder`` in evaluation mode, weights in ``dtype``, routers in fp32;
     ``HuggingFaceError`` if a tensor is missing, too many, of another shape, or not finite."""
-    with PublishedTensors(folder, published.fp8_block) as source:
-        config = _with_what_is_there(published.config, source.names())
-        model = _unfilled(config, dtype)
-        _check(source, model)
-        model = model.to_empty(device="cpu")
-        with torch.no_grad():
-            state = model.state_dict()
-            for name in now_and_then(state, "read", "tensors"):
-                found = list(_parts(name, source, config))
-                for part in found:
-                    state[name][part.place].copy_(source.read(part.name))
-                if not found:  # the bias of a router that has none
-                    state[name].zero_()
-                if not published.interleaved:
-                    interleave(name, state[name], config)
+    source = PublishedTensors(folder, published.fp8_block)
+    config = _with_what_is_there(published.config, source.names())
+    model = _unfilled(config, dtype)
+    _check(source, model)
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        state = model.state_dict()
+        for name in now_and_then(state, "read", "tensors"):
+            found = list(_parts(name, source, config))
+            for part in found:
+                state[name][part.place].copy_(source.read(part.name))
+            if not found:  # the bias of a router that has none
+                state[name].zero_()
+            if not published.interleaved:
+                interleave(name, state[name], config)
     return model.eval()
 
 
@@ -194,60 +193,46 @@ def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
     is damaged, or names a token that the model does not have."""
     found: list[int] = []
     for name in (GENERATION_CONFIG, CONFIG):
-        if (folder / name).exists():
-            found += _stop_ids(inside(folder, name), vocab_size)
+        if not (folder / name).exists():
+            continue
+        path = inside(folder, name)
+        try:
+            said = json.loads(read_small_file(path)).get("eos_token_id")
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise HuggingFaceError(
+                f"{path} is not a JSON object ({error}): download it again."
+            ) from error
+        ids = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+            raise HuggingFaceError(
+                f"{path}: eos_token_id={shown(said)}: it must be a token from 0 to "
+                f"{vocab_size - 1}, a list of them, or null."
+            )
+        found += ids
     return list(dict.fromkeys(found))
 
 
-def _stop_ids(path: Path, vocab_size: int) -> list[int]:
-    try:
-        said = json.loads(read_small_file(path)).get("eos_token_id")
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise HuggingFaceError(
-            f"{path} is not a JSON object ({error}): download it again."
-        ) from error
-    ids = said if isinstance(said, list) else [] if said is None else [said]
-    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise HuggingFaceError(
-            f"{path}: eos_token_id={shown(said)}: it must be a token from 0 to {vocab_size - 1}, "
-            "a list of them, or null."
-        )
-    return ids
-
-
 class PublishedTensors:
-    """The tensors of all shards by name. A context manager that keeps the files open."""
+    """The tensors of all shards by name."""
 
     def __init__(self, folder: Path, fp8_block: tuple[int, int] | None) -> None:
         """Open every shard; ``HuggingFaceError`` if one is missing or damaged."""
         self.fp8_block = fp8_block
-        self._open = ExitStack()
         self._shard_of: dict[str, Any] = {}
-        try:
-            for path in _shards(folder):
-                self._add(path)
-        except BaseException:
-            self._open.close()
-            raise
-
-    def __enter__(self) -> PublishedTensors:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
-
-    def _add(self, path: Path) -> None:
-        try:
-            shard = self._open.enter_context(safe_open(path, framework="pt"))
-            names = list(shard.keys())
-        except (SafetensorError, OSError) as error:
-            raise HuggingFaceError(
-                f"{path} is truncated or not a safetensors file ({error}): download it again."
-            ) from error
-        for name in names:
-            if name in self._shard_of:
-                raise HuggingFaceError(f"{path} contains {name}, as another file does: remove one.")
-            self._shard_of[name] = shard
+        for path in _shards(folder):
+            try:
+                shard: Any = safe_open(path, framework="pt")
+                names = list(shard.keys())
+            except (SafetensorError, OSError) as error:
+                raise HuggingFaceError(
+                    f"{path} is truncated or not a safetensors file ({error}): download it again."
+                ) from error
+            for name in names:
+                if name in self._shard_of:
+                    raise HuggingFaceError(
+                        f"{path} contains {name}, as another file does: remove one."
+                    )
+                self._shard_of[name] = shard
 
     def names(self) -> Set[str]:
         """All names in the files."""
@@ -341,18 +326,17 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def _shards(folder: Path) -> list[Path]:
-    if not (folder / INDEX).exists() and not (folder / WEIGHTS).exists():
-        pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
-        if pickles:
+    if (folder / WEIGHTS).exists():
+        return [inside(folder, WEIGHTS)]
+    if not (folder / INDEX).exists():
+        for pickled in sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
             raise HuggingFaceError(
-                f"{folder} has {pickles[0]} but no safetensors: pickles can execute code and are "
-                "not read; convert it to safetensors if you trust it."
+                f"{folder} has {pickled} but no safetensors: pickles can execute code and are not "
+                "read; convert it to safetensors if you trust it."
             )
         raise HuggingFaceError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}: name a folder with a published model."
         )
-    if (folder / WEIGHTS).exists():
-        return [inside(folder, WEIGHTS)]
     path = inside(folder, INDEX)
     try:
         files = json.loads(path.read_bytes())["weight_map"].values()

@@ -7,15 +7,15 @@ prediction as layers after the last one, shards of a few gigabytes with an index
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from moe_model import (
-    WEIGHTS,
     CharTokenizer,
     LanguageModel,
     ModelConfig,
@@ -32,7 +32,7 @@ from moe_model.huggingface.config import (
     kept_fields,
     published_fields,
 )
-from moe_model.huggingface.names import Part, parts, stays_fp32
+from moe_model.huggingface.names import parts, stays_fp32
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then
 
 SHARD_BYTES = 5_000_000_000
@@ -47,42 +47,33 @@ def save_pretrained(
     stop_ids: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``model`` atomically as a new folder that transformers can load.
 
     Args:
         stop_ids: Tokens that end a text, in addition to that of the tokenizer.
         dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
+        imported: See :func:`write_config`.
 
     Raises:
         HuggingFaceError: If transformers' class cannot represent this model.
         OSError: If ``folder`` exists or cannot be written.
     """
-    with fresh_folder(folder) as fresh:
-        publish(model, tokenizer, stop_ids, fresh, dtype, shard_bytes)
-
-
-def publish(
-    model: LanguageModel,
-    tokenizer: Tokenizer | None,
-    stop_ids: Sequence[int],
-    folder: Path,
-    dtype: torch.dtype,
-    shard_bytes: int = SHARD_BYTES,
-    imported: Mapping[str, Any] | None = None,
-) -> None:
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
     begin = None
     if isinstance(tokenizer, PretrainedTokenizer):
         begin = tokenizer.special_ids["bos_token_id"]
     ends = stop_ids_of(tokenizer, stop_ids)
-    write_config(folder, model.config, dtype, begin, ends, imported)
-    write_tokenizer(tokenizer, folder)
-    write_weights(folder, model.config, model.state_dict(), dtype, shard_bytes)
+    with fresh_folder(folder) as fresh:
+        write_config(fresh, model.config, dtype, begin, ends, imported)
+        write_tokenizer(tokenizer, fresh)
+        write_weights(fresh, model.config, model.state_dict(), dtype, shard_bytes)
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Write the files of ``tokenizer``, if there is one."""
     for name, content in ({} if tokenizer is None else tokenizer.files).items():
         (folder / name).write_bytes(content)
 
@@ -133,35 +124,32 @@ def write_weights(
     Raises:
         HuggingFaceError: If the format cannot hold a tensor that has an effect.
     """
-    _refuse_to_lose(state, config)
-    state = state | _empty_shared_experts(config, state)
-    shards = list(_shards(config, state, dtype, shard_bytes))
-    place: dict[str, str] = {}
-    names = [WEIGHTS]
-    if len(shards) > 1:
-        names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
-    for file, shard in zip(now_and_then(names, "wrote", "files"), shards, strict=True):
-        write_tensors(
-            folder / file,
-            {
-                part.name: state[ours][part.place].to(_dtype(ours, dtype)).cpu().contiguous()
-                for ours, part in shard
-            },
-        )
-        place |= dict.fromkeys((part.name for _, part in shard), file)
-    if len(shards) > 1:
-        size = sum(_size(state, *piece, dtype) for shard in shards for piece in shard)
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(place.items()))}
-        _write_json(folder / INDEX, index)
-
-
-def _refuse_to_lose(state: dict[str, Tensor], config: ModelConfig) -> None:
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
             raise HuggingFaceError(
                 f"{name} is not zero, and a {config.model_type} has no such tensor: it cannot be "
                 "exported. Train it with --balance aux."
             )
+    state = state | _empty_shared_experts(config, state)
+    source = {part.name: (ours, part.place) for ours in state for part in parts(ours, config)}
+    dtypes = {n: torch.float32 if stays_fp32(ours) else dtype for n, (ours, _) in source.items()}
+    split = split_torch_state_dict_into_shards(
+        {
+            name: torch.empty(state[ours][place].shape, dtype=dtypes[name], device="meta")
+            for name, (ours, place) in source.items()
+        },
+        max_shard_size=shard_bytes,
+        filename_pattern="model{suffix}.safetensors",
+    )
+    for file in now_and_then(split.filename_to_tensors, "wrote", "files"):
+        tensors = {}
+        for name in split.filename_to_tensors[file]:
+            ours, place = source[name]
+            tensors[name] = state[ours][place].to(dtypes[name]).cpu().contiguous()
+        write_tensors(folder / file, tensors)
+    if split.is_sharded:
+        places = dict(sorted(split.tensor_to_filename.items()))
+        _write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": places})
 
 
 def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,34 +164,6 @@ def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict
         if name.endswith(f".mlp.{router}")
         for matrix, size in sizes.items()
     }
-
-
-Piece = tuple[str, Part]
-"""A part of one of our tensors."""
-
-
-def _shards(
-    config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype, most: int
-) -> Iterator[list[Piece]]:
-    shard: list[Piece] = []
-    used = 0
-    for ours in state:
-        for part in parts(ours, config):
-            size = _size(state, ours, part, dtype)
-            if shard and used + size > most:
-                yield shard
-                shard, used = [], 0
-            shard.append((ours, part))
-            used += size
-    yield shard
-
-
-def _size(state: dict[str, Tensor], ours: str, part: Part, dtype: torch.dtype) -> int:
-    return state[ours][part.place].numel() * _dtype(ours, dtype).itemsize
-
-
-def _dtype(ours: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if stays_fp32(ours) else dtype
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_model import count
 from moe_model.training.corpus import Tokens
 
 IGNORED = -100
@@ -90,7 +89,8 @@ class TrainingBatches:
                 f"{len(tokens)} tokens are less than a sequence of {seq_len} and the {1 + ahead} "
                 "behind it: use more, or shorter sequences."
             )
-        self._drawn = 0
+        self.drawn = 0
+        """Sequences drawn so far by all ranks together; set it to continue from there."""
         self._tokens = tokens
         self._batch_size, self._grad_accum = batch_size, grad_accum
         self._seq_len, self._ahead, self._seed = seq_len, ahead, seed
@@ -98,23 +98,6 @@ class TrainingBatches:
         self._windows = len(tokens) // seq_len
         self._hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
         self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
-
-    @property
-    def drawn(self) -> int:
-        """Sequences drawn so far by all ranks together; set it to continue from there.
-
-        Raises ``ValueError`` if it is negative, not an integer, or beyond 2^63.
-        """
-        return self._drawn
-
-    @drawn.setter
-    def drawn(self, sequences: int) -> None:
-        self._drawn = count("drawn", sequences)
-
-    @property
-    def epoch(self) -> float:
-        """How often the text has been read: 0.5 is half of it once."""
-        return self.drawn / self._windows
 
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step on every

@@ -133,10 +133,13 @@ class Corpus:
                 f"--data has only {len(ids)} tokens, of which a tenth is held out, for --seq-len "
                 f"{seq_len}: use at least {needed * HELD_OUT} tokens, or a shorter --seq-len."
             )
+        # What is held out may begin with the rest of a document.
+        later = starts[starts > boundary] - boundary
+        starts_there = torch.cat((torch.zeros(1, dtype=torch.int64), later))
         return cls(
             tokenizer,
             training=Tokens(ids[:boundary], starts[starts < boundary]),
-            held_out=Tokens(ids[boundary:], _starts_from(starts, boundary)),
+            held_out=Tokens(ids[boundary:], starts_there),
             digest=digest,
         )
 
@@ -193,12 +196,6 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
             yield tokenizer.encode(document.text[first : first + piece])
         except ValueError as error:
             raise UsageError(f"--data {document.name}: {error}") from error
-
-
-def _starts_from(starts: Tensor, first: int) -> Tensor:
-    """Document starts counted from token ``first``, where the first document may be a rest."""
-    later = starts[starts > first] - first
-    return torch.cat((torch.zeros(1, dtype=torch.int64), later))
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
@@ -296,15 +293,12 @@ def load_documents(data: str, cache: Path | None = None) -> list[Document]:
         ) from error
     except (OSError, ValueError) as error:  # no access, a loop of links, too long, a NUL
         raise UsageError(f"--data {data!r} cannot be read ({error}): name another file.") from error
-    documents = _read_folder(Path(data)) if Path(data).is_dir() else _read_file(Path(data))
+    path = Path(data)
+    documents = _read_folder(path) if path.is_dir() else [Document(data, read_text(path, "--data"))]
+    documents = [document for document in documents if document.text]
     if not documents:
         raise UsageError(f"--data {data} contains no text: name a file or folder that does.")
     return documents
-
-
-def _read_file(path: Path) -> list[Document]:
-    text = read_text(path, "--data")
-    return [Document(str(path), text)] if text else []
 
 
 def _read_folder(root: Path) -> list[Document]:
@@ -315,8 +309,7 @@ def _read_folder(root: Path) -> list[Document]:
             f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
         ) from error
     instead = "move it out of the folder"
-    texts = ((name, read_text(root / name, "--data", instead)) for name in names)
-    return [Document(name, text) for name, text in texts if text]
+    return [Document(name, read_text(root / name, "--data", instead)) for name in names]
 
 
 def _visible_files(root: Path) -> Iterator[Path]:

@@ -237,12 +237,6 @@ class Options:
             )
         return config
 
-    @property
-    def model_vocabulary(self) -> int | None:
-        """The vocabulary size if it is given: the number of tokens ``bpe`` may learn."""
-        said: int | None = self.model.vocab_size or PRESETS[self.preset].get("vocab_size")
-        return said
-
     def _model_fields(self) -> dict[str, Any]:
         """Fields of the model that the command line sets, under one name or another."""
         fields = _given(dataclasses.asdict(self.model))

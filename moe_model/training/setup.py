@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from moe_model import (
+    PRESETS,
     Checkpoint,
     LanguageModel,
     ModelConfig,
@@ -106,7 +107,11 @@ def _build_model(
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if checkpoint is not None:
-        _load_weights(model, checkpoint)
+        if config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
+            checkpoint.load_weights(model)
+        else:  # of multi-token prediction only the depths that both have
+            weights, saved = model.state_dict(), checkpoint.load_model().state_dict()
+            model.load_state_dict({name: saved.get(name, weights[name]) for name in weights})
     if not options.mtp_weight:
         model.freeze_ahead()
     model.recompute = options.activation_checkpointing
@@ -114,17 +119,6 @@ def _build_model(
         for layer in (*model.layers, *model.mtp):
             layer.compile()
     return model
-
-
-def _load_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """The weights to load: of multi-token prediction only the depths that both models have."""
-    if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
-        checkpoint.load_weights(model)
-        return
-    weights = model.state_dict()
-    saved = checkpoint.load_model().state_dict()
-    weights |= {name: tensor for name, tensor in saved.items() if name in weights}
-    model.load_state_dict(weights)
 
 
 def _read_data(
@@ -137,7 +131,9 @@ def _read_data(
             refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
-            tokenizer = make_tokenizer(options.tokenizer, documents, options.model_vocabulary)
+            fields = PRESETS[options.preset]
+            vocabulary = options.model.vocab_size or fields.get("vocab_size")
+            tokenizer = make_tokenizer(options.tokenizer, documents, vocabulary)
         earlier = None if checkpoint is None else checkpoint.config
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
@@ -212,24 +208,19 @@ def start_facts(
     Args:
         dtype: Number format of matrix products; ``auto`` depends on the machine.
     """
-    tokenizer = corpus.tokenizer
+    tokenizer, found = corpus.tokenizer, "none"
+    if checkpoint is not None:  # its description lists the SHA-256 of all its files
+        plain = json.dumps(checkpoint.description, sort_keys=True).encode()
+        found = f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"
     return {
         "the version of torch": torch.__version__,
         "the number format (--dtype)": str(dtype).removeprefix("torch."),
-        "the checkpoint (--resume)": _checkpoint_fact(checkpoint),
+        "the checkpoint (--resume)": found,
         "the text (--data)": f"sha256 {corpus.digest[:16]}",
         "the tokenizer (--tokenizer)": (
             f"{len(tokenizer)} tokens, sha256 {cache_key('', tokenizer)[:16]}"
         ),
     }
-
-
-def _checkpoint_fact(checkpoint: Checkpoint | None) -> str:
-    """Its description lists the SHA-256 of all its files."""
-    if checkpoint is None:
-        return "none"
-    plain = json.dumps(checkpoint.description, sort_keys=True).encode()
-    return f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"
 
 
 def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:

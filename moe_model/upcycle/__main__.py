@@ -26,7 +26,6 @@ from moe_model import (
     FINISHED,
     TOKENIZER,
     WEIGHTS,
-    PretrainedTokenizer,
     UsageError,
     fresh_folder,
     python_docs,
@@ -37,7 +36,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer
+from moe_model.huggingface import HuggingFaceError, read_stop_ids, read_tokenizer, write_tokenizer
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama, windows_of
 
@@ -81,7 +80,13 @@ def main(
     if os.path.lexists(dst):
         raise UsageError(f"{dst} exists: choose another name, or remove it first.")
     llama = read_llama(src)
-    tokenizer, stop_ids = _read_tokenizer(src, llama.config.vocab_size)
+    try:
+        tokenizer = read_tokenizer(src, llama.config.vocab_size)
+        stop_ids = read_stop_ids(src, llama.config.vocab_size)
+    except HuggingFaceError as error:
+        raise UsageError(str(error)) from error
+    if tokenizer is None:
+        raise UsageError(f"{src} has no {TOKENIZER}, which is needed to encode the text.")
     shape = resolve(shape, llama.config)
     words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
@@ -89,26 +94,25 @@ def main(
     parameters = llama.num_parameters()
     upcycled = upcycle(llama, shape, windows, noise, seed)
     _tell(upcycled, llama.config, parameters, noise)
+    losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
+    facts = {"source": src.name, "noise": noise, "seed": seed, "losses": losses}
     try:
-        facts = {"source": src.name, "noise": noise, "seed": seed}
-        _write(upcycled, tokenizer, stop_ids, dst, facts)
+        with fresh_folder(dst) as folder:
+            write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
+            write_tokenizer(tokenizer, folder)
+            write_description(
+                folder,
+                upcycled.model.config,
+                step=0,
+                tokenizer=tokenizer.to_dict(),
+                stop_ids=stop_ids,
+                upcycled=facts,
+            )
     except OSError as error:
         say(f"{dst} cannot be written ({error}): nothing was written.")
         return FAILED
     say(f"wrote {dst}")
     return FINISHED
-
-
-def _read_tokenizer(folder: Path, vocab_size: int) -> tuple[PretrainedTokenizer, list[int]]:
-    """The tokenizer of the source, and its end-of-text tokens."""
-    try:
-        tokenizer = read_tokenizer(folder, vocab_size)
-        stop_ids = read_stop_ids(folder, vocab_size)
-    except HuggingFaceError as error:
-        raise UsageError(str(error)) from error
-    if tokenizer is None:
-        raise UsageError(f"{folder} has no {TOKENIZER}, which is needed to encode the text.")
-    return tokenizer, stop_ids
 
 
 def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
@@ -131,28 +135,6 @@ def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> Non
         f"- experts: {config.n_routed_experts} per layer, equal except for noise of {noise:g}, "
         "with untrained routers"
     )
-
-
-def _write(
-    upcycled: Upcycled,
-    tokenizer: PretrainedTokenizer,
-    stop_ids: list[int],
-    dst: Path,
-    facts: dict[str, Any],
-) -> None:
-    losses = {name: getattr(upcycled, name) for name in ("source", "experts", "noise", "attention")}
-    with fresh_folder(dst) as folder:
-        write_tensors(folder / WEIGHTS, upcycled.model.state_dict())
-        for name, content in tokenizer.files.items():
-            (folder / name).write_bytes(content)
-        write_description(
-            folder,
-            upcycled.model.config,
-            step=0,
-            tokenizer=tokenizer.to_dict(),
-            stop_ids=stop_ids,
-            upcycled={**facts, "losses": losses},
-        )
 
 
 if __name__ == "__main__":

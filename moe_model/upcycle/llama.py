@@ -63,12 +63,8 @@ def read_llama(folder: Path) -> Any:
             + (", only pickled weights, which are not read" if pickled else "")
             + ": save the model with save_pretrained, which writes safetensors."
         )
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "transformers is needed to read the source: pip install 'transformers>=5.0'."
-        ) from error
+    import transformers  # slow
+
     kind = getattr(transformers, architecture)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -114,17 +110,16 @@ def _architecture(folder: Path) -> str:
         ) from error
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is not a model config ({error}): use another copy.") from error
+    why = "is not supported"
     if name in _NORMED:
-        raise UsageError(
-            f"{path} has architecture {name}, which normalises queries and keys per head (q_norm, "
-            "k_norm) before rotation. Latent attention cannot represent this: its rotary key is a "
-            "linear function of the normed stream, and the norm of its queries is shared by all "
-            "heads. Choose a checkpoint of "
-            f"{' or '.join(ARCHITECTURES)}."
+        why = (
+            "normalises queries and keys per head (q_norm, k_norm) before rotation. Latent "
+            "attention cannot represent this: its rotary key is a linear function of the normed "
+            "stream, and the norm of its queries is shared by all heads"
         )
     if name not in ARCHITECTURES:
         raise UsageError(
-            f"{path} has architecture {name}, which is not supported: choose a checkpoint of "
+            f"{path} has architecture {name}, which {why}: choose a checkpoint of "
             f"{' or '.join(ARCHITECTURES)}."
         )
     if "quantization_config" in plain:

@@ -11,13 +11,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from moe_model import MOST_BYTES, CheckpointError, read_checkpoint, read_plain_description
-from moe_model.training import Progress, Tokens, TrainingBatches
+from moe_model.training import Progress
 
 Train = Callable[..., int]
 Resume = Callable[..., tuple[int, list[str]]]
@@ -213,15 +211,6 @@ def test_a_pipe_is_not_waited_for(
     if name == "checkpoint.json":
         with pytest.raises(CheckpointError, match="it is not a file"):
             read_plain_description(latest)
-
-
-@pytest.mark.parametrize("drawn", [-1, -7, 2**63, 1.0, True, None, float("inf")])
-def test_sequences_that_nobody_can_have_drawn_are_refused(drawn: Any) -> None:
-    tokens = Tokens(torch.arange(100, dtype=torch.uint8), torch.tensor([0]))
-    batches = TrainingBatches(tokens, batch_size=2, seq_len=8, seed=0)
-    with pytest.raises(ValueError, match="must be a whole number of 0 or more"):
-        batches.drawn = drawn
-    assert batches.draw().micro_batches[0].tokens_BN.shape == (2, 9)
 
 
 def test_what_a_run_says_of_itself_it_believes() -> None:
