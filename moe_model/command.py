@@ -171,8 +171,9 @@ def plain_text(text: str, *, multi_line: bool = False) -> str:
     """
     if not multi_line:
         text = text.translate(_TO_SPACE)
-    return "".join(REPLACEMENT if _steers(char) else char for char in text)
-
-
-def _steers(char: str) -> bool:
-    return char not in "\n\t" and unicodedata.category(char) in _STEERING_CATEGORIES
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in _STEERING_CATEGORIES
+        else REPLACEMENT
+        for char in text
+    )

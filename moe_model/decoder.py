@@ -76,10 +76,6 @@ class Decoder:
             return self.model.head(hidden_SD).float()
         return self._head(hidden_SD.to(self.weights)).float()
 
-    def forget(self, tokens: int) -> None:
-        """Forget the last ``tokens``."""
-        self.cache.used -= tokens
-
 
 class Drafter:
     """Drafts one token ahead of a :class:`Decoder` with the first depth of multi-token prediction.
@@ -101,16 +97,12 @@ class Drafter:
         assert isinstance(depth, PredictionDepth)
         self._depth = depth
         like = decoder.cache.entries_LBNW
-        self._cache = LatentCache(
+        self.cache = LatentCache(
             model.config, 1, len(decoder.cache), layers=1, dtype=like.dtype, device=like.device
         )
         if decoder.weights is not None:
             self._combine = PreparedLinear(depth.eh_proj.weight, decoder.weights)
             self._layer = PreparedLayer(depth.layer, decoder.weights)
-
-    def forget_all(self) -> None:
-        """Start a new text."""
-        self._cache.used = 0
 
     @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
@@ -120,7 +112,7 @@ class Drafter:
             hidden_SD: Normed hidden states of the positions not read before.
             following: The token after each of them.
         """
-        start, end = self._cache.used, self._cache.used + len(following)
+        start, end = self.cache.used, self.cache.used + len(following)
         embedding_SD = self._decoder.model.embed_tokens.weight[
             torch.tensor(following, device=hidden_SD.device)
         ]
@@ -130,7 +122,7 @@ class Drafter:
                 hidden_SD[None],
                 embedding_SD[None],
                 tuple(part[start:end] for part in self._decoder.table),
-                remember=lambda entries_BSW: self._cache.append(0, entries_BSW),
+                remember=lambda entries_BSW: self.cache.append(0, entries_BSW),
             )[0][0]
         else:
             both = (
@@ -138,10 +130,10 @@ class Drafter:
                 normed(hidden_SD, depth.hnorm.weight, depth.hnorm.eps),
             )
             x_SD = self._combine(torch.cat(both, dim=-1).to(self._decoder.weights)).float()
-            turn_S1r, entries_NW = self._decoder.turn_N1r[start:end], self._cache.entries_LBNW[0, 0]
+            turn_S1r, entries_NW = self._decoder.turn_N1r[start:end], self.cache.entries_LBNW[0, 0]
             x_SD = self._layer.read(x_SD, turn_S1r, entries_NW, start)
             ahead_SD = normed(x_SD, depth.norm.weight, depth.norm.eps)
-        self._cache.used = end
+        self.cache.used = end
         return int(self._decoder.logits(ahead_SD[-1:]).argmax())
 
 

@@ -70,7 +70,8 @@ class Router(nn.Module):
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(self._jittered(x_TD.float()), self.weight.float())
-        scores_TE = logits_TE.sigmoid() if self._sigmoid else logits_TE.softmax(dim=-1)
+        sigmoid = config.scoring_func == "sigmoid"
+        scores_TE = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
         choice_TE = self._limit_to_groups(scores_TE.detach() + self.expert_bias)
         expert_ids_TK, margin_T = self._choose(choice_TE)
         weights_TK = scores_TE.gather(-1, expert_ids_TK)
@@ -120,10 +121,6 @@ class Router(nn.Module):
         kept_P = torch.empty_like(real_P)
         kept_P[order_P] = real_P & (rank_P < capacity)
         return kept_P.view_as(ids_TK)
-
-    @property
-    def _sigmoid(self) -> bool:
-        return self.config.scoring_func == "sigmoid"
 
     def _limit_to_groups(self, choice_TE: Tensor) -> Tensor:
         """Set the choice scores outside the ``topk_group`` best groups to minus infinity.

@@ -179,7 +179,7 @@ class Sampler:
             if guess is None:
                 following = []
             elif token != guess or not self._left:
-                self._decoder.forget(1)
+                self._decoder.cache.used -= 1  # the draft was wrong
                 unseen_SD, following = unseen_SD[:1], []
             else:
                 following = [token]
@@ -189,9 +189,9 @@ class Sampler:
     def _start_over(self, tokens: int) -> None:
         """Clear the cache and keep only the last ``tokens``."""
         self._ids = self._ids[-tokens:]
-        self._decoder.forget(self._decoder.cache.used)
+        self._decoder.cache.used = 0
         if self._drafter is not None:
-            self._drafter.forget_all()
+            self._drafter.cache.used = 0
 
     def _read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         self.passes += 1

@@ -230,14 +230,13 @@ def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any
 
 def _verify(path: Path, size: object, digest: object) -> None:
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # a pipe or a device would never end
-        found = file_facts(path) if regular else None
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
+            raise CheckpointError(f"{path} is not a regular file: use another checkpoint.")
+        found = file_facts(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}): use another checkpoint."
         ) from error
-    if found is None:
-        raise CheckpointError(f"{path} is not a regular file: use another checkpoint.")
     if found != {"bytes": size, "sha256": digest}:
         raise CheckpointError(
             f"{path} is damaged ({found['bytes']} bytes of {shown(size)}, or a wrong checksum): "

@@ -190,32 +190,29 @@ class World:
         first = next(rank for rank, vote in enumerate(votes) if vote)
         is_usage = votes[first] == 2
         words = "" if fault is None else str(fault) or type(fault).__name__
-        own = words.encode("utf-8", "backslashreplace")  # a path may not be valid UTF-8
-        said = self.broadcast(own, src=first)
+        own = words.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
+        said = self.broadcast_text(own, src=first)
         if fault is not None and self.is_main:
             raise fault
         if self.is_main:
             kind = UsageError if is_usage else RankLostError
-            raise kind(f"rank {first} of {self.size}: {said.decode('utf-8')}")
+            raise kind(f"rank {first} of {self.size}: {said}")
         if fault is not None and (own != said or (first and not is_usage)):
             raise fault
         raise SystemExit(USAGE if is_usage else FAILED) from fault
 
-    def broadcast(self, payload: bytes, src: int = 0) -> bytes:
-        """The bytes of rank ``src``; the arguments of the other ranks are ignored."""
+    def broadcast_text(self, text: str, src: int = 0) -> str:
+        """The text of rank ``src``; those of the other ranks are ignored."""
         if self.size == 1:
-            return payload
+            return text
+        payload = text.encode("utf-8")
         length = torch.tensor(len(payload), device=self.device)
         dist.broadcast(length, src=src)
         contents = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
         if self.rank == src and payload:
             contents.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
         dist.broadcast(contents, src=src)
-        return bytes(contents.tolist())
-
-    def broadcast_text(self, text: str) -> str:
-        """The text of rank 0."""
-        return self.broadcast(text.encode("utf-8")).decode("utf-8")
+        return bytes(contents.tolist()).decode("utf-8")
 
 
 ALONE = World()

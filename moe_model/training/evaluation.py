@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,21 +67,13 @@ def sample(run: Run) -> str:
         return ""
     tokenizer = run.corpus.tokenizer
     prompt_S = tokenizer.encode(run.prompt)
-    in_step = run.model.register_forward_hook(_logits_of_first) if sharded else None
-    try:
-        ids = generate(
-            run.model,
-            prompt_S,
-            max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
-            seed=run.options.seed,
-            stop_at=run.stop_ids,
-        )
-    finally:
-        if in_step is not None:
-            in_step.remove()
+    if sharded:  # ranks that pick different tokens would not stop together
+        run.model.register_forward_hook(lambda *seen: dist.broadcast(seen[2].logits_BSV, src=0))
+    ids = generate(
+        run.model,
+        prompt_S,
+        max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
+        seed=run.options.seed,
+        stop_at=run.stop_ids,
+    )
     return tokenizer.decode(ids)
-
-
-def _logits_of_first(model: Any, inputs: Any, output: ModelOutput) -> None:
-    """Logits of rank 0 on all ranks: ranks that pick different tokens would not stop together."""
-    dist.broadcast(output.logits_BSV, src=0)

@@ -26,6 +26,7 @@ from moe_model import (
     FINISHED,
     TOKENIZER,
     WEIGHTS,
+    PretrainedTokenizer,
     UsageError,
     fresh_folder,
     python_docs,
@@ -79,14 +80,7 @@ def main(
         raise UsageError(f"{dst.parent} is not a folder: create it first.")
     if os.path.lexists(dst):
         raise UsageError(f"{dst} exists: choose another name, or remove it first.")
-    llama = read_llama(src)
-    try:
-        tokenizer = read_tokenizer(src, llama.config.vocab_size)
-        stop_ids = read_stop_ids(src, llama.config.vocab_size)
-    except HuggingFaceError as error:
-        raise UsageError(str(error)) from error
-    if tokenizer is None:
-        raise UsageError(f"{src} has no {TOKENIZER}, which is needed to encode the text.")
+    llama, tokenizer, stop_ids = _read_source(src)
     shape = resolve(shape, llama.config)
     words = python_docs("--text") if text is None else read_text(text, "--text")
     context = upcycled_config(llama.config, shape).max_position_embeddings
@@ -113,6 +107,18 @@ def main(
         return FAILED
     say(f"wrote {dst}")
     return FINISHED
+
+
+def _read_source(src: Path) -> tuple[Any, PretrainedTokenizer, list[int]]:
+    llama = read_llama(src)
+    try:
+        tokenizer = read_tokenizer(src, llama.config.vocab_size)
+        stop_ids = read_stop_ids(src, llama.config.vocab_size)
+    except HuggingFaceError as error:
+        raise UsageError(str(error)) from error
+    if tokenizer is None:
+        raise UsageError(f"{src} has no {TOKENIZER}, which is needed to encode the text.")
+    return llama, tokenizer, stop_ids
 
 
 def _tell(upcycled: Upcycled, source: Any, parameters: int, noise: float) -> None:
