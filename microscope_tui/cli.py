@@ -22,7 +22,7 @@ COMMANDS = {
     "explain": ("about:explain", "List the rules, or explain one and what to do about it."),
     "probe": ("probe:probe", "Trace what the experts of a finished model do with a text."),
     "export": ("export:export", "Write a run as a table: one row per step and router."),
-    "import": ("import_runs:import_runs", "Write what another tool logged as run logs."),
+    "import": ("export:import_runs", "Write what another tool logged as run logs."),
     "coverage": ("coverage:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
     "mismatch": ("mismatch:mismatch", "Compare what two probes of the same tokens chose."),
     "sources": ("about:sources", "List what is understood of other tools' files."),

@@ -5,14 +5,15 @@ what to do, and exits with a code that scripts can rely on.
 """
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from microscope_tui.diagnosis import ANYTHING, Criteria
+from microscope_tui.diagnosis import Criteria
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.runlog import (
@@ -49,19 +50,13 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
         fail(f"no run can be read: {'; '.join(unreadable[:3])}", NO_VERDICT)
     for reason in unreadable:
         say(f"skipped {reason}")
-    if not may_be_empty:
-        fail_without_runs(path, runs)
-    return runs
-
-
-def fail_without_runs(path: Path, runs: Sequence[RunFile]) -> None:
-    """Exit if there is no run."""
-    if not runs:
+    if not runs and not may_be_empty:
         fail(
             f"{path}: contains no run yet: no *.jsonl with records, and no file of another tool "
             "that `moe-microscope sources` lists",
             NO_VERDICT,
         )
+    return runs
 
 
 def fail_if_unreadable(run: RunFile) -> None:
@@ -72,29 +67,38 @@ def fail_if_unreadable(run: RunFile) -> None:
         fail(f"{run.path}: {watched.error}", NO_VERDICT)
 
 
-def read(run: RunFile, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY) -> RunWatch:
-    """Read a whole run; a long read shows progress on a terminal."""
-    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
-    shown = run.size >= _PROGRESS_FROM_BYTES and sys.stderr.isatty()
-    said = time.monotonic()
-    while watch.unread:
-        if not watch.advance():
-            time.sleep(watch.source.wait_s())
-        if shown and time.monotonic() - said > 0.5:
-            said = time.monotonic()
-            sys.stderr.write(f"\rreading {bytes_of(run.size)}: {watch.progress:4.0%} ")
-            sys.stderr.flush()
-    if shown:
-        sys.stderr.write("\r" + " " * 40 + "\r")
+def newest(search: Search, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
+    """The newest run that is found, or the pipe, read to its end; exits if nothing came."""
+    piped_in = search.root == PIPE
+    watch = read_pipe(criteria, memory) if piped_in else read(runs_at(search)[0], criteria, memory)
+    if watch.error:
+        fail(f"{watch.path}: {watch.error}", NO_VERDICT)
+    if piped_in and watch.latest is None:
+        first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
+        fail(f"{watch.path}: ended without a step{first}; pipe a log into it", NO_VERDICT)
     return watch
 
 
-def read_pipe(
-    descriptor: int = 0, criteria: Criteria = ANYTHING, memory: int = DEFAULT_MEMORY
-) -> RunWatch:
+def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunWatch:
+    """Read a whole run; a long read shows progress on a terminal."""
+    watch = RunWatch(run, criteria, patient=True, memory_bytes=memory)
+    said = time.monotonic() if run.size >= _PROGRESS_FROM_BYTES else math.inf
+    while watch.unread:
+        if not watch.advance():
+            time.sleep(watch.source.wait_s())
+        if time.monotonic() - said > 0.5:
+            said = time.monotonic()
+            show_progress(f"reading {bytes_of(run.size)}: {watch.progress:4.0%}")
+    if said < math.inf:
+        show_progress("")
+    return watch
+
+
+def read_pipe(criteria: Criteria, memory: int = DEFAULT_MEMORY, descriptor: int = 0) -> RunWatch:
     """Read the standard input to its end."""
-    watch, pipe = piped(descriptor, criteria, memory)
-    while not pipe.ended and watch.error is None:
+    watch = piped(descriptor, criteria, memory)
+    assert isinstance(watch.source, PipedLog)
+    while not watch.source.ended and watch.error is None:
         if not watch.advance():
             time.sleep(0.01)
     while watch.unread:
@@ -103,15 +107,19 @@ def read_pipe(
 
 
 def piped(
-    descriptor: int = 0,
-    criteria: Criteria = ANYTHING,
-    memory: int = DEFAULT_MEMORY,
-    spool: int = 0,
-) -> tuple[RunWatch, PipedLog]:
+    descriptor: int, criteria: Criteria, memory: int = DEFAULT_MEMORY, spool: int = 0
+) -> RunWatch:
     """A run piped in at ``descriptor``; ``spool``: bytes to keep on disk."""
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
-    return RunWatch(file, criteria, source=pipe, memory_bytes=memory), pipe
+    return RunWatch(file, criteria, source=pipe, memory_bytes=memory)
+
+
+def show_progress(text: str) -> None:
+    """One line on a terminal that is written over, or removed if empty; nothing elsewhere."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{text:<70}" + ("" if text else "\r"))
+        sys.stderr.flush()
 
 
 def to_file(output: Path) -> TextIO:

@@ -64,7 +64,7 @@ def check(
     if options.follow:
         return follow(search, demand, options, lambda watch: _compare(watch, baseline))
     if path == PIPE:
-        watches = [read_pipe(criteria=demand.criteria)]
+        watches = [read_pipe(demand.criteria)]
     else:
         runs = runs_at(search)
         watches = [read(run, demand.criteria) for run in (runs if options.every else runs[:1])]

@@ -1,8 +1,10 @@
-"""``moe-microscope export``: a run as a table, for pandas, polars or a spreadsheet."""
+"""``moe-microscope export`` and ``import``: a run as a table, and any source as run logs."""
 
 import itertools
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +12,17 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions, Switch
-from microscope_tui.console import DEFAULT_PATH, PIPE, USAGE, fail, runs_at, say, to_file
+from microscope_tui.console import (
+    DEFAULT_PATH,
+    PIPE,
+    USAGE,
+    fail,
+    print_data,
+    runs_at,
+    say,
+    show_progress,
+    to_file,
+)
 from microscope_tui.report import (
     EXPERT_COLUMNS,
     NO_VERDICT,
@@ -19,8 +31,10 @@ from microscope_tui.report import (
     rows_of,
     write_csv,
 )
-from microscope_tui.runlog import UnknownFormat
+from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 
+_UNSAFE = re.compile(r"[^\w.@+=-]+")
+_LONGEST_NAME = 100
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
 _INTEGERS = frozenset({"step", "router", "depth", "expert", "tokens_per_expert"})
@@ -98,3 +112,62 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
                 for at, values in enumerate(zip(*group, strict=True))
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE) -> int:
+    """Write every run at SRC as DST/<run>/metrics.jsonl: 0 written, 3 nothing to write.
+
+    Parameters
+    ----------
+    src
+        A file or folder of another tool; ``PATH#RUN`` is one of several runs in a file.
+    dst
+        Folder for the run logs. A run folder that exists is never overwritten.
+    """
+    runs = [run for run in runs_at(reading.search(src)) if run.origin]
+    if not runs:
+        fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
+    folders = _folders(runs, dst)
+    if taken := [folder for folder in folders if folder.exists()]:
+        fail(f"{taken[0]}: exists already; name another DST, or move the run away", USAGE)
+    written = [_write_log(run, folder) for folder, run in folders.items()]
+    return 0 if any(written) else NO_VERDICT
+
+
+def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
+    """A folder for every run, by a name without characters that a shell would mind."""
+    folders: dict[Path, RunFile] = {}
+    for run in runs:
+        name = _UNSAFE.sub("-", run.name)[:_LONGEST_NAME].strip("-.") or "run"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        folders[next(dst / name for name in names if dst / name not in folders)] = run
+    return folders
+
+
+def _write_log(run: RunFile, folder: Path) -> bool:
+    """Write one run; false if it holds nothing."""
+    log, lines = folder / LOG_NAME, 0
+    try:
+        source = run.open()
+        while True:
+            data = source.read().data
+            if data and not lines:
+                folder.mkdir(parents=True)
+            if data:
+                with log.open("ab") as file:
+                    file.write(data)
+                lines += data.count(b"\n")
+            elif source.exhausted:
+                break
+            else:
+                time.sleep(source.wait_s())
+            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
+    except OSError as error:
+        fail(f"{run.path}: {error.strerror or error}", NO_VERDICT)
+    finally:
+        show_progress("")
+    if not lines:
+        say(f"{run.path}: holds no reading of a router; --map names the keys to use")
+        return False
+    print_data(f"{log}: {lines:,} records")
+    return True

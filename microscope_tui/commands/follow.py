@@ -264,7 +264,7 @@ def _open(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
     """The run to follow: the pipe, or the newest one as soon as it exists."""
     path = search.root
     if path == PIPE:
-        return piped(criteria=demand.criteria)[0]
+        return piped(0, demand.criteria)
     said = False
     while (run := _newest(search)) is None:
         if not said:

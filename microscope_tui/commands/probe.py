@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microscope_tui.commands.options import DEFAULT_PROBE, DEFAULT_WINDOW, ProbeOptions
-from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say
+from microscope_tui.console import DEFAULT_PATH, USAGE, fail, print_data, say, show_progress
 from microscope_tui.lines import bytes_of
 from microscope_tui.report import NO_VERDICT
 from microscope_tui.routing import FILE_NAME
@@ -97,7 +97,7 @@ def _continued(
     ):
         windows.append(one)
         count += len(one.ids)
-        _show(f"writing: {count:,} tokens")
+        show_progress(f"writing: {count:,} tokens")
         if count >= most:
             break
     return Reading(windows, reading.notes)
@@ -115,7 +115,7 @@ def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOp
     outcome = run_probe(
         subject, reading.windows, slices, folder, batch_size=size, progress=_Progress()
     )
-    _show("")
+    show_progress("")
     if not outcome.tokens:
         fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)
     if outcome.reason == "signal":
@@ -153,19 +153,15 @@ class _Progress:
         if now - self._shown < (0.2 if sys.stderr.isatty() else 30):
             return
         self._shown = now
+        speed = done / (now - self._began)
         if what == "layers":
-            _show(f"tables: {done} of {whole} layers", lasting=True)
+            text = f"tables: {done} of {whole} layers"
         elif done:
-            speed = done / (now - self._began)
             left = f"{(whole - done) / speed:,.0f} s left"
-            share = f"{done / whole:.0%} of {whole:,} tokens"
-            _show(f"{share}, {speed:,.0f} tokens/s, {left}", lasting=True)
-
-
-def _show(text: str, *, lasting: bool = False) -> None:
-    """On a terminal one line that is written over; elsewhere only what is ``lasting``."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{text:<70}" + ("" if text else "\r"))
-        sys.stderr.flush()
-    elif lasting:
-        say(text)
+            text = f"{done / whole:.0%} of {whole:,} tokens, {speed:,.0f} tokens/s, {left}"
+        else:
+            return
+        if sys.stderr.isatty():
+            show_progress(text)
+        else:
+            say(text)

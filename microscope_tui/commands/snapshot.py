@@ -18,9 +18,8 @@ from microscope_tui.console import (
     USAGE,
     fail,
     fail_if_unreadable,
+    newest,
     print_data,
-    read,
-    read_pipe,
     runs_at,
     say,
     to_file,
@@ -160,7 +159,7 @@ def _as_json(
         return _mismatch(runs_at(search)[0], other)
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
-    watched = _newest(search, user)
+    watched = newest(search, user.criteria)
     if screen in ("tokens", "slices"):
         return _of_probe(watched.path.with_name(FILE_NAME), screen, layer, token)
     return view_json(view_of(watched, 1, 1, _moment(watched, step)))
@@ -219,7 +218,7 @@ def _drawn(
     columns, rows = _size(size) or _SIZE
     nothing_selected = not wanted["layer"] and wanted["expert"] is wanted["token"] is None
     if wanted["screen"] == "main" and not svg and nothing_selected:
-        watched = _newest(search, user)
+        watched = newest(search, user.criteria)
         moment = _moment(watched, wanted["step"])
         width, height = (columns, rows) if size else (_WIDTH, None)
         return snapshot_text(watched, width, height, glyphs, moment)
@@ -260,30 +259,16 @@ def _cards(fleet: Fleet) -> Sequence[RunCard]:
     return fleet.cards()
 
 
-def print_snapshot(watched: RunWatch, choice: GlyphChoice) -> int:
-    """Print the main screen of a run, all layers; exits if it could not be read."""
-    _fail_if_nothing_came(watched)
-    print_data(snapshot_text(watched, _WIDTH, None, glyphs_for(choice, sys.stdout)))
-    return 0
-
-
-def _newest(search: Search, user: UserConfig) -> RunWatch:
-    """The newest run that is found, or the pipe, read to its end."""
+def print_snapshot(search: Search, user: UserConfig, memory: int) -> int:
+    """Print the main screen of the newest run, all layers, where there is no terminal."""
     if search.root == PIPE:
-        watched = read_pipe(criteria=user.criteria)
-    else:
-        watched = read(runs_at(search)[0], user.criteria)
-    _fail_if_nothing_came(watched)
-    return watched
-
-
-def _fail_if_nothing_came(watched: RunWatch) -> None:
-    """Exit if the run could not be read, or the pipe ended without a step."""
-    if watched.error:
-        fail(f"{watched.path}: {watched.error}", NO_VERDICT)
-    if watched.latest is None and isinstance(watched.source, PipedLog):
-        first = f" ({watched.defects.first[0]})" if watched.defects.first else ""
-        fail(f"{watched.path}: ended without a step{first}; pipe a log into it", NO_VERDICT)
+        say("no terminal here: printing a snapshot at the end of the input instead")
+    watched = newest(search, user.criteria, memory)
+    if search.root != PIPE:
+        say("no terminal here: printing a snapshot instead")
+    glyphs = glyphs_for(user.view.glyphs, sys.stdout)
+    print_data(snapshot_text(watched, _WIDTH, None, glyphs))
+    return 0
 
 
 def _moment(watched: RunWatch, step: int | None) -> Pin | None:

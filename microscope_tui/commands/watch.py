@@ -17,10 +17,7 @@ from microscope_tui.console import (
     USAGE,
     fail,
     fail_if_unreadable,
-    fail_without_runs,
     piped,
-    read,
-    read_pipe,
     runs_at,
     say,
 )
@@ -28,7 +25,7 @@ from microscope_tui.lines import Palette, glyphs_for
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
 from microscope_tui.sources import Asked, Search
-from microscope_tui.watch import DEFAULT_MEMORY, Fleet, RunWatch, VerdictCache
+from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
 _WRITABLE = 0o200  # of the link that represents a descriptor
@@ -52,36 +49,31 @@ def watch_with(
         spool: Bytes of a pipe that may be kept on disk.
         asked: How to read what other tools wrote; by default as the config file says.
     """
-    criteria = user.criteria
-    if path == PIPE:
-        return _watch_pipe(memory, user, spool)
     search = Search(path, asked or Asked(rules=user.rules))
+    if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):
+        from microscope_tui.commands.snapshot import print_snapshot
+
+        return print_snapshot(search, user, memory)
+    if path == PIPE:
+        return _watch_pipe(user, memory, spool)
     runs = runs_at(search, may_be_empty=True)
-    if not (sys.stderr.isatty() and sys.stdin.isatty()):
-        fail_without_runs(path, runs)
-        say("no terminal here: printing a snapshot instead")
-        return _print(read(runs[0], criteria, memory), user)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
-    kept = VerdictCache(criteria) if user.view.remember else None
-    return _open(Fleet(path, memory, search, criteria, kept), user)
+    kept = VerdictCache(user.criteria) if user.view.remember else None
+    return _open(Fleet(path, memory, search, user.criteria, kept), user)
 
 
-def _watch_pipe(memory: int, user: UserConfig, spool: int) -> int:
-    criteria = user.criteria
-    if not sys.stderr.isatty():
-        say("no terminal here: printing a snapshot at the end of the input instead")
-        return _print(read_pipe(criteria=criteria, memory=memory), user)
+def _watch_pipe(user: UserConfig, memory: int, spool: int) -> int:
     try:
         descriptor = take_over_stdin()
     except OSError as error:
         fail(str(error), USAGE)
     try:
-        watched, _ = piped(descriptor, criteria, memory, spool)
+        watched = piped(descriptor, user.criteria, memory, spool)
     except OSError as error:
         reason = error.strerror or error
         say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
-        watched, _ = piped(descriptor, criteria, memory)
+        watched = piped(descriptor, user.criteria, memory)
     code = _open(Fleet.of_one(watched), user)
     for writer in _dismiss_writers(descriptor):
         say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
@@ -122,13 +114,9 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     _prepare_terminal(view.color)
     from microscope_tui.app import Microscope, Preferences
 
-    preferences = Preferences(
-        palette=Palette(view.palette),
-        interval_s=_REMOTE_S if is_remote(os.environ) else _LOCAL_S,
-        bell=view.bell,
-        remember=view.remember,
-        keymap=keymap_from(user),
-    )
+    interval_s = _REMOTE_S if is_remote(os.environ) else _LOCAL_S
+    looks = Palette(view.palette), interval_s, view.bell, view.remember
+    preferences = Preferences(*looks, keymap_from(user))
     microscope = Microscope(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
     microscope.run(mouse=False)
     for path in microscope.session.written:  # the screen's messages are gone
@@ -136,15 +124,7 @@ def _open(fleet: Fleet, user: UserConfig) -> int:
     if microscope.problem:
         say(microscope.problem)
     code = microscope.return_code or 0
-    return (
-        NO_VERDICT if code == 1 else code
-    )  # Textual returns 1 after a crash, which here is a verdict
-
-
-def _print(watched: RunWatch, user: UserConfig) -> int:
-    from microscope_tui.commands.snapshot import print_snapshot
-
-    return print_snapshot(watched, user.view.glyphs)
+    return NO_VERDICT if code == 1 else code  # Textual's 1 after a crash is a verdict here
 
 
 def _prepare_terminal(color: str) -> None:

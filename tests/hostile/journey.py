@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
-from microscope_tui.diagnosis import Criteria
+from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.lines import Glyphs, fit_list, run_heads, run_line, snapshot_text, spelled
 from microscope_tui.lines import plain as text_of
 from microscope_tui.report import Demand, format_check, judge, verdict_json, verdict_text
@@ -186,7 +186,7 @@ def other_ways(watch: RunWatch, log: bytes, rng: random.Random) -> None:
     try:
         writer = threading.Thread(target=_write_and_close, args=(writing, log), daemon=True)
         writer.start()
-        piped = read_pipe(reading)
+        piped = read_pipe(ANYTHING, descriptor=reading)
         writer.join()
     finally:
         os.close(reading)
