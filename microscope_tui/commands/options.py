@@ -92,11 +92,6 @@ class CheckOptions:
     format_only: Switch = False
     config: Path | None = None
 
-    @property
-    def ignored(self) -> frozenset[str]:
-        """The rules to leave out, by their names in the catalogue."""
-        return frozenset(name.upper() for name in self.ignore)
-
     def refuse_nonsense(self) -> None:
         """Exit with a usage error if the options contradict each other."""
         command, wait = self.notify_command, self.wait

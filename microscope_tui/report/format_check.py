@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -49,10 +49,10 @@ class FormatReport:
         return sum(p.count for p in self.problems if p.severity == severity)
 
 
-def check_format(path: Path, stream: BinaryIO | None = None) -> FormatReport:
+def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
     """Check a log (compressed by gzip or zstd or not), or the folder of one run.
 
-    Where ``stream`` is given it is read instead, and ``path`` is what it is called. What cannot be
+    With a ``descriptor`` that is read instead, and ``path`` is what it is called. What cannot be
     read is a report with that one problem, never an exception.
     """
     if path.is_dir():
@@ -60,7 +60,7 @@ def check_format(path: Path, stream: BinaryIO | None = None) -> FormatReport:
     check = _Check()
     problems: list[Problem] = []
     try:
-        for chunk in _chunks(path) if stream is None else _pieces(stream):
+        for chunk in _chunks(path, descriptor):
             problems += check.feed(chunk)
         problems += check.finish()
         problems.sort(key=lambda problem: problem.line)
@@ -190,19 +190,17 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with os.fdopen(open_regular_file(path), "rb") as file:
-        if path.suffix not in ARCHIVE_SUFFIXES:
-            yield from _pieces(file)
-            return
-    log = CompressedLog(path)
-    while not log.exhausted:
-        if data := log.read(_CHUNK_BYTES).data:
-            yield data
-
-
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: file.read(_CHUNK_BYTES), b"")
+def _chunks(path: Path, descriptor: int | None) -> Iterator[bytes]:
+    if descriptor is None and path.suffix in ARCHIVE_SUFFIXES:
+        log = CompressedLog(path)
+        while not log.exhausted:
+            if data := log.read(_CHUNK_BYTES).data:
+                yield data
+        return
+    opened = open_regular_file(path) if descriptor is None else descriptor
+    with os.fdopen(opened, "rb", closefd=descriptor is None) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def _plural(number: int, noun: str) -> str:

@@ -94,11 +94,3 @@ def test_at_most_so_many_run_at_a_time_and_all_are_told(tmp_path: Path) -> None:
     counts = [int(line) for line in (tmp_path / "most").read_text().split()]
     assert len(counts) == 7
     assert max(counts) <= 2
-
-
-def test_a_flood_of_alerts_is_cut_and_that_is_said(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("microscope_tui.commands.follow._MOST_WAITING", 3)
-    sent("sleep 0.3", *({"n": n} for n in range(9)), at_once=1)
-    assert len([line for line in said(capfd) if "more than 3 alerts are queued" in line]) == 1
