@@ -147,7 +147,7 @@ class Calls:
             with torch.inference_mode(False):  # evaluated in it, read outside of it
                 self._tallies[what] = Tally(*what)
         tally, parts = self._tallies[what], zip(*(call[4:] for call in calls), strict=True)
-        stacked = calls[0]._replace(**dict(zip(Call._fields[4:], map(_stacked, parts), strict=True)))
+        stacked = Call(*calls[0][:4], *map(_stacked, parts))  # type: ignore[arg-type]  # ids are there
         slots_LTK = tally.add(stacked)
         scored = None if stacked.logits_TE is None else tally.add_scores(stacked, slots_LTK)
         return Counted(tally, slots_LTK, scored)
@@ -168,17 +168,15 @@ class Tally:
         self.keys, self.num_experts, self.top_k = keys, E, top_k
         self.counts_LE2 = torch.zeros(L, E + 2, dtype=torch.int64, device=device)
         """Pairs per expert, then those that went to no real expert, then those of padding."""
-        self.tokens_L1 = torch.zeros(L, 1, dtype=torch.int64, device=device)
-        self.dropped_L1 = torch.zeros(L, 1, dtype=torch.int64, device=device)
-        self.scored_L1 = torch.zeros(L, 1, dtype=torch.int64, device=device)
+        self.tokens_L3 = torch.zeros(L, 3, dtype=torch.int64, device=device)
+        """Real tokens, pairs that a capacity dropped, and real tokens with logits."""
         self.sums_LN = torch.zeros(L, len(SUMS), dtype=dtype, device=device)
-        self.probability_LE = torch.zeros(L, E, dtype=dtype, device=device)
+        self.experts_L3E = torch.zeros(L, 3, E, dtype=dtype, device=device)
+        """Sums of probabilities, weights and norms of outputs."""
         self.max_logit_L = torch.zeros(L, dtype=torch.float32, device=device)
-        self.weight_LE = torch.zeros(L, E, dtype=dtype, device=device)
-        self.norm_LE = torch.zeros(L, E, dtype=dtype, device=device)
 
     def add(self, calls: Call) -> Tensor:
-        """Count L calls, whose tensors are stacked; returns the slot of every pair, ``[L, T, K]``."""
+        """Count L calls with stacked tensors; returns the slot of every pair, ``[L, T, K]``."""
         E, slots_LTK, real_LT = self.num_experts, calls.ids_TK, calls.real_T
         if calls.scores_TE is None:
             slots_LTK = slots_LTK.where((slots_LTK >= 0) & (slots_LTK < E), E)
@@ -186,22 +184,21 @@ class Tally:
         if real_LT is not None:
             slots_LTK = slots_LTK.where(real_LT[..., None], E + 1)
             real = real_LT.sum(dim=-1, keepdim=True)
-        self.tokens_L1 += real
-        if calls.logits_TE is not None:
-            self.scored_L1 += real
+        self.tokens_L3[:, :: 3 if calls.logits_TE is None else 2] += real
         slots_LP = slots_LTK.flatten(1)
         self.counts_LE2.scatter_add_(1, slots_LP, torch.ones_like(slots_LP))
         if calls.kept_TK is not None:
             dropped_LP = ~calls.kept_TK.reshape(slots_LP.shape) & (slots_LP < E)
-            self.dropped_L1 += dropped_LP.sum(dim=1, keepdim=True)
+            self.tokens_L3[:, 1] += dropped_LP.sum(dim=1)
         return slots_LTK
 
     def add_scores(self, calls: Call, slots_LTK: Tensor) -> Scored:
         """Add what the routers scored; ``slots_LTK`` is what ``add`` returned."""
         assert calls.logits_TE is not None
         E, kind, logits_LTE = self.num_experts, calls.kind, calls.logits_TE.float()
-        padded, real_LT = calls.real_T is not None, slots_LTK[..., 0] != E + 1
+        padded = calls.real_T is not None
         if padded:
+            real_LT = slots_LTK[..., 0] != E + 1
             logits_LTE = logits_LTE.masked_fill(~real_LT[..., None], 0.0)
         log_sum_LT1 = logits_LTE.logsumexp(dim=-1, keepdim=True)
         # Scores of skip and identity slots come after those of the experts: left out.
@@ -213,42 +210,42 @@ class Tally:
         selected_LT = (probability_LTE.gather(-1, chosen_LTK) * (slots_LTK < E)).sum(dim=-1)
         # As torch.special.entr, which is several times as slow on a CPU.
         entropy_LT = -(probability_LTE * probability_LTE.clamp_min(_TINY).log()).sum(dim=-1)
-        zero_LT, margin_LT = torch.zeros_like(entropy_LT), calls.margin_T
-        z_LT = zero_LT if kind == "probabilities" else log_sum_LT1[..., 0].square()
+        z_LT, margin_LT = log_sum_LT1[..., 0].square(), calls.margin_T
         if calls.has_margin and margin_LT is None and logits_LTE.shape[-1] == E > self.top_k:
             margin_LT = _margin(scores_LTE, chosen_LTK, calls.bias_E)
-        known_LT = zero_LT if margin_LT is None else margin_LT
+        known_LT = torch.zeros_like(z_LT) if margin_LT is None else margin_LT
         sums_L4T = torch.stack((entropy_LT, z_LT, selected_LT, known_LT), dim=1)
         if padded:  # chosen and not multiplied: what padding scores may not be finite
             sums_L4T = sums_L4T.where(real_LT[:, None], 0.0)
             probability_LTE = probability_LTE.where(real_LT[..., None], 0.0)
         self.sums_LN += sums_L4T.sum(dim=-1, dtype=self.sums_LN.dtype)
-        self.probability_LE += probability_LTE.sum(dim=1, dtype=self.sums_LN.dtype)
+        self.experts_L3E[:, 0] += probability_LTE.sum(dim=1, dtype=self.sums_LN.dtype)
         self.max_logit_L = torch.maximum(self.max_logit_L, logits_LTE.abs().amax(dim=(1, 2)))
         return entropy_LT, margin_LT
 
     def add_weights(self, weights_LTK: Tensor, slots_LTK: Tensor) -> None:
         """Add what the outputs of the chosen experts are multiplied with."""
-        self._spread(self.weight_LE, weights_LTK, slots_LTK)
+        self._spread(1, weights_LTK, slots_LTK)
 
     def add_norms(self, norms_LTK: Tensor, slots_LTK: Tensor) -> None:
         """Add the norms of the outputs of the chosen experts."""
-        self._spread(self.norm_LE, norms_LTK, slots_LTK)
+        self._spread(2, norms_LTK, slots_LTK)
 
-    def _spread(self, into_LE: Tensor, values_LTK: Tensor, slots_LTK: Tensor) -> None:
-        spread_LE2 = torch.zeros_like(self.counts_LE2, dtype=into_LE.dtype)
+    def _spread(self, place: int, values_LTK: Tensor, slots_LTK: Tensor) -> None:
+        spread_LE2 = torch.zeros_like(self.counts_LE2, dtype=self.sums_LN.dtype)
         slots_LP = slots_LTK.flatten(1)
-        values_LP = values_LTK.detach().reshape(slots_LP.shape).to(into_LE.dtype)
-        into_LE += spread_LE2.scatter_add_(1, slots_LP, values_LP)[:, : self.num_experts]
+        values_LP = values_LTK.detach().reshape(slots_LP.shape).to(spread_LE2.dtype)
+        spread_LE2.scatter_add_(1, slots_LP, values_LP)
+        self.experts_L3E[:, place] += spread_LE2[:, : self.num_experts]
 
     def flat(self, width: int) -> Tensor:
         """Of every call what ``Layout`` names, in fp64: a count is exact up to 9·10^15."""
         E, counts_LE2 = self.num_experts, self.counts_LE2.double()
-        experts = counts_LE2[:, :E], self.probability_LE, self.weight_LE, self.norm_LE
+        experts_L4E = torch.cat([counts_LE2[:, None, :E], self.experts_L3E], dim=1)
         if width > E:
-            experts = tuple(nn.functional.pad(part, (0, width - E)) for part in experts)
-        rest = counts_LE2[:, E : E + 1], self.tokens_L1, self.dropped_L1, self.scored_L1
-        return torch.cat([part.double() for part in (*experts, *rest, self.sums_LN)], dim=1)
+            experts_L4E = nn.functional.pad(experts_L4E, (0, width - E))
+        rest = counts_LE2[:, E : E + 1], self.tokens_L3, self.sums_LN
+        return torch.cat([experts_L4E.flatten(1), *rest], dim=1)
 
 
 class RoutingCounter:
@@ -300,14 +297,17 @@ class RoutingCounter:
             ``extra``, summed.
         """
         parts = self._calls.parts(self._rows[0].num_experts)
-        self._vector, self._ranks = self._layout.vector(parts, extra, ranks.rank, ranks.size), ranks.size
+        self._vector, self._ranks = (
+            self._layout.vector(parts, extra, ranks.rank, ranks.size),
+            ranks.size,
+        )
         ranks.sum(self._vector)
         return self._vector[-len(extra) :]
 
     @property
-    def counts_LE(self) -> Tensor:
-        """Selected pairs after ``all_reduce``, int64."""
-        return self._layout.table_LN(self._vector)[:, : self._rows[0].num_experts].long()
+    def counts(self) -> Tensor:
+        """Selected pairs ``[L, E]`` after ``all_reduce``, int64."""
+        return self._layout.table(self._vector)[:, : self._rows[0].num_experts].long()
 
     def read(self) -> StepSums:
         """All numbers of the step in one copy to the host, after ``all_reduce``."""

@@ -142,11 +142,12 @@ class Layout:
         """
         found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, flat_N, peak in parts:
-            found[key].append((flat_N.to(extra.device), peak.to(extra.device, torch.float64)))
+            found[key].append((flat_N.to(extra.device), peak.to(extra.device)))
         nothing_N = extra.new_zeros(self._width)
         sums, peaks = [], []
         for row in self.rows:
-            flats_N, some = zip(*found[row.place, row.number] or [(nothing_N, nothing_N[0])])
+            pieces = found[row.place, row.number] or [(nothing_N, nothing_N[0])]
+            flats_N, some = zip(*pieces, strict=True)
             sums.append(functools.reduce(torch.add, flats_N))
             peaks.append(functools.reduce(torch.maximum, some))
         # A sum cannot compute a maximum, but it can gather the maximum of every rank.
@@ -154,8 +155,8 @@ class Layout:
         maxima_RL[rank] = torch.stack(peaks)
         return torch.cat([*sums, maxima_RL.reshape(-1), extra])
 
-    def table_LN(self, vector: Tensor) -> Tensor:
-        """The rows of a vector; each begins with the counts of the experts."""
+    def table(self, vector: Tensor) -> Tensor:
+        """The rows of a vector, ``[L, width]``; each begins with the counts of its experts."""
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
@@ -164,17 +165,20 @@ class Layout:
         Args:
             biases: Selection bias of every row, to be copied too.
         """
-        E, table_LN = self.num_experts, self.table_LN(vector)
+        E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
-        rest_LN = table_LN[:, 4 * E :]
-        scored_L1 = rest_LN[:, 3:4].to(self._dtype)
-        means_LN = rest_LN[:, 4:].to(self._dtype) / scored_L1
-        shares_LE = table_LN[:, E : 2 * E].to(self._dtype) / scored_L1
-        parts = [table_LN[:, :E], table_LN[:, 2 * E : 4 * E], rest_LN[:, :4], means_LN]
+        summed_LN = table_LN.to(self._dtype)
+        scored_L1 = summed_LN[:, 4 * E + 3 : 4 * E + 4]
+        shares_LE = summed_LN[:, E : 2 * E] / scored_L1
+        parts = [
+            table_LN[:, :E],
+            table_LN[:, 2 * E : 4 * E + 4],
+            summed_LN[:, 4 * E + 4 :] / scored_L1,
+        ]
         parts += [torch.special.entr(shares_LE).sum(dim=-1, keepdim=True)]
         parts += [maxima_RL.view(ranks, -1).amax(dim=0)[:, None]]
-        numbers_LM = torch.cat([part.double() for part in parts], dim=1)
-        there = [bias.to(vector.device, torch.float64) for bias in biases if bias is not None]
+        numbers_LM = torch.cat(parts, dim=1)
+        there = [bias.to(vector.device) for bias in biases if bias is not None]
         flat = torch.cat([numbers_LM.reshape(-1), extra, *there]).tolist()
         width, at = numbers_LM.shape[1], numbers_LM.numel()
         found = StepSums(flat[at : at + len(extra)])
