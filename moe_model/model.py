@@ -210,7 +210,7 @@ class LanguageModel(nn.Module):
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for depth, layer in enumerate(self.layers):
-            remember = _remember(cache, depth)
+            remember = None if cache is None else partial(cache.append, depth)
             x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
@@ -327,12 +327,6 @@ class LanguageModel(nn.Module):
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for router in self.routers:
             router.expert_bias.zero_()
-
-
-def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
-    if cache is None:
-        return None
-    return lambda entries_BSW: cache.append(layer, entries_BSW)
 
 
 _KEEP_CHOICES = partial(

@@ -45,7 +45,7 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.training.distributed import whole_weights
-from moe_model.training.run import Run
+from moe_model.training.run import JUDGEMENT, Run
 
 LATEST = "latest"
 PREVIOUS = "previous"
@@ -55,8 +55,6 @@ COLLAPSE = "collapse"
 LINKS = (LATEST, PREVIOUS, BEST)
 """The names from which a run may resume."""
 _OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
-JUDGEMENT = "judgement.msgpack"
-"""The state of the diagnosis."""
 
 _SHARDS = "shard-*.safetensors"
 
@@ -183,6 +181,8 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _facts(run: Run) -> dict[str, Any]:
     """The part of a checkpoint that is not tensors."""
+    before = {} if run.start is None else run.start.description
+    attempt = before.get("life", 1) if before else 0
     return {
         "tokenizer": run.corpus.tokenizer.to_dict(),
         "options": run.options.to_dict(),
@@ -191,8 +191,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": run.sequences_per_step,
-        "life": run.attempt,
-        "published": run.published,
+        "life": attempt + 1 if isinstance(attempt, int) else 2,
+        "published": before.get("published"),
     }
 
 

@@ -104,11 +104,15 @@ class Console:
         best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
         known = progress.validation_loss
         validation = "" if known is None else f"{known:.3f}{best}"
+        layers = [
+            f"{name} {'–' if c is None else f'{c:.2f}'}"
+            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
+        ]
         facts = {
             "tokens": f"{progress.tokens:,} in the whole run",
             "loss": f"{progress.loss:.3f}",
             "validation": validation,
-            "balance c": self._balance(progress),
+            "balance c": f"{'  '.join(layers)}  (1 even, 0 collapsed)",
             "verdict": verdict,
         }
         for name, value in facts.items():
@@ -125,13 +129,6 @@ class Console:
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
-
-    def _balance(self, progress: Progress) -> str:
-        layers = [
-            f"{name} {'–' if c is None else f'{c:.2f}'}"
-            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
-        ]
-        return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
     def _numbers(self, progress: Progress, evidence: str) -> str:
         """As much as fits beside the bar; an entropy is meaningless without its layer."""
