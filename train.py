@@ -39,7 +39,7 @@ from moe_model.command import (
 )
 from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
-from moe_model.training.console import Console, introduction, places
+from moe_model.training.console import Console, introduction, places, sample
 from moe_model.training.distributed import (
     RankLostError,
     agree,
@@ -48,7 +48,6 @@ from moe_model.training.distributed import (
     lost_ranks,
     own_rank,
 )
-from moe_model.training.evaluation import evaluate, sample
 from moe_model.training.machine import StopRequest, only_training
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
@@ -56,6 +55,7 @@ from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, 
 from moe_model.training.setup import prepare
 from moe_model.training.step import (
     CLIP_NORM,
+    evaluate,
     gradient_squares,
     learning_rate_at,
     loss_shares,

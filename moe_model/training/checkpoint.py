@@ -83,7 +83,10 @@ class Checkpoints:
         target = self._written.get(step)
         if target is None or not target.exists():
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
-            target = self._free_name(step)
+            target, again = self.folder / f"step-{step:08d}", 1
+            while os.path.lexists(target):  # of a continuation that a resume from before discards
+                again += 1
+                target = self.folder / f"step-{step:08d}-{again}"
             with fresh_folder(target) as partial:
                 write(partial)
             self._written = {step: target}
@@ -92,15 +95,6 @@ class Checkpoints:
         self._point(name, target)
         self._remove_unused()
         return self.folder / name
-
-    def _free_name(self, step: int) -> Path:
-        """Drop steps of a discarded continuation: the run was resumed from an earlier step."""
-        target = self.folder / f"step-{step:08d}"
-        again = 1
-        while os.path.lexists(target):
-            again += 1
-            target = self.folder / f"step-{step:08d}-{again}"
-        return target
 
     def _keep_previous(self, latest: Path) -> None:
         link = self.folder / LATEST

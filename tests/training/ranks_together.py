@@ -28,7 +28,7 @@ from moe_model.training import (
     synchronised,
     whole_weights,
 )
-from moe_model.training.evaluation import sample
+from moe_model.training.console import sample
 from tests.training.worlds import (
     CPU,
     Work,
