@@ -17,14 +17,15 @@ from microscope_tui.diagnosis import (
     StarvedLimits,
     key_of,
 )
-from microscope_tui.lines import frame
-from microscope_tui.lines.glyphs import Glyphs
+from microscope_tui.lines import frame, words
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
     Line,
     Span,
+    labelled,
     line_width,
     pad,
     shortened,
@@ -36,11 +37,15 @@ from microscope_tui.watch import LayerView, RunView, worst_of_columns
 
 BESIDE_FROM = 100
 """Width from which the details are beside the list."""
-_MARK, _SEVERITY, _SEEN = 3, 9, 6
 _LEAST_LAYERS, _LEAST_DETAIL = 8, 44
 _NARROW, _MOST_RULE = 56, 11
 """Below this width severities are letters, and long rule names are cut."""
-_GAP = "  "
+_LABEL = 13
+_WIDEST = 84
+"""Maximum width of text."""
+_AIRY_FROM = 14
+"""Lines from which the parts of the details are apart."""
+_MOST_EXPERTS = 24
 
 
 class Standing(StrEnum):
@@ -76,18 +81,40 @@ class Entry:
         word = WORD_OF_SEVERITY[finding.severity]
         return " ".join([finding.rule, word, self.standing, *finding.layers])
 
+    @property
+    def role(self) -> str:
+        """Active alerts have the colour of their severity."""
+        return ROLE_OF_SEVERITY[self.finding.severity] if self.is_active else "dim"
 
-@dataclass(frozen=True, slots=True)
-class AlertListLayout:
-    """Widths in cells; 0 for a column that is left out."""
+    @property
+    def is_active(self) -> bool:
+        """Whether it is an alert at the shown step."""
+        return self.standing is Standing.ACTIVE
 
-    columns: int
-    severity: int
-    rule: int
-    layers: int
-    onset: int
-    end: int
-    value: int
+    @property
+    def names(self) -> str:
+        """The layers of an alert; the whole run has none."""
+        layers = self.finding.layers
+        more = f" +{len(layers) - 2}" if len(layers) > 2 else ""
+        return f"{', '.join(layers[:2])}{more}" if layers else "the run"
+
+    @property
+    def end(self) -> str:
+        """The step of its end, or ``active``."""
+        if self.standing is Standing.LATER:
+            return "later"
+        if self.finding.active:
+            return "active"
+        return f"{max(e.recovered_at or e.last for e in self.finding.episodes):,}"
+
+    @property
+    def value(self) -> str:
+        """The worst value against its limit, ``0.02 < 0.3``; empty for a rule without a number."""
+        worst = self.finding.worst
+        if not worst.limit:
+            return f"{worst.value:.3g}" if worst.value else ""
+        sign = "<" if worst.value < worst.limit else ">"
+        return f"{worst.value:.3g} {sign} {worst.limit:.3g}"
 
 
 def entries_of(
@@ -101,16 +128,20 @@ def entries_of(
     Args:
         known: what is known by the end of the log, for what begins behind the shown step.
     """
-    later = [pair for pair in known if pair[0].onset > view.step]
     standings = [(pair, _standing(pair[0])) for pair in view.findings]
-    standings += [(pair, Standing.LATER) for pair in later]
+    standings += [(pair, Standing.LATER) for pair in known if pair[0].onset > view.step]
     entries = []
     for (finding, advice), standing in standings:
         key = key_of(view.name, finding)
         entries.append(Entry(finding, advice, standing, key, key in seen))
-    order = list(Standing)
-    entries.sort(key=lambda entry: order.index(entry.standing))
+    entries.sort(key=lambda entry: list(Standing).index(entry.standing))
     return [entry for entry in entries if pattern.matches(entry.text)]
+
+
+def _standing(finding: Finding) -> Standing:
+    if finding.severity is Severity.INFO:
+        return Standing.NOTE
+    return Standing.ACTIVE if finding.active else Standing.RECOVERED
 
 
 def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
@@ -119,103 +150,74 @@ def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
     if not entries:
         line.append(Span("   none", "dim"))
     for standing in Standing:
-        count = sum(entry.standing is standing for entry in entries)
-        if not count:
-            continue
-        worst = max((e.finding.severity for e in entries if e.standing is standing), default=None)
-        active = standing is Standing.ACTIVE and worst is not None
-        role = ROLE_OF_SEVERITY[worst] if active and worst is not None else "dim"
-        word = f"{standing}s" if standing is Standing.NOTE and count > 1 else standing
-        line.append(Span(f"   {count} {word}", role))
-    return pad(spread(line, [Span(f"{said} ", "faint")], width), width)
+        group = [entry for entry in entries if entry.standing is standing]
+        if group:
+            word = f"{standing}s" if standing is Standing.NOTE and len(group) > 1 else standing
+            worst = max(group, key=lambda entry: entry.finding.severity)
+            line.append(Span(f"   {len(group)} {word}", worst.role))
+    return spread(line, [Span(f"{said} ", "faint")], width)
 
 
-def fit_alerts(entries: Sequence[Entry], width: int) -> AlertListLayout:
+def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
     """Column widths; in narrow windows the value goes first, then layer names shrink."""
     narrow = width < _NARROW
     rule = max([4, *(len(entry.finding.rule) for entry in entries)])
-    rule = 1 + min(rule, _MOST_RULE) if narrow else 2 + rule
+    names = max([6, *(width_of(entry.names) for entry in entries)])
     onset = max([5, *(len(f"{entry.finding.onset:,}") for entry in entries)])
-    end = max([6, *(len(_end(entry)) for entry in entries)])
-    value = max([5, *(len(value_text(entry.finding)) for entry in entries)])
-    names = max([6, *(width_of(_names(entry)) for entry in entries)])
-    severity = 2 if narrow else _SEVERITY
-    room = width - (_MARK + severity + rule + len(_GAP) + onset + 3 + end)
-    room -= 0 if narrow else _SEEN
-    if room - value - len(_GAP) < min(names, _LEAST_LAYERS):
-        value = 0
-    left = room - (value + len(_GAP) if value else 0)
-    return AlertListLayout(width, severity, rule, max(1, min(names, left)), onset, end, value)
+    end = max([6, *(len(entry.end) for entry in entries)])
+    value = max([5, *(len(entry.value) for entry in entries)])
+    columns = [
+        Column("mark", 3, gap=0, head=""),
+        Column("severity", 2 if narrow else 9, gap=0, head="" if narrow else None),
+        Column("rule", 1 + min(rule, _MOST_RULE) if narrow else 2 + rule, gap=0),
+        Column("layers", min(names, _LEAST_LAYERS), gap=0),
+        Column("onset", onset, "right"),
+        Column("end", 3 + end, gap=0, head="   end"),
+        Column("value", value, "right", priority=1),
+        *([] if narrow else [Column("seen", 6, gap=0, head="")]),
+    ]
+    table = Table.fitting(columns, width)
+    return table.resized(layers=max(1, min(names, width - table.used("layers"))))
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
     """Width of the list when the details are beside it."""
     full = fit_alerts(entries, 10**6)
-    fixed = _MARK + full.severity + full.rule + len(_GAP) + full.onset + 3 + full.end + _SEEN
-    wanted = max(_NARROW, fixed + full.layers + full.value + len(_GAP))
-    most = max(_NARROW, columns // 2, fixed + _LEAST_LAYERS)
-    return min(wanted, most, columns - _LEAST_DETAIL)
+    most = max(_NARROW, columns // 2, full.used("layers", "value") + _LEAST_LAYERS)
+    return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)
 
 
-def heads(layout: AlertListLayout) -> Line:
-    """The names of the columns."""
-    value = [Span(_GAP), *pad([Span("value", "dim")], layout.value, "right")]
-    return pad(
-        [
-            Span(" " * _MARK),
-            *pad([Span("severity" if layout.severity > 2 else "", "dim")], layout.severity),
-            *pad([Span("rule", "dim")], layout.rule),
-            *pad([Span("layers", "dim")], layout.layers),
-            Span(_GAP),
-            *pad([Span("onset", "dim")], layout.onset, "right"),
-            *pad([Span("   end", "dim")], 3 + layout.end),
-            *(value if layout.value else []),
-        ],
-        layout.columns,
-    )
-
-
-def entry_line(entry: Entry, layout: AlertListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
+def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
     """One alert."""
-    finding, standing = entry.finding, entry.standing
-    role = ROLE_OF_SEVERITY[finding.severity] if standing is Standing.ACTIVE else "dim"
-    bright = "value" if standing is Standing.ACTIVE or chosen else "dim"
-    arrow = " > " if glyphs is Glyphs.ASCII else " → "
-    end_role = role if standing is Standing.ACTIVE else "dim"
-    value = [Span(_GAP), *pad([Span(value_text(finding), bright)], layout.value, "right")]
-    names = shortened(_names(entry), layout.layers)
-    rule = shortened(finding.rule, layout.rule - 1)
-    severity = f"{finding.severity.letter} {finding.severity.label}"[: layout.severity]
-    return pad(
-        [
-            Span(" ▶ " if chosen else " " * _MARK, "accent"),
-            *pad([Span(severity, role)], layout.severity),
-            *pad([Span(rule, "title" if chosen else bright)], layout.rule),
-            *pad([Span(names, bright)], layout.layers),
-            Span(_GAP),
-            *pad([Span(f"{finding.onset:,}", bright)], layout.onset, "right"),
-            *pad([Span(arrow, "faint"), Span(_end(entry), end_role)], 3 + layout.end),
-            *(value if layout.value else []),
-            Span("  seen" if entry.seen and layout.severity > 2 else "", "dim"),
-        ],
-        layout.columns,
+    finding, role = entry.finding, entry.role
+    bright = "value" if entry.is_active or chosen else "dim"
+    severity = f"{finding.severity.letter} {finding.severity.label}"
+    rule = shortened(finding.rule, table.width_of("rule") - 1)
+    return table.line(
+        {
+            "mark": [Span(" ▶ " if chosen else "", "accent")],
+            "severity": [Span(severity[: table.width_of("severity")], role)],
+            "rule": [Span(rule, "title" if chosen else bright)],
+            "layers": [Span(shortened(entry.names, table.width_of("layers")), bright)],
+            "onset": [Span(f"{finding.onset:,}", bright)],
+            "end": [Span(" → ", "faint"), Span(entry.end, role)],
+            "value": [Span(entry.value, bright)],
+            "seen": [Span("  seen" if entry.seen else "", "dim")],
+        }
     )
 
 
-def track(entry: Entry, view: RunView, columns: int, cells: int, glyphs: Glyphs) -> Line:
+def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
-    marks = severities(entry, view, cells)
-    ascii_only = glyphs is Glyphs.ASCII
     line: Line = [Span(f" {'alert':<7}", "dim")]
     before: Severity | None = None
-    for mark in marks:
+    for mark in severities(entry, view, cells):
         if mark is None:
-            text, role = "." if ascii_only else "·", "faint"
+            line.append(Span("·", "faint"))
         else:
-            text = mark.letter if mark is not before else "=" if ascii_only else "━"
-            role = ROLE_OF_SEVERITY[mark]
+            text = mark.letter if mark is not before else "━"
+            line.append(Span(text, ROLE_OF_SEVERITY[mark]))
         before = mark
-        line.append(Span(text, role))
     since, severity, _ = entry.finding.worst.course()[-1]
     said = f"  {severity.label} from {since:,}"
     if entry.standing is Standing.LATER:
@@ -231,62 +233,20 @@ def severities(entry: Entry, view: RunView, count: int) -> list[Severity | None]
     return worst_of_columns(entry.finding.episodes, view.window, count, newest)
 
 
-def value_text(finding: Finding) -> str:
-    """The worst value against its limit, ``0.02 < 0.3``; empty where the rule has no number."""
-    worst = finding.worst
-    if not worst.limit:
-        return f"{worst.value:.3g}" if worst.value else ""
-    sign = "<" if worst.value < worst.limit else ">"
-    return f"{worst.value:.3g} {sign} {worst.limit:.3g}"
-
-
-def _standing(finding: Finding) -> Standing:
-    if finding.severity is Severity.INFO:
-        return Standing.NOTE
-    return Standing.ACTIVE if finding.active else Standing.RECOVERED
-
-
-def _names(entry: Entry) -> str:
-    """The layers of an alert; the whole run has none."""
-    layers = entry.finding.layers
-    more = f" +{len(layers) - 2}" if len(layers) > 2 else ""
-    return f"{', '.join(layers[:2])}{more}" if layers else "the run"
-
-
-def _end(entry: Entry) -> str:
-    """The step of its end, or ``active``."""
-    finding = entry.finding
-    if entry.standing is Standing.LATER:
-        return "later"
-    if finding.active:
-        return "active"
-    return f"{max(e.recovered_at or e.last for e in finding.episodes):,}"
-
-
-_LABEL = 13
-_WIDEST = 84
-"""Maximum width of text."""
-_MOST_EXPERTS = 24
-
-
 def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     """The alert in at most ``height`` lines of ``width`` cells; cuts are marked."""
-    active = entry.standing is Standing.ACTIVE
-    role = ROLE_OF_SEVERITY[entry.finding.severity] if active else "dim"
     room = min(width, _WIDEST) - 2
-    lines: list[Line] = []
-    for part in wrap(entry.advice.verdict, room):
-        lines.append([Span("▌", role), Span(f" {part}", "title")])
+    lines: list[Line] = [
+        [Span("▌", entry.role), Span(f" {part}", "title")]
+        for part in wrap(entry.advice.verdict, room)
+    ]
     if entry.seen:
         lines[-1].append(Span("  seen", "dim"))
-    if height >= 14:
-        lines.append([])
-    for word, text in (("why", entry.advice.why), ("next", entry.advice.next)):
-        lines += _labelled(word, text, room, "value")
-    if height >= 14:
-        lines.append([])
+    gap: list[Line] = [[]] if height >= _AIRY_FROM else []
+    lines += gap
+    lines += _told("why", entry.advice.why, room) + _told("next", entry.advice.next, room) + gap
     for word, text in _facts(entry):
-        lines += _labelled(word, text, room, "value")
+        lines += _told(word, text, room)
     if len(lines) > height > 2:
         more = len(lines) - height + 1
         lines = [*lines[: height - 1], [Span(f"  … {more} more lines", "faint")]]
@@ -295,28 +255,54 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
     return [pad(line, width) for line in lines[: max(0, height)]]
 
 
+def _told(word: str, text: str, width: int, role: str = "value") -> list[Line]:
+    """``text`` wrapped behind a word."""
+    return labelled(word, wrap(text, max(16, width - _LABEL)), _LABEL, role)
+
+
+def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
+    """The evidence: values, steps and confidence."""
+    finding, worst = entry.finding, entry.finding.worst
+    alarm = min(episode.alarm for episode in finding.episodes)
+    facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]
+    if worst.limit:
+        where = f" in {worst.router.name}" if worst.router is not None else ""
+        now = f"; {worst.now.value:.3g} now" if worst.now is not None and worst.now.facts else ""
+        facts.append(("value", f"{entry.value}, the worst{where}{now}"))
+    experts = worst.facts.get("experts", ())
+    if isinstance(experts, tuple) and experts:
+        facts.append(("experts", words.listed(experts, _MOST_EXPERTS)))
+    if len(finding.layers) > 1:
+        facts.append(("layers", ", ".join(finding.layers)))
+    if len(grades := worst.course()) > 1:
+        said = [f"{severity.label} from {step:,} ({value:.3g})" for step, severity, value in grades]
+        facts.append(("grades", ", ".join(said)))
+    again = worst.recurrence
+    facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
+    facts.append(("confidence", worst.confidence))
+    return facts
+
+
 def no_alerts(view: RunView, width: int) -> list[Line]:
     """What healthy means, and how far the diagnosis has come."""
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
-    means = (
-        ("balance", f"c stays above {warn:g}; 1 is even, 0 collapsed"),
-        ("experts", f"none dead, few below {share:g} of the fair share for long"),
-        ("tokens", f"dropped ones stay below {drops:.0%}, no expert far overloaded"),
-        ("course", "logits, gradients and biases are steady, nothing swings"),
-    )
-    lines: list[Line] = [frame.verdict(view, width, 1)[0], []]
-    lines.append([Span("  no alerts; a healthy run is like this in every layer", "dim")])
-    for word, text in means:
-        lines += [[Span("  "), *line] for line in _labelled(word, text, width - 4, "value")]
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     if view.judged < 1.0:
         judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
-    lines += [
-        [],
-        *([Span("  "), *line] for line in _labelled("judged", judged, width - 4, "value")),
-    ]
     explain = "`moe-microscope explain` lists all rules and their limits"
-    lines += [[Span("  "), *line] for line in _labelled("rules", explain, width - 4, "dim")]
+    room, told = width - 4, list[Line]()
+    for word, text, role in (
+        ("balance", f"c stays above {warn:g}; 1 is even, 0 collapsed", "value"),
+        ("experts", f"none dead, few below {share:g} of the fair share for long", "value"),
+        ("tokens", f"dropped ones stay below {drops:.0%}, no expert far overloaded", "value"),
+        ("course", "logits, gradients and biases are steady, nothing swings", "value"),
+        ("", "", "value"),
+        ("judged", judged, "value"),
+        ("rules", explain, "dim"),
+    ):
+        told += [[Span("  "), *line] for line in _told(word, text, room, role)]
+    healthy = Span("  no alerts; a healthy run is like this in every layer", "dim")
+    lines = [frame.verdict(view, width, 1)[0], [], [healthy], *told]
     return [pad(line, width) for line in lines]
 
 
@@ -329,64 +315,22 @@ def copied_text(entry: Entry, view: RunView) -> str:
     )
 
 
-def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
-    """The evidence: values, steps and confidence."""
-    finding, worst = entry.finding, entry.finding.worst
-    alarm = min(episode.alarm for episode in finding.episodes)
-    facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]
-    if worst.limit:
-        where = f" in {worst.router.name}" if worst.router is not None else ""
-        now = f"; {worst.now.value:.3g} now" if worst.now is not None and worst.now.facts else ""
-        facts.append(("value", f"{value_text(finding)}, the worst{where}{now}"))
-    experts = worst.facts.get("experts", ())
-    if isinstance(experts, tuple) and experts:
-        more = f" and {len(experts) - _MOST_EXPERTS} more" if len(experts) > _MOST_EXPERTS else ""
-        facts.append(("experts", ", ".join(map(str, experts[:_MOST_EXPERTS])) + more))
-    if len(finding.layers) > 1:
-        facts.append(("layers", ", ".join(finding.layers)))
-    if len(grades := finding.worst.course()) > 1:
-        said = [f"{severity.label} from {step:,} ({value:.3g})" for step, severity, value in grades]
-        facts.append(("grades", ", ".join(said)))
-    again = worst.recurrence
-    facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
-    facts.append(("confidence", worst.confidence))
-    return facts
-
-
-def _labelled(word: str, text: str, width: int, role: str) -> list[Line]:
-    """``text`` wrapped after a label on the first line."""
-    parts = wrap(text, max(16, width - _LABEL))
-    return [
-        [Span(f"  {word if at == 0 else '':<{_LABEL - 2}}", "dim"), Span(part, role)]
-        for at, part in enumerate(parts)
-    ]
-
-
 def evidence(view: RunView, layer: LayerView, columns: int, most: int) -> list[Line]:
     """Verdict, why and next of every finding of this layer, in at most ``most`` lines."""
     lines: list[Line] = []
+    width = max(20, columns - 12)
     for finding, advice in view.findings:
         if any(episode.router_index == layer.index for episode in finding.episodes):
-            lines += _finding(finding, advice, columns)
+            role = ROLE_OF_SEVERITY[finding.severity] if finding.active else "dim"
+            severity = Span(f"  {finding.severity.label.upper():<6}", role)
+            lines.append([severity, Span(advice.verdict)])
+            lines += labelled("why", wrap(advice.why, width), 8)
+            lines += labelled("next", wrap(advice.next, width), 8)
     if not lines:
-        return [pad([Span("  no alerts in this layer", "dim")], columns)]
+        lines = [[Span("  no alerts in this layer", "dim")]]
     if len(lines) > most:
-        left = len(lines) - most
-        noun = "line" if left == 1 else "lines"
-        more = [Span(f"  {left} more {noun}: ", "faint"), Span("3", "accent")]
-        room = columns - line_width(more) - 1
-        return [*lines[: most - 1], [*pad(lines[most - 1], room), *more, Span(" ")]]
-    return lines
-
-
-def _finding(finding: Finding, advice: Advice, columns: int) -> list[Line]:
-    role = ROLE_OF_SEVERITY[finding.severity] if finding.active else "dim"
-    width = max(20, columns - 12)
-    lines: list[Line] = [
-        pad([Span(f"  {finding.severity.label.upper():<6}", role), Span(advice.verdict)], columns)
-    ]
-    for word, text in (("why", advice.why), ("next", advice.next)):
-        for at, part in enumerate(wrap(text, width)):
-            head = word if at == 0 else ""
-            lines.append(pad([Span(f"  {head:<6}", "dim"), Span(part)], columns))
-    return lines
+        left = words.plural(len(lines) - most, "more line")
+        more = [Span(f"  {left}: ", "faint"), Span("3", "accent"), Span(" ")]
+        last = pad(lines[most - 1], columns - line_width(more))
+        lines = [*lines[: most - 1], [*last, *more]]
+    return [pad(line, columns) for line in lines]

@@ -7,16 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 
 from microscope_tui.lines import words
-from microscope_tui.lines.charts import GUTTER, noted, tick_text
+from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
 from microscope_tui.lines.spans import Line, Span, merged, pad, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+_LEAST_ROOM = 8
 _NUMBER_GAP = 2
+_BLANK = (" ", "")
 
 Cell = tuple[str, str]
+Bar = tuple[Sequence[str], str]
+"""One character for each row from the top, empty where the bar is not; and a role."""
 
 
 def load_bars(
@@ -36,33 +40,37 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
-    title = _title(
-        _named("load" if per_bar > 1 or chosen is not None else "load per expert", per_bar), focused
-    )
-    if chosen is not None and chosen < len(load):
+    known = chosen is not None and chosen < len(load)
+    name = "load" if per_bar > 1 or chosen is not None else "load per expert"
+    title = chart_name(_named(name, per_bar), focused)
+    if chosen is not None and known:
         title += [Span(f"   {words.decimal(load[chosen])}", "title")]
         title += [Span(f" expert {chosen}", "accent"), Span(f" at {step:,}", "dim")]
     else:
         title += [Span(f"   at {step:,}", "dim")]
     title = noted(title, ["1 is fair"], width)
-    if rows < 1 or room < 8:
+    if rows < 1 or room < _LEAST_ROOM:
         return [title] + [pad([], width)] * (height - 1)
     top = max(2.0, *(x for x in load if math.isfinite(x)))
-    cell = _cell_width(room, len(shown))
+    cell = max(1, min(_WIDEST, room // max(1, len(shown))))
     fair = rows - 1 - min(rows - 1, int(rows / top))
-    body = [[(" ", "")] * room for _ in range(rows)]
-    body[fair] = [(_fair_line(glyphs), "faint")] * (cell * len(shown)) + [(" ", "")] * (
-        room - cell * len(shown)
-    )
+    body = [[_BLANK] * room for _ in range(rows)]
+    body[fair][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
+    bars = [
+        (_risen(value / top, rows, glyphs), _role(value, _is_here(at, chosen, per_bar)))
+        for at, value in enumerate(shown)
+    ]
+    _place(body, bars, cell)
     for at, value in enumerate(shown):
-        here = chosen is not None and chosen // per_bar == at
-        _raise(body, at * cell, _bar_width(cell), value / top, glyphs, _role(value, here))
         if not value > 0:
             body[-1][at * cell] = ("×", "heat:dead")
     labels = {0: tick_text(top, top), rows - 1: "0", fair: "1"}
-    lines = _labelled(body, labels, width)
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
-    return [title, *lines, pad([Span(" " * GUTTER), *numbers], width)]
+    return [
+        title,
+        *_labelled(body, labels, width),
+        pad([Span(" " * GUTTER), *numbers], width),
+    ]
 
 
 def bias_bars(
@@ -87,63 +95,41 @@ def bias_bars(
         max(away[at : at + per_bar], key=lambda d: abs(d) if d == d else -1.0)
         for at in range(0, len(away), per_bar)
     ]
-    title = _title(_named("bias", per_bar), focused)
+    title = chart_name(_named("bias", per_bar), focused)
     if chosen is not None and chosen < len(bias):
         title += [Span(f"   {bias[chosen]:+.4g}", "title"), Span(f" expert {chosen}", "accent")]
     else:
         title.append(Span(f"   at {step:,}", "dim"))
-    around = f"around {mean:+.2g}".replace("0.", ".", 1)
-    title = noted(title, [around], width)
-    if rows < 2 or room < 8:
+    title = noted(title, [words.no_zero(f"around {mean:+.2g}")], width)
+    if rows < 2 or room < _LEAST_ROOM:
         return [title] + [pad([], width)] * (height - 1)
     most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
-    cell, body = _cell_width(room, len(shown)), [[(" ", "")] * room for _ in range(rows)]
-    for at, value in enumerate(shown):
-        here = chosen is not None and chosen // per_bar == at
-        role = "title" if here else "curve"
-        _swing(body, at * cell, _bar_width(cell), value / most, glyphs, role)
-    labels = {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}
-    lines = _labelled(body, labels, width)
-    return [title, *lines]
-
-
-def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
-    """The rows of bars, with the numbers of the scale at their left."""
-    return [
-        pad(
-            [
-                Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"),
-                *merged(cells),
-            ],
-            width,
+    body = [[_BLANK] * room for _ in range(rows)]
+    bars = [
+        (
+            _swung(value / most, rows, glyphs),
+            "title" if _is_here(at, chosen, per_bar) else "curve",
         )
-        for row, cells in enumerate(body)
+        for at, value in enumerate(shown)
     ]
-
-
-def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
-    width, height = size
-    notes = wrap(why, max(1, width - GUTTER))
-    lines = [_title(name, focused), *([Span(" " * GUTTER + note, "faint")] for note in notes)]
-    lines += [[]] * max(0, height - len(lines))
-    return [pad(line, width) for line in lines[:height]]
-
-
-def _title(name: str, focused: bool) -> Line:
-    mark = Span("▶ " if focused else "  ", "accent")
-    return [mark, Span(name, "accent" if focused else "value")]
+    _place(body, bars, max(1, min(_WIDEST, room // max(1, len(shown)))))
+    return [title, *_labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)]
 
 
 def _named(what: str, per_bar: int) -> str:
     return what if per_bar == 1 else f"{what}, worst of {per_bar} experts a bar"
 
 
-def _cell_width(room: int, bars: int) -> int:
-    return max(1, min(_WIDEST, room // max(1, bars)))
+def _is_here(bar: int, chosen: int | None, per_bar: int) -> bool:
+    return chosen is not None and chosen // per_bar == bar
 
 
-def _bar_width(cell: int) -> int:
-    return max(1, cell - 1 - (cell >= _WIDEST))
+def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
+    width, height = size
+    notes = wrap(why, max(1, width - GUTTER))
+    lines = [chart_name(name, focused), *([Span(" " * GUTTER + note, "faint")] for note in notes)]
+    lines += [[]] * max(0, height - len(lines))
+    return [pad(line, width) for line in lines[:height]]
 
 
 def _role(load: float, here: bool) -> str:
@@ -155,49 +141,48 @@ def _role(load: float, here: bool) -> str:
     return "accent" if level < 0 else "warn" if level < _HOT else "crit"
 
 
-def _fair_line(glyphs: Glyphs) -> str:
-    return "-" if glyphs is Glyphs.ASCII else "┈"
-
-
-def _raise(
-    body: list[list[Cell]], left: int, width: int, share: float, glyphs: Glyphs, role: str
-) -> None:
+def _risen(share: float, rows: int, glyphs: Glyphs) -> list[str]:
     """A bar from the bottom, in eighths of a cell."""
-    rows = len(body)
     eighths = round(max(0.0, min(1.0, share if share == share else 0.0)) * rows * 8)
     if share > 0:
         eighths = max(1, eighths)
-    for row in range(rows):
-        part = max(0, min(8, eighths - 8 * (rows - 1 - row)))
-        if not part:
-            continue
-        char = _EIGHTHS[part] if glyphs is not Glyphs.ASCII else "#" if part >= 4 else "_"
-        for column in range(left, min(left + width, len(body[row]))):
-            body[row][column] = (char, role)
+    parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
+    if glyphs is Glyphs.ASCII:
+        return ["#" if part >= 4 else "_" if part else "" for part in parts]
+    return [_EIGHTHS[part].strip() for part in parts]
 
 
-def _swing(
-    body: list[list[Cell]], left: int, width: int, share: float, glyphs: Glyphs, role: str
-) -> None:
-    """A bar up or down from the middle, in halves of a cell."""
-    rows = len(body)
-    halves = round(abs(share) * rows) if share == share else 0  # a full swing is half of the rows
-    middle = rows  # in halves from the top
-    start, end = (middle - halves, middle) if share > 0 else (middle, middle + halves)
-    for row in range(rows):
-        upper, lower = start <= 2 * row < end, start <= 2 * row + 1 < end
-        if not (upper or lower):
-            continue
-        char = "█" if upper and lower else "▀" if upper else "▄"
-        if glyphs is Glyphs.ASCII:
-            char = "#" if upper and lower else "'" if upper else "_"
-        for column in range(left, min(left + width, len(body[row]))):
-            body[row][column] = (char, role)
+def _swung(share: float, rows: int, glyphs: Glyphs) -> list[str]:
+    """A bar up or down from the middle, in halves of a cell: a full swing is half of the rows."""
+    halves = round(abs(share) * rows) if share == share else 0
+    filled = range(rows - halves, rows) if share > 0 else range(rows, rows + halves)
+    signs = {(True, True): "█#", (True, False): "▀'", (False, True): "▄_", (False, False): ("", "")}
+    return [
+        signs[2 * row in filled, 2 * row + 1 in filled][glyphs is Glyphs.ASCII]
+        for row in range(rows)
+    ]
+
+
+def _place(body: list[list[Cell]], bars: Sequence[Bar], cell: int) -> None:
+    """Draw the bars side by side, each in ``cell`` cells with its gap."""
+    wide = max(1, cell - 1 - (cell >= _WIDEST))
+    for at, (chars, role) in enumerate(bars):
+        for row, char in zip(body, chars, strict=True):
+            if char:
+                row[at * cell : at * cell + wide] = [(char, role)] * wide
+
+
+def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
+    """The rows of bars, with the numbers of the scale at their left."""
+    return [
+        pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *merged(cells)], width)
+        for row, cells in enumerate(body)
+    ]
 
 
 def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) -> Line:
     """Expert numbers under the bars, always including the chosen one."""
-    cells: list[Cell] = [(" ", "")] * room
+    cells: list[Cell] = [_BLANK] * room
 
     def put(bar: int, number: int, role: str) -> None:
         text, at = str(number), bar * cell
@@ -209,8 +194,7 @@ def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) 
     if chosen is not None and chosen // per_bar < bars:
         put(chosen // per_bar, chosen, "cursor")
     digits = len(str(bars * per_bar)) + _NUMBER_GAP
-    every = max(1, -(-digits // cell))
-    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, every) if n >= every)
+    every = 1 << (max(1, -(-digits // cell)) - 1).bit_length()  # a power of two
     for bar in range(0, bars, every):
         put(bar, bar * per_bar, "dim")
     return merged(cells)

@@ -20,6 +20,14 @@ SMOOTHINGS = (0.0, 0.6, 0.9)
 """Smoothing weights, in the order of the key that cycles through them."""
 _WILD = 20.0  # larger spikes (in usual ranges) would flatten the rest
 _USUAL = 0.95
+_TWO_STACKS_FROM = 72
+_GAP = 2
+_GOOD_HEIGHT = 5  # a title, three lines, and one below
+_LEAST_HEIGHT = 4
+_ALL_FROM = 3.5  # minimum height of a chart before charts are left out
+_BEFORE = 12  # columns before an onset that give the usual value
+_LEAST = 3
+_SPREADS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +78,34 @@ class Chart:
 
     def scale(self) -> tuple[float, float, float | None]:
         """Both ends of the y axis, and the highest value if it lies beyond."""
-        values = sorted(v for curve in self.curves for v in curve.values if v == v)
-        values += [v for _, v in self.points if math.isfinite(v)]
-        values.sort()
+        values = [v for curve in self.curves for v in curve.values if v == v]
+        values = sorted(values + [v for _, v in self.points if math.isfinite(v)])
         if not values:
             return self.bottom or 0.0, self.top or 1.0, None
-        bottom = min(values) if self.bottom is None else self.bottom
-        top, beyond = max(values) if self.top is None else self.top, None
+        bottom = values[0] if self.bottom is None else self.bottom
+        top, beyond = values[-1] if self.top is None else self.top, None
         usual = values[int(_USUAL * (len(values) - 1))]
         if self.top is None and top - bottom > _WILD * (usual - bottom) > 0:
             top, beyond = usual + (usual - bottom), top
         if not top > bottom:
-            bottom, top = (
-                (bottom - 0.5, bottom + 0.5) if self.bottom is None else (bottom, bottom + 1.0)
-            )
+            top = bottom + (0.5 if self.bottom is None else 1.0)
+            bottom -= 0.5 if self.bottom is None else 0.0
         return bottom, top, beyond
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
         """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
         _, _, beyond = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
-        line = [Span("▶ " if focused else "  ", "accent")]
-        line += [Span(self.name, "accent" if focused else "value")]
+        line = chart_name(self.name, focused)
         line += [Span(f"   {value}", "title"), Span(f" at {step:,}", "dim")] if value else []
         said = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
         said += [f"smoothing {smoothing:g}"] if smoothing else []
         return noted(line, [*said, self.note], width)
+
+
+def chart_name(name: str, focused: bool) -> Line:
+    """The beginning of the title of a chart."""
+    return [Span("▶ " if focused else "  ", "accent"), Span(name, "accent" if focused else "value")]
 
 
 def noted(line: Line, notes: Sequence[str], width: int) -> Line:
@@ -129,14 +139,7 @@ def tick_text(value: float, span: float) -> str:
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
     digits = 0 if span >= 50 else 1 if span >= 5 else 2 if span >= 0.05 else 3
     text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if 0 < abs(value) < 1 else text
-
-
-TWO_STACKS_FROM = 72
-_GAP = 2
-_GOOD_HEIGHT = 5  # a title, three lines, and one below
-_LEAST_HEIGHT = 4
-_ALL_FROM = 3.5  # minimum height of a chart before charts are left out
+    return words.no_zero(text) if 0 < abs(value) < 1 else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +172,10 @@ def arranged(
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]
-    if enlarged:
-        alone = [Placed(focus, columns, rows, last=True)]
-        return ChartLayout([alone], [name for name in names if name != focus])
-    stacks = [stack for stack in stacks if stack]
-    if columns < TWO_STACKS_FROM and len(stacks) > 1:
-        stacks = [_by_turns(stacks)]
+    stacks = [[focus]] if enlarged else [stack for stack in stacks if stack]
+    if columns < _TWO_STACKS_FROM and len(stacks) > 1:  # the first of each, the second of each …
+        longest = max(map(len, stacks))
+        stacks = [[stack[at] for at in range(longest) for stack in stacks if at < len(stack)]]
     width = _stack_width(columns, len(stacks))
     placed = [_stacked(stack, names, focus, width, rows) for stack in stacks]
     shown = {chart.name for stack in placed for chart in stack}
@@ -183,19 +184,13 @@ def arranged(
 
 def plot_area(columns: int, stacks: int = 1) -> tuple[int, int]:
     """Start and width of the time axis of the charts in the last of ``stacks``."""
-    stacks = stacks if columns >= TWO_STACKS_FROM else 1
+    stacks = stacks if columns >= _TWO_STACKS_FROM else 1
     width = _stack_width(columns, stacks)
     return (stacks - 1) * (width + _GAP) + GUTTER, max(1, width - GUTTER)
 
 
 def _stack_width(columns: int, stacks: int) -> int:
     return (columns - _GAP * (stacks - 1)) // max(1, stacks)
-
-
-def _by_turns(stacks: Sequence[Sequence[str]]) -> Sequence[str]:
-    """All in one stack: the first of each, then the second of each."""
-    longest = max(map(len, stacks))
-    return [stack[at] for at in range(longest) for stack in stacks if at < len(stack)]
 
 
 def _stacked(
@@ -210,10 +205,9 @@ def _stacked(
     shown.sort(key=order.index)
     heights = _heights(rows - 1, len(shown))
     heights[-1] += 1
-    last = len(shown) - 1
     return [
-        Placed(name, width, height, last=at == last)
-        for at, (name, height) in enumerate(zip(shown, heights, strict=True))
+        Placed(name, width, height, last=name == shown[-1])
+        for name, height in zip(shown, heights, strict=True)
     ]
 
 
@@ -227,15 +221,16 @@ def _heights(rows: int, charts: int) -> list[int]:
 
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
-    """By short names, most useful first; no drop chart in a dropless run."""
+    """The charts of one layer by short names, most useful first; no drops in a dropless run."""
     limits, steps = CollapseLimits(), view.axis
-    most = math.log(max(2, layer.router.num_experts))
+    mean = layer.mean_entropy
+    curves = [Curve(steps, layer.mean_entropy_history, role="dim")]
     charts = {
         "balance": Chart(
             "balance c",
             [Curve(steps, layer.balance_history, edge="low")],
-            now=layer.collapse_index,
-            note=words.without(layer.without) or "1 is even",
+            layer.collapse_index,
+            words.without(layer.without) or "1 is even",
             top=1.0,
             limits=[(limits.warn, "warn"), (limits.critical, "crit")],
             spell=words.index,
@@ -243,22 +238,17 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
         ),
         "entropy": Chart(
             "entropy",
-            [
-                Curve(steps, layer.mean_entropy_history, role="dim"),
-                Curve(steps, layer.entropy_history),
-            ],
-            now=layer.entropy,
-            note=f"mean {words.decimal(layer.mean_entropy)}"
-            if layer.mean_entropy is not None
-            else "",
-            top=most,
+            [*curves, Curve(steps, layer.entropy_history)],
+            layer.entropy,
+            f"mean {words.decimal(mean)}" if mean is not None else "",
+            top=math.log(max(2, layer.router.num_experts)),
             nothing=words.NO_ENTROPY,
         ),
         "max-load": Chart(
             "max load",
             [Curve(steps, layer.max_load_history, edge="high")],
-            now=layer.max_load,
-            note="1 is fair",
+            layer.max_load,
+            "1 is fair",
             limits=[(1.0, "dim")],
         ),
     }
@@ -270,17 +260,12 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     return charts
 
 
-_BEFORE = 12  # columns before an onset that give the usual value
-_LEAST = 3
-_SPREADS = 3.0
-
-
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
-    """By name, most useful first; without what the log does not contain."""
+    """The course of a run by name, most useful first; without what the log does not contain."""
     record, steps, limits = view.record, view.axis, CollapseLimits()
-    layers = view.layers
-    indices = [(x.collapse_index, x.router.name) for x in layers if x.collapse_index is not None]
-    loads = [(x.max_load, x.router.name) for x in layers if _finite(x.max_load)]
+    named = [(layer, layer.router.name) for layer in view.layers]
+    indices = [(x.collapse_index, name) for x, name in named if x.collapse_index is not None]
+    loads = [(x.max_load, name) for x, name in named if _finite(x.max_load)]
     lowest, highest = min(indices, default=(None, "")), max(loads, default=(None, ""))
     validated = [(s, loss) for s, loss in view.evaluations if loss is not None and _finite(loss)]
     charts = {
@@ -333,8 +318,13 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]
-    if not onsets:
-        return pad([*_of_the_run(view), Span("  no alert in any router", "dim")], width)
+    line: Line = []
+    if not onsets:  # the worst alert may concern the whole run
+        if view.worst is not None:
+            worst = view.worst[0]
+            line = [Span(f"  {worst.severity.letter} ", ROLE_OF_SEVERITY[worst.severity])]
+            line += [Span(worst.rule), Span(f" since {worst.onset:,} ", "dim")]
+        return pad([*line, Span("  no alert in any router", "dim")], width)
     chosen = [pair for pair in onsets if pair[1].router_index == layer]
     finding, episode = (chosen or onsets)[0]
     name = episode.router.name if episode.router is not None else ""
@@ -346,18 +336,6 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
     return pad([*line, *_compared(view, episode.onset)], width)
 
 
-def _of_the_run(view: RunView) -> Line:
-    """The worst alert, if it concerns the whole run."""
-    if view.worst is None:
-        return []
-    finding, _ = view.worst
-    return [
-        Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),
-        Span(finding.rule),
-        Span(f" since {finding.onset:,} ", "dim"),
-    ]
-
-
 def _compared(view: RunView, onset: int) -> Line:
     """The loss before the onset, and the highest since, against its usual spread."""
     shown = [
@@ -366,26 +344,20 @@ def _compared(view: RunView, onset: int) -> Line:
         if step <= view.step and math.isfinite(column.mean)
     ]
     before = [column.mean for step, column in shown if step < onset][-_BEFORE:]
-    since = [(step, column) for step, column in shown if step >= onset]
+    since = [(step, column.mean) for step, column in shown if step >= onset]
     if len(before) < _LEAST or len(since) < _LEAST:
         return [Span("too near the edge of the window to compare the loss", "dim")]
     usual = statistics.median(before)
-    spread = max(statistics.pstdev(before), 0.002 * abs(usual))
-    now = statistics.median(column.mean for _, column in since[-_LEAST:])
-    noticed = _first_rise(since, usual + _SPREADS * spread)
+    level = usual + _SPREADS * max(statistics.pstdev(before), 0.002 * abs(usual))
+    now = statistics.median(mean for _, mean in since[-_LEAST:])
+    stays = range(len(since) - _LEAST + 1)  # above the level for three columns
+    rises = (since[at][0] for at in stays if all(m > level for _, m in since[at : at + _LEAST]))
+    noticed = next(rises, None)
     numbers = Span(f": {words.decimal(usual)} before, {words.decimal(now)} now", "dim")
     if noticed is None:
         return [Span("the loss does not show it", "warn"), numbers]
     after = f"{noticed - onset:,} steps later" if noticed > onset else "at once"
     return [Span(f"the loss rose {after}"), numbers]
-
-
-def _first_rise(since: Sequence[tuple[int, Column]], level: float) -> int | None:
-    """The first step from which the loss stays above ``level`` for three columns."""
-    for at in range(len(since) - _LEAST + 1):
-        if all(column.mean > level for _, column in since[at : at + _LEAST]):
-            return since[at][0]
-    return None
 
 
 def _validation(points: Sequence[tuple[int, float]]) -> str:

@@ -10,11 +10,15 @@ from microscope_tui.diagnosis import Episode, Finding
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, pad, spread
+from microscope_tui.lines.heat import role_of_level
+from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
 LEAST_SAMPLES = 16
 _MOST = 3
+_LABEL = 14
+_WIDEST_CELL = 3
+_ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,6 @@ def _unit(values: Sequence[float]) -> Sequence[float]:
     return [d / length for d in away] if length > 1e-9 else ()
 
 
-_LABEL = 14
-_WIDEST_CELL = 3
-_ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
-
-
 def most_remarkable(load: Sequence[float]) -> int:
     """The expert farthest from its fair share; the first one if several are."""
     levels = [load_level(x) for x in load]
@@ -98,6 +97,15 @@ def place_of(values: Sequence[float], expert: int) -> int:
     return 1 + sum(value > own for value in values) if own > 0 else len(values)
 
 
+def naming(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
+    """The findings that name this expert of this layer, active ones first."""
+    for finding, _ in view.findings:
+        for episode in finding.episodes:
+            named = episode.facts.get("experts")
+            if episode.router_index == layer.index and isinstance(named, tuple) and expert in named:
+                yield finding, episode
+
+
 def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
     """Which expert this is."""
     router, size = layer.router, layer.router.num_experts or "?"
@@ -105,38 +113,37 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
         Span(f"  expert {expert}", "title"),
         Span(f"  of {size} in {router.name}, {words.choices(router.top_k)}", "dim"),
     ]
-    for finding, episode in naming(view, layer.index, expert):
+    for finding, episode in naming(view, layer, expert):
         left.append(Span(f"   {finding.severity.letter} {finding.rule}", _role(episode)))
-    return pad(spread(left, [Span(f"{moment} ", "accent")], width), width)
+    return spread(left, [Span(f"{moment} ", "accent")], width)
 
 
 def facts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
 ) -> list[Line]:
     """Its load, share, place and bias at the shown step, in two lines."""
-    load, counts = layer.load, layer.counts
-    if not load or not counts or expert >= len(load):
+    load, bias = layer.load, layer.bias
+    if not load or not layer.counts or expert >= len(load):
         return [pad([Span(f"  {words.no_counts(view)}", "dim")], width), pad([], width)]
     what = condition(load[expert])
-    kind = view.run.counts if view.run is not None else ""
-    whole, of_all = words.all_of(counts, layer.router.top_k, kind)
+    share, of_all = words.part_of(view, layer, expert)
     first = [
         Span("  load ", "dim"),
         Span(words.decimal(load[expert]), "title"),
         Span(" × the fair share   ", "dim"),
         Span(what, _ROLES.get(what, "ok")),
-        *_since(view, layer, expert, series, what),
+        Span(_since(view, layer, expert, series, what)),
     ]
     second = [
         Span("  place ", "dim"),
         Span(f"{place_of(load, expert)}"),
         Span(f" of {len(load)}   ", "dim"),
-        Span(f"{counts[expert] / max(1.0, whole):.1%}"),
+        Span(f"{share:.1%}"),
         Span(f" {of_all}", "dim"),
     ]
-    if layer.bias and expert < len(layer.bias):
-        away = layer.bias[expert] - sum(layer.bias) / len(layer.bias)
-        second += [Span("   bias ", "dim"), Span(_signed(layer.bias[expert]))]
+    if bias and expert < len(bias):
+        away = bias[expert] - sum(bias) / len(bias)
+        second += [Span("   bias ", "dim"), Span(words.signed(bias[expert]))]
         if math.isfinite(away):
             second.append(Span(f", {away:+.2g} from the mean", "dim"))
     if view.counts_step is not None and view.counts_step != view.step:
@@ -145,37 +152,39 @@ def facts(
 
 
 def expert_charts(
-    view: RunView, layer: LayerView, expert: int, series: LoadSeries, nothing: str
+    layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
     """Load, bias and place over the sampled steps. ``nothing``: why there are no samples."""
     experts, steps = layer.router.num_experts, series.steps
-    loads = [_flat(load[expert]) for load in series.loads]
-    places = [_flat(float(experts + 1 - place_of(load, expert))) for load in series.loads]
-    biases = [_flat(bias[expert] if bias is not None else NAN) for bias in series.biases]
-    now = layer.load[expert] if layer.load and expert < len(layer.load) else None
+    known = layer.load if layer.load and expert < len(layer.load) else None
+    bias = layer.bias if layer.bias and expert < len(layer.bias) else None
+
+    def curves(values: Iterable[float]) -> Sequence[Curve]:
+        return [Curve(steps, [Column(value, value, value) for value in values])]
+
     charts = {
         "load": Chart(
             "load",
-            [Curve(steps, loads)],
-            now,
+            curves(load[expert] for load in series.loads),
+            known[expert] if known else None,
             f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair",
             limits=[(1.0, "dim")],
             nothing=nothing,
         )
     }
-    if layer.bias and expert < len(layer.bias):
+    if bias:
         charts["bias"] = Chart(
             "bias",
-            [Curve(steps, biases)],
-            layer.bias[expert],
+            curves(one[expert] if one is not None else NAN for one in series.biases),
+            bias[expert],
             bottom=None,
-            spell=_signed,
+            spell=words.signed,
             nothing=nothing,
         )
     charts["place"] = Chart(
         "place",
-        [Curve(steps, places)],
-        float(place_of(layer.load, expert)) if layer.load and now is not None else None,
+        curves(float(experts + 1 - place_of(load, expert)) for load in series.loads),
+        float(place_of(known, expert)) if known else None,
         f"of {experts}, 1 is the busiest" if experts else "",
         bottom=1.0,
         top=float(experts),
@@ -199,9 +208,9 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
     ]
     nowhere = "nowhere dead, starving or hot" if conditions else "no counts"
     said = f"  {', '.join(counted) or nowhere}"
-    head = [Span(f"  {'all layers':<{_LABEL - 2}}", "dim"), Span(f"{names[0]} ", "dim")]
+    head = [_head("all layers"), Span(f"{names[0]} ", "dim")]
     tail = [Span(f" {names[-1]}", "dim"), Span(said, "value" if counted else "dim")]
-    room = width - sum(len(span.text) for span in [*head, *tail])
+    room = width - line_width([*head, *tail])
     per_cell = -(-len(loads) // max(1, room))
     cells = []
     for at in range(0, len(loads), per_cell):
@@ -214,22 +223,13 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
     return pad([*head, *strip, *tail], width)
 
 
-def naming(view: RunView, layer_index: int, expert: int) -> Iterable[tuple[Finding, Episode]]:
-    """The findings that name this expert of this layer, active ones first."""
-    for finding, _ in view.findings:
-        for episode in finding.episodes:
-            named = episode.facts.get("experts")
-            if episode.router_index == layer_index and isinstance(named, tuple) and expert in named:
-                yield finding, episode
-
-
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
     """The findings that name it, or the others of its layer."""
-    line = [Span(f"  {'findings':<{_LABEL - 2}}", "dim")]
-    named = list(naming(view, layer.index, expert))
+    line = [_head("findings")]
+    named = list(naming(view, layer, expert))
     for finding, episode in named:
         over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
-        line += [Span(f"{finding.rule}", _role(episode)), Span(f" since {episode.onset:,}{over}")]
+        line += [Span(finding.rule, _role(episode)), Span(f" since {episode.onset:,}{over}")]
         line.append(Span("   ", "dim"))
     rules = [
         finding.rule
@@ -247,61 +247,46 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 def comoving_line(series: LoadSeries, expert: int, width: int) -> Line:
     """The experts whose loads correlate with this one, positively and negatively."""
     found = series.comoving(expert)
-    line = [Span(f"  {'moves with':<{_LABEL - 2}}", "dim")]
     if found is None:
         few = f"too few samples to tell: {len(series)} of {LEAST_SAMPLES}"
-        return pad([*line, Span(few, "faint")], width)
-    nobody = f"none beyond chance ({words.index(found.chance)})"
-    line.append(_correlations(found.alike, nobody))
-    line += [Span("   against ", "dim"), _correlations(found.opposite, "none")]
-    return pad(line, width)
+        return pad([_head("moves with"), Span(few, "faint")], width)
+    alike = _correlations(found.alike, f"none beyond chance ({words.index(found.chance)})")
+    against = [Span("   against ", "dim"), _correlations(found.opposite, "none")]
+    return pad([_head("moves with"), alike, *against], width)
+
+
+def _head(word: str) -> Span:
+    return Span(f"  {word:<{_LABEL - 2}}", "dim")
 
 
 def _correlations(pairs: Sequence[tuple[int, float]], none: str) -> Span:
     if not pairs:
         return Span(none, "faint")
-    return Span(", ".join(f"{expert} {r:+.2f}".replace("0.", ".") for expert, r in pairs))
+    return Span(", ".join(f"{expert} {words.no_zero(f'{r:+.2f}')}" for expert, r in pairs))
 
 
-def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> Line:
+def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
     """Since when it is dead or starving: from the finding, else from the samples."""
     if what not in ("dead", "starving"):
-        return []
-    for finding, episode in naming(view, layer.index, expert):
+        return ""
+    for finding, episode in naming(view, layer, expert):
         if finding.rule == "DEAD" and episode.active:
-            return [Span(f" since step {episode.onset:,}")]
+            return f" since step {episode.onset:,}"
     first: int | None = None
-    earlier = False
     for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
         if step > view.step:
             continue
         if condition(load[expert]) not in ("dead", "starving"):
-            earlier = True
-            break
+            return "" if first is None else f" since about step {first:,}"
         first = step
-    if first is None:
-        return []
-    return [Span(f" since about step {first:,}" if earlier else f" since step {first:,} or before")]
+    return "" if first is None else f" since step {first:,} or before"
 
 
 def _cell(load: float | None, colour: bool) -> tuple[str, str]:
     if load is None:
         return ("·", "faint")
     level = load_level(load)
-    role = "heat:dead" if level is None else f"heat:{level}"
-    if not colour:
-        return (load_glyph(level), role)
-    return (load_mark(level), role)
-
-
-def _flat(value: float) -> Column:
-    return Column(value, value, value)
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:+.4g}" if math.isfinite(value) else "NaN"
+    return (load_mark(level) if colour else load_glyph(level), role_of_level(level))
 
 
 def _role(episode: Episode) -> str:

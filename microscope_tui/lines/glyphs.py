@@ -20,6 +20,11 @@ class Glyphs(StrEnum):
     BLOCK = "block"
     ASCII = "ascii"
 
+    @property
+    def points(self) -> int:
+        """Points of a curve in one cell."""
+        return 2 if self is Glyphs.BRAILLE else 1
+
 
 def glyphs_for(choice: str, stream: object) -> Glyphs:
     """``auto`` is braille if encoding, locale and terminal support it."""
@@ -39,8 +44,6 @@ def glyphs_for(choice: str, stream: object) -> Glyphs:
 _BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # bottom to top; left, right
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-
 CALM_FROM, CALM_TO = -0.7, 0.65
 """The calm band in octaves from the fair share: 0.62 to 1.57 times as much."""
 HOT_LEVEL = 6
@@ -48,19 +51,8 @@ HOT_LEVEL = 6
 FAIR_WITHIN = 0.06
 """Octaves from the fair share up to which a load counts as fair: 4 %."""
 _TO_ASCII = str.maketrans(
-    {"▶": ">", "●": "*", "▌": "|", "▏": "|", "╎": "|", "·": ".", "…": "~", "×": "x", "▴": "^"}
-    | {
-        "░": ".",
-        "▒": ":",
-        "─": "-",
-        "↵": "$",
-        "␍": "$",
-        "→": ">",
-        "␣": "_",
-        "−": "-",
-        "±": "~",
-        "÷": "/",
-    }
+    "▶●▌▏╎┃·…×▴░▒─↵␍→␣−±÷✓╵━┈▁▂▄▇▆",
+    ">*||||.~x^.:-$$>_-~/+'=--~!#?",
 )
 
 
@@ -88,7 +80,10 @@ def load_level(load: float | None) -> int | None:
 def shade_level(load: float) -> int | None:
     """The same with three shades of the calm band: −1 below, 0 at, 1 above the fair share."""
     level = load_level(load)
-    return level or (level if level is None else _shade(load))
+    if level != 0:
+        return level
+    octaves = math.log2(load)
+    return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
 
 
 def is_calm(level: int | None) -> bool:
@@ -126,25 +121,19 @@ def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
 
 
 def spark(
-    columns: Sequence[Column],
-    width: int,
-    top: float,
-    glyphs: Glyphs,
-    height: int = 1,
+    columns: Sequence[Column], width: int, top: float, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
     """A curve from 0 to ``top`` in ``height`` lines of ``width`` cells, newest at the right.
 
     More columns than fit are merged, never cut off: a curve shows the whole history. Gaps
     (NaN) stay blank; values outside 0 … ``top`` are drawn at the edge.
     """
-    per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
-    cells = merged(columns, width * per_cell)
+    cells = merged(columns, width * glyphs.points)
     if glyphs is Glyphs.BRAILLE:
         return _braille(cells, width, top, height)
     if glyphs is Glyphs.BLOCK:
         return _block(cells, width, top, height)
-    lines = [" " * width] * (height - 1)
-    return [*lines, _ascii(cells, width, top)]
+    return [*[" " * width] * (height - 1), _ascii(cells, width, top)]
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
@@ -172,11 +161,6 @@ def _merge(columns: Sequence[Column]) -> Column:
     return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
 
 
-def _shade(load: float) -> int:
-    octaves = math.log2(load)
-    return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
-
-
 def _deviation(load: float) -> float:
     return abs(math.log2(load)) if load > 0 else math.inf
 
@@ -186,10 +170,8 @@ def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> li
     masks = [[0] * width for _ in range(height)]
     offset = 2 * width - len(cells)
     for at, cell in enumerate(cells, start=offset):
-        span = _span(cell, top, levels)
-        for level in span:
-            line = height - 1 - level // 4
-            masks[line][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
+        for level in _span(cell, top, levels):
+            masks[height - 1 - level // 4][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
     return ["".join(chr(0x2800 + mask) if mask else " " for mask in line) for line in masks]
 
 
@@ -197,13 +179,9 @@ def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list
     lines = [[" "] * width for _ in range(height)]
     offset = width - len(cells)
     for at, cell in enumerate(cells, start=offset):
-        span = _span(cell, top, 8 * height)
-        if not span:
-            continue
-        filled = span[-1] + 1
+        filled = _span(cell, top, 8 * height).stop
         for line in range(height):
-            here = max(0, min(8, filled - 8 * (height - 1 - line)))
-            lines[line][at] = _BLOCKS[here]
+            lines[line][at] = _BLOCKS[max(0, min(8, filled - 8 * (height - 1 - line)))]
     return ["".join(line) for line in lines]
 
 

@@ -17,7 +17,17 @@ from microscope_tui.lines.spans import Line, Span, line_width, merged, pad
 from microscope_tui.runlog import RunRecord
 from microscope_tui.watch import LayerView, Reference
 
-_Choice = TypeVar("_Choice", bound=StrEnum)
+Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
+"""Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
+Sample = tuple[Sequence[int | None], str]
+"""The levels of neighbouring cells of the legend, and their meaning."""
+
+_Value = TypeVar("_Value")
+_RAMP = " .:-=+*#%@"
+_TOP, _MOST = 15, 17
+_ASSUMED_RANKS = 8
+FULL_BIAS = 0.25
+"""The strongest colour: a quarter of the range of sigmoid scores."""
 
 
 class Palette(StrEnum):
@@ -57,8 +67,13 @@ class Order(StrEnum):
     """Overloaded, fair, starving, dead; by number within each: stable while loads fluctuate."""
 
 
-SCALES = (Measure.LOAD, Measure.SHARE, Measure.LOG_SHARE)
-OVERLAYS = (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)
+_SHARES = {Measure.SHARE, Measure.LOG_SHARE, Measure.OVERFLOW}
+_CHOICES = {
+    "scale": ("measure", (Measure.LOAD, Measure.SHARE, Measure.LOG_SHARE)),
+    "overlay": ("measure", (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)),
+    "order": ("order", tuple(Order)),
+    "palette": ("palette", tuple(Palette)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,41 +84,16 @@ class Look:
     order: Order = Order.ID
     palette: Palette = Palette.DIVERGING
 
-    def next_scale(self) -> "Look":
-        """Load, share, log share."""
-        return replace(self, measure=_after(self.measure, SCALES))
-
-    def next_overlay(self) -> "Look":
-        """Load, bias, overflow, ranks."""
-        return replace(self, measure=_after(self.measure, OVERLAYS))
-
-    def next_order(self) -> "Look":
-        """By number, by load, in groups."""
-        return replace(self, order=_after(self.order, tuple(Order)))
-
-    def next_palette(self) -> "Look":
-        """The next palette."""
-        return replace(self, palette=_after(self.palette, tuple(Palette)))
+    def next(self, what: str) -> "Look":
+        """The next ``scale``, ``overlay``, ``order`` or ``palette``."""
+        name, choices = _CHOICES[what]
+        now = getattr(self, name)
+        at = choices.index(now) + 1 if now in choices else 0
+        return replace(self, **{name: choices[at % len(choices)]})
 
     def compared(self, on: bool) -> "Look":
         """With the reference, or without."""
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
-
-
-def _after(now: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
-    return choices[(choices.index(now) + 1) % len(choices)] if now in choices else choices[0]
-
-
-Levels = Callable[[Hashable, Sequence[float]], Sequence[int | None]]
-"""Maps ratios to quarter octaves; the key identifies the cells for a stateful mapping."""
-
-_Value = TypeVar("_Value")
-_RATIOS = {Measure.LOAD, Measure.BIAS, Measure.RANKS, Measure.DIFFERENCE}
-_RAMP = " .:-=+*#%@"
-_TOP, _MOST = 15, 17
-_ASSUMED_RANKS = 8
-FULL_BIAS = 0.25
-"""The strongest colour: a quarter of the range of sigmoid scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +106,11 @@ class Terms:
     reference: Reference | None = None
 
 
+def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
+    """Levels without a memory."""
+    return [shade_level(ratio) for ratio in ratios]
+
+
 @dataclass(frozen=True, slots=True)
 class Heat:
     """How a heatmap is drawn."""
@@ -124,8 +119,13 @@ class Heat:
     terms: Terms = field(default_factory=Terms)
     colour: bool = True
     """Cells are characters, for terminals without colours."""
-    levels: Levels | None = None
-    """Mapping to levels; stateless by default."""
+    levels: Levels = exact_levels
+
+    def reference_load(self, layer: LayerView) -> Sequence[float] | None:
+        """The loads of a layer at the reference."""
+        if self.terms.reference is None:
+            return None
+        return self.terms.reference.load_of(layer.index, layer.router.num_experts)
 
 
 def terms_of(run: RunRecord | None, reference: Reference | None = None) -> Terms:
@@ -133,12 +133,8 @@ def terms_of(run: RunRecord | None, reference: Reference | None = None) -> Terms
     such.
     """
     told = run.expert_parallel_size if run is not None else 1
-    return Terms(
-        capacity_factor=run.capacity_factor if run is not None else None,
-        ranks=told if told > 1 else _ASSUMED_RANKS,
-        ranks_assumed=told <= 1,
-        reference=reference,
-    )
+    capacity = run.capacity_factor if run is not None else None
+    return Terms(capacity, told if told > 1 else _ASSUMED_RANKS, told <= 1, reference)
 
 
 def order_of(layer: LayerView, order: Order) -> Sequence[int]:
@@ -151,45 +147,44 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
     return sorted(range(len(load)), key=lambda e: (_group(load[e]), e))
 
 
-def why_nothing(layer: LayerView, look: Look, terms: Terms) -> str | None:
+def why_nothing(layer: LayerView, heat: Heat) -> str | None:
     """Why the measure has no values for this layer; ``None`` if it has."""
     if not layer.load:
         return "no counts"
-    match look.measure:
+    terms, experts = heat.terms, layer.router.num_experts
+    match heat.look.measure:
         case Measure.BIAS if not layer.bias or len(layer.bias) != len(layer.load):
             return "no bias"
         case Measure.OVERFLOW if not terms.capacity_factor:
             return "no capacity in the header"
         case Measure.SHARE | Measure.LOG_SHARE if not layer.router.top_k:
             return "top_k is unknown"
-        case Measure.RANKS if layer.router.num_experts % terms.ranks:
-            return f"{layer.router.num_experts} experts do not divide by {terms.ranks} ranks"
-        case Measure.DIFFERENCE if _reference_load(layer, terms) is None:
+        case Measure.RANKS if experts % terms.ranks:
+            return f"{experts} experts do not divide by {terms.ranks} ranks"
+        case Measure.DIFFERENCE if heat.reference_load(layer) is None:
             return "no reference"
     return None
 
 
-def values_of(layer: LayerView, look: Look, terms: Terms) -> list[float]:
+def values_of(layer: LayerView, heat: Heat) -> list[float]:
     """One value per expert or rank, in the chosen order; empty if ``why_nothing`` has a reason."""
-    if why_nothing(layer, look, terms):
+    if why_nothing(layer, heat):
         return []
-    load = layer.load or ()
-    match look.measure:
+    values: Sequence[float] = layer.load or ()
+    match heat.look.measure:
         case Measure.RANKS:
-            return rank_loads(load, terms.ranks)
+            return rank_loads(values, heat.terms.ranks)
         case Measure.BIAS:
-            values: Sequence[float] = _bias_ratios(layer.bias or ())
+            values = _bias_ratios(layer.bias or ())
         case Measure.DIFFERENCE:
-            values = _ratios(load, _reference_load(layer, terms) or ())
+            values = _ratios(values, heat.reference_load(layer) or ())
         case Measure.OVERFLOW:
-            room = terms.capacity_factor or 1.0
-            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
+            room = heat.terms.capacity_factor or 1.0
+            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in values]
         case Measure.SHARE | Measure.LOG_SHARE:
             fair = layer.router.top_k / max(1, layer.router.num_experts)
-            values = [min(1.0, x * fair) for x in load]
-        case _:
-            values = load
-    return [values[expert] for expert in order_of(layer, look.order)]
+            values = [min(1.0, x * fair) for x in values]
+    return [values[expert] for expert in order_of(layer, heat.look.order)]
 
 
 def rank_loads(load: Sequence[float], ranks: int) -> list[float]:
@@ -217,22 +212,20 @@ def heat_line(
         chosen: position of the value that the cursor is on.
     """
     per_cell = -(-len(values) // max(1, columns))
-    if heat.look.measure in _RATIOS:
-        # First the levels, then the most extreme of a cell: two experts that are equally far
-        # from fair, one above and one below, would swap with every step.
-        levels = (heat.levels or _levels)(key, values)
-        if heat.look.measure is Measure.BIAS:
-            levels = [-16 if level is None else level for level in levels]
-        shown = [max(group, key=_remarkable) for group in _grouped(levels, per_cell)]
-        cells = [
-            Span(_mark(v, cell, marked, heat.colour), "heat:dead" if v is None else f"heat:{v}")
-            for v in shown
-        ]
-    else:
+    if heat.look.measure in _SHARES:
         log = heat.look.measure is Measure.LOG_SHARE
         highest = [max(group) for group in _grouped(values, per_cell)]
         steps = [sequential_level(value, log=log) for value in highest]
-        cells = [Span(_ramp(v, cell, heat.colour), f"seq:{v}") for v in steps]
+        ramp = [" " if heat.colour else ramp_glyph(level) for level in steps]
+        cells = [Span(_cell(v, cell), f"seq:{level}") for v, level in zip(ramp, steps, strict=True)]
+    else:
+        # First the levels, then the most extreme of a cell: two experts that are equally far
+        # from fair, one above and one below, would swap with every step.
+        levels = heat.levels(key, values)
+        if heat.look.measure is Measure.BIAS:
+            levels = [-16 if level is None else level for level in levels]
+        shown = [max(group, key=_remarkable) for group in _grouped(levels, per_cell)]
+        cells = [Span(_mark(v, cell, marked, heat.colour), role_of_level(v)) for v in shown]
     if chosen is not None and marked and chosen // per_cell < len(cells):
         at = chosen // per_cell
         cells[at] = Span(cells[at].text, "cursor")
@@ -258,27 +251,27 @@ def is_mean(look: Look, steps: int) -> bool:
     return steps > 1 and look.measure is not Measure.BIAS
 
 
-def heat_title(look: Look, terms: Terms, experts: int, per_cell: int, steps: int = 1) -> str:
+def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
     """What the heatmap shows, for the head of its column; the most important part first.
 
     ``steps``: over how many of them the loads are means.
     """
+    look, terms = heat.look, heat.terms
     if is_mean(look, steps):
-        what, _, more = heat_title(look, terms, experts, per_cell).partition(",")
+        what, _, more = heat_title(heat, experts, per_cell).partition(",")
         mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
         return f"{mean},{more}" if more else mean
     if look.measure is Measure.RANKS:
         return f"load per rank, {terms.ranks} ranks" + (" assumed" if terms.ranks_assumed else "")
+    against = f"step {terms.reference.step:,}" if terms.reference is not None else "the reference"
     what = {
         Measure.LOAD: "load per expert",
         Measure.SHARE: "share of tokens per expert",
         Measure.LOG_SHARE: "share of tokens, log scale",
         Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
         Measure.OVERFLOW: "share of tokens over capacity",
-        Measure.DIFFERENCE: "load against the reference",
+        Measure.DIFFERENCE: f"load against {against}",
     }[look.measure]
-    if look.measure is Measure.DIFFERENCE and terms.reference is not None:
-        what = f"load against step {terms.reference.step:,}"
     if per_cell > 1:
         return f"{what.replace(' per expert', '')}, {per_cell} experts a cell"
     if look.order is not Order.ID:
@@ -286,15 +279,72 @@ def heat_title(look: Look, terms: Terms, experts: int, per_cell: int, steps: int
     return f"{what}, 0 to {experts - 1}" if look.measure is Measure.LOAD and experts else what
 
 
+_RATIO_SAMPLES: Sequence[Sample] = (
+    *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),
+    *(((4,), "2"), ((8,), "4"), ((14,), "11 x fair")),
+)
+_SHARE_SAMPLES: Sequence[Sample] = (
+    *(((0,), "0"), ((4,), "25"), ((8,), "50"), ((12,), "75"), ((15,), "100 %")),
+)
+_OCTAVE_SAMPLES: Sequence[Sample] = (
+    *(((0,), "0"), ((5,), ".1"), ((8,), ".8"), ((11,), "6"), ((13,), "25"), ((15,), "100 %")),
+)
+_BIAS_SAMPLES: Sequence[Sample] = (
+    *(((-16,), f"-{FULL_BIAS:g}"), ((-8,), f"-{FULL_BIAS / 2:.2g}"), ((-1, 0, 1), "mean")),
+    *(((4,), f"+{FULL_BIAS / 4:.2g}"), ((8,), f"+{FULL_BIAS / 2:.2g}")),
+    ((16,), f"+{FULL_BIAS:g}"),
+)
+_SAMPLES = {
+    Measure.BIAS: _BIAS_SAMPLES,
+    Measure.SHARE: _SHARE_SAMPLES,
+    Measure.OVERFLOW: _SHARE_SAMPLES,
+    Measure.LOG_SHARE: _OCTAVE_SAMPLES,
+}
+_OTHER_LABELS = {"fair": "same", "11 x fair": "11 x"}  # of a difference
+_ASCII_LABELS = {"¼": ".25", "½": ".5"}
+
+
+def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
+    """Sample cells with their values in exactly ``width`` cells: all, both ends, or nothing."""
+    samples = _SAMPLES.get(heat.look.measure, _RATIO_SAMPLES)
+    ends = [samples[0], samples[len(samples) // 2], samples[-1]]  # and the fair value
+    for chosen, gap in ((samples, 2), (samples, 1), (ends, 1)):
+        line = _samples(chosen, heat, gap, glyphs)
+        if line_width(line) <= width:
+            return pad(line, width)
+    return pad([], width)
+
+
+def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
+    """Whether any layer has cells."""
+    return any(why_nothing(layer, heat) is None for layer in layers)
+
+
+def _samples(samples: Sequence[Sample], heat: Heat, gap: int, glyphs: Glyphs) -> Line:
+    line: Line = []
+    for levels, text in samples:
+        cells = [_sample(level, heat) for level in levels]
+        if not heat.colour:  # neighbours that look alike are one
+            cells = [next(group) for _, group in groupby(cells, key=lambda cell: cell.text)]
+        if heat.look.measure is Measure.DIFFERENCE:
+            text = _OTHER_LABELS.get(text, text)
+        label = _ASCII_LABELS.get(text, text) if glyphs is Glyphs.ASCII else text
+        line += [*([Span(" " * gap, "")] if line else []), *cells, Span(f" {label}", "dim")]
+    return line
+
+
+def _sample(level: int | None, heat: Heat) -> Span:
+    """One sample, two characters wide where it is a colour alone."""
+    if heat.look.measure in _SHARES:
+        return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
+    if level is None:
+        return Span("×" if heat.colour else load_glyph(None), "heat:dead")
+    return Span("  " if heat.colour else load_glyph(level), f"heat:{level}")
+
+
 def _group(load: float) -> int:
     level = load_level(load)
     return 3 if level is None else 0 if level > 0 else 1 if level == 0 else 2
-
-
-def _reference_load(layer: LayerView, terms: Terms) -> Sequence[float] | None:
-    if terms.reference is None:
-        return None
-    return terms.reference.load_of(layer.index, layer.router.num_experts)
 
 
 def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
@@ -310,10 +360,6 @@ def _bias_ratios(bias: Sequence[float]) -> list[float]:
     return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / FULL_BIAS)) for b in bias]
 
 
-def _levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
-    return [shade_level(ratio) for ratio in ratios]
-
-
 def _remarkable(level: int | None) -> int:
     """The farther from fair the more; a dead expert most of all."""
     return _MOST if level is None else abs(level)
@@ -326,92 +372,15 @@ def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
 
 def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
     if not colour:
-        return load_glyph(level) * cell if cell == 1 else load_glyph(level) * (cell - 1) + " "
+        return _cell(load_glyph(level), cell)
     return (load_mark(level) if marked else " ").center(cell)
 
 
-def _ramp(level: int, cell: int, colour: bool) -> str:
-    if colour:
-        return " " * cell
-    glyph = ramp_glyph(level)
-    return glyph * cell if cell == 1 else glyph * (cell - 1) + " "
+def _cell(glyph: str, cell: int) -> str:
+    """A character as a cell: wide ones end in a blank."""
+    return glyph if cell == 1 else glyph * (cell - 1) + " "
 
 
-Sample = tuple[Sequence[int | None], str]
-"""The levels of neighbouring cells, and their meaning."""
-
-_RATIO_SAMPLES: Sequence[Sample] = (
-    *(((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), "fair")),
-    *(((4,), "2"), ((8,), "4"), ((14,), "11 x fair")),
-)
-_SHARE_SAMPLES: Sequence[Sample] = (
-    ((0,), "0"),
-    ((4,), "25"),
-    ((8,), "50"),
-    ((12,), "75"),
-    ((15,), "100 %"),
-)
-_OCTAVE_SAMPLES: Sequence[Sample] = (
-    *(((0,), "0"), ((5,), ".1"), ((8,), ".8"), ((11,), "6"), ((13,), "25"), ((15,), "100 %")),
-)
-_LEGEND_ASCII = {"¼": ".25", "½": ".5"}
-_LEGEND_GAP = 2
-
-
-def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
-    """The samples in exactly ``width`` cells: with all values, with the ends, or nothing."""
-    samples = _legend_samples(heat.look.measure)
-    for chosen, gap in ((samples, _LEGEND_GAP), (samples, 1), (_fewer(samples), 1)):
-        line = _legend_line(chosen, heat, gap, glyphs)
-        if line_width(line) <= width:
-            return pad(line, width)
-    return pad([], width)
-
-
-def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
-    """Whether any layer has cells."""
-    return any(why_nothing(layer, heat.look, heat.terms) is None for layer in layers)
-
-
-def _legend_samples(measure: Measure) -> Sequence[Sample]:
-    match measure:
-        case Measure.BIAS:
-            quarter, half, full = FULL_BIAS / 4, FULL_BIAS / 2, FULL_BIAS
-            return (
-                *(((-16,), f"-{full:g}"), ((-8,), f"-{half:.2g}"), ((-1, 0, 1), "mean")),
-                *(((4,), f"+{quarter:.2g}"), ((8,), f"+{half:.2g}"), ((16,), f"+{full:g}")),
-            )
-        case Measure.DIFFERENCE:
-            same = {"fair": "same", "11 x fair": "11 x"}
-            return [(levels, same.get(text, text)) for levels, text in _RATIO_SAMPLES]
-        case Measure.SHARE | Measure.OVERFLOW:
-            return _SHARE_SAMPLES
-        case Measure.LOG_SHARE:
-            return _OCTAVE_SAMPLES
-        case _:
-            return _RATIO_SAMPLES
-
-
-def _fewer(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Both ends and the middle, the fair value."""
-    return [samples[0], samples[len(samples) // 2], samples[-1]]
-
-
-def _legend_line(samples: Sequence[Sample], heat: Heat, gap: int, glyphs: Glyphs) -> Line:
-    line: Line = []
-    for levels, text in samples:
-        cells = [_legend_cell(level, heat) for level in levels]
-        if not heat.colour:  # neighbours that look alike are one
-            cells = [next(group) for _, group in groupby(cells, key=lambda cell: cell.text)]
-        label = _LEGEND_ASCII.get(text, text) if glyphs is Glyphs.ASCII else text
-        line += [*([Span(" " * gap, "")] if line else []), *cells, Span(f" {label}", "dim")]
-    return line
-
-
-def _legend_cell(level: int | None, heat: Heat) -> Span:
-    """One sample, two characters wide where it is a colour alone."""
-    if heat.look.measure in (Measure.SHARE, Measure.LOG_SHARE, Measure.OVERFLOW):
-        return Span("  " if heat.colour else ramp_glyph(level or 0), f"seq:{level or 0}")
-    if level is None:
-        return Span("×" if heat.colour else load_glyph(None), "heat:dead")
-    return Span("  " if heat.colour else load_glyph(level), f"heat:{level}")
+def role_of_level(level: int | None) -> str:
+    """The role of a cell with this load."""
+    return "heat:dead" if level is None else f"heat:{level}"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
-from microscope_tui.lines.spans import Line, Span, line_width, pad, shortened, wrap
+from microscope_tui.lines.spans import Line, Span, pad, shortened, wrap
 from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
 
 _GAP = 2
-_SHARE = 6
 _MOST_BAR = 40
 _LEAST_BAR = 4
 MOST_SWAPS = 10
@@ -29,34 +29,44 @@ def layer_lines(
     found: Mismatch, columns: int, glyphs: Glyphs, selected: int | None = None
 ) -> list[Line]:
     """One line per layer: share of its choices that differ, and a bar."""
-    names = max(len(layer.name) for layer in found.layers)
-    label = min(names, columns // 3)
-    most = max(layer.share for layer in found.layers)
-    lines = []
+    label = min(max(len(layer.name) for layer in found.layers), columns // 3)
+    labels, mark = [], 0 if selected is None else 2
     for index, layer in enumerate(found.layers):
         chosen = index == selected
-        mark = Span("▶ " if chosen else "  ", "accent")
-        name = Span(shortened(layer.name, label), "value" if chosen else "dim")
-        line = [mark, *pad([name], label)] if selected is not None else pad([name], label)
-        lines.append(_with_bar(line, layer.share, most, columns, glyphs))
-    return lines
+        cursor = Span("▶ " if chosen else " " * mark, "accent")
+        labels.append([cursor, Span(shortened(layer.name, label), "value" if chosen else "dim")])
+    return _with_bars(labels, label + mark, [x.share for x in found.layers], columns, glyphs)
 
 
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
     if not found.margins:
         return [[Span("no margins", "dim")]]
+    ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
     shares = [_share(one) for one in found.margins]
-    label = max(len(_range(one)) for one in found.margins)
+    label = min(max(map(len, ranges)), columns // 2)
+    return _with_bars([[_dim(text)] for text in ranges], label, shares, columns, glyphs)
+
+
+def _with_bars(
+    labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
+) -> list[Line]:
+    """One line for each share, with a bar where there is room for one."""
+    most = max(shares)
+    parts = [Column("label", label, gap=0), Column("share", 6, "right")]
+    room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
+    if room >= _LEAST_BAR and most:
+        parts.append(Column("bar", room))
+    table = Table(parts, columns)
     return [
-        _with_bar(
-            pad([Span(_range(one), "dim")], min(label, columns // 2)),
-            share,
-            max(shares),
-            columns,
-            glyphs,
+        table.line(
+            {
+                "label": line,
+                "share": [Span(percent(share), "value" if share else "faint")],
+                "bar": [Span(bar(share / (most or 1.0), max(0, room), glyphs), "accent")],
+            }
         )
-        for one, share in zip(found.margins, shares, strict=True)
+        for line, share in zip(labels, shares, strict=True)
     ]
 
 
@@ -77,7 +87,7 @@ def swap_lines(
     return [
         pad(
             [
-                *pad([Span(layer.name if named else "", "dim")], name),
+                *pad([_dim(layer.name if named else "")], name),
                 Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} times"),
                 _dim(f"  {percent(times / layer.differing)} of the layer's"),
             ],
@@ -112,11 +122,14 @@ def beside_each_other(
         [_dim("  layer: share that differs")],
         *layer_lines(found, left_width, glyphs, selected)[first:],
     ]
-    right = [[_dim(f"margin in {found.margins_of}, in tenths of the choices")]]
-    right += margin_lines(found, right_width, glyphs)
     pairs = [(layer, old, new, times) for (old, new), times in layer.swaps.most_common(rows)]
-    right += [[], [_dim(f"swaps in {layer.name}, from A to B")]]
-    right += swap_lines(pairs, right_width, glyphs, named=False)
+    right = [
+        [_dim(f"margin in {found.margins_of}, in tenths of the choices")],
+        *margin_lines(found, right_width, glyphs),
+        [],
+        [_dim(f"swaps in {layer.name}, from A to B")],
+        *swap_lines(pairs, right_width, glyphs, named=False),
+    ]
     nothing: Line = []
     both = zip_longest(left[:rows], right[:rows], fillvalue=nothing)
     return [[*pad(a, left_width), Span(" " * _GAP), *pad(b, right_width)] for a, b in both]
@@ -150,23 +163,8 @@ def percent(share: float) -> str:
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
-def _with_bar(
-    label: Sequence[Span], share: float, most: float, columns: int, glyphs: Glyphs
-) -> Line:
-    number = pad([Span(percent(share), "value" if share else "faint")], _SHARE, "right")
-    line = [*label, Span(" " * _GAP), *number]
-    room = min(_MOST_BAR, columns - line_width(line) - _GAP)
-    if room < _LEAST_BAR or not most:
-        return pad(line, columns)
-    return pad([*line, Span(" " * _GAP), Span(bar(share / most, room, glyphs), "accent")], columns)
-
-
 def _share(one: MarginBin) -> float:
     return one.differing / one.compared if one.compared else 0.0
-
-
-def _range(one: MarginBin) -> str:
-    return f"{one.low:.2g} to {one.high:.2g}"
 
 
 def _dim(text: str) -> Span:

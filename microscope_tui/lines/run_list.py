@@ -5,98 +5,74 @@ then the step, and hidden columns are named.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from microscope_tui.lines import words
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.frame import STATE_ROLES
-from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
     line_width,
-    pad,
     plain,
     shortened,
     width_of,
 )
 from microscope_tui.watch import RunCard, RunState, Verdict
 
-_MARK, _STATE, _AGE, _GAP = 3, 10, 8, 3
 _ENOUGH = 200
 """Cells of a verdict that a filter matches."""
+_GAP = 3
 _LEAST_NAME, _LEAST_VERDICT, _MOST_VERDICT = 18, 16, 40
 _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 """States without colour in the list: live runs should stand out."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunListLayout:
-    """Widths in cells; 0 for a column that is left out."""
-
-    columns: int
-    name: int
-    step: int
-    loss: int
-
-    @property
-    def hidden(self) -> str:
-        """What was left out for lack of room, in words."""
-        left_out = [word for word, width in (("step", self.step), ("loss", self.loss)) if not width]
-        return f"no room for {' and '.join(left_out)}" if left_out else ""
-
-
-def fit_list(cards: Sequence[RunCard], columns: int) -> RunListLayout:
+def fit_list(cards: Sequence[RunCard], width: int) -> Table:
     """Column widths: the name gets what the other columns leave."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
     longest = max([3, *(width_of(card.file.name) for card in cards)])
     longest += max([len(_tag(card)) for card in cards], default=0)
-    fixed = _MARK + 2 + _STATE + _AGE + _GAP
-    for step_, loss_ in ((step, loss), (step, 0), (0, 0)):
-        room = columns - fixed - step_ - loss_
-        if room - _LEAST_VERDICT >= min(longest, _LEAST_NAME):
-            break
+    columns = [
+        Column("mark", 3, gap=0, head=""),
+        Column("run", min(longest, _LEAST_NAME), gap=0),
+        Column("state", 12, gap=0, head="  state"),
+        Column("age", 8, "right", gap=0),
+        Column("step", step, "right", priority=2, gap=0),
+        Column("loss", loss, "right", priority=1, gap=0),
+        Column("verdict", _GAP + _LEAST_VERDICT, gap=0, head=" " * _GAP + "verdict"),
+    ]
+    table = Table.fitting(columns, width)
+    room = width - table.used("run", "verdict") - _GAP
     # The verdict matters most; names get what it leaves.
-    name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, columns // 3)))
-    return RunListLayout(columns, max(8, name), step_, loss_)
+    name = min(longest, max(room - _MOST_VERDICT, min(room - _LEAST_VERDICT, width // 3)))
+    return table.resized(run=max(8, name), verdict=_GAP + max(0, room - max(8, name)))
 
 
-def run_heads(layout: RunListLayout) -> Line:
-    """The names of the columns."""
-    return pad(
-        [
-            Span(" " * _MARK),
-            *pad([Span("run", "dim")], layout.name),
-            *pad([Span("  state", "dim")], _STATE + 2),
-            *pad([Span("age", "dim")], _AGE, "right"),
-            *pad([Span("step"[: layout.step], "dim")], layout.step, "right"),
-            *pad([Span("loss"[: layout.loss], "dim")], layout.loss, "right"),
-            Span(" " * _GAP + "verdict", "dim"),
-        ],
-        layout.columns,
-    )
+def hidden_columns(table: Table) -> str:
+    """What was left out for lack of room, in words."""
+    return f"no room for {' and '.join(table.left_out)}" if table.left_out else ""
 
 
-def run_line(card: RunCard, layout: RunListLayout, glyphs: Glyphs, *, chosen: bool) -> Line:
+def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
     """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
     bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
-    cursor = ">" if glyphs is Glyphs.ASCII else "▶"
-    mark = "●" if card.state.live else "·"
-    picked = " " if not card.selected else "+" if glyphs is Glyphs.ASCII else "✓"
-    left = [
-        Span(picked, "accent"),
-        Span(f"{cursor} " if chosen else "  ", "accent"),
-        *_name(card, layout.name, "title" if chosen else bright),
-        Span(f"  {mark} ", role),
-        *pad([Span(card.state, role)], _STATE - 2),
-        *pad([Span(words.age(card.age_s), "dim")], _AGE, "right"),
-        *pad([Span(_step(card), bright)] if layout.step else [], layout.step, "right"),
-        *pad([Span(_loss(card), bright)] if layout.loss else [], layout.loss, "right"),
-        Span(" " * _GAP),
-    ]
-    return pad([*left, *_verdict(card, layout.columns - line_width(left))], layout.columns)
+    tag = _tag(card)
+    name = shortened(card.file.name, max(1, table.width_of("run") - len(tag)))
+    mark = ("✓" if card.selected else " ") + ("▶ " if chosen else "  ")
+    return table.line(
+        {
+            "mark": [Span(mark, "accent")],
+            "run": [Span(name, "title" if chosen else bright), Span(tag, "accent")],
+            "state": [Span(f"  {'●' if card.state.live else '·'} {card.state}", role)],
+            "age": [Span(words.age(card.age_s), "dim")],
+            "step": [Span(_step(card), bright)],
+            "loss": [Span(_loss(card), bright)],
+            "verdict": [Span(" " * _GAP), *_verdict(card, table.width_of("verdict") - _GAP)],
+        }
+    )
 
 
 def card_text(card: RunCard) -> str:
@@ -107,12 +83,6 @@ def card_text(card: RunCard) -> str:
 def _tag(card: RunCard) -> str:
     """Marks after the name."""
     return "  open" * card.open + "  pinned" * card.pinned
-
-
-def _name(card: RunCard, width: int, role: str) -> Line:
-    tag = _tag(card)
-    name = shortened(card.file.name, max(1, width - len(tag)))
-    return pad([Span(name, role), Span(tag, "accent")], width)
 
 
 def _step(card: RunCard) -> str:
@@ -140,16 +110,14 @@ def _verdict(card: RunCard, room: int) -> Line:
         return line
     if card.end_reason == "collapse":
         return [Span("stopped on collapse", "crit")]
-    if card.verdict is None:
-        return _unknown(card)
-    if not card.queued and 0.0 < card.judged < 1.0:
-        return [Span(f"diagnosis at {card.judged:.0%}", "dim")]
-    return _calm(card, card.verdict, room)
+    if card.verdict is not None and (card.queued or not 0.0 < card.judged < 1.0):
+        return _calm(card, card.verdict, room)
+    return _unknown(card)
 
 
 def _unknown(card: RunCard) -> Line:
     """Progress of the diagnosis while there is no verdict."""
-    if not card.state:
+    if not card.state and card.verdict is None:
         return []
     if card.judged > 0.0:
         return [Span(f"diagnosis at {card.judged:.0%}", "dim")]

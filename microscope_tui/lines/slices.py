@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microscope_tui.lines import words
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
+    first_fitting,
+    labelled,
     line_width,
     pad,
     shortened,
@@ -29,6 +32,17 @@ CHANCE_BEYOND = 0.01
 """Share of the cells that shuffled slices put beyond the noise."""
 _NONE = 0.5
 """What a count of zero is taken for, so that its ratio is finite."""
+_EXPERT, _SHARE = 8, 7
+_LEAST_CELL, _MOST_CELL = 6, 12
+_LEAST_TOKENS, _TOKENS = 14, 24
+_FAINTEST, _STRONGEST = 3, 16
+_LEVELS_PER_OCTAVE = 6
+"""The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
+_LEVELS = " ▁▂▃▄▅▆▇█"
+_GLUE = "\N{NO-BREAK SPACE}"
+
+Named = Callable[[int], str]
+"""The text of a token of the vocabulary."""
 
 
 class Ordering(StrEnum):
@@ -51,6 +65,14 @@ class Cell:
     """Whether it is more than shuffled slices reach."""
     few: bool = False
     """Whether so few pairs were expected that the ratio means nothing."""
+
+    @classmethod
+    def of(cls, count: int, expected: float, noise: float) -> "Cell":
+        """Judge a count of so many expected ones."""
+        if not expected > 0:
+            return cls(count, 0.0, False, few=True)
+        ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
+        return cls(count, ratio, abs(ratio) > noise and not few, few)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +119,17 @@ class SliceTable:
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
         """The rows in this order."""
-        match ordering:
-            case Ordering.NUMBER:
-                return self.rows
-            case Ordering.SHARE:
-                return sorted(self.rows, key=lambda row: -row.share)
+        if ordering is Ordering.NUMBER:
+            return self.rows
+        if ordering is Ordering.SHARE:
+            return sorted(self.rows, key=lambda row: -row.share)
         groups = len(self.sizes) if ordering is Ordering.SLICE else 0
-        return sorted(
-            self.rows,
-            key=lambda row: (
-                min(groups, len(self.sizes) if row.slice_read is None else row.slice_read),
-                -row.preference,
-                -row.telling,
-                -row.share,
-            ),
-        )
+
+        def key(row: ExpertRow) -> tuple[float, ...]:
+            group = groups if row.slice_read is None else min(groups, row.slice_read)
+            return group, -row.preference, -row.telling, -row.share
+
+        return sorted(self.rows, key=key)
 
     @property
     def is_single(self) -> bool:
@@ -121,13 +139,8 @@ class SliceTable:
     @property
     def by_chance(self) -> float:
         """How many experts would differ in a slice by chance alone."""
-        judged = [
-            sum(
-                math.isfinite(noise) and not cell.few
-                for noise, cell in zip(self.noise, row.cells, strict=True)
-            )
-            for row in self.rows
-        ]
+        known = [at for at, noise in enumerate(self.noise) if math.isfinite(noise)]
+        judged = [sum(not row.cells[at].few for at in known) for row in self.rows]
         return sum(1.0 - (1.0 - CHANCE_BEYOND) ** cells for cells in judged)
 
 
@@ -156,7 +169,7 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
         counts = [row[expert] for row in layers]
         share = sum(counts) / total if total else 0.0
         cells = [
-            _cell_of(count, size, share, limit)
+            Cell.of(count, size * share, limit)
             for count, size, limit in zip(counts, sizes, noise, strict=True)
         ]
         rows.append(ExpertRow(expert, share, cells, lifts[expert] if expert < len(lifts) else ()))
@@ -173,26 +186,6 @@ def _known(values: Sequence[float | None], layer: int) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _cell_of(count: int, size: int, share: float, noise: float) -> Cell:
-    expected = size * share
-    if not expected > 0:
-        return Cell(count, 0.0, False, few=True)
-    ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
-    return Cell(count, ratio, abs(ratio) > noise and not few, few)
-
-
-_EXPERT, _SHARE, _GAP = 8, 7, 2
-_LEAST_CELL, _MOST_CELL = 6, 12
-_LEAST_TOKENS, _TOKENS = 14, 24
-_FAINTEST, _STRONGEST = 3, 16
-_LEVELS_PER_OCTAVE = 6
-"""The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
-_LEVELS = " ▁▂▃▄▅▆▇█"
-
-Named = Callable[[int], str]
-"""The text of a token of the vocabulary."""
-
-
 @dataclass(frozen=True, slots=True)
 class SliceLayout:
     """Which slices are shown, and the cells that each has."""
@@ -201,6 +194,13 @@ class SliceLayout:
     shown: range
     cell: int
     hidden: int
+
+    @property
+    def table(self) -> Table:
+        """The columns, those of the slices by their numbers."""
+        slices = [Column(f"{at}", self.cell, gap=1) for at in self.shown]
+        fixed = [Column("expert", _EXPERT, gap=0), Column("share", _SHARE, "right", gap=0)]
+        return Table([*fixed, *slices, Column("tokens", self.columns, gap=0)], self.columns)
 
 
 def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
@@ -232,8 +232,7 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
-        said = f"{chance:.1f}" if chance < 10 else f"{chance:.0f}"
-        line.append(Span(f"   by chance {said}", "dim"))
+        line.append(Span(f"   by chance {chance:.{1 if chance < 10 else 0}f}", "dim"))
     read = [row.slice_read for row in table.rows]
     preferred: Line = [Span("   preferred:", "dim")]
     for number, name in enumerate(names):
@@ -256,19 +255,18 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     ]
     if noise is not None:
         left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
-    known = [pair for at in range(len(names)) if (pair := explained(tables, at))[0] is not None]
-    top = max(max(pair[0] or 0.0, pair[1] or 0.0) for pair in known)
-    best = max(range(len(names)), key=lambda at: explained(tables, at)[0] or 0.0)
+    pairs = [explained(tables, at) for at in range(len(names))]
+    values = [pair[0] or 0.0 for pair in pairs]
+    top = max(max(a, b or 0.0) for a, b in pairs if a is not None)
     head = Span(f"   {names[0]} ", "dim")
-    tail = Span(f" {names[-1]}   most in {names[best]}", "dim")
+    tail = Span(f" {names[-1]}   most in {names[values.index(max(values))]}", "dim")
     room = width - line_width([*left, head, tail]) - 1
     if room < 4:
         return pad(left, width)
     per = -(-len(names) // room)
     strip: Line = []
     for at in range(0, len(names), per):
-        group = [explained(tables, one) for one in range(at, min(len(names), at + per))]
-        value, noise = max(group, key=lambda pair: pair[0] or 0.0)
+        value, noise = max(pairs[at : at + per], key=lambda pair: pair[0] or 0.0)
         strip.append(_level(value, noise, top, glyphs, here=layer in range(at, at + per)))
     return pad([*left, head, *strip, tail], width)
 
@@ -278,14 +276,13 @@ def heads(
 ) -> list[Line]:
     """The names of the columns, and the noise of each slice below."""
     top = [*pad([Span("  expert", "dim")], _EXPERT), *pad([Span("share", "dim")], _SHARE, "right")]
-    below = [*pad([Span("  chance", "dim")], _EXPERT + _SHARE)]
+    below = pad([Span("  chance", "dim")], _EXPERT + _SHARE)
     for at in layout.shown:
-        name = shortened(names[at], layout.cell)
-        top += [Span(" "), *_centred(name, layout.cell, "value")]
+        top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
-        said = f"±{limit:.2f}".replace("0.", ".", 1) if math.isfinite(limit) else "-"
+        said = words.no_zero(f"±{limit:.2f}") if math.isfinite(limit) else "-"
         said = "few" if all(row.cells[at].few for row in table.rows) else said
-        below += [Span(" "), *_centred(said, layout.cell, "dim")]
+        below += [Span(" "), _centred(said, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
@@ -293,42 +290,38 @@ def heads(
     if hidden:
         fits = width_of(what[1]) + width_of(hidden) + 3 <= room
         what, hidden = (what[1:], hidden) if fits else ((hidden, f"{layout.hidden} more: tab"), "")
-    top.append(Span(f"   {_fitting(what, room)}", "dim"))
-    below.append(Span(f"   {_fitting(scale, room)}", "dim"))
+    top.append(Span(f"   {first_fitting(what, room)}", "dim"))
+    below.append(Span(f"   {first_fitting(scale, room)}", "dim"))
     room = layout.columns - line_width(top) - 2
-    both = width_of(hidden) + len(ordering) + 4 <= room
     right = [Span(f"{hidden} " if hidden else "", "dim")]
-    if both or not hidden:
+    if not hidden or width_of(hidden) + len(ordering) + 4 <= room:
         right.append(Span(f"  {ordering} ", "faint"))
-    return [
-        pad(spread(top, right, layout.columns), layout.columns),
-        pad(below, layout.columns),
-    ]
-
-
-def _fitting(texts: Sequence[str], room: int) -> str:
-    """The first that fits; all of them say the same."""
-    return next((text for text in texts if width_of(text) <= room), "")
+    return [spread(top, right, layout.columns), pad(below, layout.columns)]
 
 
 def expert_line(
     row: ExpertRow, layout: SliceLayout, named: Named, *, chosen: bool, colour: bool
 ) -> Line:
     """One expert."""
-    line: Line = [
-        Span("▶ " if chosen else "  ", "accent"),
-        *pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right"),
-        Span("  "),
-        *pad([Span(_percent(row.share), "dim")], _SHARE, "right"),
-    ]
-    for at in layout.shown:
-        line += [Span(" "), *_ratio(row.cells[at], row.share, layout.cell, colour=colour)]
+    number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
+    tokens: Line = []
+    room = layout.columns - _EXPERT - _SHARE - len(layout.shown) * (layout.cell + 1)
     for token_id, count, _ in row.lifts:
         part = [Span("   "), Span(named(token_id)), Span(f" {words.short_number(count)}", "dim")]
-        if line_width([*line, *part]) >= layout.columns:
+        if line_width([*tokens, *part]) >= room:
             break
-        line += part
-    return pad(line, layout.columns)
+        tokens += part
+    return layout.table.line(
+        {
+            "expert": [Span("▶ " if chosen else "  ", "accent"), *number],
+            "share": [Span(_percent(row.share), "dim")],
+            **{
+                f"{at}": [_ratio(row.cells[at], row.share, layout.cell, colour=colour)]
+                for at in layout.shown
+            },
+            "tokens": tokens,
+        }
+    )
 
 
 def detail(
@@ -343,30 +336,23 @@ def detail(
     tokens = [
         f"{named(token_id)} {count:,}× lift {lift:.3g}" for token_id, count, lift in row.lifts
     ]
-    head = f"expert {row.expert}"
-    lines = [
-        *_listed(head, "title", said, width, max(1, rows // 2)),
-        *_listed(
-            "reads" if tokens else "no token is counted often enough", "dim", tokens, width, rows
-        ),
-    ]
-    return lines[:rows]
+    reads = "reads" if tokens else "no token is counted often enough"
+    lines = _listed(f"expert {row.expert}", "title", said, width)[: max(1, rows // 2)]
+    return [*lines, *_listed(reads, "dim", tokens, width)][:rows]
 
 
-def _listed(head: str, role: str, parts: Sequence[str], width: int, most: int) -> list[Line]:
+def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line]:
     """``parts`` behind a head, on as many lines as they need; no part is broken."""
-    glued = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts]
-    label = 12 if len(head) < 12 else len(head) + 2
-    texts = wrap(" ".join(glued).replace(" ", "   "), max(20, width - label - 3)) or [""]
-    lines: list[Line] = []
-    for number, text in enumerate(texts[:most]):
-        front = f"  {head if number == 0 else '':<{label}}"
-        plain = text.strip().replace("\N{NO-BREAK SPACE}", " ")
-        lines.append(pad([Span(front, role), Span(plain, "value")], width))
-    return lines
+    label = 2 + (12 if len(head) < 12 else len(head) + 2)
+    glued = "   ".join(part.replace(" ", _GLUE) for part in parts)
+    texts = wrap(glued, max(20, width - label - 1)) or [""]
+    lines = labelled(
+        head, (text.strip().replace(_GLUE, " ") for text in texts), label, "value", role
+    )
+    return [pad(line, width) for line in lines]
 
 
-def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Line:
+def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Span:
     """A number on its colour, or a dot for chance."""
     if not share > 0:
         return _centred("-", width, "faint")
@@ -393,10 +379,10 @@ def _level(
     return Span(text, "accent" if here else "faint" if chance else "curve")
 
 
-def _centred(text: str, width: int, role: str) -> Line:
+def _centred(text: str, width: int, role: str) -> Span:
     left = max(0, (width - width_of(text)) // 2)
     right = max(0, width - width_of(text) - left)
-    return [Span(" " * left + text + " " * right, role)]
+    return Span(" " * left + text + " " * right, role)
 
 
 def _signed(ratio: float) -> str:

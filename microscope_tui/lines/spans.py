@@ -27,8 +27,6 @@ ROLE_OF_SEVERITY = {
     Severity.CRITICAL: "crit",
     Severity.ERROR: "crit",
 }
-
-
 WORD_OF_SEVERITY = {
     Severity.INFO: "note",
     Severity.WARN: "warning",
@@ -113,6 +111,16 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, line] if line or not lines else lines
 
 
+def labelled(
+    word: str, parts: Iterable[str], width: int, role: str = "value", of_word: str = "dim"
+) -> list[Line]:
+    """Lines of text behind a word, which stands in ``width`` cells of the first one."""
+    return [
+        [Span(f"  {'' if at else word:<{width - 2}}", of_word), Span(part, role)]
+        for at, part in enumerate(parts)
+    ]
+
+
 def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
     """``line`` cropped and filled with blanks to exactly ``width`` cells."""
     cut = crop(line, width)
@@ -121,14 +129,19 @@ def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
 
 
 def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
-    """``left`` and ``right`` at the two ends; ``right`` is dropped if it does not fit."""
+    """Both ends of exactly ``width`` cells; ``right`` is dropped if it does not fit."""
     room = width - line_width(left) - line_width(right)
     if room < 1:
         return pad(left, width)
     return [*left, Span(" " * room, ""), *right]
 
 
-def listed(parts: Sequence[str], room: int) -> str:
+def first_fitting(texts: Iterable[str], room: int, default: str = "") -> str:
+    """The first of the texts that is not wider than ``room``; all of them say the same."""
+    return next((text for text in texts if width_of(text) <= room), default)
+
+
+def joined(parts: Sequence[str], room: int) -> str:
     """``parts`` in one text of at most ``room`` cells; the last ones are dropped first."""
     text = "  ·  ".join(parts)
     while parts and width_of(text) > room:

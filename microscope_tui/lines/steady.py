@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, FAIR_WITHIN
+from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO, FAIR_WITHIN, is_calm
 
 HYSTERESIS = 0.125
 """Octaves beyond its edge to which a level is kept: half of a level."""
@@ -27,13 +27,12 @@ MOST_HYSTERESIS = 0.5
 MOST_KEYS = 1024
 
 _NOISE_STEP = 1 / 16  # octaves; a scale is worked out for each
-_TOP = 16  # quarter octaves
-_FINE, _COARSE = 1, 4  # quarter octaves a level
+_BEYOND = range(3, 17)  # quarter octaves of the levels beyond the calm band
 
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """One division of the loads. Entry 0 is the dead expert, then from starving to hot."""
+    """The division of the loads. Entry 0 is the dead expert, then from starving to hot."""
 
     levels: tuple[int | None, ...]
     highest: list[float]
@@ -56,28 +55,25 @@ class SteadyLevels:
     """The levels of many rows of loads, each with a memory of its own."""
 
     def __init__(self) -> None:
-        self._shown: dict[Hashable, tuple[bool, list[int]]] = {}
+        self._shown: dict[Hashable, list[int]] = {}
 
-    def levels(
-        self, key: Hashable, loads: Sequence[float], coarse: bool = False, noise: float = 0.0
-    ) -> list[int | None]:
+    def levels(self, key: Hashable, loads: Sequence[float], noise: float = 0.0) -> list[int | None]:
         """Loads as ``glyphs.shade_level`` has them, held back by what ``key`` showed before.
 
-        Held is what has the same key, place and number of loads. ``coarse`` has one level an
-        octave beside the calm band, and no shades in it. A dead expert is dead at once, and alive
-        at once. ``noise`` is the standard deviation of the loads, in octaves.
+        Held is what has the same key, place and number of loads. A dead expert is dead at once, and
+        alive at once. ``noise`` is the standard deviation of the loads, in octaves.
         """
-        scale = _scale(coarse, held_by(noise))
+        scale = _scale(held_by(noise))
         highest, least, most = scale.highest, scale.least, scale.most
         before = self._shown.pop(key, None)
-        if before is None or before[0] != coarse or len(before[1]) != len(loads):
+        if before is None or len(before) != len(loads):
             entries = [bisect_left(highest, load) for load in loads]
         else:
             entries = [
                 entry if least[entry] <= load <= most[entry] else scale.moved(entry, load)
-                for entry, load in zip(before[1], loads, strict=True)
+                for entry, load in zip(before, loads, strict=True)
             ]
-        self._shown[key] = coarse, entries  # moved to the end: the least recently used is first
+        self._shown[key] = entries  # moved to the end: the least recently used is first
         if len(self._shown) > MOST_KEYS:
             del self._shown[next(iter(self._shown))]
         levels = scale.levels
@@ -91,45 +87,26 @@ def held_by(noise: float) -> float:
 
 
 @cache
-def _scale(coarse: bool, held: float) -> _Scale:
+def _scale(held: float) -> _Scale:
     """The scale with at least ``held`` octaves of hysteresis at every edge."""
-    step = _COARSE if coarse else _FINE
-    above = list(range(step, _TOP + 1, step))
-    while (above[0] + step / 2) / 4 <= CALM_TO:  # it lies within the calm band
-        above.pop(0)
-    shades = [0] if coarse else [-1, 0, 1]
-    levels = [*(-level for level in reversed(above)), *shades, *above]
-    between = [(low + high) / 8 for low, high in pairwise(above)]
-    within = [] if coarse else [-FAIR_WITHIN, FAIR_WITHIN]
-    edges = [*(-edge for edge in reversed(between)), CALM_FROM, *within, CALM_TO, *between]
-    below, over = _reaches(levels, shades, held)
+    levels = [*(-level for level in reversed(_BEYOND)), -1, 0, 1, *_BEYOND]
+    between = [(low + high) / 8 for low, high in pairwise(_BEYOND)]
+    calm = [CALM_FROM, -FAIR_WITHIN, FAIR_WITHIN, CALM_TO]
+    edges = [*(-edge for edge in reversed(between)), *calm, *between]
     highest = [2.0**edge for edge in edges]
-    for lowest in (shades[0], 0):  # both ends are in: of the band, and of the fair share in it
-        at = levels.index(lowest)
-        highest[at - 1] = math.nextafter(2.0 ** edges[at - 1], 0.0)
-    return _Scale(
-        levels=(None, *levels),
-        highest=[0.0, *highest],
-        least=[
-            0.0,
-            math.ulp(0.0),
-            *(2.0 ** (e - r) for e, r in zip(edges, below[1:], strict=True)),
-        ],
-        calm=range(levels.index(shades[0]) + 1, levels.index(shades[-1]) + 2),
-        most=[0.0, *(2.0 ** (e + r) for e, r in zip(edges, over[:-1], strict=True)), math.inf],
-    )
+    for lowest in (-1, 0):  # both ends are in: of the band, and of the fair share in it
+        at = levels.index(lowest) - 1
+        highest[at] = math.nextafter(highest[at], 0.0)
+    least, most = [0.0, math.ulp(0.0)], [0.0]
+    for edge, (low, high) in zip(edges, pairwise(levels), strict=True):
+        least.append(2.0 ** (edge - max(_kept(high, low), held)))
+        most.append(2.0 ** (edge + max(_kept(low, high), held)))
+    band = range(levels.index(-1) + 1, levels.index(1) + 2)
+    return _Scale((None, *levels), [0.0, *highest], least, [*most, math.inf], band)
 
 
-def _reaches(
-    levels: Sequence[int], shades: Sequence[int], held: float
-) -> tuple[list[float], list[float]]:
-    """For every level, octaves beyond its lower and beyond its upper edge to which it is kept."""
-
-    def reach(level: int, beyond: int) -> float:
-        if level not in shades:
-            return max(HYSTERESIS, held)
-        return max(SHADE_HYSTERESIS if beyond in shades else CALM_HYSTERESIS, held)
-
-    ends = [levels[0] - 1, *levels, levels[-1] + 1]
-    below = [reach(level, ends[at]) for at, level in enumerate(levels)]
-    return below, [reach(level, ends[at + 2]) for at, level in enumerate(levels)]
+def _kept(level: int, beyond: int) -> float:
+    """Octaves to which a level is kept beyond the edge of its neighbour."""
+    if not is_calm(level):
+        return HYSTERESIS
+    return SHADE_HYSTERESIS if is_calm(beyond) else CALM_HYSTERESIS

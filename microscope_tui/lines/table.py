@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import frame, time_line, words
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar, spark, spelled
 from microscope_tui.lines.heat import (
     Heat,
     Measure,
     Order,
-    Terms,
     heat_line,
     heat_title,
     is_mean,
@@ -30,12 +31,14 @@ from microscope_tui.lines.spans import (
     Line,
     Span,
     crop,
+    first_fitting,
     pad,
     plain,
 )
-from microscope_tui.watch import Column, LayerView, Pin, RunView, RunWatch, view_of
+from microscope_tui.watch import Column as Bucket
+from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
 
-PLAIN_HEAT = Heat()
+_PLAIN_HEAT = Heat()
 _MAX_CELL, _WIDE_CELL = 6, 12
 _MAX_HEIGHT = 8
 _MAX_SPARK, _LONG_SPARK = 72, 48
@@ -44,6 +47,10 @@ _GOOD_SPARK = 8
 _MIN_SPARK = 5
 _GAP = 2
 _NOTED_FROM_ROWS = 14
+FULL_DROP_BAR = 0.5
+"""The drop rate that fills the bar."""
+_ALL_WORDS = 9
+"""Lines that hold any verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,6 @@ class TableLayout:
     """Widths in cells, heights in lines."""
 
     columns: int
-    rows: int
     label: int
     heat: int
     """Width of the load column."""
@@ -86,6 +92,11 @@ class TableLayout:
         """Number of layers that fit the body."""
         return max(1, self.table_rows // self.row_height)
 
+    @property
+    def curve(self) -> int:
+        """Width of the balance and of the entropy column: a number and its curve."""
+        return 4 + (self.spark + 1 if self.spark else 0)
+
 
 def fit(
     view: RunView, columns: int, rows: int, *, shown: int | None = None, noted: bool = False
@@ -98,8 +109,7 @@ def fit(
     """
     experts = max((layer.router.num_experts for layer in view.layers), default=8) or 8
     layers = max(1, len(view.layers) if shown is None else shown)
-    names = max((len(layer.router.name) for layer in view.layers), default=2)
-    label = max(8, 2 + names + 3)
+    label = max(8, 2 + max((len(layer.router.name) for layer in view.layers), default=2) + 3)
     # Header, verdict, column heads, ribbon and keys; blank lines between them where there is room.
     roomy = rows >= 30
     has_drops = any(layer.drop_rate is not None for layer in view.layers)
@@ -119,31 +129,19 @@ def fit(
     free = max(0, body - layers * height)  # lines that no layer would use
     if roomy and not view.worst:
         free = 0
-    legend, verdict_lines = roomy or free >= 1, 3 + min(free, 2) if roomy else 2 + (free >= 2)
     body -= min(free, 2)
-    hidden = []
-    if (more := layers - max(1, body // height)) > 0:
-        hidden.append(f"{more} more layer{'s' if more > 1 else ''}")
-    if not spark:
-        hidden.append("no room for curves")
-    if per_cell > 1:
-        hidden.append(f"{per_cell} experts a cell")
+    more = layers - max(1, body // height)
+    hidden = [words.plural(more, "more layer")] if more > 0 else []
+    hidden += [] if spark else ["no room for curves"]
+    hidden += [f"{per_cell} experts a cell"] if per_cell > 1 else []
     return TableLayout(
-        columns=columns,
-        rows=rows,
-        label=label,
-        heat=-(-experts // per_cell) * cell,
-        cell=cell,
-        experts_per_cell=per_cell,
-        spark=spark,
-        drop=drop,
-        drop_bar=bar,
+        *(columns, label, -(-experts // per_cell) * cell, cell, per_cell, spark, drop, bar),
         row_height=height,
         table_rows=body,
         roomy=roomy,
         noted=noted,
-        legend=legend,
-        verdict_lines=verdict_lines,
+        legend=roomy or free >= 1,
+        verdict_lines=3 + min(free, 2) if roomy else 2 + (free >= 2),
         numbered=numbered,
         hidden=tuple(hidden),
     )
@@ -193,28 +191,24 @@ FULL_DROP_BAR = 0.5
 def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
     """Cursor, name and alert letter."""
     severity = layer.severity
-    name_role = "value" if selected or severity else "dim"
     line = [
         Span("▶ " if selected else "  ", "accent"),
-        Span(layer.router.name.ljust(layout.label - 5), name_role),
+        Span(layer.router.name.ljust(layout.label - 5), "value" if selected or severity else "dim"),
         Span(" "),
-        Span(severity.letter if severity else " ", _role_of(severity)),
-        Span(" "),
+        Span(severity.letter if severity else " ", _role(severity)),
     ]
-    return _tall(line, layout.label, layout.row_height)
+    return _tall(line, layout.label, layout)
 
 
 def load(
     layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
 ) -> list[Line]:
     """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
-    why = why_nothing(layer, heat.look, heat.terms)
-    if why:
-        known = [] if layer.load or layer.max_load is None else [f"{why}, max load "]
-        longer = [f"{text}{words.decimal(layer.max_load)}" for text in known]
-        text = next((t for t in [*longer, why] if len(t) <= layout.heat), "-")
-        return _tall([Span(text, "faint")], layout.heat, layout.row_height)
-    values = values_of(layer, heat.look, heat.terms)
+    if why := why_nothing(layer, heat):
+        longer = f"{why}, max load {words.decimal(layer.max_load)}"
+        texts = [why] if layer.load or layer.max_load is None else [longer, why]
+        return _tall([Span(first_fitting(texts, layout.heat, "-"), "faint")], layout.heat, layout)
+    values = values_of(layer, heat)
     cell, at = layout.cell, None
     if heat.look.measure is Measure.RANKS:
         cell = max(1, layout.heat // len(values))
@@ -233,10 +227,9 @@ def balance(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Collapse index c and its history on the fixed scale 0 … 1."""
-    role = _role_of(layer.severity) if layer.severity else "value"
-    number = Span(words.index(layer.collapse_index), role)
+    number = Span(words.index(layer.collapse_index), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
-        number = Span(f"*{number.text[:3]}", role)
+        number = Span(f"*{number.text[:3]}", number.role)
     if layer.collapse_index is None and _is_empty(layer.balance_history):
         return _reason(words.no_balance(layer)[0], layout)
     return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
@@ -246,10 +239,9 @@ def entropy(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
-    top = math.log(max(2, layer.router.num_experts))
-    number = Span(words.decimal(layer.entropy), "value")
     if layer.entropy is None and _is_empty(layer.entropy_history):
         return _reason("not logged", layout)
+    top, number = math.log(max(2, layer.router.num_experts)), Span(words.decimal(layer.entropy))
     return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
 
 
@@ -263,17 +255,12 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
         parts = [Span(bar(share, layout.drop_bar, glyphs), role), Span(" ")]
     number_role = "faint" if rate is not None and rate < 0.02 else "value"
     line = [*parts, Span(words.percent(rate).rjust(4), number_role)]
-    return _tall(line, layout.drop, layout.row_height)
-
-
-def curve_width(layout: TableLayout) -> int:
-    """Width of the balance and of the entropy column."""
-    return 4 + (layout.spark + 1 if layout.spark else 0)
+    return _tall(line, layout.drop, layout)
 
 
 def _number_and_curve(
     number: Span,
-    history: Sequence[Column],
+    history: Sequence[Bucket],
     top: float,
     layout: TableLayout,
     glyphs: Glyphs,
@@ -281,13 +268,12 @@ def _number_and_curve(
 ) -> list[Line]:
     height, width = layout.row_height, layout.spark
     if not width:
-        return _tall([Span(number.text.rjust(4), number.role)], 4, height)
+        return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
     role = "curve" if number.role == "value" else number.role
     # From three lines on, the last stays blank, to separate the curves of neighbours.
     blank = [" " * width] if height >= 3 else []
     curve = spark(history, width, top, glyphs, height - len(blank)) + blank
-    cells = -(-len(history) // (2 if glyphs is Glyphs.BRAILLE else 1))
-    drawn = min(width, cells)
+    drawn = min(width, -(-len(history) // glyphs.points))
     past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
     middle = (height - 1) // 2
     return [
@@ -301,29 +287,28 @@ def _number_and_curve(
     ]
 
 
-def _is_empty(history: Sequence[Column]) -> bool:
+def _is_empty(history: Sequence[Bucket]) -> bool:
     return all(column.mean != column.mean for column in history)
 
 
 def _reason(why: str, layout: TableLayout) -> list[Line]:
     """Why a column of a number and its curve is empty."""
-    width = curve_width(layout)
-    text = f"   {why}" if len(why) + 3 <= width else "   -"
-    return _tall([Span(text, "faint")], width, layout.row_height)
+    text = first_fitting([f"   {why}"], layout.curve, "   -")
+    return _tall([Span(text, "faint")], layout.curve, layout)
 
 
-def _tall(line: Line, width: int, height: int) -> list[Line]:
-    """``line`` on the middle one of ``height`` lines."""
-    middle = (height - 1) // 2
-    return [pad(line if at == middle else [], width) for at in range(height)]
+def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
+    """``line`` on the middle line of a row."""
+    middle = (layout.row_height - 1) // 2
+    return [pad(line if at == middle else [], width) for at in range(layout.row_height)]
 
 
-def _role_of(severity: object) -> str:
-    return ROLE_OF_SEVERITY.get(severity, "value")  # type: ignore[call-overload, no-any-return]
+def _role(severity: Severity | None) -> str:
+    return ROLE_OF_SEVERITY[severity] if severity else "value"
 
 
 def column_heads(
-    view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT, steps: int = 1
+    view: RunView, layout: TableLayout, heat: Heat = _PLAIN_HEAT, steps: int = 1
 ) -> Line:
     """The names of the columns, with what one cell of the heatmap shows.
 
@@ -331,42 +316,32 @@ def column_heads(
     """
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     per_cell = layout.experts_per_cell
-    full = heat_title(heat.look, heat.terms, experts, per_cell, steps)
-    short = [
-        full.split(",")[0].removesuffix(" per expert"),
-        "load" if per_cell == 1 else f"{per_cell}/cell",
-    ]
+    full = heat_title(heat, experts, per_cell, steps)
+    what = full.split(",")[0].removesuffix(" per expert")
+    short = [what, "load" if per_cell == 1 else f"{per_cell}/cell"]
     if is_mean(heat.look, steps):  # a mean must not look like a single step
-        what = short[0]
         mean = f"mean of {steps}"
         short = [f"{what}, {mean} steps", f"{mean} steps", mean, f"{steps} steps"]
-    load = next((text for text in [full, *short] if len(text) <= layout.heat), short[-1])
-    curve = curve_width(layout)
-    wide = curve >= 12
-    dropped = "dropless" if _dropless(view) else "dropped"
-    return [
-        *pad([Span("  layer", "dim")], layout.label),
-        *pad([Span(load, "dim")], layout.heat),
-        Span("  "),
-        *pad([Span("balance c" if wide else "bal.", "dim")], curve),
-        Span("  "),
-        *pad([Span("entropy H" if wide else "ent.", "dim")], curve),
-        Span("  "),
-        *pad([Span(dropped if layout.drop >= 8 else "drop", "dim")], layout.drop),
+    wide = layout.curve >= 12
+    dropped = any(layer.drop_rate is not None for layer in view.layers)
+    drop = "drop" if layout.drop < 8 else "dropped" if dropped else "dropless"
+    columns = [
+        Column("  layer", layout.label, gap=0),
+        Column(first_fitting([full, *short], layout.heat, short[-1]), layout.heat, gap=0),
+        Column("balance c" if wide else "bal.", layout.curve),
+        Column("entropy H" if wide else "ent.", layout.curve),
+        Column(drop, layout.drop),
     ]
+    return Table(columns, layout.columns).heads()
 
 
-def expert_numbers(view: RunView, layout: TableLayout, heat: Heat = PLAIN_HEAT) -> Line:
+def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:
     """The number of every expert above its cells, if they are ordered by number."""
     if heat.look.order is not Order.ID or heat.look.measure is Measure.RANKS:
         return pad([], layout.columns)
     experts = max((layer.router.num_experts for layer in view.layers), default=0)
     numbers = "".join(str(expert).center(layout.cell) for expert in range(experts))
     return pad([Span(" " * layout.label), Span(numbers, "faint")], layout.columns)
-
-
-def _dropless(view: RunView) -> bool:
-    return all(layer.drop_rate is None for layer in view.layers)
 
 
 def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
@@ -386,7 +361,7 @@ def matching(view: RunView, pattern: Pattern) -> Sequence[int]:
     ]
 
 
-def expert_line(view: RunView, layer_index: int, expert: int | None, terms: Terms) -> str:
+def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat) -> str:
     """The exact values of one expert, for the line under the ribbon; empty where none is chosen."""
     if expert is None or layer_index >= len(view.layers):
         return ""
@@ -394,24 +369,25 @@ def expert_line(view: RunView, layer_index: int, expert: int | None, terms: Term
     name = f"{layer.router.name} expert {expert}"
     if not layer.load or not layer.counts or expert >= len(layer.load):
         return f"{name}: {words.no_counts(view)}"
-    kind = view.run.counts if view.run is not None else ""
-    whole, of_all = words.all_of(layer.counts, layer.router.top_k, kind)
-    count = layer.counts[expert]
-    part = f"{count / max(1.0, whole):.1%}" if kind == "shares" else f"{count:,}"
-    parts = [
-        f"{name}: load {layer.load[expert]:.3g}",
-        f"{part} {of_all}",
-    ]
+    share, of_all = words.part_of(view, layer, expert)
+    shares = view.run is not None and view.run.counts == "shares"
+    part = f"{share:.1%}" if shares else f"{layer.counts[expert]:,}"
+    parts = [f"{name}: load {layer.load[expert]:.3g}", f"{part} {of_all}"]
     if layer.bias and expert < len(layer.bias):
         parts.append(f"bias {layer.bias[expert]:+.4g}")
-    then = terms.reference.load_of(layer_index, len(layer.load)) if terms.reference else None
-    if then is not None and terms.reference is not None:
-        parts.append(f"load {then[expert]:.3g} at step {terms.reference.step:,}")
+    then, reference = heat.reference_load(layer), heat.terms.reference
+    if then is not None and reference is not None:
+        parts.append(f"load {then[expert]:.3g} at step {reference.step:,}")
     return ", ".join(parts)
 
 
-_ALL_WORDS = 9
-"""Lines that hold any verdict."""
+def first_visible(visible: int, selected: int, first: int, count: int) -> int:
+    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
+
+    It moves as little as possible from ``first``, where they began before.
+    """
+    first = max(min(first, selected), selected - visible + 1)
+    return max(0, min(first, count - visible))
 
 
 def snapshot_text(
@@ -428,15 +404,15 @@ def snapshot_text(
         rows = len(probe.layers) + 6
         rows += 7 if rows >= 30 else 0
     layout = fit(probe, columns, rows)
-    per_cell = 2 if glyphs is Glyphs.BRAILLE else 1
-    view = view_of(watch, max(1, layout.spark * per_cell), time_line.ribbon_width(columns), at)
+    points = max(1, layout.spark * glyphs.points)
+    view = view_of(watch, points, time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
     verdict = frame.verdict(view, columns, _ALL_WORDS if all_words else 3)
     lines += [line for line in verdict if plain(line).strip()]
     lines.append(column_heads(view, layout))
-    lines += _table_lines(view, layout, glyphs)
-    lines.append(time_line.ribbon(view, columns, glyphs, view.state if at is None else "then"))
-    lines.append(time_line.notes(view, columns, layout.hidden, glyphs))
+    lines += _body(view, layout, glyphs)
+    lines.append(time_line.ribbon(view, columns, view.state if at is None else "then"))
+    lines.append(time_line.notes(view, columns, layout.hidden))
     legend = "        load: x dead  - starving  . fair  + over  # hot"
     if not any(layer.load for layer in view.layers):
         legend = f" {words.no_counts(view)}" if view.layers else ""
@@ -444,22 +420,24 @@ def snapshot_text(
     return "\n".join(spelled(plain(line), glyphs) for line in lines)
 
 
-def _table_lines(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The layers that fit: all of them, else the worst, in forward order."""
-    shown = sorted(worst_first(view)[: layout.visible_layers])
-    worst = worst_first(view)[:1]
+    worst_first = sorted(view.layers, key=_how_bad)
     lines: list[Line] = []
-    for index in shown:
-        layer = view.layers[index]
-        selected = view.worst is not None and index in worst
+    for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
         parts = (
-            label(layer, layout, selected),
+            label(layer, layout, view.worst is not None and layer is worst_first[0]),
             load(layer, layout, Heat(colour=False)),
             balance(layer, layout, glyphs),
             entropy(layer, layout, glyphs),
             drop(layer, layout, glyphs),
         )
-        gap = Span("  ")
         for name, cells, *rest in zip(*parts, strict=True):
-            lines.append([*name, *cells, *(span for part in rest for span in (gap, *part))])
+            lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
     return lines
+
+
+def _how_bad(layer: LayerView) -> tuple[float, float, int]:
+    """Orders layers: by severity, then by collapse index."""
+    index = layer.collapse_index
+    return -(layer.severity or 0), 2.0 if index is None else index, layer.index

@@ -1,4 +1,7 @@
-"""Time on a screen: units of the axis, the ribbon with its notes, the ticks under a chart."""
+"""Time on a screen: units of the axis, the ribbon with its notes, the ticks under a chart.
+
+Columns are equal numbers of steps; their labels use the session's axis.
+"""
 
 import math
 import time as clock
@@ -8,13 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microscope_tui.lines import words
-from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    first_fitting,
+    joined,
     line_width,
-    listed,
     merged,
     pad,
     spread,
@@ -22,8 +25,11 @@ from microscope_tui.lines.spans import (
 )
 from microscope_tui.watch import Mark, RunView, Window, column_of
 
-DAYS_FROM_S = 2 * 86400.0
-"""Longer clock axes are labelled with days."""
+RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
+_DAYS_FROM_S = 2 * 86400.0  # longer clock axes are labelled with days
+_HEIGHTS = {1: "▂", 2: "▄", 3: "▇", 4: "▆"}
+_LEFT = 8  # cells before the first column, of the ribbon and of the notes
+_LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
 
 
 class Axis(StrEnum):
@@ -41,7 +47,7 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
         time: when the step was written, Unix seconds; ``start`` when the run began.
     """
     if axis is Axis.RUN_TIME and time is not None and start is not None:
-        return duration(max(0.0, time - start))
+        return words.duration(max(0.0, time - start))
     if axis is Axis.CLOCK and time is not None:
         try:
             return clock.strftime("%d %b %H:%M:%S", clock.localtime(time))
@@ -50,65 +56,11 @@ def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -
     return f"{step:,}"
 
 
-def shorter_labels(label: str) -> list[str]:
+def _shorter(label: str) -> list[str]:
     """``label`` and shorter forms of it for narrow screens, the longest first."""
-    labels = [label]
     if ":" in label:  # 24 Nov 22:41:33
-        labels += [label.split(" ")[-1], label.split(" ")[-1][:5]]
-    elif " " in label:  # 10h 05m
-        labels.append(label.split(" ")[0])
-    return labels
-
-
-def duration(seconds: float) -> str:
-    """``2d 03h``, ``3h 12m``, ``4m 05s``, ``9s``."""
-    whole = int(seconds)
-    for size, unit, rest, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size:,}{unit} {whole % size // rest:02d}{small}"
-    return f"{whole}s"
-
-
-_HEIGHTS = {1: "~▂", 2: "!▄", 3: "#▇", 4: "?▆"}
-_LEFT = 8  # cells before the first column, of the ribbon and of the notes
-
-
-def ribbon(view: RunView, columns: int, glyphs: Glyphs, shown: str, axis: Axis = Axis.STEP) -> Line:
-    """The window as one line: healthy, warning, critical; with the cursor at the shown step."""
-    cells = _cells(view, ribbon_width(columns), glyphs)
-    line = [Span(_start(view, axis), "dim"), *merged(cells)]
-    now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
-    line.append(Span("▏", "accent" if view.cursor is None else "faint"))
-    room = columns - line_width(line) - 2
-    ends = [(n, s) for s in (shown, shown.split(", ")[0]) for n in shorter_labels(now)]
-    now, shown = next(((n, s) for n, s in ends if width_of(n + s) < room), ends[-1])
-    return pad([*line, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
-
-
-def aligned_ribbon(
-    view: RunView, columns: int, glyphs: Glyphs, plot: tuple[int, int], axis: Axis = Axis.STEP
-) -> Line:
-    """The ribbon right below a chart, column by column the same steps.
-
-    ``plot``: where the time axis of the chart begins, and how wide it is.
-    """
-    left, width = plot
-    cells = _cells(view, width, glyphs)
-    start = pad([Span(_start(view, axis).strip(), "dim"), Span(" ")], left, "right")
-    return pad([*start, *merged(cells)], columns)
-
-
-def _cells(view: RunView, width: int, glyphs: Glyphs) -> list[Span]:
-    ascii_only = glyphs is Glyphs.ASCII
-    cells = [_cell(mark, ascii_only) for mark in view.ribbon[:width]]
-    at = column_of(view.step, view.window, len(cells)) if cells else None
-    if view.cursor is not None and at is not None:
-        cells[at] = Span("|" if ascii_only else "┃", "accent")
-    return cells
+        return [label, label.split(" ")[-1], label.split(" ")[-1][:5]]
+    return [label, label.split(" ")[0]]  # 10h 05m
 
 
 def ribbon_width(columns: int) -> int:
@@ -116,11 +68,72 @@ def ribbon_width(columns: int) -> int:
     return max(8, columns - (40 if columns >= 72 else 34))
 
 
+def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> Line:
+    """The window as one line: healthy, warning, critical; with the cursor at the shown step."""
+    line = [Span(_start(view, axis), "dim"), *_cells(view, ribbon_width(columns))]
+    now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
+    line.append(Span("▏", "accent" if view.cursor is None else "faint"))
+    room = columns - line_width(line) - 2
+    ends = [(n, s) for s in (shown, shown.split(", ")[0]) for n in _shorter(now)]
+    now, shown = next(((n, s) for n, s in ends if width_of(n + s) < room), ends[-1])
+    return pad([*line, Span(f" {now} ", "value"), Span(shown, "accent"), Span(" ")], columns)
+
+
+def aligned_ribbon(
+    view: RunView, columns: int, plot: tuple[int, int], axis: Axis = Axis.STEP
+) -> Line:
+    """The ribbon right below a chart, column by column the same steps.
+
+    ``plot``: where the time axis of the chart begins, and how wide it is.
+    """
+    start = pad([Span(_start(view, axis).strip(), "dim"), Span(" ")], plot[0], "right")
+    return pad([*start, *_cells(view, plot[1])], columns)
+
+
+def _cells(view: RunView, width: int) -> Line:
+    cells = [_cell(mark) for mark in view.ribbon[:width]]
+    at = column_of(view.step, view.window, len(cells)) if cells else None
+    if view.cursor is not None and at is not None:
+        cells[at] = Span("┃", "accent")
+    return merged(cells)
+
+
+def _cell(mark: Mark) -> Span:
+    if mark.restart:
+        return Span("╎", "accent")
+    if mark.severity is None:
+        return Span("▁", "faint")
+    return Span(_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
+
+
+def _start(view: RunView, axis: Axis) -> str:
+    """The text before the first column, of constant width."""
+    if axis is Axis.STEP:
+        first = view.window.first
+        text = "step 0" if first == 1 else words.short_number(first)
+    else:
+        time = view.times[0] if view.times else None
+        labels = _shorter(axis_label(axis, view.window.first, time, _began(view)))
+        if axis is Axis.CLOCK and _takes_days(view.times):
+            labels = [labels[0].rsplit(" ", 1)[0]]  # the day is more useful
+        text = first_fitting(labels, _LEFT - 2, labels[-1])
+    return f" {text[: _LEFT - 2]:<{_LEFT - 2}} "
+
+
+def _began(view: RunView) -> float | None:
+    """Start time of the run, if logged."""
+    return view.run.time if view.run is not None else None
+
+
+def _takes_days(times: Sequence[float | None]) -> bool:
+    known = [time for time in times if time is not None]
+    return bool(known) and max(known) - min(known) > _DAYS_FROM_S
+
+
 def notes(
     view: RunView,
     columns: int,
     hidden: Sequence[str],
-    glyphs: Glyphs,
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
@@ -136,7 +149,7 @@ def notes(
         more = f" and {len(marked) - 1} more" if len(marked) > 1 else ""
         right.append(f"* {marked[0].router.name}{more}: balance {words.without(marked[0].without)}")
     if view.defects:
-        right.append(f"{view.defects:,} bad line{'s' if view.defects > 1 else ''}")
+        right.append(words.plural(view.defects, "bad line"))
     if view.progress < 1.0:
         right.append(f"sampled, reading {view.progress:.0%}")
     elif view.judged < 1.0:
@@ -147,20 +160,19 @@ def notes(
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))
-        right.append(f"1 column = {steps:,} step{'s' if steps > 1 else ''}")
+        right.append(f"1 column = {words.plural(steps, 'step')}")
     if cursor:
         left: Line = [Span(f" {cursor}", "accent")]
-        said = listed(right, columns - line_width(left) - 3)
-        return pad(spread(left, [Span(f"{said} ", "faint")], columns), columns)
-    said = listed(right, columns // 2 if _labels(view) else columns - _LEFT)
-    ticks = tick_line(view, columns - width_of(said) - 2, ribbon_width(columns), glyphs)
+        said = joined(right, columns - line_width(left) - 3)
+        return spread(left, [Span(f"{said} ", "faint")], columns)
+    said = joined(right, columns // 2 if _labels(view) else columns - _LEFT)
+    ticks = tick_line(view, columns - width_of(said) - 2, ribbon_width(columns))
     return pad([*ticks, Span(" " + said, "faint")], columns)
 
 
-def tick_line(view: RunView, width: int, ribbon: int, glyphs: Glyphs) -> Line:
+def tick_line(view: RunView, width: int, ribbon: int) -> Line:
     """Onset, restarts and evaluations below their columns, each label where it fits."""
     cells = [Span(" ", "")] * max(0, width)
-    tick = "'" if glyphs is Glyphs.ASCII else "╵"
 
     def put(at: int, text: str, role: str) -> bool:
         here = range(at, at + len(text))
@@ -175,11 +187,11 @@ def tick_line(view: RunView, width: int, ribbon: int, glyphs: Glyphs) -> Line:
             continue
         at = _LEFT + column
         label = f"{text} {step:,}"
-        if not (put(at - len(label), label + tick, role) or put(at, tick + label, role)):
-            put(at, tick, role)
+        if not (put(at - len(label), label + "╵", role) or put(at, "╵" + label, role)):
+            put(at, "╵", role)
     for at, mark in enumerate(view.ribbon[:ribbon], start=_LEFT):
         if mark.evaluation:
-            put(at, tick, "faint")
+            put(at, "╵", "faint")
     return merged(cells)
 
 
@@ -188,41 +200,8 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
     labels = []
     if view.worst is not None:
         finding = view.worst[0]
-        labels.append((finding.onset, "onset", ROLE_OF_SEVERITY[finding.severity]))
-    return labels + [(step, "restart", "dim") for step in reversed(view.restarts)]
-
-
-def _cell(mark: Mark, ascii_only: bool) -> Span:
-    if mark.restart:
-        return Span("|" if ascii_only else "╎", "accent")
-    if mark.severity is None:
-        return Span("-" if ascii_only else "▁", "faint")
-    text = _HEIGHTS[mark.severity][0 if ascii_only else 1]
-    return Span(text, ROLE_OF_SEVERITY[mark.severity])
-
-
-def _start(view: RunView, axis: Axis) -> str:
-    """The text before the first column, of constant width."""
-    if axis is Axis.STEP:
-        first = view.window.first
-        text = "step 0" if first == 1 else words.short_number(first)
-    else:
-        known = [time for time in view.times if time is not None]
-        time = view.times[0] if view.times else None
-        labels = shorter_labels(axis_label(axis, view.window.first, time, _began(view)))
-        if axis is Axis.CLOCK and known and known[-1] - known[0] > DAYS_FROM_S:
-            labels = [labels[0].rsplit(" ", 1)[0]]  # the day is more useful
-        text = next((label for label in labels if len(label) <= _LEFT - 2), labels[-1])
-    return f" {text[: _LEFT - 2]:<{_LEFT - 2}} "
-
-
-def _began(view: RunView) -> float | None:
-    """Start time of the run, if logged."""
-    return view.run.time if view.run is not None else None
-
-
-RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
-_LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
+        labels.append((finding.onset, ONSET, ROLE_OF_SEVERITY[finding.severity]))
+    return labels + [(step, RESTART, "dim") for step in reversed(view.restarts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +244,7 @@ class TimeScale:
 
     def tick_line(self, width: int) -> Line:
         """Labels below their columns, as many as fit."""
-        cells = [" "] * width
-        free = 0
+        cells, free = [" "] * width, 0
         for step in self._ticks(width):
             text, at = self._label(step), self.column_of(step, width)
             if at is None:
@@ -280,15 +258,15 @@ class TimeScale:
     def _ticks(self, width: int) -> Sequence[int]:
         """Round steps; on the other axes equal distances."""
         first, last = self.window
-        count = max(1, width // _LABEL_ROOM)
-        if self.axis is Axis.STEP:
-            count = max(1, min(_MOST_TICKS, width // (len(f"{last:,}") + _LABEL_GAP)))
-            rough = max(1.0, (last - first) / count)
-            size = 10 ** math.floor(math.log10(rough))
-            by = int(next((m * size for m in (1, 2, 5) if m * size >= rough), 10 * size))
-            ticks = list(range(-(-first // by) * by, last + 1, by))
-            return ticks if len(ticks) > 1 else [first, last]
-        return [first + (last - first) * i // max(1, count - 1) for i in range(count)]
+        if self.axis is not Axis.STEP:
+            count = max(1, width // _LABEL_ROOM)
+            return [first + (last - first) * i // max(1, count - 1) for i in range(count)]
+        count = max(1, min(_MOST_TICKS, width // (len(f"{last:,}") + _LABEL_GAP)))
+        rough = max(1.0, (last - first) / count)
+        size = 10 ** math.floor(math.log10(rough))
+        by = int(next((m * size for m in (1, 2, 5) if m * size >= rough), 10 * size))
+        ticks = list(range(-(-first // by) * by, last + 1, by))
+        return ticks if len(ticks) > 1 else [first, last]
 
     def _label(self, step: int) -> str:
         at = bisect_right(self.steps, step) - 1
@@ -296,9 +274,8 @@ class TimeScale:
         text = axis_label(self.axis, step, time, self.began)
         if self.axis is not Axis.CLOCK or time is None or " " not in text:
             return text
-        known = [t for t in self.times if t is not None]
-        day, clock = text.rsplit(" ", 1)
-        return day if max(known) - min(known) > DAYS_FROM_S else clock
+        day, hours = text.rsplit(" ", 1)
+        return day if _takes_days(self.times) else hours
 
 
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
@@ -307,18 +284,12 @@ def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) 
     Args:
         layer: mark the onsets of this layer only; of all layers by default.
     """
-    return TimeScale(
-        window=view.window,
-        cursor=view.step if view.cursor is not None else None,
-        marks=tuple(_time_marks(view, layer)),
-        axis=axis,
-        steps=view.axis,
-        times=view.times,
-        began=view.run.time if view.run is not None else None,
-    )
+    cursor = view.step if view.cursor is not None else None
+    marks = tuple(_marks(view, layer))
+    return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))
 
 
-def _time_marks(view: RunView, layer: int | None) -> Iterable[TimeMark]:
+def _marks(view: RunView, layer: int | None) -> Iterable[TimeMark]:
     """Most important last: it is drawn over the others."""
     for step, _ in view.evaluations:
         yield TimeMark(step, EVALUATION, "dim")

@@ -13,11 +13,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from microscope_tui.routing import Routing
 from microscope_tui.runlog import REPLACEMENT, safe_text
 
+CHUNK = 512
 NEWLINE, RETURN, TAB, NOTHING = "↵", "␍", "→   ", "·"
 _BASE = "\N{DOTTED CIRCLE}"
 _MOST_MARKS = 2
@@ -25,6 +27,9 @@ _MOST_BLANKS = 4
 _BLANKS = re.compile(" +")
 _LONGEST_REST = 3
 """Bytes of a character after its first."""
+_MOST_CHUNKS = 64
+_MOST_BYTES = 256
+"""Bytes of one token that are shown."""
 
 
 class Piece(NamedTuple):
@@ -45,16 +50,16 @@ def pieces_of(
         before: the bytes in front of them, which may begin their first character.
         after: the bytes behind them, which may end their last character.
     """
-    made: list[Piece] = []
-    if all(map(bytes.isascii, (before[-1:], *texts))):  # nothing is split: most texts, much faster
-        for number, text in enumerate(texts, first):
-            shown = text.decode("ascii")
-            plain = shown and shown.isprintable()
-            made += [Piece(number, shown, len(shown))] if plain else _of_token(number, shown)
-        return made
-    for number, chars in _chars_of(texts, before[-_LONGEST_REST:], after[:_LONGEST_REST]):
-        made += _of_token(first + number, chars)
-    return made
+    before, after = before[-_LONGEST_REST:], after[:_LONGEST_REST]
+    starts = list(accumulate(map(len, texts), initial=len(before)))
+    chars, at = [""] * len(texts), 0
+    # An invalid byte is a lone surrogate.
+    for char in (before + b"".join(texts) + after).decode("utf-8", "surrogateescape"):
+        number = bisect_right(starts, at) - 1  # the token in which it begins
+        if 0 <= number < len(texts):
+            chars[number] += char
+        at += 1 if char.isascii() else len(char.encode("utf-8", "surrogateescape"))
+    return [piece for number, own in enumerate(chars, first) for piece in _of_token(number, own)]
 
 
 def shown_token(text: bytes, most: int = 24) -> str:
@@ -73,38 +78,7 @@ def _counted(blanks: re.Match[str]) -> str:
     return "␣" * count if count <= _MOST_BLANKS else f"␣×{count}"
 
 
-def _chars_of(
-    texts: Sequence[bytes], before: bytes, after: bytes
-) -> Iterator[tuple[int, list[str]]]:
-    """The characters that begin in each token; an invalid byte is a lone surrogate."""
-    chars: list[str] = []
-    at, ends, number = -len(before), 0, -1
-    left = iter(texts)
-    for char in (before + b"".join(texts) + after).decode("utf-8", "surrogateescape"):
-        while at >= ends:
-            if number >= 0:
-                yield number, chars
-            if (text := next(left, None)) is None:
-                return
-            number, chars, ends = number + 1, [], ends + len(text)
-        if number >= 0:
-            chars.append(char)
-        at += _size(char)
-    for _ in range(number, len(texts)):
-        if number >= 0:
-            yield number, chars
-        number, chars = number + 1, []
-
-
-def _size(char: str) -> int:
-    """Bytes of a character that was decoded with ``surrogateescape``."""
-    code = ord(char)
-    if code < 0x80 or 0xDC80 <= code <= 0xDCFF:
-        return 1
-    return 2 if code < 0x800 else 3 if code < 0x10000 else 4
-
-
-def _of_token(token: int, chars: Sequence[str]) -> Iterator[Piece]:
+def _of_token(token: int, chars: str) -> Iterator[Piece]:
     """The pieces of one token: one, and one more after each newline in it."""
     text, width, marks, shown = "", 0, 0, False
     for char in chars:
@@ -136,16 +110,17 @@ def _shown(char: str) -> tuple[str, int]:
             return RETURN, 1
         case "\t":
             return TAB, len(TAB)
-    if unicodedata.category(char) in ("Mn", "Me"):
+    if not _cells(char):
         return safe_text(_BASE + char, 2)[1:], 0  # a variation selector is left out
     safe = safe_text(char, 2)
-    return safe, 2 if unicodedata.east_asian_width(safe[:1] or " ") in "WF" else 1
+    return safe, _cells(safe[:1]) or 1
 
 
-CHUNK = 512
-_MOST_CHUNKS = 64
-_MOST_BYTES = 256
-"""Bytes of one token that are shown."""
+def _cells(char: str) -> int:
+    """Cells of a character; 0 for a mark on the one before."""
+    if not char or unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +206,10 @@ class Flow:
         if not line.pieces:  # the name of a slice: the line beyond it
             wanted = self.moved(wanted, 1 if by > 0 else -1)
             line = self._lines(wanted.chunk)[wanted.line]
-        found = line.pieces[-1].token if line.pieces else line.first
-        for piece in reversed(line.pieces):
+        found = line.first
+        for piece in line.pieces:
             if sum(p.width for p in line.pieces if p.token < piece.token) <= column:
                 found = piece.token
-                break
         return max(found, token + 1) if by > 0 else min(found, token - 1)
 
     def between(self, top: Place, place: Place, most: int) -> int | None:
@@ -297,22 +271,27 @@ def wrapped(pieces: Sequence[Piece], width: int) -> list[TextLine]:
     lines: list[TextLine] = []
     line: list[Piece] = []
     used = 0
+
+    def end() -> None:
+        nonlocal line, used
+        if line:
+            lines.append(TextLine(line[0].token, tuple(line)))
+        line, used = [], 0
+
     for word in _words(pieces):
         wide = sum(piece.width for piece in word)
-        if line and used + wide > width and wide <= width:
-            lines.append(TextLine(line[0].token, tuple(line)))
-            line, used = [], 0
+        if used + wide > width >= wide:
+            end()
         for piece in word:
             for part in _parts(piece, width - used, width):
-                if line and used + part.width > width:
-                    lines.append(TextLine(line[0].token, tuple(line)))
-                    line, used = [], 0
+                if used + part.width > width:
+                    end()
                 line.append(part)
                 used += part.width
         if word[-1].ends_line:
-            lines.append(TextLine(line[0].token, tuple(line)))
-            line, used = [], 0
-    return [*lines, TextLine(line[0].token, tuple(line))] if line else lines
+            end()
+    end()
+    return lines
 
 
 def _words(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -334,25 +313,10 @@ def _parts(piece: Piece, room: int, width: int) -> Iterator[Piece]:
         yield piece
         return
     text, used = "", 0
-    for char in _clusters(piece.text):
+    for char in piece.text:
         size = _cells(char)
-        if used + size > max(2, room) and text:
+        if size and text and used + size > max(2, room):
             yield Piece(piece.token, text, used)
             text, used, room = "", 0, width
         text, used = text + char, used + size
     yield Piece(piece.token, text, used, piece.ends_line)
-
-
-def _clusters(text: str) -> Iterator[str]:
-    """Characters with their combining marks."""
-    cluster = ""
-    for char in text:
-        if cluster and unicodedata.category(char) not in ("Mn", "Me"):
-            yield cluster
-            cluster = ""
-        cluster += char
-    yield cluster
-
-
-def _cells(cluster: str) -> int:
-    return 2 if unicodedata.east_asian_width(cluster[0]) in "WF" else 1

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.lines import words
+from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad, shortened, spread
 from microscope_tui.lines.token_flow import NEWLINE, Piece, TextLine, shown_token
@@ -21,6 +22,8 @@ _NEUTRAL = len(LETTERS)
 _SAMPLE = 1 << 15
 _MOST_SLICES = 64
 _REST = "dim"
+_NUMBER, _WEIGHT = 4, 6
+_MARGIN_IS_SMALL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,9 @@ def busiest(routing: Routing, layer: int) -> Busiest:
     found: dict[int, float] = {}
     of_slices = sorted(counts[:_MOST_SLICES], key=sum, reverse=True)
     ranked = [sorted(range(experts), key=lambda e: -row[e])[: len(LETTERS)] for row in of_slices]
-    for place in range(len(LETTERS)):
+    for place in range(min(experts, len(LETTERS))):
         for order, row in zip(ranked, of_slices, strict=True):
-            if place < len(order) and row[expert := order[place]] > 0:
+            if row[expert := order[place]] > 0:
                 found.setdefault(expert, totals[expert] / total)
     return Busiest(dict(list(found.items())[: len(LETTERS)]))
 
@@ -68,6 +71,12 @@ class Light:
     expert: int | None = None
     """The only expert in the light."""
 
+    @property
+    def colour(self) -> int:
+        """The colour of the expert in the light."""
+        colour = self.busiest.colour(self.expert)
+        return _NEUTRAL if colour is None else colour
+
     def choice(self, token: int) -> tuple[int, ...]:
         """The chosen experts of a token in view."""
         at = token - self.first
@@ -83,9 +92,7 @@ class Light:
             return _REST if colour is None else f"token:{colour}"
         if self.expert not in chosen:
             return _REST
-        colour = self.busiest.colour(self.expert)
-        kind = "lit" if chosen[0] == self.expert else "also"
-        return f"{kind}:{_NEUTRAL if colour is None else colour}"
+        return f"{'lit' if chosen[0] == self.expert else 'also'}:{self.colour}"
 
     def mark(self, token: int) -> str:
         """The letter under a token."""
@@ -104,10 +111,13 @@ def text_lines(
     """The lines of the text; with ``letters`` each has one below it."""
     found: list[Line] = []
     for line in lines:
-        if line.slice_number is not None:
-            found.append(_slice_head(line.slice_number, slices, width))
+        if (number := line.slice_number) is not None:
+            name = slices[number] if number < len(slices) else f"slice {number}"
+            text = f"── {shortened(name, max(4, width - 8))} "
+            rule = "─" * max(0, width - len(text))
+            found.append([Span(text, "accent"), Span(rule, "faint")])
             continue
-        found.append(merged((piece.text, _role_of(piece, light)) for piece in line.pieces))
+        found.append(merged((piece.text, _role(piece, light)) for piece in line.pieces))
         if letters:
             marks = "".join(_marked(piece, light) for piece in line.pieces)
             found.append([Span(marks, "accent" if light.expert is not None else "dim")])
@@ -116,26 +126,23 @@ def text_lines(
 
 def legend(light: Light, experts: int, width: int, *, letters: bool) -> Line:
     """The experts that have a colour, with their shares, as many as there is room for."""
+    line: Line
     if light.expert is not None:
-        colour = light.busiest.colour(light.expert)
-        at = _NEUTRAL if colour is None else colour
-        return pad(
-            [
-                Span("  only expert ", "dim"),
-                Span(f" {light.expert} ", f"lit:{at}"),
-                Span("   " + ("^ " if letters else ""), "dim"),
-                Span("largest weight", f"lit:{at}"),
-                Span("   " + ("' " if letters else ""), "dim"),
-                Span("also chosen", f"also:{at}"),
-                Span("   not chosen", _REST),
-            ],
-            width,
-        )
+        line = [
+            Span("  only expert ", "dim"),
+            Span(f" {light.expert} ", f"lit:{light.colour}"),
+            Span("   " + ("^ " if letters else ""), "dim"),
+            Span("largest weight", f"lit:{light.colour}"),
+            Span("   " + ("' " if letters else ""), "dim"),
+            Span("also chosen", f"also:{light.colour}"),
+            Span("   not chosen", _REST),
+        ]
+        return pad(line, width)
     others = experts - len(light.busiest.shares)
     said = "one other" if others == 1 else f"the other {others}"
     rest = Span(f"  {'. ' if letters else ''}{said}" if others > 0 else "", _REST)
     for with_shares, with_rest in ((True, True), (False, True), (False, False)):
-        line: Line = [Span("  busiest ", "dim")]
+        line = [Span("  busiest ", "dim")]
         for at, (expert, share) in enumerate(light.busiest.shares.items()):
             line += [
                 Span(" "),
@@ -168,7 +175,7 @@ def title(
     about = "  ".join(part for part in (routing.model, routing.dtype) if part)
     room = width - line_width(left) - 4
     right = [Span(f"{shortened(about, room)} ", "faint")] if about and room >= 8 else []
-    return pad(spread(left, right, width), width)
+    return spread(left, right, width)
 
 
 def _marked(piece: Piece, light: Light) -> str:
@@ -178,96 +185,54 @@ def _marked(piece: Piece, light: Light) -> str:
     return f"{' ' * blanks}{light.mark(piece.token)}".ljust(piece.width)
 
 
-def _role_of(piece: Piece, light: Light) -> str:
+def _role(piece: Piece, light: Light) -> str:
     """Grey newlines are fainter than grey words."""
     role = light.role(piece.token)
     return "faint" if role == _REST and piece.text == NEWLINE else role
 
 
-def _slice_head(number: int, slices: Sequence[str], width: int) -> Line:
-    """The name of a slice where it begins."""
-    name = slices[number] if number < len(slices) else f"slice {number}"
-    text = f"── {shortened(name, max(4, width - 8))} "
-    return [Span(text, "accent"), Span("─" * max(0, width - len(text)), "faint")]
-
-
-_NUMBER = 5
-_WEIGHT = 5
-_MARGIN_IS_SMALL = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDetail:
-    """The token and its choice in every layer."""
-
-    token: int
-    text: bytes
-    token_id: int
-    window: int
-    choices: Sequence[Choice]
-    layer: int
-
-    @property
-    def choice(self) -> Choice:
-        """In the shown layer."""
-        return self.choices[self.layer]
-
-
-def detail_of(routing: Routing, layer: int, token: int) -> TokenDetail:
-    """Read what the panel shows.
+def panel(
+    routing: Routing, layer: int, token: int, busy: Busiest, glyphs: Glyphs, width: int, rows: int
+) -> list[Line]:
+    """The panel beside the text: the token at the cursor, its experts, and as many layers as fit.
 
     Raises:
         BadRouting: the file is damaged there.
     """
-    return TokenDetail(
-        token,
-        routing.text(token, token + 1, 256)[0],
-        routing.token_id(token),
-        routing.window_of(token),
-        [routing.choice(at, token) for at in range(len(routing.shape.layers))],
-        layer,
-    )
-
-
-def panel(
-    routing: Routing, detail: TokenDetail, busy: Busiest, glyphs: Glyphs, width: int, rows: int
-) -> list[Line]:
-    """The panel beside the text: the token, its experts, and as many layers as fit."""
-    name = Span(shown_token(detail.text, max(4, width - 14)), "title")
+    choices = [routing.choice(at, token) for at in range(len(routing.shape.layers))]
+    identity = f"id {routing.token_id(token):,}  window {routing.window_of(token):,}"
     lines: list[Line] = [
-        [name],
-        [Span(f"id {detail.token_id:,}  window {detail.window:,}", "dim")],
+        [Span(_shown(routing, token, max(4, width - 14)), "title")],
+        [Span(identity, "dim")],
         *([[]] if rows >= 18 else []),
         [Span("expert", "dim"), Span("weight".rjust(width - 6), "dim")],
-        *_experts(detail.choice, busy, glyphs, width),
-        *_facts(detail.choice, routing.shape.num_experts, width),
+        *_experts(choices[layer], busy, glyphs, width),
+        *_facts(choices[layer], routing.shape.num_experts, width),
     ]
     room = rows - len(lines)
     if room >= 3:
-        lines += [[], *_layers(routing, detail, width, room - 1)]
+        lines += [[], *_layers(routing.shape.layer_names, choices, layer, width, room - 1)]
     return [pad(line, width) for line in lines[:rows]]
 
 
-def brief(detail: TokenDetail, routing: Routing, width: int) -> list[Line]:
+def brief(routing: Routing, layer: int, token: int, width: int) -> list[Line]:
     """The same in three lines, below the text."""
-    choice = detail.choice
-    chosen = [
-        f"{expert} {words.index(weight)}"
-        for expert, weight in zip(choice.experts, choice.weights, strict=True)
-    ]
-    first: Line = [Span(" "), Span(shown_token(detail.text, 16), "title"), Span("  ")]
-    first.append(Span("  ".join(chosen) if chosen else "no expert"))
+    choice, names = routing.choice(layer, token), routing.shape.layer_names
+    pairs = zip(choice.experts, choice.weights, strict=True)
+    chosen = "  ".join(f"{expert} {words.index(weight)}" for expert, weight in pairs)
+    first = [Span(" "), Span(_shown(routing, token, 16), "title"), Span("  ")]
     others: Line = [Span(" all layers ", "dim")]
-    names = routing.shape.layer_names
-    for at in _around(detail.layer, len(names), max(1, (width - 14) // 9)):
-        expert = detail.choices[at].experts[:1]
-        role = "accent" if at == detail.layer else "value"
-        others += [
-            Span(f" {names[at]} ", "dim"),
-            Span(str(expert[0]) if expert else "-", role),
-        ]
+    for at in _around(layer, len(names), max(1, (width - 14) // 9)):
+        expert = next(iter(routing.choice(at, token).experts), "-")
+        role = "accent" if at == layer else "value"
+        others += [Span(f" {names[at]} ", "dim"), Span(f"{expert}", role)]
     facts = [span for line in _facts(choice, routing.shape.num_experts, 16) for span in line]
-    return [pad(first, width), pad([Span(" "), *facts], width), pad(others, width)]
+    lines = [[*first, Span(chosen or "no expert")], [Span(" "), *facts], others]
+    return [pad(line, width) for line in lines]
+
+
+def _shown(routing: Routing, token: int, most: int) -> str:
+    return shown_token(routing.text(token, token + 1, 256)[0], most)
 
 
 def _experts(choice: Choice, busy: Busiest, glyphs: Glyphs, width: int) -> list[Line]:
@@ -275,60 +240,56 @@ def _experts(choice: Choice, busy: Busiest, glyphs: Glyphs, width: int) -> list[
     if not choice.experts:
         return [[Span("none chosen", "warn")]]
     top = max((weight for weight in choice.weights if weight > 0), default=1.0)
-    room = max(1, width - _NUMBER - _WEIGHT - 1)
-    lines: list[Line] = []
+    room = max(1, width - _NUMBER - 1 - _WEIGHT)
+    columns = [
+        Column("expert", _NUMBER, "right", gap=0),
+        Column("bar", room, gap=1),
+        Column("weight", _WEIGHT, "right", gap=0),
+    ]
+    table = Table(columns, width)
+    lines = []
     for expert, weight in zip(choice.experts, choice.weights, strict=True):
         colour = busy.colour(expert)
         share = weight / top if math.isfinite(weight) and math.isfinite(top) else 0.0
-        lines.append(
-            [
-                *pad([Span(f"{expert}", "value")], _NUMBER - 1, "right"),
-                Span(" "),
-                Span(bar(share, room, glyphs), "curve" if colour is None else f"ink:{colour}"),
-                *pad([Span(words.index(weight), "value")], _WEIGHT + 1, "right"),
-            ]
-        )
+        role = "curve" if colour is None else f"ink:{colour}"
+        cells = {"expert": [Span(f"{expert}")], "weight": [Span(words.index(weight))]}
+        lines.append(table.line({**cells, "bar": [Span(bar(share, room, glyphs), role)]}))
     return lines
 
 
 def _facts(choice: Choice, experts: int, width: int) -> list[Line]:
     """The margin to the first expert that was left out, and the entropy."""
     margin, entropy = choice.margin, choice.entropy
-    small = margin < _MARGIN_IS_SMALL
-    said = words.index(margin) if not 0 < margin < 0.005 else f"{margin:.1g}".replace("0.", ".", 1)
-    lines: list[Line] = [[Span("margin  ", "dim"), Span("unknown", "faint")]]
-    if not math.isnan(margin):
-        lines = [[Span("margin  ", "dim"), Span(f"{said:<6}", "warn" if small else "value")]]
-        if width >= 36:
-            lines[0].append(Span("to the first left out", "faint"))
-    if math.isnan(entropy):
-        return [*lines, [Span("entropy ", "dim"), Span("unknown", "faint")]]
+    said = words.index(margin) if not 0 < margin < 0.005 else words.no_zero(f"{margin:.1g}")
+    shown = Span(f"{said:<6}", "warn" if margin < _MARGIN_IS_SMALL else "value")
     most = f"of {math.log(experts):.2f}" + (" nats" if width >= 28 else "")
-    return [
-        *lines,
-        [Span("entropy ", "dim"), Span(f"{words.decimal(entropy):<6}"), Span(most, "faint")],
-    ]
+    lines = []
+    for word, value, span, more in (
+        ("margin  ", margin, shown, "to the first left out" if width >= 36 else ""),
+        ("entropy ", entropy, Span(f"{words.decimal(entropy):<6}"), most),
+    ):
+        rest = [Span("unknown", "faint")] if math.isnan(value) else [span, Span(more, "faint")]
+        lines.append([Span(word, "dim"), *rest])
+    return lines
 
 
-def _layers(routing: Routing, detail: TokenDetail, width: int, room: int) -> list[Line]:
+def _layers(
+    names: Sequence[str], choices: Sequence[Choice], layer: int, width: int, room: int
+) -> list[Line]:
     """One line per layer around the shown one: its experts, the largest weight first."""
-    names = routing.shape.layer_names
     label = max(4, min(8, max(map(len, names)))) + 2
-    shown = _around(detail.layer, len(names), room - 1)
+    shown = _around(layer, len(names), room - 1)
     more = len(names) - len(shown)
-    head: Line = [Span(f"  {'layer':<{label}}experts", "dim")]
-    if more:
-        head.append(Span(f"  {more} more", "faint"))
-    lines = [head]
+    lines: list[Line] = [[Span(f"  {'layer':<{label}}experts", "dim")]]
+    lines[0] += [Span(f"  {more} more", "faint")] if more else []
     for at in shown:
-        here = at == detail.layer
+        here, experts = at == layer, choices[at].experts
         line: Line = [
             Span("▶ " if here else "  ", "accent"),
             *pad([Span(names[at], "value" if here else "dim")], label),
+            Span(f"{experts[0]:>3}" if experts else "-", "accent" if here else "value"),
         ]
-        first, *rest = detail.choices[at].experts or (None,)
-        line.append(Span("-" if first is None else f"{first:>3}", "accent" if here else "value"))
-        for expert in rest:
+        for expert in experts[1:]:
             part = Span(f" {expert:>3}", "dim" if here else "faint")
             if line_width(line) + len(part.text) > width:
                 break

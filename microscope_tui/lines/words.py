@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from microscope_tui.watch import LayerView, RunView
 
+NO_ENTROPY = "not measured (docs/probe.md)"
+
 
 def short_number(value: float | None) -> str:
     """``41k``, ``4.1k``, ``812``, ``1.2M``; ``-`` for no value."""
@@ -19,20 +21,28 @@ def short_number(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def index(value: float | None) -> str:
-    """A share with two decimals and no leading zero: ``.93``; empty for no value."""
-    if value is None:
-        return ""
-    if not math.isfinite(value):
-        return "NaN"
-    return f"{value:.2f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.2f}"
-
-
 def decimal(value: float | None) -> str:
     """Two decimals; empty for no value."""
     if value is None:
         return ""
     return f"{value:.2f}" if math.isfinite(value) else "NaN"
+
+
+def index(value: float | None) -> str:
+    """A share with two decimals and no leading zero: ``.93``; empty for no value."""
+    return decimal(value).removeprefix("0")
+
+
+def no_zero(number: str) -> str:
+    """A signed number below 1 without its leading zero: ``+.12``."""
+    return number.replace("0.", ".", 1)
+
+
+def signed(value: float | None) -> str:
+    """Four digits and the sign; empty for no value."""
+    if value is None:
+        return ""
+    return f"{value:+.4g}" if math.isfinite(value) else "NaN"
 
 
 def percent(value: float | None) -> str:
@@ -50,44 +60,23 @@ def age(seconds: float | None) -> str:
     """How long ago, in steps coarse enough not to repaint a quiet screen every second."""
     if seconds is None:
         return ""
-    if seconds < 10:
-        return f"{math.floor(seconds)} s"
-    if seconds < 60:
-        return f"{math.floor(seconds / 10) * 10} s"
-    if seconds < 3600:
-        return f"{math.floor(seconds / 60)} min"
-    if seconds < 86400:
-        return f"{math.floor(seconds / 3600)} h"
-    return f"{math.floor(seconds / 86400)} d"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{math.floor(seconds / size)} {unit}"
+    return f"{math.floor(seconds if seconds < 10 else seconds // 10 * 10)} s"
 
 
-def without(experts: Sequence[int] | None) -> str:
-    """``without expert 17``: which experts a balance leaves out; empty where it is all of them."""
-    if experts is None:
-        return "without its busiest expert"
-    if not experts:
-        return ""
-    noun = "expert" if len(experts) == 1 else "experts"
-    return f"without {noun} {listed([str(expert) for expert in experts], 6)}"
-
-
-def choices(top_k: int) -> str:
-    """``top-2``; it may be unknown."""
-    return f"top-{top_k:,}" if top_k else "top-k unknown"
-
-
-def all_of(counts: Sequence[int], top_k: int, kind: str) -> tuple[float, str]:
-    """What the counts of a layer are parts of: its size, and ``of 1,024 tokens``.
-
-    Args:
-        kind: of the counts: ``shares`` do not show a number of tokens.
-    """
-    total = sum(counts)
-    if kind == "shares":
-        return total, "of the load"
-    if not top_k:
-        return total, f"of {total:,} assignments"
-    return total / top_k, f"of {round(total / top_k):,} tokens"
+def duration(seconds: float) -> str:
+    """``2d 03h``, ``3h 12m``, ``4m 05s``, ``9s``."""
+    whole = int(seconds)
+    for size, unit, rest, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size:,}{unit} {whole % size // rest:02d}{small}"
+    return f"{whole}s"
 
 
 def bytes_of(size: int) -> str:
@@ -99,13 +88,46 @@ def bytes_of(size: int) -> str:
     return f"{size} bytes"
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def plural(count: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
     """``L1, L2, L3 and 5 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(str, names[:most])) + more
 
 
-NO_ENTROPY = "not measured (docs/probe.md)"
+def without(experts: Sequence[int] | None) -> str:
+    """``without expert 17``: which experts a balance leaves out; empty where it is all of them."""
+    if experts is None:
+        return "without its busiest expert"
+    if not experts:
+        return ""
+    return f"without {'expert' if len(experts) == 1 else 'experts'} {listed(experts, 6)}"
+
+
+def choices(top_k: int) -> str:
+    """``top-2``; it may be unknown."""
+    return f"top-{top_k:,}" if top_k else "top-k unknown"
+
+
+def router_size(layer: LayerView) -> str:
+    """``8 experts, top-2``."""
+    experts = f"{layer.router.num_experts:,} experts" if layer.router.num_experts else "experts ?"
+    return f"{experts}, {choices(layer.router.top_k)}"
+
+
+def part_of(view: RunView, layer: LayerView, expert: int) -> tuple[float, str]:
+    """What an expert has of the counts of its layer: the share, and ``of 1,024 tokens``."""
+    counts, top_k = layer.counts or (), layer.router.top_k
+    total = sum(counts)
+    if view.run is not None and view.run.counts == "shares":  # they show no number of tokens
+        return counts[expert] / max(1.0, total), "of the load"
+    if not top_k:
+        return counts[expert] / max(1.0, total), f"of {total:,} assignments"
+    return counts[expert] / max(1.0, total / top_k), f"of {round(total / top_k):,} tokens"
 
 
 def no_counts(view: RunView) -> str:
@@ -127,9 +149,3 @@ def no_balance(layer: LayerView) -> tuple[str, str]:
     if router.num_experts <= router.top_k:
         return "all chosen", "every token chooses all experts"
     return "no load", "not measured: it needs counts"
-
-
-def router_size(layer: LayerView) -> str:
-    """``8 experts, top-2``."""
-    experts = f"{layer.router.num_experts:,} experts" if layer.router.num_experts else "experts ?"
-    return f"{experts}, {choices(layer.router.top_k)}"

@@ -1,0 +1,72 @@
+"""Tables of text: columns, those of them that fit, and their cells as a line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from microscope_tui.lines.spans import Line, Span, pad
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    width: int
+    """Cells; of a column that takes what is left, the least that it needs."""
+    align: str = "left"
+    priority: int = 0
+    """Columns are left out for lack of room from 1 on; 0 is always shown."""
+    gap: int = 2
+    """Blanks in front of it."""
+    head: str | None = None
+    """Its head, if that is not its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The columns of a table on a screen of ``width`` cells."""
+
+    columns: Sequence[Column]
+    width: int
+    left_out: Sequence[str] = ()
+    """Names of the columns without room."""
+
+    @classmethod
+    def fitting(cls, columns: Sequence[Column], width: int) -> "Table":
+        """As many of ``columns`` as fit."""
+        kept, left_out = list(columns), []
+        while sum(column.gap + column.width for column in kept) > width:
+            spare = [column for column in kept if column.priority]
+            if not spare:
+                break
+            gone = min(spare, key=lambda column: column.priority)
+            kept.remove(gone)
+            left_out.append(gone.name)
+        return cls(kept, width, [column.name for column in columns if column.name in left_out])
+
+    def used(self, *without: str) -> int:
+        """Cells of all columns but those named, with their gaps."""
+        return sum(c.gap + c.width for c in self.columns if c.name not in without)
+
+    def width_of(self, name: str) -> int:
+        """Cells of a column; 0 for one that is left out."""
+        return next((column.width for column in self.columns if column.name == name), 0)
+
+    def resized(self, **widths: int) -> "Table":
+        """The same with other widths of some columns."""
+        return replace(
+            self, columns=[replace(c, width=widths.get(c.name, c.width)) for c in self.columns]
+        )
+
+    def heads(self) -> Line:
+        """The names of the columns."""
+        texts = {c.name: c.name if c.head is None else c.head for c in self.columns}
+        return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
+
+    def line(self, cells: Mapping[str, Sequence[Span]]) -> Line:
+        """One line of the table; cells of columns that are left out are ignored."""
+        line: Line = []
+        for column in self.columns:
+            line.append(Span(" " * column.gap, ""))
+            line += pad(cells.get(column.name, ()), column.width, column.align)
+        return pad(line, self.width)
