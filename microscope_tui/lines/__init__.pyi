@@ -20,6 +20,8 @@ from .charts import loss_answer as loss_answer
 from .charts import plot_area as plot_area
 from .charts import smoothed as smoothed
 from .charts import tick_text as tick_text
+from .columns import Column as Column
+from .columns import Table as Table
 from .expert_card import LEAST_SAMPLES as LEAST_SAMPLES
 from .expert_card import LoadSeries as LoadSeries
 from .expert_card import condition as condition
@@ -61,10 +63,8 @@ from .mismatch import mismatch_text as mismatch_text
 from .mismatch import percent as percent
 from .pattern import MOST_CHARACTERS as MOST_CHARACTERS
 from .pattern import Pattern as Pattern
-from .pattern import equals_glob as equals_glob
 from .run_list import card_text as card_text
 from .run_list import fit_list as fit_list
-from .run_list import run_heads as run_heads
 from .run_list import run_line as run_line
 from .slices import ExpertRow as ExpertRow
 from .slices import NoTables as NoTables
@@ -83,6 +83,7 @@ from .spans import plain as plain
 from .spans import shortened as shortened
 from .spans import spread as spread
 from .spans import width_of as width_of
+from .spans import with_notes as with_notes
 from .spans import wrap as wrap
 from .steady import CALM_HYSTERESIS as CALM_HYSTERESIS
 from .steady import HYSTERESIS as HYSTERESIS

@@ -326,11 +326,11 @@ def evidence(view: RunView, layer: LayerView, columns: int, most: int) -> list[L
             lines.append([severity, Span(advice.verdict)])
             lines += labelled("why", wrap(advice.why, width), 8)
             lines += labelled("next", wrap(advice.next, width), 8)
-    if not lines:
-        lines = [[Span("  no alerts in this layer", "dim")]]
+    lines = lines or [[Span("  no alerts in this layer", "dim")]]
+    lines = [pad(line, columns) for line in lines]
     if len(lines) > most:
         left = words.plural(len(lines) - most, "more line")
         more = [Span(f"  {left}: ", "faint"), Span("3", "accent"), Span(" ")]
         last = pad(lines[most - 1], columns - line_width(more))
         lines = [*lines[: most - 1], [*last, *more]]
-    return [pad(line, columns) for line in lines]
+    return lines

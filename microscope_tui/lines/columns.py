@@ -12,7 +12,7 @@ class Column:
 
     name: str
     width: int
-    """Cells; of a column that takes what is left, the least that it needs."""
+    """Cells; the last column may be wider than what is left for it."""
     align: str = "left"
     priority: int = 0
     """Columns are left out for lack of room from 1 on; 0 is always shown."""
@@ -24,10 +24,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The columns of a table on a screen of ``width`` cells."""
+    """The columns of a table, and how wide its lines are."""
 
     columns: Sequence[Column]
-    width: int
+    width: int = 0
+    """Cells of a line; as many as the columns have by default."""
     left_out: Sequence[str] = ()
     """Names of the columns without room."""
 
@@ -66,7 +67,10 @@ class Table:
     def line(self, cells: Mapping[str, Sequence[Span]]) -> Line:
         """One line of the table; cells of columns that are left out are ignored."""
         line: Line = []
+        width = left = self.width or self.used()
         for column in self.columns:
             line.append(Span(" " * column.gap, ""))
-            line += pad(cells.get(column.name, ()), column.width, column.align)
-        return pad(line, self.width)
+            left -= column.gap + column.width
+            room = max(0, column.width + min(0, left))
+            line += pad(cells.get(column.name, ()), room, column.align)
+        return pad(line, width)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from microscope_tui.lines.glyphs import Glyphs, load_glyph, load_level, load_mark, shade_level
 from microscope_tui.lines.spans import Line, Span, line_width, merged, pad
@@ -89,7 +89,8 @@ class Look:
         name, choices = _CHOICES[what]
         now = getattr(self, name)
         at = choices.index(now) + 1 if now in choices else 0
-        return replace(self, **{name: choices[at % len(choices)]})
+        changed: dict[str, Any] = {name: choices[at % len(choices)]}
+        return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":
         """With the reference, or without."""

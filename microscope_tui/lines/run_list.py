@@ -61,10 +61,12 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
     bright = "value" if card.state.live or card.open or card.findings or chosen else "dim"
     tag = _tag(card)
     name = shortened(card.file.name, max(1, table.width_of("run") - len(tag)))
-    mark = ("✓" if card.selected else " ") + ("▶ " if chosen else "  ")
     return table.line(
         {
-            "mark": [Span(mark, "accent")],
+            "mark": [
+                Span("✓" if card.selected else " ", "accent"),
+                Span("▶ " if chosen else "  ", "accent"),
+            ],
             "run": [Span(name, "title" if chosen else bright), Span(tag, "accent")],
             "state": [Span(f"  {'●' if card.state.live else '·'} {card.state}", role)],
             "age": [Span(words.age(card.age_s), "dim")],

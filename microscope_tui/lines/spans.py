@@ -150,6 +150,12 @@ def joined(parts: Sequence[str], room: int) -> str:
     return text
 
 
+def with_notes(left: Sequence[Span], notes: Iterable[str], width: int, *, gap: int = 2) -> Line:
+    """``left``, and at the other end of ``width`` cells the first of the notes, as many as fit."""
+    said = joined([note for note in notes if note], width - line_width(left) - gap - 1)
+    return spread(left, [Span(f"{said} ", "faint")], width)
+
+
 def plain(line: Iterable[Span]) -> str:
     """The text alone."""
     return "".join(span.text for span in line).rstrip()

@@ -162,32 +162,6 @@ def _share(room: int, experts: int) -> tuple[int, int, int]:
     return 1, -(-experts // max(1, room)), 0
 
 
-def first_visible(visible: int, selected: int, first: int, count: int) -> int:
-    """Where ``visible`` rows of ``count`` begin so that the chosen one is among them.
-
-    It moves as little as possible from ``first``, where they began before.
-    """
-    first = max(min(first, selected), selected - visible + 1)
-    return max(0, min(first, count - visible))
-
-
-def worst_first(view: RunView) -> Sequence[int]:
-    """Layer indices, worst first: by severity, then by collapse index."""
-    return sorted(
-        range(len(view.layers)),
-        key=lambda i: (-(view.layers[i].severity or 0), _index_of(view, i), i),
-    )
-
-
-def _index_of(view: RunView, i: int) -> float:
-    value = view.layers[i].collapse_index
-    return 2.0 if value is None else value
-
-
-FULL_DROP_BAR = 0.5
-"""The drop rate that fills the bar."""
-
-
 def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
     """Cursor, name and alert letter."""
     severity = layer.severity
@@ -332,7 +306,7 @@ def column_heads(
         Column("entropy H" if wide else "ent.", layout.curve),
         Column(drop, layout.drop),
     ]
-    return Table(columns, layout.columns).heads()
+    return Table(columns).heads()
 
 
 def expert_numbers(view: RunView, layout: TableLayout, heat: Heat) -> Line:

@@ -20,8 +20,8 @@ from microscope_tui.lines.spans import (
     line_width,
     merged,
     pad,
-    spread,
     width_of,
+    with_notes,
 )
 from microscope_tui.watch import Mark, RunView, Window, column_of
 
@@ -163,8 +163,7 @@ def notes(
         right.append(f"1 column = {words.plural(steps, 'step')}")
     if cursor:
         left: Line = [Span(f" {cursor}", "accent")]
-        said = joined(right, columns - line_width(left) - 3)
-        return spread(left, [Span(f"{said} ", "faint")], columns)
+        return with_notes(left, right, columns)
     said = joined(right, columns // 2 if _labels(view) else columns - _LEFT)
     ticks = tick_line(view, columns - width_of(said) - 2, ribbon_width(columns))
     return pad([*ticks, Span(" " + said, "faint")], columns)

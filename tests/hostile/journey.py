@@ -20,7 +20,7 @@ from types import FrameType
 
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import Glyphs, fit_list, run_heads, run_line, snapshot_text, spelled
+from microscope_tui.lines import Glyphs, fit_list, run_line, snapshot_text, spelled
 from microscope_tui.lines import plain as text_of
 from microscope_tui.report import Demand, format_check, judge, verdict_json, verdict_text
 from microscope_tui.runlog import (
@@ -247,9 +247,9 @@ def run_list(root: Path, path: Path) -> None:
     cards = fleet.cards()
     for columns in (20, 80, 160):
         layout = fit_list(cards, columns)
-        harmless(text_of(run_heads(layout)))
-        for card, glyphs in zip(cards * 3, Glyphs, strict=False):
-            harmless(text_of(run_line(card, layout, glyphs, chosen=card.open)))
+        harmless(text_of(layout.heads()))
+        for card in cards:
+            harmless(text_of(run_line(card, layout, chosen=card.open)))
 
 
 def harmless(text: str) -> None:

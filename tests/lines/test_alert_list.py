@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Entry, Glyphs, Pattern, Standing, alerts, line_width, plain
+from microscope_tui.lines import Entry, Pattern, Standing, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 
 ALL = Pattern.parse("")
@@ -52,7 +52,7 @@ def test_what_begins_behind_the_shown_step_is_later(troubled: RunWatch) -> None:
         (("L3",), Standing.LATER),
     ]
     layout = alerts.fit_alerts(found, 80)
-    line = alerts.entry_line(found[1], layout, Glyphs.BRAILLE, chosen=False)
+    line = alerts.entry_line(found[1], layout, chosen=False)
     assert "later" in plain(line)
     assert {span.role for span in line if span.text.strip()} <= {"dim", "faint"}
     early = alerts.entries_of(view_at(troubled, 50), known, (), ALL)
@@ -83,7 +83,7 @@ def test_alerts_that_were_seen_say_so(troubled: RunWatch) -> None:
     again, other = entries(view, seen={first.key})
     assert (again.seen, other.seen) == (True, False)
     layout = alerts.fit_alerts([again, other], 80)
-    assert plain(alerts.entry_line(again, layout, Glyphs.ASCII, chosen=True)).endswith("seen")
+    assert plain(alerts.entry_line(again, layout, chosen=True)).endswith("seen")
     assert "seen" in plain(alerts.unfolded(again, 80, 12)[0])
     assert second.key != first.key
 
@@ -100,10 +100,10 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
     past = alerts.severities(over, view, 40)
     ended = max(e.recovered_at or 0 for e in over.finding.episodes)
     assert [n for n, mark in enumerate(past) if mark] == list(range(9, (ended - 2) // 10 + 1))
-    line = plain(alerts.track(active, view, 100, 40, Glyphs.ASCII))
-    assert "C===" in line
+    line = plain(alerts.track(active, view, 100, 40))
+    assert "C━━━" in line
     assert line.endswith("crit from 300") or "crit from" in line
-    assert line_width(alerts.track(active, view, 60, 26, Glyphs.BRAILLE)) == 60
+    assert line_width(alerts.track(active, view, 60, 26)) == 60
 
 
 def test_the_track_of_the_past_ends_at_the_shown_step(troubled: RunWatch) -> None:
@@ -121,8 +121,8 @@ def test_list_and_unfolded_alert_keep_to_their_size(
     view = view_of(troubled)
     found = entries(view)
     layout = alerts.fit_alerts(found, width)
-    lines = [alerts.heads(layout), alerts.title_line(found, width, "1 to 2 of 2")]
-    lines += [alerts.entry_line(e, layout, Glyphs.BRAILLE, chosen=True) for e in found]
+    lines = [layout.heads(), alerts.title_line(found, width, "1 to 2 of 2")]
+    lines += [alerts.entry_line(e, layout, chosen=True) for e in found]
     unfolded = alerts.unfolded(found[0], width, height)
     assert {line_width(line) for line in [*lines, *unfolded]} == {width}
     assert len(unfolded) <= height
@@ -164,5 +164,5 @@ def test_a_list_beside_the_unfolded_alert_writes_severity_in_words(
 ) -> None:
     found = entries(view_of(troubled))[:1]
     layout = alerts.fit_alerts(found, alerts.list_width(found, columns))
-    assert "C crit" in plain(alerts.entry_line(found[0], layout, Glyphs.BRAILLE, chosen=False))
-    assert layout.columns <= columns - 40
+    assert "C crit" in plain(alerts.entry_line(found[0], layout, chosen=False))
+    assert layout.width <= columns - 40

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscope_tui.lines import (
-    Glyphs,
     Heat,
     Look,
     Measure,
@@ -116,9 +115,9 @@ def at_step(watch: RunWatch, step: int) -> Reference:
 def drawn(view: RunView, reference: Reference, columns: int = 120, rows: int = 12) -> list[str]:
     layout = compare.fit_compare(view, reference, columns, rows, len(view.layers))
     heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=reference), colour=False)
-    lines = [compare.heads(layout)]
+    lines = [layout.table.heads()]
     for layer in view.layers:
-        lines += compare.layer_lines(layer, reference, layout, heat, Glyphs.ASCII, chosen=False)
+        lines += compare.layer_lines(layer, reference, layout, heat, chosen=False)
     assert {line_width(line) for line in lines} == {columns}
     return [plain(line) for line in lines]
 
@@ -147,9 +146,7 @@ def test_better_is_told_from_worse_by_sign_and_colour(make_log: Any) -> None:
     heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=sick))
 
     def roles(view: RunView, reference: Reference) -> dict[str, str]:
-        line = compare.layer_lines(
-            view.layers[1], reference, layout, heat, Glyphs.BRAILLE, chosen=False
-        )[0]
+        line = compare.layer_lines(view.layers[1], reference, layout, heat, chosen=False)[0]
         return {span.text.strip(): span.role for span in line}
 
     assert roles(view_of(watch, at=well), sick)["+1.00"] == "ok"
@@ -202,7 +199,7 @@ def test_every_width_is_filled_exactly_and_says_what_it_hides(make_log: Any, col
     view, reference = view_of(watch), at_step(watch, 10)
     drawn(view, reference, columns)
     layout = compare.fit_compare(view, reference, columns, 12, 3)
-    assert ("entropy" in layout.hidden) == (not layout.entropy)
+    assert ("entropy" in layout.hidden) == (not layout.table.width_of("entropy"))
     remarks = Span("before"), Span("finished")
     for brief in (True, False):
         lines = compare.moment_lines(view, reference, columns, remarks, brief=brief)

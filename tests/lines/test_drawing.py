@@ -155,8 +155,8 @@ def test_every_line_of_the_table_fits_every_window(
         parts = [
             (table.label(layer, layout, True), layout.label),
             (table.load(layer, layout, Heat()), layout.heat),
-            (table.balance(layer, layout, glyphs), table.curve_width(layout)),
-            (table.entropy(layer, layout, glyphs), table.curve_width(layout)),
+            (table.balance(layer, layout, glyphs), layout.curve),
+            (table.entropy(layer, layout, glyphs), layout.curve),
             (table.drop(layer, layout, glyphs), layout.drop),
         ]
         for lines, width in parts:

@@ -152,7 +152,7 @@ def test_few_samples_and_frozen_experts_say_nothing_about_who_moves_with_whom() 
 
 def test_the_charts_of_an_expert_hold_its_exact_loads_places_and_biases(dead: RunWatch) -> None:
     view, found = view_of(dead), samples(dead, 3, 12)
-    charts = expert_card.expert_charts(view, view.layers[3], 5, LoadSeries(found), "")
+    charts = expert_card.expert_charts(view.layers[3], 5, LoadSeries(found), "")
     load, place, bias = (charts[name].curves[0] for name in ("load", "place", "bias"))
     assert list(load.steps) == [sample.step for sample in found]
     for at, sample in enumerate(found):

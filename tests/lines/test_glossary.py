@@ -22,7 +22,6 @@ from microscope_tui.lines import (
     Pattern,
     Standing,
     Terms,
-    alerts,
     compare,
     condition,
     course_charts,
@@ -100,7 +99,7 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
     for layer in view.layers:
         titles = [chart.name for chart in layer_charts(view, layer).values()]
         assert not unexplained("layer", *titles, "load", "bias")
-        titles = [c.name for c in expert_charts(view, layer, 0, LoadSeries(()), "").values()]
+        titles = [c.name for c in expert_charts(layer, 0, LoadSeries(()), "").values()]
         assert not unexplained("expert", *titles)
     health = router_health(watch, 20, view.window)
     assert not unexplained("course", *(c.name for c in course_charts(view, health).values()))
@@ -108,13 +107,13 @@ def test_every_chart(watch: RunWatch, view: RunView) -> None:
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     entries = entries_of(view, (), (), Pattern.parse(""))
-    assert not unexplained("alerts", plain(alerts.heads(fit_alerts(entries, 100))))
+    assert not unexplained("alerts", plain(fit_alerts(entries, 100).heads()))
     labels = [
         line[0].text for entry in entries for line in unfolded(entry, 80, 40) if len(line) > 1
     ]
     assert not unexplained("alerts", *labels)
     layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
-    assert not unexplained("runs", plain(run_list.run_heads(layout)), "open pinned")
+    assert not unexplained("runs", plain(layout.heads()), "open pinned")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
@@ -123,7 +122,7 @@ def test_every_column_of_a_comparison(watch: RunWatch, view: RunView, columns: i
     assert moment is not None
     reference = reference_of("run", moment, watch.run)
     layout = compare.fit_compare(view, reference, columns, 20, 3)
-    assert not unexplained("compare", plain(compare.heads(layout)), layout.hidden)
+    assert not unexplained("compare", plain(layout.table.heads()), layout.hidden)
 
 
 def test_every_state_badge_and_condition() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from microscope_tui.lines import (
     Glyphs,
+    Heat,
     LoadSeries,
     Look,
     Measure,
-    Terms,
     expert_card,
     expert_line,
     layer_charts,
@@ -104,11 +104,11 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
         view = view_of(watched(header))
         layer = view.layers[0]
         card = " ".join(plain(s) for s in expert_card.facts(view, layer, expert, series, 100))
-        for text in (card, expert_line(view, 0, expert, Terms())):
+        for text in (card, expert_line(view, 0, expert, Heat())):
             assert said in text
             assert wrong not in text
     view = view_of(watched({"model": {"top_k": None}}))
-    assert why_nothing(view.layers[0], Look(measure=Measure.SHARE), Terms()) == "top_k is unknown"
+    assert why_nothing(view.layers[0], Heat(Look(measure=Measure.SHARE))) == "top_k is unknown"
 
 
 def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch) -> None:

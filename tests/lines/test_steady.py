@@ -21,17 +21,13 @@ LOAD = st.just(0.0) | OCTAVES.map(lambda octaves: 2.0**octaves)
 WALK = st.lists(LOAD, min_size=1, max_size=40)
 FINE = (*range(-16, -2), -1, 0, 1, *range(3, 17))
 CALM_EDGES = (-0.7, -FAIR_WITHIN, FAIR_WITHIN, 0.65)
-COARSE = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
 
 
-def edges(level: int, *, coarse: bool) -> tuple[float, float]:
+def edges(level: int) -> tuple[float, float]:
     """The octaves from which to which a level is the true one, worked out independently."""
-    if coarse and level == 0:
-        return -0.7, 0.65
     if abs(level) <= 1:
         return CALM_EDGES[level + 1], CALM_EDGES[level + 2]
-    half = 2.0 if coarse else 0.5
-    low, high = (level - half) / 4, (level + half) / 4
+    low, high = (level - 0.5) / 4, (level + 0.5) / 4
     if level > 0:
         return max(low, 0.65), math.inf if level == 16 else high
     return -math.inf if level == -16 else low, min(high, -0.7)
@@ -52,39 +48,35 @@ def test_odd_loads_have_the_level_that_they_should(load: float) -> None:
     assert SteadyLevels().levels("L1", [load]) == [expected]
 
 
-@given(WALK, st.booleans())
-def test_a_level_is_never_further_from_the_load_than_the_hysteresis(
-    walk: list[float], coarse: bool
-) -> None:
+@given(WALK)
+def test_a_level_is_never_further_from_the_load_than_the_hysteresis(walk: list[float]) -> None:
     steady = SteadyLevels()
     for load in walk:
-        (level,) = steady.levels("L1", [load], coarse)
+        (level,) = steady.levels("L1", [load])
         assert (level is None) == (load == 0)
         if level is not None:
-            low, high = edges(level, coarse=coarse)
+            low, high = edges(level)
             reach = CALM_HYSTERESIS if abs(level) <= 1 else HYSTERESIS
             assert low - reach - 1e-9 <= math.log2(load) <= high + reach + 1e-9
 
 
-@given(WALK, st.booleans())
-def test_a_level_changes_only_to_the_true_one(walk: list[float], coarse: bool) -> None:
+@given(WALK)
+def test_a_level_changes_only_to_the_true_one(walk: list[float]) -> None:
     steady, before = SteadyLevels(), None
     for load in walk:
-        shown = steady.levels("L1", [load], coarse)
+        shown = steady.levels("L1", [load])
         if shown != before:
-            true = SteadyLevels().levels("L1", [load], coarse)
+            true = SteadyLevels().levels("L1", [load])
             held = before is not None and is_calm(*before) and is_calm(*shown)
             assert shown == true or (held and not is_calm(*true))
         before = shown
 
 
-@given(WALK, st.booleans(), st.booleans())
-def test_a_load_that_only_rises_or_falls_passes_through(
-    walk: list[float], coarse: bool, falls: bool
-) -> None:
+@given(WALK, st.booleans())
+def test_a_load_that_only_rises_or_falls_passes_through(walk: list[float], falls: bool) -> None:
     steady = SteadyLevels()
     ordered = sorted((load for load in walk if load), reverse=falls)
-    shown = [level for load in ordered for level in steady.levels("L1", [load], coarse)]
+    shown = [level for load in ordered for level in steady.levels("L1", [load])]
     assert shown == sorted((level for level in shown if level is not None), reverse=falls)
 
 
@@ -114,44 +106,29 @@ def test_a_calm_expert_stays_calm_a_little_beyond_its_band(loads: list[float]) -
     assert all(is_calm(*steady.levels("L1", [load])) for load in loads)
 
 
-@given(LOAD.filter(bool), st.booleans())
-def test_death_and_revival_are_never_held_back(load: float, coarse: bool) -> None:
+@given(LOAD.filter(bool))
+def test_death_and_revival_are_never_held_back(load: float) -> None:
     steady = SteadyLevels()
-    (alive,) = steady.levels("L1", [load], coarse)
+    (alive,) = steady.levels("L1", [load])
     assert alive is not None
-    assert steady.levels("L1", [0.0], coarse) == [None]
-    assert steady.levels("L1", [load], coarse) == [alive]
-    steady.levels("L1", [5e-324], coarse)
-    assert steady.levels("L1", [0.0], coarse) == [None]
-
-
-@given(st.lists(LOAD, max_size=20))
-def test_coarse_levels_are_few_and_calm_is_as_wide(loads: list[float]) -> None:
-    coarse = SteadyLevels().levels("L1", loads, coarse=True)
-    fine = SteadyLevels().levels("L1", loads)
-    assert {level for level in coarse if level is not None} <= set(COARSE)
-    for few, many in zip(coarse, fine, strict=True):
-        assert (few is None, few == 0) == (many is None, is_calm(many))
-        if few is not None and many is not None:
-            assert abs(few - many) <= 2
+    assert steady.levels("L1", [0.0]) == [None]
+    assert steady.levels("L1", [load]) == [alive]
+    steady.levels("L1", [5e-324])
+    assert steady.levels("L1", [0.0]) == [None]
 
 
 def test_every_level_can_be_reached() -> None:
     loads = [2 ** (octaves / 16) for octaves in range(-96, 97)]
     assert set(SteadyLevels().levels("L1", loads)) == set(FINE)
-    assert set(SteadyLevels().levels("L1", loads, coarse=True)) == set(COARSE)
 
 
-def test_memory_is_that_of_the_key_the_place_the_length_and_the_scale() -> None:
+def test_memory_is_that_of_the_key_the_place_and_the_length() -> None:
     near = 2**0.7  # calm if it was calm before, over the fair share otherwise
     steady = SteadyLevels()
     steady.levels("L1", [1.0, 2.0])
     assert steady.levels("L1", [near, near]) == [1, 3]
     assert steady.levels("L2", [near, near]) == [3, 3]
     steady.levels("L1", [1.0, 1.0])
-    assert steady.levels("L1", [near]) == [3]
-    steady.levels("L1", [1.0])
-    assert steady.levels("L1", [near], coarse=True) == [4]
     assert steady.levels("L1", [near]) == [3]
 
 

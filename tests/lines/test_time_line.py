@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import Axis, Glyphs, plain, ribbon
+from microscope_tui.lines import Axis, plain, ribbon
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunView, RunWatch, Window, view_of
 
@@ -50,7 +50,7 @@ def lasting(view: RunView, seconds: float, *, first: int = 1) -> RunView:
 def test_no_label_of_time_is_cut(
     whole: RunView, axis: Axis, seconds: float, shown: str, columns: int
 ) -> None:
-    text = plain(ribbon(lasting(whole, seconds), columns, Glyphs.BRAILLE, shown, axis))
+    text = plain(ribbon(lasting(whole, seconds), columns, shown, axis))
     assert len(text) <= columns
     start, end = text[:8].strip(), text.split("▏")[-1].strip()
     clock, day = r"\d\d:\d\d(:\d\d)?", r"\d\d [A-Z][a-z]{2}"
@@ -68,5 +68,5 @@ def test_no_label_of_time_is_cut(
 
 
 def test_a_clock_of_one_day_does_not_repeat_the_day(whole: RunView) -> None:
-    text = plain(ribbon(lasting(whole, 90.0), 120, Glyphs.BRAILLE, "live", Axis.CLOCK))
+    text = plain(ribbon(lasting(whole, 90.0), 120, "live", Axis.CLOCK))
     assert re.search(r"▏ (\d\d [A-Z][a-z]{2} )?\d\d:\d\d:\d\d live$", text)

@@ -16,7 +16,7 @@ from microscope_tui.lines import (
     plain,
     tokens,
 )
-from microscope_tui.routing import FILE_NAME, Routing
+from microscope_tui.routing import FILE_NAME, Choice, Routing
 from tests.probed import CLASSES, SLICES, class_of, write_probed
 
 
@@ -100,46 +100,44 @@ def test_the_lines_above_the_text_fit(routing: Routing, width: int, letters: boo
 @pytest.mark.parametrize("rows", [6, 16, 20, 50])
 @pytest.mark.parametrize("width", [25, 37])
 def test_the_panel_holds_the_choice_and_fits(routing: Routing, rows: int, width: int) -> None:
-    detail = tokens.detail_of(routing, 2, 1200)
-    busy = busiest(routing, 2)
-    lines = tokens.panel(routing, detail, busy, Glyphs.BRAILLE, width, rows)
+    busy, choice = busiest(routing, 2), routing.choice(2, 1200)
+    lines = tokens.panel(routing, 2, 1200, busy, Glyphs.BRAILLE, width, rows)
     assert len(lines) <= rows
     assert {line_width(line) for line in lines} == {width}
     text = "\n".join(plain(line) for line in lines)
-    for expert in routing.choice(2, 1200).experts:
+    for expert in choice.experts:
         assert f" {expert} " in text
     if rows >= 16:
         assert "margin" in text
         assert "entropy" in text
         here = next(plain(line) for line in lines if plain(line).startswith("▶"))
         assert "L3" in here
-        assert str(detail.choice.experts[0]) in here
+        assert str(choice.experts[0]) in here
 
 
 def test_the_brief_panel_has_the_choice_and_the_layers(routing: Routing) -> None:
-    detail = tokens.detail_of(routing, 2, 1200)
-    lines = tokens.brief(detail, routing, 60)
+    first = routing.choice(2, 1200).experts[0]
+    lines = tokens.brief(routing, 2, 1200, 60)
     assert [line_width(line) for line in lines] == [60, 60, 60]
-    assert str(detail.choice.experts[0]) in plain(lines[0])
+    assert str(first) in plain(lines[0])
     assert "margin" in plain(lines[1])
-    assert f"L3 {detail.choice.experts[0]}" in plain(lines[2])
+    assert f"L3 {first}" in plain(lines[2])
 
 
-def test_what_was_not_measured_is_said(routing: Routing) -> None:
-    detail = tokens.detail_of(routing, 0, 5)
-    unknown = tokens.Choice((), (), float("nan"), float("nan"))
-    bare = tokens.TokenDetail(5, b"", 1, 0, [unknown] * 6, 0)
-    text = "\n".join(
-        plain(line)
-        for line in tokens.panel(routing, bare, busiest(routing, 0), Glyphs.ASCII, 30, 20)
-    )
+def test_what_was_not_measured_is_said(routing: Routing, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = Choice((), (), float("nan"), float("nan"))
+    infinite = Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
+    busy = busiest(routing, 0)
+
+    def shown(choice: Choice, glyphs: Glyphs) -> str:
+        monkeypatch.setattr(Routing, "choice", lambda *_: choice)
+        lines = tokens.panel(routing, 0, 5, busy, glyphs, 30, 20)
+        return "\n".join(plain(line) for line in lines)
+
+    text = shown(unknown, Glyphs.ASCII)
     assert text.count("unknown") == 2
     assert "none chosen" in text
-    infinite = tokens.Choice((1, 2), (float("inf"), float("nan")), -1.0, 0.0)
-    odd = tokens.TokenDetail(5, b"\x1b[2J", 1, 0, [infinite] * 6, 0)
-    shown = tokens.panel(routing, odd, busiest(routing, 0), Glyphs.BRAILLE, 30, 20)
-    assert "\x1b" not in "".join(plain(line) for line in shown)
-    assert detail.choice.experts
+    assert "margin  -1.00" in shown(infinite, Glyphs.BRAILLE)
 
 
 def test_without_a_probe_two_lines_tell_how_to_make_one() -> None:

@@ -85,7 +85,7 @@ class AlertsScreen(ListScreen):
 
     def _draw_alerts(self, view: RunView, columns: int, rows: int) -> int:
         """Draw the list and the chosen alert; returns how many alerts fit."""
-        entries, glyphs = self._entries, self.session.glyphs
+        entries = self._entries
         beside = columns >= alerts.BESIDE_FROM and bool(entries)
         airy = rows >= AIRY_FROM_ROWS
         room = rows - _FRAME_LINES - 2 * airy
@@ -100,16 +100,16 @@ class AlertsScreen(ListScreen):
             self.show("track", [])
             return height
         layout, visible = alerts.fit_alerts(entries, width), height - 1
-        lines = [alerts.heads(layout)]
+        lines = [layout.heads()]
         for at in self.in_view(self.at, len(entries), visible):
-            lines.append(alerts.entry_line(entries[at], layout, glyphs, chosen=at == self.at))
+            lines.append(alerts.entry_line(entries[at], layout, chosen=at == self.at))
         self.show("alert-list", lines, width=width, height=height)
         chosen = entries[self.at]
         gap = _GAP if beside else 1
         size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
         unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
         self.show("alert-detail", unfolded if beside else [[], *unfolded])
-        track = alerts.track(chosen, view, columns, self.ribbon_columns(), glyphs)
+        track = alerts.track(chosen, view, columns, self.ribbon_columns())
         self.show("track", [track])
         return visible
 

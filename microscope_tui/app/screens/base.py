@@ -242,7 +242,7 @@ class BaseScreen(Screen[None]):
         """The time ribbon of this screen."""
         session = self.session
         columns, moment = self.room.width, self.moment(view)
-        return time_line.ribbon(view, columns, session.glyphs, moment, session.axis)
+        return time_line.ribbon(view, columns, moment, session.axis)
 
     def draw_small(self, view: RunView) -> bool:
         """In a window that is too small, show one line and the size that is needed."""

@@ -101,9 +101,7 @@ class ChartScreen(RunScreen):
 
     def ribbon(self, view: RunView) -> Line:
         session = self.session
-        return time_line.aligned_ribbon(
-            view, self.room.width, session.glyphs, self.plot_area(), session.axis
-        )
+        return time_line.aligned_ribbon(view, self.room.width, self.plot_area(), session.axis)
 
     def show_part(self, part: str, lines: Sequence[Line]) -> None:
         """A block of lines that is as high as its content."""
@@ -234,7 +232,7 @@ class LayerScreen(ChartScreen):
         if layer.quadrant:
             left.append(Span(f"   {layer.quadrant}", "value"))
         moment = "" if self.session.time.following else f"{self.moment(view)} "
-        return pad(spread(left, [Span(moment, "accent")], columns), columns)
+        return spread(left, [Span(moment, "accent")], columns)
 
     def draw_bars(self, place: Placed) -> list[Line]:
         (view, layer), session, size = self._drawn, self.session, (place.width, place.height)

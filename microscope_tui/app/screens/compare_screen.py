@@ -18,12 +18,11 @@ from microscope_tui.lines import (
     Span,
     Terms,
     compare,
-    line_width,
     matching,
     pad,
-    spread,
+    with_notes,
+    words,
 )
-from microscope_tui.lines.spans import listed
 from microscope_tui.watch import (
     Pin,
     Reference,
@@ -75,7 +74,7 @@ class CompareScreen(RunScreen):
             self._draw_nothing(columns)
             return
         reference = aligned(reference, view.run)
-        session, glyphs = self.session, self.session.glyphs
+        session = self.session
         self.layers_shown = matching(view, session.filter)
         at, count = self.position(), len(self.layers_shown)
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= AIRY_FROM_ROWS
@@ -84,14 +83,14 @@ class CompareScreen(RunScreen):
         top = [[], *top, []] if airy else top
         self._show_top(top)
         layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
-        self.show("compare-heads", [compare.heads(layout)])
+        self.show("compare-heads", [layout.table.heads()])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
         heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)
         lines: list[Line] = []
         for index in self.in_view(at, count, layout.visible_layers):
             layer = view.layers[self.layers_shown[index]]
             chosen = layer.index == session.selected
-            lines += compare.layer_lines(layer, reference, layout, heat, glyphs, chosen=chosen)
+            lines += compare.layer_lines(layer, reference, layout, heat, chosen=chosen)
         if not self.layers_shown:
             lines = [pad([Span("  no layer matches", "dim")], columns)]
         self.show("pairs", lines, session.look.palette)
@@ -101,20 +100,19 @@ class CompareScreen(RunScreen):
         self, view: RunView, reference: Reference, layout: compare.CompareLayout
     ) -> None:
         """What changed in the chosen layer, and how many layers are hidden."""
-        session, columns = self.session, layout.columns
+        session, columns = self.session, layout.table.width
         moved = ""
         if session.selected in self.layers_shown:
             moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
         left: Line = [Span(f" {moved}", "accent")]
         more = len(self.layers_shown) - layout.visible_layers
-        said = [
+        notes = [
             compare.only_in_reference(view, reference),
             self.filter_said(),
-            f"{more} more layer{'s' if more > 1 else ''}" if more > 0 else "",
+            words.plural(more, "more layer") if more > 0 else "",
             layout.hidden,
         ]
-        right = listed([text for text in said if text], columns - line_width(left) - 3)
-        self.show("moved", [pad(spread(left, [Span(f"{right} ", "faint")], columns), columns)])
+        self.show("moved", [with_notes(left, notes, columns)])
 
     def _draw_nothing(self, columns: int) -> None:
         """Without a reference: how to set one."""

@@ -103,7 +103,7 @@ class ExpertScreen(ChartScreen):
             expert_card.comoving_line(known, expert, columns),
         ]
         self.show_part("more", more)
-        charts = expert_card.expert_charts(view, layer, expert, known, self._why_nothing())
+        charts = expert_card.expert_charts(layer, expert, known, self._why_nothing())
         room = max(4, self.rows_of_charts(rows, 5 + len(more), gaps=4))
         time = time_scale(view, session.axis, layer.index)
         self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)

@@ -14,7 +14,6 @@ from microscope_tui.app.keys import key
 from microscope_tui.app.rows import Rows, Tiles
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
-    Glyphs,
     Heat,
     Line,
     Measure,
@@ -140,8 +139,7 @@ class MainScreen(RunScreen):
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
         """The view, with the history of the visible layers only."""
-        per_cell = 2 if self.session.glyphs is Glyphs.BRAILLE else 1
-        points = max(24, layout.spark * per_cell)
+        points = max(24, layout.spark * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
         assert view is not None  # runs are never closed
         return view
@@ -149,12 +147,11 @@ class MainScreen(RunScreen):
     async def _arrange(self, layout: TableLayout) -> None:
         """Set the width of every part; Textual lays out again only on a change."""
         await self.query_one(Tiles).fit(layout.heat)
-        curve = table.curve_width(layout)
         widths = {
             "#label": layout.label,
             "#load": layout.heat,
-            "#balance": curve,
-            "#entropy": curve,
+            "#balance": layout.curve,
+            "#entropy": layout.curve,
             "#drop": layout.drop,
         }
         for selector, width in widths.items():
@@ -178,19 +175,13 @@ class MainScreen(RunScreen):
             heads.append(table.expert_numbers(view, layout, heat))
         self.show("heads", heads, height=len(heads))
         past = (session.time.past_of_pipe() or "").split(":")[0]
-        chosen = expert_line(view, session.selected, session.expert, heat.terms)
+        chosen = expert_line(view, session.selected, session.expert, heat)
         if not chosen and session.filter.text:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
         watching = [*filter(None, [past]), session.how_it_watches()]
-        self.show(
-            "notes",
-            [
-                time_line.notes(
-                    view, layout.columns, layout.hidden, session.glyphs, watching, chosen
-                )
-            ],
-        )
+        notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
+        self.show("notes", [notes])
         self.show("ribbon", [self.ribbon(view)])
         self.draw_last_line()
 

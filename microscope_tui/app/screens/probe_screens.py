@@ -237,13 +237,12 @@ class TokensScreen(ProbeScreen):
         height = body if beside else body - _BRIEF_ROWS
         width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
         light = self._draw_text(routing, layer, token, width, height)
-        detail = tokens.detail_of(routing, layer, token)
         if beside:
-            glyphs = self.session.glyphs
-            lines = tokens.panel(routing, detail, light.busiest, glyphs, panel - 1, body)
+            busy, glyphs = light.busiest, self.session.glyphs
+            lines = tokens.panel(routing, layer, token, busy, glyphs, panel - 1, body)
             self.show("token-panel", lines, width=panel, height=body)
         else:
-            lines = tokens.brief(detail, routing, columns)
+            lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
         experts = routing.shape.num_experts

@@ -55,14 +55,7 @@ class RunScreen(BaseScreen):
 
     async def action_look(self, what: str) -> None:
         """Cycle through overlays, scales, orders or palettes."""
-        look = self.session.look
-        self.session.look = {
-            "overlay": look.next_overlay,
-            "scale": look.next_scale,
-            "order": look.next_order,
-            "palette": look.next_palette,
-        }[what]()
-        now = self.session.look
+        now = self.session.look = self.session.look.next(what)
         said = {"order": f"experts by {now.order}", "palette": f"palette: {now.palette}"}
         self.tell(said.get(what, f"cells show: {now.measure}"), "accent")
         await self.redraw()

@@ -12,8 +12,7 @@ from microscope_tui.app.keys import key
 from microscope_tui.app.screens.base import ListScreen
 from microscope_tui.app.screens.last_line import Kind
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, line_width, pad, run_list, spread
-from microscope_tui.lines.spans import listed
+from microscope_tui.lines import ROLE_OF_SEVERITY, Line, Span, Table, pad, run_list, with_notes
 from microscope_tui.watch import RunCard
 
 _FRAME_LINES = 4
@@ -47,7 +46,7 @@ class RunsScreen(ListScreen):
 
     _count = 0
     _cards: Sequence[RunCard] = ()
-    _layout: run_list.RunListLayout | None = None
+    _layout: Table | None = None
     """``None`` where the list is to be made again."""
     _listed = ""
 
@@ -76,15 +75,12 @@ class RunsScreen(ListScreen):
         """Draw the visible part of the list; unchanged lines cost nothing."""
         columns, rows = self.room
         layout = self._layout
-        if layout is None or layout.columns != columns or self._listed != self.pattern.text:
+        if layout is None or layout.width != columns or self._listed != self.pattern.text:
             self._take()
             layout = self._layout = run_list.fit_list(self._cards, columns)
         shown = self.in_view(self.at, len(self._cards), max(1, rows - _FRAME_LINES))
-        lines = [self._title(layout), pad([], columns), run_list.run_heads(layout)]
-        lines += [
-            run_list.run_line(self._cards[at], layout, self.session.glyphs, chosen=at == self.at)
-            for at in shown
-        ]
+        lines = [self._title(layout), pad([], columns), layout.heads()]
+        lines += [run_list.run_line(self._cards[at], layout, chosen=at == self.at) for at in shown]
         if not self._cards:
             why = "no run matches" if self._count else "no runs yet: new ones appear automatically"
             lines.append(pad([Span(f"   {why}", "dim")], columns))
@@ -92,7 +88,7 @@ class RunsScreen(ListScreen):
         self.show("runs", lines)
         self.draw_last_line()
 
-    def _title(self, layout: run_list.RunListLayout) -> Line:
+    def _title(self, layout: Table) -> Line:
         cards, fleet = self._cards, self.session.fleet
         live = sum(card.state.live for card in cards)
         worst = [max(f.severity for f in card.findings) for card in cards if card.findings]
@@ -112,9 +108,8 @@ class RunsScreen(ListScreen):
         ]
         hides = len(cards) > self.list_rows
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
-        right = [text for text in (part, layout.hidden, self.session.how_it_watches()) if text]
-        said = listed(right, layout.columns - line_width(left) - 2)
-        return pad(spread(left, [Span(f"{said} ", "faint")], layout.columns), layout.columns)
+        notes = part, run_list.hidden_columns(layout), self.session.how_it_watches()
+        return with_notes(left, notes, layout.width, gap=1)
 
     @property
     def _card(self) -> RunCard | None:
