@@ -54,7 +54,7 @@ from microscope_tui.report import (
     verdict_text,
     worst_code,
 )
-from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, unreadable_logs
+from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, read_at, unreadable_logs
 from microscope_tui.sources import Asked, Search, split_run
 from microscope_tui.watch import (
     AgainstBaseline,
@@ -297,13 +297,7 @@ class Notifier:
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
-        """Run ``command``.
-
-        Args:
-            command: for ``sh -c``.
-            timeout_s: a command that runs longer is ended.
-            at_once: how many may run at a time; the others wait.
-        """
+        """At most ``at_once`` run at a time; one that runs longer than the timeout is ended."""
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -390,21 +384,15 @@ def _newest(search: Search) -> RunFile | None:
         if not path.parent.is_dir():
             runs_at(search)  # prints the error and exits
         return None
-    may_become_one = path.is_file() and _has_no_line_yet(path)  # before it is searched: it grows
+    may_become_one = False
+    with contextlib.suppress(OSError):  # before it is searched: it grows
+        may_become_one = path.is_file() and b"\n" not in read_at(path, 0, _HEAD_BYTES)
     try:
         return next(iter(search.runs()), None)
     except NoRuns:
         if may_become_one:
             return None
         raise
-
-
-def _has_no_line_yet(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return b"\n" not in file.read(_HEAD_BYTES)
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

@@ -1,18 +1,4 @@
-"""The config file: custom limits, keys and view settings.
-
-```toml
-[rules.COLLAPSE]
-warn = 0.3
-
-[keys]
-layer.next = "n,down"
-
-[view]
-palette = "cividis"
-
-[import.map]
-share = "router/load/(?P<layer>\\d+)/(?P<expert>\\d+)"
-```
+"""The config file: the tables ``[rules.NAME]``, ``[keys]``, ``[view]`` and ``[import.map]``.
 
 The file is ``config.toml`` in the user's configuration folder (on Linux
 ``~/.config/moe-microscope``), or the one given by ``--config``. All commands read the same file,
@@ -93,10 +79,7 @@ def default_config() -> Path:
 
 
 def read_config(config: Path | None = None) -> UserConfig:
-    """Read ``config``, or the default file if it exists.
-
-    A missing ``config`` or an invalid file is a usage error and exits.
-    """
+    """Read ``config``, or the default file if it exists; an invalid file is a usage error."""
     path = config or default_config()
     try:
         return _config_of(path, tomllib.loads(path.read_text(encoding="utf-8")))
@@ -144,7 +127,10 @@ def changes_in(limits: Limits) -> list[str]:
 def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
-            raise _BadConfig(f"{safe_text(name, 40)}: {_unknown_table(name)}")
+            rule = f"write [rules.{name.upper()}]; " if name.upper() in RULES else ""
+            near = rule or _near(name, _TABLES)
+            there = f"no such table; {near}there are [rules.NAME], [keys], [view], [import.map]"
+            raise _BadConfig(f"{safe_text(name, 40)}: {there}")
     tables = {name: _table(document.get(name, {}), name, below) for name, below in _TABLES.items()}
     rules = {}
     for name, limits in tables["rules"].items():
@@ -166,16 +152,6 @@ def _table(table: object, name: str, below: str) -> dict[str, object]:
     if not isinstance(table, dict):
         raise _BadConfig(f"{name}: is not a table; write {below} below it")
     return table
-
-
-def _unknown_table(name: str) -> str:
-    """An error message that guesses where the name belongs."""
-    if name.upper() in RULES:
-        return f"no such table; write [rules.{name.upper()}]"
-    if name in (entry.name for entry in fields(ViewConfig)):
-        return "is outside any table; move it below [view]"
-    there = "[rules.NAME], [keys], [view], [import.map]"
-    return f"no such table; {_near(name, _TABLES)}there are {there}"
 
 
 def _near(name: str, known: Iterable[str]) -> str:

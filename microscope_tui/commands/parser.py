@@ -65,11 +65,7 @@ def watch(
 def bytes_option(
     name: str, text: str, example: str, default: int, *, least: int = _LEAST_SIZE
 ) -> int:
-    """``128MB``, ``2G`` or a number of bytes, in powers of 1,024; a usage error for anything else.
-
-    Args:
-        least: smaller sizes than 1 MB are refused unless they are just this.
-    """
+    """``128MB``, ``2G`` or bytes, from 1 MB up (in powers of 1,024), or just ``least``."""
     if not text:
         return default
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
@@ -81,11 +77,7 @@ def bytes_option(
 
 
 def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int | None:
-    """Call the command; returns its exit code, or ``None`` for success.
-
-    Args:
-        commands: name → its module and function, and a one-line description.
-    """
+    """Call one of ``commands``: name → place, description; its exit code, ``None`` for success."""
     app = App(
         name="moe-microscope",
         help="Watch the routers of a Mixture-of-Experts model while it trains.",

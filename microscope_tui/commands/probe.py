@@ -92,9 +92,8 @@ def _continued(
     from microscope_tui.probe import Reading, continued
 
     windows, count = [], 0
-    for one in continued(
-        reading.windows, num_slices, subject.pieces, subject.write, length, _WRITTEN
-    ):
+    how = subject.pieces, subject.write, length, _WRITTEN
+    for one in continued(reading.windows, num_slices, *how):
         windows.append(one)
         count += len(one.ids)
         show_progress(f"writing: {count:,} tokens")
@@ -112,9 +111,8 @@ def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOp
     longest = max(len(window.ids) for window in reading.windows)
     size = options.batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
     folder = options.output or _default_folder(subject.name)
-    outcome = run_probe(
-        subject, reading.windows, slices, folder, batch_size=size, progress=_Progress()
-    )
+    probed = subject, reading.windows, slices, folder
+    outcome = run_probe(*probed, batch_size=size, progress=_Progress())
     show_progress("")
     if not outcome.tokens:
         fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)
@@ -123,18 +121,13 @@ def _run(subject: Subject, slices: list[str], reading: Reading, options: ProbeOp
         say(f"interrupted: {outcome.tokens:,} of {whole:,} tokens are written")
     size_of = (folder / FILE_NAME).stat().st_size
     print_data(f"{folder}: {outcome.tokens:,} tokens, {bytes_of(size_of)}")
-    say(
-        f"{FILE_NAME} contains the text itself; open it with moe-microscope {folder}"
-        " (7 shows its tokens, 8 its slices)"
-    )
+    how = f"open it with moe-microscope {folder} (7 shows its tokens, 8 its slices)"
+    say(f"{FILE_NAME} contains the text itself; {how}")
     return outcome
 
 
 def _default_folder(name: str) -> Path:
-    """``logs/probe-MODEL-DATE``, without characters that a shell would mind.
-
-    Exits if it exists: two probes of one second.
-    """
+    """``logs/probe-MODEL-DATE``, without characters that a shell would mind."""
     safe = _UNSAFE.sub("-", name)[:60].strip("-.") or "model"
     folder = DEFAULT_PATH / f"probe-{safe}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     if folder.exists():

@@ -40,14 +40,10 @@ def watch_with(
     spool: int = MOST_BYTES,
     asked: Asked | None = None,
 ) -> int:
-    """Open the screens on ``path``.
+    """Open the screens on ``path``, a pipe for ``-``.
 
-    Args:
-        path: A folder of runs, one run folder, one log, or a pipe.
-        user: What the config file and the options say.
-        memory: Bytes that the history may take.
-        spool: Bytes of a pipe that may be kept on disk.
-        asked: How to read what other tools wrote; by default as the config file says.
+    ``memory`` are the bytes that the history may take, ``spool`` those of a pipe that may be kept
+    on disk. Other tools' files are read as ``asked``; by default as the config file says.
     """
     search = Search(path, asked or Asked(rules=user.rules))
     if not (sys.stderr.isatty() and (path == PIPE or sys.stdin.isatty())):

@@ -87,12 +87,7 @@ class Judgement:
 def judge(
     file: RunFile, demand: Demand | None = None, *, watch: RunWatch | None = None
 ) -> Judgement:
-    """Read the whole run and judge it.
-
-    Args:
-        demand: what was asked for; by default everything that can be wrong.
-        watch: the run where somebody has read it already, by the same criteria.
-    """
+    """Read the whole run and judge it, unless ``watch`` has read it by the same criteria."""
     demand = demand or Demand()
     if watch is None:
         watch = RunWatch(file, demand.criteria, patient=True)
@@ -136,13 +131,13 @@ def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
 
 def worst_code(judgements: Sequence[Judgement]) -> int:
     """Of several runs: critical, no verdict, a warning, not judged yet, healthy, in this order."""
-    return max(judgements, key=_rank).exit_code if judgements else NO_VERDICT
 
+    def rank(one: Judgement) -> float:
+        # A run that waits has no finding: a warning matters more.
+        waits = one.waits_until is not None
+        return 0.5 if waits else (HEALTHY, WARNING, NO_VERDICT, CRITICAL).index(one.exit_code)
 
-def _rank(judgement: Judgement) -> int:
-    if judgement.waits_until is not None:  # it has no finding: a warning matters more
-        return 1
-    return {HEALTHY: 0, WARNING: 2, NO_VERDICT: 3, CRITICAL: 4}[judgement.exit_code]
+    return max(judgements, key=rank).exit_code if judgements else NO_VERDICT
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
@@ -180,15 +175,13 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
     criteria, diagnosis = demand.criteria, watch.diagnosis
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
+    header = watch.run.profile if watch.run is not None else ""
     if criteria.profile:
-        header = watch.run.profile if watch.run is not None else ""
         said = f", the header has {header}" if header and header != criteria.profile else ""
         yield f"judged as {criteria.profile} (--profile{said})"
-    elif watch.run is not None and diagnosis is not None and diagnosis.profile != watch.run.profile:
-        yield (
-            f"judged as {diagnosis.profile}, the header has {watch.run.profile}; "
-            "--profile chooses another"
-        )
+    elif header and diagnosis is not None and diagnosis.profile != header:
+        judged = f"judged as {diagnosis.profile}, the header has {header}"
+        yield f"{judged}; --profile chooses another"
     yield from demand.remarks
     if not demand.since_step:
         return
@@ -201,12 +194,11 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
 
 def _still_active(diagnosis: Diagnosis, since_step: int) -> str:
     """Findings that began before the range and are still active."""
+    older = group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
     found = [
-        f"{finding.rule} in {listed(finding.layers)} since step {finding.onset:,}"
-        if finding.layers
-        else f"{finding.rule} since step {finding.onset:,}"
-        for finding in group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
-        if finding.severity >= Severity.WARN
+        f"{f.rule}{f' in {listed(f.layers)}' if f.layers else ''} since step {f.onset:,}"
+        for f in older
+        if f.severity >= Severity.WARN
     ]
     if len(found) <= 1:
         return f"an older finding is still active: {found[0]}" if found else ""

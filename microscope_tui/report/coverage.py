@@ -80,12 +80,7 @@ def further(hits: int, tokens: int, wanted: int) -> Need | None:
 
 
 def score_interval(hits: int, of: int) -> tuple[float, float]:
-    """95 % interval of a proportion: Wilson's score with continuity correction.
-
-    Args:
-        hits: 0 to ``of``.
-        of: at least 1.
-    """
+    """95 % interval of a proportion of 1 or more: Wilson's score with continuity correction."""
     share = hits / of
     scale = 2 * (of + _Z2)
     middle = 2 * hits + _Z2
@@ -104,12 +99,12 @@ class ExpertCoverage:
     """One expert in the steps that were counted."""
 
     index: int
-    tokens: int = 0
-    share: float = 0.0
+    tokens: int
+    share: float
     """Of the tokens, not of the pairs."""
-    mean_weight: float | None = None
-    mean_output_norm: float | None = None
-    need: Need | None = None
+    mean_weight: float | None
+    mean_output_norm: float | None
+    need: Need | None
     """What is missing; ``None`` if it has enough."""
 
     @property
@@ -128,11 +123,6 @@ class LayerCoverage:
     tokens: int
     experts: list[ExpertCoverage]
 
-    @property
-    def short(self) -> list[ExpertCoverage]:
-        """The experts with too few tokens, the fewest first."""
-        return sorted((one for one in self.experts if one.need), key=lambda one: one.tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
@@ -149,10 +139,10 @@ class Coverage:
     notes: list[str]
 
     @property
-    def short(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
+    def short(self) -> list[tuple[LayerCoverage, ExpertCoverage, Need]]:
         """All experts with too few tokens, the fewest first."""
-        found = [(layer, expert) for layer in self.layers for expert in layer.short]
-        return sorted(found, key=lambda pair: pair[1].tokens)
+        found = [(layer, e, e.need) for layer in self.layers for e in layer.experts if e.need]
+        return sorted(found, key=lambda one: one[1].tokens)
 
 
 class NoCounts(ValueError):
@@ -170,9 +160,20 @@ class _Sums:
         self.means = [(zeros[:], zeros[:]) for _ in range(2)]
         """Mean weight, then mean output norm: per expert the sum over pairs, and the pairs."""
 
-    def add(self, row: Sequence[int], tokens: float, means: Sequence[Values | None]) -> None:
+    def add(
+        self, counts: str, row: Sequence[int], tokens: float | None, means: Sequence[Values | None]
+    ) -> None:
+        """Add a step; ``counts`` is what the header says of its counts."""
+        top_k, spent = self.router.top_k, float(tokens or 0)  # 0: unknown
+        if counts == "shares":
+            row = [round(count / _SHARES * spent * top_k) for count in row]
+            spent = spent if top_k else 0
+        elif tokens is None and top_k:
+            spent = sum(row) / top_k
+        if not 0 < spent < 2**53:
+            return
+        self.tokens += spent
         self.counts = [have + new for have, new in zip(self.counts, row, strict=True)]
-        self.tokens += tokens
         for (sums, pairs), values in zip(self.means, means, strict=True):
             for expert, value in enumerate(values if values and len(values) == len(row) else ()):
                 if value is not None:
@@ -228,19 +229,10 @@ def coverage_of(
 def _add(sums: Sequence[_Sums], run: RunRecord, entry: StepEntry) -> None:
     means, record = entry.means(), entry.record
     for index, (one, row) in enumerate(zip(sums, entry.matrices().tokens_per_expert, strict=True)):
-        if row is None or len(row) != one.router.num_experts:
-            continue
-        of_router = record.router.tokens[index] if record.router.tokens else None
-        tokens = of_router if of_router is not None else record.tokens
-        top_k = one.router.top_k  # 0: unknown
-        if run.counts == "shares":
-            pairs = (tokens or 0) * top_k
-            row = [round(count / _SHARES * pairs) for count in row]
-            tokens = tokens if top_k else None
-        elif tokens is None and top_k:
-            tokens = sum(row) / top_k
-        if tokens is not None and 0 < tokens < 2**53:
-            one.add(row, tokens, [values[index] for values in means])
+        if row is not None and len(row) == one.router.num_experts:
+            of_router = record.router.tokens[index] if record.router.tokens else None
+            tokens = of_router if of_router is not None else record.tokens
+            one.add(run.counts, row, tokens, [values[index] for values in means])
 
 
 def _layer(sums: _Sums, wanted: int) -> LayerCoverage:
@@ -271,40 +263,38 @@ def coverage_text(coverage: Coverage) -> str:
     if not short:
         head += [f"All {experts:,} experts have at least {wanted}.", _CAUTION]
         return "\n".join(_wrapped(*head))
-    layers = sum(bool(layer.short) for layer in coverage.layers)
+    layers = len({id(layer) for layer, _, _ in short})
     head.append(
         f"{len(short):,} of {experts:,} experts have fewer than {wanted}, in {layers:,} of "
         f"{len(coverage.layers):,} layers."
     )
     more = f"… {len(short) - _MOST_ROWS:,} more; --json lists all of them"
     table = _table(coverage) + [more] * (len(short) > _MOST_ROWS)
-    needs = [expert.need for _, expert in short if expert.need is not None]
-    total = _total(needs, coverage.sequence_length)
+    total = _total([need for _, _, need in short], coverage.sequence_length)
     return "\n".join([*_wrapped(*head), "", *table, "", *_wrapped(total, _INTERVAL, _CAUTION)])
 
 
 def _table(coverage: Coverage) -> list[str]:
     """The first experts in aligned columns: the first to the left, the others to the right."""
-    pairs = [(layer, one, one.need) for layer, one in coverage.short if one.need][:_MOST_ROWS]
-    length = coverage.sequence_length
+    short, length = coverage.short[:_MOST_ROWS], coverage.sequence_length
     columns = {
-        "layer": [layer.router.name for layer, _, _ in pairs],
-        "expert": [str(one.index) for _, one, _ in pairs],
-        "tokens": [f"{one.tokens:,}" for _, one, _ in pairs],
-        "share": [_percent(one.share) for _, one, _ in pairs],
-        "more tokens": [_need_words(need) for _, _, need in pairs],
+        "layer": [layer.router.name for layer, _, _ in short],
+        "expert": [str(one.index) for _, one, _ in short],
+        "tokens": [f"{one.tokens:,}" for _, one, _ in short],
+        "share": [_percent(one.share) for _, one, _ in short],
+        "more tokens": [_need_words(need) for _, _, need in short],
     }
     if length:
         columns["sequences"] = [
             f"> {short_number(need.low // length)}"
             if need.tokens is None
             else short_number(-(-need.tokens // length))
-            for _, _, need in pairs
+            for _, _, need in short
         ]
-    if any(one.saliency is not None for _, one, _ in pairs):
-        columns["weight"] = [_value(one.mean_weight) for _, one, _ in pairs]
-        columns["norm"] = [_value(one.mean_output_norm) for _, one, _ in pairs]
-        columns["product"] = [_value(one.saliency) for _, one, _ in pairs]
+    if any(one.saliency is not None for _, one, _ in short):
+        columns["weight"] = [_value(one.mean_weight) for _, one, _ in short]
+        columns["norm"] = [_value(one.mean_output_norm) for _, one, _ in short]
+        columns["product"] = [_value(one.saliency) for _, one, _ in short]
         if length:
             del columns["share"]
     table = [(head, *cells) for head, cells in columns.items()]
@@ -331,22 +321,16 @@ def _percent(share: float) -> str:
 
 def _total(needs: Sequence[Need], length: int | None) -> str:
     """What all of these experts need."""
-
-    def further_tokens(amount: str, tokens: float) -> str:
-        if not length:
-            return f"{amount} further tokens"
-        sequences = short_number(-(-tokens // length))
-        return f"{amount} further tokens, {sequences} sequences of {length:,}"
-
-    unseen = [need for need in needs if need.tokens is None]
-    if unseen:
-        least = max(need.low for need in unseen)
-        amount = further_tokens(f"more than {short_number(least)}", least)
+    if unseen := [need.low for need in needs if need.tokens is None]:
+        tokens, amount = max(unseen), f"more than {short_number(max(unseen))}"
         experts = "1 expert was" if len(unseen) == 1 else f"{len(unseen):,} experts were"
-        return f"{experts} never chosen: to reach all of them takes {amount}, if it is possible."
-    slowest = max(needs, key=lambda need: need.tokens or 0.0)
-    amount = further_tokens(_need_words(slowest), slowest.tokens or 0.0)
-    return f"The expert that is farthest behind needs {amount}."
+        head, tail = f"{experts} never chosen: to reach all of them takes", ", if it is possible."
+    else:
+        slowest = max(needs, key=lambda need: need.tokens or 0.0)
+        tokens, amount = slowest.tokens or 0.0, _need_words(slowest)
+        head, tail = "The expert that is farthest behind needs", "."
+    sequences = f", {short_number(-(-tokens // length))} sequences of {length:,}" if length else ""
+    return f"{head} {amount} further tokens{sequences}{tail}"
 
 
 def _wrapped(*paragraphs: str) -> list[str]:

@@ -70,21 +70,11 @@ def view_json(view: RunView) -> str:
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": view.name,
-        "step": view.step,
-        "counts_step": view.counts_step,
-        "state": view.state,
+        **_values(view, "step", "counts_step", "state"),
         "judged": view.no_verdict is None,
         "judged_step": view.judged_step,
         **_scalars(view.record),
-        "layers": [
-            {
-                **_layer(layer, view),
-                "load": layer.load,
-                "tokens_per_expert": layer.counts,
-                "expert_bias": layer.bias,
-            }
-            for layer in view.layers
-        ],
+        "layers": [_layer(layer, view) for layer in view.layers],
         "findings": [finding_json(finding, advice) for finding, advice in view.findings],
     }
     return encode_record(document).decode()
@@ -100,13 +90,8 @@ def runs_json(cards: Sequence[RunCard]) -> str:
         {
             "run": card.file.name,
             "path": safe_text(card.file.path, 4096),
-            "state": card.state,
-            "age_s": card.age_s,
-            "step": card.step,
-            "planned_steps": card.planned_steps,
-            "loss": card.loss,
-            "end_reason": card.end_reason,
-            "error": card.error,
+            **_values(card, "state", "age_s", "step", "planned_steps", "loss"),
+            **_values(card, "end_reason", "error"),
             "judged": card.verdict is not None and card.verdict.no_verdict is None,
             "no_verdict": card.verdict.no_verdict if card.verdict is not None else None,
             "evidence": (card.verdict.evidence or None) if card.verdict is not None else None,
@@ -125,6 +110,10 @@ def _in_short(findings: Iterable[Trouble]) -> list[dict[str, Any]]:
     ]
 
 
+def _values(thing: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
+
+
 def effective_experts(layer: LayerView, view: RunView) -> float | None:
     """Number of equally used experts that would be as uneven as the load of ``layer``."""
     return value_at(view.record.router.effective_experts, layer.index) if view.record else None
@@ -141,19 +130,18 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
         "collapse_index": layer.collapse_index,
         "without_experts": None if layer.without is None else list(layer.without),
         "effective_experts": effective_experts(layer, view),
-        "entropy": layer.entropy,
-        "mean_entropy": layer.mean_entropy,
-        "max_load": layer.max_load,
-        "drop_rate": layer.drop_rate,
+        **_values(layer, "entropy", "mean_entropy", "max_load", "drop_rate"),
         "severity": layer.severity.label if layer.severity else None,
-        "quadrant": layer.quadrant,
+        **_values(layer, "quadrant", "load"),
+        "tokens_per_expert": layer.counts,
+        "expert_bias": layer.bias,
     }
 
 
 def _scalars(record: StepRecord | None) -> dict[str, Any]:
     """Values of a step for the whole run; all null before the first step."""
     names = [name for name in StepRecord.__struct_fields__ if name not in ("step", "router")]
-    values = {name: getattr(record, name, None) for name in names}
+    values = _values(record, *names) if record else dict.fromkeys(names)
     if values["losses"]:
         values["losses"] = {safe_text(name, 40): loss for name, loss in values["losses"].items()}
     return values
@@ -181,8 +169,7 @@ def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
     """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``.
 
     Raises:
-        OSError: it cannot be read.
-        UnknownFormat: the log has another format version.
+        OSError, UnknownFormat: it cannot be read, or has another format version.
     """
     for run, entry in surviving_steps(file):
         yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
@@ -194,16 +181,13 @@ def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
     Raises:
         OSError, UnknownFormat: as ``rows_of``.
     """
-    kept = _surviving(file)
+    kept = iter(_surviving(file))
     run: RunRecord | None = None
-    number = 0
     for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             run = entry
-        elif isinstance(entry, StepEntry) and run is not None:
-            if number < len(kept) and kept[number]:
-                yield run, entry
-            number += 1
+        elif isinstance(entry, StepEntry) and next(kept, 0) and run is not None:
+            yield run, entry
 
 
 def _surviving(file: RunFile) -> bytearray:

@@ -31,6 +31,7 @@ SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NULS = re.compile(rb"\0+")
+_KEYS = ("line", "severity", "code", "count", "reason")
 _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other record"}
 
 
@@ -57,23 +58,17 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
     """
     if path.is_dir():
         path = path / LOG_NAME
-    check = _Check()
+    validator, splitter = LogValidator(), LineSplitter()
     problems: list[Problem] = []
     try:
-        for chunk in _chunks(path, descriptor):
-            problems += check.feed(chunk)
-        problems += check.finish()
+        problems += _problems(_chunks(path, descriptor), validator, splitter)
         problems.sort(key=lambda problem: problem.line)
-        problems += check.validator.finish()
+        problems += validator.finish()
     except OSError as error:
-        reason = safe_text(error.strerror or error, 200)
-        problems.append(
-            Problem(
-                check.line, "error", f"cannot be read: {reason}; name a readable log", "unreadable"
-            )
-        )
-    records = {kind: check.validator.records[kind] for kind in _KINDS}
-    return FormatReport(safe_text(path, 1000), check.line, records, problems)
+        reason = f"cannot be read: {safe_text(error.strerror or error, 200)}; name a readable log"
+        problems.append(Problem(splitter.line_number, "error", reason, "unreadable"))
+    records = {kind: validator.records[kind] for kind in _KINDS}
+    return FormatReport(safe_text(path, 1000), splitter.line_number, records, problems)
 
 
 def exit_code(report: FormatReport) -> int:
@@ -93,11 +88,8 @@ def format_text(report: FormatReport) -> str:
     found = "no problems"
     if errors or hints:
         found = f"{_plural(errors, 'error')}, {_plural(hints, 'hint')}"
-    lines.append(
-        f"{report.path}: {_plural(report.lines, 'line')}: {', '.join(there) or 'no records'}; "
-        f"{found}"
-    )
-    return "\n".join(lines)
+    counted = f"{_plural(report.lines, 'line')}: {', '.join(there) or 'no records'}"
+    return "\n".join([*lines, f"{report.path}: {counted}; {found}"])
 
 
 def format_json(report: FormatReport) -> dict[str, Any]:
@@ -110,77 +102,40 @@ def format_json(report: FormatReport) -> dict[str, Any]:
         "records": dict(report.records),
         "errors": report.count("error"),
         "hints": report.count("hint"),
-        "problems": [
-            {
-                "line": problem.line,
-                "severity": problem.severity,
-                "code": problem.code,
-                "count": problem.count,
-                "reason": problem.reason,
-            }
-            for problem in report.problems
-        ],
+        "problems": [{key: getattr(one, key) for key in _KEYS} for one in report.problems],
     }
 
 
-class _Check:
-    """Chunks of bytes in, problems out. Checks what the splitter hides from the validator."""
-
-    def __init__(self) -> None:
-        self.validator = LogValidator()
-        self._splitter = LineSplitter()
-        self._torn = self._started = False
-
-    @property
-    def line(self) -> int:
-        """Number of the last line that was completed."""
-        return self._splitter.line_number
-
-    def feed(self, chunk: bytes) -> Iterator[Problem]:
-        """Problems of the lines that the chunk completes."""
-        yield from self._strange_bytes(chunk)
-        for number, line in self._splitter.feed(chunk.replace(b"\0", b"")):
-            yield from self.validator.check(number, line)
-        yield from self._overlong()
-        self._torn = not chunk.endswith(b"\n")
-
-    def finish(self) -> Iterator[Problem]:
-        """Problems of a last line without a newline: torn, or complete."""
-        if not self._torn:
-            return
-        problems = self.validator.problems
-        for number, line in self._splitter.feed(b"\n"):
-            whole = _is_whole(line)
-            what = "wait for it" if whole else "skip the torn line until it is whole"
-            problems.line = number
-            problems.hint(
-                "no newline",
-                f"no newline at the end of the file, readers {what}: "
-                'write each record and its "\\n" with one write',
-            )
-            yield from problems.new()
-            if whole:
-                yield from self.validator.check(number, line)
-        yield from self._overlong()
-
-    def _strange_bytes(self, chunk: bytes) -> Iterator[Problem]:
-        problems = self.validator.problems
-        if not self._started and chunk.startswith(_BYTE_ORDER_MARK):
-            problems.line = 1
+def _problems(
+    chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter
+) -> Iterator[Problem]:
+    """All problems, also of what the splitter hides from the validator."""
+    problems, torn = validator.problems, False
+    for chunk in chunks:
+        problems.line = splitter.line_number + 1
+        if not torn and problems.line == 1 and chunk.startswith(_BYTE_ORDER_MARK):
             byte_order_mark(problems)
-        self._started = True
-        line, at = self.line + 1, 0
+        at = 0
         for nuls in _NULS.finditer(chunk):
-            line, at = line + chunk.count(b"\n", at, nuls.start()), nuls.start()
-            problems.line = line
+            problems.line += chunk.count(b"\n", at, nuls.start())
+            at = nuls.start()
             hole(problems, len(nuls.group()))
         yield from problems.new()
-
-    def _overlong(self) -> Iterator[Problem]:
-        while self._splitter.overlong:
-            self.validator.problems.line = self._splitter.overlong.pop(0)
-            self.validator.overlong()
-        yield from self.validator.problems.new()
+        for number, line in splitter.feed(chunk.replace(b"\0", b"")):
+            yield from validator.check(number, line)
+        torn = not chunk.endswith(b"\n")
+    for number, line in splitter.feed(b"\n") if torn else ():
+        whole = _is_whole(line)
+        what = "wait for it" if whole else "skip the torn line until it is whole"
+        how = 'write each record and its "\\n" with one write'
+        problems.line = number
+        problems.hint("no newline", f"no newline at the end of the file, readers {what}: {how}")
+        yield from problems.new()
+        if whole:
+            yield from validator.check(number, line)
+    for problems.line in splitter.overlong:
+        validator.overlong()
+        yield from problems.new()
 
 
 def _is_whole(line: bytes) -> bool:

@@ -110,9 +110,7 @@ def compared_probes(a: Path, b: Path) -> Mismatch:
     """Compare two probes.
 
     Raises:
-        OSError: one of them cannot be read.
-        BadRouting: one of them is damaged.
-        NotComparable: see ``compare``.
+        OSError, BadRouting, NotComparable: cannot be read, is damaged, see ``compare``.
     """
     with Routing(a) as first, Routing(b) as second:
         return compare(first, second)

@@ -94,7 +94,7 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ),
         ("[theme]\ncolor = 1\n", "theme: no such table; there are [rules.NAME], [keys], [view]"),
         ("[drops]\nwarn = 0.1\n", "drops: no such table; write [rules.DROPS]"),
-        ('palette = "grey"\n', "palette: is outside any table; move it below [view]"),
+        ('palette = "grey"\n', "palette: no such table; there are [rules.NAME], [keys], [view]"),
         ("keys = 3\n", "keys: is not a table; write [keys] and your keys below it"),
         ("view = 3\n", "view: is not a table; write [view]"),
         ('[view]\npallete = "grey"\n', "[view] pallete: no such key; did you mean palette?"),
