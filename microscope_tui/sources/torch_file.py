@@ -58,7 +58,6 @@ class Tensor:
     _storage: _Storage
     _offset: int  # in elements, as the strides
     _strides: tuple[int, ...]
-    _order: str
 
     @property
     def is_integer(self) -> bool:
@@ -96,8 +95,8 @@ class Tensor:
         return [flat[at] for at in _positions(sizes, strides)]
 
     def _flat(self, data: Bytes, first: int, number: int) -> tuple[Any, ...]:
-        layout = struct.Struct(f"{self._order}{number}{self._storage.code}")
-        size = struct.calcsize(f"{self._order}{self._storage.code}")
+        layout = struct.Struct(f"<{number}{self._storage.code}")
+        size = struct.calcsize(f"<{self._storage.code}")
         start = _start_of(data, self._storage.member) + first * size
         values = layout.unpack(data.read(start, layout.size, "the numbers of a tensor"))
         if self.dtype == _BFLOAT16:  # the upper half of a float32
@@ -134,11 +133,11 @@ def load(data: Bytes) -> Any:
     if len(pickles) != 1:
         raise data.broken("a zip file without a pickle of torch.save")
     folder = pickles[0].removesuffix("data.pkl")
-    order = "<"
     if (member := found.get(f"{folder}byteorder")) is not None:
         text = data.read(_start_of(data, member), min(member.file_size, 16), "the byte order")
-        order = ">" if text.strip() == b"big" else "<"
-    tensors = _Tensors(data, found, folder, order)
+        if text.strip() == b"big":
+            raise data.broken("written on a big-endian machine; load it there and save the numbers")
+    tensors = _Tensors(found, folder)
     member = found[pickles[0]]
     content = data.read(_start_of(data, member), member.file_size, "the pickle")
     try:
@@ -216,8 +215,8 @@ def _is_allowed(name: str) -> bool:
 class _Tensors:
     """Makes storages and tensors, and checks that their numbers are inside the file."""
 
-    def __init__(self, data: Bytes, found: dict[str, ZipInfo], folder: str, order: str) -> None:
-        self._data, self._found, self._folder, self._order = data, found, folder, order
+    def __init__(self, found: dict[str, ZipInfo], folder: str) -> None:
+        self._found, self._folder = found, folder
 
     def storage(self, reference: Any) -> _Storage:
         """The storage of ``("storage", class, key, device, number of elements)``."""
@@ -260,4 +259,4 @@ class _Tensors:
                     f"a tensor of shape {shape} reaches element {last:,} of a storage of "
                     f"{storage.elements:,}"
                 )
-        return Tensor(storage.dtype, shape, storage, offset, strides, self._order)
+        return Tensor(storage.dtype, shape, storage, offset, strides)

@@ -4,13 +4,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources import GgufHeader, Unreadable, imatrix, opened
-from tests.sources.dumped import refusal
-
-GOLDEN = Path(__file__).parent / "golden" / "imatrix.gguf"
 
 
 def text(value: str) -> bytes:
@@ -124,17 +119,3 @@ def test_a_tensor_outside_the_file_or_of_another_type_is_refused(
     found = header_of(path, file_of(tensors=(tensor("a", shape, kind),)))
     with opened(path) as data, pytest.raises(Unreadable, match=why):
         imatrix.float32(data, found.tensors["a"], "a")
-
-
-EXAMPLE = GOLDEN.read_bytes()
-
-
-@given(st.lists(st.tuples(st.integers(0, len(EXAMPLE) - 1), st.integers(0, 255)), max_size=8))
-@settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_are_refused_or_read(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
-    content = bytearray(EXAMPLE)
-    for at, new in changes:
-        content[at] = new
-    assert refusal(lambda: header_of(tmp_path / "x.gguf", bytes(content))).isprintable()

@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from microscope_tui.sources import Unreadable, opened, tensorrt_llm
-from tests.sources.dumped import refusal
 
 DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16]
 
@@ -71,17 +68,3 @@ def test_what_is_not_consistent_is_refused(content: bytes, why: str, tmp_path: P
     with pytest.raises(Unreadable, match=why) as refused:
         read(tmp_path / "x.safetensors", content)
     assert str(refused.value).isprintable()
-
-
-EXAMPLE = safetensors.torch.save({"0_1": torch.arange(4), "1_1": torch.arange(4)})
-
-
-@given(st.lists(st.tuples(st.integers(0, len(EXAMPLE) - 1), st.integers(0, 255)), max_size=6))
-@settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_changed_bytes_are_refused_or_read(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
-    content = bytearray(EXAMPLE)
-    for at, value in changes:
-        content[at] = value
-    assert refusal(lambda: read(tmp_path / "x.safetensors", bytes(content))).isprintable()
