@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from microscope_tui.diagnosis import ANYTHING, Criteria
@@ -78,135 +78,6 @@ class Seen:
         return over and self.ends.last is not None
 
 
-def card_of(
-    run: RunFile,
-    seen: Seen | None,
-    watch: RunWatch | None,
-    verdict: Verdict | None,
-    now: float | None,
-) -> RunCard:
-    """The card of ``run``.
-
-    Args:
-        seen: the last glance at it.
-        watch: the run where it is followed.
-        verdict: what is known of it where it is not.
-        now: the time, in Unix seconds; by default that of the clock.
-    """
-    found = seen.ends if seen else Glance()
-    last, end, plan = found.last, found.end, found.run
-    age = age_of(run.modified, now, seen.changed_at if seen else None)
-    state = state_of(
-        age,
-        deleted=False,
-        has_steps=last is not None,
-        end=end,
-        step_times_s=[found.step_time_s] if found.step_time_s else [],
-    )
-    if run.is_read_whole and watch is None:
-        state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
-    if verdict is not None and plan is not None and verdict.last_step:
-        plan = replace(plan, planned_steps=verdict.planned_steps)  # of all run records the newest
-    error = found.error or (watch.error if watch else None)
-    if watch is not None:
-        with watch.lock:
-            verdict = verdict_on(watch) if watch.diagnosis is not None else None
-            if watch.latest is not None and (watch.complete or last is None):
-                # The watch has read more than a glance, and the header is the same.
-                last, end, plan = watch.latest.record, watch.shown.end, watch.run
-                state, age = watch.state(now)
-    if error and last is None:
-        state = RunState.ERROR
-    elif seen is None and watch is None:
-        state = RunState.UNKNOWN  # not read yet
-    return RunCard(
-        file=run,
-        state=state,
-        age_s=age,
-        step=last.step if last else verdict.last_step if verdict else 0,
-        planned_steps=plan.planned_steps if plan else None,
-        loss=last.loss if last else None,
-        verdict=verdict,
-        error=error,
-        end_reason=end.reason if end else None,
-    )
-
-
-_MEMORY_BYTES = 1 << 20
-_SLICE_BYTES = 1 << 18
-
-
-class FinishedRuns:
-    """The verdicts on finished runs."""
-
-    def __init__(self, criteria: Criteria, cache: VerdictCache | None = None) -> None:
-        self._criteria = criteria
-        self._cache = cache
-        self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
-        self._at_work: tuple[RunWatch, Identity] | None = None
-
-    def verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
-        """The verdict on the log at ``path`` in this state, if there is one."""
-        known = self._verdicts.get(path)
-        return known[1] if known is not None and known[0] == identity else None
-
-    def progress(self, path: Path) -> float:
-        """Judged share of the log at ``path``, if it is being judged."""
-        at_work = self._at_work
-        return at_work[0].judged if at_work is not None and at_work[0].path == path else 0.0
-
-    def recall(self, path: Path, identity: Identity) -> None:
-        """Load a cached verdict, if there is one."""
-        kept = self._cache.load(identity) if self._cache is not None else None
-        if kept is not None:
-            self._verdicts[path] = identity, kept
-
-    def keep(self, path: Path, identity: Identity, verdict: Verdict) -> None:
-        """Store the verdict on a log in this state."""
-        self._verdicts[path] = identity, verdict
-        if self._cache is not None:
-            self._cache.keep(identity, verdict)
-
-    def forget_others(self, paths: set[Path]) -> None:
-        """Forget runs that are gone."""
-        for gone in self._verdicts.keys() - paths:
-            del self._verdicts[gone]
-        if self._at_work is not None and self._at_work[0].path not in paths:
-            self._at_work = None
-
-    @property
-    def is_at_work(self) -> bool:
-        """Whether a run is being judged."""
-        return self._at_work is not None
-
-    def begin(self, run: RunFile, identity: Identity) -> None:
-        """Judge ``run`` next, which is in this state."""
-        watch = RunWatch(run, self._criteria, patient=True, memory_bytes=_MEMORY_BYTES)
-        self._at_work = watch, identity
-
-    def work_on(self) -> None:
-        """Continue judging for a few milliseconds."""
-        if self._at_work is None:
-            return
-        watch, identity = self._at_work
-        try:
-            watch.advance(_SLICE_BYTES)
-            if watch.unread:
-                return
-            self._conclude(watch, identity)
-        except Exception as error:  # one malformed log must not stop the reading of all others
-            problem = safe_text(f"cannot be judged: {error!r}", 200)
-            self._verdicts[watch.path] = identity, Verdict((), problem, "", 0, None)
-        self._at_work = None
-
-    def _conclude(self, watch: RunWatch, identity: Identity) -> None:
-        """A log that failed or changed meanwhile is judged again: its verdict is not cached."""
-        self._verdicts[watch.path] = identity, verdict_on(watch)
-        with suppress(OSError):
-            if not watch.error and not watch.source.deleted and watch.file.identity() == identity:
-                self.keep(watch.path, *self._verdicts[watch.path])
-
-
 MOST_FOLLOWED = 8
 """Number of live runs that are judged beside the open one."""
 JUDGING_S = 5.0
@@ -215,6 +86,7 @@ _RESCAN_S = 2.0
 _RESCAN_SHARE = 0.02  # share of one core: slow searches run less often
 _MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
 _GLANCES_A_TURN = 64
+_MEMORY_BYTES, _SLICE_BYTES = 1 << 20, 1 << 18  # of a finished run while it is judged
 
 
 class Fleet:
@@ -254,7 +126,11 @@ class Fleet:
         """List only the selected runs."""
         self._beside: dict[Path, RunWatch] = {}
         self._glances: dict[Path, Seen] = {}
-        self._finished = FinishedRuns(criteria, kept)
+        self._kept = kept
+        self._verdicts: dict[Path, tuple[Identity, Verdict]] = {}
+        """On finished runs, with the state of the log."""
+        self._at_work: tuple[RunWatch, Identity] | None = None
+        """The finished run that is being judged."""
         self._search = search or Search(root)
         self._criteria = criteria
         self._memory_bytes = memory_bytes
@@ -282,7 +158,8 @@ class Fleet:
             self.runs = runs
             for gone in self._glances.keys() - {run.path for run in runs}:
                 del self._glances[gone]
-        self._finished.forget_others({run.path for run in runs})
+            for gone in self._verdicts.keys() - {run.path for run in runs}:
+                del self._verdicts[gone]
         self._choose_beside()
         return changed
 
@@ -327,21 +204,37 @@ class Fleet:
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
         for run in stale:
             found, known = run.glance(), run.path in self._glances
-            if found.identity is not None and found.error is None:
-                self._finished.recall(run.path, found.identity)
+            verdict = None
+            if self._kept is not None and found.identity is not None and found.error is None:
+                verdict = self._kept.load(found.identity)
             with self.lock:
+                if verdict is not None and found.identity is not None:
+                    self._verdicts[run.path] = found.identity, verdict
                 self._glances[run.path] = Seen(run, found, time.monotonic() if known else None)
         return bool(stale)
 
     def judge_finished(self) -> bool:
         """Judge a finished run for a few milliseconds; false if none is left."""
-        if not self._finished.is_at_work:
+        if self._at_work is None:
             wanted = next((run for run in self.runs if self._is_queued(run)), None)
             identity = self._glances[wanted.path].ends.identity if wanted is not None else None
             if wanted is None or identity is None:
                 return False
-            self._finished.begin(wanted, identity)
-        self._finished.work_on()
+            watch = RunWatch(wanted, self._criteria, patient=True, memory_bytes=_MEMORY_BYTES)
+            self._at_work = watch, identity
+        watch, identity = self._at_work
+        try:
+            watch.advance(_SLICE_BYTES)
+            if watch.unread:
+                return True
+            verdict, whole = verdict_on(watch), False
+            with suppress(OSError):  # deleted meanwhile
+                whole = not watch.error and watch.file.identity() == identity
+        except Exception as error:  # one malformed log must not stop the reading of all others
+            problem = safe_text(f"cannot be judged: {error!r}", 200)
+            verdict, whole = Verdict((), problem, "", 0, None), False
+        self._at_work = None
+        self._keep(watch.path, identity, verdict, cached=whole)
         return True
 
     @property
@@ -355,7 +248,18 @@ class Fleet:
         seen = self._glances.get(run.path)
         if seen is None or not seen.may_be_judged or self._followed(run.path) is not None:
             return False
-        return self._finished.verdict(run.path, seen.ends.identity) is None
+        return self._verdict(run.path, seen.ends.identity) is None
+
+    def _verdict(self, path: Path, identity: Identity | None) -> Verdict | None:
+        """The verdict on the log at ``path`` in this state, if there is one."""
+        known = self._verdicts.get(path)
+        return known[1] if known is not None and known[0] == identity else None
+
+    def _keep(self, path: Path, identity: Identity, verdict: Verdict, *, cached: bool) -> None:
+        with self.lock:
+            self._verdicts[path] = identity, verdict
+        if cached and self._kept is not None:
+            self._kept.keep(identity, verdict)
 
     def _keep_verdict(self, watch: RunWatch | None) -> None:
         """Reuse the verdict of a run that was followed to its end."""
@@ -364,7 +268,7 @@ class Fleet:
             return
         at_end = watch.complete and not watch.unread and watch.error is None
         if at_end and (*watch.file.inode, watch.source.size) == identity[:3]:
-            self._finished.keep(watch.path, identity, verdict_on(watch))
+            self._keep(watch.path, identity, verdict_on(watch), cached=True)
 
     def cards(self, now: float | None = None) -> list[RunCard]:
         """Every run as of the last glance, newest first."""
@@ -379,11 +283,45 @@ class Fleet:
     def _card(
         self, run: RunFile, seen: Seen | None, watch: RunWatch | None, now: float | None
     ) -> RunCard:
-        identity = seen.ends.identity if seen is not None else None
-        verdict = self._finished.verdict(run.path, identity)
-        return replace(
-            card_of(run, seen, watch, verdict, now),
-            judged=watch.judged if watch is not None else self._finished.progress(run.path),
+        """The card of ``run``, from the last glance at it and from following it."""
+        found = seen.ends if seen else Glance()
+        verdict = self._verdict(run.path, found.identity)
+        last, end, planned = found.last, found.end, found.run.planned_steps if found.run else None
+        age = age_of(run.modified, now, seen.changed_at if seen else None)
+        times = [found.step_time_s] if found.step_time_s else []
+        state = state_of(age, deleted=False, has_steps=bool(last), end=end, step_times_s=times)
+        judged, at_work = 0.0, self._at_work
+        if at_work is not None and at_work[0].path == run.path:
+            judged = at_work[0].judged
+        if found.run is not None and verdict is not None and verdict.last_step:
+            planned = verdict.planned_steps  # of the newest run record
+        if watch is not None:
+            judged = watch.judged
+            with watch.lock:
+                verdict = verdict_on(watch) if watch.diagnosis is not None else None
+                if watch.latest is not None and (watch.complete or last is None):
+                    # It has read more than a glance.
+                    last, end = watch.latest.record, watch.shown.end
+                    planned = watch.run.planned_steps if watch.run else None
+                    state, age = watch.state(now)
+        elif run.is_read_whole:
+            state = RunState.ARCHIVED  # an archive's end is unknown before it is unpacked
+        error = found.error or (watch.error if watch else None)
+        if error and last is None:
+            state = RunState.ERROR
+        elif seen is None and watch is None:
+            state = RunState.UNKNOWN  # not read yet
+        return RunCard(
+            file=run,
+            state=state,
+            age_s=age,
+            step=last.step if last else verdict.last_step if verdict else 0,
+            planned_steps=planned,
+            loss=last.loss if last else None,
+            verdict=verdict,
+            error=error,
+            end_reason=end.reason if end else None,
+            judged=judged,
             queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
             pinned=self.pinned is not None and self.pinned.file.path == run.path,
