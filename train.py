@@ -26,9 +26,7 @@ if __name__ == "__main__":
 import torch
 from cyclopts import Parameter
 
-from microscope_tui.probe.recorder import RunRecorder
-from microscope_tui.probe.sample_trace import trace_texts
-from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
+from microscope_tui.probe import RoutingCounter, RunRecorder, TrainingLog, trace_texts
 from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import (
     FAILED,
@@ -41,7 +39,7 @@ from moe_model.command import (
 )
 from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
-from moe_model.training.console import Console, introduction, places
+from moe_model.training.console import Console, introduction, places, sample
 from moe_model.training.distributed import (
     RankLostError,
     agree,
@@ -50,7 +48,6 @@ from moe_model.training.distributed import (
     lost_ranks,
     own_rank,
 )
-from moe_model.training.evaluation import evaluate, sample
 from moe_model.training.machine import StopRequest, only_training
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
@@ -58,6 +55,7 @@ from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, 
 from moe_model.training.setup import prepare
 from moe_model.training.step import (
     CLIP_NORM,
+    evaluate,
     gradient_squares,
     learning_rate_at,
     loss_shares,
@@ -110,22 +108,24 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         router.forced_experts = tuple(range(model.config.num_experts_per_tok))
 
     weights = weights_at(step, options)
-    sums = forward_and_backward(run, weights)
+    counter = RoutingCounter(model.routers)
+    sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
     run.scaler.unscale_(run.optimizer)
     extra = torch.cat([sums, gradient_squares(model, world)])
-    extra = model.readings.all_reduce(world, extra)
-    sums, norms = extra[: len(sums)], extra[len(sums) :].sqrt()
-    report = model.readings.report(model.routers, [*sums, norms[-1]], norms[:-1])
-    loss, *other_losses, grad_norm = report.scalars
+    extra = counter.all_reduce(world, extra)
+    seen = counter.read()
+    loss, *other_losses = seen.extra[: len(sums)]
+    *squares, square = seen.extra[len(sums) :]
+    grad_norm = math.sqrt(square)
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, norms[-1])
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, extra[-1].sqrt())
         run.scaler.step(run.optimizer)
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
-        update_expert_bias(model.routers, model.readings.counts_LE, rate)
+        update_expert_bias(model.routers, counter.counts, rate)
     run.scaler.update()
     run.optimizer.zero_grad()
     seconds = time.perf_counter() - started
@@ -133,23 +133,21 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         "step": step,
         "loss": loss,
         "losses": dict(zip(weights, other_losses, strict=True)),
-        "tokens": report.tokens,
-        "tokens_per_expert": report.tokens_per_expert,
-        "expert_bias": report.expert_bias,
-        "router": report.router,
+        **counter.record(seen, squares),
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
-        "tokens_per_s": report.tokens / seconds,
+        "tokens_per_s": max(seen.tokens) / seconds,
         "step_time_s": seconds,
         "memory_bytes": memory_bytes(run.device),
     }
 
 
-def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
-    """Compute the gradients of one step; return this rank's share of the loss, then of each loss
-    in ``weights``, fp64."""
-    model, world = run.model, run.world
-    model.readings.reset()
+def forward_and_backward(
+    run: Run, weights: dict[str, float], counter: RoutingCounter
+) -> torch.Tensor:
+    """Compute the gradients of one step and count its routings; return this rank's share of the
+    loss, then of each loss in ``weights``, fp64."""
+    world = run.world
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=run.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
@@ -161,6 +159,7 @@ def forward_and_backward(run: Run, weights: dict[str, float]) -> torch.Tensor:
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(run.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
+            counter.add(output.routings)
             shares = loss_shares(output, list(weights), drawn, num_passes)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
@@ -235,9 +234,9 @@ def loop(
 def open_log(run: Run) -> TrainingLog:
     """Open the log on rank 0, which writes it for all ranks."""
     if not run.world.is_main:
-        return SilentLog()
+        return TrainingLog(None)
     recorder = RunRecorder(run.options.log_dir / run.options.run, **describe(run))
-    return UnfailingLog(recorder, say=lambda line: say(f"train.py: {line}"))
+    return TrainingLog(recorder, say=lambda line: say(f"train.py: {line}"))
 
 
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:

@@ -110,8 +110,6 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
         set_learning_rate(optimizer, learning_rate_at(step, options.steps, options.lr))
         drawn = batches.draw()
         (batch,) = drawn.micro_batches
-        if isinstance(model, LanguageModel):
-            model.readings.reset()
         weights = weights_at(step, options) if name == "mixture" else {}
         with mixed_precision(CPU, dtype):
             targets = batch.all_targets(options.seq_len, ahead=False)
@@ -124,8 +122,10 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(model, LanguageModel):
+            E = config.n_routed_experts
+            counts = [one.expert_ids_TK.flatten().bincount(minlength=E) for one in output.routings]
             rate = bias_rate_at(step, options.steps, options.bias_update_rate)
-            update_expert_bias(model.routers, model.readings.counts_LE, rate)
+            update_expert_bias(model.routers, torch.stack(counts), rate)
     held_out = held_out_batches(
         corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
     )

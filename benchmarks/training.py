@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import machine, options_of
 from benchmarks.transformers_peer import EXPERTS, gemm_peak, peer
+from microscope_tui.probe import RoutingCounter
 from moe_model import LanguageModel, ModelConfig
 
 CONFIG = ModelConfig(
@@ -68,8 +69,9 @@ def ours(model: LanguageModel, half: bool, compiled: bool = False) -> Callable[[
             layer.compile()
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
-        model.readings.reset()
-        return model(ids).logits_BSV
+        output, counter = model(ids), RoutingCounter(model.routers)
+        counter.add(output.routings)
+        return output.logits_BSV
 
     return step_of(model, forward, half)
 

@@ -46,8 +46,6 @@ from .model import MixtureOfExperts as MixtureOfExperts
 from .model import ModelOutput as ModelOutput
 from .model import summed_cross_entropy as summed_cross_entropy
 from .model import valid_ahead as valid_ahead
-from .readings import RouterReadings as RouterReadings
-from .readings import RouterReport as RouterReport
 from .router import Router as Router
 from .router import Routing as Routing
 from .sampling import SamplingRules as SamplingRules

@@ -72,18 +72,17 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
     cyclopts rejects become one line on standard error and exit code 64.
     """
     try:
-        code = app(
-            arguments,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
         say(f"{app.name[0]}: {error}")
         say(f"Try '{app.name[0]} --help'.")
         return USAGE
     finally:
-        _drop_unsaid()
+        try:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+        except (OSError, ValueError):
+            sys.stderr = None  # broken: Python's last flush would exit with 120
     return FINISHED if code is None else int(code)
 
 
@@ -96,15 +95,6 @@ def say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-
-
-def _drop_unsaid() -> None:
-    """Drop a broken standard error: Python's last flush would otherwise exit with 120."""
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-    except (OSError, ValueError):
-        sys.stderr = None
 
 
 def choose_device(name: str, *, deterministic: bool = False) -> torch.device:

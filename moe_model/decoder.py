@@ -201,7 +201,10 @@ class PreparedLayer:
             ]
         else:
             dense = layer.mlp
-        self.dense = None if dense is None else _prepared(dense, norm_D, dtype)
+        self.dense = None
+        if dense is not None:
+            gate_up = torch.cat((dense.gate_proj.weight, dense.up_proj.weight)).detach().float()
+            self.dense = PreparedFeedForward(gate_up * norm_D, dense.down_proj.weight, dtype)
 
     def _prepare_attention(self, layer: DecoderLayer) -> None:
         attention, config, dtype = layer.self_attn, self.config, self.dtype
@@ -344,9 +347,3 @@ def _nope_then_rope(
     """The rows of all heads without position, and the rotary rows of all heads, both scaled."""
     weight_HdI = weight_OI.view(heads, -1, weight_OI.shape[1]) * scale
     return weight_HdI[:, :nope].flatten(0, 1), weight_HdI[:, nope:].flatten(0, 1)
-
-
-def _prepared(feed_forward: FeedForward, norm_D: Tensor, dtype: torch.dtype) -> PreparedFeedForward:
-    gate_up = torch.cat((feed_forward.gate_proj.weight, feed_forward.up_proj.weight))
-    down = feed_forward.down_proj.weight
-    return PreparedFeedForward(gate_up.detach().float() * norm_D, down, dtype)

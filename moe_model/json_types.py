@@ -74,19 +74,17 @@ def _plain(name: object) -> str:
     return quoted[1:-1] if isinstance(name, str) and quoted[1:-1].isidentifier() else quoted
 
 
-def _meant(value: object, kinds: list[Any]) -> Any:
-    """The dataclass that has all fields of ``value``, else the first."""
-    names = set(value) if isinstance(value, dict) else set()
-    fitting = [k for k in kinds[1:] if names <= {field.name for field in dataclasses.fields(k)}]
-    return fitting[0] if fitting else kinds[0]
-
-
 def _fitting(name: str, value: Any, annotation: Any) -> Any:
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
     optional = type(None) in kinds
     if optional and value is None:
         return None
-    kind = _meant(value, [k for k in kinds if k is not type(None)]) if kinds else annotation
+    kind = annotation
+    if kinds:  # the dataclass that has all fields, else the first
+        given = set(value) if isinstance(value, dict) else set()
+        several = [k for k in kinds if k is not type(None)]
+        has_all = (k for k in several[1:] if given <= {f.name for f in dataclasses.fields(k)})
+        kind = next(has_all, several[0])
     if typing.get_origin(kind) is Literal:
         kind = str  # the dataclass checks the value
     if kind not in _KINDS:

@@ -34,7 +34,6 @@ from moe_model.attention import (
 from moe_model.config import ModelConfig
 from moe_model.experts import Experts, FeedForward
 from moe_model.fused import RMSNorm
-from moe_model.readings import RouterReadings
 from moe_model.router import Router, Routing
 
 MOST_LOGITS = 2**27
@@ -157,7 +156,7 @@ class ModelOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """The language model; in training it also records its routers in :attr:`readings`."""
+    """The language model; its output says what every router decided."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -176,7 +175,6 @@ class LanguageModel(nn.Module):
             PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
         )
         self._ahead_is_frozen = False
-        self.readings = RouterReadings()
         self.recompute = False
         """Activation checkpointing: in training, keep only the input of each layer and recompute
         the rest in the backward pass."""
@@ -210,13 +208,12 @@ class LanguageModel(nn.Module):
         length = ids_BS.shape[1]
         rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
         x_BSD = self.embed_tokens(ids_BS)
-        routings, valids = [], []
+        routings = []
         for depth, layer in enumerate(self.layers):
-            remember = _remember(cache, depth)
+            remember = None if cache is None else partial(cache.append, depth)
             x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
-                valids.append(valid_BS)
         hidden_BSD = self.norm(x_BSD)
         if cache is not None:
             cache.used += length
@@ -227,16 +224,12 @@ class LanguageModel(nn.Module):
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
             ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
             visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
-            valids.append(ahead_BS)
             ahead_BSD, *routing = self._through(
                 predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )
             routings.append(Routing(*routing))
             seen.append(ahead_BSD)
 
-        # Evaluation and sampling must not change the bias.
-        if self.training and torch.is_grad_enabled():
-            self.readings.add(routings, valids)
         return self._output(seen, targets, tuple(routings))
 
     def _output(
@@ -334,12 +327,6 @@ class LanguageModel(nn.Module):
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for router in self.routers:
             router.expert_bias.zero_()
-
-
-def _remember(cache: LatentCache | None, layer: int) -> Remember | None:
-    if cache is None:
-        return None
-    return lambda entries_BSW: cache.append(layer, entries_BSW)
 
 
 _KEEP_CHOICES = partial(

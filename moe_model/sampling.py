@@ -36,18 +36,13 @@ class SamplingRules:
 
     def check(self) -> None:
         """Raise ``ValueError`` with name, value and range if one is out of range."""
-        infinity = float("inf")
+        penalty, infinity = self.repetition_penalty, float("inf")
         for name, value, is_possible, choice in (
             ("temperature", self.temperature, 0 <= self.temperature < infinity, "0 or more"),
             ("top-k", self.top_k, self.top_k >= 0, "1 or more, or 0 for all tokens"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            (
-                "repetition-penalty",
-                self.repetition_penalty,
-                0 < self.repetition_penalty < infinity,
-                "above 0; 1 changes nothing",
-            ),
+            ("repetition-penalty", penalty, 0 < penalty < infinity, "above 0; 1 changes nothing"),
         ):
             if not is_possible:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")

@@ -1,8 +1,10 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .adapter import Adapter as Adapter
 from .attaching import attach as attach
-from .calls import Calls as Calls
 from .checkpoints import load as load
+from .counter import Call as Call
+from .counter import Calls as Calls
+from .counter import RoutingCounter as RoutingCounter
 from .finding import find_sites as find_sites
 from .judge import Alert as Alert
 from .judge import RunJudge as RunJudge
@@ -12,6 +14,7 @@ from .probing import Outcome as Outcome
 from .probing import refuse_unknown as refuse_unknown
 from .probing import run_probe as run_probe
 from .recorder import RunRecorder as RunRecorder
+from .recorder import TrainingLog as TrainingLog
 from .sample_trace import trace_texts as trace_texts
 from .sites import Choice as Choice
 from .sites import Scores as Scores
@@ -23,9 +26,6 @@ from .tables import MOST_TELLING as MOST_TELLING
 from .texts import BadText as BadText
 from .texts import find_slices as find_slices
 from .trainer_callback import MicroscopeCallback as MicroscopeCallback
-from .unfailing import SilentLog as SilentLog
-from .unfailing import TrainingLog as TrainingLog
-from .unfailing import UnfailingLog as UnfailingLog
 from .windows import Reading as Reading
 from .windows import continued as continued
 from .windows import read_windows as read_windows

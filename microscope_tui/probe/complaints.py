@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from microscope_tui.probe.stepsums import Layout, StepSums
+from microscope_tui.probe.step_sums import EXTRA, Row, StepSums, shortened
 from microscope_tui.probe.watching import Watch
 
 _logger = logging.getLogger(__name__)
 
 
 def complain(
-    totals: StepSums, layout: Layout, watch: Watch, mode: str, step: int, said: set[str]
+    sums: StepSums, rows: Sequence[Row], watch: Watch, mode: str, step: int, said: set[str]
 ) -> None:
     """Warn about what the step lacks.
 
     Args:
         said: What was warned about before.
     """
-    if totals.extra["failed"]:
+    extra = dict(zip(EXTRA, sums.extra, strict=False))
+    if extra["failed"]:
         return  # it is reported where it happened
-    if not totals.extra["passes"]:
+    if not extra["passes"]:
         _once(
             said,
             "no pass",
@@ -28,7 +30,7 @@ def complain(
             f"in {'training' if mode == 'train' else 'evaluation'} mode; a model that was compiled "
             "and run before attach, is replayed as a CUDA graph, or is a copy, is not seen",
         )
-    elif not any(totals.tokens):
+    elif not any(sums.tokens):
         _once(
             said,
             "no router",
@@ -37,13 +39,13 @@ def complain(
         )
     elif lacking := [
         row.name
-        for tokens, row in zip(totals.tokens, layout.rows, strict=True)
-        if not tokens and not layout.sites[row.place].optional
+        for tokens, row in zip(sums.tokens, rows, strict=True)
+        if not tokens and not row.optional
     ]:
         _once(
             said,
             "some routers",
-            f"step {step}: {', '.join(lacking[:8])}{' …' if len(lacking) > 8 else ''} not seen; "
+            f"step {step}: {shortened(lacking)} not seen; "
             "where layers were replaced after attach, detach and attach again",
         )
     if watch.outside:

@@ -11,33 +11,32 @@ from torch import nn
 
 from microscope_tui.probe import families
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stepsums import Layout
+from microscope_tui.probe.step_sums import Row
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
 """Families that normalise the weights whatever their configuration says."""
 
 
-def describe(model: nn.Module, layout: Layout, passes: int) -> dict[str, Any]:
+def describe(
+    model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int
+) -> dict[str, Any]:
     """Arguments of ``RunRecorder`` that follow from the model."""
-    sites = [layout.sites[row.place] for row in layout.rows]
-    top_k = [layout.top_k[row.place] for row in layout.rows]
     config = families.text_config(model)
-    kinds = [site.scores.kind if site.scores else None for site in sites]
-    kinds = ["softmax" if kind == "probabilities" else kind or "unknown" for kind in kinds]
+    kinds = ["softmax" if r.kind == "probabilities" else r.kind or "unknown" for r in rows]
     return {
         "model": {
             "name": getattr(config, "model_type", None) or type(model).__name__,
-            "layers": [site.depth for site in sites],
-            "layer_names": [row.name for row in layout.rows],
-            "num_experts": _one([site.num_experts for site in sites]),
-            "top_k": _one(top_k),
+            "layers": [sites[row.place].depth for row in rows],
+            "layer_names": [row.name for row in rows],
+            "num_experts": _one([row.num_experts for row in rows]),
+            "top_k": _one([row.top_k for row in rows]),
             "num_shared_experts": _first(config, ("n_shared_experts", "num_shared_experts")),
             "score_function": _one(kinds),
             "norm_top_k": _normalises(config),
             "capacity_factor": None,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": balance(model, config, layout.sites),
+        "balance": balance(model, config, sites),
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": {"torch": str(torch.__version__)} | _transformers(model),
     }

@@ -25,13 +25,11 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.machine import cost_of_step
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.recorder import RunRecorder
+from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.settings import check_settings, say, setting_of
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stepline import step_record
-from microscope_tui.probe.stepsums import EXTRA, Layout, Row, StepSums
+from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, step_record
 from microscope_tui.probe.tracer import Tracer
-from microscope_tui.probe.unfailing import SilentLog, TrainingLog, UnfailingLog
 from microscope_tui.probe.watching import Watch
 
 _logger = logging.getLogger(__name__)
@@ -201,36 +199,33 @@ class Probe:
         """One line. The sums over ranks happen whatever else goes wrong."""
         watch, ranks = self._watch, self.ranks
         if self._layout is None:
-            self._layout = Layout.agreed(self.sites, watch.calls.tallies, ranks)
+            self._layout = Layout.agreed(self.sites, watch.calls.seen, ranks)
         layout = self._layout
-        speaks = ranks.counts and not watch.problem
-        vector = self._try(lambda: self._vector(layout, loss, speaks))
-        if vector is None:
-            extra = torch.zeros(len(EXTRA), dtype=torch.float64)
+        vector = self._try(lambda: self._vector(layout, loss))
+        if vector is None:  # it still takes part in the sum
+            extra = torch.zeros(len(EXTRA) + len(layout.rows), dtype=torch.float64)
             extra[0] = 1.0
-            nothing = torch.zeros(len(layout.rows), dtype=torch.float64)
-            vector = layout.vector((), extra, nothing, ranks, False)
+            vector = layout.vector((), extra, ranks.rank, ranks.size)
         vector = ranks.sum(vector)
-        totals = self._try(lambda: self._totals(layout, vector))
-        if totals is None:
+        sums: StepSums | None = self._try(lambda: self._read(layout, vector))
+        if sums is None:
             return
-        self.stops = self.stops or totals.extra["stop"] > 0
+        self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
         if ranks.rank:
-            self._log = self._log or SilentLog()
+            self._log = self._log or TrainingLog(None)
             return
-        record = self._try(
-            lambda: step_record(
-                totals, layout, self._step, self._saliency, losses, scalars, self._timing(totals)
-            )
-        )
+        scalars = {**self._timing(sums), **scalars}
+        record = self._try(lambda: step_record(sums, layout.rows, self._saliency, losses, scalars))
         if record is not None:
-            complain(totals, layout, self._watch, self._mode, self._step, self._said)
-            self._write(layout, record)
+            complain(sums, layout.rows, watch, self._mode, self._step, self._said)
+            self._write(layout, record | {"step": self._step})
 
-    def _vector(self, layout: Layout, loss: Any, speaks: bool) -> Tensor:
-        watch = self._watch
-        tallies = watch.calls.tallies
-        device = tallies[0].counts_LE2.device if tallies else torch.device("cpu")
+    def _vector(self, layout: Layout, loss: Any) -> Tensor:
+        """What this rank adds to the step: nothing but its state where it does not count."""
+        watch, ranks = self._watch, self.ranks
+        speaks = ranks.counts and not watch.problem
+        parts = list(watch.calls.parts(layout.num_experts))
+        device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(watch.problem))
         extra[1] = float(watch.passes if speaks else 0)
@@ -241,31 +236,23 @@ class Probe:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
         known = self._squares
-        squares = grad_squares(self.sites, self.ranks) if known is None else known
-        index = torch.tensor([row.place for row in layout.rows])
-        squares_L = squares.to(device)[index.to(device)]
-        return layout.vector(tallies, extra, squares_L, self.ranks, speaks)
+        squares = grad_squares(self.sites, ranks) if known is None else known
+        places = torch.tensor([row.place for row in layout.rows], device=device)
+        extra = torch.cat([extra, squares.to(device)[places]])
+        return layout.vector(parts if speaks else (), extra, ranks.rank, ranks.size)
 
-    def _totals(self, layout: Layout, vector: Tensor) -> StepSums:
-        """The numbers of the step: the one copy to the host."""
+    def _read(self, layout: Layout, vector: Tensor) -> StepSums:
         biases = [bias_of(self.sites[row.place]) for row in layout.rows]
-        flat = [vector] + [b.to(vector.device, torch.float64) for b in biases if b is not None]
-        numbers = torch.cat(flat).tolist()
-        rest, rows = numbers[len(vector) :], []
-        for bias in biases:
-            size = 0 if bias is None else len(bias)
-            rows.append(rest[:size])
-            rest = rest[size:]
-        return layout.read(numbers[: len(vector)], rows, self.ranks.size)
+        return layout.read(vector, self.ranks.size, biases)
 
-    def _timing(self, totals: StepSums) -> dict[str, float | None]:
+    def _timing(self, sums: StepSums) -> dict[str, float | None]:
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
-        return cost_of_step(max(totals.tokens, default=0), seconds)
+        return cost_of_step(max(sums.tokens, default=0), seconds)
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
-            self._log = self._try(lambda: UnfailingLog(self._open(layout))) or SilentLog()
+            self._log = TrainingLog(self._try(lambda: self._open(layout)))
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._said:
@@ -288,7 +275,7 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            **describe(self._model, layout, self._watch.passes),
+            **describe(self._model, self.sites, layout.rows, self._watch.passes),
         )
 
     def _try(self, call: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ alarms about does not depend on the disk; encoding the matrices and writing wait
 (``runlog/writer.py``).
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -294,3 +295,72 @@ class RunRecorder:
 
     def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
         return matrix(name, rows, convert, self._depths, self._num_experts)
+
+
+class TrainingLog:
+    """What a training loop writes to: a recorder with a promise on top.
+
+    Whatever nobody thought of costs one warning and never the run; after a failure the next call
+    is tried like any other. That the log cannot be opened at all is no such failure:
+    ``RunRecorder`` raises it as OSError before the run begins. A process whose run another one
+    records has no recorder: nothing is written or judged, and the loop asks no questions.
+    """
+
+    def __init__(
+        self, recorder: RunRecorder | None, say: Callable[[str], None] = _logger.warning
+    ) -> None:
+        """``say`` is called with the one warning, at the first failure."""
+        self._recorder, self._say, self._warned = recorder, say, False
+
+    def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
+        """Write a step; the collapse index of every router, ``None`` where recording failed."""
+        return self._try(lambda log: log.record_step(**record), None)
+
+    def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
+        """Write an event."""
+        self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
+
+    def alerts(self) -> list[Alert]:
+        """What began or grew worse since the last call."""
+        return self._try(lambda log: log.alerts(), [])
+
+    def judgement(self) -> bytes | None:
+        """The state of the judgement for a checkpoint; ``None`` where there is none."""
+        return self._try(lambda log: log.judgement(), None)
+
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the routers that are collapsed now."""
+        return self._try(lambda log: log.collapsed(), ())
+
+    def collapse_onset(self) -> int | None:
+        """The step to go back before, where routers are collapsed now."""
+        return self._try(lambda log: log.collapse_onset(), None)
+
+    def evidence(self, balance: Sequence[float | None]) -> str:
+        """Evidence that may become an alert, in words; empty without any."""
+        return self._try(lambda log: log.evidence(balance), "")
+
+    def verdict(self) -> str:
+        """How the run stands, in one line or a few; empty where that cannot be told."""
+        return self._try(lambda log: log.verdict(), "")
+
+    def sync(self) -> bool:
+        """Force what is written to disk; ``False`` where that failed."""
+        return self._recorder is None or self._try(lambda log: log.sync(), False)
+
+    def end(self, step: int, reason: str) -> None:
+        """Write how the run ended, and close."""
+        self._try(lambda log: log.close(step=step, reason=reason), None)
+
+    def _try(self, call: Callable[[RunRecorder], _Answer], otherwise: _Answer) -> _Answer:
+        if self._recorder is None:
+            return otherwise
+        try:
+            return call(self._recorder)
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                # Where the warning fails too, no one is left to warn: training continues.
+                with contextlib.suppress(Exception):
+                    self._say(f"the run log has a gap, training continues: {error!r}")
+            return otherwise

@@ -10,7 +10,7 @@ import numpy as np
 
 from microscope_tui.probe import tables
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stepsums import Row
+from microscope_tui.probe.step_sums import Row
 from microscope_tui.probe.tracer import Traced
 from microscope_tui.probe.windows import Window
 from microscope_tui.routing import RoutingWriter, Shape, Tables, sections

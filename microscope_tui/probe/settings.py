@@ -16,7 +16,7 @@ from microscope_tui.probe.header import describe, profile
 from microscope_tui.probe.judge import Alert, judged_by_its_settings
 from microscope_tui.probe.plain import plain
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stepsums import Layout
+from microscope_tui.probe.step_sums import Layout
 from microscope_tui.runlog import FORMAT_VERSION, encode_record
 
 _logger = logging.getLogger(__name__)
@@ -36,10 +36,11 @@ def setting_of(alert: Alert) -> str:
 def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> set[str]:
     """Say what LINT finds in the model and its configuration; returns what was said."""
     # Where k is not known yet, nothing that follows from it is claimed.
-    layout = Layout(sites, [1] * len(sites), [site.top_k or site.num_experts for site in sites])
+    top_k = [site.top_k or site.num_experts for site in sites]
+    rows = Layout.of(sites, [1] * len(sites), top_k).rows
     header = {"kind": "run", "format_version": FORMAT_VERSION, "run": "run", "planned_steps": None}
     header |= {"profile": "eval" if mode == "eval" else profile(model)}
-    header |= {"source": {"counts": "exact"}} | describe(model, layout, 1)
+    header |= {"source": {"counts": "exact"}} | describe(model, sites, rows, 1)
     said = set()
     for alert in judged_by_its_settings(encode_record(plain(header))):
         say(replace(alert, verdict=setting_of(alert)), "attach")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microscope_tui.probe.tally import Scored
+from microscope_tui.probe.counter import Scored
 
 
 class Traced(NamedTuple):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.batch import Batch, argument_names
-from microscope_tui.probe.calls import Calls, Counted
+from microscope_tui.probe.counter import Call, Calls, Counted
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.sites import Choice, Site
 from microscope_tui.probe.tracer import Tracer
@@ -69,7 +69,7 @@ class Watch:
         """Keeps what every single token chose."""
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
-        self.calls = Calls(sites)
+        self.calls = Calls()
         self._model, self._training = model, mode == "train"
         self._saliency = saliency
         self._names = argument_names(model)
@@ -206,7 +206,7 @@ class Watch:
             return
         number, real_T = self._real(place, rows, choice)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        self.calls.add((place, number), choice, real_T, logits)
+        self.calls.add(Call.of(self.sites[place], (place, number), choice, real_T, logits))
         if self.tracer is None and not self._saliency:
             if self.calls.many_wait:
                 self.calls.count()

@@ -306,27 +306,21 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
     known[_ORIGINAL] = number(
         {_ORIGINAL: fields.get("max_position_embeddings"), **known, **fields}, _ORIGINAL, int
     )
-    return theta, _read_yarn(known) if kind == "yarn" else _read_llama3(known)
-
-
-def _read_llama3(rope: dict[str, Any]) -> Llama3Scaling:
-    if rope.get("mscale_all_dim"):
-        raise ValueError(
-            f"rope mscale_all_dim={rope['mscale_all_dim']!r} is not supported with "
-            "rope_type='llama3': it belongs to yarn."
-        )
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    factors = {name: number(rope, name, float) for name in names}
-    return Llama3Scaling(**factors, original_max_position_embeddings=rope[_ORIGINAL])
-
-
-def _read_yarn(known: dict[str, Any]) -> YarnScaling:
-    numbers = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
-    yarn = {name: number(known, name, float) for name in numbers if name in known}
+    if kind == "llama3":
+        if known.get("mscale_all_dim"):
+            raise ValueError(
+                f"rope mscale_all_dim={known['mscale_all_dim']!r} is not supported with "
+                "rope_type='llama3': it belongs to yarn."
+            )
+        factors = ("factor", "low_freq_factor", "high_freq_factor")
+        llama3 = {name: number(known, name, float) for name in factors}
+        return theta, Llama3Scaling(**llama3, original_max_position_embeddings=known[_ORIGINAL])
+    names = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+    yarn = {name: number(known, name, float) for name in names if name in known}
     if not yarn.get("factor", 0) >= 1:
         raise ValueError(f"rope factor={known.get('factor')!r} is not a number of 1 or more.")
     mscale, mscale_all_dim = _strengths(yarn)
-    return YarnScaling(
+    return theta, YarnScaling(
         factor=yarn["factor"],
         original_max_position_embeddings=known[_ORIGINAL],
         beta_fast=yarn.get("beta_fast") or 32.0,

@@ -14,9 +14,11 @@ from .checkpoint import load_shards as load_shards
 from .checkpoint import optimizer_state as optimizer_state
 from .checkpoint import save_checkpoint as save_checkpoint
 from .checkpoint import save_shards as save_shards
+from .console import SHARDED_SAMPLE_TOKENS as SHARDED_SAMPLE_TOKENS
 from .console import Console as Console
 from .console import introduction as introduction
 from .console import places as places
+from .console import sample as sample
 from .corpus import END as END
 from .corpus import PYTHON_DOCS as PYTHON_DOCS
 from .corpus import Corpus as Corpus
@@ -40,9 +42,6 @@ from .distributed import lost_ranks as lost_ranks
 from .distributed import own_rank as own_rank
 from .distributed import parallelize as parallelize
 from .distributed import whole_weights as whole_weights
-from .evaluation import SHARDED_SAMPLE_TOKENS as SHARDED_SAMPLE_TOKENS
-from .evaluation import evaluate as evaluate
-from .evaluation import sample as sample
 from .help import answer_without_torch as answer_without_torch
 from .help import new_app as new_app
 from .machine import StopRequest as StopRequest
@@ -67,6 +66,7 @@ from .setup import prepare as prepare
 from .setup import start_facts as start_facts
 from .step import CLIP_NORM as CLIP_NORM
 from .step import WEIGHT_DECAY as WEIGHT_DECAY
+from .step import evaluate as evaluate
 from .step import gradient_squares as gradient_squares
 from .step import learning_rate_at as learning_rate_at
 from .step import loss_shares as loss_shares

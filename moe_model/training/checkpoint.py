@@ -45,7 +45,7 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.training.distributed import whole_weights
-from moe_model.training.run import Run
+from moe_model.training.run import JUDGEMENT, Run
 
 LATEST = "latest"
 PREVIOUS = "previous"
@@ -55,8 +55,6 @@ COLLAPSE = "collapse"
 LINKS = (LATEST, PREVIOUS, BEST)
 """The names from which a run may resume."""
 _OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
-JUDGEMENT = "judgement.msgpack"
-"""The state of the diagnosis."""
 
 _SHARDS = "shard-*.safetensors"
 
@@ -85,7 +83,10 @@ class Checkpoints:
         target = self._written.get(step)
         if target is None or not target.exists():
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
-            target = self._free_name(step)
+            target, again = self.folder / f"step-{step:08d}", 1
+            while os.path.lexists(target):  # of a continuation that a resume from before discards
+                again += 1
+                target = self.folder / f"step-{step:08d}-{again}"
             with fresh_folder(target) as partial:
                 write(partial)
             self._written = {step: target}
@@ -94,15 +95,6 @@ class Checkpoints:
         self._point(name, target)
         self._remove_unused()
         return self.folder / name
-
-    def _free_name(self, step: int) -> Path:
-        """Drop steps of a discarded continuation: the run was resumed from an earlier step."""
-        target = self.folder / f"step-{step:08d}"
-        again = 1
-        while os.path.lexists(target):
-            again += 1
-            target = self.folder / f"step-{step:08d}-{again}"
-        return target
 
     def _keep_previous(self, latest: Path) -> None:
         link = self.folder / LATEST
@@ -183,6 +175,8 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _facts(run: Run) -> dict[str, Any]:
     """The part of a checkpoint that is not tensors."""
+    before = {} if run.start is None else run.start.description
+    attempt = before.get("life", 1) if before else 0
     return {
         "tokenizer": run.corpus.tokenizer.to_dict(),
         "options": run.options.to_dict(),
@@ -191,8 +185,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
         "loss_scale": run.scaler.state_dict(),
         "sequences_per_step": run.sequences_per_step,
-        "life": run.attempt,
-        "published": run.published,
+        "life": attempt + 1 if isinstance(attempt, int) else 2,
+        "published": before.get("published"),
     }
 
 

@@ -14,16 +14,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+import torch.distributed as dist
 from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.text import Text
 
 from moe_model import plain_text
+from moe_model.sampling import generate
 from moe_model.training.checkpoint import BEST, LATEST
 from moe_model.training.options import Options
 from moe_model.training.resume import newest_before
 from moe_model.training.run import Progress, Run, dtype_name
 
+SAMPLE_TOKENS = 200
+SHARDED_SAMPLE_TOKENS = 40
+"""Fewer where every token gathers every layer."""
 _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34
 """Width of the step count, a readable bar and the time left."""
@@ -104,11 +109,15 @@ class Console:
         best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
         known = progress.validation_loss
         validation = "" if known is None else f"{known:.3f}{best}"
+        layers = [
+            f"{name} {'–' if c is None else f'{c:.2f}'}"
+            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
+        ]
         facts = {
             "tokens": f"{progress.tokens:,} in the whole run",
             "loss": f"{progress.loss:.3f}",
             "validation": validation,
-            "balance c": self._balance(progress),
+            "balance c": f"{'  '.join(layers)}  (1 even, 0 collapsed)",
             "verdict": verdict,
         }
         for name, value in facts.items():
@@ -125,13 +134,6 @@ class Console:
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
-
-    def _balance(self, progress: Progress) -> str:
-        layers = [
-            f"{name} {'–' if c is None else f'{c:.2f}'}"
-            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
-        ]
-        return f"{'  '.join(layers)}  (1 even, 0 collapsed)"
 
     def _numbers(self, progress: Progress, evidence: str) -> str:
         """As much as fits beside the bar; an entropy is meaningless without its layer."""
@@ -239,3 +241,26 @@ def _again(run: Run, resume: str) -> str:
         if folder != getattr(Options(), name):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(str(folder))}")
     return " ".join(words)
+
+
+def sample(run: Run) -> str:
+    """Continue the prompt with the model. All ranks call this; rank 0 gets the text.
+
+    A sharded model stays sharded: all ranks read every token together, and a layer is gathered only
+    while it computes. Raises ``ValueError`` if it cannot be continued.
+    """
+    sharded = run.options.parallel == "fsdp" and run.world.size > 1
+    if not (sharded or run.world.is_main):
+        return ""
+    tokenizer = run.corpus.tokenizer
+    prompt_S = tokenizer.encode(run.prompt)
+    if sharded:  # ranks that pick different tokens would not stop together
+        run.model.register_forward_hook(lambda *seen: dist.broadcast(seen[2].logits_BSV, src=0))
+    ids = generate(
+        run.model,
+        prompt_S,
+        max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
+        seed=run.options.seed,
+        stop_at=run.stop_ids,
+    )
+    return tokenizer.decode(ids)

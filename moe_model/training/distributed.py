@@ -95,8 +95,6 @@ class World:
     """Rank of this process, from 0."""
     size: int = 1
     """Number of processes on all machines."""
-    local_rank: int = 0
-    """Rank of this process on its machine: the index of its GPU."""
     device: torch.device = _CPU
     """Device of this process."""
     patient: dist.ProcessGroup | None = None
@@ -269,7 +267,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, local_rank, device, patient)
+        yield World(rank, size, device, patient)
         ended_well = True
     finally:
         if ended_well or not cuda:

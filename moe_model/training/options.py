@@ -36,10 +36,7 @@ _SPEED = Parameter(show_default=False)
 _PRESET: Any = None
 """Placeholder for the preset's value until it is resolved."""
 
-DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "muon"]
-OnCollapse = Literal["log", "checkpoint", "stop"]
-Profile = Literal["pretrain", "finetune"]
 
 AUX_WEIGHT = 1e-2
 MTP_WEIGHT = 0.3
@@ -139,7 +136,7 @@ class Options:
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], _TRAINING] = "auto"
     """Device; auto uses a GPU if there is one."""
-    dtype: Annotated[DtypeName, _TRAINING] = "auto"
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _TRAINING] = "auto"
     """Number format of matrix products; auto uses bf16 if the hardware supports it, and fp16 with
     automatic loss scaling on older GPUs."""
     compile: Annotated[bool, _TRAINING, _SPEED] = False
@@ -181,7 +178,7 @@ class Options:
     """Name of the run and of its folders (default: PRESET-YYYY-MM-DD-HHMMSS)."""
     log_dir: Annotated[Path, _OUTPUT] = Path("logs")
     """Write the run log to LOG_DIR/RUN."""
-    profile: Annotated[Profile | None, _OUTPUT] = None
+    profile: Annotated[Literal["pretrain", "finetune"] | None, _OUTPUT] = None
     """Which limits the diagnosis uses (default: finetune when you start from an imported model,
     else pretrain; a resumed run keeps its profile)."""
     counts_every: Annotated[int, _OUTPUT] = 1
@@ -197,7 +194,7 @@ class Options:
     """Resume from a checkpoint, bit for bit: auto takes the newest intact checkpoint of --run, or
     starts the run if there is none; or name a checkpoint. Options not given are taken from that
     run."""
-    on_collapse: Annotated[OnCollapse, _RUN] = "log"
+    on_collapse: Annotated[Literal["log", "checkpoint", "stop"], _RUN] = "log"
     """When a router has collapsed: log reports it, checkpoint also saves the state at that step,
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, _OUTPUT, Parameter(allow_leading_hyphen=True)] = None

@@ -15,6 +15,7 @@ from moe_model import (
     FINISHED,
     STOPPED_BY_SIGNAL,
     STOPPED_ON_COLLAPSE,
+    Checkpoint,
     LanguageModel,
     ModelOutput,
     count,
@@ -33,6 +34,8 @@ ENDINGS = {
     "collapse": (STOPPED_ON_COLLAPSE, "stopped on a collapse"),
 }
 """Exit code and words for the reasons to end a run in order."""
+JUDGEMENT = "judgement.msgpack"
+"""File of a checkpoint with the state of the diagnosis."""
 GIVE_UP_AFTER = 20
 """Steps in a row without a finite gradient after which a run has failed."""
 
@@ -146,21 +149,20 @@ class Run:
     progress: Progress
     resumed_at_step: int | None
     """First step after a resume or fork; ``None`` for a new run."""
-    judgement: bytes | None
-    """State of the diagnosis at the checkpoint."""
-    resumed_from: Path | None
-    """Folder of the checkpoint that was read."""
+    start: Checkpoint | None
+    """The checkpoint that was read."""
     is_newest: bool
     """Whether that checkpoint is the newest of this run: false for a fork or an earlier step."""
-    attempt: int
-    """How many times the run was started, including this time."""
-    published: dict[str, Any] | None
-    """The ``config.json`` that the model was imported with, kept for its export."""
 
     @property
     def folder(self) -> Path:
         """Where its checkpoints are."""
         return self.options.checkpoint_dir / self.options.run
+
+    @property
+    def resumed_from(self) -> Path | None:
+        """Folder of the checkpoint that was read."""
+        return None if self.start is None else self.start.folder
 
     @property
     def sequences_per_step(self) -> int:
@@ -179,12 +181,14 @@ def _finite(value: float | None) -> float | None:
 
 def describe(run: Run) -> dict[str, Any]:
     """The arguments of a ``RunRecorder``: model, balancing, settings, how often experts count."""
-    options, config = run.options, run.model.config
+    options, config, judgement = run.options, run.model.config, None
+    if run.start is not None and (run.start.folder / JUDGEMENT).exists():
+        judgement = (run.start.folder / JUDGEMENT).read_bytes()
     return {
         "run": options.run,
         "planned_steps": options.steps,
         "resumed_at_step": run.resumed_at_step,
-        "judgement": run.judgement,
+        "judgement": judgement,
         "profile": options.profile,
         "world_size": run.world.size,
         "counts_every": options.counts_every,

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from moe_model import (
     stop_ids_of,
 )
 from moe_model.training.batches import TrainingBatches, held_out_batches
-from moe_model.training.checkpoint import JUDGEMENT, has_training_state
+from moe_model.training.checkpoint import has_training_state
 from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
 from moe_model.training.distributed import World, agree, parallelize
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
@@ -52,7 +51,9 @@ def prepare(options: Options, world: World) -> Run:
     device = world.device
     with world.together():
         checkpoint = find_checkpoint(options, world)
-        goes_on = _refuse_existing(options, checkpoint)
+        resumed_at = 1 if _refuse_existing(options, checkpoint) else None
+        if checkpoint is not None and has_training_state(checkpoint.folder):
+            resumed_at = checkpoint.step + 1
         dtype = choose_dtype(options.dtype, device)
     config, corpus = _read_data(options, checkpoint, world)
     agree(world, start_facts(corpus, checkpoint, dtype))
@@ -92,7 +93,9 @@ def prepare(options: Options, world: World) -> Run:
             corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
         ),
         progress=Progress(collapse_index=[None] * len(model.routers)),
-        **_past(options, checkpoint, goes_on),
+        start=checkpoint,
+        resumed_at_step=resumed_at,
+        is_newest=checkpoint is not None and is_newest(checkpoint, options),
     )
     if checkpoint is not None:
         with world.together():
@@ -143,26 +146,6 @@ def _read_data(
         return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
 
 
-def _past(options: Options, checkpoint: Checkpoint | None, goes_on: bool) -> dict[str, Any]:
-    """The facts about earlier attempts; empty for a new run."""
-    past: dict[str, Any] = {"resumed_at_step": 1 if goes_on else None, "judgement": None}
-    past |= {"resumed_from": None, "is_newest": False, "attempt": 1, "published": None}
-    if checkpoint is None:
-        return past
-    attempt = checkpoint.description.get("life", 1)
-    past |= {
-        "resumed_from": checkpoint.folder,
-        "is_newest": is_newest(checkpoint, options),
-        "attempt": attempt + 1 if isinstance(attempt, int) else 2,
-        "published": checkpoint.published,
-    }
-    if has_training_state(checkpoint.folder):
-        judgement = checkpoint.folder / JUDGEMENT
-        past["resumed_at_step"] = checkpoint.step + 1
-        past["judgement"] = judgement.read_bytes() if judgement.exists() else None
-    return past
-
-
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
     """Whether the folders of this run may exist already, because it is resumed in them;
     ``UsageError`` if they exist and the run is not resumed."""
@@ -171,7 +154,7 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
         )
     own = options.checkpoint_dir / options.run
-    folders = [f for f in (options.log_dir / options.run, own) if _holds_something(f)]
+    folders = [f for f in (options.log_dir / options.run, own) if _is_taken(f)]
     in_place = checkpoint is not None and checkpoint.folder.parent == own.resolve()
     if folders and not in_place and options.resume != AUTO:
         # Two runs in one folder would mix their logs.
@@ -182,11 +165,11 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
     return bool(folders)
 
 
-def _holds_something(folder: Path) -> bool:
-    """Whether a folder holds nothing: a start that failed at once may have left it."""
-    if folder.is_dir():
-        return any(path.name != LOCK for path in folder.iterdir())
-    return os.path.lexists(folder)
+def _is_taken(path: Path) -> bool:
+    """Whether it exists and is more than what a start that failed at once has left."""
+    return os.path.lexists(path) and not (
+        path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())
+    )
 
 
 def _choose_prompt(options: Options, corpus: Corpus) -> str:

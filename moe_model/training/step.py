@@ -1,4 +1,4 @@
-"""The parts of one optimizer step: losses, gradients, optimizer and learning rate, number format.
+"""The parts of one optimizer step: losses (also on held-out text), gradients, optimizer, precision.
 
 Training minimises next-token cross-entropy and the terms added to it. Every loss here is a *share*:
 summed over the micro-batches of a step and over all ranks it is the mean over the whole step. So a
@@ -32,8 +32,8 @@ from moe_model import (
     router_z_loss,
     sequence_balance_loss,
 )
-from moe_model.training.batches import StepBatches
-from moe_model.training.distributed import World
+from moe_model.training.batches import Batch, StepBatches
+from moe_model.training.distributed import ALONE, World
 from moe_model.training.options import OptimizerName, Options
 
 MTP_HIGH_SHARE = 10 / 14.8
@@ -232,3 +232,39 @@ def memory_bytes(device: torch.device) -> int:
         return int(statm.read_text("ascii").split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    forward: Callable[..., ModelOutput] | None = None,
+    world: World = ALONE,
+) -> float:
+    """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
+
+    Args:
+        batches: All of them, on every rank; each rank evaluates its share, in the same number of
+            forward passes: sharded ranks wait for each other.
+        forward: What to call instead of the model where it is spread over ranks.
+    """
+    forward = forward or model
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for first in range(0, len(batches), world.size):
+        place = first + world.rank
+        batch = batches[min(place, len(batches) - 1)].to(device)
+        length = batch.tokens_BN.shape[1] - 1
+        with mixed_precision(device, dtype):
+            targets_BS = batch.targets(1, length)
+            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
+        if place < len(batches):
+            sums[0] += output.losses[0]
+            sums[1] += (targets_BS >= 0).sum()
+    model.train(was_training)
+    world.sum(sums)
+    return (sums[0] / sums[1]).item()

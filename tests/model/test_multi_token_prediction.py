@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import MtpModel
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model import LanguageModel, update_expert_bias, valid_ahead
+from moe_model import LanguageModel, ModelOutput, update_expert_bias, valid_ahead
 from moe_model.training import Batch, StepBatches, loss_shares
+from tests.counted import counted, counter_of
 
 MakeModel = Callable[..., LanguageModel]
 S, D = 20, 2
@@ -90,35 +91,38 @@ def test_depth_k_is_asked_for_the_token_k_plus_one_ahead(
     for depth in range(D):
         asked = ids_BS[:, depth + 2 : depth + 2 + length]
         expected.append(F.cross_entropy(output.ahead_logits[depth].flatten(0, 1), asked.flatten()))
-    shares = losses(model, ids_BS)
+    _, shares = forward(model, ids_BS)
     assert shares[1].item() == pytest.approx(sum(expected).item() / D, rel=1e-6)
     first = F.cross_entropy(output.logits_BSV.flatten(0, 1), ids_BS[:, 1 : 1 + length].flatten())
     assert shares[0].item() == pytest.approx(first.item())
 
 
-def losses(model: LanguageModel, ids_BN: Tensor) -> list[Tensor]:
+def forward(model: LanguageModel, ids_BN: Tensor) -> tuple[ModelOutput, list[Tensor]]:
+    """The output with targets, and the shares of the loss."""
     batch = Batch(ids_BN, torch.zeros_like(ids_BN, dtype=torch.bool))
     length = ids_BN.shape[1] - 1 - D
     targets = [batch.targets(ahead, length) for ahead in range(1, D + 2)]
-    output = model(ids_BN[:, :length], next_ids=ids_BN[:, 1 : length + D], targets=targets)
+    output: ModelOutput = model(
+        ids_BN[:, :length], next_ids=ids_BN[:, 1 : length + D], targets=targets
+    )
     step_batches = StepBatches([batch], (targets[0].numel(),) * (1 + D))
-    return loss_shares(output, ["mtp"], step_batches, 1)
+    return output, loss_shares(output, ["mtp"], step_batches, 1)
 
 
-def train_step(model: LanguageModel, ids_BN: Tensor) -> None:
+def train_step(model: LanguageModel, ids_BN: Tensor) -> ModelOutput:
+    """Forward and backward; the output of the pass."""
     model.train().zero_grad()
-    model.readings.reset()
-    next_token, ahead = losses(model, ids_BN)
+    output, (next_token, ahead) = forward(model, ids_BN)
     (next_token + 0.3 * ahead).backward()
+    return output
 
 
 def test_its_layers_are_counted_balanced_and_trained(model: LanguageModel, ids_BS: Tensor) -> None:
     assert len(model.routers) == len(model.config.moe_layers) + D
-    train_step(model, ids_BS)
-    report = model.readings.report(model.routers)
+    counter = counter_of(model, train_step(model, ids_BS).routings)
     pairs = ids_BS[:, : -1 - D].numel() * model.config.num_experts_per_tok
-    assert [sum(row) for row in report.tokens_per_expert] == [pairs] * (2 + D)
-    update_expert_bias(model.routers, model.readings.counts_LE, 0.01)
+    assert counter.counts.sum(dim=1).tolist() == [pairs] * (2 + D)
+    update_expert_bias(model.routers, counter.counts, 0.01)
     for depth in model.mtp:
         assert depth.layer.mlp.router.expert_bias.any()
         assert all(p.grad is not None and p.grad.any() for p in depth.parameters())
@@ -127,9 +131,8 @@ def test_its_layers_are_counted_balanced_and_trained(model: LanguageModel, ids_B
 def test_a_training_pass_without_the_next_tokens_is_noticed(
     model: LanguageModel, ids_BS: Tensor
 ) -> None:
-    model.train()(ids_BS)
-    with pytest.raises(RuntimeError, match="pass the model next_ids"):
-        model.readings.report(model.routers)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        counted(model, model.train()(ids_BS).routings)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
@@ -139,9 +142,10 @@ def test_activation_checkpointing_counts_its_layers_once(
     plain, recomputed = (make_model(num_nextn_predict_layers=D) for _ in range(2))
     for layer in (*recomputed.layers, *recomputed.mtp):
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=use_reentrant)
-    for each in (plain, recomputed):
-        train_step(each, ids_BS)
-    assert torch.equal(plain.readings.counts_LE, recomputed.readings.counts_LE)
+    counts = [
+        counter_of(each, train_step(each, ids_BS).routings).counts for each in (plain, recomputed)
+    ]
+    assert torch.equal(*counts)
     for ours, theirs in zip(recomputed.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
@@ -154,15 +158,3 @@ def test_a_position_is_valid_only_if_the_tokens_ahead_are() -> None:
         [0, 0, 1, 1, 1],
     ]
     assert valid_ahead(valid_BS, 2)[0].int().tolist() == [1, 1, 0, 0, 0]
-
-
-def test_padding_is_left_out_of_its_counts(model: LanguageModel, ids_BS: Tensor) -> None:
-    valid_BS = torch.ones(len(ids_BS), S, dtype=torch.bool)
-    valid_BS[0, 15:] = False
-    model.train()(ids_BS[:, :S], valid_BS, next_ids=ids_BS[:, 1 : S + D])
-    report = model.readings.report(model.routers)
-    real = int(valid_BS.sum())
-    assert report.router["tokens"] == [real, real, real - 1, real - 2]
-    assert [sum(row) for row in report.tokens_per_expert] == [
-        tokens * model.config.num_experts_per_tok for tokens in report.router["tokens"]
-    ]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import Calls, Choice, Scores, Site, attach
-from microscope_tui.probe import calls as calls_module
+from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach
+from microscope_tui.probe import counter as counter_module
 from tests.probe.layers import ROUTERS, TOP_K, Block, Model, records, sums, tokens
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
@@ -51,17 +51,16 @@ def made(draw: st.DrawFn) -> Made:
 
 def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tensor, float]]:
     """Everything that was summed and the largest logit, of every router and pass."""
-    calls = Calls(SITES)
+    calls = Calls()
     for key, choice, real_T in made_calls:
-        calls.add(key, choice, real_T, choice.logits_TE)
+        calls.add(Call.of(SITES[key[0]], key, choice, real_T, choice.logits_TE))
         if one_by_one:
             calls.count()
     calls.count()
     found: dict[Any, tuple[Tensor, float]] = {}
-    for tally in calls.tallies:
-        for key, flat_N, peak in zip(tally.keys, tally.flat(), tally.max_logit_L, strict=True):
-            before = found.get(key, (torch.zeros_like(flat_N), 0.0))
-            found[key] = before[0] + flat_N, max(before[1], float(peak))
+    for key, flat_N, peak in calls.parts(8):
+        before = found.get(key, (torch.zeros_like(flat_N), 0.0))
+        found[key] = before[0] + flat_N, max(before[1], float(peak))
     return found
 
 
@@ -71,8 +70,8 @@ def test_calls_counted_together_sum_up_as_those_counted_one_by_one(made_calls: l
     together, single = (totals(made_calls, one_by_one=each) for each in (False, True))
     assert together.keys() == single.keys()
     for key, (flat_N, peak) in together.items():
-        E = SITES[key[0]].num_experts
-        assert torch.equal(flat_N[: E + 2], single[key][0][: E + 2])  # counts and tokens
+        for exact in (slice(8), slice(32, 36)):  # counts and tokens
+            assert torch.equal(flat_N[exact], single[key][0][exact])
         torch.testing.assert_close(flat_N, single[key][0], rtol=1e-5, atol=1e-6)
         assert peak == single[key][1]
 
@@ -80,13 +79,13 @@ def test_calls_counted_together_sum_up_as_those_counted_one_by_one(made_calls: l
 def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() -> None:
     ids_TK, kept_TK = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool)
     logits_TE, bias_E = torch.randn(2, 5), SITES[1].module.e_score_correction_bias
-    choice, calls = Choice(ids_TK, logits_TE=logits_TE, kept_TK=kept_TK), Calls(SITES)
-    calls.add((1, 0), choice, None, logits_TE)
+    choice, calls = Choice(ids_TK, logits_TE=logits_TE, kept_TK=kept_TK), Calls()
+    calls.add(Call.of(SITES[1], (1, 0), choice, None, logits_TE))
     expected = totals([((1, 0), choice, None)], one_by_one=True)[1, 0]
     for tensor in (ids_TK, kept_TK, logits_TE, bias_E):
         tensor.zero_()
     calls.count()
-    torch.testing.assert_close(calls.tallies[0].flat()[0], expected[0])
+    torch.testing.assert_close(next(calls.parts(8))[1], expected[0])
     SITES[1].module.e_score_correction_bias.copy_(torch.linspace(-1, 1, 5))
 
 
@@ -103,8 +102,8 @@ def test_many_waiting_calls_are_counted_before_the_pass_ends(
 
     monkeypatch.setattr(Block, "forward", forward)
     lines = []
-    for limit in (0, calls_module._WAITING_BYTES):
-        monkeypatch.setattr(calls_module, "_WAITING_BYTES", limit)
+    for limit in (0, counter_module._WAITING_BYTES):
+        monkeypatch.setattr(counter_module, "_WAITING_BYTES", limit)
         model = Model()
         with attach(model, tmp_path / str(limit), routers=ROUTERS) as probe:
             model(tokens())
@@ -117,7 +116,7 @@ def test_many_waiting_calls_are_counted_before_the_pass_ends(
 def test_a_call_too_large_to_wait_is_counted_in_a_saliency_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls_module, "_WAITING_BYTES", 0)
+    monkeypatch.setattr(counter_module, "_WAITING_BYTES", 0)
     model = Model()
     with attach(model, tmp_path, routers=ROUTERS, saliency=True) as probe:
         model(tokens())

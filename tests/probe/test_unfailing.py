@@ -1,13 +1,12 @@
 """The log of a training loop: whatever fails in it costs one warning; other ranks have none."""
 
-import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microscope_tui.probe import RunRecorder, SilentLog, UnfailingLog
+from microscope_tui.probe import RunRecorder, TrainingLog
 from tests.probe.replay import HEADER, collapsing
 from tests.probe.test_bad_days import written
 
@@ -28,7 +27,7 @@ def recorder(folder: Path) -> RunRecorder:
 
 def test_all_is_handed_on_to_the_recorder(tmp_path: Path) -> None:
     said: list[str] = []
-    log = UnfailingLog(recorder(tmp_path), said.append)
+    log = TrainingLog(recorder(tmp_path), said.append)
     indices = None
     for fields in collapsing(1, 260):
         indices = log.step({k: v for k, v in fields.items() if k != "kind"})
@@ -50,7 +49,7 @@ def test_whatever_fails_is_said_once_and_the_next_call_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    log = UnfailingLog(recorder(tmp_path), said.append)
+    log = TrainingLog(recorder(tmp_path), said.append)
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("disk on fire")
@@ -74,7 +73,7 @@ def test_a_record_that_makes_no_sense_costs_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    log = UnfailingLog(recorder(tmp_path))
+    log = TrainingLog(recorder(tmp_path))
     (record,) = CALLS["step"]
     assert log.step(record | {"tokens_per_expert": [[1] * 8]}) is None
     assert log.step({}) is None
@@ -91,16 +90,13 @@ def test_a_training_is_not_hindered_in_being_interrupted(
 
     monkeypatch.setattr(RunRecorder, "record_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        UnfailingLog(recorder(tmp_path)).step(*CALLS["step"])
+        TrainingLog(recorder(tmp_path)).step(*CALLS["step"])
 
 
 def test_a_silent_log_takes_the_same_calls_and_says_nothing() -> None:
-    log = SilentLog()
+    log = TrainingLog(None)
     answers = {name: getattr(log, name)(*arguments) for name, arguments in CALLS.items()}
     assert answers == {
         **dict.fromkeys(("step", "event", "judgement", "end")),
         **{"alerts": [], "verdict": "", "sync": True},
     }
-    for name in CALLS:
-        theirs = inspect.signature(getattr(UnfailingLog, name))
-        assert inspect.signature(getattr(SilentLog, name)) == theirs

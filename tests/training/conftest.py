@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model.training import evaluation
+from moe_model.training import console
 from tests.forked import ROOT, ForkServer, Program
 
 SMALL = [
@@ -62,9 +62,8 @@ def trainer() -> Iterator[ModuleType]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            evaluation, "SAMPLE_TOKENS", 20
-        )  # it takes longer than the steps of a short run
+        # It takes longer than the steps of a short run.
+        patch.setattr(console, "SAMPLE_TOKENS", 20)
         yield module
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from moe_model import LanguageModel, RouterReadings, Routing
+from microscope_tui.probe import RoutingCounter
+from moe_model import LanguageModel, Routing
 from moe_model.sampling import generate
 from moe_model.training import (
     SHARDED_SAMPLE_TOKENS,
@@ -27,7 +28,7 @@ from moe_model.training import (
     synchronised,
     whole_weights,
 )
-from moe_model.training.evaluation import sample
+from moe_model.training.console import sample
 from tests.training.worlds import (
     CPU,
     Work,
@@ -55,20 +56,20 @@ def gradients(world: World, folder: Path) -> dict[str, Any]:
 def one_kind(world: World, kind: Any, *more: str) -> dict[str, Any]:
     alone, model = (make_model(tied="tied" in more) for _ in range(2))
     optimizer = make_optimizer(alone, 1e-2)
-    expected, expected_norm = train_step(alone, alone, optimizer, World())
+    expected, expected_norm, expected_counts = train_step(alone, alone, optimizer, World())
     if world.rank:
         model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
     model.recompute = "recompute" in more
     forward = parallelize(model, kind, world)
-    found, norm = train_step(model, forward, make_optimizer(model, 1e-2), world)
+    found, norm, counts = train_step(model, forward, make_optimizer(model, 1e-2), world)
     weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     return {
         "same_names": found.keys() == expected.keys(),
         "error": max(distance(found[name], expected[name]) for name in expected),
         "norm": [norm, expected_norm],
         "weight_error": max(distance(weights[n], t) for n, t in alone.state_dict().items()),
-        "counts": model.readings.counts_LE.tolist(),
-        "expected_counts": alone.readings.counts_LE.tolist(),
+        "counts": counts,
+        "expected_counts": expected_counts,
         "bias": [router.expert_bias.tolist() for router in model.routers],
         "expected_bias": [router.expert_bias.tolist() for router in alone.routers],
         "weights": {name: tensor.tolist() for name, tensor in weights.items()},
@@ -121,29 +122,33 @@ def routings_of(rank: int) -> list[Routing]:
 
 
 def sums(world: World, folder: Path) -> dict[str, Any]:
-    """The readings of all ranks in one collective."""
-    readings, together = RouterReadings(), RouterReadings()
+    """What all ranks counted, in one collective."""
+    routers = make_model().routers[:LAYERS]
+    counter, together = RoutingCounter(routers), RoutingCounter(routers)
     for rank in range(world.size):
         together.add(routings_of(rank))
-    readings.add(routings_of(world.rank))
-    readings.counts_LE[0, 0] += 2**52 // world.size
-    together.counts_LE[0, 0] += 2**52 // world.size * world.size
+    counter.add(routings_of(world.rank))
+    for each, count in (
+        (counter, 2**52 // world.size),
+        (together, 2**52 // world.size * world.size),
+    ):
+        each._calls.tallies[0].counts_LE2[0, 0] += count
     collectives = []
     sum_before = World.sum
     World.sum = lambda self, tensor: (collectives.append(1), sum_before(self, tensor))[1]  # type: ignore[method-assign]
     extra = torch.tensor([0.5, float(world.rank == 1)], dtype=torch.float64)
-    summed = readings.all_reduce(world, extra)
+    summed = counter.all_reduce(world, extra)
     World.sum = sum_before  # type: ignore[method-assign]
-    routers = make_model().routers[:LAYERS]
-    report, expected = readings.report(routers), together.report(routers)
+    together.all_reduce(World(), extra)
+    line, expected = (one.record(one.read(), [1.0] * LAYERS) for one in (counter, together))
     return {
         "collectives": len(collectives),
         "extra": summed.tolist(),
-        "counts": readings.counts_LE.tolist(),
-        "expected_counts": together.counts_LE.tolist(),
-        "tokens": [report.tokens, expected.tokens],
-        "router": report.router,
-        "expected_router": expected.router,
+        "counts": counter.counts.tolist(),
+        "expected_counts": together.counts.tolist(),
+        "tokens": [line["tokens"], expected["tokens"]],
+        "router": line["router"],
+        "expected_router": expected["router"],
         "text": world.broadcast_text("räume " * 3 if world.is_main else "not this"),
         "empty": world.broadcast_text("" if world.is_main else "not this"),
         "any": [world.any(world.rank == 1), world.any(False)],

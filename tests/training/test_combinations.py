@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_model import LanguageModel, ModelConfig
+from tests.counted import counter_of
 from tests.training.story import Log, story
 
 Train = Callable[..., int]
@@ -112,10 +113,10 @@ def test_a_compiled_layer_is_the_same_layer(dtype: str, recompute: bool) -> None
             for layer in model.layers:
                 layer.compile(backend="aot_eager")
         with torch.autocast("cpu", dtype=kinds[dtype], enabled=dtype != "fp32"):
-            logits_BSV = model(ids_BS).logits_BSV
-        F.cross_entropy(logits_BSV.float().flatten(0, 1), ids_BS.flatten()).backward()
+            output = model(ids_BS)
+        F.cross_entropy(output.logits_BSV.float().flatten(0, 1), ids_BS.flatten()).backward()
         gradients.append([p.grad for p in model.parameters()])
-        counts.append(model.readings.counts_LE)
+        counts.append(counter_of(model, output.routings).counts)
     assert torch.equal(*counts)
     for name, plain, other in zip(dict(model.named_parameters()), *gradients, strict=True):
         error = (plain - other).norm() / plain.norm().clamp(min=1e-6)

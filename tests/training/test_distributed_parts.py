@@ -118,7 +118,7 @@ def test_a_process_on_its_own_trains_the_model_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("place", ["2-0", "2-1", "3-0", "3-2"])
-def test_one_sum_brings_all_readings_to_all_ranks(claim: Claim, place: str) -> None:
+def test_one_sum_brings_all_counts_to_all_ranks(claim: Claim, place: str) -> None:
     seen = claim("small")[f"sums-{place}"]
     assert seen["collectives"] == 1
     assert seen["counts"] == seen["expected_counts"]

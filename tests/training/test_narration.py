@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from microscope_tui.probe import Alert, UnfailingLog
+from microscope_tui.probe import Alert, TrainingLog
 from microscope_tui.runlog import safe_text
 from moe_model import REPLACEMENT, plain_text, say
 from moe_model.training import Console, Progress
@@ -257,7 +257,7 @@ def test_a_warning_that_fails_is_tried_once_and_costs_nothing(error: Exception) 
         tried.append(line)
         raise OSError("no space here either")
 
-    log = UnfailingLog(Broken(error), fail)  # type: ignore[arg-type]
+    log = TrainingLog(Broken(error), fail)  # type: ignore[arg-type]
     assert log.step({}) is None
     assert log.alerts() == []
     assert log.sync() is False

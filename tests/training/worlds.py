@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from microscope_tui.probe import RoutingCounter
 from moe_model import LanguageModel, ModelConfig, update_expert_bias
 from moe_model.training import World, gradient_squares, join_world, synchronised
 from tests.forked import ForkServer
@@ -104,9 +105,13 @@ def all_sequences() -> Tensor:
     return torch.randint(0, 29, (SEQUENCES, LENGTH + 2), generator=generator)
 
 
-def loss_of(forward: Callable[..., Any], ids_BN: Tensor) -> Tensor:
-    """This part's share of the mean over all sequences."""
+def loss_of(
+    forward: Callable[..., Any], ids_BN: Tensor, counter: RoutingCounter | None = None
+) -> Tensor:
+    """This part's share of the mean over all sequences; its routings are counted."""
     output = forward(ids_BN[:, :LENGTH], next_ids=ids_BN[:, 1:-1])
+    if counter is not None:
+        counter.add(output.routings)
     next_ids, after = ids_BN[:, 1:-1].flatten(), ids_BN[:, 2:].flatten()
     total = F.cross_entropy(output.logits_BSV.flatten(0, 1), next_ids, reduction="sum")
     for logits_BSV in output.ahead_logits:
@@ -116,24 +121,24 @@ def loss_of(forward: Callable[..., Any], ids_BN: Tensor) -> Tensor:
 
 def train_step(
     model: LanguageModel, forward: Callable[..., Any], optimizer: Any, world: World
-) -> tuple[dict[str, Tensor], float]:
-    """One step in two micro-batches; the gradients before clipping, whole, and their norm."""
-    model.readings.reset()
+) -> tuple[dict[str, Tensor], float, list[list[int]]]:
+    """One step in two micro-batches; gradients before clipping, whole, their norm, and counts."""
+    counter = RoutingCounter(model.routers)
     own_AB = all_sequences().view(2, world.size, -1, LENGTH + 2)[:, world.rank]
     for place, ids_BN in enumerate(own_AB):
         with synchronised(forward, last=place == 1):
-            (loss_of(forward, ids_BN) * world.size).backward()
+            (loss_of(forward, ids_BN, counter) * world.size).backward()
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    norm = model.readings.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
+    norm = counter.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
     torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
     optimizer.step()
     optimizer.zero_grad()
-    update_expert_bias(model.routers, model.readings.counts_LE, 0.01)
-    return gradients, norm.item()
+    update_expert_bias(model.routers, counter.counts, 0.01)
+    return gradients, norm.item(), counter.counts.tolist()
 
 
 def distance(a: Tensor, b: Tensor) -> float:

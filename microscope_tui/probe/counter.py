@@ -1,0 +1,352 @@
+"""Counts what routers chose in one optimizer step; on their device until the line is written.
+
+There are two ways in and one counter. ``train.py`` hands the routings of its model to a
+``RoutingCounter``; of every other model the hooks of ``watching.py`` see each call of a router and
+hand it over as a ``Call``. Counting takes thirty small operations, whose start costs more than
+their arithmetic: calls of the same shape are stacked, so that the start is paid once for all
+layers. Counts are integers, nothing here waits for the device, and no id can be out of range:
+those outside the experts share a slot of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from microscope_tui.probe.families import bias_of
+from microscope_tui.probe.sites import Choice, Site
+from microscope_tui.probe.step_sums import SUMS, Key, Layout, Row, StepSums, summaries
+
+Scored = tuple[Tensor, Tensor | None]
+"""Entropy and margin of every token, ``[L, T]``; no margin where there is none."""
+
+_WAITING_BYTES = 16 * 1024 * 1024
+"""About as much may wait to be counted, which then takes six times as much for a moment."""
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class Call(NamedTuple):
+    """One call of a router for T tokens."""
+
+    key: Key
+    num_experts: int
+    kind: str | None
+    """What turns the logits into scores, see ``Scores``."""
+    has_margin: bool
+    """Chosen are the k best of the biased scores."""
+    ids_TK: Tensor
+    """Chosen experts; any other id counts as unrouted."""
+    real_T: Tensor | None = None
+    """False for padding; ``None`` where there is none."""
+    kept_TK: Tensor | None = None
+    """False where a capacity dropped the pair; ``None`` where none can."""
+    logits_TE: Tensor | None = None
+    bias_E: Tensor | None = None
+    """Selection bias, added to the scores before the choice."""
+    scores_TE: Tensor | None = None
+    """Scores and margin as the router itself computed them: then its ids are experts, too."""
+    margin_T: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, site: Site, key: Key, choice: Choice, real_T: Tensor | None, logits_TE: Tensor | None
+    ) -> Call:
+        """A call that a hook saw: copies, because the model may change its own tensors later."""
+        ids_TK = choice.ids_TK.detach().reshape(-1, choice.ids_TK.shape[-1]).long().clone()
+        kind = None if site.scores is None else site.scores.kind
+        if kind is None or (logits_TE is not None and len(logits_TE) != len(ids_TK)):
+            logits_TE = None
+        bias_E = None if logits_TE is None or not site.plain_choice else bias_of(site)
+        return cls(
+            key,
+            site.num_experts,
+            kind,
+            site.plain_choice,
+            ids_TK,
+            None if real_T is None else real_T.to(ids_TK.device),
+            _copy(choice.kept_TK),
+            _copy(logits_TE),
+            _copy(bias_E),
+        )
+
+    def shape(self) -> Any:
+        """What calls that are stacked have in common."""
+        shapes = [None if part is None else part.shape for part in self[4:]]
+        return self[1:4], self.ids_TK.device, *shapes
+
+
+class Counted(NamedTuple):
+    """L calls that were counted together."""
+
+    tally: Tally
+    slots_LTK: Tensor
+    """Expert of every pair; E for no expert, E + 1 for padding."""
+    scored: Scored | None
+    """``None`` without logits."""
+
+
+class Calls:
+    """Collects the calls of one optimizer step in tallies."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        """``dtype``: of sums over tokens."""
+        self._dtype = dtype
+        self.clear()
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What has been counted since ``clear``; a router may be in several."""
+        return list(self._tallies.values())
+
+    @property
+    def seen(self) -> dict[Key, int]:
+        """The routers and passes that were counted, and k of each."""
+        return {key: tally.top_k for tally in self.tallies for key in tally.keys}
+
+    def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """Everything that is summed over ranks, and the largest logit, of each router and pass.
+
+        Args:
+            width: Experts of the largest router.
+        """
+        for tally in self.tallies:
+            yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
+
+    @property
+    def many_wait(self) -> bool:
+        """Whether to ``count`` before the pass ends: judged by the last call."""
+        tensors = self._waiting[-1].ids_TK, self._waiting[-1].logits_TE
+        # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
+        size = sum(one.numel() * one.element_size() for one in tensors if one is not None)
+        return size * len(self._waiting) > _WAITING_BYTES
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._waiting: list[Call] = []
+        self._tallies: dict[Any, Tally] = {}
+
+    def add(self, call: Call) -> None:
+        """Keep a call until ``count``."""
+        self._waiting.append(call)
+
+    def count(self) -> list[Counted]:
+        """Count the calls that wait."""
+        groups: dict[Any, list[Call]] = {}
+        for call in self._waiting:
+            groups.setdefault(call.shape(), []).append(call)
+        self._waiting = []
+        return [self._together(calls) for calls in groups.values()]
+
+    def _together(self, calls: list[Call]) -> Counted:
+        keys, ids_TK = tuple(call.key for call in calls), calls[0].ids_TK
+        what = keys, calls[0].num_experts, ids_TK.shape[-1], ids_TK.device, self._dtype
+        if what not in self._tallies:
+            with torch.inference_mode(False):  # evaluated in it, read outside of it
+                self._tallies[what] = Tally(*what)
+        tally, parts = self._tallies[what], zip(*(call[4:] for call in calls), strict=True)
+        stacked = Call(*calls[0][:4], *map(_stacked, parts))  # type: ignore[arg-type]  # ids are there
+        slots_LTK = tally.add(stacked)
+        scored = None if stacked.logits_TE is None else tally.add_scores(stacked, slots_LTK)
+        return Counted(tally, slots_LTK, scored)
+
+
+class Tally:
+    """What L passes through routers with the same number of experts did in one step."""
+
+    def __init__(
+        self,
+        keys: tuple[Key, ...],
+        num_experts: int,
+        top_k: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        L, E = len(keys), num_experts
+        self.keys, self.num_experts, self.top_k = keys, E, top_k
+        self.counts_LE2 = torch.zeros(L, E + 2, dtype=torch.int64, device=device)
+        """Pairs per expert, then those that went to no real expert, then those of padding."""
+        self.tokens_L3 = torch.zeros(L, 3, dtype=torch.int64, device=device)
+        """Real tokens, pairs that a capacity dropped, and real tokens with logits."""
+        self.sums_LN = torch.zeros(L, len(SUMS), dtype=dtype, device=device)
+        self.experts_L3E = torch.zeros(L, 3, E, dtype=dtype, device=device)
+        """Sums of probabilities, weights and norms of outputs."""
+        self.max_logit_L = torch.zeros(L, dtype=torch.float32, device=device)
+
+    def add(self, calls: Call) -> Tensor:
+        """Count L calls with stacked tensors; returns the slot of every pair, ``[L, T, K]``."""
+        E, slots_LTK, real_LT = self.num_experts, calls.ids_TK, calls.real_T
+        if calls.scores_TE is None:
+            slots_LTK = slots_LTK.where((slots_LTK >= 0) & (slots_LTK < E), E)
+        real: Any = slots_LTK.shape[1]
+        if real_LT is not None:
+            slots_LTK = slots_LTK.where(real_LT[..., None], E + 1)
+            real = real_LT.sum(dim=-1, keepdim=True)
+        self.tokens_L3[:, :: 3 if calls.logits_TE is None else 2] += real
+        slots_LP = slots_LTK.flatten(1)
+        self.counts_LE2.scatter_add_(1, slots_LP, torch.ones_like(slots_LP))
+        if calls.kept_TK is not None:
+            dropped_LP = ~calls.kept_TK.reshape(slots_LP.shape) & (slots_LP < E)
+            self.tokens_L3[:, 1] += dropped_LP.sum(dim=1)
+        return slots_LTK
+
+    def add_scores(self, calls: Call, slots_LTK: Tensor) -> Scored:
+        """Add what the routers scored; ``slots_LTK`` is what ``add`` returned."""
+        assert calls.logits_TE is not None
+        E, kind, logits_LTE = self.num_experts, calls.kind, calls.logits_TE.float()
+        padded = calls.real_T is not None
+        if padded:
+            real_LT = slots_LTK[..., 0] != E + 1
+            logits_LTE = logits_LTE.masked_fill(~real_LT[..., None], 0.0)
+        log_sum_LT1 = logits_LTE.logsumexp(dim=-1, keepdim=True)
+        # Scores of skip and identity slots come after those of the experts: left out.
+        scores_LTE = calls.scores_TE
+        if scores_LTE is None:
+            scores_LTE = _scores(logits_LTE, log_sum_LT1, kind)[..., :E]
+        probability_LTE = scores_LTE / scores_LTE.sum(dim=-1, keepdim=True)
+        chosen_LTK = slots_LTK.clamp(max=E - 1)
+        selected_LT = (probability_LTE.gather(-1, chosen_LTK) * (slots_LTK < E)).sum(dim=-1)
+        # As torch.special.entr, which is several times as slow on a CPU.
+        entropy_LT = -(probability_LTE * probability_LTE.clamp_min(_TINY).log()).sum(dim=-1)
+        z_LT, margin_LT = log_sum_LT1[..., 0].square(), calls.margin_T
+        if calls.has_margin and margin_LT is None and logits_LTE.shape[-1] == E > self.top_k:
+            margin_LT = _margin(scores_LTE, chosen_LTK, calls.bias_E)
+        known_LT = torch.zeros_like(z_LT) if margin_LT is None else margin_LT
+        sums_L4T = torch.stack((entropy_LT, z_LT, selected_LT, known_LT), dim=1)
+        if padded:  # chosen and not multiplied: what padding scores may not be finite
+            sums_L4T = sums_L4T.where(real_LT[:, None], 0.0)
+            probability_LTE = probability_LTE.where(real_LT[..., None], 0.0)
+        self.sums_LN += sums_L4T.sum(dim=-1, dtype=self.sums_LN.dtype)
+        self.experts_L3E[:, 0] += probability_LTE.sum(dim=1, dtype=self.sums_LN.dtype)
+        self.max_logit_L = torch.maximum(self.max_logit_L, logits_LTE.abs().amax(dim=(1, 2)))
+        return entropy_LT, margin_LT
+
+    def add_weights(self, weights_LTK: Tensor, slots_LTK: Tensor) -> None:
+        """Add what the outputs of the chosen experts are multiplied with."""
+        self._spread(1, weights_LTK, slots_LTK)
+
+    def add_norms(self, norms_LTK: Tensor, slots_LTK: Tensor) -> None:
+        """Add the norms of the outputs of the chosen experts."""
+        self._spread(2, norms_LTK, slots_LTK)
+
+    def _spread(self, place: int, values_LTK: Tensor, slots_LTK: Tensor) -> None:
+        spread_LE2 = torch.zeros_like(self.counts_LE2, dtype=self.sums_LN.dtype)
+        slots_LP = slots_LTK.flatten(1)
+        values_LP = values_LTK.detach().reshape(slots_LP.shape).to(spread_LE2.dtype)
+        spread_LE2.scatter_add_(1, slots_LP, values_LP)
+        self.experts_L3E[:, place] += spread_LE2[:, : self.num_experts]
+
+    def flat(self, width: int) -> Tensor:
+        """Of every call what ``Layout`` names, in fp64: a count is exact up to 9·10^15."""
+        E, counts_LE2 = self.num_experts, self.counts_LE2.double()
+        experts_L4E = torch.cat([counts_LE2[:, None, :E], self.experts_L3E], dim=1)
+        if width > E:
+            experts_L4E = nn.functional.pad(experts_L4E, (0, width - E))
+        rest = counts_LE2[:, E : E + 1], self.tokens_L3, self.sums_LN
+        return torch.cat([experts_L4E.flatten(1), *rest], dim=1)
+
+
+class RoutingCounter:
+    """Counts one optimizer step of a training that has the routings of its model, ``train.py``."""
+
+    def __init__(self, routers: Sequence[Any]) -> None:
+        """``routers``: those of ``moe_model`` that train, in forward order."""
+        config = routers[0].config
+        E, K = config.n_routed_experts, config.num_experts_per_tok
+        self._drops = config.capacity_factor is not None
+        self._rows = [
+            Row(place, 0, "", E, K, config.scoring_func, self._drops)
+            for place in range(len(routers))
+        ]
+        self._layout = Layout(self._rows, torch.float32)
+        self._routers, self._calls = routers, Calls(torch.float32)
+
+    @torch.no_grad()
+    def add(self, routings: Sequence[Any]) -> None:
+        """Count one micro-batch, without padding, in fp32 as the routers score.
+
+        Args:
+            routings: One per router: ``moe_model.Routing``.
+
+        Raises:
+            ValueError: there are more or fewer routings than routers.
+        """
+        for row, one in zip(self._rows, routings, strict=True):
+            kept_TK = one.kept_TK if self._drops else None
+            self._calls.add(
+                Call(
+                    (row.place, 0), row.num_experts, row.kind, True, one.expert_ids_TK, None,
+                    kept_TK, one.logits_TE, None, one.scores_TE, one.margin_T,
+                )
+            )  # fmt: skip
+            if self._calls.many_wait:
+                self._calls.count()
+        self._calls.count()
+
+    @torch.no_grad()
+    def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
+        """Sum the step over all ranks in one collective, together with ``extra``, fp64.
+
+        Args:
+            ranks: With ``rank``, ``size`` and ``sum``; all count the same routers, each on
+                different tokens.
+
+        Returns:
+            ``extra``, summed.
+        """
+        parts = self._calls.parts(self._rows[0].num_experts)
+        self._vector, self._ranks = (
+            self._layout.vector(parts, extra, ranks.rank, ranks.size),
+            ranks.size,
+        )
+        ranks.sum(self._vector)
+        return self._vector[-len(extra) :]
+
+    @property
+    def counts(self) -> Tensor:
+        """Selected pairs ``[L, E]`` after ``all_reduce``, int64."""
+        return self._layout.table(self._vector)[:, : self._rows[0].num_experts].long()
+
+    def read(self) -> StepSums:
+        """All numbers of the step in one copy to the host, after ``all_reduce``."""
+        biases = [router.expert_bias for router in self._routers]
+        return self._layout.read(self._vector, self._ranks, biases)
+
+    def record(self, sums: StepSums, grad_squares: Sequence[float]) -> dict[str, Any]:
+        """What ``RunRecorder.record_step`` takes of it."""
+        return {
+            "tokens": max(sums.tokens),
+            "tokens_per_expert": sums.counts,
+            "expert_bias": sums.biases,
+            "router": summaries(sums, self._rows, grad_squares),
+        }
+
+
+def _scores(logits_LTE: Tensor, log_sum_LT1: Tensor, kind: str | None) -> Tensor:
+    if kind == "probabilities":
+        return logits_LTE
+    if kind == "sqrtsoftplus":
+        return nn.functional.softplus(logits_LTE).sqrt()
+    # A softmax from the sum that the z-loss needs too: torch's own is slow on a CPU in few columns.
+    return logits_LTE.sigmoid() if kind == "sigmoid" else (logits_LTE - log_sum_LT1).exp()
+
+
+def _margin(scores_LTE: Tensor, chosen_LTK: Tensor, bias_LE: Tensor | None) -> Tensor:
+    """Distance of the last chosen to the best one that was left out."""
+    if bias_LE is not None:
+        scores_LTE = scores_LTE + bias_LE[:, None].to(scores_LTE)
+    last_LT = scores_LTE.gather(-1, chosen_LTK).amin(dim=-1)
+    best_LT = scores_LTE.scatter(-1, chosen_LTK, float("-inf")).amax(dim=-1)
+    return last_LT - best_LT
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All of them, or none: calls of one shape."""
+    there = [part for part in parts if part is not None]
+    return torch.stack(there) if there else None

@@ -1,0 +1,276 @@
+"""One step's sums of all routers as one vector: summed over ranks at once, copied to the host
+once, and turned into a line of the log.
+
+The layout is agreed on at the first logged step and never changes: a rank that does not contribute
+(its probe failed, or it sees the tokens of another rank) adds zeros of the same length.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microscope_tui.probe.plain import plain
+from microscope_tui.probe.ranks import Ranks
+from microscope_tui.probe.sites import Site
+
+_logger = logging.getLogger(__name__)
+Key = tuple[int, int]
+"""Place of a router, and the number of the pass through it, where it runs several times."""
+Values = list[float | None]
+SUMS = ("entropy", "z_loss", "selected_mass", "margin")
+"""Sums over the real tokens that had logits."""
+MEANS = (*SUMS, "mean_entropy", "max_logit")
+EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
+"""What comes along in a probe: how many ranks failed, forward passes, whether rank 0 wants the
+training to stop, sums of losses and their numbers; then the squared gradient norm of every row."""
+_OWN_KEYS = frozenset({
+    "kind", "step", "time", "tokens", "router", "expert_bias", "tokens_per_expert", "losses",
+    "mean_weight", "mean_output_norm", "incomplete", "loss",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the log: a router, and which pass through it where there are several."""
+
+    place: int
+    number: int
+    name: str
+    num_experts: int
+    top_k: int
+    kind: str | None = None
+    """Of its ``Scores``."""
+    drops: bool = False
+    """A capacity may drop what was chosen."""
+    optional: bool = False
+    """Not every pass has tokens for it."""
+
+
+@dataclass(slots=True)
+class StepSums:
+    """What all ranks saw in a step, as plain numbers; a list entry per row."""
+
+    extra: list[float]
+    """What came along."""
+    tokens: list[int] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
+    unrouted: list[int] = field(default_factory=list)
+    dropped: list[float] = field(default_factory=list)
+    router: dict[str, Values] = field(default_factory=lambda: defaultdict(list))
+    """Summaries by their name in the log; no value without logits."""
+    weights: list[list[float]] = field(default_factory=list)
+    norms: list[list[float]] = field(default_factory=list)
+    biases: list[list[float]] = field(default_factory=list)
+
+    def add(self, row: Row, numbers: Sequence[float], num_experts: int) -> None:
+        """Take the next row; see ``Layout.read``."""
+        size, E = row.num_experts, num_experts
+        self.counts.append([int(n) for n in numbers[:size]])
+        self.weights.append(list(numbers[E : E + size]))
+        self.norms.append(list(numbers[2 * E : 2 * E + size]))
+        unrouted, tokens, dropped, scored, *means = numbers[3 * E :]
+        self.unrouted.append(int(unrouted))
+        self.tokens.append(int(tokens))
+        self.dropped.append(dropped)
+        read: dict[str, float | None] = dict(zip(MEANS, means, strict=True))
+        if row.kind == "probabilities":  # there are no logits
+            read["z_loss"] = read["max_logit"] = None
+        margin = means[SUMS.index("margin")]
+        if margin <= 0 or margin == math.inf:  # unknown, or no expert to compare with
+            read["margin"] = None
+        for name, value in read.items():
+            self.router[name].append(value if scored else None)
+
+
+class Layout:
+    """The rows of the log, and their places in the vector.
+
+    Of every row: four numbers per expert (count, and sums of probability, weight and norm), pairs
+    that went to no expert, tokens, dropped pairs, tokens with logits, ``SUMS``. Then the largest
+    logits of every rank, and what comes along.
+    """
+
+    def __init__(self, rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> None:
+        """``dtype``: in which means are computed."""
+        self.rows, self._dtype = list(rows), dtype
+        self.num_experts = max((row.num_experts for row in rows), default=0)
+        """Of the largest router: smaller ones have zeros at the end."""
+        self._width = 4 * self.num_experts + 4 + len(SUMS)
+
+    @classmethod
+    def of(cls, sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> Layout:
+        """The rows of ``sites``; one for every pass."""
+        rows: list[Row] = []
+        for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
+            for n in range(max(1, number)):
+                name = f"{site.name}#{n + 1}" if number > 1 else site.name
+                kind = site.scores.kind if site.scores else None
+                rows.append(
+                    Row(place, n, name, site.num_experts, k, kind, site.drops, site.optional)
+                )
+        return cls(rows)
+
+    @classmethod
+    def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
+        """The layout that all ranks share, from the calls and their k that each saw in its first
+        step."""
+        passes, top_k = torch.zeros(2, len(sites), dtype=torch.int64)
+        for (place, number), k in seen.items():
+            passes[place], top_k[place] = max(int(passes[place]), number + 1), k
+        for place, site in enumerate(sites):
+            top_k[place] = site.top_k or top_k[place]
+        agreed = ranks.max(torch.stack([passes, top_k])).tolist()
+        return cls.of(sites, *agreed)
+
+    def vector(
+        self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int
+    ) -> Tensor:
+        """This rank's share of the step, fp64; nothing in it waits for the device.
+
+        Args:
+            parts: Sums and largest logit of every router that was counted, of some in pieces.
+            extra: What comes along, fp64.
+        """
+        found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for key, flat_N, peak in parts:
+            found[key].append((flat_N.to(extra.device), peak.to(extra.device)))
+        nothing_N = extra.new_zeros(self._width)
+        sums, peaks = [], []
+        for row in self.rows:
+            pieces = found[row.place, row.number] or [(nothing_N, nothing_N[0])]
+            flats_N, some = zip(*pieces, strict=True)
+            sums.append(functools.reduce(torch.add, flats_N))
+            peaks.append(functools.reduce(torch.maximum, some))
+        # A sum cannot compute a maximum, but it can gather the maximum of every rank.
+        maxima_RL = extra.new_zeros(ranks, len(self.rows))
+        maxima_RL[rank] = torch.stack(peaks)
+        return torch.cat([*sums, maxima_RL.reshape(-1), extra])
+
+    def table(self, vector: Tensor) -> Tensor:
+        """The rows of a vector, ``[L, width]``; each begins with the counts of its experts."""
+        return vector[: len(self.rows) * self._width].view(-1, self._width)
+
+    def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
+        """The vector, summed over ranks, as numbers: the one copy to the host.
+
+        Args:
+            biases: Selection bias of every row, to be copied too.
+        """
+        E, table_LN = self.num_experts, self.table(vector)
+        maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
+        summed_LN = table_LN.to(self._dtype)
+        scored_L1 = summed_LN[:, 4 * E + 3 : 4 * E + 4]
+        shares_LE = summed_LN[:, E : 2 * E] / scored_L1
+        parts = [
+            table_LN[:, :E],
+            table_LN[:, 2 * E : 4 * E + 4],
+            summed_LN[:, 4 * E + 4 :] / scored_L1,
+        ]
+        parts += [torch.special.entr(shares_LE).sum(dim=-1, keepdim=True)]
+        parts += [maxima_RL.view(ranks, -1).amax(dim=0)[:, None]]
+        numbers_LM = torch.cat(parts, dim=1)
+        there = [bias.to(vector.device) for bias in biases if bias is not None]
+        flat = torch.cat([numbers_LM.reshape(-1), extra, *there]).tolist()
+        width, at = numbers_LM.shape[1], numbers_LM.numel()
+        found = StepSums(flat[at : at + len(extra)])
+        for index, row in enumerate(self.rows):
+            found.add(row, flat[index * width : (index + 1) * width], E)
+        at += len(extra)
+        for bias in biases:
+            size = 0 if bias is None else len(bias)
+            found.biases.append(flat[at : at + size])
+            at += size
+        return found
+
+
+def summaries(
+    sums: StepSums, rows: Sequence[Row], grad_squares: Sequence[float]
+) -> dict[str, Values]:
+    """The ``router`` object of a line: lists with a value at least."""
+    found: dict[str, Values] = {**sums.router}
+    found["grad_norm"] = [None if math.isnan(one) else math.sqrt(one) for one in grad_squares]
+    if any(row.drops for row in rows):
+        found["drop_rate"] = [
+            _mean(dropped, tokens * row.top_k) if row.drops else None
+            for dropped, tokens, row in zip(sums.dropped, sums.tokens, rows, strict=True)
+        ]
+    if any(sums.unrouted):
+        found["unrouted"] = [*sums.unrouted]
+    if len(set(sums.tokens)) > 1:
+        found["tokens"] = [*sums.tokens]
+    return {name: row for name, row in found.items() if any(v is not None for v in row)}
+
+
+def step_record(
+    sums: StepSums,
+    rows: Sequence[Row],
+    saliency: bool,
+    losses: Mapping[str, Any] | None,
+    scalars: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments of ``RunRecorder.record_step``, from what all ranks saw and ``scalars``."""
+    extra = dict(zip(EXTRA, sums.extra, strict=False))
+    unseen = [not n for n in sums.tokens]
+    if any(unseen) and not all(unseen):
+        unseen = [none and not row.optional for none, row in zip(unseen, rows, strict=True)]
+    counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
+    own = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
+    record: dict[str, Any] = {name: _number(value) for name, value in own.items()}
+    record |= {"tokens": max(sums.tokens, default=0), "tokens_per_expert": counts}
+    record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :])
+    record["loss"] = _mean(extra["loss"], extra["losses"])
+    record["losses"] = {**(losses or {})}
+    if (aux := _mean(extra["aux"], extra["auxes"])) is not None:
+        record["losses"].setdefault("aux", aux)
+    if any(sums.biases):
+        record["expert_bias"] = sums.biases
+    if saliency:
+        record["mean_weight"] = _per_pair(sums.weights, sums.counts)
+        record["mean_output_norm"] = _per_pair(sums.norms, sums.counts)
+    if lacking := _incomplete(extra, rows, unseen):
+        record["incomplete"] = lacking
+    return record
+
+
+def _mean(total: float, number: float) -> float | None:
+    return total / number if number else None
+
+
+def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
+    """Means over the pairs of every expert; ``[]`` for a router where they were not measured."""
+    return [
+        [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
+        for row, pairs in zip(sums, counts, strict=True)
+    ]
+
+
+def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
+    """Why the line does not hold all of the step; empty where it does."""
+    if (failed := round(extra["failed"])) > 0:
+        return f"{failed} ranks did not count"
+    if not extra["passes"]:
+        return "no forward pass was counted"
+    names = [row.name for none, row in zip(unseen, rows, strict=True) if none]
+    return f"not seen: {shortened(names)}" if names else ""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first eight of them."""
+    return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+
+
+def _number(value: Any) -> float | None:
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _logger.warning("a value that is not a number is not logged: %.60r", value)
+        return None
+    return value
