@@ -30,6 +30,9 @@ from .config import PRESETS as PRESETS
 from .config import DropPolicy as DropPolicy
 from .config import ModelConfig as ModelConfig
 from .config import ModelType as ModelType
+from .config import count as count
+from .config import number as number
+from .config import shown as shown
 from .decoder import FEW as FEW
 from .decoder import Decoder as Decoder
 from .experts import Experts as Experts
@@ -37,9 +40,6 @@ from .experts import FeedForward as FeedForward
 from .fused import rotate as rotate
 from .generate import app as app
 from .generate import pieces as pieces
-from .json_types import count as count
-from .json_types import number as number
-from .json_types import shown as shown
 from .model import DecoderLayer as DecoderLayer
 from .model import LanguageModel as LanguageModel
 from .model import MixtureOfExperts as MixtureOfExperts

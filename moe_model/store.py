@@ -30,8 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moe_model.config import ModelConfig
-from moe_model.json_types import count, shown
+from moe_model.config import ModelConfig, count, shown
 from moe_model.model import LanguageModel
 from moe_model.tokenizer import KIND, CharTokenizer, PretrainedTokenizer, Tokenizer, stop_ids_of
 

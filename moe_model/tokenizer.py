@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 from torch import Tensor
 
-from moe_model.json_types import shown
+from moe_model.config import shown
 
 KIND = "huggingface"
 TOKENIZER = "tokenizer.json"

@@ -270,15 +270,6 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
-"""Fields an export drops: custom code, aliases of our fields, facts about the imported files."""
-
-
-def kept_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The imported ``config.json`` fields that an export keeps; its own fields override them."""
-    return {n: v for n, v in fields.items() if n not in _NOT_KEPT and not n.startswith("_")}
-
-
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
     """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
     rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}

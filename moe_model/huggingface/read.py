@@ -91,7 +91,16 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
     ``HuggingFaceError`` if it is damaged, has more ids than the model has rows, or is only a
     tiktoken vocabulary."""
     if not (folder / TOKENIZER).exists():
-        _refuse_tiktoken(folder)
+        # It lists byte strings by rank. The regular expression that splits a text beforehand is in
+        # the publisher's Python code, which is not run.
+        for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
+            raise HuggingFaceError(
+                f"{path} is a tiktoken vocabulary without the pattern that splits a text: the "
+                "pattern is in the publisher's code, which is not run. Copy the pattern from "
+                "there, create a tokenizer.json with transformers' TikTokenConverter(vocab_file, "
+                "pattern) and put it beside the file; or remove the file to import only the "
+                "weights."
+            )
         return None
     try:
         names = [name for name in FILES if (folder / name).exists()]
@@ -109,18 +118,6 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
             f"vocab_size={vocab_size}: use the tokenizer of this model."
         )
     return tokenizer
-
-
-def _refuse_tiktoken(folder: Path) -> None:
-    """A tiktoken vocabulary lists byte strings by rank. The regular expression that splits a text
-    beforehand is in the publisher's Python code, which is not run."""
-    for path in sorted((*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model"))):
-        raise HuggingFaceError(
-            f"{path} is a tiktoken vocabulary without the pattern that splits a text: the pattern "
-            "is in the publisher's code, which is not run. Copy the pattern from there, create a "
-            "tokenizer.json with transformers' TikTokenConverter(vocab_file, pattern) and put it "
-            "beside the file; or remove the file to import only the weights."
-        )
 
 
 def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:

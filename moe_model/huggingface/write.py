@@ -29,13 +29,15 @@ from moe_model import (
 from moe_model.huggingface.config import (
     CONFIG,
     HuggingFaceError,
-    kept_fields,
     published_fields,
 )
 from moe_model.huggingface.names import parts, stays_fp32
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then
 
 SHARD_BYTES = 5_000_000_000
+_NOT_KEPT = {"auto_map", "num_mtp_layers", "quantization_config", "transformers_version"}
+"""Imported fields that an export drops: custom code, aliases of our fields, facts about the
+imported files."""
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -97,7 +99,8 @@ def write_config(
     """
     eos: int | list[int] | None = list(ends) if len(ends) > 1 else next(iter(ends), None)
     special_ids = {"bos_token_id": begin, "eos_token_id": eos}
-    before = kept_fields(imported or {})
+    kept = {n: v for n, v in (imported or {}).items() if n not in _NOT_KEPT}
+    before = {n: v for n, v in kept.items() if not n.startswith("_")}
     ids = {"pad_token_id": None, **special_ids}
     ids |= {name: before.get(name) for name, id_ in ids.items() if id_ is None}
     fields = {"use_cache": True, **before, **published_fields(config), **ids}

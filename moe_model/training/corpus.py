@@ -223,7 +223,11 @@ def kept_tokens(
     """
     path = folder / f"{key}.safetensors"
     try:
-        return _read_tokens(path)
+        found = load_file(path)
+        ids, starts = found["ids"], found["starts"]
+        if torch.equal(_digest(ids, starts), found["sha256"]):
+            return ids, starts
+        raise ValueError("its SHA-256 differs")
     except FileNotFoundError:
         pass
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -241,14 +245,6 @@ def kept_tokens(
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-    return ids, starts
-
-
-def _read_tokens(path: Path) -> tuple[Tensor, Tensor]:
-    found = load_file(path)
-    ids, starts = found["ids"], found["starts"]
-    if not torch.equal(_digest(ids, starts), found["sha256"]):
-        raise ValueError("its SHA-256 differs")
     return ids, starts
 
 

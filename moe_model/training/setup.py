@@ -39,7 +39,7 @@ from moe_model.training.resume import (
     restore,
 )
 from moe_model.training.run import Progress, Run
-from moe_model.training.step import loss_scale, make_optimizer
+from moe_model.training.step import make_optimizer
 
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
@@ -77,7 +77,7 @@ def prepare(options: Options, world: World) -> Run:
         model=model,
         forward=forward,
         optimizer=make_optimizer(model, options.lr, options.optimizer),
-        scaler=loss_scale(device, dtype),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         batches=TrainingBatches(
             corpus.training,
             batch_size=options.batch_size,

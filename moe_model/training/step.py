@@ -208,11 +208,6 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContext
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def loss_scale(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Automatic loss scaling for fp16; does nothing for other formats."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make every random number of a step depend only on the seed, the step and the rank.
 

@@ -7,12 +7,12 @@ from .attention import rotary_base as rotary_base
 from .attention import shortened as shortened
 from .conversion import Shape as Shape
 from .conversion import WithoutRouting as WithoutRouting
+from .conversion import break_symmetry as break_symmetry
+from .conversion import expert_width as expert_width
 from .conversion import resolve as resolve
+from .conversion import split_into_experts as split_into_experts
 from .conversion import upcycle as upcycle
 from .conversion import upcycled_config as upcycled_config
-from .experts import break_symmetry as break_symmetry
-from .experts import expert_width as expert_width
-from .experts import split_into_experts as split_into_experts
 from .llama import Windows as Windows
 from .llama import mean_loss as mean_loss
 from .llama import observe as observe

@@ -98,7 +98,8 @@ def convert_attention(
     slip_Hi = _mean_turn(slower_i, readings.distance_HS)
     shared = _share_rotary_key(heads, pair_i, slip_Hi, attended_EE)
     still_Hj = _mean_turn(frequency_j, readings.distance_HS)
-    rest_HdD = _halves(still_Hj.unsqueeze(-1) * shared.rest_HjE)[..., :-1]
+    rest_HjE = still_Hj.unsqueeze(-1) * shared.rest_HjE
+    rest_HdD = torch.cat((rest_HjE.real, rest_HjE.imag), dim=-2)[..., :-1]
 
     queries, expanded, outs, errors = [], [], [], []
     for q_dE, rest_dD, v_dD, out_dD, q_rE in zip(
@@ -235,11 +236,6 @@ def _mean_turn(frequency_j: Tensor, distance_HS: Tensor) -> Tensor:
 def _pairs(rows_HdD: Tensor) -> Tensor:
     """Llama's rotary pairs, dimension i and i + d/2, as complex numbers ``(H, d/2, D)``."""
     return torch.complex(*rows_HdD.chunk(2, dim=-2))
-
-
-def _halves(pairs_HjD: Tensor) -> Tensor:
-    """The opposite of :func:`_pairs`."""
-    return torch.cat((pairs_HjD.real, pairs_HjD.imag), dim=-2)
 
 
 def _interleaved(pairs_XjD: Tensor) -> Tensor:
