@@ -89,7 +89,7 @@ def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tenso
 
     Args:
         q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
-        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.rotary.rotary_table`.
+        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.attention.rotary_table`.
     """
     if torch.compiler.is_compiling():
         return plain_queries_with_position(q_BSHd, table)
