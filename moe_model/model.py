@@ -330,8 +330,7 @@ class LanguageModel(nn.Module):
 
 
 _KEEP_CHOICES = partial(
-    create_selective_checkpoint_contexts,
-    [torch.ops.aten.topk.default, torch.ops.aten.sort.stable],
+    create_selective_checkpoint_contexts, [torch.ops.aten.topk.default, torch.ops.aten.sort.stable]
 )
 
 

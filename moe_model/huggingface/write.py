@@ -26,11 +26,7 @@ from moe_model import (
     stop_ids_of,
     write_tensors,
 )
-from moe_model.huggingface.config import (
-    CONFIG,
-    HuggingFaceError,
-    published_fields,
-)
+from moe_model.huggingface.config import CONFIG, HuggingFaceError, published_fields
 from moe_model.huggingface.names import parts, stays_fp32
 from moe_model.huggingface.read import GENERATION_CONFIG, INDEX, now_and_then
 

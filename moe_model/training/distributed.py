@@ -34,14 +34,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_model import (
-    FAILED,
-    USAGE,
-    LanguageModel,
-    ModelOutput,
-    UsageError,
-    say,
-)
+from moe_model import FAILED, USAGE, LanguageModel, ModelOutput, UsageError, say
 
 TIMEOUT_S = 600.0
 """Seconds a rank waits for the others in a step before it fails."""

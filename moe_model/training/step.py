@@ -25,13 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_model import (
-    LanguageModel,
-    ModelOutput,
-    balance_loss,
-    router_z_loss,
-    sequence_balance_loss,
-)
+from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.distributed import ALONE, World
 from moe_model.training.options import OptimizerName, Options
@@ -62,10 +56,7 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 
 
 def loss_shares(
-    output: ModelOutput,
-    names: Sequence[str],
-    step_batches: StepBatches,
-    num_passes: int,
+    output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int
 ) -> list[Tensor]:
     """The share of the next-token loss, then of each loss in ``names``.
 
@@ -89,11 +80,7 @@ def loss_shares(
     return shares
 
 
-_BALANCE_LOSSES = {
-    "seq_aux": sequence_balance_loss,
-    "aux": balance_loss,
-    "z_loss": router_z_loss,
-}
+_BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
 
 
 @contextmanager
@@ -180,10 +167,7 @@ def make_optimizer(
     if not matrices:
         return adamw
     muon = torch.optim.Muon(
-        matrices,
-        lr=learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        adjust_lr_fn="match_rms_adamw",
+        matrices, lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
     )
     return MuonAndAdamW(muon, adamw)
 
