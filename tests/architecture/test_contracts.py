@@ -17,6 +17,8 @@ FRONTS = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("__init__.py
 BUDGETS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["budgets"]
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
+MAX_MODULES = 90
+"""Of ours, when the first table of a run log is drawn."""
 NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declared for older ones
 MAY_NEED_TORCH = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "moe_model")
 FORBIDDEN_FILES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
@@ -124,6 +126,37 @@ def test_imports_load_no_more_than_they_need(module: str, unwanted: list[str]) -
     done = fresh(f"import sys, {module}; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert not set(done.stdout.split()) & set(unwanted)
+
+
+FIRST_SCREEN = """
+import asyncio, sys
+from pathlib import Path
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.watch import Fleet
+
+async def main():
+    app = Microscope(Fleet(Path(sys.argv[1])))
+    async with app.run_test(size=(120, 40)) as pilot:
+        while not (app.session.watch and app.session.watch.complete):
+            await pilot.pause(0.02)
+        await pilot.pause()
+        print(sum(name.split(".")[0] == "microscope_tui" for name in sys.modules))
+
+asyncio.run(main())
+"""
+
+
+def test_the_first_screen_of_a_run_log_loads_few_modules(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "microscope_tui.cli", "demo", "-o", str(tmp_path / "log")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    code = [sys.executable, "-c", FIRST_SCREEN, str(tmp_path / "log")]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) <= MAX_MODULES
 
 
 @pytest.mark.parametrize(
