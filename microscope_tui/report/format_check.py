@@ -20,12 +20,10 @@ from microscope_tui.runlog import (
     CompressedLog,
     LineSplitter,
     LogValidator,
-    byte_order_mark,
-    hole,
+    Problem,
     open_regular_file,
     safe_text,
 )
-from microscope_tui.runlog.validate import Problem
 
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
@@ -114,12 +112,12 @@ def _problems(
     for chunk in chunks:
         problems.line = splitter.line_number + 1
         if not torn and problems.line == 1 and chunk.startswith(_BYTE_ORDER_MARK):
-            byte_order_mark(problems)
+            problems.say("bom")
         at = 0
         for nuls in _NULS.finditer(chunk):
             problems.line += chunk.count(b"\n", at, nuls.start())
             at = nuls.start()
-            hole(problems, len(nuls.group()))
+            problems.say("nul", size=len(nuls.group()))
         yield from problems.new()
         for number, line in splitter.feed(chunk.replace(b"\0", b"")):
             yield from validator.check(number, line)
@@ -127,9 +125,8 @@ def _problems(
     for number, line in splitter.feed(b"\n") if torn else ():
         whole = _is_whole(line)
         what = "wait for it" if whole else "skip the torn line until it is whole"
-        how = 'write each record and its "\\n" with one write'
         problems.line = number
-        problems.hint("no newline", f"no newline at the end of the file, readers {what}: {how}")
+        problems.say("no newline", what=what)
         yield from problems.new()
         if whole:
             yield from validator.check(number, line)

@@ -25,8 +25,7 @@ from .index import surviving_steps as surviving_steps
 from .piped import PipedLog as PipedLog
 from .piped import take_over_stdin as take_over_stdin
 from .problems import SAID_IN_FULL as SAID_IN_FULL
-from .problems import byte_order_mark as byte_order_mark
-from .problems import hole as hole
+from .problems import Problem as Problem
 from .reader import Course as Course
 from .reader import Entry as Entry
 from .reader import RunReader as RunReader

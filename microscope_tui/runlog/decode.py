@@ -14,6 +14,9 @@ import msgspec
 
 from microscope_tui.runlog.records import (
     FORMAT_VERSION,
+    MATRICES,
+    MAX_ROUTERS,
+    NON_FINITE,
     BadLine,
     EventRecord,
     Matrices,
@@ -27,13 +30,11 @@ from microscope_tui.runlog.records import (
 )
 from microscope_tui.runlog.safe_text import safe_text
 
-MAX_ROUTERS = 4096
 MAX_INTEGER = 2**62
 _MAX_OBJECT_BYTES = 8 << 20
 """Longer lines are not decoded as a whole: 60 MB of ``{},`` would become 1.6 GB of objects."""
 _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the whole line
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 Rows = list[Values | None]
 _Raw = list[list[float | str | None]]
@@ -49,12 +50,7 @@ class _Means(msgspec.Struct):
 _step_decoder = msgspec.json.Decoder(StepRecord)
 _means_decoder = msgspec.json.Decoder(_Means)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
-_MATRIX_KEYS = (
-    b'"mean_weight":',
-    b'"mean_output_norm":',
-    b'"expert_bias":',
-    b'"tokens_per_expert":',
-)
+_MATRIX_KEYS = [f'"{name}":'.encode() for name in MATRICES]
 
 
 def decode_line(line: bytes) -> Record | None:
@@ -320,7 +316,7 @@ def _number(value: Any) -> float | None:
             return float(value)
         except OverflowError:  # 10^400 arrives as an int
             return None
-    return _NON_FINITE.get(value) if isinstance(value, str) else None
+    return NON_FINITE.get(value) if isinstance(value, str) else None
 
 
 def _integer(value: Any) -> int | None:

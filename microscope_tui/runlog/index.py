@@ -260,7 +260,7 @@ def surviving_steps(
         OSError: the file cannot be read.
     """
     kept: list[tuple[int, int]] = []
-    course = Course(run)
+    course = Course()
     for at, entry in _between(path, run, start, end):
         if at >= end or (isinstance(entry, RunRecord) and entry.routers != run.routers):
             break

@@ -1,7 +1,9 @@
-"""The problems of a log, and how many of them are reported.
+"""The problems of a log: how they are counted, and which a line and a single value can have.
 
 A writer with one mistake makes it on every line. So the first twenty problems of each class are
-reported in full, and the rest as one line with their number: the report stays short.
+reported in full, and the rest as one line with their number: the report stays short. The reader
+tolerates bare ``NaN``, holes of NUL bytes and broken UTF-8; here each is reported, and what can be
+read after it is returned, so that one mistake does not hide others.
 """
 
 import difflib
@@ -9,23 +11,146 @@ import itertools
 import json
 import math
 import re
-import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 
+from microscope_tui.runlog.records import NON_FINITE, Number, Rule
 from microscope_tui.runlog.safe_text import safe_text
 
 Severity = Literal["error", "hint"]
 
 SAID_IN_FULL = 20
-_MAX_CLASSES = 500  # far above what the checks name; a bound all the same
-_OTHER = "other"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_STRING_OR_BARE = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')
+_EXCERPT = 16
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_MAX_UNKNOWN_KEYS, _MAX_KEY_LENGTH = 100, 64
+
+# Names in other trainers; difflib finds the misspelt ones.
+_OTHER_NAMES = {
+    "expert_bias": ("bias",),
+    "tokens_per_expert": ("counts", "expert_counts", "load"),
+    "grad_norm": ("grad",),
+    "step": ("iter", "iteration"),
+    "layers": ("layer_numbers",),
+    "loss": ("lm_loss",),
+    "learning_rate": ("lr",),
+    "planned_steps": ("max_steps",),
+    "top_k": ("moe_router_topk", "num_experts_per_tok", "topk"),
+    "num_experts": ("n_routed_experts", "num_local_experts", "num_moe_experts"),
+    "time": ("timestamp",),
+}
+_MEANT = {other: name for name, others in _OTHER_NAMES.items() for other in others}
+
+_WORDS = """
+empty? an empty line: write one record a line and nothing between them
+bom? the file starts with a byte order mark: write plain UTF-8 without one
+nul! {size:,} NUL bytes: a hole that a crash or two writers left; records may be lost here, write
+  each record with one write to a file opened for append
+no newline? no newline at the end of the file, readers {what}: write each record and its "\\n" with
+  one write
+overlong! longer than {limit} MB and skipped by every reader: write one step a line
+utf-8! not UTF-8: byte {byte:#04x} at byte {at:,}: write the file as UTF-8
+depth! nested too deeply to be a record: write flat lists and objects
+object! {value}, not an object: write one JSON object a line
+json! not JSON: {why} at character {at:,}, near {near!r}: write one whole JSON object a line
+no record! not a record: {why}: write plain numbers and lists
+bare! {count} bare {name} (at character {at:,}), which is not JSON: write the string "{name}"
+refused! a strict JSON reader refuses this line ({why}): write finite numbers of usual size, and
+  text without lone surrogates
+misspelt? {inside}{key} is not a key of the format and is ignored: write {likely} if you mean that
+type! {key} is {value}, expected {expected}
+range! {key} is {value}, expected {expected}
+choice! {key} is {value}, expected one of {expected}
+unprintable! {key} is {value} with the control character U+{char:04X}: write plain text, screens do
+  not show it
+length! {key} has {entries:,} entries for {routers:,} routers: write one per entry of model.layers,
+  null where there is no value
+
+kind! kind is {value}, expected one of {kinds}: every record names its kind
+unknown kind? kind {value} is not one of {kinds}: readers ignore the record
+no run! a {kind} before any run record: write the run record first, with format_version {version}
+  and model.layers, num_experts and top_k
+no load? no step has tokens_per_expert or router.effective_experts: there is no load to judge, write
+  one of them
+format_version! format_version is {value}, expected {version}: readers refuse the whole log
+  otherwise
+no resumed_at_step? another run record without resumed_at_step: write the first step that will be
+  written again (checkpoint step + 1; 1 after a fresh start)
+another model? layers, num_experts or top_k differ from the run record before: the diagnosis
+  restarts here, write each model to its own folder
+model.layers! model.layers is {value}, expected a list of 1 to {most:,} depths: one entry per
+  router, in forward order, 0-based, dense layers left out
+model.layers[]! model.layers[{index}] is null, expected a depth
+long name? model.layer_names[{index}] is {value}: the screen shows {cells} characters of it, write a
+  shorter one
+same name? model.layer_names has {value} more than once: name each router differently, L3.attn and
+  L3.mlp for example
+missing! {key} is missing: write {expected}, or null
+unknown? {key} is unknown{where}: {lost}
+top_k above num_experts! top_k {k:,} of router {index} is above its num_experts {e:,}: write how
+  many different experts a token chooses
+top1! source.counts is "top1" but model.top_k is not 1: write top_k 1 where only the first choice is
+  counted, or count all choices and write "exact"
+event! an event without a name: write "event": "eval", "checkpoint" …
+reason? reason is {value}: the screen has words for {known}, and shows any other as stopped
+
+step! step is missing: write the number of optimizer steps completed, from 1
+step 0? step is 0, as in files of other tools: a trainer writes the number of optimizer steps
+  completed, from 1
+after end? a step after the end event of line {line:,}: write a run record with resumed_at_step
+  before continuing
+before resumed! step {step:,} is below resumed_at_step {first:,} of line {line:,}: resumed_at_step
+  is the first step that is written again
+twice! step {step:,} twice in a row: write each step once, from one process
+backwards! step {step:,} after step {last:,}: write a run record with resumed_at_step {step:,}
+  before it if the run was resumed
+beyond planned? step {step:,} is beyond planned_steps {planned:,}: write the number of optimizer
+  steps that the run is to make, or null
+clock? time {time:.3f} is {back:.3g} s before that of the step above: write Unix seconds, from one
+  machine
+kind first? "kind" is not the first key of the step: start the line with {{"kind": "step" so that
+  readers can skip it
+key order? {keys} must be the last keys of the line, in this order: readers skip the end of the
+  line, and are slow otherwise
+drop_rate? router.drop_rate without model.capacity_factor: leave it out where nothing can be
+  dropped, or write the capacity factor
+above ln E! router.{name}[{index}] is {number:g}, above ln {experts} = {limit:.4g}: write nats, and
+  divide sigmoid scores by their sum
+entropy above mean_entropy! router.mean_entropy[{index}] is {mean:g}, below router.entropy[{index}]
+  = {entropy:g}, which is impossible: mean_entropy is the entropy of the mean probability, entropy
+  the mean of the tokens' entropies
+above E! router.{name}[{index}] is {number:g}, above num_experts {experts}: expected {expected}
+starved below dead! router.starved_experts[{index}] is {few:g}, below router.dead_experts[{index}] =
+  {none:g}: count the dead ones among the starved
+contradiction! router.{name}[{index}] is {number:g}, but tokens_per_expert[{index}] gives
+  {expected:.5g}: write {formula} of the same step, or leave it out
+
+width! {key} has {entries:,} entries, expected {expected}: one per routed expert, shared ones left
+  out; {otherwise}
+null! {key} is null: {instead}
+counts of none? source.counts is "none" and the step has tokens_per_expert: write what the counts
+  are (exact, top1, shares or local_rank)
+no tokens? tokens_per_expert without tokens: write the real tokens of the global batch, so that it
+  can be checked whether the counts are complete
+sum of shares! {key} sums to {total}, expected {expected} for shares: scale the fractions to it and
+  give what rounding leaves to the largest
+sum of a rank! {key} sums to {total}, above tokens x top_k = {expected} of the global batch: count
+  the pairs of one rank once, and all ranks in tokens
+sum! {key} sums to {total}, expected tokens x top_k = {expected}: {advice}
+above tokens! {key} is {count}, above tokens = {tokens}: a token chooses an expert at most once,
+  count each pair once and all real tokens in tokens
+"""
+_SAYINGS: dict[str, tuple["Severity", str]] = {
+    found[1]: ("error" if found[2] == "!" else "hint", found[3].replace("\n  ", " "))
+    for found in re.finditer(r"^(\S.*?)([!?]) (.*(?:\n  .*)*)", _WORDS, re.MULTILINE)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +176,15 @@ class Problems:
         self._seen: Counter[tuple[Severity, str]] = Counter()
         self._last: dict[tuple[Severity, str], Problem] = {}
 
-    def error(self, code: str, reason: str) -> None:
-        """The line breaks the format."""
-        self._add("error", code, reason)
+    def say(self, what: str, code: str = "", /, **values: Any) -> None:
+        """Add the problem ``what`` of ``_WORDS``; ``value`` is shown as one from a log.
 
-    def hint(self, code: str, reason: str) -> None:
-        """The line is valid, but probably not intended."""
-        self._add("hint", code, reason)
+        ``code``: the class of the problem, if not all with these words are one.
+        """
+        if "value" in values:
+            values["value"] = shown(values["value"])
+        severity, words = _SAYINGS[what]
+        self._add(severity, code or what, words.format(**values))
 
     def new(self) -> list[Problem]:
         """Problems added since the last call that are reported in full."""
@@ -72,15 +199,12 @@ class Problems:
             yield Problem(last.line, severity, reason, code, more)
 
     def _add(self, severity: Severity, code: str, reason: str) -> None:
-        key = (severity, code)
-        if key not in self._seen and len(self._seen) >= _MAX_CLASSES:
-            key = (severity, _OTHER)
-        self._seen[key] += 1
-        problem = Problem(self.line, severity, reason, key[1])
-        if self._seen[key] <= SAID_IN_FULL:
+        self._seen[severity, code] += 1
+        problem = Problem(self.line, severity, reason, code)
+        if self._seen[severity, code] <= SAID_IN_FULL:
             self._new.append(problem)
         else:
-            self._last[key] = problem
+            self._last[severity, code] = problem
 
 
 def shown(value: Any, max_cells: int = 40) -> str:
@@ -96,167 +220,118 @@ def shown(value: Any, max_cells: int = 40) -> str:
     return json.dumps(value)
 
 
-_HUGE = sys.float_info.max
-NON_FINITE = ("NaN", "Infinity", "-Infinity")
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_MAX_UNKNOWN_KEYS, _MAX_KEY_LENGTH = 100, 64
-
-# Names in other trainers; difflib finds the misspelt ones.
-_OTHER_NAMES = {
-    "bias": "expert_bias",
-    "counts": "tokens_per_expert",
-    "expert_counts": "tokens_per_expert",
-    "grad": "grad_norm",
-    "iter": "step",
-    "iteration": "step",
-    "layer_numbers": "layers",
-    "lm_loss": "loss",
-    "load": "tokens_per_expert",
-    "lr": "learning_rate",
-    "max_steps": "planned_steps",
-    "moe_router_topk": "top_k",
-    "n_routed_experts": "num_experts",
-    "num_experts_per_tok": "top_k",
-    "num_local_experts": "num_experts",
-    "num_moe_experts": "num_experts",
-    "timestamp": "time",
-    "topk": "top_k",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """What a number may be."""
-
-    what: str
-    """The rule in words; completes the sentence "expected …"."""
-    low: float = -_HUGE
-    high: float = _HUGE
-    integer: bool = False
-    non_finite: bool = False
-    """A measurement that can fail: ``"NaN"`` and the infinities are values."""
+def strict_object(problems: Problems, line: bytes) -> dict[str, Any] | None:
+    """The object of the line; ``None`` if there is none, which is reported."""
+    if problems.line == 1 and line.startswith(_BYTE_ORDER_MARK):
+        problems.say("bom")
+        line = line.removeprefix(_BYTE_ORDER_MARK)
+    if b"\0" in line:
+        problems.say("nul", size=line.count(b"\0"))
+        line = line.strip(b"\0")
+    if not line.strip():
+        problems.say("empty")
+        return None
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problems.say("utf-8", byte=line[error.start], at=error.start + 1)
+        text = line.decode("utf-8", "replace")
+    try:
+        value = msgspec.json.decode(line)
+    except RecursionError:
+        problems.say("depth")
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as refusal:
+        if (found := _by_the_standard_library(problems, text, refusal)) is None:
+            return None
+        (value,) = found
+    if isinstance(value, dict):
+        return value
+    problems.say("object", value=value)
+    return None
 
 
-SHARE = Number("a share in [0, 1]", 0, 1)
-COUNT = Number("an integer of at least 0", 0, 2**62, integer=True)
-POSITIVE = Number("an integer of at least 1", 1, 2**62, integer=True)
-TIME = Number("Unix seconds (not milliseconds)", 0, 1e11)
+def _by_the_standard_library(
+    problems: Problems, text: str, refusal: Exception
+) -> tuple[Any] | None:
+    """A value that msgspec refuses: reported with the place of the mistake, or tolerated."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        near = safe_text(text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT], 2 * _EXCERPT)
+        problems.say("json", why=safe_text(error.msg), at=error.pos + 1, near=near)
+        return None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deep nesting
+        problems.say("no record", "json", why=safe_text(error))
+        return None
+    bare = [match for match in _STRING_OR_BARE.finditer(text) if match[1]]
+    if bare:
+        problems.say("bare", count=len(bare), name=bare[0][1], at=bare[0].start() + 1)
+    elif isinstance(refusal, msgspec.MsgspecError):
+        problems.say("refused", "json", why=safe_text(refusal))
+    return (value,)
 
 
-def fits(value: Any, rule: Number) -> bool:
-    """Whether the value is a finite number that the rule allows."""
-    if type(value) is not int and (type(value) is not float or rule.integer):
-        return False
-    return rule.low <= value <= rule.high  # NaN and the infinities are in no range
+def checked_fields(
+    problems: Problems, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]
+) -> dict[str, Any]:
+    """The sound values of an object by name; unknown keys that look misspelt are reported.
+
+    ``inside``: the path of the object with its dot, for messages.
+    """
+    unknown = (key for key in record if key not in rules)
+    for key in itertools.islice(unknown, _MAX_UNKNOWN_KEYS):
+        candidates = _likely(key, tuple(sorted(rules))) if len(key) <= _MAX_KEY_LENGTH else ()
+        likely = next((name for name in candidates if name not in record), None)
+        if likely is not None:
+            code, strange = f"misspelt {inside}{likely}", safe_text(key, 40)
+            problems.say("misspelt", code, inside=inside, key=strange, likely=likely)
+    return {
+        name: checked(problems, inside + name, record.get(name), rule)
+        for name, rule in rules.items()
+    }
 
 
-def number(
-    problems: Problems, key: str, value: Any, rule: Number, code: str = ""
-) -> int | float | None:
-    """The finite number at ``key``; ``None`` where there is none or where it is a problem.
+def checked(problems: Problems, key: str, value: Any, rule: Rule, code: str = "") -> Any:
+    """The value at ``key`` if it is sound; ``None`` where there is none or where it is a problem.
 
     Args:
         code: class of the problem where ``key`` holds an index, so that its class is bounded.
     """
     code = code or key
-    if fits(value, rule):
-        return cast(int | float, value)
-    if value is None or (type(value) is float and not math.isfinite(value)):
-        return None  # a bare token was reported when the line was parsed
-    if type(value) is int or (type(value) is float and not rule.integer):
-        problems.error(f"range {code}", f"{key} is {shown(value)}, expected {rule.what}")
-    elif isinstance(value, str) and value in NON_FINITE:
-        if not rule.non_finite:
-            problems.error(
-                f"range {code}",
-                f"{key} is {shown(value)}, expected {rule.what}, or null where there is no value",
-            )
-    else:
-        problems.error(f"type {code}", f"{key} is {shown(value)}, expected {_typed(rule, value)}")
-    return None
-
-
-def text(problems: Problems, key: str, value: Any) -> str | None:
-    """The text at ``key``; ``None`` where there is none."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        problems.error(f"type {key}", f"{key} is {shown(value)}, expected a string")
-        return None
-    if not value.isprintable():
+    if value is None or rule is None:
+        return value
+    if isinstance(rule, Number):
+        return _number(problems, key, value, rule, code)
+    kinds = {dict: "an object", bool: "true or false"}
+    kind = rule if isinstance(rule, type) else str
+    if not isinstance(value, kind):
+        expected = kinds.get(kind, "a string")
+        return problems.say("type", f"type {code}", key=key, value=value, expected=expected)
+    if isinstance(value, str) and not value.isprintable():
         char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
         if char is not None:
-            problems.error(
-                "unprintable",
-                f"{key} is {shown(value)} with the control character U+{ord(char):04X}: "
-                "write plain text, screens do not show it",
-            )
+            problems.say("unprintable", key=key, value=value, char=ord(char))
+    if isinstance(rule, tuple) and value not in rule:
+        expected = ", ".join(rule)
+        return problems.say("choice", f"choice {code}", key=key, value=value, expected=expected)
     return value
 
 
-def choice(problems: Problems, key: str, value: Any, known: Collection[str], default: str) -> str:
-    """The text at ``key``, which is one of ``known``."""
-    name = text(problems, key, value)
-    if name is not None and name not in known:
-        problems.error(
-            f"choice {key}", f"{key} is {shown(name)}, expected one of {', '.join(known)}"
-        )
-        return default
-    return default if name is None else name
-
-
-def mapping(problems: Problems, key: str, value: Any) -> dict[str, Any]:
-    """The object at ``key``; empty where there is none."""
-    if value is None or isinstance(value, dict):
-        return value or {}
-    problems.error(f"type {key}", f"{key} is {shown(value)}, expected an object")
-    return {}
-
-
-def per_router(problems: Problems, key: str, value: Any, routers: int | None) -> list[Any] | None:
-    """The list at ``key`` with one entry per router; ``None`` where there is none."""
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        problems.error(
-            f"type {key}",
-            f"{key} is {shown(value)}, expected a list with one entry per router of model.layers",
-        )
-        return None
-    if routers is not None and len(value) != routers:
-        problems.error(
-            f"length {key}",
-            f"{key} has {len(value):,} entries for {routers:,} routers: write one per entry of "
-            "model.layers, null where there is no value",
-        )
-        return None
-    return value
-
-
-def unknown_keys(
-    problems: Problems, inside: str, record: Mapping[str, Any], known: frozenset[str]
-) -> None:
-    """Report keys that look misspelt; other unknown keys are allowed."""
-    strange = itertools.islice((key for key in record if key not in known), _MAX_UNKNOWN_KEYS)
-    for key in strange:
-        candidates = _likely(key, known) if len(key) <= _MAX_KEY_LENGTH else ()
-        likely = next((name for name in candidates if name not in record), None)
-        if likely is not None:
-            problems.hint(
-                f"misspelt {inside}{likely}",
-                f"{inside}{safe_text(key, 40)} is not a key of the format and is ignored: "
-                f"write {likely} if you mean that",
-            )
-
-
-@lru_cache(maxsize=1024)
-def _likely(key: str, known: frozenset[str]) -> tuple[str, ...]:
-    """What ``key`` may mean, best first."""
-    plain = key.lower().replace("-", "_")
-    other = _OTHER_NAMES.get(plain)
-    if other in known:
-        return (other,)
-    return tuple(difflib.get_close_matches(plain, sorted(known), 3, 0.8))
+def _number(problems: Problems, key: str, value: Any, rule: Number, code: str) -> Any:
+    """The finite number at ``key``."""
+    if rule.fits(value):
+        return value
+    if type(value) is float and not math.isfinite(value):
+        return None  # a bare token was reported when the line was parsed
+    what, expected = "range", rule.what
+    if isinstance(value, str) and value in NON_FINITE:
+        if rule.non_finite:
+            return None
+        expected += ", or null where there is no value"
+    elif type(value) is not int and (type(value) is not float or rule.integer):
+        what, expected = "type", _typed(rule, value)
+    return problems.say(what, f"{what} {code}", key=key, value=value, expected=expected)
 
 
 def _typed(rule: Number, value: Any) -> str:
@@ -270,111 +345,25 @@ def _typed(rule: Number, value: Any) -> str:
     return f"{rule.what}, or null"
 
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_STRING_OR_BARE = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
-_BARE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_EXCERPT = 16
-
-
-def strict_object(problems: Problems, line: bytes) -> dict[str, Any] | None:
-    """The object of the line; ``None`` if there is none, which is reported."""
-    line = _without_strange_bytes(problems, line)
-    if not line.strip():
-        problems.hint("empty", "an empty line: write one record a line and nothing between them")
-        return None
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        problems.error(
-            "utf-8",
-            f"not UTF-8: byte {line[error.start]:#04x} at byte {error.start + 1:,}: "
-            "write the file as UTF-8",
-        )
-        text = line.decode("utf-8", "replace")
-    value = _value(problems, line, text)
-    if value is not None and not isinstance(value, dict):
-        problems.error("object", f"{shown(value)}, not an object: write one JSON object a line")
-        return None
-    return value
-
-
-def _without_strange_bytes(problems: Problems, line: bytes) -> bytes:
-    if problems.line == 1 and line.startswith(_BYTE_ORDER_MARK):
-        byte_order_mark(problems)
-        line = line.removeprefix(_BYTE_ORDER_MARK)
-    if b"\0" in line:
-        hole(problems, line.count(b"\0"))
-        line = line.strip(b"\0")
-    return line
-
-
-def byte_order_mark(problems: Problems) -> None:
-    """The file starts with U+FEFF."""
-    problems.hint("bom", "the file starts with a byte order mark: write plain UTF-8 without one")
-
-
-def hole(problems: Problems, size: int) -> None:
-    """``size`` NUL bytes are in the file."""
-    problems.error(
-        "nul",
-        f"{size:,} NUL bytes: a hole that a crash or two writers left; records may be lost here, "
-        "write each record with one write to a file opened for append",
-    )
-
-
-def _value(problems: Problems, line: bytes, text: str) -> Any:
-    """The JSON value; ``None`` (not a record either) after the reason was reported."""
-    try:
-        value = msgspec.json.decode(line)
-    except RecursionError:
-        problems.error("depth", "nested too deeply to be a record: write flat lists and objects")
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as refusal:
-        return _by_the_standard_library(problems, text, refusal)
+def per_router(problems: Problems, key: str, value: Any, routers: int | None) -> list[Any] | None:
+    """The list at ``key`` with one entry per router; ``None`` where there is none."""
     if value is None:
-        problems.error("object", "null, not an object: write one JSON object a line")
+        return None
+    if not isinstance(value, list):
+        expected = "a list with one entry per router of model.layers"
+        problems.say("type", f"type {key}", key=key, value=value, expected=expected)
+        return None
+    if routers is not None and len(value) != routers:
+        problems.say("length", f"length {key}", key=key, entries=len(value), routers=routers)
+        return None
     return value
 
 
-def _by_the_standard_library(problems: Problems, text: str, refusal: Exception) -> Any:
-    """Values that msgspec refuses: reported with the place of the mistake, or tolerated."""
-    bare: list[str] = []
-
-    def keep(name: str) -> float:
-        bare.append(name)
-        return _BARE[name]
-
-    try:
-        value = json.loads(text, parse_constant=keep)
-    except json.JSONDecodeError as error:
-        near = safe_text(text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT], 2 * _EXCERPT)
-        problems.error(
-            "json",
-            f"not JSON: {safe_text(error.msg)} at character {error.pos + 1:,}, near {near!r}: "
-            "write one whole JSON object a line",
-        )
-        return None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deep nesting
-        problems.error("json", f"not a record: {safe_text(error)}: write plain numbers and lists")
-        return None
-    if bare:
-        name, place = _first_bare(text)
-        problems.error(
-            "bare",
-            f"{len(bare)} bare {name} (at character {place:,}), which is not JSON: "
-            f'write the string "{name}"',
-        )
-    elif isinstance(refusal, msgspec.MsgspecError):
-        problems.error(
-            "json",
-            f"a strict JSON reader refuses this line ({safe_text(refusal)}): "
-            "write finite numbers of usual size, and text without lone surrogates",
-        )
-    return value
-
-
-def _first_bare(text: str) -> tuple[str, int]:
-    for match in _STRING_OR_BARE.finditer(text):
-        if not match.group().startswith('"'):
-            return match.group(), match.start() + 1
-    raise AssertionError("the parser met a bare name outside of every string")
+@lru_cache(maxsize=1024)
+def _likely(key: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``key`` may mean, best first."""
+    plain = key.lower().replace("-", "_")
+    other = _MEANT.get(plain)
+    if other in known:
+        return (other,)
+    return tuple(difflib.get_close_matches(plain, known, 3, 0.8))

@@ -171,37 +171,33 @@ class Course:
     """Which steps hold, told record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
-    that is not after the last one. Other routers are another model: no step before them holds. Of
-    a step that is written twice in a row the first one stands.
+    that is not after the last one. Of a step that is written twice in a row the first one stands.
+    Another model has a course of its own.
     """
 
-    def __init__(self, run: RunRecord | None = None) -> None:
-        """``run``: the header under which the first record was written, if it is known."""
+    def __init__(self) -> None:
         self.last_step = -1
         """The last step that holds; before the first one, less than any."""
         self.repeats = False
         """Whether the last entry is a step for the second time: it does not hold."""
-        self._routers = run.routers if run is not None else None
         self._latest = -1  # of the step record before, whether it holds or not
+        self._begun = False
 
     def take(self, entry: Entry) -> int | None:
         """The step from which on earlier ones no longer hold; ``None`` if nothing restarts."""
-        self.repeats = False
+        cut, self.repeats = None, False
         if isinstance(entry, StepEntry):
             step = entry.record.step
             self.repeats = step == self._latest <= self.last_step
-            cut = step if step <= self.last_step and not self.repeats else None
+            if step <= self.last_step and not self.repeats:
+                cut = step
             self._latest = self.last_step = step
-            return cut
-        if not isinstance(entry, RunRecord):
-            return None
-        known, self._routers = self._routers, entry.routers
-        if known is None or (known == entry.routers and entry.resumed_at_step is None):
-            return None  # without a step to resume at, the steps show whether they go backwards
-        cut = 0
-        if known == entry.routers and entry.resumed_at_step is not None:
-            cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
-        self.last_step = cut - 1
+        elif isinstance(entry, RunRecord):
+            # Without a step to resume at, the steps show whether they go backwards.
+            if self._begun and entry.resumed_at_step is not None:
+                cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
+                self.last_step = cut - 1
+        self._begun = True
         return cut
 
 

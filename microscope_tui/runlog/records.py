@@ -1,13 +1,14 @@
-"""The records of a run log, decoded.
+"""The records of a run log: every field with its type and range, for reader, writer and check.
 
 ``None`` is *no value* everywhere: not configured, not measured, or not measured for this router.
 NaN is a value: a measurement that was not a number.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -17,6 +18,88 @@ LOG_NAME = "metrics.jsonl"
 
 Values = list[float | None]
 T = TypeVar("T")
+
+
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+MATRICES = ("mean_weight", "mean_output_norm", "expert_bias", "tokens_per_expert")
+"""At the end of a line, in this order."""
+MAX_ROUTERS = 4096
+SLACK = 1e-3
+"""Of what is derived from counts by another formula."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """What a number of the format may be."""
+
+    what: str
+    """In words; completes the sentence "expected …"."""
+    low: float = -sys.float_info.max
+    high: float = sys.float_info.max
+    integer: bool = False
+    non_finite: bool = False
+    """A measurement that can fail: ``"NaN"`` and the infinities are values."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether the value is a finite number that is allowed."""
+        if type(value) is not int and (type(value) is not float or self.integer):
+            return False
+        return self.low <= value <= self.high  # NaN and the infinities are in no range
+
+
+Rule = Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...] | None
+"""What a field may be: a number, a text, an object, a truth value, one of some texts; ``None`` is
+anything, or what needs a check of its own."""
+
+COUNT = Number("an integer of at least 0", 0, 2**62, integer=True)
+POSITIVE = Number("an integer of at least 1", 1, 2**62, integer=True)
+TOKENS = Number("an integer of at least 1", 1, 2**53, integer=True)
+TIME = Number("Unix seconds (not milliseconds)", 0, 1e11)
+AMOUNT = Number("a number of at least 0", 0)
+MEASURED = Number("a number of at least 0", 0, non_finite=True)
+ANY = Number("a number", non_finite=True)
+NATS = Number("nats a token", non_finite=True)
+_ZERO = -1e-6  # an entropy or a margin of zero, computed in fp32
+ENTROPY = Number("nats, 0 to ln E", _ZERO, non_finite=True)
+MARGIN = Number("a number of at least 0", _ZERO, non_finite=True)
+EFFECTIVE = Number("a number from 1 to num_experts", 1 - SLACK)
+LARGEST = Number("max ÷ mean of the counts, at least 1", 1 - SLACK)
+SHARE = Number("a share in [0, 1]", 0, 1)
+MASS = Number("a share in [0, 1]", 0, 1 + SLACK, non_finite=True)
+
+RUN: dict[str, Rule] = {
+    **dict.fromkeys(("kind", "format_version", "model")),
+    "run": str,
+    "time": TIME,
+    "planned_steps": POSITIVE,
+    "resumed_at_step": POSITIVE,
+    "profile": ("pretrain", "finetune", "eval"),
+    "world_size": POSITIVE,
+    "expert_parallel_size": POSITIVE,
+    **dict.fromkeys(("balance", "config", "versions", "source"), dict),
+}
+MODEL: dict[str, Rule] = {
+    "name": str,
+    **dict.fromkeys(("layers", "layer_names", "num_experts", "top_k", "score_function")),
+    **dict.fromkeys(("num_shared_experts", "parameters", "active_parameters"), COUNT),
+    "norm_top_k": bool,
+    "capacity_factor": AMOUNT,
+}
+BALANCE: dict[str, Rule] = {
+    "method": str,
+    **dict.fromkeys(("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight"), AMOUNT),
+}
+SOURCES = ("exact", "top1", "shares", "local_rank", "none")
+SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES}
+EVENT: dict[str, Rule] = {
+    "kind": None,
+    "step": COUNT,
+    "time": TIME,
+    "values": dict,
+    "reason": str,
+    "event": str,
+}
+END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 
 
 class BadLine(ValueError):
@@ -30,39 +113,46 @@ class UnknownFormat(ValueError):
 class RouterSummary(msgspec.Struct, gc=False):
     """Per-router summaries of one step; each list has one entry per router, in forward order."""
 
-    entropy: Values | None = None
-    mean_entropy: Values | None = None
-    effective_experts: Values | None = None
-    max_load: Values | None = None
-    dead_experts: Values | None = None
-    starved_experts: Values | None = None
-    drop_rate: Values | None = None
-    z_loss: Values | None = None
-    max_logit: Values | None = None
-    grad_norm: Values | None = None
-    selected_mass: Values | None = None
-    margin: Values | None = None
-    tokens: Values | None = None
-    unrouted: Values | None = None
+    entropy: Annotated[Values | None, ENTROPY] = None
+    mean_entropy: Annotated[Values | None, ENTROPY] = None
+    effective_experts: Annotated[Values | None, EFFECTIVE] = None
+    max_load: Annotated[Values | None, LARGEST] = None
+    dead_experts: Annotated[Values | None, COUNT] = None
+    starved_experts: Annotated[Values | None, COUNT] = None
+    drop_rate: Annotated[Values | None, SHARE] = None
+    z_loss: Annotated[Values | None, MEASURED] = None
+    max_logit: Annotated[Values | None, ANY] = None
+    grad_norm: Annotated[Values | None, MEASURED] = None
+    selected_mass: Annotated[Values | None, MASS] = None
+    margin: Annotated[Values | None, MARGIN] = None
+    tokens: Annotated[Values | None, COUNT] = None
+    unrouted: Annotated[Values | None, COUNT] = None
     """Pairs that chose a skip or identity slot instead of a real expert."""
-    disagreement: Values | None = None
+    disagreement: Annotated[Values | None, SHARE] = None
     """Share of the choices that another engine or precision makes differently."""
 
 
 class StepRecord(msgspec.Struct, gc=False):
     """One optimizer step, without its matrices (see ``decode.decode_matrices``)."""
 
-    step: int
-    time: float | None = None
-    loss: float | None = None
+    step: Annotated[int, COUNT]
+    time: Annotated[float | None, TIME] = None
+    loss: Annotated[float | None, NATS] = None
     losses: dict[str, float | None] | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    tokens: float | None = None
-    tokens_per_s: float | None = None
-    step_time_s: float | None = None
-    memory_bytes: float | None = None
+    learning_rate: Annotated[float | None, AMOUNT] = None
+    grad_norm: Annotated[float | None, MEASURED] = None
+    tokens: Annotated[float | None, TOKENS] = None
+    tokens_per_s: Annotated[float | None, AMOUNT] = None
+    step_time_s: Annotated[float | None, AMOUNT] = None
+    memory_bytes: Annotated[float | None, AMOUNT] = None
     router: RouterSummary = msgspec.field(default_factory=RouterSummary)
+
+
+def numbers_of(record: type[StepRecord] | type[RouterSummary]) -> dict[str, Number]:
+    """What the numbers of a record may be, by name; of a summary, each entry of the list."""
+    hints = get_type_hints(record, include_extras=True)
+    said = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: rules[0] for name, rules in said.items() if rules}
 
 
 def seconds_between(before: StepRecord | None, after: StepRecord) -> float | None:

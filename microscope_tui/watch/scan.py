@@ -213,10 +213,11 @@ class Scan:
 
     def _take_run(self, run: RunRecord) -> None:
         before, self.run, self.end = self.run, run, None
-        cut = self._course.take(run)
         if before is not None and before.routers != run.routers:
             self.latest = self.with_counts = None  # another model from here on
+            self._course = Course()
             self.recent.clear()
+        cut = self._course.take(run)
         if before is None or before.routers != run.routers or self.history is None:
             self.history = new_history(run, self._memory_bytes, self.expected_steps)
             self._row_of = row_maker(run.routers)

@@ -18,12 +18,20 @@ from hypothesis import strategies as st
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import check_format, format_json, format_text, judge
 from microscope_tui.report.format_check import exit_code
-from microscope_tui.runlog import SAID_IN_FULL, RunFile, problems_in, safe_text, tail, validate
-from microscope_tui.runlog import validate_run as run_rules
-from microscope_tui.runlog import validate_steps as step_rules
+from microscope_tui.runlog import (
+    SAID_IN_FULL,
+    RouterSummary,
+    RunFile,
+    problems_in,
+    safe_text,
+    tail,
+    validate,
+)
+from microscope_tui.runlog import records as tables
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
 Make = Callable[..., Any]
+SUMMARIES = RouterSummary.__struct_fields__
 
 
 def blocks(language: str) -> list[str]:
@@ -85,9 +93,8 @@ def test_the_smallest_documented_log_has_no_problems() -> None:
 
 
 def test_every_key_of_the_format_is_documented() -> None:
-    known = step_rules._STEP_KEYS | step_rules._ROUTER_KEYS | run_rules._RUN_KEYS
-    known |= run_rules._MODEL_KEYS | run_rules._EVENT_KEYS
-    known |= {"method", "writer", *run_rules._BALANCE_WEIGHTS, *run_rules.SOURCES}
+    known = {*validate.STEP, *SUMMARIES, *tables.RUN, *tables.MODEL, *tables.EVENT}
+    known |= {*tables.BALANCE, *tables.SOURCE, *tables.SOURCES}
     words = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
     assert known <= words
 
@@ -243,11 +250,11 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["layers", "num_experts", "top_k"]), inner, max_size=3)
-        | st.dictionaries(st.sampled_from(sorted(step_rules._ROUTER_KEYS)), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(SUMMARIES), inner, max_size=3)
     ),
     max_leaves=12,
 )
-KEYS = sorted(step_rules._STEP_KEYS | run_rules._RUN_KEYS | run_rules._EVENT_KEYS)
+KEYS = sorted({*validate.STEP, *tables.RUN, *tables.EVENT})
 
 
 @settings(max_examples=300)

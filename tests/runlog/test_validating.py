@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.runlog import problems_in, safe_text
-from microscope_tui.runlog.validate import Problem
+from microscope_tui.runlog import Problem, problems_in, safe_text
 
 Fields = dict[str, Any]
 TOKENS = 24
