@@ -10,7 +10,7 @@ unknown, which is 0).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import mul
 
@@ -142,14 +142,18 @@ def starved_experts(tokens_per_expert: Sequence[int], share: float = STARVED_SHA
     return len([count for count in tokens_per_expert if count < limit])
 
 
+DERIVED: dict[str, Callable[[Sequence[int]], float | None]] = {
+    "effective_experts": effective_experts,
+    "max_load": max_load,
+    "dead_experts": dead_experts,
+    "starved_experts": starved_experts,
+}
+"""What the format's ``router`` object derives from the counts of a router."""
+
+
 def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:
-    """What the format's ``router`` object derives from counts, one entry per router."""
-    return {
-        "effective_experts": [effective_experts(row) for row in tokens_per_expert],
-        "max_load": [max_load(row) for row in tokens_per_expert],
-        "dead_experts": [dead_experts(row) for row in tokens_per_expert],
-        "starved_experts": [starved_experts(row) for row in tokens_per_expert],
-    }
+    """The summaries that follow from counts, one entry per router."""
+    return {name: list(map(derive, tokens_per_expert)) for name, derive in DERIVED.items()}
 
 
 def relative_mutual_information(entropy: float | None, mean_entropy: float | None) -> float | None:

@@ -28,7 +28,7 @@ from microscope_tui.runlog import (
     entries_of,
     safe_text,
 )
-from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now, complete_summary
+from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now
 
 SCHEMA_VERSION = 1
 _PLACE = ("run", "step", "router", "layer", "depth")
@@ -208,7 +208,6 @@ def _surviving(file: RunFile) -> bytearray:
 
 
 def _of_routers(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
-    complete_summary(entry)
     record, summary = entry.record, entry.record.router
     of_step = [getattr(record, name) for name in _STEP]
     for index, router in enumerate(run.routers):

@@ -55,7 +55,6 @@ from .tail import Defects as Defects
 from .tail import Identity as Identity
 from .tail import Lines as Lines
 from .tail import LineSplitter as LineSplitter
-from .tail import LogFollower as LogFollower
 from .tail import Progress as Progress
 from .tail import Source as Source
 from .tail import Stamp as Stamp

@@ -9,6 +9,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 from microscope_tui.runlog.tail import Tail, is_an_object, stamp_of
 
@@ -18,10 +19,6 @@ _INPUT_BYTES = 1 << 20
 """Maximum of packed bytes per read, however little they unpack to."""
 _ZSTD_WINDOW_LOG = 27
 """128 MB, as used by ``zstd --ultra -22``: archives that need more memory are refused."""
-
-
-class _Damaged(ValueError):
-    """The rest of the archive cannot be unpacked."""
 
 
 class CompressedLog(Tail):
@@ -37,7 +34,8 @@ class CompressedLog(Tail):
 
     def _reset(self) -> None:
         super()._reset()
-        self._decoder: _Gzip | _Zstd | None = None
+        self._decoder: Any = None
+        self._damage: type[Exception] = zlib.error
         self._member = 0  # where the gzip member or zstd frame at ``offset`` starts …
         self._unpacked = 0  # … and how much was unpacked of it
         self._skip = 0  # bytes of it that were already returned
@@ -92,27 +90,29 @@ class CompressedLog(Tail):
         while len(out) < max_bytes and self.offset < limit and not self._fault:
             packed = b""
             if self._decoder is None or self._decoder.needs_input:
-                packed = os.pread(file, self._piece_size(), self.offset)
+                size = _PIECE_BYTES
+                if self._careful_from is not None:
+                    size = max(1, min(size, self._careful_from - self.offset))
+                packed = os.pread(file, size, self.offset)
                 if not packed:
                     self.exhausted = True
                     break
             try:
                 out += self._feed(packed, max_bytes - len(out))
-            except _Damaged as error:
+            except self._damage as error:
                 self._note_damage(str(error))
         return bytes(out)
 
-    def _piece_size(self) -> int:
-        if self._careful_from is None:
-            return _PIECE_BYTES
-        return max(1, min(_PIECE_BYTES, self._careful_from - self.offset))
-
     def _feed(self, packed: bytes, max_bytes: int) -> bytes:
         if self._decoder is None:
-            if self.offset and not (packed := self._without_padding(packed)):
+            # Zeros between members are padding, as left by tapes and block copies.
+            kept = packed.lstrip(b"\0") if self.offset else packed
+            self.offset += len(packed) - len(kept)
+            if not (packed := kept):
                 return b""
-            self._decoder, self._member, self._unpacked = _new_decoder(self.path), self.offset, 0
-        out = self._decoder.decompress(packed, max_bytes)
+            self._decoder, self._damage = _new_decoder(self.path)
+            self._member, self._unpacked = self.offset, 0
+        out: bytes = self._decoder.decompress(packed, max_bytes)
         self.offset += len(packed)
         self._unpacked += len(out)
         if self._decoder.eof:
@@ -121,12 +121,6 @@ class CompressedLog(Tail):
         skipped = min(self._skip, len(out))
         self._skip -= skipped
         return out[skipped:]
-
-    def _without_padding(self, packed: bytes) -> bytes:
-        """Skip zeros between members, as left by tapes and block copies."""
-        kept = packed.lstrip(b"\0")
-        self.offset += len(packed) - len(kept)
-        return kept
 
     def _note_damage(self, reason: str) -> None:
         """Unpack the damaged member again, the last piece byte by byte.
@@ -161,49 +155,21 @@ class _Gzip:
         return self._member.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        try:
-            out = self._member.decompress(self._member.unconsumed_tail + data, max_length)
-        except zlib.error as error:
-            raise _Damaged(str(error)) from None
+        out = self._member.decompress(self._member.unconsumed_tail + data, max_length)
         self.needs_input = not self._member.unconsumed_tail and len(out) < max_length
         return out
 
 
-class _Zstd:
-    """A zstd decoder; imports its library only when needed."""
-
-    def __init__(self) -> None:
+def _new_decoder(path: Path) -> tuple[Any, type[Exception]]:
+    """A decoder, and what it raises for damage; the library for zstd is loaded only when needed."""
+    if path.suffix != ".zst":
+        return _Gzip(), zlib.error
+    try:
         if sys.version_info >= (3, 14):
             from compression import zstd
         else:
             from backports import zstd
-        window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-        self._frame = zstd.ZstdDecompressor(options=window)
-        self._error = zstd.ZstdError
-
-    @property
-    def eof(self) -> bool:
-        return self._frame.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return self._frame.needs_input
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._frame.unused_data
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        try:
-            return self._frame.decompress(data, max_length)
-        except self._error as error:
-            raise _Damaged(str(error)) from None
-
-
-def _new_decoder(path: Path) -> _Gzip | _Zstd:
-    if path.suffix != ".zst":
-        return _Gzip()
-    try:
-        return _Zstd()
     except ImportError:
         raise OSError("reading zstd needs a package: pip install backports.zstd") from None
+    window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return zstd.ZstdDecompressor(options=window), zstd.ZstdError

@@ -25,7 +25,7 @@ from microscope_tui.runlog.tail import (
     Source,
     Stamp,
     identity_of,
-    open_regular_file,
+    opened,
     read_lines_at,
     stamp_of,
 )
@@ -147,10 +147,7 @@ def unreadable_logs(root: Path) -> list[str]:
     reasons = []
     for entry in _log_files(os.fspath(root), MAX_DEPTH) if root.is_dir() else ():
         try:
-            if entry.name.endswith(ARCHIVE_SUFFIXES):
-                _packed_head(Path(entry.path))
-            else:
-                os.close(open_regular_file(Path(entry.path)))
+            _head(Path(entry.path))
         except OSError as error:
             reasons.append(f"{entry.path}: {error.strerror or error}")
     return sorted(reasons)
@@ -200,7 +197,7 @@ def why_not_a_run(path: Path) -> str | None:
 
 
 def _why_not_a_run(path: Path) -> str | None:
-    head = _packed_head(path) if path.suffix in ARCHIVE_SUFFIXES else _head(path)
+    head = _head(path)
     if not head:
         return "it is empty"
     splitter = LineSplitter()
@@ -258,14 +255,9 @@ def _run_file(name: str, path: Path, status: os.stat_result) -> RunFile:
 
 def _head(path: Path) -> bytes:
     """The first bytes of ``path``: more only if its first line is longer."""
-    file = open_regular_file(path)
-    try:
-        return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)
-    finally:
-        os.close(file)
-
-
-def _packed_head(path: Path) -> bytes:
+    if path.suffix not in ARCHIVE_SUFFIXES:
+        with opened(path) as file:
+            return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)
     log, head = CompressedLog(path), b""
     while not log.exhausted and b"\n" not in head and len(head) < _MAX_PROBE_BYTES:
         head += log.read(_PROBE_BYTES).data

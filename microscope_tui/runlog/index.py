@@ -10,6 +10,7 @@ narrows a stretch by interpolation until a single read covers what is left.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from microscope_tui.runlog.tail import (
     Identity,
     identity_of_open,
     open_regular_file,
+    opened,
     read_lines_at,
 )
 
@@ -197,8 +199,7 @@ def sample(path: Path, name: str, count: int) -> Overview:
         UnknownFormat: the log has another format version.
     """
     overview = Overview()
-    file = open_regular_file(path)
-    try:
+    with opened(path) as file:
         size = os.fstat(file).st_size
         head = read_lines_at(file, 0, _FIRST_BYTES, _LONGEST_LINE, 2)
         reader = RunReader(name)
@@ -217,8 +218,6 @@ def sample(path: Path, name: str, count: int) -> Overview:
         data = os.pread(file, size - start, start)
         begin, end = data.find(b"\n") + 1, data.rfind(b"\n") + 1
         overview.take(data[begin:end], start + begin, name)
-    finally:
-        os.close(file)
     return overview
 
 
@@ -288,18 +287,13 @@ def _between(
 ) -> Iterator[tuple[int, Entry]]:
     """Records from the line at ``start`` on, each with its offset; some lines behind ``end``."""
     reader = RunReader(run.run, run, start)
-    file = open_regular_file(path)
-    try:
+    with suppress(UnknownFormat), opened(path) as file:
         while data := os.pread(file, piece, start):
             start += len(data)
             for entry in reader.feed(data):
                 yield reader.line_start, entry
             if end is not None and start >= end:
                 return
-    except UnknownFormat:
-        return
-    finally:
-        os.close(file)
 
 
 def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> StepEntry | None:
@@ -310,8 +304,7 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
     Raises:
         OSError: the file cannot be read.
     """
-    file = open_regular_file(path)
-    try:
+    with opened(path) as file:
         low, high = start, end
         low_step: int | None = None
         high_step: int | None = None
@@ -328,8 +321,6 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
                 low, low_step = at, found
             else:
                 high, high_step = middle, found
-    finally:
-        os.close(file)
     best = None
     for entry in read_steps(path, run, low, high + _LONGEST_LINE):
         if entry.record.step > step or (best and entry.record.step < best.record.step):

@@ -7,8 +7,10 @@ summary of the wrong length from a sound one, and it invents a header for a log 
 
 import re
 from collections.abc import Iterator
+from itertools import repeat
 from typing import TypeVar, cast
 
+from microscope_tui import measures
 from microscope_tui.runlog.decode import (
     Rows,
     decode_line,
@@ -164,14 +166,31 @@ class RunReader:
                 self.defects.add(
                     number, f"router.{name} has {len(values)} values for {routers} routers"
                 )
-        yield StepEntry(record, line, routers, self.line_start)
+        entry = StepEntry(record, line, routers, self.line_start)
+        _derive(entry)
+        yield entry
+
+
+def _derive(entry: StepEntry) -> None:
+    """Fill what is missing of the summaries that follow from the counts of the same line."""
+    summary = entry.record.router
+    for name, derive in measures.DERIVED.items():
+        given = cast(Values | None, getattr(summary, name))
+        if given is not None and None not in given:
+            continue
+        if not entry.has_counts:
+            return
+        pairs = zip(given or repeat(None), entry.matrices().tokens_per_expert, strict=False)
+        filled = [derive(row) if value is None and row else value for value, row in pairs]
+        setattr(summary, name, filled)
 
 
 class Course:
     """Which steps hold, told record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
-    that is not after the last one. Of a step that is written twice in a row the first one stands.
+    that is not after the last one: a run record without it tells nothing. Of a step that is written
+    twice in a row the first one stands.
     Another model has a course of its own.
     """
 
@@ -192,11 +211,9 @@ class Course:
             if step <= self.last_step and not self.repeats:
                 cut = step
             self._latest = self.last_step = step
-        elif isinstance(entry, RunRecord):
-            # Without a step to resume at, the steps show whether they go backwards.
-            if self._begun and entry.resumed_at_step is not None:
-                cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
-                self.last_step = cut - 1
+        elif isinstance(entry, RunRecord) and self._begun and entry.resumed_at_step is not None:
+            cut = max(1, min(entry.resumed_at_step, max(0, self.last_step) + 1))
+            self.last_step = cut - 1
         self._begun = True
         return cut
 

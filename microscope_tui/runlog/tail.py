@@ -15,6 +15,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -258,12 +259,9 @@ class Tail(Source):
         Raises:
             OSError: it cannot be read.
         """
-        file = open_regular_file(self.path)
-        try:
+        with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
-        finally:
-            os.close(file)
 
     def _look(self, file: int) -> None:
         """Update the state of the file; start again if it is a different one."""
@@ -362,9 +360,6 @@ class Tail(Source):
         self._tail = os.pread(file, self.offset - start, start)
 
 
-LogFollower = Tail
-
-
 class Stamp(NamedTuple):
     """The state of a file by its status alone: equal while nobody writes or replaces it."""
 
@@ -396,11 +391,8 @@ def identity_of(path: Path) -> Identity:
     Raises:
         OSError: it cannot be read.
     """
-    file = open_regular_file(path)
-    try:
+    with opened(path) as file:
         return identity_of_open(file)
-    finally:
-        os.close(file)
 
 
 def identity_of_open(file: int) -> Identity:
@@ -415,11 +407,8 @@ def read_at(path: Path, start: int, size: int) -> bytes:
     Raises:
         OSError: the file cannot be read.
     """
-    file = open_regular_file(path)
-    try:
+    with opened(path) as file:
         return os.pread(file, size, start)
-    finally:
-        os.close(file)
 
 
 def read_lines_at(file: int, start: int, want: int, most: int, lines: int = 1) -> bytes:
@@ -442,6 +431,16 @@ def open_regular_file(path: Path) -> int:
         os.close(file)
         raise OSError(errno.EINVAL, "not a regular file")
     return file
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """``open_regular_file``, closed at the end."""
+    file = open_regular_file(path)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def is_an_object(line: bytes) -> bool:

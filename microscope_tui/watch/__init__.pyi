@@ -34,7 +34,6 @@ from .run_watch import Judge as Judge
 from .run_watch import RunWatch as RunWatch
 from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY
 from .scan import balance_now as balance_now
-from .scan import complete_summary as complete_summary
 from .state import RunState as RunState
 from .state_folder import read_small as read_small
 from .state_folder import remove_oldest as remove_oldest

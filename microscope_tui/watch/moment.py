@@ -18,7 +18,7 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.watch.history import History, Window
 from microscope_tui.watch.run_watch import RunWatch
-from microscope_tui.watch.scan import complete_summary, find_in, steps_in
+from microscope_tui.watch.scan import find_in, steps_in
 
 _MOST_ROWS_BACK = 512
 _NEAR_BYTES = 4 << 20
@@ -86,7 +86,6 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     entry = _find(watch, history, step)
     if entry is None:
         return None
-    complete_summary(entry)
     counted = entry if entry.has_counts else _counts_before(watch, history, entry)
     return Pin(entry.record.step, entry, counted, generation)
 

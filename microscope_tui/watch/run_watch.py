@@ -27,7 +27,6 @@ from microscope_tui.watch.scan import (
     DEFAULT_MEMORY,
     RepeatedStep,
     Scan,
-    complete_summary,
     preview,
     steps_in,
 )
@@ -88,7 +87,6 @@ class Judge:
     def _take_step(self, entry: StepEntry) -> None:
         if self.diagnosis is None or entry.record.step == self.diagnosis.last_step:
             return  # a repeated step: the first one stands
-        complete_summary(entry)
         self.diagnosis.observe(entry.record, entry.counts, entry.biases)
 
 

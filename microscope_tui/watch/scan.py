@@ -36,8 +36,6 @@ from microscope_tui.watch.history import NAN, Column, History, Row, rows_within
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")
-DERIVED = ("effective_experts", "max_load", "dead_experts", "starved_experts")
-"""Summaries that can be derived from the counts of the same line."""
 DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
@@ -128,29 +126,6 @@ def balance(columns: Sequence[Column], num_experts: int, top_k: int) -> list[Col
     return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
 
 
-def complete_summary(entry: StepEntry) -> None:
-    """Derive missing summaries from the counts."""
-    summary = entry.record.router
-    given = {name: getattr(summary, name) for name in DERIVED}
-    if all(values is not None and None not in values for values in given.values()):
-        return
-    if not entry.has_counts:
-        return
-    rows = entry.matrices().tokens_per_expert
-    derived = measures.summarise([row or [] for row in rows])
-    for name, values in given.items():
-        setattr(summary, name, _filled(values, rows, derived[name]))
-
-
-def _filled(
-    given: Values | None, rows: Sequence[list[int] | None], derived: Sequence[float | None]
-) -> Values:
-    """The given values, and derived ones where they are missing and counts are present."""
-    mine = [None if row is None else value for row, value in zip(rows, derived, strict=True)]
-    theirs = given or [None] * len(rows)
-    return [m if t is None else t for t, m in zip(theirs, mine, strict=True)]
-
-
 MEAN_OF = 8
 """Steps whose counts are kept, for a mean."""
 Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
@@ -234,7 +209,6 @@ class Scan:
         if cut is not None:
             self._restart(cut, run)
         self.end = None
-        complete_summary(entry)
         self._time_step(self.latest, entry)
         self.latest = entry
         if entry.has_counts:
@@ -256,7 +230,6 @@ class Scan:
         torn = history.restart(step)
         if torn is not None:
             for entry in self._reread(torn, run, step):
-                complete_summary(entry)
                 history.add(entry.record.step, self._row_of(entry), entry.offset, entry.record.time)
             history.close_row()
         history.last_step = step - 1
@@ -326,7 +299,6 @@ def preview(
     picture.history = new_history(run, memory_bytes)
     row_of = row_maker(run.routers)
     for entry in samples:
-        complete_summary(entry)
         picture.history.add(entry.record.step, row_of(entry), entry.offset, entry.record.time)
     picture.commit()
     return picture, found.monotonic

@@ -17,6 +17,7 @@ from microscope_tui.runlog import (
     RunFile,
     discover,
     find_runs,
+    tail,
     unreadable_logs,
     why_not_a_run,
 )
@@ -212,7 +213,7 @@ def test_a_log_that_could_not_be_read_is_tried_again(
         def refuse(path: Path) -> int:
             raise PermissionError(13, "Permission denied", str(path))
 
-        locked.setattr(discover, "open_regular_file", refuse)
+        locked.setattr(tail, "open_regular_file", refuse)
         assert find_runs(tmp_path, known) == []
         assert unreadable_logs(tmp_path) == [f"{tmp_path}/a/metrics.jsonl: Permission denied"]
     assert [run.name for run in find_runs(tmp_path, known)] == ["a"]

@@ -193,7 +193,7 @@ def test_a_damaged_archive_is_named_with_its_reason_and_unpacked_once(
     assert find_runs(tmp_path, known) == []
     (reason,) = unreadable_logs(tmp_path)
     assert "damaged archive" in reason
-    monkeypatch.setattr("microscope_tui.runlog.discover._packed_head", lambda path: 1 / 0)
+    monkeypatch.setattr("microscope_tui.runlog.discover._head", lambda path: 1 / 0)
     assert find_runs(tmp_path, known) == []  # remembered
 
 
