@@ -23,10 +23,10 @@ COMMANDS = {
     "probe": ("probe:probe", "Trace what the experts of a finished model do with a text."),
     "export": ("export:export", "Write a run as a table: one row per step and router."),
     "import": ("export:import_runs", "Write what another tool logged as run logs."),
-    "coverage": ("coverage:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
-    "mismatch": ("mismatch:mismatch", "Compare what two probes of the same tokens chose."),
+    "coverage": ("routed:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
+    "mismatch": ("routed:mismatch", "Compare what two probes of the same tokens chose."),
     "sources": ("about:sources", "List what is understood of other tools' files."),
-    "demo": ("demo:demo", "Write a synthetic run with known ground truth and open it."),
+    "demo": ("about:demo", "Write a synthetic run with known ground truth and open it."),
     "keys": ("about:keys", "List the keys of every screen: id, keys, what they do."),
     "doctor": ("about:doctor", "Report what this terminal can show, and why."),
 }

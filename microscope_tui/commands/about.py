@@ -1,10 +1,12 @@
-"""Commands that need no run: the rules, the formats of other tools, the keys, this terminal."""
+"""Commands that need no run: a synthetic one, rules, formats of other tools, keys, the terminal."""
 
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +14,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from microscope_tui.commands.config import default_config, keymap_from, read_config
+from microscope_tui.commands.options import AsJson, Output, Switch
 from microscope_tui.console import USAGE, fail, print_data, print_json, say
 from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
@@ -23,18 +26,20 @@ from microscope_tui.report import (
     rule_text,
     rules_json,
 )
-from microscope_tui.runlog import safe_text
+from microscope_tui.runlog import LOG_NAME, safe_text
+from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
 
 _ANSWER_S = 2.0
 _ANSWER_SHOWN = 200
+_SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 
 
 def explain(
     rule: str = "",
     /,
     *,
-    as_json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    as_json_: AsJson = False,
     config: Path | None = None,
 ) -> int:
     """List the rules, or explain one: what it means, when it fires, its limits, and the remedy.
@@ -59,7 +64,7 @@ def explain(
     return 0
 
 
-def sources(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+def sources(*, as_json: AsJson = False) -> int:
     """List the formats: the name for --source, what is read, what it can show, whether it is live.
 
     Parameters
@@ -103,39 +108,64 @@ def doctor() -> int:
     """Report what this terminal can show, how that was detected, and what would help."""
     versions = {name: metadata.version(name) for name in ("moe-microscope", "textual", "rich")}
     versions |= {"Python": platform.python_version(), platform.system(): platform.release()}
-    size = used = _size()
-    if size and (os.environ.get("COLUMNS") or os.environ.get("LINES")):
-        columns, rows = shutil.get_terminal_size(size)
-        used = columns, rows
+    streams = (sys.stderr, sys.stdout, sys.stdin)  # the screens use standard error
+    size = next((os.get_terminal_size(s.fileno()) for s in streams if s.isatty()), None)
+    used = shutil.get_terminal_size(size) if size else None
     glyphs, encoding = glyphs_for("auto", sys.stderr), (sys.stderr.encoding or "ascii").lower()
-    tmux = tmux_says() if os.environ.get("TMUX") else None
-    terminal = Terminal(os.environ, encoding, glyphs, size, used, tmux)
-    print_data(doctor_text(versions, terminal))
+    tmux = tmux_says() if os.environ.get("TMUX") else ""
+    print_data(doctor_text(versions, Terminal(os.environ, encoding, glyphs, size, used, tmux)))
     return 0
 
 
-def _size() -> tuple[int, int] | None:
-    """Size of the terminal on standard error, which the screens use."""
-    for stream in (sys.stderr, sys.stdout, sys.stdin):
-        if stream.isatty():
-            columns, rows = os.get_terminal_size(stream.fileno())
-            return columns, rows
-    return None
-
-
-def tmux_says() -> tuple[str, str, str]:
-    """tmux's version, TERM of the terminal outside, its features; empty where it fails or hangs."""
-    question = "#{version} #{client_termname} #{client_termfeatures}"
+def tmux_says() -> str:
+    """The features of the terminal outside; empty where tmux fails or hangs."""
+    command = ["tmux", "display-message", "-p", "#{client_termfeatures}"]
     try:
         done = subprocess.run(
-            ["tmux", "display-message", "-p", question],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_ANSWER_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=True
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return "", "", ""
-    answer = safe_text(done.stdout.decode("utf-8", "replace").strip(), _ANSWER_SHOWN)
-    version, outer, features = [*answer.split(" "), "", ""][:3]
-    return version, outer, features
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return safe_text(done.stdout.decode("utf-8", "replace").strip(), _ANSWER_SHOWN)
+
+
+def demo(
+    *,
+    scenario: Annotated[str, Parameter(help=_SCENARIOS_HELP)] = "collapse",
+    live: Switch = False,
+    seed: int = 0,
+    output: Output = None,
+) -> int:
+    """Write a synthetic run with known ground truth and open it.
+
+    Parameters
+    ----------
+    live
+        Write the run step by step while you watch.
+    seed
+        Seed of the synthetic run.
+    output
+        Folder for the run; by default a temporary one, removed afterwards.
+    """
+    if scenario not in SCENARIOS:
+        fail(f"unknown scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}", USAGE)
+    from microscope_tui.commands.watch import watch_with
+
+    user = read_config()  # without saving view settings
+    user = replace(user, view=replace(user.view, remember=False))
+    with tempfile.TemporaryDirectory(prefix="moe-microscope-") as temporary:
+        logs = output or Path(temporary)
+        folder = logs / scenario
+        if (folder / LOG_NAME).exists():
+            fail(f"{folder}: already contains a run; choose another -o, or remove it", USAGE)
+        if live and not (sys.stderr.isatty() and sys.stdin.isatty()):
+            say("no terminal to watch a live run in: writing it at once")
+            live = False
+        if live:
+            with writing(folder, scenario, seed):
+                return watch_with(logs, user)
+        try:
+            write_run(folder, scenario, seed=seed)
+        except OSError as error:
+            fail(f"{folder}: cannot be written: {error.strerror}; choose another -o", USAGE)
+        return watch_with(logs, user)

@@ -14,8 +14,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -168,13 +169,6 @@ def _check_format(path: Path, options: CheckOptions) -> int:
     return max(format_check.exit_code(report) for report in reports)
 
 
-@dataclass(slots=True)
-class _Stop:
-    """Ctrl-C or SIGTERM was received."""
-
-    asked: bool = False
-
-
 def _follow(
     search: Search, demand: Demand, options: CheckOptions, baseline: Baseline | None
 ) -> int:
@@ -189,10 +183,10 @@ def _follow(
             if watch.complete:  # a problem in the middle may be over further down
                 for alert in alerts.news(watch.diagnosis):
                     _tell(watch.file, alert, options, notifier)
-            if stop.asked or ending.is_over():
+            if stop.is_set() or ending.is_over():
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
-        remark = "interrupted; the run may still be in progress" if stop.asked else ending.remark
+        remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
         demand = replace(demand, remarks=(*demand.remarks, remark) if remark else demand.remarks)
         judgement = judge(watch.file, demand, watch=watch)
         if options.as_json:
@@ -204,10 +198,10 @@ def _follow(
     return judgement.exit_code
 
 
-def _read_on(watch: RunWatch, stop: _Stop) -> bool:
+def _read_on(watch: RunWatch, stop: Event) -> bool:
     """Read and judge everything new; true if there was anything."""
     before, moved = watch.error, watch.advance()
-    while watch.unread and not stop.asked:
+    while watch.unread and not stop.is_set():
         watch.advance()
     if watch.error and watch.error != before and not watch.foreign:
         say(f"{watch.path}: {watch.error}; retrying")
@@ -248,7 +242,9 @@ class Ending:
     def is_over(self) -> bool:
         """Whether the run is over. Call after everything new has been read."""
         now, watch = self._clock(), self._watch
-        if watch.foreign or (isinstance(watch.source, PipedLog) and watch.source.ended):
+        if isinstance(watch.source, PipedLog):
+            return watch.source.ended or watch.foreign
+        if watch.foreign:
             return True
         if watch.source.deleted:
             self._deadline = self._deadline or now + _GONE_S
@@ -280,7 +276,7 @@ class Ending:
     def _records(self) -> tuple[int, object, int]:
         """Differs once records came since the first poll. After an end, whole records only."""
         watch, end = self._watch, self._watch.scan.end
-        return watch.generation, id(end), 0 if end else watch.source.size
+        return watch.generation, end, 0 if end else watch.source.size
 
     def _may_go_on(self) -> bool:
         end = self._watch.scan.end
@@ -359,7 +355,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(1.0)
 
 
-def _to_follow(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
+def _to_follow(search: Search, demand: Demand, stop: Event) -> RunWatch:
     """The run to follow: the pipe, or the newest one as soon as it exists."""
     path = search.root
     if path == PIPE:
@@ -372,7 +368,7 @@ def _to_follow(search: Search, demand: Demand, stop: _Stop) -> RunWatch:
                 say(f"skipped {reason}")
             said = True
         time.sleep(POLL_S)
-        if stop.asked:
+        if stop.is_set():
             fail(f"{path}: interrupted before a run appeared", NO_VERDICT)
     return RunWatch(run, demand.criteria, patient=True)
 
@@ -396,12 +392,12 @@ def _newest(search: Search) -> RunFile | None:
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
+def _asked_to_stop() -> Iterator[Event]:
     """Record Ctrl-C and SIGTERM instead of raising; ignored signals stay ignored."""
-    stop = _Stop()
+    stop = Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.set()
         signal.signal(number, signal.SIG_DFL)  # the second one exits at once
 
     before = {}

@@ -6,9 +6,8 @@ and ``check`` reports what it changed. Unknown names are errors: a typo must not
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -128,8 +127,7 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
             rule = f"write [rules.{name.upper()}]; " if name.upper() in RULES else ""
-            near = rule or _near(name, _TABLES)
-            there = f"no such table; {near}there are [rules.NAME], [keys], [view], [import.map]"
+            there = f"no such table; {rule}there are [rules.NAME], [keys], [view], [import.map]"
             raise _BadConfig(f"{safe_text(name, 40)}: {there}")
     tables = {name: _table(document.get(name, {}), name, below) for name, below in _TABLES.items()}
     rules = {}
@@ -154,11 +152,6 @@ def _table(table: object, name: str, below: str) -> dict[str, object]:
     return table
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = " or ".join(get_close_matches(name[:80].lower(), list(known)))
-    return f"did you mean {near}? " if near else ""
-
-
 def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
     """The pairs of ``[import.map]``: a quantity, and one pattern or a list of them."""
     for name in table:
@@ -181,16 +174,15 @@ def _view(table: Mapping[str, object]) -> ViewConfig:
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:
-            there = f"{_near(name, known)}there are {', '.join(known)}"
-            raise _BadConfig(f"[view] {safe_text(name, 40)}: no such key; {there}")
+            there = f"no such key; there are {', '.join(known)}"
+            raise _BadConfig(f"[view] {safe_text(name, 40)}: {there}")
         # color = 256 without quotes means the same.
         written = str(value) if type(value) is int else value
         choices = _CHOICES.get(name)
         if choices is None and not isinstance(value, bool):
             raise _BadConfig(f"[view] {name} is {_shown(value)}: write true or false")
         if choices is not None and written not in choices:
-            near = _near(written, choices) if isinstance(written, str) else ""
-            there = f"{near}choose one of {', '.join(choices)}"
+            there = f"choose one of {', '.join(choices)}"
             raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
         values[name] = value if choices is None else written
     if "palette" in values:

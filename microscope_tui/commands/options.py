@@ -19,6 +19,11 @@ from microscope_tui.sources import FORMATS, Asked, BadMapping, Search, rules_of
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""
 DEFAULT_WINDOW = 2048
+_JUDGING = (
+    *("profile", "since_step", "fail_on", "ignore", "baseline", "follow", "wait"),
+    *("notify_command", "config"),
+)
+"""Options of ``check`` that concern the judgement of a run."""
 Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 Output = Annotated[Path | None, Parameter(name=["-o", "--output"])]
@@ -94,41 +99,26 @@ class CheckOptions:
 
     def refuse_nonsense(self) -> None:
         """Exit with a usage error if the options contradict each other."""
-        command, wait = self.notify_command, self.wait
         for name in self.ignore:
             if name.upper() not in RULES:
                 known = ", ".join(RULES)
                 fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
-        judging = [
-            f"--{_spelled(name)}"
-            for name in (
-                *("profile", "since_step", "fail_on", "ignore", "baseline", "follow", "wait"),
-                *("notify_command", "config"),
-            )
-            if getattr(self, name) != getattr(DEFAULT_CHECK, name)
-        ]
-        refused = {
-            f"--since-step {self.since_step}: the first step of a run is 1": self.since_step < 0,
-            f"--format-only does not judge runs: remove {', '.join(judging)} out": (
-                self.format_only and judging
-            ),
-            "--follow follows the newest run: leave --all out, or name the run": (
-                self.follow and self.every
-            ),
-            f"--wait {wait}: write seconds, 0 for none": wait < 0,
-            f"--wait {wait} waits for a run to resume: add --follow": (
-                wait != WAIT_S and not self.follow
-            ),
-            "--notify-command reports alerts as they happen: add --follow": (
-                command is not None and not self.follow
-            ),
-            "--notify-command is empty: give a command for the shell": (
-                command is not None and not command.strip()
-            ),
-        }
-        for message, wrong in refused.items():
-            if wrong:
-                fail(message, USAGE)
+        if self.since_step < 0:
+            fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
+        given = [name for name in _JUDGING if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
+        if self.format_only and given:
+            words = ", ".join(f"--{_spelled(name)}" for name in given)
+            fail(f"--format-only does not judge runs: remove {words} out", USAGE)
+        if self.follow and self.every:
+            fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
+        if self.wait < 0:
+            fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
+        if self.wait != WAIT_S and not self.follow:
+            fail(f"--wait {self.wait} waits for a run to resume: add --follow", USAGE)
+        if self.notify_command is not None and not self.follow:
+            fail("--notify-command reports alerts as they happen: add --follow", USAGE)
+        if self.notify_command is not None and not self.notify_command.strip():
+            fail("--notify-command is empty: give a command for the shell", USAGE)
 
 
 @Parameter(name="*")

@@ -48,6 +48,8 @@ from microscope_tui.watch import (
     view_of,
 )
 
+_Wanted = dict[str, Any]
+"""Fields of ``app.Wanted``, which is imported late."""
 _SMALLEST = (20, 5)
 _SIZE, _WIDTH = (120, 40), 100
 _Probed = Literal["tokens", "slices", "mismatch"]
@@ -101,30 +103,25 @@ def snapshot(
     user = read_config()
     search = Search(path, reading.asked(user))
     other = _other(against, screen, search)
+    wanted: _Wanted = {"screen": screen, "step": step, "layer": layer}
+    wanted |= {"expert": expert, "token": token, "against": other}
     if format_ == "json":
-        text = _as_json(search, user, screen, step, layer, token or 0, other)
+        text = _as_json(search, user, wanted)
     else:
-        wanted: dict[str, Any] = {"screen": screen, "step": step, "layer": layer}
-        wanted |= {"expert": expert, "token": token, "against": other}
-        here = output in (None, PIPE) and format_ == "text"
-        text = _drawn(search, user, wanted, size, _alphabet(glyphs, here), svg=format_ == "svg")
-    _write(text, output)
-    return 0
+        plain = glyphs != "auto" or (output in (None, PIPE) and format_ == "text")
+        alphabet = glyphs_for(glyphs if plain else "braille", sys.stdout)
+        text = _drawn(search, user, wanted, size, alphabet, format_ == "svg")
+    return _write(text, output)
 
 
-def _alphabet(choice: GlyphChoice, to_terminal: bool) -> Glyphs:
-    if to_terminal:
-        return glyphs_for(choice, sys.stdout)
-    return Glyphs.BRAILLE if choice == "auto" else Glyphs(choice)
-
-
-def _write(text: str, output: Path | None) -> None:
+def _write(text: str, output: Path | None) -> int:
     if output is None or output == PIPE:
         print_data(text)
-        return
-    with to_file(output) as file:
-        file.write(text + "\n")
-    say(f"written: {output}")
+    else:
+        with to_file(output) as file:
+            file.write(text + "\n")
+        say(f"written: {output}")
+    return 0
 
 
 def _size(size: str) -> tuple[int, int] | None:
@@ -145,24 +142,18 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
     return runs_at(Search(against, search.asked))[0]
 
 
-def _as_json(
-    search: Search,
-    user: UserConfig,
-    screen: str,
-    step: int | None,
-    layer: str,
-    token: int,
-    other: RunFile | None,
-) -> str:
+def _as_json(search: Search, user: UserConfig, wanted: _Wanted) -> str:
     """The view, the list of runs, a probe or a comparison as JSON."""
+    screen = wanted["screen"]
     if screen == "mismatch":
-        return _mismatch(runs_at(search)[0], other)
+        return _mismatch(runs_at(search)[0], wanted["against"])
     if screen == "runs":
         return runs_json(_cards(_fleet(search, user)))
     watched = newest(search, user.criteria)
     if screen in ("tokens", "slices"):
-        return _of_probe(watched.path.with_name(FILE_NAME), screen, layer, token)
-    return view_json(view_of(watched, 1, 1, _moment(watched, step)))
+        path = watched.path.with_name(FILE_NAME)
+        return _of_probe(path, screen, wanted["layer"], wanted["token"] or 0)
+    return view_json(view_of(watched, 1, 1, _moment(watched, wanted["step"])))
 
 
 def _of_probe(path: Path, screen: str, layer: str, token: int) -> str:
@@ -203,18 +194,9 @@ def _mismatch(run: RunFile, against: RunFile | None) -> str:
 
 
 def _drawn(
-    search: Search,
-    user: UserConfig,
-    wanted: dict[str, Any],
-    size: str,
-    glyphs: Glyphs,
-    *,
-    svg: bool,
+    search: Search, user: UserConfig, wanted: _Wanted, size: str, glyphs: Glyphs, svg: bool
 ) -> str:
-    """The screen as the application draws it; ``wanted`` are fields of ``Wanted``.
-
-    The main screen as text needs no application.
-    """
+    """The screen as the application draws it; the main screen as text needs none."""
     columns, rows = _size(size) or _SIZE
     nothing_selected = not wanted["layer"] and wanted["expert"] is wanted["token"] is None
     if wanted["screen"] == "main" and not svg and nothing_selected:
@@ -281,11 +263,9 @@ def _moment(watched: RunWatch, step: int | None) -> Pin | None:
         fail(f"--step {step}: no step in {watched.path} yet", NO_VERDICT)
     found = pin_at(watched, step)
     if found is None:
-        how = (
-            "a pipe cannot be read twice"
-            if isinstance(watched.source, PipedLog)
-            else ("compressed logs cannot be rewound: decompress it first")
-        )
+        how = "compressed logs cannot be rewound: decompress it first"
+        if isinstance(watched.source, PipedLog):
+            how = "a pipe cannot be read twice"
         fail(f"--step {step}: not found in {watched.path}; {how}", NO_VERDICT)
     if found.step != step:
         newest = watched.latest.record.step

@@ -36,7 +36,8 @@ SCHEMA_VERSION = 1
 _KEYS = ("run", "path", "state", "judged", "last_step", "profile", "exit_code", "problem", "notes")
 _MOST_NAMED = 3
 Event = Literal["opened", "worse", "recovered"]
-_Known = dict[tuple[str, int, int, int], tuple[Severity, bool]]
+_Key = tuple[str, int, int, int]
+_Known = dict[_Key, tuple[Severity, bool]]
 _COUNTS = {
     "top1": "only first choices are counted: they are more uneven than all k choices",
     "shares": "the log has shares, not counts: whether all choices were counted cannot be checked",
@@ -317,15 +318,14 @@ class Alerts:
     def news(self, diagnosis: Diagnosis | None) -> Sequence[News]:
         """Changes since the last look; an episode that is already over is ``opened`` only."""
         changed: dict[Event, list[Episode]] = {"opened": [], "worse": [], "recovered": []}
-        known: _Known = {}
+        # An episode withdrawn by a restart may return, and is reported again.
+        before, self._known = self._known, {}
         for episode in diagnosis.episodes if diagnosis is not None else ():
-            if episode.onset < self._since_step:
-                continue
-            key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
-            known[key] = (episode.severity, episode.active)
-            if (event := self._event(key, episode)) is not None:
-                changed[event].append(episode)
-        self._known = known  # an episode withdrawn by a restart may return, and is reported again
+            if episode.onset >= self._since_step:
+                key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
+                self._known[key] = (episode.severity, episode.active)
+                if event := _event(before, key, episode):
+                    changed[event].append(episode)
         if diagnosis is None:
             return ()
         return [
@@ -334,18 +334,19 @@ class Alerts:
             for finding, advice in told(diagnosis, episodes)
         ]
 
-    def _event(self, key: tuple[str, int, int, int], episode: Episode) -> Event | None:
-        if self._known is None:  # the first look
-            return "opened" if episode.active else None
-        before = self._known.get(key)
-        if before is None:
-            return "opened"
-        severity, active = before
-        if episode.severity > severity:
-            return "worse"
-        if episode.active != active:
-            return "opened" if episode.active else "recovered"
+
+def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
+    """What happened to the episode since the last look; ``None``: there was none."""
+    if before is None:
+        return "opened" if episode.active else None
+    if key not in before:
+        return "opened"
+    severity, active = before[key]
+    if episode.severity > severity:
+        return "worse"
+    if episode.active == active:
         return None
+    return "opened" if episode.active else "recovered"
 
 
 def news_text(alert: News) -> str:

@@ -43,14 +43,8 @@ class Terminal:
     """Columns and rows; ``None`` without a terminal."""
     used: tuple[int, int] | None
     """The size that Textual uses: COLUMNS and LINES come first where they are set."""
-    tmux: tuple[str, str, str] | None = None
-    """In tmux, as far as it answers: its version, TERM of the terminal outside, its features."""
-
-    @property
-    def truecolor_passes(self) -> bool | None:
-        """Whether tmux hands truecolor on; ``None`` if unknown."""
-        features = self.tmux[2] if self.tmux else ""
-        return "RGB" in features.split(",") if features else None
+    tmux: str = ""
+    """In tmux: what the terminal outside can do, as far as tmux says."""
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
@@ -139,11 +133,12 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
         facts += [("size", "{}x{}".format(*size) + given), ("layout", layout_of(*used))]
     else:
         facts.append(("size", "no terminal"))
-    if terminal.tmux:
-        version, outer, _ = terminal.tmux
-        passes = {None: "not known", True: "yes", False: "no"}[terminal.truecolor_passes]
-        facts.append(("tmux", f"{version or 'version unknown'} in {outer or 'a terminal'}"))
-        facts.append(("truecolor", f"passes through tmux: {passes}"))
+    if environment.get("TMUX"):
+        passes = "not known"
+        if terminal.tmux:
+            passes = "yes" if "RGB" in terminal.tmux.split(",") else "no"
+        version = said("TERM_PROGRAM_VERSION")
+        facts.append(("tmux", f"version {version}, truecolor passes through: {passes}"))
     return [*facts, ("ssh", "yes" if environment.get("SSH_CONNECTION") else "no")]
 
 
@@ -167,17 +162,14 @@ def recommended(terminal: Terminal) -> list[str]:
 
 def _for_truecolor(terminal: Terminal, system: str | None) -> list[str]:
     environment, full = terminal.environment, system == "truecolor"
-    if terminal.tmux:
-        advice, passes = [], terminal.truecolor_passes
-        if passes is False or (passes is None and not full):
-            line = f'set -ga terminal-overrides ",{terminal.tmux[1] or "*"}:Tc"'
-            then = "; until then use --color 256" if full else ""
-            how = f"put `{line}` into ~/.tmux.conf and restart tmux{then}"
-            advice.append(f"if your terminal has truecolor, {how}")
+    if environment.get("TMUX"):
+        lines = []
+        if "RGB" not in terminal.tmux.split(",") and (terminal.tmux or not full):
+            lines.append('`set -ga terminal-overrides ",*:Tc"`')
         if not full:
-            line = "`set-environment -g COLORTERM truecolor`"
-            advice.append(f"put {line} into ~/.tmux.conf and open a new pane")
-        return advice
+            lines.append("`set-environment -g COLORTERM truecolor`")
+        how = f"put {' and '.join(lines)} into ~/.tmux.conf and restart tmux"
+        return [f"if your terminal has truecolor, {how}"] if lines else []
     if environment.get("STY"):
         return ["in GNU screen before 5.0 use --color 256: it has no truecolor"] if full else []
     if full or environment.get("TERM") == "linux":

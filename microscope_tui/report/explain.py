@@ -2,12 +2,10 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from microscope_tui.diagnosis import (
     DEFAULTS,
-    PROFILES,
     RULES,
     WARM_UP_MAX,
     WARM_UP_SHARE,
@@ -21,50 +19,38 @@ from microscope_tui.runlog import RouterInfo, RunRecord
 SCHEMA_VERSION = 1
 _WIDTH = 96
 _LINE, _INDENT = 86, 12
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Everything about a rule."""
-
-    rule: str
-    subject: str
-    means: str
-    formula: str
-    evidence: str
-    """The source of the limits."""
-    limits: dict[str, float]
-    defaults: dict[str, float]
-    silenced_by: list[str]
-    silent_profiles: list[str]
-    next: str | None
-    """What to do in a typical run; ``None`` if it depends on the cause."""
+Explanation = dict[str, Any]
+"""Everything about a rule, by the keys of its JSON."""
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
-    """The rule of this name in the catalogue, with these limits."""
+    """The rule of this name in the catalogue, with these limits.
+
+    ``evidence`` is the source of the limits; ``next`` is what to do in a typical run, ``None`` if
+    it depends on the cause.
+    """
     rule = RULES[name]
     mine = limits.of(rule.limits_type)
-    return Explanation(
-        rule=name,
-        subject=rule.subject,
-        means=rule.means,
-        formula=rule.formula,
-        evidence=" ".join((type(mine).__doc__ or "").split()),
-        limits=mine.values(),
-        defaults=rule.limits_type().values(),
-        silenced_by=_silenced_by(name),
-        silent_profiles=[profile for profile in PROFILES if profile == "eval" and rule.trains_only],
-        next=_typical_remedy(name),
-    )
+    return {
+        "rule": name,
+        "subject": rule.subject,
+        "means": rule.means,
+        "formula": rule.formula,
+        "evidence": " ".join((type(mine).__doc__ or "").split()),
+        "limits": mine.values(),
+        "defaults": rule.limits_type().values(),
+        "silenced_by": _silenced_by(name),
+        "silent_profiles": ["eval"] if rule.trains_only else [],
+        "next": _typical_remedy(name),
+    }
 
 
 def as_list(explanations: Sequence[Explanation]) -> str:
     """One line per rule: name, subject, and the first sentence of its meaning."""
     lines = []
     for one in explanations:
-        line = f"{one.subject}: {one.means.partition('. ')[0]}"
-        lines.append(f"{one.rule:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}")
+        line = f"{one['subject']}: {one['means'].partition('. ')[0]}"
+        lines.append(f"{one['rule']:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}")
     return "\n".join(lines)
 
 
@@ -72,29 +58,28 @@ def rule_text(one: Explanation) -> str:
     """A rule in full."""
     limits = [
         f"{name} = {value:g}"
-        + ("" if value == one.defaults[name] else f" (by default {one.defaults[name]:g})")
-        for name, value in one.limits.items()
+        + ("" if value == one["defaults"][name] else f" (by default {one['defaults'][name]:g})")
+        for name, value in one["limits"].items()
     ]
-    profiles = [f"the profile {profile}" for profile in one.silent_profiles]
+    profiles = [f"the profile {profile}" for profile in one["silent_profiles"]]
     paragraphs = [
-        ("means", one.means),
-        ("fires", one.formula),
-        ("evidence", one.evidence),
-        ("silent", "; ".join([*one.silenced_by, *profiles]) or "never"),
-        ("next", one.next or "depends on the cause, which `check` names"),
+        ("means", one["means"]),
+        ("fires", one["formula"]),
+        ("evidence", one["evidence"]),
+        ("silent", "; ".join([*one["silenced_by"], *profiles]) or "never"),
+        ("next", one["next"] or "depends on the cause, which `check` names"),
     ]
-    lines = [f"{one.rule}: {one.subject}"]
+    lines = [f"{one['rule']}: {one['subject']}"]
     for label, text in paragraphs:
         wrapped = textwrap.wrap(text, _WIDTH - _INDENT, break_on_hyphens=False)
         lines += [f"  {label:<9} {wrapped[0]}", *(" " * _INDENT + line for line in wrapped[1:])]
-    lines.append(f"  limits    [rules.{one.rule}] in the config file changes them")
+    lines.append(f"  limits    [rules.{one['rule']}] in the config file changes them")
     return "\n".join([*lines, *(" " * _INDENT + limit for limit in limits)])
 
 
 def rules_json(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """The same as data; the schema is versioned."""
-    rules = [asdict(one) for one in explanations]
-    return {"schema_version": SCHEMA_VERSION, "rules": rules}
+    return {"schema_version": SCHEMA_VERSION, "rules": list(explanations)}
 
 
 def _silenced_by(name: str) -> list[str]:
@@ -120,16 +105,7 @@ def _typical_remedy(name: str) -> str | None:
     router = RouterInfo("L1", 1, 64, 8)
     balance = {"method": "bias", "bias_update_rate": 0.001}
     run = RunRecord("typical", (router,), balance=balance, capacity_factor=1.25)
-    episode = Episode(
-        rule=name,
-        router_index=0,
-        router=router,
-        severity=Severity.WARN,
-        onset=1,
-        alarm=1,
-        last=1,
-        value=0.0,
-        limit=0.0,
-    )
+    at: dict[str, Any] = {"onset": 1, "alarm": 1, "last": 1, "value": 0.0, "limit": 0.0}
+    episode = Episode(rule=name, router_index=0, router=router, severity=Severity.WARN, **at)
     remedy = RULES[name].remedy(episode, run)
     return f"{remedy[0].upper()}{remedy[1:]}."

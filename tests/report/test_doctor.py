@@ -25,14 +25,16 @@ VERSIONS = {"moe-microscope": "0.1.0", "Python": "3.11.7"}
 XTERM = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
 GOOD = Terminal(XTERM | {"COLORTERM": "truecolor"}, "utf-8", Glyphs.BRAILLE, (120, 40), (120, 40))
 OF_256 = replace(GOOD, environment=XTERM)
-TMUX = ("3.4", "xterm-kitty", "bpaste,RGB,title")
-BLIND = ("3.4", "xterm-kitty", "title")
-SILENT = ("", "", "")
+TMUX, BLIND, SILENT = "bpaste,RGB,title", "title", ""
 TERMS = st.sampled_from(
     [*("xterm", "xterm-256color", "xterm-kitty", "tmux-256color", "screen", "linux", "dumb"),
      *("unknown", "XTERM-256COLOR", " xterm-16color ", "rxvt-unicode-256color", "kitty")]
 )  # fmt: skip
 COLORTERMS = st.sampled_from(["truecolor", "24bit", " TrueColor", "yes", "", "256"])
+
+
+def in_tmux(terminal: Terminal, says: str) -> Terminal:
+    return replace(with_variables(terminal, TMUX="/tmp/tmux-0/default,1,0"), tmux=says)
 
 
 def with_variables(terminal: Terminal = GOOD, **more: str) -> Terminal:
@@ -74,31 +76,26 @@ def test_a_terminal_in_which_no_screen_can_open_gets_a_remedy(environment: dict[
 def test_where_all_is_well_nothing_is_recommended() -> None:
     assert recommended(GOOD) == []
     assert "Recommended: nothing, all is well." in doctor_text(VERSIONS, GOOD)
-    assert recommended(replace(GOOD, tmux=TMUX)) == []
+    assert recommended(in_tmux(GOOD, TMUX)) == []
 
 
-@pytest.mark.parametrize(
-    ("tmux", "line"),
-    [
-        (TMUX, "`set-environment -g COLORTERM truecolor`"),
-        (BLIND, '`set -ga terminal-overrides ",xterm-kitty:Tc"`'),
-        (BLIND, "`set-environment -g COLORTERM truecolor`"),
-        (("3.0a", "", ""), '`set -ga terminal-overrides ",*:Tc"`'),
-    ],
-)
-def test_what_is_missing_in_tmux_is_a_line_to_copy(tmux: tuple[str, str, str], line: str) -> None:
-    terminal = replace(OF_256, tmux=tmux)
-    assert line in " ".join(recommended(terminal))
-    command = line[line.index("`") :]
+@pytest.mark.parametrize("says", [TMUX, BLIND, SILENT])
+def test_what_is_missing_in_tmux_is_a_line_to_copy(says: str) -> None:
+    terminal = in_tmux(OF_256, says)
+    lines = ["`set-environment -g COLORTERM truecolor`"]
+    lines += ['`set -ga terminal-overrides ",*:Tc"`'] * (says != TMUX)
     shown = doctor_text(VERSIONS, terminal).split("\n")
-    assert any(command in row for row in shown), "in one piece"
+    for line in lines:
+        assert any(line in row for row in shown), "in one piece"
+    assert len(lines) == " ".join(recommended(terminal)).count("`") // 2
 
 
 def test_truecolor_that_tmux_does_not_pass_on_is_said() -> None:
-    terminal = replace(GOOD, tmux=BLIND)
-    assert "passes through tmux: no" in doctor_text(VERSIONS, terminal)
-    assert "until then use --color 256" in recommended(terminal)[0]
-    assert "passes through tmux: not known" in doctor_text(VERSIONS, replace(GOOD, tmux=SILENT))
+    terminal = in_tmux(GOOD, BLIND)
+    assert "passes through: no" in doctor_text(VERSIONS, terminal)
+    assert "terminal-overrides" in recommended(terminal)[0]
+    assert "passes through: not known" in doctor_text(VERSIONS, in_tmux(GOOD, SILENT))
+    assert recommended(in_tmux(GOOD, SILENT)) == []
 
 
 @pytest.mark.parametrize(
@@ -133,5 +130,5 @@ def test_the_layout_is_the_one_that_the_screens_have(scenario: Any, open_log: An
 
 def test_every_line_of_the_report_fits_80_columns() -> None:
     bad = with_variables(OF_256, SSH_CONNECTION="1.2.3.4", NO_COLOR="1")
-    for terminal in (replace(bad, used=(80, 24), tmux=BLIND), bad):
+    for terminal in (in_tmux(replace(bad, used=(80, 24)), BLIND), bad):
         assert max(len(line) for line in doctor_text(VERSIONS, terminal).split("\n")) <= 80

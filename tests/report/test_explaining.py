@@ -23,10 +23,10 @@ def test_a_rule_is_explained_with_every_limit_and_its_evidence(name: str) -> Non
 
 
 def test_explain_names_what_mutes_a_rule() -> None:
-    assert explained("METER").silenced_by == []
-    assert "COLLAPSE" in " ".join(explained("OVERLOAD").silenced_by)
-    assert explained("GRADSPIKE").silent_profiles == ["eval"]
-    assert explained("COLLAPSE").silent_profiles == []
+    assert explained("METER")["silenced_by"] == []
+    assert "COLLAPSE" in " ".join(explained("OVERLOAD")["silenced_by"])
+    assert explained("GRADSPIKE")["silent_profiles"] == ["eval"]
+    assert explained("COLLAPSE")["silent_profiles"] == []
 
 
 def test_a_limit_that_was_changed_shows_both_values() -> None:
