@@ -24,11 +24,11 @@ from .episodes import Grade as Grade
 from .episodes import Severity as Severity
 from .episodes import key_of as key_of
 from .episodes import overall as overall
-from .ledger import Track as Track
 from .ledger import group as group
 from .rules import RULES as RULES
 from .rules import BadLimit as BadLimit
 from .rules import changed_limits as changed_limits
+from .rules.base import Track as Track
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
 from .rules.grad_spike import GradientLimits as GradientLimits

@@ -103,7 +103,7 @@ def _how_it_ended(finding: Finding) -> str:
             return then
         return f"{then} in {_layers(Finding(tuple(led)).layers)}, recovered elsewhere"
     longest = max((e.recovered_at or e.last) - e.onset for e in finding.episodes)
-    if finding.rule == "COLLAPSE" and longest <= (number(finding.worst, "shock_steps") or 0):
+    if finding.rule == "COLLAPSE" and longest <= number(finding.worst, "shock_steps"):
         ended = max(e.recovered_at or e.last for e in finding.episodes)
         if ended - finding.onset > longest:
             return f"each recovered within {longest:,} steps: a shock"
@@ -113,11 +113,11 @@ def _how_it_ended(finding: Finding) -> str:
 
 def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, str]:
     """The numbers as sentences, and a short form; worst and current values if they differ."""
-    worst, words = finding.worst, RULES[finding.rule].why
+    worst, words = finding.worst, RULES[finding.rule].words
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
-    text = words(worst, run)
+    text, _ = words(worst, run)
     if finding.rule == "ERODING" and worst.active and around.collapsed:
-        high = number(worst, "from") or 0
+        high = number(worst, "from")
         text = f"c fell from {high:.2f} to {worst.limit:.2f} and below, see COLLAPSE"
     if not _has_changed(worst):
         return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
@@ -128,7 +128,7 @@ def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, 
     else:
         facts = {name: fact for name, fact in worst.now.facts.items() if name != "usual"}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
-        now = words(present, run).split(". ")[0].removeprefix("up to ")
+        now = words(present, run)[0].split(". ")[0].removeprefix("up to ")
     return (
         f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
         f"now {_first(now)}",
@@ -168,7 +168,7 @@ def _remedy(
     elif around.swings and _would_feed_a_swing(rule) and run.balance.get("method") != "none":
         remedy = "stop the swing first (see OSCILLATION): stronger balancing would amplify it"
     else:
-        remedy = rule.remedy(finding.worst, run)
+        _, remedy = rule.words(finding.worst, run)
         if BACK in remedy and finding.active:
             remedy = remedy.replace(BACK, back)
         elif goes_back:

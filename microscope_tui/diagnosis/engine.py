@@ -17,8 +17,9 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Severity,
 )
-from microscope_tui.diagnosis.ledger import Ledger, Track, group
+from microscope_tui.diagnosis.ledger import Ledger, group
 from microscope_tui.diagnosis.rules import RULES, AnyRule
+from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.signals import (
     BiasSource,
     CountSource,
@@ -31,7 +32,6 @@ from microscope_tui.runlog import EventRecord, RunRecord, StepRecord
 
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
-Routers = frozenset[int] | set[int]
 Muted = Mapping[int, Severity]
 """Routers in which a rule is muted, unless it has something worse to report."""
 _GAPS = 8
@@ -41,14 +41,10 @@ class Diagnosis:
     """Judges one run. Feed it every record in order; read ``findings()`` at any time."""
 
     def __init__(self, run: RunRecord, criteria: Criteria = ANYTHING) -> None:
-        context = criteria.context(run)
-        self.profile = context.profile
-        self.run = replace(run, profile=context.profile)
-        """The header, with the profile by which it is judged."""
         self._criteria = criteria
-        self.rules: list[AnyRule] = [rule(context) for rule in self._wanted(context)]
+        self.rules: list[AnyRule] = []
+        context = self._judge_by(run)
         self.ledger = Ledger(context)
-        self.tracks: dict[str, dict[int, Track]] = {rule.name: {} for rule in self.rules}
         self.last_step = 0
         self.gaps: list[int] = []
         """Gaps between the last lines; the smallest is the spacing of the log."""
@@ -57,10 +53,10 @@ class Diagnosis:
         self.judged_since: int | None = None
         """First step past the warm-up; see ``standing.warm_up_left``."""
         self.seen: set[str] = set()
-        """The numbers that the log has: see ``inputs.py``."""
+        """The numbers that the log has: see ``signals.see``."""
         self.too_few = ""
         """Why a single moment cannot be judged; empty if it can, and for any other run."""
-        self._unmeasured: Routers = frozenset()
+        self._unmeasured: frozenset[int] = frozenset()
         self.restarted = False
         """No step was seen since the restart."""
         self._everyone = frozenset(range(WHOLE_RUN, len(run.routers)))
@@ -104,7 +100,8 @@ class Diagnosis:
             if readings is not None:
                 changed += self._take(rule, readings, record.step, silent)
             if rule.mutes_all:
-                self._unmeasured |= self._muted_by(rule.name)
+                muted = self._troubled(rule).keys()
+                self._unmeasured |= self._everyone if WHOLE_RUN in muted else muted
         return changed + list(self._end_warnings(changed))
 
     def _end_warnings(self, changed: Sequence[Episode]) -> Iterator[Episode]:
@@ -115,7 +112,7 @@ class Diagnosis:
             for rule in self.rules:
                 if episode.rule in rule.ends_in:
                     yield from self.ledger.lead_to(rule.name, episode, self.last_step)
-                    self.tracks[rule.name].pop(episode.router_index, None)
+                    rule.tracks.pop(episode.router_index, None)
 
     def _space(self, gap: int) -> None:
         if self.restarted or not self.last_step:
@@ -127,20 +124,15 @@ class Diagnosis:
 
     def adapt(self) -> None:
         """Persistence counts steps: a sparse log needs fewer lines."""
-        spacing = min(self.gaps, default=1)
         for rule in self.rules:
-            if rule.spacing != spacing:
-                rule.space(spacing)
-                for track in self.tracks[rule.name].values():
-                    track.ask(rule.window, rule.needed, rule.leave)
+            rule.space(min(self.gaps, default=1))
 
     def _silent(self, rule: AnyRule) -> Muted:
         """Routers with episodes of the muting rules, and their severity."""
         silent = dict.fromkeys(self._unmeasured, Severity.ERROR)
-        for name in rule.muted_by:
-            if self.tracks.get(name):
-                for index, severity in self._troubled(name).items():
-                    silent[index] = max(severity, silent.get(index, severity))
+        for other in self._muting[rule.name]:
+            for index, severity in self._troubled(other).items():
+                silent[index] = max(severity, silent.get(index, severity))
         return silent
 
     def observe_event(self, event: EventRecord) -> None:
@@ -171,38 +163,43 @@ class Diagnosis:
         withdrawn = self.ledger.restart(step)
         for rule in self.rules:
             rule.restart(step)
-            tracks = self.tracks[rule.name]
-            for track in tracks.values():
+            for track in rule.tracks.values():
                 track.forget_from(step)
             for episode in withdrawn:
                 if episode.rule == rule.name:
-                    track = tracks.setdefault(episode.router_index, _new_track(rule))
+                    track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
-            for index, track in list(tracks.items()):
+            for index, track in list(rule.tracks.items()):
                 if track.idle and self.ledger.running(rule.name, index) is None:
-                    del tracks[index]
+                    del rule.tracks[index]
             self.keep_looking(rule, self.ledger.running_of(rule.name))
 
     def go_on(self, run: RunRecord) -> None:
         """The same model has a new header: judge its settings again."""
-        context = self._criteria.context(run)
-        self.profile = context.profile
-        self.run = replace(run, profile=context.profile)
+        context = self._judge_by(run)
         self.ledger.context = context
         self.warm_until = max(self.warm_until, context.warm_up)
+        self.ledger.end_others({rule.name for rule in self.rules}, self.last_step + 1)
+
+    def _judge_by(self, run: RunRecord) -> Context:
+        """Choose the rules for a header; those that are at work keep their memory."""
+        context = self._criteria.context(run)
+        self.run = replace(run, profile=context.profile)
+        """The header, with the profile by which it is judged."""
         known = {rule.name: rule for rule in self.rules}
         for rule in self.rules:
             rule.change(context)
         self.rules = [known.get(rule.name) or rule(context) for rule in self._wanted(context)]
-        self.tracks = {rule.name: self.tracks.get(rule.name, {}) for rule in self.rules}
-        self.ledger.end_others(self.tracks, self.last_step + 1)
+        self._muting = {
+            rule.name: [other for other in self.rules if other.name in rule.muted_by]
+            for rule in self.rules
+        }
+        return context
 
     def keep_looking(self, rule: AnyRule, episodes: Sequence[Episode]) -> None:
-        """Have the rules evaluate open episodes until they end."""
-        tracks = self.tracks[rule.name]
+        """Have a rule evaluate open episodes until they end."""
         for episode in episodes:
-            if episode.router_index not in tracks:
-                tracks[episode.router_index] = _new_track(rule)
+            rule.track(episode.router_index)
         if episodes:
             rule.keep_looking(episodes)
 
@@ -229,10 +226,7 @@ class Diagnosis:
     def _take(
         self, rule: AnyRule, readings: Readings, step: int, silent: Muted
     ) -> Iterator[Episode]:
-        tracks = self.tracks[rule.name]
-        if not readings and not tracks:
-            return
-        for index in [index for index in tracks if index not in readings]:
+        for index in [index for index in rule.tracks if index not in readings]:
             yield from self._evaluate(rule, index, step, _CLEAR, silent.get(index))
         for index, reading in readings.items():
             if reading is not None:
@@ -241,12 +235,9 @@ class Diagnosis:
     def _evaluate(
         self, rule: AnyRule, index: int, step: int, reading: Reading, said: Severity | None
     ) -> Iterator[Episode]:
-        tracks = self.tracks[rule.name]
-        track = tracks.get(index)
-        if track is None:
-            if reading.severity is None:
-                return
-            track = tracks[index] = _new_track(rule)
+        if index not in rule.tracks and reading.severity is None:
+            return
+        track = rule.track(index)
         track.observe(step, reading.severity, reading.clear)
         track.dated = reading.since
         episode = self.ledger.running(rule.name, index)
@@ -254,7 +245,7 @@ class Diagnosis:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 yield from self.ledger.update(episode, step, reading, track)
         elif track.idle:
-            del tracks[index]
+            del rule.tracks[index]
         elif (severity := self._alarm(rule, track, step, reading)) is not None and (
             said is None or severity > said  # of two the worse is reported
         ):
@@ -269,26 +260,16 @@ class Diagnosis:
             return None
         return track.severity
 
-    def _troubled(self, name: str) -> dict[int, Severity]:
+    def _troubled(self, rule: AnyRule) -> dict[int, Severity]:
         """Routers in which this rule has an episode, or evidence for one, and their severity."""
         found: dict[int, Severity] = {}
-        for index, track in self.tracks[name].items():
-            episode, pending = self.ledger.running(name, index), track.pending
+        for index, track in rule.tracks.items():
+            episode, pending = self.ledger.running(rule.name, index), track.pending
             if episode is not None:
                 found[index] = max(episode.severity, pending or episode.severity)
             elif pending is not None:
                 found[index] = pending
         return found
-
-    def _muted_by(self, name: str) -> Routers:
-        if not self.tracks[name]:
-            return frozenset()
-        muted = frozenset(self._troubled(name))
-        return self._everyone if WHOLE_RUN in muted else muted
-
-
-def _new_track(rule: AnyRule) -> Track:
-    return Track(rule.window, rule.needed, rule.leave, [])
 
 
 def _too_few(view: StepView, context: Context) -> str:

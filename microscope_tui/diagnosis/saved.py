@@ -9,11 +9,13 @@ import msgspec
 from microscope_tui.diagnosis.context import ANYTHING, Criteria
 from microscope_tui.diagnosis.engine import Diagnosis
 from microscope_tui.diagnosis.episodes import Episode
-from microscope_tui.diagnosis.ledger import Track
+from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.signals import Trail
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 STATE_VERSION = 3
+_OWN = ("last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few")
+"""Attributes that are saved as they are."""
 
 
 class BadState(ValueError):
@@ -46,18 +48,12 @@ def save(diagnosis: Diagnosis) -> bytes:
         _Saved(
             version=STATE_VERSION,
             routers=diagnosis.run.routers,
-            last_step=diagnosis.last_step,
-            gaps=diagnosis.gaps,
-            restarted=diagnosis.restarted,
-            warm_until=diagnosis.warm_until,
-            checkpoints=diagnosis.checkpoints,
             episodes=diagnosis.episodes,
-            tracks=diagnosis.tracks,
-            past=diagnosis.ledger.past,
+            tracks={rule.name: rule.tracks for rule in diagnosis.rules},
             memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
-            judged_since=diagnosis.judged_since,
+            past=diagnosis.ledger.past,
             seen=sorted(diagnosis.seen),
-            too_few=diagnosis.too_few,
+            **{name: getattr(diagnosis, name) for name in _OWN},
         )
     )
 
@@ -82,21 +78,19 @@ def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagn
         for rule in diagnosis.rules:
             if rule.name in saved.memories:
                 rule.memory = decode(saved.memories[rule.name], type=type(rule.memory))
-                diagnosis.tracks[rule.name] = saved.tracks.get(rule.name, {})
+                rule.tracks = saved.tracks.get(rule.name, {})
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadState(f"no state of a judgement: {error}") from None
-    diagnosis.last_step, diagnosis.warm_until = saved.last_step, saved.warm_until
-    diagnosis.judged_since = saved.judged_since
-    diagnosis.seen, diagnosis.too_few = set(saved.seen), saved.too_few
-    diagnosis.checkpoints = saved.checkpoints
-    diagnosis.gaps, diagnosis.restarted = saved.gaps, saved.restarted
+    for name in _OWN:
+        setattr(diagnosis, name, getattr(saved, name))
+    diagnosis.seen = set(saved.seen)
     diagnosis.ledger.past = saved.past or diagnosis.ledger.past
     # Episodes of rules that are ignored now would never end.
     judged = {rule.name for rule in diagnosis.rules}
     diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
     diagnosis.ledger.resume()
     for rule in diagnosis.rules:
-        tracks, running = diagnosis.tracks[rule.name], diagnosis.ledger.running_of(rule.name)
-        diagnosis.keep_looking(rule, [e for e in running if e.router_index not in tracks])
+        running = diagnosis.ledger.running_of(rule.name)
+        diagnosis.keep_looking(rule, [e for e in running if e.router_index not in rule.tracks])
     diagnosis.adapt()
     return diagnosis

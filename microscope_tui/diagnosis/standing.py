@@ -65,7 +65,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
     }
     found: dict[int, Pending] = {}
     for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
-        for index, track in diagnosis.tracks[rule.name].items():
+        for index, track in rule.tracks.items():
             if index in alerted or index in found or track.began is None:
                 continue
             if (track.pending or Severity.INFO) < Severity.WARN:

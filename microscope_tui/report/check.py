@@ -8,7 +8,7 @@ The JSON follows the versioned schema of ``docs/check-json.md``; keys are only a
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from microscope_tui.diagnosis import (
@@ -104,7 +104,7 @@ def judge(
         path=safe_text(file.path, 1000),
         state=state,
         last_step=watch.latest.record.step if watch.latest else 0,
-        profile=diagnosis.profile if diagnosis is not None else None,
+        profile=diagnosis.run.profile if diagnosis is not None else None,
         exit_code=code,
         findings=findings,
         problem=problem,
@@ -115,7 +115,7 @@ def judge(
 
 def told(diagnosis: Diagnosis, episodes: Sequence[Episode]) -> list[tuple[Finding, Advice]]:
     """These episodes as findings with their texts; information comes last."""
-    run = replace(diagnosis.run, profile=diagnosis.profile)  # the advice follows the judged profile
+    run = diagnosis.run
     found = [
         (f, advise(f, run, diagnosis.checkpoints, diagnosis.episodes)) for f in group(episodes)
     ]
@@ -180,8 +180,8 @@ def _notes_on_the_demand(demand: Demand, watch: RunWatch) -> Iterator[str]:
     if criteria.profile:
         said = f", the header has {header}" if header and header != criteria.profile else ""
         yield f"judged as {criteria.profile} (--profile{said})"
-    elif header and diagnosis is not None and diagnosis.profile != header:
-        judged = f"judged as {diagnosis.profile}, the header has {header}"
+    elif header and diagnosis is not None and diagnosis.run.profile != header:
+        judged = f"judged as {diagnosis.run.profile}, the header has {header}"
         yield f"{judged}; --profile chooses another"
     yield from demand.remarks
     if not demand.since_step:

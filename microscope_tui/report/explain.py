@@ -107,5 +107,5 @@ def _typical_remedy(name: str) -> str | None:
     run = RunRecord("typical", (router,), balance=balance, capacity_factor=1.25)
     at: dict[str, Any] = {"onset": 1, "alarm": 1, "last": 1, "value": 0.0, "limit": 0.0}
     episode = Episode(rule=name, router_index=0, router=router, severity=Severity.WARN, **at)
-    remedy = RULES[name].remedy(episode, run)
+    _, remedy = RULES[name].words(episode, run)
     return f"{remedy[0].upper()}{remedy[1:]}."

@@ -55,12 +55,9 @@ class Mass(Rule[MassLimits, Nothing]):
         }
 
     @staticmethod
-    def why(worst, run):
-        return f"the chosen experts hold {worst.value:.0%} of the probability"
-
-    @staticmethod
-    def remedy(worst, run):
-        return "wait, or lower the temperature of the router"
+    def words(worst, run):
+        why = f"the chosen experts hold {worst.value:.0%} of the probability"
+        return why, "wait, or lower the temperature of the router"
 '''
 JUDGE = """
 import json

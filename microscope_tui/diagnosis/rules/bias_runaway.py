@@ -130,18 +130,17 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
         return uneven
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        return (
-            f"max − min of the bias grew to {worst.value:.3g}, {number(worst, 'slope') or 0:.2g} a "
-            f"step in a straight line, while c stayed at {number(worst, 'c') or 0:.2f}"
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        remedy = (
+            f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        words = f"{stronger_balance(run, worst)}, and raise it further while the bias keeps growing"
-        if run.score_function in ("sigmoid", "softmax"):
-            return words
-        return f"{words}; a bias on softmax logits needs far more than one on sigmoid scores"
+        if run.score_function not in ("sigmoid", "softmax"):
+            remedy += "; a bias on softmax logits needs far more than one on sigmoid scores"
+        return (
+            f"max − min of the bias grew to {worst.value:.3g}, {number(worst, 'slope'):.2g} a "
+            f"step in a straight line, while c stayed at {number(worst, 'c'):.2f}",
+            remedy,
+        )
 
 
 def _line(steps: list[int], values: list[float]) -> tuple[float, float]:

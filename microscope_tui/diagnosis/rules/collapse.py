@@ -293,45 +293,41 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return sum(suspect.urgent) >= 0.9 * steps
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        effective, usual = number(worst, "effective"), number(worst, "usual")
-        of_all = number(worst, "judged") or size_of(worst)
-        why = f"{effective or 0:.1f} of {of_all:.0f} experts effective"
-        without = listed(worst.facts.get("without", ()))
-        if usual is not None and usual > (effective or 0) and not without:
-            why += f" ({usual:.1f} before)"
-        if (reference := number(worst, "reference")) is not None:
-            why += f"; c {worst.value:.2f}, {reference:.2f} in the reference"
-        if without:
-            noun = "experts" if without.count(" ") else "expert"
-            why += f", without {noun} {without}, which nearly every token chooses"
-        share, busiest = number(worst, "share"), worst.facts.get("experts", ())
-        if share is not None:
-            several = isinstance(busiest, tuple) and len(busiest) > 1
-            noun, verb = ("experts", "take") if several else ("expert", "takes")
-            what = "rest" if without else "load"
-            why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the {what}"
-        idle = worst.facts.get("idle", ())
-        if idle and isinstance(idle, tuple):
-            verb = "receives" if len(idle) == 1 else "receive"
-            why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
-        if worst.facts.get("unseen"):
-            why += (
-                ". Without counts or max_load, an expert that every token chooses cannot be told "
-                "from a collapse"
-            )
-        if worst.facts.get("blind"):
-            why += ". Counts only: a confident collapse and an undecided one look the same here"
-        age, shock_steps = worst.last - worst.onset, number(worst, "shock_steps") or 0
-        if worst.active and age < shock_steps:
-            why += f". It is {age + 1} steps old: a transient shock would look the same so far"
-        return why if is_moment(run) else f"{why}. The loss may not show it"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if run.profile == "eval":
-            return (
+            return _why(worst, run), (
                 "evaluate on other data too, and check that the router's bias was loaded with its "
                 "weights; if all data shows it, the collapse comes from training"
             )
-        return stronger_balance(run, worst)
+        return _why(worst, run), stronger_balance(run, worst)
+
+
+def _why(worst: Episode, run: RunRecord) -> str:
+    effective, usual = number(worst, "effective"), number(worst, "usual")
+    why = f"{effective:.1f} of {number(worst, 'judged') or size_of(worst):.0f} experts effective"
+    without, idle = listed(worst.facts.get("without")), worst.facts.get("idle")
+    if usual > effective and not without:
+        why += f" ({usual:.1f} before)"
+    if "reference" in worst.facts:
+        why += f"; c {worst.value:.2f}, {number(worst, 'reference'):.2f} in the reference"
+    if without:
+        noun = "experts" if " " in without else "expert"
+        why += f", without {noun} {without}, which nearly every token chooses"
+    if "share" in worst.facts:
+        noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
+        share, what = number(worst, "share"), "rest" if without else "load"
+        why += f"; {noun} {experts_of(worst)} {verb} {share:.0%} of the {what}"
+    if idle and isinstance(idle, tuple):
+        verb = "receives" if len(idle) == 1 else "receive"
+        why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"
+    if worst.facts.get("unseen"):
+        why += (
+            ". Without counts or max_load, an expert that every token chooses cannot be told "
+            "from a collapse"
+        )
+    if worst.facts.get("blind"):
+        why += ". Counts only: a confident collapse and an undecided one look the same here"
+    age = worst.last - worst.onset
+    if worst.active and age < number(worst, "shock_steps"):
+        why += f". It is {age + 1} steps old: a transient shock would look the same so far"
+    return why if is_moment(run) else f"{why}. The loss may not show it"

@@ -232,30 +232,18 @@ class Dead(Rule[DeadLimits, Memory]):
         return [expert for expert in dead if expert in known]
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        why = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received no tokens"
+        keep = "do not remove the experts: other data may need them"
+        if is_moment(run):
+            why += f" {WHEN}, where each could expect {number(worst, 'expected'):,.0f}"
+            return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
-        if is_moment(run):
-            return (
-                f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received no "
-                f"tokens {WHEN}, where each could expect {number(worst, 'expected') or 0:,.0f}"
-            )
-        return (
-            f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received "
-            f"no tokens for at least {steps:,.0f} steps"
-        )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        if is_moment(run):
-            return "count other data too; do not remove the experts: other data may need them"
+        why += f" for at least {steps:,.0f} steps"
         if run.profile != "pretrain":
-            return (
-                "compare with the model before this training; do not remove the experts: "
-                "other data may need them"
-            )
-        return (
-            f"{stronger_balance(run, worst)}, then either re-initialise their router rows or {BACK}"
-        )
+            return why, f"compare with the model before this training; {keep}"
+        balance = stronger_balance(run, worst)
+        return why, f"{balance}, then either re-initialise their router rows or {BACK}"
 
 
 def _summed(before: list[int], counts: list[int]) -> list[int]:

@@ -55,15 +55,11 @@ class Drops(Rule[DropLimits, Nothing]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        return f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        factor = run.capacity_factor
-        raise_it = (
-            f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
-            if factor
-            else "raise the capacity factor"
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        factor, more = run.capacity_factor, "raise the capacity factor"
+        if factor:
+            more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
+        return (
+            f"up to {worst.value:.0%} of the assignments are dropped (limit {worst.limit:.0%})",
+            f"{more} or go dropless, and find out which expert overflows",
         )
-        return f"{raise_it} or go dropless, and find out which expert overflows"

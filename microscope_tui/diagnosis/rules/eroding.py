@@ -172,17 +172,14 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return [step for step, _ in points], [value for _, value in points]
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        left = number(worst, "left") or 0
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        left = number(worst, "left")
         return (
-            f"c fell from {number(worst, 'from') or 0:.2f} to {worst.value:.2f} and "
+            f"c fell from {number(worst, 'from'):.2f} to {worst.value:.2f} and "
             f"{'reaches' if worst.active else 'would have reached'} {worst.limit:.2f} in about "
-            f"{left:,.0f} {'step' if round(left) == 1 else 'steps'}"
+            f"{left:,.0f} {'step' if round(left) == 1 else 'steps'}",
+            stronger_balance(run, worst) + (" now, while it is cheap" if worst.active else ""),
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return stronger_balance(run, worst) + (" now, while it is cheap" if worst.active else "")
 
 
 def _trend(steps: Sequence[int], values: Sequence[float]) -> tuple[float, float]:

@@ -136,22 +136,16 @@ class GradSpike(Rule[GradientLimits, Memory]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.facts.get("cause") == "non-finite":
             return (
                 f"the gradient norm is NaN or infinite in {worst.value:.0f} of "
-                f"{number(worst, 'of') or 0:.0f} steps: they are skipped, or corrupt the weights"
+                f"{number(worst, 'of'):.0f} steps: they are skipped, or corrupt the weights",
+                "go back to a checkpoint with finite values, then lower the learning rate; in fp16 "
+                "check whether the loss scale keeps falling",
             )
         return (
-            f"a gradient norm of {number(worst, 'norm') or 0:.3g}, "
-            f"{worst.value:,.0f} times its median of the last 200 logged steps"
+            f"a gradient norm of {number(worst, 'norm'):.3g}, "
+            f"{worst.value:,.0f} times its median of the last 200 logged steps",
+            "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns",
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        if worst.facts.get("cause") == "non-finite":
-            return (
-                "go back to a checkpoint with finite values, then lower the learning rate; in fp16 "
-                "check whether the loss scale keeps falling"
-            )
-        return "clip the gradient norm, watch LOGITS, and skip or replay the batch if it returns"

@@ -79,13 +79,10 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
         return (max(range(len(counts)), key=counts.__getitem__),) if counts else ()
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         who = f"expert {experts_of(worst)}" if experts_of(worst) else "one expert"
         return (
             f"{who} is chosen by up to {worst.value:.0%} of the tokens while the others share the "
-            f"rest: c {number(worst, 'c') or 0:.2f}"
+            f"rest: c {number(worst, 'c'):.2f}",
+            "leave it; with expert parallelism watch the rank that holds it for stragglers",
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return "leave it; with expert parallelism watch the rank that holds it for stragglers"

@@ -261,12 +261,8 @@ class Lint(Rule[LintLimits, Memory]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        return _TEXTS[str(worst.facts.get("cause"))][0]
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return _TEXTS[str(worst.facts.get("cause"))][1]
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        return _TEXTS[str(worst.facts.get("cause"))]
 
 
 class BiasSign:

@@ -137,18 +137,15 @@ class Logits(Rule[LogitLimits, Memory]):
         ]  # fmt: skip
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        if worst.facts.get("cause") == "range":
-            logit, most = number(worst, "logit") or 0, number(worst, "most") or 0
-            return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})"
-        return (
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        why = (
             f"the z-loss is {worst.value:,.1f} times its median of the last 200 logged steps "
-            f"({number(worst, 'z') or 0:.3g} against {number(worst, 'usual') or 0:.3g})"
+            f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return calm_down(run)
+        if worst.facts.get("cause") == "range":
+            logit, most = number(worst, "logit"), number(worst, "most")
+            why = f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})"
+        return why, calm_down(run)
 
 
 def _graver(one: Reading | None, other: Reading) -> Reading:

@@ -25,6 +25,54 @@ _ALL_CHOICES = ("exact", "shares", "none")
 """Sources that hold every choice of the tokens they count: first choices may all be one expert's,
 and so may be the pairs on the experts of one rank."""
 _OF_SUMMARIES = ("non-finite", "effective", "load")
+_ONCE = (
+    "count all k choices of a token, each expert once; where only the first choice is known, write "
+    'top_k 1 and "counts": "top1" in the header'
+)
+_TEXTS = {
+    "non-finite": (
+        "the {reading} is NaN or infinite; NaN can look like every token on expert 0",
+        "go back to a checkpoint with finite values, then lower the learning rate or compute the "
+        "router in fp32",
+    ),
+    "multiple": (
+        "counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})",
+        "count the first forward pass only (activation checkpointing runs it again), and make "
+        "tokens cover the same ranks and micro-batches as the counts",
+    ),
+    "sum": (
+        "counts sum to {total:,.0f}, tokens × k is {expected:,.0f}",
+        "count real tokens only (no padding), all k choices, over all ranks and micro-batches",
+    ),
+    "above": (
+        "expert {experts} has {total:,.0f} pairs of {expected:,.0f} tokens, but a token chooses an "
+        "expert at most once",
+        _ONCE,
+    ),
+    "effective": (
+        "effective_experts is {total:.2f}, but tokens that choose {expected:.0f} experts use at "
+        "least {expected:.0f}",
+        _ONCE,
+    ),
+    "load": (
+        "max_load is {total:.2f}, but an expert that every token chooses has {expected:.2f} times "
+        "its fair share",
+        _ONCE,
+    ),
+    "width": (
+        "{total:.0f} counts in a row, the header has {expected:.0f} experts",
+        "write one count per expert, or correct num_experts in the header",
+    ),
+    "summary": (
+        "effective_experts is {total:.2f}, its counts give {expected:.2f}",
+        "compute the summaries from the counts of the same step, over all ranks",
+    ),
+    "forced": (
+        "all experts have the same count to ±1, which no learned router produces",
+        "turn off the forced-balance debug flag",
+    ),
+}
+"""Cause → the numbers, and what to do."""
 
 
 class MeterLimits(RuleLimits, frozen=True):
@@ -184,12 +232,7 @@ class Meter(Rule[MeterLimits, Memory]):
                 return {"cause": cause, "total": total, "expected": expected}
         if tokens is not None and self.context.run.counts in _PAIRS and max(counts) >= tokens + 1:
             most = counts.index(max(counts))
-            return {
-                "cause": "above",
-                "total": counts[most],
-                "expected": tokens,
-                "experts": (most,),
-            }
+            return {"cause": "above", "total": counts[most], "expected": tokens, "experts": (most,)}
         forced = max(counts) - min(counts) <= 1 and router.num_experts > router.top_k > 0
         # Scaled shares are often even, and say nothing of chance.
         if forced and self.context.run.counts != "shares" and _luck(counts) < self.luck:
@@ -225,70 +268,18 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        total, expected = number(worst, "total") or 0, number(worst, "expected") or 0
-        match worst.facts.get("cause"):
-            case "non-finite":
-                name = worst.facts.get("reading")
-                return f"the {name} is NaN or infinite; NaN can look like every token on expert 0"
-            case "multiple":
-                times = total / expected
-                return f"counts sum to {total:,.0f}, {times:.0f} times tokens × k ({expected:,.0f})"
-            case "sum":
-                return f"counts sum to {total:,.0f}, tokens × k is {expected:,.0f}"
-            case "above":
-                return (
-                    f"expert {experts_of(worst)} has {total:,.0f} pairs of {expected:,.0f} tokens, "
-                    "but a token chooses an expert at most once"
-                )
-            case "effective":
-                return (
-                    f"effective_experts is {total:.2f}, but tokens that choose {expected:.0f} "
-                    f"experts use at least {expected:.0f}"
-                )
-            case "load":
-                return (
-                    f"max_load is {total:.2f}, but an expert that every token chooses has "
-                    f"{expected:.2f} times its fair share"
-                )
-            case "width":
-                return f"{total:.0f} counts in a row, the header has {expected:.0f} experts"
-            case "summary":
-                return f"effective_experts is {total:.2f}, its counts give {expected:.2f}"
-            case _:
-                return "all experts have the same count to ±1, which no learned router produces"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        match worst.facts.get("cause"):
-            case "non-finite":
-                if run.profile == "eval":
-                    return "evaluate another checkpoint, or compute the router in fp32"
-                return (
-                    "go back to a checkpoint with finite values, then lower the learning rate or "
-                    "compute the router in fp32"
-                )
-            case "multiple":
-                return (
-                    "count the first forward pass only (activation checkpointing runs it again), "
-                    "and make tokens cover the same ranks and micro-batches as the counts"
-                )
-            case "sum":
-                return (
-                    "count real tokens only (no padding), all k choices, over all ranks and "
-                    "micro-batches"
-                )
-            case "above" | "effective" | "load":
-                return (
-                    "count all k choices of a token, each expert once; where only the first choice "
-                    'is known, write top_k 1 and "counts": "top1" in the header'
-                )
-            case "width":
-                return "write one count per expert, or correct num_experts in the header"
-            case "summary":
-                return "compute the summaries from the counts of the same step, over all ranks"
-            case _:
-                return "turn off the forced-balance debug flag"
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        why, remedy = _TEXTS[str(worst.facts.get("cause"))]
+        total, expected = number(worst, "total"), number(worst, "expected")
+        if worst.facts.get("cause") == "non-finite" and run.profile == "eval":
+            remedy = "evaluate another checkpoint, or compute the router in fp32"
+        return why.format(
+            total=total,
+            expected=expected,
+            times=total / expected if expected else 0.0,
+            experts=experts_of(worst),
+            reading=worst.facts.get("reading"),
+        ), remedy
 
 
 def _fault(**facts: float | str | tuple[int, ...]) -> Reading:

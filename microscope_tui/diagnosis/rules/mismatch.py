@@ -98,18 +98,12 @@ class Mismatch(Rule[MismatchLimits, Memory]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        usual = number(worst, "usual")
-        before = "" if usual is None else f", usually {usual:.1%}"
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        usually = f", usually {number(worst, 'usual'):.1%}" if "usual" in worst.facts else ""
         return (
             f"up to {worst.value:.1%} of the choices differ between trainer and engine "
-            f"(limit {worst.limit:.1%}{before})"
-        )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return (
+            f"(limit {worst.limit:.1%}{usually})",
             "enable routing replay, so that the trainer uses the experts that the engine chose; "
             "else run the router of both in fp32, and compare two probes with "
-            "`moe-microscope mismatch` to see which layers differ"
+            "`moe-microscope mismatch` to see which layers differ",
         )

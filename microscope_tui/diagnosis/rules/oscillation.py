@@ -242,29 +242,25 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         return sound and usual < self.limits.usual_step * chance * even
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        return (
-            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
-            f"period of {number(worst, 'period') or 0:.0f} steps"
-        )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        method = run.balance.get("method")
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        method, weaker = run.balance.get("method"), weaker_balance(run)
+        remedy = f"{weaker}, or average the load over more steps before each update"
         if method == "none":
-            return (
+            remedy = (
                 "no enabled balancing could overshoot: check whether the data alternates, and "
                 "whether counts and tokens cover the same micro-batches"
             )
-        if method == "aux":
-            return (
-                "check whether the data or the micro-batches alternate; if they do not, "
-                f"{weaker_balance(run)}"
+        elif method == "aux":
+            remedy = (
+                f"check whether the data or the micro-batches alternate; if they do not, {weaker}"
             )
-        weaker = f"{weaker_balance(run)}, or average the load over more steps before each update"
-        if method not in KNOBS:
-            return f"if these layers are balanced, {weaker}; if not, look at the data"
-        return weaker
+        elif method not in KNOBS:
+            remedy = f"if these layers are balanced, {remedy}; if not, look at the data"
+        return (
+            f"{worst.value:.0%} of the experts are overloaded and starved in turn, with a "
+            f"period of {number(worst, 'period'):.0f} steps",
+            remedy,
+        )
 
 
 def _change(values: Sequence[float]) -> int | None:

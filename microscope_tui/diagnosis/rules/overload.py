@@ -185,27 +185,21 @@ class Overload(Rule[OverloadLimits, Memory]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.facts.get("cause") == "rank":
             return (
-                f"the busiest of {number(worst, 'ranks') or 0:.0f} expert-parallel ranks has "
-                f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})"
+                f"the busiest of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
+                f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
+                "place busy and idle experts on the same rank; no single expert is the cause",
             )
         return (
             f"the busiest expert has {worst.value:.1f} times its fair share "
-            f"({number(worst, 'usual') or 0:.1f} after the warm-up)"
+            f"({number(worst, 'usual'):.1f} after the warm-up)",
+            "watch memory and step time, and check which data this expert attracts"
+            if _is_bounded(run)
+            else "nothing, while neither a capacity nor expert parallelism is configured: experts "
+            "that specialise are uneven",
         )
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        if worst.facts.get("cause") == "rank":
-            return "place busy and idle experts on the same rank; no single expert is the cause"
-        if not _is_bounded(run):
-            return (
-                "nothing, while neither a capacity nor expert parallelism is configured: experts "
-                "that specialise are uneven"
-            )
-        return "watch memory and step time, and check which data this expert attracts"
 
 
 def _is_bounded(run: RunRecord) -> bool:

@@ -102,9 +102,8 @@ class Shock(Rule[ShockLimits, Memory]):
         )
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        return f"c fell from {number(worst, 'usual') or 0:.2f} to {worst.value:.2f} and came back"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
-        return "check whether the learning rate or the data changed at that step"
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        return (
+            f"c fell from {number(worst, 'usual'):.2f} to {worst.value:.2f} and came back",
+            "check whether the learning rate or the data changed at that step",
+        )

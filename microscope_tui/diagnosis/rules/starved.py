@@ -162,20 +162,17 @@ class Starved(Rule[StarvedLimits, Memory]):
         return (known if known == known else 0.0) + self.limits.over_reference
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         size, share = size_of(worst), worst.value
         starved = round(share * size)
-        text = (
+        why = (
             f"{starved} of {size} experts ({share:.0%}) {'gets' if starved == 1 else 'get'} less "
             "than a tenth of the fair share"
         )
-        reference = number(worst, "reference")
-        return text if reference is None else f"{text} ({reference:.0%} in the reference)"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
+        if "reference" in worst.facts:
+            why += f" ({number(worst, 'reference'):.0%} in the reference)"
         if is_moment(run):
-            return "count mixed data: on narrow data a long tail is normal"
-        if run.profile != "pretrain":
-            return "check whether the data became narrower; on narrow data a long tail is normal"
-        return f"{stronger_balance(run, worst)}; on narrow data a long tail is normal"
+            return why, "count mixed data: on narrow data a long tail is normal"
+        narrower = "check whether the data became narrower"
+        remedy = stronger_balance(run, worst) if run.profile == "pretrain" else narrower
+        return why, f"{remedy}; on narrow data a long tail is normal"

@@ -124,15 +124,12 @@ class Uniform(Rule[UniformLimits, Memory]):
         return None if gradient >= limits.learning or lift > limits.lift else Severity.INFO
 
     @staticmethod
-    def why(worst: Episode, run: RunRecord) -> str:
-        why = f"token entropy is {worst.value:.1%} of its maximum"
-        gradient = number(worst, "gradient")
-        if gradient is None:
-            return f"{why}; soft but consistent routing reads the same and is fine"
-        return f"{why} and its share of the gradient norm is {gradient:.1g}: it learns nothing"
-
-    @staticmethod
-    def remedy(worst: Episode, run: RunRecord) -> str:
+    def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
+        learns = "; soft but consistent routing reads the same and is fine"
+        if "gradient" in worst.facts:
+            share = number(worst, "gradient")
+            learns = f" and its share of the gradient norm is {share:.1g}: it learns nothing"
+        remedy = "check that the router is not frozen and that the balancing is not too strong"
         if worst.router is not None and worst.router.top_k == 1 and run.norm_top_k:
-            return "turn off the normalisation of the single weight: it is always 1"
-        return "check that the router is not frozen and that the balancing is not too strong"
+            remedy = "turn off the normalisation of the single weight: it is always 1"
+        return f"token entropy is {worst.value:.1%} of its maximum{learns}", remedy
