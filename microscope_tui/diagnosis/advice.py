@@ -10,11 +10,17 @@ the first sign, and the same remedy. More balancing does not help a router whose
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from microscope_tui.diagnosis.balancing import BACK, WRONG_SIGN, calm_down, go_back, right_sign
 from microscope_tui.diagnosis.context import WHEN, is_moment
 from microscope_tui.diagnosis.episodes import EXACT, WHOLE_RUN, Episode, Finding, Severity
 from microscope_tui.diagnosis.rules import RULES, AnyRule
-from microscope_tui.diagnosis.rules.base import number
+from microscope_tui.diagnosis.rules.base import (
+    BACK,
+    RIGHT_SIGN,
+    WRONG_SIGN,
+    calm_down,
+    go_back,
+    number,
+)
 from microscope_tui.runlog import RunRecord
 
 _CHANGED = 0.5
@@ -156,7 +162,7 @@ def _remedy(
         if finding.active:
             remedy = f"{remedy}; {back}"
     elif around.wrong_sign and rule.wants_balance:
-        remedy = right_sign()
+        remedy = RIGHT_SIGN
         if goes_back:
             zero = ", with expert_bias set to zero" if back.startswith("go back") else ""
             remedy = f"{remedy}; then {back}{zero}"

@@ -2,11 +2,18 @@
 
 It runs over long histories in the background, beside a live run, and inside ``check``. It uses the
 per-router summaries and decodes the count matrices of a step only if a rule is suspicious.
+
+Here is also what every place that shows a verdict asks: whether the run is judged yet, and which
+evidence is building up. A run without findings is healthy only once it is judged. ``save`` is for a
+resumed training: after a restore the same records give the same episodes as in one uninterrupted
+pass. msgpack of typed structs: nothing in it can execute, foreign bytes are refused with a reason.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, WHEN, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
@@ -20,16 +27,23 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.ledger import Ledger, group
 from microscope_tui.diagnosis.rules import RULES, AnyRule
 from microscope_tui.diagnosis.rules.base import Track
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import (
     BiasSource,
     CountSource,
     StepView,
+    Trail,
     expected,
     see,
     why_blind,
 )
-from microscope_tui.runlog import EventRecord, RunRecord, StepRecord
+from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord
 
+_EVEN_ENOUGH = CollapseLimits().leave
+"""A balance above this does not look like a collapse, even if most steps before did."""
+STATE_VERSION = 3
+_OWN = ("last_step", "gaps", "restarted", "warm_until", "checkpoints", "judged_since", "too_few")
+"""Attributes that are saved as they are."""
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 Muted = Mapping[int, Severity]
@@ -151,13 +165,13 @@ class Diagnosis:
         self.checkpoints = [saved for saved in self.checkpoints if saved < step]
         self.last_step = min(self.last_step, step - 1)
         self.restarted = True
-        grace = step - 1 + AFTER_RESTART_STEPS
-        # Not after every restart: a run that is pre-empted often would never be judged.
-        if corrected:
-            grace = self.warm_until
-        elif step <= self.warm_until + AFTER_RESTART_STEPS:
-            grace = max(self.ledger.context.warm_up, min(self.warm_until, grace))
-        self.warm_until = grace
+        if not corrected:
+            grace, before = step - 1 + AFTER_RESTART_STEPS, self.warm_until
+            # Not after every restart: a run that is pre-empted often would never be judged.
+            again = step <= before + AFTER_RESTART_STEPS
+            self.warm_until = (
+                max(self.ledger.context.warm_up, min(before, grace)) if again else grace
+            )
         if self.judged_since is not None and self.judged_since >= step:
             self.judged_since = None
         withdrawn = self.ledger.restart(step)
@@ -170,7 +184,7 @@ class Diagnosis:
                     track = rule.track(episode.router_index)
                     track.recall(episode.onset, step - 1, episode.grades[0].severity)
             for index, track in list(rule.tracks.items()):
-                if track.idle and self.ledger.running(rule.name, index) is None:
+                if not track.over and self.ledger.running(rule.name, index) is None:
                     del rule.tracks[index]
             self.keep_looking(rule, self.ledger.running_of(rule.name))
 
@@ -244,7 +258,7 @@ class Diagnosis:
         if episode is not None:
             if index not in self._unmeasured:  # a reported episode continues, whatever mutes it
                 yield from self.ledger.update(episode, step, reading, track)
-        elif track.idle:
+        elif not track.over:
             del rule.tracks[index]
         elif (severity := self._alarm(rule, track, step, reading)) is not None and (
             said is None or severity > said  # of two the worse is reported
@@ -275,13 +289,8 @@ class Diagnosis:
 def _too_few(view: StepView, context: Context) -> str:
     """Why the assignments of a moment do not suffice for a verdict; empty if they do."""
     effective = view.signal("effective_experts")
-    if effective is None:
-        return ""  # no load at all: that is the reason then
-    found = {
-        index: expected(view, index, context.run)
-        for index, value in enumerate(effective.values)
-        if math.isfinite(value)
-    }
+    values = effective.values if effective is not None else ()  # no load: that is the reason then
+    found = {i: expected(view, i, context.run) for i, v in enumerate(values) if math.isfinite(v)}
     if not found:
         return ""
     limits = [context.limits.of(rule.limits_type) for rule in RULES.values() if rule.judges_moment]
@@ -294,3 +303,167 @@ def _too_few(view: StepView, context: Context) -> str:
         return ""
     name = context.run.routers[least].name
     return f"not judged: {name} has {known:.3g} assignments per expert {WHEN}, needs {needed:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Evidence of at least a warning in one router that is not yet enough for an alarm."""
+
+    rule: str
+    subject: str
+    """Name in texts."""
+    router_index: int
+    router: RouterInfo | None
+    """``None`` for the whole run."""
+    since: int
+    steps: int
+    """Number of steps with evidence, first and last included."""
+
+
+def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
+    """The step until which the run is not judged; ``None`` once it is judged.
+
+    A run is judged once it is past the warm-up or has a finding of at least a warning. It stays
+    judged when it resumes: the steps after a restart excuse alarms, not the verdict so far.
+
+    Args:
+        step: at this step of the past; by default at the last step.
+    """
+    step = diagnosis.last_step if step is None else step
+    since = diagnosis.judged_since
+    if since is not None and since <= step:
+        return None
+    if any(e.severity >= Severity.WARN and e.onset <= step for e in diagnosis.episodes):
+        return None
+    return diagnosis.warm_until if since is None else diagnosis.ledger.context.warm_up
+
+
+def not_judged_yet(until: int) -> str:
+    """The verdict on a run whose warm-up lasts until a step, in words."""
+    return f"not judged yet (warm-up until step {until:,})"
+
+
+def pending(diagnosis: Diagnosis) -> list[Pending]:
+    """Evidence that is building up: one entry a router, causes before effects, oldest first.
+
+    Routers that have an alert already are left out.
+    """
+    alerted = {
+        e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
+    }
+    found: dict[int, Pending] = {}
+    for rule in sorted(diagnosis.rules, key=lambda rule: rule.cause_rank):
+        for index, track in rule.tracks.items():
+            if index in alerted or index in found or track.began is None:
+                continue
+            if (track.pending or Severity.INFO) < Severity.WARN:
+                continue
+            router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
+            steps = max(1, diagnosis.last_step - track.began + 1)
+            found[index] = Pending(rule.name, rule.subject, index, router, track.began, steps)
+    return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
+
+
+def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
+    """``L3 at .00 for 36 steps, gathering evidence``; empty where no evidence is building up.
+
+    Args:
+        found: what ``pending`` gave.
+        balance: the collapse index of every router now.
+    """
+    if not found:
+        return ""
+    first = found[0]
+    same = sum(p.rule == first.rule for p in found) - 1
+    more = f" and {same} more layer{'s' if same > 1 else ''}" if same else ""
+    c = balance[first.router_index] if 0 <= first.router_index < len(balance) else None
+    if first.router is None:
+        what = first.subject.lower()
+    elif first.rule == "COLLAPSE" and c is not None and c >= _EVEN_ENOUGH:
+        return (
+            f"{first.router.name}{more} uneven in most of the last {first.steps:,} steps, "
+            "gathering evidence"
+        )
+    elif first.rule == "COLLAPSE" and c is not None:
+        what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
+    else:
+        what = f"{first.subject.lower()} in {first.router.name}{more}"
+    return f"{what} for {first.steps:,} step{'s' if first.steps > 1 else ''}, gathering evidence"
+
+
+class BadState(ValueError):
+    """The bytes are not a saved state of this run; the message says why."""
+
+
+class _Saved(msgspec.Struct):
+    version: int
+    routers: tuple[RouterInfo, ...]
+    last_step: int
+    gaps: list[int]
+    restarted: bool
+    warm_until: int
+    checkpoints: list[int]
+    episodes: list[Episode]
+    tracks: dict[str, dict[int, Track]]
+    memories: dict[str, bytes]
+    past: Trail | None = None
+    """Missing in states of older versions."""
+    judged_since: int | None = None
+    seen: list[str] = []
+    """Sorted: the order of a set differs between processes, and equal states are equal bytes."""
+    too_few: str = ""
+
+
+def save(diagnosis: Diagnosis) -> bytes:
+    """The state of ``diagnosis`` after the last record it has seen."""
+    encode = msgspec.msgpack.encode
+    return encode(
+        _Saved(
+            version=STATE_VERSION,
+            routers=diagnosis.run.routers,
+            episodes=diagnosis.episodes,
+            tracks={rule.name: rule.tracks for rule in diagnosis.rules},
+            memories={rule.name: encode(rule.memory) for rule in diagnosis.rules},
+            past=diagnosis.ledger.past,
+            seen=sorted(diagnosis.seen),
+            **{name: getattr(diagnosis, name) for name in _OWN},
+        )
+    )
+
+
+def restore(data: bytes, run: RunRecord, criteria: Criteria = ANYTHING) -> Diagnosis:
+    """Restore the judgement that ``save`` wrote; continue with the next record of ``run``.
+
+    Raises:
+        BadState: damaged, of another version, or of a model with other routers.
+    """
+    decode = msgspec.msgpack.decode
+    try:
+        saved = decode(data, type=_Saved)
+        if saved.version != STATE_VERSION:
+            raise BadState(f"the state has version {saved.version}, this is {STATE_VERSION}")
+        if saved.routers != run.routers:
+            raise BadState(
+                f"the state is of {len(saved.routers)} other routers than the {len(run.routers)} "
+                "of this run: judge it from its first step instead"
+            )
+        diagnosis = Diagnosis(run, criteria)
+        for rule in diagnosis.rules:
+            if rule.name in saved.memories:
+                rule.memory = decode(saved.memories[rule.name], type=type(rule.memory))
+                rule.tracks = saved.tracks.get(rule.name, {})
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadState(f"no state of a judgement: {error}") from None
+    for name in _OWN:
+        setattr(diagnosis, name, getattr(saved, name))
+    diagnosis.seen = set(saved.seen)
+    diagnosis.ledger.past = saved.past or diagnosis.ledger.past
+    # Episodes of rules that are ignored now would never end.
+    judged = {rule.name for rule in diagnosis.rules}
+    diagnosis.ledger.episodes = [e for e in saved.episodes if e.rule in judged]
+    diagnosis.ledger.resume()
+    for rule in diagnosis.rules:
+        running = diagnosis.ledger.running_of(rule.name)
+        diagnosis.keep_looking(rule, [e for e in running if e.router_index not in rule.tracks])
+    diagnosis.adapt()
+    return diagnosis

@@ -6,7 +6,6 @@ An episode is dated back to its first evidence (``Ledger._onset``).
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from microscope_tui.diagnosis.balancing import SCALES
 from microscope_tui.diagnosis.context import COOLDOWN_STEPS, GROUP_STEPS, Context
 from microscope_tui.diagnosis.episodes import (
     EXACT,
@@ -20,7 +19,7 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.rules import RULES
-from microscope_tui.diagnosis.rules.base import Track
+from microscope_tui.diagnosis.rules.base import SCALES, Track
 from microscope_tui.diagnosis.signals import StepView, Trail, median
 
 MOST_EPISODES = 20

@@ -67,14 +67,12 @@ class Signal:
     @property
     def high(self) -> float:
         """The largest value, without NaN; −∞ without values."""
-        values = self.values if self.known else [v for v in self.values if v == v]
-        return max(values, default=-math.inf)
+        return max(self.values if self.known else _finite(self.values), default=-math.inf)
 
     @property
     def low(self) -> float:
         """The smallest value, without NaN; ∞ without values."""
-        values = self.values if self.known else [v for v in self.values if v == v]
-        return min(values, default=math.inf)
+        return min(self.values if self.known else _finite(self.values), default=math.inf)
 
 
 class StepView:
@@ -203,12 +201,10 @@ def see(view: StepView, seen: set[str]) -> None:
     for name in _NEEDED.keys() - seen:
         if name == "counts":
             found = view.has_counts
-        elif name == "tokens" and view.tokens is not None:
-            found = True
         else:
             signal = view.signal(name)
             found = signal is not None and signal.high > -math.inf
-        if found:
+        if found or (name == "tokens" and view.tokens is not None):
             seen.add(name)
 
 
@@ -240,11 +236,8 @@ class SummedCounts(msgspec.Struct):
         """Add the counts of one step; a full window drops the oldest."""
         if len(row) != len(self.totals):
             self.rows, self.totals = [], [0] * len(row)
-        if len(self.rows) >= self.window:
-            oldest = self.rows.pop(0)
-            self.totals = [t - o + n for t, o, n in zip(self.totals, oldest, row, strict=True)]
-        else:
-            self.totals = [t + n for t, n in zip(self.totals, row, strict=True)]
+        oldest = self.rows.pop(0) if len(self.rows) >= self.window else [0] * len(row)
+        self.totals = [t - o + n for t, o, n in zip(self.totals, oldest, row, strict=True)]
         self.rows.append(list(row))
 
 
@@ -275,7 +268,7 @@ class Trail(msgspec.Struct):
 
     def column(self, router: int, first: int = 0, last: int | None = None) -> list[float]:
         """The kept finite values of one router, oldest first."""
-        return [v for row in self.rows[first:last] if (v := row[router]) == v]
+        return _finite([row[router] for row in self.rows[first:last]])
 
     def before(self, step: int, router: int) -> list[float]:
         """The kept values of one router from before ``step``, oldest first."""
@@ -305,13 +298,22 @@ class FirstValues(msgspec.Struct):
 
     def usual(self, router: int, lines: int) -> float:
         """The median of one router in the first ``lines``; NaN before the first value."""
-        return median([v for row in self.rows[:lines] if (v := row[router]) == v])
+        return median(_finite([row[router] for row in self.rows[:lines]]))
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if value == value]
 
 
 def window_steps(expected: float, evidence: float, least: int, most: int) -> int:
     """Number of steps that give an expert ``evidence`` expected assignments, within two bounds."""
     needed = math.ceil(evidence / expected) if expected > 0 else most
     return min(most, max(least, needed))
+
+
+def summing(counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
+    """A window for counts like these; see ``window_steps``."""
+    return SummedCounts(window_steps(sum(counts) / len(counts), evidence, least, most))
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,17 +1,16 @@
-"""Base of all rules: a name, the required persistence, an evaluation per step, and its texts.
+"""Base of all rules: name, persistence, evaluation of a step, and texts; advice on balancing.
 
 A rule is one file here: its limits with their evidence, its memory, its evaluation and its words.
 Everything other parts of the diagnosis need to know about a rule is one of its class variables.
 
 State between steps is in its ``memory``, a msgspec struct, so that a judgement can be saved in the
-middle of a run; what follows from the header is set up separately, since a resumed run may have
-another one. Persistence, warm-up, muting and episodes belong to the engine.
+middle of a run. What follows from the header is set up apart: a resumed run may have another one.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
+from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, cast, get_args
 
 import msgspec
 
@@ -21,8 +20,27 @@ from microscope_tui.diagnosis.signals import StepView, expected
 from microscope_tui.runlog import RunRecord
 
 M = TypeVar("M", bound=msgspec.Struct)
-Found = dict[int, Reading | None]
-"""Readings that are being collected."""
+
+KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
+"""Balancing methods with a strength in the header."""
+SCALES = ("margin", "max_logit")
+"""Names of the signals that give the scale of the scores: facts of the episodes of rules that
+advise stronger balancing.
+"""
+WRONG_SIGN = "wrong bias sign"
+"""Cause: a bias update that favours the busy experts."""
+RIGHT_SIGN = (
+    "flip the sign of the bias update: busy experts must lose bias and idle ones gain it (a higher "
+    "rate makes it worse)"
+)
+BACK = "go back to an earlier checkpoint"
+"""The generic advice of a rule; ``go_back`` names the step for one finding."""
+_BRIDGED_IN = 100
+"""An update rate matches the scale of the scores if this many updates bridge their margin: two
+experts, one rising and one falling, then swap places in half as many.
+"""
+_OF_LOGITS = 0.05
+"""In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
 
 class Nothing(msgspec.Struct):
@@ -48,8 +66,7 @@ class Track(msgspec.Struct):
     clear: int = 0
     clear_since: int | None = None
     since: int | None = None
-    """First step of the evidence that is building up; ``None`` while most evaluations are inside.
-    """
+    """First step of the evidence that builds up; ``None`` while most evaluations are inside."""
     dated: int | None = None
     """The onset given by the rule at the last evaluation."""
 
@@ -62,11 +79,10 @@ class Track(msgspec.Struct):
         recent.append((step, int(severity or 0)))
         if severity is not None:
             self.over += 1
-        if clear:
-            self.clear += 1
-            self.clear_since = step if self.clear == 1 else self.clear_since
-        else:
+        if not clear:
             self.clear, self.clear_since = 0, None
+        else:
+            self.clear, self.clear_since = self.clear + 1, self.clear_since if self.clear else step
         if 2 * self.over * self.window < len(recent) * self.needed or not self.over:
             self.since = None
         elif self.since is None and severity is not None:
@@ -75,9 +91,7 @@ class Track(msgspec.Struct):
     @property
     def began(self) -> int | None:
         """First step of the evidence, or the onset given by the rule if earlier."""
-        if self.since is None or self.dated is None:
-            return self.since
-        return min(self.since, self.dated)
+        return self.since and min(self.since, self.dated or self.since)
 
     @property
     def pending(self) -> Severity | None:
@@ -85,11 +99,6 @@ class Track(msgspec.Struct):
         if self.since is None:
             return None
         return Severity(max(severity for _, severity in self.recent))
-
-    @property
-    def idle(self) -> bool:
-        """Whether no recent evaluation was over the limit."""
-        return not self.over
 
     @property
     def severity(self) -> Severity | None:
@@ -114,7 +123,7 @@ class Track(msgspec.Struct):
 
     def recall(self, since: int, last: int, severity: Severity) -> None:
         """Restore evidence from ``since`` to ``last`` that the window has lost."""
-        if self.idle:
+        if not self.over:
             self.recent, self.over, self.since = [(last, int(severity))], 1, since
 
     def _first_evidence(self) -> int:
@@ -140,9 +149,7 @@ class Rule(ABC, Generic[L, M]):
     formula: ClassVar[str]
     """When it fires."""
     turn: ClassVar[int]
-    """Rules evaluate a step in this order: one that mutes all first, then each after those in its
-    ``muted_by``.
-    """
+    """Rules evaluate a step in this order: each after those in its ``muted_by``."""
     cause_rank: ClassVar[int]
     """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
     low_is_bad: ClassVar[bool] = False
@@ -164,16 +171,12 @@ class Rule(ABC, Generic[L, M]):
     announced_by: ClassVar[str] = ""
     """The rule whose episode becomes critical if this one fires within its limit ``followed``."""
     ends_in: ClassVar[tuple[str, ...]] = ()
-    """Rules that it warns of: their critical episode in the same router ends its own, and is dated
-    back to its onset.
-    """
+    """Rules that it warns of: their critical episode ends its own, and is dated to its onset."""
     family: ClassVar[Literal["", "starvation", "divergence"]] = ""
     """Starvation: one of them leads to the next in the same router. Divergence: the signs of an
     explosion, which a fall of the load follows."""
     wants_balance: ClassVar[bool] = False
-    """It advises stronger balancing, which depends on the scale of the scores and does not help
-    after a divergence or while the load swings.
-    """
+    """It advises stronger balancing, which does not help after a divergence or in a swing."""
     rolls_back_in: ClassVar[tuple[str, ...]] = ()
     """Profiles in which the remedy includes an earlier checkpoint."""
     remedy_by_cause: ClassVar[bool] = False
@@ -183,8 +186,7 @@ class Rule(ABC, Generic[L, M]):
 
     def __init_subclass__(cls) -> None:
         """Find the two types in ``Rule[limits, memory]``."""
-        base: Any = cls.__dict__["__orig_bases__"][0]
-        cls.limits_type, cls.memory_type = get_args(base)
+        cls.limits_type, cls.memory_type = get_args(cls.__dict__["__orig_bases__"][0])
 
     def __init__(self, context: Context) -> None:
         self.routers = context.run.routers
@@ -234,9 +236,7 @@ class Rule(ABC, Generic[L, M]):
 
     def track(self, index: int) -> Track:
         """The evidence on one router, a new one where there is none."""
-        if index not in self.tracks:
-            self.tracks[index] = Track(self.window, self.needed, self.leave, [])
-        return self.tracks[index]
+        return self.tracks.setdefault(index, Track(self.window, self.needed, self.leave))
 
     def read(self, view: StepView) -> Readings | None:
         """Evaluate one step. ``None``: no evaluation (no value, window not full)."""
@@ -274,7 +274,7 @@ class Rule(ABC, Generic[L, M]):
     @staticmethod
     @abstractmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        """Why: the numbers, as a sentence. Next: what to do in this run. Both without a full stop."""
+        """Why: the numbers, as a sentence. Next: what to do in this run. Without a full stop."""
 
 
 def number(episode: Episode, name: str) -> float:
@@ -285,7 +285,7 @@ def number(episode: Episode, name: str) -> float:
 
 def experts_of(episode: Episode) -> str:
     """The experts of an episode: ``3, 17 and 4 more``."""
-    return listed(episode.facts.get("experts", ()))
+    return listed(episode.facts.get("experts"))
 
 
 def listed(ids: object) -> str:
@@ -299,3 +299,95 @@ def listed(ids: object) -> str:
 def size_of(episode: Episode) -> int:
     """Number of experts of the episode's router."""
     return episode.router.num_experts if episode.router else 0
+
+
+def stronger_balance(run: RunRecord, episode: Episode | None = None) -> str:
+    """Which setting to raise, from what to what; ``episode`` has the scale of the scores."""
+    value = run.balance.get("bias_update_rate")
+    if run.balance.get("method") == "bias" and _is_positive(value):
+        return _faster(run, value, episode)
+    return _turned(run, 3.0, "raise", "strengthen the load balancing")
+
+
+def weaker_balance(run: RunRecord) -> str:
+    """Which setting to lower, from what to what."""
+    return _turned(run, 0.5, "lower", "weaken the load balancing")
+
+
+def calm_down(run: RunRecord) -> str:
+    """What to change so that gradients and logits stay finite and small."""
+    weight = run.balance.get("z_loss_weight")
+    z_loss = (
+        f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
+        if isinstance(weight, int | float) and 0 < weight < 1
+        else "add a z-loss of 1e-3"
+    )
+    return (
+        f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
+    )
+
+
+def go_back(onset: int, checkpoints: Sequence[int]) -> str:
+    """Advice to go back to before the onset; the log records saved checkpoints, not what is still
+    on disk.
+    """
+    saved = max((step for step in checkpoints if step < onset), default=None)
+    if onset <= 1:
+        return "start again"
+    if saved == 0:
+        return f"start again (no checkpoint is older than step {onset:,})"
+    known = (
+        f"a checkpoint was written at {saved:,}" if saved else "the log has no checkpoint that old"
+    )
+    return f"go back to before step {onset:,}" + (f" ({known})" if checkpoints else "")
+
+
+def _faster(run: RunRecord, rate: float, episode: Episode | None) -> str:
+    """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
+    change = f"raise bias_update_rate from {rate:g} to"
+    plain = 3.0 * rate
+    facts = episode.facts if episode is not None else {}
+    margin, largest = (facts.get(name) for name in SCALES)
+    if _is_positive(margin):
+        wanted = _one_digit(margin / _BRIDGED_IN)
+        if wanted <= plain:
+            return f"{change} {plain:g}"
+        return (
+            f"{change} {wanted:g} (the chosen scores lead by {margin:.2g}; at {rate:g} a bias "
+            f"needs {margin / rate:,.0f} steps to make up for that)"
+        )
+    if run.score_function != "softmax":
+        return f"{change} {plain:g}"
+    wanted = _OF_LOGITS
+    if _is_positive(largest):
+        wanted = _one_digit(largest / (2 * _BRIDGED_IN))
+    if wanted <= plain:
+        return f"{change} {plain:g}"
+    return (
+        f"{change} {wanted:g} if the bias is added to logits, to {plain:g} if to probabilities "
+        "(a bias on softmax logits needs far more than one on sigmoid scores)"
+    )
+
+
+def _turned(run: RunRecord, factor: float, verb: str, otherwise: str) -> str:
+    method = run.balance.get("method")
+    knob = KNOBS.get(str(method))
+    if knob is None:
+        if method == "none" and factor > 1:
+            return "enable a balancing method"
+        return f"{otherwise} and check that it acts on every layer" if factor > 1 else otherwise
+    value = run.balance.get(knob)
+    if value == 0 and factor > 1:
+        return f"set {knob} above zero"
+    if not _is_positive(value):
+        return f"{verb} {knob}"
+    return f"{verb} {knob} from {value:g} to {factor * value:g}"
+
+
+def _is_positive(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _one_digit(value: float) -> float:
+    """A rate is a rough number: one significant digit."""
+    return float(f"{value:.0e}")

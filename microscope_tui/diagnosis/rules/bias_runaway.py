@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.context import NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.signals import BALANCE, StepView
 from microscope_tui.runlog import RunRecord
 

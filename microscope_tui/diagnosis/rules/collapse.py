@@ -1,9 +1,10 @@
 """COLLAPSE: c of the counts summed over a window falls below its limits."""
 
+import math
+
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.context import (
     CRITICAL_FIRST,
     ENDS_INSIDE,
@@ -22,7 +23,14 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Severity,
 )
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, listed, number, size_of
+from microscope_tui.diagnosis.rules.base import (
+    Rule,
+    experts_of,
+    listed,
+    number,
+    size_of,
+    stronger_balance,
+)
 from microscope_tui.diagnosis.rules.shock import ShockLimits
 from microscope_tui.diagnosis.signals import (
     BALANCE,
@@ -30,8 +38,8 @@ from microscope_tui.diagnosis.signals import (
     Signal,
     StepView,
     SummedCounts,
+    summing,
     value_at,
-    window_steps,
 )
 from microscope_tui.runlog import RunRecord
 
@@ -127,7 +135,7 @@ class Collapse(Rule[CollapseLimits, Memory]):
         self.persist(self.limits.window)
 
     def start(self) -> None:
-        first = FirstValues(self.limits.reference_steps, [], [])
+        first = FirstValues(self.limits.reference_steps)
         self.memory = Memory(first, uneven_at=[0] * len(self.routers))
 
     def restart(self, step: int) -> None:
@@ -179,17 +187,15 @@ class Collapse(Rule[CollapseLimits, Memory]):
         reference = self._reference(index)
         if self._is_clear(value, reference) or self._is_usual(value, reference):
             suspect.low_since = None
-        elif suspect.low_since is None and self._severity(value, reference) is not None:
+        elif suspect.low_since is None and self._grade(value, reference)[0] is not None:
             suspect.low_since = view.step
-        facts: dict[str, Fact] = {"effective": self._effective_now(view, index)}
-        confidence, enough = EXACT, True
-        counts = view.full_counts(index)
-        if counts is None:
-            confidence = PER_STEP
-            if view.signal("max_load") is None and router.top_k > 1:
-                facts["unseen"] = "hot expert"
-        else:
+        effective = value_at(view.record.router.effective_experts, index)
+        facts: dict[str, Fact] = {"effective": effective or 0.0}
+        enough, counts = True, view.full_counts(index)
+        if counts is not None:
             value, enough = self._sum(counts, suspect, router.top_k, facts)
+        elif view.signal("max_load") is None and router.top_k > 1:
+            facts["unseen"] = "hot expert"
         if reference is not None:
             facts["reference"] = reference
         if view.signal("entropy") is None:
@@ -202,15 +208,16 @@ class Collapse(Rule[CollapseLimits, Memory]):
             suspect.low_since = None  # low step by step and even in the sum: a swing
         # A sum still contains the past: alone it is not evidence about this step.
         judged = enough and not suspect.calm and self.suffices(view, index, limits.evidence)
+        severity, limit = self._grade(value, reference)
         return Reading(
-            severity=self._severity(value, reference) if judged else None,
+            severity=severity if judged else None,
             clear=clear,
             value=value,
-            limit=self._limit(value, reference),
-            certain=self._is_urgent(suspect, value, reference),
+            limit=limit,
+            certain=self._is_urgent(suspect, value, severity),
             settled=index in self.memory.settled,
             facts=facts,
-            confidence=confidence,
+            confidence=PER_STEP if counts is None else EXACT,
             since=suspect.low_since,
         )
 
@@ -227,19 +234,14 @@ class Collapse(Rule[CollapseLimits, Memory]):
         usual = first.usual(index, lines) if len(first.rows) >= lines else 0.0
         return usual if usual >= self.limits.critical else None
 
-    def _severity(self, value: float, reference: float | None) -> Severity | None:
+    def _grade(self, value: float, reference: float | None) -> tuple[Severity | None, float]:
+        """The severity of c, and the limit that it is compared with."""
         limits = self.limits
-        fell = reference is None or value < (1.0 - limits.relative_fall) * reference
+        fallen = math.inf if reference is None else (1.0 - limits.relative_fall) * reference
         if value < limits.critical:
-            return Severity.CRITICAL if fell else Severity.WARN
-        return Severity.WARN if value < limits.warn and fell else None
-
-    def _limit(self, value: float, reference: float | None) -> float:
-        limits = self.limits
-        if value < limits.critical:
-            return limits.critical
-        relative = limits.warn if reference is None else (1.0 - limits.relative_fall) * reference
-        return min(limits.warn, relative)
+            return Severity.CRITICAL if value < fallen else Severity.WARN, limits.critical
+        limit = min(limits.warn, fallen)
+        return Severity.WARN if value < limit else None, limit
 
     def _is_clear(self, value: float, reference: float | None) -> bool:
         limits = self.limits
@@ -250,26 +252,19 @@ class Collapse(Rule[CollapseLimits, Memory]):
 
     def _is_usual(self, value: float, reference: float | None) -> bool:
         """Whether c has been this low all along: nothing began here."""
-        if reference is None or self._severity(value, reference) is not None:
+        if reference is None or self._grade(value, reference)[0] is not None:
             return False
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference
-
-    def _effective_now(self, view: StepView, index: int) -> float:
-        return value_at(view.record.router.effective_experts, index) or 0.0
 
     def _sum(
         self, counts: list[int], suspect: Suspect, top_k: int, facts: dict[str, Fact]
     ) -> tuple[float, bool]:
         """c of the summed counts, and whether they are enough for a verdict."""
-        limits, expected = self.limits, sum(counts) / len(counts)
+        limits, least = self.limits, self.lines(self.limits.window)
         if suspect.summed is None:
-            steps = window_steps(
-                expected, limits.evidence, self.lines(limits.window), limits.max_window
-            )
-            suspect.summed = SummedCounts(steps, [], [])
-        summed = suspect.summed
-        summed.add(counts)
-        totals = summed.totals
+            suspect.summed = summing(counts, limits.evidence, least, limits.max_window)
+        suspect.summed.add(counts)
+        totals = suspect.summed.totals
         evidence = sum(totals) / len(totals)
         found = measures.balance(totals, top_k)
         facts["effective"], facts["judged"] = found.effective or 0.0, found.num_experts
@@ -285,8 +280,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         enough = self.window >= limits.window or evidence >= limits.evidence
         return found.collapse_index or 0.0, enough
 
-    def _is_urgent(self, suspect: Suspect, value: float, reference: float | None) -> bool:
-        low = value < self.limits.urgent and (self._severity(value, reference) is Severity.CRITICAL)
+    def _is_urgent(self, suspect: Suspect, value: float, severity: Severity | None) -> bool:
+        low = value < self.limits.urgent and severity is Severity.CRITICAL
         suspect.urgent.append(int(not suspect.calm and low))
         steps = self.lines(self.limits.urgent_steps)
         del suspect.urgent[:-steps]

@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import BACK, stronger_balance
 from microscope_tui.diagnosis.context import CRITICAL_FIRST, SILENT_CUT, WHEN, RuleLimits, is_moment
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, experts_of, number, size_of
+from microscope_tui.diagnosis.rules.base import (
+    BACK,
+    Rule,
+    experts_of,
+    number,
+    size_of,
+    stronger_balance,
+)
 from microscope_tui.diagnosis.signals import StepView, expected, window_steps
 from microscope_tui.runlog import RunRecord
 
@@ -233,13 +239,14 @@ class Dead(Rule[DeadLimits, Memory]):
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
-        why = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)}) received no tokens"
+        dead = f"{worst.value:.0f} of {size_of(worst)} experts ({experts_of(worst)})"
         keep = "do not remove the experts: other data may need them"
         if is_moment(run):
-            why += f" {WHEN}, where each could expect {number(worst, 'expected'):,.0f}"
+            expected = f"{number(worst, 'expected'):,.0f}"
+            why = f"{dead} received no tokens {WHEN}, where each could expect {expected}"
             return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
-        why += f" for at least {steps:,.0f} steps"
+        why = f"{dead} received no tokens for at least {steps:,.0f} steps"
         if run.profile != "pretrain":
             return why, f"compare with the model before this training; {keep}"
         balance = stronger_balance(run, worst)

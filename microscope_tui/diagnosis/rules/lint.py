@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import WRONG_SIGN, right_sign
 from microscope_tui.diagnosis.context import NEVER, Context, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Severity
-from microscope_tui.diagnosis.rules.base import Rule
+from microscope_tui.diagnosis.rules.base import RIGHT_SIGN, WRONG_SIGN, Rule
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
@@ -58,7 +57,7 @@ _TEXTS = {
     WRONG_SIGN: (
         "the bias of busy experts rises and that of idle ones falls, step after step: the update "
         "has the wrong sign",
-        right_sign(),
+        RIGHT_SIGN,
     ),
     "few tokens": (
         "an expert can expect less than one token a step: single steps show nothing",

@@ -2,10 +2,9 @@
 
 import msgspec
 
-from microscope_tui.diagnosis.balancing import calm_down
 from microscope_tui.diagnosis.context import CRITICAL_FIRST, ENDS_INSIDE, NEVER_ENDS, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity, graded
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.signals import Signal, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 

@@ -13,10 +13,9 @@ from statistics import median
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.balancing import KNOBS, weaker_balance
 from microscope_tui.diagnosis.context import NEVER, SILENT_CUT, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number
+from microscope_tui.diagnosis.rules.base import KNOBS, Rule, number, weaker_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import StepView, Trail
 from microscope_tui.runlog import RunRecord

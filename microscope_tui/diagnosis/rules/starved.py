@@ -3,11 +3,10 @@
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.balancing import stronger_balance
 from microscope_tui.diagnosis.context import ENDS_INSIDE, NEVER, SILENT_CUT, RuleLimits, is_moment
 from microscope_tui.diagnosis.episodes import EXACT, PER_STEP, Episode, Reading, Readings, Severity
-from microscope_tui.diagnosis.rules.base import Rule, number, size_of
-from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, window_steps
+from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
+from microscope_tui.diagnosis.signals import StepView, SummedCounts, median, summing
 from microscope_tui.runlog import RunRecord
 
 
@@ -116,11 +115,9 @@ class Starved(Rule[StarvedLimits, Memory]):
             return None
         counts = view.full_counts(index)
         if counts is not None:
+            if suspect.summed is None:
+                suspect.summed = summing(counts, limits.evidence, limits.window, 200)
             summed = suspect.summed
-            if summed is None:
-                expected = sum(counts) / len(counts)
-                steps = window_steps(expected, limits.evidence, limits.window, 200)
-                summed = suspect.summed = SummedCounts(steps, [], [])
             summed.add(counts)
             if len(summed) < min(summed.window, self.least):
                 return None
