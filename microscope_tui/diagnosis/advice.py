@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis.context import WHEN, is_moment
 from microscope_tui.diagnosis.episodes import EXACT, WHOLE_RUN, Episode, Finding, Severity
-from microscope_tui.diagnosis.rules import RULES, AnyRule
+from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import (
     BACK,
     RIGHT_SIGN,
@@ -171,7 +171,12 @@ def _remedy(
             f"fix the uneven load first (see {around.uneven}): more capacity would only feed the "
             "experts that take everything"
         )
-    elif around.swings and _would_feed_a_swing(rule) and run.balance.get("method") != "none":
+    elif (  # damage still has to be undone
+        around.swings
+        and rule.wants_balance
+        and not rule.rolls_back_in
+        and run.balance.get("method") != "none"
+    ):
         remedy = "stop the swing first (see OSCILLATION): stronger balancing would amplify it"
     else:
         _, remedy = rule.words(finding.worst, run)
@@ -187,11 +192,6 @@ def _remedy(
     if not finding.active and finding.severity > Severity.INFO:
         remedy = f"Nothing now; if it returns: {remedy}"
     return remedy
-
-
-def _would_feed_a_swing(rule: type[AnyRule]) -> bool:
-    """While the load swings, stronger balancing does not help; damage still has to be undone."""
-    return rule.wants_balance and not rule.rolls_back_in
 
 
 def _first(text: str) -> str:

@@ -70,7 +70,8 @@ class Ledger:
         key = (rule, index)
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)
-        before = self._latest(key) if track is not None else None
+        same = [e for e in self.episodes if (e.rule, e.router_index) == key]
+        before = same[-1] if same and track is not None else None
         if before is not None and onset <= (before.recovered_at or 0) + COOLDOWN_STEPS:
             before.recovered_at, before.led_to, self._running[key] = None, "", before
             before.last = step
@@ -174,10 +175,6 @@ class Ledger:
 
     def _words(self, reading: Reading) -> str:
         return self.context.confidence if reading.confidence == EXACT else reading.confidence
-
-    def _latest(self, key: tuple[str, int]) -> Episode | None:
-        found = [e for e in self.episodes if (e.rule, e.router_index) == key]
-        return found[-1] if found else None
 
     def _onset(
         self, rule: str, index: int, step: int, reading: Reading, track: Track | None

@@ -1,13 +1,14 @@
 """BIAS_RUNAWAY: the selection bias grows without bound and the load does not follow."""
 
 from collections.abc import Sequence
+from statistics import correlation, linear_regression
 
 import msgspec
 
 from microscope_tui.diagnosis.context import NEVER, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
-from microscope_tui.diagnosis.signals import BALANCE, StepView
+from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
 from microscope_tui.runlog import RunRecord
 
 
@@ -76,10 +77,8 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
         memory.due -= 1
         if memory.due > 0:
             return None
-        spreads = []
-        for index in range(len(self.routers)):
-            biases = view.biases(index)
-            spreads.append(max(biases) - min(biases) if biases else float("nan"))
+        rows = [view.biases(index) for index in range(len(self.routers))]
+        spreads = [max(biases) - min(biases) if biases else NAN for biases in rows]
         if all(spread != spread for spread in spreads):
             memory.due = 1 if memory.due > -limits.every else limits.every
             return None
@@ -103,7 +102,8 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
             if any(spread != spread for spread in spreads):
                 found[index] = None
                 continue
-            slope, straight = _line(memory.steps, spreads)
+            slope = linear_regression(memory.steps, spreads).slope
+            straight = correlation(memory.steps, spreads) ** 2  # R² of the line
             fast = not isinstance(rate, int | float) or slope >= limits.rate * 2 * rate
             third = max(1, limits.points // 3)
             before = sum(row[index] for row in memory.indices[:third]) / third
@@ -140,15 +140,3 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
             f"step in a straight line, while c stayed at {number(worst, 'c'):.2f}",
             remedy,
         )
-
-
-def _line(steps: list[int], values: list[float]) -> tuple[float, float]:
-    """Slope of the least-squares line, and its R²."""
-    n = len(steps)
-    x_mean, y_mean = sum(steps) / n, sum(values) / n
-    xx = sum((x - x_mean) ** 2 for x in steps)
-    xy = sum((x - x_mean) * (y - y_mean) for x, y in zip(steps, values, strict=True))
-    yy = sum((y - y_mean) ** 2 for y in values)
-    if xx <= 0 or yy <= 0:
-        return 0.0, 0.0
-    return xy / xx, xy * xy / (xx * yy)

@@ -1,6 +1,7 @@
 """DEAD: the same experts receive no tokens for 100 steps in which they should have."""
 
 from collections.abc import Sequence
+from operator import add
 
 import msgspec
 
@@ -139,9 +140,7 @@ class Dead(Rule[DeadLimits, Memory]):
             if counts is None or not self.suffices(view, index, self.limits.evidence):
                 found[index] = None
                 continue
-            dead = {e: view.step for e, count in enumerate(counts) if count == 0}
-            for expert in self._excused(index, dead):
-                del dead[expert]
+            dead = self._new(index, {e: view.step for e, n in enumerate(counts) if n == 0})
             if dead:
                 found[index] = Reading(
                     severity=Severity.WARN,
@@ -164,7 +163,7 @@ class Dead(Rule[DeadLimits, Memory]):
             counts = view.full_counts(index) if value > 0 else None
             totals = memory.totals.get(index)
             if counts is not None:  # the summary says how many are dead, not that they are the same
-                totals = counts if totals is None else _summed(totals, counts)
+                totals = counts if totals is None else list(map(add, totals, counts))
                 memory.rows[index], memory.totals[index] = rows + 1, totals
             if value == 0 or (totals is not None and 0 not in totals):
                 memory.alive.add(index)
@@ -192,9 +191,8 @@ class Dead(Rule[DeadLimits, Memory]):
     ) -> None:
         memory, limits = self.memory, self.limits
         before, seen = memory.dead.get(index, {}), memory.windows.get(index, {})
-        dead = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
-        for expert in self._excused(index, dead):
-            del dead[expert]
+        silent = {e: before.get(e, memory.first) for e, total in enumerate(totals) if total == 0}
+        dead = self._new(index, silent)
         windows = {e: seen.get(e, 0) + 1 for e in dead}
         memory.dead[index], memory.windows[index] = dead, windows
         lasting = {e: since for e, since in dead.items() if e in before}
@@ -223,19 +221,19 @@ class Dead(Rule[DeadLimits, Memory]):
             since=min(old.values()),
         )
 
-    def _excused(self, index: int, dead: dict[int, int]) -> list[int]:
-        """Experts that were dead before the training on this data."""
+    def _new(self, index: int, dead: dict[int, int]) -> dict[int, int]:
+        """Without the experts that were dead before the training on this data."""
         if not self.context.relative:
-            return []
+            return dead
         baseline = self.context.baseline
         known = baseline.dead[index] if baseline is not None else None
         if known is None:
             if self.context.moment:
-                return []  # there is nothing before it
+                return dead  # there is nothing before it
             if not self.memory.started:
                 self.memory.started_dead[index] = sorted(dead)
             known = frozenset(self.memory.started_dead.get(index, ()))
-        return [expert for expert in dead if expert in known]
+        return {expert: since for expert, since in dead.items() if expert not in known}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -251,7 +249,3 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"compare with the model before this training; {keep}"
         balance = stronger_balance(run, worst)
         return why, f"{balance}, then either re-initialise their router rows or {BACK}"
-
-
-def _summed(before: list[int], counts: list[int]) -> list[int]:
-    return [total + count for total, count in zip(before, counts, strict=True)]

@@ -92,9 +92,8 @@ class Eroding(Rule[ErodingLimits, Memory]):
         if signal is None:
             return None
         if not memory.filled:
-            memory.sums, memory.started = list(signal.values), view.step
-        else:
-            memory.sums = [a + b for a, b in zip(memory.sums, signal.values, strict=True)]
+            memory.sums, memory.started = [0.0] * len(signal.values), view.step
+        memory.sums = [a + b for a, b in zip(memory.sums, signal.values, strict=True)]
         memory.filled += 1
         if memory.filled < self.limits.block:
             return None
@@ -134,8 +133,7 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return measures.collapse_index(effective, router.num_experts, router.top_k) or 1.0
 
     def _judge(self, series: list[float], level: float) -> Reading:
-        limits = self.limits
-        floor = self.collapse.warn
+        limits, floor = self.limits, self.collapse.warn
         for length in (limits.short, limits.long):
             steps, values = self._points(series, length)
             if len(values) < max(8, 0.8 * length) or series[-1] <= floor:
@@ -143,15 +141,10 @@ class Eroding(Rule[ErodingLimits, Memory]):
             slope, z = _trend(steps, values)
             slope = max(slope, _recent_slope(steps, values))
             now, fallen = values[-1], values[0] - values[-1]
-            noise = limits.noise * _scatter(values)
+            enough = fallen > max(limits.fall * values[0], limits.noise * _scatter(values))
             steady = _largest_drop(values) < limits.steady * fallen
-            if (
-                z < -limits.z
-                and now < level
-                and now + slope * limits.ahead < floor
-                and fallen > max(limits.fall * values[0], noise)
-                and steady
-            ):
+            collapses = now < level and now + slope * limits.ahead < floor
+            if z < -limits.z and enough and steady and collapses:
                 return Reading(
                     severity=Severity.WARN,
                     value=now,

@@ -157,9 +157,9 @@ class Meter(Rule[MeterLimits, Memory]):
 
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
         # The checks of the first steps find wrong counts.
-        summaries = [e for e in episodes if e.facts.get("cause") in _OF_SUMMARIES]
-        for episode in summaries:
-            self.memory.not_finite[episode.router_index] = self.limits.window
+        for episode in episodes:
+            if episode.facts.get("cause") in _OF_SUMMARIES:
+                self.memory.not_finite[episode.router_index] = self.limits.window
 
     def read(self, view: StepView) -> Readings | None:
         memory, limits = self.memory, self.limits
@@ -183,8 +183,8 @@ class Meter(Rule[MeterLimits, Memory]):
                 self._look(view, index, due or index in impossible, found)
                 if index in impossible and found.get(index) is None:
                     found[index] = impossible[index]
-        _count_down(memory.miscounted)
-        _count_down(memory.not_finite)
+        memory.miscounted = {i: left - 1 for i, left in memory.miscounted.items() if left > 1}
+        memory.not_finite = {i: left - 1 for i, left in memory.not_finite.items() if left > 1}
         return found
 
     def _impossible(self, view: StepView) -> dict[int, Reading]:
@@ -299,10 +299,3 @@ def _luck(counts: list[int]) -> float:
         return 1.0
     one: float = min(1.0, 2.0 / math.sqrt(2.0 * math.pi * expected))
     return one ** (len(counts) - 1)
-
-
-def _count_down(left: dict[int, int]) -> None:
-    for index in list(left):
-        left[index] -= 1
-        if left[index] <= 0:
-            del left[index]

@@ -139,12 +139,11 @@ class Oscillation(Rule[OscillationLimits, Memory]):
                 del memory.rows[index]
             else:
                 memory.rows[index].append(counts)
-        if memory.rows and len(next(iter(memory.rows.values()))) < limits.window:
-            return None
         if not memory.rows:
             self._rest()
             return None
-        return self._judge()
+        full = len(next(iter(memory.rows.values()))) >= limits.window
+        return self._judge() if full else None
 
     def keep_looking(self, episodes: Sequence[Episode]) -> None:
         self.memory.watched = {e.router_index: self.leave for e in episodes}
@@ -214,10 +213,9 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
     def _began(self, index: int) -> int:
         """The step at which the load became as uneven as now, if there is one."""
-        past = self.memory.past
-        column = [row[index] for row in past.rows]
-        at = _change(column)
-        return min(self.memory.first, past.steps[at]) if at is not None else self.memory.first
+        past, first = self.memory.past, self.memory.first
+        at = _change([row[index] for row in past.rows])
+        return first if at is None else min(first, past.steps[at])
 
     def _swing(self, index: int, rows: list[list[int]]) -> tuple[int, float]:
         """Period of the common swing, 0 where there is none, and the share of experts in it."""
@@ -294,8 +292,9 @@ def to_and_fro(masks: Sequence[int], steps: int, limit: float) -> int:
     agreement = [0.0] + [_agreement(masks, steps, lag) for lag in range(1, steps // 2 + 1)]
     swings = {
         period: agreement[period]
-        for period in range(2, len(agreement))
-        if agreement[period] >= limit and _opposite(agreement, period) <= -limit
+        for period in range(2, len(agreement))  # after half of it, of two nearest lags the lower
+        if agreement[period] >= limit
+        and min(agreement[period // 2], agreement[(period + 1) // 2]) <= -limit
     }
     return _shortest(swings)
 
@@ -332,11 +331,6 @@ def _shortest(swings: dict[int, float]) -> int:
     """The shortest of the clear ones: twice the period agrees as well."""
     clear = max(swings.values(), default=0.0) - 0.05
     return min((period for period, value in swings.items() if value >= clear), default=0)
-
-
-def _opposite(agreement: Sequence[float], period: int) -> float:
-    """Agreement after half a period; of two nearest lags the lower one."""
-    return min(agreement[period // 2], agreement[(period + 1) // 2])
 
 
 def _agreement(masks: Sequence[int], steps: int, lag: int) -> float:

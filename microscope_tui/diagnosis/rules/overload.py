@@ -105,11 +105,16 @@ class Overload(Rule[OverloadLimits, Memory]):
     def _judge_ranks(self, found: dict[int, Reading | None]) -> None:
         memory = self.memory
         for index, ratio in memory.ratios.items():
-            if ratio > 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
-                since = memory.since.setdefault(index, memory.looks[0])
-                found[index] = self._rank_reading(ratio, since)
-            else:
+            if ratio <= 1.0 + (self.limits.rank_ratio - 1.0) / 1.3:
                 memory.since.pop(index, None)
+                continue
+            found[index] = Reading(
+                severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
+                value=ratio,
+                limit=self.limits.rank_ratio,
+                facts={"cause": "rank", "ranks": self.context.run.expert_parallel_size},
+                since=memory.since.setdefault(index, memory.looks[0]),
+            )
         for index in memory.since:
             found.setdefault(index, None)  # no sum since the restart yet
 
@@ -135,7 +140,9 @@ class Overload(Rule[OverloadLimits, Memory]):
             if noise is None:  # the reference is as noisy, if it is of this run
                 noise = 0.0 if known is None else math.inf
             limit = max(self.limits.ratio * reference, self.limits.least, noise)
-            if load - 1.0 > limit / 1.3 and not _is_over(found.get(index)):
+            of_rank = found.get(index)
+            over = of_rank is not None and of_rank.severity is not None
+            if load - 1.0 > limit / 1.3 and not over:
                 found[index] = Reading(
                     severity=self.severity if load - 1.0 > limit else None,
                     value=load,
@@ -175,15 +182,6 @@ class Overload(Rule[OverloadLimits, Memory]):
             if len(summed) == summed.window and total:
                 memory.ratios[index] = max(summed.totals) * size / total
 
-    def _rank_reading(self, ratio: float, since: int) -> Reading:
-        return Reading(
-            severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
-            value=ratio,
-            limit=self.limits.rank_ratio,
-            facts={"cause": "rank", "ranks": self.context.run.expert_parallel_size},
-            since=since,
-        )
-
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.facts.get("cause") == "rank":
@@ -205,7 +203,3 @@ class Overload(Rule[OverloadLimits, Memory]):
 def _is_bounded(run: RunRecord) -> bool:
     """Whether a busy expert makes others wait, or drops tokens."""
     return bool(run.capacity_factor) or run.expert_parallel_size > 1
-
-
-def _is_over(reading: Reading | None) -> bool:
-    return reading is not None and reading.severity is not None
