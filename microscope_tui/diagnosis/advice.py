@@ -26,9 +26,8 @@ from microscope_tui.runlog import RunRecord
 _CHANGED = 0.5
 """The current value differs from the worst by more than this share of (worst − limit)."""
 _GAP = 50
-"""Largest gap in steps between the last evidence of one episode and the onset of the next that it
-led to. An onset that is dated back may also precede the first sign of a divergence by this much.
-"""
+"""Largest gap between the last evidence of one episode and the onset of the next that it led to; a
+dated onset may also precede the first sign of a divergence by this much."""
 _REACH = 500
 """A sign of a divergence that lasts longer than this does not explain later onsets."""
 

@@ -26,10 +26,8 @@ COOLDOWN_STEPS = 100
 ENTER_SHARE = 0.9
 """An alarm needs this share of the last evaluations over its limit."""
 LEAST_LINES = 5
-"""Persistence counts steps: a log with a line for every tenth step needs a tenth of the lines, but
-never fewer than these. A shock of 24 steps covers five lines only if they are less than seven
-steps apart, and then more are required.
-"""
+"""Least lines for persistence, which counts steps: a log with a line for every tenth step needs a
+tenth of the lines. A shock of 24 steps covers five only if they are less than seven steps apart."""
 
 NEVER = "it could never fire"
 NEVER_ENDS = "its episodes would never end"
@@ -73,10 +71,7 @@ DEFAULTS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class RouterBaseline:
-    """Earlier state of the routers: from the run's own first steps, or from a baseline run.
-
-    One entry per router; ``None`` if unknown.
-    """
+    """Earlier state of each router (``None``: unknown): of its own start, or of another run."""
 
     starved_share: tuple[float | None, ...]
     dead: tuple[frozenset[int] | None, ...]
@@ -95,9 +90,7 @@ class Context:
 
     @property
     def warm_up(self) -> int:
-        """Steps in which routers of healthy runs are still uneven: 100, or 2 % of a long run; none
-        in an evaluation.
-        """
+        """Steps in which healthy routers are uneven; none in an evaluation."""
         if self.profile == "eval":
             return 0
         planned = self.run.planned_steps or 0

@@ -344,10 +344,7 @@ def not_judged_yet(until: int) -> str:
 
 
 def pending(diagnosis: Diagnosis) -> list[Pending]:
-    """Evidence that is building up: one entry a router, causes before effects, oldest first.
-
-    Routers that have an alert already are left out.
-    """
+    """Evidence that builds up in routers without an alert: causes before effects, oldest first."""
     alerted = {
         e.router_index for e in diagnosis.episodes if e.active and e.severity >= Severity.WARN
     }

@@ -51,9 +51,7 @@ class Reading:
     value: float = 0.0
     limit: float = 0.0
     held: bool = False
-    """Evidence too young for an alarm: it mutes other rules, but neither opens nor extends an
-    episode.
-    """
+    """Too young for an alarm: it mutes other rules, but neither opens nor extends an episode."""
     certain: bool = False
     """Strong evidence: needs no persistence and ignores the warm-up."""
     settled: bool = False

@@ -1,7 +1,4 @@
-"""The ledger: all episodes of a run, which are open, and how they change.
-
-An episode is dated back to its first evidence (``Ledger._onset``).
-"""
+"""The ledger: all episodes of a run, which are open, how they change, and how they are dated."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -63,10 +60,7 @@ class Ledger:
         severity: Severity | None = None,
         track: Track | None = None,
     ) -> Episode:
-        """Begin an episode, or reopen one that had just ended.
-
-        Without a ``track`` it is reported at once and never updated.
-        """
+        """Begin an episode, or reopen one that just ended; without a ``track`` it is not updated."""
         key = (rule, index)
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)

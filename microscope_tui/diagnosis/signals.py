@@ -103,9 +103,8 @@ class StepView:
 
     @cached_property
     def collapse_index(self) -> Signal | None:
-        """c of every router in this step alone; NaN where E ≤ k.
-
-        Without an expert that every token chooses, where the maximal load shows that there is one.
+        """c of every router in this step alone, NaN where E ≤ k; without an expert that all tokens
+        choose, where the maximal load shows that there is one.
         """
         effective, loads = self.signal("effective_experts"), self.signal("max_load")
         if effective is None:
@@ -182,10 +181,7 @@ class StepView:
 
 
 def expected(view: StepView, index: int, run: RunRecord) -> float | None:
-    """Assignments per expert (λ) of a router in this step; ``None`` if unknown.
-
-    Counts that are scaled shares do not show it.
-    """
+    """Assignments per expert (λ) of a router in this step; ``None`` if unknown, as for shares."""
     router = run.routers[index]
     counts = view.full_counts(index) if run.counts != "shares" else None
     if counts is not None:
@@ -276,10 +272,7 @@ class Trail(msgspec.Struct):
 
 
 class FirstValues(msgspec.Struct):
-    """Values of all routers in the first ``size`` lines of a run: its initial state.
-
-    A resume keeps them, or damage would become the new reference.
-    """
+    """Values of all routers in the first ``size`` lines: the initial state, kept in a resume."""
 
     size: int
     steps: list[int] = []

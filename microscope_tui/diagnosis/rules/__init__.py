@@ -1,7 +1,4 @@
-"""All rules: the classes of the files here, in the order in which they evaluate a step.
-
-The files are loaded when a rule is first asked for.
-"""
+"""All rules, in the order in which they evaluate a step; loaded when one is first asked for."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property

@@ -24,9 +24,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 KNOBS = {"bias": "bias_update_rate", "aux": "aux_weight"}
 """Balancing methods with a strength in the header."""
 SCALES = ("margin", "max_logit")
-"""Names of the signals that give the scale of the scores: facts of the episodes of rules that
-advise stronger balancing.
-"""
+"""Signals that give the scale of the scores: facts for the advice of stronger balancing."""
 WRONG_SIGN = "wrong bias sign"
 """Cause: a bias update that favours the busy experts."""
 RIGHT_SIGN = (
@@ -36,9 +34,8 @@ RIGHT_SIGN = (
 BACK = "go back to an earlier checkpoint"
 """The generic advice of a rule; ``go_back`` names the step for one finding."""
 _BRIDGED_IN = 100
-"""An update rate matches the scale of the scores if this many updates bridge their margin: two
-experts, one rising and one falling, then swap places in half as many.
-"""
+"""As many updates bridge the margin of the scores: one expert falls while another rises, so they
+swap places in half as many."""
 _OF_LOGITS = 0.05
 """In a run on softmax logits 0.001 left four of six layers collapsed; 0.05 kept all at c > 0.7."""
 
@@ -328,9 +325,7 @@ def calm_down(run: RunRecord) -> str:
 
 
 def go_back(onset: int, checkpoints: Sequence[int]) -> str:
-    """Advice to go back to before the onset; the log records saved checkpoints, not what is still
-    on disk.
-    """
+    """Advice to go back to before the onset; the log does not say what is still on disk."""
     saved = max((step for step in checkpoints if step < onset), default=None)
     if onset <= 1:
         return "start again"

@@ -30,8 +30,7 @@ class DeadLimits(RuleLimits, frozen=True):
 
     evidence: float = 56.0
     """λ of one window. Tokens of one sequence are correlated (overdispersion about 4): the chance
-    of zero tokens by chance is exp(−56 ÷ 4) < 1e-6.
-    """
+    of zero tokens by chance is exp(−56 ÷ 4) < 1e-6."""
     min_window: int = 8
     max_window: int = 200
     windows: int = 3

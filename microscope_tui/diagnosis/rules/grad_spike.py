@@ -22,9 +22,7 @@ class GradientLimits(RuleLimits, frozen=True):
     once: float = 50.0
     """Ratio at which a single step is enough."""
     not_finite: int = 3
-    """NaN or infinite norms within ``persistence`` steps: fp16 loss scaling skips single steps, and
-    several at the start.
-    """
+    """NaN or infinite norms in ``persistence`` steps: fp16 loss scaling skips single ones."""
     leave: float = 3.0
     followed: int = 50
     """LOGITS or COLLAPSE within this many steps afterwards makes it critical."""

@@ -98,9 +98,7 @@ class LintLimits(RuleLimits, frozen=True):
     sign_changes: int = 100
     """… for this many changes; a critically collapsed router needs a third of them …"""
     sign_agreement: float = 0.9
-    """… and this much of the load agrees with the change: 1 if every busy expert gains bias, −1 if
-    every one loses it, as it should.
-    """
+    """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
 
     relations = (
         ("floor <= 1", "every auxiliary loss would be at its floor: it is a share of it"),
@@ -187,7 +185,10 @@ class Lint(Rule[LintLimits, Memory]):
 
     def standing(self, view: StepView) -> Mapping[str, Severity] | None:
         memory = self.memory
-        pooled = memory.pooled_at is None and bool(view.record.losses) and self._pools_now(view)
+        pooled = False
+        if memory.pooled_at is None and view.record.losses:
+            memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
+            pooled = memory.pooled_for >= self.limits.persistence
         turned = self.sign.observe(view, memory.sign)
         if memory.looked and not pooled and not turned:
             return None
@@ -238,12 +239,6 @@ class Lint(Rule[LintLimits, Memory]):
         balance = self.context.run.balance
         return balance.get("method") == "aux" and balance.get(_OF_TRANSFORMERS) is not None
 
-    def _pools_now(self, view: StepView) -> bool:
-        """Whether it has looked pooled for long enough."""
-        memory = self.memory
-        memory.pooled_for = memory.pooled_for + 1 if self._looks_pooled(view) else 0
-        return memory.pooled_for >= self.limits.persistence
-
     def _looks_pooled(self, view: StepView) -> bool:
         """Near its floor k, pooled over layers, while a layer by itself is far from even."""
         losses, effective = view.record.losses, view.signal("effective_experts")
@@ -283,15 +278,11 @@ class BiasSign:
         index = view.collapse_index
         if not self.moves or index is None or memory.blind >= _BLIND:
             return False
-        suspects = [
-            router
-            for router, value in enumerate(index.values)
-            if value < self._limits.sign_uneven and router not in memory.outcomes
-        ]
-        if (not memory.trials and not suspects) or not view.has_counts:
+        known, uneven = memory.outcomes.keys() | memory.trials.keys(), self._limits.sign_uneven
+        new = [r for r, value in enumerate(index.values) if value < uneven and r not in known]
+        if not (memory.trials or new) or not view.has_counts:
             return False
-        suspects.sort(key=index.values.__getitem__)
-        new = [router for router in suspects if router not in memory.trials]
+        new.sort(key=index.values.__getitem__)
         seen = False
         for router in [*memory.trials, *new[: _MOST - len(memory.trials)]]:
             seen = self._look(view, router, index.values[router], memory) or seen
@@ -311,7 +302,10 @@ class BiasSign:
         change = _centred([b - a for a, b in zip(trial.bias, bias, strict=True)])
         moved = sum(map(abs, change))
         if moved > 1e-9 * (1.0 + max(map(abs, bias))):
-            _count(trial, change, load)
+            for end, loads in enumerate((trial.load, load)):
+                signs = zip(loads, change, strict=True)
+                trial.agreed[end] += sum(abs(n) if n * m > 0 else -abs(n) for n, m in signs)
+                trial.total[end] += sum(map(abs, loads))
             trial.path += moved
             variance = sum(n * n for n in load) / max(1, sum(counts)) ** 2
             trial.changes += 1
@@ -346,9 +340,8 @@ class BiasSign:
         return 0 if changes >= most else None
 
     def _judge(self, step: int, memory: SignMemory) -> bool:
-        outcomes = list(memory.outcomes.values())
+        outcomes, before = list(memory.outcomes.values()), memory.wrong_at
         wrong, right = outcomes.count(1), outcomes.count(-1)
-        before = memory.wrong_at
         if before is None and wrong and wrong >= 2 * right:
             memory.wrong_at = step
         elif before is not None and right > wrong:
@@ -360,13 +353,6 @@ def again(memory: SignMemory, step: int) -> SignMemory:
     """The state of a run that resumes at ``step``: new trials decide whether the sign is right."""
     at = memory.wrong_at
     return SignMemory(wrong_at=at if at is not None and at < step else None)
-
-
-def _count(trial: Trial, change: Sequence[float], load: list[float]) -> None:
-    for end, loads in enumerate((trial.load, load)):
-        pairs = zip(loads, change, strict=True)
-        trial.agreed[end] += sum(abs(n) if n * moved > 0 else -abs(n) for n, moved in pairs)
-        trial.total[end] += sum(map(abs, loads))
 
 
 def _centred(values: Sequence[float]) -> list[float]:

@@ -44,8 +44,7 @@ class OscillationLimits(RuleLimits, frozen=True):
     """Correlation of the swing with itself one period later, and anticorrelation after half."""
     usual_step: float = 0.95
     """Three or more groups that take turns never disagree as much (−1/3 at most). They count where
-    the median step has less than this share of the effective experts of the sum …
-    """
+    the median step has less than this share of the effective experts of the sum …"""
     overdispersion: float = 4.0
     """… minus counting noise of this variance: tokens of one sequence are correlated."""
     recurrence: float = 0.5
@@ -72,8 +71,7 @@ class Memory(msgspec.Struct):
     last: int = 0
     wait: int = 0
     uneven: set[int] = set()
-    """Routers that were uneven in one of the last steps: at its turning point a swing looks even.
-    """
+    """Routers that were uneven lately: at its turning point a swing looks even."""
     pause: int = 0
     """Length of the next wait."""
     swinging: dict[int, int] = {}

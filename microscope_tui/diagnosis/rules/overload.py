@@ -151,10 +151,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 )
 
     def _noise(self, view: StepView, index: int) -> float | None:
-        """99th percentile of MaxVio of an even router: few tokens are uneven by chance.
-
-        ``None`` where the log does not say how many assignments there are.
-        """
+        """99th percentile of MaxVio of a router that is even but for chance; ``None``: unknown."""
         router, tokens = self.routers[index], view.tokens
         if tokens is None or not router.num_experts or not router.top_k:
             return None

@@ -24,8 +24,7 @@ class UniformLimits(RuleLimits, frozen=True):
     """… and above which it learns, however soft its choices are. Healthy: 1e-2."""
     lift: float = 1.2
     """Mass on the chosen k relative to k ÷ E, above which the router prefers experts: 1.1 at the
-    start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E.
-    """
+    start of a balanced sigmoid router with 8 experts, 1.3 after 600 steps, at 98.6 % of ln E."""
     persistence: int = 100
 
     relations = (
