@@ -60,7 +60,7 @@ class Ledger:
         severity: Severity | None = None,
         track: Track | None = None,
     ) -> Episode:
-        """Begin an episode, or reopen one that just ended; without a ``track`` it is not updated."""
+        """Begin an episode, or reopen one that just ended; without a ``track`` none updates it."""
         key = (rule, index)
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)

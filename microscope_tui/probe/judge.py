@@ -27,7 +27,8 @@ from microscope_tui.diagnosis import (
     not_judged_yet,
     overall,
     pending,
-    saved,
+    restore,
+    save,
     unknown,
     warm_up_left,
 )
@@ -133,7 +134,7 @@ class RunJudge:
 
     def save(self) -> bytes:
         """The state after the last step, for a checkpoint; alerts are not kept in it."""
-        diagnosis = saved.save(self._diagnosis)
+        diagnosis = save(self._diagnosis)
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 
     def findings(self) -> list[Finding]:
@@ -256,7 +257,7 @@ def _go_on(run: RunRecord, state: bytes) -> tuple[Diagnosis, int]:
             f"the state is of {len(kept.run.routers)} other routers than the {len(run.routers)} "
             "of this run"
         )
-    diagnosis = saved.restore(kept.diagnosis, kept.run)
+    diagnosis = restore(kept.diagnosis, kept.run)
     first = run.resumed_at_step
     if first is not None and first <= diagnosis.last_step:
         diagnosis.restart(first)  # the state is of a later step than the weights
