@@ -51,13 +51,11 @@ from .heat import Look as Look
 from .heat import Measure as Measure
 from .heat import Order as Order
 from .heat import Palette as Palette
-from .heat import Terms as Terms
+from .heat import cells_of as cells_of
 from .heat import has_legend as has_legend
 from .heat import heat_line as heat_line
 from .heat import legend as legend
 from .heat import order_of as order_of
-from .heat import terms_of as terms_of
-from .heat import why_nothing as why_nothing
 from .mismatch import beside_each_other as beside_each_other
 from .mismatch import mismatch_text as mismatch_text
 from .mismatch import percent as percent

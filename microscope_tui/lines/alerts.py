@@ -28,6 +28,7 @@ from microscope_tui.lines.spans import (
     labelled,
     line_width,
     pad,
+    role_of,
     shortened,
     spread,
     width_of,
@@ -77,19 +78,14 @@ class Entry:
     @property
     def text(self) -> str:
         """The text that a filter matches."""
-        finding = self.finding
-        word = WORD_OF_SEVERITY[finding.severity]
-        return " ".join([finding.rule, word, self.standing, *finding.layers])
+        word = WORD_OF_SEVERITY[self.finding.severity]
+        return " ".join([self.finding.rule, word, self.standing, *self.finding.layers])
 
     @property
     def role(self) -> str:
         """Active alerts have the colour of their severity."""
-        return ROLE_OF_SEVERITY[self.finding.severity] if self.is_active else "dim"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it is an alert at the shown step."""
-        return self.standing is Standing.ACTIVE
+        active = self.standing is Standing.ACTIVE
+        return ROLE_OF_SEVERITY[self.finding.severity] if active else "dim"
 
     @property
     def names(self) -> str:
@@ -125,23 +121,20 @@ def entries_of(
 ) -> list[Entry]:
     """The alerts that match ``pattern``: active, recovered, notes, later; each worst first.
 
-    Args:
-        known: what is known by the end of the log, for what begins behind the shown step.
+    ``known``: what is known by the end of the log, for what begins behind the shown step.
     """
-    standings = [(pair, _standing(pair[0])) for pair in view.findings]
-    standings += [(pair, Standing.LATER) for pair in known if pair[0].onset > view.step]
-    entries = []
-    for (finding, advice), standing in standings:
+    entries: list[Entry] = []
+    later = [pair for pair in known if pair[0].onset > view.step]
+    for finding, advice in [*view.findings, *later]:
+        standing = Standing.ACTIVE if finding.active else Standing.RECOVERED
+        if finding.severity is Severity.INFO:
+            standing = Standing.NOTE
+        if len(entries) >= len(view.findings):
+            standing = Standing.LATER
         key = key_of(view.name, finding)
         entries.append(Entry(finding, advice, standing, key, key in seen))
     entries.sort(key=lambda entry: list(Standing).index(entry.standing))
     return [entry for entry in entries if pattern.matches(entry.text)]
-
-
-def _standing(finding: Finding) -> Standing:
-    if finding.severity is Severity.INFO:
-        return Standing.NOTE
-    return Standing.ACTIVE if finding.active else Standing.RECOVERED
 
 
 def title_line(entries: Sequence[Entry], width: int, said: str) -> Line:
@@ -190,7 +183,7 @@ def list_width(entries: Sequence[Entry], columns: int) -> int:
 def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
     """One alert."""
     finding, role = entry.finding, entry.role
-    bright = "value" if entry.is_active or chosen else "dim"
+    bright = "value" if entry.standing is Standing.ACTIVE or chosen else "dim"
     severity = f"{finding.severity.letter} {finding.severity.label}"
     rule = shortened(finding.rule, table.width_of("rule") - 1)
     return table.line(
@@ -209,28 +202,19 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
 
 def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     """Severity over time, in the columns of the ribbon below it; a letter where it changes."""
-    line: Line = [Span(f" {'alert':<7}", "dim")]
-    before: Severity | None = None
-    for mark in severities(entry, view, cells):
+    later, line = entry.standing is Standing.LATER, [Span(f" {'alert':<7}", "dim")]
+    newest, before = view.newest_step if later else view.step, None
+    for mark in worst_of_columns(entry.finding.episodes, view.window, cells, newest):
         if mark is None:
             line.append(Span("·", "faint"))
         else:
-            text = mark.letter if mark is not before else "━"
-            line.append(Span(text, ROLE_OF_SEVERITY[mark]))
+            line.append(Span(mark.letter if mark is not before else "━", ROLE_OF_SEVERITY[mark]))
         before = mark
     since, severity, _ = entry.finding.worst.course()[-1]
-    said = f"  {severity.label} from {since:,}"
-    if entry.standing is Standing.LATER:
-        said = "  later than the shown step"
-    if line_width(line) + width_of(said) <= columns:
-        line.append(Span(said, "dim"))
+    said = "later than the shown step" if later else f"{severity.label} from {since:,}"
+    if line_width(line) + 2 + width_of(said) <= columns:
+        line.append(Span(f"  {said}", "dim"))
     return pad(line, columns)
-
-
-def severities(entry: Entry, view: RunView, count: int) -> list[Severity | None]:
-    """The worst severity in each of ``count`` equal parts of the window."""
-    newest = view.newest_step if entry.standing is Standing.LATER else view.step
-    return worst_of_columns(entry.finding.episodes, view.window, count, newest)
 
 
 def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
@@ -321,8 +305,7 @@ def evidence(view: RunView, layer: LayerView, columns: int, most: int) -> list[L
     width = max(20, columns - 12)
     for finding, advice in view.findings:
         if any(episode.router_index == layer.index for episode in finding.episodes):
-            role = ROLE_OF_SEVERITY[finding.severity] if finding.active else "dim"
-            severity = Span(f"  {finding.severity.label.upper():<6}", role)
+            severity = Span(f"  {finding.severity.label.upper():<6}", role_of(finding))
             lines.append([severity, Span(advice.verdict)])
             lines += labelled("why", wrap(advice.why, width), 8)
             lines += labelled("next", wrap(advice.next, width), 8)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import GUTTER, chart_name, noted, tick_text
 from microscope_tui.lines.glyphs import Glyphs, bin_loads, load_level
-from microscope_tui.lines.spans import Line, Span, merged, pad, wrap
+from microscope_tui.lines.spans import Line, Span, merged, pad, placed, wrap
 
 _WIDEST = 6
 _STARVING, _OVER, _HOT = -6, 4, 8  # quarter octaves: the height already shows small differences
@@ -183,18 +183,12 @@ def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: 
 def _numbers(bars: int, per_bar: int, cell: int, room: int, chosen: int | None) -> Line:
     """Expert numbers under the bars, always including the chosen one."""
     cells: list[Cell] = [_BLANK] * room
-
-    def put(bar: int, number: int, role: str) -> None:
-        text, at = str(number), bar * cell
-        at = max(0, min(at, room - len(text)))
-        around = cells[max(0, at - 1) : at + len(text) + 1]
-        if all(char == " " for char, _ in around):
-            cells[at : at + len(text)] = [(char, role) for char in text]
-
-    if chosen is not None and chosen // per_bar < bars:
-        put(chosen // per_bar, chosen, "cursor")
     digits = len(str(bars * per_bar)) + _NUMBER_GAP
     every = 1 << (max(1, -(-digits // cell)) - 1).bit_length()  # a power of two
-    for bar in range(0, bars, every):
-        put(bar, bar * per_bar, "dim")
+    numbers = [(bar, bar * per_bar, "dim") for bar in range(0, bars, every)]
+    if chosen is not None and chosen // per_bar < bars:
+        numbers.insert(0, (chosen // per_bar, chosen, "cursor"))
+    for bar, number, role in numbers:
+        text = str(number)
+        placed(cells, max(0, min(bar * cell, room - len(text))), text, role, margin=1)
     return merged(cells)

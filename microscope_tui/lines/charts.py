@@ -7,7 +7,7 @@ without room are named.
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from microscope_tui.diagnosis import CollapseLimits
 from microscope_tui.lines import words
@@ -203,7 +203,11 @@ def _stacked(
     if focus in names and focus not in shown:
         shown[-1] = focus
     shown.sort(key=order.index)
-    heights = _heights(rows - 1, len(shown))
+    height, rest = divmod(rows - 1, len(shown) + 1)  # the first one twice as high …
+    heights = [2 * height + rest, *[height] * (len(shown) - 1)]
+    if len(shown) == 1 or height < _GOOD_HEIGHT:  # … if all are high enough
+        height, rest = divmod(rows - 1, len(shown))
+        heights = [height + (at < rest) for at in range(len(shown))]
     heights[-1] += 1
     return [
         Placed(name, width, height, last=name == shown[-1])
@@ -211,100 +215,67 @@ def _stacked(
     ]
 
 
-def _heights(rows: int, charts: int) -> list[int]:
-    """The first one is twice as high if all are high enough."""
-    height, rest = divmod(rows, charts + 1)
-    if charts > 1 and height >= _GOOD_HEIGHT:
-        return [2 * height + rest, *[height] * (charts - 1)]
-    height, rest = divmod(rows, charts)
-    return [height + (at < rest) for at in range(charts)]
+def _balance(name: str, curves: Sequence[Curve], now: float | None, note: str) -> Chart:
+    """A chart of collapse indices, from 0 to 1 and with the limits of the rule."""
+    limits = CollapseLimits()
+    marks = (limits.warn, "warn"), (limits.critical, "crit")
+    return Chart(name, curves, now, note, top=1.0, limits=marks, spell=words.index)
 
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     """The charts of one layer by short names, most useful first; no drops in a dropless run."""
-    limits, steps = CollapseLimits(), view.axis
-    mean = layer.mean_entropy
-    curves = [Curve(steps, layer.mean_entropy_history, role="dim")]
+    steps, mean = view.axis, layer.mean_entropy
+    curves = [Curve(steps, layer.balance_history, edge="low")]
+    note = words.without(layer.without) or "1 is even"
+    balance = _balance("balance c", curves, layer.collapse_index, note)
+    entropies = [
+        Curve(steps, layer.mean_entropy_history, role="dim"),
+        Curve(steps, layer.entropy_history),
+    ]
+    said = f"mean {words.decimal(mean)}" if mean is not None else ""
+    most, why = math.log(max(2, layer.router.num_experts)), words.NO_ENTROPY
+    loads = [Curve(steps, layer.max_load_history, edge="high")]
     charts = {
-        "balance": Chart(
-            "balance c",
-            [Curve(steps, layer.balance_history, edge="low")],
-            layer.collapse_index,
-            words.without(layer.without) or "1 is even",
-            top=1.0,
-            limits=[(limits.warn, "warn"), (limits.critical, "crit")],
-            spell=words.index,
-            nothing=words.no_balance(layer)[1],
-        ),
-        "entropy": Chart(
-            "entropy",
-            [*curves, Curve(steps, layer.entropy_history)],
-            layer.entropy,
-            f"mean {words.decimal(mean)}" if mean is not None else "",
-            top=math.log(max(2, layer.router.num_experts)),
-            nothing=words.NO_ENTROPY,
-        ),
-        "max-load": Chart(
-            "max load",
-            [Curve(steps, layer.max_load_history, edge="high")],
-            layer.max_load,
-            "1 is fair",
-            limits=[(1.0, "dim")],
-        ),
+        "balance": replace(balance, nothing=words.no_balance(layer)[1]),
+        "entropy": Chart("entropy", entropies, layer.entropy, said, top=most, nothing=why),
+        "max-load": Chart("max load", loads, layer.max_load, "1 is fair", limits=[(1.0, "dim")]),
     }
     if layer.drop_rate is not None or any(c.low == c.low for c in layer.drop_history):
-        dropped = [Curve(steps, layer.drop_history, edge="high")]
-        charts["drop"] = Chart(
-            "dropped", dropped, layer.drop_rate, "share of assignments", spell=words.percent
-        )
+        dropped, what = [Curve(steps, layer.drop_history, edge="high")], "share of assignments"
+        charts["drop"] = Chart("dropped", dropped, layer.drop_rate, what, spell=words.percent)
     return charts
 
 
 def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
     """The course of a run by name, most useful first; without what the log does not contain."""
-    record, steps, limits = view.record, view.axis, CollapseLimits()
+    record, steps = view.record, view.axis
+    loss, norm, rate = (
+        (record.loss, record.grad_norm, record.learning_rate) if record else [None] * 3
+    )
     named = [(layer, layer.router.name) for layer in view.layers]
     indices = [(x.collapse_index, name) for x, name in named if x.collapse_index is not None]
-    loads = [(x.max_load, name) for x, name in named if _finite(x.max_load)]
-    lowest, highest = min(indices, default=(None, "")), max(loads, default=(None, ""))
-    validated = [(s, loss) for s, loss in view.evaluations if loss is not None and _finite(loss)]
+    loads = [
+        (x.max_load, n) for x, n in named if x.max_load is not None and math.isfinite(x.max_load)
+    ]
+    lowest, least = min(indices, default=(None, ""))
+    highest, most = max(loads, default=(None, ""))
+    validated = [
+        (s, loss) for s, loss in view.evaluations if loss is not None and math.isfinite(loss)
+    ]
+    at, value = validated[-1] if validated else (0, None)
+    said = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
+    fair = f"in {most}, 1 is fair" if most else "1 is fair"
+    losses = [Curve(steps, view.loss_history)]
+    balances = [Curve(steps, health.balance, edge="low")]
+    peaks = [Curve(steps, health.max_load, edge="high")]
+    norms = [Curve(steps, view.grad_norm_history, edge="high")]
+    rates = [Curve(steps, view.learning_rate_history)]
     charts = {
-        "loss": Chart(
-            "loss",
-            [Curve(steps, view.loss_history)],
-            record.loss if record else None,
-            _validation(validated),
-            bottom=None,
-            points=validated,
-        ),
-        "balance": Chart(
-            "lowest balance c",
-            [Curve(steps, health.balance, edge="low")],
-            lowest[0],
-            f"in {lowest[1]}" if lowest[1] else "",
-            top=1.0,
-            limits=[(limits.warn, "warn"), (limits.critical, "crit")],
-            spell=words.index,
-        ),
-        "max-load": Chart(
-            "highest load",
-            [Curve(steps, health.max_load, edge="high")],
-            highest[0],
-            f"in {highest[1]}, 1 is fair" if highest[1] else "1 is fair",
-            limits=[(1.0, "dim")],
-        ),
-        "gradient-norm": Chart(
-            "gradient norm",
-            [Curve(steps, view.grad_norm_history, edge="high")],
-            record.grad_norm if record else None,
-            spell=_significant,
-        ),
-        "learning-rate": Chart(
-            "learning rate",
-            [Curve(steps, view.learning_rate_history)],
-            record.learning_rate if record else None,
-            spell=_significant,
-        ),
+        "loss": Chart("loss", losses, loss, said, bottom=None, points=validated),
+        "balance": _balance("lowest balance c", balances, lowest, f"in {least}" if least else ""),
+        "max-load": Chart("highest load", peaks, highest, fair, limits=[(1.0, "dim")]),
+        "gradient-norm": Chart("gradient norm", norms, norm, spell=_significant),
+        "learning-rate": Chart("learning rate", rates, rate, spell=_significant),
     }
     return {name: chart for name, chart in charts.items() if chart.measured or name == "loss"}
 
@@ -312,28 +283,24 @@ def course_charts(view: RunView, health: RouterHealth) -> Mapping[str, Chart]:
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
     """Did the loss react to the routers? In numbers, since the onset of an alert.
 
-    Args:
-        layer: the layer whose alert is meant, if it has one; else the worst of all.
+    ``layer``: the layer whose alert is meant, if it has one; else the worst of all.
     """
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]
-    line: Line = []
-    if not onsets:  # the worst alert may concern the whole run
-        if view.worst is not None:
-            worst = view.worst[0]
-            line = [Span(f"  {worst.severity.letter} ", ROLE_OF_SEVERITY[worst.severity])]
-            line += [Span(worst.rule), Span(f" since {worst.onset:,} ", "dim")]
-        return pad([*line, Span("  no alert in any router", "dim")], width)
-    chosen = [pair for pair in onsets if pair[1].router_index == layer]
-    finding, episode = (chosen or onsets)[0]
-    name = episode.router.name if episode.router is not None else ""
-    line = [
-        Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity]),
-        Span(f"{finding.rule} in {name}"),
-        Span(f" since {episode.onset:,}   ", "dim"),
-    ]
-    return pad([*line, *_compared(view, episode.onset)], width)
+    if onsets:
+        chosen = [pair for pair in onsets if pair[1].router_index == layer]
+        finding, episode = (chosen or onsets)[0]
+        where = f" in {episode.router.name if episode.router is not None else ''}"
+        since, rest = f" since {episode.onset:,}   ", _compared(view, episode.onset)
+    else:
+        rest = [Span("  no alert in any router", "dim")]
+        if view.worst is None:
+            return pad(rest, width)
+        finding, where = view.worst[0], ""  # it concerns the whole run
+        since = f" since {finding.onset:,} "
+    letter = Span(f"  {finding.severity.letter} ", ROLE_OF_SEVERITY[finding.severity])
+    return pad([letter, Span(f"{finding.rule}{where}"), Span(since, "dim"), *rest], width)
 
 
 def _compared(view: RunView, onset: int) -> Line:
@@ -360,13 +327,5 @@ def _compared(view: RunView, onset: int) -> Line:
     return [Span(f"the loss rose {after}"), numbers]
 
 
-def _validation(points: Sequence[tuple[int, float]]) -> str:
-    return f"● validation {words.decimal(points[-1][1])} at {points[-1][0]:,}" if points else ""
-
-
 def _significant(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

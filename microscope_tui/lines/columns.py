@@ -35,15 +35,11 @@ class Table:
     @classmethod
     def fitting(cls, columns: Sequence[Column], width: int) -> "Table":
         """As many of ``columns`` as fit."""
-        kept, left_out = list(columns), []
-        while sum(column.gap + column.width for column in kept) > width:
-            spare = [column for column in kept if column.priority]
-            if not spare:
-                break
-            gone = min(spare, key=lambda column: column.priority)
-            kept.remove(gone)
-            left_out.append(gone.name)
-        return cls(kept, width, [column.name for column in columns if column.name in left_out])
+        kept = list(columns)
+        for column in sorted(columns, key=lambda column: column.priority):
+            if column.priority and sum(c.gap + c.width for c in kept) > width:
+                kept.remove(column)
+        return cls(kept, width, [column.name for column in columns if column not in kept])
 
     def used(self, *without: str) -> int:
         """Cells of all columns but those named, with their gaps."""
@@ -58,6 +54,10 @@ class Table:
         return replace(
             self, columns=[replace(c, width=widths.get(c.name, c.width)) for c in self.columns]
         )
+
+    def no_room(self, between: str) -> str:
+        """What was left out for lack of room, in words."""
+        return f"no room for {between.join(self.left_out)}" if self.left_out else ""
 
     def heads(self) -> Line:
         """The names of the columns."""

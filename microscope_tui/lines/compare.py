@@ -11,7 +11,7 @@ from microscope_tui.diagnosis import value_at
 from microscope_tui.lines import words
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import CALM_FROM, CALM_TO
-from microscope_tui.lines.heat import Heat, heat_line, values_of
+from microscope_tui.lines.heat import Heat, cells_of, heat_line
 from microscope_tui.lines.spans import (
     ROLE_OF_SEVERITY,
     Line,
@@ -39,8 +39,7 @@ def moment_lines(
 ) -> list[Line]:
     """A, B and the change from A to B, under their heads; A and B alone if ``brief``.
 
-    Args:
-        remarks: what is to be said of A and of B.
+    ``remarks``: what is to be said of A and of B.
     """
     then, now = reference.record, view.record or reference.record
     rows = [_values(then), _values(now), _changes(then, now)]
@@ -109,12 +108,6 @@ class CompareLayout:
     row_height: int
     visible_layers: int
 
-    @property
-    def hidden(self) -> str:
-        """What was left out for lack of room, in words."""
-        left_out = self.table.left_out
-        return f"no room for {', '.join(left_out)}" if left_out else ""
-
 
 def why_apart(layer: LayerView, reference: Reference) -> str | None:
     """Why the experts of a layer cannot be compared; ``None`` where they can."""
@@ -181,16 +174,14 @@ def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
     """One layer: ``row_height`` lines, with the numbers on the middle one."""
-    middle = (layout.row_height - 1) // 2
-    numbers = _numbers(layer, reference, layout, chosen)
-    why, key = why_apart(layer, reference), ("compare", layer.index)
+    numbers, key = _numbers(layer, reference, layout, chosen), ("compare", layer.index)
+    values = why_apart(layer, reference) or cells_of(layer, heat)
     lines = []
     for at in range(layout.row_height):
-        here = at == middle
-        if why:
-            cells: Line = [Span(why, "dim")] if here else []
+        here = at == (layout.row_height - 1) // 2
+        if isinstance(values, str):
+            cells: Line = [Span(values, "dim")] if here else []
         else:
-            values = values_of(layer, heat)
             cells = heat_line(key, values, heat, layout.cells, layout.cell, marked=here)
         lines.append(layout.table.line({**(numbers if here else {}), "load": cells}))
     return lines
@@ -227,6 +218,8 @@ def _numbers(
     router = router_in(reference, layer)
     balance = balance_now(record, index, router)[0] if router is not None else None
     peak, table = value_at(record.max_load, index), layout.table
+    then = reference.load_of(index, layer.router.num_experts)
+    order = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
     label, wide = table.width_of("layer"), (table.width_of("max load") - _ARROW) // 2
     name = Span(shortened(layer.router.name, label - 5), "value" if chosen or severity else "dim")
     letter = Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" ")
@@ -239,7 +232,7 @@ def _numbers(
         "balance": [*pair, Span(" "), *change],
         "entropy": _pair(*entropy, _NUMBER),
         "max load": _pair(*loads, wide, _peak_role(peak, layer.max_load)),
-        "order": [_rank_span(layer, reference)],
+        "order": [Span("-", "faint") if math.isnan(order) else Span(words.no_zero(f"{order:.2f}"))],
     }
 
 
@@ -258,10 +251,8 @@ def _change(then: float | None, now: float | None) -> Span:
     change = now - then
     if abs(change) < 0.005:
         return Span("·", "faint")
-    text = words.no_zero(f"{change:+.2f}")
-    if abs(change) < _SLIGHT:
-        return Span(text, "dim")
-    return Span(text, "ok" if change > 0 else "warn" if change > -_MUCH else "crit")
+    role = "ok" if change > 0 else "warn" if change > -_MUCH else "crit"
+    return Span(words.no_zero(f"{change:+.2f}"), "dim" if abs(change) < _SLIGHT else role)
 
 
 def _peak_role(then: float | None, now: float | None) -> str:
@@ -272,9 +263,3 @@ def _peak_role(then: float | None, now: float | None) -> str:
     if ratio > _FAR_MORE:
         return "crit"
     return "warn" if ratio > _MORE else "ok" if ratio < 1 / _MORE else "value"
-
-
-def _rank_span(layer: LayerView, reference: Reference) -> Span:
-    then = reference.load_of(layer.index, layer.router.num_experts)
-    value = rank_correlation(then, layer.load) if then is not None and layer.load else math.nan
-    return Span("-", "faint") if math.isnan(value) else Span(words.no_zero(f"{value:.2f}"))

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Episode, Finding
@@ -11,7 +12,15 @@ from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bin_loads, load_glyph, load_level, load_mark
 from microscope_tui.lines.heat import role_of_level
-from microscope_tui.lines.spans import ROLE_OF_SEVERITY, Line, Span, line_width, pad, spread
+from microscope_tui.lines.spans import (
+    Line,
+    Span,
+    by_turns,
+    line_width,
+    pad,
+    role_of,
+    spread,
+)
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
 LEAST_SAMPLES = 16
@@ -21,8 +30,7 @@ _WIDEST_CELL = 3
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
 
 
-@dataclass(frozen=True, slots=True)
-class Comoving:
+class Comoving(NamedTuple):
     """The experts most and least correlated with one, each with its correlation."""
 
     alike: Sequence[tuple[int, float]]
@@ -114,7 +122,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
         Span(f"  of {size} in {router.name}, {words.choices(router.top_k)}", "dim"),
     ]
     for finding, episode in naming(view, layer, expert):
-        left.append(Span(f"   {finding.severity.letter} {finding.rule}", _role(episode)))
+        left.append(Span(f"   {finding.severity.letter} {finding.rule}", role_of(episode)))
     return spread(left, [Span(f"{moment} ", "accent")], width)
 
 
@@ -127,23 +135,13 @@ def facts(
         return [pad([Span(f"  {words.no_counts(view)}", "dim")], width), pad([], width)]
     what = condition(load[expert])
     share, of_all = words.part_of(view, layer, expert)
-    first = [
-        Span("  load ", "dim"),
-        Span(words.decimal(load[expert]), "title"),
-        Span(" × the fair share   ", "dim"),
-        Span(what, _ROLES.get(what, "ok")),
-        Span(_since(view, layer, expert, series, what)),
-    ]
-    second = [
-        Span("  place ", "dim"),
-        Span(f"{place_of(load, expert)}"),
-        Span(f" of {len(load)}   ", "dim"),
-        Span(f"{share:.1%}"),
-        Span(f" {of_all}", "dim"),
-    ]
+    rest = f" of {len(load)}   "
+    first = by_turns("  load ", words.decimal(load[expert]), " × the fair share   ", role="title")
+    first += [Span(what, _ROLES.get(what, "ok")), Span(_since(view, layer, expert, series, what))]
+    second = by_turns("  place ", f"{place_of(load, expert)}", rest, f"{share:.1%}", f" {of_all}")
     if bias and expert < len(bias):
         away = bias[expert] - sum(bias) / len(bias)
-        second += [Span("   bias ", "dim"), Span(words.signed(bias[expert]))]
+        second += by_turns("   bias ", words.signed(bias[expert]))
         if math.isfinite(away):
             second.append(Span(f", {away:+.2g} from the mean", "dim"))
     if view.counts_step is not None and view.counts_step != view.step:
@@ -156,43 +154,31 @@ def expert_charts(
 ) -> Mapping[str, Chart]:
     """Load, bias and place over the sampled steps. ``nothing``: why there are no samples."""
     experts, steps = layer.router.num_experts, series.steps
-    known = layer.load if layer.load and expert < len(layer.load) else None
+    load = layer.load if layer.load and expert < len(layer.load) else None
     bias = layer.bias if layer.bias and expert < len(layer.bias) else None
 
     def curves(values: Iterable[float]) -> Sequence[Curve]:
         return [Curve(steps, [Column(value, value, value) for value in values])]
 
-    charts = {
-        "load": Chart(
-            "load",
-            curves(load[expert] for load in series.loads),
-            known[expert] if known else None,
-            f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair",
-            limits=[(1.0, "dim")],
-            nothing=nothing,
-        )
-    }
+    loads = curves(one[expert] for one in series.loads)
+    biases = curves(one[expert] if one is not None else NAN for one in series.biases)
+    places = curves(float(experts + 1 - place_of(one, expert)) for one in series.loads)
+    now, place = (load[expert], float(place_of(load, expert))) if load else (None, None)
+    said = f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair"
+    charts = {"load": Chart("load", loads, now, said, limits=[(1.0, "dim")])}
     if bias:
-        charts["bias"] = Chart(
-            "bias",
-            curves(one[expert] if one is not None else NAN for one in series.biases),
-            bias[expert],
-            bottom=None,
-            spell=words.signed,
-            nothing=nothing,
-        )
+        charts["bias"] = Chart("bias", biases, bias[expert], bottom=None, spell=words.signed)
     charts["place"] = Chart(
         "place",
-        curves(float(experts + 1 - place_of(load, expert)) for load in series.loads),
-        float(place_of(known, expert)) if known else None,
+        places,
+        place,
         f"of {experts}, 1 is the busiest" if experts else "",
         bottom=1.0,
         top=float(experts),
         spell=words.short_number,
         ends=(str(experts), "1"),
-        nothing=nothing,
     )
-    return charts
+    return {name: replace(chart, nothing=nothing) for name, chart in charts.items()}
 
 
 def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
@@ -215,7 +201,9 @@ def across_layers(view: RunView, expert: int, selected: int, width: int, *, colo
     cells = []
     for at in range(0, len(loads), per_cell):
         known = [load for load in loads[at : at + per_cell] if load is not None]
-        cells.append(_cell(bin_loads(known, 1)[0] if known else None, colour))
+        level = load_level(bin_loads(known, 1)[0]) if known else None
+        mark = load_mark(level) if colour else load_glyph(level)
+        cells.append((mark, role_of_level(level)) if known else ("·", "faint"))
     here = selected // per_cell
     cells[here] = (cells[here][0], "cursor")
     wide = max(1, min(_WIDEST_CELL, room // len(cells)))
@@ -229,7 +217,7 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     named = list(naming(view, layer, expert))
     for finding, episode in named:
         over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
-        line += [Span(finding.rule, _role(episode)), Span(f" since {episode.onset:,}{over}")]
+        line += [Span(finding.rule, role_of(episode)), Span(f" since {episode.onset:,}{over}")]
         line.append(Span("   ", "dim"))
     rules = [
         finding.rule
@@ -280,14 +268,3 @@ def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, wha
             return "" if first is None else f" since about step {first:,}"
         first = step
     return "" if first is None else f" since step {first:,} or before"
-
-
-def _cell(load: float | None, colour: bool) -> tuple[str, str]:
-    if load is None:
-        return ("·", "faint")
-    level = load_level(load)
-    return (load_mark(level) if colour else load_glyph(level), role_of_level(level))
-
-
-def _role(episode: Episode) -> str:
-    return ROLE_OF_SEVERITY[episode.severity] if episode.active else "dim"

@@ -24,27 +24,17 @@ from microscope_tui.lines.spans import (
 from microscope_tui.watch import Column, RunState, RunView
 
 STATE_ROLES = {
-    RunState.LIVE: "ok",
-    RunState.FINISHED: "ok",
-    RunState.SLOW: "warn",
-    RunState.STALE: "warn",
-    RunState.STOPPED: "warn",
-    RunState.CRASHED: "crit",
-    RunState.FAILED: "crit",
-    RunState.DELETED: "crit",
+    **dict.fromkeys((RunState.LIVE, RunState.FINISHED), "ok"),
+    **dict.fromkeys((RunState.SLOW, RunState.STALE, RunState.STOPPED), "warn"),
+    **dict.fromkeys((RunState.CRASHED, RunState.FAILED, RunState.DELETED), "crit"),
 }
 MIN_COLUMNS, MIN_ROWS = 40, 10
 """The smallest window that has a table."""
 _LEAST_NAME = 12
-_WIDE = 110
+_WIDE, _PROGRESS = 110, 16
 _HEAD = 10
 """Cells before the words of a verdict: the edge, and what they are."""
-_BADGES = {
-    Severity.INFO: "NOTE",
-    Severity.WARN: "WARNING",
-    Severity.CRITICAL: "CRITICAL",
-    Severity.ERROR: "METER",
-}
+_BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=True))
 
 
 def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> Line:
@@ -79,7 +69,10 @@ def _after_name(
     if planned and view.run is not None and (steps := view.run.planned_steps):
         line.append(Span(f" / {steps:,}", "dim"))
         if width >= _WIDE:
-            line += [Span(" "), *_progress(view.step / steps, 16, glyphs)]
+            done = round(max(0.0, min(1.0, view.step / steps)) * _PROGRESS)
+            full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
+            line += [Span(" "), Span(full * done, "accent")]
+            line.append(Span(rest * (_PROGRESS - done), "faint"))
     line += [gap, Span("loss ", "dim"), Span(_loss(view))]
     if width >= _WIDE and view.loss_history:
         line += [Span(" "), Span(_loss_curve(view.loss_history, glyphs), "dim")]
@@ -98,12 +91,6 @@ def _loss_curve(history: Sequence[Column], glyphs: Glyphs) -> str:
     bottom, top = min(values), max(values)
     means = [column.mean - bottom for column in history]
     return spark([Column(m, m, m) for m in means], 12, (top - bottom) or 1.0, glyphs)[0]
-
-
-def _progress(share: float, width: int, glyphs: Glyphs) -> Line:
-    done = round(max(0.0, min(1.0, share)) * width)
-    full, rest = ("=", "-") if glyphs is Glyphs.ASCII else ("━", "━")
-    return [Span(full * done, "accent"), Span(rest * (width - done), "faint")]
 
 
 def verdict(
@@ -131,7 +118,10 @@ def verdict(
         finding, advice = worst
         role = ROLE_OF_SEVERITY[finding.severity]
         badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
-        more = _how_many(view, len(unseen))
+        active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
+        said = [f"1 of {active} alerts"] if active > 1 else []
+        said += [known if unseen else "seen"] if len(unseen) < active else []
+        more = [Span(f"{'  '.join(said)} ", "dim")] if said else []
         if compact or lines < 3:
             first = crop([Span(" "), badge, Span(f" {advice.short}")], width)
             following = labelled("next", _cut(advice.next, width - 7, lines - 1), 7)
@@ -146,15 +136,6 @@ def verdict(
             rows = [spread(title, more, width), *([*edge, *line] for line in following)]
     rows += [[]] * (lines - len(rows))
     return [pad(row, width) for row in rows]
-
-
-def _how_many(view: RunView, unseen: int) -> Line:
-    """How many alerts there are, and how many were seen."""
-    active = len(view.alerts)
-    count = f"1 of {active} alerts" if active > 1 else ""
-    known = f"{active - unseen} seen" if unseen else "seen"
-    said = "  ".join(part for part in (count, known if unseen < active else "") if part)
-    return [Span(f"{said} ", "dim")] if said else []
 
 
 def _cut(text: str, width: int, lines: int) -> list[str]:

@@ -74,7 +74,7 @@ def load_level(load: float | None) -> int | None:
     octaves = math.log2(load)
     if CALM_FROM <= octaves <= CALM_TO:
         return 0
-    return max(-16, min(16, round(4 * octaves)))
+    return round(max(-16, min(16, 4 * octaves)))
 
 
 def shade_level(load: float) -> int | None:
@@ -117,7 +117,8 @@ def bin_loads(loads: Sequence[float], columns: int) -> list[float]:
     if count <= columns:
         return list(loads)
     size = -(-count // columns)
-    return [max(loads[i : i + size], key=_deviation) for i in range(0, count, size)]
+    groups = (loads[at : at + size] for at in range(0, count, size))
+    return [max(group, key=lambda x: abs(math.log2(x)) if x > 0 else math.inf) for group in groups]
 
 
 def spark(
@@ -150,19 +151,13 @@ def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
     if len(columns) <= count:
         return columns
     cuts = [len(columns) * i // count for i in range(count + 1)]
-    return [_merge(columns[a:b]) for a, b in pairwise(cuts)]
-
-
-def _merge(columns: Sequence[Column]) -> Column:
-    measured = [column for column in columns if column.low == column.low]
-    if not measured:
-        return columns[0]
-    mean = sum(column.mean for column in measured) / len(measured)
-    return Column(min(c.low for c in measured), mean, max(c.high for c in measured))
-
-
-def _deviation(load: float) -> float:
-    return abs(math.log2(load)) if load > 0 else math.inf
+    found = []
+    for first, end in pairwise(cuts):
+        some = [column for column in columns[first:end] if column.low == column.low]
+        mean = sum(column.mean for column in some) / max(1, len(some))
+        ends = (min(c.low for c in some), mean, max(c.high for c in some)) if some else ()
+        found.append(Column(*ends) if ends else columns[first])
+    return found
 
 
 def _braille(cells: Sequence[Column], width: int, top: float, height: int) -> list[str]:

@@ -97,16 +97,6 @@ class Look:
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What some measures need besides the layer."""
-
-    capacity_factor: float | None = None
-    ranks: int = 1
-    ranks_assumed: bool = False
-    reference: Reference | None = None
-
-
 def exact_levels(key: Hashable, ratios: Sequence[float]) -> Sequence[int | None]:
     """Levels without a memory."""
     return [shade_level(ratio) for ratio in ratios]
@@ -117,25 +107,25 @@ class Heat:
     """How a heatmap is drawn."""
 
     look: Look = field(default_factory=Look)
-    terms: Terms = field(default_factory=Terms)
+    run: RunRecord | None = None
+    """The header, which some measures need."""
+    reference: Reference | None = None
+    """What loads are compared with."""
     colour: bool = True
     """Cells are characters, for terminals without colours."""
     levels: Levels = exact_levels
 
+    @property
+    def ranks(self) -> int:
+        """Devices of expert parallelism; without a number in the header eight are assumed."""
+        told = self.run.expert_parallel_size if self.run is not None else 1
+        return told if told > 1 else _ASSUMED_RANKS
+
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
         """The loads of a layer at the reference."""
-        if self.terms.reference is None:
+        if self.reference is None:
             return None
-        return self.terms.reference.load_of(layer.index, layer.router.num_experts)
-
-
-def terms_of(run: RunRecord | None, reference: Reference | None = None) -> Terms:
-    """From the header of the run. Without a number of ranks, eight are assumed and labelled as
-    such.
-    """
-    told = run.expert_parallel_size if run is not None else 1
-    capacity = run.capacity_factor if run is not None else None
-    return Terms(capacity, told if told > 1 else _ASSUMED_RANKS, told <= 1, reference)
+        return self.reference.load_of(layer.index, layer.router.num_experts)
 
 
 def order_of(layer: LayerView, order: Order) -> Sequence[int]:
@@ -145,53 +135,48 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
         return range(len(load))
     if order is Order.LOAD:
         return sorted(range(len(load)), key=lambda e: (-load[e], e))
-    return sorted(range(len(load)), key=lambda e: (_group(load[e]), e))
+    levels = [load_level(x) for x in load]
+    groups = [3 if v is None else 0 if v > 0 else 1 if v == 0 else 2 for v in levels]
+    return sorted(range(len(load)), key=lambda e: (groups[e], e))
 
 
-def why_nothing(layer: LayerView, heat: Heat) -> str | None:
-    """Why the measure has no values for this layer; ``None`` if it has."""
+def cells_of(layer: LayerView, heat: Heat) -> list[float] | str:
+    """One value per expert or rank, in the chosen order; or why the measure has none."""
     if not layer.load:
         return "no counts"
-    terms, experts = heat.terms, layer.router.num_experts
-    match heat.look.measure:
-        case Measure.BIAS if not layer.bias or len(layer.bias) != len(layer.load):
-            return "no bias"
-        case Measure.OVERFLOW if not terms.capacity_factor:
-            return "no capacity in the header"
-        case Measure.SHARE | Measure.LOG_SHARE if not layer.router.top_k:
-            return "top_k is unknown"
-        case Measure.RANKS if experts % terms.ranks:
-            return f"{experts} experts do not divide by {terms.ranks} ranks"
-        case Measure.DIFFERENCE if heat.reference_load(layer) is None:
-            return "no reference"
-    return None
-
-
-def values_of(layer: LayerView, heat: Heat) -> list[float]:
-    """One value per expert or rank, in the chosen order; empty if ``why_nothing`` has a reason."""
-    if why_nothing(layer, heat):
-        return []
-    values: Sequence[float] = layer.load or ()
+    load, bias, router, ranks = layer.load, layer.bias, layer.router, heat.ranks
+    values: Sequence[float] = load
     match heat.look.measure:
         case Measure.RANKS:
-            return rank_loads(values, heat.terms.ranks)
+            if router.num_experts % ranks:
+                return f"{router.num_experts} experts do not divide by {ranks} ranks"
+            size = len(load) // ranks  # neighbouring experts share a device
+            return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
         case Measure.BIAS:
-            values = _bias_ratios(layer.bias or ())
+            if not bias or len(bias) != len(load):
+                return "no bias"
+            mean = sum(bias) / len(bias)  # on the same scale in every layer
+            away = [4.0 * (b - mean) / FULL_BIAS if math.isfinite(mean) else 0.0 for b in bias]
+            values = [2.0 ** max(-4.0, min(4.0, octaves)) for octaves in away]
         case Measure.DIFFERENCE:
-            values = _ratios(values, heat.reference_load(layer) or ())
+            if (then := heat.reference_load(layer)) is None:
+                return "no reference"
+            values = [_ratio(now, before) for now, before in zip(load, then, strict=True)]
         case Measure.OVERFLOW:
-            room = heat.terms.capacity_factor or 1.0
-            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in values]
+            if heat.run is None or not (room := heat.run.capacity_factor):
+                return "no capacity in the header"
+            values = [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
         case Measure.SHARE | Measure.LOG_SHARE:
-            fair = layer.router.top_k / max(1, layer.router.num_experts)
-            values = [min(1.0, x * fair) for x in values]
+            if not router.top_k:
+                return "top_k is unknown"
+            fair = router.top_k / max(1, router.num_experts)
+            values = [min(1.0, x * fair) for x in load]
     return [values[expert] for expert in order_of(layer, heat.look.order)]
 
 
-def rank_loads(load: Sequence[float], ranks: int) -> list[float]:
-    """Load of each device if neighbouring experts share one; the largest is the straggler ratio."""
-    size = len(load) // ranks
-    return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
+def _ratio(now: float, then: float) -> float:
+    """Now ÷ then; 1 where both are zero, 0 where all is lost, 16 where it was nothing."""
+    return 1.0 if now == then else 16.0 if not then > 0 else now / then
 
 
 def heat_line(
@@ -225,7 +210,10 @@ def heat_line(
         levels = heat.levels(key, values)
         if heat.look.measure is Measure.BIAS:
             levels = [-16 if level is None else level for level in levels]
-        shown = [max(group, key=_remarkable) for group in _grouped(levels, per_cell)]
+        shown = [
+            max(group, key=lambda level: _MOST if level is None else abs(level))
+            for group in _grouped(levels, per_cell)
+        ]
         cells = [Span(_mark(v, cell, marked, heat.colour), role_of_level(v)) for v in shown]
     if chosen is not None and marked and chosen // per_cell < len(cells):
         at = chosen // per_cell
@@ -257,14 +245,15 @@ def heat_title(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> str:
 
     ``steps``: over how many of them the loads are means.
     """
-    look, terms = heat.look, heat.terms
+    look, reference = heat.look, heat.reference
     if is_mean(look, steps):
         what, _, more = heat_title(heat, experts, per_cell).partition(",")
         mean = f"{what.removesuffix(' per expert')}, mean of {steps} steps"
         return f"{mean},{more}" if more else mean
     if look.measure is Measure.RANKS:
-        return f"load per rank, {terms.ranks} ranks" + (" assumed" if terms.ranks_assumed else "")
-    against = f"step {terms.reference.step:,}" if terms.reference is not None else "the reference"
+        told = heat.run is not None and heat.run.expert_parallel_size > 1
+        return f"load per rank, {heat.ranks} ranks{'' if told else ' assumed'}"
+    against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
         Measure.LOAD: "load per expert",
         Measure.SHARE: "share of tokens per expert",
@@ -318,7 +307,7 @@ def legend(heat: Heat, width: int, glyphs: Glyphs) -> Line:
 
 def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
     """Whether any layer has cells."""
-    return any(why_nothing(layer, heat) is None for layer in layers)
+    return any(not isinstance(cells_of(layer, heat), str) for layer in layers)
 
 
 def _samples(samples: Sequence[Sample], heat: Heat, gap: int, glyphs: Glyphs) -> Line:
@@ -341,29 +330,6 @@ def _sample(level: int | None, heat: Heat) -> Span:
     if level is None:
         return Span("×" if heat.colour else load_glyph(None), "heat:dead")
     return Span("  " if heat.colour else load_glyph(level), f"heat:{level}")
-
-
-def _group(load: float) -> int:
-    level = load_level(load)
-    return 3 if level is None else 0 if level > 0 else 1 if level == 0 else 2
-
-
-def _ratios(now: Sequence[float], then: Sequence[float]) -> list[float]:
-    """Now ÷ then; 1 where both are zero, 0 where all is lost, 16 where it was nothing."""
-    return [1.0 if a == b else 16.0 if not b > 0 else a / b for a, b in zip(now, then, strict=True)]
-
-
-def _bias_ratios(bias: Sequence[float]) -> list[float]:
-    """The distance from the mean as a ratio, on the same scale in every layer."""
-    mean = sum(bias) / len(bias)
-    if not math.isfinite(mean):
-        return [1.0] * len(bias)
-    return [2.0 ** max(-4.0, min(4.0, 4.0 * (b - mean) / FULL_BIAS)) for b in bias]
-
-
-def _remarkable(level: int | None) -> int:
-    """The farther from fair the more; a dead expert most of all."""
-    return _MOST if level is None else abs(level)
 
 
 def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import Line, Span, pad, shortened, wrap
-from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.routing import LayerMismatch, Mismatch
 
 _GAP = 2
 _MOST_BAR = 40
@@ -17,12 +17,9 @@ MOST_SWAPS = 10
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
     """How much differs, in words."""
     of = f" of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
-    share = percent(found.tokens_differing / found.tokens)
     tokens = " of the tokens are routed differently in at least one layer"
-    return [
-        pad([Span(percent(found.share)), _dim(of)], columns),
-        pad([Span(share), _dim(tokens)], columns),
-    ]
+    shares = (found.share, of), (found.tokens_differing / found.tokens, tokens)
+    return [pad([Span(percent(share)), _dim(text)], columns) for share, text in shares]
 
 
 def layer_lines(
@@ -43,7 +40,7 @@ def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     if not found.margins:
         return [[Span("no margins", "dim")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
-    shares = [_share(one) for one in found.margins]
+    shares = [one.differing / one.compared if one.compared else 0.0 for one in found.margins]
     label = min(max(map(len, ranges)), columns // 2)
     return _with_bars([[_dim(text)] for text in ranges], label, shares, columns, glyphs)
 
@@ -161,10 +158,6 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return ">99.9%"
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
-
-
-def _share(one: MarginBin) -> float:
-    return one.differing / one.compared if one.compared else 0.0
 
 
 def _dim(text: str) -> Span:

@@ -50,11 +50,6 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
     return table.resized(run=max(8, name), verdict=_GAP + max(0, room - max(8, name)))
 
 
-def hidden_columns(table: Table) -> str:
-    """What was left out for lack of room, in words."""
-    return f"no room for {' and '.join(table.left_out)}" if table.left_out else ""
-
-
 def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
     """One run."""
     role = "dim" if card.state in _ASIDE else STATE_ROLES.get(card.state, "dim")
@@ -114,11 +109,6 @@ def _verdict(card: RunCard, room: int) -> Line:
         return [Span("stopped on collapse", "crit")]
     if card.verdict is not None and (card.queued or not 0.0 < card.judged < 1.0):
         return _calm(card, card.verdict, room)
-    return _unknown(card)
-
-
-def _unknown(card: RunCard) -> Line:
-    """Progress of the diagnosis while there is no verdict."""
     if not card.state and card.verdict is None:
         return []
     if card.judged > 0.0:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from microscope_tui.lines import words
-from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs
 from microscope_tui.lines.spans import (
     Line,
     Span,
+    by_turns,
     first_fitting,
     labelled,
     line_width,
@@ -178,12 +178,9 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
     """How much of the routing the token identity alone explains, and what chance would."""
-    return _known(tables.identity, layer), _known(tables.identity_noise, layer)
-
-
-def _known(values: Sequence[float | None], layer: int) -> float | None:
-    value = values[layer] if layer < len(values) else None
-    return value if value is not None and math.isfinite(value) else None
+    both = [x[layer] if layer < len(x) else None for x in (tables.identity, tables.identity_noise)]
+    value, noise = (x if x is not None and math.isfinite(x) else None for x in both)
+    return value, noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +191,6 @@ class SliceLayout:
     shown: range
     cell: int
     hidden: int
-
-    @property
-    def table(self) -> Table:
-        """The columns, those of the slices by their numbers."""
-        slices = [Column(f"{at}", self.cell, gap=1) for at in self.shown]
-        fixed = [Column("expert", _EXPERT, gap=0), Column("share", _SHARE, "right", gap=0)]
-        return Table([*fixed, *slices, Column("tokens", self.columns, gap=0)], self.columns)
 
 
 def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
@@ -220,12 +210,8 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     """How many experts differ from chance, and which slices they read."""
     differ = sum(row.telling > 0 for row in table.rows)
     do = "prefers or avoids" if differ == 1 else "prefer or avoid"
-    line: Line = [
-        Span(f"  {layer}", "title"),
-        Span(f" {at}   ", "dim"),
-        Span(f"{differ}", "title"),
-        Span(f" of {len(table.rows)} experts {do} a slice", "value"),
-    ]
+    line: Line = [Span(f"  {layer}", "title"), *by_turns(f" {at}   ", f"{differ}", role="title")]
+    line.append(Span(f" of {len(table.rows)} experts {do} a slice"))
     chance = table.by_chance
     if table.is_single:
         line.append(Span("   one slice: nothing to compare it with", "warn"))
@@ -248,11 +234,8 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     value, noise = explained(tables, layer)
     if value is None:
         return pad([Span("  not measured: what token identity alone explains", "faint")], width)
-    left: Line = [
-        Span("  token identity explains ", "dim"),
-        Span(words.index(value), "title"),
-        Span(" of the routing", "dim"),
-    ]
+    explains, of = "  token identity explains ", " of the routing"
+    left = by_turns(explains, words.index(value), of, role="title")
     if noise is not None:
         left.append(Span(f"   shuffled {words.index(noise)}", "dim"))
     pairs = [explained(tables, at) for at in range(len(names))]
@@ -304,24 +287,16 @@ def expert_line(
 ) -> Line:
     """One expert."""
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
-    tokens: Line = []
-    room = layout.columns - _EXPERT - _SHARE - len(layout.shown) * (layout.cell + 1)
+    share = pad([Span(_percent(row.share), "dim")], _SHARE, "right")
+    line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
+    for at in layout.shown:
+        line += [Span(" "), _ratio(row.cells[at], row.share, layout.cell, colour=colour)]
     for token_id, count, _ in row.lifts:
         part = [Span("   "), Span(named(token_id)), Span(f" {words.short_number(count)}", "dim")]
-        if line_width([*tokens, *part]) >= room:
+        if line_width([*line, *part]) >= layout.columns:
             break
-        tokens += part
-    return layout.table.line(
-        {
-            "expert": [Span("▶ " if chosen else "  ", "accent"), *number],
-            "share": [Span(_percent(row.share), "dim")],
-            **{
-                f"{at}": [_ratio(row.cells[at], row.share, layout.cell, colour=colour)]
-                for at in layout.shown
-            },
-            "tokens": tokens,
-        }
-    )
+        line += part
+    return pad(line, layout.columns)
 
 
 def detail(
@@ -354,10 +329,8 @@ def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line
 
 def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Span:
     """A number on its colour, or a dot for chance."""
-    if not share > 0:
-        return _centred("-", width, "faint")
-    if not cell.beyond:
-        return _centred("·", width, "faint")
+    if not share > 0 or not cell.beyond:
+        return _centred("·" if share > 0 else "-", width, "faint")
     level = round(_LEVELS_PER_OCTAVE * cell.ratio)
     level = max(-_STRONGEST, min(_STRONGEST, level))
     level = max(_FAINTEST, level) if cell.ratio > 0 else min(-_FAINTEST, level)

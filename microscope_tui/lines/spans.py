@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis import Episode, Finding, Severity
 
 
 class Span(NamedTuple):
@@ -21,18 +21,27 @@ class Span(NamedTuple):
 
 Line = list[Span]
 
-ROLE_OF_SEVERITY = {
-    Severity.INFO: "dim",
-    Severity.WARN: "warn",
-    Severity.CRITICAL: "crit",
-    Severity.ERROR: "crit",
-}
-WORD_OF_SEVERITY = {
-    Severity.INFO: "note",
-    Severity.WARN: "warning",
-    Severity.CRITICAL: "critical",
-    Severity.ERROR: "error",
-}
+ROLE_OF_SEVERITY = dict(zip(Severity, ("dim", "warn", "crit", "crit"), strict=True))
+WORD_OF_SEVERITY = dict(zip(Severity, ("note", "warning", "critical", "error"), strict=True))
+
+
+def role_of(trouble: Finding | Episode) -> str:
+    """The colour of its severity while it is active."""
+    return ROLE_OF_SEVERITY[trouble.severity] if trouble.active else "dim"
+
+
+def by_turns(*texts: str, role: str = "value") -> Line:
+    """Words and values by turns: dim, and in ``role``."""
+    return [Span(text, role if at % 2 else "dim") for at, text in enumerate(texts)]
+
+
+def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: int = 0) -> bool:
+    """Write a text over blank cells, with so many blank ones around; whether there was room."""
+    around = cells[max(0, at - margin) : at + len(text) + margin]
+    if not 0 <= at <= len(cells) - len(text) or any(char != " " for char, _ in around):
+        return False
+    cells[at : at + len(text)] = [(char, role) for char in text]
+    return True
 
 
 def merged(cells: Iterable[tuple[str, str]]) -> Line:

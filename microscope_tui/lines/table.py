@@ -17,12 +17,11 @@ from microscope_tui.lines.heat import (
     Heat,
     Measure,
     Order,
+    cells_of,
     heat_line,
     heat_title,
     is_mean,
     order_of,
-    values_of,
-    why_nothing,
 )
 from microscope_tui.lines.pattern import Pattern
 from microscope_tui.lines.spans import (
@@ -164,10 +163,10 @@ def _share(room: int, experts: int) -> tuple[int, int, int]:
 
 def label(layer: LayerView, layout: TableLayout, selected: bool) -> list[Line]:
     """Cursor, name and alert letter."""
-    severity = layer.severity
+    severity, name = layer.severity, layer.router.name.ljust(layout.label - 5)
     line = [
         Span("▶ " if selected else "  ", "accent"),
-        Span(layer.router.name.ljust(layout.label - 5), "value" if selected or severity else "dim"),
+        Span(name, "value" if selected or severity else "dim"),
         Span(" "),
         Span(severity.letter if severity else " ", _role(severity)),
     ]
@@ -178,11 +177,11 @@ def load(
     layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
 ) -> list[Line]:
     """The heatmap of the layer; ``chosen`` is the expert that the cursor is on."""
-    if why := why_nothing(layer, heat):
-        longer = f"{why}, max load {words.decimal(layer.max_load)}"
-        texts = [why] if layer.load or layer.max_load is None else [longer, why]
+    values = cells_of(layer, heat)
+    if isinstance(values, str):
+        longer = f"{values}, max load {words.decimal(layer.max_load)}"
+        texts = [values] if layer.load or layer.max_load is None else [longer, values]
         return _tall([Span(first_fitting(texts, layout.heat, "-"), "faint")], layout.heat, layout)
-    values = values_of(layer, heat)
     cell, at = layout.cell, None
     if heat.look.measure is Measure.RANKS:
         cell = max(1, layout.heat // len(values))
@@ -204,19 +203,17 @@ def balance(
     number = Span(words.index(layer.collapse_index), _role(layer.severity))
     if layer.without != ():  # the line of notes explains the mark
         number = Span(f"*{number.text[:3]}", number.role)
-    if layer.collapse_index is None and _is_empty(layer.balance_history):
-        return _reason(words.no_balance(layer)[0], layout)
-    return _number_and_curve(number, layer.balance_history, 1.0, layout, glyphs, cursor)
+    curve = _Curve(layer.balance_history, 1.0, words.no_balance(layer)[0])
+    return curve.beside(number, layout, glyphs, cursor)
 
 
 def entropy(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
     """Token entropy in nats and its history on the fixed scale 0 … ln E."""
-    if layer.entropy is None and _is_empty(layer.entropy_history):
-        return _reason("not logged", layout)
-    top, number = math.log(max(2, layer.router.num_experts)), Span(words.decimal(layer.entropy))
-    return _number_and_curve(number, layer.entropy_history, top, layout, glyphs, cursor)
+    top = math.log(max(2, layer.router.num_experts))
+    curve = _Curve(layer.entropy_history, top, "not logged")
+    return curve.beside(Span(words.decimal(layer.entropy)), layout, glyphs, cursor)
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -232,43 +229,42 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     return _tall(line, layout.drop, layout)
 
 
-def _number_and_curve(
-    number: Span,
-    history: Sequence[Bucket],
-    top: float,
-    layout: TableLayout,
-    glyphs: Glyphs,
-    cursor: float | None,
-) -> list[Line]:
-    height, width = layout.row_height, layout.spark
-    if not width:
-        return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
-    role = "curve" if number.role == "value" else number.role
-    # From three lines on, the last stays blank, to separate the curves of neighbours.
-    blank = [" " * width] if height >= 3 else []
-    curve = spark(history, width, top, glyphs, height - len(blank)) + blank
-    drawn = min(width, -(-len(history) // glyphs.points))
-    past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
-    middle = (height - 1) // 2
-    return [
-        [
-            Span((number.text if at == middle else "").rjust(4), number.role),
-            Span(" "),
-            Span(text[:past], role),
-            Span(text[past:], "faint"),  # after the shown step
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A history on a scale from 0 to ``top``; ``nothing``: why it may be empty."""
+
+    history: Sequence[Bucket]
+    top: float
+    nothing: str
+
+    def beside(
+        self, number: Span, layout: TableLayout, glyphs: Glyphs, cursor: float | None
+    ) -> list[Line]:
+        """The number, and the curve behind it where there is room; faint after ``cursor``."""
+        height, width = layout.row_height, layout.spark
+        if not number.text.strip("*") and all(
+            column.mean != column.mean for column in self.history
+        ):
+            text = first_fitting([f"   {self.nothing}"], layout.curve, "   -")
+            return _tall([Span(text, "faint")], layout.curve, layout)
+        if not width:
+            return _tall([Span(number.text.rjust(4), number.role)], 4, layout)
+        role = "curve" if number.role == "value" else number.role
+        # From three lines on, the last stays blank, to separate the curves of neighbours.
+        blank = [" " * width] if height >= 3 else []
+        curve = spark(self.history, width, self.top, glyphs, height - len(blank)) + blank
+        drawn = min(width, -(-len(self.history) // glyphs.points))
+        past = width if cursor is None else width - drawn + math.ceil(cursor * drawn)
+        numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
+        return [
+            [
+                Span(f"{here:>4}", number.role),
+                Span(" "),
+                Span(text[:past], role),
+                Span(text[past:], "faint"),
+            ]
+            for here, text in zip(numbers, curve, strict=True)
         ]
-        for at, text in enumerate(curve)
-    ]
-
-
-def _is_empty(history: Sequence[Bucket]) -> bool:
-    return all(column.mean != column.mean for column in history)
-
-
-def _reason(why: str, layout: TableLayout) -> list[Line]:
-    """Why a column of a number and its curve is empty."""
-    text = first_fitting([f"   {why}"], layout.curve, "   -")
-    return _tall([Span(text, "faint")], layout.curve, layout)
 
 
 def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
@@ -349,7 +345,7 @@ def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat)
     parts = [f"{name}: load {layer.load[expert]:.3g}", f"{part} {of_all}"]
     if layer.bias and expert < len(layer.bias):
         parts.append(f"bias {layer.bias[expert]:+.4g}")
-    then, reference = heat.reference_load(layer), heat.terms.reference
+    then, reference = heat.reference_load(layer), heat.reference
     if then is not None and reference is not None:
         parts.append(f"load {then[expert]:.3g} at step {reference.step:,}")
     return ", ".join(parts)
@@ -396,7 +392,9 @@ def snapshot_text(
 
 def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The layers that fit: all of them, else the worst, in forward order."""
-    worst_first = sorted(view.layers, key=_how_bad)
+    known = {layer.index: layer.collapse_index for layer in view.layers}
+    balance_of = {at: 2.0 if index is None else index for at, index in known.items()}
+    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), balance_of[x.index]))
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
         parts = (
@@ -409,9 +407,3 @@ def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
         for name, cells, *rest in zip(*parts, strict=True):
             lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
     return lines
-
-
-def _how_bad(layer: LayerView) -> tuple[float, float, int]:
-    """Orders layers: by severity, then by collapse index."""
-    index = layer.collapse_index
-    return -(layer.severity or 0), 2.0 if index is None else index, layer.index

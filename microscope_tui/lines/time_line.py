@@ -20,10 +20,11 @@ from microscope_tui.lines.spans import (
     line_width,
     merged,
     pad,
+    placed,
     width_of,
     with_notes,
 )
-from microscope_tui.watch import Mark, RunView, Window, column_of
+from microscope_tui.watch import RunView, Window, column_of
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
 _DAYS_FROM_S = 2 * 86400.0  # longer clock axes are labelled with days
@@ -43,8 +44,7 @@ class Axis(StrEnum):
 def axis_label(axis: Axis, step: int, time: float | None, start: float | None) -> str:
     """A label of the axis; the step if no time was logged.
 
-    Args:
-        time: when the step was written, Unix seconds; ``start`` when the run began.
+    ``time``: when the step was written, Unix seconds; ``start`` when the run began.
     """
     if axis is Axis.RUN_TIME and time is not None and start is not None:
         return words.duration(max(0.0, time - start))
@@ -91,19 +91,18 @@ def aligned_ribbon(
 
 
 def _cells(view: RunView, width: int) -> Line:
-    cells = [_cell(mark) for mark in view.ribbon[:width]]
+    cells = [
+        Span("╎", "accent")
+        if mark.restart
+        else Span(_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
+        if mark.severity is not None
+        else Span("▁", "faint")
+        for mark in view.ribbon[:width]
+    ]
     at = column_of(view.step, view.window, len(cells)) if cells else None
     if view.cursor is not None and at is not None:
         cells[at] = Span("┃", "accent")
     return merged(cells)
-
-
-def _cell(mark: Mark) -> Span:
-    if mark.restart:
-        return Span("╎", "accent")
-    if mark.severity is None:
-        return Span("▁", "faint")
-    return Span(_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
 
 
 def _start(view: RunView, axis: Axis) -> str:
@@ -162,8 +161,7 @@ def notes(
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))
         right.append(f"1 column = {words.plural(steps, 'step')}")
     if cursor:
-        left: Line = [Span(f" {cursor}", "accent")]
-        return with_notes(left, right, columns)
+        return with_notes([Span(f" {cursor}", "accent")], right, columns)
     said = joined(right, columns // 2 if _labels(view) else columns - _LEFT)
     ticks = tick_line(view, columns - width_of(said) - 2, ribbon_width(columns))
     return pad([*ticks, Span(" " + said, "faint")], columns)
@@ -171,26 +169,17 @@ def notes(
 
 def tick_line(view: RunView, width: int, ribbon: int) -> Line:
     """Onset, restarts and evaluations below their columns, each label where it fits."""
-    cells = [Span(" ", "")] * max(0, width)
-
-    def put(at: int, text: str, role: str) -> bool:
-        here = range(at, at + len(text))
-        if at < 0 or at + len(text) > len(cells) or any(cells[i].text != " " for i in here):
-            return False
-        cells[at : at + len(text)] = [Span(char, role) for char in text]
-        return True
-
+    cells = [(" ", "")] * max(0, width)
     for step, text, role in _labels(view):
-        column = column_of(step, view.window, ribbon)
-        if column is None:
-            continue
-        at = _LEFT + column
-        label = f"{text} {step:,}"
-        if not (put(at - len(label), label + "╵", role) or put(at, "╵" + label, role)):
-            put(at, "╵", role)
+        column, label = column_of(step, view.window, ribbon), f"{text} {step:,}"
+        if column is not None:
+            at = _LEFT + column
+            if not placed(cells, at - len(label), f"{label}╵", role):
+                fits = placed(cells, at, f"╵{label}", role)
+                placed(cells, at, "" if fits else "╵", role)
     for at, mark in enumerate(view.ribbon[:ribbon], start=_LEFT):
         if mark.evaluation:
-            put(at, "╵", "faint")
+            placed(cells, at, "╵", "faint")
     return merged(cells)
 
 
@@ -243,16 +232,13 @@ class TimeScale:
 
     def tick_line(self, width: int) -> Line:
         """Labels below their columns, as many as fit."""
-        cells, free = [" "] * width, 0
+        cells, role = [(" ", "")] * width, "faint"
         for step in self._ticks(width):
             text, at = self._label(step), self.column_of(step, width)
-            if at is None:
-                continue
-            start = max(0, min(at - len(text) // 2, width - len(text)))
-            if start >= free and len(text) <= width:
-                cells[start : start + len(text)] = text
-                free = start + len(text) + 2
-        return [Span("".join(cells), "faint" if not free else "dim")]
+            start = max(0, min((at or 0) - len(text) // 2, width - len(text)))
+            if at is not None and placed(cells, start, text, "", margin=2):
+                role = "dim"
+        return [Span("".join(char for char, _ in cells), role)]
 
     def _ticks(self, width: int) -> Sequence[int]:
         """Round steps; on the other axes equal distances."""
@@ -280,8 +266,7 @@ class TimeScale:
 def time_scale(view: RunView, axis: Axis = Axis.STEP, layer: int | None = None) -> TimeScale:
     """The time axis of a view, with the events in its window.
 
-    Args:
-        layer: mark the onsets of this layer only; of all layers by default.
+    ``layer``: mark the onsets of this layer only; of all layers by default.
     """
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))

@@ -9,10 +9,9 @@ every 512th token, or there if none follows: the same tokens are always on the s
 import re
 import unicodedata
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -146,9 +145,9 @@ class Flow:
 
     def __init__(self, routing: Routing, width: int) -> None:
         self.routing, self.width = routing, max(2, width)
-        self._made: OrderedDict[int, list[TextLine]] = OrderedDict()
-        self._starts: dict[int, int] = {0: 0}
         self._last = max(0, routing.tokens - 1) // CHUNK
+        self._lines = lru_cache(_MOST_CHUNKS)(self._laid_out)
+        self._start = cache(self._start_of)
 
     def place_of(self, token: int) -> Place:
         """The line on which a token begins."""
@@ -223,40 +222,28 @@ class Flow:
                 return None
         return lines + place.line if lines + place.line < most else None
 
-    def _lines(self, chunk: int) -> list[TextLine]:
-        if chunk in self._made:
-            self._made.move_to_end(chunk)
-            return self._made[chunk]
-        start = self._start(chunk)
-        end = self._start(chunk + 1) if chunk < self._last else self.routing.tokens
-        lines = self._laid_out(start, end) if start < end else []
-        self._made[chunk] = lines
-        if len(self._made) > _MOST_CHUNKS:
-            self._made.popitem(last=False)
-        return lines
-
-    def _start(self, chunk: int) -> int:
+    def _start_of(self, chunk: int) -> int:
         """The first token of a chunk."""
-        if chunk not in self._starts:
-            first = chunk * CHUNK
-            texts = self.routing.text(first, first + CHUNK, _MOST_BYTES)
-            ends = (first + at + 1 for at, text in enumerate(texts) if text.endswith(b"\n"))
-            self._starts[chunk] = next(ends, first)
-        return self._starts[chunk]
+        first = chunk * CHUNK
+        texts = self.routing.text(first, first + CHUNK, _MOST_BYTES) if chunk else []
+        ends = (first + at + 1 for at, text in enumerate(texts) if text.endswith(b"\n"))
+        return next(ends, first)
 
-    def _laid_out(self, start: int, end: int) -> list[TextLine]:
-        """The lines of tokens ``start`` to before ``end``."""
-        routing = self.routing
+    def _laid_out(self, chunk: int) -> list[TextLine]:
+        """The lines of a chunk."""
+        routing, start = self.routing, self._start(chunk)
+        end = self._start(chunk + 1) if chunk < self._last else routing.tokens
+        if start >= end:
+            return []
         texts = routing.text(start, end, _MOST_BYTES)
         before = b"".join(routing.text(max(0, start - 3), start, _MOST_BYTES))
         after = b"".join(routing.text(end, end + 3, _MOST_BYTES))
-        pieces = pieces_of(texts, start, before, after)
-        slices = routing.slices_of(max(0, start - 1), end)
-        known = slices[0] if start else None
         offset = max(0, start - 1)
+        slices = routing.slices_of(offset, end)
+        known = slices[0] if start else None
         lines: list[TextLine] = []
         block: list[Piece] = []
-        for piece in pieces:
+        for piece in pieces_of(texts, start, before, after):
             here = slices[piece.token - offset]
             if here != known:
                 lines += wrapped(block, self.width)

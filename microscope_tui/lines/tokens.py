@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from microscope_tui.lines import words
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
-from microscope_tui.lines.spans import Line, Span, line_width, merged, pad, shortened, spread
-from microscope_tui.lines.token_flow import NEWLINE, Piece, TextLine, shown_token
+from microscope_tui.lines.spans import (
+    Line,
+    Span,
+    by_turns,
+    line_width,
+    merged,
+    pad,
+    shortened,
+    spread,
+)
+from microscope_tui.lines.token_flow import NEWLINE, TextLine, shown_token
 from microscope_tui.routing import Choice, Routing
 
 LETTERS = "abcdefg"
@@ -82,27 +91,18 @@ class Light:
         at = token - self.first
         return self.chosen[at] if 0 <= at < len(self.chosen) else ()
 
-    def role(self, token: int) -> str:
-        """The role of its text."""
-        if token == self.cursor:
-            return "cursor"
+    def paint(self, token: int) -> tuple[str, str]:
+        """The role of the text of a token, and the letter under it."""
         chosen = self.choice(token)
         if self.expert is None:
             colour = self.busiest.colour(chosen[0]) if chosen else None
-            return _REST if colour is None else f"token:{colour}"
-        if self.expert not in chosen:
-            return _REST
-        return f"{'lit' if chosen[0] == self.expert else 'also'}:{self.colour}"
-
-    def mark(self, token: int) -> str:
-        """The letter under a token."""
-        chosen = self.choice(token)
-        if self.expert is not None:
-            if self.expert not in chosen:
-                return " "
-            return "^" if chosen[0] == self.expert else "'"
-        colour = self.busiest.colour(chosen[0]) if chosen else None
-        return "." if colour is None else LETTERS[colour]
+            role, mark = (_REST, ".") if colour is None else (f"token:{colour}", LETTERS[colour])
+        elif self.expert in chosen:
+            kind, mark = ("lit", "^") if chosen[0] == self.expert else ("also", "'")
+            role = f"{kind}:{self.colour}"
+        else:
+            role, mark = _REST, " "
+        return "cursor" if token == self.cursor else role, mark
 
 
 def text_lines(
@@ -117,9 +117,16 @@ def text_lines(
             rule = "─" * max(0, width - len(text))
             found.append([Span(text, "accent"), Span(rule, "faint")])
             continue
-        found.append(merged((piece.text, _role(piece, light)) for piece in line.pieces))
+        cells, marks = [], ""
+        for piece in line.pieces:
+            role, mark = light.paint(piece.token)
+            faint = role == _REST and piece.text == NEWLINE
+            cells.append((piece.text, "faint" if faint else role))
+            word = piece.text.lstrip(" ")  # the letter is below its first character
+            blanks = len(piece.text) - len(word) if word else 0
+            marks += f"{' ' * blanks}{mark}".ljust(piece.width)
+        found.append(merged(cells))
         if letters:
-            marks = "".join(_marked(piece, light) for piece in line.pieces)
             found.append([Span(marks, "accent" if light.expert is not None else "dim")])
     return found
 
@@ -162,33 +169,17 @@ def title(
     shape = routing.shape
     at = routing.slice_of(token) if routing.tokens else 0
     name = routing.slices[at] if at < len(routing.slices) else ""
-    left: Line = [
-        Span(f"  {shape.layer_names[layer]}", "title"),
-        Span(f" {layer + 1} of {len(shape.layers)}   token ", "dim"),
-        Span(f"{token:,}", "title"),
-        Span(f" of {routing.tokens:,}   ", "dim"),
-    ]
+    which, of_all = f" {layer + 1} of {len(shape.layers)}   token ", f" of {routing.tokens:,}   "
+    left: Line = [Span(f"  {shape.layer_names[layer]}", "title")]
+    left += by_turns(which, f"{token:,}", of_all, role="title")
     if experts:
-        left += [Span("expert ", "dim"), Span(f"{experts[0]}", "title"), Span("   ")]
+        left += [*by_turns("expert ", f"{experts[0]}", role="title"), Span("   ")]
     if name:
-        left += [Span("slice ", "dim"), Span(shortened(name, 24), "title")]
+        left += by_turns("slice ", shortened(name, 24), role="title")
     about = "  ".join(part for part in (routing.model, routing.dtype) if part)
     room = width - line_width(left) - 4
     right = [Span(f"{shortened(about, room)} ", "faint")] if about and room >= 8 else []
     return spread(left, right, width)
-
-
-def _marked(piece: Piece, light: Light) -> str:
-    """The letter of a piece below the first of its characters that is not blank."""
-    word = piece.text.lstrip(" ")
-    blanks = len(piece.text) - len(word) if word else 0
-    return f"{' ' * blanks}{light.mark(piece.token)}".ljust(piece.width)
-
-
-def _role(piece: Piece, light: Light) -> str:
-    """Grey newlines are fainter than grey words."""
-    role = light.role(piece.token)
-    return "faint" if role == _REST and piece.text == NEWLINE else role
 
 
 def panel(

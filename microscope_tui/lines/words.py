@@ -115,19 +115,17 @@ def choices(top_k: int) -> str:
 
 def router_size(layer: LayerView) -> str:
     """``8 experts, top-2``."""
-    experts = f"{layer.router.num_experts:,} experts" if layer.router.num_experts else "experts ?"
-    return f"{experts}, {choices(layer.router.top_k)}"
+    experts = layer.router.num_experts
+    return f"{f'{experts:,} experts' if experts else 'experts ?'}, {choices(layer.router.top_k)}"
 
 
 def part_of(view: RunView, layer: LayerView, expert: int) -> tuple[float, str]:
     """What an expert has of the counts of its layer: the share, and ``of 1,024 tokens``."""
     counts, top_k = layer.counts or (), layer.router.top_k
-    total = sum(counts)
-    if view.run is not None and view.run.counts == "shares":  # they show no number of tokens
-        return counts[expert] / max(1.0, total), "of the load"
-    if not top_k:
-        return counts[expert] / max(1.0, total), f"of {total:,} assignments"
-    return counts[expert] / max(1.0, total / top_k), f"of {round(total / top_k):,} tokens"
+    total, known = sum(counts), view.run is None or view.run.counts != "shares"
+    tokens = total / top_k if top_k and known else total
+    of_all = f"of {total:,} assignments" if not top_k else f"of {round(tokens):,} tokens"
+    return counts[expert] / max(1.0, tokens), of_all if known else "of the load"
 
 
 def no_counts(view: RunView) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Entry, Pattern, Standing, alerts, line_width, plain
 from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
 
@@ -33,6 +32,11 @@ def view_at(watch: RunWatch, step: int) -> RunView:
     moment = pin_at(watch, step)
     assert moment is not None
     return view_of(watch, at=moment)
+
+
+def roles(entry: Entry, view: RunView) -> list[str]:
+    """Of the 40 cells of the track."""
+    return [span.role for span in alerts.track(entry, view, 100, 40)[1:41]]
 
 
 def test_active_alerts_stand_before_those_that_recovered(troubled: RunWatch) -> None:
@@ -93,13 +97,15 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
 ) -> None:
     view = view_of(troubled)
     active, over = entries(view)
-    marks = alerts.severities(active, view, 40)
-    assert marks[:29] == [None] * 29
-    assert all(mark is not None for mark in marks[30:])
-    assert marks[-1] is Severity.CRITICAL
-    past = alerts.severities(over, view, 40)
+    marks = roles(active, view)
+    assert marks[:29] == ["faint"] * 29
+    assert "faint" not in marks[30:]
+    assert marks[-1] == "crit"
+    past = roles(over, view)
     ended = max(e.recovered_at or 0 for e in over.finding.episodes)
-    assert [n for n, mark in enumerate(past) if mark] == list(range(9, (ended - 2) // 10 + 1))
+    assert [n for n, mark in enumerate(past) if mark != "faint"] == list(
+        range(9, (ended - 2) // 10 + 1)
+    )
     line = plain(alerts.track(active, view, 100, 40))
     assert "C━━━" in line
     assert line.endswith("crit from 300") or "crit from" in line
@@ -109,8 +115,8 @@ def test_the_track_shows_from_when_to_when_and_how_bad_in_the_columns_of_the_rib
 def test_the_track_of_the_past_ends_at_the_shown_step(troubled: RunWatch) -> None:
     view = view_at(troubled, 120)
     (entry,) = entries(view)
-    marks = alerts.severities(entry, view, 40)
-    assert [n for n, mark in enumerate(marks) if mark] == [9, 10, 11]
+    marks = roles(entry, view)
+    assert [n for n, mark in enumerate(marks) if mark != "faint"] == [9, 10, 11]
 
 
 @pytest.mark.parametrize("width", [40, 50, 60, 80, 100, 160])

@@ -14,7 +14,6 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Span,
-    Terms,
     compare,
     line_width,
     plain,
@@ -114,7 +113,7 @@ def at_step(watch: RunWatch, step: int) -> Reference:
 
 def drawn(view: RunView, reference: Reference, columns: int = 120, rows: int = 12) -> list[str]:
     layout = compare.fit_compare(view, reference, columns, rows, len(view.layers))
-    heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=reference), colour=False)
+    heat = Heat(Look(measure=Measure.DIFFERENCE), reference=reference, colour=False)
     lines = [layout.table.heads()]
     for layer in view.layers:
         lines += compare.layer_lines(layer, reference, layout, heat, chosen=False)
@@ -143,7 +142,7 @@ def test_better_is_told_from_worse_by_sign_and_colour(make_log: Any) -> None:
     watch = opened(make_log())
     sick, well = at_step(watch, 40), pin_at(watch, 10)
     layout = compare.fit_compare(view_of(watch), sick, 120, 3, 3)
-    heat = Heat(Look(measure=Measure.DIFFERENCE), Terms(reference=sick))
+    heat = Heat(Look(measure=Measure.DIFFERENCE), reference=sick)
 
     def roles(view: RunView, reference: Reference) -> dict[str, str]:
         line = compare.layer_lines(view.layers[1], reference, layout, heat, chosen=False)[0]
@@ -199,7 +198,7 @@ def test_every_width_is_filled_exactly_and_says_what_it_hides(make_log: Any, col
     view, reference = view_of(watch), at_step(watch, 10)
     drawn(view, reference, columns)
     layout = compare.fit_compare(view, reference, columns, 12, 3)
-    assert ("entropy" in layout.hidden) == (not layout.table.width_of("entropy"))
+    assert ("entropy" in layout.table.left_out) == (not layout.table.width_of("entropy"))
     remarks = Span("before"), Span("finished")
     for brief in (True, False):
         lines = compare.moment_lines(view, reference, columns, remarks, brief=brief)

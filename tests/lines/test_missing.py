@@ -11,6 +11,7 @@ from microscope_tui.lines import (
     LoadSeries,
     Look,
     Measure,
+    cells_of,
     expert_card,
     expert_line,
     layer_charts,
@@ -18,7 +19,6 @@ from microscope_tui.lines import (
     load_bars,
     plain,
     snapshot_text,
-    why_nothing,
     words,
 )
 from microscope_tui.watch import RunWatch, view_of
@@ -108,7 +108,7 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
             assert said in text
             assert wrong not in text
     view = view_of(watched({"model": {"top_k": None}}))
-    assert why_nothing(view.layers[0], Heat(Look(measure=Measure.SHARE))) == "top_k is unknown"
+    assert cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE))) == "top_k is unknown"
 
 
 def test_the_card_of_an_expert_without_counts_claims_nothing(summaries: RunWatch) -> None:

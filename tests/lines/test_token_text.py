@@ -33,16 +33,16 @@ def light(expert: int | None = None) -> Light:
 
 
 def test_a_token_has_the_colour_of_its_largest_weight() -> None:
-    roles = [light().role(token) for token in (10, 11, 12, 13)]
+    roles = [light().paint(token)[0] for token in (10, 11, 12, 13)]
     assert roles == ["token:0", "token:1", "dim", "dim"]
-    assert [light().mark(token) for token in (10, 11, 12, 13)] == ["a", "b", ".", "."]
-    assert Light(10, [(5,)], BUSY, 10).role(10) == "cursor"
+    assert [light().paint(token)[1] for token in (10, 11, 12, 13)] == ["a", "b", ".", "."]
+    assert Light(10, [(5,)], BUSY, 10).paint(10)[0] == "cursor"
 
 
 def test_one_expert_alone_is_lit_brightest_where_it_weighs_most() -> None:
-    assert [light(5).role(t) for t in (10, 11, 12, 13)] == ["lit:0", "also:0", "also:0", "dim"]
-    assert [light(5).mark(t) for t in (10, 11, 12, 13)] == ["^", "'", "'", " "]
-    assert light(7).role(12) == "lit:7"
+    assert [light(5).paint(t)[0] for t in (10, 11, 12, 13)] == ["lit:0", "also:0", "also:0", "dim"]
+    assert [light(5).paint(t)[1] for t in (10, 11, 12, 13)] == ["^", "'", "'", " "]
+    assert light(7).paint(12)[0] == "lit:7"
 
 
 def test_every_slice_has_an_expert_with_a_colour(routing: Routing) -> None:
@@ -76,7 +76,7 @@ def test_letters_are_below_the_words_that_they_name(routing: Routing) -> None:
         at = 0
         for piece in line.pieces:
             marks = "".join(span.text for span in below)[at : at + piece.width]
-            assert marks.strip() == here.mark(piece.token)
+            assert marks.strip() == here.paint(piece.token)[1]
             at += piece.width
 
 

@@ -16,7 +16,6 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Span,
-    Terms,
     compare,
     matching,
     pad,
@@ -85,7 +84,7 @@ class CompareScreen(RunScreen):
         layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
         self.show("compare-heads", [layout.table.heads()])
         look = Look(measure=Measure.DIFFERENCE, palette=session.look.palette)
-        heat = Heat(look, Terms(reference=reference), not self.app.no_color, session.levels)
+        heat = Heat(look, view.run, reference, not self.app.no_color, session.levels)
         lines: list[Line] = []
         for index in self.in_view(at, count, layout.visible_layers):
             layer = view.layers[self.layers_shown[index]]
@@ -110,7 +109,7 @@ class CompareScreen(RunScreen):
             compare.only_in_reference(view, reference),
             self.filter_said(),
             words.plural(more, "more layer") if more > 0 else "",
-            layout.hidden,
+            layout.table.no_room(", "),
         ]
         self.show("moved", [with_notes(left, notes, columns)])
 

@@ -30,7 +30,6 @@ from microscope_tui.lines import (
     pad,
     plain,
     table,
-    terms_of,
     time_line,
     words,
 )
@@ -187,8 +186,7 @@ class MainScreen(RunScreen):
 
     def _heat(self, view: RunView) -> Heat:
         session = self.session
-        terms = terms_of(view.run, session.reference)
-        return Heat(session.look, terms, not self.app.no_color)
+        return Heat(session.look, view.run, session.reference, not self.app.no_color)
 
     def _legend(self, view: RunView, layout: TableLayout, heat: Heat) -> Line:
         """What the colours of the cells mean, where there are cells; else why there are none."""

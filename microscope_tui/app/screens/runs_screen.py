@@ -108,7 +108,7 @@ class RunsScreen(ListScreen):
         ]
         hides = len(cards) > self.list_rows
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
-        notes = part, run_list.hidden_columns(layout), self.session.how_it_watches()
+        notes = part, layout.no_room(" and "), self.session.how_it_watches()
         return with_notes(left, notes, layout.width, gap=1)
 
     @property
