@@ -108,31 +108,31 @@ def _problems(
     chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter
 ) -> Iterator[Problem]:
     """All problems, also of what the splitter hides from the validator."""
-    problems, torn = validator.problems, False
+    torn = False
     for chunk in chunks:
-        problems.line = splitter.line_number + 1
-        if not torn and problems.line == 1 and chunk.startswith(_BYTE_ORDER_MARK):
-            problems.say("bom")
+        validator.line = splitter.line_number + 1
+        if not torn and validator.line == 1 and chunk.startswith(_BYTE_ORDER_MARK):
+            validator.say("bom")
         at = 0
         for nuls in _NULS.finditer(chunk):
-            problems.line += chunk.count(b"\n", at, nuls.start())
+            validator.line += chunk.count(b"\n", at, nuls.start())
             at = nuls.start()
-            problems.say("nul", size=len(nuls.group()))
-        yield from problems.new()
+            validator.say("nul", size=len(nuls.group()))
+        yield from validator.new()
         for number, line in splitter.feed(chunk.replace(b"\0", b"")):
             yield from validator.check(number, line)
         torn = not chunk.endswith(b"\n")
     for number, line in splitter.feed(b"\n") if torn else ():
         whole = _is_whole(line)
         what = "wait for it" if whole else "skip the torn line until it is whole"
-        problems.line = number
-        problems.say("no newline", what=what)
-        yield from problems.new()
+        validator.line = number
+        validator.say("no newline", what=what)
+        yield from validator.new()
         if whole:
             yield from validator.check(number, line)
-    for problems.line in splitter.overlong:
+    for validator.line in splitter.overlong:
         validator.overlong()
-        yield from problems.new()
+        yield from validator.new()
 
 
 def _is_whole(line: bytes) -> bool:

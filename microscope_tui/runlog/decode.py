@@ -37,18 +37,7 @@ _MAX_DIGITS = 4000  # Python refuses to parse longer integers, and with them the
 
 
 Rows = list[Values | None]
-_Raw = list[list[float | str | None]]
-
-
-class _Means(msgspec.Struct):
-    """Names only these two matrices, so that everything else of the line is skipped."""
-
-    mean_weight: _Raw | None = None
-    mean_output_norm: _Raw | None = None
-
-
 _step_decoder = msgspec.json.Decoder(StepRecord)
-_means_decoder = msgspec.json.Decoder(_Means)
 _STEP_PREFIXES = (b'{"kind":"step"', b'{"kind": "step"')
 _MATRIX_KEYS = [f'"{name}":'.encode() for name in MATRICES]
 
@@ -121,19 +110,11 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
     ``None`` where a row is absent; a value that is not a finite number is ``None`` too.
     """
     try:
-        found = _means_decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        found = _Means()
-    return _mean_rows(found.mean_weight, routers), _mean_rows(found.mean_output_norm, routers)
-
-
-def _mean_rows(raw: _Raw | None, routers: int) -> Rows:
-    if raw is None or len(raw) != routers:
-        return [None] * routers
-    finite = [
-        [v if isinstance(v, int | float) and math.isfinite(v) else None for v in row] for row in raw
-    ]
-    return [row or None for row in finite]
+        fields = _object(line)
+    except BadLine:  # the typed decoder of the step skipped what the full one rejects
+        fields = {}
+    weight, norm = (_rows_of(fields.get(name), routers) for name in MATRICES[:2])
+    return list(map(_finite_of, weight)), list(map(_finite_of, norm))
 
 
 def row_starts(line: bytes, routers: int) -> list[int]:
@@ -330,6 +311,12 @@ def _integer(value: Any) -> int | None:
 def _values_of(value: Any) -> Values | None:
     """A list of numbers, each of which may be no value."""
     return [_number(item) for item in value] if isinstance(value, list) else None
+
+
+def _finite_of(row: Any) -> Values | None:
+    """A row of numbers, ``None`` for one that is not finite; ``None`` if there is no row."""
+    values = _values_of(row) or ()
+    return [v if v is not None and math.isfinite(v) else None for v in values] or None
 
 
 def _rows_of(value: Any, routers: int) -> list[Any]:

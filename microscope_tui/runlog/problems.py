@@ -167,7 +167,7 @@ class Problem:
 
 
 class Problems:
-    """Collects the problems of one line after the other."""
+    """Collects the problems of one line after the other, and finds those of single values."""
 
     def __init__(self) -> None:
         self.line = 0
@@ -206,6 +206,131 @@ class Problems:
         else:
             self._last[severity, code] = problem
 
+    def strict_object(self, line: bytes) -> dict[str, Any] | None:
+        """The object of the line; ``None`` if there is none, which is reported."""
+        if self.line == 1 and line.startswith(_BYTE_ORDER_MARK):
+            self.say("bom")
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if b"\0" in line:
+            self.say("nul", size=line.count(b"\0"))
+            line = line.strip(b"\0")
+        if not line.strip():
+            self.say("empty")
+            return None
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.say("utf-8", byte=line[error.start], at=error.start + 1)
+            text = line.decode("utf-8", "replace")
+        try:
+            value = msgspec.json.decode(line)
+        except RecursionError:
+            self.say("depth")
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError) as refusal:
+            if (found := self._by_the_standard_library(text, refusal)) is None:
+                return None
+            (value,) = found
+        if isinstance(value, dict):
+            return value
+        self.say("object", value=value)
+        return None
+
+    def _by_the_standard_library(self, text: str, refusal: Exception) -> tuple[Any] | None:
+        """A value that msgspec refuses: reported with the place of the mistake, or tolerated."""
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            near = safe_text(
+                text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT], 2 * _EXCERPT
+            )
+            self.say("json", why=safe_text(error.msg), at=error.pos + 1, near=near)
+            return None
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # an integer of thousands of digits, deep nesting
+            self.say("no record", "json", why=safe_text(error))
+            return None
+        bare = [match for match in _STRING_OR_BARE.finditer(text) if match[1]]
+        if bare:
+            self.say("bare", count=len(bare), name=bare[0][1], at=bare[0].start() + 1)
+        elif isinstance(refusal, msgspec.MsgspecError):
+            self.say("refused", "json", why=safe_text(refusal))
+        return (value,)
+
+    def checked_fields(
+        self, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]
+    ) -> dict[str, Any]:
+        """The sound values of an object by name; unknown keys that look misspelt are reported.
+
+        ``inside``: the path of the object with its dot, for messages.
+        """
+        unknown = (key for key in record if key not in rules)
+        for key in itertools.islice(unknown, _MAX_UNKNOWN_KEYS):
+            candidates = _likely(key, tuple(sorted(rules))) if len(key) <= _MAX_KEY_LENGTH else ()
+            likely = next((name for name in candidates if name not in record), None)
+            if likely is not None:
+                code, strange = f"misspelt {inside}{likely}", safe_text(key, 40)
+                self.say("misspelt", code, inside=inside, key=strange, likely=likely)
+        return {
+            name: self.checked(inside + name, record.get(name), rule)
+            for name, rule in rules.items()
+        }
+
+    def checked(self, key: str, value: Any, rule: Rule, code: str = "") -> Any:
+        """The sound value at ``key``; ``None`` where there is none or where it is a problem.
+
+        Args:
+            code: class of the problem where ``key`` holds an index, so that its class is bounded.
+        """
+        code = code or key
+        if value is None or rule is None:
+            return value
+        if isinstance(rule, Number):
+            return self._number(key, value, rule, code)
+        kinds = {dict: "an object", bool: "true or false"}
+        kind = rule if isinstance(rule, type) else str
+        if not isinstance(value, kind):
+            expected = kinds.get(kind, "a string")
+            return self.say("type", f"type {code}", key=key, value=value, expected=expected)
+        if isinstance(value, str) and not value.isprintable():
+            char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
+            if char is not None:
+                self.say("unprintable", key=key, value=value, char=ord(char))
+        if isinstance(rule, tuple) and value not in rule:
+            expected = ", ".join(rule)
+            return self.say("choice", f"choice {code}", key=key, value=value, expected=expected)
+        return value
+
+    def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:
+        """The finite number at ``key``."""
+        if rule.fits(value):
+            return value
+        if type(value) is float and not math.isfinite(value):
+            return None  # a bare token was reported when the line was parsed
+        what, expected = "range", rule.what
+        if isinstance(value, str) and value in NON_FINITE:
+            if rule.non_finite:
+                return None
+            expected += ", or null where there is no value"
+        elif type(value) is not int and (type(value) is not float or rule.integer):
+            what, expected = "type", _typed(rule, value)
+        return self.say(what, f"{what} {code}", key=key, value=value, expected=expected)
+
+    def per_router(self, key: str, value: Any, routers: int | None) -> list[Any] | None:
+        """The list at ``key`` with one entry per router; ``None`` where there is none."""
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            expected = "a list with one entry per router of model.layers"
+            self.say("type", f"type {key}", key=key, value=value, expected=expected)
+            return None
+        if routers is not None and len(value) != routers:
+            self.say("length", f"length {key}", key=key, entries=len(value), routers=routers)
+            return None
+        return value
+
 
 def shown(value: Any, max_cells: int = 40) -> str:
     """A value from a log for a message: small ones as JSON, others by their kind."""
@@ -220,120 +345,6 @@ def shown(value: Any, max_cells: int = 40) -> str:
     return json.dumps(value)
 
 
-def strict_object(problems: Problems, line: bytes) -> dict[str, Any] | None:
-    """The object of the line; ``None`` if there is none, which is reported."""
-    if problems.line == 1 and line.startswith(_BYTE_ORDER_MARK):
-        problems.say("bom")
-        line = line.removeprefix(_BYTE_ORDER_MARK)
-    if b"\0" in line:
-        problems.say("nul", size=line.count(b"\0"))
-        line = line.strip(b"\0")
-    if not line.strip():
-        problems.say("empty")
-        return None
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        problems.say("utf-8", byte=line[error.start], at=error.start + 1)
-        text = line.decode("utf-8", "replace")
-    try:
-        value = msgspec.json.decode(line)
-    except RecursionError:
-        problems.say("depth")
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as refusal:
-        if (found := _by_the_standard_library(problems, text, refusal)) is None:
-            return None
-        (value,) = found
-    if isinstance(value, dict):
-        return value
-    problems.say("object", value=value)
-    return None
-
-
-def _by_the_standard_library(
-    problems: Problems, text: str, refusal: Exception
-) -> tuple[Any] | None:
-    """A value that msgspec refuses: reported with the place of the mistake, or tolerated."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        near = safe_text(text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT], 2 * _EXCERPT)
-        problems.say("json", why=safe_text(error.msg), at=error.pos + 1, near=near)
-        return None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, deep nesting
-        problems.say("no record", "json", why=safe_text(error))
-        return None
-    bare = [match for match in _STRING_OR_BARE.finditer(text) if match[1]]
-    if bare:
-        problems.say("bare", count=len(bare), name=bare[0][1], at=bare[0].start() + 1)
-    elif isinstance(refusal, msgspec.MsgspecError):
-        problems.say("refused", "json", why=safe_text(refusal))
-    return (value,)
-
-
-def checked_fields(
-    problems: Problems, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]
-) -> dict[str, Any]:
-    """The sound values of an object by name; unknown keys that look misspelt are reported.
-
-    ``inside``: the path of the object with its dot, for messages.
-    """
-    unknown = (key for key in record if key not in rules)
-    for key in itertools.islice(unknown, _MAX_UNKNOWN_KEYS):
-        candidates = _likely(key, tuple(sorted(rules))) if len(key) <= _MAX_KEY_LENGTH else ()
-        likely = next((name for name in candidates if name not in record), None)
-        if likely is not None:
-            code, strange = f"misspelt {inside}{likely}", safe_text(key, 40)
-            problems.say("misspelt", code, inside=inside, key=strange, likely=likely)
-    return {
-        name: checked(problems, inside + name, record.get(name), rule)
-        for name, rule in rules.items()
-    }
-
-
-def checked(problems: Problems, key: str, value: Any, rule: Rule, code: str = "") -> Any:
-    """The value at ``key`` if it is sound; ``None`` where there is none or where it is a problem.
-
-    Args:
-        code: class of the problem where ``key`` holds an index, so that its class is bounded.
-    """
-    code = code or key
-    if value is None or rule is None:
-        return value
-    if isinstance(rule, Number):
-        return _number(problems, key, value, rule, code)
-    kinds = {dict: "an object", bool: "true or false"}
-    kind = rule if isinstance(rule, type) else str
-    if not isinstance(value, kind):
-        expected = kinds.get(kind, "a string")
-        return problems.say("type", f"type {code}", key=key, value=value, expected=expected)
-    if isinstance(value, str) and not value.isprintable():
-        char = next((c for c in value if unicodedata.category(c) in _UNPRINTABLE), None)
-        if char is not None:
-            problems.say("unprintable", key=key, value=value, char=ord(char))
-    if isinstance(rule, tuple) and value not in rule:
-        expected = ", ".join(rule)
-        return problems.say("choice", f"choice {code}", key=key, value=value, expected=expected)
-    return value
-
-
-def _number(problems: Problems, key: str, value: Any, rule: Number, code: str) -> Any:
-    """The finite number at ``key``."""
-    if rule.fits(value):
-        return value
-    if type(value) is float and not math.isfinite(value):
-        return None  # a bare token was reported when the line was parsed
-    what, expected = "range", rule.what
-    if isinstance(value, str) and value in NON_FINITE:
-        if rule.non_finite:
-            return None
-        expected += ", or null where there is no value"
-    elif type(value) is not int and (type(value) is not float or rule.integer):
-        what, expected = "type", _typed(rule, value)
-    return problems.say(what, f"{what} {code}", key=key, value=value, expected=expected)
-
-
 def _typed(rule: Number, value: Any) -> str:
     """What is expected instead of a wrong type, with a hint for common mistakes."""
     if isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
@@ -343,20 +354,6 @@ def _typed(rule: Number, value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return f"{rule.what}, without a decimal point"
     return f"{rule.what}, or null"
-
-
-def per_router(problems: Problems, key: str, value: Any, routers: int | None) -> list[Any] | None:
-    """The list at ``key`` with one entry per router; ``None`` where there is none."""
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        expected = "a list with one entry per router of model.layers"
-        problems.say("type", f"type {key}", key=key, value=value, expected=expected)
-        return None
-    if routers is not None and len(value) != routers:
-        problems.say("length", f"length {key}", key=key, entries=len(value), routers=routers)
-        return None
-    return value
 
 
 @lru_cache(maxsize=1024)
