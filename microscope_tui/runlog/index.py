@@ -29,7 +29,6 @@ from microscope_tui.runlog.records import (
 from microscope_tui.runlog.tail import (
     Identity,
     identity_of_open,
-    open_regular_file,
     opened,
     read_lines_at,
 )
@@ -67,27 +66,21 @@ def glance(path: Path) -> Glance:
     is left out.
     """
     try:
-        file = open_regular_file(path)
-    except OSError as error:
-        return Glance(error=error.strerror or str(error))
-    try:
-        identity = identity_of_open(file)
-        if path.suffix in ARCHIVE_SUFFIXES:
-            return Glance(identity=identity)  # an archive's end is unknown before it is unpacked
-        run = _header(file)
-        steps, end, resumed = _last(file, identity.size)
-        steps.sort(key=lambda step: step.step)
-        last = steps[-1] if steps else None
-        run = _with_sound_plan(resumed or run, last, file, identity.size)
-        before = steps[0] if len(steps) == 2 else None
-        step_time = seconds_between(before, last) if last is not None else None
-        return Glance(run, last, step_time, end, identity=identity)
+        with opened(path) as file:
+            identity = identity_of_open(file)
+            if path.suffix in ARCHIVE_SUFFIXES:
+                return Glance(identity=identity)  # its end is unknown before it is unpacked
+            steps, end, late = _last(file, identity.size)
+            steps.sort(key=lambda step: step.step)
+            last = steps[-1] if steps else None
+            run = _with_sound_plan(late or _header(file), last, file, identity.size)
+            before = steps[0] if len(steps) == 2 else None
+            step_time = seconds_between(before, last) if last is not None else None
+            return Glance(run, last, step_time, end, identity=identity)
     except UnknownFormat as error:
         return Glance(error=str(error))
     except OSError as error:
         return Glance(error=error.strerror or str(error))
-    finally:
-        os.close(file)
 
 
 def _with_sound_plan(
@@ -113,38 +106,27 @@ def _header(file: int) -> RunRecord | None:
 
 
 def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    """The last two steps, an end event if it is the last record, and a late header."""
+    """The last two steps that hold, an end event if nothing follows it, and a late header."""
     want = _END_BYTES
     while True:
         start = max(0, size - want)
-        lines = os.pread(file, want, start).split(b"\n")
-        found = _ends(lines[1:] if start else lines)
-        if len(found[0]) == 2 or start == 0 or want >= _MOST_END_BYTES:
-            return found
+        lines = os.pread(file, want, start).split(b"\n")[1 if start else 0 :]
+        steps, before = list[StepRecord](), list[StepRecord]()
+        end: EventRecord | None = None
+        late: RunRecord | None = None
+        for record in map(_record, lines):
+            if isinstance(record, StepRecord):
+                steps.append(record)
+                end = None
+            elif isinstance(record, RunRecord):
+                before, steps, end, late = steps or before, [], None, record
+            elif isinstance(record, EventRecord) and record.event == "end":
+                end = record
+        first = late.resumed_at_step if late is not None else None
+        found = steps or [step for step in before if first is None or step.step < first]
+        if len(found) >= 2 or start == 0 or want >= _MOST_END_BYTES:
+            return found[-2:], end, late
         want *= 8
-
-
-def _ends(lines: list[bytes]) -> tuple[list[StepRecord], EventRecord | None, RunRecord | None]:
-    steps: list[StepRecord] = []
-    end: EventRecord | None = None
-    resumed: RunRecord | None = None
-    for line in reversed(lines):
-        record = _record(line)
-        if isinstance(record, RunRecord):
-            if steps:
-                return steps, end, resumed or record
-            resumed = resumed or record  # nothing came after it yet: continue backwards
-        elif isinstance(record, EventRecord):
-            if record.event == "end" and not steps and resumed is None:
-                end = end or record
-        elif isinstance(record, StepRecord):
-            first = resumed.resumed_at_step if resumed is not None else None
-            if first is not None and record.step >= first:
-                continue  # superseded
-            steps.append(record)
-            if len(steps) == 2:
-                break
-    return steps, end, resumed
 
 
 def _record(line: bytes) -> Record | None:

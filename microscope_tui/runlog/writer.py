@@ -46,6 +46,8 @@ from typing import Any
 
 import msgspec
 
+from microscope_tui.runlog.records import MATRICES
+
 _logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
@@ -54,13 +56,10 @@ QUIET_S = 60.0
 """Seconds between warnings about a disk that keeps failing."""
 
 Record = Mapping[str, Any]
-MEANS = ("mean_weight", "mean_output_norm")
-MATRICES = (*MEANS, "expert_bias", "tokens_per_expert")
+MEANS = MATRICES[:2]
 
 MAX_RECORDS = 4096
-"""Maximum number of queued steps: minutes of a hanging disk for a small model (6 kB per step), in
-27 MB.
-"""
+"""Maximum number of queued steps: minutes of a hanging disk for a small model, in 27 MB."""
 MAX_BYTES = 64 * 2**20
 """Maximum bytes of queued steps: 250 steps of 58 routers of 256 experts (0.27 MB each)."""
 RESERVE_RECORDS = 256
@@ -165,9 +164,7 @@ class RunLogWriter:
         written = os.write(self._file, lines)
         if written < len(lines):  # a disk that is almost full takes half a line: undo it
             with contextlib.suppress(OSError):
-                if (
-                    os.fstat(self._file).st_size == size + written
-                ):  # no other process wrote in between
+                if os.fstat(self._file).st_size == size + written:  # nobody wrote in between
                     os.ftruncate(self._file, size)
             raise OSError(f"only {written} of {len(lines)} bytes fitted on the disk")
         self._first, self._head_is_due = b"", False
