@@ -64,7 +64,6 @@ from .tail import open_regular_file as open_regular_file
 from .tail import read_at as read_at
 from .tail import stamp_of as stamp_of
 from .validate import LogValidator as LogValidator
-from .validate import problems_in as problems_in
 from .writer import MEANS as MEANS
 from .writer import SYNC_TIMEOUT_S as SYNC_TIMEOUT_S
 from .writer import BackgroundLog as BackgroundLog

@@ -62,7 +62,7 @@ def decode_line(line: bytes) -> Record | None:
     stripped = line.strip(b" \t\r\n\0")
     if not stripped:
         return None
-    fields = _object(stripped)
+    fields = object_of(stripped)
     match fields.get("kind"):
         case "step":
             return _step(fields)
@@ -97,7 +97,7 @@ def _without_matrices(line: bytes) -> bytes:
 
 def decode_matrices(line: bytes, routers: int) -> Matrices:
     """Decode the matrices of a step line; rows that are not lists of counts become ``None``."""
-    fields = _object(line)
+    fields = object_of(line)
     return Matrices(
         [_counts_of(row) for row in _rows_of(fields.get("tokens_per_expert"), routers)],
         [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)],
@@ -110,7 +110,7 @@ def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
     ``None`` where a row is absent; a value that is not a finite number is ``None`` too.
     """
     try:
-        fields = _object(line)
+        fields = object_of(line)
     except BadLine:  # the typed decoder of the step skipped what the full one rejects
         fields = {}
     weight, norm = (_rows_of(fields.get(name), routers) for name in MATRICES[:2])
@@ -154,7 +154,7 @@ def decode_row(line: bytes, start: int) -> list[int] | None:
 
 def infer_run(line: bytes, name: str) -> RunRecord | None:
     """A default header from the first step of a log without one; ``None`` without counts."""
-    fields = _object(line)
+    fields = object_of(line)
     rows = fields.get("tokens_per_expert")
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROUTERS:
         return None
@@ -169,7 +169,7 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
     return RunRecord(run=safe_text(name), routers=tuple(routers), inferred=True)
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def object_of(line: bytes) -> dict[str, Any]:
     """The line as a dict: msgspec first, the standard library for what msgspec refuses."""
     if len(line) > _MAX_OBJECT_BYTES:
         raise BadLine(f"{len(line) >> 20:,} MB in one line, more than any record needs")

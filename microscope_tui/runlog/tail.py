@@ -8,7 +8,6 @@ origin of a log offers, ``Identity`` the state of a file while nobody changes it
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import sys
@@ -20,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
+from microscope_tui.runlog.decode import object_of
+from microscope_tui.runlog.records import BadLine
 from microscope_tui.runlog.spool import Spool
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -447,12 +446,8 @@ def is_an_object(line: bytes) -> bool:
     """The line is one whole JSON object, though its newline is missing."""
     if not line.rstrip().endswith(b"}"):
         return False
-    line = line.lstrip(b"\0")
     try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # bare NaN and a stray byte in a text are records too: ask the standard library
-    try:
-        return isinstance(json.loads(line.decode("utf-8", "replace")), dict)
-    except (ValueError, RecursionError):
+        object_of(line.lstrip(b"\0"))
+    except BadLine:
         return False
+    return True

@@ -10,7 +10,7 @@ to sum to tokens × k and because summaries can be recomputed from counts.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -55,17 +55,6 @@ _ROWS = {
 """What a row holds, and what to write instead of one."""
 T = TypeVar("T")
 Summaries = dict[str, list[float | None]]
-
-
-def problems_in(lines: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
-    """The problems of a log given as (line number from 1, line without its newline).
-
-    In order of the lines; at the end one summary for each class with more than twenty.
-    """
-    validator = LogValidator()
-    for line_number, line in lines:
-        yield from validator.check(line_number, line)
-    yield from validator.finish()
 
 
 @dataclass(frozen=True, slots=True)

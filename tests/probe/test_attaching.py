@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from microscope_tui.probe import Adapter, attach
-from microscope_tui.runlog import problems_in
 from tests.probe.layers import ADAPTER, EXPERTS, ROUTERS, TOP_K, Model, records, sums, tokens
+from tests.problems import problems_in
 
 PAIRS = 2 * 12 * TOP_K
 

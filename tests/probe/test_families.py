@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.families.tiny import families
 from benchmarks.families.trial import WAYS, attempt
-from microscope_tui.runlog import problems_in
+from tests.problems import problems_in
 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v4", "granitemoe")
 

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from benchmarks.families.oracle import Oracle
 from microscope_tui.probe import find_sites, load
 from microscope_tui.routing import Routing
-from microscope_tui.runlog import problems_in
 from moe_model import character_files, read_checkpoint
 from tests.model.llamas import random_llama, upcycle
 from tests.model.published import command, their_model
 from tests.probe.folders import CHARACTERS, family, own, probe, save, text
+from tests.problems import problems_in
 
 FAMILIES = (
     "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v4", "granitemoe", "olmoe",

@@ -22,12 +22,12 @@ from microscope_tui.runlog import (
     SAID_IN_FULL,
     RouterSummary,
     RunFile,
-    problems_in,
     safe_text,
     tail,
     validate,
 )
 from microscope_tui.runlog import records as tables
+from tests.problems import problems_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
 Make = Callable[..., Any]

@@ -13,9 +13,9 @@ from microscope_tui.runlog import (
     StepRecord,
     decode_line,
     decode_matrices,
-    problems_in,
 )
 from microscope_tui.runlog.decode import _without_matrices
+from tests.problems import problems_in
 
 HEADER = {
     "kind": "run",

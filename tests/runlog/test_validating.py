@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscope_tui import measures
-from microscope_tui.runlog import Problem, problems_in, safe_text
+from microscope_tui.runlog import Problem, safe_text
+from tests.problems import problems_in
 
 Fields = dict[str, Any]
 TOKENS = 24

@@ -6,8 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record, problems_in
+from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
 from microscope_tui.sources import Record, RecordReader, Unreadable
+from tests.problems import problems_in
 
 UNKNOWN_K = "model.top_k is missing: write an integer of at least 1"
 """The one thing that a source may not know."""
