@@ -34,7 +34,15 @@ class Anatomy:
             self.close()
             self._log, self.token, self.layer, self.found = log, 0, 0, ""
         if self.routing is None:
-            self.routing, self.problem = await asyncio.to_thread(_opened, log)
+            self.problem, path = "", log.with_name(FILE_NAME)
+            try:
+                self.routing = await asyncio.to_thread(Routing, path)
+            except FileNotFoundError:
+                pass
+            except BadRouting as error:
+                self.problem = safe_text(error, 300)
+            except OSError as error:
+                self.problem = safe_text(f"{path}: {error.strerror or error}", 300)
         return self.routing
 
     def close(self) -> None:
@@ -60,14 +68,3 @@ class Anatomy:
             text = self.routing.text_of_id(token_id)
             self.names[token_id] = f"#{token_id}" if text is None else shown_token(text, 16)
         return self.names.get(token_id, f"#{token_id}")
-
-
-def _opened(log: Path) -> tuple[Routing | None, str]:
-    try:
-        return Routing(log.with_name(FILE_NAME)), ""
-    except FileNotFoundError:
-        return None, ""
-    except BadRouting as error:
-        return None, safe_text(error, 300)
-    except OSError as error:
-        return None, safe_text(f"{log.with_name(FILE_NAME)}: {error.strerror or error}", 300)

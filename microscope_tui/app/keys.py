@@ -6,10 +6,11 @@ keys (see ``keymap``).
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.keys import REPLACED_KEYS, key_to_character
 from textual.screen import Screen
 
@@ -37,15 +38,14 @@ class ScreenRow(NamedTuple):
 SCREENS = {
     "main": ScreenRow("1", "all layers", "main_screen:MainScreen"),
     "layer": ScreenRow("2", "one layer", "chart_screens:LayerScreen"),
-    "expert": ScreenRow("", "an expert", "expert_screen:ExpertScreen"),
+    "expert": ScreenRow("", "an expert", "chart_screens:ExpertScreen"),
     "alerts": ScreenRow("3", "alerts", "alerts_screen:AlertsScreen"),
     "runs": ScreenRow("4,r", "runs", "runs_screen:RunsScreen"),
-    "compare": ScreenRow("5", "compare", "compare_screen:CompareScreen"),
+    "compare": ScreenRow("5", "compare", "compare_screens:CompareScreen"),
     "course": ScreenRow("6", "loss and learning rate", "chart_screens:CourseScreen"),
     "tokens": ScreenRow("7", "tokens of a probe", "probe_screens:TokensScreen"),
     "slices": ScreenRow("8", "slices of a probe", "probe_screens:SlicesScreen"),
-    "mismatch": ScreenRow("9", "mismatch of two probes", "mismatch_screen:MismatchScreen"),
-    "waiting": ScreenRow("", "waiting for a run", "waiting_screen:WaitingScreen"),
+    "mismatch": ScreenRow("9", "mismatch of two probes", "compare_screens:MismatchScreen"),
     "help": ScreenRow("", "help", "help_screen:HelpScreen"),
 }
 """By the names that ``action_go``, snapshots and the glossary use."""
@@ -67,24 +67,14 @@ def key(id: str, keys: str, action: str, does: str, short: str = "", shown: str 
 
     ``shown``: its key there, where that is not its first one.
     """
-    return Binding(
-        keys,
-        action,
-        short or does,
-        id=id,
-        show=bool(short),
-        key_display=shown or None,
-        tooltip=does,
-    )
+    display = shown or None
+    return Binding(keys, action, short or does, bool(short), display, id=id, tooltip=does)
 
 
 def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
     """Two bindings that share a place in the last line: ``↑↓ layer``, or ``[ ] step``."""
     group = Binding.Group(short, compact)
-    return [
-        Binding(one.key, one.action, one.description, id=one.id, tooltip=one.tooltip, group=group)
-        for one in bindings
-    ]
+    return [replace(one, show=True, group=group) for one in bindings]
 
 
 _LEADS = [
@@ -129,7 +119,7 @@ TIME = [
     key("time.play", "P", "play", "play back 1, 4, 16 columns a second"),
     key("time.zoom_in", "plus,equals_sign", "zoom(0.5)", "zoom in: half as much time"),
     key("time.zoom_out", "minus", "zoom(2)", "zoom out: twice as much time"),
-    key("time.show_all", "0", "show_all", "show the whole run"),
+    key("time.show_all", "0", "zoom(1e15)", "show the whole run"),
     key("time.axis", "x", "next_axis", "time axis: step, run time, clock"),
 ]
 ALERTS = [
@@ -160,19 +150,15 @@ OPEN_LAYER = key("layer.open", "enter", "open_layer", "open the layer", "open")
 OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "expert")
 
 
-def with_keymap(bindings: Iterable[Binding], keymap: Mapping[str, str]) -> list[Binding]:
-    """The bindings with the user's keys, as Textual lays a keymap over them."""
-    return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in bindings]
-
-
-def bindings_of(screen: Screen[Any] | type[Any], keymap: Mapping[str, str]) -> list[Binding]:
-    """The bindings of a screen with the user's keys, each once, in the order of its list."""
-    return with_keymap((one for one in screen.BINDINGS if isinstance(one, Binding)), keymap)
+def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> list[Binding]:
+    """Our bindings with the user's keys, as Textual lays a keymap over them."""
+    ours = [one for one in bindings if isinstance(one, Binding) and one.id]
+    return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in ours]
 
 
 def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
     """The bindings of every screen, by its name; it imports all screens."""
-    return {name: bindings_of(screen_class(name), keymap or {}) for name in SCREENS}
+    return {name: with_keymap(screen_class(name).BINDINGS, keymap or {}) for name in SCREENS}
 
 
 def key_table(keymap: Mapping[str, str]) -> dict[str, list[tuple[str, str, str]]]:

@@ -15,9 +15,9 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from microscope_tui.app import palette
-from microscope_tui.app.keys import bindings_of, name_of, screen_class, shown_key
+from microscope_tui.app.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
 from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.session import NO_PREFERENCES, Preferences, Session
+from microscope_tui.app.session import DEFAULT, Preferences, Session
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet
 
@@ -51,6 +51,8 @@ class Microscope(App[None]):
     #header, #ribbon, #keys {{ height: 1; }}
     .gone, .small > * {{ display: none; }}
     .small > #header {{ display: block; height: 1fr; }}
+    #waiting, .waiting > * {{ display: none; }}
+    .waiting > #waiting {{ display: block; }}
     {MainScreen.CSS}
     """
     """CSS of all screens, and of the default screen, whose own CSS Textual does not load."""
@@ -59,10 +61,7 @@ class Microscope(App[None]):
     BINDINGS: ClassVar = [Binding("ctrl+c", "quit", "quit", show=False, priority=True)]
 
     def __init__(
-        self,
-        fleet: Fleet,
-        glyphs: Glyphs = Glyphs.BRAILLE,
-        preferences: Preferences = NO_PREFERENCES,
+        self, fleet: Fleet, glyphs: Glyphs = Glyphs.BRAILLE, preferences: Preferences = DEFAULT
     ) -> None:
         self.problem: str | None = None
         """What failed at exit."""
@@ -84,9 +83,6 @@ class Microscope(App[None]):
 
     async def on_mount(self) -> None:
         self.session.reader.first_look.wait(_FIRST_LOOK_S)
-        if not self.session.has_run:
-            await self._show("waiting")
-        self.set_interval(0.25, self._move_on)
         # Objects made so far live as long as the process: garbage collection can skip them.
         self.set_timer(_FREEZE_S, gc.freeze)
         # Without this a terminated process leaves the alternate screen on.
@@ -98,7 +94,7 @@ class Microscope(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: one command per binding of the screen, with its keys as the help."""
-        for binding in bindings_of(screen, self.session.preferences.keymap):
+        for binding in with_keymap(screen.BINDINGS, self.session.preferences.keymap):
             if binding.id == "app.palette":
                 continue
             keys = "  ".join(shown_key(key) for key in binding.key.split(","))
@@ -119,36 +115,24 @@ class Microscope(App[None]):
         """The name of the screen on top."""
         return name_of(self.screen)
 
-    async def _show(self, name: str) -> None:
-        await self.push_screen(screen_class(name)(self.session))
-
-    async def _move_on(self) -> None:
-        """Switch from the waiting screen to the run once it has a step, and back."""
-        if not self.screen_stack:  # exiting
-            return
-        if self.shown == "waiting":
-            if self.session.has_run:
-                await self.pop_screen()
-        elif self.shown == "main" and self.session.is_blank:
-            await self._show("waiting")
-
     async def action_go(self, name: str) -> None:
         """Show a screen by name, or return to the main one; screens above it close."""
         before = self.shown
-        if before in ("help", "waiting") and name != "runs":
+        if before == "help" and name != "runs":
             return
-        while len(self.screen_stack) > 1 and self.shown != "waiting":
+        while len(self.screen_stack) > 1:
             await self.pop_screen()
-        if self.shown == "waiting" and name != "runs":
-            return  # there is no run to show
-        if name not in ("main", before):
-            await self._show(name)
+        if name not in ("main", before) and (self.session.has_run or name == "runs"):
+            await self.push_screen(screen_class(name)(self.session))
 
     def action_help(self) -> None:
         """Show the keys and words of the current screen."""
         if self.shown != "help":
-            bindings = bindings_of(self.screen, self.session.preferences.keymap)
-            self.push_screen(screen_class("help")(bindings, self.session.glyphs, self.shown))
+            waits, keymap = self.screen.has_class("waiting"), self.session.preferences.keymap
+            own = EVERYWHERE if waits else self.screen.BINDINGS
+            bindings = with_keymap(own, keymap)
+            behind = "" if waits else self.shown
+            self.push_screen(screen_class("help")(bindings, self.session.glyphs, behind))
 
     def action_repaint(self) -> None:
         """Repaint everything, after another program wrote over the screen."""

@@ -113,12 +113,7 @@ def _evenly(*colours: str) -> _Stops:
 # Share of the way from low to high → colour. Viridis and cividis are Matplotlib's.
 _TRUECOLOR: dict[Palette, _Stops] = {
     # The overloaded half of the loads, at distances that look alike.
-    Palette.DIVERGING: (
-        (0.0, "#282b30"),
-        (0.42, "#b27a2e"),
-        (0.64, "#e96c3c"),
-        (1.0, "#ffd6c4"),
-    ),
+    Palette.DIVERGING: ((0.0, "#282b30"), (0.42, "#b27a2e"), (0.64, "#e96c3c"), (1.0, "#ffd6c4")),
     Palette.VIRIDIS: _evenly(
         *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
         *("#28ae80", "#5ec962", "#addc30", "#fde725"),

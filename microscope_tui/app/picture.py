@@ -4,6 +4,7 @@ Snapshots, exports and tests show the same as a terminal.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from textual.pilot import Pilot
@@ -11,15 +12,14 @@ from textual.widget import Widget
 
 from microscope_tui.app.keys import SCREENS
 from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.out import stand_alone
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.app.session import NO_PREFERENCES, Preferences
-from microscope_tui.app.svg import stand_alone
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import JUDGING_S, Fleet
 
-SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help", "waiting"}), "help")
+SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
 _PATIENCE_S = 600.0
 _LOOK_S = 0.02
 
@@ -54,39 +54,22 @@ class Picture:
     svg: str
 
 
-async def draw(
-    fleet: Fleet,
-    wanted: Wanted,
-    glyphs: Glyphs = Glyphs.BRAILLE,
-    preferences: Preferences = NO_PREFERENCES,
-) -> Picture:
+async def draw(fleet: Fleet, wanted: Wanted, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
     """Draw a screen of the newest run of ``fleet``.
 
     Raises:
         NoPicture: no such screen, layer, expert or step.
     """
-    app = Microscope(fleet, glyphs, preferences)
-    found: list[Picture | NoPicture] = []
-
-    async def at_work(pilot: Pilot[object]) -> None:
-        try:
-            found.append(await _drawn(app, pilot, wanted))
-        except NoPicture as problem:
-            found.append(problem)
-        app.exit()
-
-    await app.run_async(headless=True, size=(wanted.columns, wanted.rows), auto_pilot=at_work)
-    if not found:
-        raise NoPicture("the screen could not be drawn")
-    if isinstance(found[0], NoPicture):
-        raise found[0]
-    return found[0]
+    app = Microscope(fleet, glyphs)
+    async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
+        return await _drawn(app, pilot, wanted)
 
 
-async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Picture:
-    await _read(app)
+async def _drawn(app: Microscope, pilot: Pilot[None], wanted: Wanted) -> Picture:
+    if not await _until(lambda: _is_read(app), _PATIENCE_S):
+        raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
     if wanted.screen == "runs":
-        await _judge(app)
+        await _until(lambda: not app.session.fleet.is_judging, JUDGING_S)
     await _choose(app, wanted)
     app.session.steady = SteadyLevels()  # discard intermediate frames
     if wanted.screen == "help":
@@ -100,39 +83,31 @@ async def _drawn(app: Microscope, pilot: Pilot[object], wanted: Wanted) -> Pictu
     if isinstance(screen, BaseScreen):
         await screen.redraw()
         await pilot.pause()
-        while screen.busy:
-            await asyncio.sleep(_LOOK_S)
+        await _until(lambda: not screen.busy, _PATIENCE_S)
         await pilot.pause()
     with in_truecolor(app):
         return Picture(_text(app), stand_alone(app.export_screenshot(title="", simplify=True)))
 
 
-async def _read(app: Microscope) -> None:
-    """Wait until the whole log has been read and judged."""
-    session = app.session
-    for _ in range(round(_PATIENCE_S / _LOOK_S)):
-        watch = session.watch
-        looked = session.reader.first_look.is_set()
-        if looked and watch is None:
-            return
-        waiting = session.has_run and app.shown == "waiting"
-        if watch is not None and watch.complete and not watch.unread and not waiting:
-            return
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for the condition; false if the time was not enough."""
+    for _ in range(round(seconds / _LOOK_S)):
+        if condition():
+            return True
         await asyncio.sleep(_LOOK_S)
-    raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
+    return False
 
 
-async def _judge(app: Microscope) -> None:
-    """Wait until all finished runs are judged, or a timeout."""
-    for _ in range(round(JUDGING_S / _LOOK_S)):
-        if not app.session.fleet.is_judging:
-            return
-        await asyncio.sleep(_LOOK_S)
+def _is_read(app: Microscope) -> bool:
+    """Whether the whole log has been read and judged and is shown, or there is none."""
+    session, watch = app.session, app.session.watch
+    if watch is None:
+        return session.reader.first_look.is_set()
+    return watch.complete and not watch.unread
 
 
 async def _choose(app: Microscope, wanted: Wanted) -> None:
-    session = app.session
-    run = session.watch.run if session.watch is not None else None
+    session, run = app.session, app.session.run
     if run is None:
         return
     if wanted.step is not None:
@@ -169,7 +144,7 @@ def _text(app: Microscope) -> str:
     columns, rows = app.size
     lines = [[" "] * columns for _ in range(rows)]
     for part in app.screen.query(Rows):
-        if not _is_shown(part):
+        if not all(one.display for one in part.ancestors_with_self if isinstance(one, Widget)):
             continue
         region = part.content_region
         for y, text in enumerate(part.texts[: region.height], start=region.y):
@@ -178,7 +153,3 @@ def _text(app: Microscope) -> str:
                     lines[y][x] = char
     text = "\n".join("".join(line).rstrip() for line in lines).rstrip()
     return spelled(text, app.session.glyphs)
-
-
-def _is_shown(widget: Widget) -> bool:
-    return all(part.display for part in widget.ancestors_with_self if isinstance(part, Widget))

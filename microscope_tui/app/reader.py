@@ -91,8 +91,14 @@ class Reader:
                     self.events.start()
             begun = time.thread_time()
             if self.fleet.turn():
-                if idle and not woken and self._size() > size:
-                    self._doubt_events()
+                expected = self.events.mode == "events" and not self._is_foreign and idle
+                if (
+                    expected
+                    and not woken
+                    and self._size() > size
+                    and not self.events.wait(_GRACE_S)
+                ):
+                    self.events.poll_found_change()  # without an event
                 idle = False
                 if (hush := self._quiet_until - time.monotonic()) > 0:
                     self._stop.wait(hush)
@@ -101,7 +107,8 @@ class Reader:
                     rested = time.monotonic()
                 continue
             size = self._size()
-            idle, woken = True, self._wait(time.thread_time() - begun)
+            pause = self._until_next_look(time.thread_time() - begun)
+            idle, woken = True, self._rest(time.monotonic() + pause)
 
     def _pause(self) -> float:
         """Use half of a core for the history of a run that may be training on this machine."""
@@ -114,34 +121,23 @@ class Reader:
     def _size(self) -> int:
         return self.watch.source.size if self.watch is not None else 0
 
-    def _wait(self, took: float) -> bool:
-        """Wait for an event or the next poll; true if an event came.
+    def _until_next_look(self, took: float) -> float:
+        """Seconds: few while a source holds back a step that may not be complete.
 
         ``took``: seconds that the last look at all runs worked.
         """
-        announced = self.events.mode == "events" and not self._is_foreign
-        pause = self._until_next_look(took)
-        for _ in range(_PATIENCE_WITH_EVENTS if announced else 1):
-            if self._rest(time.monotonic() + pause):
-                return True
-            if self._stop.is_set() or not self._wanted.empty():
-                return False
-        return False
+        watch = self.watch
+        if watch is None or not self._is_foreign:
+            return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)
+        source = watch.source
+        if watch.error is not None or source.exhausted or source.deleted:
+            return _IDLE_S
+        return min(_IDLE_S, max(_HELD_BACK_S, source.wait_s(), _RESTS * took))
 
     @property
     def _is_foreign(self) -> bool:
         """Whether another tool writes the open run: only changes of run logs are events."""
         return self.watch is not None and self.watch.file.origin is not None
-
-    def _until_next_look(self, took: float) -> float:
-        """Seconds: few while a source holds back a step that may not be complete."""
-        watch = self.watch
-        if watch is None or not self._is_foreign or watch.error is not None:
-            return _IDLE_S
-        source = watch.source
-        if source.exhausted or source.deleted:
-            return _IDLE_S
-        return min(_IDLE_S, max(_HELD_BACK_S, source.wait_s(), _RESTS * took))
 
     def _rest(self, until: float) -> bool:
         """Judge finished runs for half of the time until then; true if an event came."""
@@ -159,26 +155,16 @@ class Reader:
                 return True
         return False
 
-    def _doubt_events(self) -> None:
-        """Record that a poll found a change without an event."""
-        if self._is_foreign:
-            return  # none was expected
-        if self.events.mode == "events" and not self.events.wait(_GRACE_S):
-            self.events.poll_found_change()
-
     def _choose_run(self, *, searched: bool) -> None:
         """Open the requested run, or the newest one where switching is safe."""
-        wanted = None
+        wanted, runs, watch = None, self.fleet.runs, self.watch
         while not self._wanted.empty():  # the latest request counts
             wanted = self._wanted.get_nowait()
-        if wanted is not None and self.watch is not None and self.watch.path == wanted.path:
-            return
-        runs = self.fleet.runs
+        asked = wanted is not None
         if wanted is None and searched and runs and self._chosen is None:
-            newest = runs[0]
-            is_open = self.watch is not None and self.watch.path == newest.path
-            if not is_open and self.fleet.may_switch(self._may_leave()):
-                wanted = newest
-        if wanted is not None:
+            wanted = runs[0]
+        if wanted is None or (watch is not None and watch.path == wanted.path):
+            return
+        if asked or self.fleet.may_switch(self._may_leave()):
             self.fleet.open_run(wanted)
             self.switches += 1

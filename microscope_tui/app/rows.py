@@ -39,10 +39,8 @@ def changed_width(before: Strip, after: Strip) -> int:
 class Rows(Widget):
     """Shows lines; unchanged lines are not sent again."""
 
-    def __init__(
-        self, glyphs: Glyphs, *, id: str | None = None, classes: str | None = None
-    ) -> None:
-        super().__init__(id=id, classes=classes)
+    def __init__(self, glyphs: Glyphs, *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self._glyphs = glyphs
         self._strips: list[Strip] = []
         self._lines: Sequence[Line] = ()
@@ -96,15 +94,17 @@ class Tiles(Horizontal):
         super().__init__(id=id)
         self._glyphs = glyphs
         self._width = 0
+        self._cuts: list[tuple[int, int]] = []
 
     async def fit(self, width: int) -> None:
         """Make the tiles for a part of ``width`` cells."""
         if width == self._width:
             return
         self._width = width
+        self._cuts = [(at, min(width, at + TILE)) for at in range(0, width, TILE)]
         await self.remove_children()
         parts = []
-        for start, end in tiles(width, TILE):
+        for start, end in self._cuts:
             part = Rows(self._glyphs)
             part.styles.width = end - start
             parts.append(part)
@@ -112,7 +112,7 @@ class Tiles(Horizontal):
 
     def show(self, lines: Sequence[Line], palette: Palette) -> None:
         """Replace the content of all tiles."""
-        for part, (start, end) in zip(self.query(Rows), tiles(self._width, TILE), strict=False):
+        for part, (start, end) in zip(self.query(Rows), self._cuts, strict=False):
             part.show([cut(line, start, end) for line in lines], palette)
 
 
@@ -120,9 +120,8 @@ class Tiles(Horizontal):
 def in_truecolor(app: App[None]) -> Iterator[None]:
     """All rows in truecolor, for a picture of the screen."""
     system = app.console.color_system
-    rows = [part for screen in app.screen_stack for part in screen.query(Rows)]
-    if system == "truecolor":
-        rows = []
+    screens = app.screen_stack if system != "truecolor" else []
+    rows = [part for screen in screens for part in screen.query(Rows)]
     for part in rows:
         part.recolour("truecolor")
     try:
@@ -180,8 +179,3 @@ def cut(line: Line, start: int, end: int) -> Line:
             out.append(Span(span.text[first:last], span.role))
         at += size
     return out
-
-
-def tiles(width: int, tile: int) -> list[tuple[int, int]]:
-    """Start and end of each tile of a part ``width`` cells wide."""
-    return [(at, min(width, at + tile)) for at in range(0, width, tile)]

@@ -13,7 +13,7 @@ from microscope_tui.app.time_cursor import TimeCursor
 from microscope_tui.diagnosis import Severity
 from microscope_tui.lines import Axis, Glyphs, Look, Palette, Pattern, SteadyLevels, shade_level
 from microscope_tui.routing import FILE_NAME
-from microscope_tui.runlog import PipedLog, RunFile, safe_text
+from microscope_tui.runlog import PipedLog, RunFile, RunRecord, safe_text
 from microscope_tui.watch import (
     Fleet,
     NothingToCompare,
@@ -49,18 +49,13 @@ class Preferences:
     """Custom keys, by the id of their binding."""
 
 
-NO_PREFERENCES = Preferences()
+DEFAULT = Preferences()
 
 
 class Session:
     """The state of one session."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        glyphs: Glyphs,
-        preferences: Preferences = NO_PREFERENCES,
-    ) -> None:
+    def __init__(self, fleet: Fleet, glyphs: Glyphs, preferences: Preferences = DEFAULT) -> None:
         self.fleet = fleet
         self.glyphs = glyphs
         self.preferences = preferences
@@ -125,6 +120,11 @@ class Session:
         self.reader.stop()
 
     @property
+    def run(self) -> RunRecord | None:
+        """The header of the open run."""
+        return self.watch.run if self.watch is not None else None
+
+    @property
     def version(self) -> tuple[int, int]:
         """Changes with the open run's data."""
         return self.fleet.open_version, self.reader.switches
@@ -132,7 +132,7 @@ class Session:
     @property
     def selected(self) -> int:
         """Index of the chosen layer, clamped to the layers of the run."""
-        run = self.watch.run if self.watch is not None else None
+        run = self.run
         if run is None:
             return self._selected
         if self.wanted_layer:
@@ -148,8 +148,7 @@ class Session:
     @property
     def layer_count(self) -> int:
         """Number of routers of the run."""
-        run = self.watch.run if self.watch is not None else None
-        return len(run.routers) if run is not None else 0
+        return len(self.run.routers) if self.run is not None else 0
 
     @property
     def has_run(self) -> bool:
@@ -190,6 +189,14 @@ class Session:
             }
         known, self._rung = self._rung, critical
         return known is not None and bool(critical - known)
+
+    def toggle_seen(self, marks: set[str]) -> str:
+        """Mark alerts as seen, or as not seen where all of them were; says which."""
+        if marks <= self.seen.keys():
+            self.seen = {key: None for key in self.seen if key not in marks}
+            return "not seen"
+        self.seen = self.seen | dict.fromkeys(sorted(marks))
+        return "seen"
 
     def levels(
         self, key: Hashable, ratios: Sequence[float], noise: float = 0.0
@@ -246,8 +253,7 @@ class Session:
 
     def _refer_to(self, found: Reference) -> None:
         self.pin_problem = ""
-        run = self.watch.run if self.watch is not None else None
-        self.reference = aligned(found, run) if run is not None else found
+        self.reference = aligned(found, self.run) if self.run is not None else found
 
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:
         """The current view, or that of the pinned step; ``None`` without a run."""

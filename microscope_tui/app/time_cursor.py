@@ -1,19 +1,34 @@
 """The time machine: which step of a run is shown, and in which window.
 
 While following, the newest step is shown. Otherwise a step is pinned and the whole screen shows it.
-The window is the range of steps that curves and ribbon cover.
+The window is the range of steps that curves and ribbon cover. What is typed after ``:``:
+
+* ``12410`` ``12,410`` ``12k``: a step; ``end`` is the newest
+* ``50%``: this share of the steps of the run
+* ``+100`` ``-2k``: steps from the shown one
+* ``14:30``: the clock of this computer, on the latest day where the run has it
+* ``-2h`` ``-30min``: before the newest record
+
+In the text of a probe it is a token by the same rules, or ``e17``: the next one of expert 17.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
 
-from microscope_tui.app.place import BadPlace, parse_place, step_at
 from microscope_tui.lines import bytes_of
-from microscope_tui.runlog import PipedLog
+from microscope_tui.runlog import PipedLog, safe_text
 from microscope_tui.watch import Pin, RunWatch, Window, kept_steps, pin, pin_at
 
-SPEEDS = (1, 4, 16)
+_NEXT_SPEED = {0: 1, 1: 4, 4: 16, 16: 0}
 """Playback speeds, in columns of the ribbon per second."""
 _LEAST_STEPS = 20
+_MOST_CHARACTERS = 24
+_NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(k?)")
+_BEFORE = re.compile(r"-([0-9]+)(h|min)")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})")
+_MINUTE_S = 60.0
 
 
 class TimeCursor:
@@ -24,7 +39,7 @@ class TimeCursor:
         self._pin: Pin | None = None
         self._window: Window | None = None
         self.speed = 0
-        """Playback speed, one of ``SPEEDS``; 0 while stopped."""
+        """Playback speed in columns of the ribbon per second; 0 while stopped."""
 
     @property
     def newest_step(self) -> int:
@@ -46,10 +61,6 @@ class TimeCursor:
             self._pin = None
         return self._pin
 
-    @pin.setter
-    def pin(self, moment: Pin | None) -> None:
-        self._pin = moment
-
     @property
     def following(self) -> bool:
         """Whether the newest step is shown."""
@@ -67,44 +78,36 @@ class TimeCursor:
             return
         watch = self._watch()
         if self.pin is not None:
-            self.pin = None
+            self._pin = None
         elif watch is not None:
-            self.pin = pin(watch)
+            self._pin = pin(watch)
 
     @property
     def window(self) -> Window | None:
         """The range in view, around the shown step; ``None`` for the whole run."""
         if self._window is None:
             return None
-        first, last = self._window
-        newest, shown = self.newest_step, self.shown_step
+        (first, last), shown = self._window, self.shown_step
         span = last - first + 1
-        if span >= newest:
-            self._window = None
-            return None
         if self.following or shown > last:
             first = shown - span + 1
         elif shown < first:
             first = shown
-        first = max(1, min(first, newest - span + 1))
-        self._window = Window(first, first + span - 1)
-        return self._window
+        return self._put_window(first, span)
 
     def zoom(self, by: float) -> None:
         """Zoom to ``by`` times as many steps; the shown one keeps its place where possible."""
         newest, shown = self.newest_step, self.shown_step
         first, last = self.window or Window(1, newest)
         span = max(min(_LEAST_STEPS, newest), round((last - first + 1) * by))
-        if span >= newest:
-            self._window = None
-            return
         place = (shown - first) / max(1, last - first)
-        start = max(1, min(round(shown - place * (span - 1)), newest - span + 1))
-        self._window = Window(start, start + span - 1)
+        self._put_window(round(shown - place * (span - 1)), span)
 
-    def show_all(self) -> None:
-        """The whole run in view."""
-        self._window = None
+    def _put_window(self, first: int, span: int) -> Window | None:
+        newest = self.newest_step
+        first = max(1, min(first, newest - span + 1))
+        self._window = Window(first, first + span - 1) if span < newest else None
+        return self._window
 
     def why_no_past(self) -> str | None:
         """Why other steps cannot be shown; ``None`` if they can."""
@@ -145,7 +148,11 @@ class TimeCursor:
 
         Reads from the disk: not for the thread that draws.
         """
-        return self._look_at(self._moment(step)) or self._why_not_all(step)
+        problem, watch = self._look_at(self._moment(step)), self._watch()
+        if problem or self.following or watch is None or watch.source.spool is None or step < 1:
+            return problem
+        kept = kept_steps(watch)  # of a pipe
+        return self.past_of_pipe() if kept and not kept[0] <= step <= kept[1] else None
 
     def go(self, typed: str) -> str | None:
         """Show the place that was typed; returns the problem, if any. Reads from the disk."""
@@ -164,15 +171,6 @@ class TimeCursor:
         if problem is None and place > newest:
             return f"step {place:,} is not in the log: showing the newest, {newest:,}"
         return problem
-
-    def _why_not_all(self, step: int) -> str | None:
-        """Why the nearest step of a pipe is shown instead of ``step``; else ``None``."""
-        watch = self._watch()
-        if self.following or watch is None or watch.source.spool is None:
-            return None
-        kept, limits = kept_steps(watch), self.past_of_pipe()
-        outside = kept is not None and not kept[0] <= step <= kept[1]
-        return limits if outside and step >= 1 else None
 
     def past_of_pipe(self) -> str | None:
         """The limits of the spooled history of a pipe; ``None`` if it is complete."""
@@ -199,13 +197,12 @@ class TimeCursor:
 
     def next_speed(self) -> int:
         """The next speed: off, 1, 4, 16 columns per second, and off again."""
-        speeds = (0, *SPEEDS)
-        return speeds[(speeds.index(self.speed) + 1) % len(speeds)]
+        return _NEXT_SPEED[self.speed]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:
         if isinstance(moment, str):
             return moment
-        self.pin = moment
+        self._pin = moment
         return None
 
     def _moment(self, step: int) -> Pin | str | None:
@@ -221,3 +218,105 @@ class TimeCursor:
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
         return found or "not found: the log is still being read, or has just changed"
+
+
+class BadPlace(ValueError):
+    """The typed text is not a place in this run; the message says what to type."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfExpert:
+    """The next token that chose this expert."""
+
+    expert: int
+
+
+def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta:
+    """A step (a number is not clamped to the run), a time of day, or a time before the newest.
+
+    Raises:
+        BadPlace: the text means none of them.
+    """
+    typed = text.strip()
+    if len(typed) > _MOST_CHARACTERS:
+        raise BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: it is too long")
+    if typed.lower() == "end":
+        return newest
+    if found := re.fullmatch(r"([0-9]{1,3})%", typed):
+        if int(found[1]) > 100:
+            raise BadPlace(f"{typed}: the run ends at 100%")
+        return round(int(found[1]) / 100 * newest)
+    if found := _NUMBER.fullmatch(typed):
+        sign, number, thousands = found.groups()
+        count = int(number.replace(",", "")) * (1000 if thousands else 1)
+        if not sign:
+            return count
+        return max(0, min(newest, shown + (-count if sign == "-" else count)))
+    if found := _BEFORE.fullmatch(typed):
+        count = min(int(found[1]), 10**6)
+        return timedelta(hours=count) if found[2] == "h" else timedelta(minutes=count)
+    if found := _CLOCK.fullmatch(typed):
+        if int(found[1]) > 23 or int(found[2]) > 59:
+            raise BadPlace(f"{typed}: not a time of day; the last one is 23:59")
+        return time(int(found[1]), int(found[2]))
+    said = safe_text(typed or "nothing", _MOST_CHARACTERS)
+    raise BadPlace(f"{said} is not a place: try 12k, 50%, -100, 14:30, -2h or end")
+
+
+def step_at(
+    when: time | timedelta, steps: Sequence[int], times: Sequence[float], newest_s: float | None
+) -> int:
+    """The last step that was logged at ``when`` or before.
+
+    Args:
+        when: a time of day, the latest one of the run; or a time before the newest record.
+        steps: of the history, and their ``times``: Unix seconds, NaN where none was logged.
+        newest_s: time of the newest record, if logged.
+
+    Raises:
+        BadPlace: the run has no such time of day, or no times.
+    """
+    if newest_s is None or not len(times) or times[0] != times[0]:
+        raise BadPlace("this log has no times: go to a step")
+    if isinstance(when, timedelta):
+        wanted = newest_s - when.total_seconds()
+    else:
+        wanted = _latest(when, times[0], newest_s)
+    logged = list(zip(steps, times, strict=False))  # the reader may be adding some
+    return next((step for step, at in reversed(logged) if at <= wanted), steps[0])
+
+
+def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
+    """The token, or the expert, that ``text`` means.
+
+    Raises:
+        BadPlace: it means none in a text of so many tokens; the message says what to type.
+    """
+    typed = text.strip()
+    if found := re.fullmatch(r"e([0-9]{1,6})", typed):
+        if (expert := int(found[1])) >= experts:
+            raise BadPlace(f"no expert {expert:,}: there are 0 to {experts - 1:,}")
+        return OfExpert(expert)
+    try:
+        place = parse_place(typed, shown=shown, newest=tokens - 1)
+    except BadPlace:
+        place = time()
+    if not isinstance(place, int):
+        said = safe_text(typed or "nothing", _MOST_CHARACTERS)
+        raise BadPlace(f"{said} is not a token: try 12k, 50%, -100, end, or e17 for expert 17")
+    if place >= tokens:
+        raise BadPlace(f"no token {place:,}: there are 0 to {tokens - 1:,}")
+    return place
+
+
+def _latest(clock: time, first_s: float, newest_s: float) -> float:
+    """The latest moment of the run at which the clocks here show ``clock``."""
+    try:
+        began, ended = datetime.fromtimestamp(first_s), datetime.fromtimestamp(newest_s)
+    except (OverflowError, OSError, ValueError):
+        raise BadPlace("this log has no clock times: go to a step") from None
+    for back in range(3):
+        moment = datetime.combine(ended.date() - timedelta(days=back), clock).timestamp()
+        if first_s - _MINUTE_S < moment <= newest_s:
+            return moment
+    raise BadPlace(f"{clock:%H:%M} is outside this run: {began:%H:%M:%S} to {ended:%H:%M:%S}")

@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from microscope_tui.app import ExpertScreen, MainScreen, Microscope
-from microscope_tui.app.screens import expert_screen
+from microscope_tui.app.screens import chart_screens
 from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until, opened
 
@@ -85,13 +85,13 @@ async def test_another_layer_of_samples_is_read_only_when_it_is_asked_for(
     collapsed: Path, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, object]] = []
-    real = expert_screen.samples
+    real = chart_screens.samples
 
     def counted(watch: Any, router: int, count: int, window: Any, **more: Any) -> Any:
         asked.append((router, window))
         return real(watch, router, count, window, **more)
 
-    monkeypatch.setattr(expert_screen, "samples", counted)
+    monkeypatch.setattr(chart_screens, "samples", counted)
     async with Microscope(Fleet(collapsed)).run_test(size=(80, 24)) as pilot:
         app = await card(pilot, until)
         await pilot.press("right", "right", "left", "left_square_bracket", "x")
@@ -136,7 +136,7 @@ async def test_a_log_that_cannot_be_read_any_more_is_said(
     def gone(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(expert_screen, "samples", gone)
+    monkeypatch.setattr(chart_screens, "samples", gone)
     async with Microscope(Fleet(collapsed)).run_test(size=(100, 30)) as pilot:
         await card(pilot, until, sampled=False)
         await until(pilot, lambda: "cannot be read" in seen(pilot, "#chart-load"), "the reason")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from microscope_tui.app import MainScreen, Microscope, RunsScreen, WaitingScreen
+from microscope_tui.app import MainScreen, Microscope, RunsScreen
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet
 from tests.app.sitting import Seen, Until
@@ -163,11 +163,11 @@ async def test_an_empty_list_says_that_runs_appear_by_themselves(
     make_run: Make, tmp_path: Path, until: Until, seen: Seen
 ) -> None:
     async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: isinstance(pilot.app.screen, WaitingScreen), "waiting")
+        await until(pilot, lambda: pilot.app.screen.has_class("waiting"), "waiting")
         await pilot.press("r")
         await until(pilot, lambda: "no runs yet" in seen(pilot, "#runs"), "the empty list")
         await pilot.press("7")
-        await until(pilot, lambda: isinstance(pilot.app.screen, WaitingScreen), "still waiting")
+        await until(pilot, lambda: pilot.app.screen.has_class("waiting"), "still waiting")
         assert "waiting for a run" in seen(pilot, "#waiting")
         await pilot.press("r")
         await until(pilot, lambda: "no runs yet" in seen(pilot, "#runs"), "the list again")
@@ -274,14 +274,14 @@ async def test_a_run_without_a_step_offers_the_list_instead_of_hiding_it(
     make_run("begun", 1, steps=0)
     async with Microscope(Fleet(tmp_path)).run_test(size=(80, 24)) as pilot:
         app = pilot.app
-        await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "waiting")
+        await until(pilot, lambda: app.screen.has_class("waiting"), "waiting")
         await until(pilot, lambda: "r all runs" in seen(pilot, "#waiting"), "the key")
         assert "waiting for the first step of begun" in seen(pilot, "#waiting")
         await pilot.press("r", "down", "enter")
         await until(pilot, lambda: "trained" in seen(pilot, "#header"), "the other run")
         assert isinstance(app.screen, MainScreen)
         await pilot.press("r", "up", "enter")
-        await until(pilot, lambda: isinstance(app.screen, WaitingScreen), "waiting again")
+        await until(pilot, lambda: app.screen.has_class("waiting"), "waiting again")
 
 
 async def test_a_log_that_cannot_be_read_says_why_in_the_list_and_when_it_is_opened(

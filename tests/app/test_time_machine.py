@@ -38,7 +38,7 @@ def test_the_shown_step_is_in_the_window_however_it_is_zoomed(
     standing: Any = Standing(newest)
     cursor = TimeCursor(lambda: standing)
     shown = max(1, round(place * newest))
-    cursor.pin = SimpleNamespace(step=shown, generation=0)  # type: ignore[assignment]
+    cursor._pin = SimpleNamespace(step=shown, generation=0)  # type: ignore[assignment]
     for by in zooms:
         cursor.zoom(by)
         window = cursor.window
@@ -54,7 +54,7 @@ def test_a_window_slides_along_with_the_live_run() -> None:
     assert cursor.window == (901, 1000)
     standing.latest.record.step = 1040
     assert cursor.window == (941, 1040)
-    cursor.show_all()
+    cursor.zoom(1e15)
     assert cursor.window is None
 
 

@@ -125,7 +125,7 @@ async def test_a_long_name_gives_way_to_state_step_and_loss(
         assert "loss 1." in header
 
 
-@pytest.mark.parametrize("name", sorted(SCREENS.keys() - {"main", "runs", "waiting", "help"}))
+@pytest.mark.parametrize("name", sorted(SCREENS.keys() - {"main", "runs", "help"}))
 async def test_in_a_window_that_is_too_small_only_the_state_is_left_of_any_screen(
     until: Until, seen: Seen, collapsed: Path, name: str
 ) -> None:

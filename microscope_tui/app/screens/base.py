@@ -17,7 +17,7 @@ from textual.geometry import Size
 from textual.screen import Screen
 from textual.widget import Widget
 
-from microscope_tui.app.keys import bindings_of, name_of
+from microscope_tui.app.keys import name_of, with_keymap
 from microscope_tui.app.rows import Rows, in_truecolor
 from microscope_tui.app.screens.last_line import COPY_CHOICES, Kind, Prompt, film_line, key_line
 from microscope_tui.app.session import Session
@@ -40,6 +40,7 @@ from microscope_tui.watch import RunView
 
 AIRY_FROM_ROWS = 30
 """Rows from which there are blank lines between the parts."""
+_WAITING_S = 0.25
 Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs quotes
 
 
@@ -50,30 +51,35 @@ class BaseScreen(Screen[None]):
     AUTO_FOCUS: ClassVar[str | None] = None
     BINDINGS: ClassVar[list[BindingType]] = []
     PARTS: ClassVar[Sequence[Part]] = ()
-    """Ids of the rows, from top to bottom; a tuple is the id of a container and its parts."""
+    """Ids of the rows above the keys; a tuple is the id of a container and its parts."""
 
     first = 0
     """The first line of the list that is in view."""
     list_rows = 10
     """Lines of the list that fit."""
 
+    own_pattern: Pattern | None = None
+    said = ""
+    """The message in the last line, until the next key."""
+
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
         self.prompt = Prompt()
         self._shown: tuple[object, ...] = ()
-        self._said: tuple[str, str] = ("", "")
+        self._role = ""
         self._unsent = ExitStack()  # paints of a new screen are held back
         self._new = True
 
     def compose(self) -> ComposeResult:
-        yield from map(self._made, self.PARTS)
+        yield from map(self.made, (*self.PARTS, "keys"))
 
-    def _made(self, part: Part) -> Widget:
+    def made(self, part: Part) -> Widget:
+        """The widget of a part."""
         if isinstance(part, str):
             return Rows(self.session.glyphs, id=part)
         name, *inside = part
-        return containers.Container(*map(self._made, inside), id=str(name))
+        return containers.Container(*map(self.made, inside), id=str(name))
 
     async def on_mount(self) -> None:
         # Textual paints a new screen three times: laid out, resumed, and laid out again without
@@ -122,7 +128,6 @@ class BaseScreen(Screen[None]):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         """Draw all parts but the header, the ribbon and the last line."""
-        raise TypeError(f"{type(self).__name__} does not draw itself")
 
     def show(
         self,
@@ -140,6 +145,11 @@ class BaseScreen(Screen[None]):
         if width is not None:
             rows.styles.width = width
         rows.show(lines, palette)
+
+    def flag(self, **classes: bool) -> None:
+        """Set the classes of the screen that the styles depend on."""
+        for name, on in classes.items():
+            self.set_class(on, name)
 
     def in_view(self, at: int, count: int, visible: int) -> range:
         """Scroll a list so that ``at`` is in view; the indices that are."""
@@ -159,7 +169,8 @@ class BaseScreen(Screen[None]):
         return any(worker.node is self and not worker.is_finished for worker in self.workers)
 
     def _look_again(self) -> None:
-        self.set_timer(self.session.preferences.interval_s, self._look)
+        interval_s = self.session.preferences.interval_s
+        self.set_timer(interval_s if self.session.has_run else _WAITING_S, self._look)
 
     async def _look(self) -> None:
         """Redraw if the run, its state or its age in words has changed."""
@@ -183,7 +194,7 @@ class BaseScreen(Screen[None]):
     @property
     def bindings_shown(self) -> Sequence[Binding]:
         """The bindings of this screen with the user's keys."""
-        return bindings_of(self, self.session.preferences.keymap)
+        return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
     """Whether the last line begins with the screens of the probe."""
@@ -191,12 +202,11 @@ class BaseScreen(Screen[None]):
     def draw_last_line(self) -> None:
         """The last line: keys, a message, or the prompt while it is open."""
         glyphs, width, time = self.session.glyphs, self.size.width, self.session.time
-        said, role = self._said
         if self.prompt.open:
             hint, problem = self.prompt_hint()
             line = self.prompt.line(hint, problem, glyphs)
-        elif said:
-            line = [Span(f" {said}", role)]
+        elif self.said:
+            line = [Span(f" {self.said}", self._role)]
         elif time.speed:
             line = film_line(self.bindings_shown, glyphs, time.speed, time.next_speed())
         else:
@@ -206,14 +216,9 @@ class BaseScreen(Screen[None]):
 
     def tell(self, text: str | None, role: str = "warn") -> None:
         """Show a message in the last line until the next key."""
-        self._said = (safe_text(text, 300), role) if text else ("", "")
+        self.said, self._role = safe_text(text or "", 300), role
         if self.is_current:
             self.draw_last_line()
-
-    @property
-    def has_said(self) -> bool:
-        """Whether a message is shown."""
-        return bool(self._said[0])
 
     async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
         """Run ``work`` in a thread, show the problem that it returns, and redraw."""
@@ -254,21 +259,17 @@ class BaseScreen(Screen[None]):
         return small
 
     async def action_back(self) -> None:
-        """Return to the screen before."""
         await self.app.pop_screen()
 
     async def action_move(self, by: int) -> None:
         """Choose another layer, alert or run."""
-        raise TypeError(f"{type(self).__name__} has nothing to move among")
 
     async def action_page(self, direction: int) -> None:
-        """Move by a screenful."""
         await self.action_move(direction * self.list_rows)
 
     # The prompt receives keys before any binding does.
 
     async def action_ask(self, kind: Kind) -> None:
-        """Open the prompt."""
         if self.session.has_run:
             self.prompt.ask(kind, self.pattern.text if kind == "filter" else "")
             self.draw_last_line()
@@ -276,14 +277,16 @@ class BaseScreen(Screen[None]):
     async def on_key(self, event: events.Key) -> None:
         """Send keys to the prompt while it is open, in order."""
         self.session.reader.key_pressed()
-        if self.has_said:
+        if self.said:
             self.tell(None)
         if self.prompt.open:
             event.stop()
             await self._type(event.key, event.character)
-        elif (kind := self._asked_by(event.key)) is not None:
-            event.stop()
-            await self.action_ask(kind)
+            return
+        for binding in self.bindings_shown:  # keys typed right after it belong to the prompt
+            if event.key in binding.key.split(",") and binding.action.startswith("ask("):
+                event.stop()
+                await self.run_action(binding.action)
 
     async def on_paste(self, event: events.Paste) -> None:
         """Paste text into the prompt."""
@@ -291,14 +294,6 @@ class BaseScreen(Screen[None]):
             for character in event.text.strip():
                 if character.isprintable():
                     await self._type(character, character)
-
-    def _asked_by(self, key: str) -> Kind | None:
-        """What a key prompts for: keys typed right after it belong to the prompt."""
-        for binding in self.bindings_shown:
-            if key in binding.key.split(",") and binding.action.startswith("ask("):
-                kind = binding.action[len("ask('") : -len("')")]
-                return kind  # type: ignore[return-value]  # the lists of keys know the kinds
-        return None
 
     async def _type(self, key: str, character: str | None) -> None:
         kind = self.prompt.kind
@@ -326,16 +321,18 @@ class BaseScreen(Screen[None]):
 
     async def answered(self, kind: Kind, text: str) -> None:
         """Do what was typed into a prompt that only some screens have."""
-        raise TypeError(f"{type(self).__name__} does not ask for a {kind}")
 
     @property
     def pattern(self) -> Pattern:
-        """The filter of this screen."""
-        return self.session.filter
+        """The filter of this screen: the one for layers, or that of its list."""
+        return self.session.filter if self.own_pattern is None else self.own_pattern
 
     @pattern.setter
     def pattern(self, pattern: Pattern) -> None:
-        self.session.filter = pattern
+        if self.own_pattern is None:
+            self.session.filter = pattern
+        else:
+            self.own_pattern = pattern
 
     def filter_said(self, cells: int = 40) -> str:
         """The filter as it is shown."""
@@ -352,7 +349,7 @@ class BaseScreen(Screen[None]):
 
     async def action_write(self, what: str) -> None:
         """Write the view as ``csv``, ``json`` or ``svg``, under an unused name."""
-        from microscope_tui.app import out, stand_alone  # only for this key
+        from microscope_tui.app import out  # only for this key
         from microscope_tui.report import view_csv
 
         view = self.session.view(1, 1)
@@ -361,7 +358,7 @@ class BaseScreen(Screen[None]):
         try:
             if what == "svg":
                 with in_truecolor(self.app):
-                    text = stand_alone(self.app.export_screenshot(simplify=True))
+                    text = out.stand_alone(self.app.export_screenshot(simplify=True))
             else:
                 text = view_csv(view) if what == "csv" else self.as_json(view)
             path = out.free_name(Path.cwd(), f"{view.name}-{view.step}-{name_of(self)}", f".{what}")
@@ -414,15 +411,7 @@ class ListScreen(BaseScreen):
     at = 0
     _ids: Sequence[Hashable] = ()
     _chosen: Hashable = None
-    _own_pattern = Pattern.parse("")
-
-    @property
-    def pattern(self) -> Pattern:
-        return self._own_pattern
-
-    @pattern.setter
-    def pattern(self, pattern: Pattern) -> None:
-        self._own_pattern = pattern
+    own_pattern = Pattern.parse("")
 
     def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:
         """Move the cursor to where its entry is now; at first to ``start``."""
@@ -439,6 +428,5 @@ class ListScreen(BaseScreen):
             self._chosen = self._ids[self.at]
 
     async def action_move(self, by: int) -> None:
-        """Choose another entry."""
         self._choose(self.at + by)
         await self.redraw()

@@ -1,5 +1,7 @@
-"""Screens of charts over time: their base, the layer screen, and the course of the run."""
+"""Screens of charts over time: one layer, one expert, the course of the run."""
 
+import asyncio
+import threading
 from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar
 
@@ -7,13 +9,15 @@ from textual.binding import BindingType
 
 from microscope_tui.app import keys
 from microscope_tui.app.charts import figure
-from microscope_tui.app.keys import key, screen_class
+from microscope_tui.app.keys import key, pair
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.run_screen import RunScreen
 from microscope_tui.lines import (
     SMOOTHINGS,
     Chart,
     Line,
+    LoadSeries,
+    Order,
     Placed,
     Span,
     TimeScale,
@@ -21,6 +25,7 @@ from microscope_tui.lines import (
     bias_bars,
     course_charts,
     evidence,
+    expert_card,
     layer_charts,
     load_bars,
     loss_answer,
@@ -33,14 +38,20 @@ from microscope_tui.lines import (
     time_scale,
     words,
 )
-from microscope_tui.watch import LayerView, RouterHealth, RunView, router_health
+from microscope_tui.watch import LayerView, RouterHealth, RunView, RunWatch, router_health, samples
 
 RIBBON_FROM_ROWS = 16
 ROOMY_FROM_ROWS = 30
 MOST_POINTS = 240
+_NOTHING = LoadSeries(())
+_LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
+_COARSE = 32  # parts of a window: one whose ends stay in their parts keeps its samples
 _EVIDENCE_SHARE = 4  # share of the screen's lines
-_TAB = ("chart.next", "tab", "focus_chart(1)", "next chart", "chart")
-_BACK_TAB = ("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart")
+_COURSE = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
+_TABS = (
+    key("chart.next", "tab", "focus_chart(1)", "next chart", "chart"),
+    key("chart.previous", "shift+tab", "focus_chart(-1)", "previous chart"),
+)
 
 
 class ChartScreen(RunScreen):
@@ -71,7 +82,6 @@ class ChartScreen(RunScreen):
         return self.focus_name if self.focus_name in names else next(iter(names), "")
 
     async def action_focus_chart(self, by: int) -> None:
-        """Focus another chart."""
         names = self.chart_names
         if names:
             at = names.index(self.chart_in_focus) + by
@@ -84,7 +94,6 @@ class ChartScreen(RunScreen):
         await self.redraw()
 
     async def action_smooth(self) -> None:
-        """Cycle through the weights of the exponential moving average."""
         session = self.session
         at = SMOOTHINGS.index(session.smoothing) + 1 if session.smoothing in SMOOTHINGS else 0
         session.smoothing = weight = SMOOTHINGS[at % len(SMOOTHINGS)]
@@ -140,15 +149,14 @@ class ChartScreen(RunScreen):
             if name in places:
                 place = places[name]
                 rows.styles.height, rows.styles.width = place.height, place.width
-                rows.show(
-                    self._figure(charts[name], time, place, step)
-                    if name in charts
-                    else self.draw_bars(place)
-                )
+                rows.show(self.drawn(place, charts, time, step))
 
-    def _figure(self, chart: Chart, time: TimeScale, place: Placed, step: int) -> list[Line]:
+    def drawn(
+        self, place: Placed, charts: Mapping[str, Chart], time: TimeScale, step: int
+    ) -> list[Line]:
+        """One chart in its place."""
         return figure(
-            chart,
+            charts[place.name],
             time,
             (place.width, place.height),
             self.session.glyphs,
@@ -157,10 +165,6 @@ class ChartScreen(RunScreen):
             focused=self.has_focus_key and place.name == self.chart_in_focus,
             ticks=place.last,
         )
-
-    def draw_bars(self, place: Placed) -> list[Line]:
-        """What is no chart over time."""
-        raise KeyError(place.name)
 
 
 class LayerScreen(ChartScreen):
@@ -179,8 +183,7 @@ class LayerScreen(ChartScreen):
         keys.OPEN_EXPERT,
         *keys.LAYERS[1:],
         *keys.EXPERTS,
-        key(*_TAB),
-        key(*_BACK_TAB),
+        *_TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart"),
         key("chart.smooth", "e", "smooth", "smooth the curves"),
         *keys.ALERTS,
@@ -189,19 +192,16 @@ class LayerScreen(ChartScreen):
         *keys.EVERYWHERE,
     ]
     PARTS = (
-        "header",
-        "layer-title",
-        "evidence",
+        *("header", "layer-title", "evidence"),
         (
             "charts",
             ("now", "chart-load", "chart-bias"),
             ("past", "chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
         ),
-        "hidden",
-        "ribbon",
-        "keys",
+        *("hidden", "ribbon"),
     )
 
+    expert_order = Order.ID
     _drawn: tuple[RunView, LayerView]
 
     def plot_area(self) -> tuple[int, int]:
@@ -234,7 +234,11 @@ class LayerScreen(ChartScreen):
         moment = "" if self.session.time.following else f"{self.moment(view)} "
         return spread(left, [Span(moment, "accent")], columns)
 
-    def draw_bars(self, place: Placed) -> list[Line]:
+    def drawn(
+        self, place: Placed, charts: Mapping[str, Chart], time: TimeScale, step: int
+    ) -> list[Line]:
+        if place.name in charts:
+            return super().drawn(place, charts, time, step)
         (view, layer), session, size = self._drawn, self.session, (place.width, place.height)
         step, chosen = view.counts_step or 0, session.expert
         focused = place.name == self.chart_in_focus
@@ -251,27 +255,13 @@ class LayerScreen(ChartScreen):
             nothing=words.no_counts(view),
         )
 
-    def _layer(self) -> LayerView | None:
-        view, selected = self.session.glance(), self.session.selected
-        return view.layers[selected] if view is not None and selected < len(view.layers) else None
-
-    async def action_expert(self, by: int) -> None:
-        """Choose another expert."""
-        layer = self._layer()
-        if layer is None or not layer.load:
-            self.tell("no counts in this layer at this step")
-            return
-        session, last = self.session, len(layer.load) - 1
-        session.expert = 0 if session.expert is None else max(0, min(last, session.expert + by))
-        await self.redraw()
-
     async def action_open_expert(self) -> None:
         """Open the card of the chosen expert, or of the one farthest from fair."""
-        layer = self._layer()
-        if layer is not None:
+        view, selected = self.session.glance(), self.session.selected
+        if view is not None and selected < len(view.layers):
             if self.session.expert is None:
-                self.session.expert = most_remarkable(layer.load or ())
-            await self.app.push_screen(screen_class("expert")(self.session))
+                self.session.expert = most_remarkable(view.layers[selected].load or ())
+            await self.app.push_screen(ExpertScreen(self.session))
 
 
 class CourseScreen(ChartScreen):
@@ -284,8 +274,7 @@ class CourseScreen(ChartScreen):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         keys.BACK,
-        key(*_TAB),
-        key(*_BACK_TAB),
+        *_TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
         key("chart.smooth", "e", "smooth", "smooth the curves", "smooth"),
         *keys.ALERTS,
@@ -293,15 +282,7 @@ class CourseScreen(ChartScreen):
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
-    _NAMES = ("loss", "balance", "max-load", "gradient-norm", "learning-rate")
-    PARTS = (
-        "header",
-        "answer",
-        ("charts", *(f"chart-{name}" for name in _NAMES)),
-        "hidden",
-        "ribbon",
-        "keys",
-    )
+    PARTS = ("header", "answer", ("charts", *map("chart-{}".format, _COURSE)), "hidden", "ribbon")
 
     _health: tuple[object, RouterHealth] = (None, RouterHealth((), ()))
 
@@ -310,18 +291,126 @@ class CourseScreen(ChartScreen):
         moment = "" if session.time.following else f"{self.moment(view)} "
         answer = loss_answer(view, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
-        charts = course_charts(view, self._health_of(view))
+        watch, points = session.watch, self.points()
+        assert watch is not None  # there is a view of it
+        key = (watch, watch.generation, watch.version, view.window, points)
+        if self._health[0] != key:  # it walks over all layers
+            self._health = (key, router_health(watch, points, view.window))
+        charts = course_charts(view, self._health[1])
         time = time_scale(view, session.axis)
         self.draw_charts([list(charts)], charts, time, self.rows_of_charts(rows, 3), view.step)
 
-    def _health_of(self, view: RunView) -> RouterHealth:
-        """Recomputed only when the history changes: it walks over all layers."""
-        watch, points = self.session.watch, self.points()
-        assert watch is not None  # there is a view of it
-        key = (watch, watch.generation, watch.version, view.window, points)
-        if self._health[0] != key:
-            self._health = (key, router_health(watch, points, view.window))
-        return self._health[1]
+
+class ExpertScreen(ChartScreen):
+    """One expert: its load now, its history, and where else it has alerts.
+
+    A worker thread reads the history from the log; the previous one stays until then.
+    """
+
+    CSS = f"""
+    {ChartScreen.CSS}
+    #layer-title {{ height: 1; }}
+    #facts {{ height: 2; }}
+    .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *pair(
+            "expert",
+            key("expert.previous", "left,h,up,k", "expert(-1)", "previous expert"),
+            key("expert.next", "right,l,down,j", "expert(1)", "next expert"),
+        ),
+        *keys.TIME,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    _CHARTS = ("charts", "chart-load", "chart-bias", "chart-place")
+    PARTS = ("header", "layer-title", "facts", _CHARTS, "more", "ribbon")
+
+    has_focus_key = False
+    _series = _NOTHING
+    _of: tuple[object, ...] = ()
+    """What the series was read for: the router, its log, the window."""
+    _asked: tuple[object, ...] = ()
+    _problem = ""
+
+    def points(self) -> int:
+        return MOST_POINTS
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        session, selected = self.session, self.session.selected
+        if selected >= len(view.layers):
+            return
+        layer = view.layers[selected]
+        chosen, experts = session.expert, layer.router.num_experts
+        if chosen is None:  # the one farthest from fair
+            chosen = expert_card.most_remarkable(layer.load or ())
+        expert = session.expert = max(0, min(experts - 1, chosen))
+        self._ask_for_samples(view, columns)
+        known = self._known()
+        moment = "" if session.time.following else self.moment(view)
+        self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
+        self.show("facts", expert_card.facts(view, layer, expert, known, columns))
+        colour = not self.app.no_color
+        more = [
+            expert_card.across_layers(view, expert, layer.index, columns, colour=colour),
+            expert_card.findings_line(view, layer, expert, columns),
+            expert_card.comoving_line(known, expert, columns),
+        ]
+        self.show_part("more", more)
+        why = "reading the log …" if self._asked else "no counts in this window"
+        charts = expert_card.expert_charts(layer, expert, known, self._problem or why)
+        room = max(4, self.rows_of_charts(rows, 5 + len(more), gaps=4))
+        time = time_scale(view, session.axis, layer.index)
+        self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
+
+    def _known(self) -> LoadSeries:
+        """The samples, if they are of this router of this log."""
+        return self._series if self._of[:3] == self._router() else _NOTHING
+
+    def _router(self) -> tuple[object, ...]:
+        watch = self.session.watch
+        return watch, watch.generation if watch is not None else 0, self.session.selected
+
+    def _ask_for_samples(self, view: RunView, columns: int) -> None:
+        """Read the samples for the current view, unless they are read or being read."""
+        watch, problem = self.session.watch, self.session.time.why_no_past()
+        self._problem = f"history cannot be read: {problem}" if problem else self._problem
+        if watch is None or problem:
+            return
+        count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))
+        first, last = view.window
+        bits = max(1, (last - first) // _COARSE).bit_length() - 1
+        wanted = (*self._router(), watch.complete, first >> bits, last >> bits, bits, count)
+        if wanted not in (self._of, self._asked):
+            self._asked = wanted
+            self.run_worker(self._read(wanted, watch, view, count), group="samples", exclusive=True)
+
+    async def _read(
+        self, wanted: tuple[object, ...], watch: RunWatch, view: RunView, count: int
+    ) -> None:
+        stop, router = threading.Event(), self.session.selected
+        problem, found = "", _NOTHING
+
+        def read() -> LoadSeries:
+            series = LoadSeries(samples(watch, router, count, view.window, cancelled=stop.is_set))
+            _ = series.unit  # what all experts share is computed here
+            return series
+
+        try:
+            found = await asyncio.to_thread(read)
+        except OSError as error:
+            problem = f"history cannot be read: {error.strerror or error}"
+        finally:
+            stop.set()  # also after cancellation: another worker reads the current samples
+        if self._asked == wanted:
+            self._series, self._of, self._asked, self._problem = found, wanted, (), problem
+            await self.redraw_if_current()
+
+    async def action_expert(self, by: int) -> None:
+        if self.session.expert is not None:
+            self.session.expert += by
+        await self.redraw()
 
 
 def _hidden_line(hidden: Sequence[str], width: int) -> Line:

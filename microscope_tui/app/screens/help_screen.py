@@ -89,11 +89,7 @@ class HelpScreen(ModalScreen[None]):
         room = max(1, min(len(lines), self.size.height - _FRAME_LINES))
         self._at = max(0, min(self._at, len(lines) - room))
         below = len(lines) - room - self._at
-        title: Line = [
-            Span("  Help", "title"),
-            Span("     esc", "accent"),
-            Span(" close", "dim"),
-        ]
+        title: Line = [Span("  Help", "title"), Span("     esc", "accent"), Span(" close", "dim")]
         if self._words and width >= _WIDE:
             title += [Span("   w", "accent"), Span(" words", "dim")]
         if below or self._at:

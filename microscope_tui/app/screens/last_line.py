@@ -3,7 +3,7 @@
 The prompt is no screen of its own: keys that are typed fast would still reach the screen below.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from textual.binding import Binding
@@ -15,13 +15,7 @@ Kind = Literal["", "place", "filter", "copy", "token", "find"]
 
 COPY_CHOICES = {"v": "verdict", "r": "row", "x": "value"}
 _MOST_CHARACTERS = 100
-_LABELS = {
-    "place": " go to step ",
-    "filter": " filter ",
-    "copy": " copy ",
-    "token": " go to token ",
-    "find": " find ",
-}
+_LABELS: Mapping[Kind, str] = {"place": "go to step", "token": "go to token"}
 _GIVE_WAY = ("look.overlay", "alert.onset", "time.go_to", "look.compare", "chart.smooth")
 _OF_A_PROBE = ("screen.tokens", "screen.slices")
 _ASCII_NAMES = {"↑": "up", "↓": "down", "⏎": "enter", "←": "left", "→": "right"}
@@ -62,7 +56,7 @@ class Prompt:
 
     def line(self, hint: str, problem: str | None, glyphs: Glyphs) -> Line:
         """The prompt as a line; ``problem`` replaces the hint."""
-        label = Span(_LABELS[self.kind], "accent")
+        label = Span(f" {_LABELS.get(self.kind, self.kind)} ", "accent")
         if self.kind == "copy":
             choices = [(f"  {key}", f" {what}") for key, what in COPY_CHOICES.items()]
             return [label, *_said([*choices, ("   esc", " cancel")])]

@@ -5,14 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal
+from textual.widget import Widget
 
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key
-from microscope_tui.app.rows import Rows, Tiles
+from microscope_tui.app.rows import Tiles
+from microscope_tui.app.screens.base import Part
 from microscope_tui.app.screens.run_screen import RunScreen
+from microscope_tui.app.session import Session
 from microscope_tui.lines import (
     Heat,
     Line,
@@ -25,10 +26,11 @@ from microscope_tui.lines import (
     frame,
     has_legend,
     legend,
+    line_width,
     matching,
-    order_of,
     pad,
     plain,
+    shortened,
     table,
     time_line,
     words,
@@ -43,8 +45,8 @@ class MainScreen(RunScreen):
     CSS = """
     #heads, #notes, #legend { height: 1; }
     #verdict { height: 2; }
-    #table { overflow: hidden; }
-    .part { margin-left: 2; }
+    #table { layout: horizontal; }
+    #balance, #entropy, #drop { margin-left: 2; }
     MainScreen.roomy #verdict { height: 3; margin: 1 0; }
     MainScreen #legend { display: none; }
     MainScreen.legend #legend { display: block; }
@@ -69,42 +71,54 @@ class MainScreen(RunScreen):
         *keys.EVERYWHERE,
     ]
 
+    PARTS = (
+        *("header", "verdict", "heads"),
+        ("table", "label", "load", "balance", "entropy", "drop"),
+        *("legend", "ribbon", "notes", "waiting"),
+    )
+
     layers_shown: Sequence[int] = ()
     _layout: TableLayout | None = None
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
 
-    def compose(self) -> ComposeResult:
-        glyphs = self.session.glyphs
-        yield from (Rows(glyphs, id=name) for name in ("header", "verdict", "heads"))
-        with Horizontal(id="table"):
-            yield Rows(glyphs, id="label")
-            yield Tiles(glyphs, id="load")
-            yield from (
-                Rows(glyphs, id=name, classes="part") for name in ("balance", "entropy", "drop")
-            )
-        yield from (Rows(glyphs, id=name) for name in ("legend", "ribbon", "notes", "keys"))
+    def made(self, part: Part) -> Widget:
+        return Tiles(self.session.glyphs, id=part) if part == "load" else super().made(part)
 
     async def redraw(self) -> None:
         columns, rows = self.room
         session = self.session
         probe = session.glance()
-        if probe is None or session.watch is None:
+        waits = not session.has_run and (self._drawn is None or session.is_blank)
+        self.set_class(waits, "waiting")
+        if waits:
+            self.show("waiting", _waiting_lines(session, columns, rows))
+        if waits or probe is None:
             return
         self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
         self.layers_shown = matching(probe, session.filter)
         say = session.expert is not None or bool(session.filter.text)
         layout = self._layout = fit(probe, columns, rows, shown=len(self.layers_shown), noted=say)
-        for name in ("roomy", "noted", "legend"):
-            self.set_class(getattr(layout, name), name)
+        self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
         self.query_one("#verdict").styles.height = layout.verdict_lines
         if self.draw_small(probe):
             self._drawn = None
             return
         self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
-        await self._arrange(layout)
-        content = self._content(probe, layout)
+        await self.query_one(Tiles).fit(layout.heat)
+        curve = layout.curve
+        widths = dict(label=layout.label, load=layout.heat, drop=layout.drop)
+        for name, width in (widths | dict(balance=curve, entropy=curve)).items():
+            self.query_one(f"#{name}").styles.width = width
+        self.query_one("#table").styles.height = layout.table_rows
+        watch, chosen = session.watch, session.expert is not None and session.selected
+        content = (  # everything that the table depends on
+            watch and (watch.path, watch.generation, watch.version),
+            (session.time.pin, session.time.window, session.reference, session.look),
+            (layout, tuple(self._visible()), session.steady, chosen, session.expert),
+            tuple(layer.severity for layer in probe.layers),
+        )
         if self._drawn is not None and content == self._drawn_content:
             self._draw_around(self._view(layout, ()), layout)  # the table is unchanged
             self._draw_labels(self._drawn, layout)
@@ -114,27 +128,8 @@ class MainScreen(RunScreen):
         self._draw_table(view, layout)
         self._drawn, self._drawn_content = view, content
 
-    async def select(self) -> None:
-        """Choose another layer: while it is in view, only the labels change."""
-        view, layout, first = self._drawn, self._layout, self.first
-        if view is not None and layout is not None and not self.has_class("small"):
-            self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
-            if self.first == first and self.session.expert is None:
-                self._draw_labels(view, layout)
-                return
-        await self.redraw()
-
     def _visible(self) -> Sequence[int]:
         return self.layers_shown[self.first : self.first + self.list_rows]
-
-    def _content(self, view: RunView, layout: TableLayout) -> tuple[object, ...]:
-        """Everything that the table depends on, as a cache key."""
-        watch, session = self.session.watch, self.session
-        version = None if watch is None else (watch.path, watch.generation, watch.version)
-        severities = tuple(layer.severity for layer in view.layers)
-        chosen = (session.selected, session.expert) if session.expert is not None else None
-        shown = (session.reference, session.time.window, session.look, session.steady)
-        return version, session.time.pin, layout, tuple(self._visible()), severities, chosen, shown
 
     def _view(self, layout: TableLayout, visible: Sequence[int]) -> RunView:
         """The view, with the history of the visible layers only."""
@@ -143,27 +138,17 @@ class MainScreen(RunScreen):
         assert view is not None  # runs are never closed
         return view
 
-    async def _arrange(self, layout: TableLayout) -> None:
-        """Set the width of every part; Textual lays out again only on a change."""
-        await self.query_one(Tiles).fit(layout.heat)
-        widths = {
-            "#label": layout.label,
-            "#load": layout.heat,
-            "#balance": layout.curve,
-            "#entropy": layout.curve,
-            "#drop": layout.drop,
-        }
-        for selector, width in widths.items():
-            self.query_one(selector).styles.width = width
-        self.query_one("#table").styles.height = layout.table_rows
-
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
         """Everything except the table."""
         session, palette = self.session, self.session.look.palette
         lines, compact = layout.verdict_lines, not layout.roomy
         verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=compact)
         heat = self._heat(view)
-        samples = self._legend(view, layout, heat)
+        samples, room = pad([], layout.columns), layout.columns - layout.label
+        if view.layers and not any(layer.load for layer in view.layers):
+            samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
+        elif has_legend(heat, view.layers):  # what the colours mean
+            samples = [Span(" " * layout.label), *legend(heat, room, session.glyphs)]
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
         self.show("header", [frame.header(view, layout.columns, session.glyphs)])
@@ -179,7 +164,8 @@ class MainScreen(RunScreen):
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter.text, 40)}: {count}"
         watching = [*filter(None, [past]), session.how_it_watches()]
-        notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
+        columns, hidden = layout.columns, layout.hidden
+        notes = time_line.notes(view, columns, hidden, watching, chosen)
         self.show("notes", [notes])
         self.show("ribbon", [self.ribbon(view)])
         self.draw_last_line()
@@ -187,15 +173,6 @@ class MainScreen(RunScreen):
     def _heat(self, view: RunView) -> Heat:
         session = self.session
         return Heat(session.look, view.run, session.reference, not self.app.no_color)
-
-    def _legend(self, view: RunView, layout: TableLayout, heat: Heat) -> Line:
-        """What the colours of the cells mean, where there are cells; else why there are none."""
-        if view.layers and not any(layer.load for layer in view.layers):
-            return pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
-        if not has_legend(heat, view.layers):
-            return pad([], layout.columns)
-        room = layout.columns - layout.label
-        return [Span(" " * layout.label, ""), *legend(heat, room, self.session.glyphs)]
 
     def _draw_table(self, view: RunView, layout: TableLayout) -> None:
         session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
@@ -220,22 +197,8 @@ class MainScreen(RunScreen):
         chosen = self.session.selected
         visible = [view.layers[index] for index in self._visible()]
         self.show(
-            "label",
-            _flat(table.label(layer, layout, layer.index == chosen) for layer in visible),
+            "label", _flat(table.label(layer, layout, layer.index == chosen) for layer in visible)
         )
-
-    async def action_expert(self, by: int) -> None:
-        """Choose another expert of the layer, in the order that is shown."""
-        session, view = self.session, self.session.glance()
-        if view is None or session.selected >= len(view.layers):
-            return
-        order = list(order_of(view.layers[session.selected], session.look.order))
-        if not order:
-            self.tell("no counts in this layer at this step")
-            return
-        at = order.index(session.expert) + by if session.expert in order else 0
-        session.expert = order[max(0, min(len(order) - 1, at))]
-        await self.redraw()
 
     async def action_compare(self) -> None:
         """Compare loads with the shown step; again: stop comparing."""
@@ -249,10 +212,47 @@ class MainScreen(RunScreen):
         await self.redraw()
 
     async def action_clear(self) -> None:
-        """Clear the filter and the cursor."""
         self.session.filter, self.session.expert = Pattern.parse(""), None
         await self.redraw()
 
 
 def _flat(rows: Iterable[list[Line]]) -> list[Line]:
     return [line for row in rows for line in row]
+
+
+def _waiting_lines(session: Session, columns: int, rows: int) -> list[Line]:
+    """While there is no step: what it waits for, or why the log cannot be read."""
+    text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
+    more = len(session.fleet.runs) > 1
+    runs: Line = [Span("r", "accent"), Span(" all runs   ", "dim")] if more else []
+    text.append([*runs, Span("q", "accent"), Span(" quit", "dim")])
+    lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
+    for line in text:
+        lines.append([Span(" " * max(0, (columns - line_width(line)) // 2)), *line])
+    return [pad(line, columns) for line in lines[:rows]]
+
+
+def _message(session: Session, columns: int) -> list[Line]:
+    watch = session.watch
+    if watch is not None and watch.error:
+        return [[Span(watch.file.name, "dim")], [Span(watch.error, "crit")]]
+    bad: list[Line] = []
+    if watch is not None and watch.defects.count:
+        first = watch.defects.first[0] if watch.defects.first else ""
+        bad = [[Span(f"{watch.defects.count:,} unreadable, the first: {first}", "warn")]]
+    if session.pipe_ended:
+        return [[Span("standard input ended without a step", "warn")], *bad]
+    if session.fleet.piped:
+        return [[Span("waiting for the first step on standard input", "dim")], *bad]
+    if watch is None:
+        where = safe_text(session.fleet.root, max(10, columns - 24))
+        return [
+            [Span("waiting for a run in ", "dim"), Span(where)],
+            [Span("start one with  ", "dim"), Span("python train.py", "accent")],
+        ]
+    if not watch.complete:
+        return [[Span("reading ", "dim"), Span(watch.file.name)], *bad]
+    age = words.age(watch.state()[1])
+    name = Span(shortened(watch.file.name, max(10, columns - 30)))
+    since = [Span("last written ", "dim"), Span(age), Span(" ago", "dim")] if age else []
+    return [[Span("waiting for the first step of ", "dim"), name], since, *bad]

@@ -10,11 +10,11 @@ from textual.binding import BindingType
 
 from microscope_tui.app import keys
 from microscope_tui.app.keys import key, pair
-from microscope_tui.app.place import BadPlace, OfExpert, parse_token
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.base import AIRY_FROM_ROWS, BaseScreen
 from microscope_tui.app.screens.last_line import Kind
 from microscope_tui.app.session import Session
+from microscope_tui.app.time_cursor import BadPlace, OfExpert, parse_token
 from microscope_tui.lines import (
     Busiest,
     ExpertRow,
@@ -67,7 +67,14 @@ class ProbeScreen(BaseScreen):
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         """Draw the parts between header and last line."""
-        raise TypeError(f"{type(self).__name__} draws no probe")
+
+    def probe_json(self, routing: Routing) -> str:
+        """What the screen shows of the probe, as data."""
+        raise NotImplementedError
+
+    def as_json(self, view: RunView) -> str:
+        routing = self.session.anatomy.routing
+        return super().as_json(view) if routing is None else self.probe_json(routing)
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
         """Lines in place of everything else."""
@@ -77,14 +84,12 @@ class ProbeScreen(BaseScreen):
         self.show(self.MAIN_PART, lines)
 
     async def action_move(self, by: int) -> None:
-        """Choose another layer of the file."""
         session, anatomy = self.session, self.session.anatomy
         if anatomy.routing is None:
             return
         names = anatomy.routing.shape.layer_names
         anatomy.layer = max(0, min(len(names) - 1, anatomy.layer + by))
-        run = session.watch.run if session.watch is not None else None
-        routers = [router.name for router in run.routers] if run is not None else []
+        routers = [router.name for router in session.run.routers] if session.run else []
         if names[anatomy.layer] in routers:
             session.selected = routers.index(names[anatomy.layer])
             anatomy.follow_router(names[anatomy.layer], session.selected)
@@ -174,8 +179,8 @@ class TokensScreen(ProbeScreen):
         key("token.line_down", "J", "line(1)", "line below"),
         key("token.page_up", "pageup", "page(-1)", "one page back"),
         key("token.page_down", "pagedown,space", "page(1)", "one page on"),
-        key("token.first", "home,g", "first", "first token"),
-        key("token.last", "end,G", "last", "last token"),
+        key("token.first", "home,g", "token(-999999999999)", "first token"),
+        key("token.last", "end,G", "token(999999999999)", "last token"),
         key(
             "token.next_of_expert",
             "e",
@@ -206,13 +211,7 @@ class TokensScreen(ProbeScreen):
         keys.SVG,
         *keys.EVERYWHERE,
     ]
-    PARTS = (
-        "header",
-        "token-title",
-        "token-legend",
-        ("token-body", "token-text", "token-panel"),
-        "keys",
-    )
+    PARTS = ("header", "token-title", "token-legend", ("token-body", "token-text", "token-panel"))
     MAIN_PART = "token-text"
 
     def __init__(self, session: Session) -> None:
@@ -230,8 +229,7 @@ class TokensScreen(ProbeScreen):
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         layer, token = self.session.anatomy.layer, self.session.anatomy.token
         beside, airy = columns >= _BESIDE_FROM, rows >= AIRY_FROM_ROWS
-        self.set_class(beside, "beside")
-        self.set_class(airy, "airy")
+        self.flag(beside=beside, airy=airy)
         panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
         body = rows - 4 - 2 * airy
         height = body if beside else body - _BRIEF_ROWS
@@ -271,11 +269,8 @@ class TokensScreen(ProbeScreen):
         self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
         return light
 
-    def as_json(self, view: RunView) -> str:
-        anatomy = self.session.anatomy
-        if anatomy.routing is None:
-            return super().as_json(view)
-        return tokens_json(anatomy.routing, anatomy.layer, anatomy.token)
+    def probe_json(self, routing: Routing) -> str:
+        return tokens_json(routing, self.session.anatomy.layer, self.session.anatomy.token)
 
     async def _go(self, token: int) -> None:
         routing = self.session.anatomy.routing
@@ -284,16 +279,7 @@ class TokensScreen(ProbeScreen):
             await self.redraw()
 
     async def action_token(self, by: int) -> None:
-        """Move the cursor by tokens."""
         await self._go(self.session.anatomy.token + by)
-
-    async def action_first(self) -> None:
-        """Go to the first token."""
-        await self._go(0)
-
-    async def action_last(self) -> None:
-        """Go to the last token."""
-        await self._go(1 << 62)
 
     async def action_line(self, by: int) -> None:
         """Move the cursor by lines, in its column."""
@@ -301,7 +287,6 @@ class TokensScreen(ProbeScreen):
             await self._go(self._flow.token_below(self.session.anatomy.token, by))
 
     async def action_page(self, direction: int) -> None:
-        """Move the cursor by a page."""
         await self.action_line(direction * max(1, self.list_rows - 1))
 
     async def action_next_of_expert(self, direction: int) -> None:
@@ -372,7 +357,7 @@ class SlicesScreen(ProbeScreen):
         keys.SVG,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("header", "slice-top", "slice-heads", "slice-rows", "slice-detail", "keys")
+    PARTS = ("header", "slice-top", "slice-heads", "slice-rows", "slice-detail")
     MAIN_PART = "slice-rows"
 
     def __init__(self, session: Session) -> None:
@@ -402,7 +387,7 @@ class SlicesScreen(ProbeScreen):
             return
         self._take(table)
         airy = rows >= AIRY_FROM_ROWS
-        self.set_class(airy, "airy")
+        self.flag(airy=airy)
         detail_rows = 6 if airy else 3
         room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
@@ -445,11 +430,8 @@ class SlicesScreen(ProbeScreen):
             self._at = experts.index(self.session.expert)
         self._at = max(0, min(self._at, len(experts) - 1))
 
-    def as_json(self, view: RunView) -> str:
-        anatomy = self.session.anatomy
-        if anatomy.routing is None:
-            return super().as_json(view)
-        return slices_json(anatomy.routing, anatomy.layer)
+    def probe_json(self, routing: Routing) -> str:
+        return slices_json(routing, self.session.anatomy.layer)
 
     async def action_expert(self, by: int) -> None:
         """Choose another expert, in the order that is shown."""
@@ -459,17 +441,14 @@ class SlicesScreen(ProbeScreen):
             await self.redraw()
 
     async def action_page(self, direction: int) -> None:
-        """Move by a screenful of experts."""
         await self.action_expert(direction * self.list_rows)
 
     async def action_order(self) -> None:
-        """Another order of the experts."""
         orders = list(Ordering)
         self._ordering = orders[(orders.index(self._ordering) + 1) % len(orders)]
         await self.redraw()
 
     async def action_more_slices(self, by: int) -> None:
-        """Show the slices further left or right."""
         self._first_slice = max(0, self._first_slice + by)
         await self.redraw()
 
@@ -479,5 +458,5 @@ class SlicesScreen(ProbeScreen):
             return
         self.session.expert = self._order[self._at].expert
         await self.from_disk(self.go_to_expert, False)
-        if not self.has_said:
+        if not self.said:
             await self.app.run_action("app.go('tokens')")

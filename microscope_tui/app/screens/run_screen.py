@@ -7,8 +7,8 @@ from textual.timer import Timer
 
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.diagnosis import key_of
-from microscope_tui.lines import Axis
-from microscope_tui.watch import PinnedRun, RunView
+from microscope_tui.lines import Axis, Order, order_of
+from microscope_tui.watch import PinnedRun
 
 _TICK_S = 0.25
 _DEBOUNCE_S = 0.1
@@ -34,7 +34,6 @@ class RunScreen(BaseScreen):
         return list(shown).index(self.session.selected) if shown else 0
 
     async def action_move(self, by: int) -> None:
-        """Choose another one of the shown layers."""
         shown = self.layers_shown
         if shown is None:
             shown = range(self.session.layer_count)
@@ -42,16 +41,29 @@ class RunScreen(BaseScreen):
             at = max(0, min(len(shown) - 1, self.position() + by))
             if shown[at] != self.session.selected:
                 self.session.selected = shown[at]
-                await self.select()
-
-    async def select(self) -> None:
-        """Show that another layer was chosen."""
-        await self.redraw()
+                await self.redraw()
 
     async def action_open_layer(self) -> None:
-        """Open the screen of the chosen layer."""
         if self.session.layer_count:
             await self.app.run_action("app.go('layer')")
+
+    @property
+    def expert_order(self) -> Order:
+        """The order of the experts on this screen."""
+        return self.session.look.order
+
+    async def action_expert(self, by: int) -> None:
+        """Choose another expert of the layer, in the order that is shown."""
+        session, view = self.session, self.session.glance()
+        if view is None or session.selected >= len(view.layers):
+            return
+        order = list(order_of(view.layers[session.selected], self.expert_order))
+        if not order:
+            self.tell("no counts in this layer at this step")
+            return
+        at = order.index(session.expert) + by if session.expert in order else 0
+        session.expert = order[max(0, min(len(order) - 1, at))]
+        await self.redraw()
 
     async def action_look(self, what: str) -> None:
         """Cycle through overlays, scales, orders or palettes."""
@@ -78,22 +90,18 @@ class RunScreen(BaseScreen):
 
     async def action_next_alert(self) -> None:
         """Go to the next layer with an alert: unseen alerts first, then the worst."""
-        view = self.session.glance()
-        sick = self._sick(view) if view is not None else []
+        view, seen, here = self.session.glance(), self.session.seen, self.session.selected
+        if view is None:
+            return
+        found = sorted(view.alerts, key=lambda pair: key_of(view.name, pair[0]) in seen)
+        layers = [e.router_index for finding, _ in found for e in finding.episodes if e.active]
+        sick = list(dict.fromkeys(layer for layer in layers if layer >= 0))
         if not sick:
             self.tell("no active alert", "dim")
             return
-        here = self.session.selected
         at = sick.index(here) + 1 if here in sick else 0
         self.session.selected = sick[at % len(sick)]
         await self.redraw()
-
-    def _sick(self, view: RunView) -> list[int]:
-        """Layers with active alerts: unseen findings first, then by severity."""
-        seen = self.session.seen
-        findings = sorted(view.alerts, key=lambda pair: key_of(view.name, pair[0]) in seen)
-        layers = [e.router_index for finding, _ in findings for e in finding.episodes if e.active]
-        return list(dict.fromkeys(layer for layer in layers if layer >= 0))
 
     async def action_acknowledge(self) -> None:
         """Mark the alerts of the chosen layer, or the one on top, as seen."""
@@ -104,14 +112,8 @@ class RunScreen(BaseScreen):
         here = self.session.selected
         chosen = [f for f, _ in view.alerts if any(e.router_index == here for e in f.episodes)]
         chosen = chosen or [view.alerts[0][0]]
-        marks = {key_of(view.name, finding) for finding in chosen}
-        seen = self.session.seen
-        if marks <= seen.keys():
-            self.session.seen = {key: None for key in seen if key not in marks}
-            self.tell(f"{chosen[0].rule}: not seen", "accent")
-        else:
-            self.session.seen = seen | dict.fromkeys(sorted(marks))
-            self.tell(f"{chosen[0].rule}: seen", "accent")
+        now = self.session.toggle_seen({key_of(view.name, finding) for finding in chosen})
+        self.tell(f"{chosen[0].rule}: {now}", "accent")
         await self.redraw()
 
     async def action_onset(self) -> None:
@@ -135,7 +137,6 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_step(self, by: int) -> None:
-        """Show an earlier or later step."""
         self.session.time.speed = 0
         await self.from_disk(self.session.time.step_by, by)
 
@@ -166,13 +167,7 @@ class RunScreen(BaseScreen):
         await self.redraw()
 
     async def action_zoom(self, by: float) -> None:
-        """Zoom the window around the shown step."""
         self.session.time.zoom(by)
-        await self.redraw()
-
-    async def action_show_all(self) -> None:
-        """Show the whole run."""
-        self.session.time.show_all()
         await self.redraw()
 
     async def action_next_axis(self) -> None:

@@ -42,7 +42,7 @@ class RunsScreen(ListScreen):
         *keys.FILTER,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("runs", "keys")
+    PARTS = ("runs",)
 
     _count = 0
     _cards: Sequence[RunCard] = ()
@@ -122,7 +122,6 @@ class RunsScreen(ListScreen):
         self.draw_last_line()
 
     async def action_select(self) -> None:
-        """Select or deselect the chosen run."""
         if self._card is not None:
             self.session.fleet.selected ^= {self._card.file.path}
             self._layout = None
@@ -156,19 +155,14 @@ class RunsScreen(ListScreen):
         await self.redraw()
 
     async def action_open_run(self) -> None:
-        """Open the chosen run and show it."""
         if self._card is None:
             return
-        file = self._card.file
-        self.session.reader.choose(file)  # at its next iteration
+        session, file = self.session, self._card.file
+        session.reader.choose(file)  # at its next iteration
         until = time.monotonic() + _PATIENCE_S
-        while not self._is_shown(file.path) and time.monotonic() < until:
+        while time.monotonic() < until:
+            opened = session.watch is not None and session.watch.path == file.path
+            if opened and (session.has_run or session.is_blank):
+                break
             await asyncio.sleep(0.01)
         await self.app.pop_screen()
-
-    def _is_shown(self, path: object) -> bool:
-        """Whether the run at ``path`` is open and has a step."""
-        watch = self.session.watch
-        if watch is None or watch.path != path:
-            return False
-        return watch.latest is not None or watch.complete or watch.error is not None

@@ -1,7 +1,8 @@
-"""Two steps side by side: A, the reference, and B, the shown one, of one run or of two."""
+"""A beside B: two steps of one run or of two, or the probes of two runs."""
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual.binding import BindingType
@@ -18,27 +19,25 @@ from microscope_tui.lines import (
     Span,
     compare,
     matching,
+    mismatch,
     pad,
     with_notes,
     words,
+    wrap,
 )
-from microscope_tui.watch import (
-    Pin,
-    Reference,
-    RunView,
-    RunWatch,
-    aligned,
-    pin,
-    pin_at,
-    reference_of,
-)
+from microscope_tui.report import compared_probes
+from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
+from microscope_tui.runlog import Stamp, safe_text, stamp_of
+from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, reference_of
 
 _BRIEF_BELOW_ROWS = 16
 _EARLY = 0.1
+_FRAME_ROWS = 6  # header, title, two lines of text, heading of the layers, keys
+_Key = tuple[object, ...]
 
 
 class CompareScreen(RunScreen):
-    """What changed in every layer from A to B."""
+    """What changed in every layer from A, the reference, to B, the shown step."""
 
     CSS = """
     #compare-heads, #moved { height: 1; }
@@ -54,7 +53,7 @@ class CompareScreen(RunScreen):
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("header", "moments", "compare-heads", "pairs", "moved", "ribbon", "keys")
+    PARTS = ("header", "moments", "compare-heads", "pairs", "moved", "ribbon")
 
     layers_shown: Sequence[int] = ()
     _own: Reference | None = None
@@ -67,7 +66,7 @@ class CompareScreen(RunScreen):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         self.follow_pinned()
-        self._choose_once(view)
+        await self._choose(view)
         reference = self.session.reference or self._own
         if reference is None or view.run is None:
             self._draw_nothing(columns)
@@ -145,38 +144,29 @@ class CompareScreen(RunScreen):
             return Span("the same step as B", "warn")
         return Span(remark, "dim")
 
-    def _choose_once(self, view: RunView) -> None:
+    async def _choose(self, view: RunView) -> None:
         """Choose A automatically if the user has not; again once the whole log is read."""
         session, watch = self.session, self.session.watch
         if watch is None or watch.latest is None or session.reference or session.pinned:
             return
         tried = (watch, watch.generation, watch.complete)
-        if tried[:2] != self._tried[:2]:
-            self._own = None
-        if tried != self._tried:
-            self._tried = tried
-            self.run_worker(self._choose(watch, view), group="choose", exclusive=True)
-
-    async def _choose(self, watch: RunWatch, view: RunView) -> None:
-        step, said = _sensible(view)
-        found = await asyncio.to_thread(self._moment, watch, step)
-        if isinstance(found, Pin):
-            self._own = reference_of(watch.file.name, found, watch.run)
-            self._why_own, self._problem = said, ""
-        else:
-            self._problem = found
-        await self.redraw_if_current()
-
-    def _moment(self, watch: RunWatch, step: int) -> Pin | str:
-        """A step of the run, or why it cannot be read. Reads from the disk."""
+        if tried == self._tried:
+            return
+        self._tried = tried
+        step, self._why_own = max(1, round(_EARLY * view.step)), f"{_EARLY:.0%} into the run"
+        for finding, _ in view.alerts:
+            if 1 < finding.onset <= view.step:
+                step, self._why_own = finding.onset - 1, f"before {finding.rule} began"
+                break
         try:
-            found = pin_at(watch, step)
+            found = await asyncio.to_thread(pin_at, watch, step)
+            why = session.time.why_no_past() or "the log is still being read"
         except OSError as error:
-            return f"cannot be read: {error.strerror or error}"
-        return found or self.session.time.why_no_past() or "the log is still being read"
+            found, why = None, f"cannot be read: {error.strerror or error}"
+        self._own = reference_of(watch.file.name, found, watch.run) if found else None
+        self._problem = "" if found else why
 
     async def action_compare(self) -> None:
-        """Make the shown step A."""
         session, watch = self.session, self.session.watch
         moment = session.time.pin or (pin(watch) if watch is not None else None)
         if moment is None:
@@ -188,9 +178,95 @@ class CompareScreen(RunScreen):
         await self.redraw()
 
 
-def _sensible(view: RunView) -> tuple[int, str]:
-    """A step to compare the shown one with, and why this one."""
-    for finding, _ in view.alerts:
-        if 1 < finding.onset <= view.step:
-            return finding.onset - 1, f"before {finding.rule} began"
-    return max(1, round(_EARLY * view.step)), f"{_EARLY:.0%} into the run"
+class MismatchScreen(RunScreen):
+    """Where the probe of the pinned run (A) and that of the open one (B) chose other experts.
+
+    A worker thread compares; the result is kept for the session.
+    """
+
+    CSS = """
+    #mismatch-title { height: 1; }
+    #mismatch-head { height: 2; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        keys.BACK,
+        *keys.LAYERS,
+        key("mismatch.pinned", "b", "app.go('runs')", "choose the run to compare with", "pick A"),
+        keys.SVG,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("header", "mismatch-title", "mismatch-head", "mismatch-rows")
+
+    _asked: _Key = ()
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        found = self._found()
+        title: Line = [Span("mismatch", "brand")]
+        if isinstance(found, str):
+            waits = found.endswith("…")
+            lines = (
+                [[Span(line, "dim")] for line in wrap(found, columns)]
+                if waits
+                else mismatch.without_probe(found, columns)
+            )
+            head: list[Line] = []
+            body = [pad(line, columns) for line in lines]
+        else:
+            session, layers = self.session, len(found.layers)
+            session.selected = max(0, min(layers - 1, session.selected))
+            self.in_view(session.selected, layers, max(1, rows - _FRAME_ROWS))
+            pinned = session.fleet.pinned
+            a = pinned.file.name if pinned is not None else ""
+            title = [Span("mismatch ", "brand"), Span(f"A {a}, B the open run", "dim")]
+            head = mismatch.head_lines(found, columns)
+            body = mismatch.beside_each_other(
+                found, columns, self.list_rows + 1, session.glyphs, session.selected, self.first
+            )
+        self.show("mismatch-title", [pad(title, columns)])
+        self.show("mismatch-head", head)
+        self.show("mismatch-rows", body)
+
+    def _found(self) -> Mismatch | str:
+        """The comparison, or why there is none."""
+        watch, pinned = self.session.watch, self.session.fleet.pinned
+        if watch is None:
+            return "no run is open"
+        mine = watch.path.with_name(FILE_NAME)
+        if (stamp := _stamp(mine)) is None:
+            return f"{watch.file.name} has no probe (no {FILE_NAME} beside its log)."
+        if pinned is None:
+            return "Pin the run to compare with: 4 runs, then p. It is A, the open run is B."
+        theirs = pinned.file.path.with_name(FILE_NAME)
+        if theirs == mine:
+            return "A, the pinned run, is also the open one: open another, which is B, on 4 runs."
+        if (their_stamp := _stamp(theirs)) is None:
+            return f"A, {pinned.file.name}, has no probe (no {FILE_NAME} beside its log)."
+        key = (theirs, their_stamp, mine, stamp)
+        known = self.session.mismatches.get(key)
+        if known is None and self._asked != key:
+            self._asked = key
+            self.run_worker(self._compare(key, theirs, mine), group="mismatch", exclusive=True)
+        return known if known is not None else "comparing the choices of both probes …"
+
+    async def _compare(self, key: _Key, theirs: Path, mine: Path) -> None:
+        self.session.mismatches[key] = await asyncio.to_thread(_compared, theirs, mine)
+        await self.redraw_if_current()
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None
+
+
+def _compared(a: Path, b: Path) -> Mismatch | str:
+    """The comparison, or why there is none. Reads from the disk."""
+    try:
+        return compared_probes(a, b)
+    except NotComparable as error:
+        return f"The probes cannot be compared: {safe_text(error, 300)}."
+    except BadRouting as error:
+        return safe_text(error, 300)
+    except OSError as error:
+        return safe_text(f"{error.filename}: {error.strerror or error}", 300)
