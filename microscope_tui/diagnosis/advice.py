@@ -110,9 +110,8 @@ def _how_it_ended(finding: Finding) -> str:
     longest = max((e.recovered_at or e.last) - e.onset for e in finding.episodes)
     if finding.rule == "COLLAPSE" and longest <= number(finding.worst, "shock_steps"):
         ended = max(e.recovered_at or e.last for e in finding.episodes)
-        if ended - finding.onset > longest:
-            return f"each recovered within {longest:,} steps: a shock"
-        return f"recovered after {longest:,} steps: a shock"
+        when = "each recovered within" if ended - finding.onset > longest else "recovered after"
+        return f"{when} {longest:,} steps: a shock"
     return "recovered"
 
 
@@ -122,15 +121,14 @@ def _why(finding: Finding, run: RunRecord, around: Circumstances) -> tuple[str, 
     whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
     text, _ = words(worst, run)
     if finding.rule == "ERODING" and worst.active and around.collapsed:
-        high = number(worst, "from")
-        text = f"c fell from {high:.2f} to {worst.limit:.2f} and below, see COLLAPSE"
+        text = (
+            f"c fell from {number(worst, 'from'):.2f} to {worst.limit:.2f} and below, see COLLAPSE"
+        )
     if not _has_changed(worst):
         return f"{f'{whose}: ' if whose else ''}{text}.", _first(text)
     assert worst.now is not None
-    at_worst = f"{whose}, at worst" if whose else "At worst"
-    if worst.now.inside:
-        now = "within the limits"
-    else:
+    at_worst, now = f"{whose}, at worst" if whose else "At worst", "within the limits"
+    if not worst.now.inside:
         facts = {name: fact for name, fact in worst.now.facts.items() if name != "usual"}
         present = replace(worst, value=worst.now.value, limit=worst.now.limit, facts=facts)
         now = words(present, run)[0].split(". ")[0].removeprefix("up to ")
@@ -157,9 +155,7 @@ def _remedy(
     rule, back = RULES[finding.rule], go_back(around.onset, checkpoints)
     goes_back = finding.active and run.profile in rule.rolls_back_in
     if around.first_sign is not None:
-        remedy = calm_down(run)
-        if finding.active:
-            remedy = f"{remedy}; {back}"
+        remedy = f"{calm_down(run)}; {back}" if finding.active else calm_down(run)
     elif around.wrong_sign and rule.wants_balance:
         remedy = RIGHT_SIGN
         if goes_back:

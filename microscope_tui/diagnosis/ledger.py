@@ -242,8 +242,8 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     it is beyond its limit.
     """
     if reading.facts.get("cause") != episode.facts.get("cause"):
-        new = (reading.severity or 0, _excess(reading.value, reading.limit))
-        return new >= (episode.severity, _excess(episode.value, episode.limit))
+        new, old = (one.value / (one.limit if one.limit > 0 else 1.0) for one in (reading, episode))
+        return (reading.severity or 0, new) >= (episode.severity, old)
     if RULES[episode.rule].low_is_bad:
         return reading.value <= episode.value
     return reading.value >= episode.value
@@ -252,10 +252,6 @@ def _worse(reading: Reading, episode: Episode) -> bool:
 def _is_evaluated(episode: Episode) -> bool:
     """Whether evaluations update and end it, not the causes of ``standing``."""
     return not RULES[episode.rule].judges_settings
-
-
-def _excess(value: float, limit: float) -> float:
-    return value / limit if limit > 0 else value
 
 
 def _end(episode: Episode, step: int) -> None:
@@ -276,12 +272,11 @@ def group(episodes: Iterable[Episode]) -> list[Finding]:
             groups[-1].append(episode)
         else:
             groups.append([episode])
-    findings = [
-        Finding(tuple(sorted(members, key=lambda e: (-e.severity, e.onset, e.router_index))))
-        for members in groups
-    ]
+    for members in groups:
+        members.sort(key=lambda e: (-e.severity, e.onset, e.router_index))
     return sorted(
-        findings, key=lambda f: (not f.active, -f.severity, RULES[f.rule].cause_rank, f.onset)
+        (Finding(tuple(members)) for members in groups),
+        key=lambda f: (not f.active, -f.severity, RULES[f.rule].cause_rank, f.onset),
     )
 
 

@@ -298,11 +298,11 @@ def size_of(episode: Episode) -> int:
     return episode.router.num_experts if episode.router else 0
 
 
-def stronger_balance(run: RunRecord, episode: Episode | None = None) -> str:
+def stronger_balance(run: RunRecord, episode: Episode) -> str:
     """Which setting to raise, from what to what; ``episode`` has the scale of the scores."""
     value = run.balance.get("bias_update_rate")
     if run.balance.get("method") == "bias" and _is_positive(value):
-        return _faster(run, value, episode)
+        return _faster(run, value, *(episode.facts.get(name) for name in SCALES))
     return _turned(run, 3.0, "raise", "strengthen the load balancing")
 
 
@@ -313,12 +313,9 @@ def weaker_balance(run: RunRecord) -> str:
 
 def calm_down(run: RunRecord) -> str:
     """What to change so that gradients and logits stay finite and small."""
-    weight = run.balance.get("z_loss_weight")
-    z_loss = (
-        f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
-        if isinstance(weight, int | float) and 0 < weight < 1
-        else "add a z-loss of 1e-3"
-    )
+    weight, z_loss = run.balance.get("z_loss_weight"), "add a z-loss of 1e-3"
+    if isinstance(weight, int | float) and 0 < weight < 1:
+        z_loss = f"raise z_loss_weight from {weight:g} to {10 * weight:g}"
     return (
         f"lower the learning rate, clip the gradient norm, {z_loss} and compute the router in fp32"
     )
@@ -337,27 +334,21 @@ def go_back(onset: int, checkpoints: Sequence[int]) -> str:
     return f"go back to before step {onset:,}" + (f" ({known})" if checkpoints else "")
 
 
-def _faster(run: RunRecord, rate: float, episode: Episode | None) -> str:
+def _faster(run: RunRecord, rate: float, margin: object, largest: object) -> str:
     """A bias on logits, which have no bound, needs more than one on scores from 0 to 1."""
-    change = f"raise bias_update_rate from {rate:g} to"
-    plain = 3.0 * rate
-    facts = episode.facts if episode is not None else {}
-    margin, largest = (facts.get(name) for name in SCALES)
+    change, plain, wanted = f"raise bias_update_rate from {rate:g} to", 3.0 * rate, _OF_LOGITS
     if _is_positive(margin):
         wanted = _one_digit(margin / _BRIDGED_IN)
-        if wanted <= plain:
-            return f"{change} {plain:g}"
+    elif _is_positive(largest):
+        wanted = _one_digit(largest / (2 * _BRIDGED_IN))
+    unbounded = run.score_function == "softmax"
+    if wanted <= plain or not (unbounded or _is_positive(margin)):
+        return f"{change} {plain:g}"
+    if _is_positive(margin):
         return (
             f"{change} {wanted:g} (the chosen scores lead by {margin:.2g}; at {rate:g} a bias "
             f"needs {margin / rate:,.0f} steps to make up for that)"
         )
-    if run.score_function != "softmax":
-        return f"{change} {plain:g}"
-    wanted = _OF_LOGITS
-    if _is_positive(largest):
-        wanted = _one_digit(largest / (2 * _BRIDGED_IN))
-    if wanted <= plain:
-        return f"{change} {plain:g}"
     return (
         f"{change} {wanted:g} if the bias is added to logits, to {plain:g} if to probabilities "
         "(a bias on softmax logits needs far more than one on sigmoid scores)"

@@ -61,22 +61,16 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
                 balanced = collapse.values[index] >= collapsed.warn
                 hot = share > self.limits.share and balanced
                 hot = hot and self.suffices(view, index, collapsed.evidence)
+                counts = view.full_counts(index) if hot else None
+                who = (counts.index(max(counts)),) if counts else ()
                 found[index] = Reading(
                     severity=Severity.INFO if hot else None,
                     clear=not balanced,  # its current state is up to COLLAPSE
                     value=min(1.0, share),
                     limit=self.limits.share,
-                    facts={
-                        "c": collapse.values[index],
-                        "experts": self._who(view, index) if hot else (),
-                    },
+                    facts={"c": collapse.values[index], "experts": who},
                 )
         return found
-
-    def _who(self, view: StepView, index: int) -> tuple[int, ...]:
-        """The expert, if the line has counts."""
-        counts = view.full_counts(index)
-        return (max(range(len(counts)), key=counts.__getitem__),) if counts else ()
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

@@ -82,10 +82,16 @@ class Logits(Rule[LogitLimits, Memory]):
             self._compare(view.step, z_loss, found)
             if self.memory.past.add(view.step, z_loss.values):
                 self._refresh(z_loss)
-        if largest is not None and largest.high > self.limits.max_logit / 1.3:
-            for index, value in enumerate(largest.values):
-                if value > self.limits.max_logit / 1.3:
-                    found[index] = _graver(found.get(index), self._largest(value))
+        limit = self.limits.max_logit
+        for index, value in enumerate(largest.values if largest is not None else ()):
+            if value > limit / 1.3:
+                of_range = Reading(
+                    severity=Severity.WARN if value > limit else None,
+                    value=value / limit,
+                    limit=1.0,
+                    facts={"cause": "range", "logit": value, "most": limit},
+                )
+                found[index] = max(found.get(index) or of_range, of_range, key=_gravity)
         return found
 
     def _compare(self, step: int, z_loss: Signal, found: dict[int, Reading | None]) -> None:
@@ -93,14 +99,12 @@ class Logits(Rule[LogitLimits, Memory]):
         if not self.memory.reference or z_loss.high <= limits.least / limits.warn:
             raised.clear()
             return
-        for index, (value, usual) in enumerate(
-            zip(z_loss.values, self.memory.reference, strict=True)
-        ):
-            if value != value:
+        pairs = zip(z_loss.values, self.memory.reference, strict=True)
+        for index, (value, usual) in enumerate(pairs):
+            if not value > limits.leave * usual:
                 raised.pop(index, None)
-                found[index] = None
-            elif not value > limits.leave * usual:
-                raised.pop(index, None)
+                if value != value:
+                    found[index] = None
             else:
                 ratio = value / max(usual, 1e-12)
                 high = value >= limits.least
@@ -111,15 +115,6 @@ class Logits(Rule[LogitLimits, Memory]):
                     facts={"z": value, "usual": usual},
                     since=raised.setdefault(index, step),
                 )
-
-    def _largest(self, value: float) -> Reading:
-        limit = self.limits.max_logit
-        return Reading(
-            severity=Severity.WARN if value > limit else None,
-            value=value / limit,
-            limit=1.0,
-            facts={"cause": "range", "logit": value, "most": limit},
-        )
 
     def _refresh(self, z_loss: Signal) -> None:
         memory = self.memory
@@ -147,8 +142,6 @@ class Logits(Rule[LogitLimits, Memory]):
         return why, calm_down(run)
 
 
-def _graver(one: Reading | None, other: Reading) -> Reading:
-    """The more severe reading; of equal ones the one further beyond its limit."""
-    if one is None:
-        return other
-    return max(one, other, key=lambda r: (r.severity or 0, r.value / max(r.limit, 1e-12)))
+def _gravity(reading: Reading) -> tuple[int, float]:
+    """How severe; of equal ones, how far beyond its limit."""
+    return reading.severity or 0, reading.value / max(reading.limit, 1e-12)

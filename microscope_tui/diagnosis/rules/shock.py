@@ -71,8 +71,15 @@ class Shock(Rule[ShockLimits, Memory]):
             value = signal.values[index]
             if value >= dip.usual - self.limits.back:
                 del memory.dips[index]
-                if dip.steps >= self.limits.least_steps:
-                    told.append((index, self._told(dip, view.step)))
+                reading = Reading(
+                    severity=Severity.INFO,
+                    value=dip.lowest,
+                    limit=dip.usual - self.limits.drop,
+                    facts={"usual": dip.usual},
+                    since=dip.since,
+                    until=view.step,
+                )
+                told += [(index, reading)] if dip.steps >= self.limits.least_steps else []
             elif view.step - dip.since > self.limits.within:
                 del memory.dips[index]  # not a shock: it lasts
             else:
@@ -90,16 +97,6 @@ class Shock(Rule[ShockLimits, Memory]):
                 # A layer that was low before does not fall.
                 if value < usual - self.limits.drop and before > value + self.limits.back / 2:
                     self.memory.dips[index] = Dip(step, usual, value)
-
-    def _told(self, dip: Dip, step: int) -> Reading:
-        return Reading(
-            severity=Severity.INFO,
-            value=dip.lowest,
-            limit=dip.usual - self.limits.drop,
-            facts={"usual": dip.usual},
-            since=dip.since,
-            until=step,
-        )
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:

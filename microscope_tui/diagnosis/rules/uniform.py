@@ -86,14 +86,16 @@ class Uniform(Rule[UniformLimits, Memory]):
         return self._judge(view, entropy) if view.step > self.after else None
 
     def _judge(self, view: StepView, entropy: Signal) -> Readings:
-        limits = self.limits
+        limits, gradients = self.limits, view.signal("grad_norm")
+        known = view.record.grad_norm
+        whole = known if known is not None and 0 < known < math.inf else math.nan
         found: dict[int, Reading | None] = {}
         for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
             share = value * scale
             if share != share:
                 found[index] = None
             elif share > limits.entropy_share - 0.01:
-                gradient = self._gradient(view, index)
+                gradient = gradients.values[index] / whole if gradients is not None else math.nan
                 severity = self._severity(view, index, gradient)
                 dead = severity is Severity.WARN
                 found[index] = Reading(
@@ -106,14 +108,8 @@ class Uniform(Rule[UniformLimits, Memory]):
                 )
         return found
 
-    def _gradient(self, view: StepView, index: int) -> float:
-        """Gradient norm of the router relative to the global one; NaN if unknown."""
-        gradients, whole = view.signal("grad_norm"), view.record.grad_norm
-        if gradients is None or whole is None or not 0 < whole < math.inf:
-            return math.nan
-        return gradients.values[index] / whole
-
     def _severity(self, view: StepView, index: int, gradient: float) -> Severity | None:
+        """``gradient``: norm of the router relative to the global one; NaN if unknown."""
         limits, router = self.limits, self.routers[index]
         if gradient < limits.gradient:
             return Severity.WARN
