@@ -18,14 +18,7 @@ from microscope_tui.commands.options import AsJson, Output, Switch
 from microscope_tui.console import USAGE, fail, print_data, print_json, say
 from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
-from microscope_tui.report import (
-    Terminal,
-    as_list,
-    doctor_text,
-    explained,
-    rule_text,
-    rules_json,
-)
+from microscope_tui.report import Terminal, as_list, doctor_text, explained, rule_text, rules_json
 from microscope_tui.runlog import LOG_NAME, safe_text
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
@@ -35,13 +28,7 @@ _ANSWER_SHOWN = 200
 _SCENARIOS_HELP = f"One of {', '.join(SCENARIOS)}."
 
 
-def explain(
-    rule: str = "",
-    /,
-    *,
-    as_json_: AsJson = False,
-    config: Path | None = None,
-) -> int:
+def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None = None) -> int:
     """List the rules, or explain one: what it means, when it fires, its limits, and the remedy.
 
     Parameters

@@ -2,8 +2,7 @@
 
 ``--follow`` is one loop: it polls the log twice a second, prints what is new, and passes it to the
 user's command. It ends with the run: at once, or at the deadline until which a stopped run may
-resume. Ctrl-C and SIGTERM stop it between two polls, with the verdict so far: batch systems send
-SIGTERM.
+resume. Ctrl-C and SIGTERM (of batch systems) stop it between two polls, with the verdict so far.
 """
 
 import contextlib
@@ -288,8 +287,7 @@ class Notifier:
     """``--notify-command``: runs the user's command for every alert.
 
     The command is passed to the shell unchanged; nothing from a log is ever part of it. The finding
-    is one line of JSON on its standard input. Commands run in the background, a few at a time, with
-    a timeout; their failures never stop the following.
+    is one line of JSON on its standard input. Its failures never stop the following.
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:

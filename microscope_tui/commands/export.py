@@ -68,11 +68,10 @@ def export(
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
     rows = rows_of(run, experts=experts)
     try:
-        first = list(itertools.islice(rows, 1))
-        if not first:
+        if (first := next(rows, None)) is None:
             what = "no step with counts" if experts else "no step"
             fail(f"{run.path}: holds {what}; nothing was written", NO_VERDICT)
-        rows = itertools.chain(first, rows)
+        rows = itertools.chain([first], rows)
         if format_ == "parquet":
             _write_parquet(columns, rows, output)
         elif output is None or output == PIPE:
@@ -107,11 +106,8 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
         pass  # a path that cannot be written is a usage error
     with pq.ParquetWriter(output, schema) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):
-            arrays = [
-                pa.array(values, type=schema.field(at).type)
-                for at, values in enumerate(zip(*group, strict=True))
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            values = dict(zip(columns, map(list, zip(*group, strict=True)), strict=True))
+            writer.write_table(pa.table(values, schema=schema))
 
 
 def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE) -> int:

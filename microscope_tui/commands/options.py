@@ -1,10 +1,9 @@
 """The options of the commands: one dataclass for each purpose, and what cannot be meant.
 
-cyclopts makes options and help of the fields and docstrings. A value or a combination that cannot
-be meant is a usage error of one line, before anything is read.
+cyclopts makes options and help of the fields and docstrings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,11 +18,8 @@ from microscope_tui.sources import FORMATS, Asked, BadMapping, Search, rules_of
 WAIT_S = 600
 """A restarted job needs minutes until its run resumes."""
 DEFAULT_WINDOW = 2048
-_JUDGING = (
-    *("profile", "since_step", "fail_on", "ignore", "baseline", "follow", "wait"),
-    *("notify_command", "config"),
-)
-"""Options of ``check`` that concern the judgement of a run."""
+_FOR_FORMATS = ("every", "as_json", "format_only")
+"""The options of ``check`` that do not concern the judgement of a run."""
 Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 Output = Annotated[Path | None, Parameter(name=["-o", "--output"])]
@@ -105,7 +101,8 @@ class CheckOptions:
                 fail(f"--ignore {safe_text(name, 40)}: no such rule; there are {known}", USAGE)
         if self.since_step < 0:
             fail(f"--since-step {self.since_step}: the first step of a run is 1", USAGE)
-        given = [name for name in _JUDGING if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
+        judging = [entry.name for entry in fields(self) if entry.name not in _FOR_FORMATS]
+        given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
         if self.format_only and given:
             words = ", ".join(f"--{_spelled(name)}" for name in given)
             fail(f"--format-only does not judge runs: remove {words} out", USAGE)

@@ -12,15 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from microscope_tui.commands.config import UserConfig, keymap_from
-from microscope_tui.console import (
-    PIPE,
-    USAGE,
-    fail,
-    fail_if_unreadable,
-    piped,
-    runs_at,
-    say,
-)
+from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped, runs_at, say
 from microscope_tui.lines import Palette, glyphs_for
 from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
@@ -79,10 +71,9 @@ def _watch_pipe(user: UserConfig, memory: int, spool: int) -> int:
 def _dismiss_writers(descriptor: int) -> list[str]:
     """Stop the programs of our pipeline that write to our pipe; the names of those that stay.
 
-    A shell takes its terminal back only when all programs of a pipeline have ended, and ``tail -F``
-    may wait hours for its next line. So each gets SIGPIPE now, as it would at its next write. A
-    program that ignores the signal (``ssh``, a trainer in Python) is left alone. Without ``/proc``
-    nothing is done.
+    A shell takes its terminal back only when all of them have ended, and ``tail -F`` may wait hours
+    for its next line. So each gets SIGPIPE now, as it would at its next write, unless it ignores
+    the signal (``ssh``, a trainer in Python). Without ``/proc`` nothing is done.
     """
     staying: list[str] = []
     with suppress(OSError):

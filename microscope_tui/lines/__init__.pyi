@@ -114,4 +114,6 @@ from .tokens import Busiest as Busiest
 from .tokens import Light as Light
 from .tokens import busiest as busiest
 from .words import bytes_of as bytes_of
+from .words import listed as listed
+from .words import plural as plural
 from .words import short_number as short_number

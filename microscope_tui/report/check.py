@@ -25,7 +25,7 @@ from microscope_tui.diagnosis import (
     is_moment,
     overall,
 )
-from microscope_tui.lines.words import listed
+from microscope_tui.lines import listed
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.watch import RunState, RunWatch, evidence, waits_until, why_no_verdict
 
@@ -253,15 +253,15 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
         "alarm": min(episode.alarm for episode in finding.episodes),
         "last": finding.last,
         "state": "active" if finding.active else "recovered",
-        "value": _number(worst.value),
-        "limit": _number(worst.limit),
+        "value": finite(worst.value),
+        "limit": finite(worst.limit),
         "worst_at": worst.worst_at,
         "now": _present(worst),
         "confidence": worst.confidence,
         "recurrence": worst.recurrence,
         "evidence": {"window": [finding.onset, finding.last]},
         "grades": [
-            {"step": grade.step, "severity": grade.severity.label, "value": _number(grade.value)}
+            {"step": grade.step, "severity": grade.severity.label, "value": finite(grade.value)}
             for grade in worst.grades
         ],
         "short": advice.short,
@@ -277,7 +277,7 @@ def _present(worst: Episode) -> dict[str, Any] | None:
         return None
     return {
         "step": worst.now.step,
-        "value": None if worst.now.inside and not worst.now.facts else _number(worst.now.value),
+        "value": None if worst.now.inside and not worst.now.facts else finite(worst.now.value),
         "experts": _experts(worst.now.facts),
     }
 
@@ -287,7 +287,7 @@ def _experts(facts: Facts) -> list[int]:
     return list(experts) if isinstance(experts, tuple) else []
 
 
-def _number(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if math.isfinite(value) else None
 

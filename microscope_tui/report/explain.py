@@ -24,11 +24,7 @@ Explanation = dict[str, Any]
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
-    """The rule of this name in the catalogue, with these limits.
-
-    ``evidence`` is the source of the limits; ``next`` is what to do in a typical run, ``None`` if
-    it depends on the cause.
-    """
+    """The rule of this name in the catalogue, with these limits."""
     rule = RULES[name]
     mine = limits.of(rule.limits_type)
     return {

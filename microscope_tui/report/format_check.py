@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from microscope_tui.lines import plural
 from microscope_tui.report.check import HEALTHY, NO_VERDICT
 from microscope_tui.runlog import (
     ARCHIVE_SUFFIXES,
@@ -81,12 +82,12 @@ def format_text(report: FormatReport) -> str:
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
         for problem in report.problems
     ]
-    there = [_plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
+    there = [plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
     errors, hints = report.count("error"), report.count("hint")
     found = "no problems"
     if errors or hints:
-        found = f"{_plural(errors, 'error')}, {_plural(hints, 'hint')}"
-    counted = f"{_plural(report.lines, 'line')}: {', '.join(there) or 'no records'}"
+        found = f"{plural(errors, 'error')}, {plural(hints, 'hint')}"
+    counted = f"{plural(report.lines, 'line')}: {', '.join(there) or 'no records'}"
     return "\n".join([*lines, f"{report.path}: {counted}; {found}"])
 
 
@@ -153,7 +154,3 @@ def _chunks(path: Path, descriptor: int | None) -> Iterator[bytes]:
     with os.fdopen(opened, "rb", closefd=descriptor is None) as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -4,12 +4,12 @@
 print; the bytes of a token that is not text on its own are ``�`` there.
 """
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from microscope_tui.lines import NoTables, explained, slice_table
+from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
 
@@ -38,9 +38,9 @@ def tokens_json(routing: Routing, layer: int, token: int) -> str:
                 "slice": _name(routing, slices[at]),
                 "window": routing.window_of(token + at),
                 "experts": choice.experts,
-                "weights": [_finite(weight) for weight in choice.weights],
-                "margin": _finite(choice.margin),
-                "entropy": _finite(choice.entropy),
+                "weights": [finite(weight) for weight in choice.weights],
+                "margin": finite(choice.margin),
+                "entropy": finite(choice.entropy),
             }
         )
     return encode_record({**_head(routing, layer), "tokens": rows}).decode()
@@ -56,7 +56,7 @@ def slices_json(routing: Routing, layer: int) -> str:
     except NoTables as error:
         return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
     slices = [
-        {"slice": name, "choices": size, "noise": _finite(noise)}
+        {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
     experts = [
@@ -100,10 +100,6 @@ def _text(text: bytes) -> str:
 
 def _name(routing: Routing, number: int) -> str | None:
     return routing.slices[number] if number < len(routing.slices) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def compared_probes(a: Path, b: Path) -> Mismatch:
