@@ -15,7 +15,7 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.runlog import FORMAT_VERSION, encode_record
+from microscope_tui.runlog import RunHeader, encode_record
 from microscope_tui.scenarios import draw_counts
 
 STARTED = 1_790_000_000.0
@@ -336,15 +336,12 @@ def _joined(rows: Sequence[_Columns]) -> _Columns:
 def _header(plan: BulkPlan, now: float, resumed_at_step: int | None) -> dict[str, object]:
     depths = list(range(3, 3 + plan.routers))
     bias = {"method": "bias", "bias_update_rate": 0.001}
-    return {
-        "kind": "run",
-        "format_version": FORMAT_VERSION,
-        "run": plan.run,
-        "time": now,
-        "planned_steps": plan.steps,
-        "resumed_at_step": resumed_at_step,
-        "profile": "pretrain",
-        "model": {
+    return RunHeader(
+        run=plan.run,
+        time=now,
+        planned_steps=plan.steps,
+        resumed_at_step=resumed_at_step,
+        model={
             "name": "synthetic",
             "layers": depths,
             "layer_names": [f"L{depth}" for depth in depths],
@@ -355,6 +352,6 @@ def _header(plan: BulkPlan, now: float, resumed_at_step: int | None) -> dict[str
             "norm_top_k": True,
             "capacity_factor": None,
         },
-        "balance": bias if plan.bias else {"method": "aux", "aux_weight": 0.001},
-        "source": {"writer": "moe-microscope bulk", "counts": "exact"},
-    }
+        balance=bias if plan.bias else {"method": "aux", "aux_weight": 0.001},
+        source={"writer": "moe-microscope bulk", "counts": "exact"},
+    ).to_json()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from microscope_tui.runlog import FORMAT_VERSION, LOG_NAME, encode_record
+from microscope_tui.runlog import LOG_NAME, RunHeader, encode_record
 from microscope_tui.scenarios.catalogue import SCENARIOS, Scenario
 from microscope_tui.scenarios.course import BIAS_UPDATE_RATE
 from microscope_tui.scenarios.run import Record, Run, Shape, Step, Truth
@@ -141,15 +141,12 @@ def _records(
 def _header(run: Run, name: str, now: float) -> Record:
     shape = run.shape
     depths = list(range(1, shape.routers + 1))
-    header: Record = {
-        "kind": "run",
-        "format_version": FORMAT_VERSION,
-        "run": name,
-        "time": now,
-        "planned_steps": shape.steps,
-        "resumed_at_step": None,
-        "profile": "pretrain",
-        "model": {
+    header = RunHeader(
+        run=name,
+        time=now,
+        planned_steps=shape.steps,
+        resumed_at_step=None,
+        model={
             "name": "synthetic",
             "layers": depths,
             "layer_names": [f"L{depth}" for depth in depths],
@@ -160,9 +157,9 @@ def _header(run: Run, name: str, now: float) -> Record:
             "norm_top_k": shape.top_k > 1,
             "capacity_factor": shape.capacity_factor,
         },
-        "balance": {"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE},
-        "source": {"writer": "moe-microscope demo", "counts": "exact"},
-    }
+        balance={"method": "bias", "bias_update_rate": BIAS_UPDATE_RATE},
+        source={"writer": "moe-microscope demo", "counts": "exact"},
+    ).to_json()
     for key, change in run.header.items():
         header[key] = header[key] | change if key in _MERGED else change
     return header
