@@ -240,17 +240,13 @@ class Tail(Source):
         Only a line that no reader keeps (above ``max_line_bytes``) comes in pieces.
         """
         try:
-            file = open_regular_file(self.path)
+            with opened(self.path) as file:
+                self._restarted = False
+                self._look(file)
+                return Chunk(self._next(file, max_bytes), self._restarted)
         except FileNotFoundError:
             self.deleted, self.exhausted = self._stamp is not None, True
             return Chunk(b"")
-        self._restarted = False
-        try:
-            self._look(file)
-            data = self._next(file, max_bytes)
-        finally:
-            os.close(file)
-        return Chunk(data, self._restarted)
 
     def pread(self, length: int, offset: int) -> bytes:
         """Bytes at any place, and the present ``size``; nothing counts as read.

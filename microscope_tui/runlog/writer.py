@@ -249,11 +249,8 @@ def _cut_torn_tail(file: int) -> None:
         os.ftruncate(file, position)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    record: Record
-    size: int
-    lost_before: int
+_Entry = tuple[Record, int, int]
+"""A record in the queue, its size, and how many steps were lost before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,11 +315,10 @@ class BackgroundLog:
             if full and self._records:  # one record always fits, however large
                 self._dropped += 1
             else:
-                entry = _Entry(record, size, self._dropped)
+                self._queue.put((record, size, self._dropped))
                 self._dropped = 0
                 self._records += 1
                 self._bytes += size
-                self._queue.put(entry)
                 return
         self._warn_once("the disk is too slow, steps are dropped; lost records are counted")
 
@@ -365,8 +361,8 @@ class BackgroundLog:
         while True:
             item = self._queue.get()
             try:
-                if isinstance(item, _Entry):
-                    self._write(item)
+                if isinstance(item, tuple):
+                    self._write(*item)
                 elif item.last:
                     with self._lock:
                         self._log.lost_records += self._dropped
@@ -379,22 +375,22 @@ class BackgroundLog:
             if isinstance(item, _Mark) and item.last:
                 return
 
-    def _write(self, entry: _Entry) -> None:
+    def _write(self, record: Record, size: int, lost_before: int) -> None:
         with self._lock:
-            waiting, waiting_bytes = self._records - 1, self._bytes - entry.size
+            waiting, waiting_bytes = self._records - 1, self._bytes - size
         crowded = waiting > self._max_records / 2 or waiting_bytes > self._max_bytes / 2
         try:
-            self._log.lost_records += entry.lost_before
-            if self._abandoned and entry.record.get("kind") == "step":
+            self._log.lost_records += lost_before
+            if self._abandoned and record.get("kind") == "step":
                 self._log.lost_records += 1  # too late for steps; the end event is still written
                 return
             if crowded:
                 self._warn_once("the disk is slow, steps are written without their counts")
-            self._log.write(self._finish(entry.record, not crowded))
+            self._log.write(self._finish(record, not crowded))
         finally:
             with self._lock:
                 self._records -= 1
-                self._bytes -= entry.size
+                self._bytes -= size
 
     def _warn_once(self, what: str, why: str = "") -> None:
         if what not in self._said:
