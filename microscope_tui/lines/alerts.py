@@ -240,12 +240,10 @@ def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
 
 
 def _told(word: str, text: str, width: int, role: str = "value") -> list[Line]:
-    """``text`` wrapped behind a word."""
     return labelled(word, wrap(text, max(16, width - _LABEL)), _LABEL, role)
 
 
 def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
-    """The evidence: values, steps and confidence."""
     finding, worst = entry.finding, entry.finding.worst
     alarm = min(episode.alarm for episode in finding.episodes)
     facts = [("evidence", f"steps {finding.onset:,} to {finding.last:,}, alarm at {alarm:,}")]

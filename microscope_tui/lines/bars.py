@@ -40,37 +40,32 @@ def load_bars(
     room, rows = width - GUTTER, height - 2
     shown = bin_loads(load, max(1, room))
     per_bar = -(-len(load) // max(1, len(shown)))
-    known = chosen is not None and chosen < len(load)
     name = "load" if per_bar > 1 or chosen is not None else "load per expert"
     title = chart_name(_named(name, per_bar), focused)
-    if chosen is not None and known:
+    if chosen is not None and chosen < len(load):
         title += [Span(f"   {words.decimal(load[chosen])}", "title")]
         title += [Span(f" expert {chosen}", "accent"), Span(f" at {step:,}", "dim")]
     else:
         title += [Span(f"   at {step:,}", "dim")]
-    title = noted(title, ["1 is fair"], width)
+    lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
-        return [title] + [pad([], width)] * (height - 1)
+        return lines + [pad([], width)] * (height - 1)
     top = max(2.0, *(x for x in load if math.isfinite(x)))
     cell = max(1, min(_WIDEST, room // max(1, len(shown))))
     fair = rows - 1 - min(rows - 1, int(rows / top))
     body = [[_BLANK] * room for _ in range(rows)]
     body[fair][: cell * len(shown)] = [("┈", "faint")] * (cell * len(shown))
-    bars = [
-        (_risen(value / top, rows, glyphs), _role(value, _is_here(at, chosen, per_bar)))
-        for at, value in enumerate(shown)
-    ]
+    bars = [(_risen(value / top, rows, glyphs), _role(value)) for value in shown]
+    if chosen is not None and chosen // per_bar < len(bars):
+        bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
     _place(body, bars, cell)
     for at, value in enumerate(shown):
         if not value > 0:
             body[-1][at * cell] = ("×", "heat:dead")
     labels = {0: tick_text(top, top), rows - 1: "0", fair: "1"}
     numbers = _numbers(len(shown), per_bar, cell, room, chosen)
-    return [
-        title,
-        *_labelled(body, labels, width),
-        pad([Span(" " * GUTTER), *numbers], width),
-    ]
+    lines += _labelled(body, labels, width)
+    return [*lines, pad([Span(" " * GUTTER), *numbers], width)]
 
 
 def bias_bars(
@@ -100,28 +95,20 @@ def bias_bars(
         title += [Span(f"   {bias[chosen]:+.4g}", "title"), Span(f" expert {chosen}", "accent")]
     else:
         title.append(Span(f"   at {step:,}", "dim"))
-    title = noted(title, [words.no_zero(f"around {mean:+.2g}")], width)
+    lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
-        return [title] + [pad([], width)] * (height - 1)
+        return lines + [pad([], width)] * (height - 1)
     most = max((abs(d) for d in shown if d == d), default=0.0) or 1.0
     body = [[_BLANK] * room for _ in range(rows)]
-    bars = [
-        (
-            _swung(value / most, rows, glyphs),
-            "title" if _is_here(at, chosen, per_bar) else "curve",
-        )
-        for at, value in enumerate(shown)
-    ]
+    bars = [(_swung(value / most, rows, glyphs), "curve") for value in shown]
+    if chosen is not None and chosen // per_bar < len(bars):
+        bars[chosen // per_bar] = bars[chosen // per_bar][0], "title"
     _place(body, bars, max(1, min(_WIDEST, room // max(1, len(shown)))))
-    return [title, *_labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)]
+    return lines + _labelled(body, {0: f"+{most:.1g}", rows - 1: f"-{most:.1g}"}, width)
 
 
 def _named(what: str, per_bar: int) -> str:
     return what if per_bar == 1 else f"{what}, worst of {per_bar} experts a bar"
-
-
-def _is_here(bar: int, chosen: int | None, per_bar: int) -> bool:
-    return chosen is not None and chosen // per_bar == bar
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
@@ -132,9 +119,7 @@ def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[
     return [pad(line, width) for line in lines[:height]]
 
 
-def _role(load: float, here: bool) -> str:
-    if here:
-        return "title"
+def _role(load: float) -> str:
     level = load_level(load)
     if level is None or _STARVING < level < _OVER:
         return "curve"
@@ -164,7 +149,6 @@ def _swung(share: float, rows: int, glyphs: Glyphs) -> list[str]:
 
 
 def _place(body: list[list[Cell]], bars: Sequence[Bar], cell: int) -> None:
-    """Draw the bars side by side, each in ``cell`` cells with its gap."""
     wide = max(1, cell - 1 - (cell >= _WIDEST))
     for at, (chars, role) in enumerate(bars):
         for row, char in zip(body, chars, strict=True):
@@ -173,7 +157,6 @@ def _place(body: list[list[Cell]], bars: Sequence[Bar], cell: int) -> None:
 
 
 def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:
-    """The rows of bars, with the numbers of the scale at their left."""
     return [
         pad([Span(f"{labels.get(row, ''):>{GUTTER - 1}} ", "dim"), *merged(cells)], width)
         for row, cells in enumerate(body)

@@ -213,7 +213,6 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 def _numbers(
     layer: LayerView, reference: Reference, layout: CompareLayout, chosen: bool
 ) -> Mapping[str, Sequence[Span]]:
-    """The cells of a layer's row left of its heatmap."""
     record, index, severity = reference.record.router, layer.index, layer.severity
     router = router_in(reference, layer)
     balance = balance_now(record, index, router)[0] if router is not None else None

@@ -60,7 +60,6 @@ def header(view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True) -> 
 def _after_name(
     view: RunView, width: int, gap: Span, glyphs: Glyphs, *, planned: bool = True
 ) -> Line:
-    """State, step and loss of the run, for the header."""
     role, age = STATE_ROLES.get(view.state, "dim"), words.age(view.age_s)
     over = view.state.ended and view.state != RunState.CRASHED and age
     state = f"{view.state} {age}{' ago' if over else ''}".rstrip()

@@ -181,20 +181,15 @@ def _block(cells: Sequence[Column], width: int, top: float, height: int) -> list
 
 
 def _ascii(cells: Sequence[Column], width: int, top: float) -> str:
-    out, before = [], None
+    out, before = "", None
     for cell in cells:
-        span = _span(cell, top, 3)
-        if not span:
-            out.append(" ")
-            before = None
-            continue
-        level = span[0]
-        if before is not None and level != before:
-            out.append("\\" if level < before else "/")
+        level = next(iter(_span(cell, top, 3)), None)
+        if level is None or before is None or level == before:
+            out += " " if level is None else "_--"[level]
         else:
-            out.append("_-^"[level] if level != 2 else "-")
+            out += "\\" if level < before else "/"
         before = level
-    return "".join(out).rjust(width)
+    return out.rjust(width)
 
 
 def _span(cell: Column, top: float, levels: int) -> range:

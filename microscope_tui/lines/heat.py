@@ -197,24 +197,25 @@ def heat_line(
         marked: this line of the row carries the marks × and ▴.
         chosen: position of the value that the cursor is on.
     """
-    per_cell = -(-len(values) // max(1, columns))
+    per_cell, cells = -(-len(values) // max(1, columns)), list[Span]()
     if heat.look.measure in _SHARES:
         log = heat.look.measure is Measure.LOG_SHARE
-        highest = [max(group) for group in _grouped(values, per_cell)]
-        steps = [sequential_level(value, log=log) for value in highest]
-        ramp = [" " if heat.colour else ramp_glyph(level) for level in steps]
-        cells = [Span(_cell(v, cell), f"seq:{level}") for v, level in zip(ramp, steps, strict=True)]
+        for group in _grouped(values, per_cell):
+            level = sequential_level(max(group), log=log)
+            cells.append(
+                Span(_cell(" " if heat.colour else ramp_glyph(level), cell), f"seq:{level}")
+            )
     else:
         # First the levels, then the most extreme of a cell: two experts that are equally far
         # from fair, one above and one below, would swap with every step.
         levels = heat.levels(key, values)
         if heat.look.measure is Measure.BIAS:
             levels = [-16 if level is None else level for level in levels]
-        shown = [
-            max(group, key=lambda level: _MOST if level is None else abs(level))
-            for group in _grouped(levels, per_cell)
-        ]
-        cells = [Span(_mark(v, cell, marked, heat.colour), role_of_level(v)) for v in shown]
+        for some in _grouped(levels, per_cell):
+            worst = max(some, key=lambda level: _MOST if level is None else abs(level))
+            text = (load_mark(worst) if marked else " ").center(cell)
+            text = text if heat.colour else _cell(load_glyph(worst), cell)
+            cells.append(Span(text, role_of_level(worst)))
     if chosen is not None and marked and chosen // per_cell < len(cells):
         at = chosen // per_cell
         cells[at] = Span(cells[at].text, "cursor")
@@ -333,14 +334,7 @@ def _sample(level: int | None, heat: Heat) -> Span:
 
 
 def _grouped(values: Sequence[_Value], size: int) -> Iterator[Sequence[_Value]]:
-    """The values of each cell."""
     return (values[at : at + size] for at in range(0, len(values), max(1, size)))
-
-
-def _mark(level: int | None, cell: int, marked: bool, colour: bool) -> str:
-    if not colour:
-        return _cell(load_glyph(level), cell)
-    return (load_mark(level) if marked else " ").center(cell)
 
 
 def _cell(glyph: str, cell: int) -> str:

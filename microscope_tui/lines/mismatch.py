@@ -49,22 +49,15 @@ def _with_bars(
     labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
 ) -> list[Line]:
     """One line for each share, with a bar where there is room for one."""
-    most = max(shares)
-    parts = [Column("label", label, gap=0), Column("share", 6, "right")]
+    most, lines = max(shares), []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
-    if room >= _LEAST_BAR and most:
-        parts.append(Column("bar", room))
-    table = Table(parts, columns)
-    return [
-        table.line(
-            {
-                "label": line,
-                "share": [Span(percent(share), "value" if share else "faint")],
-                "bar": [Span(bar(share / (most or 1.0), max(0, room), glyphs), "accent")],
-            }
-        )
-        for line, share in zip(labels, shares, strict=True)
-    ]
+    parts = [Column("label", label, gap=0), Column("share", 6, "right"), Column("bar", room)]
+    table = Table(parts if room >= _LEAST_BAR and most else parts[:2], columns)
+    for line, share in zip(labels, shares, strict=True):
+        number = Span(percent(share), "value" if share else "faint")
+        drawn = Span(bar(share / (most or 1.0), max(0, room), glyphs), "accent")
+        lines.append(table.line({"label": line, "share": [number], "bar": [drawn]}))
+    return lines
 
 
 def swap_lines(

@@ -78,7 +78,6 @@ def card_text(card: RunCard) -> str:
 
 
 def _tag(card: RunCard) -> str:
-    """Marks after the name."""
     return "  open" * card.open + "  pinned" * card.pinned
 
 
@@ -92,7 +91,6 @@ def _loss(card: RunCard) -> str:
 
 
 def _verdict(card: RunCard, room: int) -> Line:
-    """The alerts, as many as fit."""
     if card.error:
         return [Span(card.error, "crit")]
     if card.findings:

@@ -124,17 +124,11 @@ class SliceTable:
         if ordering is Ordering.SHARE:
             return sorted(self.rows, key=lambda row: -row.share)
         groups = len(self.sizes) if ordering is Ordering.SLICE else 0
-
-        def key(row: ExpertRow) -> tuple[float, ...]:
-            group = groups if row.slice_read is None else min(groups, row.slice_read)
-            return group, -row.preference, -row.telling, -row.share
-
-        return sorted(self.rows, key=key)
-
-    @property
-    def is_single(self) -> bool:
-        """Whether all choices are in one slice: there is nothing to compare it with."""
-        return sum(size > 0 for size in self.sizes) < 2
+        read = {r.expert: groups if r.slice_read is None else r.slice_read for r in self.rows}
+        return sorted(
+            self.rows,
+            key=lambda r: (min(groups, read[r.expert]), -r.preference, -r.telling, -r.share),
+        )
 
     @property
     def by_chance(self) -> float:
@@ -213,7 +207,7 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     line: Line = [Span(f"  {layer}", "title"), *by_turns(f" {at}   ", f"{differ}", role="title")]
     line.append(Span(f" of {len(table.rows)} experts {do} a slice"))
     chance = table.by_chance
-    if table.is_single:
+    if sum(size > 0 for size in table.sizes) < 2:
         line.append(Span("   one slice: nothing to compare it with", "warn"))
     elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))

@@ -268,7 +268,6 @@ class _Curve:
 
 
 def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
-    """``line`` on the middle line of a row."""
     middle = (layout.row_height - 1) // 2
     return [pad(line if at == middle else [], width) for at in range(layout.row_height)]
 
@@ -391,10 +390,8 @@ def snapshot_text(
 
 
 def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    """The layers that fit: all of them, else the worst, in forward order."""
-    known = {layer.index: layer.collapse_index for layer in view.layers}
-    balance_of = {at: 2.0 if index is None else index for at, index in known.items()}
-    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), balance_of[x.index]))
+    indices = [2.0 if x.collapse_index is None else x.collapse_index for x in view.layers]
+    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
         parts = (

@@ -91,17 +91,15 @@ def aligned_ribbon(
 
 
 def _cells(view: RunView, width: int) -> Line:
-    cells = [
-        Span("╎", "accent")
-        if mark.restart
-        else Span(_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
-        if mark.severity is not None
-        else Span("▁", "faint")
-        for mark in view.ribbon[:width]
-    ]
+    cells = []
+    for mark in view.ribbon[:width]:
+        text, role = "▁", "faint"
+        if mark.severity is not None:
+            text, role = _HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity]
+        cells.append(("╎", "accent") if mark.restart else (text, role))
     at = column_of(view.step, view.window, len(cells)) if cells else None
     if view.cursor is not None and at is not None:
-        cells[at] = Span("┃", "accent")
+        cells[at] = ("┃", "accent")
     return merged(cells)
 
 
@@ -120,7 +118,6 @@ def _start(view: RunView, axis: Axis) -> str:
 
 
 def _began(view: RunView) -> float | None:
-    """Start time of the run, if logged."""
     return view.run.time if view.run is not None else None
 
 
@@ -171,12 +168,13 @@ def tick_line(view: RunView, width: int, ribbon: int) -> Line:
     """Onset, restarts and evaluations below their columns, each label where it fits."""
     cells = [(" ", "")] * max(0, width)
     for step, text, role in _labels(view):
-        column, label = column_of(step, view.window, ribbon), f"{text} {step:,}"
-        if column is not None:
-            at = _LEFT + column
-            if not placed(cells, at - len(label), f"{label}╵", role):
-                fits = placed(cells, at, f"╵{label}", role)
-                placed(cells, at, "" if fits else "╵", role)
+        column = column_of(step, view.window, ribbon)
+        if column is None:
+            continue
+        at, label = _LEFT + column, f"{text} {step:,}"
+        fits = placed(cells, at - len(label), f"{label}╵", role)
+        if not fits and not placed(cells, at, f"╵{label}", role):
+            placed(cells, at, "╵", role)
     for at, mark in enumerate(view.ribbon[:ribbon], start=_LEFT):
         if mark.evaluation:
             placed(cells, at, "╵", "faint")

@@ -223,14 +223,12 @@ class Flow:
         return lines + place.line if lines + place.line < most else None
 
     def _start_of(self, chunk: int) -> int:
-        """The first token of a chunk."""
         first = chunk * CHUNK
         texts = self.routing.text(first, first + CHUNK, _MOST_BYTES) if chunk else []
         ends = (first + at + 1 for at, text in enumerate(texts) if text.endswith(b"\n"))
         return next(ends, first)
 
     def _laid_out(self, chunk: int) -> list[TextLine]:
-        """The lines of a chunk."""
         routing, start = self.routing, self._start(chunk)
         end = self._start(chunk + 1) if chunk < self._last else routing.tokens
         if start >= end:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from microscope_tui.lines import words
-from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import (
     Line,
@@ -227,24 +226,18 @@ def _shown(routing: Routing, token: int, most: int) -> str:
 
 
 def _experts(choice: Choice, busy: Busiest, glyphs: Glyphs, width: int) -> list[Line]:
-    """The chosen experts with their weights as bars, the largest first."""
     if not choice.experts:
         return [[Span("none chosen", "warn")]]
     top = max((weight for weight in choice.weights if weight > 0), default=1.0)
     room = max(1, width - _NUMBER - 1 - _WEIGHT)
-    columns = [
-        Column("expert", _NUMBER, "right", gap=0),
-        Column("bar", room, gap=1),
-        Column("weight", _WEIGHT, "right", gap=0),
-    ]
-    table = Table(columns, width)
     lines = []
     for expert, weight in zip(choice.experts, choice.weights, strict=True):
         colour = busy.colour(expert)
         share = weight / top if math.isfinite(weight) and math.isfinite(top) else 0.0
-        role = "curve" if colour is None else f"ink:{colour}"
-        cells = {"expert": [Span(f"{expert}")], "weight": [Span(words.index(weight))]}
-        lines.append(table.line({**cells, "bar": [Span(bar(share, room, glyphs), role)]}))
+        drawn = Span(bar(share, room, glyphs), "curve" if colour is None else f"ink:{colour}")
+        number = pad([Span(f"{expert}")], _NUMBER, "right")
+        weights = pad([Span(words.index(weight))], _WEIGHT, "right")
+        lines.append([*number, Span(" "), drawn, *weights])
     return lines
 
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 from microscope_tui.watch import LayerView, RunView
 
-NO_ENTROPY = "not measured (docs/probe.md)"
-
 
 def short_number(value: float | None) -> str:
     """``41k``, ``4.1k``, ``812``, ``1.2M``; ``-`` for no value."""
