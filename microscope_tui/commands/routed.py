@@ -37,7 +37,6 @@ from microscope_tui.routing import (
     compare,
     convert,
 )
-from microscope_tui.routing.responses import Beside
 from microscope_tui.runlog import RunFile, UnknownFormat, safe_text
 
 _STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
@@ -170,13 +169,11 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
             path = paths[at]
             if engine[at]:
                 folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
-                done = convert(path, Path(folder) / FILE_NAME, beside)
-                path, token_ids = done.path, token_ids and done.has_token_ids
+                known = convert(path, Path(folder) / FILE_NAME, beside)
+                path, token_ids = Path(folder) / FILE_NAME, token_ids and known
             sides[at] = opened.enter_context(Routing(path))
-            shape = sides[at].shape
             if not engine[at]:
-                known = shape.layers, shape.layer_names, shape.num_experts, shape.top_k
-                beside = Beside(*known)
+                beside = sides[at].shape
     except FileNotFoundError as error:
         how = "make a probe with `moe-microscope probe MODEL TEXT`"
         fail(f"{error.filename}: no such file; {how}", NO_VERDICT)

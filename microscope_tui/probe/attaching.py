@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from microscope_tui.probe.adapter import Adapter
-from microscope_tui.probe.earlier import claim, last_logged_step, release
 from microscope_tui.probe.finding import find_sites
 from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.probe import Probe
+from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.sites import Site
-from microscope_tui.runlog import LOG_NAME
+from microscope_tui.probe.sites import Adapter, Site
+from microscope_tui.runlog import LOG_NAME, glance
 
 _logger = logging.getLogger(__name__)
 
@@ -87,26 +85,48 @@ def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: P
         )
     except Exception:
         if problem is None:  # of another rank: this one has claimed the folder
-            release(folder)
+            claimed.discard(folder)
         raise
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
-    """The first step of this run, and whether the folder holds a log already."""
+    """The first step of this run, and whether the folder holds a log already; the folder is
+    claimed."""
     log = folder / LOG_NAME
-    last = last_logged_step(log, sites) if log.exists() else 0
-    resumed = log.exists()
+    last, resumed = _last_step(log, sites), log.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
-    try:
-        with log.open("ab"):
-            pass
-    except OSError:
-        release(folder)
-        raise
+    if folder in claimed:
+        raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
+    log.open("ab").close()
+    claimed.add(folder)
     if last and start_step is None:
         _logger.warning("%s has %d steps: continuing with step %d", folder, last, last + 1)
     return start_step or last + 1, resumed
+
+
+def _last_step(log: Path, sites: Sequence[Site]) -> int:
+    """The last step of a log; 0 where it has none.
+
+    Raises:
+        ValueError: the log is of other routers than ``sites``.
+    """
+    seen = glance(log) if log.exists() else None
+    if seen is None or seen.run is None:
+        return 0
+    there = [(r.name.partition("#")[0], r.num_experts) for r in seen.run.routers]
+    there = list(dict.fromkeys(there))  # a looped layer has a row per pass
+    here = [(site.name, site.num_experts) for site in sites]
+    if there != here:
+        raise ValueError(
+            f"{log} is of other routers ({_shown(there)}) than this model has ({_shown(here)}): "
+            "choose a new run folder"
+        )
+    return seen.last.step if seen.last is not None else 0
+
+
+def _shown(routers: list[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{name}×{experts}" for name, experts in routers[:6])
+    return f"{len(routers)} routers: {shown}{' …' if len(routers) > 6 else ''}"
 
 
 def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:

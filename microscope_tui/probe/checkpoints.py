@@ -5,15 +5,23 @@ The one place of the probe that imports ``moe_model``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from microscope_tui.probe import hub, published
-from microscope_tui.probe.pieces import CharacterPieces, Pieces, TokenizerPieces
-from microscope_tui.probe.subject import DTYPES, CannotProbe, Subject, choose_device
+from microscope_tui.probe.probing import run_probe
+from microscope_tui.probe.subject import (
+    DTYPES,
+    CannotProbe,
+    Subject,
+    choose_device,
+    folder_of,
+    load_published,
+)
+from microscope_tui.probe.texts import CharacterPieces, Pieces, TokenizerPieces, Window
 from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
 
@@ -37,10 +45,10 @@ def load(
     if path.is_dir():
         if any((folder / DESCRIPTION).is_file() for folder in (path, path / "latest")):
             return _own(path, dtype, where)
-        return published.load(path, path.resolve().name, dtype, where)
+        return load_published(path, path.resolve().name, dtype, where)
     if path.exists():
         raise CannotProbe(f"{name}: a file; name the folder of a model")
-    return published.load(hub.folder_of(name, download), name.split("/")[-1], dtype, where)
+    return load_published(folder_of(name, download), name.split("/")[-1], dtype, where)
 
 
 def _own(path: Path, dtype: str, device: torch.device) -> Subject:
@@ -82,3 +90,39 @@ def subject_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> Sub
 
     context = model.config.max_position_embeddings
     return Subject(name, model, pieces, context, forward, write)
+
+
+def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
+    """Trace ``texts``, each a slice by its name, as one text in windows of the model's context.
+
+    Never raises but for Ctrl-C: the training that it ends has succeeded.
+
+    Args:
+        model: A ``LanguageModel``, which keeps its mode.
+        tokenizer: Its tokenizer.
+        texts: Follow each other.
+        folder: Must not exist.
+
+    Returns:
+        One line: where the trace is, or why there is none.
+    """
+    if folder.exists():
+        return f"no trace: {folder} exists already"
+    was_training = model.training
+    try:
+        subject = subject_of(model.eval(), tokenizer, folder.name)
+        parts: list[tuple[int, bytes, int]] = []
+        for number, text in enumerate(texts.values()):
+            pairs = zip(*subject.pieces.encode(text), strict=True)
+            parts += [(token, piece, number) for token, piece in pairs]
+        length = subject.context or len(parts)
+        windows = []
+        for start in range(0, len(parts), length):
+            ids, pieces, numbers = zip(*parts[start : start + length], strict=True)
+            windows.append(Window(list(ids), list(pieces), list(numbers)))
+        outcome = run_probe(subject, windows, list(texts), folder)
+    except Exception as error:  # whatever it is, the run itself has finished
+        return f"no trace: {error}"
+    finally:
+        model.train(was_training)
+    return f"no trace: {outcome.problem}" if outcome.problem else f"moe-microscope {folder}"

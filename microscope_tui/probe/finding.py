@@ -3,7 +3,7 @@
 In nearly all of transformers the module that holds the experts is called with the hidden states,
 the chosen ids and their weights, in this order and whatever the router does to choose them (bias,
 groups, hashing, sampling): its arguments are the truth. What is different has a reader of its own
-in ``families.py`` (transformers) or ``frameworks.py`` (other training code).
+in ``py`` (transformers) or ``frameworks.py`` (other training code).
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe import families, frameworks
-from microscope_tui.probe.adapter import Adapter
-from microscope_tui.probe.sites import Choice, Scores, Site, place
+from microscope_tui.probe import frameworks
+from microscope_tui.probe.sites import (
+    Adapter,
+    Choice,
+    Scores,
+    Site,
+    is_size,
+    place,
+    setting,
+    site_at_router,
+)
 
 _IDS = ("top_k_index", "router_indices", "topk_ids", "expert_indices")
 _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights")
@@ -77,18 +86,29 @@ def _known(model: nn.Module) -> list[Site]:
     taken: list[str] = []
     for path, module in modules.items():
         parent = modules.get(path.rpartition(".")[0], model)
-        site = families.site(path, module, parent) or frameworks.site(path, module, parent)
+        site = _own_site(path, module, parent)
         if site is None and takes_ids(module):
             site = _experts_site(path, module, parent)
         if site is None or any(path.startswith(f"{block}.") for block in taken):
             continue
         if site.scores is None:
-            site.scores = families.scores(model, site, modules)
+            site.scores = _scores(model, site, modules)
         sites.append(site)
         if site.block is site.module:  # what is inside belongs to it
             taken.append(path)
-    families.ernie_blocks(model, sites)
+    _ernie_blocks(model, sites)
     return sites
+
+
+def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
+    """The site at ``module`` if its class, or one that it is made from (by its users, or by FSDP2),
+    has a reader of its own."""
+    for kind in type(module).__mro__:
+        make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
+        if make is not None:
+            made: Site = make(path, module, parent)
+            return made
+    return None
 
 
 def takes_ids(module: nn.Module) -> bool:
@@ -101,10 +121,11 @@ def takes_ids(module: nn.Module) -> bool:
 
 
 def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    router = families.router_in(parent)
+    router = _router_in(parent)
     split = bool(getattr(module, "_is_expert_parallel", False))
     experts = _experts_of(module, router, split)
-    top_k = _top_k(module, router, parent)
+    holders = _with_configs(module, router, parent)
+    names = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k")
     if experts is None or (split and router is None):
         return None
     return Site(
@@ -114,11 +135,12 @@ def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | Non
         read=_router_ids if split else _argument_ids,
         before=not split,
         num_experts=experts,
-        top_k=top_k,
+        # 0 where only a forward pass can tell.
+        top_k=setting(holders, names, is_size) or 0,
         router=router,
         block=parent,
         experts=None if split else module,
-        plain_choice=families.plain_choice(router, parent),
+        plain_choice=_plain_choice(router, parent),
     )
 
 
@@ -134,26 +156,10 @@ def _router_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice
 
 def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int | None:
     """Experts that a token may choose: of the router where the module holds only some of them."""
-    places = (router, module) if split else (module, router)
-    for place_ in places:
-        for name in ("num_routed_experts", "num_experts", "n_routed_experts", "num_local_experts"):
-            value = getattr(place_, name, None)
-            if isinstance(value, int):
-                return value
-    for parameter in module.parameters(recurse=False):
-        return int(parameter.shape[0])
-    return None
-
-
-def _top_k(*modules: nn.Module | None) -> int:
-    """Choices a token; 0 where only a forward pass can tell."""
-    for module in modules:
-        for holder in (module, getattr(module, "config", None)):
-            for name in ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k"):
-                value = getattr(holder, name, None)
-                if isinstance(value, int) and value >= 1:
-                    return value
-    return 0
+    names = ("num_routed_experts", "num_experts", "n_routed_experts", "num_local_experts")
+    value: int | None = setting((router, module) if split else (module, router), names, is_size)
+    first = next(module.parameters(recurse=False), None)
+    return int(first.shape[0]) if value is None and first is not None else value
 
 
 def _nothing_found(model: nn.Module) -> str:
@@ -170,3 +176,239 @@ def _nothing_found(model: nn.Module) -> str:
 
 
 __all__ = ["Scores", "find_sites", "takes_ids"]
+
+
+def _switch(path: str, module: Any, parent: nn.Module) -> Site:
+    """Its one-hot choice is zero where the capacity dropped a token: the argmax is the demand."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        kept_BSE, _, logits_BSE = output
+        ids_TK = logits_BSE.argmax(dim=-1).reshape(-1, 1)
+        kept_TK = kept_BSE.sum(dim=-1).reshape(-1, 1) > 0
+        return Choice(ids_TK, logits_TE=logits_BSE.flatten(0, -2), kept_TK=kept_TK)
+
+    made = site_at_router(path, module, parent, read, module.num_experts, 1, "softmax")
+    made.drops = True
+    return made
+
+
+def _best_logits(path: str, module: Any, index: int, top_k: int, kind: str, parent: Any) -> Site:
+    """The choice is the ``top_k`` best of the logits, number ``index`` of the router's outputs."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_TE = output[index]
+        return Choice(logits_TE.topk(top_k, dim=-1).indices, logits_TE=logits_TE)
+
+    return site_at_router(path, module, parent, read, module.num_experts, top_k, kind)
+
+
+def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
+    """Only the first choice reaches the experts, and those 0 and 1 alone run (a fault of the
+    library): counted is what the router chooses, and as dropped what it then gives no weight."""
+    samples = module.second_expert_policy == "sampling"
+
+    def read(module: Any, args: tuple[Any, ...], output: Any) -> Choice:
+        _, weights_TE, logits_TE = output
+        ids_TK = logits_TE.topk(2, dim=-1).indices
+        if samples:  # the noise for the second choice is left in the logits
+            noisy_TE, logits_TE = logits_TE, module.classifier(args[0].to(module.dtype))
+            first_T1 = logits_TE.argmax(dim=-1, keepdim=True)
+            rest_TE = noisy_TE.scatter(1, first_T1, float("-inf"))
+            ids_TK = torch.cat([first_T1, rest_TE.argmax(dim=-1, keepdim=True)], dim=-1)
+        return Choice(ids_TK, logits_TE=logits_TE, kept_TK=weights_TE.gather(1, ids_TK) > 0)
+
+    made = site_at_router(path, module, parent, read, module.num_experts, 2, "softmax")
+    made.drops, made.plain_choice = True, not samples
+    return made
+
+
+def _jetmoe(path: str, module: Any, parent: nn.Module) -> Site:
+    """Returns a sorted order of tokens and no ids; its logits are the selection scores."""
+    return _best_logits(path, module, 4, int(module.top_k), "softmax", parent)
+
+
+def _llama4(path: str, module: Any, parent: nn.Module) -> Site:
+    """Its experts see every token, weighted by zero where it did not choose them."""
+    return _best_logits(path, module, 1, int(module.top_k), "sigmoid", parent)
+
+
+def _doge(path: str, module: Any, parent: nn.Module) -> Site:
+    """Product keys: an expert is a pair of half-keys, and the best pairs are chosen."""
+    keys, top_k = int(module.num_keys), int(module.top_k)
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        logits_2TN = output[1]
+        (x_TN, y_TN), (i_TN, j_TN) = logits_2TN.topk(keys, dim=-1)
+        scores_TE = (x_TN.unsqueeze(-1) + y_TN.unsqueeze(-2)).flatten(1)
+        pairs_TE = (i_TN.unsqueeze(-1) * keys + j_TN.unsqueeze(-2)).flatten(1)
+        chosen_TK = scores_TE.topk(top_k, dim=-1).indices
+        # In the order of the experts, as all logits are.
+        logits_TE = torch.zeros_like(scores_TE).scatter(1, pairs_TE, scores_TE)
+        return Choice(pairs_TE.gather(1, chosen_TK), logits_TE=logits_TE)
+
+    made = site_at_router(path, module, parent, read, keys * keys, top_k, "softmax")
+    made.router, made.block = module.router_gate, module
+    return made
+
+
+def _ernie_experts(path: str, module: Any, parent: nn.Module) -> Site:
+    """Text and vision have experts of their own, each called with its own tokens only, and the
+    vision ones only where the batch has images. The layer around both knows which are which."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        _, ids_TK, weights_TK = args[:3]
+        return Choice(ids_TK, weights_TK)
+
+    made = site_at_router(path, module, parent, read, module.num_experts, 0, "softmax")
+    made.before, made.experts, made.router, made.scores = True, module, _router_in(parent), None
+    made.top_k = int(parent.top_k)  # type: ignore[arg-type]
+    return made
+
+
+def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
+    """Tell the two sites of every layer of ernie4_5_vl_moe which tokens they will see."""
+    for layer in model.modules():
+        if type(layer).__name__ != "Ernie4_5_VLMoeMoeBlock":
+            continue
+        kinds: list[Any] = [None]
+
+        def overhear(module: Any, args: Any, kwargs: Any, kinds: list[Any] = kinds) -> None:
+            given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
+            kinds[0] = None if given is None else given.bool()
+
+        def text(kinds: list[Any] = kinds) -> Tensor | None:
+            return None if kinds[0] is None else ~kinds[0]
+
+        def vision(kinds: list[Any] = kinds) -> Tensor | None:
+            seen: Tensor | None = kinds[0]
+            return seen
+
+        for site in sites:
+            if site.block is layer.text_moe:
+                site.own_rows, site.asides = text, [(layer, overhear)]
+            if site.block is layer.vision_moe:
+                site.own_rows, site.optional = vision, True
+
+
+def _zaya(path: str, module: Any, parent: nn.Module) -> Site:
+    """A token that skips its layer is handed on as expert 0 with weight 0."""
+
+    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
+        _, ids_TK, weights_TK = args[:3]
+        return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
+
+    return Site(
+        path=path,
+        module=module,
+        read=read,
+        before=True,
+        num_experts=int(module.num_experts),
+        top_k=1,
+        router=_router_in(parent),
+        block=parent,
+        experts=module,
+    )
+
+
+_PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")
+_SIGMOID = frozenset({
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1",
+    "dots3_note", "exaone_moe", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next",
+    "glm_moe_dsa", "hy_v3", "hy_v4", "hy_v4_vl", "inkling", "inkling2", "inkling2_loop",
+    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "llama4", "mimo_v2_flash", "minimax_m2",
+    "minimax_m3_vl", "muse_spark", "nemotron_h", "solar_open", "step3p7",
+})  # fmt: skip
+_SOFTMAX = frozenset({
+    "aria", "dbrx", "deepseek_ocr2", "deepseek_v2", "doge", "ernie4_5_moe", "ernie4_5_vl_moe",
+    "flex_olmo", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid",
+    "granitemoeshared", "hunyuan_v1_moe", "jamba", "jetmoe", "lara_mini", "longcat_flash",
+    "mellum", "minimax", "mistral4", "mistral_large4", "mixtral", "nllb_moe", "olmoe",
+    "openai_privacy_filter", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
+    "qwen3_omni_moe", "qwen3_vl_moe", "qwen4_exp", "switch_transformers", "unlimited_ocr",
+    "zaya",
+})  # fmt: skip
+"""Families by what turns their logits into probabilities; in the others the configuration says."""
+_NOT_PLAIN = ("kolibri1", "phimoe")
+"""Choose by the biased logits, and by sampling: not the best of the biased scores."""
+_ROUTERS = ("Router", "Gate", "Gating", "Route")
+
+
+def _router_in(block: nn.Module) -> nn.Module | None:
+    """The router beside the experts in ``block``: what is called so, or is of a class called so."""
+    for name in ("gate", "router"):
+        module = getattr(block, name, None)
+        if isinstance(module, nn.Module) and type(module).__name__.endswith(_ROUTERS):
+            return module
+    for module in block.children():
+        if type(module).__name__.endswith(_ROUTERS):
+            return module
+    return None
+
+
+def _plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
+    """Chosen are the k best of the biased scores, so that the next best was a candidate too."""
+    if router is not None and _family(router) in _NOT_PLAIN:
+        return False
+    names = ("n_group", "num_expert_group")
+    holders = _with_configs(router, block)
+    return setting(holders, names, lambda value: is_size(value) and value > 1) is None
+
+
+def _with_configs(*modules: nn.Module | None) -> list[Any]:
+    return [one for module in modules for one in (module, getattr(module, "config", None))]
+
+
+def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
+    """Where the logits of a site are, as the model itself declares what it can record."""
+    router, config = site.router, text_config(model)
+    if router is None:
+        return None
+    for module in modules.values():
+        recorders = getattr(module, "_can_record_outputs", None)
+        recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
+        for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
+            if one is not None and isinstance(router, one.target_class):
+                return Scores(router, int(one.index), _score_kind(router, site.block, config))
+    return None
+
+
+def _score_kind(router: nn.Module, block: nn.Module | None, config: Any = None) -> str | None:
+    """What turns logits of this router into probabilities; ``None`` where it is not known."""
+    kind = type(router).__name__
+    if kind in _PROBABILITIES:
+        return "probabilities"
+    home = _family(router)
+    if home in _SIGMOID or home in _SOFTMAX:
+        return "sigmoid" if home in _SIGMOID else "softmax"
+    names = ("scoring_func", "expert_selection_fn", "score_function")
+    known = ("softmax", "sigmoid", "sqrtsoftplus").__contains__
+    found: str | None = setting((router, block, config), names, known)
+    return found
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the language model; ``None`` without any."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _family(module: nn.Module) -> str:
+    """The folder of transformers that a class comes from; empty for one from elsewhere."""
+    parts = type(module).__module__.split(".")
+    return parts[2] if parts[:2] == ["transformers", "models"] else ""
+
+
+_OWN: dict[tuple[str, str], Any] = {
+    ("transformers", "SwitchTransformersTop1Router"): _switch,
+    ("transformers", "NllbMoeTop2Router"): _nllb,
+    ("transformers", "JetMoeTopKGating"): _jetmoe,
+    ("transformers", "Llama4Router"): _llama4,
+    ("transformers", "DogeCDMoE"): _doge,
+    ("transformers", "ZayaExperts"): _zaya,
+    ("transformers", "Ernie4_5_VLMoeMoeExperts"): _ernie_experts,
+    ("moe_model", "Router"): frameworks.moe_model,
+    ("megatron", "TopKRouter"): frameworks.megatron,
+    ("torchtitan", "TokenChoiceTopKRouter"): frameworks.torchtitan,
+    ("deepspeed", "TopKGate"): frameworks.deepspeed,
+}
+"""By package and name of the class."""

@@ -1,4 +1,4 @@
-"""Routers of other training code, recognised by the names of their classes."""
+"""Routers of other training code; ``finding.py`` recognises them by the names of their classes."""
 
 from __future__ import annotations
 
@@ -8,35 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.sites import Choice, Scores, Site
+from microscope_tui.probe.sites import Choice, Scores, Site, site_at_router
 
 
-def site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
-    """The site at ``module`` if it is a router of a framework that is known here, or of a class
-    that is made from one (by its users, or by FSDP2)."""
-    for kind in type(module).__mro__:
-        make = _KNOWN.get((kind.__module__.partition(".")[0], kind.__name__))
-        if make is not None:
-            made: Site = make(path, module, parent)
-            return made
-    return None
-
-
-def _site(path: str, module: Any, parent: nn.Module, read: Any, experts: int, top_k: int) -> Site:
-    return Site(
-        path=path,
-        module=module,
-        read=read,
-        before=False,
-        num_experts=int(experts),
-        top_k=int(top_k),
-        router=module,
-        block=parent,
-        scores=Scores(module, None, None),
-    )
-
-
-def _moe_model(path: str, module: Any, parent: nn.Module) -> Site:
+def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
     """The router of this project's own model; a capacity keeps what it does not drop."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
@@ -50,14 +25,16 @@ def _moe_model(path: str, module: Any, parent: nn.Module) -> Site:
         )
 
     config = module.config
-    made = _site(path, module, parent, read, config.n_routed_experts, config.num_experts_per_tok)
-    made.scores = Scores(module, None, config.scoring_func)
+    made = site_at_router(
+        path, module, parent, read, config.n_routed_experts, config.num_experts_per_tok,
+        config.scoring_func,
+    )  # fmt: skip
     made.plain_choice = config.n_group == 1
     made.drops = config.capacity_factor is not None
     return made
 
 
-def _megatron(path: str, module: Any, parent: nn.Module) -> Site:
+def megatron(path: str, module: Any, parent: nn.Module) -> Site:
     """``(probabilities, map)``: a token's experts are the true entries of its row of the map.
 
     A capacity has already changed the map, so with one the choice is made again from the logits.
@@ -87,8 +64,9 @@ def _megatron(path: str, module: Any, parent: nn.Module) -> Site:
         kept_TK = map_TE.gather(1, ids_TK) if drops else None
         return Choice(ids_TK, None, logits_TE, kept_TK, real_T)
 
-    made = _site(path, module, parent, read, E, top_k)
-    made.scores, made.drops = Scores(module, None, kind if kind in _KINDS else None), drops
+    known = kind if kind in ("softmax", "sigmoid", "sqrtsoftplus") else None
+    made = site_at_router(path, module, parent, read, E, top_k, known)
+    made.drops = drops
     made.plain_choice = not config.moe_router_num_groups and balancing != "sinkhorn"
     return made
 
@@ -97,7 +75,6 @@ _MEGATRON_CHANGES = (
     "moe_input_jitter_eps", "moe_router_force_load_balancing", "moe_enable_routing_replay",
 )  # fmt: skip
 """Settings with which the logits, made again, are not those that the router chose by."""
-_KINDS = ("softmax", "sigmoid", "sqrtsoftplus")
 
 
 def _before_drop(module: Any, logits_TE: Tensor | None) -> Tensor:
@@ -122,20 +99,20 @@ def _ids(map_TE: Tensor, top_k: int) -> Tensor:
     return chosen_TK.indices.masked_fill(chosen_TK.values == 0, -1)
 
 
-def _torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
+def torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
     """``(weights, ids, scores)`` of its token-choice router; the selection bias is its parent's."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         weights_BLK, ids_BLK = (t.to_local() if hasattr(t, "to_local") else t for t in output[:2])
         return Choice(ids_BLK.flatten(0, -2), weights_BLK.flatten(0, -2))
 
-    made = _site(path, module, parent, read, module.num_experts, module.top_k)
+    made = site_at_router(path, module, parent, read, module.num_experts, module.top_k, None)
     made.scores = Scores(module.gate, 0, module.score_func)
     made.plain_choice = module.num_expert_groups is None
     return made
 
 
-def _deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
+def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
     """Its gate gives routes after the drop. What was chosen before it is the top k of the logits;
     a gate that samples and drops nothing names it in its routes.
 
@@ -168,8 +145,9 @@ def _deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
             real_T=None if used is None else used.reshape(-1).bool(),
         )
 
-    made = _site(path, module, parent, read, module.wg.weight.shape[0], top_k)
-    made.scores, made.plain_choice, made.drops = Scores(module, None, "softmax"), not samples, drops
+    experts = module.wg.weight.shape[0]
+    made = site_at_router(path, module, parent, read, experts, top_k, "softmax")
+    made.plain_choice, made.drops = not samples, drops
     return made
 
 
@@ -179,12 +157,3 @@ def _routes(output: Any, top_k: int) -> Tensor:
     if len(output) == 4:
         return _ids(output[2].any(dim=-1), top_k)
     return torch.stack(tuple(output[3]), dim=-1).long()
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("moe_model", "Router"): _moe_model,
-    ("megatron", "TopKRouter"): _megatron,
-    ("torchtitan", "TokenChoiceTopKRouter"): _torchtitan,
-    ("deepspeed", "TopKGate"): _deepspeed,
-}
-"""By package and name of the class."""

@@ -1,4 +1,8 @@
-"""What the log says about a model before its first step, from its configuration."""
+"""What the log says about a model before its first step, from its configuration.
+
+What is wrong with the settings is reported at ``attach``, before any step. The same findings are in
+the log with the first line, so that ``check`` tells them too; there they are not said again.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from microscope_tui.probe import families
-from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import Row
+from microscope_tui.probe.finding import text_config
+from microscope_tui.probe.judge import Alert, judged_by_its_settings
+from microscope_tui.probe.recorder import plain
+from microscope_tui.probe.sites import Site, setting
+from microscope_tui.probe.step_sums import Layout, Row
+from microscope_tui.runlog import RunHeader, encode_record, one_or_each
 
 _ALWAYS_NORMALISE = ("mixtral", "minimax", "gpt_oss", "granitemoe")
 """Families that normalise the weights whatever their configuration says."""
@@ -21,22 +28,25 @@ def describe(
     model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int
 ) -> dict[str, Any]:
     """Arguments of ``RunRecorder`` that follow from the model."""
-    config = families.text_config(model)
+    config = text_config(model)
+    normalises = _first(config, "norm_topk_prob", "route_norm", "norm_top_k_prob")
+    if normalises is None and getattr(config, "model_type", None) in _ALWAYS_NORMALISE:
+        normalises = True
     kinds = ["softmax" if r.kind == "probabilities" else r.kind or "unknown" for r in rows]
     return {
         "model": {
             "name": getattr(config, "model_type", None) or type(model).__name__,
             "layers": [sites[row.place].depth for row in rows],
             "layer_names": [row.name for row in rows],
-            "num_experts": _one([row.num_experts for row in rows]),
-            "top_k": _one([row.top_k for row in rows]),
-            "num_shared_experts": _first(config, ("n_shared_experts", "num_shared_experts")),
-            "score_function": _one(kinds),
-            "norm_top_k": _normalises(config),
+            "num_experts": one_or_each([row.num_experts for row in rows]),
+            "top_k": one_or_each([row.top_k for row in rows]),
+            "num_shared_experts": _first(config, "n_shared_experts", "num_shared_experts"),
+            "score_function": one_or_each(kinds),
+            "norm_top_k": normalises,
             "capacity_factor": None,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
-        "balance": balance(model, config, sites),
+        "balance": _balance(model, config, sites),
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
         "versions": {"torch": str(torch.__version__)} | _transformers(model),
     }
@@ -49,16 +59,9 @@ def profile(model: nn.Module) -> str:
     return "finetune" if loaded or frozen else "pretrain"
 
 
-def _normalises(config: Any) -> Any:
-    """Whether the weights of the chosen experts are made to sum to one; ``None`` if not known."""
-    configured = _first(config, ("norm_topk_prob", "route_norm", "norm_top_k_prob"))
-    always = getattr(config, "model_type", None) in _ALWAYS_NORMALISE
-    return True if configured is None and always else configured
-
-
-def balance(model: nn.Module, config: Any, sites: Sequence[Site] = ()) -> dict[str, Any]:
+def _balance(model: nn.Module, config: Any, sites: Sequence[Site]) -> dict[str, Any]:
     """How the routers are kept even, as far as the model and its configuration tell."""
-    weight = _first(config, ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha"))
+    weight = _first(config, "router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha")
     asked = getattr(config, "output_router_logits", None)
     home = _home(model)
     adds_loss = home is None or hasattr(home, "load_balancing_loss_func")
@@ -69,7 +72,7 @@ def balance(model: nn.Module, config: Any, sites: Sequence[Site] = ()) -> dict[s
             balance["output_router_logits"] = bool(asked)
         if home is not None and asked and len(sites) > 1:
             balance["pools_layers"] = True
-    elif any(families.bias_of(site) is not None for site in sites):
+    elif any(site.bias() is not None for site in sites):
         balance = {"method": "bias"} | ({} if home is None else {"updates_bias": False})
     elif home is not None:
         balance = {"method": "none"}
@@ -92,13 +95,8 @@ def _is_frozen(site: Site) -> bool:
     return bool(weights) and not any(p.requires_grad for p in weights)
 
 
-def _first(config: Any, names: tuple[str, ...]) -> Any:
-    return next((v for name in names if (v := getattr(config, name, None)) is not None), None)
-
-
-def _one(values: list[Any]) -> Any:
-    """One value where all routers share it, else the list."""
-    return values[0] if len(set(values)) == 1 else values
+def _first(config: Any, *names: str) -> Any:
+    return setting((config,), names, lambda value: value is not None)
 
 
 def dtype_name(model: nn.Module) -> str:
@@ -114,3 +112,23 @@ def _transformers(model: nn.Module) -> dict[str, str]:
     import transformers
 
     return {"transformers": transformers.__version__}
+
+
+def setting_of(alert: Alert) -> str:
+    """What an alert of LINT is about, whenever it began."""
+    return alert.verdict.partition(" since ")[0]
+
+
+def check_settings(model: nn.Module, sites: Sequence[Site], mode: str) -> list[Alert]:
+    """What LINT finds in the model and its configuration."""
+    # Where k is not known yet, nothing that follows from it is claimed.
+    top_k = [site.top_k or site.num_experts for site in sites]
+    rows = Layout.of(sites, [1] * len(sites), top_k).rows
+    header = RunHeader(
+        run="run",
+        planned_steps=None,
+        profile="eval" if mode == "eval" else profile(model),
+        source={"counts": "exact"},
+        **describe(model, sites, rows, 1),
+    )
+    return judged_by_its_settings(encode_record(plain(header.to_json())))

@@ -8,31 +8,29 @@ still takes part in every sum, and the lines say that they are incomplete.
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.complaints import complain
-from microscope_tui.probe.earlier import release
-from microscope_tui.probe.families import bias_of
-from microscope_tui.probe.gradients import grad_squares
-from microscope_tui.probe.header import describe, profile
+from microscope_tui.probe.header import check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
-from microscope_tui.probe.losses import StepLosses
-from microscope_tui.probe.machine import cost_of_step
+from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
-from microscope_tui.probe.settings import check_settings, say, setting_of
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, step_record
-from microscope_tui.probe.tracer import Tracer
+from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
 from microscope_tui.probe.watching import Watch
 
 _logger = logging.getLogger(__name__)
+claimed: set[Path] = set()
+"""Run folders that a probe of this process writes to: closed to others until it is detached."""
 
 
 class Probe:
@@ -51,16 +49,17 @@ class Probe:
         on_alert: Callable[[Alert], Any] | None,
     ) -> None:
         self.sites, self.ranks = sites, ranks
-        self.stops = False
-        """The training should end: rank 0 asked for it, and all ranks have heard of it."""
+        self.stops = self.wants_stop = False
+        """The training should end, and all ranks have heard of it; rank 0 asks for it by
+        ``wants_stop``, before a step is logged."""
         self._model, self._folder, self._mode, self._every = model, folder, mode, every
         self._saliency, self._on_alert = saliency, on_alert
-        self._layout: Layout | None = None
+        self.layout: Layout | None = None
+        """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
-        self._wants_stop = False
         self._said: set[str] = set()
-        self._watch = Watch(model, sites, mode, saliency)
+        self.watch = Watch(model, sites, mode, saliency)
         self.begin(1, False, None, None)
 
     def begin(
@@ -79,16 +78,14 @@ class Probe:
 
     def check_settings(self) -> None:
         """Say what is wrong with the settings of the model; rank 0 does."""
-        if self.ranks.rank == 0:
-            try:
-                self._said |= check_settings(self._model, self.sites, self._mode)
-            except Exception as error:
-                _logger.warning("the settings of the model could not be checked: %r", error)
-
-    @property
-    def last_step(self) -> int:
-        """Optimizer steps completed."""
-        return self._step
+        if self.ranks.rank:
+            return
+        try:
+            for alert in check_settings(self._model, self.sites, self._mode):
+                self._said.add(setting_of(alert))
+                _say(replace(alert, verdict=setting_of(alert)), "attach")
+        except Exception as error:
+            _logger.warning("the settings of the model could not be checked: %r", error)
 
     def step(
         self,
@@ -107,7 +104,7 @@ class Probe:
             scalars: Whatever else is worth a place in the line: ``learning_rate``, ``grad_norm``.
         """
         self._step = self._step + 1 if step is None else int(step)
-        due, self._watch.on = self._watch.on, False
+        due, self.watch.on = self.watch.on, False
         if due:
             self._record(loss, losses, scalars)
         self._next()
@@ -115,35 +112,8 @@ class Probe:
     def read_gradients(self) -> None:
         """Take the norm of the routers' gradients now, for a trainer that clears them before
         ``step`` is called."""
-        if self._watch.on:
+        if self.watch.on:
             self._squares = self._try(lambda: grad_squares(self.sites, self.ranks))
-
-    def watches_losses(self, across_ranks: bool = True) -> None:
-        """Take the loss from the outputs of the model, where ``step`` is called without one.
-
-        Args:
-            across_ranks: As of ``StepLosses``.
-        """
-        self._watch.losses = StepLosses(self._model, self.ranks.counting, across_ranks)
-
-    def trace(self, tracer: Tracer) -> None:
-        """Hand the choices of every single token to ``tracer`` from now on."""
-        self._watch.tracer = tracer
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """The rows of the log, in forward order; none before the first logged step."""
-        return () if self._layout is None else self._layout.rows
-
-    @property
-    def problem(self) -> str:
-        """Why this process counts no more; empty while it does."""
-        return self._watch.problem
-
-    def request_stop(self) -> None:
-        """Rank 0 asks for the end of the training: ``stops`` is true on all ranks after the next
-        logged step."""
-        self._wants_stop = True
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
@@ -175,8 +145,8 @@ class Probe:
             reason: How the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
                 ``failed``.
         """
-        self._watch.detach()
-        release(self._folder)
+        self.watch.detach()
+        claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
@@ -193,43 +163,47 @@ class Probe:
 
     def _next(self) -> None:
         self._squares = None
-        self._watch.reset(on=(self._step + 1) % self._every == 0)
+        self.watch.reset(on=(self._step + 1) % self._every == 0)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """One line. The sums over ranks happen whatever else goes wrong."""
-        watch, ranks = self._watch, self.ranks
-        if self._layout is None:
-            self._layout = Layout.agreed(self.sites, watch.calls.seen, ranks)
-        layout = self._layout
+        watch, ranks = self.watch, self.ranks
+        if self.layout is None:
+            self.layout = Layout.agreed(self.sites, watch.calls.seen, ranks)
+        layout = self.layout
         vector = self._try(lambda: self._vector(layout, loss))
         if vector is None:  # it still takes part in the sum
             extra = torch.zeros(len(EXTRA) + len(layout.rows), dtype=torch.float64)
             extra[0] = 1.0
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         vector = ranks.sum(vector)
-        sums: StepSums | None = self._try(lambda: self._read(layout, vector))
+        sums: StepSums | None = self._try(lambda: layout.read(vector, ranks.size, self._biases()))
         if sums is None:
             return
         self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
         if ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
-        scalars = {**self._timing(sums), **scalars}
+        scalars = {**self._cost(sums), **scalars}
         record = self._try(lambda: step_record(sums, layout.rows, self._saliency, losses, scalars))
         if record is not None:
-            complain(sums, layout.rows, watch, self._mode, self._step, self._said)
+            self._complain(sums, layout.rows)
             self._write(layout, record | {"step": self._step})
+
+    def _biases(self) -> list[Tensor | None]:
+        assert self.layout is not None
+        return [self.sites[row.place].bias() for row in self.layout.rows]
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step: nothing but its state where it does not count."""
-        watch, ranks = self._watch, self.ranks
+        watch, ranks = self.watch, self.ranks
         speaks = ranks.counts and not watch.problem
         parts = list(watch.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(bool(watch.problem))
         extra[1] = float(watch.passes if speaks else 0)
-        extra[2] = float(self._wants_stop)
+        extra[2] = float(self.wants_stop)
         if speaks and watch.losses is not None:
             extra[3:7] = watch.losses.read(device)
         if speaks and loss is not None:
@@ -241,14 +215,15 @@ class Probe:
         extra = torch.cat([extra, squares.to(device)[places]])
         return layout.vector(parts if speaks else (), extra, ranks.rank, ranks.size)
 
-    def _read(self, layout: Layout, vector: Tensor) -> StepSums:
-        biases = [bias_of(self.sites[row.place]) for row in layout.rows]
-        return layout.read(vector, self.ranks.size, biases)
-
-    def _timing(self, sums: StepSums) -> dict[str, float | None]:
+    def _cost(self, sums: StepSums) -> dict[str, float | None]:
+        """Speed, time and memory of a step, as the run log names them."""
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
-        return cost_of_step(max(sums.tokens, default=0), seconds)
+        return {
+            "tokens_per_s": max(sums.tokens, default=0) / seconds if seconds > 0 else None,
+            "step_time_s": seconds,
+            "memory_bytes": _memory_bytes(),
+        }
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
@@ -256,14 +231,56 @@ class Probe:
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._said:
-                say(alert, f"step {alert.step}")
+                _say(alert, f"step {alert.step}")
             if self._on_alert is not None:
                 try:
                     self._on_alert(alert)
                 except Exception:
                     _logger.exception("on_alert raised; training continues")
-        if self._wants_stop and self.ranks.size == 1:
+        if self.wants_stop and self.ranks.size == 1:
             self.stops = True
+
+    def _complain(self, sums: StepSums, rows: Sequence[Row]) -> None:
+        """Warn about what the step lacks, once each; a failure is reported where it happened."""
+        extra, step = dict(zip(EXTRA, sums.extra, strict=False)), self._step
+        if extra["failed"]:
+            return
+        lacking = [
+            row.name
+            for tokens, row in zip(sums.tokens, rows, strict=True)
+            if not tokens and not row.optional
+        ]
+        mode = "training" if self._mode == "train" else "evaluation"
+        if not extra["passes"]:
+            self._once(
+                "step %d: no forward pass was counted; call the model that was given to attach, in "
+                f"{mode} mode; a model that was compiled and run before attach, is replayed as a "
+                "CUDA graph, or is a copy, is not seen",
+                step,
+            )
+        elif not any(sums.tokens):
+            self._once(
+                "step %d: the model ran and no router was seen; a kernel that replaces the whole "
+                "MoE layer, or code compiled before attach, hides them",
+                step,
+            )
+        elif lacking:
+            self._once(
+                "step %d: %s not seen; where layers were replaced after attach, detach and attach "
+                "again",
+                step,
+                shortened(lacking),
+            )
+        if self.watch.outside:
+            self._once(
+                "routers run outside the forward of the model that was given to attach, and are "
+                "not counted: attach to the module that the training calls"
+            )
+
+    def _once(self, text: str, *values: object) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _logger.warning(text, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
         return RunRecorder(
@@ -275,7 +292,7 @@ class Probe:
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             judgement=self._judgement,
-            **describe(self._model, self.sites, layout.rows, self._watch.passes),
+            **describe(self._model, self.sites, layout.rows, self.watch.passes),
         )
 
     def _try(self, call: Callable[[], Any]) -> Any:
@@ -283,5 +300,19 @@ class Probe:
             with torch.no_grad():
                 return call()
         except Exception as error:  # whatever it is, the training matters more
-            self._watch.fail(error)
+            self.watch.fail(error)
             return None
+
+
+def _say(alert: Alert, when: str) -> None:
+    """Through ``logging``: a note as information, the rest as a warning."""
+    tell = _logger.info if alert.severity == "info" else _logger.warning
+    tell("%s: %s: %s. %s", when, alert.rule, alert.verdict, alert.next)
+
+
+def _memory_bytes() -> int:
+    """Peak memory of the device, else of the process; without waiting for anything."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

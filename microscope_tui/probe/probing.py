@@ -6,23 +6,25 @@ The result is a folder with a run log of profile ``eval`` (step n is the n-th ba
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.attaching import attach
+from microscope_tui.probe.counter import Tracer
 from microscope_tui.probe.finding import find_sites
 from microscope_tui.probe.header import dtype_name
-from microscope_tui.probe.interrupt import Interrupt
 from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.recording import Recording
 from microscope_tui.probe.subject import CannotProbe, Subject, out_of_memory
-from microscope_tui.probe.tracer import Tracer
-from microscope_tui.probe.windows import Window, batches, tensors
+from microscope_tui.probe.texts import Window, batches, tensors
 from microscope_tui.routing import FILE_NAME, Tables
 from microscope_tui.runlog import LOG_NAME
 
@@ -113,7 +115,7 @@ class _Run:
 
     def trace(self, probe: Probe, parts: Iterator[list[Window]], interrupt: Interrupt) -> Outcome:
         """Run the model over all batches; never raises."""
-        probe.trace(self._tracer)
+        probe.watch.tracer = self._tracer
         number, size, longest = 0, 0, 0
         try:
             for batch in parts:
@@ -145,13 +147,14 @@ class _Run:
 
     def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
         traced = self._tracer.take()
-        if probe.problem or not traced:
-            raise RuntimeError(probe.problem or "no router was seen in the forward pass")
+        if probe.watch.problem or not traced:
+            raise RuntimeError(probe.watch.problem or "no router was seen in the forward pass")
         probe.step(loss=loss)
         if self._recording is None:
+            assert probe.layout is not None
             self._recording = Recording(
                 self._folder / FILE_NAME,
-                probe.rows,
+                probe.layout.rows,
                 probe.sites,
                 traced,
                 self._whole,
@@ -203,3 +206,42 @@ def next_token_loss(logits_BSV: Tensor, ids_BS: Tensor, real_BS: Tensor | None) 
             loss = nn.functional.cross_entropy(logits_SV, ids_S[1:length], reduction="sum")
             total, count = total + float(loss), count + length - 1
     return total / count if count else None
+
+
+class Interrupt:
+    """While entered, a signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self.waiting = False
+        """A signal has come inside ``shielded``."""
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup requires
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A signal inside is raised at the end."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self.waiting and not self._depth:
+                self.waiting = False
+                raise KeyboardInterrupt
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._depth:
+            self.waiting = True
+        else:
+            raise KeyboardInterrupt

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from microscope_tui.probe import tables
+from microscope_tui.probe.counter import Traced
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row
-from microscope_tui.probe.tracer import Traced
-from microscope_tui.probe.windows import Window
-from microscope_tui.routing import RoutingWriter, Shape, Tables, sections
+from microscope_tui.probe.texts import Window
+from microscope_tui.routing import RoutingWriter, Shape, Tables
 
 Key = tuple[int, int]
 _MOST_TABLE_ROWS = 1_000_000
@@ -56,8 +56,8 @@ class Recording:
         self._names = shape.layer_names
         self._writer = RoutingWriter(path, shape, **about)
         self._slices = list(about["slices"])
-        codes = {one.name: one.code for one in sections(shape.num_experts, shape.top_k)}
-        self._types = {name: np.dtype(f"<{_NUMPY[code]}") for name, code in codes.items()}
+        sections = self._writer.places.sections.values()
+        self._types = {one.name: np.dtype(f"<{_NUMPY[one.code]}") for one in sections}
         self.tokens = 0
         """Tokens whose choices are written in all layers."""
         self._windows = 0
@@ -88,7 +88,7 @@ class Recording:
         self._windows += len(batch)
 
     def _packed(self, one: Traced) -> dict[str, bytes]:
-        k, empty = self._writer.shape.top_k, self._writer.empty_slot
+        k, empty = self._writer.shape.top_k, self._writer.places.empty_slot
         ids_TK = np.full((len(one.ids_TK), k), empty, dtype=np.int64)
         weights_TK = np.full((len(one.ids_TK), k), np.nan, dtype=np.float32)
         ids_TK[:, : one.ids_TK.shape[1]] = one.ids_TK.cpu().numpy()

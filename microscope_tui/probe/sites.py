@@ -7,7 +7,7 @@ first three layers are dense the first router is ``L3``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,9 @@ _STACKS = {
 }
 """Words in a module path and the stack of layers that they name."""
 _WITHIN = {"self_attn": "attn", "self_attention": "attn", "text_moe": "text", "vision_moe": "vis"}
+_BIASES = (
+    "e_score_correction_bias", "expert_bias", "expert_bias_E", "balancing_biases", "expert_biases",
+)  # fmt: skip
 _NO_TEXT = ("vis", "aud")
 """Stacks that see patches or frames: the attention mask of the text is not theirs."""
 
@@ -99,6 +102,54 @@ class Site:
     asides: list[tuple[nn.Module, Overhear]] = field(default_factory=list)
     """Modules whose calls are overheard for ``own_rows``: called with their arguments."""
 
+    def bias(self) -> Tensor | None:
+        """The selection bias as it is now, ``[E]``."""
+        holders = [self.router, self.block]
+        holders += [getattr(holder, "moe_statics", None) for holder in holders]
+        E = self.num_experts
+        found: Tensor | None = setting(
+            holders, _BIASES, lambda one: isinstance(one, Tensor) and one.numel() >= E
+        )
+        return None if found is None else found.detach().reshape(-1)[:E]
+
+
+def site_at_router(
+    path: str,
+    module: nn.Module,
+    parent: nn.Module,
+    read: Callable[..., Choice],
+    experts: int,
+    top_k: int,
+    kind: str | None,
+) -> Site:
+    """A site whose router is watched: ``read`` makes the choice of its output, ``kind`` is that of
+    its scores."""
+    return Site(
+        path=path,
+        module=module,
+        read=read,
+        before=False,
+        num_experts=int(experts),
+        top_k=int(top_k),
+        scores=Scores(module, None, kind),
+        router=module,
+        block=parent,
+    )
+
+
+def setting(holders: Iterable[Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
+    """The first attribute of a holder, by one of the names, that ``fits``; ``None`` without any."""
+    for holder in holders:
+        for name in names:
+            if fits(value := getattr(holder, name, None)):
+                return value
+    return None
+
+
+def is_size(value: Any) -> bool:
+    """An integer from 1 on."""
+    return isinstance(value, int) and value >= 1
+
 
 def place(sites: list[Site], model: nn.Module) -> list[Site]:
     """Depth, stack and name of every site, from its path; sorted in forward order."""
@@ -157,3 +208,30 @@ def _name(sites: list[Site]) -> None:
     for site, name in zip(sites, names, strict=True):
         seen[name] += 1
         site.name = (name if repeated[name] == 1 else f"{name}.{seen[name]}")[:MAX_NAME]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """How to read the choices of one kind of router."""
+
+    ids: Callable[[Any, tuple[Any, ...], Any], Any]
+    """``ids(module, args, output)``, called after the module's forward, returns the chosen expert
+    ids ``[T, k]``, T tokens in the order of the batch, −1 for a slot that chose no real expert.
+    It runs inside the forward pass: tensor operations only, nothing that waits for the device."""
+    num_experts: int
+    """Routed experts."""
+    top_k: int
+    """Experts that a token chooses."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError: ``ids`` cannot be called.
+            ValueError: a number of experts or choices that no router has.
+        """
+        if not callable(self.ids):
+            raise TypeError(f"Adapter(ids={self.ids!r}): pass a function (module, args, output)")
+        if self.num_experts < 1 or self.top_k < 1:
+            raise ValueError(
+                f"Adapter(num_experts={self.num_experts}, top_k={self.top_k}): both are at least 1"
+            )

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscope_tui.probe.plain import plain
 from microscope_tui.probe.ranks import Ranks
+from microscope_tui.probe.recorder import plain
 from microscope_tui.probe.sites import Site
 
 _logger = logging.getLogger(__name__)

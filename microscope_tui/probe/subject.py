@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import json
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.pieces import Pieces
+from microscope_tui.probe.finding import text_config
+from microscope_tui.probe.texts import Pieces, TokenizerPieces
 
 
 class CannotProbe(ValueError):
@@ -59,3 +69,282 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and ("out of memory" in text or "can't allocate memory" in text or "not enough mem" in text)
     )
+
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+"""All that is fetched, from the model's own folder only: no code and no pickles."""
+
+
+def folder_of(name: str, download: bool) -> Path:
+    """The folder of the model ``org/name``.
+
+    Raises:
+        CannotProbe: it is not in the cache and may not be fetched, or fetching failed.
+    """
+    if not _NAME.fullmatch(name):
+        raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
+    from huggingface_hub import snapshot_download
+
+    if not download:
+        try:
+            return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        except Exception as error:  # whatever is lacking, the answer is the same
+            raise CannotProbe(
+                f"{name}: neither a folder nor in the local cache; add --download to fetch it"
+            ) from error
+    try:
+        files = _wanted(name)
+        size = sum(files.values())
+        sys.stderr.write(f"moe-microscope: fetching {name}: {size / 1e9:,.1f} GB\n")
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except CannotProbe:
+        raise
+    except Exception as error:  # the network, a wrong name, a full disk
+        raise CannotProbe(f"{name}: cannot be fetched ({type(error).__name__}: {error})") from error
+
+
+def _wanted(name: str) -> dict[str, int]:
+    """Names and bytes of the files to fetch."""
+    from huggingface_hub import HfApi
+
+    files = HfApi().model_info(name, files_metadata=True).siblings or []
+    wanted = {
+        one.rfilename: one.size or 0
+        for one in files
+        if "/" not in one.rfilename and any(fnmatch(one.rfilename, kind) for kind in FILES)
+    }
+    if not any(one.endswith(".safetensors") for one in wanted):
+        raise CannotProbe(f"{name}: has no safetensors; only those are loaded, no pickles")
+    return wanted
+
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER, ADAPTER = "tokenizer.json", "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MOST_JSON_BYTES = 64 << 20
+_MOST_TOKENIZER_BYTES = 256 << 20
+
+
+def load_published(folder: Path, name: str, dtype: str, device: torch.device) -> Subject:
+    """The model in ``folder``; see ``checkpoints.load``."""
+    fields = _config(folder)
+    _refuse_pickles(folder)
+    tokenizer = _tokenizer(folder)
+    model = _model(folder, fields, dtype, device)
+    return Subject(
+        name, model, TokenizerPieces(tokenizer), _context(model), _forward(model), _writer(model)
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).exists():
+        raise CannotProbe(
+            f"{folder}: has neither {CONFIG} nor checkpoint.json; name the folder of a model"
+        )
+    if (folder / ADAPTER).exists():
+        raise CannotProbe(f"{folder}: holds an adapter ({ADAPTER}); merge it into its model first")
+    fields = _json(folder / CONFIG)
+    kind = fields.get("model_type")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if "auto_map" in fields:
+            raise CannotProbe(
+                f"{folder}: needs code of its own (auto_map in {CONFIG}), which is never run; "
+                "probe it in your own code with microscope_tui.probe.attach"
+            )
+        raise CannotProbe(
+            f"{folder}: model_type {kind!r} is not in this transformers; update it, or correct "
+            f"{CONFIG}"
+        )
+    kept: dict[str, Any] = _without_kernels(fields)
+    return kept
+
+
+def _without_kernels(value: Any) -> Any:
+    """Without names of attention or expert kernels, which transformers may fetch and run."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:  # how transformers writes what JSON lacks
+            return float(value["__float__"])
+        endings = ("attn_implementation", "experts_implementation")
+        kept = {k: v for k, v in value.items() if k != "auto_map" and not k.endswith(endings)}
+        return {key: _without_kernels(item) for key, item in kept.items()}
+    return [_without_kernels(item) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_pickles(folder: Path) -> None:
+    names = [WEIGHTS]
+    if (folder / INDEX).exists():
+        shards = _json(folder / INDEX).get("weight_map")
+        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
+            raise CannotProbe(f"{folder / INDEX}: names files outside of the folder, or none")
+    elif not (folder / WEIGHTS).exists():
+        pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
+        only = f"only {pickles[0]}, a pickle, which can run code" if pickles else "none"
+        raise CannotProbe(
+            f"{folder}: no safetensors ({only}); save the model with save_pretrained first"
+        )
+    for name in names:
+        _regular(folder / name)
+
+
+def _tokenizer(folder: Path) -> Any:
+    path = folder / TOKENIZER
+    if not path.exists():
+        raise CannotProbe(
+            f"{folder}: has no {TOKENIZER}; save the tokenizer beside the model with "
+            "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+        )
+    if _regular(path) > _MOST_TOKENIZER_BYTES:
+        raise CannotProbe(f"{path}: larger than {_MOST_TOKENIZER_BYTES:,} bytes")
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(path.read_bytes().decode())
+    except Exception as error:  # the library has no error class
+        raise CannotProbe(f"{path}: not a tokenizer ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.device) -> Any:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with _quiet():
+        try:
+            config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+            model, report = _class(config).from_pretrained(
+                folder,
+                config=config,
+                dtype=DTYPES.get(dtype, "auto"),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            model = model.to(device).eval()
+        except Exception as error:  # transformers raises anything for a folder that is not right
+            if out_of_memory(error):
+                raise CannotProbe(
+                    f"{folder}: out of memory while loading; choose --dtype bf16, or a device "
+                    "with more memory"
+                ) from error
+            said = str(error).strip().splitlines()
+            raise CannotProbe(
+                f"{folder}: transformers {transformers.__version__} cannot load it "
+                f"({type(error).__name__}: {said[0] if said else ''})"
+            ) from error
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        raise CannotProbe(
+            f"{folder}: {len(missing)} weights are missing or of another shape, the first is "
+            f"{missing[0]}; use the {CONFIG} of these files"
+        )
+    return model
+
+
+def _class(config: Any) -> Any:
+    """The class that the folder names, if it is one of transformers; else the automatic one."""
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return transformers.AutoModelForCausalLM
+
+
+def _context(model: Any) -> int | None:
+    config = text_config(model)
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _forward(model: Any) -> Any:
+    """An encoder and its decoder both read the text; the decoder's logits are not next tokens."""
+    names = inspect.signature(type(model).forward).parameters
+    more = {"use_cache": False} if "use_cache" in names else {}
+    two = bool(getattr(model.config, "is_encoder_decoder", False))
+
+    def forward(ids_BS: Tensor, real_BS: Tensor | None) -> Tensor | None:
+        real_BS = torch.ones_like(ids_BS) if real_BS is None else real_BS.long()
+        given = {"input_ids": ids_BS, "attention_mask": real_BS, **more}
+        if two:
+            given |= {"decoder_input_ids": ids_BS, "decoder_attention_mask": real_BS}
+        logits_BSV = getattr(model(**given), "logits", None)
+        return None if two or not isinstance(logits_BSV, Tensor) else logits_BSV
+
+    return forward
+
+
+def _writer(model: Any) -> Any:
+    def write(ids: list[int], most: int) -> list[int]:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise CannotProbe(f"{type(model).__name__} has an encoder; leave --generate out")
+        if most < 1:
+            return []
+        ids_BS = torch.tensor([ids], device=model.device)
+        torch.manual_seed(0)
+        with _quiet():
+            try:
+                whole = model.generate(
+                    input_ids=ids_BS,
+                    attention_mask=torch.ones_like(ids_BS),
+                    max_new_tokens=most,
+                    do_sample=True,
+                )
+            except (AttributeError, TypeError, ValueError) as error:
+                raise CannotProbe(
+                    f"{type(model).__name__} cannot generate ({error}); leave --generate out"
+                ) from error
+        written: list[int] = whole[0].tolist()
+        return written[len(ids) :]
+
+    return write
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks and bars of transformers: what matters is checked."""
+    from transformers.utils import logging as loud
+
+    logging: Any = loud  # untyped
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if _regular(path) > _MOST_JSON_BYTES:
+        raise CannotProbe(f"{path}: larger than {_MOST_JSON_BYTES:,} bytes")
+    try:
+        fields = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise CannotProbe(f"{path}: cannot be read ({error})") from error
+    if not isinstance(fields, dict):
+        raise CannotProbe(f"{path}: not a JSON object")
+    return fields
+
+
+def _regular(path: Path) -> int:
+    """Size of a file; a pipe or a device would never end."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CannotProbe(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise CannotProbe(f"{path}: not a regular file")
+    return found.st_size

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from microscope_tui.runlog import open_regular_file
 
@@ -103,3 +111,302 @@ def read_text(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
         raise BadText(f"{path}: cannot be read ({error.strerror})") from None
     if rest:
         yield rest
+
+
+_SHOWN = 20
+"""Characters that a note lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens that are read together."""
+
+    ids: list[int]
+    texts: list[bytes]
+    """Of each token; empty for those that the tokenizer puts before a text."""
+    slices: list[int]
+    """Number of the slice of each token."""
+    begins: bool = True
+    """It is the beginning of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All windows of a probe, and what has to be said about them."""
+
+    windows: list[Window]
+    notes: list[str]
+
+
+def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: int) -> Reading:
+    """Read and cut the texts; characters that the model has no token for are left out, and said.
+
+    Args:
+        length: Tokens of a window at most, those that the tokenizer puts before a text included.
+        tokens: At most this many in all, shared evenly between the slices.
+
+    Raises:
+        BadText: a text is unreadable, or there is none at all.
+    """
+    found, split = Reading([], []), 0
+    skipped: list[str] = []
+    strangers: Counter[str] = Counter()
+    room = length - len(pieces.prefix)
+    if room < 1:
+        raise BadText(f"a window of {length} has no room for text: choose a larger --window")
+    for number, one in enumerate(slices):
+        left = max(1, tokens // len(slices))
+        for path in one.files:
+            try:
+                ids, texts = _encode(path, pieces, left, strangers)
+            except BadText as error:
+                if path in one.named:
+                    raise
+                skipped.append(str(error))
+                continue
+            left -= len(ids)
+            split += len(ids) > room
+            for start in range(0, len(ids), room):
+                part = slice(start, start + room)
+                found.windows.append(_window(pieces, ids[part], texts[part], number, start == 0))
+            if left <= 0:
+                break
+    if not found.windows and strangers:
+        raise BadText(f"{_listed(strangers)} are all there is, and the model has no token for them")
+    if not found.windows:
+        names = ", ".join(one.name for one in slices)
+        raise BadText(f"{names}: no text to read; name UTF-8 files that are not empty")
+    if split:
+        found.notes.append(
+            f"texts longer than a window of {length:,} tokens: {split:,}; read in several windows, "
+            "each without what came before"
+        )
+    if strangers:
+        found.notes.append(f"left out, as the model has no token for them: {_listed(strangers)}")
+    if skipped:
+        found.notes.append(f"files left out: {len(skipped):,}; the first: {skipped[0]}")
+    return found
+
+
+def _window(
+    pieces: Pieces, ids: list[int], texts: list[bytes], number: int, begins: bool
+) -> Window:
+    before = list(pieces.prefix)
+    ids, texts = before + ids, [b""] * len(before) + texts
+    return Window(ids, texts, [number] * len(ids), begins)
+
+
+def _listed(characters: Counter[str]) -> str:
+    """How many there are, and the most frequent ones."""
+    shown = "".join(one for one, _ in characters.most_common(_SHOWN))
+    return f"{characters.total():,} characters {shown!r}"
+
+
+def _encode(
+    path: Path, pieces: Pieces, most: int, strangers: Counter[str]
+) -> tuple[list[int], list[bytes]]:
+    """The first ``most`` tokens of a file; no more of it is read than they need."""
+    ids: list[int] = []
+    texts: list[bytes] = []
+    for text in read_text(path, piece_bytes=min(1 << 20, max(1 << 12, most * 8))):
+        if unknown := pieces.strangers(text):
+            strangers.update(one for one in text if one in unknown)
+            text = "".join(one for one in text if one not in unknown)
+        try:
+            more_ids, more_texts = pieces.encode(text)
+        except ValueError as error:
+            raise BadText(f"{path}: {error}") from None
+        ids += more_ids
+        texts += more_texts
+        if len(ids) >= most:
+            return ids[:most], texts[:most]
+    return ids, texts
+
+
+def continued(
+    windows: Sequence[Window],
+    num_slices: int,
+    pieces: Pieces,
+    write: Callable[[list[int], int], list[int]],
+    length: int,
+    most: int,
+) -> Iterator[Window]:
+    """The beginning of each text as a prompt, and what the model writes after it.
+
+    Args:
+        num_slices: What is written after slice ``n`` is slice ``n + num_slices``.
+        write: Continues ids by at most so many tokens.
+        length: Tokens of a window; a prompt is cut to half of it.
+        most: Tokens to write after each prompt.
+    """
+    for window in filter(lambda one: one.begins, windows):
+        prompt = slice(0, max(1, length // 2))
+        ids = window.ids[prompt]
+        written = write(ids, min(most, length - len(ids)))
+        number = window.slices[0]
+        yield Window(
+            ids + written,
+            window.texts[prompt] + [pieces.of_id(one) for one in written],
+            [number] * len(ids) + [number + num_slices] * len(written),
+        )
+
+
+def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
+    """Consecutive windows, ``size`` at a time."""
+    for start in range(0, len(windows), size):
+        yield list(windows[start : start + size])
+
+
+def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Ids ``[B, S]``, padded on the right, and which are real; None where all are."""
+    longest = max(len(window.ids) for window in batch)
+    ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
+    if all(len(window.ids) == longest for window in batch):
+        return ids_BS.to(device), None
+    lengths_B = torch.tensor([len(window.ids) for window in batch])
+    return ids_BS.to(device), (torch.arange(longest) < lengths_B[:, None]).to(device)
+
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Pieces(Protocol):
+    """A tokenizer as the probe uses it."""
+
+    prefix: Sequence[int]
+    """Ids that the model expects before every text, for example a start token."""
+
+    def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """Ids and bytes of each token; the bytes together are ``text`` in UTF-8.
+
+        Raises:
+            ValueError: the tokenizer cannot encode it.
+        """
+
+    def of_id(self, token: int) -> bytes:
+        """The bytes that a token is in a text that a model writes."""
+
+    def strangers(self, text: str) -> frozenset[str]:
+        """Characters of ``text`` to leave out: there is no token for them."""
+
+
+class CharacterPieces:
+    """One token per character of a vocabulary."""
+
+    prefix: Sequence[int] = ()
+
+    def __init__(self, tokenizer: Any) -> None:
+        """``tokenizer``: with ``vocabulary``, a string, and ``encode(text)``, ids as a tensor."""
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """See ``Pieces``."""
+        return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
+
+    def of_id(self, token: int) -> bytes:
+        """See ``Pieces``."""
+        known: str = self._tokenizer.vocabulary
+        return known[token].encode() if token < len(known) else _name(token)
+
+    def strangers(self, text: str) -> frozenset[str]:
+        """See ``Pieces``: those that the model was not trained on."""
+        return frozenset(text).difference(self._tokenizer.vocabulary)
+
+
+class TokenizerPieces:
+    """A ``tokenizers.Tokenizer``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        parts = (tokenizer.decoder, tokenizer.pre_tokenizer)
+        states = b"".join(part.__getstate__() for part in parts if part is not None)
+        self._byte_level = b'"ByteLevel"' in states
+        self._known: dict[int, bytes] = {}
+        self._added: dict[int, str] = {
+            number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
+        }
+        whole = tokenizer.encode("a")
+        self.prefix: Sequence[int] = ()
+        if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
+            self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
+
+    def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """See ``Pieces``."""
+        try:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library has no error class
+            raise ValueError(f"the tokenizer cannot encode this text ({error})") from error
+        data = text.encode()
+        if self._byte_level:
+            pieces = [self.of_id(one) for one in found.ids]
+            joined = b"".join(pieces)
+            if joined == b" " + data:  # some put a space before the first word
+                pieces[0], joined = pieces[0][1:], data
+            if joined == data:
+                return found.ids, pieces
+        return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
+
+    def of_id(self, token: int) -> bytes:
+        """See ``Pieces``."""
+        if token not in self._known:
+            self._known[token] = self._bytes(token)
+        return self._known[token]
+
+    def strangers(self, text: str) -> frozenset[str]:
+        """See ``Pieces``: none; the tokenizer has a token for what it does not know, or refuses."""
+        return frozenset()
+
+    def _bytes(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode()
+        name = self._tokenizer.id_to_token(token)
+        if name is None:
+            return _name(token)
+        if self._byte_level and all(one in _byte_of_character() for one in name):
+            return bytes(_byte_of_character()[one] for one in name)
+        if byte := _BYTE.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        return str(name).removeprefix("##").replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+    def _by_offsets(
+        self, text: str, data: bytes, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> list[bytes]:
+        """The part of the text from the end of the token before to the end of this one."""
+        at_byte = (
+            range(len(text) + 1)
+            if len(text) == len(data)
+            else list(accumulate((len(one.encode()) for one in text), initial=0))
+        )
+        pieces: list[bytes] = []
+        start, at = 0, 0
+        while start < len(ids):
+            end, stop = start + 1, offsets[start][1]
+            while end < len(ids) and offsets[end][0] < stop:  # they share a character
+                stop, end = max(stop, offsets[end][1]), end + 1
+            until = max(at, at_byte[stop])
+            pieces += self._shared(data[at:until], ids[start:end])
+            start, at = end, until
+        if pieces and at < len(data):
+            pieces[-1] += data[at:]
+        return pieces
+
+    def _shared(self, data: bytes, ids: list[int]) -> list[bytes]:
+        """``data`` divided among tokens: as their own bytes say, else all to the first."""
+        own = [self.of_id(one) for one in ids] if len(ids) > 1 else [data]
+        if len(ids) > 1 and data.endswith(joined := b"".join(own)):
+            return [data[: len(data) - len(joined)] + own[0], *own[1:]]
+        return [data, *[b""] * (len(ids) - 1)]
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes with (GPT-2, ``bytes_to_unicode``)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + place): byte for place, byte in enumerate(rest)
+    }
+
+
+def _name(token: int) -> bytes:
+    return f"<{token}>".encode()

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from microscope_tui.probe.adapter import Adapter
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.probe import Probe
-from microscope_tui.probe.same_weights import differing, marks
+from microscope_tui.probe.sites import Adapter, Site
 
 _logger = logging.getLogger(__name__)
 _OTHER_WEIGHTS = (
@@ -93,9 +96,13 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             on_alert=self._alarm,
             planned_steps=state.max_steps,
         )
-        if state.global_step and (names := differing(self.probe.sites, marked)):
+        if state.global_step and (names := _differing(self.probe.sites, marked)):
             _logger.warning(_OTHER_WEIGHTS, state.global_step, ", ".join(names[:8]))
-        self.probe.watches_losses(across_ranks=bool(args.average_tokens_across_devices))
+        self.probe.watch.losses = StepLosses(
+            self.probe.watch.model,
+            self.probe.ranks.counting,
+            across_ranks=bool(args.average_tokens_across_devices),
+        )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """The gradients are there now, and gone at the end of the step."""
@@ -154,7 +161,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in ``trainer_state.json``."""
         if self.probe is not None:
-            judgement, self.marks = self.probe.state_dict()["judgement"], marks(self.probe.sites)
+            judgement, self.marks = self.probe.state_dict()["judgement"], _marks(self.probe.sites)
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
         settings |= {
@@ -167,6 +174,36 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if alert.severity != "info":
             self._news.append(alert)
         if alert.is_collapse and self._stop_on_collapse and self.probe is not None:
-            self.probe.request_stop()
+            self.probe.wants_stop = True
         if self._on_alert is not None:
             self._on_alert(alert)
+
+
+def _marks(sites: Sequence[Site]) -> list[float | None]:
+    """A number per router that tells its weights and those of its experts from others; ``None``
+    where this process holds only a part of them."""
+    return [_mark([*(site.block or site.module).parameters()]) for site in sites]
+
+
+def _mark(weights: Sequence[Tensor]) -> float | None:
+    if any(hasattr(weight, "device_mesh") or not weight.numel() for weight in weights):
+        return None
+    # A sample costs nothing, and no two are alike.
+    samples = [weight.detach().flatten()[:4096].double() for weight in weights]
+    return math.fsum(float(torch.linalg.vector_norm(sample)) for sample in samples)
+
+
+def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
+    """Names of the routers whose weights, or those of their experts, are not those of ``kept``.
+
+    A checkpoint whose weights have other names than the model's is loaded in part, and routers and
+    experts are what is left out. The Trainer of transformers does so with families whose experts
+    are saved one by one (huggingface/transformers#48805).
+    """
+    if len(kept) != len(sites):
+        return []
+    return [
+        site.name
+        for site, old, new in zip(sites, kept, _marks(sites), strict=True)
+        if old is not None and new is not None and abs(new - old) > 1e-5 * abs(old)
+    ]

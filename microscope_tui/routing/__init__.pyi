@@ -8,6 +8,7 @@ from .engine import SUFFIXES as SUFFIXES
 from .engine import BadEngineOutput as BadEngineOutput
 from .engine import convert as convert
 from .file import Routing as Routing
+from .file import RoutingWriter as RoutingWriter
 from .layout import FEWEST_EXPECTED as FEWEST_EXPECTED
 from .layout import FILE_NAME as FILE_NAME
 from .layout import PREAMBLE as PREAMBLE
@@ -16,4 +17,3 @@ from .layout import Choice as Choice
 from .layout import Shape as Shape
 from .layout import Tables as Tables
 from .layout import sections as sections
-from .write import RoutingWriter as RoutingWriter

@@ -21,7 +21,6 @@ _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
 """Different swaps that are kept; further ones are counted, not named."""
-_DIFFERS = 1
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -117,7 +116,7 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
     Raises:
         NotComparable: other tokens, layers, experts or k, or no token that both routed.
     """
-    refuse_others(a, b, token_ids=token_ids)
+    _refuse_others(a, b, token_ids)
     flags = bytearray(a.tokens)
     seen, differing = Counter[int](), Counter[int]()
     layers = []
@@ -125,22 +124,22 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins: bool = T
         layer = LayerMismatch(name, depth)
         for start in range(0, a.tokens, _TOKENS_AT_ONCE):
             end = min(start + _TOKENS_AT_ONCE, a.tokens)
-            found = _Piece(a, b, index, start, end, flags).into(layer)
+            other, unrouted = _Piece(a, b, index, start, end, flags).into(layer)
             if margins:
-                _count_margins(a, index, start, end, found, seen, differing)
+                # Bit patterns are counted: 65,536 at most, so nothing grows with the tokens.
+                patterns = array("H", a.margins_of(index, start, end))
+                seen.update(patterns)
+                seen.subtract([patterns[token] for token in unrouted])
+                differing.update([patterns[token] for token in other])
         layers.append(layer)
     routed = max(layer.compared for layer in layers)
     if not routed:
         raise NotComparable("no token was routed on both sides")
-    return Mismatch(routed, flags.count(_DIFFERS), layers, _bins(seen, differing))
+    return Mismatch(routed, flags.count(1), layers, _bins(seen, differing))
 
 
-def refuse_others(a: Routing, b: Routing, *, token_ids: bool = True) -> None:
-    """Check that both files are about the same tokens, layers, experts and k.
-
-    Raises:
-        NotComparable: see ``compare``.
-    """
+def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
+    """Check that both files are about the same tokens, layers, experts and k."""
     for what, mine, theirs in (
         ("tokens", a.tokens, b.tokens),
         ("layers", len(a.shape.layers), len(b.shape.layers)),
@@ -164,14 +163,6 @@ def refuse_others(a: Routing, b: Routing, *, token_ids: bool = True) -> None:
             )
 
 
-@dataclass(slots=True)
-class _Found:
-    """Tokens of one piece, counted from its start."""
-
-    differing: list[int]
-    unrouted: list[int]
-
-
 class _Piece:
     """Some tokens of one layer in both files."""
 
@@ -185,19 +176,20 @@ class _Piece:
         self._experts = a.shape.num_experts
         self._empty = 0xFF if self._code == "B" else 0xFFFF
 
-    def into(self, layer: LayerMismatch) -> _Found:
-        """Add the piece to its layer."""
-        found = _Found([], [])
+    def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
+        """Add the piece to its layer; tokens that differ, and that one side did not route."""
+        differing: list[int] = []
+        unrouted: list[int] = []
         for token, mine, theirs in self._suspects():
             if mine[0] == self._empty or theirs[0] == self._empty:
-                found.unrouted.append(token)
+                unrouted.append(token)
             elif set(mine) != set(theirs):
-                found.differing.append(token)
-                self._flags[self._start + token] = _DIFFERS
+                differing.append(token)
+                self._flags[self._start + token] = 1
                 _swap(layer, self._chosen(mine), self._chosen(theirs))
-        layer.compared += self._count - len(found.unrouted)
-        layer.differing += len(found.differing)
-        return found
+        layer.compared += self._count - len(unrouted)
+        layer.differing += len(differing)
+        return differing, unrouted
 
     def _chosen(self, row: _Row) -> list[int]:
         return [expert for expert in row if expert < self._experts]
@@ -220,9 +212,7 @@ class _Piece:
 
     def _has_empty(self, ids: bytes) -> bool:
         """Whether a first slot is empty: the chosen experts come first."""
-        if self._code == "B":
-            return bool(ids[:: self._k].count(self._empty))
-        return bool(array("H", ids)[:: self._k].count(self._empty))
+        return self._empty in array(self._code, ids)[:: self._k]
 
 
 def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
@@ -234,22 +224,6 @@ def _swap(layer: LayerMismatch, old: Sequence[int], new: Sequence[int]) -> None:
             layer.swaps[pair] += 1
         else:
             layer.unnamed_swaps += 1
-
-
-def _count_margins(
-    a: Routing,
-    layer: int,
-    start: int,
-    end: int,
-    found: _Found,
-    seen: Counter[int],
-    differing: Counter[int],
-) -> None:
-    """Count the bit patterns of the margins: 65,536 at most, so nothing grows with the tokens."""
-    patterns = array("H", a.margins_of(layer, start, end))
-    seen.update(patterns)
-    seen.subtract([patterns[token] for token in found.unrouted])
-    differing.update([patterns[token] for token in found.differing])
 
 
 def _bins(seen: Counter[int], differing: Counter[int]) -> list[MarginBin]:

@@ -1,64 +1,74 @@
 """What an inference engine returned as ``routed_experts``, as a ``routing.bin``.
 
-Read are a ``.npy`` of integers [tokens, layers, k], and JSON lines of responses: vLLM's nested
-lists (``prompt_routed_experts`` and ``routed_experts`` [tokens][layers][k]) and SGLang's base64 of
-int32 in ``meta_info``. Layers without MoE hold -1 and are dropped. Nothing routes the last sampled
-token: engines leave it out or fill it with zeros, which are not expert 0, so it stays empty here.
+Read are a ``.npy`` of integers [tokens, layers, k], without numpy or pickle, and JSON lines of
+responses: vLLM's nested lists (``prompt_routed_experts`` and ``routed_experts``
+[tokens][layers][k]) and SGLang's base64 of int32 in ``meta_info``. Layers without MoE hold -1 and
+are dropped. Nothing routes the last sampled token: engines leave it out or fill it with zeros,
+which are not expert 0, so it stays empty here.
 """
 
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import struct
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import msgspec
+
+from microscope_tui.routing.file import RoutingWriter
 from microscope_tui.routing.layout import MOST_EXPERTS, MOST_LAYERS, BadRouting, Shape
-from microscope_tui.routing.npy import BadArray, IntegerArray
-from microscope_tui.routing.responses import BadResponse, Beside, Response, responses
-from microscope_tui.routing.write import RoutingWriter
+from microscope_tui.runlog import open_regular_file, safe_text
 
 SUFFIXES = (".jsonl", ".npy")
 _ROWS_AT_ONCE = 4096
 _NONE = -1
+_MOST_LINE = 64 << 20
+_Rows = list[list[list[int]]]
 
 
 class BadEngineOutput(ValueError):
     """It cannot be read as routed experts; the message says where and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """An engine's output as a file."""
-
-    path: Path
-    has_token_ids: bool
-
-
-def convert(path: Path, target: Path, beside: Beside | None = None) -> Converted:
+def convert(path: Path, target: Path, beside: Shape | None = None) -> bool:
     """Write ``target`` from an engine's output.
 
     Args:
-        beside: the probe that it is compared with. Without it the depths are those of the engine's
-            layers, and the number of experts is unknown.
+        beside: sizes of the probe that it is compared with. Without it the depths are those of
+            the engine's layers, and the number of experts is unknown.
+
+    Returns:
+        Whether the ids of the tokens are known.
 
     Raises:
         OSError: a file cannot be read or written.
         BadEngineOutput: it has another form, or choices that the model of ``beside`` cannot make.
     """
     try:
-        source = _Array(path) if path.suffix == ".npy" else _Lines(path, beside)
-        with closing(source):
-            return _written(source, target, beside)
-    except (BadArray, BadResponse, BadRouting) as error:
+        with closing(_Array(path) if path.suffix == ".npy" else _Lines(path, beside)) as source:
+            _write(source, target, beside)
+            return source.has_token_ids
+    except (BadEngineOutput, BadRouting) as error:
         raise BadEngineOutput(f"{path}: {error}") from None
 
 
-def _written(source: "_Array | _Lines", target: Path, beside: Beside | None) -> Converted:
+def _write(source: _Array | _Lines, target: Path, beside: Shape | None) -> None:
     tokens, layers, k = source.shape
     if not (0 < layers <= MOST_LAYERS and tokens and k):
-        raise BadResponse(f"{tokens:,} tokens, {layers:,} layers, k {k:,}: nothing to compare")
+        raise BadEngineOutput(f"{tokens:,} tokens, {layers:,} layers, k {k:,}: nothing to compare")
     kept = _moe_layers(source, layers, k, beside)
-    depths, names = _places(kept, layers, beside)
+    depths, names = tuple(kept), tuple(f"L{layer}" for layer in kept)
+    if beside is not None and len(beside.layers) in (layers, len(kept)):
+        depths, names = beside.layers, beside.layer_names
     experts = beside.num_experts if beside is not None else MOST_EXPERTS
     writer = RoutingWriter(target, Shape(depths, names, experts, k, tokens))
     try:
@@ -67,33 +77,23 @@ def _written(source: "_Array | _Lines", target: Path, beside: Beside | None) -> 
             zeros = [0] * count
             first = writer.put_tokens(ids or zeros, [b""] * count, zeros, zeros)
             for place, layer in enumerate(kept):
-                packed = _packed(rows, layer, layers, k, experts, writer.empty_slot)
+                packed = _packed(rows, layer, layers, k, experts, writer.places.empty_slot)
                 writer.put("ids", place, first, packed)
         writer.finish()
     except BaseException:
         writer.abandon()
         raise
-    return Converted(target, source.has_token_ids)
 
 
-def _moe_layers(source: "_Array | _Lines", layers: int, k: int, beside: Beside | None) -> list[int]:
+def _moe_layers(source: _Array | _Lines, layers: int, k: int, beside: Shape | None) -> list[int]:
     """The layers that chose an expert for any of the first tokens."""
     _, rows = next(source.pieces())
-    if beside is not None and len(beside.depths) == layers:
+    if beside is not None and len(beside.layers) == layers:
         return list(range(layers))
     kept = [
         layer for layer in range(layers) if max(rows[layer * k :: layers * k], default=-1) > _NONE
     ]
     return kept or list(range(layers))
-
-
-def _places(
-    kept: Sequence[int], layers: int, beside: Beside | None
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Depths and names: those of the probe where the number of layers agrees."""
-    if beside is not None and len(beside.depths) in (layers, len(kept)):
-        return tuple(beside.depths), tuple(beside.names)
-    return tuple(kept), tuple(f"L{layer}" for layer in kept)
 
 
 def _packed(
@@ -105,56 +105,109 @@ def _packed(
     low, high = min(map(min, slots)), max(map(max, slots))
     if low < _NONE or high >= experts:
         wrong = low if low < _NONE else high
-        raise BadResponse(
+        raise BadEngineOutput(
             f"expert {wrong:,} in layer {layer}: expected 0 to {experts - 1:,}, or -1"
         )
     code = "B" if empty == 0xFF else "H"
     # Nothing chooses one expert twice: zeros in all slots are a token without a route.
     unrouted = k > 1 and 0 in map(max, zip(*slots, strict=True))
     if low == _NONE or unrouted:
-        rows_of = zip(*slots, strict=True)
         chosen = (
-            sorted(row, key=_NONE.__eq__) if k == 1 or any(row) else [_NONE] * k for row in rows_of
+            sorted(row, key=_NONE.__eq__) if k == 1 or any(row) else [_NONE] * k
+            for row in zip(*slots, strict=True)
         )
-        return array(
-            code, [empty if one == _NONE else one for row in chosen for one in row]
-        ).tobytes()
-    ids = array(code, bytes(len(slots[0]) * k * array(code).itemsize))
-    for slot, values in enumerate(slots):
-        ids[slot::k] = array(code, values)
-    return ids.tobytes()
+        slots_of = (empty if one == _NONE else one for row in chosen for one in row)
+        return array(code, slots_of).tobytes()
+    return array(code, chain.from_iterable(zip(*slots, strict=True))).tobytes()
+
+
+_MOST_HEADER = 1 << 12
+_HEADER = re.compile(
+    rb"\{\s*'descr':\s*'([<>|=]?)([iu])([1248])',\s*'fortran_order':\s*(True|False),"
+    rb"\s*'shape':\s*\((\d{1,12}),\s*(\d{1,12}),\s*(\d{1,12}),?\s*\),?\s*\}\s*"
+)
+_CODES = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 
 
 class _Array:
-    """A ``.npy`` of one sequence of tokens without ids."""
+    """A ``.npy`` of one sequence of tokens without ids: integers in C order with three axes.
+
+    The format: a magic, a version, the length of a header, and the header, a literal of a Python
+    dict (numpy.lib.format).
+    """
 
     has_token_ids = False
 
     def __init__(self, path: Path) -> None:
-        self._array = IntegerArray(path)
-        self.shape = self._array.shape
+        self._file = os.fdopen(open_regular_file(path), "rb")
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._array.close()
+        self._file.close()
+
+    def _read_header(self) -> None:
+        head = self._file.read(12)
+        if not head.startswith(b"\x93NUMPY") or len(head) < 12:
+            raise BadEngineOutput("is not a .npy file")
+        if head[6] == 1:
+            (length,), start = struct.unpack_from("<H", head, 8), 10
+        elif head[6] in (2, 3):
+            (length,), start = struct.unpack_from("<I", head, 8), 12
+        else:
+            raise BadEngineOutput(f"version {head[6]} of .npy, expected 1 to 3")
+        if length > _MOST_HEADER:
+            raise BadEngineOutput(
+                f"a header of {length:,} bytes, expected at most {_MOST_HEADER:,}"
+            )
+        self._file.seek(start)
+        header = self._file.read(length)
+        found = _HEADER.fullmatch(header)
+        if found is None:
+            raise BadEngineOutput(
+                f"holds {safe_text(header.decode('latin-1').strip(), 120)}: expected integers of "
+                "shape (tokens, layers, k)"
+            )
+        order, kind, size, fortran, *shape = (part.decode() for part in found.groups())
+        if fortran == "True":
+            raise BadEngineOutput("is in Fortran order: save numpy.ascontiguousarray of it")
+        self.shape = tuple(map(int, shape))
+        """Tokens, layers, k."""
+        tokens, layers, k = self.shape
+        self._code, self._swap = _CODES[kind + size], order == ">"
+        self._row = layers * k * int(size)
+        self._start = start + length
+        expected = self._start + tokens * self._row
+        actual = os.fstat(self._file.fileno()).st_size
+        if expected != actual:
+            raise BadEngineOutput(
+                f"has {actual:,} bytes instead of {expected:,}: cut off or damaged"
+            )
 
     def pieces(self) -> Iterator[tuple[None, Sequence[int]]]:
         tokens, layers, k = self.shape
+        self._file.seek(self._start)
         for start in range(0, tokens, _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, tokens)
-            rows = self._array.rows(start, end)
-            yield None, _without_last(rows, layers * k) if end == tokens else rows
+            count = min(_ROWS_AT_ONCE, tokens - start)
+            rows = array(self._code, self._file.read(count * self._row))
+            if self._swap:
+                rows.byteswap()
+            yield None, _without_last(rows, layers * k) if start + count == tokens else rows
 
 
 class _Lines:
     """JSON lines of responses, one sequence after the other; the file is read twice."""
 
-    def __init__(self, path: Path, beside: Beside | None) -> None:
+    def __init__(self, path: Path, beside: Shape | None) -> None:
         self._path, self._beside = path, beside
         tokens, self.has_token_ids = 0, True
         layers = k = 0
-        for number, response in responses(path, beside):
+        for number, response in _responses(path, beside):
             if (layers, k) != (0, 0) and (layers, k) != (response.layers, response.k):
-                raise BadResponse(
+                raise BadEngineOutput(
                     f"line {number:,}: {response.layers} layers and k {response.k}, before "
                     f"{layers} and {k}"
                 )
@@ -167,11 +220,152 @@ class _Lines:
         pass  # every pass closes its own file
 
     def pieces(self) -> Iterator[tuple[Sequence[int] | None, Sequence[int]]]:
-        for _, response in responses(self._path, self._beside):
+        for _, response in _responses(self._path, self._beside):
             yield response.token_ids, _padded(response)
 
 
-def _padded(response: Response) -> Sequence[int]:
+class _Meta(msgspec.Struct):
+    routed_experts: str | _Rows | None = None
+
+
+class _Choice(msgspec.Struct):
+    token_ids: list[int] | None = None
+    routed_experts: _Rows | None = None
+
+
+class _Line(msgspec.Struct):
+    prompt_token_ids: list[int] | None = None
+    input_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    output_ids: list[int] | None = None
+    output_token_ids: list[int] | None = None
+    prompt_routed_experts: _Rows | None = None
+    routed_experts: str | _Rows | None = None
+    meta_info: _Meta | None = None
+    choices: list[_Choice] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """One sequence of tokens."""
+
+    tokens: int
+    token_ids: Sequence[int] | None
+    layers: int
+    k: int
+    rows: Sequence[int]
+    """Flat: token, layer, slot."""
+    before: int
+    """Tokens of the prompt in front of the first row."""
+
+
+def _responses(path: Path, beside: Shape | None) -> Iterator[tuple[int, _Response]]:
+    """The responses with their line numbers.
+
+    Args:
+        beside: needed for base64, which holds no shape.
+
+    Raises:
+        OSError: the file cannot be read.
+        BadEngineOutput: a line is not a response, or too long.
+    """
+    decoder = msgspec.json.Decoder(_Line)
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        number = 0
+        while line := file.readline(_MOST_LINE + 1):
+            number += 1
+            if len(line) > _MOST_LINE:
+                raise BadEngineOutput(
+                    f"line {number:,}: longer than {_MOST_LINE >> 20} MB; write one response a line"
+                )
+            if not line.strip():
+                continue
+            try:
+                yield number, _response(decoder.decode(line), beside)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise BadEngineOutput(f"line {number:,}: {safe_text(error, 160)}") from None
+            except BadEngineOutput as error:
+                raise BadEngineOutput(f"line {number:,}: {error}") from None
+    if not number:
+        raise BadEngineOutput("is empty")
+
+
+def _response(line: _Line, beside: Shape | None) -> _Response:
+    if line.choices and len(line.choices) > 1:
+        raise BadEngineOutput(f"{len(line.choices)} choices: ask for one a request (n = 1)")
+    choice = line.choices[0] if line.choices else _Choice()
+    prompt = line.prompt_token_ids if line.prompt_token_ids is not None else line.input_ids
+    outputs = (choice.token_ids, line.token_ids, line.output_ids, line.output_token_ids)
+    output = next((ids for ids in outputs if ids is not None), None)
+    ids = None if prompt is output is None else [*(prompt or ()), *(output or ())]
+    if ids is not None and not all(0 <= one < 1 << 32 for one in ids):
+        raise BadEngineOutput("a token id is negative or above 4,294,967,295")
+    experts = line.routed_experts
+    if experts is None:
+        experts = choice.routed_experts
+    if experts is None and line.meta_info is not None:
+        experts = line.meta_info.routed_experts
+    if isinstance(experts, str):
+        if beside is None or ids is None:
+            raise BadEngineOutput(
+                "base64 holds no shape: it needs token ids, and a probe beside it"
+            )
+        return _placed(_from_base64(experts), beside.top_k, ids, len(prompt or ()), beside=beside)
+    nested = [*(line.prompt_routed_experts or ()), *(experts or ())]
+    if not nested or not nested[0] or not nested[0][0]:
+        raise BadEngineOutput("no routed_experts; ask the engine to return them")
+    layers, k = len(nested[0]), len(nested[0][0])
+    if any(len(row) != layers or any(len(one) != k for one in row) for row in nested):
+        raise BadEngineOutput(f"rows differ in size; the first has {layers} layers of {k}")
+    flat = list(chain.from_iterable(chain.from_iterable(nested)))
+    return _placed(flat, k, ids, len(prompt or ()), layers=layers)
+
+
+def _from_base64(text: str) -> array[int]:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadEngineOutput("routed_experts is not base64") from None
+    if len(raw) % 4:
+        raise BadEngineOutput(f"routed_experts has {len(raw):,} bytes, not whole int32 numbers")
+    numbers = array("i", raw)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def _placed(
+    flat: Sequence[int],
+    k: int,
+    ids: Sequence[int] | None,
+    prompt: int,
+    *,
+    layers: int = 0,
+    beside: Shape | None = None,
+) -> _Response:
+    """Which tokens the rows belong to: all, all but the last, or the same without the prompt.
+
+    The layers are given, or follow from the number of tokens and what ``beside`` allows.
+    """
+    if ids is None:
+        return _Response(len(flat) // (layers * k), None, layers, k, flat, 0)
+    total = len(ids)
+    places = ((total, 0), (total - 1, 0), (total - prompt, prompt), (total - prompt - 1, prompt))
+    for count, before in places:
+        if count <= 0 or not flat or len(flat) % (count * k):
+            continue
+        found = len(flat) // (count * k)
+        # An engine returns the layers with MoE, or all of them.
+        known = () if beside is None else beside.layers
+        if found in (layers, len(known)) or (known and found > max(known)):
+            return _Response(total, ids, found, k, flat, before)
+    raise BadEngineOutput(
+        f"{len(flat):,} choices for {total:,} token ids: expected one row per token, with or "
+        "without the last one"
+    )
+
+
+def _padded(response: _Response) -> Sequence[int]:
     """The rows of all its tokens; -1 where none was returned."""
     width = response.layers * response.k
     given = len(response.rows) // width

@@ -1,4 +1,5 @@
-"""Reads ``routing.bin``, memory-mapped, without torch or numpy.
+"""Reads ``routing.bin``, memory-mapped, without torch or numpy, and writes it piece by piece, in
+whatever order the layers come.
 
 Every offset and size is checked against the file before anything is read. Text is as hostile as in
 a log: ``text`` returns raw bytes, and what shows them must make them safe.
@@ -7,13 +8,13 @@ a log: ``text`` returns raw bytes, and what shows them must make them safe.
 import mmap
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from microscope_tui.routing.header import Header, tables_of
 from microscope_tui.routing.layout import (
     ALIGNMENT,
     MAGIC,
@@ -23,13 +24,37 @@ from microscope_tui.routing.layout import (
     VERSION,
     BadRouting,
     Choice,
+    Places,
     Shape,
-    sections,
+    Tables,
 )
 from microscope_tui.runlog import open_regular_file, safe_text
 
 _MOST_SHOWN = 64
 """Bytes of a token of the vocabulary."""
+
+
+class _Header(msgspec.Struct):
+    """The header as it is stored: sizes, names, and the tables of the probe, of any value."""
+
+    tokens: int
+    capacity: int
+    num_experts: int
+    top_k: int
+    layers: list[int]
+    layer_names: list[str]
+    text_bytes: int
+    model: str = ""
+    dtype: str = ""
+    slices: list[str] = []
+    tables: dict[str, Any] = {}
+
+    def known_tables(self) -> Tables:
+        """The tables; what has another form than it should is left out."""
+        try:
+            return msgspec.convert(self.tables, Tables)
+        except (msgspec.ValidationError, RecursionError):
+            return Tables()
 
 
 class Routing:
@@ -82,7 +107,7 @@ class Routing:
         if length > MOST_HEADER_BYTES:
             raise BadRouting(f"a header of {length:,} bytes, more than {MOST_HEADER_BYTES:,}")
         try:
-            header = msgspec.json.decode(self._map[offset : offset + length], type=Header)
+            header = msgspec.json.decode(self._map[offset : offset + length], type=_Header)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRouting(f"the header cannot be read: {safe_text(error, 120)}") from None
         names = tuple(safe_text(name, 12) for name in header.layer_names)
@@ -90,21 +115,18 @@ class Routing:
             tuple(header.layers), names, header.num_experts, header.top_k, header.capacity
         )
         shape.refuse_nonsense()
-        offsets, text = shape.offsets()
+        places = Places(shape)
         if not 0 <= header.tokens <= header.capacity:
             raise BadRouting(f"{header.tokens:,} tokens in room for {header.capacity:,}")
-        if not 0 <= header.text_bytes <= offset - text:
+        if not 0 <= header.text_bytes <= offset - places.text:
             raise BadRouting(f"the sections do not fit into the {offset:,} bytes before the header")
         if len(header.slices) > MOST_SLICES:
             raise BadRouting(f"{len(header.slices):,} slices, more than {MOST_SLICES:,}")
-        self.shape, self._text_at, self._text_bytes = shape, text, header.text_bytes
+        self.shape, self._places, self._text_bytes = shape, places, header.text_bytes
         self.tokens = header.tokens
         self.slices = tuple(safe_text(name, 40) for name in header.slices)
         self.model, self.dtype = safe_text(header.model, 80), safe_text(header.dtype, 20)
-        self.tables = tables_of(header.tables)
-        self._offsets = offsets
-        self._sections = {one.name: one for one in sections(shape.num_experts, shape.top_k)}
-        self._empty = (1 << 8 * self._sections["ids"].itemsize) - 1
+        self.tables = header.known_tables()
 
     def choice(self, layer: int, token: int) -> Choice:
         """What router number ``layer`` chose for a token; both count from 0.
@@ -123,12 +145,9 @@ class Routing:
 
     def first_choices(self, layer: int, start: int, end: int) -> list[int | None]:
         """The expert with the largest weight for each token from ``start`` to before ``end``."""
-        end = min(end, self.tokens)
-        if start >= end:
-            return []
-        k = self.shape.top_k
-        ids = self._numbers("ids", layer, start, (end - start) * k)[::k]
-        return [int(one) if one < self.shape.num_experts else None for one in ids]
+        k, count = self.shape.top_k, min(end, self.tokens) - start
+        ids = self._numbers("ids", layer, start, count * k)[::k] if count > 0 else ()
+        return [one if one < self.shape.num_experts else None for one in ids]
 
     def chosen(self, layer: int, start: int, end: int) -> list[tuple[int, ...]]:
         """The chosen experts of tokens ``start`` to before ``end``, the largest weight first."""
@@ -143,19 +162,16 @@ class Routing:
 
     def ids_of(self, layer: int, start: int, end: int) -> bytes:
         """The raw ids of tokens ``start`` to before ``end``, for comparing them at C speed."""
-        at = self._place("ids", layer, start)
-        width = self.shape.top_k * self._sections["ids"].itemsize
-        return self._map[at : at + (min(end, self.tokens) - start) * width]
+        return self._raw("ids", layer, start, end)
 
     @property
     def id_code(self) -> str:
         """Type of an id, as a code of ``struct``: ``B`` or ``H``."""
-        return self._sections["ids"].code
+        return self._places.sections["ids"].code
 
     def margins_of(self, layer: int, start: int, end: int) -> bytes:
         """The raw margins of tokens ``start`` to before ``end``, in half precision."""
-        at = self._place("margins", layer, start)
-        return self._map[at : at + (min(end, self.tokens) - start) * 2]
+        return self._raw("margins", layer, start, end)
 
     def next_of(self, layer: int, expert: int, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` for which ``expert`` is among the chosen.
@@ -164,7 +180,7 @@ class Routing:
         """
         if not 0 <= expert < self.shape.num_experts:
             return None
-        size, k = self._sections["ids"].itemsize, self.shape.top_k
+        size, k = self._places.sections["ids"].itemsize, self.shape.top_k
         wanted = expert.to_bytes(size, "little")
         first = self._place("ids", layer, 0)
         low, high = (
@@ -186,10 +202,7 @@ class Routing:
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
         """Ids of tokens ``start`` to before ``end``."""
-        count = min(end, self.tokens) - start
-        return (
-            [int(one) for one in self._numbers("token_ids", 0, start, count)] if count > 0 else []
-        )
+        return list(self._span("token_ids", start, end))
 
     def slice_of(self, token: int) -> int:
         """Number of the slice that a token belongs to."""
@@ -197,8 +210,7 @@ class Routing:
 
     def slices_of(self, start: int, end: int) -> Sequence[int]:
         """Numbers of the slices of tokens ``start`` to before ``end``."""
-        count = min(end, self.tokens) - start
-        return self._numbers("slices", 0, start, count) if count > 0 else ()
+        return self._span("slices", start, end)
 
     def window_of(self, token: int) -> int:
         """Number of the window of text that a token was routed in."""
@@ -222,7 +234,7 @@ class Routing:
                     f"{self.path}: the text of token {start + len(pieces):,} is damaged"
                 )
             cut = one if most is None else min(one, before + most)
-            pieces.append(self._map[self._text_at + int(before) : self._text_at + int(cut)])
+            pieces.append(self._map[self._places.text + int(before) : self._places.text + int(cut)])
             before = one
         return pieces
 
@@ -230,7 +242,7 @@ class Routing:
         """The bytes of a token of the vocabulary, if it occurs; the start of a very long one."""
         if not 0 <= token_id < 1 << 32 or not self.tokens:
             return None
-        size = self._sections["token_ids"].itemsize
+        size = self._places.sections["token_ids"].itemsize
         first = self._place("token_ids", 0, 0)
         wanted, low, high = token_id.to_bytes(size, "little"), first, first + self.tokens * size
         while (at := self._map.find(wanted, low, high)) >= 0 and (at - first) % size:
@@ -247,7 +259,7 @@ class Routing:
         """
         if not wanted or not self.tokens:
             return None
-        start, end = self._text_at, self._text_at + self._text_bytes
+        start, end = self._places.text, self._places.text + self._text_bytes
         if back:
             ends = self._numbers("text_ends", 0, token - 1, 1)[0] if token else 0
             here = min(end, start + int(ends))
@@ -267,25 +279,130 @@ class Routing:
 
     def _token_at(self, byte: int) -> int:
         """The token that holds a byte of the text, by bisection."""
-        low, high = 0, self.tokens - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._numbers("text_ends", 0, middle, 1)[0] > byte:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        ends = range(self.tokens - 1)
+        return bisect_right(ends, byte, key=lambda one: self._numbers("text_ends", 0, one, 1)[0])
 
     def _place(self, name: str, layer: int, token: int) -> int:
-        section = self._sections[name]
-        row = section.per_token * section.itemsize
         if not 0 <= token < max(1, self.tokens):
             raise IndexError(f"token {token:,} of {self.tokens:,}")
-        if section.per_layer and not 0 <= layer < len(self.shape.layers):
+        if self._places.sections[name].per_layer and not 0 <= layer < len(self.shape.layers):
             raise IndexError(f"layer {layer} of {len(self.shape.layers)}")
-        before = layer * self.shape.capacity if section.per_layer else 0
-        return self._offsets[name] + (before + token) * row
+        return self._places.at(name, layer, token)
+
+    def _raw(self, name: str, layer: int, start: int, end: int) -> bytes:
+        at, row = self._place(name, layer, start), self._places.sections[name].row
+        return self._map[at : at + (min(end, self.tokens) - start) * row]
+
+    def _span(self, name: str, start: int, end: int) -> tuple[int, ...]:
+        count = min(end, self.tokens) - start
+        return self._numbers(name, 0, start, count) if count > 0 else ()
 
     def _numbers(self, name: str, layer: int, token: int, count: int) -> tuple[Any, ...]:
         at = self._place(name, layer, token)
-        return struct.unpack_from(f"<{count}{self._sections[name].code}", self._map, at)
+        return struct.unpack_from(f"<{count}{self._places.sections[name].code}", self._map, at)
+
+
+class RoutingWriter:
+    """One file, written under another name until ``finish`` gives it its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Shape,
+        *,
+        slices: Sequence[str] = (),
+        model: str = "",
+        dtype: str = "",
+    ) -> None:
+        """Open a new file beside ``path``, with room for ``shape.capacity`` tokens.
+
+        Raises:
+            BadRouting: a size is out of range.
+            OSError: it cannot be written.
+        """
+        shape.refuse_nonsense()
+        self.path, self.shape, self.tokens = path, shape, 0
+        self._about = {"slices": list(slices), "model": model, "dtype": dtype}
+        self.places = Places(shape)
+        self._text_bytes = 0
+        self._part = path.with_name(f"{path.name}.part")
+        self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+    def put(self, name: str, layer: int, token: int, numbers: bytes) -> None:
+        """Write numbers of one section, packed as ``layout.sections`` says, from ``token`` on."""
+        row = self.places.sections[name].row
+        if len(numbers) % row or token + len(numbers) // row > self.shape.capacity:
+            raise ValueError(f"{name}: {len(numbers):,} bytes at token {token:,} do not fit")
+        self._write(numbers, self.places.at(name, layer, token))
+
+    def get(self, name: str, layer: int, tokens: int) -> bytes:
+        """What was written of one section, for the first ``tokens`` tokens."""
+        at, left = self.places.at(name, layer, 0), tokens * self.places.sections[name].row
+        parts = []
+        while left:
+            parts.append(os.pread(self._file, left, at))
+            if not parts[-1]:
+                raise ValueError(f"{name}: {tokens:,} tokens were not written")
+            left, at = left - len(parts[-1]), at + len(parts[-1])
+        return b"".join(parts)
+
+    def put_tokens(
+        self,
+        ids: Sequence[int],
+        texts: Sequence[bytes],
+        slices: Sequence[int],
+        windows: Sequence[int],
+    ) -> int:
+        """Append the next tokens; returns the number of the first. Call it before ``put``."""
+        first, count = self.tokens, len(ids)
+        ends, end = [], self._text_bytes
+        for text in texts:
+            end += len(text)
+            ends.append(end)
+        self._write(b"".join(texts), self.places.text + self._text_bytes)
+        self._text_bytes = end
+        numbers = {"token_ids": ids, "text_ends": ends, "slices": slices, "windows": windows}
+        for name, values in numbers.items():
+            self.put(
+                name, 0, first, struct.pack(f"<{count}{self.places.sections[name].code}", *values)
+            )
+        self.tokens += count
+        return first
+
+    def finish(self, tables: Tables = Tables(), tokens: int | None = None) -> None:  # noqa: B008
+        """Write the header and give the file its name.
+
+        Args:
+            tokens: how many tokens all layers have, if fewer than were appended.
+        """
+        shape = self.shape
+        header = self._about | {
+            "tokens": self.tokens if tokens is None else min(tokens, self.tokens),
+            "capacity": shape.capacity,
+            "num_experts": shape.num_experts,
+            "top_k": shape.top_k,
+            "layers": shape.layers,
+            "layer_names": shape.layer_names,
+            "text_bytes": self._text_bytes,
+            "tables": {name: getattr(tables, name) for name in tables.__slots__},
+        }
+        encoded = msgspec.json.encode(header)
+        at = self.places.text + self._text_bytes
+        at += -at % ALIGNMENT
+        self._write(encoded, at)
+        size = at + len(encoded)
+        self._write(PREAMBLE.pack(MAGIC, VERSION, 0, at, len(encoded), size), 0)
+        os.ftruncate(self._file, size)
+        os.fsync(self._file)
+        os.close(self._file)
+        os.replace(self._part, self.path)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        os.close(self._file)
+        self._part.unlink(missing_ok=True)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        while data:
+            written = os.pwrite(self._file, data, offset)
+            data, offset = data[written:], offset + written

@@ -7,9 +7,8 @@ that is interrupted leaves a shorter file in the same layout.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 FILE_NAME = "routing.bin"
 MAGIC = b"MOEROUTE"
@@ -40,14 +39,15 @@ class Section:
     per_layer: bool
     per_token: int
 
-    def count(self, layers: int, capacity: int) -> int:
-        """How many numbers it holds."""
-        return (layers if self.per_layer else 1) * capacity * self.per_token
-
     @property
     def itemsize(self) -> int:
         """Bytes of one number."""
         return struct.calcsize("<" + self.code)
+
+    @property
+    def row(self) -> int:
+        """Bytes of one token."""
+        return self.per_token * self.itemsize
 
 
 def sections(num_experts: int, top_k: int) -> Sequence[Section]:
@@ -100,14 +100,27 @@ class Shape:
         if len(self.layer_names) != len(self.layers):
             raise BadRouting(f"{len(self.layer_names)} layer_names for {len(self.layers)} layers")
 
-    def offsets(self) -> tuple[Mapping[str, int], int]:
-        """Offset of each section, and where the text begins."""
-        at, found = ALIGNMENT, {}
-        for section in sections(self.num_experts, self.top_k):
-            found[section.name] = at
-            at += section.count(len(self.layers), self.capacity) * section.itemsize
+
+class Places:
+    """Where the numbers of a file of some shape are."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape, self._offsets, at = shape, dict[str, int](), ALIGNMENT
+        self.sections = {one.name: one for one in sections(shape.num_experts, shape.top_k)}
+        for section in self.sections.values():
+            self._offsets[section.name] = at
+            at += (len(shape.layers) if section.per_layer else 1) * shape.capacity * section.row
             at += -at % ALIGNMENT
-        return found, at
+        self.text = at
+        """Where the text begins."""
+        self.empty_slot = (1 << 8 * self.sections["ids"].itemsize) - 1
+        """The id that means no expert."""
+
+    def at(self, name: str, layer: int, token: int) -> int:
+        """Offset of the numbers of a token, in a section that has layers of that layer."""
+        section = self.sections[name]
+        before = layer * self._shape.capacity if section.per_layer else 0
+        return self._offsets[name] + (before + token) * section.row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +141,6 @@ class Tables:
     """The same with shuffled tokens: what chance alone would explain."""
     lifts: Sequence[Sequence[Sequence[tuple[int, int, float]]]] = ()
     """Layer → expert → its most telling tokens: token id, count, lift."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain lists."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from microscope_tui.probe import CannotProbe, checkpoints, hub, out_of_memory, probing
+from microscope_tui.probe import CannotProbe, folder_of, load, out_of_memory, probing
 from microscope_tui.routing import Routing
 from moe_model import CharTokenizer
 from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
@@ -270,7 +270,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", str(out))
 
-    monkeypatch.setattr("microscope_tui.routing.write.RoutingWriter.finish", full)
+    monkeypatch.setattr("microscope_tui.routing.file.RoutingWriter.finish", full)
     refused(model, words, said="out: cannot be written .No space", code=3, output=out)
     assert os.listdir(out) == ["metrics.jsonl"]
 
@@ -344,14 +344,14 @@ def test_a_name_is_fetched_only_when_asked_and_its_size_is_printed_first(
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: remote)
     monkeypatch.setattr("huggingface_hub.snapshot_download", remote.snapshot_download)
     with pytest.raises(CannotProbe, match="--download"):
-        hub.folder_of("org/name", download=False)
+        folder_of("org/name", download=False)
     assert remote.fetched is None
-    assert hub.folder_of("org/name", download=True) == tmp_path
+    assert folder_of("org/name", download=True) == tmp_path
     assert "fetching org/name: 2.0 GB" in capsys.readouterr().err
     assert remote.fetched == ["config.json", "model.safetensors"]
     remote.names, remote.fetched = ["config.json", "pytorch_model.bin"], None
     with pytest.raises(CannotProbe, match="no safetensors"):
-        hub.folder_of("org/name", download=True)
+        folder_of("org/name", download=True)
     assert remote.fetched is None
 
 
@@ -363,7 +363,7 @@ def test_dtype_is_that_of_the_weights(words: Path, tmp_path: Path) -> None:
         )
         with Routing(tmp_path / dtype / "routing.bin") as routing:
             assert routing.dtype == dtype
-    ours = checkpoints.load(str(own(tmp_path / "own")), dtype="bf16", device="cpu")
+    ours = load(str(own(tmp_path / "own")), dtype="bf16", device="cpu")
     assert next(ours.model.parameters()).dtype == torch.bfloat16
 
 

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscope_tui.routing import BadEngineOutput, Routing, convert
-from microscope_tui.routing.engine import Beside
+from microscope_tui.routing import BadEngineOutput, Routing, Shape, convert
 
-BESIDE = Beside((1, 3), ("L1", "L3"), 8, 2)
+BESIDE = Shape((1, 3), ("L1", "L3"), 8, 2, 1)
 Rows = list[list[list[int]]]
 
 
@@ -24,17 +23,18 @@ def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8, seed: int =
     return [[rng.sample(range(experts), k) for _ in range(layers)] for _ in range(tokens)]
 
 
-def read(path: Path, beside: Beside | None = BESIDE) -> tuple[list[list[tuple[int, ...]]], Any]:
+def read(path: Path, beside: Shape | None = BESIDE) -> tuple[list[list[tuple[int, ...]]], Any]:
     """The choices: token → layer → experts; and the token ids, if there are any."""
-    done = convert(path, path.with_name("routing.bin"), beside)
-    with Routing(done.path) as routing:
-        assert beside is None or routing.shape.layers == beside.depths
+    target = path.with_name("routing.bin")
+    has_token_ids = convert(path, target, beside)
+    with Routing(target) as routing:
+        assert beside is None or routing.shape.layers == beside.layers
         layers = range(len(routing.shape.layers))
         found = [
             [routing.choice(layer, token).experts for layer in layers]
             for token in range(routing.tokens)
         ]
-        return found, list(routing.token_ids(0, routing.tokens)) if done.has_token_ids else None
+        return found, list(routing.token_ids(0, routing.tokens)) if has_token_ids else None
 
 
 def lines(tmp_path: Path, *responses: object) -> Path:
@@ -62,7 +62,7 @@ def test_an_array_of_numpy_is_read(
     given_ = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
     np.save(path, np.array(given_, dtype=kind))
     depths = tuple(range(layers))
-    found, ids = read(path, Beside(depths, tuple(f"L{n}" for n in depths), e, k))
+    found, ids = read(path, Shape(depths, tuple(f"L{n}" for n in depths), e, k, 1))
     expected = as_read(given_)
     if not np.any(given_[-1]):
         expected[-1] = [()] * layers
@@ -145,15 +145,15 @@ def test_a_response_without_its_prompt_leaves_the_prompt_unrouted(tmp_path: Path
 
 def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
     response = {"token_ids": [1, 2, 3], "routed_experts": [[[0]], [[5]], [[0]]]}
-    found, _ = read(lines(tmp_path, response), Beside((0,), ("L0",), 8, 1))
+    found, _ = read(lines(tmp_path, response), Shape((0,), ("L0",), 8, 1, 1))
     assert found == [[(0,)], [(5,)], [()]]
 
 
 def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None:
     given_ = [[[-1, -1], *token] for token in rows(3)]
     path = lines(tmp_path, {"routed_experts": given_})
-    done = convert(path, tmp_path / "routing.bin")
-    with Routing(done.path) as routing:
+    convert(path, tmp_path / "routing.bin")
+    with Routing(tmp_path / "routing.bin") as routing:
         assert routing.shape.layers == (1, 2)
         assert routing.choice(0, 1).experts == tuple(given_[1][1])
 
