@@ -24,12 +24,12 @@ from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
 from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.runlog import (
-    FORMAT_VERSION,
     LOG_NAME,
     MEANS,
     SYNC_TIMEOUT_S,
     BackgroundLog,
     EventRecord,
+    RunHeader,
     RunLogWriter,
     encode_record,
     without_matrices,
@@ -89,20 +89,28 @@ class RunRecorder:
         if counts_every < 1:
             raise ValueError(f"counts_every is {counts_every}: choose 1 (every step) or more")
         self._depths = list(model["layers"])
-        self._num_experts = per_router(plain(model["num_experts"]), len(self._depths))
-        self._top_k = per_router(plain(model["top_k"]), len(self._depths))
+        sizes = plain(model["num_experts"]), plain(model["top_k"])
+        self._num_experts, self._top_k = (
+            [size] * len(self._depths) if isinstance(size, int) else list(size) for size in sizes
+        )
         self._counts_every = counts_every
-        log = RunLogWriter(Path(run_dir) / LOG_NAME)
-        self._log = log
-        self._background = BackgroundLog(log, finish=self._finish) if background else None
-        head: dict[str, Any] = {"kind": "run", "format_version": FORMAT_VERSION, "run": run}
-        head |= {"time": time.time(), "planned_steps": planned_steps}
-        head |= {"resumed_at_step": resumed_at_step, "profile": profile}
-        head |= {"model": model, "balance": balance}
-        head |= {"source": {"writer": writer, "counts": "exact"}}
-        head |= {"world_size": world_size, "expert_parallel_size": 1}
-        head |= {"config": config or {}, "versions": versions or {}}
-        head = plain(head)
+        self._log = RunLogWriter(Path(run_dir) / LOG_NAME)
+        self._background = BackgroundLog(self._log, finish=self._finish) if background else None
+        header = RunHeader(
+            run=run,
+            time=time.time(),
+            planned_steps=planned_steps,
+            resumed_at_step=resumed_at_step,
+            profile=profile,
+            model=model,
+            balance=balance,
+            source={"writer": writer, "counts": "exact"},
+            world_size=world_size,
+            expert_parallel_size=1,
+            config=config or {},
+            versions=versions or {},
+        )
+        head = plain(header.to_json())
         self._write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
         self._judge = self._new_judge(head, judgement) if judge else None
@@ -143,16 +151,18 @@ class RunRecorder:
             ValueError: something has not one entry per router, or a row not one per expert.
         """
         step = int(step)
-        counts = self._matrix("tokens_per_expert", tokens_per_expert, counts_row)
+        counts = self._matrix("tokens_per_expert", tokens_per_expert, _counts_row)
         in_full = step == 1 or step % self._counts_every == 0
         biases: list[array[float]] = []
         if in_full and expert_bias is not None:
-            biases = self._matrix("expert_bias", expert_bias, bias_row)
+            biases = self._matrix("expert_bias", expert_bias, _bias_row)
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
         head |= {} if incomplete is None else {"incomplete": incomplete}
-        head["router"] = router_object(router or {}, counts, self._depths)
+        read = {name: plain(self._rows(name, row)) for name, row in (router or {}).items()}
+        summaries = {**read, **_summaries(counts)}
+        head["router"] = {name: [rounded(one) for one in row] for name, row in summaries.items()}
         # Judged first: with nothing to write yet, no other thread asks for the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
         # The matrices come last: a reader of a long history never has to look at them.
@@ -166,7 +176,10 @@ class RunRecorder:
         self._write(head)
         for event in alerts:
             self._write(event)
-        return balances(counts, self._top_k)
+        return [
+            None if row is None else measures.balance(row, k).collapse_index
+            for row, k in zip(counts, self._top_k, strict=True)
+        ]
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
@@ -232,9 +245,13 @@ class RunRecorder:
         """The line of a record; on the writing thread, with the matrices where there is time."""
         if not matrices or "tokens_per_expert" not in record:
             return without_matrices(record, False)
-        biases = [encoded_biases(row) for row in record["expert_bias"]]
+        biases = [_encoded_biases(row) for row in record["expert_bias"]]
         rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
-        means = {name: encoded_means(record[name]) for name in MEANS if name in record}
+        means = {
+            name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
+            for name in MEANS
+            if name in record
+        }
         return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
@@ -262,7 +279,7 @@ class RunRecorder:
             return None if row is None else row.tolist()
 
         def biased(index: int) -> list[float] | None:
-            return read_biases(biases[index]) if biases else None
+            return [float(_BIAS_FORMAT % bias) for bias in biases[index]] if biases else None
 
         # The matrices are judged as they will be read, without writing them out for it.
         new = self._ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
@@ -285,7 +302,26 @@ class RunRecorder:
         _logger.warning("%s: %s; training continues", self._log.path, what)
 
     def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
-        return matrix(name, rows, convert, self._depths, self._num_experts)
+        """A compact copy of one row per router, so that the caller may reuse its own."""
+        must_be = convert is _counts_row
+        made = [None if row is None and must_be else convert(row) for row in self._rows(name, rows)]
+        for row, depth, experts in zip(made, self._depths, self._num_experts, strict=True):
+            if row is not None and len(row) != experts and (row or must_be):
+                raise ValueError(
+                    f"{name} has {len(row)} entries for the router in layer {depth}, which has "
+                    f"{experts} experts: hand over one per expert"
+                )
+        return made
+
+    def _rows(self, name: str, values: Any) -> list[Any]:
+        """``values`` as a list with an entry per router."""
+        values = values.tolist() if hasattr(values, "tolist") else values
+        if len(values) != len(self._depths):
+            raise ValueError(
+                f"{name} has {len(values)} entries and the model has {len(self._depths)} routers "
+                f"(in layers {self._depths}): hand over one per router, in forward order"
+            )
+        return list(values)
 
 
 class TrainingLog:
@@ -360,7 +396,7 @@ class TrainingLog:
 _BIAS_FORMAT = "%.4g"
 
 
-def counts_row(row: Sequence[int]) -> "array[int]":
+def _counts_row(row: Sequence[int]) -> "array[int]":
     """A compact copy of one router's counts."""
     try:
         return array("q", row)  # whatever is an integer, numpy's included
@@ -368,32 +404,17 @@ def counts_row(row: Sequence[int]) -> "array[int]":
         return array("q", [int(count) for count in row])
 
 
-def bias_row(row: Sequence[float] | None) -> "array[float]":
+def _bias_row(row: Sequence[float] | None) -> "array[float]":
     """A compact copy of one router's biases; empty for a router without any."""
     return array("d", () if row is None else row)
 
 
-def encoded_biases(row: "array[float]") -> msgspec.Raw | list[float | None]:
+def _encoded_biases(row: "array[float]") -> msgspec.Raw | list[float | None]:
     """A row of biases as it stands in the line: most of its bytes, so one format makes them."""
     if not all(map(math.isfinite, row)):
         return [rounded(bias, 4) for bias in row]
     text = ",".join([_BIAS_FORMAT] * len(row)) % tuple(row)
     return msgspec.Raw(f"[{text}]".encode())
-
-
-def encoded_means(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """Rows of means for the line; no value for an expert that no token chose."""
-    return [[rounded(plain(mean), 4) for mean in row] for row in rows]
-
-
-def read_biases(row: "array[float]") -> list[float]:
-    """What a reader finds in the line in place of ``row``."""
-    return [float(_BIAS_FORMAT % bias) for bias in row]
-
-
-def per_router(value: int | Sequence[int], routers: int) -> list[int]:
-    """One entry per router of what may be one number for all."""
-    return [value] * routers if isinstance(value, int) else list(value)
 
 
 def plain(value: Any) -> Any:
@@ -426,60 +447,3 @@ def _summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | 
         name: [None if row is None else next(values) for row in counts]
         for name, values in rest.items()
     }
-
-
-def router_object(
-    readings: Mapping[str, Any], counts: Sequence["array[int] | None"], depths: Sequence[int]
-) -> dict[str, list[float | None]]:
-    """The line's ``router``: what the trainer read, and what follows from the counts."""
-    read = {name: plain(one_per_router(name, row, depths)) for name, row in readings.items()}
-    summaries = {**read, **_summaries(counts)}
-    return {name: [rounded(value) for value in row] for name, row in summaries.items()}
-
-
-def balances(counts: Sequence["array[int] | None"], top_k: Sequence[int]) -> list[float | None]:
-    """The collapse index of every router; no value for one that was not counted."""
-    return [
-        None if row is None else measures.balance(row, k).collapse_index
-        for row, k in zip(counts, top_k, strict=True)
-    ]
-
-
-def one_per_router(name: str, values: Any, depths: Sequence[int]) -> list[Any]:
-    """``values`` as a list.
-
-    Raises:
-        ValueError: they are not one per router.
-    """
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if len(values) != len(depths):
-        raise ValueError(
-            f"{name} has {len(values)} entries and the model has {len(depths)} routers "
-            f"(in layers {depths}): hand over one per router, in forward order"
-        )
-    return list(values)
-
-
-def matrix(
-    name: str,
-    rows: Any,
-    convert: Callable[[Any], Sequence[Any]],
-    depths: Sequence[int],
-    num_experts: Sequence[int],
-) -> list[Any]:
-    """A compact copy of one row per router, so that the caller may reuse its own.
-
-    Raises:
-        ValueError: there is not one row per router, or not one entry per expert in it.
-    """
-    made = [
-        None if row is None and convert is counts_row else convert(row)
-        for row in one_per_router(name, rows, depths)
-    ]
-    for row, depth, experts in zip(made, depths, num_experts, strict=True):
-        if row is not None and len(row) != experts and (row or convert is counts_row):
-            raise ValueError(
-                f"{name} has {len(row)} entries for the router in layer {depth}, which has "
-                f"{experts} experts: hand over one per expert"
-            )
-    return made
