@@ -69,7 +69,7 @@ def attach(
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert
     )
-    probe.begin(ranks.same(first), resumed, judgement, planned_steps)
+    probe.begin(ranks.told(first)[0], resumed, judgement, planned_steps)
     if judgement is None:  # else the run before has said it
         probe.check_settings()
     return probe
@@ -77,16 +77,19 @@ def attach(
 
 def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
     """Continue where no rank has a problem and all have the same routers; else all raise."""
-    try:
-        ranks.raise_alike(problem)
-        ranks.raise_unless_same(
-            "every rank must have all routers of the model (no pipeline parallelism)",
-            ", ".join(f"{site.name}×{site.num_experts}" for site in sites),
-        )
-    except Exception:
-        if problem is None:  # of another rank: this one has claimed the folder
+    routers = ", ".join(f"{site.name}×{site.num_experts}" for site in sites)
+    told = ranks.told((None if problem is None else str(problem), routers))
+    if problem is not None:
+        raise problem
+    for rank, (text, other) in enumerate(told):
+        if text is not None or other != told[0][1]:
             claimed.discard(folder)
-        raise
+            if text is not None:
+                raise ValueError(f"attach failed on rank {rank}: {text}")
+            raise ValueError(
+                "every rank must have all routers of the model (no pipeline parallelism): rank 0 "
+                f"has {told[0][1]:.300}, rank {rank} {other:.300}"
+            )
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:

@@ -48,7 +48,6 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
 
 def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
     modules = dict(model.named_modules())
-    order = {path: position for position, path in enumerate(modules)}
     missing = [path for path in routers if path not in modules]
     if missing:
         known = ", ".join(path for path in modules if path and path.count(".") < 3)
@@ -60,24 +59,17 @@ def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
         if not isinstance(adapter, Adapter):
             raise TypeError(f"routers[{path!r}] is {adapter!r}: pass Adapter(ids, ...)")
     return [
-        Site(
-            path=path,
-            module=modules[path],
-            read=_through(routers[path]),
-            before=False,
-            num_experts=routers[path].num_experts,
-            top_k=routers[path].top_k,
-            router=modules[path],
-        )
-        for path in sorted(routers, key=order.__getitem__)
+        _adapted_site(path, modules[path], routers[path]) for path in modules if path in routers
     ]
 
 
-def _through(adapter: Adapter) -> Any:
+def _adapted_site(path: str, module: nn.Module, adapter: Adapter) -> Site:
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         return Choice(adapter.ids(module, args, output))
 
-    return read
+    made = site_at_router(path, module, module, read, adapter.num_experts, adapter.top_k, None)
+    made.block = made.scores = None
+    return made
 
 
 def _known(model: nn.Module) -> list[Site]:
@@ -255,14 +247,8 @@ def _ernie_experts(path: str, module: Any, parent: nn.Module) -> Site:
     """Text and vision have experts of their own, each called with its own tokens only, and the
     vision ones only where the batch has images. The layer around both knows which are which."""
 
-    def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        _, ids_TK, weights_TK = args[:3]
-        return Choice(ids_TK, weights_TK)
-
-    made = site_at_router(path, module, parent, read, module.num_experts, 0, "softmax")
-    made.before, made.experts, made.router, made.scores = True, module, _router_in(parent), None
-    made.top_k = int(parent.top_k)  # type: ignore[arg-type]
-    return made
+    top_k: Any = parent.top_k
+    return _site_at_experts(path, module, parent, _argument_ids, top_k)
 
 
 def _ernie_blocks(model: nn.Module, sites: list[Site]) -> None:
@@ -297,17 +283,13 @@ def _zaya(path: str, module: Any, parent: nn.Module) -> Site:
         _, ids_TK, weights_TK = args[:3]
         return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
 
-    return Site(
-        path=path,
-        module=module,
-        read=read,
-        before=True,
-        num_experts=int(module.num_experts),
-        top_k=1,
-        router=_router_in(parent),
-        block=parent,
-        experts=module,
-    )
+    return _site_at_experts(path, module, parent, read, 1)
+
+
+def _site_at_experts(path: str, module: Any, parent: nn.Module, read: Any, top_k: int) -> Site:
+    made = site_at_router(path, module, parent, read, module.num_experts, top_k, None)
+    made.before, made.experts, made.router, made.scores = True, module, _router_in(parent), None
+    return made
 
 
 _PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")

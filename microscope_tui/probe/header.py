@@ -32,6 +32,9 @@ def describe(
     normalises = _first(config, "norm_topk_prob", "route_norm", "norm_top_k_prob")
     if normalises is None and getattr(config, "model_type", None) in _ALWAYS_NORMALISE:
         normalises = True
+    versions = {"torch": str(torch.__version__)}
+    if type(model).__module__.startswith("transformers."):
+        versions["transformers"] = sys.modules["transformers"].__version__
     kinds = ["softmax" if r.kind == "probabilities" else r.kind or "unknown" for r in rows]
     return {
         "model": {
@@ -48,7 +51,7 @@ def describe(
         },
         "balance": _balance(model, config, sites),
         "config": {"dtype": dtype_name(model), "micro_batches": passes},
-        "versions": {"torch": str(torch.__version__)} | _transformers(model),
+        "versions": versions,
     }
 
 
@@ -104,14 +107,6 @@ def dtype_name(model: nn.Module) -> str:
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return names.get(kind, str(kind))
-
-
-def _transformers(model: nn.Module) -> dict[str, str]:
-    if not type(model).__module__.startswith("transformers."):
-        return {}
-    import transformers
-
-    return {"transformers": transformers.__version__}
 
 
 def setting_of(alert: Alert) -> str:

@@ -63,13 +63,8 @@ class Alert:
 
     def as_values(self) -> dict[str, Any]:
         """The ``values`` of its event in the log; why and what next are for the reader to say."""
-        return {
-            "rule": self.rule,
-            "severity": self.severity,
-            "layers": list(self.layers),
-            "onset": self.onset,
-            "verdict": self.verdict,
-        }
+        names = ("rule", "severity", "layers", "onset", "verdict")
+        return {name: getattr(self, name) for name in names} | {"layers": list(self.layers)}
 
 
 class _Saved(msgspec.Struct):

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.sites import Site
-
-_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
+from microscope_tui.probe.sites import Site, setting
 
 
 class StepLosses:
@@ -28,7 +26,10 @@ class StepLosses:
             across_ranks: Where the model divides by the tokens of the step, these are those of
                 all ranks.
         """
-        self._weight = _aux_weight(model)
+        holders = model, getattr(model, "config", None)
+        names = "router_aux_loss_coef", "aux_loss_coef"
+        weight = setting(holders, names, lambda value: isinstance(value, int | float))
+        self._weight = float(weight or 0.0)
         self._share = 1.0 / counting_ranks if across_ranks else 1.0
         self.reset()
 
@@ -63,15 +64,6 @@ class StepLosses:
             totals[2] = torch.stack([aux.to(device) for aux in self._auxes]).sum()
             totals[3] = len(self._auxes)
         return totals
-
-
-def _aux_weight(model: nn.Module) -> float:
-    for holder in (model, getattr(model, "config", None)):
-        for name in _WEIGHTS:
-            value = getattr(holder, name, None)
-            if isinstance(value, int | float):
-                return float(value)
-    return 0.0
 
 
 def _part(output: Any, name: str) -> Tensor | None:

@@ -122,28 +122,24 @@ class _Run:
                 number += 1
                 size, longest = len(batch), max(len(window.ids) for window in batch)
                 self._progress("tokens", self.tokens, self._whole)
-                loss = self._forward(batch)
+                ids_BS, real_BS = tensors(batch, self._subject.device)
+                self._tracer.take()
+                with torch.inference_mode():
+                    logits_BSV = self._subject.forward(ids_BS, real_BS)
+                    loss = next_token_loss(logits_BSV, ids_BS, real_BS)
                 with interrupt.shielded():
                     self._write(probe, batch, loss)
         except KeyboardInterrupt:
             return Outcome(self.tokens, "signal")
         except Exception as error:  # whatever it is, what is written already stays readable
+            problem = f"batch {number}: {type(error).__name__}: {error}"
             if out_of_memory(error):
                 problem = (
                     f"out of memory on {size} windows of {longest:,} tokens: lower --batch-size "
                     f"({size}) or --window ({longest:,}), or choose --dtype bf16"
                 )
-            else:
-                problem = f"batch {number}: {type(error).__name__}: {error}"
             return Outcome(self.tokens, "failed", problem)
         return Outcome(self.tokens, "finished")
-
-    def _forward(self, batch: list[Window]) -> float | None:
-        ids_BS, real_BS = tensors(batch, self._subject.device)
-        self._tracer.take()
-        with torch.inference_mode():
-            logits_BSV = self._subject.forward(ids_BS, real_BS)
-            return None if logits_BSV is None else next_token_loss(logits_BSV, ids_BS, real_BS)
 
     def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
         traced = self._tracer.take()
@@ -169,7 +165,11 @@ class _Run:
         probe.detach(outcome.reason)
         recording = self._recording
         if recording is None or not recording.tokens:
-            self._remove()
+            if recording is not None:
+                recording.writer.abandon()
+            (self._folder / LOG_NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in it
+                self._folder.rmdir()
             return outcome
 
         def layers(done: int, whole: int) -> None:
@@ -182,23 +182,21 @@ class _Run:
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:
-            recording.finish(made)
+            recording.writer.finish(made, recording.tokens)
         except OSError:
-            recording.abandon()
+            recording.writer.abandon()
             raise
         return outcome
 
-    def _remove(self) -> None:
-        if self._recording is not None:
-            self._recording.abandon()
-        (self._folder / LOG_NAME).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
-            self._folder.rmdir()
 
-
-def next_token_loss(logits_BSV: Tensor, ids_BS: Tensor, real_BS: Tensor | None) -> float | None:
-    """Mean cross-entropy of the next real token in nats; None where no token has a next one."""
+def next_token_loss(
+    logits_BSV: Tensor | None, ids_BS: Tensor, real_BS: Tensor | None
+) -> float | None:
+    """Mean cross-entropy of the next real token in nats; None where no token has a next one, or
+    there are no logits."""
     total, count = 0.0, 0
+    if logits_BSV is None:
+        return None
     for row, ids_S in enumerate(ids_BS):
         length = len(ids_S) if real_BS is None else int(real_BS[row].sum())
         if length > 1:
@@ -212,8 +210,7 @@ class Interrupt:
     """While entered, a signal raises ``KeyboardInterrupt``, but not inside ``shielded``."""
 
     def __init__(self) -> None:
-        self._depth = 0
-        self.waiting = False
+        self._shielded = self.waiting = False
         """A signal has come inside ``shielded``."""
         self._before: dict[signal.Signals, object] = {}
 
@@ -231,17 +228,16 @@ class Interrupt:
     @contextmanager
     def shielded(self) -> Iterator[None]:
         """A signal inside is raised at the end."""
-        self._depth += 1
+        self._shielded = True
         try:
             yield
         finally:
-            self._depth -= 1
-            if self.waiting and not self._depth:
+            self._shielded = False
+            if self.waiting:
                 self.waiting = False
                 raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._depth:
-            self.waiting = True
-        else:
+        self.waiting = self._shielded
+        if not self.waiting:
             raise KeyboardInterrupt

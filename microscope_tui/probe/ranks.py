@@ -6,12 +6,17 @@ counted twice; so does a rank whose probe has failed, and no other rank ever wai
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
 """Names of mesh dimensions along which every rank sees the same tokens."""
+
+
+_Told = TypeVar("_Told")
 
 
 class Ranks:
@@ -42,51 +47,19 @@ class Ranks:
         dist.all_reduce(values, op=how)
         return values
 
-    def same(self, number: int) -> int:
-        """``number`` as rank 0 has it."""
-        own = torch.tensor([number if self.rank == 0 else 0], dtype=torch.int64)
-        return int(self.max(own)[0]) if self.size > 1 else number
-
-    def raise_alike(self, problem: Exception | None) -> None:
-        """Return if no rank has a problem; else raise on all of them.
-
-        Raises:
-            ValueError: another rank has a problem that this one has not.
-        """
-        if self.size == 1:
-            if problem is not None:
-                raise problem
-            return
-        problems: list[str | None] = [None] * self.size
-        dist.all_gather_object(problems, None if problem is None else f"{problem}")
-        if problem is not None:
-            raise problem
-        for rank, text in enumerate(problems):
-            if text is not None:
-                raise ValueError(f"attach failed on rank {rank}: {text}")
-
-    def raise_unless_same(self, what: str, told: str) -> None:
-        """Return if ``told`` is the same on all ranks.
-
-        Raises:
-            ValueError: it is not; on every rank.
-        """
-        if self.size == 1:
-            return
-        all_told: list[str] = [""] * self.size
-        dist.all_gather_object(all_told, told)
-        for rank, other in enumerate(all_told):
-            if other != all_told[0]:
-                raise ValueError(f"{what}: rank 0 has {all_told[0]:.300}, rank {rank} {other:.300}")
+    def told(self, own: _Told) -> list[_Told]:
+        """What every rank tells; all ranks have to ask."""
+        everyone = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(everyone, own)
+        return everyone
 
 
 def _is_sibling(model: nn.Module) -> bool:
     """Another rank, which counts, sees the same tokens as this one."""
     for parameter in model.parameters():
         mesh = getattr(parameter, "device_mesh", None)
-        names = getattr(mesh, "mesh_dim_names", None) or ()
-        if mesh is not None:
-            for dimension, name in enumerate(names):
-                if name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
-                    return True
+        for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
+            if mesh is not None and name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
+                return True
     return False

@@ -7,6 +7,8 @@ alarms about does not depend on the disk; encoding the matrices and writing wait
 (``runlog/writer.py``).
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
@@ -40,6 +42,8 @@ _logger = logging.getLogger(__name__)
 _MOST_ALERTS = 1000
 """Of those that nobody asked for, the newest."""
 _Answer = TypeVar("_Answer")
+_Counts = Sequence["array[int] | None"]
+_BIAS_FORMAT = "%.4g"
 
 
 class RunRecorder:
@@ -187,7 +191,7 @@ class RunRecorder:
         record = plain(head | fields)
         self._write(record)
         told = EventRecord(record["event"], step=record["step"])
-        self._ask(lambda judge: judge.observe_event(told))
+        self.ask(lambda judge: judge.observe_event(told))
 
     def alerts(self) -> list[Alert]:
         """What began or grew worse since the last call, notes (``info``) included."""
@@ -200,23 +204,11 @@ class RunRecorder:
 
         ``None`` where nothing is judged. Alerts that nobody asked for are not part of it.
         """
-        return self._ask(lambda judge: judge.save())
-
-    def collapsed(self) -> tuple[str, ...]:
-        """Names of the routers that are collapsed now: a resumed run may know it from before."""
-        return self._ask(lambda judge: judge.collapsed()) or ()
-
-    def collapse_onset(self) -> int | None:
-        """The step to go back before; ``None`` where no router is collapsed now."""
-        return self._ask(lambda judge: judge.collapse_onset())
-
-    def evidence(self, balance: Sequence[float | None]) -> str:
-        """Evidence that may become an alert, given what ``record_step`` returned; mostly empty."""
-        return self._ask(lambda judge: judge.evidence(balance)) or ""
+        return self.ask(RunJudge.save)
 
     def verdict(self) -> str:
         """A line a finding, ``healthy`` or ``not judged yet``: as ``check`` would say by now."""
-        verdict = self._ask(lambda judge: judge.verdict())
+        verdict = self.ask(RunJudge.verdict)
         return verdict or "NO VERDICT: the run was not judged while it trained"
 
     def sync(self, timeout_s: float = SYNC_TIMEOUT_S) -> bool:
@@ -255,8 +247,8 @@ class RunRecorder:
         return {**record, **means, "expert_bias": biases, "tokens_per_expert": rows}
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
+        line = encode_record(head)
         try:
-            line = encode_record(head)
             try:
                 return RunJudge(line, state)
             except BadState as error:
@@ -267,10 +259,7 @@ class RunRecorder:
             return None
 
     def _judge_step(
-        self,
-        head: Mapping[str, Any],
-        counts: Sequence["array[int] | None"],
-        biases: Sequence["array[float]"],
+        self, head: Mapping[str, Any], counts: _Counts, biases: Sequence[array[float]]
     ) -> list[Mapping[str, Any]]:
         """Judge the step; what it alarms about, to be written right after its line."""
 
@@ -282,12 +271,12 @@ class RunRecorder:
             return [float(_BIAS_FORMAT % bias) for bias in biases[index]] if biases else None
 
         # The matrices are judged as they will be read, without writing them out for it.
-        new = self._ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
+        new = self.ask(lambda judge: judge.observe(encode_record(head), counted, biased)) or []
         self._alerts += new
         when = {"kind": "event", "step": head["step"], "time": head["time"], "event": "alert"}
         return [{**when, "values": alert.as_values()} for alert in new]
 
-    def _ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
+    def ask(self, question: Callable[[RunJudge], _Answer]) -> _Answer | None:
         """The judge's answer. One that fails is asked no more; a warning says so."""
         if self._judge is None:
             return None
@@ -357,15 +346,15 @@ class TrainingLog:
 
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now."""
-        return self._try(lambda log: log.collapsed(), ())
+        return self._try(lambda log: log.ask(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
         """The step to go back before, where routers are collapsed now."""
-        return self._try(lambda log: log.collapse_onset(), None)
+        return self._try(lambda log: log.ask(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
         """Evidence that may become an alert, in words; empty without any."""
-        return self._try(lambda log: log.evidence(balance), "")
+        return self._try(lambda log: log.ask(lambda judge: judge.evidence(balance)), None) or ""
 
     def verdict(self) -> str:
         """How the run stands, in one line or a few; empty where that cannot be told."""
@@ -393,10 +382,7 @@ class TrainingLog:
             return otherwise
 
 
-_BIAS_FORMAT = "%.4g"
-
-
-def _counts_row(row: Sequence[int]) -> "array[int]":
+def _counts_row(row: Sequence[int]) -> array[int]:
     """A compact copy of one router's counts."""
     try:
         return array("q", row)  # whatever is an integer, numpy's included
@@ -404,12 +390,12 @@ def _counts_row(row: Sequence[int]) -> "array[int]":
         return array("q", [int(count) for count in row])
 
 
-def _bias_row(row: Sequence[float] | None) -> "array[float]":
+def _bias_row(row: Sequence[float] | None) -> array[float]:
     """A compact copy of one router's biases; empty for a router without any."""
     return array("d", () if row is None else row)
 
 
-def _encoded_biases(row: "array[float]") -> msgspec.Raw | list[float | None]:
+def _encoded_biases(row: array[float]) -> msgspec.Raw | list[float | None]:
     """A row of biases as it stands in the line: most of its bytes, so one format makes them."""
     if not all(map(math.isfinite, row)):
         return [rounded(bias, 4) for bias in row]
@@ -437,11 +423,9 @@ def rounded(value: float | None, digits: int = 5) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
-def _summaries(counts: Sequence["array[int] | None"]) -> dict[str, list[float | None]]:
+def _summaries(counts: _Counts) -> dict[str, list[float | None]]:
     """What follows from the counts; no value for a router that was not counted."""
     known = measures.summarise([row for row in counts if row is not None])
-    if all(row is not None for row in counts):
-        return known
     rest = {name: iter(values) for name, values in known.items()}
     return {
         name: [None if row is None else next(values) for row in counts]

@@ -54,9 +54,9 @@ class Recording:
             capacity=capacity,
         )
         self._names = shape.layer_names
-        self._writer = RoutingWriter(path, shape, **about)
+        self.writer = RoutingWriter(path, shape, **about)
         self._slices = list(about["slices"])
-        sections = self._writer.places.sections.values()
+        sections = self.writer.places.sections.values()
         self._types = {one.name: np.dtype(f"<{_NUMPY[one.code]}") for one in sections}
         self.tokens = 0
         """Tokens whose choices are written in all layers."""
@@ -75,7 +75,7 @@ class Recording:
             if seen != count:
                 raise ValueError(f"{name} saw {seen:,} of {count:,} tokens of a batch")
         numbers = [self._windows + n for n, one in enumerate(batch) for _ in one.ids]
-        first = self._writer.put_tokens(
+        first = self.writer.put_tokens(
             [token for one in batch for token in one.ids],
             [text for one in batch for text in one.texts],
             [number for one in batch for number in one.slices],
@@ -83,12 +83,12 @@ class Recording:
         )
         for layer, key in enumerate(self._keys):
             for section, values in self._packed(traced[key]).items():
-                self._writer.put(section, layer, first, values)
+                self.writer.put(section, layer, first, values)
         self.tokens += count
         self._windows += len(batch)
 
     def _packed(self, one: Traced) -> dict[str, bytes]:
-        k, empty = self._writer.shape.top_k, self._writer.places.empty_slot
+        k, empty = self.writer.shape.top_k, self.writer.places.empty_slot
         ids_TK = np.full((len(one.ids_TK), k), empty, dtype=np.int64)
         weights_TK = np.full((len(one.ids_TK), k), np.nan, dtype=np.float32)
         ids_TK[:, : one.ids_TK.shape[1]] = one.ids_TK.cpu().numpy()
@@ -101,7 +101,7 @@ class Recording:
 
     def tables(self, progress: Callable[[int, int], None]) -> Tables:
         """All tables; ``progress`` is called with layers done and layers in all."""
-        writer, shape = self._writer, self._writer.shape
+        writer, shape = self.writer, self.writer.shape
         E, L, S = shape.num_experts, len(shape.layers), len(self._slices)
         vocabulary = tables.Vocabulary(self._read("token_ids", 0))
         slices_T = self._read("slices", 0).astype(np.int64)
@@ -130,16 +130,8 @@ class Recording:
         )
 
     def _read(self, name: str, layer: int) -> Any:
-        data = self._writer.get(name, layer, self.tokens)
+        data = self.writer.get(name, layer, self.tokens)
         return np.frombuffer(data, dtype=self._types[name])
-
-    def finish(self, made: Tables) -> None:
-        """Give the file its name, with the tokens that are complete."""
-        self._writer.finish(made, self.tokens)
-
-    def abandon(self) -> None:
-        """Remove what was written."""
-        self._writer.abandon()
 
 
 _NUMPY = {"B": "u1", "H": "u2", "I": "u4", "Q": "u8", "e": "f2"}

@@ -17,18 +17,10 @@ Overhear = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 MAX_NAME = 12
 
 _STACKS = {
-    "encoder": "enc",
-    "decoder": "dec",
-    "mtp": "mtp",
-    "mtp_layers": "mtp",
-    "mtp_modules": "mtp",
-    "vision": "vis",
-    "visual": "vis",
-    "image": "vis",
-    "audio": "aud",
-    "talker": "talk",
+    "encoder": "enc", "decoder": "dec", "mtp": "mtp", "mtp_layers": "mtp", "mtp_modules": "mtp",
+    "vision": "vis", "visual": "vis", "image": "vis", "audio": "aud", "talker": "talk",
     "code": "code",
-}
+}  # fmt: skip
 """Words in a module path and the stack of layers that they name."""
 _WITHIN = {"self_attn": "attn", "self_attention": "attn", "text_moe": "text", "vision_moe": "vis"}
 _BIASES = (

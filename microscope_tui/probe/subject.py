@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.finding import text_config
+from microscope_tui.probe.sites import is_size, setting
 from microscope_tui.probe.texts import Pieces, TokenizerPieces
 
 
@@ -84,7 +85,7 @@ def folder_of(name: str, download: bool) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     if not download:
         try:
@@ -94,7 +95,14 @@ def folder_of(name: str, download: bool) -> Path:
                 f"{name}: neither a folder nor in the local cache; add --download to fetch it"
             ) from error
     try:
-        files = _wanted(name)
+        there = HfApi().model_info(name, files_metadata=True).siblings or []
+        files = {
+            one.rfilename: one.size or 0
+            for one in there
+            if "/" not in one.rfilename and any(fnmatch(one.rfilename, kind) for kind in FILES)
+        }
+        if not any(one.endswith(".safetensors") for one in files):
+            raise CannotProbe(f"{name}: has no safetensors; only those are loaded, no pickles")
         size = sum(files.values())
         sys.stderr.write(f"moe-microscope: fetching {name}: {size / 1e9:,.1f} GB\n")
         return Path(snapshot_download(name, allow_patterns=list(files)))
@@ -102,21 +110,6 @@ def folder_of(name: str, download: bool) -> Path:
         raise
     except Exception as error:  # the network, a wrong name, a full disk
         raise CannotProbe(f"{name}: cannot be fetched ({type(error).__name__}: {error})") from error
-
-
-def _wanted(name: str) -> dict[str, int]:
-    """Names and bytes of the files to fetch."""
-    from huggingface_hub import HfApi
-
-    files = HfApi().model_info(name, files_metadata=True).siblings or []
-    wanted = {
-        one.rfilename: one.size or 0
-        for one in files
-        if "/" not in one.rfilename and any(fnmatch(one.rfilename, kind) for kind in FILES)
-    }
-    if not any(one.endswith(".safetensors") for one in wanted):
-        raise CannotProbe(f"{name}: has no safetensors; only those are loaded, no pickles")
-    return wanted
 
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -158,8 +151,7 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{folder}: model_type {kind!r} is not in this transformers; update it, or correct "
             f"{CONFIG}"
         )
-    kept: dict[str, Any] = _without_kernels(fields)
-    return kept
+    return _without_kernels(fields)  # type: ignore[no-any-return]  # of an object, an object
 
 
 def _without_kernels(value: Any) -> Any:
@@ -259,12 +251,9 @@ def _class(config: Any) -> Any:
 
 
 def _context(model: Any) -> int | None:
-    config = text_config(model)
-    for name in ("max_position_embeddings", "max_seq_len", "n_positions"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    found: int | None = setting((text_config(model),), names, is_size)
+    return found
 
 
 def _forward(model: Any) -> Any:

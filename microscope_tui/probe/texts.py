@@ -1,7 +1,15 @@
-"""The texts of a probe: files and folders, in named slices, read in bounded pieces.
+"""The texts of a probe: files and folders in named slices, their tokens, and the windows that the
+model reads at once.
 
 Files that a folder holds are skipped where they are links, hidden, or not UTF-8 text; a file that
-was named has to be text.
+was named has to be text. A text that is longer than a window is read in several, each without what
+came before it. Windows stay in the order of the text, so that a probe that is interrupted holds its
+beginning.
+
+The bytes of all tokens together are the text. Byte-level BPE cuts characters apart, and
+SentencePiece has a token for every byte that it lacks a character for: both are exact here.
+Elsewhere the offsets that a tokenizer reports decide; what several tokens share belongs to the
+first of them.
 """
 
 from __future__ import annotations
@@ -16,15 +24,18 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from microscope_tui.runlog import open_regular_file
 
-PIECE_BYTES = 1 << 20
-MOST_FILES = 100_000
+_PIECE_BYTES = 1 << 20
+_MOST_FILES = 100_000
+_SHOWN = 20
+"""Characters that a note lists."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class BadText(ValueError):
@@ -52,7 +63,7 @@ def find_slices(texts: Sequence[str]) -> list[Slice]:
         name, path = _split(text)
         if not path.exists():
             raise BadText(f"{path}: no such file or folder; name a UTF-8 text, or NAME=PATH")
-        files = tuple(_below(path)) if path.is_dir() else (path,)
+        files = _below(path) if path.is_dir() else (path,)
         if not files:
             raise BadText(f"{path}: contains no file; name a folder with UTF-8 texts")
         before = found.get(name, Slice(name, (), frozenset()))
@@ -69,22 +80,22 @@ def _split(text: str) -> tuple[str, Path]:
     return whole.stem or whole.resolve().name or text, whole
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path) -> tuple[Path, ...]:
     """Regular files below ``folder``, sorted; neither links nor what is hidden."""
-    count = 0
+    found: list[Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(where, name)
             if name.startswith(".") or not stat.S_ISREG(path.lstat().st_mode):
                 continue
-            count += 1
-            if count > MOST_FILES:
-                raise BadText(f"{folder}: more than {MOST_FILES:,} files; name a smaller folder")
-            yield path
+            found.append(path)
+            if len(found) > _MOST_FILES:
+                raise BadText(f"{folder}: more than {_MOST_FILES:,} files; name a smaller folder")
+    return tuple(found)
 
 
-def read_text(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
+def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
     """The text of ``path`` in pieces that end with a line where there is one.
 
     Raises:
@@ -92,8 +103,7 @@ def read_text(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
     """
     decode, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
-        descriptor = open_regular_file(path)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(open_regular_file(path), "rb") as file:
             while data := file.read(piece_bytes):
                 if (at := data.find(b"\0")) >= 0:
                     raise BadText(f"{path}: binary (byte {read + at:,} is 0); name a UTF-8 text")
@@ -111,10 +121,6 @@ def read_text(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
         raise BadText(f"{path}: cannot be read ({error.strerror})") from None
     if rest:
         yield rest
-
-
-_SHOWN = 20
-"""Characters that a note lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,10 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
             split += len(ids) > room
             for start in range(0, len(ids), room):
                 part = slice(start, start + room)
-                found.windows.append(_window(pieces, ids[part], texts[part], number, start == 0))
+                whole = [*pieces.prefix, *ids[part]]
+                before = [b""] * len(pieces.prefix)
+                window = Window(whole, before + texts[part], [number] * len(whole), start == 0)
+                found.windows.append(window)
             if left <= 0:
                 break
     if not found.windows and strangers:
@@ -188,14 +197,6 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
     return found
 
 
-def _window(
-    pieces: Pieces, ids: list[int], texts: list[bytes], number: int, begins: bool
-) -> Window:
-    before = list(pieces.prefix)
-    ids, texts = before + ids, [b""] * len(before) + texts
-    return Window(ids, texts, [number] * len(ids), begins)
-
-
 def _listed(characters: Counter[str]) -> str:
     """How many there are, and the most frequent ones."""
     shown = "".join(one for one, _ in characters.most_common(_SHOWN))
@@ -208,7 +209,7 @@ def _encode(
     """The first ``most`` tokens of a file; no more of it is read than they need."""
     ids: list[int] = []
     texts: list[bytes] = []
-    for text in read_text(path, piece_bytes=min(1 << 20, max(1 << 12, most * 8))):
+    for text in _read_text(path, min(_PIECE_BYTES, max(1 << 12, most * 8))):
         if unknown := pieces.strangers(text):
             strangers.update(one for one in text if one in unknown)
             text = "".join(one for one in text if one not in unknown)
@@ -267,13 +268,10 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
     return ids_BS.to(device), (torch.arange(longest) < lengths_B[:, None]).to(device)
 
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class Pieces(Protocol):
+class Pieces:
     """A tokenizer as the probe uses it."""
 
-    prefix: Sequence[int]
+    prefix: Sequence[int] = ()
     """Ids that the model expects before every text, for example a start token."""
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
@@ -282,29 +280,29 @@ class Pieces(Protocol):
         Raises:
             ValueError: the tokenizer cannot encode it.
         """
+        raise NotImplementedError
 
     def of_id(self, token: int) -> bytes:
         """The bytes that a token is in a text that a model writes."""
+        raise NotImplementedError
 
     def strangers(self, text: str) -> frozenset[str]:
-        """Characters of ``text`` to leave out: there is no token for them."""
+        """Characters of ``text`` to leave out: there is no token for them. A tokenizer has one for
+        what it does not know, or refuses."""
+        return frozenset()
 
 
-class CharacterPieces:
+class CharacterPieces(Pieces):
     """One token per character of a vocabulary."""
-
-    prefix: Sequence[int] = ()
 
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer``: with ``vocabulary``, a string, and ``encode(text)``, ids as a tensor."""
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """See ``Pieces``."""
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
-        """See ``Pieces``."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 
@@ -313,7 +311,7 @@ class CharacterPieces:
         return frozenset(text).difference(self._tokenizer.vocabulary)
 
 
-class TokenizerPieces:
+class TokenizerPieces(Pieces):
     """A ``tokenizers.Tokenizer``."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -326,12 +324,10 @@ class TokenizerPieces:
             number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
         }
         whole = tokenizer.encode("a")
-        self.prefix: Sequence[int] = ()
         if 1 in whole.special_tokens_mask and 0 in whole.special_tokens_mask:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
-        """See ``Pieces``."""
         try:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library has no error class
@@ -347,14 +343,9 @@ class TokenizerPieces:
         return found.ids, self._by_offsets(text, data, found.ids, found.offsets)
 
     def of_id(self, token: int) -> bytes:
-        """See ``Pieces``."""
         if token not in self._known:
             self._known[token] = self._bytes(token)
         return self._known[token]
-
-    def strangers(self, text: str) -> frozenset[str]:
-        """See ``Pieces``: none; the tokenizer has a token for what it does not know, or refuses."""
-        return frozenset()
 
     def _bytes(self, token: int) -> bytes:
         if token in self._added:

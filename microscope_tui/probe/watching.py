@@ -28,8 +28,9 @@ from microscope_tui.probe.sites import Choice, Site
 _logger = logging.getLogger(__name__)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _no_hook() -> Any:
     """What is left of a hook in a copy of the model."""
+    return lambda *args, **kwargs: None
 
 
 class _Hook:
@@ -41,15 +42,8 @@ class _Hook:
     def __call__(self, *args: Any) -> None:
         self._call(*args)
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _nothing
-
-    def __reduce__(self) -> Any:
-        return _nothing_again, ()
-
-
-def _nothing_again() -> Any:
-    return _nothing
+    def __reduce__(self) -> Any:  # for copy.deepcopy too
+        return _no_hook, ()
 
 
 class Watch:
@@ -71,7 +65,8 @@ class Watch:
         self.model, self._training = model, mode == "train"
         self._saliency = saliency
         self._names = argument_names(model)
-        self._pad_id = _pad_id(model)
+        pad_id = getattr(getattr(model, "config", None), "pad_token_id", None)
+        self._pad_id = pad_id if isinstance(pad_id, int) else None
         self._together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._batch: Batch | None = None
         self._inside = 0
@@ -261,11 +256,6 @@ class Watch:
         counted.tally.add_norms(torch.stack(norms, dim=-1), counted.slots_LTK)
 
 
-def _pad_id(model: nn.Module) -> int | None:
-    value = getattr(getattr(model, "config", None), "pad_token_id", None)
-    return value if isinstance(value, int) else None
-
-
 def _in_backward() -> bool:
     if torch.compiler.is_compiling():
         return False  # what is compiled is the forward; and asking would break its graph
@@ -298,15 +288,11 @@ class Batch:
     """The tokens of one forward pass of the whole model."""
 
     def __init__(self, given: Mapping[str, Any], pad_id: int | None = None) -> None:
-        self._given = given
-        self._pad_id = pad_id
+        self._given, self._pad_id = given, pad_id
+        self.divides_loss = given.get("num_items_in_batch") is not None
+        """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}
         self._rows: dict[str, int | None] = {}
-
-    @property
-    def divides_loss(self) -> bool:
-        """The model divides its loss by the tokens of the whole step, not of this batch."""
-        return self._given.get("num_items_in_batch") is not None
 
     def rows(self, stack: str) -> int | None:
         """Tokens that a router of the stack sees, padding included; ``None`` if not known."""
@@ -333,9 +319,11 @@ class Batch:
         return None
 
     def _mask(self) -> Tensor | None:
-        mask = self._given.get("attention_mask", self._given.get("valid_BS"))
-        shape = self._shape("")
-        real = None if mask is None else _from_mask(mask, None if shape is None else shape[1])
+        mask, shape = (
+            self._given.get("attention_mask", self._given.get("valid_BS")),
+            self._shape(""),
+        )
+        real = _from_mask(mask, None if shape is None else shape[1])
         return self._packed(shape) if real is None else real
 
     def _decoder_mask(self) -> Tensor | None:

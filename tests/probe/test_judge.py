@@ -64,7 +64,8 @@ def test_in_the_warm_up_the_verdict_is_not_healthy(tmp_path: Path) -> None:
 def test_before_an_alarm_the_evidence_can_be_asked_for(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path, HEADER)
     list(replay(recorder, collapsing(1, 212)))
-    assert recorder.evidence([0.9, 0.9, 0.0, 0.9]) == "L3 at .00 for 13 steps, gathering evidence"
+    evidence = recorder.ask(lambda judge: judge.evidence([0.9, 0.9, 0.0, 0.9]))
+    assert evidence == "L3 at .00 for 13 steps, gathering evidence"
 
 
 def test_layers_that_fall_together_are_one_alert(tmp_path: Path) -> None:
