@@ -101,19 +101,11 @@ class RunRecorder:
         self._log = RunLogWriter(Path(run_dir) / LOG_NAME)
         self._background = BackgroundLog(self._log, finish=self._finish) if background else None
         header = RunHeader(
-            run=run,
-            time=time.time(),
-            planned_steps=planned_steps,
-            resumed_at_step=resumed_at_step,
-            profile=profile,
-            model=model,
-            balance=balance,
-            source={"writer": writer, "counts": "exact"},
-            world_size=world_size,
-            expert_parallel_size=1,
-            config=config or {},
-            versions=versions or {},
-        )
+            run=run, time=time.time(), planned_steps=planned_steps, profile=profile, model=model,
+            resumed_at_step=resumed_at_step, balance=balance, world_size=world_size,
+            source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
+            config=config or {}, versions=versions or {},
+        )  # fmt: skip
         head = plain(header.to_json())
         self._write(head)
         self._alerts: deque[Alert] = deque(maxlen=_MOST_ALERTS)
