@@ -156,9 +156,7 @@ class RunRecorder:
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: rounded(plain(value), 6) for name, value in scalars.items()}
         head |= {} if incomplete is None else {"incomplete": incomplete}
-        read = {name: plain(self._rows(name, row)) for name, row in (router or {}).items()}
-        summaries = {**read, **_summaries(counts)}
-        head["router"] = {name: [rounded(one) for one in row] for name, row in summaries.items()}
+        head["router"] = self._router_object(router or {}, counts)
         # Judged first: with nothing to write yet, no other thread asks for the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
         # The matrices come last: a reader of a long history never has to look at them.
@@ -172,10 +170,7 @@ class RunRecorder:
         self._write(head)
         for event in alerts:
             self._write(event)
-        return [
-            None if row is None else measures.balance(row, k).collapse_index
-            for row, k in zip(counts, self._top_k, strict=True)
-        ]
+        return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
         """Write an event: ``eval``, ``checkpoint`` … (alerts are written without being asked)."""
@@ -281,6 +276,21 @@ class RunRecorder:
 
     def _warn(self, what: str) -> None:
         _logger.warning("%s: %s; training continues", self._log.path, what)
+
+    def _router_object(
+        self, readings: Mapping[str, Any], counts: _Counts
+    ) -> dict[str, list[float | None]]:
+        """What the trainer read, and what follows from the counts."""
+        read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
+        summaries = {**read, **_summaries(counts)}
+        return {name: [rounded(one) for one in row] for name, row in summaries.items()}
+
+    def _balances(self, counts: _Counts) -> list[float | None]:
+        """The collapse index of every router; no value for one that was not counted."""
+        return [
+            None if row is None else measures.balance(row, k).collapse_index
+            for row, k in zip(counts, self._top_k, strict=True)
+        ]
 
     def _matrix(self, name: str, rows: Any, convert: Callable[[Any], Sequence[Any]]) -> list[Any]:
         """A compact copy of one row per router, so that the caller may reuse its own."""
