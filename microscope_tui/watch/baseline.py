@@ -4,18 +4,19 @@ A fine-tuning on narrow data starves experts that the original model starved too
 the change, so the last steps of the other run are summed up as a ``RouterBaseline``.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Context, Criteria, RouterBaseline, StepView, median
 from microscope_tui.runlog import (
+    Course,
     RouterInfo,
     RunFile,
     RunRecord,
     StepEntry,
     UnknownFormat,
+    drop_from,
     entries_of,
 )
 
@@ -92,17 +93,17 @@ def read_baseline(file: RunFile) -> Baseline:
 
 def _last_steps(file: RunFile) -> tuple[RunRecord | None, Sequence[StepEntry]]:
     run: RunRecord | None = None
-    steps: deque[StepEntry] = deque(maxlen=MOST_STEPS)
+    steps: list[tuple[int, StepEntry]] = []
+    course = Course()
     for entry in entries_of(file):
         if isinstance(entry, RunRecord):
             if run is not None and run.routers != entry.routers:
-                steps.clear()  # another model from here on
+                steps, course = [], Course()  # another model from here on
             run = entry
-        elif isinstance(entry, StepEntry) and entry.has_counts:
-            while steps and steps[-1].record.step >= entry.record.step:
-                steps.pop()  # the run went back: these steps no longer hold
-            steps.append(entry)
-    return run, list(steps)
+        drop_from(steps, course.take(entry))
+        if isinstance(entry, StepEntry) and entry.has_counts and not course.repeats:
+            steps = [*steps[1 - MOST_STEPS :], (entry.record.step, entry)]
+    return run, [entry for _, entry in steps]
 
 
 def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> RouterBaseline:
